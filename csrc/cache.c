@@ -1,0 +1,131 @@
+/* Pages, sharing, roll-back. */
+#include "cache.h"
+
+#include "os.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* In front of a page's floats, a cache line of its own. Copies of a sequence may be used, and
+ * freed, by different threads: hence the atomic count. */
+typedef struct {
+    _Alignas(64) atomic_int n_owners;
+} page_header;
+
+static page_header *header_of(float *page) {
+    return (page_header *)(void *)((char *)page - sizeof(page_header));
+}
+
+static size_t page_bytes(const gpt2c_model *m) {
+    return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS *
+           sizeof(float);
+}
+
+static float *page_create(const gpt2c_model *m) {
+    page_header *header = os_aligned_alloc(sizeof *header + page_bytes(m));
+    if (!header)
+        return NULL;
+    atomic_init(&header->n_owners, 1);
+    return (float *)(void *)((char *)header + sizeof *header);
+}
+
+static void page_release(float *page) {
+    if (atomic_fetch_sub_explicit(&header_of(page)->n_owners, 1, memory_order_acq_rel) == 1)
+        os_aligned_free(header_of(page));
+}
+
+static void page_share(float *page) {
+    atomic_fetch_add_explicit(&header_of(page)->n_owners, 1, memory_order_relaxed);
+}
+
+static int page_is_shared(float *page) {
+    return atomic_load_explicit(&header_of(page)->n_owners, memory_order_acquire) > 1;
+}
+
+static int32_t pages_for(int32_t length) {
+    return (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
+}
+
+gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence) {
+    gpt2c_sequence *s = calloc(1, sizeof *s);
+    if (!s)
+        return GPT2C_NO_MEMORY;
+    s->model = model;
+    s->pages = calloc((size_t)pages_for(model->config.n_positions), sizeof *s->pages);
+    if (!s->pages) {
+        free(s);
+        return GPT2C_NO_MEMORY;
+    }
+    *sequence = s;
+    return GPT2C_OK;
+}
+
+gpt2c_status gpt2c_sequence_copy(const gpt2c_sequence *sequence, gpt2c_sequence **copy) {
+    gpt2c_status status = gpt2c_sequence_create(sequence->model, copy);
+    if (status)
+        return status;
+    (*copy)->length = sequence->length;
+    (*copy)->n_pages = pages_for(sequence->length);
+    for (int32_t i = 0; i < (*copy)->n_pages; i++) {
+        (*copy)->pages[i] = sequence->pages[i];
+        page_share(sequence->pages[i]);
+    }
+    return GPT2C_OK;
+}
+
+static void drop_pages(gpt2c_sequence *s, int32_t n_kept) {
+    while (s->n_pages > n_kept)
+        page_release(s->pages[--s->n_pages]);
+}
+
+void gpt2c_sequence_free(gpt2c_sequence *sequence) {
+    if (!sequence)
+        return;
+    drop_pages(sequence, 0);
+    free(sequence->pages);
+    free(sequence);
+}
+
+int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) {
+    return sequence->length;
+}
+
+gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length) {
+    if (length < 0 || length > sequence->length)
+        return GPT2C_BAD_ARGUMENT;
+    sequence->length = length;
+    drop_pages(sequence, pages_for(length));
+    return GPT2C_OK;
+}
+
+/* Gives the sequence its own copy of the page it is about to write into the middle of. */
+static gpt2c_status own_last_page(gpt2c_sequence *s) {
+    int32_t last = s->length / PAGE_POSITIONS;
+    if (s->length % PAGE_POSITIONS == 0 || !page_is_shared(s->pages[last]))
+        return GPT2C_OK;
+    float *own = page_create(s->model);
+    if (!own)
+        return GPT2C_NO_MEMORY;
+    memcpy(own, s->pages[last], page_bytes(s->model));
+    page_release(s->pages[last]);
+    s->pages[last] = own;
+    return GPT2C_OK;
+}
+
+gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
+    int32_t had = s->n_pages;
+    int32_t needed = pages_for(s->length + n_tokens);
+    while (s->n_pages < needed) {
+        float *page = page_create(s->model);
+        if (!page) {
+            drop_pages(s, had);
+            return GPT2C_NO_MEMORY;
+        }
+        s->pages[s->n_pages++] = page;
+    }
+    gpt2c_status status = own_last_page(s);
+    if (status)
+        drop_pages(s, had);
+    return status;
+}

@@ -1,0 +1,33 @@
+/* The key/value cache: pages of PAGE_POSITIONS positions, so that sequences grow as they need,
+ * copies share what they have in common, and rolling back is free.
+ *
+ * A page holds, for every block, the keys [head][dim][position], so that scores run along positions,
+ * and then the values [head][position][dim], so that their sum runs along dimensions. */
+#ifndef GPT2C_CACHE_H
+#define GPT2C_CACHE_H
+
+#include "model.h"
+
+struct gpt2c_sequence {
+    const gpt2c_model *model;
+    int32_t length;  /* positions filled */
+    int32_t n_pages; /* may be more than length needs */
+    float **pages;   /* [pages for n_positions], shared with copies until written */
+    int in_forward;  /* set while a forward call has it, to refuse it given twice */
+};
+
+/* Makes room for n_tokens more positions, and makes the page that the next one falls into this
+ * sequence's own. On failure the sequence is as it was. */
+gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
+
+/* Where in a page a head's keys and values begin. */
+static inline size_t cache_keys(const gpt2c_model *m, int32_t layer, int32_t head) {
+    size_t width = (size_t)m->config.n_embd * PAGE_POSITIONS;
+    return 2 * (size_t)layer * width + (size_t)head * (size_t)m->head_dim * PAGE_POSITIONS;
+}
+
+static inline size_t cache_values(const gpt2c_model *m, int32_t layer, int32_t head) {
+    return cache_keys(m, layer, head) + (size_t)m->config.n_embd * PAGE_POSITIONS;
+}
+
+#endif

@@ -1,0 +1,154 @@
+/* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
+ * one forward call, and chooses each next token. */
+#include "model.h"
+#include "os.h"
+
+#include <stdlib.h>
+
+/* The memory of one gpt2c_run, taken before its first token. */
+typedef struct {
+    gpt2c_feed *feeds; /* [n_jobs] */
+    gpt2c_job **fed;   /* [n_jobs], the job of each feed */
+    float *logits;     /* [n_jobs, n_vocab] */
+    gpt2c_candidate *candidates;
+} workspace;
+
+static void workspace_free(workspace *w) {
+    free(w->feeds);
+    free(w->fed);
+    os_aligned_free(w->logits);
+    free(w->candidates);
+}
+
+static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_job *const *jobs,
+                                     int32_t n_jobs) {
+    size_t most_candidates = 1;
+    for (int32_t j = 0; j < n_jobs; j++) {
+        size_t needed = gpt2c_candidates_needed(&jobs[j]->sampling, m->config.n_vocab);
+        most_candidates = needed > most_candidates ? needed : most_candidates;
+    }
+    *w = (workspace){
+        .feeds = calloc((size_t)n_jobs, sizeof(gpt2c_feed)),
+        .fed = calloc((size_t)n_jobs, sizeof(gpt2c_job *)),
+        .logits = os_aligned_alloc((size_t)n_jobs * (size_t)m->config.n_vocab * sizeof(float)),
+        .candidates = calloc(most_candidates, sizeof(gpt2c_candidate)),
+    };
+    if (w->feeds && w->fed && w->logits && w->candidates)
+        return GPT2C_OK;
+    workspace_free(w);
+    return GPT2C_NO_MEMORY;
+}
+
+/* What the job has to feed next: the rest of its prompt, or the token chosen last. */
+static gpt2c_feed next_feed(const gpt2c_job *job, int32_t most_rows) {
+    if (job->n_fed == job->n_prompt)
+        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1, GPT2C_LOGITS_LAST};
+    int32_t rest = job->n_prompt - job->n_fed;
+    int32_t n = rest < most_rows ? rest : most_rows;
+    return (gpt2c_feed){job->sequence, job->prompt + job->n_fed, n,
+                        n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
+}
+
+static int is_stop(const gpt2c_job *job, int32_t token) {
+    for (int32_t i = 0; i < job->n_stop_ids; i++)
+        if (job->stop_ids[i] == token)
+            return 1;
+    return 0;
+}
+
+/* Chooses the job's next token from its logits; the token that ends a text is not part of it. The
+ * last token need not be fed, so a full context still yields one. */
+static void advance(const gpt2c_model *m, gpt2c_job *job, const float *logits,
+                    gpt2c_candidate *candidates) {
+    int32_t length = gpt2c_sequence_length(job->sequence);
+    int32_t token;
+    if (gpt2c_choose(m, &job->sampling, logits, length, candidates, &token)) {
+        job->finish = GPT2C_FINISHED_NOT_A_NUMBER;
+        return;
+    }
+    if (is_stop(job, token)) {
+        job->finish = GPT2C_FINISHED_STOP;
+        return;
+    }
+    job->tokens[job->n_tokens++] = token;
+    if (job->n_tokens == job->max_new_tokens)
+        job->finish = GPT2C_FINISHED_LENGTH;
+    else if (length == m->config.n_positions)
+        job->finish = GPT2C_FINISHED_CONTEXT;
+}
+
+/* One forward call for the running jobs. Jobs that decode come first and take a row each; prompts
+ * share the rows that are left. */
+static gpt2c_status step(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
+                         int32_t n_jobs, workspace *w) {
+    int32_t n_feeds = 0, rows_left = GPT2C_MAX_ROWS;
+    for (int in_prompt = 0; in_prompt <= 1; in_prompt++)
+        for (int32_t j = 0; j < n_jobs && rows_left; j++) {
+            gpt2c_job *job = jobs[j];
+            if (job->finish != GPT2C_RUNNING || (job->n_fed < job->n_prompt) != in_prompt)
+                continue;
+            w->feeds[n_feeds] = next_feed(job, rows_left);
+            w->fed[n_feeds] = job;
+            rows_left -= w->feeds[n_feeds++].n_tokens;
+        }
+    gpt2c_status status = gpt2c_forward(m, scratch, w->feeds, n_feeds, w->logits);
+    if (status)
+        return status;
+    const float *logits = w->logits;
+    for (int32_t f = 0; f < n_feeds; f++) {
+        gpt2c_job *job = w->fed[f];
+        if (job->n_fed < job->n_prompt)
+            job->n_fed += w->feeds[f].n_tokens;
+        if (w->feeds[f].wanted == GPT2C_LOGITS_NONE)
+            continue;
+        advance(m, job, logits, w->candidates);
+        logits += m->config.n_vocab;
+    }
+    return GPT2C_OK;
+}
+
+static int any_finished(gpt2c_job *const *jobs, int32_t n_jobs) {
+    for (int32_t j = 0; j < n_jobs; j++)
+        if (jobs[j]->finish != GPT2C_RUNNING)
+            return 1;
+    return 0;
+}
+
+static int32_t tokens_generated(gpt2c_job *const *jobs, int32_t n_jobs) {
+    int32_t total = 0;
+    for (int32_t j = 0; j < n_jobs; j++)
+        total += jobs[j]->n_tokens;
+    return total;
+}
+
+/* A job must have something to feed, room for its tokens, and not be finished. */
+static int job_is_possible(const gpt2c_job *job) {
+    return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
+           job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&
+           job->n_tokens < job->max_new_tokens &&
+           (job->n_fed < job->n_prompt || job->n_tokens > 0) && job->sampling.temperature >= 0.0f;
+}
+
+gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
+                       int32_t n_jobs, int32_t max_steps, double seconds, int32_t *n_steps) {
+    *n_steps = 0;
+    if (n_jobs < 1 || n_jobs > GPT2C_MAX_ROWS)
+        return GPT2C_BAD_ARGUMENT;
+    for (int32_t j = 0; j < n_jobs; j++)
+        if (!job_is_possible(jobs[j]))
+            return GPT2C_BAD_ARGUMENT;
+    workspace w;
+    gpt2c_status status = workspace_create(&w, model, jobs, n_jobs);
+    if (status)
+        return status;
+    double end = os_seconds() + seconds;
+    while (*n_steps < max_steps) {
+        int32_t before = tokens_generated(jobs, n_jobs);
+        status = step(model, scratch, jobs, n_jobs, &w);
+        *n_steps += tokens_generated(jobs, n_jobs) > before;
+        if (status || any_finished(jobs, n_jobs) || os_seconds() >= end)
+            break;
+    }
+    workspace_free(&w);
+    return status;
+}

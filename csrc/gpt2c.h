@@ -1,0 +1,179 @@
+/* The C API of gpt2c: a GPT-2 on the CPU, its key/value cache, and the loop that generates.
+ *
+ * Nothing here aborts, exits, prints or asserts on input: a function that can fail returns a
+ * gpt2c_status. A model is immutable once loaded and may be shared by any number of threads;
+ * a sequence, a scratch and a job belong to one call at a time. */
+#ifndef GPT2C_H
+#define GPT2C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The version of the arithmetic: raised when any logit's bits change (see CONTRIBUTING.md). */
+#define GPT2C_ARITHMETIC 1
+
+/* Most rows (sequence, position, token) that one forward call takes. */
+#define GPT2C_MAX_ROWS 256
+
+typedef enum {
+    GPT2C_OK = 0,
+    GPT2C_NO_MEMORY,
+    GPT2C_BAD_ARGUMENT,
+    GPT2C_CONTEXT_FULL,
+    GPT2C_NOT_A_NUMBER,
+    GPT2C_UNSUPPORTED_CPU,
+} gpt2c_status;
+
+typedef enum {
+    GPT2C_GELU_TANH = 0,
+    GPT2C_GELU_ERF,
+    GPT2C_QUICK_GELU,
+    GPT2C_RELU,
+    GPT2C_SILU,
+    GPT2C_TANH,
+    GPT2C_IDENTITY, /* no activation: every matmul but c_fc's */
+} gpt2c_activation;
+
+typedef struct {
+    int32_t n_vocab;
+    int32_t n_positions;
+    int32_t n_embd;
+    int32_t n_layer; /* may be 0 */
+    int32_t n_head;
+    int32_t n_inner;
+    int32_t activation;            /* a gpt2c_activation */
+    int32_t tied_head;             /* 1: the head is wte; 0: LM_HEAD is loaded too */
+    int32_t scale_attn;            /* scores are divided by sqrt(head_dim) */
+    int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
+    float layer_norm_epsilon;
+} gpt2c_config;
+
+/* GPT-2's tensors; the ones from LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once a block. */
+typedef enum {
+    GPT2C_WTE = 0,           /* [n_vocab, n_embd] */
+    GPT2C_WPE,               /* [n_positions, n_embd] */
+    GPT2C_LN_F_WEIGHT,       /* [n_embd] */
+    GPT2C_LN_F_BIAS,         /* [n_embd] */
+    GPT2C_LM_HEAD,           /* [n_vocab, n_embd] */
+    GPT2C_LN_1_WEIGHT,       /* [n_embd] */
+    GPT2C_LN_1_BIAS,         /* [n_embd] */
+    GPT2C_C_ATTN_WEIGHT,     /* [n_embd, 3 n_embd] */
+    GPT2C_C_ATTN_BIAS,       /* [3 n_embd] */
+    GPT2C_ATTN_C_PROJ_WEIGHT, /* [n_embd, n_embd] */
+    GPT2C_ATTN_C_PROJ_BIAS,  /* [n_embd] */
+    GPT2C_LN_2_WEIGHT,       /* [n_embd] */
+    GPT2C_LN_2_BIAS,         /* [n_embd] */
+    GPT2C_C_FC_WEIGHT,       /* [n_embd, n_inner] */
+    GPT2C_C_FC_BIAS,         /* [n_inner] */
+    GPT2C_MLP_C_PROJ_WEIGHT, /* [n_inner, n_embd] */
+    GPT2C_MLP_C_PROJ_BIAS,   /* [n_embd] */
+    GPT2C_N_TENSORS,
+} gpt2c_tensor;
+
+typedef struct gpt2c_model gpt2c_model;
+typedef struct gpt2c_sequence gpt2c_sequence;
+typedef struct gpt2c_scratch gpt2c_scratch;
+
+/* ---- instruction sets (cpu.c) ---- */
+
+/* The name of instruction set i compiled into this build, slowest first; NULL past the last. */
+const char *gpt2c_isa_compiled(int i);
+/* 1 where this CPU and operating system can run it. */
+int gpt2c_isa_supported(const char *name);
+
+/* ---- model (model.c) ---- */
+
+/* Takes memory for a model of this shape, all weights zero. isa is a supported name. */
+gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, gpt2c_model **model);
+/* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32; a vector
+ * is one row of its length. */
+gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                              const float *rows, size_t begin, size_t n_rows, size_t width);
+void gpt2c_model_free(gpt2c_model *model);
+/* Bytes of memory that the weights take, padding included. */
+size_t gpt2c_model_bytes(const gpt2c_model *model);
+
+/* ---- sequences and their cache (cache.c) ---- */
+
+gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence);
+/* The copy shares the pages until one of the two writes to them. */
+gpt2c_status gpt2c_sequence_copy(const gpt2c_sequence *sequence, gpt2c_sequence **copy);
+void gpt2c_sequence_free(gpt2c_sequence *sequence);
+int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence);
+/* Forgets all but the first length positions. */
+gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
+
+/* ---- forward (forward.c) ---- */
+
+gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch);
+void gpt2c_scratch_free(gpt2c_scratch *scratch);
+
+typedef enum { GPT2C_LOGITS_NONE = 0, GPT2C_LOGITS_LAST, GPT2C_LOGITS_ALL } gpt2c_wanted;
+
+/* Tokens that follow what the sequence holds already, and whose logits are asked for. */
+typedef struct {
+    gpt2c_sequence *sequence;
+    const int32_t *tokens; /* [n_tokens] */
+    int32_t n_tokens;
+    gpt2c_wanted wanted;
+} gpt2c_feed;
+
+/* Feeds several sequences at once, each given once, at most GPT2C_MAX_ROWS tokens in all.
+ * The wanted logits are written as rows of n_vocab floats in the order of the feeds. Either
+ * every sequence grows by its tokens or, when an error is returned, none has changed. */
+gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
+                           const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
+
+/* ---- choosing a token (sample.c) ---- */
+
+typedef struct {
+    float temperature; /* 0: greedy */
+    int32_t top_k;     /* 0: every id is kept */
+    uint64_t seed;
+    uint32_t sample; /* numbers the samples drawn for one prompt */
+} gpt2c_sampling;
+
+/* The token at `position` (tokens before it) given its logits. candidates is room for
+ * gpt2c_candidates_needed() of them. A NaN logit is GPT2C_NOT_A_NUMBER. */
+typedef struct {
+    float logit;
+    int32_t id;
+} gpt2c_candidate;
+
+size_t gpt2c_candidates_needed(const gpt2c_sampling *sampling, int32_t n_vocab);
+gpt2c_status gpt2c_choose(const gpt2c_model *model, const gpt2c_sampling *sampling,
+                          const float *logits, int32_t position, gpt2c_candidate *candidates,
+                          int32_t *token);
+
+/* ---- generation (generate.c) ---- */
+
+typedef enum {
+    GPT2C_RUNNING = 0,
+    GPT2C_FINISHED_LENGTH,
+    GPT2C_FINISHED_STOP,
+    GPT2C_FINISHED_CONTEXT,
+    GPT2C_FINISHED_NOT_A_NUMBER, /* at position gpt2c_sequence_length(sequence) */
+} gpt2c_finish;
+
+/* One text being continued. The caller owns every pointer. */
+typedef struct {
+    gpt2c_sequence *sequence;
+    const int32_t *prompt; /* [n_prompt], not yet fed */
+    int32_t n_prompt;
+    int32_t n_fed; /* of the prompt */
+    gpt2c_sampling sampling;
+    const int32_t *stop_ids; /* [n_stop_ids] */
+    int32_t n_stop_ids;
+    int32_t max_new_tokens;
+    int32_t *tokens; /* [max_new_tokens], the tokens generated */
+    int32_t n_tokens;
+    gpt2c_finish finish;
+} gpt2c_job;
+
+/* Advances all running jobs together until one of them finishes, tokens have been generated in
+ * max_steps forward calls, or `seconds` have passed (at least one call is always made). *n_steps
+ * counts the calls that generated a token. */
+gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
+                       int32_t n_jobs, int32_t max_steps, double seconds, int32_t *n_steps);
+
+#endif

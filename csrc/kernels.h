@@ -1,0 +1,96 @@
+/* The table of kernels: plain functions over pointers and ranges, which own no memory and no
+ * threads. Every instruction set has the same ones, and all give the same bits. */
+#ifndef GPT2C_KERNELS_H
+#define GPT2C_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Output columns that lie side by side in a packed weight panel [k][PANEL]. 64 floats are four
+ * AVX-512 registers, enough accumulators to hide an FMA's latency with a single row of x. */
+#define PANEL 64
+
+/* k is cut into blocks of this many: one FMA chain a block, block sums added ascending. Part of
+ * the arithmetic: docs/arithmetic.md shows what 32, 64, 128 and 256 measured. */
+#define K_BLOCK 64
+
+/* Positions in a page of the cache. Not part of the arithmetic. */
+#define PAGE_POSITIONS 64
+
+/* Soft-max sums and value sums run over blocks of this many positions, block sums added ascending.
+ * Part of the arithmetic (docs/arithmetic.md). A multiple of 16, the lanes of a sum. */
+#define POSITION_BLOCK 64
+
+/* A C11 compiler that computes float in double would round twice. */
+#include <float.h>
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#error "gpt2c needs float arithmetic in float (FLT_EVAL_METHOD == 0)"
+#endif
+
+#if defined(__x86_64__) || defined(FP_FAST_FMAF) || defined(__aarch64__)
+#define GPT2C_HAS_SCALAR_FMA 1
+#endif
+
+/* out = activation(x @ w + bias) + residual over a range of panels of w. */
+typedef struct {
+    const float *x; /* [n_rows, k] */
+    size_t x_stride;
+    int n_rows;
+    int k;
+    const float *panels;   /* [ceil(n / PANEL)][k][PANEL] */
+    const float *bias;     /* [n rounded up to PANEL], or NULL */
+    const float *residual; /* [n_rows, n], or NULL; may be out itself */
+    size_t residual_stride;
+    float *out; /* [n_rows, n] */
+    size_t out_stride;
+    int n;
+    int activation; /* a gpt2c_activation */
+} matmul_args;
+
+/* Attention of one head for one row. */
+typedef struct {
+    const float *q;            /* [head_dim] */
+    float *const *pages;       /* the sequence's, PAGE_POSITIONS positions each */
+    size_t keys, values;       /* where in a page this head's lie: */
+                               /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
+    int n_positions;           /* the row's own position + 1 */
+    int head_dim;
+    float scale;
+    float *scores; /* scratch, [n_positions] */
+    float *out;    /* [head_dim] */
+} attention_args;
+
+/* The noise of a draw: u at (seed, sample, position, id), see kernels/sampling.h. */
+typedef struct {
+    uint64_t seed;
+    uint32_t sample;
+    uint32_t position;
+} noise_key;
+
+typedef struct {
+    const char *name;
+    void (*matmul)(const matmul_args *args, int panel_begin, int panel_end);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon,
+                       int n, float *out);
+    void (*attention)(const attention_args *args);
+    /* out[i] = a column of a packed matrix [k][PANEL] plus added[i] */
+    void (*embed)(const float *column, const float *added, int k, float *out);
+    /* The lowest id of the greatest logit, or -1 where any is NaN. */
+    int (*arg_max)(const float *logits, int n);
+    /* logit / temperature + Gumbel noise */
+    float (*perturb)(float logit, float temperature, int32_t id, const noise_key *key);
+    /* Elementwise functions, here so that tests reach them: exp, log, and the activations. */
+    void (*exp)(float *x, int n);
+    void (*log)(float *x, int n);
+    void (*activate)(float *x, int n, int activation);
+} kernel_table;
+
+#if defined(GPT2C_HAS_SCALAR_FMA)
+extern const kernel_table kernels_scalar;
+#endif
+#if defined(__x86_64__)
+extern const kernel_table kernels_avx2;
+extern const kernel_table kernels_avx512;
+#endif
+
+#endif

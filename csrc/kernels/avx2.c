@@ -1,0 +1,30 @@
+/* The kernels for AVX2 and FMA (Intel since Haswell, AMD since Zen). */
+#include "../gpt2c.h"
+#include "../kernels.h"
+#include "inline.h"
+
+#if defined(__x86_64__)
+
+/* The target holds for this file alone and for no header of the system: those come first. */
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "vec_avx2.h"
+
+#include "body.h"
+
+const kernel_table kernels_avx2 = KERNEL_TABLE("avx2");
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

@@ -1,0 +1,16 @@
+/* Every kernel, for the instruction set whose vector type the including file has defined. */
+#include "math.h"
+#include "row_sum.h"
+
+#include "attention.h"
+#include "layer_norm.h"
+#include "matmul.h"
+#include "sampling.h"
+
+#define KERNEL_TABLE(isa)                                                                          \
+    {                                                                                              \
+        .name = isa, .matmul = matmul_kernel, .layer_norm = layer_norm_kernel,                     \
+        .attention = attention_kernel, .embed = embed_kernel, .arg_max = arg_max_kernel,           \
+        .perturb = perturb_kernel, .exp = exp_kernel, .log = log_kernel,                           \
+        .activate = activate_kernel,                                                               \
+    }

@@ -1,0 +1,8 @@
+/* Kernels are written as small functions that must be inlined and loops that must be unrolled for
+ * their vectors to stay in registers; both compilers are told so rather than asked. */
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif

@@ -1,0 +1,47 @@
+/* Eight floats in an AVX2 register, with FMA. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VF_WIDTH 8
+/* 6 x 2 accumulators, 2 weights and 1 broadcast are 15 of 16 registers. */
+#define TILE_ROWS 6
+#define TILE_VECTORS 2
+
+typedef __m256 vf;
+typedef __m256i vi;
+
+/* All ones in the first n lanes. */
+INLINE __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE vf vf_set1(float a) { return _mm256_set1_ps(a); }
+INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf vf_load_first(const float *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+INLINE void vf_store_first(float *p, vf a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a); }
+INLINE vf vf_keep_first(vf a, int n) {
+    return _mm256_and_ps(a, _mm256_castsi256_ps(first_lanes(n)));
+}
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+INLINE vf vf_if_nan(vf a, vf x) {
+    return _mm256_blendv_ps(x, a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+}
+
+INLINE vi vi_bits(vf a) { return _mm256_castps_si256(a); }
+INLINE vf vf_bits(vi a) { return _mm256_castsi256_ps(a); }
+INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
+INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+INLINE vi vi_shift_right(vi a, int n) { return _mm256_srai_epi32(a, n); }
+INLINE vi vi_shift_left(vi a, int n) { return _mm256_slli_epi32(a, n); }
+INLINE vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }

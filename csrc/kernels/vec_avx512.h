@@ -1,0 +1,46 @@
+/* Sixteen floats in an AVX-512 register. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VF_WIDTH 16
+/* 6 x 4 accumulators, 4 weights and broadcasts from memory are 28 to 32 of 32 registers. */
+#define TILE_ROWS 6
+#define TILE_VECTORS 4
+
+typedef __m512 vf;
+typedef __m512i vi;
+
+INLINE __mmask16 first_lanes(int n) {
+    return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+}
+
+INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
+INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf vf_load_first(const float *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+INLINE void vf_store_first(float *p, vf a, int n) {
+    _mm512_mask_storeu_ps(p, first_lanes(n), a);
+}
+INLINE vf vf_keep_first(vf a, int n) { return _mm512_maskz_mov_ps(first_lanes(n), a); }
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+INLINE vf vf_if_nan(vf a, vf x) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), x, a);
+}
+
+INLINE vi vi_bits(vf a) { return _mm512_castps_si512(a); }
+INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
+INLINE vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
+INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+INLINE vi vi_shift_right(vi a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+INLINE vi vi_shift_left(vi a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+INLINE vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }

@@ -1,0 +1,50 @@
+/* A "vector" of one float: the scalar twin of every kernel. */
+#include <stdint.h>
+#include <string.h>
+
+#define VF_WIDTH 1
+/* 2 x 4 accumulators, 4 weights and 2 broadcasts are 14 of 16 registers. */
+#define TILE_ROWS 2
+#define TILE_VECTORS 4
+
+typedef float vf;
+typedef int32_t vi;
+
+INLINE vf vf_set1(float a) { return a; }
+INLINE vf vf_load(const float *p) { return *p; }
+INLINE void vf_store(float *p, vf a) { *p = a; }
+INLINE vf vf_load_first(const float *p, int n) { return n > 0 ? *p : 0.0f; }
+INLINE void vf_store_first(float *p, vf a, int n) {
+    if (n > 0)
+        *p = a;
+}
+INLINE vf vf_keep_first(vf a, int n) { return n > 0 ? a : 0.0f; }
+INLINE vf vf_add(vf a, vf b) { return a + b; }
+INLINE vf vf_sub(vf a, vf b) { return a - b; }
+INLINE vf vf_mul(vf a, vf b) { return a * b; }
+INLINE vf vf_div(vf a, vf b) { return a / b; }
+INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
+INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
+/* a < b ? x : y */
+INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
+/* a where a is a NaN, else x */
+INLINE vf vf_if_nan(vf a, vf x) { return a != a ? a : x; }
+
+INLINE vi vi_bits(vf a) {
+    vi bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+INLINE vf vf_bits(vi a) {
+    vf value;
+    memcpy(&value, &a, sizeof value);
+    return value;
+}
+INLINE vi vi_set1(int32_t a) { return a; }
+INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
+INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
+INLINE vi vi_and(vi a, vi b) { return a & b; }
+/* Gcc and clang shift negative numbers arithmetically. */
+INLINE vi vi_shift_right(vi a, int n) { return a >> n; }
+INLINE vi vi_shift_left(vi a, int n) { return (vi)((uint32_t)a << n); }
+INLINE vf vf_from_int(vi a) { return (float)a; }

@@ -1,0 +1,223 @@
+/* Packing and ownership of the weights. */
+#include "model.h"
+
+#include "cpu.h"
+#include "os.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Walks the arena: the first walk (base NULL) counts floats, the second hands out places. */
+typedef struct {
+    float *base;
+    size_t used; /* floats */
+    int overflow;
+} arena_walk;
+
+static float *take(arena_walk *walk, size_t rows, size_t width) {
+    size_t count;
+    if (__builtin_mul_overflow(rows, width, &count) ||
+        __builtin_add_overflow(walk->used, count, &count) || count > SIZE_MAX / 8)
+        walk->overflow = 1;
+    if (walk->overflow)
+        return NULL;
+    float *place = walk->base ? walk->base + walk->used : NULL;
+    walk->used = (count + PANEL - 1) / PANEL * PANEL;
+    return place;
+}
+
+static float *take_matrix(arena_walk *walk, size_t k, size_t n) {
+    return take(walk, panels_of(n) * PANEL, k);
+}
+
+static float *take_vector(arena_walk *walk, size_t n) {
+    return take(walk, panels_of(n), PANEL);
+}
+
+/* In the order of use, so that a token reads the arena from front to back; the head's matrix,
+ * which ends a token, is last. */
+static void lay_out(gpt2c_model *m, arena_walk *walk) {
+    size_t n_embd = (size_t)m->config.n_embd, n_inner = (size_t)m->config.n_inner;
+    m->wpe = take(walk, (size_t)m->config.n_positions, n_embd);
+    for (int32_t layer = 0; layer < m->config.n_layer; layer++) {
+        block_weights *b = &m->blocks[layer];
+        b->ln_1_weight = take_vector(walk, n_embd);
+        b->ln_1_bias = take_vector(walk, n_embd);
+        b->c_attn_weight = take_matrix(walk, n_embd, 3 * n_embd);
+        b->c_attn_bias = take_vector(walk, 3 * n_embd);
+        b->attn_c_proj_weight = take_matrix(walk, n_embd, n_embd);
+        b->attn_c_proj_bias = take_vector(walk, n_embd);
+        b->ln_2_weight = take_vector(walk, n_embd);
+        b->ln_2_bias = take_vector(walk, n_embd);
+        b->c_fc_weight = take_matrix(walk, n_embd, n_inner);
+        b->c_fc_bias = take_vector(walk, n_inner);
+        b->mlp_c_proj_weight = take_matrix(walk, n_inner, n_embd);
+        b->mlp_c_proj_bias = take_vector(walk, n_embd);
+    }
+    m->ln_f_weight = take_vector(walk, n_embd);
+    m->ln_f_bias = take_vector(walk, n_embd);
+    m->wte = take_matrix(walk, n_embd, (size_t)m->config.n_vocab);
+    m->head = m->config.tied_head ? m->wte
+                                  : take_matrix(walk, n_embd, (size_t)m->config.n_vocab);
+}
+
+static int config_is_possible(const gpt2c_config *c) {
+    const int32_t most = 1 << 20; /* so that no product of two sizes overflows */
+    return c->n_vocab > 0 && c->n_vocab <= most && c->n_positions > 0 && c->n_positions <= most &&
+           c->n_embd > 0 && c->n_embd <= most && c->n_inner > 0 && c->n_inner <= 4 * most &&
+           c->n_layer >= 0 && c->n_layer <= most && c->n_head > 0 && c->n_head <= most &&
+           (c->n_layer == 0 || c->n_embd % c->n_head == 0) && c->activation >= GPT2C_GELU_TANH &&
+           c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f;
+}
+
+gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, gpt2c_model **model) {
+    if (!config_is_possible(config))
+        return GPT2C_BAD_ARGUMENT;
+    const kernel_table *kernels = cpu_kernels(isa);
+    if (!kernels)
+        return GPT2C_UNSUPPORTED_CPU;
+    gpt2c_model *m = calloc(1, sizeof *m);
+    if (!m)
+        return GPT2C_NO_MEMORY;
+    m->config = *config;
+    m->kernels = kernels;
+    m->head_dim = config->n_layer ? config->n_embd / config->n_head : 0;
+    m->blocks = calloc((size_t)config->n_layer + 1, sizeof *m->blocks);
+    arena_walk walk = {0};
+    if (m->blocks)
+        lay_out(m, &walk);
+    if (m->blocks && !walk.overflow) {
+        m->arena_bytes = walk.used * sizeof(float);
+        m->arena = os_arena_alloc(m->arena_bytes);
+    }
+    if (!m->arena) {
+        gpt2c_model_free(m);
+        return GPT2C_NO_MEMORY;
+    }
+    walk = (arena_walk){.base = m->arena};
+    lay_out(m, &walk);
+    *model = m;
+    return GPT2C_OK;
+}
+
+void gpt2c_model_free(gpt2c_model *model) {
+    if (!model)
+        return;
+    os_arena_free(model->arena, model->arena_bytes);
+    free(model->blocks);
+    free(model);
+}
+
+size_t gpt2c_model_bytes(const gpt2c_model *model) {
+    return model->arena_bytes;
+}
+
+/* How a tensor's rows are stored: as they come; as steps of k, the columns spread over panels; or
+ * as columns of panels. */
+typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
+
+typedef struct {
+    float *place;
+    packing packing;
+    size_t n_rows, width;
+} destination;
+
+static destination block_tensor(const gpt2c_model *m, const block_weights *b, gpt2c_tensor tensor) {
+    size_t n_embd = (size_t)m->config.n_embd, n_inner = (size_t)m->config.n_inner;
+    switch (tensor) {
+    case GPT2C_LN_1_WEIGHT:
+        return (destination){b->ln_1_weight, AS_GIVEN, 1, n_embd};
+    case GPT2C_LN_1_BIAS:
+        return (destination){b->ln_1_bias, AS_GIVEN, 1, n_embd};
+    case GPT2C_C_ATTN_WEIGHT:
+        return (destination){b->c_attn_weight, ROWS_ARE_K, n_embd, 3 * n_embd};
+    case GPT2C_C_ATTN_BIAS:
+        return (destination){b->c_attn_bias, AS_GIVEN, 1, 3 * n_embd};
+    case GPT2C_ATTN_C_PROJ_WEIGHT:
+        return (destination){b->attn_c_proj_weight, ROWS_ARE_K, n_embd, n_embd};
+    case GPT2C_ATTN_C_PROJ_BIAS:
+        return (destination){b->attn_c_proj_bias, AS_GIVEN, 1, n_embd};
+    case GPT2C_LN_2_WEIGHT:
+        return (destination){b->ln_2_weight, AS_GIVEN, 1, n_embd};
+    case GPT2C_LN_2_BIAS:
+        return (destination){b->ln_2_bias, AS_GIVEN, 1, n_embd};
+    case GPT2C_C_FC_WEIGHT:
+        return (destination){b->c_fc_weight, ROWS_ARE_K, n_embd, n_inner};
+    case GPT2C_C_FC_BIAS:
+        return (destination){b->c_fc_bias, AS_GIVEN, 1, n_inner};
+    case GPT2C_MLP_C_PROJ_WEIGHT:
+        return (destination){b->mlp_c_proj_weight, ROWS_ARE_K, n_inner, n_embd};
+    case GPT2C_MLP_C_PROJ_BIAS:
+        return (destination){b->mlp_c_proj_bias, AS_GIVEN, 1, n_embd};
+    default:
+        return (destination){0};
+    }
+}
+
+static destination find_tensor(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer) {
+    size_t n_embd = (size_t)m->config.n_embd, n_vocab = (size_t)m->config.n_vocab;
+    switch (tensor) {
+    case GPT2C_WTE:
+        return (destination){m->wte, ROWS_ARE_N, n_vocab, n_embd};
+    case GPT2C_WPE:
+        return (destination){m->wpe, AS_GIVEN, (size_t)m->config.n_positions, n_embd};
+    case GPT2C_LN_F_WEIGHT:
+        return (destination){m->ln_f_weight, AS_GIVEN, 1, n_embd};
+    case GPT2C_LN_F_BIAS:
+        return (destination){m->ln_f_bias, AS_GIVEN, 1, n_embd};
+    case GPT2C_LM_HEAD:
+        if (m->config.tied_head)
+            return (destination){0};
+        return (destination){m->head, ROWS_ARE_N, n_vocab, n_embd};
+    default:
+        if (layer < 0 || layer >= m->config.n_layer)
+            return (destination){0};
+        return block_tensor(m, &m->blocks[layer], tensor);
+    }
+}
+
+static void pack_k_rows(float *panels, size_t k, size_t n, const float *rows, size_t begin,
+                        size_t n_rows) {
+    for (size_t panel = 0; panel < panels_of(n); panel++) {
+        size_t column = panel * PANEL;
+        size_t count = n - column < PANEL ? n - column : PANEL;
+        float *to = panels + panel * k * PANEL + begin * PANEL;
+        for (size_t r = 0; r < n_rows; r++)
+            memcpy(to + r * PANEL, rows + r * n + column, count * sizeof(float));
+    }
+}
+
+/* Transposes up to PANEL rows at a time: the writes run on, and the rows read, a cache line of each,
+ * fit the first-level cache. */
+static void pack_n_rows(float *panels, size_t k, const float *rows, size_t begin, size_t n_rows) {
+    for (size_t r = 0; r < n_rows;) {
+        size_t row = begin + r;
+        size_t count = PANEL - row % PANEL;
+        if (count > n_rows - r)
+            count = n_rows - r;
+        float *to = panels + row / PANEL * k * PANEL + row % PANEL;
+        for (size_t i = 0; i < k; i++)
+            for (size_t j = 0; j < count; j++)
+                to[i * PANEL + j] = rows[(r + j) * k + i];
+        r += count;
+    }
+}
+
+gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                              const float *rows, size_t begin, size_t n_rows, size_t width) {
+    destination to = find_tensor(model, tensor, layer);
+    if (!to.place || width != to.width || begin > to.n_rows || n_rows > to.n_rows - begin)
+        return GPT2C_BAD_ARGUMENT;
+    switch (to.packing) {
+    case AS_GIVEN:
+        memcpy(to.place + begin * width, rows, n_rows * width * sizeof(float));
+        break;
+    case ROWS_ARE_K:
+        pack_k_rows(to.place, to.n_rows, width, rows, begin, n_rows);
+        break;
+    case ROWS_ARE_N:
+        pack_n_rows(to.place, width, rows, begin, n_rows);
+        break;
+    }
+    return GPT2C_OK;
+}

@@ -1,0 +1,115 @@
+"""Builds the extension ``gpt2c._engine``: one abi3 module for Python 3.11 and later.
+
+GPT2C_BUILD=require  a build that fails fails the installation (tests, CI and releases)
+GPT2C_BUILD=auto     (default) without a working compiler gpt2c installs on NumPy alone
+GPT2C_BUILD=skip     the compiler is not tried
+"""
+
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+MODE = os.environ.get("GPT2C_BUILD", "auto")
+if MODE not in ("require", "auto", "skip"):
+    sys.exit(f"GPT2C_BUILD is {MODE!r}; it must be 'require', 'auto' or 'skip'")
+
+# These come after the CFLAGS of the environment and so have the last word. Contraction, fast math
+# and link-time optimisation would change the bits that gpt2c promises, or run instructions that
+# the CPU lacks; instruction sets are chosen per file, by pragma, in csrc/kernels.
+COMPILE_ARGS = [
+    "-std=c11",
+    "-O2",
+    "-fno-fast-math",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-lto",
+    "-fvisibility=hidden",
+]
+LAST_LINES = 15
+
+
+def extension() -> Extension:
+    sources = [
+        str(p) for p in sorted([*Path("csrc").glob("*.c"), *Path("csrc/kernels").glob("*.c")])
+    ]
+    return Extension(
+        "gpt2c._engine",
+        sources=["src/gpt2c/_engine.pyx", *sources],
+        include_dirs=["csrc"],
+        depends=[str(p) for p in Path("csrc").rglob("*.h")],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")],
+        extra_compile_args=COMPILE_ARGS,
+        py_limited_api=True,
+    )
+
+
+@contextmanager
+def captured_output(log: Path):
+    """Sends what this process and its compilers print to a file, and on to the terminal after."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+    os.close(saved[0])
+    os.close(saved[1])
+
+
+class BuildEngine(build_ext):
+    """build_ext that, under auto, goes on without the engine when it cannot be built."""
+
+    def run(self) -> None:
+        if MODE == "require":
+            super().run()
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "build.log")
+            try:
+                with captured_output(log):
+                    super().run()
+            except Exception as error:
+                self.go_on_without(error, log.read_text(errors="replace"))
+            else:
+                sys.stdout.write(log.read_text(errors="replace"))
+
+    def go_on_without(self, error: Exception, output: str) -> None:
+        print(f"gpt2c: the engine could not be built ({error}); the compiler's last lines:")
+        print("\n".join(output.splitlines()[-LAST_LINES:]))
+        print("gpt2c: installing without it: everything runs on NumPy, far slower.")
+        self.extensions = []
+        self.distribution.ext_modules = []
+
+
+class Wheel(bdist_wheel):
+    """bdist_wheel that calls a wheel without the engine what it is: pure Python."""
+
+    def run_command(self, command: str) -> None:
+        super().run_command(command)
+        if command == "build" and not self.distribution.ext_modules:
+            self.root_is_pure = True
+
+    def get_tag(self) -> tuple[str, str, str]:
+        if not self.distribution.ext_modules:
+            return "py3", "none", "any"
+        return super().get_tag()
+
+
+setup(
+    ext_modules=[] if MODE == "skip" else [extension()],
+    cmdclass={"build_ext": BuildEngine, "bdist_wheel": Wheel},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,64 @@
+"""gpt2c: GPT-2 text generation on CPUs, fast and exact.
+
+>>> from gpt2c import GPT2
+>>> model = GPT2.from_pretrained("path/to/checkpoint")
+>>> model.generate("Once upon a time", max_new_tokens=40)
+"""
+
+import logging
+
+from gpt2c._version import __version__
+from gpt2c.config import GPT2Config
+from gpt2c.errors import (
+    BackendError,
+    CacheMemoryError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ClosedError,
+    ConfigError,
+    ContextError,
+    Error,
+    FallbackWarning,
+    Gpt2cWarning,
+    MissingDependencyError,
+    NumericalError,
+    OptionError,
+    OptionTypeError,
+    TokenizerError,
+)
+from gpt2c.gen_text import gen_text
+from gpt2c.generation import Completion
+from gpt2c.model import GPT2
+from gpt2c.session import Session
+from gpt2c.tokenizer import Tokenizer
+
+# The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
+ARITHMETIC = 1
+
+logging.getLogger("gpt2c").addHandler(logging.NullHandler())
+
+__all__ = [
+    "ARITHMETIC",
+    "GPT2",
+    "BackendError",
+    "CacheMemoryError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ClosedError",
+    "Completion",
+    "ConfigError",
+    "ContextError",
+    "Error",
+    "FallbackWarning",
+    "GPT2Config",
+    "Gpt2cWarning",
+    "MissingDependencyError",
+    "NumericalError",
+    "OptionError",
+    "OptionTypeError",
+    "Session",
+    "Tokenizer",
+    "TokenizerError",
+    "__version__",
+    "gen_text",
+]

@@ -1,0 +1,73 @@
+"""Types of the compiled engine, which numpy_engine has too."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpt2c.config import GPT2Config
+
+ARITHMETIC: int
+
+def instruction_sets() -> list[tuple[str, bool]]:
+    """Names of the compiled instruction sets, slowest first, each with whether it runs here."""
+
+class Model:
+    """A model's packed weights: immutable once loaded, shared by every call."""
+
+    isa: str
+    n_vocab: int
+    n_positions: int
+    def __init__(self, config: GPT2Config, isa: str) -> None: ...
+    def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None: ...
+    @property
+    def n_bytes(self) -> int: ...
+    def sequence(self) -> Sequence: ...
+    def job(
+        self,
+        ids: NDArray[np.int32],
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        seed: int,
+        sample: int,
+        stop_ids: NDArray[np.int32],
+    ) -> Job: ...
+    def run(self, jobs: list[Job], max_steps: int) -> None: ...
+    def close(self) -> None: ...
+
+class Sequence:
+    """Tokens that were fed, as keys and values in pages of the cache."""
+
+    model: Model
+    def __init__(self, model: Model) -> None: ...
+    @property
+    def length(self) -> int: ...
+    def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]: ...
+    def truncate(self, length: int) -> None: ...
+    def copy(self) -> Sequence: ...
+
+class Job:
+    """One text being continued."""
+
+    sequence: Sequence
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    def new_ids(self, begin: int = 0) -> list[int]: ...
+
+def elementwise(isa: str, function: str, x: ArrayLike) -> NDArray[np.float32]: ...
+def layer_norm(
+    isa: str,
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    epsilon: float,
+) -> NDArray[np.float32]: ...
+def perturbed(
+    isa: str,
+    logits: NDArray[np.float32],
+    temperature: float,
+    seed: int,
+    sample: int,
+    position: int,
+) -> NDArray[np.float32]: ...

@@ -1,0 +1,126 @@
+"""Which engine runs a model: the compiled one, or NumPy; and on which instruction set."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from gpt2c import numpy_engine
+from gpt2c.checkpoint import Checkpoint
+from gpt2c.errors import BackendError, FallbackWarning, OptionError
+
+if TYPE_CHECKING:
+    from gpt2c import _engine
+
+    EngineModel: TypeAlias = _engine.Model | numpy_engine.Model
+    EngineSequence: TypeAlias = _engine.Sequence | numpy_engine.Sequence
+    EngineJob: TypeAlias = _engine.Job | numpy_engine.Job
+
+REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall --no-binary gpt2c gpt2c"
+# Tensors are read and packed this many bytes of float32 at a time.
+CHUNK_BYTES = 4 << 20
+
+
+def load_engine(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel:
+    """A loaded model on the backend that was asked for.
+
+    backend is "c", "numpy" or "auto": the compiled engine where it runs, else NumPy with a
+    FallbackWarning. Under "auto" the environment's GPT2C_BACKEND is asked first; GPT2C_ISA forces
+    an instruction set. dtype is "float32", or, on NumPy alone, "float64".
+
+    Raises OptionError for other values and BackendError where the backend cannot run.
+    """
+    model = new_model(checkpoint, dtype, backend)
+    for name, source in checkpoint.tensors.items():
+        n_rows = source.shape[0]
+        if len(source.shape) == 1:
+            model.load(name, source.read(0, n_rows)[np.newaxis], 0)
+            continue
+        step = max(1, CHUNK_BYTES // (4 * source.shape[1]))
+        for begin in range(0, n_rows, step):
+            end = min(begin + step, n_rows)
+            model.load(name, source.read(begin, end), begin)
+    return model
+
+
+def new_model(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel:
+    """An engine's model for this checkpoint, its weights not loaded yet."""
+    if backend not in ("auto", "c", "numpy"):
+        raise OptionError(f"backend is {backend!r}; it must be 'auto', 'c' or 'numpy'")
+    if dtype not in ("float32", "float64"):
+        raise OptionError(f"dtype is {dtype!r}; it must be 'float32' or 'float64'")
+    if backend == "auto":
+        backend = os.environ.get("GPT2C_BACKEND") or "auto"
+        if backend not in ("auto", "c", "numpy"):
+            raise OptionError(f"GPT2C_BACKEND is {backend!r}; it must be 'auto', 'c' or 'numpy'")
+    if dtype == "float64":
+        if backend == "c":
+            raise OptionError("dtype is 'float64', which runs on backend='numpy' alone")
+        return numpy_engine.Model(checkpoint.config, dtype)
+    if backend != "numpy":
+        engine = compiled_engine(required=backend == "c")
+        if engine is not None:
+            return engine(checkpoint)
+    return numpy_engine.Model(checkpoint.config, dtype)
+
+
+def compiled_engine(required: bool) -> Callable[[Checkpoint], EngineModel] | None:
+    """What makes a model on the compiled engine; None, with a warning, where it cannot run."""
+    try:
+        module = _import_engine()
+        isa = choose_isa(module)
+    except BackendError as error:
+        if required:
+            raise
+        message = f"{error} Running on NumPy, far slower."
+        warnings.warn(message, FallbackWarning, stacklevel=_callers_level())
+        return None
+    return lambda checkpoint: module.Model(checkpoint.config, isa)
+
+
+def _callers_level() -> int:
+    """warnings' stacklevel of the first frame outside this package: the user's own line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _import_engine() -> ModuleType:
+    try:
+        from gpt2c import _engine
+    except ImportError as error:
+        raise BackendError(
+            f"gpt2c's compiled engine is not installed ({error}). "
+            f"With a C compiler at hand, reinstall it: {REINSTALL}."
+        ) from None
+    return _engine
+
+
+def choose_isa(engine: ModuleType) -> str:
+    """The fastest instruction set that runs here, or the one that GPT2C_ISA names.
+
+    Raises OptionError where GPT2C_ISA names none, BackendError where none runs.
+    """
+    sets: dict[str, bool] = dict(engine.instruction_sets())
+    supported = [name for name, runs in sets.items() if runs]
+    forced = os.environ.get("GPT2C_ISA")
+    if forced:
+        if forced not in supported:
+            why = "this CPU cannot run it" if forced in sets else "there is no such name"
+            raise OptionError(
+                f"GPT2C_ISA is {forced!r}: {why}; here it may be {', '.join(supported) or 'none'}"
+            )
+        return forced
+    if not supported:
+        raise BackendError(
+            "gpt2c's compiled engine needs a CPU with fused multiply-add (FMA), which this one "
+            "lacks."
+        )
+    return supported[-1]

@@ -1,0 +1,243 @@
+"""Reading a safetensors file: a strict check of its header, then pread.
+
+The layout is eight bytes of header length, a JSON header, and the tensors' bytes without a
+gap. The rules are those of the format's own reader and a little stricter: whatever is accepted
+here is accepted there. The file is never mapped, so that one cut short while it is read is an
+error and not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checkpoint.source import STORED_TYPES, check_rows, widen_into
+from gpt2c.errors import CheckpointError, ClosedError
+from gpt2c.untrusted import open_regular, parse_json, show
+
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+_MAX_NUMBER = 2**53  # beyond it other parsers lose integers
+_MAX_RANK = 4
+_CHUNK = 2**20  # bytes read at a time: it stays in the cache until it is widened
+
+_ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1,
+    "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+_SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor; `begin` and `end` count from the file's start."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFile:
+    """An open safetensors file whose header was checked.
+
+    `tensors` maps the stored names to :class:`TensorInfo`. Reads keep no state, so threads may
+    share a file; closing it while one reads is the caller's mistake.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
+        self.path = path
+        self._file = open_regular(path, CheckpointError)
+        try:
+            status = os.fstat(self._file.fileno())
+            self._state = (status.st_size, status.st_mtime_ns)
+            self.tensors = self._read_header(status.st_size)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def source(self, stored: str, name: str) -> SafetensorsTensor:
+        """The tensor called `stored` in the file, as a source called `name`."""
+        return SafetensorsTensor(self, self.tensors[stored], name)
+
+    def pread(self, length: int, offset: int, what: str) -> bytes:
+        """Exactly `length` bytes. Raises CheckpointError when the file ends before them."""
+        if self._file.closed:
+            raise ClosedError(f"{self.path}: was closed, so {what} cannot be read")
+        parts = []
+        while length > 0:
+            try:
+                part = os.pread(self._file.fileno(), length, offset)
+            except OSError as reason:
+                raise CheckpointError(
+                    f"{self.path}: {what} cannot be read: {reason.strerror}"
+                ) from reason
+            if not part:
+                raise CheckpointError(
+                    f"{self.path}: {what}: found the end of the file at byte {offset}, expected "
+                    f"{length} bytes more; the file was cut while it was read"
+                )
+            parts.append(part)
+            length -= len(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def verify_unchanged(self) -> None:
+        """Raises CheckpointError if size or time of change are not those at opening."""
+        if self._file.closed:
+            raise ClosedError(f"{self.path}: was closed")
+        status = os.fstat(self._file.fileno())
+        state = (status.st_size, status.st_mtime_ns)
+        if state != self._state:
+            raise CheckpointError(
+                f"{self.path}: was changed while it was read: found size and time {state}, "
+                f"expected {self._state}"
+            )
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._file.close()
+
+    def _read_header(self, size: int) -> dict[str, TensorInfo]:
+        if size < 8:
+            raise CheckpointError(
+                f"{self.path}: found {size} bytes, expected the 8 of a header's length"
+            )
+        length = int.from_bytes(self.pread(8, 0, "header length"), "little")
+        if length > min(size - 8, MAX_HEADER):
+            raise CheckpointError(
+                f"{self.path}: found a header length of {length}, expected at most "
+                f"{min(size - 8, MAX_HEADER)}"
+            )
+        raw = self.pread(length, 8, "header")
+        if not raw.startswith(b"{"):
+            raise CheckpointError(
+                f"{self.path}: found {show(raw[:8])} at the header's start, expected '{{'"
+            )
+        try:
+            header = parse_json(raw)
+            _check_metadata(header.pop("__metadata__", {}))
+            tensors = {
+                name: _tensor_info(entry, name, 8 + length) for name, entry in header.items()
+            }
+            _check_layout(tensors, 8 + length, size)
+        except ValueError as reason:
+            raise CheckpointError(f"{self.path}: header {reason}") from None
+        return tensors
+
+
+@dataclass(frozen=True)
+class SafetensorsTensor:
+    """A TensorSource over a part of a safetensors file."""
+
+    file: SafetensorsFile
+    info: TensorInfo
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the header says."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> str:
+        """As the header says; what is no float can be named here, not read."""
+        return self.info.dtype
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        """See TensorSource."""
+        check_rows(self, begin, end)
+        result = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
+        items = result.reshape(-1)
+        width = STORED_TYPES[self.dtype].itemsize
+        offset = self.info.begin + begin * (items.size // max(end - begin, 1)) * width
+        step = _CHUNK // width
+        for first in range(0, items.size, step):
+            count = min(step, items.size - first)
+            raw = self.file.pread(count * width, offset + first * width, f"tensor {self.name!r}")
+            widen_into(items[first : first + count], raw, self.dtype)
+        return result
+
+
+# The checks below raise ValueError with the rest of a sentence that begins "FILE: header".
+
+
+def _check_metadata(metadata: object) -> None:
+    if not isinstance(metadata, dict):
+        raise ValueError(f"has __metadata__ {show(metadata)}, expected an object of strings")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise ValueError(f"has {show(value)} in __metadata__ at {show(key)}, expected a string")
+
+
+def _tensor_info(entry: object, name: str, start: int) -> TensorInfo:
+    """Check all of an entry that does not need the others; `start` is where the data begins."""
+    what = f"has tensor {show(name)}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{what}: found {show(entry)}, expected dtype, shape and data_offsets")
+    dtype: Any = entry["dtype"]
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        kind = "sub-byte dtype" if dtype in _SUB_BYTE else "dtype"
+        raise ValueError(f"{what}: found {kind} {show(dtype)}, expected a known one of whole bytes")
+    shape = _numbers(entry["shape"], f"{what}: shape")
+    offsets = _numbers(entry["data_offsets"], f"{what}: data_offsets")
+    if len(shape) > _MAX_RANK:
+        raise ValueError(f"{what}: found {len(shape)} axes, expected at most {_MAX_RANK}")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{what}: found data_offsets {show(offsets)}, expected [begin, end]")
+    size = _ITEM_BYTES[dtype]
+    for axis in shape:
+        size *= axis
+        if size > _MAX_NUMBER:
+            raise ValueError(f"{what}: found shape {show(shape)}, whose size overflows")
+    if offsets[1] - offsets[0] != size:
+        raise ValueError(
+            f"{what}: found {offsets[1] - offsets[0]} bytes in data_offsets, expected {size} for "
+            f"{dtype} {show(shape)}"
+        )
+    return TensorInfo(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _numbers(value: object, what: str) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what}: found {show(value)}, expected a list of integers")
+    for number in value:
+        if type(number) is not int or not 0 <= number <= _MAX_NUMBER:  # a bool is not an int here
+            raise ValueError(
+                f"{what}: found {show(number)}, expected an integer from 0 to {_MAX_NUMBER}"
+            )
+    return value
+
+
+def _check_layout(tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+    """The tensors' bytes must follow each other from `start` to the end of the file.
+
+    That rules out overlaps, with which a small file could stand for terabytes, and holes, in
+    which another file could hide.
+    """
+    place = start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != place:
+            problem = "overlaps the one before it" if info.begin < place else "leaves a hole"
+            raise ValueError(
+                f"has tensor {show(name)}: it {problem}: found data_offsets from "
+                f"{info.begin - start}, expected {place - start}"
+            )
+        place = info.end
+        if place > size:
+            raise ValueError(
+                f"has tensor {show(name)}: found data_offsets to {place - start}, expected at most "
+                f"{size - start}: the file is cut short"
+            )
+    if place != size:
+        raise ValueError(
+            f"is followed by {size - start} bytes, expected the {place - start} of its tensors"
+        )

@@ -1,0 +1,56 @@
+"""``gen_text``: one function that continues a text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.model import GPT2
+
+
+class Encoder(Protocol):
+    """What gen_text needs of a tokenizer: picoGPT's encoder and gpt2c's own both have it."""
+
+    def encode(self, text: str, /) -> list[int]: ...  # noqa: D102
+
+    def decode(self, ids: list[int], /) -> str: ...  # noqa: D102
+
+
+Parts: TypeAlias = tuple[Encoder, Mapping[str, Any], Mapping[str, Any]]
+
+
+def gen_text(
+    prompt: str,
+    n_tokens_to_generate: int = 40,
+    *,
+    model: GPT2 | str | os.PathLike[str] | Parts | None = None,
+) -> str:
+    """The text that the model continues prompt with, greedily; the new text alone.
+
+    model is a :class:`GPT2`, a checkpoint's folder, or picoGPT's parts (encoder, hparams,
+    params): the encoder any object with encode(str) -> list[int] and decode(list[int]) -> str, the
+    params nested dicts of arrays, packed anew at each call. As in picoGPT, parts always give
+    n_tokens_to_generate tokens while the context lasts: no token ends the text.
+
+    Raises OptionError where no model is given, and what :meth:`GPT2.complete` raises.
+    """
+    if model is None:
+        raise OptionError(
+            "gen_text needs a model: pass model=, a folder in Hugging Face's format or a GPT2"
+        )
+    if isinstance(model, GPT2):
+        return model.generate(prompt, max_new_tokens=n_tokens_to_generate)
+    if isinstance(model, str | os.PathLike):
+        with GPT2.from_pretrained(model) as loaded:
+            return loaded.generate(prompt, max_new_tokens=n_tokens_to_generate)
+    if not isinstance(model, tuple) or len(model) != 3:
+        raise OptionTypeError(
+            f"model is of type {type(model).__name__}; it must be a GPT2, a folder, or the tuple "
+            "(encoder, hparams, params)"
+        )
+    encoder, hparams, params = model
+    with GPT2.from_picogpt(hparams, params) as loaded:
+        new_ids = loaded.generate([encoder.encode(prompt)], max_new_tokens=n_tokens_to_generate)
+        return encoder.decode(new_ids[0])

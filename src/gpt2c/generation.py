@@ -1,0 +1,318 @@
+"""Continuing texts: options, prompts, and the loop that keeps the engine busy with them."""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.errors import ContextError, NumericalError, OptionError, OptionTypeError
+
+if TYPE_CHECKING:
+    from gpt2c.backend import EngineJob, EngineModel
+
+IdArray: TypeAlias = "NDArray[np.integer[Any]]"
+Ids: TypeAlias = "Sequence[int] | IdArray"
+Prompt: TypeAlias = "str | Ids"
+
+# Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
+DEFAULT_BATCH_SIZE: Final = 32
+_INT32_MAX: Final = 2**31 - 1
+_SEED_LIMIT: Final = 2**64
+
+
+class StreamOptions(TypedDict, total=False):
+    """Keyword arguments of GPT2.stream; see GPT2.complete for what they are."""
+
+    max_new_tokens: int
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    seed: int | None
+    truncate: str | None
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of GPT2.generate and GPT2.complete."""
+
+    max_new_tokens: int
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    seed: int | Sequence[int] | None
+    truncate: str | None
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt was continued with.
+
+    text
+        The new text alone; None where the prompt was ids.
+    ids
+        The new ids. The token that ended the text is not among them.
+    finish_reason
+        "length": max_new_tokens were generated; "stop": the model ended the text; "context": the
+        context is full.
+    seed
+        What reproduces this text; None where nothing was drawn.
+    """
+
+    text: str | None
+    ids: list[int]
+    finish_reason: str
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked generation options, Hugging Face's names."""
+
+    max_new_tokens: int
+    temperature: float  # 0: greedy
+    top_k: int  # 0: all
+    seeds: int | tuple[int, ...] | None
+    truncate: str | None
+
+    def seed_of(self, index: int) -> int | None:
+        """The seed of the prompt at this index; drawn where none was given, None if greedy."""
+        if self.temperature == 0:
+            return None
+        if isinstance(self.seeds, tuple):
+            return self.seeds[index]
+        return secrets.randbits(32) if self.seeds is None else self.seeds
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, ready for the engine."""
+
+    ids: NDArray[np.int32]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    seed: int | None
+    stop_ids: NDArray[np.int32]
+
+    def start(self, engine: EngineModel) -> EngineJob:
+        """The engine's job for this prompt."""
+        return engine.job(
+            self.ids, self.max_new_tokens, self.temperature, self.top_k, self.seed or 0, 0,
+            self.stop_ids,
+        )  # fmt: skip
+
+
+# ---- options ----
+
+
+def check_options(
+    *,
+    max_new_tokens: int,
+    do_sample: bool | None,
+    temperature: float | None,
+    top_k: int | None,
+    seed: int | Sequence[int] | None,
+    truncate: str | None,
+) -> Options:
+    """Checked options; sampling is on where do_sample says so or a sampling option is given.
+
+    Raises OptionError or OptionTypeError naming the option, its value and its range.
+    """
+    n = integer("max_new_tokens", max_new_tokens, 0, _INT32_MAX)
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise OptionTypeError(f"do_sample is {do_sample!r}; it must be True, False or None")
+    if truncate not in (None, "left"):
+        raise OptionError(f"truncate is {truncate!r}; it must be None or 'left'")
+    given = [
+        name for name, value in (("temperature", temperature), ("top_k", top_k))
+        if value is not None
+    ]  # fmt: skip
+    if do_sample is False and given:
+        raise OptionError(f"do_sample is False, but {given[0]}, which is for sampling, is given")
+    checked_temperature = 1.0 if temperature is None else _temperature(temperature)
+    if not (do_sample or given):
+        checked_temperature = 0.0
+    k = 0 if top_k is None else integer("top_k", top_k, 0, _INT32_MAX)
+    return Options(n, checked_temperature, k, _seeds(seed), truncate)
+
+
+def integer(name: str, value: object, lowest: int, highest: int) -> int:
+    """The value as an int in its range (NumPy's integers too; a bool is not one)."""
+    if isinstance(value, bool | np.bool_):
+        raise OptionTypeError(f"{name} is {value!r}; it must be an integer")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionTypeError(f"{name} is {value!r}; it must be an integer") from None
+    if not lowest <= number <= highest:
+        raise OptionError(f"{name} is {number}; it must be from {lowest} to {highest}")
+    return number
+
+
+def _temperature(value: object) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise OptionTypeError(f"temperature is {value!r}; it must be a number")
+    # float32 is what the engine computes with; a comparison first, since int may overflow float.
+    if not 0 <= value <= 3e38 or not math.isfinite(value):
+        raise OptionError(f"temperature is {value!r}; it must be finite and at least 0")
+    return float(value)
+
+
+def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    if seed is None:
+        return None
+    if isinstance(seed, list | tuple | np.ndarray):
+        return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in seed)
+    return integer("seed", seed, 0, _SEED_LIMIT - 1)
+
+
+# ---- prompts ----
+
+
+def is_single(prompts: object) -> bool:
+    """Whether this is one prompt (a text, or a sequence of ids) rather than a list of prompts.
+
+    Raises OptionTypeError where it is neither.
+    """
+    if isinstance(prompts, str):
+        return True
+    if isinstance(prompts, np.ndarray):
+        if prompts.ndim not in (1, 2) or prompts.dtype.kind not in "iu":
+            raise OptionTypeError(
+                f"prompt ids are an array of {prompts.dtype} with {prompts.ndim} dimensions; "
+                "they must be integers with one (a prompt) or two (a list of them)"
+            )
+        return prompts.ndim == 1
+    if not isinstance(prompts, list | tuple):
+        raise OptionTypeError(
+            f"a prompt is of type {type(prompts).__name__}; it must be a text, a list or NumPy "
+            "array of token ids, or a list of prompts"
+        )
+    kinds = {_kind(item) for item in prompts}
+    if len(kinds) > 1:
+        raise OptionTypeError(
+            "a list of prompts must be all texts or all lists of ids (and a prompt of ids all "
+            f"integers); found {' and '.join(sorted(kinds))} together"
+        )
+    return kinds == {"ids"}
+
+
+def _kind(item: object) -> str:
+    if isinstance(item, str):
+        return "texts"
+    if isinstance(item, list | tuple | np.ndarray):
+        return "lists"
+    if isinstance(item, int | np.integer) and not isinstance(item, bool):
+        return "ids"
+    raise OptionTypeError(
+        f"a list of prompts holds {item!r} of type {type(item).__name__}; it must hold texts, "
+        "lists of token ids, or be a list of token ids itself"
+    )
+
+
+def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
+    """Token ids as int32 [n].
+
+    Raises OptionTypeError where they are not integers, OptionError naming the first that the
+    vocabulary does not have.
+    """
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise OptionTypeError(
+                f"{where}: ids are an array of {ids.dtype} with {ids.ndim} dimensions; they must "
+                "be integers with one"
+            )
+    elif not isinstance(ids, list | tuple):
+        raise OptionTypeError(f"{where}: ids must be a list or a NumPy array, found {ids!r}")
+    else:
+        for position, item in enumerate(ids):
+            if isinstance(item, bool) or not isinstance(item, int | np.integer):
+                raise OptionTypeError(
+                    f"{where}: token {position} is {item!r}; it must be an integer"
+                )
+    for position, item in enumerate(ids):
+        if not 0 <= item < n_vocab:
+            raise OptionError(
+                f"{where}: token {position} is {item}; ids are from 0 to {n_vocab - 1}"
+            )
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def fit_context(
+    ids: NDArray[np.int32], n_positions: int, options: Options, where: str
+) -> NDArray[np.int32]:
+    """The ids that are fed: all of them, or, under truncate="left", the last ones.
+
+    So that there is something to generate, "left" leaves room for max_new_tokens, but for at most
+    half of the context.
+
+    Raises ContextError where they do not fit.
+    """
+    if options.truncate == "left":
+        room = max(min(options.max_new_tokens - 1, n_positions // 2), 0)
+        return ids[-(n_positions - room) :]
+    if len(ids) > n_positions:
+        raise ContextError(
+            f"{where} has {len(ids)} tokens, more than the context's {n_positions} positions; "
+            "shorten it, or pass truncate='left' to keep its end"
+        )
+    return ids
+
+
+# ---- the loop ----
+
+
+def run_requests(
+    engine: EngineModel, requests: Sequence[Request], batch_size: int
+) -> list[tuple[list[int], str]]:
+    """The new ids of every request and why each ended, in the requests' order.
+
+    At most batch_size run together; a finished one's place is taken by the next.
+    """
+    results: dict[int, tuple[list[int], str]] = {}
+    running: dict[int, EngineJob] = {}
+    waiting = iter(range(len(requests)))
+    while len(results) < len(requests):
+        while len(running) < batch_size and (index := next(waiting, None)) is not None:
+            if requests[index].max_new_tokens == 0:
+                results[index] = ([], "length")
+            else:
+                running[index] = requests[index].start(engine)
+        if not running:
+            continue
+        engine.run(list(running.values()), _INT32_MAX)  # type: ignore[arg-type]
+        for index, job in list(running.items()):
+            if job.finish_reason is not None:
+                check_finite(job, f"prompt {index}")
+                results[index] = (job.new_ids(), job.finish_reason)
+                del running[index]
+    return [results[index] for index in range(len(requests))]
+
+
+def stream_request(engine: EngineModel, request: Request) -> Iterator[int]:
+    """The new ids of one request, each as soon as it is chosen."""
+    if request.max_new_tokens == 0:
+        return
+    job = request.start(engine)
+    n_seen = 0
+    while job.finish_reason is None:
+        engine.run([job], 1)  # type: ignore[list-item]
+        yield from job.new_ids(n_seen)
+        n_seen = job.n_tokens
+    check_finite(job, "the prompt")
+
+
+def check_finite(job: EngineJob, where: str) -> None:
+    """Raises NumericalError where a job ended because a logit was not a number."""
+    if job.finish_reason == "nan":
+        raise NumericalError(
+            f"{where}: a logit at position {job.sequence.length} is not a number; are there NaN "
+            "or infinite values in the weights?"
+        )

@@ -1,0 +1,338 @@
+"""The model as its users see it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.backend import load_engine
+from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint
+from gpt2c.config import GPT2Config
+from gpt2c.errors import ContextError, OptionError, OptionTypeError
+from gpt2c.generation import (
+    DEFAULT_BATCH_SIZE,
+    Completion,
+    GenerateOptions,
+    IdArray,
+    Ids,
+    Options,
+    Prompt,
+    Request,
+    StreamOptions,
+    check_ids,
+    check_options,
+    fit_context,
+    integer,
+    is_single,
+    run_requests,
+    stream_request,
+)
+from gpt2c.session import Session
+from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
+
+GPT2_VOCABULARY = 50257  # a checkpoint of this many tokens and no tokenizer files has GPT-2's own
+
+
+class GPT2:
+    """A GPT-2 on the CPU.
+
+    >>> model = GPT2.from_pretrained("path/to/checkpoint")
+    >>> model.generate("Once upon a time", max_new_tokens=40)
+
+    A model is immutable: any number of threads may use it at once, each call with a cache of its
+    own. ``close()``, or leaving a ``with`` block, frees its memory once running calls are done.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer | MissingTokenizer,
+        *,
+        dtype: str = "float32",
+        threads: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        """Reads the checkpoint's weights; :meth:`from_pretrained` is the usual way here."""
+        if threads is not None:
+            integer("threads", threads, 1, 2**16)
+        self.config: GPT2Config = checkpoint.config
+        self.tokenizer = tokenizer
+        self._engine = load_engine(checkpoint, dtype, backend)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        threads: int | None = None,
+        backend: str = "auto",
+    ) -> GPT2:
+        """A model from a folder in Hugging Face's format.
+
+        The folder holds ``config.json``, ``model.safetensors`` (float64, float32, float16 or
+        bfloat16) and, for another vocabulary than GPT-2's, ``vocab.json`` with ``merges.txt``.
+
+        dtype is what is computed with: "float32", or on the NumPy backend "float64". threads is
+        the most to use. backend is "c", the compiled engine; "numpy"; or "auto", which takes the
+        first that runs.
+
+        Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
+        file and what is wrong with it; OptionError; BackendError where backend="c" cannot run.
+        """
+        with open_checkpoint(path) as checkpoint:
+            tokenizer = tokenizer_of(checkpoint)
+            return cls(checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend)
+
+    @classmethod
+    def from_picogpt(
+        cls, hparams: Mapping[str, Any], params: Mapping[str, Any], **options: Any
+    ) -> GPT2:
+        """A model from picoGPT's hparams and params, for ids; see checkpoint.from_picogpt."""
+        missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
+        return cls(from_picogpt(hparams, params), missing, **options)
+
+    # ---- generation ----
+
+    @overload
+    def generate(self, prompts: str, **options: Unpack[GenerateOptions]) -> str: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[int] | IdArray, **options: Unpack[GenerateOptions]
+    ) -> list[int]: ...
+    @overload
+    def generate(
+        self, prompts: list[str] | tuple[str, ...], **options: Unpack[GenerateOptions]
+    ) -> list[str]: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[Ids], **options: Unpack[GenerateOptions]
+    ) -> list[list[int]]: ...
+
+    def generate(self, prompts: Any, **options: Unpack[GenerateOptions]) -> Any:
+        """Continues a prompt, or each of a list of prompts: the new text, or ids, alone.
+
+        prompts is a text, a list or NumPy array of token ids, or a list of one kind of them.
+        Options are those of :meth:`complete`.
+        """
+        completions = self.complete(prompts, **options)
+        if isinstance(completions, Completion):
+            return completions.ids if completions.text is None else completions.text
+        return [c.ids if c.text is None else c.text for c in completions]
+
+    @overload
+    def complete(self, prompts: str, **options: Unpack[GenerateOptions]) -> Completion: ...
+    @overload
+    def complete(
+        self, prompts: Sequence[int] | IdArray, **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
+    @overload
+    def complete(
+        self, prompts: list[str] | tuple[str, ...], **options: Unpack[GenerateOptions]
+    ) -> list[Completion]: ...
+    @overload
+    def complete(
+        self, prompts: Sequence[Ids], **options: Unpack[GenerateOptions]
+    ) -> list[Completion]: ...
+
+    def complete(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: int = 40,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        truncate: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Any:
+        """Continues a prompt, or each of a list: a :class:`Completion`, or a list of them.
+
+        max_new_tokens
+            Most tokens to generate. The model's end token, or a full context, ends a text before.
+        do_sample, temperature, top_k
+            Greedy unless do_sample is True or a sampling option is given. temperature divides the
+            logits (default 1; 0 is greedy); top_k keeps the k likeliest tokens (0: all).
+        seed
+            An int from 0 to 2**64 - 1, or a list of one for each prompt. The text is a function of
+            the prompt, the options and the seed, whatever runs beside it. None draws one for each
+            prompt, and the completion tells it.
+        truncate
+            "left" keeps the end of a prompt that leaves no room in the context; otherwise a prompt
+            longer than the context is an error.
+        batch_size
+            How many prompts run together, from 1 to 256.
+
+        Raises OptionError or OptionTypeError naming the option, its value and its range;
+        ContextError, TokenizerError; NumericalError where the weights give a logit that is not a
+        number; CacheMemoryError.
+        """
+        options = check_options(
+            max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+            top_k=top_k, seed=seed, truncate=truncate,
+        )  # fmt: skip
+        batch_size = integer("batch_size", batch_size, 1, 256)
+        single = is_single(prompts)
+        prompt_list = [prompts] if single else prompts
+        if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
+            raise OptionError(
+                f"seed is a list of {len(options.seeds)}; it must have one for each of the "
+                f"{len(prompt_list)} prompts"
+            )
+        requests = [self._request(p, i, options) for i, p in enumerate(prompt_list)]
+        completions = []
+        results = run_requests(self._engine, requests, batch_size)
+        for prompt, request, (ids, reason) in zip(prompt_list, requests, results, strict=True):
+            text = self.tokenizer.decode(ids) if isinstance(prompt, str) else None
+            completions.append(Completion(text, ids, reason, request.seed))
+        return completions[0] if single else completions
+
+    @overload
+    def stream(self, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[str]: ...
+    @overload
+    def stream(self, prompt: Ids, **options: Unpack[StreamOptions]) -> Iterator[int]: ...
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 40,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        truncate: str | None = None,
+    ) -> Any:
+        """Continues one prompt and yields the new text, or ids, as they come.
+
+        The pieces of a text never split a character, and joined are what :meth:`generate` returns.
+        Options and errors are those of :meth:`complete`; errors in them are raised at once.
+        """
+        options = check_options(
+            max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+            top_k=top_k, seed=seed, truncate=truncate,
+        )  # fmt: skip
+        if not is_single(prompt):
+            if isinstance(prompt, list) and not prompt:
+                raise OptionError("stream takes one prompt; found an empty list")
+            raise OptionTypeError("stream takes one prompt; found a list of them")
+        if isinstance(options.seeds, tuple):
+            raise OptionTypeError("stream takes one prompt and so one seed; found a list")
+        ids = stream_request(self._engine, self._request(prompt, 0, options))
+        return self._pieces(ids) if isinstance(prompt, str) else ids
+
+    def _pieces(self, ids: Iterator[int]) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer)
+        for id in ids:
+            if piece := decoder.push(id):
+                yield piece
+        if piece := decoder.finish():
+            yield piece
+
+    def _request(self, prompt: Prompt, index: int, options: Options) -> Request:
+        where = f"prompt {index}"
+        ids = self._encode(prompt, where)
+        if len(ids) == 0:
+            ids = np.array([self._start_id(where)], dtype=np.int32)
+        return Request(
+            ids=fit_context(ids, self.config.n_positions, options, where),
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            seed=options.seed_of(index),
+            stop_ids=np.array(sorted(self.config.eos_token_ids), dtype=np.int32),
+        )
+
+    def _encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return check_ids(ids, self.config.vocab_size, where)
+
+    def _start_id(self, where: str) -> int:
+        """What the empty prompt starts from: end-of-text, after which GPT-2 begins a new one."""
+        candidates = [self.tokenizer.eot_id, *sorted(self.config.eos_token_ids)]
+        for id in [*candidates, self.config.bos_token_id]:
+            if id is not None and id < self.config.vocab_size:
+                return id
+        raise OptionError(
+            f"{where} is empty, and this model has no end-of-text token to start from"
+        )
+
+    # ---- logits ----
+
+    def logits(self, ids: Prompt) -> NDArray[np.float32]:
+        """Logits float32 [n_tokens, n_vocab] of the token that follows each of ids (or of a text).
+
+        Raises ContextError where there are more of them than positions.
+        """
+        checked = self._encode(ids, "logits")
+        if len(checked) > self.config.n_positions:
+            raise ContextError(
+                f"logits: {len(checked)} tokens are more than the context's "
+                f"{self.config.n_positions} positions"
+            )
+        return self.session().feed(checked, all=True)
+
+    def session(self) -> Session:
+        """An empty session, to be fed step by step."""
+        return Session(self._engine)
+
+    # ---- memory ----
+
+    @property
+    def backend(self) -> str:
+        """What runs this model: "numpy", or the compiled engine's instruction set."""
+        return self._engine.isa
+
+    def close(self) -> None:
+        """Frees the weights once running calls are done; later calls raise ClosedError."""
+        self._engine.close()
+
+    def __enter__(self) -> GPT2:
+        """The model itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the model."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """The model's shape and what runs it."""
+        c = self.config
+        return (
+            f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "
+            f"{c.n_positions} positions, vocabulary {c.vocab_size}, on {self.backend}>"
+        )
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer:
+    """The tokenizer beside a checkpoint's weights, or GPT-2's own where its vocabulary fits.
+
+    Raises TokenizerError where its files are malformed or do not fit the model.
+    """
+    folder, n_vocab = checkpoint.folder, checkpoint.config.vocab_size
+    if folder is not None:
+        vocab, merges = folder / "vocab.json", folder / "merges.txt"
+        if vocab.exists() and merges.exists():
+            return Tokenizer.from_files(vocab, merges)
+    if n_vocab == GPT2_VOCABULARY:
+        return Tokenizer.gpt2()
+    return MissingTokenizer(_what_is_missing(folder, n_vocab), n_vocab=n_vocab)
+
+
+def _what_is_missing(folder: Path | None, n_vocab: int) -> str:
+    return (
+        f"{folder}: there is no vocab.json with merges.txt, and a vocabulary of {n_vocab} tokens "
+        "is not GPT-2's own"
+    )

@@ -1,0 +1,172 @@
+"""The engine's interface on the NumPy oracle: ``backend="numpy"``.
+
+It runs where the compiled engine cannot, with the same options and the same results up to
+rounding; see ``_engine.pyi`` for what each class and method is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checkpoint.source import tensor_shapes
+from gpt2c.config import GPT2Config
+from gpt2c.errors import ClosedError, ContextError, OptionError
+from gpt2c.reference import Past, gpt2
+from gpt2c.reference_sampling import choose
+
+
+class Model:
+    """A model's weights as NumPy arrays."""
+
+    isa = "numpy"
+
+    def __init__(self, config: GPT2Config, dtype: str = "float32") -> None:
+        """All weights zero until they are loaded."""
+        self.config = config
+        self.n_vocab = config.vocab_size
+        self.n_positions = config.n_positions
+        self.weights: dict[str, NDArray[Any]] = {
+            name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()
+        }
+        self.closed = False
+
+    def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
+        """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
+        weight = self.weights[name]
+        weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)] = rows
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    def sequence(self) -> Sequence:
+        """An empty sequence."""
+        self.check_open()
+        return Sequence(self)
+
+    def job(
+        self,
+        ids: NDArray[np.int32],
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        seed: int,
+        sample: int,
+        stop_ids: NDArray[np.int32],
+    ) -> Job:
+        """A text to be continued from ids by `run`."""
+        sampling = {"temperature": temperature, "top_k": top_k, "seed": seed, "sample": sample}
+        return Job(self, ids, max_new_tokens, sampling, frozenset(stop_ids.tolist()))
+
+    def run(self, jobs: list[Job], max_steps: int) -> None:
+        """Advances the jobs until one finishes or max_steps tokens were generated for each."""
+        for _ in range(max_steps):
+            for job in jobs:
+                job.step()
+            if any(job.finish_reason for job in jobs):
+                return
+
+    def close(self) -> None:
+        """Frees the weights once running calls are done."""
+        self.closed = True
+        self.weights = {}
+
+    def check_open(self) -> None:
+        """Raises ClosedError after close."""
+        if self.closed:
+            raise ClosedError("the model was closed")
+
+
+class Sequence:
+    """Tokens that were fed, as keys and values."""
+
+    def __init__(self, model: Model) -> None:
+        """No tokens yet."""
+        self.model = model
+        self.length = 0
+        self.past: Past = []
+
+    def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
+        """Feeds ids; float32 [n_logits, n_vocab] of the last n_logits of them."""
+        model = self.model
+        model.check_open()
+        n = len(ids)
+        if n == 0:
+            raise OptionError("feed takes at least one token; found 0")
+        if self.length + n > model.n_positions:
+            raise ContextError(f"feeding {n} tokens after {self.length}: more than the context")
+        if ids.min() < 0 or ids.max() >= model.n_vocab:
+            raise OptionError(f"token ids must be in 0..{model.n_vocab - 1}")
+        # A copy of the list: an interrupted call leaves the sequence as it was.
+        past = list(self.past)
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = gpt2(ids, model.weights, model.config, self.length, past)
+        self.past = past
+        self.length += n
+        return logits[n - n_logits :].astype(np.float32)
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first length tokens."""
+        if not 0 <= length <= self.length:
+            raise OptionError(f"truncating to {length} tokens: there are {self.length}")
+        self.past = [(k[:, :length], v[:, :length]) for k, v in self.past] if length else []
+        self.length = length
+
+    def copy(self) -> Sequence:
+        """A sequence that shares this one's arrays, which are never written in place."""
+        self.model.check_open()
+        other = Sequence(self.model)
+        other.length = self.length
+        other.past = list(self.past)
+        return other
+
+
+class Job:
+    """One text being continued."""
+
+    def __init__(
+        self,
+        model: Model,
+        ids: NDArray[np.int32],
+        max_new_tokens: int,
+        sampling: dict[str, Any],
+        stop_ids: frozenset[int],
+    ) -> None:
+        """Nothing is fed before the first step."""
+        self.sequence = model.sequence()
+        self._next = ids
+        self._sampling = sampling
+        self._stop_ids = stop_ids
+        self._max_new_tokens = max_new_tokens
+        self._ids: list[int] = []
+        self.finish_reason: str | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens were generated."""
+        return len(self._ids)
+
+    def new_ids(self, begin: int = 0) -> list[int]:
+        """The tokens generated, from the begin-th on."""
+        return self._ids[begin:]
+
+    def step(self) -> None:
+        """Feeds what is next and chooses one token."""
+        logits = self.sequence.feed(self._next, 1)[0]  # [n_vocab]
+        if np.isnan(logits).any():
+            self.finish_reason = "nan"
+            return
+        token = choose(logits, position=self.sequence.length, **self._sampling)
+        if token in self._stop_ids:
+            self.finish_reason = "stop"
+            return
+        self._ids.append(token)
+        self._next = np.array([token], dtype=np.int32)
+        if len(self._ids) == self._max_new_tokens:
+            self.finish_reason = "length"
+        elif self.sequence.length == self.sequence.model.n_positions:
+            self.finish_reason = "context"

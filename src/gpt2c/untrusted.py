@@ -1,0 +1,156 @@
+"""Opening files and parsing JSON that nobody vouches for.
+
+Configurations, tensor headers and vocabularies all come from strangers. ``json.loads`` alone
+is too kind to them: it keeps the last of two equal keys, takes NaN for a number, and its
+recursion is only as bounded as the interpreter's stack.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gpt2c.errors import CheckpointNotFoundError, Error
+
+# The deepest JSON that is read. A configuration needs about four levels. Checked before
+# parsing, because a program may have raised Python's recursion limit beyond what the C stack
+# of the JSON scanner bears.
+MAX_DEPTH = 32
+
+# A string (also one that is never closed, so that the search stays linear), or one bracket.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+
+
+def show(value: object, limit: int = 120) -> str:
+    """``repr(value)``, cut to `limit` characters: names from a file can be megabytes long."""
+    if isinstance(value, str | bytes):
+        value = value[: limit + 1]
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def show_list(names: Sequence[str], limit: int = 8) -> str:
+    """The first `limit` names, and how many more there are."""
+    text = ", ".join(show(name) for name in names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+def open_regular(path: Path, error: type[Error]) -> io.FileIO:
+    """Open a regular file for reading, unbuffered; links are followed.
+
+    Raises CheckpointNotFoundError where there is none, and `error` for a folder, a pipe or a
+    device, or when the system refuses.
+    """
+    # O_NONBLOCK: opening a named pipe would otherwise wait for somebody to write to it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        file = io.FileIO(path, opener=lambda name, _: os.open(name, flags))
+    except FileNotFoundError:
+        raise CheckpointNotFoundError(f"{path}: there is no such file") from None
+    except OSError as reason:
+        raise error(f"{path}: cannot be opened: {reason.strerror}") from reason
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise error(f"{path}: found a pipe or a device, expected a regular file")
+    return file
+
+
+def read_json_object(path: Path, *, limit: int, error: type[Error]) -> dict[str, Any]:
+    """Read a whole JSON file of at most `limit` bytes; its top level must be an object.
+
+    Raises CheckpointNotFoundError or `error`; the message names the file.
+    """
+    with open_regular(path, error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{path}: found {size} bytes, expected at most {limit}")
+        try:
+            raw = file.read(limit + 1) or b""
+        except OSError as reason:
+            raise error(f"{path}: cannot be read: {reason.strerror}") from reason
+    try:
+        value = parse_json(raw)
+    except ValueError as reason:
+        raise error(f"{path}: {reason}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: found a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse UTF-8 JSON strictly.
+
+    Raises ValueError, with a message for the caller to put the file's name before, on bad
+    UTF-8 or JSON, equal keys, NaN or infinities, integers beyond 64 bits, "-0", unpaired
+    surrogates in keys or values, and more than 32 levels.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as reason:
+        raise ValueError(f"is not UTF-8 at byte {reason.start}") from None
+    _check_depth(text)
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_constant,
+        )
+    except json.JSONDecodeError as reason:
+        raise ValueError(f"is not JSON: {reason}") from None
+    except RecursionError:  # called with the stack nearly used up
+        raise ValueError("is JSON nested too deeply") from None
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        bracket = text[match.start()]
+        if bracket in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"is JSON nested more than {MAX_DEPTH} levels deep")
+        elif bracket in "]}":
+            depth -= 1
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"has the key {show(key)} twice")
+        # "\ud800" alone is legal JSON and not a text: it could not even be printed.
+        for text in (key, value):
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode("utf-8")
+                except UnicodeEncodeError:
+                    raise ValueError(f"has an unpaired surrogate in {show(text)}") from None
+        result[key] = value
+    return result
+
+
+def _integer(digits: str) -> int:
+    # A million digits would take minutes to convert; "-0" is a float to other parsers.
+    if len(digits) > 20 or digits == "-0":
+        raise ValueError(f"has the number {show(digits)}, which is not a 64-bit integer")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"has the number {show(digits)}, which is beyond float64")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"has {name}, which is not JSON")

@@ -1,0 +1,159 @@
+"""Which engine runs, why, and what is said when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+from conftest import FIXTURES, ISAS
+
+import gpt2c
+from gpt2c import GPT2
+
+FOLDER = FIXTURES / "transformers" / "tiny"
+
+needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    """As if the package had been installed without a compiler."""
+    monkeypatch.setitem(sys.modules, "gpt2c._engine", None)
+    monkeypatch.delattr(gpt2c, "_engine", raising=False)
+
+
+@needs_engine
+def test_auto_takes_the_fastest_instruction_set(monkeypatch):
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    monkeypatch.delenv("GPT2C_ISA", raising=False)
+    assert GPT2.from_pretrained(FOLDER).backend == ISAS[-1]
+
+
+@needs_engine
+def test_environment_chooses_for_auto_alone(monkeypatch):
+    monkeypatch.setenv("GPT2C_BACKEND", "numpy")
+    assert GPT2.from_pretrained(FOLDER).backend == "numpy"
+    assert GPT2.from_pretrained(FOLDER, backend="c").backend == ISAS[-1]
+    monkeypatch.setenv("GPT2C_BACKEND", "c")
+    assert GPT2.from_pretrained(FOLDER).backend == ISAS[-1]
+    monkeypatch.setenv("GPT2C_BACKEND", "fortran")
+    with pytest.raises(gpt2c.OptionError, match="GPT2C_BACKEND is 'fortran'"):
+        GPT2.from_pretrained(FOLDER)
+
+
+@needs_engine
+def test_environment_forces_an_instruction_set(monkeypatch):
+    for isa in ISAS:
+        monkeypatch.setenv("GPT2C_ISA", isa)
+        assert GPT2.from_pretrained(FOLDER).backend == isa
+    monkeypatch.setenv("GPT2C_ISA", "avx9000")
+    with pytest.raises(gpt2c.OptionError, match=r"avx9000.*may be .*scalar"):
+        GPT2.from_pretrained(FOLDER)
+
+
+def test_without_the_engine_auto_warns_once_and_runs(no_engine, monkeypatch):
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = GPT2.from_pretrained(FOLDER)
+    assert model.backend == "numpy"
+    assert model.generate([1], max_new_tokens=3)
+    (warning,) = caught
+    assert issubclass(warning.category, RuntimeWarning)
+    assert issubclass(warning.category, gpt2c.Gpt2cWarning)
+    assert "GPT2C_BUILD=require pip install" in str(warning.message)
+    assert warning.filename == __file__  # the line of the user's own program
+
+
+def test_without_the_engine_c_raises_with_the_line_that_reinstalls(no_engine, monkeypatch):
+    with pytest.raises(gpt2c.BackendError, match="GPT2C_BUILD=require pip install"):
+        GPT2.from_pretrained(FOLDER, backend="c")
+    monkeypatch.setenv("GPT2C_BACKEND", "c")
+    with pytest.raises(RuntimeError):
+        GPT2.from_pretrained(FOLDER)
+
+
+@needs_engine
+def test_a_cpu_that_runs_no_instruction_set_falls_back(monkeypatch):
+    from gpt2c import _engine
+
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    monkeypatch.delenv("GPT2C_ISA", raising=False)
+    monkeypatch.setattr(_engine, "instruction_sets", lambda: [("scalar", False)])
+    with pytest.warns(RuntimeWarning, match="FMA"):
+        assert GPT2.from_pretrained(FOLDER).backend == "numpy"
+
+
+@pytest.mark.parametrize("options", [{"backend": "cuda"}, {"dtype": "float8"}, {"threads": 0}])
+def test_unknown_values_are_named(options):
+    (name,) = options
+    with pytest.raises(gpt2c.OptionError, match=f"{name} is"):
+        GPT2.from_pretrained(FOLDER, **options)
+
+
+def test_float64_runs_on_numpy():
+    model = GPT2.from_pretrained(FOLDER, dtype="float64")
+    assert model.backend == "numpy"
+    with pytest.raises(gpt2c.OptionError, match="float64"):
+        GPT2.from_pretrained(FOLDER, dtype="float64", backend="c")
+
+
+def test_nothing_is_printed_and_import_loads_little():
+    program = (
+        "import sys, gpt2c; m = gpt2c.GPT2.from_pretrained(sys.argv[1]);"
+        "m.generate([1], max_new_tokens=2); m.close();"
+        "heavy = {'torch', 'transformers', 'tokenizers', 'huggingface_hub', 'tiktoken', "
+        "'safetensors'};"
+        "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(FOLDER)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_engine
+def test_engine_refuses_nonsense_without_crashing():
+    """The private module too: wrong types and half-made objects are Python errors."""
+    import numpy as np
+
+    from gpt2c import _engine
+
+    config = gpt2c.GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2)
+    model = _engine.Model(config, ISAS[0])
+    ids = np.zeros(2, dtype=np.int32)
+    stops = np.zeros(0, dtype=np.int32)
+    for make in (
+        lambda: _engine.Sequence.__new__(_engine.Sequence),
+        lambda: _engine.Sequence(None),
+        lambda: _engine.Model(None, ISAS[0]),
+        lambda: _engine.Model(config, None),
+        lambda: _engine.Model(config, "avx9000"),
+        lambda: model.load("wte.weight", None, 0),
+        lambda: model.load("wte.weight", np.zeros((2, 3), dtype=np.float32), 0),
+        lambda: model.load("wte.weight", np.zeros((2, 4), dtype=np.float32), 4),
+        lambda: model.load("h.1.ln_1.weight", np.zeros((1, 4), dtype=np.float32), 0),
+        lambda: model.load("h.x.ln_1.weight", np.zeros((1, 4), dtype=np.float32), 0),
+        lambda: model.load("nothing", np.zeros((1, 4), dtype=np.float32), 0),
+        lambda: model.job(None, 1, 0.0, 0, 0, 0, stops),
+        lambda: model.job(ids, 0, 0.0, 0, 0, 0, stops),
+        lambda: model.job(np.zeros(9, dtype=np.int32), 1, 0.0, 0, 0, 0, stops),
+        lambda: model.sequence().feed(np.full(2, 7, dtype=np.int32), 1),
+        lambda: model.sequence().feed(np.zeros(5, dtype=np.int32), 1),
+        lambda: model.sequence().feed(np.zeros(0, dtype=np.int32), 1),
+        lambda: model.sequence().truncate(1),
+        lambda: model.run([None], 1),
+        lambda: model.run([], 1),
+        lambda: model.run(None, 1),
+    ):
+        with pytest.raises((TypeError, ValueError, KeyError, AttributeError, RuntimeError)):
+            make()
+    twice = model.job(ids, 2, 0.0, 0, 0, 0, stops)
+    with pytest.raises(gpt2c.OptionError):
+        model.run([twice, twice], 1)
+    model.run([twice], 5)
+    assert twice.finish_reason == "length"
+    with pytest.raises(gpt2c.OptionError):
+        model.run([twice], 1)

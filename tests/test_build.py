@@ -1,0 +1,130 @@
+"""Installing: the wheel, the sdist, and machines without a compiler. Needs the package index."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in a source tree"),
+]
+
+# What is installed, run from a folder that does not hold the sources.
+PROGRAM = """
+import sys, warnings, gpt2c
+warnings.simplefilter("error" if sys.argv[2] == "c" else "ignore")
+model = gpt2c.GPT2.from_pretrained(sys.argv[1])
+print(gpt2c.__version__, model.backend, model.generate([2, 0, 1, 0, 2, 1]))
+assert gpt2c.Tokenizer.gpt2().encode("hello world") == [31373, 995]
+assert "site-packages" in gpt2c.__file__
+"""
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wheel_of(source: Path, folder: Path, mode: str, **environment: str) -> tuple[Path, str]:
+    output = run(
+        sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, source,
+        GPT2C_BUILD=mode, **environment,
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    return wheel, output
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    """The sdist of this tree, and the wheel of that sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "pip", "install", "-q", "build")
+    run(sys.executable, "-m", "build", "-q", "--sdist", "-o", folder, ROOT, GPT2C_BUILD="require")
+    (sdist,) = folder.glob("*.tar.gz")
+    wheel, _ = wheel_of(sdist, folder / "wheel", "require")
+    return {"sdist": sdist, "wheel": wheel}
+
+
+def installed(wheel: Path, folder: Path) -> Path:
+    """A fresh environment's python with the wheel; it sees this one's dependencies."""
+    venv.create(folder, with_pip=True, symlinks=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", wheel)
+    return python
+
+
+def test_one_wheel_for_every_python_from_3_11(built):
+    assert re.match(r"gpt2c-[0-9.]+-cp311-abi3-", built["wheel"].name)
+
+
+def test_wheel_and_sdist_hold_the_package(built):
+    package = {
+        str(path.relative_to(ROOT / "src"))
+        for path in (ROOT / "src" / "gpt2c").rglob("*")
+        if path.suffix in (".py", ".pyi", ".typed", ".bpe", ".md", ".json", ".safetensors", ".txt")
+        or path.name == "py.typed"
+    }
+    in_wheel = set(zipfile.ZipFile(built["wheel"]).namelist())
+    assert package <= in_wheel
+    assert not {name for name in in_wheel if name.endswith((".pyx", ".c", ".h"))}
+    with tarfile.open(built["sdist"]) as archive:
+        in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {f"src/{name}" for name in package} <= in_sdist
+    tracked = subprocess.run(
+        ["git", "ls-files", "csrc", "src", "tests", "docs", "tools"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    ).stdout.split()  # fmt: skip
+    assert set(tracked) <= in_sdist
+    assert not {name for name in in_sdist if name.endswith("_engine.c")}
+
+
+def test_wheel_of_the_sdist_runs(built, tmp_path):
+    python = installed(built["wheel"], tmp_path / "env")
+    output = run(python, "-W", "error", "-c", PROGRAM, FIXTURES / "sort-nano", "c")
+    version, backend, *ids = output.split(maxsplit=2)
+    assert backend != "numpy"
+    assert ids == ["[0, 0, 1, 1, 2, 2]\n"]
+    assert f"-{version}-" in built["wheel"].name
+
+
+@pytest.mark.parametrize("mode", ["auto", "skip"])
+def test_without_a_compiler_it_installs_on_numpy(built, tmp_path, mode):
+    wheel, output = wheel_of(built["sdist"], tmp_path, mode, CC="no-such-compiler")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    if mode == "auto":
+        assert "gpt2c: the engine could not be built" in output
+        assert "no-such-compiler" in output.split("the compiler's last lines:")[1]
+    python = installed(wheel, tmp_path / "env")
+    output = run(python, "-c", PROGRAM, FIXTURES / "sort-nano", "numpy", GPT2C_BACKEND="")
+    assert "numpy [0, 0, 1, 1, 2, 2]" in output
+    warned = subprocess.run(
+        [python, "-W", "always", "-c", "import gpt2c, sys; gpt2c.GPT2.from_pretrained(sys.argv[1])",
+         str(FIXTURES / "sort-nano")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert warned.stderr.count("FallbackWarning") == 1
+
+
+def test_require_without_a_compiler_fails(built, tmp_path):
+    with pytest.raises(AssertionError, match="no-such-compiler"):
+        wheel_of(built["sdist"], tmp_path, "require", CC="no-such-compiler")
+
+
+def test_unknown_mode_is_refused(built, tmp_path):
+    with pytest.raises(AssertionError, match="GPT2C_BUILD is 'perhaps'"):
+        wheel_of(built["sdist"], tmp_path, "perhaps")

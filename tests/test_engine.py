@@ -1,0 +1,141 @@
+"""The compiled engine: as right as the oracle allows, and the same bits however it is asked."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, ISAS, config_of, model_on, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2c import GPT2Config
+from gpt2c.checkpoint.source import tensor_shapes
+from gpt2c.reference import gpt2
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+
+# Shapes that no vector width, panel, block or page divides, and their neighbours.
+configs = st.builds(
+    lambda head_dim, n_head, **options: config_of(
+        n_embd=head_dim * n_head, n_head=n_head, **options
+    ),
+    head_dim=st.sampled_from([1, 2, 3, 8, 15, 16, 17, 33]),
+    n_head=st.integers(1, 5),
+    vocab_size=st.sampled_from([1, 3, 16, 63, 64, 65, 130]),
+    n_positions=st.sampled_from([1, 2, 63, 64, 65, 130]),
+    n_layer=st.integers(0, 3),
+    n_inner=st.one_of(st.none(), st.integers(1, 140)),
+    activation_function=st.sampled_from(["gelu_new", "gelu", "relu", "silu", "quick_gelu", "tanh"]),
+    scale_attn_weights=st.booleans(),
+    scale_attn_by_inverse_layer_idx=st.booleans(),
+    tie_word_embeddings=st.booleans(),
+    layer_norm_epsilon=st.sampled_from([1e-5, 1e-3, 0.1]),
+)
+
+
+def ids_of(config: GPT2Config, n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n)
+
+
+@settings(max_examples=150)
+@given(config=configs, seed=st.integers(0, 2**32 - 1), isa=st.sampled_from(ISAS))
+def test_logits_are_within_float32_of_the_oracle(config, seed, isa):
+    weights = random_weights(config, seed)
+    ids = ids_of(config, config.n_positions, seed)
+    ours = model_on(isa, config, weights).logits(ids)
+    double = {name: w.astype(np.float64) for name, w in weights.items()}
+    oracle = gpt2(ids, double, config)
+    single = gpt2(ids, weights, config)
+    # What plain float32 loses is the measure: up to 4 times that of NumPy's own float32, plus one
+    # ULP of the greatest logit, for the models so small that NumPy happens to be exact.
+    ulp = np.finfo(np.float32).eps * np.abs(oracle).max()
+    allowed = 4 * np.abs(single - oracle).max() + 4 * ulp
+    assert np.abs(ours - oracle).max() <= allowed
+
+
+@settings(max_examples=100)
+@given(config=configs, seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_same_bits_whole_in_chunks_token_by_token_and_on_every_isa(config, seed, data):
+    weights = random_weights(config, seed)
+    ids = ids_of(config, config.n_positions, seed)
+    whole = model_on(ISAS[0], config, weights).logits(ids)
+    for isa in ISAS:
+        model = model_on(isa, config, weights)
+        np.testing.assert_array_equal(whole, model.logits(ids))
+        session, at = model.session(), 0
+        while at < len(ids):
+            n = data.draw(st.integers(1, len(ids) - at))
+            every = data.draw(st.booleans())
+            logits = session.feed(ids[at : at + n], all=every)
+            at += n
+            np.testing.assert_array_equal(logits, whole[at - n : at] if every else whole[at - 1])
+        session = model.session()
+        steps = np.stack([session.feed(int(token)) for token in ids])
+        np.testing.assert_array_equal(whole, steps)
+
+
+def test_a_prompt_of_several_forward_calls_has_the_same_bits():
+    config = config_of(n_positions=600, n_embd=16, n_head=2)
+    weights = random_weights(config)
+    ids = ids_of(config, 600, 0)  # 600 rows are three calls of at most 256
+    model = model_on(ISAS[-1], config, weights)
+    session = model.session()
+    steps = np.stack([session.feed(int(token)) for token in ids])
+    np.testing.assert_array_equal(model.logits(ids), steps)
+
+
+def test_same_bits_in_any_batch(isa):
+    config = config_of(n_positions=150)
+    model = model_on(isa, config, random_weights(config))
+    prompts = [ids_of(config, n, n).tolist() for n in (1, 70, 3, 64, 65, 2, 128, 9, 30)]
+    alone = [model.generate(p, max_new_tokens=20) for p in prompts]
+    for batch_size in (1, 2, 5, 64):
+        assert model.generate(prompts, max_new_tokens=20, batch_size=batch_size) == alone
+    assert model.generate(prompts[::-1], max_new_tokens=20) == alone[::-1]
+    # What is generated is what the logits say, recomputed without a cache.
+    for prompt, new in zip(prompts, alone, strict=True):
+        logits = model.logits([*prompt, *new])
+        assert logits[len(prompt) - 1 : -1].argmax(axis=1).tolist() == new
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_as_accurate_as_torch(index, isa):
+    """Contract C1: the RMS error against float64 is no more than torch's float32 error."""
+    made = json.loads((FIXTURES / "transformers" / "precision.json").read_text())["models"][index]
+    config = GPT2Config(**made["config"], eos_token_id=None, bos_token_id=None)
+    rng = np.random.RandomState(made["seed"])
+    weights = {}
+    # The order and the legacy generator are those of tools/make_transformers_fixtures.py.
+    names = {name: name for name in tensor_shapes(config)}
+    for name in sorted(f"transformer.{name}" for name in names):
+        name = name.removeprefix("transformer.")
+        values = rng.standard_normal(tensor_shapes(config)[name]).astype(np.float32)
+        scale = 0.2 if "ln_" in name else 0.08
+        offset = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
+        weights[name] = (offset + np.float32(scale) * values).astype(np.float32)
+    ids = rng.randint(0, config.vocab_size, config.n_positions)
+    oracle = gpt2(ids, {name: w.astype(np.float64) for name, w in weights.items()}, config)
+    # The same model as torch's, or the comparison means nothing.
+    assert np.sqrt(np.mean(oracle**2)) == pytest.approx(made["rms_of_logits"], rel=1e-6)
+    error = model_on(isa, config, weights).logits(ids) - oracle
+    assert len(ids) >= 1000
+    assert np.sqrt(np.mean(error**2)) <= made["torch_rms_error"]
+
+
+def test_nan_weights_give_nan_logits_and_not_a_crash(isa):
+    config = config_of()
+    weights = random_weights(config)
+    weights["h.0.attn.c_attn.weight"][3, 5] = np.nan
+    logits = model_on(isa, config, weights).logits([1, 2, 3])
+    assert np.isnan(logits).all()
+
+
+def test_huge_values_do_not_crash(isa):
+    config = config_of()
+    for value in (1e30, np.inf, -np.inf, 1e-42):
+        weights = random_weights(config)
+        weights["wpe.weight"][1] = value
+        bits = [model_on(i, config, weights).logits([1, 2, 3]) for i in (ISAS[0], isa)]
+        np.testing.assert_array_equal(*bits)

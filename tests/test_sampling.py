@@ -1,0 +1,178 @@
+"""Draws: the generator, the noise, the distribution, and what a draw depends on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2c.reference import softmax
+from gpt2c.reference_sampling import choose, gumbel_noise, philox4x32, top_k_ids
+
+if ISAS:
+    from gpt2c import _engine
+
+
+def test_philox_has_its_published_values():
+    """The known answers that Salmon et al.'s Random123 library ships (kat_vectors)."""
+    ones = 0xFFFFFFFF
+    pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+    cases = [
+        ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([ones] * 4, (ones, ones), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (pi, (0xA4093822, 0x299F31D0), [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+    ]
+    for counter, key, words in cases:
+        assert philox4x32(np.array([counter], dtype=np.uint32), key)[0].tolist() == words
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    sample=st.integers(0, 2**32 - 1),
+    position=st.integers(0, 2**20),
+)
+def test_compiled_noise_is_the_stated_noise(seed, sample, position):
+    if not ISAS:
+        pytest.skip("the engine is not compiled")
+    zeros = np.zeros(64, dtype=np.float32)
+    bits = [_engine.perturbed(isa, zeros, 1.0, seed, sample, position) for isa in ISAS]
+    for other in bits[1:]:
+        np.testing.assert_array_equal(bits[0], other)
+    # Two logarithms in float32: relative errors of some ULP of values up to 23, and of -log u.
+    exact = gumbel_noise(seed, sample, position, np.arange(64))
+    np.testing.assert_allclose(bits[0], exact, rtol=2e-6, atol=1e-6)
+
+
+def test_noise_of_extreme_words():
+    """The words next to 0 and to 2^32, found by search, keep their resolution."""
+    if not ISAS:
+        pytest.skip("the engine is not compiled")
+    ids = np.arange(400_000)
+    exact = gumbel_noise(7, 0, 0, ids)
+    ours = _engine.perturbed(ISAS[0], np.zeros(len(ids), dtype=np.float32), 1.0, 7, 0, 0)
+    assert exact.max() > 11
+    assert exact.min() < -2.4
+    np.testing.assert_allclose(ours, exact, rtol=2e-6, atol=1e-6)
+
+
+def chi_square(draws: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:
+    """Pearson's statistic and its degrees of freedom, ids expected under 5 times put together."""
+    expected = probabilities * len(draws)
+    counts = np.bincount(draws, minlength=len(probabilities)).astype(float)
+    rare = expected < 5
+    if expected[rare].sum() == 0:  # ids that cannot be drawn, and were not
+        assert counts[rare].sum() == 0
+        expected, counts = expected[~rare], counts[~rare]
+    else:
+        expected = np.append(expected[~rare], expected[rare].sum())
+        counts = np.append(counts[~rare], counts[rare].sum())
+    return float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (2.0, 10), (1.0, 1)])
+def test_draws_follow_the_distribution(backend, temperature, top_k):
+    config = config_of()
+    model = model_on(backend, config, random_weights(config))
+    n = 20_000 if backend != "numpy" else 2_000
+    seeds = list(range(n))
+    draws = model.generate(
+        [[5]] * n, max_new_tokens=1, temperature=temperature, top_k=top_k, seed=seeds,
+        batch_size=256,
+    )  # fmt: skip
+    logits = model.logits([5])[0].astype(np.float64)
+    kept = top_k_ids(logits, top_k)
+    probabilities = np.zeros(50)
+    probabilities[kept] = softmax(logits[kept] / temperature)
+    draws = np.array(draws).ravel()
+    statistic, freedom = chi_square(draws, probabilities)
+    # Five standard deviations above the mean of chi-square; the seeds are fixed.
+    assert statistic <= freedom + 5 * np.sqrt(2 * max(freedom, 1))
+
+
+def test_compiled_choice_is_the_stated_choice(isa):
+    config = config_of(n_positions=300)
+    weights = random_weights(config)
+    model = model_on(isa, config, weights)
+    n_close = 0
+    for seed in range(20):
+        options = {"temperature": 0.7 + 0.1 * seed, "top_k": 5 * (seed % 4), "seed": seed}
+        ids = [seed]
+        for token in model.generate([seed], max_new_tokens=15, **options):
+            logits = model.logits(ids)[-1]
+            stated = choose(logits.astype(np.float64), sample=0, position=len(ids), **options)
+            n_close += token != stated
+            ids.append(token)
+    # Of 300 draws none is expected to hang on the last bits of the noise.
+    assert n_close == 0
+
+
+def test_every_backend_draws_the_same():
+    config = config_of()
+    weights = random_weights(config)
+    options = {"max_new_tokens": 30, "temperature": 1.0, "top_k": 20, "seed": 12345678901234567890}
+    texts = [model_on(b, config, weights).generate([1, 2, 3], **options) for b in BACKENDS]
+    assert all(text == texts[0] for text in texts)
+
+
+def test_a_draw_depends_on_nothing_that_runs_beside_it(backend):
+    config = config_of()
+    model = model_on(backend, config, random_weights(config))
+    options = {"max_new_tokens": 10, "temperature": 1.0}
+    alone = model.generate([1, 2, 3], seed=9, **options)
+    beside = [[4], [1, 2, 3], [5, 6, 7, 8], [1, 2, 3]]
+    many = model.generate(beside, seed=9, **options)
+    assert many[1] == many[3] == alone
+    assert model.generate(beside, seed=[1, 9, 3, 4], batch_size=2, **options)[1] == alone
+    assert list(model.stream([1, 2, 3], seed=9, **options)) == alone
+    # The draw hangs on the position: a longer prompt continues as the shorter one did.
+    longer = model.generate([1, 2, 3, *alone[:4]], seed=9, max_new_tokens=6, temperature=1.0)
+    assert longer == alone[4:]
+    assert model.generate([1, 2, 3], seed=10, **options) != alone
+
+
+def test_when_sampling_is_on(backend):
+    config = config_of()
+    model = model_on(backend, config, random_weights(config))
+    greedy = model.generate([1, 2], max_new_tokens=8)
+    assert model.complete([1, 2], max_new_tokens=8).seed is None
+    assert model.generate([1, 2], max_new_tokens=8, seed=3) == greedy
+    assert model.generate([1, 2], max_new_tokens=8, temperature=0) == greedy
+    assert model.generate([1, 2], max_new_tokens=8, temperature=0.0, top_k=3) == greedy
+    assert model.generate([1, 2], max_new_tokens=8, top_k=1, seed=3) == greedy
+    assert model.generate([1, 2], max_new_tokens=8, temperature=1e-30, seed=3) == greedy
+    assert model.generate([1, 2], max_new_tokens=8, do_sample=False) == greedy
+    ones = [
+        model.generate([1, 2], max_new_tokens=8, seed=3, **on)
+        for on in ({"do_sample": True}, {"temperature": 1.0}, {"top_k": 0}, {"top_k": 1000})
+    ]
+    assert all(one == ones[0] for one in ones)
+    assert ones[0] != greedy
+
+
+def test_no_seed_draws_one_and_tells_it(backend):
+    config = config_of()
+    model = model_on(backend, config, random_weights(config))
+    done = model.complete([1, 2], max_new_tokens=20, temperature=1.5)
+    again = model.complete([1, 2], max_new_tokens=20, temperature=1.5, seed=done.seed)
+    assert again == done
+    two = model.complete([[1, 2]] * 2, max_new_tokens=20, temperature=1.5)
+    assert two[0].seed != two[1].seed
+
+
+def test_ties_go_to_the_lowest_id(isa):
+    config = config_of(n_layer=0)
+    weights = random_weights(config)
+    weights["wte.weight"][:] = weights["wte.weight"][7]
+    model = model_on(isa, config, weights)
+    assert model.generate([3], max_new_tokens=3) == [0, 0, 0]
+    assert model.generate([3], max_new_tokens=3, top_k=1, seed=1) == [0, 0, 0]
+
+
+def test_stated_choice_breaks_ties_by_id():
+    logits = np.array([1.0, 3.0, 3.0, 2.0, 3.0])
+    assert choose(logits, temperature=0, top_k=0, seed=0, sample=0, position=0) == 1
+    assert top_k_ids(logits, 2).tolist() == [1, 2]
+    assert top_k_ids(logits, 0).tolist() == [0, 1, 2, 3, 4]
+    assert top_k_ids(logits, 9).tolist() == [0, 1, 2, 3, 4]

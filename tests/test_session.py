@@ -1,0 +1,144 @@
+"""Sessions: feeding, rolling back, copying, and sharing pages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import ISAS, config_of, model_on, random_weights
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule
+
+import gpt2c
+
+
+@pytest.fixture
+def model(backend):
+    config = config_of()
+    return model_on(backend, config, random_weights(config))
+
+
+def test_feed_gives_the_next_tokens_logits(model):
+    ids = [5, 3, 9, 9]
+    whole = model.logits(ids)
+    assert whole.shape == (4, 50)
+    assert whole.dtype == np.float32
+    session = model.session()
+    every = session.feed(ids, all=True)
+    np.testing.assert_array_equal(every, whole)
+    assert session.ids == ids
+    assert len(session) == 4
+    last = model.session().feed(np.array(ids))
+    assert last.shape == (50,)
+    # NumPy's sums may differ with the shape; the engine's never do.
+    np.testing.assert_allclose(last, whole[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_session_continues_as_generate_does(model):
+    new = model.generate([1, 2, 3], max_new_tokens=10)
+    session = model.session()
+    logits = session.feed([1, 2, 3])
+    for token in new:
+        assert logits.argmax() == token
+        logits = session.feed(token)
+
+
+def test_rollback_forgets(model):
+    session = model.session()
+    before = session.feed([1, 2, 3])
+    session.feed([4, 5, 6, 7])
+    session.rollback(5)
+    assert session.ids == [1, 2]
+    np.testing.assert_allclose(session.feed(3), before, rtol=1e-5, atol=1e-5)
+    session.rollback(3)
+    assert session.ids == []
+    session.rollback(0)
+    with pytest.raises(gpt2c.OptionError, match="n is 1"):
+        session.rollback(1)
+    with pytest.raises(gpt2c.OptionError):
+        session.rollback(-1)
+
+
+def test_copies_are_independent(model):
+    a = model.session()
+    a.feed([1, 2, 3])
+    b = a.copy()
+    a.feed([4])
+    b.feed([5])
+    c = model.session()
+    c.feed([1, 2, 3, 5])
+    assert (a.ids, b.ids) == ([1, 2, 3, 4], [1, 2, 3, 5])
+    np.testing.assert_allclose(b.feed(6), c.feed(6), rtol=1e-5, atol=1e-5)
+
+
+def test_errors_leave_a_session_as_it_was(model):
+    session = model.session()
+    session.feed([1, 2, 3])
+    for bad, error in [
+        ([50], ValueError),
+        ([-1], ValueError),
+        ([], ValueError),
+        ([1.0], TypeError),
+        ("text", TypeError),
+        (True, TypeError),
+        (None, TypeError),
+        ([1] * 38, gpt2c.ContextError),
+    ]:
+        with pytest.raises(error):
+            session.feed(bad)
+        assert session.ids == [1, 2, 3]
+    full = session.feed([1] * 37, all=True)
+    assert full.shape == (37, 50)
+    with pytest.raises(gpt2c.ContextError, match="1 tokens after 40"):
+        session.feed(1)
+
+
+def test_no_ids_with_all_is_an_empty_matrix(model):
+    assert model.session().feed([], all=True).shape == (0, 50)
+    assert model.logits([]).shape == (0, 50)
+
+
+def test_logits_longer_than_the_context(model):
+    with pytest.raises(gpt2c.ContextError, match="41 tokens"):
+        model.logits([1] * 41)
+
+
+class Sessions(RuleBasedStateMachine):
+    """Any order of feeding, rolling back and copying leaves the bits of a fresh start."""
+
+    sessions = Bundle("sessions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        # More than two pages of 64 positions.
+        config = config_of(n_positions=150, n_layer=1)
+        self.model = model_on(ISAS[-1], config, random_weights(config))
+
+    @rule(target=sessions)
+    def start(self):
+        return self.model.session()
+
+    @rule(session=sessions, n=st.integers(1, 70), seed=st.integers(0, 9))
+    def feed(self, session, n, seed):
+        n = min(n, 150 - len(session))
+        if n:
+            ids = np.random.default_rng(seed).integers(0, 50, n)
+            logits = session.feed(ids)
+            np.testing.assert_array_equal(logits, self.model.logits(session.ids)[-1])
+
+    @rule(session=sessions, n=st.integers(0, 150))
+    def rollback(self, session, n):
+        session.rollback(min(n, len(session)))
+
+    @rule(target=sessions, session=sessions)
+    def copy(self, session):
+        return session.copy()
+
+    @rule(session=consumes(sessions))
+    def drop(self, session):
+        del session
+
+
+if ISAS:
+    TestSessions = Sessions.TestCase
+    TestSessions.settings = settings(max_examples=60, stateful_step_count=30)
