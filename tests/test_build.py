@@ -32,12 +32,13 @@ assert "site-packages" in gpt2c.__file__
 
 
 def run(*command: str | Path, **environment: str) -> str:
+    """What the command printed; pip sends a build's output to standard error."""
     done = subprocess.run(
         [str(c) for c in command], capture_output=True, text=True, check=False,
         env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def wheel_of(source: Path, folder: Path, mode: str, **environment: str) -> tuple[Path, str]:

@@ -17,7 +17,7 @@ cd "$work"
 # so leaks are not looked for.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
 ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-PYTHONMALLOC=malloc GPT2C_BACKEND=c \
+PYTHONMALLOC=malloc \
     venv/bin/python -m pytest -q -p no:cacheprovider "${@:-tests/test_engine.py}" \
     $([ $# -gt 0 ] || echo tests/test_kernels.py tests/test_session.py tests/test_sampling.py \
         tests/test_generation.py tests/test_reference.py tests/test_backend.py)

@@ -1,0 +1,143 @@
+"""What a library owes its process: Ctrl-C, memory errors, the GIL, fork, and silence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ISAS, config_of, model_on, random_weights
+
+import gpt2c
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+
+# A model with too much to do: 32 blocks, 16,384 positions.
+PRELUDE = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import *
+import gpt2c
+config = config_of(n_embd=128, n_head=2, n_layer=32, n_positions=16384)
+model = model_on(ISAS[-1], config, random_weights(config))
+"""
+
+
+def program(text: str) -> list[str]:
+    prelude = PRELUDE.format(tests=os.path.dirname(__file__))
+    return [sys.executable, "-c", prelude + text]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "model.generate([1], max_new_tokens=16000)",
+        "model.generate([[1], [2, 3]], max_new_tokens=16000)",
+        "model.logits([1] * 16384)",
+        "list(model.stream([1], max_new_tokens=16000))",
+    ],
+)
+def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(call):
+    text = f"""
+print("ready", flush=True)
+try:
+    {call}
+except KeyboardInterrupt:
+    session = model.session()
+    session.feed([1, 2, 3])
+    print("interrupted", len(model.generate([1], max_new_tokens=2)), flush=True)
+"""
+    process = subprocess.Popen(program(text), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == ("interrupted 2\n", 0)
+
+
+@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer reserves more than any limit")
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux alone")
+def test_memory_that_cannot_be_had_is_an_error_and_is_given_back():
+    # 32 blocks of 128 dimensions: 2 MB a page, 537 MB for the whole context.
+    text = """
+import resource
+model.generate([1], max_new_tokens=2)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, -1))
+session = model.session()
+before = session.feed([5, 6, 7])
+for _ in range(3):
+    try:
+        session.feed([1] * 16000)
+    except MemoryError as error:
+        assert isinstance(error, gpt2c.CacheMemoryError), error
+        print("memory")
+    assert session.ids == [5, 6, 7]
+again = model.session().feed([5, 6, 7])
+print((before == again).all(), len(model.generate([1] * 300, max_new_tokens=5)))
+"""
+    done = subprocess.run(program(text), capture_output=True, text=True, check=False)
+    assert done.stdout == "memory\nmemory\nmemory\nTrue 5\n", done.stderr
+
+
+def test_other_threads_run_while_the_engine_does():
+    config = config_of(n_embd=256, n_head=4, n_layer=8, n_positions=256)
+    model = model_on(ISAS[-1], config, random_weights(config))
+    inside = threading.Event()
+    beats = []
+
+    def work():
+        inside.set()
+        for _ in range(3):
+            model.logits([1] * 256)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait()
+    while thread.is_alive():
+        beats.append(time.perf_counter())
+        time.sleep(0.001)
+    # With the GIL held there would be a beat for each call or two.
+    assert len(beats) > 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside other tests' threads
+def test_a_forked_child_generates():
+    config = config_of()
+    model = model_on(ISAS[-1], config, random_weights(config))
+    expected = model.generate([1, 2], max_new_tokens=5)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if model.generate([1, 2], max_new_tokens=5) == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert model.generate([1, 2], max_new_tokens=5) == expected
+
+
+def test_one_session_in_two_threads_is_refused_or_served_but_never_mixed():
+    config = config_of(n_embd=256, n_head=4, n_layer=8, n_positions=256)
+    model = model_on(ISAS[-1], config, random_weights(config))
+    session = model.session()
+    outcomes = []
+
+    def work():
+        try:
+            session.feed([1] * 120)
+            outcomes.append("fed")
+        except gpt2c.OptionError as error:
+            assert "in use by another thread" in str(error)  # noqa: PT017
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "fed" in outcomes
+    assert len(session) == 120 * outcomes.count("fed")

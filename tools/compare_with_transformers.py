@@ -1,0 +1,83 @@
+"""Compares gpt2c's float32 with transformers' on the same checkpoint.
+
+    python tools/compare_with_transformers.py CHECKPOINT [TEXT_FILE] [--random]
+
+Prints the largest difference of their logits, each one's RMS error against torch's float64, and
+whether 100 greedy ids agree. Needs torch and transformers. --random first makes the folder: GPT-2
+124M's shape with the random weights that transformers gives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import GPT2LMHeadModel
+
+import gpt2c
+
+N_POSITIONS = 1000  # at least so many are compared
+
+
+def token_windows(model: gpt2c.GPT2, text: Path | None) -> list[list[int]]:
+    """Whole windows of the text's tokens, or of random ones."""
+    length = model.config.n_positions
+    n_windows = -(-N_POSITIONS // length)
+    if text is None:
+        rng = np.random.default_rng(0)
+        return rng.integers(0, model.config.vocab_size, (n_windows, length)).tolist()
+    ids = model.tokenizer.encode(text.read_text()[: 20 * length * n_windows])
+    return [ids[i * length : (i + 1) * length] for i in range(n_windows)]
+
+
+@torch.no_grad()
+def logits_of(model: GPT2LMHeadModel, windows: list[list[int]]) -> np.ndarray:
+    return np.concatenate([model(torch.tensor([w])).logits[0].numpy() for w in windows])
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("text", type=Path, nargs="?")
+    parser.add_argument("--random", action="store_true")
+    options = parser.parse_args()
+    if options.random:
+        torch.manual_seed(0)
+        GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(options.checkpoint)
+
+    ours = gpt2c.GPT2.from_pretrained(options.checkpoint, backend="c")
+    theirs = GPT2LMHeadModel.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
+    windows = token_windows(ours, options.text)
+    prompts = [window[:16] for window in windows[:3]]
+    # Prompt and new ids must fit both: gpt2c feeds all but the last token, transformers too.
+    n_new = min(100, ours.config.n_positions - 16)
+    greedy = [
+        theirs.generate(
+            torch.tensor([p]), attention_mask=torch.ones(1, 16, dtype=torch.long),
+            max_new_tokens=n_new, do_sample=False, eos_token_id=None, pad_token_id=0,
+        )[0, 16:].tolist()
+        for p in prompts
+    ]  # fmt: skip
+    equal = [ours.generate(p, max_new_tokens=n_new) for p in prompts] == greedy
+
+    single = logits_of(theirs, windows)
+    mine = np.concatenate([ours.logits(window) for window in windows])
+    double = logits_of(theirs.double(), windows)
+    print(f"gpt2c {gpt2c.__version__} ({ours.backend}), transformers {transformers.__version__}, "
+          f"torch {torch.__version__}; {len(mine)} positions")  # fmt: skip
+    print(f"largest difference of logits {np.abs(mine - single).max():.2e} (RMS {rms(double):.2f})")
+    error, torch_error = rms(mine - double), rms(single - double)
+    print(f"RMS error against float64: gpt2c {error:.3e}, torch {torch_error:.3e}, "
+          f"ratio {error / torch_error:.2f}")  # fmt: skip
+    print(f"{n_new} greedy ids after {len(prompts)} prompts equal: {equal}")
+
+
+if __name__ == "__main__":
+    main()
