@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import platform
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from conftest import FIXTURES, ISAS, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2c import GPT2Config
+from gpt2c import GPT2Config, backend
 from gpt2c.checkpoint.source import tensor_shapes
 from gpt2c.reference import gpt2
 
@@ -139,3 +142,60 @@ def test_huge_values_do_not_crash(isa):
         weights["wpe.weight"][1] = value
         bits = [model_on(i, config, weights).logits([1, 2, 3]) for i in (ISAS[0], isa)]
         np.testing.assert_array_equal(*bits)
+
+
+def test_weights_read_in_any_chunks_are_the_same(isa, monkeypatch):
+    """Chunks of rows begin and end within panels, and a panel is filled by several."""
+    config = config_of(vocab_size=200, tie_word_embeddings=False)
+    weights = random_weights(config)
+    expected = model_on(isa, config, weights).logits([1, 2, 3])
+    for n_rows in (1, 7, 64, 100):
+        monkeypatch.setattr(backend, "CHUNK_BYTES", n_rows * 4 * config.n_embd)
+        np.testing.assert_array_equal(model_on(isa, config, weights).logits([1, 2, 3]), expected)
+
+
+@pytest.fixture
+def set_mxcsr():
+    """A function that sets this thread's MXCSR and returns what it was: x86's STMXCSR, LDMXCSR."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("MXCSR is x86's")
+    # stmxcsr [rsi]; ldmxcsr [rdi]; ret
+    code = bytes([0x0F, 0xAE, 0x1E, 0x0F, 0xAE, 0x17, 0xC3])
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    pointer = ctypes.POINTER(ctypes.c_uint32)
+    function = ctypes.CFUNCTYPE(None, pointer, pointer)(address)
+
+    def set_to(value: int) -> int:
+        old = ctypes.c_uint32()
+        function(ctypes.byref(ctypes.c_uint32(value)), ctypes.byref(old))
+        return old.value
+
+    before = set_to(0x1F80)
+    set_to(before)
+    yield set_to
+    set_to(before)
+
+
+def test_the_callers_floating_point_environment_does_not_show(isa, set_mxcsr):
+    config = config_of(n_layer=0, tie_word_embeddings=False)
+    weights = random_weights(config)
+    weights["ln_f.weight"] *= np.float32(1e-20)
+    weights["ln_f.bias"] *= np.float32(1e-20)
+    weights["lm_head.weight"] *= np.float32(1e-20)  # the logits, some 1e-41, are denormal
+    model = model_on(isa, config, weights)
+    expected = model.logits([1, 2, 3])
+    least_normal = float(np.finfo(np.float32).tiny)
+    bits = expected.view(np.uint32) & 0x7FFFFFFF  # NumPy's own arithmetic may flush them below
+    assert (bits > 0).any()
+    assert (bits < np.float32(least_normal).view(np.uint32)).all()
+    flush_and_round_down = 0x1F80 | 0x8000 | 0x0040 | 0x2000
+    before = set_mxcsr(flush_and_round_down)
+    logits = model.logits([1, 2, 3])
+    ids = model.generate([1, 2, 3], max_new_tokens=5)
+    after = set_mxcsr(before)
+    np.testing.assert_array_equal(logits.view(np.uint32), expected.view(np.uint32))
+    assert ids == model.generate([1, 2, 3], max_new_tokens=5)
+    # The caller has its own setting back; the low six bits are flags of what has happened since.
+    assert after & ~0x3F == flush_and_round_down

@@ -180,6 +180,17 @@ class GPT2Config:
             return frozenset(self.eos_token_id)
         return frozenset((self.eos_token_id,))
 
+    @property
+    def n_parameters(self) -> int:
+        """How many weights a model of this shape has; a tied head counts once."""
+        width, inner = self.n_embd, self.inner
+        embeddings = (self.vocab_size + self.n_positions) * width
+        attention = 4 * width * width + 4 * width
+        mlp = 2 * width * inner + inner + width
+        block = attention + mlp + 4 * width  # two layer norms
+        head = 0 if self.tie_word_embeddings else self.vocab_size * width
+        return embeddings + self.n_layer * block + 2 * width + head
+
     @classmethod
     def from_json(cls, path: str | Path) -> GPT2Config:
         """Read a ``config.json``.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Protocol, TypeAlias
 
-from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.errors import OptionTypeError
 from gpt2c.model import GPT2
 
 
@@ -16,6 +17,11 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> list[int]: ...  # noqa: D102
 
     def decode(self, ids: list[int], /) -> str: ...  # noqa: D102
+
+
+@cache
+def _embedded_model() -> GPT2:
+    return GPT2.from_pretrained()
 
 
 Parts: TypeAlias = tuple[Encoder, Mapping[str, Any], Mapping[str, Any]]
@@ -29,17 +35,17 @@ def gen_text(
 ) -> str:
     """The text that the model continues prompt with, greedily; the new text alone.
 
-    model is a :class:`GPT2`, a checkpoint's folder, or picoGPT's parts (encoder, hparams,
-    params): the encoder any object with encode(str) -> list[int] and decode(list[int]) -> str, the
-    params nested dicts of arrays, packed anew at each call. As in picoGPT, parts always give
-    n_tokens_to_generate tokens while the context lasts: no token ends the text.
+    model is a :class:`GPT2`, what :meth:`GPT2.from_pretrained` takes, or picoGPT's parts (encoder,
+    hparams, params): the encoder any object with encode(str) -> list[int] and decode(list[int]) ->
+    str, the params nested dicts of arrays, packed anew at each call. As in picoGPT, parts always
+    give n_tokens_to_generate tokens while the context lasts: no token ends the text.
 
-    Raises OptionError where no model is given, and what :meth:`GPT2.complete` raises.
+    Without a model it is the embedded one, which is loaded once and kept.
+
+    Raises what :meth:`GPT2.from_pretrained` and :meth:`GPT2.complete` raise.
     """
     if model is None:
-        raise OptionError(
-            "gen_text needs a model: pass model=, a folder in Hugging Face's format or a GPT2"
-        )
+        model = _embedded_model()
     if isinstance(model, GPT2):
         return model.generate(prompt, max_new_tokens=n_tokens_to_generate)
     if isinstance(model, str | os.PathLike):

@@ -33,6 +33,7 @@ from gpt2c.generation import (
     run_requests,
     stream_request,
 )
+from gpt2c.hub import locate
 from gpt2c.session import Session
 from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
 
@@ -42,7 +43,7 @@ GPT2_VOCABULARY = 50257  # a checkpoint of this many tokens and no tokenizer fil
 class GPT2:
     """A GPT-2 on the CPU.
 
-    >>> model = GPT2.from_pretrained("path/to/checkpoint")
+    >>> model = GPT2.from_pretrained()  # the embedded one; or a folder, or a name on the hub
     >>> model.generate("Once upon a time", max_new_tokens=40)
 
     A model is immutable: any number of threads may use it at once, each call with a cache of its
@@ -68,25 +69,34 @@ class GPT2:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         dtype: str = "float32",
         threads: int | None = None,
         backend: str = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> GPT2:
-        """A model from a folder in Hugging Face's format.
+        """A model from a folder in Hugging Face's format, from the hub, or the embedded one.
 
-        The folder holds ``config.json``, ``model.safetensors`` (float64, float32, float16 or
-        bfloat16) and, for another vocabulary than GPT-2's, ``vocab.json`` with ``merges.txt``.
+        path is a folder that holds ``config.json``, ``model.safetensors`` (float64, float32,
+        float16 or bfloat16) and, for another vocabulary than GPT-2's, ``vocab.json`` with
+        ``merges.txt``; or, where there is no such folder, a name on Hugging Face's hub such as
+        "openai-community/gpt2" (extra ``hub``; revision, token and local_files_only are for this
+        alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that is
+        part of the package, "tales".
 
         dtype is what is computed with: "float32", or on the NumPy backend "float64". threads is
         the most to use. backend is "c", the compiled engine; "numpy"; or "auto", which takes the
         first that runs.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
-        file and what is wrong with it; OptionError; BackendError where backend="c" cannot run.
+        file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
+        MissingDependencyError where a name is given and huggingface_hub is not installed.
         """
-        with open_checkpoint(path) as checkpoint:
+        folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
+        with open_checkpoint(folder) as checkpoint:
             tokenizer = tokenizer_of(checkpoint)
             return cls(checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend)
 
@@ -289,6 +299,11 @@ class GPT2:
     def backend(self) -> str:
         """What runs this model: "numpy", or the compiled engine's instruction set."""
         return self._engine.isa
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the weights take, as they are packed for the engine."""
+        return self._engine.n_bytes
 
     def close(self) -> None:
         """Frees the weights once running calls are done; later calls raise ClosedError."""

@@ -1,0 +1,238 @@
+"""The command ``gpt2c``: generate text, and tell what runs here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Final, NoReturn
+
+import gpt2c
+from gpt2c.errors import Error, FallbackWarning, OptionError
+
+_EXAMPLES: Final = """examples:
+  gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
+  gpt2c generate "The meaning of life is" --model openai-community/gpt2
+  gpt2c generate --file prompts.txt --json > texts.jsonl
+  echo "The old king" | gpt2c generate --model path/to/checkpoint
+  gpt2c info
+"""
+_GROUP: Final = 32  # prompts that run together under --json
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="gpt2c", description=gpt2c.__doc__.splitlines()[0] if gpt2c.__doc__ else None,
+        epilog=_EXAMPLES, formatter_class=layout, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"gpt2c {gpt2c.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    generate = commands.add_parser(
+        "generate", help="continue a text", epilog=_EXAMPLES, formatter_class=layout,
+        description="Continues prompts and prints the new text as it comes. Greedy unless a "
+        "sampling option is given.", allow_abbrev=False,
+    )  # fmt: skip
+    generate.set_defaults(run=_generate)
+    add = generate.add_argument
+    add("prompt", nargs="*", help="texts to continue; without one, standard input is, or, in a "
+        "terminal, the model begins a text of its own")  # fmt: skip
+    add("--file", metavar="FILE", help="read prompts from a file, one a line")
+    add("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="default: 40")
+    add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens alone")
+    add("--seed", type=int, metavar="S", help="draw the same text again")
+    add("--echo", action="store_true", help="print the prompt before the new text")
+    add("--json", action="store_true", help="print one object a prompt and line")
+    _add_model_options(generate)
+
+    info = commands.add_parser(
+        "info", help="tell what runs here and why", allow_abbrev=False,
+        description="Tells the version, the backend and why it was chosen, and a model's facts.",
+    )  # fmt: skip
+    info.set_defaults(run=_info)
+    _add_model_options(info)
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="MODEL", help="a checkpoint's folder, or a name on Hugging Face's hub; "
+        "default: tales, which is part of gpt2c")  # fmt: skip
+    add("--dtype", default="float32", help="float32 (default), or float64 on numpy")
+    add("--threads", type=int, metavar="N", help="most threads to use")
+    add("--backend", default="auto", help="auto (default), c or numpy")
+
+
+def _load(options: argparse.Namespace) -> gpt2c.GPT2:
+    return gpt2c.GPT2.from_pretrained(
+        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend
+    )
+
+
+# ---- generate ----
+
+
+def _generate(options: argparse.Namespace) -> None:
+    prompts = _prompts(options)
+    with _load(options) as model:
+        if options.json:
+            _print_objects(model, prompts, _sampling(options))
+        else:
+            _print_texts(model, prompts, _sampling(options), options.echo)
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "seed": options.seed,
+    }
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    if options.file is not None:
+        if options.prompt:
+            raise OptionError("prompts are given both as arguments and by --file")
+        with open(options.file, encoding="utf-8") as file:
+            return file.read().splitlines()
+    if options.prompt:
+        return list(options.prompt)
+    if sys.stdin is None or sys.stdin.isatty():
+        return [""]
+    return [sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")]
+
+
+def _print_texts(
+    model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any], echo: bool
+) -> None:
+    for index, prompt in enumerate(prompts):
+        if index:
+            print()
+        if echo:
+            print(prompt, end="", flush=True)
+        for piece in model.stream(prompt, **sampling):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any]) -> None:
+    for group in _groups(prompts):
+        for prompt, done in zip(group, model.complete(group, **sampling), strict=True):
+            print(json.dumps({"prompt": prompt, **asdict(done)}, ensure_ascii=False), flush=True)
+
+
+def _groups(prompts: Sequence[str]) -> Iterator[list[str]]:
+    for begin in range(0, len(prompts), _GROUP):
+        yield list(prompts[begin : begin + _GROUP])
+
+
+# ---- info ----
+
+
+def _info(options: argparse.Namespace) -> None:
+    with _load(options) as model:
+        facts = [
+            ("gpt2c", gpt2c.__version__),
+            ("arithmetic", str(gpt2c.ARITHMETIC)),
+            ("backend", _backend(model, options)),
+            ("instruction sets", _instruction_sets()),
+            ("threads", "1 (the engine does not run on more yet)"),
+            *_model_facts(model, options),
+        ]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
+
+
+def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
+    asked = [
+        f"{name}={value}"
+        for name, value in (
+            ("--backend", options.backend if options.backend != "auto" else None),
+            ("GPT2C_BACKEND", os.environ.get("GPT2C_BACKEND")),
+            ("GPT2C_ISA", os.environ.get("GPT2C_ISA")),
+        )
+        if value
+    ]
+    if model.backend == "numpy":
+        why = f"asked for by {', '.join(asked)}" if asked else "the compiled engine cannot run here"
+        return f"numpy ({why})"
+    why = f"asked for by {', '.join(asked)}" if asked else "the fastest that runs here"
+    return f"c, {model.backend} ({why})"
+
+
+def _instruction_sets() -> str:
+    try:
+        from gpt2c import _engine
+    except ImportError:
+        return "none compiled"
+    sets = _engine.instruction_sets()
+    runs = [name for name, supported in sets if supported]
+    return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(runs) or 'none'}"
+
+
+def _model_facts(model: gpt2c.GPT2, options: argparse.Namespace) -> list[tuple[str, str]]:
+    c = model.config
+    head = "tied" if c.tie_word_embeddings else "untied"
+    return [
+        ("model", options.model or "tales (embedded)"),
+        ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {options.dtype})"),
+        ("shape", f"{c.n_layer} blocks, n_embd {c.n_embd}, {c.n_head} heads, n_inner {c.inner}"),
+        ("context", f"{c.n_positions} positions"),
+        ("vocabulary", f"{c.vocab_size} tokens, {head} head"),
+        ("activation", c.activation_function),
+        ("end token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
+        ("tokenizer", repr(model.tokenizer)),
+    ]
+
+
+# ---- the process ----
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"gpt2c: warning: {message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status.
+
+    0; 2 after an error, which is one line on standard error; 130 after Ctrl-C; 141 where the reader
+    of the output went away, as for any program that SIGPIPE ends.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FallbackWarning)
+            warnings.showwarning = _show_warning
+            # What a terminal cannot show is no reason to lose the rest of the text.
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="replace")
+            options.run(options)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit: let it go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (Error, OSError, UnicodeError) as error:
+        line = " ".join(str(error).split())
+        print(f"gpt2c: {line or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
