@@ -115,6 +115,13 @@ def test_nothing_is_printed_and_import_loads_little():
 
 
 @needs_engine
+def test_the_engine_computes_the_packages_arithmetic():
+    from gpt2c import _engine
+
+    assert _engine.ARITHMETIC == gpt2c.ARITHMETIC
+
+
+@needs_engine
 def test_engine_refuses_nonsense_without_crashing():
     """The private module too: wrong types and half-made objects are Python errors."""
     import numpy as np

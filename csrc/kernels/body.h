@@ -1,5 +1,5 @@
 /* Every kernel, for the instruction set whose vector type the including file has defined. */
-#include "math.h"
+#include "functions.h"
 #include "row_sum.h"
 
 #include "attention.h"

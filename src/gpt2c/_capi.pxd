@@ -1,0 +1,134 @@
+"""The C API of csrc/, as Cython sees it."""
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+
+cdef extern from "gpt2c.h" nogil:
+    enum: GPT2C_ARITHMETIC
+    enum: GPT2C_MAX_ROWS
+
+    ctypedef enum gpt2c_status:
+        GPT2C_OK
+        GPT2C_NO_MEMORY
+        GPT2C_BAD_ARGUMENT
+        GPT2C_CONTEXT_FULL
+        GPT2C_NOT_A_NUMBER
+        GPT2C_UNSUPPORTED_CPU
+
+    ctypedef struct gpt2c_config:
+        int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
+        int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
+        float layer_norm_epsilon
+
+    enum:
+        GPT2C_GELU_TANH
+        GPT2C_GELU_ERF
+        GPT2C_QUICK_GELU
+        GPT2C_RELU
+        GPT2C_SILU
+        GPT2C_TANH
+
+    ctypedef enum gpt2c_tensor:
+        GPT2C_WTE
+        GPT2C_WPE
+        GPT2C_LN_F_WEIGHT
+        GPT2C_LN_F_BIAS
+        GPT2C_LM_HEAD
+        GPT2C_LN_1_WEIGHT
+        GPT2C_LN_1_BIAS
+        GPT2C_C_ATTN_WEIGHT
+        GPT2C_C_ATTN_BIAS
+        GPT2C_ATTN_C_PROJ_WEIGHT
+        GPT2C_ATTN_C_PROJ_BIAS
+        GPT2C_LN_2_WEIGHT
+        GPT2C_LN_2_BIAS
+        GPT2C_C_FC_WEIGHT
+        GPT2C_C_FC_BIAS
+        GPT2C_MLP_C_PROJ_WEIGHT
+        GPT2C_MLP_C_PROJ_BIAS
+
+    ctypedef struct gpt2c_model
+    ctypedef struct gpt2c_sequence
+    ctypedef struct gpt2c_scratch
+
+    const char *gpt2c_isa_compiled(int i)
+    int gpt2c_isa_supported(const char *name)
+
+    gpt2c_status gpt2c_model_create(const gpt2c_config *, const char *, gpt2c_model **)
+    gpt2c_status gpt2c_model_load(
+        gpt2c_model *, gpt2c_tensor, int32_t, const float *, size_t, size_t, size_t
+    )
+    void gpt2c_model_free(gpt2c_model *)
+    size_t gpt2c_model_bytes(const gpt2c_model *)
+
+    gpt2c_status gpt2c_sequence_create(const gpt2c_model *, gpt2c_sequence **)
+    gpt2c_status gpt2c_sequence_copy(const gpt2c_sequence *, gpt2c_sequence **)
+    void gpt2c_sequence_free(gpt2c_sequence *)
+    int32_t gpt2c_sequence_length(const gpt2c_sequence *)
+    gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *, int32_t)
+
+    gpt2c_status gpt2c_scratch_create(const gpt2c_model *, gpt2c_scratch **)
+    void gpt2c_scratch_free(gpt2c_scratch *)
+
+    ctypedef enum gpt2c_wanted:
+        GPT2C_LOGITS_NONE
+        GPT2C_LOGITS_LAST
+        GPT2C_LOGITS_ALL
+
+    ctypedef struct gpt2c_feed:
+        gpt2c_sequence *sequence
+        const int32_t *tokens
+        int32_t n_tokens
+        gpt2c_wanted wanted
+
+    gpt2c_status gpt2c_forward(
+        const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, float *
+    )
+
+    ctypedef struct gpt2c_sampling:
+        float temperature
+        int32_t top_k
+        uint64_t seed
+        uint32_t sample
+
+    ctypedef enum gpt2c_finish:
+        GPT2C_RUNNING
+        GPT2C_FINISHED_LENGTH
+        GPT2C_FINISHED_STOP
+        GPT2C_FINISHED_CONTEXT
+        GPT2C_FINISHED_NOT_A_NUMBER
+
+    ctypedef struct gpt2c_job:
+        gpt2c_sequence *sequence
+        const int32_t *prompt
+        int32_t n_prompt
+        int32_t n_fed
+        gpt2c_sampling sampling
+        const int32_t *stop_ids
+        int32_t n_stop_ids
+        int32_t max_new_tokens
+        int32_t *tokens
+        int32_t n_tokens
+        gpt2c_finish finish
+
+    gpt2c_status gpt2c_run(
+        const gpt2c_model *, gpt2c_scratch *, gpt2c_job **, int32_t, int32_t, double, int32_t *
+    )
+
+
+cdef extern from "kernels.h" nogil:
+    ctypedef struct noise_key:
+        uint64_t seed
+        uint32_t sample
+        uint32_t position
+
+    ctypedef struct kernel_table:
+        void (*exp)(float *, int)
+        void (*log)(float *, int)
+        void (*activate)(float *, int, int)
+        void (*layer_norm)(const float *, const float *, const float *, float, int, float *)
+        float (*perturb)(float, float, int32_t, const noise_key *)
+
+
+cdef extern from "cpu.h" nogil:
+    const kernel_table *cpu_kernels(const char *)
