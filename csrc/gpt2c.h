@@ -15,6 +15,8 @@
 /* Most rows (sequence, position, token) that one forward call takes. */
 #define GPT2C_MAX_ROWS 256
 
+#define GPT2C_MAX_THREADS 256
+
 typedef enum {
     GPT2C_OK = 0,
     GPT2C_NO_MEMORY,
@@ -83,8 +85,10 @@ int gpt2c_isa_supported(const char *name);
 
 /* ---- model (model.c) ---- */
 
-/* Takes memory for a model of this shape, all weights zero. isa is a supported name. */
-gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, gpt2c_model **model);
+/* Takes memory for a model of this shape, all weights zero. isa is a supported name; n_threads, from
+ * 1 to GPT2C_MAX_THREADS, the most that one call runs on. */
+gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
+                                gpt2c_model **model);
 /* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32; a vector
  * is one row of its length. */
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,

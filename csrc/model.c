@@ -70,8 +70,9 @@ static int config_is_possible(const gpt2c_config *c) {
            c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f;
 }
 
-gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, gpt2c_model **model) {
-    if (!config_is_possible(config))
+gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
+                                gpt2c_model **model) {
+    if (!config_is_possible(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
         return GPT2C_BAD_ARGUMENT;
     const kernel_table *kernels = cpu_kernels(isa);
     if (!kernels)
@@ -81,6 +82,7 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, gpt
         return GPT2C_NO_MEMORY;
     m->config = *config;
     m->kernels = kernels;
+    m->n_threads = n_threads;
     m->head_dim = config->n_layer ? config->n_embd / config->n_head : 0;
     m->blocks = calloc((size_t)config->n_layer + 1, sizeof *m->blocks);
     arena_walk walk = {0};

@@ -20,6 +20,7 @@ struct gpt2c_model {
     gpt2c_config config;
     const kernel_table *kernels;
     int32_t head_dim;
+    int32_t n_threads; /* most that a call uses */
     float *wte;  /* packed: the embedding reads its columns, a tied head its rows */
     float *wpe;  /* [n_positions, n_embd] as given */
     float *head; /* wte where the head is tied */

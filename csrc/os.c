@@ -1,6 +1,7 @@
 #define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
 #include "os.h"
 
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -56,6 +57,84 @@ void *os_aligned_alloc(size_t bytes) {
 void os_aligned_free(void *memory) {
     free(memory);
 }
+
+typedef struct {
+    void (*function)(void *);
+    void *argument;
+} thread_start;
+
+static void *run_thread(void *argument) {
+    thread_start start = *(thread_start *)argument;
+    free(argument);
+    start.function(start.argument);
+    return NULL;
+}
+
+int os_start_thread(void (*function)(void *), void *argument) {
+    thread_start *start = malloc(sizeof *start);
+    if (!start)
+        return 0;
+    *start = (thread_start){function, argument};
+    /* Ctrl-C is the interpreter's: a thread inherits the mask of the one that starts it. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_t thread;
+    int failed = pthread_create(&thread, NULL, run_thread, start);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        free(start);
+        return 0;
+    }
+    pthread_detach(thread);
+    return 1;
+}
+
+void os_after_fork_in_child(void (*function)(void)) {
+    pthread_atfork(NULL, NULL, function);
+}
+
+void os_lock_take(os_lock *lock) {
+    pthread_mutex_lock(lock);
+}
+
+void os_lock_release(os_lock *lock) {
+    pthread_mutex_unlock(lock);
+}
+
+#if defined(__linux__)
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+void os_sleep_while(atomic_uint *word, unsigned old) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+}
+
+void os_wake_all(atomic_uint *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+#else
+/* One lock and one condition for all words: sleepers look again whenever anything is announced. */
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
+
+void os_sleep_while(atomic_uint *word, unsigned old) {
+    pthread_mutex_lock(&sleep_lock);
+    if (atomic_load_explicit(word, memory_order_acquire) == old)
+        pthread_cond_wait(&sleep_condition, &sleep_lock);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+void os_wake_all(atomic_uint *word) {
+    (void)word;
+    pthread_mutex_lock(&sleep_lock);
+    pthread_cond_broadcast(&sleep_condition);
+    pthread_mutex_unlock(&sleep_lock);
+}
+#endif
 
 double os_seconds(void) {
     struct timespec now;

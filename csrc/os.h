@@ -1,7 +1,10 @@
-/* What the operating system gives: memory and a clock. The only file that includes its headers. */
+/* What the operating system gives: memory, threads, sleep and a clock. The only file that includes
+ * its headers. */
 #ifndef GPT2C_OS_H
 #define GPT2C_OS_H
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stddef.h>
 
 /* Zeroed memory for weights, aligned to 2 MiB and backed by huge pages where the system has
@@ -12,6 +15,30 @@ void os_arena_free(void *memory, size_t bytes);
 /* Uninitialised memory aligned to a cache line of 64 bytes. */
 void *os_aligned_alloc(size_t bytes);
 void os_aligned_free(void *memory);
+
+/* Starts a thread that takes no signals and is never waited for; 0 where it cannot be had. */
+int os_start_thread(void (*function)(void *), void *argument);
+void os_after_fork_in_child(void (*function)(void));
+
+typedef pthread_mutex_t os_lock;
+#define OS_LOCK_INITIAL PTHREAD_MUTEX_INITIALIZER
+void os_lock_take(os_lock *lock);
+void os_lock_release(os_lock *lock);
+
+/* Sleeps until woken if *word is still old; may return early. */
+void os_sleep_while(atomic_uint *word, unsigned old);
+/* Wakes all that sleep on the word, whose value has been changed before. The word itself is not
+ * read, and may be gone already. */
+void os_wake_all(atomic_uint *word);
+
+/* A hint that this thread spins. */
+static inline void os_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
 
 /* Seconds of a clock that never goes back. */
 double os_seconds(void);

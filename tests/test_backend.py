@@ -129,15 +129,17 @@ def test_engine_refuses_nonsense_without_crashing():
     from gpt2c import _engine
 
     config = gpt2c.GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2)
-    model = _engine.Model(config, ISAS[0])
+    model = _engine.Model(config, ISAS[0], 2)
     ids = np.zeros(2, dtype=np.int32)
     stops = np.zeros(0, dtype=np.int32)
     for make in (
         lambda: _engine.Sequence.__new__(_engine.Sequence),
         lambda: _engine.Sequence(None),
-        lambda: _engine.Model(None, ISAS[0]),
-        lambda: _engine.Model(config, None),
-        lambda: _engine.Model(config, "avx9000"),
+        lambda: _engine.Model(None, ISAS[0], 1),
+        lambda: _engine.Model(config, None, 1),
+        lambda: _engine.Model(config, "avx9000", 1),
+        lambda: _engine.Model(config, ISAS[0], 0),
+        lambda: _engine.Model(config, ISAS[0], 257),
         lambda: model.load("wte.weight", None, 0),
         lambda: model.load("wte.weight", np.zeros((2, 3), dtype=np.float32), 0),
         lambda: model.load("wte.weight", np.zeros((2, 4), dtype=np.float32), 4),

@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 cdef extern from "gpt2c.h" nogil:
     enum: GPT2C_ARITHMETIC
     enum: GPT2C_MAX_ROWS
+    enum: GPT2C_MAX_THREADS
 
     ctypedef enum gpt2c_status:
         GPT2C_OK
@@ -54,7 +55,9 @@ cdef extern from "gpt2c.h" nogil:
     const char *gpt2c_isa_compiled(int i)
     int gpt2c_isa_supported(const char *name)
 
-    gpt2c_status gpt2c_model_create(const gpt2c_config *, const char *, gpt2c_model **)
+    gpt2c_status gpt2c_model_create(
+        const gpt2c_config *, const char *, int32_t, gpt2c_model **
+    )
     gpt2c_status gpt2c_model_load(
         gpt2c_model *, gpt2c_tensor, int32_t, const float *, size_t, size_t, size_t
     )

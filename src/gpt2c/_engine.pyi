@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpt2c.config import GPT2Config
 
 ARITHMETIC: int
+MAX_THREADS: int
 
 def instruction_sets() -> list[tuple[str, bool]]:
     """Names of the compiled instruction sets, slowest first, each with whether it runs here."""
@@ -16,7 +17,8 @@ class Model:
     isa: str
     n_vocab: int
     n_positions: int
-    def __init__(self, config: GPT2Config, isa: str) -> None: ...
+    n_threads: int
+    def __init__(self, config: GPT2Config, isa: str, n_threads: int) -> None: ...
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None: ...
     @property
     def n_bytes(self) -> int: ...

@@ -26,6 +26,7 @@ cdef extern from "Python.h":
 
 
 ARITHMETIC = GPT2C_ARITHMETIC
+MAX_THREADS = GPT2C_MAX_THREADS
 
 # How long the engine runs before it lets Ctrl-C be noticed, in seconds.
 cdef double SIGNAL_INTERVAL = 0.02
@@ -106,12 +107,12 @@ cdef class Model:
 
     cdef gpt2c_model *pointer
     cdef readonly str isa
-    cdef readonly int n_vocab, n_positions
+    cdef readonly int n_vocab, n_positions, n_threads
     cdef int n_running
     cdef bint closed
     cdef list free_scratches
 
-    def __cinit__(self, config, str isa not None):
+    def __cinit__(self, config, str isa not None, int32_t n_threads):
         cdef gpt2c_config c
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions
@@ -125,8 +126,9 @@ cdef class Model:
         c.scale_by_inverse_layer = config.scale_attn_by_inverse_layer_idx
         c.layer_norm_epsilon = config.layer_norm_epsilon
         cdef bytes name = isa.encode()
-        raise_status(gpt2c_model_create(&c, name, &self.pointer), "the model's weights")
+        raise_status(gpt2c_model_create(&c, name, n_threads, &self.pointer), "the model's weights")
         self.isa = isa
+        self.n_threads = n_threads
         self.n_vocab = c.n_vocab
         self.n_positions = c.n_positions
         self.free_scratches = []

@@ -27,7 +27,7 @@ REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall --no-binary gpt2c
 CHUNK_BYTES = 4 << 20
 
 
-def load_engine(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel:
+def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
     """A loaded model on the backend that was asked for.
 
     backend is "c", "numpy" or "auto": the compiled engine where it runs, else NumPy with a
@@ -36,7 +36,7 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel
 
     Raises OptionError for other values and BackendError where the backend cannot run.
     """
-    model = new_model(checkpoint, dtype, backend)
+    model = new_model(checkpoint, dtype, backend, n_threads)
     for name, source in checkpoint.tensors.items():
         n_rows = source.shape[0]
         if len(source.shape) == 1:
@@ -49,7 +49,7 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel
     return model
 
 
-def new_model(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel:
+def new_model(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
     """An engine's model for this checkpoint, its weights not loaded yet."""
     if backend not in ("auto", "c", "numpy"):
         raise OptionError(f"backend is {backend!r}; it must be 'auto', 'c' or 'numpy'")
@@ -66,11 +66,11 @@ def new_model(checkpoint: Checkpoint, dtype: str, backend: str) -> EngineModel:
     if backend != "numpy":
         engine = compiled_engine(required=backend == "c")
         if engine is not None:
-            return engine(checkpoint)
+            return engine(checkpoint, n_threads)
     return numpy_engine.Model(checkpoint.config, dtype)
 
 
-def compiled_engine(required: bool) -> Callable[[Checkpoint], EngineModel] | None:
+def compiled_engine(required: bool) -> Callable[[Checkpoint, int], EngineModel] | None:
     """What makes a model on the compiled engine; None, with a warning, where it cannot run."""
     try:
         module = _import_engine()
@@ -81,7 +81,7 @@ def compiled_engine(required: bool) -> Callable[[Checkpoint], EngineModel] | Non
         message = f"{error} Running on NumPy, far slower."
         warnings.warn(message, FallbackWarning, stacklevel=_callers_level())
         return None
-    return lambda checkpoint: module.Model(checkpoint.config, isa)
+    return lambda checkpoint, n_threads: module.Model(checkpoint.config, isa, n_threads)
 
 
 def _callers_level() -> int:

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import gpt2c
 from gpt2c.errors import Error, FallbackWarning, OptionError
+from gpt2c.threads import choose_threads
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
@@ -152,7 +153,7 @@ def _info(options: argparse.Namespace) -> None:
             ("arithmetic", str(gpt2c.ARITHMETIC)),
             ("backend", _backend(model, options)),
             ("instruction sets", _instruction_sets()),
-            ("threads", "1 (the engine does not run on more yet)"),
+            ("threads", _threads(model, options)),
             *_model_facts(model, options),
         ]
     width = max(len(name) for name, _ in facts)
@@ -175,6 +176,13 @@ def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
         return f"numpy ({why})"
     why = f"asked for by {', '.join(asked)}" if asked else "the fastest that runs here"
     return f"c, {model.backend} ({why})"
+
+
+def _threads(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
+    if model.backend == "numpy":
+        return "NumPy's own choice"
+    n, why = choose_threads(options.threads)
+    return f"{n} ({why})"
 
 
 def _instruction_sets() -> str:

@@ -35,6 +35,7 @@ from gpt2c.generation import (
 )
 from gpt2c.hub import locate
 from gpt2c.session import Session
+from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
 
 GPT2_VOCABULARY = 50257  # a checkpoint of this many tokens and no tokenizer files has GPT-2's own
@@ -60,11 +61,10 @@ class GPT2:
         backend: str = "auto",
     ) -> None:
         """Reads the checkpoint's weights; :meth:`from_pretrained` is the usual way here."""
-        if threads is not None:
-            integer("threads", threads, 1, 2**16)
+        n_threads, _ = choose_threads(threads)
         self.config: GPT2Config = checkpoint.config
         self.tokenizer = tokenizer
-        self._engine = load_engine(checkpoint, dtype, backend)
+        self._engine = load_engine(checkpoint, dtype, backend, n_threads)
 
     @classmethod
     def from_pretrained(
@@ -88,8 +88,9 @@ class GPT2:
         part of the package, "tales".
 
         dtype is what is computed with: "float32", or on the NumPy backend "float64". threads is
-        the most to use. backend is "c", the compiled engine; "numpy"; or "auto", which takes the
-        first that runs.
+        the most to use; by default what this process may: its CPUs, physical cores and control
+        group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled engine;
+        "numpy"; or "auto", which takes the first that runs.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
         file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
@@ -293,12 +294,17 @@ class GPT2:
         """An empty session, to be fed step by step."""
         return Session(self._engine)
 
-    # ---- memory ----
+    # ---- what runs, and its memory ----
 
     @property
     def backend(self) -> str:
         """What runs this model: "numpy", or the compiled engine's instruction set."""
         return self._engine.isa
+
+    @property
+    def threads(self) -> int:
+        """The most threads that one call runs on."""
+        return self._engine.n_threads
 
     @property
     def n_bytes(self) -> int:

@@ -22,6 +22,7 @@ class Model:
     """A model's weights as NumPy arrays."""
 
     isa = "numpy"
+    n_threads = 1  # of ours; what NumPy's BLAS runs on is its own affair
 
     def __init__(self, config: GPT2Config, dtype: str = "float32") -> None:
         """All weights zero until they are loaded."""

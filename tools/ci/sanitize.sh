@@ -1,24 +1,53 @@
 #!/usr/bin/env bash
-# The core's tests on an engine built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc).
-# Usage: tools/ci/sanitize.sh [pytest arguments]; makes an environment of its own.
+# The core's tests on an engine built with gcc's sanitizers, in an environment of its own.
+# Usage: tools/ci/sanitize.sh address|thread [pytest arguments]
+#   address   AddressSanitizer and UndefinedBehaviorSanitizer
+#   thread    ThreadSanitizer
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+kind=${1:?usage: tools/ci/sanitize.sh address|thread [pytest arguments]}
+shift
+
+case $kind in
+address)
+    flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    libraries="libasan.so libubsan.so"
+    tests="test_engine test_kernels test_session test_sampling test_generation test_reference
+        test_backend test_threads"
+    # The interpreter frees little at exit, so leaks are not looked for.
+    export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=report
+    export UBSAN_OPTIONS=print_stacktrace=1:log_path=report
+    ;;
+thread)
+    flags="-fsanitize=thread"
+    libraries="libtsan.so"
+    tests="test_threads test_session"
+    # A report ends the run; ours alone can be reported, as only ours is instrumented.
+    export TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:log_path=report GPT2C_THREADS=3
+    ;;
+*)
+    echo "sanitize.sh: '$kind' is neither address nor thread" >&2
+    exit 2
+    ;;
+esac
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$work"
 python3 -m venv "$work/venv"
-flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
-CC=gcc CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" GPT2C_BUILD=require \
+CC=gcc CFLAGS="$flags -fno-omit-frame-pointer -g" LDFLAGS="$flags" GPT2C_BUILD=require \
     "$work/venv/bin/pip" install -q -e "$work[test]"
 
 cd "$work"
-# The interpreter is not instrumented, so the run-time is loaded before it; it frees little at exit,
-# so leaks are not looked for.
-LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
-ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
-PYTHONMALLOC=malloc \
-    venv/bin/python -m pytest -q -p no:cacheprovider "${@:-tests/test_engine.py}" \
-    $([ $# -gt 0 ] || echo tests/test_kernels.py tests/test_session.py tests/test_sampling.py \
-        tests/test_generation.py tests/test_reference.py tests/test_backend.py)
-echo "sanitizers: clean"
+# The interpreter is not instrumented, so the run-time is loaded before it.
+preload=$(for library in $libraries; do gcc -print-file-name="$library"; done | xargs)
+[ $# -gt 0 ] || set -- $(for test in $tests; do echo "tests/$test.py"; done)
+# ThreadSanitizer needs the addresses that it knows: no randomised layout.
+# Reports go to files, since pytest captures what a dying process prints.
+if ! setarch -R env LD_PRELOAD="$preload" PYTHONMALLOC=malloc \
+    venv/bin/python -m pytest -q -p no:cacheprovider "$@" || ls report.* >/dev/null 2>&1; then
+    cat report.* 2>/dev/null || true
+    echo "sanitizers, $kind: failed" >&2
+    exit 1
+fi
+echo "sanitizers, $kind: clean"

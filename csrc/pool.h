@@ -1,0 +1,30 @@
+/* The process's worker threads, shared by all calls.
+ *
+ * A call takes as many idle workers as it may use and are free, runs one function on all of them
+ * and on its own thread, worker 0, and gives them back. With none free it runs alone: no call waits
+ * for another, and how many workers it gets never shows in a bit. */
+#ifndef GPT2C_POOL_H
+#define GPT2C_POOL_H
+
+#include <stdatomic.h>
+
+#define POOL_MAX_WORKERS 256
+
+typedef struct pool_team pool_team;
+
+/* What a worker does; worker is from 0 to n_workers - 1. */
+typedef void (*team_function)(void *context, pool_team *team, int worker, int n_workers);
+
+/* Runs function on up to max_workers threads, this one among them, and returns when all are done. */
+void pool_run(team_function function, void *context, int max_workers);
+
+/* Waits until every worker of the team is here; what each wrote before, all see after. */
+void team_barrier(pool_team *team);
+
+/* The part of n items that falls to a worker: [*begin, *end), sizes differing by one at most. */
+static inline void team_share(int n, int worker, int n_workers, int *begin, int *end) {
+    *begin = (int)((long long)n * worker / n_workers);
+    *end = (int)((long long)n * (worker + 1) / n_workers);
+}
+
+#endif

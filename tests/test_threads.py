@@ -1,0 +1,228 @@
+"""Threads: the same bits on any number, how many are used, and how they wait."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import ISAS, config_of, model_on, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpt2c
+from gpt2c import GPT2
+from gpt2c.threads import choose_threads
+
+needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+
+
+@needs_engine
+@settings(max_examples=30)
+@given(
+    n_head=st.integers(1, 5),
+    head_dim=st.sampled_from([3, 16, 32, 64, 80]),
+    n_layer=st.integers(0, 3),
+    vocab_size=st.sampled_from([1, 65, 200, 500]),
+    n_tokens=st.integers(1, 130),
+    tied=st.booleans(),
+    isa=st.sampled_from(ISAS or ["none"]),
+)
+def test_same_bits_on_any_number_of_threads(
+    n_head, head_dim, n_layer, vocab_size, n_tokens, tied, isa
+):
+    config = config_of(
+        n_embd=n_head * head_dim, n_head=n_head, n_layer=n_layer, vocab_size=vocab_size,
+        n_positions=130, tie_word_embeddings=tied,
+    )  # fmt: skip
+    weights = random_weights(config)
+    ids = np.random.default_rng(0).integers(0, vocab_size, n_tokens)
+    alone = model_on(isa, config, weights, threads=1)
+    expected = alone.logits(ids)
+    new = alone.generate(ids, max_new_tokens=8)
+    for threads in (2, 3, 7):
+        model = model_on(isa, config, weights, threads=threads)
+        assert model.threads == threads
+        np.testing.assert_array_equal(model.logits(ids), expected)
+        assert model.generate(ids, max_new_tokens=8) == new
+
+
+@needs_engine
+def test_same_bits_on_a_real_model():
+    text = "Once upon a time there was a king who had three daughters, and"
+    expected = GPT2.from_pretrained(threads=1).logits(text)
+    for threads in (2, 3, 7):
+        model = GPT2.from_pretrained(threads=threads)
+        np.testing.assert_array_equal(model.logits(text), expected)
+        session = model.session()
+        for i, token in enumerate(model.tokenizer.encode(text)):
+            np.testing.assert_array_equal(session.feed(token), expected[i])
+
+
+@needs_engine
+def test_calls_from_several_threads_share_the_workers():
+    config = config_of(n_embd=64, n_head=4, n_positions=130)
+    model = model_on(ISAS[-1], config, random_weights(config), threads=3)
+    prompts = [[i, i + 1] for i in range(6)]
+    expected = [model.generate(p, max_new_tokens=60) for p in prompts]
+    wrong = []
+
+    def work(i):
+        for _ in range(5):
+            if model.generate(prompts[i], max_new_tokens=60) != expected[i]:
+                wrong.append(i)
+
+    callers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert wrong == []
+
+
+def n_tasks() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@needs_engine
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_workers_persist_and_no_more_are_started():
+    config = config_of()
+    weights = random_weights(config)
+    model_on(ISAS[-1], config, weights, threads=4).logits([1, 2, 3])
+    before = n_tasks()
+    for _ in range(20):
+        with model_on(ISAS[-1], config, weights, threads=4) as model:
+            model.generate([1, 2], max_new_tokens=5)
+            with pytest.raises(gpt2c.Error):
+                model.generate([1, 2], top_k=-1)
+    assert n_tasks() == before
+
+
+@needs_engine
+def test_idle_workers_sleep():
+    config = config_of()
+    model = model_on(ISAS[-1], config, random_weights(config), threads=4)
+    model.generate([1, 2], max_new_tokens=20)
+    time.sleep(0.05)  # they may look about for 50 microseconds
+    before = time.process_time()
+    time.sleep(0.5)
+    # Three spinning workers would have used 0.5 seconds or more.
+    assert time.process_time() - before < 0.1
+
+
+@needs_engine
+def test_the_process_ends_while_workers_wait():
+    program = (
+        "import gpt2c; m = gpt2c.GPT2.from_pretrained(threads=4); m.generate('Once');"
+        "s = m.stream('Once', max_new_tokens=400); next(s)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+# ---- how many ----
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A function that describes a machine by files, and 8 CPUs that the process may use."""
+    monkeypatch.delenv("GPT2C_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+    def describe(files: dict[str, str]):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    return describe
+
+
+def siblings(pairs: list[str]) -> dict[str, str]:
+    return {
+        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": text + "\n"
+        for cpu, text in enumerate(pairs)
+    }
+
+
+def test_affinity_bounds_threads(machine, monkeypatch):
+    root = machine({})
+    assert choose_threads(root=root)[0] == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
+    n, why = choose_threads(root=root)
+    assert n == 2
+    assert "may use" in why
+
+
+def test_physical_cores_bound_threads(machine):
+    root = machine(siblings(["0-1", "0-1", "2-3", "2-3", "4-5", "4-5", "6-7", "6-7"]))
+    n, why = choose_threads(root=root)
+    assert n == 4
+    assert "physical cores" in why
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+        ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"sys/fs/cgroup/cpu.max": "nonsense"}, 8),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+            },
+            3,
+        ),
+        ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/x\n3:memory:/docker/x\n",
+                "sys/fs/cgroup/cpu/docker/x/cpu.cfs_quota_us": "500000\n",
+                "sys/fs/cgroup/cpu/docker/x/cpu.cfs_period_us": "100000\n",
+            },
+            5,
+        ),
+        (
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+        ),
+    ],
+)
+def test_the_control_groups_quota_bounds_threads(machine, files, expected):
+    n, why = choose_threads(root=machine(files))
+    assert n == expected
+    if expected < 8:
+        assert "quota" in why
+
+
+def test_what_is_asked_for_wins(machine, monkeypatch):
+    root = machine({"sys/fs/cgroup/cpu.max": "100000 100000\n"})
+    assert choose_threads(3, root)[0] == 3
+    monkeypatch.setenv("GPT2C_THREADS", "5")
+    assert choose_threads(root=root) == (5, "asked for by GPT2C_THREADS")
+    assert choose_threads(3, root) == (3, "asked for by threads=")
+
+
+def test_bad_numbers_of_threads(monkeypatch):
+    for bad in (0, -1, 257):
+        with pytest.raises(gpt2c.OptionError, match=f"threads is {bad}"):
+            choose_threads(bad)
+    for bad in (True, 1.5, "2"):
+        with pytest.raises(gpt2c.OptionTypeError):
+            choose_threads(bad)
+    for bad in ("0", "-1", "two", "1.5", "²", "257"):
+        monkeypatch.setenv("GPT2C_THREADS", bad)
+        with pytest.raises(gpt2c.OptionError, match="GPT2C_THREADS"):
+            choose_threads()
