@@ -6,16 +6,35 @@
  * over blocks of POSITION_BLOCK positions, block sums added ascending; the sum of values is divided
  * once. */
 
-/* scores[i] = scale * q . key[i] for the positions of one page; a masked tail is never stored. */
-static void page_scores(const attention_args *a, const float *key, int n, float *scores) {
-    for (int i = 0; i < n; i += VF_WIDTH) {
-        vf sum = vf_set1(0.0f);
-        for (int d = 0; d < a->head_dim; d++) {
-            vf k = vf_load_first(key + (size_t)d * PAGE_POSITIONS + i, n - i);
-            sum = vf_fma(vf_set1(a->q[d]), k, sum);
-        }
-        vf_store_first(scores + i, vf_mul(sum, vf_set1(a->scale)), n - i);
+/* So many chains run side by side, in registers, to hide an FMA's latency. */
+#define CHAINS 4
+
+/* scores[i ..] = scale * q . key[i ..] for n_vectors vectors of positions, of which n are real. */
+INLINE void score_tile(const attention_args *a, const int n_vectors, const float *key, int n,
+                       float *scores) {
+    vf sum[CHAINS];
+    UNROLL
+    for (int v = 0; v < n_vectors; v++)
+        sum[v] = vf_set1(0.0f);
+    for (int d = 0; d < a->head_dim; d++) {
+        vf q = vf_set1(a->q[d]);
+        const float *k = key + (size_t)d * PAGE_POSITIONS;
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            sum[v] = vf_fma(q, vf_load_first(k + v * VF_WIDTH, n - v * VF_WIDTH), sum[v]);
     }
+    UNROLL
+    for (int v = 0; v < n_vectors; v++)
+        vf_store_first(scores + v * VF_WIDTH, vf_mul(sum[v], vf_set1(a->scale)), n - v * VF_WIDTH);
+}
+
+/* The scores of one page's n positions; a masked tail is never stored. */
+static void page_scores(const attention_args *a, const float *key, int n, float *scores) {
+    int i = 0;
+    for (; i + CHAINS * VF_WIDTH <= n; i += CHAINS * VF_WIDTH)
+        score_tile(a, CHAINS, key + i, CHAINS * VF_WIDTH, scores + i);
+    for (; i < n; i += VF_WIDTH)
+        score_tile(a, 1, key + i, n - i, scores + i);
 }
 
 static float greatest(const float *x, int n) {
@@ -47,21 +66,37 @@ static float exponentials(float *scores, int n, float m) {
     return total;
 }
 
-/* One vector of dimensions of sum(weight[i] * value[i]) / divisor. */
-INLINE vf weighted_values(const attention_args *a, int dim, float divisor) {
-    int n_lanes = a->head_dim - dim;
-    vf total = vf_set1(0.0f);
+/* out[dim ..] = sum(weight[i] * value[i][dim ..]) / divisor for n_vectors vectors of dimensions, of
+ * which n are real. */
+INLINE void value_tile(const attention_args *a, const int n_vectors, int dim, int n,
+                       float divisor) {
+    vf total[CHAINS];
+    UNROLL
+    for (int v = 0; v < n_vectors; v++)
+        total[v] = vf_set1(0.0f); /* replaced by the first block's sum */
     for (int block = 0; block < a->n_positions; block += POSITION_BLOCK) {
         int end = a->n_positions - block < POSITION_BLOCK ? a->n_positions : block + POSITION_BLOCK;
-        vf sum = vf_set1(0.0f);
+        vf sum[CHAINS];
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            sum[v] = vf_set1(0.0f);
         for (int i = block; i < end; i++) {
             const float *page = a->pages[i / PAGE_POSITIONS] + a->values;
             const float *value = page + (size_t)(i % PAGE_POSITIONS) * (size_t)a->head_dim + dim;
-            sum = vf_fma(vf_set1(a->scores[i]), vf_load_first(value, n_lanes), sum);
+            vf weight = vf_set1(a->scores[i]);
+            UNROLL
+            for (int v = 0; v < n_vectors; v++)
+                sum[v] = vf_fma(weight, vf_load_first(value + v * VF_WIDTH, n - v * VF_WIDTH),
+                                sum[v]);
         }
-        total = block ? vf_add(total, sum) : sum;
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            total[v] = block ? vf_add(total[v], sum[v]) : sum[v];
     }
-    return vf_div(total, vf_set1(divisor));
+    UNROLL
+    for (int v = 0; v < n_vectors; v++)
+        vf_store_first(a->out + dim + v * VF_WIDTH, vf_div(total[v], vf_set1(divisor)),
+                       n - v * VF_WIDTH);
 }
 
 static void attention_kernel(const attention_args *a) {
@@ -70,6 +105,9 @@ static void attention_kernel(const attention_args *a) {
         page_scores(a, a->pages[i / PAGE_POSITIONS] + a->keys, n, a->scores + i);
     }
     float sum = exponentials(a->scores, a->n_positions, greatest(a->scores, a->n_positions));
-    for (int dim = 0; dim < a->head_dim; dim += VF_WIDTH)
-        vf_store_first(a->out + dim, weighted_values(a, dim, sum), a->head_dim - dim);
+    int dim = 0;
+    for (; dim + CHAINS * VF_WIDTH <= a->head_dim; dim += CHAINS * VF_WIDTH)
+        value_tile(a, CHAINS, dim, CHAINS * VF_WIDTH, sum);
+    for (; dim < a->head_dim; dim += VF_WIDTH)
+        value_tile(a, 1, dim, a->head_dim - dim, sum);
 }
