@@ -1,0 +1,48 @@
+"""The models whose logits' bits are on record in golden_bits.json."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from conftest import config_of, model_on
+
+from gpt2c import GPT2Config
+from gpt2c.checkpoint.source import tensor_shapes
+
+# Shapes with whole and broken panels, blocks of k, pages and blocks of positions; each activation.
+CONFIGS = {
+    "gelu_new": {"n_embd": 64, "n_head": 4, "n_positions": 200, "vocab_size": 300},
+    "gelu": {"n_embd": 130, "n_head": 2, "n_positions": 70, "activation_function": "gelu"},
+    "relu": {"n_embd": 33, "n_head": 3, "n_inner": 100, "activation_function": "relu"},
+    "silu": {"n_embd": 24, "n_head": 8, "activation_function": "silu", "scale_attn_weights": False},
+    "quick_gelu": {
+        "n_embd": 48, "n_head": 1, "activation_function": "quick_gelu",
+        "scale_attn_by_inverse_layer_idx": True,
+    },
+    "tanh": {"n_embd": 10, "n_head": 5, "activation_function": "tanh", "tie_word_embeddings": False},
+}  # fmt: skip
+
+
+def weights_of(config: GPT2Config) -> dict[str, np.ndarray]:
+    """From NumPy's legacy generator, whose stream is frozen, scaled by exact operations alone."""
+    rng = np.random.RandomState(12345)
+    weights = {}
+    for name, shape in tensor_shapes(config).items():
+        # Multiples of 2^-12 between -1/2 and 1/2: no library's rounding is in them.
+        values = rng.randint(-2048, 2049, shape).astype(np.float32) / np.float32(4096)
+        weights[name] = values + np.float32("ln_" in name and name.endswith("weight"))
+    return weights
+
+
+def digests(isa: str) -> Iterator[tuple[str, str]]:
+    """The SHA-256 of each model's float32 logits, and of what it draws."""
+    for name, options in CONFIGS.items():
+        config = config_of(**options)
+        model = model_on(isa, config, weights_of(config))
+        ids = np.random.RandomState(7).randint(0, config.vocab_size, config.n_positions)
+        logits = model.logits(ids).astype("<f4")
+        yield f"{name}, logits", hashlib.sha256(logits.tobytes()).hexdigest()
+        drawn = model.generate(ids[:5], max_new_tokens=30, temperature=0.9, top_k=20, seed=2**40)
+        yield f"{name}, draws", hashlib.sha256(bytes(str(drawn), "ascii")).hexdigest()

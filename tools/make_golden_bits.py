@@ -1,0 +1,23 @@
+"""Makes tests/golden_bits.json with the scalar build: python tools/make_golden_bits.py"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import gpt2c
+
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
+
+from golden_models import digests  # noqa: E402
+
+
+def main() -> None:
+    record = {"arithmetic": gpt2c.ARITHMETIC, "float32": dict(digests("scalar"))}
+    (TESTS / "golden_bits.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
