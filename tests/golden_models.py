@@ -21,7 +21,9 @@ CONFIGS = {
         "n_embd": 48, "n_head": 1, "activation_function": "quick_gelu",
         "scale_attn_by_inverse_layer_idx": True,
     },
-    "tanh": {"n_embd": 10, "n_head": 5, "activation_function": "tanh", "tie_word_embeddings": False},
+    "tanh": {
+        "n_embd": 10, "n_head": 5, "activation_function": "tanh", "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 
