@@ -52,6 +52,9 @@ static const instruction_set instruction_sets[] = {
 #elif defined(GPT2C_HAS_SCALAR_FMA)
     {&kernels_scalar, NULL},
 #endif
+#if defined(__aarch64__)
+    {&kernels_neon, NULL},
+#endif
     {NULL, NULL},
 };
 

@@ -92,5 +92,8 @@ extern const kernel_table kernels_scalar;
 extern const kernel_table kernels_avx2;
 extern const kernel_table kernels_avx512;
 #endif
+#if defined(__aarch64__)
+extern const kernel_table kernels_neon;
+#endif
 
 #endif

@@ -1,0 +1,61 @@
+/* Four floats in a NEON register (AArch64). */
+#include <arm_neon.h>
+#include <stdint.h>
+
+#define VF_WIDTH 4
+/* 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. */
+#define TILE_ROWS 6
+#define TILE_VECTORS 4
+
+typedef float32x4_t vf;
+typedef int32x4_t vi;
+
+/* All ones in the first n lanes. */
+INLINE uint32x4_t first_lanes(int n) {
+    static const int32_t lanes[4] = {0, 1, 2, 3};
+    return vcltq_s32(vld1q_s32(lanes), vdupq_n_s32(n));
+}
+
+INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
+INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
+INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
+/* NEON has no masked load: a tail goes through memory that may be read whole. */
+INLINE vf vf_load_first(const float *p, int n) {
+    if (n >= 4)
+        return vld1q_f32(p);
+    float tail[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int i = 0; i < n; i++)
+        tail[i] = p[i];
+    return vld1q_f32(tail);
+}
+INLINE void vf_store_first(float *p, vf a, int n) {
+    if (n >= 4) {
+        vst1q_f32(p, a);
+        return;
+    }
+    float tail[4];
+    vst1q_f32(tail, a);
+    for (int i = 0; i < n; i++)
+        p[i] = tail[i];
+}
+INLINE vf vf_keep_first(vf a, int n) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), first_lanes(n)));
+}
+INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
+INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+INLINE vf vf_if_nan(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
+
+INLINE vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
+INLINE vf vf_bits(vi a) { return vreinterpretq_f32_s32(a); }
+INLINE vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
+INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
+INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+INLINE vi vi_shift_right(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }
+INLINE vi vi_shift_left(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
+INLINE vf vf_from_int(vi a) { return vcvtq_f32_s32(a); }

@@ -1,0 +1,154 @@
+/* Prints a digest of what an instruction set computes: of each elementwise kernel over many floats,
+ * and of the logits and draws of small models. Built without Python, so that it can run under an
+ * emulator: test_neon.py compares the digests of two machines.
+ *
+ *     engine_bits INSTRUCTION_SET N_THREADS */
+#include "cpu.h"
+#include "gpt2c.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define N_FLOATS 20000
+
+/* Numerical Recipes' linear congruential generator: enough to fill weights with. */
+static uint32_t state;
+
+static uint32_t next_word(void) {
+    state = state * 1664525u + 1013904223u;
+    return state;
+}
+
+/* A multiple of 2^-12 between -1/2 and 1/2. */
+static float next_weight(void) {
+    return (float)((int32_t)(next_word() >> 20) - 2048) / 4096.0f;
+}
+
+/* FNV-1a; every NaN counts as the same one. */
+static uint64_t digest(uint64_t hash, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        if (x[i] != x[i])
+            bits = 0x7fc00000u;
+        for (int byte = 0; byte < 4; byte++)
+            hash = (hash ^ ((bits >> (8 * byte)) & 0xff)) * 1099511628211u;
+    }
+    return hash;
+}
+
+static const uint64_t EMPTY = 14695981039346656037u;
+
+static void print_elementwise(const kernel_table *k) {
+    static float x[N_FLOATS];
+    for (int function = -2; function < GPT2C_IDENTITY; function++) {
+        state = 1;
+        for (int i = 0; i < N_FLOATS; i++) {
+            uint32_t bits = next_word(); /* any float: denormals, infinities and NaNs too */
+            memcpy(&x[i], &bits, sizeof bits);
+            if (i % 2)
+                x[i] = next_weight() * 40.0f;
+        }
+        if (function == -2)
+            k->exp(x, N_FLOATS);
+        else if (function == -1)
+            k->log(x, N_FLOATS);
+        else
+            k->activate(x, N_FLOATS, function);
+        printf("function %d %016llx\n", function, (unsigned long long)digest(EMPTY, x, N_FLOATS));
+    }
+}
+
+static void check(gpt2c_status status) {
+    if (status) {
+        fprintf(stderr, "status %d\n", (int)status);
+        exit(1);
+    }
+}
+
+static void load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t rows, size_t width,
+                 float offset) {
+    float *values = malloc(rows * width * sizeof *values);
+    for (size_t i = 0; i < rows * width; i++)
+        values[i] = next_weight() + offset;
+    check(gpt2c_model_load(model, tensor, layer, values, 0, rows, width));
+    free(values);
+}
+
+static gpt2c_model *random_model(const gpt2c_config *c, const char *isa, int n_threads) {
+    gpt2c_model *model;
+    check(gpt2c_model_create(c, isa, n_threads, &model));
+    size_t embd = (size_t)c->n_embd, inner = (size_t)c->n_inner;
+    load(model, GPT2C_WTE, 0, (size_t)c->n_vocab, embd, 0.0f);
+    load(model, GPT2C_WPE, 0, (size_t)c->n_positions, embd, 0.0f);
+    load(model, GPT2C_LN_F_WEIGHT, 0, 1, embd, 1.0f);
+    load(model, GPT2C_LN_F_BIAS, 0, 1, embd, 0.0f);
+    for (int32_t layer = 0; layer < c->n_layer; layer++) {
+        load(model, GPT2C_LN_1_WEIGHT, layer, 1, embd, 1.0f);
+        load(model, GPT2C_LN_1_BIAS, layer, 1, embd, 0.0f);
+        load(model, GPT2C_C_ATTN_WEIGHT, layer, embd, 3 * embd, 0.0f);
+        load(model, GPT2C_C_ATTN_BIAS, layer, 1, 3 * embd, 0.0f);
+        load(model, GPT2C_ATTN_C_PROJ_WEIGHT, layer, embd, embd, 0.0f);
+        load(model, GPT2C_ATTN_C_PROJ_BIAS, layer, 1, embd, 0.0f);
+        load(model, GPT2C_LN_2_WEIGHT, layer, 1, embd, 1.0f);
+        load(model, GPT2C_LN_2_BIAS, layer, 1, embd, 0.0f);
+        load(model, GPT2C_C_FC_WEIGHT, layer, embd, inner, 0.0f);
+        load(model, GPT2C_C_FC_BIAS, layer, 1, inner, 0.0f);
+        load(model, GPT2C_MLP_C_PROJ_WEIGHT, layer, inner, embd, 0.0f);
+        load(model, GPT2C_MLP_C_PROJ_BIAS, layer, 1, embd, 0.0f);
+    }
+    return model;
+}
+
+/* Feeds the whole context at once, and then draws from a prompt of five tokens. */
+static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
+    state = 2;
+    gpt2c_model *model = random_model(c, isa, n_threads);
+    gpt2c_sequence *sequence;
+    gpt2c_scratch *scratch;
+    check(gpt2c_scratch_create(model, &scratch));
+    check(gpt2c_sequence_create(model, &sequence));
+    int32_t n = c->n_positions;
+    int32_t *tokens = malloc((size_t)n * sizeof *tokens);
+    for (int32_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)(next_word() >> 8) % c->n_vocab;
+    float *logits = malloc((size_t)n * (size_t)c->n_vocab * sizeof *logits);
+    gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL};
+    check(gpt2c_forward(model, scratch, &feed, 1, logits));
+    uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
+    printf("logits %d %016llx\n", (int)c->n_embd, (unsigned long long)hash);
+
+    check(gpt2c_sequence_truncate(sequence, 0));
+    int32_t drawn[30];
+    int32_t n_steps;
+    gpt2c_job job = {.sequence = sequence, .prompt = tokens, .n_prompt = 5, .tokens = drawn,
+                     .max_new_tokens = 30, .sampling = {0.9f, 20, 1234567890123u, 0}};
+    gpt2c_job *jobs[] = {&job};
+    check(gpt2c_run(model, scratch, jobs, 1, 30, 1e9, &n_steps));
+    printf("draws");
+    for (int i = 0; i < job.n_tokens; i++)
+        printf(" %d", (int)drawn[i]);
+    printf("\n");
+    free(tokens);
+    free(logits);
+    gpt2c_sequence_free(sequence);
+    gpt2c_scratch_free(scratch);
+    gpt2c_model_free(model);
+}
+
+int main(int argc, char **argv) {
+    const kernel_table *kernels = argc == 3 ? cpu_kernels(argv[1]) : NULL;
+    if (!kernels) {
+        fprintf(stderr, "usage: engine_bits INSTRUCTION_SET N_THREADS\n");
+        return 2;
+    }
+    print_elementwise(kernels);
+    const gpt2c_config configs[] = {
+        {100, 150, 64, 2, 4, 256, GPT2C_GELU_TANH, 1, 1, 0, 1e-5f},
+        {65, 70, 33, 2, 3, 50, GPT2C_SILU, 1, 1, 1, 1e-3f},
+    };
+    for (size_t i = 0; i < sizeof configs / sizeof *configs; i++)
+        print_model(&configs[i], argv[1], atoi(argv[2]));
+    return 0;
+}

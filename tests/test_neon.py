@@ -1,0 +1,48 @@
+"""ARM NEON under an emulator: the same bits as on this machine.
+
+Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user (tools/ci/neon.sh installs them).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ISAS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
+
+
+def build(compiler: str, to: Path, *flags: str) -> Path:
+    sources = [
+        *ROOT.glob("csrc/*.c"),
+        *ROOT.glob("csrc/kernels/*.c"),
+        ROOT / "tests/c/engine_bits.c",
+    ]
+    command = [compiler, *FLAGS, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(to)]
+    subprocess.run([*command, "-lm", "-lpthread"], check=True)
+    return to
+
+
+def digests(*command: str | Path) -> str:
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
+    reason=f"{COMPILER} and {EMULATOR} are not installed (tools/ci/neon.sh does)",
+)
+def test_neon_gives_this_machines_bits(tmp_path):
+    here = build("cc", tmp_path / "here")
+    there = build(COMPILER, tmp_path / "there", "-static")
+    expected = digests(here, ISAS[0], 1)
+    assert "logits 64 " in expected
+    for isa in ISAS:
+        assert digests(here, isa, 2) == expected
+    for isa, threads in (("scalar", 1), ("neon", 1), ("neon", 3)):
+        assert digests(EMULATOR, there, isa, threads) == expected
