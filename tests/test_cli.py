@@ -1,0 +1,203 @@
+"""The command line, in this process and as a user's shell runs it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import FIXTURES, ISAS
+
+import gpt2c
+from gpt2c import GPT2
+from gpt2c.cli import main
+
+PLAIN = str(FIXTURES / "transformers" / "plain")
+COMMAND = [sys.executable, "-m", "gpt2c"]
+
+
+@pytest.fixture(scope="module")
+def tales():
+    return GPT2.from_pretrained()
+
+
+@pytest.fixture(autouse=True)
+def no_preferences(monkeypatch):
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    monkeypatch.delenv("GPT2C_ISA", raising=False)
+
+
+def run(*arguments: str, stdin: bytes = b"", **environment: str):
+    return subprocess.run(
+        [*COMMAND, *arguments], input=stdin, capture_output=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_generate_prints_the_new_text(tales, capsys):
+    assert main(["generate", "Once upon a time", "-n", "12"]) == 0
+    assert capsys.readouterr().out == tales.generate("Once upon a time", max_new_tokens=12) + "\n"
+    assert main(["generate", "Once upon a time", "-n", "12", "--echo"]) == 0
+    assert capsys.readouterr().out.startswith("Once upon a time")
+
+
+def test_generate_takes_the_sampling_options(tales, capsys):
+    options = ["--temperature", "0.8", "--top-k", "40", "--seed", "7", "-n", "20"]
+    assert main(["generate", "The old king", *options]) == 0
+    text = tales.generate("The old king", temperature=0.8, top_k=40, seed=7, max_new_tokens=20)
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_several_prompts_are_set_apart_by_a_blank_line(tales, capsys):
+    assert main(["generate", "One", "Two", "-n", "5"]) == 0
+    texts = tales.generate(["One", "Two"], max_new_tokens=5)
+    assert capsys.readouterr().out == "\n\n".join(texts) + "\n"
+
+
+def test_json_is_one_object_a_line(tales, capsys, tmp_path):
+    prompts = [f"The {i}th day" for i in range(40)]
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(prompts) + "\n")
+    assert main(["generate", "--file", str(file), "--json", "-n", "4"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    for line, done in zip(lines, tales.complete(prompts, max_new_tokens=4), strict=True):
+        assert line["text"] == done.text
+        assert (line["ids"], line["finish_reason"], line["seed"]) == (done.ids, "length", None)
+
+
+def test_standard_input_is_a_prompt(tales, capsys, monkeypatch):
+    class Stdin:
+        buffer = io.BytesIO("Im Märchen\n".encode())
+
+        @staticmethod
+        def isatty():
+            return False
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    assert main(["generate", "-n", "6"]) == 0
+    assert capsys.readouterr().out == tales.generate("Im Märchen", max_new_tokens=6) + "\n"
+
+
+def test_in_a_terminal_without_a_prompt_the_model_begins(tales, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["generate", "-n", "6"]) == 0
+    assert capsys.readouterr().out == tales.generate("", max_new_tokens=6) + "\n"
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"gpt2c             {gpt2c.__version__}" in out
+    assert f"arithmetic        {gpt2c.ARITHMETIC}" in out
+    assert "tales (embedded)" in out
+    if ISAS:
+        assert f"c, {ISAS[-1]} (the fastest that runs here)" in out
+    assert main(["info", "--backend", "numpy", "--model", PLAIN]) == 0
+    out = capsys.readouterr().out
+    assert "numpy (asked for by --backend=numpy)" in out
+    # 97 * 48 + 40 * 48 + 2 blocks of 12 * 48^2 + 13 * 48 + 2 * 48
+    assert "parameters        63,216" in out
+
+
+def test_help_shows_examples(capsys):
+    for arguments in (["--help"], ["generate", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert 'gpt2c generate "Once upon a time"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "x", "--model", "./nowhere"], "nowhere"),
+        (["generate", "x", "--model", PLAIN], "vocab.json"),
+        (["generate", "x", "--temperature", "-1"], "temperature is -1.0"),
+        (["generate", "x", "-n", "-1"], "max_new_tokens is -1"),
+        (["generate", "x", "--file", "y"], "--file"),
+        (["generate", "--file", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["generate", "x", "--backend", "cuda"], "backend is 'cuda'"),
+        (["generate", "\udcff"], "surrogate"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(arguments, says, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gpt2c: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_wrong_usage_is_one_line_and_status_2():
+    for arguments in ([], ["tell"], ["generate", "-n", "many"], ["generate", "--nonsense"]):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"gpt2c")
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_text_that_is_no_utf_8():
+    done = run("generate", stdin=b"\xff\xfe")
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_terminal_that_cannot_show_a_character():
+    done = run("generate", "“Come in,” said", "-n", "30", "--echo", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_version():
+    assert run("--version").stdout.decode() == f"gpt2c {gpt2c.__version__}\n"
+
+
+def test_output_streams_and_ctrl_c_ends_with_130():
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "480"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert os.read(process.stdout.fileno(), 1)  # something came while it still runs
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Once", "-n", "480"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_a_fallback_is_said_in_one_line():
+    program = (
+        "import sys; sys.modules['gpt2c._engine'] = None\n"
+        "from gpt2c.cli import main; sys.exit(main(['generate', 'Once', '-n', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr.startswith(b"gpt2c: warning: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_starting_is_quick_enough_to_stream(tales):
+    """No bound on speed; only that the first piece comes before the last."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "200"], stdout=subprocess.PIPE
+    )
+    os.read(process.stdout.fileno(), 1)
+    first = time.monotonic() - began
+    process.communicate()
+    assert first < time.monotonic() - began
