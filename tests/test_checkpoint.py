@@ -228,7 +228,7 @@ def test_changed_while_it_is_read(tmp_path: Path) -> None:
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "gpt2", "no\0name"):
-        with pytest.raises(CheckpointNotFoundError, match="never fetches"):
+        with pytest.raises(CheckpointNotFoundError, match="there is no such folder"):
             open_checkpoint(path)
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json and model\.safetensors not"):
         open_checkpoint(tmp_path)

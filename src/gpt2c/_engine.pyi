@@ -1,5 +1,7 @@
 """Types of the compiled engine, which numpy_engine has too."""
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -34,6 +36,8 @@ class Model:
         stop_ids: NDArray[np.int32],
     ) -> Job: ...
     def run(self, jobs: list[Job], max_steps: int) -> None: ...
+    def held(self) -> AbstractContextManager[None]: ...
+    def check_open(self) -> None: ...
     def close(self) -> None: ...
 
 class Sequence:

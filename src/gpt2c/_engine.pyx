@@ -10,6 +10,8 @@ from libc.stdlib cimport calloc, free
 
 from gpt2c._capi cimport *
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from gpt2c.errors import (
@@ -161,6 +163,7 @@ cdef class Model:
 
     def sequence(self):
         """An empty sequence."""
+        self.check_open()
         return Sequence(self)
 
     def job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids):
@@ -209,6 +212,22 @@ cdef class Model:
             if scratch is not None:
                 self.end(scratch)
 
+    @contextmanager
+    def held(self):
+        """Keeps the weights until the end of the block, even if the model is closed meanwhile."""
+        self.check_open()
+        self.n_running += 1
+        try:
+            yield
+        finally:
+            self.n_running -= 1
+            self.free_if_idle()
+
+    def check_open(self):
+        """Raises ClosedError after close."""
+        if self.closed:
+            raise ClosedError("the model was closed")
+
     def close(self):
         """Frees the weights once running calls are done."""
         self.closed = True
@@ -216,7 +235,7 @@ cdef class Model:
 
     cdef Scratch begin(self):
         """Registers a running call and gives it buffers."""
-        if self.closed:
+        if self.pointer == NULL:
             raise ClosedError("the model was closed")
         cdef Scratch scratch
         if self.free_scratches:
@@ -251,7 +270,7 @@ cdef class Sequence:
 
     def __cinit__(self, Model model not None):
         self.model = model
-        if model.closed:
+        if model.pointer == NULL:
             raise ClosedError("the model was closed")
         raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
 
@@ -274,14 +293,17 @@ cdef class Sequence:
         cdef Py_ssize_t n = ids.shape[0], done = 0, chunk
         if n == 0 or n_logits not in (0, 1, n):
             raise OptionError(f"feed takes at least one token; found {n}")
-        cdef int32_t had = gpt2c_sequence_length(self.pointer)
-        logits = np.empty((n_logits, self.model.n_vocab), dtype=np.float32)
+        try:
+            logits = np.empty((n_logits, self.model.n_vocab), dtype=np.float32)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for {n_logits} rows of logits ({error})")
         cdef float[:, ::1] view = logits
         cdef gpt2c_feed feed
         cdef gpt2c_status status
         cdef float *out
         feed.sequence = self.pointer
         self.claim()
+        cdef int32_t had = gpt2c_sequence_length(self.pointer)
         cdef Scratch scratch = None
         try:
             scratch = self.model.begin()

@@ -13,7 +13,8 @@ import numpy as np
 
 from gpt2c import numpy_engine
 from gpt2c.checkpoint import Checkpoint
-from gpt2c.errors import BackendError, FallbackWarning, OptionError
+from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
+from gpt2c.options import choice
 
 if TYPE_CHECKING:
     from gpt2c import _engine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     EngineJob: TypeAlias = _engine.Job | numpy_engine.Job
 
 REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall --no-binary gpt2c gpt2c"
+BACKENDS = ("auto", "c", "numpy")
 # Tensors are read and packed this many bytes of float32 at a time.
 CHUNK_BYTES = 4 << 20
 
@@ -36,7 +38,18 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
 
     Raises OptionError for other values and BackendError where the backend cannot run.
     """
-    model = new_model(checkpoint, dtype, backend, n_threads)
+    try:
+        model = new_model(checkpoint, dtype, backend, n_threads)
+        fill(model, checkpoint)
+    except CacheMemoryError:
+        raise
+    except MemoryError as error:
+        raise CacheMemoryError(f"not enough memory for the model's weights ({error})") from None
+    return model
+
+
+def fill(model: EngineModel, checkpoint: Checkpoint) -> None:
+    """Reads the checkpoint's tensors, piece by piece, into the engine's memory."""
     for name, source in checkpoint.tensors.items():
         n_rows = source.shape[0]
         if len(source.shape) == 1:
@@ -46,19 +59,15 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
         for begin in range(0, n_rows, step):
             end = min(begin + step, n_rows)
             model.load(name, source.read(begin, end), begin)
-    return model
 
 
 def new_model(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
     """An engine's model for this checkpoint, its weights not loaded yet."""
-    if backend not in ("auto", "c", "numpy"):
-        raise OptionError(f"backend is {backend!r}; it must be 'auto', 'c' or 'numpy'")
-    if dtype not in ("float32", "float64"):
-        raise OptionError(f"dtype is {dtype!r}; it must be 'float32' or 'float64'")
+    choice("backend", backend, BACKENDS)
+    choice("dtype", dtype, ("float32", "float64"))
     if backend == "auto":
-        backend = os.environ.get("GPT2C_BACKEND") or "auto"
-        if backend not in ("auto", "c", "numpy"):
-            raise OptionError(f"GPT2C_BACKEND is {backend!r}; it must be 'auto', 'c' or 'numpy'")
+        named = os.environ.get("GPT2C_BACKEND") or "auto"
+        backend = choice("GPT2C_BACKEND", named, BACKENDS)
     if dtype == "float64":
         if backend == "c":
             raise OptionError("dtype is 'float64', which runs on backend='numpy' alone")

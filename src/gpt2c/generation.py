@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import ContextError, NumericalError, OptionError, OptionTypeError
+from gpt2c.options import choice, integer, is_integer, number
+from gpt2c.untrusted import show
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineJob, EngineModel
@@ -127,48 +127,26 @@ def check_options(
     """
     n = integer("max_new_tokens", max_new_tokens, 0, _INT32_MAX)
     if do_sample is not None and not isinstance(do_sample, bool):
-        raise OptionTypeError(f"do_sample is {do_sample!r}; it must be True, False or None")
-    if truncate not in (None, "left"):
-        raise OptionError(f"truncate is {truncate!r}; it must be None or 'left'")
+        raise OptionTypeError(f"do_sample is {show(do_sample)}; it must be True, False or None")
+    if truncate is not None:
+        choice("truncate", truncate, ("left",))
     given = [
         name for name, value in (("temperature", temperature), ("top_k", top_k))
         if value is not None
     ]  # fmt: skip
     if do_sample is False and given:
         raise OptionError(f"do_sample is False, but {given[0]}, which is for sampling, is given")
-    checked_temperature = 1.0 if temperature is None else _temperature(temperature)
+    heat = 1.0 if temperature is None else number("temperature", temperature, 0, 3e38)
     if not (do_sample or given):
-        checked_temperature = 0.0
+        heat = 0.0
     k = 0 if top_k is None else integer("top_k", top_k, 0, _INT32_MAX)
-    return Options(n, checked_temperature, k, _seeds(seed), truncate)
-
-
-def integer(name: str, value: object, lowest: int, highest: int) -> int:
-    """The value as an int in its range (NumPy's integers too; a bool is not one)."""
-    if isinstance(value, bool | np.bool_):
-        raise OptionTypeError(f"{name} is {value!r}; it must be an integer")
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise OptionTypeError(f"{name} is {value!r}; it must be an integer") from None
-    if not lowest <= number <= highest:
-        raise OptionError(f"{name} is {number}; it must be from {lowest} to {highest}")
-    return number
-
-
-def _temperature(value: object) -> float:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        raise OptionTypeError(f"temperature is {value!r}; it must be a number")
-    # float32 is what the engine computes with; a comparison first, since int may overflow float.
-    if not 0 <= value <= 3e38 or not math.isfinite(value):
-        raise OptionError(f"temperature is {value!r}; it must be finite and at least 0")
-    return float(value)
+    return Options(n, heat, k, _seeds(seed), truncate)
 
 
 def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
     if seed is None:
         return None
-    if isinstance(seed, list | tuple | np.ndarray):
+    if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim):
         return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in seed)
     return integer("seed", seed, 0, _SEED_LIMIT - 1)
 
@@ -209,16 +187,16 @@ def _kind(item: object) -> str:
         return "texts"
     if isinstance(item, list | tuple | np.ndarray):
         return "lists"
-    if isinstance(item, int | np.integer) and not isinstance(item, bool):
+    if is_integer(item):
         return "ids"
     raise OptionTypeError(
-        f"a list of prompts holds {item!r} of type {type(item).__name__}; it must hold texts, "
+        f"a list of prompts holds {show(item)} of type {type(item).__name__}; it must hold texts, "
         "lists of token ids, or be a list of token ids itself"
     )
 
 
 def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
-    """Token ids as int32 [n].
+    """Token ids as int32 [n], in memory of their own: nobody can change them under the engine.
 
     Raises OptionTypeError where they are not integers, OptionError naming the first that the
     vocabulary does not have.
@@ -229,20 +207,28 @@ def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
                 f"{where}: ids are an array of {ids.dtype} with {ids.ndim} dimensions; they must "
                 "be integers with one"
             )
-    elif not isinstance(ids, list | tuple):
-        raise OptionTypeError(f"{where}: ids must be a list or a NumPy array, found {ids!r}")
-    else:
-        for position, item in enumerate(ids):
-            if isinstance(item, bool) or not isinstance(item, int | np.integer):
-                raise OptionTypeError(
-                    f"{where}: token {position} is {item!r}; it must be an integer"
-                )
-    for position, item in enumerate(ids):
-        if not 0 <= item < n_vocab:
-            raise OptionError(
-                f"{where}: token {position} is {item}; ids are from 0 to {n_vocab - 1}"
+        numbers = np.array(ids, subok=False)
+        outside = np.flatnonzero((numbers < 0) | (numbers >= n_vocab))
+        if len(outside):
+            _refuse_id(where, int(outside[0]), int(numbers[outside[0]]), n_vocab)
+        return numbers.astype(np.int32)
+    if not isinstance(ids, list | tuple):
+        raise OptionTypeError(f"{where}: ids must be a list or a NumPy array, found {show(ids)}")
+    checked = []
+    for position, item in enumerate(list(ids)):
+        if not is_integer(item):
+            raise OptionTypeError(
+                f"{where}: token {position} is {show(item)}; it must be an integer"
             )
-    return np.ascontiguousarray(ids, dtype=np.int32)
+        id = int(item)
+        if not 0 <= id < n_vocab:
+            _refuse_id(where, position, id, n_vocab)
+        checked.append(id)
+    return np.array(checked, dtype=np.int32)
+
+
+def _refuse_id(where: str, position: int, id: int, n_vocab: int) -> NoReturn:
+    raise OptionError(f"{where}: token {position} is {show(id)}; ids are from 0 to {n_vocab - 1}")
 
 
 def fit_context(
@@ -276,6 +262,13 @@ def run_requests(
 
     At most batch_size run together; a finished one's place is taken by the next.
     """
+    with engine.held():
+        return _run_held(engine, requests, batch_size)
+
+
+def _run_held(
+    engine: EngineModel, requests: Sequence[Request], batch_size: int
+) -> list[tuple[list[int], str]]:
     results: dict[int, tuple[list[int], str]] = {}
     running: dict[int, EngineJob] = {}
     waiting = iter(range(len(requests)))
@@ -297,13 +290,17 @@ def run_requests(
 
 
 def stream_request(engine: EngineModel, request: Request) -> Iterator[int]:
-    """The new ids of one request, each as soon as it is chosen."""
+    """The new ids of one request, each as soon as it is chosen.
+
+    Between two of them nothing runs, so a closed model ends the stream with ClosedError.
+    """
     if request.max_new_tokens == 0:
         return
     job = request.start(engine)
     n_seen = 0
     while job.finish_reason is None:
-        engine.run([job], 1)  # type: ignore[list-item]
+        with engine.held():
+            engine.run([job], 1)  # type: ignore[list-item]
         yield from job.new_ids(n_seen)
         n_seen = job.n_tokens
     check_finite(job, "the prompt")

@@ -8,13 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from gpt2c.errors import CheckpointNotFoundError, MissingDependencyError
+from gpt2c.errors import CheckpointNotFoundError, MissingDependencyError, OptionTypeError
+from gpt2c.untrusted import show
 
 EMBEDDED: Final = "tales"
 
 # All that a model needs; a repository's other formats of the same weights stay where they are.
 FILES: Final = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
 
+_LONGEST_NAME = 200  # the hub's own limit is 96 for each part
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -23,7 +25,7 @@ def is_hub_name(name: str) -> bool:
 
     Whatever begins with ``.``, ``/`` or ``~``, or has two slashes, is a path.
     """
-    return _HUB_NAME.fullmatch(name) is not None
+    return len(name) <= _LONGEST_NAME and _HUB_NAME.fullmatch(name) is not None
 
 
 def locate(
@@ -43,7 +45,13 @@ def locate(
     """
     if path is None:
         return embedded_folder()
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise OptionTypeError(
+            f"the model is {show(path)}; it must be a folder or a name, a str or a Path"
+        )
     name = os.fspath(path)
+    if not name:
+        raise CheckpointNotFoundError("the model's path is empty; it must be a folder or a name")
     if os.path.lexists(name):
         return Path(name)
     if name == EMBEDDED:
@@ -88,7 +96,7 @@ def _download(
         why = "the hub has the model, but not this revision"
     except errors.LocalEntryNotFoundError as error:
         why = f"there is no such folder here, and it is not in the hub's cache, {_why(error)}"
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what its HTTP client raises is not ours to list
         why = f"the hub could not give it ({_first_line(error)})"
     else:
         return Path(folder)

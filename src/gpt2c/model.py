@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack, overload
+from typing import Any, NoReturn, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,12 @@ from gpt2c.generation import (
     check_ids,
     check_options,
     fit_context,
-    integer,
     is_single,
     run_requests,
     stream_request,
 )
 from gpt2c.hub import locate
+from gpt2c.options import integer
 from gpt2c.session import Session
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
@@ -190,8 +190,9 @@ class GPT2:
             top_k=top_k, seed=seed, truncate=truncate,
         )  # fmt: skip
         batch_size = integer("batch_size", batch_size, 1, 256)
+        self._engine.check_open()
         single = is_single(prompts)
-        prompt_list = [prompts] if single else prompts
+        prompt_list = [prompts] if single else list(prompts)
         if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
             raise OptionError(
                 f"seed is a list of {len(options.seeds)}; it must have one for each of the "
@@ -230,6 +231,7 @@ class GPT2:
             max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
             top_k=top_k, seed=seed, truncate=truncate,
         )  # fmt: skip
+        self._engine.check_open()
         if not is_single(prompt):
             if isinstance(prompt, list) and not prompt:
                 raise OptionError("stream takes one prompt; found an empty list")
@@ -328,6 +330,20 @@ class GPT2:
         """Closes the model."""
         self.close()
 
+    def __copy__(self) -> GPT2:
+        """The model itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> GPT2:
+        """The model itself: it is immutable."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """A model is not pickled; load it where it is needed."""
+        raise OptionTypeError(
+            "a model cannot be pickled; call GPT2.from_pretrained in the other process"
+        )
+
     def __repr__(self) -> str:
         """The model's shape and what runs it."""
         c = self.config
@@ -345,7 +361,8 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer:
     folder, n_vocab = checkpoint.folder, checkpoint.config.vocab_size
     if folder is not None:
         vocab, merges = folder / "vocab.json", folder / "merges.txt"
-        if vocab.exists() and merges.exists():
+        # A link that leads nowhere is a broken tokenizer, not a missing one.
+        if os.path.lexists(vocab) and os.path.lexists(merges):
             return Tokenizer.from_files(vocab, merges)
     if n_vocab == GPT2_VOCABULARY:
         return Tokenizer.gpt2()

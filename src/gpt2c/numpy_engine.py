@@ -6,6 +6,9 @@ rounding; see ``_engine.pyi`` for what each class and method is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checkpoint.source import tensor_shapes
 from gpt2c.config import GPT2Config
-from gpt2c.errors import ClosedError, ContextError, OptionError
+from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.reference import Past, gpt2
 from gpt2c.reference_sampling import choose
 
@@ -32,7 +35,9 @@ class Model:
         self.weights: dict[str, NDArray[Any]] = {
             name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()
         }
-        self.closed = False
+        self._closed = False
+        self._n_held = 0
+        self._lock = Lock()
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
@@ -71,15 +76,33 @@ class Model:
             if any(job.finish_reason for job in jobs):
                 return
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the weights until the end of the block, even if the model is closed meanwhile."""
+        with self._lock:
+            self.check_open()
+            self._n_held += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_held -= 1
+                self._free_if_idle()
+
     def close(self) -> None:
         """Frees the weights once running calls are done."""
-        self.closed = True
-        self.weights = {}
+        with self._lock:
+            self._closed = True
+            self._free_if_idle()
 
     def check_open(self) -> None:
         """Raises ClosedError after close."""
-        if self.closed:
+        if self._closed:
             raise ClosedError("the model was closed")
+
+    def _free_if_idle(self) -> None:
+        if self._closed and not self._n_held:
+            self.weights = {}
 
 
 class Sequence:
@@ -94,7 +117,6 @@ class Sequence:
     def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
         """Feeds ids; float32 [n_logits, n_vocab] of the last n_logits of them."""
         model = self.model
-        model.check_open()
         n = len(ids)
         if n == 0:
             raise OptionError("feed takes at least one token; found 0")
@@ -104,8 +126,11 @@ class Sequence:
             raise OptionError(f"token ids must be in 0..{model.n_vocab - 1}")
         # A copy of the list: an interrupted call leaves the sequence as it was.
         past = list(self.past)
-        with np.errstate(over="ignore", invalid="ignore"):
-            logits = gpt2(ids, model.weights, model.config, self.length, past)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = gpt2(ids, model.weights, model.config, self.length, past)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory to feed {n} tokens ({error})") from None
         self.past = past
         self.length += n
         return logits[n - n_logits :].astype(np.float32)
@@ -138,7 +163,7 @@ class Job:
         stop_ids: frozenset[int],
     ) -> None:
         """Nothing is fed before the first step."""
-        self.sequence = model.sequence()
+        self.sequence = Sequence(model)
         self._next = ids
         self._sampling = sampling
         self._stop_ids = stop_ids

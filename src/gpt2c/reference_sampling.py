@@ -58,10 +58,11 @@ def choose(
 
     Ties go to the lowest id.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         greedy = temperature == 0 or np.isinf(logits.max() / temperature)
     if greedy:
         return int(np.argmax(logits))
     ids = top_k_ids(logits, top_k)
-    scores = logits[ids] / temperature + gumbel_noise(seed, sample, position, ids)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = logits[ids] / temperature + gumbel_noise(seed, sample, position, ids)
     return int(ids[np.argmax(scores)])

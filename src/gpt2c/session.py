@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.errors import ContextError, OptionError
-from gpt2c.generation import Ids, check_ids, integer
+from gpt2c.errors import ContextError, OptionError, OptionTypeError
+from gpt2c.generation import Ids, check_ids
+from gpt2c.options import integer, is_integer
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineModel, EngineSequence
@@ -24,16 +28,29 @@ class Session:
         """An empty session."""
         self._engine = engine
         self._sequence: EngineSequence = engine.sequence()
-        self._ids: list[int] = []
+        # What was fed and, after an error or Ctrl-C, perhaps more: the engine's length decides, so
+        # that an interrupt between two statements cannot part the ids from the cache.
+        self._fed: list[int] = []
+        self._lock = Lock()
 
     @property
     def ids(self) -> list[int]:
         """The tokens fed so far."""
-        return list(self._ids)
+        return self._fed[: self._sequence.length]
 
     def __len__(self) -> int:
         """How many tokens were fed."""
-        return len(self._ids)
+        return self._sequence.length
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Keeps other threads out for a call; they are refused rather than made to wait."""
+        if not self._lock.acquire(blocking=False):
+            raise OptionError("this session is in use by another thread; copy() it first")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def feed(self, ids: int | Ids, *, all: bool = False) -> NDArray[np.float32]:
         """Feeds ids after what was fed before.
@@ -45,21 +62,24 @@ class Session:
         Raises OptionError where there is no id or one is not in the vocabulary, ContextError where
         they are more than the positions left.
         """
-        if isinstance(ids, int | np.integer) and not isinstance(ids, bool):
-            ids = [int(ids)]
+        self._engine.check_open()
+        if is_integer(ids):
+            ids = [ids]  # type: ignore[list-item]
         checked = check_ids(ids, self._engine.n_vocab, "feed")
         n, n_positions = len(checked), self._engine.n_positions
-        if len(self._ids) + n > n_positions:
-            raise ContextError(
-                f"feed: {n} tokens after {len(self._ids)} are more than the context's "
-                f"{n_positions} positions"
-            )
-        if n == 0:
-            if not all:
-                raise OptionError("feed: there is no id to feed")
-            return np.empty((0, self._engine.n_vocab), dtype=np.float32)
-        logits = self._sequence.feed(checked, n if all else 1)
-        self._ids += checked.tolist()
+        if n == 0 and not all:
+            raise OptionError("feed: there is no id to feed")
+        with self._claimed():
+            length = self._sequence.length
+            if length + n > n_positions:
+                raise ContextError(
+                    f"feed: {n} tokens after {length} are more than the context's "
+                    f"{n_positions} positions"
+                )
+            if n == 0:
+                return np.empty((0, self._engine.n_vocab), dtype=np.float32)
+            self._fed[length:] = checked.tolist()
+            logits = self._sequence.feed(checked, n if all else 1)
         return logits if all else logits[0]
 
     def rollback(self, n: int) -> None:
@@ -67,18 +87,32 @@ class Session:
 
         Raises OptionError where fewer were fed.
         """
-        kept = len(self._ids) - integer("n", n, 0, len(self._ids))
-        self._sequence.truncate(kept)
-        del self._ids[kept:]
+        with self._claimed():
+            length = self._sequence.length
+            self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
         """A session with the same tokens, which shares cache pages until one of the two writes."""
-        other = object.__new__(Session)
-        other._engine = self._engine
-        other._sequence = self._sequence.copy()
-        other._ids = list(self._ids)
-        return other
+        with self._claimed():
+            other = object.__new__(Session)
+            other._engine = self._engine
+            other._sequence = self._sequence.copy()
+            other._fed = self.ids
+            other._lock = Lock()
+            return other
+
+    def __copy__(self) -> Session:
+        """The same as copy()."""
+        return self.copy()
+
+    def __deepcopy__(self, memo: object) -> Session:
+        """The same as copy(): pages that are shared are never written."""
+        return self.copy()
+
+    def __reduce__(self) -> NoReturn:
+        """A session is not pickled; its ids are what to keep."""
+        raise OptionTypeError("a session cannot be pickled; keep its ids and feed them again")
 
     def __repr__(self) -> str:
         """How full it is."""
-        return f"<gpt2c.Session: {len(self._ids)} of {self._engine.n_positions} positions>"
+        return f"<gpt2c.Session: {len(self)} of {self._engine.n_positions} positions>"

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.errors import OptionError
+from gpt2c.options import integer
+from gpt2c.untrusted import show
 
 MAX_THREADS: Final = 256
 
@@ -22,11 +24,12 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
     Raises OptionError or OptionTypeError where what is asked for is not from 1 to 256.
     """
     if requested is not None:
-        return _checked("threads", requested), "asked for by threads="
+        return integer("threads", requested, 1, MAX_THREADS), "asked for by threads="
     if named := os.environ.get("GPT2C_THREADS"):
-        if not named.isascii() or not named.isdigit():
-            raise OptionError(f"GPT2C_THREADS is {named!r}; it must be from 1 to {MAX_THREADS}")
-        return _checked("GPT2C_THREADS", int(named)), "asked for by GPT2C_THREADS"
+        if not (named.isascii() and named.isdigit() and len(named) <= 4):
+            raise OptionError(f"GPT2C_THREADS is {show(named)}; it must be from 1 to {MAX_THREADS}")
+        n = integer("GPT2C_THREADS", int(named), 1, MAX_THREADS)
+        return n, "asked for by GPT2C_THREADS"
     cpus = _allowed_cpus()
     limits = [(len(cpus), "CPUs that this process may use")]
     if (cores := _physical_cores(cpus, root)) is not None:
@@ -35,14 +38,6 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
         limits.append((max(1, int(quota)), f"the control group's quota of {quota:g} CPUs"))
     n, why = min(limits, key=lambda limit: limit[0])
     return min(n, MAX_THREADS), why
-
-
-def _checked(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionTypeError(f"{name} is {value!r}; it must be an integer")
-    if not 1 <= value <= MAX_THREADS:
-        raise OptionError(f"{name} is {value}; it must be from 1 to {MAX_THREADS}")
-    return value
 
 
 def _allowed_cpus() -> set[int]:

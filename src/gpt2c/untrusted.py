@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpt2c.errors import CheckpointNotFoundError, Error
+from gpt2c.errors import CheckpointNotFoundError, Error, OptionTypeError
 
 # The deepest JSON that is read. A configuration needs about four levels. Checked before
 # parsing, because a program may have raised Python's recursion limit beyond what the C stack
@@ -29,10 +29,14 @@ _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL
 
 
 def show(value: object, limit: int = 120) -> str:
-    """``repr(value)``, cut to `limit` characters: names from a file can be megabytes long."""
-    if isinstance(value, str | bytes):
-        value = value[: limit + 1]
-    text = repr(value)
+    """``repr(value)``, cut to `limit` characters: names from a file can be megabytes long.
+
+    It never fails: a message about a bad value must not become another error.
+    """
+    try:
+        text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    except Exception:  # integers of over 4,300 digits, deep nesting, a __repr__ that raises
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -49,6 +53,10 @@ def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     device, or when the system refuses.
     """
     # O_NONBLOCK: opening a named pipe would otherwise wait for somebody to write to it.
+    try:
+        path = Path(os.fspath(path))  # an int would be taken for an open descriptor, and closed
+    except TypeError:
+        raise OptionTypeError(f"a path is {show(path)}; it must be a str or a Path") from None
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         file = io.FileIO(path, opener=lambda name, _: os.open(name, flags))

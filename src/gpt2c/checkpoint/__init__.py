@@ -40,7 +40,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         # os.path, unlike pathlib, answers also where a parent may not be entered.
         raise CheckpointNotFoundError(
             f"{folder}: there is no such folder; expected one that holds config.json and "
-            "model.safetensors (gpt2c never fetches a model by its name)"
+            "model.safetensors"
         )
     if not os.path.isdir(folder):
         raise CheckpointNotFoundError(

@@ -1,0 +1,54 @@
+"""Checks of single options; each error names the option, its value and what it may be."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.untrusted import show
+
+
+def is_integer(value: object) -> bool:
+    """Whether this is an int or a NumPy integer; a bool and a time span are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
+def integer(name: str, value: object, lowest: int, highest: int) -> int:
+    """The value as an int in its range (NumPy's integers too; a bool is not one)."""
+    if isinstance(value, bool | np.bool_):
+        raise OptionTypeError(f"{name} is {value}; it must be an integer")
+    try:
+        n = int(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionTypeError(f"{name} is {show(value)}; it must be an integer") from None
+    if not lowest <= n <= highest:
+        raise OptionError(f"{name} is {show(n)}; it must be from {lowest} to {highest}")
+    return n
+
+
+def number(name: str, value: object, lowest: float, highest: float) -> float:
+    """The value as a finite float in its range."""
+    if not is_integer(value) and not isinstance(value, float | np.floating):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be a number")
+    try:
+        x = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        x = math.inf
+    if not lowest <= x <= highest:
+        raise OptionError(
+            f"{name} is {show(value)}; it must be finite and from {lowest:g} to {highest:g}"
+        )
+    return x
+
+
+def choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """The value, one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        allowed = ", ".join(map(repr, choices))
+        kind = OptionError if isinstance(value, str) else OptionTypeError
+        raise kind(f"{name} is {show(value)}; it must be one of {allowed}")
+    return value
