@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
+import os
+from threading import RLock
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 class Session:
     """Tokens fed so far, and their keys and values.
 
-    Made by :meth:`GPT2.session`. A session belongs to one thread at a time; copies are independent.
+    Made by :meth:`GPT2.session`. Threads that share a session take turns, call by
+    call; copies are independent.
     """
 
     def __init__(self, engine: EngineModel) -> None:
@@ -31,7 +31,7 @@ class Session:
         # What was fed and, after an error or Ctrl-C, perhaps more: the engine's length decides, so
         # that an interrupt between two statements cannot part the ids from the cache.
         self._fed: list[int] = []
-        self._lock = Lock()
+        self._process, self._lock = os.getpid(), RLock()
 
     @property
     def ids(self) -> list[int]:
@@ -42,15 +42,15 @@ class Session:
         """How many tokens were fed."""
         return self._sequence.length
 
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """Keeps other threads out for a call; they are refused rather than made to wait."""
-        if not self._lock.acquire(blocking=False):
-            raise OptionError("this session is in use by another thread; copy() it first")
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def _exclusive(self) -> RLock:
+        """The lock of this session, which makes threads take turns.
+
+        It is used in a with statement alone, where Ctrl-C cannot come between taking it and the
+        block. A forked child gets a new one: the old may be held by a thread it does not have.
+        """
+        if self._process != os.getpid():
+            self._process, self._lock = os.getpid(), RLock()
+        return self._lock
 
     def feed(self, ids: int | Ids, *, all: bool = False) -> NDArray[np.float32]:
         """Feeds ids after what was fed before.
@@ -69,7 +69,7 @@ class Session:
         n, n_positions = len(checked), self._engine.n_positions
         if n == 0 and not all:
             raise OptionError("feed: there is no id to feed")
-        with self._claimed():
+        with self._exclusive():
             length = self._sequence.length
             if length + n > n_positions:
                 raise ContextError(
@@ -87,18 +87,18 @@ class Session:
 
         Raises OptionError where fewer were fed.
         """
-        with self._claimed():
+        with self._exclusive():
             length = self._sequence.length
             self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
         """A session with the same tokens, which shares cache pages until one of the two writes."""
-        with self._claimed():
+        with self._exclusive():
             other = object.__new__(Session)
             other._engine = self._engine
             other._sequence = self._sequence.copy()
             other._fed = self.ids
-            other._lock = Lock()
+            other._process, other._lock = os.getpid(), RLock()
             return other
 
     def __copy__(self) -> Session:
