@@ -71,6 +71,26 @@ def test_json_is_one_object_a_line(tales, capsys, tmp_path):
         assert (line["ids"], line["finish_reason"], line["seed"]) == (done.ids, "length", None)
 
 
+def test_blank_lines_and_a_byte_order_mark_are_no_prompts(tales, capsys, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xef\xbb\xbfOne\n\n  \nTwo\n")
+    assert main(["generate", "--file", str(file), "--json", "-n", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["One", "Two"]
+
+
+def test_a_long_prompt_is_named_by_its_line_before_any_is_run(tales, capsys, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("One\n\n" + "word " * 600 + "\nTwo\n")
+    for options in ([], ["--json"]):
+        assert main(["generate", "--file", str(file), *options]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"{file}, line 3 has 6" in err
+        assert "--truncate left" in err
+    assert main(["generate", "--file", str(file), "--truncate", "left", "-n", "3"]) == 0
+
+
 def test_standard_input_is_a_prompt(tales, capsys, monkeypatch):
     class Stdin:
         buffer = io.BytesIO("Im Märchen\n".encode())
@@ -121,7 +141,7 @@ def test_help_shows_examples(capsys):
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "x", "-n", "-1"], "max_new_tokens is -1"),
         (["generate", "x", "--file", "y"], "--file"),
-        (["generate", "--file", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["generate", "--file", "/nowhere/at/all"], "/nowhere/at/all: No such file"),
         (["generate", "x", "--backend", "cuda"], "backend is 'cuda'"),
         (["generate", "\udcff"], "surrogate"),
     ],

@@ -230,6 +230,15 @@ def test_numpy_numbers_are_numbers(model):
         assert model.generate([1], temperature=tiny, seed=1, max_new_tokens=5) == greedy
 
 
+def test_any_sequence_of_seeds(model):
+    options = {"temperature": 1.0, "max_new_tokens": 5}
+    expected = model.generate([[1]] * 3, seed=[0, 1, 2], **options)
+    for seeds in (range(3), (0, 1, 2), np.arange(3)):
+        assert model.generate([[1]] * 3, seed=seeds, **options) == expected
+    with pytest.raises(gpt2c.OptionTypeError):
+        model.generate([1], seed="1", **options)
+
+
 def test_time_spans_are_no_ids(model):
     with pytest.raises(gpt2c.OptionTypeError):
         model.generate([np.timedelta64(3, "s")])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     EngineSequence: TypeAlias = _engine.Sequence | numpy_engine.Sequence
     EngineJob: TypeAlias = _engine.Job | numpy_engine.Job
 
-REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall --no-binary gpt2c gpt2c"
+REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall ."
 BACKENDS = ("auto", "c", "numpy")
 # Tensors are read and packed this many bytes of float32 at a time.
 CHUNK_BYTES = 4 << 20
@@ -87,7 +87,7 @@ def compiled_engine(required: bool) -> Callable[[Checkpoint, int], EngineModel] 
     except BackendError as error:
         if required:
             raise
-        message = f"{error} Running on NumPy, far slower."
+        message = f"{error}; running on NumPy, far slower"
         warnings.warn(message, FallbackWarning, stacklevel=_callers_level())
         return None
     return lambda checkpoint, n_threads: module.Model(checkpoint.config, isa, n_threads)
@@ -107,7 +107,7 @@ def _import_engine() -> ModuleType:
     except ImportError as error:
         raise BackendError(
             f"gpt2c's compiled engine is not installed ({error}). "
-            f"With a C compiler at hand, reinstall it: {REINSTALL}."
+            f"With a C compiler at hand, reinstall it from a clone: {REINSTALL}"
         ) from None
     return _engine
 
@@ -130,6 +130,6 @@ def choose_isa(engine: ModuleType) -> str:
     if not supported:
         raise BackendError(
             "gpt2c's compiled engine needs a CPU with fused multiply-add (FMA), which this one "
-            "lacks."
+            "lacks"
         )
     return supported[-1]

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, Final, NoReturn
 
 import gpt2c
-from gpt2c.errors import Error, FallbackWarning, OptionError
+from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.threads import choose_threads
 
 _EXAMPLES: Final = """examples:
@@ -52,11 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     add = generate.add_argument
     add("prompt", nargs="*", help="texts to continue; without one, standard input is, or, in a "
         "terminal, the model begins a text of its own")  # fmt: skip
-    add("--file", metavar="FILE", help="read prompts from a file, one a line")
+    add(
+        "--file",
+        metavar="FILE",
+        help="read prompts from a file, one a line; blank ones are skipped",
+    )
     add("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="default: 40")
     add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy")
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens alone")
-    add("--seed", type=int, metavar="S", help="draw the same text again")
+    add(
+        "--seed",
+        type=int,
+        metavar="S",
+        help="with --temperature or --top-k: draw the same text again",
+    )
+    add(
+        "--truncate",
+        choices=["left"],
+        help="left: of a prompt longer than the context, keep the end",
+    )
     add("--echo", action="store_true", help="print the prompt before the new text")
     add("--json", action="store_true", help="print one object a prompt and line")
     _add_model_options(generate)
@@ -89,8 +103,10 @@ def _load(options: argparse.Namespace) -> gpt2c.GPT2:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    prompts = _prompts(options)
+    placed = _prompts(options)
+    prompts = [prompt for _, prompt in placed]
     with _load(options) as model:
+        _check_lengths(model, placed, options)
         if options.json:
             _print_objects(model, prompts, _sampling(options))
         else:
@@ -103,20 +119,40 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         "temperature": options.temperature,
         "top_k": options.top_k,
         "seed": options.seed,
+        "truncate": options.truncate,
     }
 
 
-def _prompts(options: argparse.Namespace) -> list[str]:
+def _prompts(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Where each prompt is from, and the prompt."""
     if options.file is not None:
         if options.prompt:
             raise OptionError("prompts are given both as arguments and by --file")
-        with open(options.file, encoding="utf-8") as file:
-            return file.read().splitlines()
+        # utf-8-sig: a byte-order mark is no part of the first prompt.
+        with open(options.file, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+        places = [f"{options.file}, line {n}" for n in range(1, len(lines) + 1)]
+        return [(p, line) for p, line in zip(places, lines, strict=True) if line.strip()]
     if options.prompt:
-        return list(options.prompt)
+        return [(f"prompt {n}", prompt) for n, prompt in enumerate(options.prompt, start=1)]
     if sys.stdin is None or sys.stdin.isatty():
-        return [""]
-    return [sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")]
+        return [("the empty prompt", "")]
+    text = sys.stdin.buffer.read().decode("utf-8")
+    return [("standard input", text.removesuffix("\n"))]
+
+
+def _check_lengths(
+    model: gpt2c.GPT2, prompts: Sequence[tuple[str, str]], options: argparse.Namespace
+) -> None:
+    """Refuses a prompt that does not fit before any other has been continued."""
+    n_positions = model.config.n_positions
+    for place, prompt in prompts:
+        n = len(model.tokenizer.encode(prompt))
+        if n > n_positions and options.truncate is None:
+            raise ContextError(
+                f"{place} has {n} tokens, more than the context's {n_positions} positions; shorten "
+                "it, or pass --truncate left to keep its end"
+            )
 
 
 def _print_texts(
@@ -217,6 +253,12 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"gpt2c: warning: {message}", file=sys.stderr)
 
 
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and not isinstance(error, Error):
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit status.
 
@@ -240,7 +282,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (Error, OSError, UnicodeError) as error:
-        line = " ".join(str(error).split())
-        print(f"gpt2c: {line or type(error).__name__}", file=sys.stderr)
+        print(f"gpt2c: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0

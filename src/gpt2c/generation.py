@@ -146,8 +146,10 @@ def check_options(
 def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
     if seed is None:
         return None
-    if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim):
-        return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in seed)
+    if isinstance(seed, np.ndarray) and seed.ndim:
+        seed = seed.tolist()
+    if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
+        return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in list(seed))
     return integer("seed", seed, 0, _SEED_LIMIT - 1)
 
 

@@ -75,7 +75,7 @@ def _download(
     except ImportError:
         raise MissingDependencyError(
             f"{name}: there is no such folder, and to look for it on Hugging Face's hub the "
-            "package huggingface_hub is needed: pip install 'gpt2c[hub]'"
+            "package huggingface_hub is needed: pip install huggingface_hub (the extra gpt2c[hub])"
         ) from None
     at = name if revision is None else f"{name} at revision {revision}"
     try:

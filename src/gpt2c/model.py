@@ -172,7 +172,8 @@ class GPT2:
             Greedy unless do_sample is True or a sampling option is given. temperature divides the
             logits (default 1; 0 is greedy); top_k keeps the k likeliest tokens (0: all).
         seed
-            An int from 0 to 2**64 - 1, or a list of one for each prompt. The text is a function of
+            An int from 0 to 2**64 - 1, or a list of one for each prompt; by itself it does not
+            turn sampling on. The text is a function of
             the prompt, the options and the seed, whatever runs beside it. None draws one for each
             prompt, and the completion tells it.
         truncate

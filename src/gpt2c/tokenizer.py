@@ -258,6 +258,10 @@ class MissingTokenizer:
     eot_id: None = None
     special_tokens: Mapping[str, int] = MappingProxyType({})
 
+    def __repr__(self) -> str:
+        """That there is none."""
+        return "<no tokenizer: token ids only>"
+
     def __init__(self, reason: str, *, n_vocab: int = 0) -> None:
         """`reason` says what was looked for and where; `n_vocab` is the model's."""
         self.reason = reason
