@@ -27,8 +27,7 @@ void os_lock_release(os_lock *lock);
 
 /* Sleeps until woken if *word is still old; may return early. */
 void os_sleep_while(atomic_uint *word, unsigned old);
-/* Wakes all that sleep on the word, whose value has been changed before. The word itself is not
- * read, and may be gone already. */
+/* Wakes all that sleep on the word, whose value has been changed before. */
 void os_wake_all(atomic_uint *word);
 
 /* A hint that this thread spins. */

@@ -6,9 +6,10 @@
 #ifndef GPT2C_POOL_H
 #define GPT2C_POOL_H
 
-#include <stdatomic.h>
+#include "gpt2c.h"
 
-#define POOL_MAX_WORKERS 256
+/* A call's own thread is not one of the pool's. */
+#define POOL_MAX_WORKERS (GPT2C_MAX_THREADS - 1)
 
 typedef struct pool_team pool_team;
 

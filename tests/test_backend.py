@@ -11,6 +11,7 @@ from conftest import FIXTURES, ISAS
 
 import gpt2c
 from gpt2c import GPT2
+from gpt2c.threads import MAX_THREADS
 
 FOLDER = FIXTURES / "transformers" / "tiny"
 
@@ -119,6 +120,7 @@ def test_the_engine_computes_the_packages_arithmetic():
     from gpt2c import _engine
 
     assert _engine.ARITHMETIC == gpt2c.ARITHMETIC
+    assert _engine.MAX_THREADS == MAX_THREADS  # NumPy's fallback has a bound without the engine
 
 
 @needs_engine

@@ -78,11 +78,7 @@ def test_parts_of_a_whole_model_as_picogpt_has_them():
             weights[f"h.{i}.{name}.bias"] = block[name]["b"]
     oracle = gpt2(np.arange(16), weights, model.config)
     # float64 parts are rounded to float32 and computed in it.
-    np.testing.assert_allclose(model.logits(range_list(16)), oracle, rtol=1e-4, atol=1e-4)
-
-
-def range_list(n):
-    return list(range(n))
+    np.testing.assert_allclose(model.logits(list(range(16))), oracle, rtol=1e-4, atol=1e-4)
 
 
 def test_gen_text_with_a_model_or_a_folder(shared):

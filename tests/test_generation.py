@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 
@@ -274,6 +275,14 @@ def test_more_prompts_than_run_together(model):
     prompts = [[i % 50, (i * 7) % 50] for i in range(DEFAULT_BATCH_SIZE * 2 + 3)]
     together = model.generate(prompts, max_new_tokens=3)
     assert together == [model.generate(p, max_new_tokens=3) for p in prompts]
+
+
+def test_help_shows_the_options_of_all_three():
+    """generate, complete and stream are written out one by one, and must not drift apart."""
+    options = inspect.signature(GPT2.complete).parameters
+    assert inspect.signature(GPT2.generate).parameters == options
+    streamed = [n for n in inspect.signature(GPT2.stream).parameters if n not in ("self", "prompt")]
+    assert streamed == [n for n in options if n not in ("self", "prompts", "batch_size")]
 
 
 def test_model_tells_what_it_is(model, backend):

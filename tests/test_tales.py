@@ -53,7 +53,6 @@ def test_the_card_shows_the_samples_that_the_seeds_give(model):
 
 @pytest.mark.slow
 def test_its_samples_are_words_and_no_copies(shared):
-    pytest.importorskip("numpy")
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         from check_tales import draw_samples, measure

@@ -145,8 +145,7 @@ cdef class Model:
             _, index, name = name.split(".", 2)
             layer = int(index)
         cdef gpt2c_tensor tensor = TENSORS[name]
-        if self.closed:
-            raise ClosedError("the model was closed")
+        self.check_open()
         cdef gpt2c_status status
         if rows.shape[0] == 0 or rows.shape[1] == 0:
             raise OptionError(f"{name}: no rows to load")
@@ -296,7 +295,7 @@ cdef class Sequence:
         try:
             logits = np.empty((n_logits, self.model.n_vocab), dtype=np.float32)
         except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for {n_logits} rows of logits ({error})")
+            raise CacheMemoryError(f"not enough memory for {n_logits} rows of logits ({error})") from None
         cdef float[:, ::1] view = logits
         cdef gpt2c_feed feed
         cdef gpt2c_status status

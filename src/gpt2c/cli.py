@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import gpt2c
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
+from gpt2c.generation import DEFAULT_BATCH_SIZE
 from gpt2c.threads import choose_threads
 
 _EXAMPLES: Final = """examples:
@@ -23,7 +24,6 @@ _EXAMPLES: Final = """examples:
   echo "The old king" | gpt2c generate --model path/to/checkpoint
   gpt2c info
 """
-_GROUP: Final = 32  # prompts that run together under --json
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,10 +145,12 @@ def _check_lengths(
     model: gpt2c.GPT2, prompts: Sequence[tuple[str, str]], options: argparse.Namespace
 ) -> None:
     """Refuses a prompt that does not fit before any other has been continued."""
+    if options.truncate is not None:
+        return
     n_positions = model.config.n_positions
     for place, prompt in prompts:
         n = len(model.tokenizer.encode(prompt))
-        if n > n_positions and options.truncate is None:
+        if n > n_positions:
             raise ContextError(
                 f"{place} has {n} tokens, more than the context's {n_positions} positions; shorten "
                 "it, or pass --truncate left to keep its end"
@@ -175,8 +177,8 @@ def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str
 
 
 def _groups(prompts: Sequence[str]) -> Iterator[list[str]]:
-    for begin in range(0, len(prompts), _GROUP):
-        yield list(prompts[begin : begin + _GROUP])
+    for begin in range(0, len(prompts), DEFAULT_BATCH_SIZE):
+        yield list(prompts[begin : begin + DEFAULT_BATCH_SIZE])
 
 
 # ---- info ----

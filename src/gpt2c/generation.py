@@ -264,30 +264,24 @@ def run_requests(
 
     At most batch_size run together; a finished one's place is taken by the next.
     """
-    with engine.held():
-        return _run_held(engine, requests, batch_size)
-
-
-def _run_held(
-    engine: EngineModel, requests: Sequence[Request], batch_size: int
-) -> list[tuple[list[int], str]]:
     results: dict[int, tuple[list[int], str]] = {}
     running: dict[int, EngineJob] = {}
     waiting = iter(range(len(requests)))
-    while len(results) < len(requests):
-        while len(running) < batch_size and (index := next(waiting, None)) is not None:
-            if requests[index].max_new_tokens == 0:
-                results[index] = ([], "length")
-            else:
-                running[index] = requests[index].start(engine)
-        if not running:
-            continue
-        engine.run(list(running.values()), _INT32_MAX)  # type: ignore[arg-type]
-        for index, job in list(running.items()):
-            if job.finish_reason is not None:
-                check_finite(job, f"prompt {index}")
-                results[index] = (job.new_ids(), job.finish_reason)
-                del running[index]
+    with engine.held():
+        while len(results) < len(requests):
+            while len(running) < batch_size and (index := next(waiting, None)) is not None:
+                if requests[index].max_new_tokens == 0:
+                    results[index] = ([], "length")
+                else:
+                    running[index] = requests[index].start(engine)
+            if not running:
+                continue
+            engine.run(list(running.values()), _INT32_MAX)  # type: ignore[arg-type]
+            for index, job in list(running.items()):
+                if job.finish_reason is not None:
+                    check_finite(job, f"prompt {index}")
+                    results[index] = (job.new_ids(), job.finish_reason)
+                    del running[index]
     return [results[index] for index in range(len(requests))]
 
 

@@ -126,13 +126,27 @@ class GPT2:
         self, prompts: Sequence[Ids], **options: Unpack[GenerateOptions]
     ) -> list[list[int]]: ...
 
-    def generate(self, prompts: Any, **options: Unpack[GenerateOptions]) -> Any:
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: int = 40,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        truncate: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> Any:
         """Continues a prompt, or each of a list of prompts: the new text, or ids, alone.
 
         prompts is a text, a list or NumPy array of token ids, or a list of one kind of them.
-        Options are those of :meth:`complete`.
+        :meth:`complete` says what the options are, and what is raised.
         """
-        completions = self.complete(prompts, **options)
+        completions = self.complete(
+            prompts, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+            top_k=top_k, seed=seed, truncate=truncate, batch_size=batch_size,
+        )  # fmt: skip
         if isinstance(completions, Completion):
             return completions.ids if completions.text is None else completions.text
         return [c.ids if c.text is None else c.text for c in completions]
