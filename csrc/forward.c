@@ -23,19 +23,29 @@ typedef struct {
  * barrier for the others' part. */
 #define OWN_NORM_ROWS 2
 
+/* Rows of floats that begin a stride apart. */
+typedef struct {
+    float *floats;
+    size_t stride;
+} matrix;
+
+static float *row_of(matrix m, int r) {
+    return m.floats + (size_t)r * m.stride;
+}
+
 /* What a worker has to itself. */
 typedef struct {
-    float *scores; /* [n_positions] */
-    float *normed; /* [OWN_NORM_ROWS, n_embd] */
+    matrix scores; /* [ATTENTION_ROWS, n_positions] */
+    matrix normed; /* [OWN_NORM_ROWS, n_embd] */
 } worker_scratch;
 
 struct gpt2c_scratch {
     input_row rows[GPT2C_MAX_ROWS];
-    float *residual; /* [rows, n_embd] */
-    float *normed;   /* [rows, n_embd] */
-    float *qkv;      /* [rows, 3 n_embd] */
-    float *attended; /* [rows, n_embd] */
-    float *inner;    /* [rows, n_inner] */
+    matrix residual; /* [rows, n_embd] */
+    matrix normed;   /* [rows, n_embd] */
+    matrix qkv;      /* [rows, 3 n_embd] */
+    matrix attended; /* [rows, n_embd] */
+    matrix inner;    /* [rows, n_inner] */
     int n_workers;
     worker_scratch *workers; /* [n_workers] */
 };
@@ -60,29 +70,33 @@ typedef struct {
 
 /* ---- scratch ---- */
 
-static int worker_scratch_create(worker_scratch *w, const gpt2c_config *c) {
-    w->scores = os_aligned_alloc((size_t)c->n_positions * sizeof(float));
-    w->normed = os_aligned_alloc(OWN_NORM_ROWS * (size_t)c->n_embd * sizeof(float));
-    return w->scores && w->normed;
+/* Widths of GPT-2 are multiples of 4096 bytes or nearly so, and rows that far apart would compete for
+ * the same few places of a cache: a cache line is left between them. Returns 0 without memory. */
+static int take_rows(matrix *m, int n_rows, int32_t width) {
+    const size_t line = 16; /* floats */
+    m->stride = ((size_t)width + line - 1) / line * line + line;
+    m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));
+    return m->floats != NULL;
 }
 
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch) {
+    const gpt2c_config *c = &model->config;
     gpt2c_scratch *s = calloc(1, sizeof *s);
     if (!s)
         return GPT2C_NO_MEMORY;
-    /* Room for the most rows is only address space: pages that no row reaches are never touched. */
-    size_t embd = GPT2C_MAX_ROWS * (size_t)model->config.n_embd * sizeof(float);
-    size_t inner = GPT2C_MAX_ROWS * (size_t)model->config.n_inner * sizeof(float);
-    s->residual = os_aligned_alloc(embd);
-    s->normed = os_aligned_alloc(embd);
-    s->qkv = os_aligned_alloc(3 * embd);
-    s->attended = os_aligned_alloc(embd);
-    s->inner = os_aligned_alloc(inner);
     s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
     s->n_workers = s->workers ? model->n_threads : 0;
-    int complete = s->residual && s->normed && s->qkv && s->attended && s->inner && s->workers;
-    for (int w = 0; w < s->n_workers; w++)
-        complete &= worker_scratch_create(&s->workers[w], &model->config);
+    /* Room for the most rows is only address space: pages that no row reaches are never touched. */
+    int complete = s->workers != NULL;
+    complete &= take_rows(&s->residual, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_rows(&s->normed, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_rows(&s->qkv, GPT2C_MAX_ROWS, 3 * c->n_embd);
+    complete &= take_rows(&s->attended, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_rows(&s->inner, GPT2C_MAX_ROWS, c->n_inner);
+    for (int w = 0; w < s->n_workers; w++) {
+        complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
+        complete &= take_rows(&s->workers[w].normed, OWN_NORM_ROWS, c->n_embd);
+    }
     if (!complete) {
         gpt2c_scratch_free(s);
         return GPT2C_NO_MEMORY;
@@ -94,14 +108,14 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scra
 void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     if (!scratch)
         return;
-    os_aligned_free(scratch->residual);
-    os_aligned_free(scratch->normed);
-    os_aligned_free(scratch->qkv);
-    os_aligned_free(scratch->attended);
-    os_aligned_free(scratch->inner);
+    os_aligned_free(scratch->residual.floats);
+    os_aligned_free(scratch->normed.floats);
+    os_aligned_free(scratch->qkv.floats);
+    os_aligned_free(scratch->attended.floats);
+    os_aligned_free(scratch->inner.floats);
     for (int w = 0; w < scratch->n_workers; w++) {
-        os_aligned_free(scratch->workers[w].scores);
-        os_aligned_free(scratch->workers[w].normed);
+        os_aligned_free(scratch->workers[w].scores.floats);
+        os_aligned_free(scratch->workers[w].normed.floats);
     }
     free(scratch->workers);
     free(scratch);
@@ -120,33 +134,28 @@ static void embed(const place *at) {
         size_t token = (size_t)row->token;
         const float *column = m->wte + token / PANEL * n_embd * PANEL + token % PANEL;
         m->kernels->embed(column, m->wpe + (size_t)row->position * n_embd, (int)n_embd,
-                          at->scratch->residual + (size_t)r * n_embd);
+                          row_of(at->scratch->residual, r));
     }
     team_barrier(at->team);
 }
 
 static void norm_row(const place *at, int r, const float *weight, const float *bias, float *out) {
     const gpt2c_model *m = at->model;
-    size_t n_embd = (size_t)m->config.n_embd;
-    m->kernels->layer_norm(at->scratch->residual + (size_t)r * n_embd, weight, bias,
-                           m->config.layer_norm_epsilon, (int)n_embd, out);
+    m->kernels->layer_norm(row_of(at->scratch->residual, r), weight, bias,
+                           m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
 /* Layer norm of the rows whose residual is complete; returns where they are. */
-static const float *layer_norm(const place *at, const float *weight, const float *bias) {
-    size_t n_embd = (size_t)at->model->config.n_embd;
-    int n_rows = at->pass->n_rows;
-    if (n_rows <= OWN_NORM_ROWS) {
-        for (int r = 0; r < n_rows; r++)
-            norm_row(at, r, weight, bias, at->own->normed + (size_t)r * n_embd);
-        return at->own->normed;
-    }
-    int begin, end;
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+static matrix layer_norm(const place *at, const float *weight, const float *bias) {
+    int begin = 0, end = at->pass->n_rows, is_shared = end > OWN_NORM_ROWS;
+    matrix normed = is_shared ? at->scratch->normed : at->own->normed;
+    if (is_shared)
+        team_share(end, at->worker, at->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        norm_row(at, r, weight, bias, at->scratch->normed + (size_t)r * n_embd);
-    team_barrier(at->team);
-    return at->scratch->normed;
+        norm_row(at, r, weight, bias, row_of(normed, r));
+    if (is_shared)
+        team_barrier(at->team);
+    return normed;
 }
 
 typedef struct {
@@ -157,18 +166,18 @@ typedef struct {
 } layer;
 
 /* out = activation(x @ weight + bias), plus what out held where `add` is set. */
-static void matmul(const place *at, const float *x, layer l, float *out, int n_rows, int add) {
+static void matmul(const place *at, matrix x, layer l, matrix out, int n_rows, int add) {
     matmul_args args = {
-        .x = x,
-        .x_stride = (size_t)l.k,
+        .x = x.floats,
+        .x_stride = x.stride,
         .n_rows = n_rows,
         .k = l.k,
         .panels = l.weight,
         .bias = l.bias,
-        .residual = add ? out : NULL,
-        .residual_stride = (size_t)l.n,
-        .out = out,
-        .out_stride = (size_t)l.n,
+        .residual = add ? out.floats : NULL,
+        .residual_stride = out.stride,
+        .out = out.floats,
+        .out_stride = out.stride,
         .n = l.n,
         .activation = l.activation,
     };
@@ -188,8 +197,7 @@ static void store_keys_values(const place *at, int32_t block, int32_t head) {
         size_t slot = (size_t)(row->position % PAGE_POSITIONS);
         float *keys = page + cache_keys(m, block, head) + slot;
         float *values = page + cache_values(m, block, head) + slot * head_dim;
-        const float *key =
-            at->scratch->qkv + (size_t)r * 3 * n_embd + n_embd + (size_t)head * head_dim;
+        const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
         const float *value = key + n_embd;
         for (size_t d = 0; d < head_dim; d++) {
             keys[d * PAGE_POSITIONS] = key[d];
@@ -205,23 +213,36 @@ static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t bl
     return (float)(1.0 / divisor);
 }
 
+/* How many rows from r on belong to one sequence, follow each other, and lie in one page. */
+static int rows_in_page(const place *at, int r) {
+    const input_row *first = &at->scratch->rows[r];
+    int most = PAGE_POSITIONS - first->position % PAGE_POSITIONS;
+    int n = 1;
+    while (n < most && r + n < at->pass->n_rows && first[n].sequence == first->sequence)
+        n++;
+    return n;
+}
+
 static void attend_head(const place *at, int32_t block, int32_t head) {
     const gpt2c_model *m = at->model;
-    size_t n_embd = (size_t)m->config.n_embd;
     size_t column = (size_t)head * (size_t)m->head_dim;
     attention_args args = {
+        .q_stride = at->scratch->qkv.stride,
         .head_dim = m->head_dim,
         .scale = attention_scale(&m->config, m->head_dim, block),
-        .scores = at->own->scores,
+        .scores = at->own->scores.floats,
+        .scores_stride = at->own->scores.stride,
         .keys = cache_keys(m, block, head),
         .values = cache_values(m, block, head),
+        .out_stride = at->scratch->attended.stride,
     };
-    for (int r = 0; r < at->pass->n_rows; r++) {
+    for (int r = 0; r < at->pass->n_rows; r += args.n_rows) {
         const input_row *row = &at->scratch->rows[r];
-        args.q = at->scratch->qkv + (size_t)r * 3 * n_embd + column;
+        args.q = row_of(at->scratch->qkv, r) + column;
+        args.n_rows = rows_in_page(at, r);
         args.pages = row->sequence->pages;
         args.n_positions = row->position + 1;
-        args.out = at->scratch->attended + (size_t)r * n_embd + column;
+        args.out = row_of(at->scratch->attended, r) + column;
         m->kernels->attention(&args);
     }
 }
@@ -251,7 +272,7 @@ static void run_block(const place *at, int32_t block) {
     const layer mlp_c_proj = {w->mlp_c_proj_weight, w->mlp_c_proj_bias, c->n_inner, c->n_embd,
                               GPT2C_IDENTITY};
 
-    const float *normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
+    matrix normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
     matmul(at, normed, c_attn, s->qkv, n_rows, 0);
     attend(at, block);
     matmul(at, s->attended, attn_c_proj, s->residual, n_rows, 1);
@@ -264,21 +285,20 @@ static void run_block(const place *at, int32_t block) {
 /* Only rows whose logits are wanted meet ln_f and the head. */
 static void run_head(const place *at) {
     const gpt2c_model *m = at->model;
-    size_t n_embd = (size_t)m->config.n_embd;
     int n_wanted = 0;
     for (int r = 0; r < at->pass->n_rows; r++) {
         if (!at->scratch->rows[r].wants_logits)
             continue;
         if (n_wanted % at->n_workers == at->worker)
-            norm_row(at, r, m->ln_f_weight, m->ln_f_bias,
-                     at->scratch->normed + (size_t)n_wanted * n_embd);
+            norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(at->scratch->normed, n_wanted));
         n_wanted++;
     }
     if (!n_wanted)
         return;
     team_barrier(at->team);
     const layer head = {m->head, NULL, m->config.n_embd, m->config.n_vocab, GPT2C_IDENTITY};
-    matmul(at, at->scratch->normed, head, at->pass->logits, n_wanted, 0);
+    const matrix logits = {at->pass->logits, (size_t)m->config.n_vocab};
+    matmul(at, at->scratch->normed, head, logits, n_wanted, 0);
 }
 
 static void run_pass(void *context, pool_team *team, int worker, int n_workers) {

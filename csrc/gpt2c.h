@@ -180,4 +180,11 @@ typedef struct {
 gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
                        int32_t n_jobs, int32_t max_steps, double seconds, int32_t *n_steps);
 
+/* ---- the machine's limits, for benchmarks (measure.c) ---- */
+
+/* Bytes a second at which the model's threads read its weights and do nothing but add them. */
+double gpt2c_measure_stream(const gpt2c_model *model);
+/* Float multiplications and additions a second that the model's threads do in registers. */
+double gpt2c_measure_multiply_add(const gpt2c_model *model);
+
 #endif

@@ -6,9 +6,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Output columns that lie side by side in a packed weight panel [k][PANEL]. 64 floats are four
- * AVX-512 registers, enough accumulators to hide an FMA's latency with a single row of x. */
-#define PANEL 64
+/* Output columns that lie side by side in a packed weight panel [k][PANEL]. 32 floats are two
+ * AVX-512 registers: narrow enough that 8 rows of x fit the registers, and so meet the weights in one
+ * pass. (64 with 6 rows decoded batches of 8 and 32 a quarter to a third slower.) Not part of the
+ * arithmetic. */
+#define PANEL 32
 
 /* k is cut into blocks of this many: one FMA chain a block, block sums added ascending. Part of
  * the arithmetic: docs/arithmetic.md shows what 32, 64, 128 and 256 measured. */
@@ -47,17 +49,24 @@ typedef struct {
     int activation; /* a gpt2c_activation */
 } matmul_args;
 
-/* Attention of one head for one row. */
+/* Rows of attention that share what they load; room for the scores of as many is needed. */
+#define ATTENTION_ROWS 8
+
+/* Attention of one head for rows at consecutive positions, all in one page, of one sequence. */
 typedef struct {
-    const float *q;            /* [head_dim] */
+    const float *q;            /* [n_rows, head_dim] */
+    size_t q_stride;
+    int n_rows;
     float *const *pages;       /* the sequence's, PAGE_POSITIONS positions each */
     size_t keys, values;       /* where in a page this head's lie: */
                                /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
-    int n_positions;           /* the row's own position + 1 */
+    int n_positions;           /* the first row's own position + 1 */
     int head_dim;
     float scale;
-    float *scores; /* scratch, [n_positions] */
-    float *out;    /* [head_dim] */
+    float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
+    size_t scores_stride;
+    float *out; /* [n_rows, head_dim] */
+    size_t out_stride;
 } attention_args;
 
 /* The noise of a draw: u at (seed, sample, position, id), see kernels/sampling.h. */
@@ -83,6 +92,10 @@ typedef struct {
     void (*exp)(float *x, int n);
     void (*log)(float *x, int n);
     void (*activate)(float *x, int n, int activation);
+    /* The machine's limits, for benchmarks: reads n floats, a multiple of 128; multiplies and
+     * adds in registers, and returns how many operations that were. */
+    float (*stream)(const float *x, size_t n);
+    double (*multiply_add)(long long steps, float factor, float *result);
 } kernel_table;
 
 #if defined(GPT2C_HAS_SCALAR_FMA)

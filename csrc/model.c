@@ -1,6 +1,7 @@
 /* Packing and ownership of the weights. */
 #include "model.h"
 
+#include "cache.h"
 #include "cpu.h"
 #include "os.h"
 
@@ -106,6 +107,7 @@ void gpt2c_model_free(gpt2c_model *model) {
     if (!model)
         return;
     os_arena_free(model->arena, model->arena_bytes);
+    cache_free_spares();
     free(model->blocks);
     free(model);
 }

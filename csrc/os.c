@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -20,7 +21,11 @@ static size_t round_up(size_t bytes, size_t unit) {
 void *os_arena_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * HUGE_PAGE)
         return NULL;
-    size_t length = round_up(bytes ? bytes : 1, HUGE_PAGE);
+    if (bytes < HUGE_PAGE) {
+        void *memory = os_aligned_alloc(bytes);
+        return memory ? memset(memory, 0, bytes) : NULL;
+    }
+    size_t length = round_up(bytes, HUGE_PAGE);
     size_t mapped = length + HUGE_PAGE;
     char *raw = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED)
@@ -33,16 +38,17 @@ void *os_arena_alloc(size_t bytes) {
     if (after)
         munmap(aligned + length, after);
 #ifdef MADV_HUGEPAGE
-    /* Small arenas stay on ordinary pages: 2 MiB for a toy model would be a waste. */
-    if (bytes >= 4 * HUGE_PAGE)
-        (void)madvise(aligned, length, MADV_HUGEPAGE);
+    /* What does not fill a huge page stays on ordinary ones, and costs no more than it uses. */
+    (void)madvise(aligned, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     return aligned;
 }
 
 void os_arena_free(void *memory, size_t bytes) {
-    if (memory)
-        munmap(memory, round_up(bytes ? bytes : 1, HUGE_PAGE));
+    if (bytes < HUGE_PAGE)
+        os_aligned_free(memory);
+    else if (memory)
+        munmap(memory, round_up(bytes, HUGE_PAGE));
 }
 
 void *os_aligned_alloc(size_t bytes) {
@@ -100,6 +106,10 @@ void os_lock_take(os_lock *lock) {
 
 void os_lock_release(os_lock *lock) {
     pthread_mutex_unlock(lock);
+}
+
+int os_lock_try(os_lock *lock) {
+    return pthread_mutex_trylock(lock) == 0;
 }
 
 #if defined(__linux__)

@@ -7,8 +7,8 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-/* Zeroed memory for weights, aligned to 2 MiB and backed by huge pages where the system has
- * them; NULL where it cannot be had. */
+/* Zeroed memory in large pieces, for weights and the cache: from 2 MiB on aligned to it and backed by
+ * huge pages where the system has them, else aligned to a cache line. NULL where it cannot be had. */
 void *os_arena_alloc(size_t bytes);
 void os_arena_free(void *memory, size_t bytes);
 
@@ -24,6 +24,8 @@ typedef pthread_mutex_t os_lock;
 #define OS_LOCK_INITIAL PTHREAD_MUTEX_INITIALIZER
 void os_lock_take(os_lock *lock);
 void os_lock_release(os_lock *lock);
+/* Takes the lock if it is free: 1, else 0. */
+int os_lock_try(os_lock *lock);
 
 /* Sleeps until woken if *word is still old; may return early. */
 void os_sleep_while(atomic_uint *word, unsigned old);

@@ -1,47 +1,83 @@
-/* Causal attention of one head for one row, over the positions 0 .. n_positions - 1 of its own
- * sequence.
+/* Causal attention of one head for rows of one sequence that follow each other and whose own
+ * positions lie in one page; each over the positions 0 .. its own.
  *
  * A score is one FMA chain over the head's dimensions, ascending, then scaled. The soft-max is
  * two-pass: the greatest score, then exp of the differences. Its sum, and the sum of values, run
  * over blocks of POSITION_BLOCK positions, block sums added ascending; the sum of values is divided
- * once. */
+ * once.
+ *
+ * Rows go through in tiles, so that a key or value loaded serves all rows of a tile. How many they
+ * are never shows: each row has its own chains. */
 
-/* So many chains run side by side, in registers, to hide an FMA's latency. */
-#define CHAINS 4
+#if TILE_ROWS > ATTENTION_ROWS
+#error "the scores of a tile have no room"
+#endif
+#if PAGE_POSITIONS != POSITION_BLOCK
+#error "a page must be a block of the sums"
+#endif
 
-/* scores[i ..] = scale * q . key[i ..] for n_vectors vectors of positions, of which n are real. */
-INLINE void score_tile(const attention_args *a, const int n_vectors, const float *key, int n,
-                       float *scores) {
-    vf sum[CHAINS];
+/* A single row, which comes from decoding and has to fetch the cache from memory, goes through a page
+ * line by line: its tile is as wide as a page. */
+#define MOST_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
+#define ATTENTION_VECTORS(rows) ((rows) == 1 ? MOST_VECTORS : TILE_VECTORS)
+
+/* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
+ * real. */
+INLINE void score_tile(const attention_args *a, const int rows, const int n_vectors, const float *q,
+                       const float *key, int n, float *scores) {
+    vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
-    for (int v = 0; v < n_vectors; v++)
-        sum[v] = vf_set1(0.0f);
-    for (int d = 0; d < a->head_dim; d++) {
-        vf q = vf_set1(a->q[d]);
-        const float *k = key + (size_t)d * PAGE_POSITIONS;
+    for (int r = 0; r < rows; r++)
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            sum[v] = vf_fma(q, vf_load_first(k + v * VF_WIDTH, n - v * VF_WIDTH), sum[v]);
+            sum[r][v] = vf_set1(0.0f);
+    for (int d = 0; d < a->head_dim; d++) {
+        vf k[MOST_VECTORS];
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            k[v] = vf_load_first(key + (size_t)d * PAGE_POSITIONS + v * VF_WIDTH, n - v * VF_WIDTH);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            vf broadcast = vf_set1(q[(size_t)r * a->q_stride + (size_t)d]);
+            UNROLL
+            for (int v = 0; v < n_vectors; v++)
+                sum[r][v] = vf_fma(broadcast, k[v], sum[r][v]);
+        }
     }
     UNROLL
-    for (int v = 0; v < n_vectors; v++)
-        vf_store_first(scores + v * VF_WIDTH, vf_mul(sum[v], vf_set1(a->scale)), n - v * VF_WIDTH);
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            vf_store_first(scores + (size_t)r * a->scores_stride + v * VF_WIDTH,
+                           vf_mul(sum[r][v], vf_set1(a->scale)), n - v * VF_WIDTH);
 }
 
-/* The scores of one page's n positions; a masked tail is never stored. */
-static void page_scores(const attention_args *a, const float *key, int n, float *scores) {
+/* The scores of one page's first n positions; what lies beyond is never read. */
+INLINE void page_scores(const attention_args *a, const int rows, const float *q, const float *key,
+                        int n, float *scores) {
+    const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     int i = 0;
-    for (; i + CHAINS * VF_WIDTH <= n; i += CHAINS * VF_WIDTH)
-        score_tile(a, CHAINS, key + i, CHAINS * VF_WIDTH, scores + i);
+    for (; i + width <= n; i += width)
+        score_tile(a, rows, ATTENTION_VECTORS(rows), q, key + i, width, scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, 1, key + i, n - i, scores + i);
+        score_tile(a, rows, 1, q, key + i, n - i, scores + i);
 }
 
+/* The order of comparisons shows only in the sign of a zero, and in whether a NaN is passed by:
+ * neither shows in exp(score - m), see below. */
 static float greatest(const float *x, int n) {
-    float m = x[0];
-    for (int i = 1; i < n; i++)
-        m = m < x[i] ? x[i] : m;
-    return m;
+    vf m = vf_set1(x[0]);
+    int i = 0;
+    for (; i + VF_WIDTH <= n; i += VF_WIDTH)
+        m = vf_if_less(m, vf_load(x + i), vf_load(x + i), m);
+    for (; i < n; i++)
+        m = vf_if_less(m, vf_set1(x[i]), vf_set1(x[i]), m);
+    float lane[VF_WIDTH];
+    vf_store(lane, m);
+    float most = lane[0];
+    for (i = 1; i < VF_WIDTH; i++)
+        most = most < lane[i] ? lane[i] : most;
+    return most;
 }
 
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
@@ -66,48 +102,95 @@ static float exponentials(float *scores, int n, float m) {
     return total;
 }
 
-/* out[dim ..] = sum(weight[i] * value[i][dim ..]) / divisor for n_vectors vectors of dimensions, of
- * which n are real. */
-INLINE void value_tile(const attention_args *a, const int n_vectors, int dim, int n,
-                       float divisor) {
-    vf total[CHAINS];
+/* sum[r] = fma(scores[r][i], value, sum[r]) for the rows of the tile from the first-th on. */
+INLINE void add_value(const attention_args *a, const int rows, const int first, const int n_vectors,
+                      const float *value, int n, const float *scores,
+                      vf sum[TILE_ROWS][MOST_VECTORS]) {
+    vf loaded[MOST_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
-        total[v] = vf_set1(0.0f); /* replaced by the first block's sum */
-    for (int block = 0; block < a->n_positions; block += POSITION_BLOCK) {
-        int end = a->n_positions - block < POSITION_BLOCK ? a->n_positions : block + POSITION_BLOCK;
-        vf sum[CHAINS];
+        loaded[v] = vf_load_first(value + v * VF_WIDTH, n - v * VF_WIDTH);
+    UNROLL
+    for (int r = first; r < rows; r++) {
+        vf weight = vf_set1(scores[(size_t)r * a->scores_stride]);
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            sum[v] = vf_set1(0.0f);
-        for (int i = block; i < end; i++) {
-            const float *page = a->pages[i / PAGE_POSITIONS] + a->values;
-            const float *value = page + (size_t)(i % PAGE_POSITIONS) * (size_t)a->head_dim + dim;
-            vf weight = vf_set1(a->scores[i]);
+            sum[r][v] = vf_fma(weight, loaded[v], sum[r][v]);
+    }
+}
+
+/* out[r][dim ..] = sum(scores[r][i] * value[i][dim ..]) / divisor[r] for n_vectors vectors of
+ * dimensions, of which n are real. The first row sees n_positions, each later one more. */
+INLINE void value_tile(const attention_args *a, const int rows, const int n_vectors, int dim, int n,
+                       int n_positions, const float *divisor, float *out) {
+    vf total[TILE_ROWS][MOST_VECTORS], sum[TILE_ROWS][MOST_VECTORS];
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
+    for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
+        const float *value = a->pages[block / PAGE_POSITIONS] + a->values + dim;
+        const float *scores = a->scores + block;
+        int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
+        UNROLL
+        for (int r = 0; r < rows; r++)
             UNROLL
             for (int v = 0; v < n_vectors; v++)
-                sum[v] = vf_fma(weight, vf_load_first(value + v * VF_WIDTH, n - v * VF_WIDTH),
-                                sum[v]);
-        }
+                sum[r][v] = vf_set1(0.0f);
+        for (int i = 0; i < end; i++, value += a->head_dim)
+            add_value(a, rows, 0, n_vectors, value, n, scores + i, sum);
+        /* Later rows go on to their own position. */
+        if (block + end == n_positions)
+            UNROLL
+            for (int first = 1; first < rows; first++, value += a->head_dim)
+                add_value(a, rows, first, n_vectors, value, n, scores + end + first - 1, sum);
         UNROLL
-        for (int v = 0; v < n_vectors; v++)
-            total[v] = block ? vf_add(total[v], sum[v]) : sum[v];
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < n_vectors; v++)
+                total[r][v] = block ? vf_add(total[r][v], sum[r][v]) : sum[r][v];
     }
     UNROLL
-    for (int v = 0; v < n_vectors; v++)
-        vf_store_first(a->out + dim + v * VF_WIDTH, vf_div(total[v], vf_set1(divisor)),
-                       n - v * VF_WIDTH);
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < n_vectors; v++)
+            vf_store_first(out + (size_t)r * a->out_stride + dim + v * VF_WIDTH,
+                           vf_div(total[r][v], vf_set1(divisor[r])), n - v * VF_WIDTH);
+}
+
+/* A tile of rows, from the row-th on. */
+INLINE void attend_tile(const attention_args *a, const int rows, int row) {
+    const float *q = a->q + (size_t)row * a->q_stride;
+    float *out = a->out + (size_t)row * a->out_stride;
+    int n_positions = a->n_positions + row, all = n_positions + rows - 1;
+    for (int i = 0; i < all; i += PAGE_POSITIONS) {
+        int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
+        page_scores(a, rows, q, a->pages[i / PAGE_POSITIONS] + a->keys, n, a->scores + i);
+    }
+    float sum[TILE_ROWS];
+    for (int r = 0; r < rows; r++) {
+        float *scores = a->scores + (size_t)r * a->scores_stride;
+        sum[r] = exponentials(scores, n_positions + r, greatest(scores, n_positions + r));
+    }
+    const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
+    int dim = 0;
+    for (; dim + width <= a->head_dim; dim += width)
+        value_tile(a, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum, out);
+    for (; dim < a->head_dim; dim += VF_WIDTH)
+        value_tile(a, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
 }
 
 static void attention_kernel(const attention_args *a) {
-    for (int i = 0; i < a->n_positions; i += PAGE_POSITIONS) {
-        int n = a->n_positions - i < PAGE_POSITIONS ? a->n_positions - i : PAGE_POSITIONS;
-        page_scores(a, a->pages[i / PAGE_POSITIONS] + a->keys, n, a->scores + i);
+    for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
+        int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
+        switch (rows) { /* each its own unrolled copy */
+#define CASE(n)                                                                                    \
+    case n:                                                                                        \
+        attend_tile(a, n, row);                                                                    \
+        break;
+            TILE_CASES
+#undef CASE
+        }
     }
-    float sum = exponentials(a->scores, a->n_positions, greatest(a->scores, a->n_positions));
-    int dim = 0;
-    for (; dim + CHAINS * VF_WIDTH <= a->head_dim; dim += CHAINS * VF_WIDTH)
-        value_tile(a, CHAINS, dim, CHAINS * VF_WIDTH, sum);
-    for (; dim < a->head_dim; dim += VF_WIDTH)
-        value_tile(a, 1, dim, a->head_dim - dim, sum);
 }

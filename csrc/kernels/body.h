@@ -2,9 +2,11 @@
 #include "functions.h"
 #include "row_sum.h"
 
-#include "attention.h"
 #include "layer_norm.h"
+#include "limits.h"
 #include "matmul.h"
+
+#include "attention.h"
 #include "sampling.h"
 
 #define KERNEL_TABLE(isa)                                                                          \
@@ -12,5 +14,6 @@
         .name = isa, .matmul = matmul_kernel, .layer_norm = layer_norm_kernel,                     \
         .attention = attention_kernel, .embed = embed_kernel, .arg_max = arg_max_kernel,           \
         .perturb = perturb_kernel, .exp = exp_kernel, .log = log_kernel,                           \
-        .activate = activate_kernel,                                                               \
+        .activate = activate_kernel, .stream = stream_kernel,                                      \
+        .multiply_add = multiply_add_kernel,                                                       \
     }

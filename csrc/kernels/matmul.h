@@ -5,58 +5,89 @@
  * output columns and rows of x across registers, so neither the tile's shape nor the number of rows
  * shows in any bit. */
 
-/* Rows that share a block of a panel while it is in the cache: their totals, 48 * 64 floats, take
- * 12 KB of the stack. */
+/* Rows that share a block of a panel while it is in the cache: their part of x, their totals and the
+ * block, 48 * 64, 48 * 32 and 64 * 32 floats, take 26 of 32 KB of the first level. */
 #define PASS_ROWS 48
 
-/* totals[rows][PANEL] (+)= x[rows, block] @ panel[block, columns c .. c + TILE_VECTORS vectors] */
+/* Vectors of columns in a tile: a single row needs as many chains as hide an FMA's latency. */
+#define VECTORS_OF(rows) ((rows) == 1 ? ROW_VECTORS : TILE_VECTORS)
+
+/* totals[rows][PANEL] (+)= x[rows, block] @ panel[block, columns c .. c + VECTORS_OF(rows) vectors]
+ *
+ * Meanwhile it fetches from `ahead`, if given, a cache line a step. */
 INLINE void multiply_tile(const int rows, const float *x, size_t x_stride, const float *w,
-                          int block_length, int first_block, float *totals) {
-    vf sum[TILE_ROWS][TILE_VECTORS];
+                          int block_length, int first_block, float *totals, const float *ahead) {
+    const int n_vectors = VECTORS_OF(rows);
+    vf sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++)
         UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
+        for (int v = 0; v < n_vectors; v++)
             sum[r][v] = vf_set1(0.0f);
     for (int i = 0; i < block_length; i++) {
-        vf weights[TILE_VECTORS];
+        vf weights[ROW_VECTORS];
         UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
+        for (int v = 0; v < n_vectors; v++)
             weights[v] = vf_load(w + (size_t)i * PANEL + v * VF_WIDTH);
+        if (rows > 1 && ahead)
+            prefetch(ahead + (size_t)i * CACHE_LINE);
         UNROLL
         for (int r = 0; r < rows; r++) {
             vf broadcast = vf_set1(x[(size_t)r * x_stride + (size_t)i]);
             UNROLL
-            for (int v = 0; v < TILE_VECTORS; v++)
+            for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_fma(broadcast, weights[v], sum[r][v]);
         }
     }
     UNROLL
     for (int r = 0; r < rows; r++)
         UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++) {
+        for (int v = 0; v < n_vectors; v++) {
             float *total = totals + r * PANEL + v * VF_WIDTH;
             vf_store(total, first_block ? sum[r][v] : vf_add(vf_load(total), sum[r][v]));
         }
 }
 
+/* The row counts of a tile; CASE is what to do for one. */
+#if TILE_ROWS == 2
+#define TILE_CASES CASE(1) CASE(2)
+#elif TILE_ROWS == 6
+#define TILE_CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#elif TILE_ROWS == 8
+#define TILE_CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#endif
+
 /* Each row count is its own unrolled copy, its sums in registers. */
 INLINE void multiply_rows(int rows, const float *x, size_t x_stride, const float *w,
-                          int block_length, int first_block, float *totals) {
+                          int block_length, int first_block, float *totals, const float *ahead) {
     switch (rows) {
 #define CASE(n)                                                                                    \
     case n:                                                                                        \
-        multiply_tile(n, x, x_stride, w, block_length, first_block, totals);                       \
+        multiply_tile(n, x, x_stride, w, block_length, first_block, totals, ahead);                \
         break;
-        CASE(1)
-        CASE(2)
-#if TILE_ROWS > 2
-        CASE(3)
-        CASE(4)
-        CASE(5)
-        CASE(6)
-#endif
+        TILE_CASES
 #undef CASE
+    }
+}
+
+/* totals[n_rows, PANEL] (+)= x[n_rows, block] @ a block of a panel, in tiles of nearly equal rows. */
+static void multiply_block(const matmul_args *a, const float *x, int n_rows, const float *block,
+                           int length, int first_block, float *totals) {
+    /* A processor that is busy with the second tile of a block would leave the memory idle: two tiles
+     * fetch the next block, and further ones the same again. (With a single tile it reads ahead by
+     * itself; to fetch more was seen to cost decoding a sixth.) Past the last panel's end nothing is
+     * read, so that there is none does not matter. */
+    const float *ahead = block + K_BLOCK * PANEL;
+    int second = 0, n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (int tile = 0, row = 0; tile < n_tiles; tile++) {
+        int rows = (n_rows - row + n_tiles - tile - 1) / (n_tiles - tile);
+        for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH) {
+            multiply_rows(rows, x + (size_t)row * a->x_stride, a->x_stride, block + c, length,
+                          first_block, totals + row * PANEL + c,
+                          n_tiles > 1 ? ahead + second * K_BLOCK * PANEL / 2 : NULL);
+            second = !second;
+        }
+        row += rows;
     }
 }
 
@@ -85,18 +116,12 @@ static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) 
     for (int panel = panel_begin; panel < panel_end; panel++) {
         const float *weights = a->panels + (size_t)panel * (size_t)a->k * PANEL;
         for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
-            int pass_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
-            for (int block = 0; block < a->k; block += K_BLOCK) {
-                int length = a->k - block < K_BLOCK ? a->k - block : K_BLOCK;
-                for (int r = 0; r < pass_rows; r += TILE_ROWS) {
-                    int rows = pass_rows - r < TILE_ROWS ? pass_rows - r : TILE_ROWS;
-                    const float *x = a->x + (size_t)(row + r) * a->x_stride + block;
-                    for (int c = 0; c < PANEL; c += TILE_VECTORS * VF_WIDTH)
-                        multiply_rows(rows, x, a->x_stride, weights + (size_t)block * PANEL + c,
-                                      length, block == 0, totals + r * PANEL + c);
-                }
-            }
-            finish_panel(a, row, pass_rows, panel, totals);
+            int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
+            for (int block = 0; block < a->k; block += K_BLOCK)
+                multiply_block(a, a->x + (size_t)row * a->x_stride + block, n_rows,
+                               weights + (size_t)block * PANEL,
+                               a->k - block < K_BLOCK ? a->k - block : K_BLOCK, block == 0, totals);
+            finish_panel(a, row, n_rows, panel, totals);
         }
     }
 }

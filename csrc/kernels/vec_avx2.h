@@ -3,9 +3,11 @@
 #include <stdint.h>
 
 #define VF_WIDTH 8
-/* 6 x 2 accumulators, 2 weights and 1 broadcast are 15 of 16 registers. */
+/* A tile of rows and vectors: 6 x 2 accumulators, 2 weights and a broadcast are 15 of 16 registers. A single
+ * row has ROW_VECTORS. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
+#define ROW_VECTORS 4
 
 typedef __m256 vf;
 typedef __m256i vi;

@@ -3,9 +3,12 @@
 #include <stdint.h>
 
 #define VF_WIDTH 16
-/* 6 x 4 accumulators, 4 weights and broadcasts from memory are 28 to 32 of 32 registers. */
-#define TILE_ROWS 6
-#define TILE_VECTORS 4
+/* A tile of rows and vectors: 8 x 2 accumulators, 2 weights and a broadcast are 19 of 32 registers: more rows than 8 take no fewer
+ * loads for each FMA, but leave no general registers for their addresses. A single
+ * row has ROW_VECTORS. */
+#define TILE_ROWS 8
+#define TILE_VECTORS 2
+#define ROW_VECTORS 2
 
 typedef __m512 vf;
 typedef __m512i vi;

@@ -3,9 +3,11 @@
 #include <stdint.h>
 
 #define VF_WIDTH 4
-/* 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. */
+/* A tile of rows and vectors: 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. A single
+ * row has ROW_VECTORS. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
+#define ROW_VECTORS 8
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;

@@ -3,9 +3,11 @@
 #include <string.h>
 
 #define VF_WIDTH 1
-/* 2 x 4 accumulators, 4 weights and 2 broadcasts are 14 of 16 registers. */
+/* A tile of rows and vectors: 2 x 4 accumulators, 4 weights and 2 broadcasts are 14 of 16 registers. A single
+ * row has ROW_VECTORS. */
 #define TILE_ROWS 2
 #define TILE_VECTORS 4
+#define ROW_VECTORS 8
 
 typedef float vf;
 typedef int32_t vi;

@@ -118,6 +118,9 @@ cdef extern from "gpt2c.h" nogil:
         const gpt2c_model *, gpt2c_scratch *, gpt2c_job **, int32_t, int32_t, double, int32_t *
     )
 
+    double gpt2c_measure_stream(const gpt2c_model *)
+    double gpt2c_measure_multiply_add(const gpt2c_model *)
+
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct noise_key:

@@ -160,6 +160,20 @@ cdef class Model:
         """Memory of the packed weights."""
         return 0 if self.pointer == NULL else gpt2c_model_bytes(self.pointer)
 
+    def stream_rate(self):
+        """Bytes a second at which this model's threads read its weights and only add them."""
+        cdef double rate
+        with self.held(), nogil:
+            rate = gpt2c_measure_stream(self.pointer)
+        return rate
+
+    def multiply_add_rate(self):
+        """Float operations a second that this model's threads do in registers (an FMA is two)."""
+        cdef double rate
+        with self.held(), nogil:
+            rate = gpt2c_measure_multiply_add(self.pointer)
+        return rate
+
     def sequence(self):
         """An empty sequence."""
         self.check_open()

@@ -1,0 +1,48 @@
+/* What the machine can do at most, beside which benchmarks show what the other kernels reach. */
+
+#define STREAM_CHAINS 8
+
+/* Reads n floats, a multiple of STREAM_CHAINS vectors, and adds them. */
+static float stream_kernel(const float *x, size_t n) {
+    vf sum[STREAM_CHAINS];
+    UNROLL
+    for (int v = 0; v < STREAM_CHAINS; v++)
+        sum[v] = vf_set1(0.0f);
+    for (size_t i = 0; i < n; i += STREAM_CHAINS * VF_WIDTH)
+        UNROLL
+        for (int v = 0; v < STREAM_CHAINS; v++)
+            sum[v] = vf_add(sum[v], vf_load(x + i + (size_t)v * VF_WIDTH));
+    for (int v = 1; v < STREAM_CHAINS; v++)
+        sum[0] = vf_add(sum[0], sum[v]);
+    float lanes_of[VF_WIDTH];
+    vf_store(lanes_of, sum[0]);
+    return lanes_of[0];
+}
+
+/* Multiplies and adds in registers alone. 12 chains that depend on themselves only fill two units of
+ * a latency of four to six cycles, and fit AVX2's 16 registers. Returns the operations done. */
+#define FMA_CHAINS 6
+
+static double multiply_add_kernel(long long steps, float factor, float *result) {
+    vf sum[2][FMA_CHAINS];
+    vf f = vf_set1(factor);
+    UNROLL
+    for (int v = 0; v < FMA_CHAINS; v++) {
+        sum[0][v] = vf_set1((float)v);
+        sum[1][v] = vf_set1((float)-v - 1.0f);
+    }
+    for (long long i = 0; i < steps; i++)
+        UNROLL
+        for (int v = 0; v < FMA_CHAINS; v++) {
+            sum[0][v] = vf_fma(sum[0][v], f, f);
+            sum[1][v] = vf_fma(sum[1][v], f, f);
+        }
+    vf total = vf_set1(0.0f);
+    UNROLL
+    for (int v = 0; v < FMA_CHAINS; v++)
+        total = vf_add(total, vf_add(sum[0][v], sum[1][v]));
+    float lanes_of[VF_WIDTH];
+    vf_store(lanes_of, total);
+    *result = lanes_of[0];
+    return 2.0 * 2 * FMA_CHAINS * VF_WIDTH * (double)steps;
+}

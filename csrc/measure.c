@@ -1,0 +1,57 @@
+/* The machine's own limits, for benchmarks: how fast a model's bytes can be read at all, and how
+ * many multiplications and additions a second there are, on the threads that the model uses. */
+#include "fpenv.h"
+#include "model.h"
+#include "os.h"
+#include "pool.h"
+
+/* Steps of the multiply-add kernel: some 2 milliseconds. */
+#define MULTIPLY_ADD_STEPS 500000
+
+typedef struct {
+    const gpt2c_model *model;
+    /* A place for each worker's result, so that no compiler leaves the work out. */
+    float results[GPT2C_MAX_THREADS];
+    double operations[GPT2C_MAX_THREADS];
+} measurement;
+
+/* Each worker reads a stretch of the weights, as a token's forward pass would. */
+static void stream(void *context, pool_team *team, int worker, int n_workers) {
+    (void)team;
+    measurement *m = context;
+    const size_t unit = 128; /* floats, of which the kernel wants a multiple */
+    size_t n_units = m->model->arena_bytes / (unit * sizeof(float));
+    size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
+    size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;
+    m->results[worker] = m->model->kernels->stream(m->model->arena + begin, end - begin);
+}
+
+static void multiply_add(void *context, pool_team *team, int worker, int n_workers) {
+    (void)team;
+    (void)n_workers;
+    measurement *m = context;
+    m->operations[worker] =
+        m->model->kernels->multiply_add(MULTIPLY_ADD_STEPS, 0.5f, &m->results[worker]);
+}
+
+static double seconds_of(team_function function, measurement *m) {
+    fp_state caller = fp_enter();
+    double begin = os_seconds();
+    pool_run(function, m, m->model->n_threads);
+    double seconds = os_seconds() - begin;
+    fp_leave(caller);
+    return seconds > 0 ? seconds : 1e-9;
+}
+
+double gpt2c_measure_stream(const gpt2c_model *model) {
+    measurement m = {.model = model};
+    return (double)model->arena_bytes / seconds_of(stream, &m);
+}
+
+double gpt2c_measure_multiply_add(const gpt2c_model *model) {
+    measurement m = {.model = model};
+    double seconds = seconds_of(multiply_add, &m), operations = 0;
+    for (int w = 0; w < GPT2C_MAX_THREADS; w++)
+        operations += m.operations[w];
+    return operations / seconds;
+}
