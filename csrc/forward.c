@@ -46,6 +46,8 @@ struct gpt2c_scratch {
     matrix qkv;      /* [rows, 3 n_embd] */
     matrix attended; /* [rows, n_embd] */
     matrix inner;    /* [rows, n_inner] */
+    float *logits;   /* taken when they are asked for: [n_logits_rows, n_vocab] */
+    int32_t n_logits_rows;
     int n_workers;
     worker_scratch *workers; /* [n_workers] */
 };
@@ -113,12 +115,23 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     os_aligned_free(scratch->qkv.floats);
     os_aligned_free(scratch->attended.floats);
     os_aligned_free(scratch->inner.floats);
+    os_aligned_free(scratch->logits);
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);
         os_aligned_free(scratch->workers[w].normed.floats);
     }
     free(scratch->workers);
     free(scratch);
+}
+
+float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, int32_t n_rows) {
+    if (n_rows > scratch->n_logits_rows) {
+        size_t bytes = (size_t)n_rows * (size_t)model->config.n_vocab * sizeof(float);
+        os_aligned_free(scratch->logits);
+        scratch->logits = os_aligned_alloc(bytes);
+        scratch->n_logits_rows = scratch->logits ? n_rows : 0;
+    }
+    return scratch->logits;
 }
 
 /* ---- the steps of a block, each worker's share of them ---- */

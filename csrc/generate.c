@@ -9,19 +9,18 @@
 typedef struct {
     gpt2c_feed *feeds; /* [n_jobs] */
     gpt2c_job **fed;   /* [n_jobs], the job of each feed */
-    float *logits;     /* [n_jobs, n_vocab] */
+    float *logits;     /* [n_jobs, n_vocab], the scratch's */
     gpt2c_candidate *candidates;
 } workspace;
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
     free(w->fed);
-    os_aligned_free(w->logits);
     free(w->candidates);
 }
 
-static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_job *const *jobs,
-                                     int32_t n_jobs) {
+static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_scratch *scratch,
+                                     gpt2c_job *const *jobs, int32_t n_jobs) {
     size_t most_candidates = 1;
     for (int32_t j = 0; j < n_jobs; j++) {
         size_t needed = gpt2c_candidates_needed(&jobs[j]->sampling, m->config.n_vocab);
@@ -30,7 +29,7 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_j
     *w = (workspace){
         .feeds = calloc((size_t)n_jobs, sizeof(gpt2c_feed)),
         .fed = calloc((size_t)n_jobs, sizeof(gpt2c_job *)),
-        .logits = os_aligned_alloc((size_t)n_jobs * (size_t)m->config.n_vocab * sizeof(float)),
+        .logits = gpt2c_scratch_logits(scratch, m, n_jobs),
         .candidates = calloc(most_candidates, sizeof(gpt2c_candidate)),
     };
     if (w->feeds && w->fed && w->logits && w->candidates)
@@ -138,7 +137,7 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_j
         if (!job_is_possible(jobs[j]))
             return GPT2C_BAD_ARGUMENT;
     workspace w;
-    gpt2c_status status = workspace_create(&w, model, jobs, n_jobs);
+    gpt2c_status status = workspace_create(&w, model, scratch, jobs, n_jobs);
     if (status)
         return status;
     double end = os_seconds() + seconds;

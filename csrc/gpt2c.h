@@ -111,6 +111,9 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
 
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch);
 void gpt2c_scratch_free(gpt2c_scratch *scratch);
+/* Room for n_rows of logits, at most GPT2C_MAX_ROWS, which lasts as long as the scratch; NULL without
+ * memory. */
+float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, int32_t n_rows);
 
 typedef enum { GPT2C_LOGITS_NONE = 0, GPT2C_LOGITS_LAST, GPT2C_LOGITS_ALL } gpt2c_wanted;
 

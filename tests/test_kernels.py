@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from conftest import ISAS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import reference
@@ -93,3 +93,107 @@ def test_layer_norm_is_right(isa):
         ours = _engine.layer_norm(isa, x, weight, bias, 1e-5)
         # The mean of values near 3 is good to some ULP of 3, and is subtracted from them.
         np.testing.assert_allclose(ours, exact, rtol=8 * EPS, atol=64 * EPS)
+
+
+def assert_same_bits(results):
+    """NaNs are equal whatever their payload; zeros have signs."""
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+        np.testing.assert_array_equal(
+            np.signbit(np.nan_to_num(results[0])), np.signbit(np.nan_to_num(other))
+        )
+
+
+def values(seed, *shape, extremes=True):
+    """Random floats of all sizes, some of them zeros, denormals, huge, infinite or NaN."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape).astype(np.float32)
+    if extremes:
+        special = [0.0, -0.0, 1e-45, -3e-39, 1e30, -1e30, 3e38, np.inf, -np.inf, np.nan]
+        where = rng.random(shape) < 0.02
+        x[where] = rng.choice(np.array(special, dtype=np.float32), where.sum())
+    return x
+
+
+@settings(max_examples=150)
+@given(
+    n_rows=st.integers(1, 60),
+    k=st.one_of(st.integers(1, 200), st.sampled_from([63, 64, 65, 128])),
+    n=st.one_of(st.integers(1, 140), st.sampled_from([31, 32, 33, 64])),
+    parts=st.tuples(st.booleans(), st.booleans()),
+    activation=st.sampled_from([None, "gelu_tanh", "relu"]),
+    seed=st.integers(0, 2**32 - 1),
+    extremes=st.booleans(),
+)
+def test_matmul_bits_equal_the_scalar_twins(n_rows, k, n, parts, activation, seed, extremes):
+    x, weight = values(seed, n_rows, k, extremes=extremes), values(seed + 1, k, n, extremes=False)
+    if extremes:
+        weight[seed % k, seed % n] = np.inf
+    bias = values(seed + 2, n, extremes=extremes) if parts[0] else None
+    residual = values(seed + 3, n_rows, n, extremes=extremes) if parts[1] else None
+    assert_same_bits([_engine.matmul(isa, x, weight, bias, residual, activation) for isa in ISAS])
+
+
+def fma_chain(x, w):
+    """The definition of an output: blocks of 64 steps, an FMA chain each, sums ascending.
+
+    An FMA of float32 is a float64 product, which is exact, and a sum that is rounded once. Rounded
+    twice, to float64 and then to float32, it may differ: the numbers here have few bits and do not.
+    """
+    total = None
+    for block in range(0, len(x), 64):
+        chain = np.float32(0)
+        for a, b in zip(x[block : block + 64], w[block : block + 64], strict=True):
+            chain = np.float32(np.float64(a) * np.float64(b) + np.float64(chain))
+        total = chain if total is None else np.float32(total + chain)
+    return total
+
+
+def test_matmul_is_what_the_arithmetic_says(isa):
+    rng = np.random.default_rng(0)
+    x, weight = (
+        np.round(rng.standard_normal(s), 1).astype(np.float16) for s in ((9, 150), (150, 40))
+    )
+    x, weight = x.astype(np.float32), weight.astype(np.float32)
+    ours = _engine.matmul(isa, x, weight, None, None, None)
+    for row in range(9):
+        for column in range(0, 40, 7):
+            assert ours[row, column] == fma_chain(x[row], weight[:, column])
+
+
+@settings(max_examples=150)
+@given(
+    head_dim=st.one_of(st.integers(1, 100), st.sampled_from([32, 64, 80, 128])),
+    n_before=st.integers(0, 200),
+    n_rows=st.integers(1, 64),
+    seed=st.integers(0, 2**32 - 1),
+    extremes=st.booleans(),
+)
+def test_attention_bits_equal_the_scalar_twins(head_dim, n_before, n_rows, seed, extremes):
+    n_rows = min(n_rows, 64 - n_before % 64)
+    q = values(seed, n_rows, head_dim, extremes=False)
+    keys = values(seed + 1, n_before + n_rows, head_dim, extremes=extremes)
+    mixed = values(seed + 2, n_before + n_rows, head_dim, extremes=extremes)
+    results = [_engine.attention(isa, q, keys, mixed, 0.125) for isa in ISAS]
+    assert_same_bits(results)
+    # Each row alone: neither its neighbours in a tile nor what comes after it shows.
+    alone = [
+        _engine.attention(ISAS[-1], q[r : r + 1], keys[:n], mixed[:n], 0.125)[0]
+        for r, n in enumerate(range(n_before + 1, n_before + n_rows + 1))
+    ]
+    assert_same_bits([results[-1], np.array(alone)])
+
+
+def test_attention_is_right(isa):
+    for head_dim, n_before, n_rows in ((64, 0, 64), (64, 500, 9), (20, 63, 1), (3, 130, 40)):
+        q, (k, v) = (
+            values(1, n_rows, head_dim, extremes=False),
+            values(2, 2, n_before + n_rows, head_dim, extremes=False),
+        )
+        ours = _engine.attention(isa, q, k, v, 0.1)
+        scores = 0.1 * q.astype(np.float64) @ k.T.astype(np.float64)
+        scores[np.arange(len(k)) > n_before + np.arange(n_rows)[:, None]] = -np.inf
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        exact = weights / weights.sum(axis=1, keepdims=True) @ v
+        # Sums of up to 550 terms of some size 1, which mostly cancel: a few ULP of 1.
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=16 * EPS)

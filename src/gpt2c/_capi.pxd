@@ -28,6 +28,7 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_RELU
         GPT2C_SILU
         GPT2C_TANH
+        GPT2C_IDENTITY
 
     ctypedef enum gpt2c_tensor:
         GPT2C_WTE
@@ -128,7 +129,38 @@ cdef extern from "kernels.h" nogil:
         uint32_t sample
         uint32_t position
 
+    enum: PANEL
+    enum: PAGE_POSITIONS
+    enum: ATTENTION_ROWS
+
+    ctypedef struct matmul_args:
+        const float *x
+        size_t x_stride
+        int n_rows, k
+        const float *panels
+        const float *bias
+        const float *residual
+        size_t residual_stride
+        float *out
+        size_t out_stride
+        int n, activation
+
+    ctypedef struct attention_args:
+        const float *q
+        size_t q_stride
+        int n_rows
+        const float *const *pages
+        size_t keys, values
+        int n_positions, head_dim
+        float scale
+        float *scores
+        size_t scores_stride
+        float *out
+        size_t out_stride
+
     ctypedef struct kernel_table:
+        void (*matmul)(const matmul_args *, int, int)
+        void (*attention)(const attention_args *)
         void (*exp)(float *, int)
         void (*log)(float *, int)
         void (*activate)(float *, int, int)

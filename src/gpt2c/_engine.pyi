@@ -24,6 +24,8 @@ class Model:
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None: ...
     @property
     def n_bytes(self) -> int: ...
+    def stream_rate(self) -> float: ...
+    def multiply_add_rate(self) -> float: ...
     def sequence(self) -> Sequence: ...
     def job(
         self,
@@ -34,6 +36,7 @@ class Model:
         seed: int,
         sample: int,
         stop_ids: NDArray[np.int32],
+        sequence: Sequence | None = None,
     ) -> Job: ...
     def run(self, jobs: list[Job], max_steps: int) -> None: ...
     def held(self) -> AbstractContextManager[None]: ...
@@ -55,6 +58,7 @@ class Job:
     """One text being continued."""
 
     sequence: Sequence
+    def prefill(self, n: int) -> None: ...
     @property
     def n_tokens(self) -> int: ...
     @property
@@ -68,6 +72,21 @@ def layer_norm(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32],
     epsilon: float,
+) -> NDArray[np.float32]: ...
+def matmul(
+    isa: str,
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    residual: NDArray[np.float32] | None,
+    activation: str | None,
+) -> NDArray[np.float32]: ...
+def attention(
+    isa: str,
+    q: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    scale: float,
 ) -> NDArray[np.float32]: ...
 def perturbed(
     isa: str,

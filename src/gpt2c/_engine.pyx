@@ -179,9 +179,9 @@ cdef class Model:
         self.check_open()
         return Sequence(self)
 
-    def job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids):
-        """A text to be continued from ids by `run`."""
-        return Job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids)
+    def job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids, sequence=None):
+        """A text to be continued from ids by `run`; sequence, which it takes, has the first."""
+        return Job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids, sequence)
 
     def run(self, list jobs not None, int max_steps):
         """Advances the jobs until one finishes or max_steps tokens were generated for them."""
@@ -382,13 +382,17 @@ cdef class Job:
     def __cinit__(
         self, Model model not None, const int32_t[::1] ids not None, int32_t max_new_tokens,
         float temperature, int32_t top_k, uint64_t seed, uint32_t sample,
-        const int32_t[::1] stop_ids not None,
+        const int32_t[::1] stop_ids not None, Sequence sequence=None,
     ):
         cdef int32_t room = model.n_positions - <int32_t>ids.shape[0] + 1
         if ids.shape[0] == 0 or room < 1 or max_new_tokens < 1:
             raise OptionError(f"a job needs 1 to {model.n_positions} ids; found {ids.shape[0]}")
-        self.sequence = Sequence(model)
+        self.sequence = Sequence(model) if sequence is None else sequence
+        self.check_model(model)
+        if self.sequence.length >= ids.shape[0]:
+            raise OptionError(f"a job's sequence has all of its {ids.shape[0]} ids already")
         self.prompt = ids
+        self.job.n_fed = <int32_t>self.sequence.length
         self.stop_ids = stop_ids
         # The context ends a job before its tokens outgrow this buffer.
         self.tokens = np.empty(min(max_new_tokens, room), dtype=np.int32)
@@ -409,6 +413,14 @@ cdef class Job:
         if self.sequence.model is not model:
             raise OptionError("this job belongs to another model")
         return 0
+
+    def prefill(self, int n):
+        """Feeds the prompt's first n ids, less than all, unless that was done."""
+        if n > self.job.n_fed:
+            if n >= self.job.n_prompt:
+                raise OptionError(f"prefill of {n} ids, and the prompt has {self.job.n_prompt}")
+            self.sequence.feed(self.prompt[self.job.n_fed:n], 0)
+            self.job.n_fed = n
 
     @property
     def n_tokens(self):
@@ -463,6 +475,76 @@ def layer_norm(
     result = np.empty(x.shape[0], dtype=np.float32)
     cdef float[::1] out = result
     kernels.layer_norm(&x[0], &weight[0], &bias[0], epsilon, <int>x.shape[0], &out[0])
+    return result
+
+
+def matmul(
+    str isa not None, const float[:, ::1] x not None, weight, bias, residual, activation,
+):
+    """activation(x @ weight + bias) + residual by a kernel: [n_rows, k], [k, n], [n], [n_rows, n].
+
+    bias, residual and activation (a name) may be None.
+    """
+    cdef const kernel_table *kernels = kernels_of(isa)
+    cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1], n = weight.shape[1]
+    cdef int n_panels = (n + PANEL - 1) // PANEL
+    padded = np.zeros((k, n_panels * PANEL), dtype=np.float32)
+    padded[:, :n] = weight
+    packed = padded.reshape(k, n_panels, PANEL).transpose(1, 0, 2)
+    cdef float[:, :, ::1] panels = np.ascontiguousarray(packed)
+    padded = np.zeros(n_panels * PANEL, dtype=np.float32)
+    padded[:n] = 0 if bias is None else bias
+    cdef float[::1] bias_view = padded
+    result = np.zeros((n_rows, n), dtype=np.float32)
+    if residual is not None:
+        result[...] = residual
+    cdef float[:, ::1] out = result
+    cdef matmul_args args
+    args.x, args.x_stride, args.n_rows, args.k = &x[0, 0], k, n_rows, k
+    args.panels = &panels[0, 0, 0]
+    args.bias = NULL if bias is None else &bias_view[0]
+    args.residual = NULL if residual is None else &out[0, 0]
+    args.out, args.out_stride, args.residual_stride, args.n = &out[0, 0], n, n, n
+    args.activation = GPT2C_IDENTITY if activation is None else ACTIVATIONS[activation]
+    kernels.matmul(&args, 0, n_panels)
+    return result
+
+
+def attention(
+    str isa not None, const float[:, ::1] q not None, keys, values, float scale,
+):
+    """A kernel's causal attention of one head: q [n_rows, head_dim] are the last n_rows positions
+
+    of keys and values [n_positions, head_dim], all n_rows in one page of the cache.
+    """
+    cdef const kernel_table *kernels = kernels_of(isa)
+    cdef int n_rows = <int>q.shape[0], head_dim = <int>q.shape[1], n_positions = keys.shape[0]
+    cdef int n_pages = (n_positions + PAGE_POSITIONS - 1) // PAGE_POSITIONS, i
+    if (n_positions - n_rows) // PAGE_POSITIONS != (n_positions - 1) // PAGE_POSITIONS:
+        raise OptionError("attention takes rows of one page")
+    # What lies beyond the last position is never read, or a NaN would show.
+    padded = np.full((2, n_pages * PAGE_POSITIONS, head_dim), np.nan, dtype=np.float32)
+    padded[0, :n_positions], padded[1, :n_positions] = keys, values
+    stored = np.empty((n_pages, 2, head_dim * PAGE_POSITIONS), dtype=np.float32)
+    for i in range(n_pages):
+        page = padded[:, i * PAGE_POSITIONS:(i + 1) * PAGE_POSITIONS]
+        stored[i, 0], stored[i, 1] = page[0].T.ravel(), page[1].ravel()
+    cdef float[:, :, ::1] pages = stored
+    cdef const float *pointers[64]
+    if n_pages > 64:
+        raise OptionError("attention takes up to 64 pages")
+    for i in range(n_pages):
+        pointers[i] = &pages[i, 0, 0]
+    cdef float[:, ::1] scores = np.empty((ATTENTION_ROWS, n_positions), dtype=np.float32)
+    result = np.empty((n_rows, head_dim), dtype=np.float32)
+    cdef float[:, ::1] out = result
+    cdef attention_args args
+    args.q, args.q_stride, args.n_rows = &q[0, 0], head_dim, n_rows
+    args.pages, args.keys, args.values = pointers, 0, head_dim * PAGE_POSITIONS
+    args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
+    args.scores, args.scores_stride = &scores[0, 0], n_positions
+    args.out, args.out_stride = &out[0, 0], head_dim
+    kernels.attention(&args)
     return result
 
 

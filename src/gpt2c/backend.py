@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
-
-import numpy as np
 
 from gpt2c import numpy_engine
 from gpt2c.checkpoint import Checkpoint
 from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
 from gpt2c.options import choice
+from gpt2c.threads import choose_threads
 
 if TYPE_CHECKING:
     from gpt2c import _engine
@@ -27,6 +27,7 @@ REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall ."
 BACKENDS = ("auto", "c", "numpy")
 # Tensors are read and packed this many bytes of float32 at a time.
 CHUNK_BYTES = 4 << 20
+MOST_LOADERS = 8  # threads, each with a piece in its hands
 
 
 def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
@@ -49,16 +50,34 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
 
 
 def fill(model: EngineModel, checkpoint: Checkpoint) -> None:
-    """Reads the checkpoint's tensors, piece by piece, into the engine's memory."""
+    """Reads the checkpoint's tensors, piece by piece, into the engine's memory.
+
+    On several threads: most of the time goes into the kernel's clearing of fresh memory, which the
+    first touch of each page asks for.
+    """
+    pieces = list(_pieces(checkpoint))
+
+    def load(piece: tuple[str, int, int]) -> None:
+        name, begin, end = piece
+        rows = checkpoint.tensors[name].read(begin, end)
+        model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
+
+    with ThreadPoolExecutor(min(choose_threads(None)[0], MOST_LOADERS)) as loaders:
+        try:
+            for _ in loaders.map(load, pieces):
+                pass
+        finally:
+            loaders.shutdown(cancel_futures=True)
+
+
+def _pieces(checkpoint: Checkpoint) -> Iterator[tuple[str, int, int]]:
+    """Tensors' names with rows [begin, end); a vector is one piece."""
     for name, source in checkpoint.tensors.items():
         n_rows = source.shape[0]
-        if len(source.shape) == 1:
-            model.load(name, source.read(0, n_rows)[np.newaxis], 0)
-            continue
-        step = max(1, CHUNK_BYTES // (4 * source.shape[1]))
+        width = source.shape[1] if len(source.shape) == 2 else 1
+        step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width))
         for begin in range(0, n_rows, step):
-            end = min(begin + step, n_rows)
-            model.load(name, source.read(begin, end), begin)
+            yield name, begin, min(begin + step, n_rows)
 
 
 def new_model(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:

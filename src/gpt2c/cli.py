@@ -8,13 +8,12 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final, NoReturn
 
 import gpt2c
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
-from gpt2c.generation import DEFAULT_BATCH_SIZE
 from gpt2c.threads import choose_threads
 
 _EXAMPLES: Final = """examples:
@@ -171,14 +170,8 @@ def _print_texts(
 
 
 def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any]) -> None:
-    for group in _groups(prompts):
-        for prompt, done in zip(group, model.complete(group, **sampling), strict=True):
-            print(json.dumps({"prompt": prompt, **asdict(done)}, ensure_ascii=False), flush=True)
-
-
-def _groups(prompts: Sequence[str]) -> Iterator[list[str]]:
-    for begin in range(0, len(prompts), DEFAULT_BATCH_SIZE):
-        yield list(prompts[begin : begin + DEFAULT_BATCH_SIZE])
+    for prompt, done in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
+        print(json.dumps({"prompt": prompt, **asdict(done)}, ensure_ascii=False), flush=True)
 
 
 # ---- info ----

@@ -1,21 +1,18 @@
-"""Continuing texts: options, prompts, and the loop that keeps the engine busy with them."""
+"""Continuing texts: options and prompts, checked before any work."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypedDict
+from typing import Any, Final, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.errors import ContextError, NumericalError, OptionError, OptionTypeError
+from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.options import choice, integer, is_integer, number
 from gpt2c.untrusted import show
-
-if TYPE_CHECKING:
-    from gpt2c.backend import EngineJob, EngineModel
 
 IdArray: TypeAlias = "NDArray[np.integer[Any]]"
 Ids: TypeAlias = "Sequence[int] | IdArray"
@@ -70,6 +67,11 @@ class Completion:
     finish_reason: str
     seed: int | None
 
+    @property
+    def new(self) -> str | list[int]:
+        """What generate returns: the text, or, of a prompt that was ids, the ids."""
+        return self.ids if self.text is None else self.text
+
 
 @dataclass(frozen=True)
 class Options:
@@ -82,31 +84,20 @@ class Options:
     truncate: str | None
 
     def seed_of(self, index: int) -> int | None:
-        """The seed of the prompt at this index; drawn where none was given, None if greedy."""
+        """The seed of the prompt at this index; drawn where none was given, None if greedy.
+
+        Raises OptionError past the end of a list of seeds.
+        """
+        if isinstance(self.seeds, tuple) and index >= len(self.seeds):
+            raise OptionError(
+                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, and there "
+                f"is a prompt {index}"
+            )
         if self.temperature == 0:
             return None
         if isinstance(self.seeds, tuple):
             return self.seeds[index]
-        return secrets.randbits(32) if self.seeds is None else self.seeds
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt, ready for the engine."""
-
-    ids: NDArray[np.int32]
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    seed: int | None
-    stop_ids: NDArray[np.int32]
-
-    def start(self, engine: EngineModel) -> EngineJob:
-        """The engine's job for this prompt."""
-        return engine.job(
-            self.ids, self.max_new_tokens, self.temperature, self.top_k, self.seed or 0, 0,
-            self.stop_ids,
-        )  # fmt: skip
+        return int.from_bytes(os.urandom(4)) if self.seeds is None else self.seeds
 
 
 # ---- options ----
@@ -184,6 +175,15 @@ def is_single(prompts: object) -> bool:
     return kinds == {"ids"}
 
 
+def is_lazy(prompts: object) -> bool:
+    """Whether these are prompts to be taken one by one, as from a generator or an open file."""
+    # What holds numbers (tensors, series, ranges) or has no order is more likely a slip.
+    return isinstance(prompts, Iterable) and not (
+        isinstance(prompts, str | Sequence | Mapping | Set | memoryview)
+        or hasattr(prompts, "__array__")
+    )
+
+
 def _kind(item: object) -> str:
     if isinstance(item, str):
         return "texts"
@@ -252,60 +252,3 @@ def fit_context(
             "shorten it, or pass truncate='left' to keep its end"
         )
     return ids
-
-
-# ---- the loop ----
-
-
-def run_requests(
-    engine: EngineModel, requests: Sequence[Request], batch_size: int
-) -> list[tuple[list[int], str]]:
-    """The new ids of every request and why each ended, in the requests' order.
-
-    At most batch_size run together; a finished one's place is taken by the next.
-    """
-    results: dict[int, tuple[list[int], str]] = {}
-    running: dict[int, EngineJob] = {}
-    waiting = iter(range(len(requests)))
-    with engine.held():
-        while len(results) < len(requests):
-            while len(running) < batch_size and (index := next(waiting, None)) is not None:
-                if requests[index].max_new_tokens == 0:
-                    results[index] = ([], "length")
-                else:
-                    running[index] = requests[index].start(engine)
-            if not running:
-                continue
-            engine.run(list(running.values()), _INT32_MAX)  # type: ignore[arg-type]
-            for index, job in list(running.items()):
-                if job.finish_reason is not None:
-                    check_finite(job, f"prompt {index}")
-                    results[index] = (job.new_ids(), job.finish_reason)
-                    del running[index]
-    return [results[index] for index in range(len(requests))]
-
-
-def stream_request(engine: EngineModel, request: Request) -> Iterator[int]:
-    """The new ids of one request, each as soon as it is chosen.
-
-    Between two of them nothing runs, so a closed model ends the stream with ClosedError.
-    """
-    if request.max_new_tokens == 0:
-        return
-    job = request.start(engine)
-    n_seen = 0
-    while job.finish_reason is None:
-        with engine.held():
-            engine.run([job], 1)  # type: ignore[list-item]
-        yield from job.new_ids(n_seen)
-        n_seen = job.n_tokens
-    check_finite(job, "the prompt")
-
-
-def check_finite(job: EngineJob, where: str) -> None:
-    """Raises NumericalError where a job ended because a logit was not a number."""
-    if job.finish_reason == "nan":
-        raise NumericalError(
-            f"{where}: a logit at position {job.sequence.length} is not a number; are there NaN "
-            "or infinite values in the weights?"
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +62,7 @@ def locate(
 
 def embedded_folder() -> Path:
     """The folder of the model that is part of the package."""
-    return Path(str(resources.files("gpt2c") / "models" / EMBEDDED))
+    return Path(__file__).parent / "models" / EMBEDDED
 
 
 def _download(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.backend import load_engine
+from gpt2c.batching import Request, Result, run_requests, stream_request
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint
 from gpt2c.config import GPT2Config
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
@@ -23,14 +25,12 @@ from gpt2c.generation import (
     Ids,
     Options,
     Prompt,
-    Request,
     StreamOptions,
     check_ids,
     check_options,
     fit_context,
+    is_lazy,
     is_single,
-    run_requests,
-    stream_request,
 )
 from gpt2c.hub import locate
 from gpt2c.options import integer
@@ -125,6 +125,14 @@ class GPT2:
     def generate(
         self, prompts: Sequence[Ids], **options: Unpack[GenerateOptions]
     ) -> list[list[int]]: ...
+    @overload
+    def generate(
+        self, prompts: Iterator[str], **options: Unpack[GenerateOptions]
+    ) -> Iterator[str]: ...
+    @overload
+    def generate(
+        self, prompts: Iterator[Ids], **options: Unpack[GenerateOptions]
+    ) -> Iterator[list[int]]: ...
 
     def generate(
         self,
@@ -140,7 +148,8 @@ class GPT2:
     ) -> Any:
         """Continues a prompt, or each of a list of prompts: the new text, or ids, alone.
 
-        prompts is a text, a list or NumPy array of token ids, or a list of one kind of them.
+        prompts is a text, a list or NumPy array of token ids, or a list of one kind of them. An
+        iterator of prompts (a generator, an open file) is answered by an iterator, lazily.
         :meth:`complete` says what the options are, and what is raised.
         """
         completions = self.complete(
@@ -148,8 +157,10 @@ class GPT2:
             top_k=top_k, seed=seed, truncate=truncate, batch_size=batch_size,
         )  # fmt: skip
         if isinstance(completions, Completion):
-            return completions.ids if completions.text is None else completions.text
-        return [c.ids if c.text is None else c.text for c in completions]
+            return completions.new
+        if isinstance(completions, list):
+            return [completion.new for completion in completions]
+        return (completion.new for completion in completions)
 
     @overload
     def complete(self, prompts: str, **options: Unpack[GenerateOptions]) -> Completion: ...
@@ -165,6 +176,14 @@ class GPT2:
     def complete(
         self, prompts: Sequence[Ids], **options: Unpack[GenerateOptions]
     ) -> list[Completion]: ...
+    @overload
+    def complete(
+        self, prompts: Iterator[str], **options: Unpack[GenerateOptions]
+    ) -> Iterator[Completion]: ...
+    @overload
+    def complete(
+        self, prompts: Iterator[Ids], **options: Unpack[GenerateOptions]
+    ) -> Iterator[Completion]: ...
 
     def complete(
         self,
@@ -179,6 +198,10 @@ class GPT2:
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> Any:
         """Continues a prompt, or each of a list: a :class:`Completion`, or a list of them.
+
+        The prompts of a list run together, whatever their lengths, and tokens that they begin with
+        alike are computed once. An iterator of prompts is answered by an iterator of completions in
+        their order: prompts are taken from it as places come free, so that there may be any number.
 
         max_new_tokens
             Most tokens to generate. The model's end token, or a full context, ends a text before.
@@ -206,6 +229,8 @@ class GPT2:
         )  # fmt: skip
         batch_size = integer("batch_size", batch_size, 1, 256)
         self._engine.check_open()
+        if is_lazy(prompts):
+            return self._complete_each(iter(prompts), options, batch_size)
         single = is_single(prompts)
         prompt_list = [prompts] if single else list(prompts)
         if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
@@ -214,12 +239,36 @@ class GPT2:
                 f"{len(prompt_list)} prompts"
             )
         requests = [self._request(p, i, options) for i, p in enumerate(prompt_list)]
-        completions = []
-        results = run_requests(self._engine, requests, batch_size)
-        for prompt, request, (ids, reason) in zip(prompt_list, requests, results, strict=True):
-            text = self.tokenizer.decode(ids) if isinstance(prompt, str) else None
-            completions.append(Completion(text, ids, reason, request.seed))
+        with self._engine.held():
+            results = list(run_requests(self._engine, requests, batch_size))
+        completions = [
+            self._completion(prompt, request, result)
+            for prompt, request, result in zip(prompt_list, requests, results, strict=True)
+        ]
         return completions[0] if single else completions
+
+    def _complete_each(
+        self, prompts: Iterator[Prompt], options: Options, batch_size: int
+    ) -> Iterator[Completion]:
+        begun: deque[tuple[Prompt, Request]] = deque()
+
+        def requests() -> Iterator[Request]:
+            for index, prompt in enumerate(prompts):
+                if not is_single(prompt):
+                    raise OptionTypeError(
+                        f"prompt {index} of the iterator is a list of prompts; it must be one, a "
+                        "text or token ids"
+                    )
+                begun.append((prompt, self._request(prompt, index, options)))
+                yield begun[-1][1]
+
+        for result in run_requests(self._engine, requests(), batch_size):
+            yield self._completion(*begun.popleft(), result)
+
+    def _completion(self, prompt: Prompt, request: Request, result: Result) -> Completion:
+        ids, reason = result
+        text = self.tokenizer.decode(ids) if isinstance(prompt, str) else None
+        return Completion(text, ids, reason, request.seed)
 
     @overload
     def stream(self, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[str]: ...

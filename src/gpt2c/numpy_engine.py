@@ -63,10 +63,12 @@ class Model:
         seed: int,
         sample: int,
         stop_ids: NDArray[np.int32],
+        sequence: Sequence | None = None,
     ) -> Job:
-        """A text to be continued from ids by `run`."""
+        """A text to be continued from ids by `run`; sequence, which it takes, has the first."""
         sampling = {"temperature": temperature, "top_k": top_k, "seed": seed, "sample": sample}
-        return Job(self, ids, max_new_tokens, sampling, frozenset(stop_ids.tolist()))
+        stops = frozenset(stop_ids.tolist())
+        return Job(ids, max_new_tokens, sampling, stops, sequence or self.sequence())
 
     def run(self, jobs: list[Job], max_steps: int) -> None:
         """Advances the jobs until one finishes or max_steps tokens were generated for each."""
@@ -156,20 +158,26 @@ class Job:
 
     def __init__(
         self,
-        model: Model,
         ids: NDArray[np.int32],
         max_new_tokens: int,
         sampling: dict[str, Any],
         stop_ids: frozenset[int],
+        sequence: Sequence,
     ) -> None:
-        """Nothing is fed before the first step."""
-        self.sequence = Sequence(model)
-        self._next = ids
+        """Nothing more is fed before the first step."""
+        self.sequence = sequence
+        self._next = ids[sequence.length :]
         self._sampling = sampling
         self._stop_ids = stop_ids
         self._max_new_tokens = max_new_tokens
         self._ids: list[int] = []
         self.finish_reason: str | None = None
+
+    def prefill(self, n: int) -> None:
+        """Feeds the prompt's first n ids, less than all, unless that was done."""
+        if (n_new := n - self.sequence.length) > 0:
+            self.sequence.feed(self._next[:n_new], 0)
+            self._next = self._next[n_new:]
 
     @property
     def n_tokens(self) -> int:
