@@ -59,6 +59,9 @@ INLINE void page_scores(const attention_args *a, const int rows, const float *q,
     int i = 0;
     for (; i + width <= n; i += width)
         score_tile(a, rows, ATTENTION_VECTORS(rows), q, key + i, width, scores + i);
+    /* A single row would be one chain at a time, and wait for it. */
+    for (; rows == 1 && i < n; i += width)
+        score_tile(a, rows, ATTENTION_VECTORS(rows), q, key + i, n - i, scores + i);
     for (; i < n; i += VF_WIDTH)
         score_tile(a, rows, 1, q, key + i, n - i, scores + i);
 }

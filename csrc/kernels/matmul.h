@@ -12,11 +12,15 @@
 /* Vectors of columns in a tile: a single row needs as many chains as hide an FMA's latency. */
 #define VECTORS_OF(rows) ((rows) == 1 ? ROW_VECTORS : TILE_VECTORS)
 
-/* totals[rows][PANEL] (+)= x[rows, block] @ panel[block, columns c .. c + VECTORS_OF(rows) vectors]
- *
- * Meanwhile it fetches from `ahead`, if given, a cache line a step. */
+/* What a tile fetches meanwhile: so many cache lines at each step of k, 0 to 2. */
+typedef struct {
+    const float *from;
+    int lines;
+} fetch;
+
+/* totals[rows][PANEL] (+)= x[rows, block] @ panel[block, columns c .. c + VECTORS_OF(rows) vectors] */
 INLINE void multiply_tile(const int rows, const float *x, size_t x_stride, const float *w,
-                          int block_length, int first_block, float *totals, const float *ahead) {
+                          int block_length, int first_block, float *totals, fetch ahead) {
     const int n_vectors = VECTORS_OF(rows);
     vf sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
@@ -29,8 +33,10 @@ INLINE void multiply_tile(const int rows, const float *x, size_t x_stride, const
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             weights[v] = vf_load(w + (size_t)i * PANEL + v * VF_WIDTH);
-        if (rows > 1 && ahead)
-            prefetch(ahead + (size_t)i * CACHE_LINE);
+        if (rows > 1 && ahead.lines > 0)
+            prefetch(ahead.from + (size_t)(i * ahead.lines) * CACHE_LINE);
+        if (rows > 1 && ahead.lines > 1)
+            prefetch(ahead.from + (size_t)(i * ahead.lines + 1) * CACHE_LINE);
         UNROLL
         for (int r = 0; r < rows; r++) {
             vf broadcast = vf_set1(x[(size_t)r * x_stride + (size_t)i]);
@@ -59,7 +65,7 @@ INLINE void multiply_tile(const int rows, const float *x, size_t x_stride, const
 
 /* Each row count is its own unrolled copy, its sums in registers. */
 INLINE void multiply_rows(int rows, const float *x, size_t x_stride, const float *w,
-                          int block_length, int first_block, float *totals, const float *ahead) {
+                          int block_length, int first_block, float *totals, fetch ahead) {
     switch (rows) {
 #define CASE(n)                                                                                    \
     case n:                                                                                        \
@@ -70,23 +76,30 @@ INLINE void multiply_rows(int rows, const float *x, size_t x_stride, const float
     }
 }
 
+/* While it multiplies many rows a processor looks too few steps ahead to keep the memory busy: a lone
+ * tile fetches the next block, of two tiles each a half. (With few rows it looks ahead by itself, and
+ * to fetch more was seen to cost decoding a sixth.) Past the last panel's end nothing is read, so that
+ * there is no next block does not matter. */
+#define FETCHING_ROWS 5
+
+INLINE fetch next_block(const float *block, int n_rows, int n_tiles, int tile) {
+    if (n_rows < FETCHING_ROWS)
+        return (fetch){block, 0};
+    if (n_tiles == 1)
+        return (fetch){block, PANEL / CACHE_LINE};
+    return (fetch){block + tile % 2 * K_BLOCK * PANEL / 2, PANEL / CACHE_LINE / 2};
+}
+
 /* totals[n_rows, PANEL] (+)= x[n_rows, block] @ a block of a panel, in tiles of nearly equal rows. */
 static void multiply_block(const matmul_args *a, const float *x, int n_rows, const float *block,
                            int length, int first_block, float *totals) {
-    /* A processor that is busy with the second tile of a block would leave the memory idle: two tiles
-     * fetch the next block, and further ones the same again. (With a single tile it reads ahead by
-     * itself; to fetch more was seen to cost decoding a sixth.) Past the last panel's end nothing is
-     * read, so that there is none does not matter. */
-    const float *ahead = block + K_BLOCK * PANEL;
-    int second = 0, n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
+    int n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int tile = 0, row = 0; tile < n_tiles; tile++) {
         int rows = (n_rows - row + n_tiles - tile - 1) / (n_tiles - tile);
-        for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH) {
+        for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH)
             multiply_rows(rows, x + (size_t)row * a->x_stride, a->x_stride, block + c, length,
                           first_block, totals + row * PANEL + c,
-                          n_tiles > 1 ? ahead + second * K_BLOCK * PANEL / 2 : NULL);
-            second = !second;
-        }
+                          next_block(block + K_BLOCK * PANEL, n_rows, n_tiles, tile));
         row += rows;
     }
 }
@@ -111,15 +124,17 @@ static void finish_panel(const matmul_args *a, int row, int n_rows, int panel, c
     }
 }
 
+/* All panels for some rows, then for the next rows: these rows' x stays in the second-level cache, and
+ * the panels run through in their order, which the memory likes. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
     float totals[PASS_ROWS * PANEL];
-    for (int panel = panel_begin; panel < panel_end; panel++) {
-        const float *weights = a->panels + (size_t)panel * (size_t)a->k * PANEL;
-        for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
-            int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
+    for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
+        const float *x = a->x + (size_t)row * a->x_stride;
+        int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
+        for (int panel = panel_begin; panel < panel_end; panel++) {
+            const float *weights = a->panels + (size_t)panel * (size_t)a->k * PANEL;
             for (int block = 0; block < a->k; block += K_BLOCK)
-                multiply_block(a, a->x + (size_t)row * a->x_stride + block, n_rows,
-                               weights + (size_t)block * PANEL,
+                multiply_block(a, x + block, n_rows, weights + (size_t)block * PANEL,
                                a->k - block < K_BLOCK ? a->k - block : K_BLOCK, block == 0, totals);
             finish_panel(a, row, n_rows, panel, totals);
         }

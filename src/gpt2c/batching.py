@@ -71,15 +71,28 @@ def run_requests(
         raise failure
 
 
+@dataclass(frozen=True)
+class _Running:
+    request: Request
+    job: EngineJob
+    head: bytes  # its first SHARED_PREFIX tokens: who has others has nothing to share
+
+    def n_shared(self, request: Request) -> int:
+        """How many tokens both prompts begin with, of those that a copy can have."""
+        # A prompt's last token is fed by the run that wants its logits.
+        most = min(len(request.ids) - 1, max(len(self.request.ids) - 1, self.job.sequence.length))
+        return min(_common_prefix(request.ids, self.request.ids), most)
+
+
 class _Batch:
     """The requests that run now, and the results that were not fetched yet."""
 
     def __init__(self, engine: EngineModel, size: int) -> None:
         """Nothing runs."""
         self._engine, self._size = engine, size
-        self._running: dict[int, tuple[Request, EngineJob]] = {}
+        self._running: dict[int, _Running] = {}
         # Those that have just ended: who takes their places may still share their tokens.
-        self._ended: list[tuple[Request, EngineJob]] = []
+        self._ended: list[_Running] = []
         self.results: dict[int, Result] = {}
         self.n_added = 0
 
@@ -96,8 +109,10 @@ class _Batch:
         if request.max_new_tokens == 0:
             self.results[index] = ([], "length")
         else:
+            head = request.ids[:SHARED_PREFIX].tobytes()
             with self._engine.held():
-                self._running[index] = request, request.start(self._engine, self._shared(request))
+                job = request.start(self._engine, self._shared(request, head))
+            self._running[index] = _Running(request, job, head)
         self.n_added += 1
 
     def run(self) -> None:
@@ -106,28 +121,26 @@ class _Batch:
         if not self._running:
             return
         with self._engine.held():
-            self._engine.run([job for _, job in self._running.values()], _INT32_MAX)  # type: ignore[misc]
-        for index, (request, job) in list(self._running.items()):
+            self._engine.run([r.job for r in self._running.values()], _INT32_MAX)  # type: ignore[misc]
+        for index, running in list(self._running.items()):
+            job = running.job
             if job.finish_reason is not None:
                 check_finite(job, f"prompt {index}")
                 self.results[index] = job.new_ids(), job.finish_reason
-                self._ended.append((request, job))
+                self._ended.append(running)
                 del self._running[index]
 
-    def _shared(self, request: Request) -> EngineSequence | None:
+    def _shared(self, request: Request, head: bytes) -> EngineSequence | None:
         """A sequence that holds the tokens which request has in common with another, if many."""
-        best, donor = 0, None
-        for other, job in [*self._running.values(), *self._ended]:
-            # A prompt's last token is fed by the run that wants its logits.
-            most = min(len(request.ids) - 1, max(len(other.ids) - 1, job.sequence.length))
-            n = min(_common_prefix(request.ids, other.ids), most)
-            if n > best:
-                best, donor = n, job
-        if donor is None or best < SHARED_PREFIX:
+        if len(request.ids) <= SHARED_PREFIX:
             return None
-        donor.prefill(best)
-        sequence = donor.sequence.copy()
-        sequence.truncate(best)
+        donors = [r for r in (*self._running.values(), *self._ended) if r.head == head]
+        donor = max(donors, key=lambda r: r.n_shared(request), default=None)
+        if donor is None or (n := donor.n_shared(request)) < SHARED_PREFIX:
+            return None
+        donor.job.prefill(n)
+        sequence = donor.job.sequence.copy()
+        sequence.truncate(n)
         return sequence
 
 

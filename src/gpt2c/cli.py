@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import gpt2c
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
+from gpt2c.options import integer
 from gpt2c.threads import choose_threads
 
 _EXAMPLES: Final = """examples:
@@ -73,6 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--echo", action="store_true", help="print the prompt before the new text")
     add("--json", action="store_true", help="print one object a prompt and line")
     _add_model_options(generate)
+
+    bench = commands.add_parser(
+        "bench", help="measure speed and memory", allow_abbrev=False,
+        description="Measures prompts, decoding at several depths, batches, the first token of a "
+        "fresh process and its memory; beside them the share of this machine's own streaming "
+        "bandwidth and multiply-add rate, measured between the repeats.",
+    )  # fmt: skip
+    bench.set_defaults(run=_bench)
+    add = bench.add_argument
+    add("--repeats", type=int, default=5, metavar="N", help="default: 5")
+    add("--json", action="store_true", help="print one object instead of the table")
+    add("--plot", metavar="FILE", help="draw a PNG too (with matplotlib)")
+    _add_model_options(bench)
 
     info = commands.add_parser(
         "info", help="tell what runs here and why", allow_abbrev=False,
@@ -172,6 +186,37 @@ def _print_texts(
 def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any]) -> None:
     for prompt, done in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
         print(json.dumps({"prompt": prompt, **asdict(done)}, ensure_ascii=False), flush=True)
+
+
+# ---- bench ----
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from gpt2c import bench
+
+    repeats = integer("--repeats", options.repeats, 1, 1000)
+    if options.plot:
+        bench.new_figure()  # to say now, not after all the work, that it cannot be drawn
+    measurements = []
+    with _load(options) as model:
+        name = options.model or "tales (embedded)"
+        title = f"gpt2c {gpt2c.__version__}, {name}, {model.backend}, {model.threads} threads"
+        if not options.json:
+            print(title)
+            print(bench.header())
+        for measurement in bench.measure(model, options.model, repeats):
+            measurements.append(measurement)
+            if not options.json:
+                print(bench.line(measurement), flush=True)
+        if options.json:
+            facts = {
+                "gpt2c": gpt2c.__version__, "model": name, "backend": model.backend,
+                "threads": model.threads, "weights_bytes": model.n_bytes,
+            }  # fmt: skip
+            found = [bench.as_object(measurement) for measurement in measurements]
+            print(json.dumps({**facts, "measurements": found}))
+    if options.plot:
+        bench.plot(measurements, title, options.plot)
 
 
 # ---- info ----

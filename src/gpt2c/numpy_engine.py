@@ -6,6 +6,7 @@ rounding; see ``_engine.pyi`` for what each class and method is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -48,6 +49,14 @@ class Model:
     def n_bytes(self) -> int:
         """Memory of the weights."""
         return sum(weight.nbytes for weight in self.weights.values())
+
+    def stream_rate(self) -> float:
+        """Not a number: the machine's limits are measured by the compiled engine."""
+        return math.nan
+
+    def multiply_add_rate(self) -> float:
+        """Not a number."""
+        return math.nan
 
     def sequence(self) -> Sequence:
         """An empty sequence."""

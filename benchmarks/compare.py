@@ -1,0 +1,219 @@
+"""Compares gpt2c with other engines on one checkpoint: the same prompts, in turns.
+
+    python benchmarks/compare.py CHECKPOINT [--tasks decode,prefill] [--engines gpt2c,llama.cpp]
+
+CHECKPOINT is a folder with config.json and model.safetensors. benchmarks/README.md says how to
+install the engines, and what is done for fairness.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from convert import read_config
+from peers import ENGINES
+from processes import EngineError, Launcher, Worker, first_token
+from tasks import AGREEMENT, TASKS, Task, share
+
+Samples = dict[str, list[float]]  # of each engine
+
+
+class Comparison:
+    """The engines that run here, and what was measured."""
+
+    def __init__(self, launcher: Launcher, seed: int, repeats: int) -> None:
+        self.launcher, self.seed, self.repeats = launcher, seed, repeats
+        self.config = read_config(launcher.checkpoint)
+        self.workers: dict[str, Worker] = {}
+        self.skipped: dict[str, str] = {}
+        self.samples: dict[str, Samples] = {}
+        self.shares: dict[str, Samples] = {}
+        self.agreement: dict[str, list[int]] = {}
+
+    def start(self, names: list[str]) -> None:
+        for name in names:
+            kind = ENGINES[name].files
+            try:
+                if name == "llama-batched-bench" and not self.launcher.env["LLAMA_BATCHED_BENCH"]:
+                    raise EngineError("give its path with --llama-batched-bench")
+                self.launcher.prepare(name, kind)
+                self.workers[name] = Worker(self.launcher, name, kind)
+            except EngineError as error:
+                self.skip(name, str(error))
+
+    def skip(self, name: str, reason: str) -> None:
+        print(f"without {name}: {reason}", flush=True)
+        self.skipped[name] = reason
+        if name in self.workers:
+            self.workers.pop(name).close()
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+    def prompts(self, task: Task, repeat: int) -> list[list[int]]:
+        return task.prompts(self.seed, repeat, self.config["vocab_size"])
+
+    def check_agreement(self) -> None:
+        """How many greedy ids are the first engine's, in each text up to the first other one."""
+        prompts, ids = self.prompts(AGREEMENT, 0), {}
+        for name, worker in list(self.workers.items()):
+            if not ENGINES[name].singles:
+                continue
+            try:
+                with worker.turn():
+                    ids[name] = worker.ask("generate", prompts=prompts, n_new=AGREEMENT.n_new)
+            except EngineError as error:
+                self.skip(name, str(error))
+        first = next(iter(ids), "")
+        for name, found in ids.items():
+            self.agreement[name] = [
+                next(
+                    (i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), len(pair[0])
+                )
+                for pair in zip(found["ids"], ids[first]["ids"], strict=True)
+            ]
+
+    def run(self, task: Task) -> None:
+        """The task's repeats, each engine once in each, after one that is not counted."""
+        samples = self.samples[task.name] = {}
+        shares = self.shares[task.name] = {}
+        for repeat in range(-1, self.repeats):
+            for name in [name for name in self.workers if can_run(name, task)]:
+                try:
+                    value, used = self.turn(name, task, self.prompts(task, repeat))
+                except EngineError as error:
+                    self.skip(name, f"{task.name}: {error}")
+                    continue
+                if repeat >= 0:
+                    samples.setdefault(name, []).append(value)
+                    shares.setdefault(name, []).extend(used)
+
+    def turn(self, name: str, task: Task, prompts: list[list[int]]) -> tuple[float, list[float]]:
+        """What was measured, and the share of the machine's limit where that is known."""
+        if task.measure is None:
+            return first_token(self.launcher, name, ENGINES[name].files, prompts[0]), []
+
+        def generate(prompts: list[list[int]], n_new: int) -> float:
+            return float(worker.ask("generate", prompts=prompts, n_new=n_new)["seconds"])
+
+        worker = self.workers[name]
+        with worker.turn():
+            before = worker.ask("limits") if task.limit else {}
+            value = task.measure(task, generate, prompts)
+            if task.limit not in before:
+                return value, []
+            after = worker.ask("limits")
+        limits = {key: (before[key] + after[key]) / 2 for key in before}
+        return value, [share(task, value, limits, self.config)]
+
+
+def can_run(name: str, task: Task) -> bool:
+    engine = ENGINES[name]
+    if task.measure is None:
+        return not engine.no_first_token
+    return engine.singles if task.n_prompts == 1 else engine.batches
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):10.4g}  {min(values):8.4g} - {max(values):<8.4g}"
+
+
+def print_table(result: Comparison, task: Task) -> None:
+    samples = result.samples[task.name]
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    ours = medians.get("gpt2c")
+    shallow = result.samples.get("decode", {}) if task.name == "decode-deep" else {}
+    print(f"\n{task}\n  {'':20}    median       min - max       gpt2c/it")
+    for name, values in samples.items():
+        line = f"  {name:20}{spread(values)}"
+        if ours:
+            times = ours / medians[name] if task.more_is_better else medians[name] / ours
+            line += f"{times:8.2f}"
+        if name in shallow:
+            deeper = medians[name] / 1e3 * statistics.median(shallow[name])
+            line += f"   {deeper:.2f} of its time in decode"
+        print(line)
+        if used := result.shares[task.name].get(name):
+            print(f"  {'':4}share of the machine's {task.limit}: {spread(used).strip()}")
+    for name in result.workers:
+        if task.measure is None and (reason := ENGINES[name].no_first_token):
+            print(f"  {name:20}not measured: {reason}")
+
+
+def print_agreement(result: Comparison) -> None:
+    per_text = [AGREEMENT.n_new] * AGREEMENT.n_prompts
+    print(f"\nGreedy ids equal to {next(iter(result.agreement), '')}'s, of {sum(per_text)}, "
+          "in each text up to the first that differs:")  # fmt: skip
+    for name, lengths in result.agreement.items():
+        fine = ENGINES[name].float32 and lengths != per_text
+        print(f"  {name:20}{sum(lengths):4}{'   although float32' if fine else ''}")
+
+
+def names_of(known: dict[str, Any], text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(known)}")
+    return names
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*ENGINES])
+    parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[],
+                        help="the interpreter that runs an engine; this one otherwise")  # fmt: skip
+    parser.add_argument("--llama-batched-bench", metavar="PATH", help="llama.cpp's program",
+                        default=os.environ.get("LLAMA_BATCHED_BENCH", ""))  # fmt: skip
+    parser.add_argument("--work-folder", type=Path, help="for converted files and logs",
+                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
+    parser.add_argument("--no-agreement", action="store_true", help="do not compare greedy ids")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every sample, to a file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    options.work_folder.mkdir(parents=True, exist_ok=True)
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    launcher = Launcher(
+        options.checkpoint, options.work_folder, pythons, options.threads,
+        options.llama_batched_bench,
+    )  # fmt: skip
+    result = Comparison(launcher, options.seed, options.repeats)
+    try:
+        result.start(options.engines)
+        for name, worker in result.workers.items():
+            versions = ", ".join(" ".join(pair) for pair in worker.versions.items())
+            print(f"{name}: {versions or 'of unknown version'}")
+        print("gpt2c/it, below: its speed to this engine's; above 1, gpt2c is the faster one")
+        if not options.no_agreement:
+            result.check_agreement()
+            print_agreement(result)
+        for task in map(TASKS.__getitem__, options.tasks):
+            if task.length + task.n_new > result.config["n_positions"]:
+                print(f"\n{task.name} needs a longer context than this model has")
+                continue
+            result.run(task)
+            print_table(result, task)
+    finally:
+        result.close()
+        if options.json:
+            fields = ("samples", "shares", "agreement", "skipped", "repeats", "seed")
+            report = {field: getattr(result, field) for field in fields}
+            report["versions"] = {name: w.versions for name, w in result.workers.items()}
+            options.json.write_text(json.dumps(report | {"threads": options.threads}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

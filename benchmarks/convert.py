@@ -1,0 +1,134 @@
+"""Makes each engine's files from one Hugging Face folder with a GPT-2.
+
+    python benchmarks/convert.py plain|gguf|ctranslate2|openvino CHECKPOINT WORK_FOLDER
+
+compare.py runs this when files are missing. All weights stay float32. Vocabularies are stand-ins
+("t0", "t1", ...), as prompts are ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "config.json").read_text())
+
+
+def converted(work: Path, checkpoint: Path, kind: str) -> Path:
+    """Where the files of this kind are; the folder exists only when they are complete."""
+    return work / checkpoint.resolve().name / kind
+
+
+def plain(checkpoint: Path, folder: Path) -> None:
+    """The checkpoint itself, but no token ends a text."""
+    config = read_config(checkpoint) | {"eos_token_id": None, "bos_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").symlink_to(checkpoint.resolve() / "model.safetensors")
+
+
+def gguf(checkpoint: Path, folder: Path) -> None:
+    """llama.cpp's file, with the names and shapes that its convert_hf_to_gguf.py gives them."""
+    import gguf
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    config = read_config(checkpoint)
+    writer = gguf.GGUFWriter(folder / "model.gguf", "gpt2")
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(config.get("n_inner") or 4 * config["n_embd"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
+    writer.add_token_types([gguf.TokenType.NORMAL] * config["vocab_size"])
+    writer.add_token_merges(["t 0"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config["n_layer"])
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        full = name if name.startswith("transformer.") else f"transformer.{name}"
+        if full.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
+            continue  # masks, and the tied embedding
+        if full.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+            tensor = tensor.T
+        to = names.get_name(full, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(to, np.ascontiguousarray(tensor, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def with_vocabulary(checkpoint: Path, folder: Path) -> None:
+    """The checkpoint, and the tokenizer files that a converter insists on.
+
+    Here its last token ends a text, as GPT-2's does: OpenVINO fails without such a token. The
+    engines are told to go on past it.
+    """
+    plain(checkpoint, folder)
+    end = {"eos_token_id": read_config(checkpoint)["vocab_size"] - 1}
+    (folder / "config.json").write_text(json.dumps(read_config(checkpoint) | end))
+    vocab = [f"t{i}" for i in range(read_config(checkpoint)["vocab_size"])]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    specials = dict.fromkeys(("bos_token", "eos_token", "unk_token"), vocab[-1])
+    tokenizer = {"tokenizer_class": "GPT2Tokenizer"} | specials
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
+def ctranslate2(checkpoint: Path, folder: Path) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    with tempfile.TemporaryDirectory() as made:
+        with_vocabulary(checkpoint, Path(made))
+        TransformersConverter(made).convert(folder, quantization="float32", force=True)
+
+
+def openvino(checkpoint: Path, folder: Path) -> None:
+    """OpenVINO's own way: stateful, by optimum-intel."""
+    from optimum.exporters.openvino import main_export
+    from optimum.intel import OVConfig
+
+    with tempfile.TemporaryDirectory() as made:
+        with_vocabulary(checkpoint, Path(made))
+        main_export(
+            made, folder, task="text-generation-with-past", stateful=True,
+            ov_config=OVConfig(dtype="fp32"), convert_tokenizer=False,
+        )  # fmt: skip
+
+
+CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
+    "plain": plain,
+    "gguf": gguf,
+    "ctranslate2": ctranslate2,
+    "openvino": openvino,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=CONVERTERS)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("work_folder", type=Path)
+    options = parser.parse_args()
+    folder = converted(options.work_folder, options.checkpoint, options.kind)
+    if folder.exists():
+        return
+    half_made = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(half_made, ignore_errors=True)
+    half_made.mkdir(parents=True)
+    CONVERTERS[options.kind](options.checkpoint, half_made)
+    half_made.rename(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What gpt2c costs beside its arithmetic, and how it bears a busy neighbour.
+
+    python benchmarks/manners.py CHECKPOINT [--threads 2] [--repeats 5]
+
+Prints Python's share of a token's time in `stream`, and the speed of decoding that is left while
+another process keeps a core busy; quiet and disturbed runs take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import gpt2c
+
+N_NEW = 64
+PROMPT = list(range(16))
+
+
+def plain_seconds(model: gpt2c.GPT2) -> float:
+    """A token's time where the engine runs all of them in one call."""
+    job = model._engine.job(
+        np.array(PROMPT, dtype=np.int32), N_NEW + 1, 0.0, 0, 0, 0, np.empty(0, dtype=np.int32)
+    )
+    model._engine.run([job], 1)
+    begin = time.perf_counter()
+    model._engine.run([job], N_NEW)
+    return (time.perf_counter() - begin) / N_NEW
+
+
+def streamed_seconds(model: gpt2c.GPT2) -> float:
+    """A token's time in stream, which comes back to Python for each."""
+    stream = model.stream(PROMPT, max_new_tokens=N_NEW + 1)
+    next(stream)
+    begin = time.perf_counter()
+    n = sum(1 for _ in stream)
+    return (time.perf_counter() - begin) / n
+
+
+def disturbed_seconds(model: gpt2c.GPT2) -> float:
+    """As plain_seconds, beside a process that spins."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+        try:
+            time.sleep(0.3)
+            return plain_seconds(model)
+        finally:
+            neighbour.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    model = gpt2c.GPT2.from_pretrained(options.checkpoint, threads=options.threads)
+    plain_seconds(model)
+    plain, streamed, quiet, disturbed = [], [], [], []
+    for _ in range(options.repeats):
+        # Many short turns: the difference of the two is small beside the machine's noise.
+        for _ in range(5):
+            plain.append(plain_seconds(model))
+            streamed.append(streamed_seconds(model))
+        quiet.append(plain_seconds(model))
+        disturbed.append(disturbed_seconds(model))
+    best, best_streamed = min(plain), min(streamed)
+    print(f"{gpt2c.__version__}, {model.backend}, {model.threads} threads, {options.checkpoint}")
+    print(f"a token: {1e6 * best:,.0f} us; streamed: {1e6 * best_streamed:,.0f} us "
+          f"({best_streamed / best - 1:+.1%}; least of {len(plain)})")  # fmt: skip
+    left = [a / b for a, b in zip(quiet, disturbed, strict=True)]
+    print(f"beside a busy process: {statistics.median(left):.0%} of the quiet speed "
+          f"({min(left):.0%} to {max(left):.0%})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""One adapter for each engine, all with the same three methods.
+
+This module itself imports next to nothing, and an adapter only its own engine, inside its
+constructor: what else were imported would count as that engine's time to the first token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+Ids = list[int]
+
+
+class Engine:
+    """A loaded model. What it can do stands in class attributes, to be read without loading it."""
+
+    packages: tuple[str, ...] = ()  # whose versions are reported
+    files = "plain"  # what convert.py makes for it
+    float32 = True  # whether its greedy ids ought to be gpt2c's
+    batches = True  # whether several prompts run together
+    singles = True  # whether one prompt can be given, as ids
+    no_first_token = ""  # the reason not to measure the first token
+
+    def __init__(self, folder: str, threads: int) -> None:
+        raise NotImplementedError
+
+    def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        """Greedy, exactly n_new ids each."""
+        raise NotImplementedError
+
+    def first(self, prompt: Ids) -> int:
+        """The first id, by the way that is quickest from a fresh process."""
+        return self.generate([prompt], 1)[0][0]
+
+    def timed(self, prompts: list[Ids], n_new: int) -> tuple[float, list[Ids]]:
+        """Seconds that generate took, and its ids."""
+        begin = time.perf_counter()
+        ids = self.generate(prompts, n_new)
+        seconds = time.perf_counter() - begin
+        if [len(one) for one in ids] != [n_new] * len(prompts):
+            raise RuntimeError(f"asked for {n_new} ids each, got {[len(one) for one in ids]}")
+        return seconds, ids
+
+    def limits(self) -> dict[str, float]:
+        """What the machine can do at most, where the engine measures it."""
+        return {}
+
+
+class Gpt2c(Engine):
+    packages = ("gpt2c",)
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import gpt2c
+
+        self.model = gpt2c.GPT2.from_pretrained(folder, threads=threads)
+
+    def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        if len(prompts) == 1:  # as a user would
+            return [self.model.generate(prompts[0], max_new_tokens=n_new)]
+        return self.model.generate(prompts, max_new_tokens=n_new)
+
+    def first(self, prompt: Ids) -> int:
+        return next(self.model.stream(prompt))
+
+    def limits(self) -> dict[str, float]:
+        engine: Any = self.model._engine
+        found = {"n_bytes": float(self.model.n_bytes)}
+        for name in ("stream_rate", "multiply_add_rate"):
+            if hasattr(engine, name):
+                found[name] = getattr(engine, name)()
+        return found
+
+
+class TorchEager(Engine):
+    packages = ("transformers", "torch")
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import torch
+        from transformers import GPT2LMHeadModel
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        ids = self.torch.tensor(prompts)
+        with self.torch.inference_mode():
+            out = self.model.generate(
+                ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=n_new,
+                do_sample=False, eos_token_id=None, pad_token_id=0, **self.cache(ids, n_new),
+            )  # fmt: skip
+        return out[:, ids.shape[1] :].tolist()
+
+    def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
+        """Further options of transformers' generate."""
+        return {}
+
+
+class TorchCompiled(TorchEager):
+    no_first_token = "it compiles for half a minute first"
+
+    def __init__(self, folder: str, threads: int) -> None:
+        super().__init__(folder, threads)
+        from transformers import CompileConfig
+
+        # One graph for each shape; without dynamic=False the second shape gets a slower one.
+        self.compile = CompileConfig(fullgraph=False, dynamic=False, mode="default")
+        self.compile._compile_all_devices = True  # else CPUs are left out, with a warning
+
+    def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
+        from transformers import StaticCache
+
+        # generate's own would keep the longest length it ever saw, and attend over all of it.
+        cache = StaticCache(config=self.model.config, max_cache_len=ids.shape[1] + n_new)
+        return {"past_key_values": cache, "compile_config": self.compile}
+
+
+class LlamaCpp(Engine):
+    packages = ("llama-cpp-python",)
+    files = "gguf"
+    batches = False  # its Python bindings run one sequence at a time
+
+    def __init__(self, folder: str, threads: int) -> None:
+        from llama_cpp import Llama
+
+        # Flash attention with the default cache was the quickest of its settings here.
+        self.model = Llama(
+            os.path.join(folder, "model.gguf"), n_ctx=0, n_batch=1024, n_threads=threads,
+            n_threads_batch=threads, flash_attn=True, logits_all=False, verbose=False,
+        )  # fmt: skip
+
+    def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        return [self.one(prompt, n_new) for prompt in prompts]
+
+    def one(self, prompt: Ids, n_new: int) -> Ids:
+        self.model.reset()  # or it would find the last prompt in its cache
+        ids = self.model.generate(prompt, temp=0.0)
+        return [next(ids) for _ in range(n_new)]
+
+
+class LlamaBatchedBench(Engine):
+    """llama.cpp's own program: prompts and ids of its own choosing, and it samples none."""
+
+    files = "gguf"
+    singles = False
+    no_first_token = "it runs batches alone"
+
+    def __init__(self, folder: str, threads: int) -> None:
+        self.program = os.environ["LLAMA_BATCHED_BENCH"]
+        self.options = ["-m", os.path.join(folder, "model.gguf"), "-t", str(threads)]
+        self.options += ["-tb", str(threads), "-b", "2048", "--output-format", "jsonl"]
+
+    def timed(self, prompts: list[Ids], n_new: int) -> tuple[float, list[Ids]]:
+        n, length = len(prompts), len(prompts[0])
+        # The prompts' own step gives each its first token, so one step less is left.
+        shape = ["-npp", str(length), "-ntg", str(n_new - 1), "-npl", str(n)]
+        context = ["-c", str(n * 256 * (1 + (length + n_new) // 256))]
+        command = [self.program, *self.options, *shape, *context]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=sys.stderr)
+        lines = [line for line in done.stdout.decode().splitlines() if line.startswith("{")]
+        return float(json.loads(lines[-1])["t"]), []
+
+
+class CTranslate2(Engine):
+    packages = ("ctranslate2",)
+    files = "ctranslate2"
+
+    def __init__(self, folder: str, threads: int) -> None:
+        for unused in ("torch", "transformers"):  # imported if found, but only its converters' need
+            sys.modules[unused] = None  # type: ignore[assignment]
+        import ctranslate2
+
+        self.model = ctranslate2.Generator(
+            folder, device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads
+        )
+
+    def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        tokens = [[f"t{i}" for i in prompt] for prompt in prompts]
+        found = self.model.generate_batch(
+            tokens, min_length=n_new, max_length=n_new, include_prompt_in_result=False
+        )
+        return [one.sequences_ids[0] for one in found]
+
+
+class OpenVINO(Engine):
+    packages = ("openvino-genai", "openvino")
+    files = "openvino"
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}  # noqa: RUF012
+
+    def __init__(self, folder: str, threads: int) -> None:
+        import numpy
+        import openvino
+        import openvino_genai
+
+        self.numpy, self.tensor, self.genai = numpy, openvino.Tensor, openvino_genai
+        # Its continuous batching, also for one prompt: as quick alone, quicker in batches. Without
+        # prefix caching, as decode's rate is the difference of two runs of one prompt.
+        schedule = openvino_genai.SchedulerConfig()
+        schedule.enable_prefix_caching = False
+        schedule.max_num_batched_tokens = 2048
+        self.model = openvino_genai.LLMPipeline(
+            folder, "CPU", scheduler_config=schedule, INFERENCE_NUM_THREADS=threads, **self.options
+        )
+
+    def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        ids = self.numpy.array(prompts)
+        inputs = self.genai.TokenizedInputs(
+            self.tensor(ids), self.tensor(self.numpy.ones_like(ids))
+        )
+        config = self.genai.GenerationConfig(max_new_tokens=n_new, ignore_eos=True, do_sample=False)
+        return self.model.generate(inputs, config).tokens
+
+
+class OpenVINODefault(OpenVINO):
+    float32 = False  # bfloat16 where the CPU has it
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "gpt2c": Gpt2c,
+    "torch-eager": TorchEager,
+    "torch-compiled": TorchCompiled,
+    "llama.cpp": LlamaCpp,
+    "llama-batched-bench": LlamaBatchedBench,
+    "ctranslate2": CTranslate2,
+    "openvino-f32": OpenVINO,
+    "openvino-default": OpenVINODefault,
+}

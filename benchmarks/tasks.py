@@ -1,0 +1,87 @@
+"""What is measured, and how a number comes of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Generate = Callable[[list[list[int]], int], float]  # prompts and new tokens each, to seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    unit: str
+    n_prompts: int
+    length: int
+    n_new: int
+    measure: Callable[[Task, Generate, list[list[int]]], float] | None
+    more_is_better: bool = True
+    limit: str = ""  # the machine's limit that this task runs into
+
+    def prompts(self, seed: int, repeat: int, n_vocab: int) -> list[list[int]]:
+        """Of this repeat alone, so that no cache of prompts helps; the last id may end a text."""
+        rng = random.Random(f"{seed} {self.name} {repeat}")
+        return [
+            [rng.randrange(n_vocab - 1) for _ in range(self.length)] for _ in range(self.n_prompts)
+        ]
+
+    def __str__(self) -> str:
+        prompts = "a prompt" if self.n_prompts == 1 else f"{self.n_prompts} prompts"
+        tokens = "1 new token" if self.n_new == 1 else f"{self.n_new} new tokens each"
+        better = "more" if self.more_is_better else "less"
+        return (
+            f"{self.name}: {prompts} of {self.length}, {tokens} ({self.unit}, {better} is better)"
+        )
+
+
+def step_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    """One token's time, without the prompt's: that of all tokens less that of the first.
+
+    The first's is measured before and after: it is most of a deep prompt's time, and drifts.
+    """
+    before = generate(prompts, 1)
+    seconds = generate(prompts, task.n_new)
+    return (seconds - (before + generate(prompts, 1)) / 2) / (task.n_new - 1)
+
+
+def step_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    return 1 / step_seconds(task, generate, prompts)
+
+
+def prompt_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    return task.length / generate(prompts, 1)
+
+
+def total_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    return task.n_prompts * task.n_new / generate(prompts, task.n_new)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("decode", "tokens/s", 1, 16, 128, step_rate, limit="stream_rate"),
+        Task("decode-deep", "ms/token", 1, 990, 24,
+             lambda *given: 1e3 * step_seconds(*given), more_is_better=False),
+        Task("prefill", "tokens/s", 1, 512, 1, prompt_rate, limit="multiply_add_rate"),
+        Task("batch-8", "tokens/s", 8, 16, 64, total_rate),
+        Task("batch-32", "tokens/s", 32, 16, 64, total_rate),
+        Task("first-token", "s", 1, 16, 1, None, more_is_better=False),
+    )
+}  # fmt: skip
+AGREEMENT = Task("agreement", "ids", 8, 16, 16, None)
+
+
+def share(task: Task, value: float, limits: dict[str, float], config: dict[str, Any]) -> float:
+    """How much of the machine's own limit a value of decode or of prefill makes use of."""
+    rate = limits[task.limit]
+    if task.limit == "stream_rate":  # every token reads all weights
+        return limits["n_bytes"] * value / rate
+    n, width, layers = task.length, config["n_embd"], config["n_layer"]
+    inner = config.get("n_inner") or 4 * width
+    blocks = 2 * n * layers * (4 * width * width + 2 * width * inner)
+    attention = 4 * (n * (n + 1) // 2) * width * layers
+    logits = 2 * config["vocab_size"] * width
+    return (blocks + attention + logits) * value / n / rate

@@ -1,0 +1,55 @@
+"""The process in which one engine runs; compare.py starts it and talks to it in lines of JSON.
+
+python benchmarks/worker.py ENGINE FOLDER THREADS [PROMPT]
+
+With PROMPT, a list of ids in JSON, it says the first new id and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from peers import ENGINES, Engine
+
+
+def answer(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
+    if task["op"] == "limits":
+        return engine.limits()
+    seconds, ids = engine.timed(task["prompts"], task["n_new"])
+    return {"seconds": seconds, "ids": ids}
+
+
+def versions(engine: Engine) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return {package: version(package) for package in engine.packages}
+    except PackageNotFoundError:  # run from a source tree
+        return {}
+
+
+def main() -> None:
+    # Whatever an engine prints goes to the log; the answers keep the pipe to themselves.
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    name, folder, threads, *prompt = sys.argv[1:]
+    engine = ENGINES[name](folder, int(threads))
+    if prompt:
+        print(json.dumps({"id": engine.first(json.loads(prompt[0]))}), file=pipe)
+        return
+    print(json.dumps({"versions": versions(engine)}), file=pipe)
+    for line in sys.stdin:
+        try:
+            reply = answer(engine, json.loads(line))
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=pipe)
+
+
+if __name__ == "__main__":
+    main()
