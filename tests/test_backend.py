@@ -7,10 +7,12 @@ import sys
 import warnings
 
 import pytest
-from conftest import FIXTURES, ISAS
+from conftest import FIXTURES, ISAS, config_of, random_weights
 
 import gpt2c
 from gpt2c import GPT2
+from gpt2c.checkpoint import from_arrays
+from gpt2c.model import tokenizer_of
 from gpt2c.threads import MAX_THREADS
 
 FOLDER = FIXTURES / "transformers" / "tiny"
@@ -168,3 +170,15 @@ def test_engine_refuses_nonsense_without_crashing():
     assert twice.finish_reason == "length"
     with pytest.raises(gpt2c.OptionError):
         model.run([twice], 1)
+
+
+def test_ids_do_not_wait_for_a_tokenizer(monkeypatch):
+    """GPT-2's own takes longer to make than a short answer."""
+    monkeypatch.setattr(gpt2c.Tokenizer, "gpt2", lambda: pytest.fail("it was made"))
+    config = config_of(vocab_size=50257, n_layer=0, n_embd=3)
+    checkpoint = from_arrays(config, random_weights(config))
+    assert tokenizer_of(checkpoint) is None
+    model = gpt2c.GPT2(checkpoint, None)
+    assert len(model.generate([1, 2], max_new_tokens=2)) == 2
+    monkeypatch.undo()
+    assert model.tokenizer.encode("Hello world") == [15496, 995]

@@ -197,3 +197,29 @@ def test_attention_is_right(isa):
         exact = weights / weights.sum(axis=1, keepdims=True) @ v
         # Sums of up to 550 terms of some size 1, which mostly cancel: a few ULP of 1.
         np.testing.assert_allclose(ours, exact, rtol=0, atol=16 * EPS)
+
+
+@settings(max_examples=200)
+@given(
+    n=st.one_of(st.integers(1, 70), st.integers(1000, 3100)),
+    n_values=st.integers(1, 6),
+    seed=st.integers(0, 2**32 - 1),
+    nan_at=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
+)
+def test_arg_max_is_the_lowest_id_of_the_greatest_logit(n, n_values, seed, nan_at):
+    rng = np.random.default_rng(seed)
+    few = np.array([-np.inf, -1e30, -0.0, 0.0, 2.0, np.inf], dtype=np.float32)
+    logits = rng.choice(few[:n_values], n)  # so few values that most are ties
+    expected = int(logits.argmax())
+    if nan_at is not None:
+        logits[int(nan_at * n)] = np.nan
+        expected = -1
+    assert [_engine.arg_max(isa, logits) for isa in ISAS] == [expected] * len(ISAS)
+
+
+@given(k=st.integers(1, 100), seed=st.integers(0, 2**32 - 1))
+def test_embedding_adds(k, seed):
+    row, added = values(seed, k), values(seed + 1, k)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = row + added
+    assert_same_bits([expected, *(_engine.embed(isa, row, added) for isa in ISAS)])

@@ -165,6 +165,8 @@ cdef extern from "kernels.h" nogil:
         void (*log)(float *, int)
         void (*activate)(float *, int, int)
         void (*layer_norm)(const float *, const float *, const float *, float, int, float *)
+        void (*embed)(const float *, const float *, int, float *)
+        int (*arg_max)(const float *, int)
         float (*perturb)(float, float, int32_t, const noise_key *)
 
 

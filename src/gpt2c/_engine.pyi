@@ -88,6 +88,10 @@ def attention(
     values: NDArray[np.float32],
     scale: float,
 ) -> NDArray[np.float32]: ...
+def arg_max(isa: str, logits: NDArray[np.float32]) -> int: ...
+def embed(
+    isa: str, row: NDArray[np.float32], added: NDArray[np.float32]
+) -> NDArray[np.float32]: ...
 def perturbed(
     isa: str,
     logits: NDArray[np.float32],

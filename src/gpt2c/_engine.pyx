@@ -548,6 +548,30 @@ def attention(
     return result
 
 
+def arg_max(str isa not None, const float[::1] logits not None):
+    """The lowest id of the greatest logit, or -1 where any is a NaN."""
+    cdef const kernel_table *kernels = kernels_of(isa)
+    if logits.shape[0] == 0:
+        raise OptionError("arg_max takes at least one logit")
+    return kernels.arg_max(&logits[0], <int>logits.shape[0])
+
+
+def embed(str isa not None, const float[::1] row not None, const float[::1] added not None):
+    """row + added by a kernel that finds row as a column of a packed matrix."""
+    cdef const kernel_table *kernels = kernels_of(isa)
+    cdef int k = <int>row.shape[0]
+    if not k == added.shape[0] > 0:
+        raise OptionError("embed takes two vectors of one length")
+    cdef float[:, ::1] packed = np.zeros((k, PANEL), dtype=np.float32)
+    result = np.empty(k, dtype=np.float32)
+    cdef float[::1] out = result
+    cdef int i
+    for i in range(k):
+        packed[i, PANEL - 1] = row[i]
+    kernels.embed(&packed[0, PANEL - 1], &added[0], k, &out[0])
+    return result
+
+
 def perturbed(
     str isa not None, const float[::1] logits not None, float temperature, uint64_t seed,
     uint32_t sample, uint32_t position,
