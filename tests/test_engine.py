@@ -199,3 +199,14 @@ def test_the_callers_floating_point_environment_does_not_show(isa, set_mxcsr):
     assert ids == model.generate([1, 2, 3], max_new_tokens=5)
     # The caller has its own setting back; the low six bits are flags of what has happened since.
     assert after & ~0x3F == flush_and_round_down
+
+
+def test_pages_kept_from_one_model_do_not_go_to_a_wider_one(isa):
+    narrow, wide = (config_of(n_embd=n_embd, n_head=2) for n_embd in (8, 512))
+    wide_model = model_on(isa, wide, random_weights(wide))
+    narrow_model = model_on(isa, narrow, random_weights(narrow))
+    ids = list(range(30))
+    expected = wide_model.logits(ids)
+    model_on(isa, narrow, random_weights(narrow)).close()  # which frees all that was kept
+    narrow_model.logits(ids)  # its page, 1/64 as large, is free when the next is asked for
+    np.testing.assert_array_equal(wide_model.logits(ids), expected)
