@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 import gpt2c
+from gpt2c.bench import endless_job
 
 N_NEW = 64
 PROMPT = list(range(16))
@@ -24,9 +25,7 @@ PROMPT = list(range(16))
 
 def plain_seconds(model: gpt2c.GPT2) -> float:
     """A token's time where the engine runs all of them in one call."""
-    job = model._engine.job(
-        np.array(PROMPT, dtype=np.int32), N_NEW + 1, 0.0, 0, 0, 0, np.empty(0, dtype=np.int32)
-    )
+    job = endless_job(model, np.array(PROMPT, dtype=np.int32), N_NEW + 1)
     model._engine.run([job], 1)
     begin = time.perf_counter()
     model._engine.run([job], N_NEW)

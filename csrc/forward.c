@@ -75,8 +75,7 @@ typedef struct {
 /* Widths of GPT-2 are multiples of 4096 bytes or nearly so, and rows that far apart would compete for
  * the same few places of a cache: a cache line is left between them. Returns 0 without memory. */
 static int take_rows(matrix *m, int n_rows, int32_t width) {
-    const size_t line = 16; /* floats */
-    m->stride = ((size_t)width + line - 1) / line * line + line;
+    m->stride = ((size_t)width + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + CACHE_LINE;
     m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));
     return m->floats != NULL;
 }

@@ -12,6 +12,8 @@
  * arithmetic. */
 #define PANEL 32
 
+#define CACHE_LINE 16 /* floats */
+
 /* k is cut into blocks of this many: one FMA chain a block, block sums added ascending. Part of
  * the arithmetic: docs/arithmetic.md shows what 32, 64, 128 and 256 measured. */
 #define K_BLOCK 64

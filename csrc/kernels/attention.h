@@ -66,23 +66,6 @@ INLINE void page_scores(const attention_args *a, const int rows, const float *q,
         score_tile(a, rows, 1, q, key + i, n - i, scores + i);
 }
 
-/* The order of comparisons shows only in the sign of a zero, and in whether a NaN is passed by:
- * neither shows in exp(score - m), see below. */
-static float greatest(const float *x, int n) {
-    vf m = vf_set1(x[0]);
-    int i = 0;
-    for (; i + VF_WIDTH <= n; i += VF_WIDTH)
-        m = vf_if_less(m, vf_load(x + i), vf_load(x + i), m);
-    for (; i < n; i++)
-        m = vf_if_less(m, vf_set1(x[i]), vf_set1(x[i]), m);
-    float lane[VF_WIDTH];
-    vf_store(lane, m);
-    float most = lane[0];
-    for (i = 1; i < VF_WIDTH; i++)
-        most = most < lane[i] ? lane[i] : most;
-    return most;
-}
-
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
  * sum a NaN, whatever m is. */
 static float exponentials(float *scores, int n, float m) {

@@ -1,6 +1,6 @@
 /* Every kernel, for the instruction set whose vector type the including file has defined. */
 #include "functions.h"
-#include "row_sum.h"
+#include "row.h"
 
 #include "layer_norm.h"
 #include "limits.h"

@@ -2,7 +2,6 @@
  * their vectors to stay in registers; both compilers are told so rather than asked. */
 #define INLINE static inline __attribute__((always_inline))
 /* Fetches a cache line into the second-level cache. */
-#define CACHE_LINE 16 /* floats */
 INLINE void prefetch(const float *p) { __builtin_prefetch(p, 0, 2); }
 
 #if defined(__clang__)

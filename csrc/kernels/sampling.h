@@ -1,38 +1,12 @@
 /* Choosing a token from logits. */
 
-/* The greatest of n logits; a NaN where any is one. */
-static float greatest_logit(const float *logits, int n) {
-    vf most = vf_set1(logits[0]), nan = vf_set1(0.0f);
-    int i = 0;
-    for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
-        vf x = vf_load(logits + i);
-        most = vf_if_less(most, x, x, most);
-        nan = vf_if_nan(x, nan);
-    }
-    for (; i < n; i++) {
-        vf x = vf_set1(logits[i]);
-        most = vf_if_less(most, x, x, most);
-        nan = vf_if_nan(x, nan);
-    }
-    float lane[VF_WIDTH], nans[VF_WIDTH];
-    vf_store(lane, most);
-    vf_store(nans, nan);
-    float result = lane[0];
-    for (i = 0; i < VF_WIDTH; i++) {
-        if (nans[i] != nans[i])
-            return nans[i];
-        result = result < lane[i] ? lane[i] : result;
-    }
-    return result;
-}
-
 /* Goes by blocks, so that only one has to be searched for its greatest logit's id. */
 static int arg_max_kernel(const float *logits, int n) {
     const int block = 1024;
     float best = 0.0f;
     int best_block = -1;
     for (int begin = 0; begin < n; begin += block) {
-        float most = greatest_logit(logits + begin, n - begin < block ? n - begin : block);
+        float most = greatest(logits + begin, n - begin < block ? n - begin : block);
         if (most != most)
             return -1;
         if (best_block < 0 || most > best) {

@@ -3,11 +3,10 @@
 #include <stdint.h>
 
 #define VF_WIDTH 8
-/* A tile of rows and vectors: 6 x 2 accumulators, 2 weights and a broadcast are 15 of 16 registers. A single
- * row has ROW_VECTORS. */
+/* 6 x 2 accumulators, 2 weights and a broadcast are 15 of 16 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
-#define ROW_VECTORS 4
+#define ROW_VECTORS 4 /* of a single row */
 
 typedef __m256 vf;
 typedef __m256i vi;

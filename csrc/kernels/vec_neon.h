@@ -3,11 +3,10 @@
 #include <stdint.h>
 
 #define VF_WIDTH 4
-/* A tile of rows and vectors: 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. A single
- * row has ROW_VECTORS. */
+/* 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8
+#define ROW_VECTORS 8 /* of a single row */
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;

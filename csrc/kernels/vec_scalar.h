@@ -3,11 +3,10 @@
 #include <string.h>
 
 #define VF_WIDTH 1
-/* A tile of rows and vectors: 2 x 4 accumulators, 4 weights and 2 broadcasts are 14 of 16 registers. A single
- * row has ROW_VECTORS. */
+/* 2 x 4 accumulators, 4 weights and 2 broadcasts are 14 of 16 registers. */
 #define TILE_ROWS 2
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8
+#define ROW_VECTORS 8 /* of a single row */
 
 typedef float vf;
 typedef int32_t vi;

@@ -14,7 +14,6 @@ from gpt2c import numpy_engine
 from gpt2c.checkpoint import Checkpoint
 from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
 from gpt2c.options import choice
-from gpt2c.threads import choose_threads
 
 if TYPE_CHECKING:
     from gpt2c import _engine
@@ -41,7 +40,7 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
     """
     try:
         model = new_model(checkpoint, dtype, backend, n_threads)
-        fill(model, checkpoint)
+        fill(model, checkpoint, n_threads)
     except CacheMemoryError:
         raise
     except MemoryError as error:
@@ -49,10 +48,10 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
     return model
 
 
-def fill(model: EngineModel, checkpoint: Checkpoint) -> None:
+def fill(model: EngineModel, checkpoint: Checkpoint, n_threads: int) -> None:
     """Reads the checkpoint's tensors, piece by piece, into the engine's memory.
 
-    On several threads: most of the time goes into the kernel's clearing of fresh memory, which the
+    On up to n_threads: most of the time goes into the kernel's clearing of fresh memory, which the
     first touch of each page asks for.
     """
     pieces = list(_pieces(checkpoint))
@@ -62,7 +61,7 @@ def fill(model: EngineModel, checkpoint: Checkpoint) -> None:
         rows = checkpoint.tensors[name].read(begin, end)
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
 
-    with ThreadPoolExecutor(min(choose_threads(None)[0], MOST_LOADERS)) as loaders:
+    with ThreadPoolExecutor(min(n_threads, MOST_LOADERS)) as loaders:
         try:
             for _ in loaders.map(load, pieces):
                 pass

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import NumericalError
+from gpt2c.options import INT32_MAX
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineJob, EngineModel, EngineSequence
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 SHARED_PREFIX: Final = 16
 # Results that may wait for one before them, in batches: what bounds the memory of a lazy run.
 _BATCHES_AHEAD: Final = 4
-_INT32_MAX: Final = 2**31 - 1
 
 Result: TypeAlias = tuple[list[int], str]  # the new ids, and why they ended
 
@@ -121,7 +121,7 @@ class _Batch:
         if not self._running:
             return
         with self._engine.held():
-            self._engine.run([r.job for r in self._running.values()], _INT32_MAX)  # type: ignore[misc]
+            self._engine.run([r.job for r in self._running.values()], INT32_MAX)  # type: ignore[misc]
         for index, running in list(self._running.items()):
             job = running.job
             if job.finish_reason is not None:

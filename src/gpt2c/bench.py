@@ -35,7 +35,6 @@ _SHORTEST: Final = 0.1
 _FIRST_TOKEN = """
 import sys
 import gpt2c
-from gpt2c.bench import peak_bytes
 path, threads, n_prompt, n_new = sys.argv[1], *map(int, sys.argv[2:])
 model = gpt2c.GPT2.from_pretrained(path or None, threads=threads)
 stream = model.stream(list(range(n_prompt)), max_new_tokens=n_new)
@@ -43,6 +42,7 @@ next(stream)
 print(flush=True)
 for _ in stream:
     pass
+from gpt2c.bench import peak_bytes
 print(peak_bytes())
 """
 
@@ -90,7 +90,7 @@ def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
     engine = model._engine
 
     def run() -> float:
-        return _timed(lambda: engine.run([_job(model, ids, 1)], 1))
+        return _timed(lambda: engine.run([endless_job(model, ids, 1)], 1))
 
     flops = _flops(model.config, 0, n) + _head_flops(model.config)
     return _repeated(f"prompt of {n}", model, repeats, run, n, 0, flops)
@@ -101,7 +101,7 @@ def _decode(model: GPT2, depth: int, repeats: int) -> Measurement:
     ids = _random_ids(model, depth)
 
     def run() -> float:
-        job = _job(model, ids, DECODED + 1)
+        job = endless_job(model, ids, DECODED + 1)
         engine.run([job], 1)
         return _timed(lambda: engine.run([job], DECODED))
 
@@ -115,7 +115,7 @@ def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
     n = min(BATCH_TOKENS, model.config.n_positions - PROMPT)
 
     def run() -> float:
-        jobs = [_job(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
+        jobs = [endless_job(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
         return _timed(lambda: engine.run(jobs, n))
 
     c = model.config
@@ -196,7 +196,7 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
+def endless_job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
     """A greedy one that no token ends."""
     return model._engine.job(ids, n_new, 0.0, 0, 0, 0, np.empty(0, dtype=np.int32))
 

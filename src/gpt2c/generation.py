@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
-from gpt2c.options import choice, integer, is_integer, number
+from gpt2c.options import INT32_MAX, choice, integer, is_integer, number
 from gpt2c.untrusted import show
 
 IdArray: TypeAlias = "NDArray[np.integer[Any]]"
@@ -20,7 +20,6 @@ Prompt: TypeAlias = "str | Ids"
 
 # Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
 DEFAULT_BATCH_SIZE: Final = 32
-_INT32_MAX: Final = 2**31 - 1
 _SEED_LIMIT: Final = 2**64
 
 
@@ -116,7 +115,7 @@ def check_options(
 
     Raises OptionError or OptionTypeError naming the option, its value and its range.
     """
-    n = integer("max_new_tokens", max_new_tokens, 0, _INT32_MAX)
+    n = integer("max_new_tokens", max_new_tokens, 0, INT32_MAX)
     if do_sample is not None and not isinstance(do_sample, bool):
         raise OptionTypeError(f"do_sample is {show(do_sample)}; it must be True, False or None")
     if truncate is not None:
@@ -130,7 +129,7 @@ def check_options(
     heat = 1.0 if temperature is None else number("temperature", temperature, 0, 3e38)
     if not (do_sample or given):
         heat = 0.0
-    k = 0 if top_k is None else integer("top_k", top_k, 0, _INT32_MAX)
+    k = 0 if top_k is None else integer("top_k", top_k, 0, INT32_MAX)
     return Options(n, heat, k, _seeds(seed), truncate)
 
 

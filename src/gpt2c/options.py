@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.untrusted import show
+
+INT32_MAX: Final = 2**31 - 1  # what the engine counts in
 
 
 def is_integer(value: object) -> bool:

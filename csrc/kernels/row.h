@@ -1,0 +1,57 @@
+/* Sums along a row, and its greatest element.
+ *
+ * A sum has 16 virtual lanes (element i in lane i mod 16) and one fixed tree, whatever the register
+ * width. A lane starts at +0 and so never becomes -0, which makes adding the zeros of a masked tail a
+ * no-op. */
+
+#define LANES 16
+#define LANE_VECTORS (LANES / VF_WIDTH)
+
+typedef struct {
+    vf part[LANE_VECTORS];
+} lanes;
+
+INLINE lanes lanes_zero(void) {
+    lanes sum;
+    for (int v = 0; v < LANE_VECTORS; v++)
+        sum.part[v] = vf_set1(0.0f);
+    return sum;
+}
+
+/* Lanes 0-7 take 8-15, then 0-3 take 4-7, and so on. */
+INLINE float lanes_total(const lanes *sum) {
+    float t[LANES];
+    for (int v = 0; v < LANE_VECTORS; v++)
+        vf_store(t + v * VF_WIDTH, sum->part[v]);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            t[i] += t[i + half];
+    return t[0];
+}
+
+/* The greatest of n elements; a NaN where any is one. The order of comparisons shows only in the sign
+ * of a zero. */
+static float greatest(const float *row, int n) {
+    vf most = vf_set1(row[0]), nan = vf_set1(0.0f);
+    int i = 0;
+    for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
+        vf x = vf_load(row + i);
+        most = vf_if_less(most, x, x, most);
+        nan = vf_if_nan(x, nan);
+    }
+    for (; i < n; i++) {
+        vf x = vf_set1(row[i]);
+        most = vf_if_less(most, x, x, most);
+        nan = vf_if_nan(x, nan);
+    }
+    float lane[VF_WIDTH], nans[VF_WIDTH];
+    vf_store(lane, most);
+    vf_store(nans, nan);
+    float result = lane[0];
+    for (i = 0; i < VF_WIDTH; i++) {
+        if (nans[i] != nans[i])
+            return nans[i];
+        result = result < lane[i] ? lane[i] : result;
+    }
+    return result;
+}
