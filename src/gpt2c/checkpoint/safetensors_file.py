@@ -68,27 +68,30 @@ class SafetensorsFile:
         """The tensor called `stored` in the file, as a source called `name`."""
         return SafetensorsTensor(self, self.tensors[stored], name)
 
-    def pread(self, length: int, offset: int, what: str) -> bytes:
+    def pread(self, length: int, offset: int, what: str) -> bytearray:
         """Exactly `length` bytes. Raises CheckpointError when the file ends before them."""
+        raw = bytearray(length)
+        self.pread_into(memoryview(raw), offset, what)
+        return raw
+
+    def pread_into(self, buffer: memoryview, offset: int, what: str) -> None:
+        """Fills a buffer of bytes. Raises CheckpointError when the file ends before it is full."""
         if self._file.closed:
             raise ClosedError(f"{self.path}: was closed, so {what} cannot be read")
-        parts = []
-        while length > 0:
+        while buffer:
             try:
-                part = os.pread(self._file.fileno(), length, offset)
+                count = os.preadv(self._file.fileno(), [buffer], offset)
             except OSError as reason:
                 raise CheckpointError(
                     f"{self.path}: {what} cannot be read: {reason.strerror}"
                 ) from reason
-            if not part:
+            if not count:
                 raise CheckpointError(
                     f"{self.path}: {what}: found the end of the file at byte {offset}, expected "
-                    f"{length} bytes more; the file was cut while it was read"
+                    f"{len(buffer)} bytes more; the file was cut while it was read"
                 )
-            parts.append(part)
-            length -= len(part)
-            offset += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            buffer = buffer[count:]
+            offset += count
 
     def verify_unchanged(self) -> None:
         """Raises CheckpointError if size or time of change are not those at opening."""
@@ -117,7 +120,7 @@ class SafetensorsFile:
                 f"{self.path}: found a header length of {length}, expected at most "
                 f"{min(size - 8, MAX_HEADER)}"
             )
-        raw = self.pread(length, 8, "header")
+        raw = bytes(self.pread(length, 8, "header"))
         if not raw.startswith(b"{"):
             raise CheckpointError(
                 f"{self.path}: found {show(raw[:8])} at the header's start, expected '{{'"
@@ -157,12 +160,15 @@ class SafetensorsTensor:
         check_rows(self, begin, end)
         result = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
         items = result.reshape(-1)
-        width = STORED_TYPES[self.dtype].itemsize
-        offset = self.info.begin + begin * (items.size // max(end - begin, 1)) * width
-        step = _CHUNK // width
+        stored, what = STORED_TYPES[self.dtype], f"tensor {self.name!r}"
+        offset = self.info.begin + begin * (items.size // max(end - begin, 1)) * stored.itemsize
+        if stored == items.dtype:
+            self.file.pread_into(items.view(np.uint8).data, offset, what)
+            return result
+        step = _CHUNK // stored.itemsize
         for first in range(0, items.size, step):
             count = min(step, items.size - first)
-            raw = self.file.pread(count * width, offset + first * width, f"tensor {self.name!r}")
+            raw = self.file.pread(count * stored.itemsize, offset + first * stored.itemsize, what)
             widen_into(items[first : first + count], raw, self.dtype)
         return result
 

@@ -175,7 +175,7 @@ def check_rows(source: TensorSource, begin: int, end: int) -> None:
         )
 
 
-def widen_into(out: NDArray[np.float32], raw: bytes, dtype: str) -> None:
+def widen_into(out: NDArray[np.float32], raw: bytes | bytearray, dtype: str) -> None:
     """Write stored little-endian items to `out` [n]: exact but for float64, which is rounded.
 
     In place, for a fresh array of some megabytes costs more in page faults than its filling.
