@@ -42,7 +42,11 @@ def extension() -> Extension:
         "gpt2c._engine",
         sources=["src/gpt2c/_engine.pyx", *sources],
         include_dirs=["csrc"],
-        depends=["src/gpt2c/_capi.pxd", *(str(p) for p in Path("csrc").rglob("*.h"))],
+        depends=[
+            "src/gpt2c/_capi.pxd",
+            "src/gpt2c/_kernels.pxi",
+            *(str(p) for p in Path("csrc").rglob("*.h")),
+        ],
         define_macros=[("Py_LIMITED_API", "0x030B0000")],
         extra_compile_args=COMPILE_ARGS,
         py_limited_api=True,

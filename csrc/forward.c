@@ -4,10 +4,12 @@
  * one matrix, attention sees each row's own sequence. Prompts, decoding, batches and scoring differ
  * only in their rows. */
 #include "cache.h"
+#include "candidates.h"
 #include "fpenv.h"
 #include "model.h"
 #include "os.h"
 #include "pool.h"
+#include "scores.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -46,7 +48,9 @@ struct gpt2c_scratch {
     matrix qkv;      /* [rows, 3 n_embd] */
     matrix attended; /* [rows, n_embd] */
     matrix inner;    /* [rows, n_inner] */
-    float *logits;   /* taken when they are asked for: [n_logits_rows, n_vocab] */
+    /* Taken when they are asked for: */
+    float *logits; /* [n_logits_rows, n_vocab] */
+    candidates *candidates;
     int32_t n_logits_rows;
     int n_workers;
     worker_scratch *workers; /* [n_workers] */
@@ -57,8 +61,15 @@ typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     int n_rows;
-    float *logits; /* [rows that want them, n_vocab] */
+    float *logits; /* [rows that want them, n_vocab]; for scores [SCORE_ROWS, n_vocab] */
+    /* Where scores are asked for, for each row that wants logits: */
+    const int32_t *targets;
+    const gpt2c_scores *scores;
 } pass;
+
+/* So many rows' logits are computed, and forgotten, at a time: for GPT-2's vocabulary they are 10 MB,
+ * which stay in a third-level cache. */
+#define SCORE_ROWS 48
 
 /* One worker's view of the call. */
 typedef struct {
@@ -115,6 +126,7 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     os_aligned_free(scratch->attended.floats);
     os_aligned_free(scratch->inner.floats);
     os_aligned_free(scratch->logits);
+    candidates_free(scratch->candidates);
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);
         os_aligned_free(scratch->workers[w].normed.floats);
@@ -131,6 +143,13 @@ float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, in
         scratch->n_logits_rows = scratch->logits ? n_rows : 0;
     }
     return scratch->logits;
+}
+
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model) {
+    if (!scratch->candidates)
+        scratch->candidates =
+            candidates_create(model->kernels, model->config.n_vocab, model->config.n_positions);
+    return scratch->candidates;
 }
 
 /* ---- the steps of a block, each worker's share of them ---- */
@@ -294,8 +313,8 @@ static void run_block(const place *at, int32_t block) {
     matmul(at, s->inner, mlp_c_proj, s->residual, n_rows, 1);
 }
 
-/* Only rows whose logits are wanted meet ln_f and the head. */
-static void run_head(const place *at) {
+/* ln_f of the rows whose logits are wanted, the only ones that meet the head; returns how many. */
+static int norm_wanted(const place *at) {
     const gpt2c_model *m = at->model;
     int n_wanted = 0;
     for (int r = 0; r < at->pass->n_rows; r++) {
@@ -305,12 +324,33 @@ static void run_head(const place *at) {
             norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(at->scratch->normed, n_wanted));
         n_wanted++;
     }
-    if (!n_wanted)
-        return;
+    if (n_wanted)
+        team_barrier(at->team);
+    return n_wanted;
+}
+
+/* Scores rows [begin, end) of those that want it, from their logits. */
+static void score_rows(const place *at, matrix logits, int begin, int end) {
+    const gpt2c_model *m = at->model;
+    for (int r = begin + at->worker; r < end; r += at->n_workers)
+        score_token(m, row_of(logits, r - begin), at->pass->targets[r], at->pass->scores,
+                    (size_t)r);
     team_barrier(at->team);
+}
+
+static void run_head(const place *at) {
+    const gpt2c_model *m = at->model;
     const layer head = {m->head, NULL, m->config.n_embd, m->config.n_vocab, GPT2C_IDENTITY};
     const matrix logits = {at->pass->logits, (size_t)m->config.n_vocab};
-    matmul(at, at->scratch->normed, head, logits, n_wanted, 0);
+    int n_wanted = norm_wanted(at);
+    if (!at->pass->scores && n_wanted)
+        matmul(at, at->scratch->normed, head, logits, n_wanted, 0);
+    for (int begin = 0; at->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
+        int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
+        const matrix x = {row_of(at->scratch->normed, begin), at->scratch->normed.stride};
+        matmul(at, x, head, logits, end - begin, 0);
+        score_rows(at, logits, begin, end);
+    }
 }
 
 static void run_pass(void *context, pool_team *team, int worker, int n_workers) {
@@ -366,18 +406,17 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
     return GPT2C_OK;
 }
 
-gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
-                           const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
-    pass p = {.model = model, .scratch = scratch, .logits = logits};
-    gpt2c_status status = list_rows(&p, feeds, n_feeds);
+/* Either every sequence grows by its tokens or, when an error is returned, none has changed. */
+static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
+    gpt2c_status status = list_rows(p, feeds, n_feeds);
     if (!status) {
         fp_state caller = fp_enter();
-        pool_run(run_pass, &p, model->n_threads);
+        pool_run(run_pass, p, p->model->n_threads);
         fp_leave(caller);
     }
+    for (int r = 0; r < p->n_rows; r++)
+        p->scratch->rows[r].sequence->in_forward = 0;
     /* Pages taken for tokens that were not fed are given back. */
-    for (int r = 0; r < p.n_rows; r++)
-        scratch->rows[r].sequence->in_forward = 0;
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_sequence *sequence = feeds[f].sequence;
         if (status)
@@ -386,4 +425,22 @@ gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
             sequence->length += feeds[f].n_tokens;
     }
     return status;
+}
+
+gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
+                           const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
+    pass p = {.model = model, .scratch = scratch, .logits = logits};
+    return feed(&p, feeds, n_feeds);
+}
+
+gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
+                         int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores) {
+    pass p = {
+        .model = model,
+        .scratch = scratch,
+        .logits = gpt2c_scratch_logits(scratch, model, SCORE_ROWS),
+        .targets = targets,
+        .scores = scores,
+    };
+    return p.logits ? feed(&p, feeds, n_feeds) : GPT2C_NO_MEMORY;
 }

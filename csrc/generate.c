@@ -1,5 +1,6 @@
 /* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
  * one forward call, and chooses each next token. */
+#include "candidates.h"
 #include "model.h"
 #include "os.h"
 
@@ -10,29 +11,24 @@ typedef struct {
     gpt2c_feed *feeds; /* [n_jobs] */
     gpt2c_job **fed;   /* [n_jobs], the job of each feed */
     float *logits;     /* [n_jobs, n_vocab], the scratch's */
-    gpt2c_candidate *candidates;
 } workspace;
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
     free(w->fed);
-    free(w->candidates);
 }
 
 static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_scratch *scratch,
                                      gpt2c_job *const *jobs, int32_t n_jobs) {
-    size_t most_candidates = 1;
-    for (int32_t j = 0; j < n_jobs; j++) {
-        size_t needed = gpt2c_candidates_needed(&jobs[j]->sampling, m->config.n_vocab);
-        most_candidates = needed > most_candidates ? needed : most_candidates;
-    }
+    int is_greedy = 1;
+    for (int32_t j = 0; j < n_jobs; j++)
+        is_greedy &= !jobs[j]->sampling.draws && !jobs[j]->sampling.n_stages;
     *w = (workspace){
         .feeds = calloc((size_t)n_jobs, sizeof(gpt2c_feed)),
         .fed = calloc((size_t)n_jobs, sizeof(gpt2c_job *)),
         .logits = gpt2c_scratch_logits(scratch, m, n_jobs),
-        .candidates = calloc(most_candidates, sizeof(gpt2c_candidate)),
     };
-    if (w->feeds && w->fed && w->logits && w->candidates)
+    if (w->feeds && w->fed && w->logits && (is_greedy || gpt2c_scratch_candidates(scratch, m)))
         return GPT2C_OK;
     workspace_free(w);
     return GPT2C_NO_MEMORY;
@@ -46,34 +42,6 @@ static gpt2c_feed next_feed(const gpt2c_job *job, int32_t most_rows) {
     int32_t n = rest < most_rows ? rest : most_rows;
     return (gpt2c_feed){job->sequence, job->prompt + job->n_fed, n,
                         n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
-}
-
-static int is_stop(const gpt2c_job *job, int32_t token) {
-    for (int32_t i = 0; i < job->n_stop_ids; i++)
-        if (job->stop_ids[i] == token)
-            return 1;
-    return 0;
-}
-
-/* Chooses the job's next token from its logits; the token that ends a text is not part of it. The
- * last token need not be fed, so a full context still yields one. */
-static void advance(const gpt2c_model *m, gpt2c_job *job, const float *logits,
-                    gpt2c_candidate *candidates) {
-    int32_t length = gpt2c_sequence_length(job->sequence);
-    int32_t token;
-    if (gpt2c_choose(m, &job->sampling, logits, length, candidates, &token)) {
-        job->finish = GPT2C_FINISHED_NOT_A_NUMBER;
-        return;
-    }
-    if (is_stop(job, token)) {
-        job->finish = GPT2C_FINISHED_STOP;
-        return;
-    }
-    job->tokens[job->n_tokens++] = token;
-    if (job->n_tokens == job->max_new_tokens)
-        job->finish = GPT2C_FINISHED_LENGTH;
-    else if (length == m->config.n_positions)
-        job->finish = GPT2C_FINISHED_CONTEXT;
 }
 
 /* One forward call for the running jobs. Jobs that decode come first and take a row each; prompts
@@ -100,7 +68,9 @@ static gpt2c_status step(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job
             job->n_fed += w->feeds[f].n_tokens;
         if (w->feeds[f].wanted == GPT2C_LOGITS_NONE)
             continue;
-        advance(m, job, logits, w->candidates);
+        status = gpt2c_advance(m, scratch, job, logits, logits);
+        if (status)
+            return status;
         logits += m->config.n_vocab;
     }
     return GPT2C_OK;
@@ -125,7 +95,7 @@ static int job_is_possible(const gpt2c_job *job) {
     return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
            job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&
            job->n_tokens < job->max_new_tokens &&
-           (job->n_fed < job->n_prompt || job->n_tokens > 0) && job->sampling.temperature >= 0.0f;
+           (job->n_fed < job->n_prompt || job->n_tokens > 0);
 }
 
 gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *const *jobs,

@@ -23,6 +23,7 @@ typedef enum {
     GPT2C_BAD_ARGUMENT,
     GPT2C_CONTEXT_FULL,
     GPT2C_NOT_A_NUMBER,
+    GPT2C_NOTHING_LEFT, /* the stages left no token to choose */
     GPT2C_UNSUPPORTED_CPU,
 } gpt2c_status;
 
@@ -131,28 +132,76 @@ typedef struct {
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
 
-/* ---- choosing a token (sample.c) ---- */
+/* What a model says of a token that followed. */
+typedef struct {
+    float log_prob; /* natural logarithm; a NaN where a logit is one */
+    float entropy;  /* of the distribution it was drawn from, in nats */
+    int32_t rank;   /* 1: the most likely; of equal ones the lower id comes first */
+} gpt2c_token_score;
 
 typedef struct {
-    float temperature; /* 0: greedy */
-    int32_t top_k;     /* 0: every id is kept */
+    float log_prob;
+    int32_t id; /* -1 past the vocabulary's end */
+} gpt2c_alternative;
+
+#define GPT2C_MOST_TOP 128
+
+/* Where scores go: one for each token, and the n_top most likely ids, up to GPT2C_MOST_TOP, in order. */
+typedef struct {
+    gpt2c_token_score *scores; /* [n], or NULL: none are asked for */
+    int32_t n_top;
+    gpt2c_alternative *top; /* [n, n_top] */
+} gpt2c_scores;
+
+/* As gpt2c_forward, but instead of logits, which are never stored together, it gives a score for each
+ * row whose logits are wanted: that of the token in targets. */
+gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
+                         int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
+
+/* ---- generation (sample.c, generate.c) ---- */
+
+/* What is done to the logits before a token is chosen. */
+typedef enum {
+    GPT2C_LOGIT_BIAS,         /* values are added to the logits of ids */
+    GPT2C_REPETITION_PENALTY, /* value */
+    GPT2C_PRESENCE_PENALTY,   /* value */
+    GPT2C_FREQUENCY_PENALTY,  /* value */
+    GPT2C_DRY,                /* value: multiplier, other: base, count: allowed length, span; ids
+                               * ascending: breakers */
+    GPT2C_NO_REPEAT_NGRAM,    /* count */
+    GPT2C_BAD_WORDS,          /* ids: each word as its length and then its ids */
+    GPT2C_MIN_NEW_TOKENS,     /* count, of ids that may not come before */
+    GPT2C_SUPPRESS_TOKENS,    /* ids */
+    GPT2C_LAST_PENALTY = GPT2C_SUPPRESS_TOKENS,
+    GPT2C_TEMPERATURE,    /* value */
+    GPT2C_TOP_N_SIGMA,    /* value */
+    GPT2C_TOP_K,          /* count */
+    GPT2C_TOP_P,          /* value */
+    GPT2C_MIN_P,          /* value */
+    GPT2C_TYPICAL_P,      /* value */
+    GPT2C_EPSILON_CUTOFF, /* value */
+    GPT2C_ETA_CUTOFF,     /* value */
+    GPT2C_XTC,            /* value: probability, other: threshold */
+    GPT2C_MIROSTAT,       /* value: tau in bits, other: eta */
+    GPT2C_N_STAGES,
+} gpt2c_stage_kind;
+
+typedef struct {
+    gpt2c_stage_kind kind;
+    float value, other;
+    int32_t count, span;
+    const int32_t *ids;  /* [n_ids], in the vocabulary */
+    const float *values; /* [n_ids] */
+    int32_t n_ids;
+} gpt2c_stage;
+
+typedef struct {
+    const gpt2c_stage *stages; /* [n_stages], run in this order */
+    int32_t n_stages;
+    int32_t draws; /* 0: the greatest logit is taken */
     uint64_t seed;
     uint32_t sample; /* numbers the samples drawn for one prompt */
 } gpt2c_sampling;
-
-/* The token at `position` (tokens before it) given its logits. candidates is room for
- * gpt2c_candidates_needed() of them. A NaN logit is GPT2C_NOT_A_NUMBER. */
-typedef struct {
-    float logit;
-    int32_t id;
-} gpt2c_candidate;
-
-size_t gpt2c_candidates_needed(const gpt2c_sampling *sampling, int32_t n_vocab);
-gpt2c_status gpt2c_choose(const gpt2c_model *model, const gpt2c_sampling *sampling,
-                          const float *logits, int32_t position, gpt2c_candidate *candidates,
-                          int32_t *token);
-
-/* ---- generation (generate.c) ---- */
 
 typedef enum {
     GPT2C_RUNNING = 0,
@@ -160,6 +209,7 @@ typedef enum {
     GPT2C_FINISHED_STOP,
     GPT2C_FINISHED_CONTEXT,
     GPT2C_FINISHED_NOT_A_NUMBER, /* at position gpt2c_sequence_length(sequence) */
+    GPT2C_FINISHED_NOTHING_LEFT,
 } gpt2c_finish;
 
 /* One text being continued. The caller owns every pointer. */
@@ -169,13 +219,22 @@ typedef struct {
     int32_t n_prompt;
     int32_t n_fed; /* of the prompt */
     gpt2c_sampling sampling;
+    float mirostat_mu; /* at first twice tau */
     const int32_t *stop_ids; /* [n_stop_ids] */
     int32_t n_stop_ids;
     int32_t max_new_tokens;
     int32_t *tokens; /* [max_new_tokens], the tokens generated */
     int32_t n_tokens;
+    gpt2c_scores scores; /* of the tokens generated, by the model's own logits */
     gpt2c_finish finish;
 } gpt2c_job;
+
+/* Runs a job's stages over logits [n_vocab]; those of ids that were removed become -infinity. */
+gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
+                           float *logits);
+/* Chooses a job's next token from logits [n_vocab], and scores it by `own`, the model's. */
+gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
+                           const float *logits, const float *own);
 
 /* Advances all running jobs together until one of them finishes, tokens have been generated in
  * max_steps forward calls, or `seconds` have passed (at least one call is always made). *n_steps

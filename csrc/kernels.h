@@ -88,8 +88,14 @@ typedef struct {
     void (*embed)(const float *column, const float *added, int k, float *out);
     /* The lowest id of the greatest logit, or -1 where any is NaN. */
     int (*arg_max)(const float *logits, int n);
-    /* logit / temperature + Gumbel noise */
-    float (*perturb)(float logit, float temperature, int32_t id, const noise_key *key);
+    /* What to take from a logit for its log-probability, and the entropy: see log_prob.h. */
+    void (*log_total)(const float *logits, int n, float *log_total, float *entropy);
+    /* 1 for the most likely id; of equal logits the lower id comes first. */
+    int (*rank)(const float *logits, int n, int id);
+    /* Adds Gumbel noise to the logits of ids. */
+    void (*perturb)(float *logits, const int32_t *ids, int n, const noise_key *key);
+    /* From 0 up to, and not, 1. */
+    float (*chance)(const noise_key *key);
     /* Elementwise functions, here so that tests reach them: exp, log, and the activations. */
     void (*exp)(float *x, int n);
     void (*log)(float *x, int n);

@@ -131,7 +131,12 @@ def test_engine_refuses_nonsense_without_crashing():
     import numpy as np
 
     from gpt2c import _engine
+    from gpt2c.sampling import Plan, Stage
 
+    def job_of(name, **values):
+        return model.job(ids, 1, Plan((Stage(name, **values),)), 0, 0, stops)
+
+    outside, values = np.array([0, 5], dtype=np.int32), np.zeros(1, dtype=np.float32)
     config = gpt2c.GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=2)
     model = _engine.Model(config, ISAS[0], 2)
     ids = np.zeros(2, dtype=np.int32)
@@ -150,9 +155,30 @@ def test_engine_refuses_nonsense_without_crashing():
         lambda: model.load("h.1.ln_1.weight", np.zeros((1, 4), dtype=np.float32), 0),
         lambda: model.load("h.x.ln_1.weight", np.zeros((1, 4), dtype=np.float32), 0),
         lambda: model.load("nothing", np.zeros((1, 4), dtype=np.float32), 0),
-        lambda: model.job(None, 1, 0.0, 0, 0, 0, stops),
-        lambda: model.job(ids, 0, 0.0, 0, 0, 0, stops),
-        lambda: model.job(np.zeros(9, dtype=np.int32), 1, 0.0, 0, 0, 0, stops),
+        lambda: model.job(None, 1, Plan(), 0, 0, stops),
+        lambda: model.job(ids, 0, Plan(), 0, 0, stops),
+        lambda: model.job(np.zeros(9, dtype=np.int32), 1, Plan(), 0, 0, stops),
+        lambda: model.job(ids, 1, None, 0, 0, stops),
+        lambda: model.job(ids + 9, 1, Plan(), 0, 0, stops),
+        lambda: model.job(ids, 1, Plan(), 0, 0, stops, 129),
+        lambda: model.job(ids, 1, Plan(), 0, 0, stops, -1),
+        lambda: job_of("nothing"),
+        lambda: job_of("top_k", count=0),
+        lambda: job_of("suppress_tokens", ids=outside),
+        lambda: job_of("logit_bias", ids=ids, values=values),
+        lambda: job_of("bad_words", ids=np.array([2, 1], dtype=np.int32)),
+        lambda: job_of("bad_words", ids=np.array([0], dtype=np.int32)),
+        lambda: job_of("bad_words", ids=np.array([1, 5], dtype=np.int32)),
+        lambda: job_of("dry", count=1, ids=outside),
+        lambda: model.job(ids, 1, Plan(), 0, 0, stops).advance(values, values),
+        lambda: model.job(ids, 1, Plan(), 0, 0, stops).process(values),
+        lambda: model.job(ids, 1, Plan(), 0, 0, stops).scores(),
+        lambda: model.score([], [], [], 0),
+        lambda: model.score([model.sequence()], [ids], [np.zeros(3, dtype=np.int32)], 0),
+        lambda: model.score([model.sequence()], [ids], [outside], 0),
+        lambda: model.score([model.sequence()], [ids], [ids], 129),
+        lambda: model.score([model.sequence()], [ids[:0]], [ids[:0]], 0),
+        lambda: model.score([None], [ids], [ids], 0),
         lambda: model.sequence().feed(np.full(2, 7, dtype=np.int32), 1),
         lambda: model.sequence().feed(np.zeros(5, dtype=np.int32), 1),
         lambda: model.sequence().feed(np.zeros(0, dtype=np.int32), 1),
@@ -163,7 +189,7 @@ def test_engine_refuses_nonsense_without_crashing():
     ):
         with pytest.raises((TypeError, ValueError, KeyError, AttributeError, RuntimeError)):
             make()
-    twice = model.job(ids, 2, 0.0, 0, 0, 0, stops)
+    twice = model.job(ids, 2, Plan(), 0, 0, stops)
     with pytest.raises(gpt2c.OptionError):
         model.run([twice, twice], 1)
     model.run([twice], 5)

@@ -140,13 +140,13 @@ def test_ten_thousand_short_prompts_stream_through(model):
 def shared_lengths(monkeypatch):
     """How many tokens each request found computed already."""
     lengths = []
-    start = batching.Request.start
+    create = batching.Text.__init__
 
-    def spy(self, engine, sequence=None):
+    def spy(self, engine, request, sequence=None):
         lengths.append(sequence.length if sequence else 0)
-        return start(self, engine, sequence)
+        create(self, engine, request, sequence)
 
-    monkeypatch.setattr(batching.Request, "start", spy)
+    monkeypatch.setattr(batching.Text, "__init__", spy)
     return lengths
 
 

@@ -82,7 +82,7 @@ def test_wheel_and_sdist_hold_the_package(built):
     }
     in_wheel = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert package <= in_wheel
-    assert not {name for name in in_wheel if name.endswith((".pyx", ".c", ".h"))}
+    assert not {name for name in in_wheel if name.endswith((".pyx", ".pxi", ".c", ".h"))}
     with tarfile.open(built["sdist"]) as archive:
         in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {f"src/{name}" for name in package} <= in_sdist

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import threading
 
 import numpy as np
@@ -277,12 +278,21 @@ def test_more_prompts_than_run_together(model):
     assert together == [model.generate(p, max_new_tokens=3) for p in prompts]
 
 
-def test_help_shows_the_options_of_all_three():
-    """generate, complete and stream are written out one by one, and must not drift apart."""
-    options = inspect.signature(GPT2.complete).parameters
-    assert inspect.signature(GPT2.generate).parameters == options
-    streamed = [n for n in inspect.signature(GPT2.stream).parameters if n not in ("self", "prompt")]
-    assert streamed == [n for n in options if n not in ("self", "prompts", "batch_size")]
+def test_help_shows_the_options_of_all_methods():
+    """Those of generate, complete and stream have several homes, which must not drift apart."""
+
+    def options(method):
+        return [n for n in inspect.signature(method).parameters if n not in ("self", "prompt")]
+
+    complete = options(GPT2.complete)
+    assert options(GPT2.generate) == [n for n in complete if n not in ("logprobs", "echo")]
+    of_lists = ("prompts", "num_return_sequences", "batch_size", "progress", "logprobs", "echo")
+    assert options(GPT2.stream) == [n for n in complete if n not in of_lists]
+    assert options(GPT2.stream_async) == options(GPT2.stream)
+    assert inspect.signature(GPT2.complete).parameters["max_new_tokens"].default == 40
+    documented = GPT2.complete.__doc__
+    for name in complete[1:]:
+        assert re.search(rf"^ +({name}|.*[, ]{name}(,.*)?)$", documented, re.MULTILINE), name
 
 
 def test_model_tells_what_it_is(model, backend):

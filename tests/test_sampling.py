@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2c.reference import softmax
-from gpt2c.reference_sampling import choose, gumbel_noise, philox4x32, top_k_ids
+from gpt2c.reference_filters import top_k
+from gpt2c.reference_sampling import Sampler, gumbel_noise, philox4x32
+from gpt2c.sampling import Plan, Stage
 
 if ISAS:
     from gpt2c import _engine
@@ -36,12 +38,13 @@ def test_philox_has_its_published_values():
 def test_compiled_noise_is_the_stated_noise(seed, sample, position):
     if not ISAS:
         pytest.skip("the engine is not compiled")
-    zeros = np.zeros(64, dtype=np.float32)
-    bits = [_engine.perturbed(isa, zeros, 1.0, seed, sample, position) for isa in ISAS]
+    ids = np.arange(67, dtype=np.int32)
+    zeros = np.zeros(67, dtype=np.float32)
+    bits = [_engine.perturbed(isa, zeros, ids, seed, sample, position) for isa in ISAS]
     for other in bits[1:]:
         np.testing.assert_array_equal(bits[0], other)
     # Two logarithms in float32: relative errors of some ULP of values up to 23, and of -log u.
-    exact = gumbel_noise(seed, sample, position, np.arange(64))
+    exact = gumbel_noise(seed, sample, position, ids)
     np.testing.assert_allclose(bits[0], exact, rtol=2e-6, atol=1e-6)
 
 
@@ -49,9 +52,9 @@ def test_noise_of_extreme_words():
     """The words next to 0 and to 2^32, found by search, keep their resolution."""
     if not ISAS:
         pytest.skip("the engine is not compiled")
-    ids = np.arange(400_000)
+    ids = np.arange(400_000, dtype=np.int32)
     exact = gumbel_noise(7, 0, 0, ids)
-    ours = _engine.perturbed(ISAS[0], np.zeros(len(ids), dtype=np.float32), 1.0, 7, 0, 0)
+    ours = _engine.perturbed(ISAS[0], np.zeros(len(ids), dtype=np.float32), ids, 7, 0, 0)
     assert exact.max() > 11
     assert exact.min() < -2.4
     np.testing.assert_allclose(ours, exact, rtol=2e-6, atol=1e-6)
@@ -71,20 +74,18 @@ def chi_square(draws: np.ndarray, probabilities: np.ndarray) -> tuple[float, int
     return float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (2.0, 10), (1.0, 1)])
-def test_draws_follow_the_distribution(backend, temperature, top_k):
+@pytest.mark.parametrize(("temperature", "k"), [(1.0, 0), (0.5, 0), (2.0, 10), (1.0, 1)])
+def test_draws_follow_the_distribution(backend, temperature, k):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     n = 20_000 if backend != "numpy" else 2_000
     seeds = list(range(n))
     draws = model.generate(
-        [[5]] * n, max_new_tokens=1, temperature=temperature, top_k=top_k, seed=seeds,
+        [[5]] * n, max_new_tokens=1, temperature=temperature, top_k=k, seed=seeds,
         batch_size=256,
     )  # fmt: skip
     logits = model.logits([5])[0].astype(np.float64)
-    kept = top_k_ids(logits, top_k)
-    probabilities = np.zeros(50)
-    probabilities[kept] = softmax(logits[kept] / temperature)
+    probabilities = softmax(top_k(logits, k or 50) / temperature)
     draws = np.array(draws).ravel()
     statistic, freedom = chi_square(draws, probabilities)
     # Five standard deviations above the mean of chi-square; the seeds are fixed.
@@ -100,8 +101,10 @@ def test_compiled_choice_is_the_stated_choice(isa):
         options = {"temperature": 0.7 + 0.1 * seed, "top_k": 5 * (seed % 4), "seed": seed}
         ids = [seed]
         for token in model.generate([seed], max_new_tokens=15, **options):
-            logits = model.logits(ids)[-1]
-            stated = choose(logits.astype(np.float64), sample=0, position=len(ids), **options)
+            logits = model.logits(ids)[-1].astype(np.float64)
+            stages = [Stage("temperature", value=options["temperature"])]
+            stages += [Stage("top_k", count=options["top_k"])] if options["top_k"] else []
+            stated = Sampler(Plan(tuple(stages), draws=True), seed, 0, 1).choose(logits, ids)
             n_close += token != stated
             ids.append(token)
     # Of 300 draws none is expected to hang on the last bits of the noise.
@@ -172,7 +175,6 @@ def test_ties_go_to_the_lowest_id(isa):
 
 def test_stated_choice_breaks_ties_by_id():
     logits = np.array([1.0, 3.0, 3.0, 2.0, 3.0])
-    assert choose(logits, temperature=0, top_k=0, seed=0, sample=0, position=0) == 1
-    assert top_k_ids(logits, 2).tolist() == [1, 2]
-    assert top_k_ids(logits, 0).tolist() == [0, 1, 2, 3, 4]
-    assert top_k_ids(logits, 9).tolist() == [0, 1, 2, 3, 4]
+    assert Sampler(Plan(), 0, 0, 1).choose(logits, [0]) == 1
+    assert np.flatnonzero(top_k(logits, 2) > -np.inf).tolist() == [1, 2]
+    assert np.flatnonzero(top_k(logits, 9) > -np.inf).tolist() == [0, 1, 2, 3, 4]

@@ -7,13 +7,14 @@
 #include "matmul.h"
 
 #include "attention.h"
+#include "log_prob.h"
 #include "sampling.h"
 
 #define KERNEL_TABLE(isa)                                                                          \
     {                                                                                              \
         .name = isa, .matmul = matmul_kernel, .layer_norm = layer_norm_kernel,                     \
         .attention = attention_kernel, .embed = embed_kernel, .arg_max = arg_max_kernel,           \
-        .perturb = perturb_kernel, .exp = exp_kernel, .log = log_kernel,                           \
-        .activate = activate_kernel, .stream = stream_kernel,                                      \
-        .multiply_add = multiply_add_kernel,                                                       \
+        .perturb = perturb_kernel, .chance = chance_kernel, .log_total = log_total_kernel,         \
+        .rank = rank_kernel, .exp = exp_kernel, .log = log_kernel, .activate = activate_kernel,    \
+        .stream = stream_kernel, .multiply_add = multiply_add_kernel,                              \
     }

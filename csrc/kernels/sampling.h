@@ -22,48 +22,76 @@ static int arg_max_kernel(const float *logits, int n) {
 
 /* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four words
  * that depend on nothing but the counter and the key. */
-INLINE void philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t)0xD2511F53u * counter[0];
-        uint64_t b = (uint64_t)0xCD9E8D57u * counter[2];
-        uint32_t next0 = (uint32_t)(b >> 32) ^ counter[1] ^ key0;
-        uint32_t next2 = (uint32_t)(a >> 32) ^ counter[3] ^ key1;
-        counter[0] = next0;
-        counter[1] = (uint32_t)b;
-        counter[2] = next2;
-        counter[3] = (uint32_t)a;
+        vi upper0, upper2;
+        vi lower0 = vi_multiply(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
+        vi lower2 = vi_multiply(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
+        counter[0] = vi_xor(vi_xor(upper2, counter[1]), vi_set1((int32_t)key0));
+        counter[1] = lower2;
+        counter[2] = vi_xor(vi_xor(upper0, counter[3]), vi_set1((int32_t)key1));
+        counter[3] = lower0;
         key0 += 0x9E3779B9u;
         key1 += 0xBB67AE85u;
     }
 }
 
-/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, 0), the
- * last word being kept for other uses of the same generator. */
-INLINE uint32_t random_word(const noise_key *key, int32_t id) {
-    uint32_t counter[4] = {(uint32_t)id >> 2, key->position, key->sample, 0};
+/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, 0). The last
+ * word of a counter is its use: 0 for noise, 1 for a chance that belongs to the position. */
+INLINE vi random_word(const noise_key *key, vi id) {
+    vi counter[4] = {vi_shift_right_unsigned(id, 2), vi_set1((int32_t)key->position),
+                     vi_set1((int32_t)key->sample), vi_set1(0)};
     philox(counter, (uint32_t)key->seed, (uint32_t)(key->seed >> 32));
-    return counter[id & 3];
+    vi which = vi_and(id, vi_set1(3)), word = counter[0];
+    for (int w = 1; w < 4; w++)
+        word = vi_if_equal(which, vi_set1(w), counter[w], word);
+    return word;
+}
+
+/* Unsigned to float, rounded once: both halves are exact. */
+INLINE vf vf_from_unsigned(vi r) {
+    vf upper = vf_from_int(vi_shift_right_unsigned(r, 16));
+    return vf_fma(upper, vf_set1(65536.0f), vf_from_int(vi_and(r, vi_set1(0xffff))));
 }
 
 /* -log(u) of u = (r + 1/2) / 2^32. Near u = 1 it comes from the distance to 1, which keeps all of
  * its 32 bits: the likeliest ids of a draw are decided there. */
-INLINE vf exponential_variate(uint32_t r) {
-    const float unit = 2.32830644e-10f; /* 2^-32 */
-    float u = ((float)r + 0.5f) * unit;
-    float distance = ((float)~r + 0.5f) * unit;
-    vf far_from_one = vf_log(vf_set1(u));
-    vf near_one = log_of_one_plus(vf_set1(-distance));
-    vf log_u = vf_if_less(vf_set1(distance), vf_set1(0.25f), near_one, far_from_one);
+INLINE vf exponential_variate(vi r) {
+    const vf unit = vf_set1(2.32830644e-10f), half = vf_set1(0.5f); /* 2^-32 */
+    vf u = vf_mul(vf_add(vf_from_unsigned(r), half), unit);
+    vf distance = vf_mul(vf_add(vf_from_unsigned(vi_xor(r, vi_set1(-1))), half), unit);
+    vf far_from_one = vf_log(u);
+    vf near_one = log_of_one_plus(vf_sub(vf_set1(0.0f), distance));
+    vf log_u = vf_if_less(distance, vf_set1(0.25f), near_one, far_from_one);
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
-/* The Gumbel-max trick: the arg max over ids of logit / temperature - log(-log u) is a draw from
- * the soft-max. */
-static float perturb_kernel(float logit, float temperature, int32_t id, const noise_key *key) {
+/* The Gumbel-max trick: the arg max over ids of logit - log(-log u) is a draw from the soft-max. */
+INLINE vf perturbed(vf logit, vi id, const noise_key *key) {
     vf exponential = exponential_variate(random_word(key, id));
-    vf noise = vf_sub(vf_set1(0.0f), vf_log(exponential));
-    vf score = vf_add(vf_div(vf_set1(logit), vf_set1(temperature)), noise);
-    float lanes_of[VF_WIDTH];
-    vf_store(lanes_of, score);
-    return lanes_of[0];
+    return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
+}
+
+static void perturb_kernel(float *logits, const int32_t *ids, int n, const noise_key *key) {
+    int i = 0;
+    for (; i + VF_WIDTH <= n; i += VF_WIDTH)
+        vf_store(logits + i, perturbed(vf_load(logits + i), vi_load(ids + i), key));
+    if (i < n) {
+        int32_t last[VF_WIDTH] = {0};
+        for (int j = 0; i + j < n; j++)
+            last[j] = ids[i + j];
+        vf rest = vf_load_first(logits + i, n - i);
+        vf_store_first(logits + i, perturbed(rest, vi_load(last), key), n - i);
+    }
+}
+
+/* A number from 0 up to, and not, 1 that belongs to the position: 24 bits of its counter's word 0. */
+static float chance_kernel(const noise_key *key) {
+    vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
+                     vi_set1(1)};
+    philox(counter, (uint32_t)key->seed, (uint32_t)(key->seed >> 32));
+    float lane[VF_WIDTH];
+    vf_store(lane, vf_mul(vf_from_unsigned(vi_shift_right_unsigned(counter[0], 8)),
+                          vf_set1(5.96046448e-8f))); /* 2^-24 */
+    return lane[0];
 }

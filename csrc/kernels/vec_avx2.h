@@ -43,6 +43,18 @@ INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) {
+    return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi32(a, b));
+}
+INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm256_srli_epi32(a, n); }
+INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+    vi even = _mm256_mul_epu32(a, b);
+    vi odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+    *upper = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
 INLINE vi vi_shift_right(vi a, int n) { return _mm256_srai_epi32(a, n); }
 INLINE vi vi_shift_left(vi a, int n) { return _mm256_slli_epi32(a, n); }
 INLINE vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }

@@ -57,6 +57,19 @@ INLINE vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
 INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+INLINE vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
+INLINE vi vi_load(const int32_t *p) { return vld1q_s32(p); }
+INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) { return vbslq_s32(vceqq_s32(a, b), x, y); }
+INLINE vi vi_shift_right_unsigned(vi a, int n) {
+    return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
+}
+INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+    uint32x4_t x = vreinterpretq_u32_s32(a), y = vreinterpretq_u32_s32(b);
+    uint64x2_t low = vmull_u32(vget_low_u32(x), vget_low_u32(y));
+    uint64x2_t high = vmull_u32(vget_high_u32(x), vget_high_u32(y));
+    *upper = vreinterpretq_s32_u32(vcombine_u32(vshrn_n_u64(low, 32), vshrn_n_u64(high, 32)));
+    return vreinterpretq_s32_u32(vcombine_u32(vmovn_u64(low), vmovn_u64(high)));
+}
 INLINE vi vi_shift_right(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }
 INLINE vi vi_shift_left(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
 INLINE vf vf_from_int(vi a) { return vcvtq_f32_s32(a); }

@@ -45,6 +45,16 @@ INLINE vi vi_set1(int32_t a) { return a; }
 INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
 INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 INLINE vi vi_and(vi a, vi b) { return a & b; }
+INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
+INLINE vi vi_load(const int32_t *p) { return *p; }
+INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
+INLINE vi vi_shift_right_unsigned(vi a, int n) { return (vi)((uint32_t)a >> n); }
+/* The product's lower half; both are taken as unsigned. */
+INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+    uint64_t product = (uint64_t)(uint32_t)a * (uint32_t)b;
+    *upper = (vi)(uint32_t)(product >> 32);
+    return (vi)(uint32_t)product;
+}
 /* Gcc and clang shift negative numbers arithmetically. */
 INLINE vi vi_shift_right(vi a, int n) { return a >> n; }
 INLINE vi vi_shift_left(vi a, int n) { return (vi)((uint32_t)a << n); }

@@ -30,6 +30,8 @@ from gpt2c.errors import (
 from gpt2c.gen_text import gen_text
 from gpt2c.generation import Completion
 from gpt2c.model import GPT2
+from gpt2c.sampling import SAMPLER_ORDER
+from gpt2c.scoring import Score
 from gpt2c.session import Session
 from gpt2c.tokenizer import Tokenizer
 
@@ -41,6 +43,7 @@ logging.getLogger("gpt2c").addHandler(logging.NullHandler())
 __all__ = [
     "ARITHMETIC",
     "GPT2",
+    "SAMPLER_ORDER",
     "BackendError",
     "CacheMemoryError",
     "CheckpointError",
@@ -57,6 +60,7 @@ __all__ = [
     "NumericalError",
     "OptionError",
     "OptionTypeError",
+    "Score",
     "Session",
     "Tokenizer",
     "TokenizerError",

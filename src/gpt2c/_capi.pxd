@@ -89,9 +89,58 @@ cdef extern from "gpt2c.h" nogil:
         const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, float *
     )
 
+    enum: GPT2C_MOST_TOP
+
+    ctypedef struct gpt2c_token_score:
+        float log_prob, entropy
+        int32_t rank
+
+    ctypedef struct gpt2c_alternative:
+        float log_prob
+        int32_t id
+
+    ctypedef struct gpt2c_scores:
+        gpt2c_token_score *scores
+        int32_t n_top
+        gpt2c_alternative *top
+
+    gpt2c_status gpt2c_score(
+        const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, const int32_t *,
+        const gpt2c_scores *
+    )
+
+    ctypedef enum gpt2c_stage_kind:
+        GPT2C_LOGIT_BIAS
+        GPT2C_REPETITION_PENALTY
+        GPT2C_PRESENCE_PENALTY
+        GPT2C_FREQUENCY_PENALTY
+        GPT2C_DRY
+        GPT2C_NO_REPEAT_NGRAM
+        GPT2C_BAD_WORDS
+        GPT2C_MIN_NEW_TOKENS
+        GPT2C_SUPPRESS_TOKENS
+        GPT2C_TEMPERATURE
+        GPT2C_TOP_N_SIGMA
+        GPT2C_TOP_K
+        GPT2C_TOP_P
+        GPT2C_MIN_P
+        GPT2C_TYPICAL_P
+        GPT2C_EPSILON_CUTOFF
+        GPT2C_ETA_CUTOFF
+        GPT2C_XTC
+        GPT2C_MIROSTAT
+
+    ctypedef struct gpt2c_stage:
+        gpt2c_stage_kind kind
+        float value, other
+        int32_t count, span
+        const int32_t *ids
+        const float *values
+        int32_t n_ids
+
     ctypedef struct gpt2c_sampling:
-        float temperature
-        int32_t top_k
+        const gpt2c_stage *stages
+        int32_t n_stages, draws
         uint64_t seed
         uint32_t sample
 
@@ -101,6 +150,7 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_FINISHED_STOP
         GPT2C_FINISHED_CONTEXT
         GPT2C_FINISHED_NOT_A_NUMBER
+        GPT2C_FINISHED_NOTHING_LEFT
 
     ctypedef struct gpt2c_job:
         gpt2c_sequence *sequence
@@ -108,12 +158,19 @@ cdef extern from "gpt2c.h" nogil:
         int32_t n_prompt
         int32_t n_fed
         gpt2c_sampling sampling
+        float mirostat_mu
         const int32_t *stop_ids
         int32_t n_stop_ids
         int32_t max_new_tokens
         int32_t *tokens
         int32_t n_tokens
+        gpt2c_scores scores
         gpt2c_finish finish
+
+    gpt2c_status gpt2c_process(const gpt2c_model *, gpt2c_scratch *, const gpt2c_job *, float *)
+    gpt2c_status gpt2c_advance(
+        const gpt2c_model *, gpt2c_scratch *, gpt2c_job *, const float *, const float *
+    )
 
     gpt2c_status gpt2c_run(
         const gpt2c_model *, gpt2c_scratch *, gpt2c_job **, int32_t, int32_t, double, int32_t *
@@ -167,7 +224,10 @@ cdef extern from "kernels.h" nogil:
         void (*layer_norm)(const float *, const float *, const float *, float, int, float *)
         void (*embed)(const float *, const float *, int, float *)
         int (*arg_max)(const float *, int)
-        float (*perturb)(float, float, int32_t, const noise_key *)
+        void (*log_total)(const float *, int, float *, float *)
+        int (*rank)(const float *, int, int)
+        void (*perturb)(float *, const int32_t *, int, const noise_key *)
+        float (*chance)(const noise_key *)
 
 
 cdef extern from "cpu.h" nogil:

@@ -21,6 +21,7 @@ from gpt2c.errors import (
     ContextError,
     OptionError,
 )
+from gpt2c.scoring import SCORE_TYPE, TOP_TYPE
 
 
 cdef extern from "Python.h":
@@ -68,7 +69,32 @@ cdef dict FINISH_REASONS = {
     <int>GPT2C_FINISHED_STOP: "stop",
     <int>GPT2C_FINISHED_CONTEXT: "context",
     <int>GPT2C_FINISHED_NOT_A_NUMBER: "nan",
+    <int>GPT2C_FINISHED_NOTHING_LEFT: "nothing",
 }
+
+# By the names of options: see gpt2c.sampling.
+cdef dict STAGES = {
+    "logit_bias": GPT2C_LOGIT_BIAS,
+    "repetition_penalty": GPT2C_REPETITION_PENALTY,
+    "presence_penalty": GPT2C_PRESENCE_PENALTY,
+    "frequency_penalty": GPT2C_FREQUENCY_PENALTY,
+    "dry": GPT2C_DRY,
+    "no_repeat_ngram_size": GPT2C_NO_REPEAT_NGRAM,
+    "bad_words": GPT2C_BAD_WORDS,
+    "min_new_tokens": GPT2C_MIN_NEW_TOKENS,
+    "suppress_tokens": GPT2C_SUPPRESS_TOKENS,
+    "temperature": GPT2C_TEMPERATURE,
+    "top_n_sigma": GPT2C_TOP_N_SIGMA,
+    "top_k": GPT2C_TOP_K,
+    "top_p": GPT2C_TOP_P,
+    "min_p": GPT2C_MIN_P,
+    "typical_p": GPT2C_TYPICAL_P,
+    "epsilon_cutoff": GPT2C_EPSILON_CUTOFF,
+    "eta_cutoff": GPT2C_ETA_CUTOFF,
+    "xtc": GPT2C_XTC,
+    "mirostat": GPT2C_MIROSTAT,
+}
+
 
 
 def instruction_sets():
@@ -179,9 +205,27 @@ cdef class Model:
         self.check_open()
         return Sequence(self)
 
-    def job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids, sequence=None):
-        """A text to be continued from ids by `run`; sequence, which it takes, has the first."""
-        return Job(self, ids, max_new_tokens, temperature, top_k, seed, sample, stop_ids, sequence)
+    def job(
+        self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top=None, sequence=None,
+    ):
+        """A text to be continued from ids by `run`; sequence, which it takes, has the first.
+
+        plan is a gpt2c.sampling.Plan. With n_top its tokens are scored, with as many alternatives.
+        """
+        return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence)
+
+    def score(
+        self, list sequences not None, list ids not None, list targets not None, int n_top,
+    ):
+        """Feeds each sequence its ids, and scores the last len(targets) tokens that follow them.
+
+        ids and targets are int32 arrays, those of a sequence at least as many ids as targets.
+        Returns what is said of all targets in order: arrays of SCORE_TYPE [n] and of TOP_TYPE
+        [n, n_top].
+        """
+        if not len(sequences) == len(ids) == len(targets) > 0:
+            raise OptionError("score takes ids and targets for each of at least one sequence")
+        return Scoring(self, sequences, ids, targets, n_top).run()
 
     def run(self, list jobs not None, int max_steps):
         """Advances the jobs until one finishes or max_steps tokens were generated for them."""
@@ -215,7 +259,8 @@ cdef class Model:
                 max_steps -= n_steps
                 running = max_steps > 0
                 for i in range(n_jobs):
-                    running = running and pointers[i].finish == GPT2C_RUNNING
+                    job = jobs[i]
+                    running = running and job.job.finish == GPT2C_RUNNING and not job.cancelled
                 PyErr_CheckSignals()
         finally:
             free(pointers)
@@ -370,19 +415,133 @@ cdef class Sequence:
         return other
 
 
+cdef class Scoring:
+    """One call of Model.score."""
+
+    cdef Model model
+    cdef list sequences
+    cdef const int32_t[::1] ids, targets
+    cdef int32_t[::1] n_left, n_unscored  # of each sequence: ids to be fed, of which unscored
+    cdef object scores, top
+    cdef gpt2c_scores out
+    cdef Py_ssize_t n_fed, n_scored
+
+    def __cinit__(self, Model model, list sequences, list ids, list targets, int n_top):
+        cdef Sequence sequence
+        cdef Py_ssize_t i
+        self.model, self.sequences = model, sequences
+        self.ids, self.targets = np.concatenate(ids), np.concatenate(targets)
+        self.n_left = np.array([len(part) for part in ids], dtype=np.int32)
+        n_scored = np.array([len(part) for part in targets], dtype=np.int32)
+        self.n_unscored = np.asarray(self.n_left) - n_scored
+        for i in range(len(sequences)):
+            sequence = sequences[i]
+            if sequence.model is not model or self.n_unscored[i] < 0 or self.n_left[i] < 1:
+                raise OptionError("score takes its own sequences, and ids for every target")
+        for i in range(self.targets.shape[0]):
+            if not 0 <= self.targets[i] < model.n_vocab:
+                raise OptionError(f"target {self.targets[i]} is not in the vocabulary")
+        if not 0 <= n_top <= GPT2C_MOST_TOP:
+            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+        try:
+            self.scores = np.empty(self.targets.shape[0], dtype=SCORE_TYPE)
+            self.top = np.empty((self.targets.shape[0], n_top), dtype=TOP_TYPE)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for the scores ({error})") from None
+        self.out.n_top = n_top
+
+    cdef gpt2c_scores rest(self):
+        """Where the next scores go."""
+        cdef unsigned char[::1] scores = self.scores[self.n_scored:].view(np.uint8)
+        cdef unsigned char[::1] top = self.top[self.n_scored:].reshape(-1).view(np.uint8)
+        cdef gpt2c_scores out
+        out.n_top = self.out.n_top
+        out.scores = <gpt2c_token_score *>&scores[0] if scores.shape[0] else NULL
+        out.top = <gpt2c_alternative *>&top[0] if top.shape[0] else NULL
+        return out
+
+    cdef int32_t next_feeds(self, gpt2c_feed *feeds):
+        """The next GPT2C_MAX_ROWS ids at most; returns how many sequences they belong to."""
+        cdef int32_t n_feeds = 0, room = GPT2C_MAX_ROWS, n
+        cdef Py_ssize_t i
+        cdef Sequence sequence
+        for i in range(len(self.sequences)):
+            if self.n_left[i] == 0:
+                continue
+            if room == 0:
+                break
+            sequence = self.sequences[i]
+            # A feed is scored as a whole or not at all.
+            n = self.n_unscored[i] if self.n_unscored[i] else self.n_left[i]
+            n = min(n, room)
+            feeds[n_feeds].sequence = sequence.pointer
+            feeds[n_feeds].tokens = &self.ids[self.n_fed]
+            feeds[n_feeds].n_tokens = n
+            feeds[n_feeds].wanted = GPT2C_LOGITS_NONE if self.n_unscored[i] else GPT2C_LOGITS_ALL
+            n_feeds += 1
+            room -= n
+            self.n_fed += n
+            self.n_left[i] -= n
+            if self.n_unscored[i]:
+                self.n_unscored[i] -= n
+            if self.n_left[i]:
+                break  # the rest of its ids comes first
+        return n_feeds
+
+    def run(self):
+        """The scores, and the alternatives."""
+        cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
+        cdef gpt2c_status status
+        cdef Scratch scratch = None
+        cdef Sequence sequence
+        cdef gpt2c_scores out
+        cdef const int32_t *asked
+        cdef int32_t n_feeds
+        cdef Py_ssize_t i
+        claimed = []
+        try:
+            scratch = self.model.begin()
+            for sequence in self.sequences:
+                sequence.claim()
+                claimed.append(sequence)
+            while self.n_fed < self.ids.shape[0]:
+                out = self.rest()
+                asked = &self.targets[self.n_scored] if out.scores != NULL else NULL
+                n_feeds = self.next_feeds(feeds)
+                with nogil:
+                    status = gpt2c_score(
+                        self.model.pointer, scratch.pointer, feeds, n_feeds, asked, &out
+                    )
+                raise_status(status, "scoring")
+                for i in range(n_feeds):
+                    if feeds[i].wanted == GPT2C_LOGITS_ALL:
+                        self.n_scored += feeds[i].n_tokens
+                PyErr_CheckSignals()
+        finally:
+            for sequence in claimed:
+                sequence.busy = False
+            if scratch is not None:
+                self.model.end(scratch)
+        return self.scores, self.top
+
+
 cdef class Job:
     """One text being continued."""
 
     cdef gpt2c_job job
     cdef readonly Sequence sequence
+    cdef readonly bint cancelled
+    cdef gpt2c_stage *stages
+    cdef list arrays  # what the stages point to
+    cdef object score_array, top_array
     cdef const int32_t[::1] prompt
     cdef const int32_t[::1] stop_ids
     cdef int32_t[::1] tokens
 
     def __cinit__(
         self, Model model not None, const int32_t[::1] ids not None, int32_t max_new_tokens,
-        float temperature, int32_t top_k, uint64_t seed, uint32_t sample,
-        const int32_t[::1] stop_ids not None, Sequence sequence=None,
+        plan, uint64_t seed, uint32_t sample, const int32_t[::1] stop_ids not None,
+        n_top=None, Sequence sequence=None,
     ):
         cdef int32_t room = model.n_positions - <int32_t>ids.shape[0] + 1
         if ids.shape[0] == 0 or room < 1 or max_new_tokens < 1:
@@ -392,6 +551,7 @@ cdef class Job:
         if self.sequence.length >= ids.shape[0]:
             raise OptionError(f"a job's sequence has all of its {ids.shape[0]} ids already")
         self.prompt = ids
+        self.check_ids(ids)
         self.job.n_fed = <int32_t>self.sequence.length
         self.stop_ids = stop_ids
         # The context ends a job before its tokens outgrow this buffer.
@@ -399,15 +559,86 @@ cdef class Job:
         self.job.sequence = self.sequence.pointer
         self.job.prompt = &self.prompt[0]
         self.job.n_prompt = <int32_t>ids.shape[0]
-        self.job.sampling.temperature = temperature
-        self.job.sampling.top_k = top_k
         self.job.sampling.seed = seed
         self.job.sampling.sample = sample
+        self.job.sampling.draws = plan.draws
+        self.take_stages(plan.stages)
         self.job.n_stop_ids = <int32_t>stop_ids.shape[0]
         if self.job.n_stop_ids:
             self.job.stop_ids = &self.stop_ids[0]
         self.job.max_new_tokens = max_new_tokens
         self.job.tokens = &self.tokens[0]
+        if n_top is not None:
+            self.take_scores(n_top)
+
+    def __dealloc__(self):
+        free(self.stages)
+
+    cdef int check_ids(self, const int32_t[::1] ids) except -1:
+        """Penalties use ids as places in tables."""
+        cdef Py_ssize_t i
+        for i in range(ids.shape[0]):
+            if not 0 <= ids[i] < self.sequence.model.n_vocab:
+                raise OptionError(f"id {ids[i]} is not in the vocabulary")
+        return 0
+
+    cdef int take_stages(self, stages) except -1:
+        cdef gpt2c_stage *stage
+        cdef const int32_t[::1] ids
+        cdef const float[::1] values
+        cdef Py_ssize_t i
+        self.arrays = []
+        self.stages = <gpt2c_stage *>calloc(len(stages) or 1, sizeof(gpt2c_stage))
+        if self.stages == NULL:
+            raise CacheMemoryError("not enough memory for the sampling options")
+        for i, given in enumerate(stages):
+            stage = &self.stages[i]
+            stage.kind = STAGES[given.name]
+            stage.value, stage.other = given.value, given.other
+            stage.count, stage.span = given.count, given.span
+            ids, values = given.ids, given.values
+            if stage.kind == GPT2C_BAD_WORDS:
+                self.check_words(ids)
+            else:
+                self.check_ids(ids)
+            stage.n_ids = <int32_t>ids.shape[0]
+            if stage.kind == GPT2C_LOGIT_BIAS and values.shape[0] != ids.shape[0]:
+                raise OptionError("logit_bias needs a value for each id")
+            self.arrays.append((ids, values))
+            if ids.shape[0]:
+                stage.ids = &ids[0]
+            if values.shape[0]:
+                stage.values = &values[0]
+            if stage.kind == GPT2C_MIROSTAT:
+                self.job.mirostat_mu = 2 * stage.value
+            if stage.kind in (GPT2C_TOP_K, GPT2C_NO_REPEAT_NGRAM, GPT2C_DRY) and stage.count < 1:
+                raise OptionError(f"{given.name}: its count is {stage.count}")
+        self.job.sampling.stages = self.stages
+        self.job.sampling.n_stages = <int32_t>len(stages)
+        return 0
+
+    cdef int check_words(self, const int32_t[::1] ids) except -1:
+        cdef Py_ssize_t at = 0
+        while at < ids.shape[0]:
+            if ids[at] < 1 or ids[at] >= ids.shape[0] - at:
+                raise OptionError("bad_words: a word's length is wrong")
+            self.check_ids(ids[at + 1:at + 1 + ids[at]])
+            at += 1 + ids[at]
+        return 0
+
+    cdef int take_scores(self, int n_top) except -1:
+        if not 0 <= n_top <= GPT2C_MOST_TOP:
+            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+        cdef unsigned char[::1] view
+        self.score_array = np.empty(self.tokens.shape[0], dtype=SCORE_TYPE)
+        self.top_array = np.empty((self.tokens.shape[0], n_top), dtype=TOP_TYPE)
+        view = self.score_array.view(np.uint8)
+        self.job.scores.scores = <gpt2c_token_score *>&view[0]
+        self.job.scores.n_top = n_top
+        if n_top:
+            view = self.top_array.reshape(-1).view(np.uint8)
+            self.job.scores.top = <gpt2c_alternative *>&view[0]
+        return 0
 
     cdef int check_model(self, Model model) except -1:
         if self.sequence.model is not model:
@@ -421,6 +652,50 @@ cdef class Job:
                 raise OptionError(f"prefill of {n} ids, and the prompt has {self.job.n_prompt}")
             self.sequence.feed(self.prompt[self.job.n_fed:n], 0)
             self.job.n_fed = n
+
+    def cancel(self):
+        """Makes a `run` of this job in another thread return soon."""
+        self.cancelled = True
+
+    def next_logits(self):
+        """Feeds what is next; float32 [n_vocab], the logits of the token to be chosen."""
+        self.prefill(self.job.n_prompt - 1)
+        if self.job.n_fed < self.job.n_prompt:
+            logits = self.sequence.feed(self.prompt[self.job.n_fed:], 1)
+            self.job.n_fed = self.job.n_prompt
+            return logits[0]
+        return self.sequence.feed(self.tokens[self.job.n_tokens - 1:self.job.n_tokens], 1)[0]
+
+    def advance(self, const float[::1] logits not None, const float[::1] own not None):
+        """Chooses the next token from logits [n_vocab]; `own` are the model's, for its score."""
+        cdef gpt2c_status status
+        cdef Model model = self.sequence.model
+        if not logits.shape[0] == own.shape[0] == model.n_vocab:
+            raise OptionError("advance takes a logit for each id")
+        cdef Scratch scratch = model.begin()
+        try:
+            status = gpt2c_advance(
+                model.pointer, scratch.pointer, &self.job, &logits[0], &own[0]
+            )
+        finally:
+            model.end(scratch)
+        raise_status(status, "sampling")
+
+    def process(self, logits):
+        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity."""
+        cdef Model model = self.sequence.model
+        result = np.array(logits, dtype=np.float32)
+        if result.shape != (model.n_vocab,):
+            raise OptionError("process takes a logit for each id")
+        cdef float[::1] view = result
+        cdef gpt2c_status status
+        cdef Scratch scratch = model.begin()
+        try:
+            status = gpt2c_process(model.pointer, scratch.pointer, &self.job, &view[0])
+        finally:
+            model.end(scratch)
+        raise_status(status, "sampling")
+        return result
 
     @property
     def n_tokens(self):
@@ -436,155 +711,12 @@ cdef class Job:
         """The tokens generated, from the begin-th on."""
         return [self.tokens[i] for i in range(begin, self.job.n_tokens)]
 
-
-# ---- kernels, for tests ----
-
-
-cdef const kernel_table *kernels_of(str isa) except NULL:
-    cdef bytes name = isa.encode()
-    cdef const kernel_table *kernels = cpu_kernels(name)
-    if kernels == NULL:
-        raise BackendError(f"instruction set {isa!r} is not compiled in or cannot run here")
-    return kernels
+    def scores(self):
+        """Arrays of SCORE_TYPE [n] and TOP_TYPE [n, n_top] of the tokens generated."""
+        if self.score_array is None:
+            raise OptionError("this job was not asked for scores")
+        end = self.job.n_tokens
+        return self.score_array[:end].copy(), self.top_array[:end].copy()
 
 
-def elementwise(str isa not None, str function not None, x):
-    """A kernel's exp, log or activation of float32 x (any shape)."""
-    cdef const kernel_table *kernels = kernels_of(isa)
-    result = np.array(x, dtype=np.float32).ravel()
-    cdef float[::1] view = result
-    if result.size == 0:
-        return result
-    if function == "exp":
-        kernels.exp(&view[0], <int>view.shape[0])
-    elif function == "log":
-        kernels.log(&view[0], <int>view.shape[0])
-    else:
-        kernels.activate(&view[0], <int>view.shape[0], ACTIVATIONS[function])
-    return result.reshape(np.shape(x))
-
-
-def layer_norm(
-    str isa not None, const float[::1] x not None, const float[::1] weight not None,
-    const float[::1] bias not None, float epsilon,
-):
-    """A kernel's layer norm of one row."""
-    cdef const kernel_table *kernels = kernels_of(isa)
-    if not x.shape[0] == weight.shape[0] == bias.shape[0] > 0:
-        raise OptionError("layer_norm takes three vectors of one length")
-    result = np.empty(x.shape[0], dtype=np.float32)
-    cdef float[::1] out = result
-    kernels.layer_norm(&x[0], &weight[0], &bias[0], epsilon, <int>x.shape[0], &out[0])
-    return result
-
-
-def matmul(
-    str isa not None, const float[:, ::1] x not None, weight, bias, residual, activation,
-):
-    """activation(x @ weight + bias) + residual by a kernel: [n_rows, k], [k, n], [n], [n_rows, n].
-
-    bias, residual and activation (a name) may be None.
-    """
-    cdef const kernel_table *kernels = kernels_of(isa)
-    cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1], n = weight.shape[1]
-    cdef int n_panels = (n + PANEL - 1) // PANEL
-    padded = np.zeros((k, n_panels * PANEL), dtype=np.float32)
-    padded[:, :n] = weight
-    packed = padded.reshape(k, n_panels, PANEL).transpose(1, 0, 2)
-    cdef float[:, :, ::1] panels = np.ascontiguousarray(packed)
-    padded = np.zeros(n_panels * PANEL, dtype=np.float32)
-    padded[:n] = 0 if bias is None else bias
-    cdef float[::1] bias_view = padded
-    result = np.zeros((n_rows, n), dtype=np.float32)
-    if residual is not None:
-        result[...] = residual
-    cdef float[:, ::1] out = result
-    cdef matmul_args args
-    args.x, args.x_stride, args.n_rows, args.k = &x[0, 0], k, n_rows, k
-    args.panels = &panels[0, 0, 0]
-    args.bias = NULL if bias is None else &bias_view[0]
-    args.residual = NULL if residual is None else &out[0, 0]
-    args.out, args.out_stride, args.residual_stride, args.n = &out[0, 0], n, n, n
-    args.activation = GPT2C_IDENTITY if activation is None else ACTIVATIONS[activation]
-    kernels.matmul(&args, 0, n_panels)
-    return result
-
-
-def attention(
-    str isa not None, const float[:, ::1] q not None, keys, values, float scale,
-):
-    """A kernel's causal attention of one head: q [n_rows, head_dim] are the last n_rows positions
-
-    of keys and values [n_positions, head_dim], all n_rows in one page of the cache.
-    """
-    cdef const kernel_table *kernels = kernels_of(isa)
-    cdef int n_rows = <int>q.shape[0], head_dim = <int>q.shape[1], n_positions = keys.shape[0]
-    cdef int n_pages = (n_positions + PAGE_POSITIONS - 1) // PAGE_POSITIONS, i
-    if (n_positions - n_rows) // PAGE_POSITIONS != (n_positions - 1) // PAGE_POSITIONS:
-        raise OptionError("attention takes rows of one page")
-    # What lies beyond the last position is never read, or a NaN would show.
-    padded = np.full((2, n_pages * PAGE_POSITIONS, head_dim), np.nan, dtype=np.float32)
-    padded[0, :n_positions], padded[1, :n_positions] = keys, values
-    stored = np.empty((n_pages, 2, head_dim * PAGE_POSITIONS), dtype=np.float32)
-    for i in range(n_pages):
-        page = padded[:, i * PAGE_POSITIONS:(i + 1) * PAGE_POSITIONS]
-        stored[i, 0], stored[i, 1] = page[0].T.ravel(), page[1].ravel()
-    cdef float[:, :, ::1] pages = stored
-    cdef const float *pointers[64]
-    if n_pages > 64:
-        raise OptionError("attention takes up to 64 pages")
-    for i in range(n_pages):
-        pointers[i] = &pages[i, 0, 0]
-    cdef float[:, ::1] scores = np.empty((ATTENTION_ROWS, n_positions), dtype=np.float32)
-    result = np.empty((n_rows, head_dim), dtype=np.float32)
-    cdef float[:, ::1] out = result
-    cdef attention_args args
-    args.q, args.q_stride, args.n_rows = &q[0, 0], head_dim, n_rows
-    args.pages, args.keys, args.values = pointers, 0, head_dim * PAGE_POSITIONS
-    args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
-    args.scores, args.scores_stride = &scores[0, 0], n_positions
-    args.out, args.out_stride = &out[0, 0], head_dim
-    kernels.attention(&args)
-    return result
-
-
-def arg_max(str isa not None, const float[::1] logits not None):
-    """The lowest id of the greatest logit, or -1 where any is a NaN."""
-    cdef const kernel_table *kernels = kernels_of(isa)
-    if logits.shape[0] == 0:
-        raise OptionError("arg_max takes at least one logit")
-    return kernels.arg_max(&logits[0], <int>logits.shape[0])
-
-
-def embed(str isa not None, const float[::1] row not None, const float[::1] added not None):
-    """row + added by a kernel that finds row as a column of a packed matrix."""
-    cdef const kernel_table *kernels = kernels_of(isa)
-    cdef int k = <int>row.shape[0]
-    if not k == added.shape[0] > 0:
-        raise OptionError("embed takes two vectors of one length")
-    cdef float[:, ::1] packed = np.zeros((k, PANEL), dtype=np.float32)
-    result = np.empty(k, dtype=np.float32)
-    cdef float[::1] out = result
-    cdef int i
-    for i in range(k):
-        packed[i, PANEL - 1] = row[i]
-    kernels.embed(&packed[0, PANEL - 1], &added[0], k, &out[0])
-    return result
-
-
-def perturbed(
-    str isa not None, const float[::1] logits not None, float temperature, uint64_t seed,
-    uint32_t sample, uint32_t position,
-):
-    """logit / temperature + Gumbel noise for every id."""
-    cdef const kernel_table *kernels = kernels_of(isa)
-    cdef noise_key key
-    key.seed = seed
-    key.sample = sample
-    key.position = position
-    result = np.empty(logits.shape[0], dtype=np.float32)
-    cdef float[::1] out = result
-    cdef Py_ssize_t i
-    for i in range(logits.shape[0]):
-        out[i] = kernels.perturb(logits[i], temperature, <int32_t>i, &key)
-    return result
+include "_kernels.pxi"

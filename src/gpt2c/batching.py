@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.errors import NumericalError
+from gpt2c.errors import NumericalError, OptionError
+from gpt2c.generation import LogitsProcessor
 from gpt2c.options import INT32_MAX
+from gpt2c.sampling import Plan
+from gpt2c.scoring import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.stops import Stops, Watcher
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineJob, EngineModel, EngineSequence
@@ -20,32 +24,164 @@ SHARED_PREFIX: Final = 16
 # Results that may wait for one before them, in batches: what bounds the memory of a lazy run.
 _BATCHES_AHEAD: Final = 4
 
-Result: TypeAlias = tuple[list[int], str]  # the new ids, and why they ended
-
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, ready for the engine."""
+    """One text to be generated, ready for the engine."""
 
+    index: int  # of its prompt
     ids: NDArray[np.int32]
     max_new_tokens: int
-    temperature: float
-    top_k: int
+    plan: Plan
     seed: int | None
+    sample: int
     stop_ids: NDArray[np.int32]
+    stops: Stops = field(default_factory=Stops)
+    n_top: int | None = None  # alternatives of scored tokens; None: no scores
+    scores_prompt: bool = False
+    slides: bool = False
+    logits_processor: LogitsProcessor | None = None
 
-    def start(self, engine: EngineModel, sequence: EngineSequence | None = None) -> EngineJob:
-        """The engine's job for this prompt; sequence holds its first tokens already."""
-        return engine.job(
-            self.ids, self.max_new_tokens, self.temperature, self.top_k, self.seed or 0, 0,
-            self.stop_ids, sequence,  # type: ignore[arg-type]
+
+@dataclass(frozen=True)
+class Result:
+    """A text that is complete."""
+
+    ids: list[int]
+    finish_reason: str
+    end: int | None = None  # in bytes, where the text ends before its ids do
+    scores: Scores | None = None
+    prompt_scores: Scores | None = None
+
+
+class Text:
+    """One text that is being generated, over one or, where it slides, several contexts."""
+
+    def __init__(
+        self, engine: EngineModel, request: Request, sequence: EngineSequence | None = None
+    ) -> None:
+        """sequence, which is taken, holds the prompt's first tokens."""
+        self._engine = engine
+        self.request = request
+        self.result: Result | None = None
+        self.watcher = Watcher(request.stops, request.index)
+        self._scores: list[Scores] = []
+        self._prompt_scores: Scores | None = None
+        if request.scores_prompt:
+            sequence, self._prompt_scores = score_prompt(engine, request)
+        self.job = self._start(request.ids, request.max_new_tokens, sequence)
+
+    def run(self) -> None:
+        """Chooses one token by itself."""
+        if self.request.logits_processor is None:
+            self._engine.run([self.job], 1)  # type: ignore[list-item]
+        else:
+            self._run_processed(self.request.logits_processor)
+        self.look()
+
+    def look(self) -> None:
+        """Takes up what the engine has generated, and sets `result` where the text ends."""
+        job = self.job
+        reason = job.finish_reason
+        for id in job.new_ids(self._n_seen):
+            self._n_seen += 1
+            if stopped := self.watcher.push(id):
+                return self._end(stopped)
+        if reason is None and self.request.stops.is_late:
+            return self._end("time")
+        if reason in ("nan", "nothing"):
+            self._fail(reason)
+        if reason == "context" and self.request.slides:
+            return self._slide()
+        if reason is not None:
+            self._end(reason)
+
+    def cancel(self) -> None:
+        """Makes a run in another thread return soon, perhaps without a result."""
+        self.job.cancel()
+
+    def n_shared(self, request: Request) -> int:
+        """How many tokens both prompts begin with, of those that a copy can have."""
+        # A prompt's last token is fed by the run that wants its logits.
+        mine = self._ids
+        most = min(len(request.ids) - 1, max(len(mine) - 1, self.job.sequence.length))
+        return min(_common_prefix(request.ids, mine), most)
+
+    def _start(
+        self, ids: NDArray[np.int32], max_new_tokens: int, sequence: EngineSequence | None
+    ) -> EngineJob:
+        r = self.request
+        self._ids, self._n_seen = ids, 0
+        self.head = ids[:SHARED_PREFIX].tobytes()
+        plan = r.plan.after(len(self.watcher.ids))
+        return self._engine.job(
+            ids, max_new_tokens, plan, r.seed or 0, r.sample, r.stop_ids, r.n_top,
+            sequence,  # type: ignore[arg-type]
         )  # fmt: skip
+
+    def _run_processed(self, process: LogitsProcessor) -> None:
+        own = self.job.next_logits()
+        if np.isnan(own).any():
+            self._fail("nan")
+        before = [*self._ids.tolist(), *self.job.new_ids()]
+        logits = _processed(process(before, own.copy()), len(own))
+        self.job.advance(logits, own)
+
+    def _slide(self) -> None:
+        """Goes on from the last half of the context, as a prompt of that would."""
+        self._keep_scores()
+        left = self.request.max_new_tokens - len(self.watcher.ids)
+        half = max(self._engine.n_positions // 2, 1)
+        ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
+        self.job = self._start(ids, left, None)
+
+    def _keep_scores(self) -> None:
+        if self.request.n_top is not None:
+            self._scores.append(self.job.scores())
+
+    def _end(self, reason: str) -> None:
+        self._keep_scores()
+        self.watcher.finish()
+        ids, scores = self.watcher.ids, None
+        if self._scores:
+            parts = zip(*self._scores, strict=True)
+            scores = tuple(np.concatenate(part)[: len(ids)] for part in parts)
+        self.result = Result(ids, reason, self.watcher.end, scores, self._prompt_scores)  # type: ignore[arg-type]
+
+    def _fail(self, reason: str) -> NoReturn:
+        where = f"prompt {self.request.index}"
+        position = len(self._ids) + self.job.n_tokens
+        if reason == "nan":
+            raise NumericalError(
+                f"{where}: a logit at position {position} is not a number; are there NaN or "
+                "infinite values in the weights?"
+            )
+        raise OptionError(
+            f"{where}: suppress_tokens, bad_words and the other options leave no token to choose "
+            f"at position {position}"
+        )
+
+
+def _processed(logits: Any, n_vocab: int) -> NDArray[np.float32]:
+    """What a logits_processor returned, checked."""
+    try:
+        checked = np.ascontiguousarray(logits, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"logits_processor returned no array of numbers: {error}") from None
+    if checked.shape != (n_vocab,):
+        raise OptionError(
+            f"logits_processor returned an array of shape {list(checked.shape)}; it must be "
+            f"[{n_vocab}]"
+        )
+    if np.isnan(checked).any():
+        raise OptionError("logits_processor returned a logit that is not a number")
+    return checked
 
 
 def run_requests(
     engine: EngineModel, requests: Iterable[Request], batch_size: int
 ) -> Iterator[Result]:
-    """The new ids of every request and why each ended, in the requests' order, as they come.
+    """Every request's result, in the requests' order, as they come.
 
     At most batch_size run together; a finished one's place is taken by the next, which is asked
     for only then. Where asking raises, what runs is finished and yielded before.
@@ -71,28 +207,15 @@ def run_requests(
         raise failure
 
 
-@dataclass(frozen=True)
-class _Running:
-    request: Request
-    job: EngineJob
-    head: bytes  # its first SHARED_PREFIX tokens: who has others has nothing to share
-
-    def n_shared(self, request: Request) -> int:
-        """How many tokens both prompts begin with, of those that a copy can have."""
-        # A prompt's last token is fed by the run that wants its logits.
-        most = min(len(request.ids) - 1, max(len(self.request.ids) - 1, self.job.sequence.length))
-        return min(_common_prefix(request.ids, self.request.ids), most)
-
-
 class _Batch:
-    """The requests that run now, and the results that were not fetched yet."""
+    """The texts that run now, and the results that were not fetched yet."""
 
     def __init__(self, engine: EngineModel, size: int) -> None:
         """Nothing runs."""
         self._engine, self._size = engine, size
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Text] = {}
         # Those that have just ended: who takes their places may still share their tokens.
-        self._ended: list[_Running] = []
+        self._ended: list[Text] = []
         self.results: dict[int, Result] = {}
         self.n_added = 0
 
@@ -105,37 +228,42 @@ class _Batch:
 
     def add(self, request: Request) -> None:
         """Adds a request, which is numbered in the order of adding."""
-        index = self.n_added
-        if request.max_new_tokens == 0:
-            self.results[index] = ([], "length")
+        number = self.n_added
+        if (result := at_once(self._engine, request)) is not None:
+            self.results[number] = result
         else:
-            head = request.ids[:SHARED_PREFIX].tobytes()
             with self._engine.held():
-                job = request.start(self._engine, self._shared(request, head))
-            self._running[index] = _Running(request, job, head)
+                self._running[number] = Text(self._engine, request, self._shared(request))
         self.n_added += 1
 
     def run(self) -> None:
-        """Runs until one of the requests ends."""
+        """Runs until one of the texts ends, or, where each token is looked at, one step."""
         self._ended = []
-        if not self._running:
+        texts = list(self._running.values())
+        if not texts:
             return
         with self._engine.held():
-            self._engine.run([r.job for r in self._running.values()], INT32_MAX)  # type: ignore[misc]
-        for index, running in list(self._running.items()):
-            job = running.job
-            if job.finish_reason is not None:
-                check_finite(job, f"prompt {index}")
-                self.results[index] = job.new_ids(), job.finish_reason
-                self._ended.append(running)
-                del self._running[index]
+            if any(text.request.logits_processor for text in texts):
+                for text in texts:
+                    text.run()
+            else:
+                n_steps = 1 if any(t.request.stops.are_watched for t in texts) else INT32_MAX
+                self._engine.run([text.job for text in texts], n_steps)  # type: ignore[misc]
+                for text in texts:
+                    text.look()
+        for number, text in list(self._running.items()):
+            if text.result is not None:
+                self.results[number] = text.result
+                self._ended.append(text)
+                del self._running[number]
 
-    def _shared(self, request: Request, head: bytes) -> EngineSequence | None:
+    def _shared(self, request: Request) -> EngineSequence | None:
         """A sequence that holds the tokens which request has in common with another, if many."""
-        if len(request.ids) <= SHARED_PREFIX:
+        if len(request.ids) <= SHARED_PREFIX or request.scores_prompt:
             return None
-        donors = [r for r in (*self._running.values(), *self._ended) if r.head == head]
-        donor = max(donors, key=lambda r: r.n_shared(request), default=None)
+        head = request.ids[:SHARED_PREFIX].tobytes()
+        donors = [t for t in (*self._running.values(), *self._ended) if t.head == head]
+        donor = max(donors, key=lambda text: text.n_shared(request), default=None)
         if donor is None or (n := donor.n_shared(request)) < SHARED_PREFIX:
             return None
         donor.job.prefill(n)
@@ -144,33 +272,35 @@ class _Batch:
         return sequence
 
 
+def at_once(engine: EngineModel, request: Request) -> Result | None:
+    """The result of a request for which no token has to be generated."""
+    if request.max_new_tokens and not request.stops.is_late:
+        return None
+    reason = "time" if request.max_new_tokens else "length"
+    if request.n_top is None:
+        return Result([], reason)
+    none = np.empty(0, dtype=SCORE_TYPE), np.empty((0, request.n_top), dtype=TOP_TYPE)
+    scores = score_prompt(engine, request)[1] if request.scores_prompt else None
+    return Result([], reason, scores=none, prompt_scores=scores)
+
+
+def score_prompt(
+    engine: EngineModel, request: Request
+) -> tuple[EngineSequence | None, Scores | None]:
+    """A sequence that holds all of the prompt but its last token, and the scores of all but the
+
+    first; None for a prompt of one token.
+    """
+    ids = request.ids
+    if len(ids) < 2:
+        return None, None
+    with engine.held():
+        sequence = engine.sequence()
+        scores = engine.score([sequence], [ids[:-1]], [ids[1:]], request.n_top or 0)  # type: ignore[list-item]
+    return sequence, scores
+
+
 def _common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
-
-
-def stream_request(engine: EngineModel, request: Request) -> Iterator[int]:
-    """The new ids of one request, each as soon as it is chosen.
-
-    Between two of them nothing runs, so a closed model ends the stream with ClosedError.
-    """
-    if request.max_new_tokens == 0:
-        return
-    job = request.start(engine)
-    n_seen = 0
-    while job.finish_reason is None:
-        with engine.held():
-            engine.run([job], 1)  # type: ignore[list-item]
-        yield from job.new_ids(n_seen)
-        n_seen = job.n_tokens
-    check_finite(job, "the prompt")
-
-
-def check_finite(job: EngineJob, where: str) -> None:
-    """Raises NumericalError where a job ended because a logit was not a number."""
-    if job.finish_reason == "nan":
-        raise NumericalError(
-            f"{where}: a logit at position {job.sequence.length} is not a number; are there NaN "
-            "or infinite values in the weights?"
-        )

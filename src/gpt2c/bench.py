@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import MissingDependencyError, OptionError
+from gpt2c.sampling import Plan
 
 if TYPE_CHECKING:
     from gpt2c.config import GPT2Config
@@ -198,7 +199,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 def endless_job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
     """A greedy one that no token ends."""
-    return model._engine.job(ids, n_new, 0.0, 0, 0, 0, np.empty(0, dtype=np.int32))
+    return model._engine.job(ids, n_new, Plan(), 0, 0, np.empty(0, dtype=np.int32))
 
 
 def _random_ids(model: GPT2, n: int, seed: int = 0) -> NDArray[np.int32]:

@@ -1,49 +1,82 @@
-"""Continuing texts: options and prompts, checked before any work."""
+"""The options of continuing a text, checked before any work, and what it is continued with."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.errors import ContextError, OptionError, OptionTypeError
-from gpt2c.options import INT32_MAX, choice, integer, is_integer, number
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.options import INT32_MAX, choice, integer, number
+from gpt2c.sampling import Plan, SamplingOptions, Vocabulary, check_sampling
+from gpt2c.scoring import Scores
 from gpt2c.untrusted import show
-
-IdArray: TypeAlias = "NDArray[np.integer[Any]]"
-Ids: TypeAlias = "Sequence[int] | IdArray"
-Prompt: TypeAlias = "str | Ids"
 
 # Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
 DEFAULT_BATCH_SIZE: Final = 32
+MOST_LOGPROBS: Final = 128
 _SEED_LIMIT: Final = 2**64
+_LONGEST_TIME: Final = 1e9  # seconds
+
+# (index of the prompt, its new ids so far) -> whether to stop
+Callback: TypeAlias = Callable[[int, list[int]], object]
+# (the prompt's and the new ids, logits [n_vocab]) -> logits [n_vocab]
+LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 
 
-class StreamOptions(TypedDict, total=False):
+class StreamOptions(SamplingOptions, total=False):
     """Keyword arguments of GPT2.stream; see GPT2.complete for what they are."""
 
     max_new_tokens: int
-    do_sample: bool | None
-    temperature: float | None
-    top_k: int | None
     seed: int | None
+    stop_strings: str | Sequence[str] | None
+    stop_token_ids: Sequence[int | str] | None
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
     truncate: str | None
+    overflow: str
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of GPT2.generate and GPT2.complete."""
-
+class _ListOptions(SamplingOptions, total=False):
     max_new_tokens: int
-    do_sample: bool | None
-    temperature: float | None
-    top_k: int | None
     seed: int | Sequence[int] | None
+    stop_strings: str | Sequence[str] | None
+    stop_token_ids: Sequence[int | str] | None
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
     truncate: str | None
+    overflow: str
+    num_return_sequences: int | None
     batch_size: int
+    progress: bool
+
+
+class GenerateOptions(_ListOptions, total=False):
+    """Keyword arguments of GPT2.generate; see GPT2.complete for what they are."""
+
+
+class CompleteOptions(_ListOptions, total=False):
+    """Keyword arguments of GPT2.complete."""
+
+    logprobs: int | None
+    echo: bool
+
+
+# Of options that are not None where they are not given.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "max_new_tokens": 40,
+    "overflow": "stop",
+    "batch_size": DEFAULT_BATCH_SIZE,
+    "progress": False,
+    "echo": False,
+}
 
 
 @dataclass(frozen=True)
@@ -51,20 +84,34 @@ class Completion:
     """What a prompt was continued with.
 
     text
-        The new text alone; None where the prompt was ids.
+        The new text alone, without the stop string that ended it; None where the prompt was ids.
     ids
-        The new ids. The token that ended the text is not among them.
+        The new ids. The token that ended the text is not among them; of those of a stop string
+        only one that also has some of the text before it.
     finish_reason
-        "length": max_new_tokens were generated; "stop": the model ended the text; "context": the
-        context is full.
-    seed
-        What reproduces this text; None where nothing was drawn.
+        "length": max_new_tokens were generated; "stop": the model ended the text, or a stop string
+        or token did; "context": the context is full; "time": max_time had passed; "callback": the
+        callback asked for it.
+    seed, sample
+        What reproduces this text: the seed (None where nothing was drawn), and its number among
+        num_return_sequences.
+    logprobs, top_logprobs
+        Where they were asked for: each new token's log-probability by the model itself, in nats,
+        and the likeliest ids there with theirs.
+    prompt_logprobs, prompt_top_logprobs
+        With echo=True the same of the prompt's tokens; the first, which nothing precedes, has NaN
+        and no alternatives.
     """
 
     text: str | None
     ids: list[int]
     finish_reason: str
     seed: int | None
+    sample: int = 0
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[float] | None = None
+    prompt_top_logprobs: list[dict[int, float]] | None = None
 
     @property
     def new(self) -> str | list[int]:
@@ -73,14 +120,52 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Options:
-    """Checked generation options, Hugging Face's names."""
+class Logprobs:
+    """An engine's scores of a text's tokens, as lists; None where they were not asked for."""
 
+    logprobs: list[float] | None = None
+    top: list[dict[int, float]] | None = None
+
+    @classmethod
+    def of(cls, scores: Scores | None) -> Logprobs:
+        """Of new tokens."""
+        if scores is None:
+            return cls()
+        tokens, alternatives = scores
+        top = [{int(id): float(p) for p, id in row.tolist() if id >= 0} for row in alternatives]
+        return cls(tokens["log_prob"].astype(float).tolist(), top)
+
+    @classmethod
+    def of_prompt(cls, scores: Scores | None, n: int) -> Logprobs:
+        """Of a prompt of n tokens, the first of which nothing precedes."""
+        rest = cls.of(scores)
+        return cls([math.nan, *(rest.logprobs or [])][:n], [{}, *(rest.top or [])][:n])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked generation options."""
+
+    plan: Plan
     max_new_tokens: int
-    temperature: float  # 0: greedy
-    top_k: int  # 0: all
     seeds: int | tuple[int, ...] | None
+    stop_strings: tuple[bytes, ...]
+    stop_ids: NDArray[np.int32]
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
     truncate: str | None
+    overflow: str
+    num_return_sequences: int | None
+    batch_size: int
+    progress: bool
+    logprobs: int | None
+    echo: bool
+
+    @property
+    def n_samples(self) -> int:
+        """How many texts each prompt gets."""
+        return self.num_return_sequences or 1
 
     def seed_of(self, index: int) -> int | None:
         """The seed of the prompt at this index; drawn where none was given, None if greedy.
@@ -92,45 +177,122 @@ class Options:
                 f"seed is a list of {len(self.seeds)}; it must have one for each prompt, and there "
                 f"is a prompt {index}"
             )
-        if self.temperature == 0:
+        if not self.plan.draws:
             return None
         if isinstance(self.seeds, tuple):
             return self.seeds[index]
         return int.from_bytes(os.urandom(4)) if self.seeds is None else self.seeds
 
 
-# ---- options ----
-
-
 def check_options(
-    *,
-    max_new_tokens: int,
-    do_sample: bool | None,
-    temperature: float | None,
-    top_k: int | None,
-    seed: int | Sequence[int] | None,
-    truncate: str | None,
+    given: Mapping[str, Any], allowed: type, method: str, vocabulary: Vocabulary
 ) -> Options:
-    """Checked options; sampling is on where do_sample says so or a sampling option is given.
+    """Checked options; allowed is the TypedDict that names those of the method.
 
     Raises OptionError or OptionTypeError naming the option, its value and its range.
     """
-    n = integer("max_new_tokens", max_new_tokens, 0, INT32_MAX)
-    if do_sample is not None and not isinstance(do_sample, bool):
-        raise OptionTypeError(f"do_sample is {show(do_sample)}; it must be True, False or None")
-    if truncate is not None:
-        choice("truncate", truncate, ("left",))
-    given = [
-        name for name, value in (("temperature", temperature), ("top_k", top_k))
-        if value is not None
-    ]  # fmt: skip
-    if do_sample is False and given:
-        raise OptionError(f"do_sample is False, but {given[0]}, which is for sampling, is given")
-    heat = 1.0 if temperature is None else number("temperature", temperature, 0, 3e38)
-    if not (do_sample or given):
-        heat = 0.0
-    k = 0 if top_k is None else integer("top_k", top_k, 0, INT32_MAX)
-    return Options(n, heat, k, _seeds(seed), truncate)
+    names = allowed.__annotations__
+    for name in given:
+        if name not in names:
+            raise OptionTypeError(f"{method} has no option {show(name)}{_similar(name, names)}")
+    options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
+    stop_ids = set(vocabulary.stop_ids)
+    if (ids := options["stop_token_ids"]) is not None:
+        stop_ids |= {vocabulary.id("stop_token_ids", id) for id in _list("stop_token_ids", ids)}
+    vocabulary = Vocabulary(vocabulary.n, frozenset(stop_ids), vocabulary.tokenizer)
+    plan = check_sampling({n: options[n] for n in SamplingOptions.__annotations__}, vocabulary)
+    checked = Options(
+        plan=plan,
+        max_new_tokens=integer("max_new_tokens", options["max_new_tokens"], 0, INT32_MAX),
+        seeds=_seeds(options["seed"]),
+        stop_strings=_stop_strings(options["stop_strings"]),
+        stop_ids=np.array(sorted(stop_ids), dtype=np.int32),
+        max_time=_optional(options["max_time"], _time),
+        callback=_function("callback", options["callback"]),
+        logits_processor=_function("logits_processor", options["logits_processor"]),
+        truncate=_optional(options["truncate"], lambda x: choice("truncate", x, ("left",))),
+        overflow=choice("overflow", options["overflow"], ("stop", "slide")),
+        num_return_sequences=_optional(options.get("num_return_sequences"), _n_sequences),
+        batch_size=integer("batch_size", options["batch_size"], 1, 256),
+        progress=_flag("progress", options["progress"]),
+        logprobs=_optional(options.get("logprobs"), _n_logprobs),
+        echo=_flag("echo", options["echo"]),
+    )
+    _check_together(checked, options)
+    return checked
+
+
+def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
+    if checked.n_samples > 1 and not checked.plan.draws:
+        raise OptionError(
+            f"num_return_sequences is {checked.n_samples}, but without sampling all of them would "
+            "be the same; pass do_sample=True or a temperature"
+        )
+    if checked.echo and checked.logprobs is None:
+        raise OptionError("echo is given without logprobs, of which it adds the prompt's")
+    if (options["min_new_tokens"] or 0) > checked.max_new_tokens:
+        raise OptionError(
+            f"min_new_tokens is {options['min_new_tokens']}, more than max_new_tokens, "
+            f"{checked.max_new_tokens}"
+        )
+
+
+def _similar(name: str, names: Mapping[str, Any]) -> str:
+    import difflib
+
+    similar = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
+
+
+def _optional(value: Any, check: Callable[[Any], Any]) -> Any:
+    return None if value is None else check(value)
+
+
+def _time(value: object) -> float:
+    return number("max_time", value, 0, _LONGEST_TIME)
+
+
+def _n_sequences(value: object) -> int:
+    return integer("num_return_sequences", value, 1, INT32_MAX)
+
+
+def _n_logprobs(value: object) -> int:
+    return integer("logprobs", value, 0, MOST_LOGPROBS)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be True or False")
+    return value
+
+
+def _function(name: str, value: object) -> Any:
+    if value is not None and not callable(value):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be a function")
+    return value
+
+
+def _list(name: str, value: object) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be a list")
+    return list(value)
+
+
+def _stop_strings(value: object) -> tuple[bytes, ...]:
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else _list("stop_strings", value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise OptionTypeError(f"stop_strings has {show(text)}; it must be texts")
+        if not text:
+            raise OptionError("stop_strings has an empty text, which every text has in it")
+    try:
+        return tuple(text.encode() for text in texts)
+    except UnicodeEncodeError as error:
+        raise OptionError(f"stop_strings has a text that is not Unicode: {error}") from None
 
 
 def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
@@ -141,113 +303,3 @@ def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
     if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
         return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in list(seed))
     return integer("seed", seed, 0, _SEED_LIMIT - 1)
-
-
-# ---- prompts ----
-
-
-def is_single(prompts: object) -> bool:
-    """Whether this is one prompt (a text, or a sequence of ids) rather than a list of prompts.
-
-    Raises OptionTypeError where it is neither.
-    """
-    if isinstance(prompts, str):
-        return True
-    if isinstance(prompts, np.ndarray):
-        if prompts.ndim not in (1, 2) or prompts.dtype.kind not in "iu":
-            raise OptionTypeError(
-                f"prompt ids are an array of {prompts.dtype} with {prompts.ndim} dimensions; "
-                "they must be integers with one (a prompt) or two (a list of them)"
-            )
-        return prompts.ndim == 1
-    if not isinstance(prompts, list | tuple):
-        raise OptionTypeError(
-            f"a prompt is of type {type(prompts).__name__}; it must be a text, a list or NumPy "
-            "array of token ids, or a list of prompts"
-        )
-    kinds = {_kind(item) for item in prompts}
-    if len(kinds) > 1:
-        raise OptionTypeError(
-            "a list of prompts must be all texts or all lists of ids (and a prompt of ids all "
-            f"integers); found {' and '.join(sorted(kinds))} together"
-        )
-    return kinds == {"ids"}
-
-
-def is_lazy(prompts: object) -> bool:
-    """Whether these are prompts to be taken one by one, as from a generator or an open file."""
-    # What holds numbers (tensors, series, ranges) or has no order is more likely a slip.
-    return isinstance(prompts, Iterable) and not (
-        isinstance(prompts, str | Sequence | Mapping | Set | memoryview)
-        or hasattr(prompts, "__array__")
-    )
-
-
-def _kind(item: object) -> str:
-    if isinstance(item, str):
-        return "texts"
-    if isinstance(item, list | tuple | np.ndarray):
-        return "lists"
-    if is_integer(item):
-        return "ids"
-    raise OptionTypeError(
-        f"a list of prompts holds {show(item)} of type {type(item).__name__}; it must hold texts, "
-        "lists of token ids, or be a list of token ids itself"
-    )
-
-
-def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
-    """Token ids as int32 [n], in memory of their own: nobody can change them under the engine.
-
-    Raises OptionTypeError where they are not integers, OptionError naming the first that the
-    vocabulary does not have.
-    """
-    if isinstance(ids, np.ndarray):
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise OptionTypeError(
-                f"{where}: ids are an array of {ids.dtype} with {ids.ndim} dimensions; they must "
-                "be integers with one"
-            )
-        numbers = np.array(ids, subok=False)
-        outside = np.flatnonzero((numbers < 0) | (numbers >= n_vocab))
-        if len(outside):
-            _refuse_id(where, int(outside[0]), int(numbers[outside[0]]), n_vocab)
-        return numbers.astype(np.int32)
-    if not isinstance(ids, list | tuple):
-        raise OptionTypeError(f"{where}: ids must be a list or a NumPy array, found {show(ids)}")
-    checked = []
-    for position, item in enumerate(list(ids)):
-        if not is_integer(item):
-            raise OptionTypeError(
-                f"{where}: token {position} is {show(item)}; it must be an integer"
-            )
-        id = int(item)
-        if not 0 <= id < n_vocab:
-            _refuse_id(where, position, id, n_vocab)
-        checked.append(id)
-    return np.array(checked, dtype=np.int32)
-
-
-def _refuse_id(where: str, position: int, id: int, n_vocab: int) -> NoReturn:
-    raise OptionError(f"{where}: token {position} is {show(id)}; ids are from 0 to {n_vocab - 1}")
-
-
-def fit_context(
-    ids: NDArray[np.int32], n_positions: int, options: Options, where: str
-) -> NDArray[np.int32]:
-    """The ids that are fed: all of them, or, under truncate="left", the last ones.
-
-    So that there is something to generate, "left" leaves room for max_new_tokens, but for at most
-    half of the context.
-
-    Raises ContextError where they do not fit.
-    """
-    if options.truncate == "left":
-        room = max(min(options.max_new_tokens - 1, n_positions // 2), 0)
-        return ids[-(n_positions - room) :]
-    if len(ids) > n_positions:
-        raise ContextError(
-            f"{where} has {len(ids)} tokens, more than the context's {n_positions} positions; "
-            "shorten it, or pass truncate='left' to keep its end"
-        )
-    return ids

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Unpack, overload
@@ -13,30 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.backend import load_engine
-from gpt2c.batching import Request, Result, run_requests, stream_request
+from gpt2c.batching import Request, Result, run_requests
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint
 from gpt2c.config import GPT2Config
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.generation import (
-    DEFAULT_BATCH_SIZE,
+    DEFAULTS,
+    CompleteOptions,
     Completion,
     GenerateOptions,
-    IdArray,
-    Ids,
+    Logprobs,
     Options,
-    Prompt,
     StreamOptions,
-    check_ids,
     check_options,
-    fit_context,
-    is_lazy,
-    is_single,
 )
 from gpt2c.hub import locate
-from gpt2c.options import integer
+from gpt2c.options import integer, shows_options
+from gpt2c.progress import with_bar
+from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, fit_context, is_lazy, is_single
+from gpt2c.sampling import Vocabulary
+from gpt2c.scoring import Score, score_texts
 from gpt2c.session import Session
+from gpt2c.stops import Stops
+from gpt2c.streaming import TextStream
 from gpt2c.threads import choose_threads
-from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
+from gpt2c.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.untrusted import show
 
 GPT2_VOCABULARY = 50257  # a checkpoint of this many tokens and no tokenizer files has GPT-2's own
 
@@ -152,123 +155,144 @@ class GPT2:
         self, prompts: Iterator[Ids], **options: Unpack[GenerateOptions]
     ) -> Iterator[list[int]]: ...
 
-    def generate(
-        self,
-        prompts: Any,
-        *,
-        max_new_tokens: int = 40,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        truncate: str | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-    ) -> Any:
+    @shows_options(GenerateOptions, DEFAULTS)
+    def generate(self, prompts: Any, **options: Any) -> Any:
         """Continues a prompt, or each of a list of prompts: the new text, or ids, alone.
 
         prompts is a text, a list or NumPy array of token ids, or a list of one kind of them. An
         iterator of prompts (a generator, an open file) is answered by an iterator, lazily.
-        :meth:`complete` says what the options are, and what is raised.
+        :meth:`complete` says what the options are, and what is raised. With num_return_sequences
+        each prompt's result is a list of so many.
         """
-        completions = self.complete(
-            prompts, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-            top_k=top_k, seed=seed, truncate=truncate, batch_size=batch_size,
-        )  # fmt: skip
-        if isinstance(completions, Completion):
-            return completions.new
-        if isinstance(completions, list):
-            return [completion.new for completion in completions]
-        return (completion.new for completion in completions)
+        checked = self._options(options, GenerateOptions, "generate")
+
+        def new(completion: Completion | list[Completion]) -> Any:
+            return [c.new for c in completion] if isinstance(completion, list) else completion.new
+
+        if is_lazy(prompts):
+            return map(new, self._complete_each(iter(prompts), checked))
+        completions = self._complete(prompts, checked)
+        return new(completions[0]) if is_single(prompts) else list(map(new, completions))
 
     @overload
-    def complete(self, prompts: str, **options: Unpack[GenerateOptions]) -> Completion: ...
+    def complete(self, prompts: str, **options: Unpack[CompleteOptions]) -> Completion: ...
     @overload
     def complete(
-        self, prompts: Sequence[int] | IdArray, **options: Unpack[GenerateOptions]
+        self, prompts: Sequence[int] | IdArray, **options: Unpack[CompleteOptions]
     ) -> Completion: ...
     @overload
     def complete(
-        self, prompts: list[str] | tuple[str, ...], **options: Unpack[GenerateOptions]
+        self, prompts: list[str] | tuple[str, ...], **options: Unpack[CompleteOptions]
     ) -> list[Completion]: ...
     @overload
     def complete(
-        self, prompts: Sequence[Ids], **options: Unpack[GenerateOptions]
+        self, prompts: Sequence[Ids], **options: Unpack[CompleteOptions]
     ) -> list[Completion]: ...
     @overload
     def complete(
-        self, prompts: Iterator[str], **options: Unpack[GenerateOptions]
+        self, prompts: Iterator[str], **options: Unpack[CompleteOptions]
     ) -> Iterator[Completion]: ...
     @overload
     def complete(
-        self, prompts: Iterator[Ids], **options: Unpack[GenerateOptions]
+        self, prompts: Iterator[Ids], **options: Unpack[CompleteOptions]
     ) -> Iterator[Completion]: ...
 
-    def complete(
-        self,
-        prompts: Any,
-        *,
-        max_new_tokens: int = 40,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        truncate: str | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-    ) -> Any:
+    @shows_options(CompleteOptions, DEFAULTS)
+    def complete(self, prompts: Any, **options: Any) -> Any:
         """Continues a prompt, or each of a list: a :class:`Completion`, or a list of them.
 
         The prompts of a list run together, whatever their lengths, and tokens that they begin with
         alike are computed once. An iterator of prompts is answered by an iterator of completions in
         their order: prompts are taken from it as places come free, so that there may be any number.
+        docs/sampling.md has the options' definitions, their papers and their order.
 
         max_new_tokens
             Most tokens to generate. The model's end token, or a full context, ends a text before.
-        do_sample, temperature, top_k
-            Greedy unless do_sample is True or a sampling option is given. temperature divides the
-            logits (default 1; 0 is greedy); top_k keeps the k likeliest tokens (0: all).
+        do_sample, temperature, top_k, top_p, min_p, typical_p, top_n_sigma, epsilon_cutoff,
+        eta_cutoff, xtc_probability, xtc_threshold, mirostat_tau, mirostat_eta
+            Greedy unless do_sample is True or one of the others is given. temperature divides the
+            logits (default 1; 0 is greedy); the others remove unlikely ids (xtc: likely ones).
+        repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size,
+        dry_multiplier, dry_base, dry_allowed_length, dry_range, dry_sequence_breakers
+            Against repetition. presence and frequency count the new tokens, the others the prompt
+            too.
+        logit_bias, suppress_tokens, bad_words, min_new_tokens
+            Numbers added to ids' logits; ids, and texts or lists of ids, that never come; how many
+            tokens come before one may end the text. A text that is one token stands for its id.
+        sampler_order
+            The stages' names in another order than gpt2c.SAMPLER_ORDER.
         seed
             An int from 0 to 2**64 - 1, or a list of one for each prompt; by itself it does not
             turn sampling on. The text is a function of
             the prompt, the options and the seed, whatever runs beside it. None draws one for each
             prompt, and the completion tells it.
+        num_return_sequences
+            So many texts for each prompt, all drawn from its seed; its result is then a list.
+        stop_strings, stop_token_ids
+            What ends a text, besides the model's end token; none of it is part of the text.
+        max_time
+            Seconds from the call after which every text ends.
+        callback
+            callback(index of the prompt, its new ids so far) after each token; what is true ends
+            the text.
+        logits_processor
+            logits_processor(ids of prompt and text, float32 [n_vocab]) returns the logits that are
+            used, before every other option. Slower: prompts run one after the other.
+        logprobs, echo
+            From 0 to 128: log-probabilities of the new tokens, and of so many alternatives; with
+            echo of the prompt's tokens too.
+        overflow
+            What a full context does: "stop" ends the text, "slide" goes on from the last half of
+            the context as from a new prompt, which costs feeding that half again; all options then
+            see that half alone. A prompt longer than the context is cut to its last half.
         truncate
             "left" keeps the end of a prompt that leaves no room in the context; otherwise a prompt
             longer than the context is an error.
         batch_size
             How many prompts run together, from 1 to 256.
+        progress
+            Show a bar of finished texts (with the package tqdm).
 
         Raises OptionError or OptionTypeError naming the option, its value and its range;
         ContextError, TokenizerError; NumericalError where the weights give a logit that is not a
         number; CacheMemoryError.
         """
-        options = check_options(
-            max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-            top_k=top_k, seed=seed, truncate=truncate,
-        )  # fmt: skip
-        batch_size = integer("batch_size", batch_size, 1, 256)
-        self._engine.check_open()
+        checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
-            return self._complete_each(iter(prompts), options, batch_size)
-        single = is_single(prompts)
-        prompt_list = [prompts] if single else list(prompts)
+            return self._complete_each(iter(prompts), checked)
+        completions = self._complete(prompts, checked)
+        return completions[0] if is_single(prompts) else completions
+
+    def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
+        stop_ids = frozenset(self.config.eos_token_ids)
+        vocabulary = Vocabulary(self.config.vocab_size, stop_ids, lambda: self.tokenizer)
+        options = check_options(given, allowed, method, vocabulary)
+        self._engine.check_open()
+        return options
+
+    def _complete(self, prompts: Any, options: Options) -> list[Any]:
+        """Of all prompts of a list; a single one is a list of one."""
+        prompt_list = [prompts] if is_single(prompts) else list(prompts)
         if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
             raise OptionError(
                 f"seed is a list of {len(options.seeds)}; it must have one for each of the "
                 f"{len(prompt_list)} prompts"
             )
-        requests = [self._request(p, i, options) for i, p in enumerate(prompt_list)]
-        with self._engine.held():
-            results = list(run_requests(self._engine, requests, batch_size))
-        completions = [
-            self._completion(prompt, request, result)
-            for prompt, request, result in zip(prompt_list, requests, results, strict=True)
+        stops = self._stops(options)
+        requests = [
+            r for i, p in enumerate(prompt_list) for r in self._requests(p, i, options, stops)
         ]
-        return completions[0] if single else completions
+        with self._engine.held():
+            results = run_requests(self._engine, requests, options.batch_size)
+            if options.progress:
+                results = with_bar(results, len(requests))
+            pairs = zip(requests, list(results), strict=True)
+        return list(self._grouped(iter(prompt_list), pairs, options))
 
-    def _complete_each(
-        self, prompts: Iterator[Prompt], options: Options, batch_size: int
-    ) -> Iterator[Completion]:
-        begun: deque[tuple[Prompt, Request]] = deque()
+    def _complete_each(self, prompts: Iterator[Prompt], options: Options) -> Iterator[Any]:
+        begun: deque[Request] = deque()
+        asked: deque[Prompt] = deque()
+        stops = self._stops(options)
 
         def requests() -> Iterator[Request]:
             for index, prompt in enumerate(prompts):
@@ -277,73 +301,222 @@ class GPT2:
                         f"prompt {index} of the iterator is a list of prompts; it must be one, a "
                         "text or token ids"
                     )
-                begun.append((prompt, self._request(prompt, index, options)))
-                yield begun[-1][1]
+                prompt_requests = list(self._requests(prompt, index, options, stops))
+                asked.append(prompt)
+                for request in prompt_requests:
+                    begun.append(request)
+                    yield request
 
-        for result in run_requests(self._engine, requests(), batch_size):
-            yield self._completion(*begun.popleft(), result)
+        results = run_requests(self._engine, requests(), options.batch_size)
+        if options.progress:
+            results = with_bar(results, None)
+        pairs = ((begun.popleft(), result) for result in results)
+        # Prompts are there once their requests are; endless, for the pairs end the loop.
+        return self._grouped(iter(asked.popleft, object()), pairs, options)
 
-    def _completion(self, prompt: Prompt, request: Request, result: Result) -> Completion:
-        ids, reason = result
-        text = self.tokenizer.decode(ids) if isinstance(prompt, str) else None
-        return Completion(text, ids, reason, request.seed)
+    def _grouped(
+        self, prompts: Iterator[Prompt], pairs: Iterable[tuple[Request, Result]], options: Options
+    ) -> Iterator[Any]:
+        """A completion for each prompt; where num_return_sequences is given, a list of them."""
+        group: list[Completion] = []
+        prompt: Prompt = ""
+        first: Result | None = None
+        for request, result in pairs:
+            if not group:
+                prompt, first = next(prompts), result
+            assert first is not None
+            group.append(self._completion(prompt, request, result, first, options))
+            if len(group) == options.n_samples:
+                yield group if options.num_return_sequences is not None else group[0]
+                group = []
+
+    def _completion(
+        self, prompt: Prompt, request: Request, result: Result, first: Result, options: Options
+    ) -> Completion:
+        """first is the prompt's first result, which has the prompt's scores."""
+        text = None
+        if isinstance(prompt, str):
+            raw = self.tokenizer.decode_bytes(result.ids)[: result.end]
+            text = raw.decode("utf-8", "replace")
+        scores, echoed = Logprobs.of(result.scores), Logprobs()
+        if options.echo:
+            n_prompt = len(request.ids) if len(prompt) else 0
+            echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
+        return Completion(
+            text, result.ids, result.finish_reason, request.seed, request.sample,
+            scores.logprobs, scores.top, echoed.logprobs, echoed.top,
+        )  # fmt: skip
 
     @overload
     def stream(self, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[str]: ...
     @overload
     def stream(self, prompt: Ids, **options: Unpack[StreamOptions]) -> Iterator[int]: ...
 
-    def stream(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 40,
-        do_sample: bool | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        truncate: str | None = None,
-    ) -> Any:
+    @shows_options(StreamOptions, DEFAULTS)
+    def stream(self, prompt: Any, **options: Any) -> Any:
         """Continues one prompt and yields the new text, or ids, as they come.
 
-        The pieces of a text never split a character, and joined are what :meth:`generate` returns.
-        Options and errors are those of :meth:`complete`; errors in them are raised at once.
+        The pieces of a text never split a character nor show part of a stop string, and joined are
+        what :meth:`generate` returns. Options and errors are those of :meth:`complete`; errors in
+        them are raised at once.
         """
-        options = check_options(
-            max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-            top_k=top_k, seed=seed, truncate=truncate,
-        )  # fmt: skip
-        self._engine.check_open()
+        return self._stream(prompt, options, "stream").pieces()
+
+    @overload
+    def stream_async(self, prompt: str, **options: Unpack[StreamOptions]) -> AsyncIterator[str]: ...
+    @overload
+    def stream_async(self, prompt: Ids, **options: Unpack[StreamOptions]) -> AsyncIterator[int]: ...
+
+    @shows_options(StreamOptions, DEFAULTS)
+    def stream_async(self, prompt: Any, **options: Any) -> Any:
+        """The same for ``async for``: the work is done in a thread, beside the event loop.
+
+        When the iterator is closed, or its task cancelled, the work stops within a token, or, in a
+        long prompt, 256 of its tokens.
+        """
+        return self._stream(prompt, options, "stream_async").pieces_async()
+
+    def _stream(self, prompt: Any, given: Mapping[str, Any], method: str) -> TextStream:
+        options = self._options(given, StreamOptions, method)
         if not is_single(prompt):
             if isinstance(prompt, list) and not prompt:
-                raise OptionError("stream takes one prompt; found an empty list")
-            raise OptionTypeError("stream takes one prompt; found a list of them")
+                raise OptionError(f"{method} takes one prompt; found an empty list")
+            raise OptionTypeError(f"{method} takes one prompt; found a list of them")
         if isinstance(options.seeds, tuple):
-            raise OptionTypeError("stream takes one prompt and so one seed; found a list")
-        ids = stream_request(self._engine, self._request(prompt, 0, options))
-        return self._pieces(ids) if isinstance(prompt, str) else ids
+            raise OptionTypeError(f"{method} takes one prompt and so one seed; found a list")
+        (request,) = self._requests(prompt, 0, options, self._stops(options))
+        return TextStream(
+            self._engine, request, self.tokenizer if isinstance(prompt, str) else None
+        )
 
-    def _pieces(self, ids: Iterator[int]) -> Iterator[str]:
-        decoder = StreamDecoder(self.tokenizer)
-        for id in ids:
-            if piece := decoder.push(id):
-                yield piece
-        if piece := decoder.finish():
-            yield piece
+    def _stops(self, options: Options) -> Stops:
+        """What is watched for in the texts of a call that begins now."""
+        strings = options.stop_strings
+        if strings:
+            self.tokenizer.encode("")  # where there is none, to say so now
+        return Stops(
+            strings,
+            self.tokenizer.token_bytes if strings else None,
+            None if options.max_time is None else time.monotonic() + options.max_time,
+            options.callback,
+        )
 
-    def _request(self, prompt: Prompt, index: int, options: Options) -> Request:
+    def _requests(
+        self, prompt: Prompt, index: int, options: Options, stops: Stops
+    ) -> Iterator[Request]:
+        """One for each of the prompt's texts."""
         where = f"prompt {index}"
         ids = self._encode(prompt, where)
         if len(ids) == 0:
             ids = np.array([self._start_id(where)], dtype=np.int32)
-        return Request(
-            ids=fit_context(ids, self.config.n_positions, options, where),
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            seed=options.seed_of(index),
-            stop_ids=np.array(sorted(self.config.eos_token_ids), dtype=np.int32),
-        )
+        n_positions = self.config.n_positions
+        if options.overflow == "slide" and len(ids) > n_positions:
+            ids = ids[-max(n_positions // 2, 1) :]
+        seed = options.seed_of(index)
+        for sample in range(options.n_samples):
+            yield Request(
+                index=index,
+                ids=fit_context(
+                    ids, n_positions, options.max_new_tokens, options.truncate == "left", where
+                ),
+                max_new_tokens=options.max_new_tokens,
+                plan=options.plan,
+                seed=seed,
+                sample=sample,
+                stop_ids=options.stop_ids,
+                stops=stops,
+                n_top=options.logprobs,
+                scores_prompt=options.echo and sample == 0,
+                slides=options.overflow == "slide",
+                logits_processor=options.logits_processor,
+            )
+
+    # ---- scores ----
+
+    @overload
+    def score(
+        self, texts: str | Sequence[int] | IdArray, *, bos: bool = False, stride: int | None = None
+    ) -> Score: ...
+    @overload
+    def score(
+        self,
+        texts: list[str] | tuple[str, ...] | Sequence[Ids],
+        *,
+        bos: bool = False,
+        stride: int | None = None,
+    ) -> list[Score]: ...
+    @overload
+    def score(
+        self, texts: Iterator[Prompt], *, bos: bool = False, stride: int | None = None
+    ) -> Iterator[Score]: ...
+
+    def score(self, texts: Any, *, bos: bool = False, stride: int | None = None) -> Any:
+        """What the model says of a text's or ids' tokens, or of each of a list: a :class:`Score`.
+
+        Short texts run together; the bits are those of each alone. An iterator of texts is answered
+        by an iterator, lazily and in memory that is bounded. Special tokens in a text are the
+        characters that they are written with.
+
+        bos
+            Score the first token too, as what follows end-of-text.
+        stride
+            How far apart the windows begin in which a text longer than the context is scored;
+            default half of the context. Each token is scored in the first window that holds it,
+            given what of that window precedes it.
+
+        Raises OptionError, OptionTypeError, TokenizerError; NumericalError where the weights give a
+        logit that is not a number; CacheMemoryError.
+        """
+        n_positions = self.config.n_positions
+        if not isinstance(bos, bool):
+            raise OptionTypeError(f"bos is {show(bos)}; it must be True or False")
+        step = max(n_positions // 2, 1)
+        if stride is not None:
+            step = integer("stride", stride, 1, n_positions)
+        start = self._start_id("bos=True: the text before a text") if bos else None
+        self._engine.check_open()
+        if is_lazy(texts):
+            ids = (self._text_ids(text, i) for i, text in enumerate(texts))
+            return score_texts(self._engine, ids, start, step)
+        text_list = [texts] if is_single(texts) else list(texts)
+        all_ids = [self._text_ids(text, i) for i, text in enumerate(text_list)]
+        with self._engine.held():
+            scores = list(score_texts(self._engine, all_ids, start, step))
+        return scores[0] if is_single(texts) else scores
+
+    @overload
+    def perplexity(
+        self, texts: str | Sequence[int] | IdArray, *, bos: bool = False, stride: int | None = None
+    ) -> float: ...
+    @overload
+    def perplexity(
+        self,
+        texts: list[str] | tuple[str, ...] | Sequence[Ids],
+        *,
+        bos: bool = False,
+        stride: int | None = None,
+    ) -> list[float]: ...
+
+    def perplexity(self, texts: Any, *, bos: bool = False, stride: int | None = None) -> Any:
+        """Of a text, or of each of a list: exp of the mean negative log-probability of its tokens.
+
+        Windows of n_positions tokens every `stride` (default half of them) are the usual recipe for
+        a text that is longer than the context, as transformers' documentation has it.
+
+        Raises what :meth:`score` raises.
+        """
+        if is_lazy(texts):
+            raise OptionTypeError("perplexity takes texts or ids; an iterator is for score")
+        scores = self.score(texts, bos=bos, stride=stride)
+        return scores.perplexity if isinstance(scores, Score) else [s.perplexity for s in scores]
+
+    def _text_ids(self, text: Any, index: int) -> NDArray[np.int32]:
+        """The ids of what is scored; unlike a prompt's, special tokens are mere characters."""
+        where = f"text {index}"
+        if not is_single(text):
+            raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
+        ids = self.tokenizer.encode(text, special=False) if isinstance(text, str) else text
+        return check_ids(ids, self.config.vocab_size, where)
 
     def _encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

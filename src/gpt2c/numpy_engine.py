@@ -19,7 +19,12 @@ from gpt2c.checkpoint.source import tensor_shapes
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.reference import Past, gpt2
-from gpt2c.reference_sampling import choose
+from gpt2c.reference_sampling import Sampler
+from gpt2c.reference_scoring import token_scores
+from gpt2c.sampling import Plan
+from gpt2c.scoring import Scores
+
+SCORE_ROWS = 48  # whose logits are held at a time
 
 
 class Model:
@@ -67,25 +72,48 @@ class Model:
         self,
         ids: NDArray[np.int32],
         max_new_tokens: int,
-        temperature: float,
-        top_k: int,
+        plan: Plan,
         seed: int,
         sample: int,
         stop_ids: NDArray[np.int32],
+        n_top: int | None = None,
         sequence: Sequence | None = None,
     ) -> Job:
         """A text to be continued from ids by `run`; sequence, which it takes, has the first."""
-        sampling = {"temperature": temperature, "top_k": top_k, "seed": seed, "sample": sample}
+        sampler = Sampler(plan, seed, sample, len(ids))
         stops = frozenset(stop_ids.tolist())
-        return Job(ids, max_new_tokens, sampling, stops, sequence or self.sequence())
+        return Job(ids, max_new_tokens, sampler, stops, n_top, sequence or self.sequence())
 
     def run(self, jobs: list[Job], max_steps: int) -> None:
         """Advances the jobs until one finishes or max_steps tokens were generated for each."""
         for _ in range(max_steps):
             for job in jobs:
                 job.step()
-            if any(job.finish_reason for job in jobs):
+            if any(job.finish_reason or job.cancelled for job in jobs):
                 return
+
+    def score(
+        self,
+        sequences: list[Sequence],
+        ids: list[NDArray[np.int32]],
+        targets: list[NDArray[np.int32]],
+        n_top: int,
+    ) -> Scores:
+        """Feeds each sequence its ids, and scores the last len(targets) tokens that follow them."""
+        parts = []
+        for sequence, fed, asked in zip(sequences, ids, targets, strict=True):
+            n_unscored = len(fed) - len(asked)
+            if n_unscored:
+                sequence.feed(fed[:n_unscored], 0)
+            # In pieces: the logits of a whole text are not stored.
+            for begin in range(0, len(asked), SCORE_ROWS):
+                rows = slice(begin, begin + SCORE_ROWS)
+                logits = sequence.feed(fed[n_unscored:][rows], len(asked[rows]))
+                parts.append(token_scores(logits, asked[rows], n_top))
+        if not parts:
+            parts.append(token_scores(np.empty((0, self.n_vocab)), np.empty(0, dtype=int), n_top))
+        scores, top = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(top)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -169,18 +197,27 @@ class Job:
         self,
         ids: NDArray[np.int32],
         max_new_tokens: int,
-        sampling: dict[str, Any],
+        sampler: Sampler,
         stop_ids: frozenset[int],
+        n_top: int | None,
         sequence: Sequence,
     ) -> None:
         """Nothing more is fed before the first step."""
         self.sequence = sequence
+        self.finish_reason: str | None = None
+        self.cancelled = False
+        self._prompt = ids.tolist()
         self._next = ids[sequence.length :]
-        self._sampling = sampling
+        self._sampler = sampler
         self._stop_ids = stop_ids
         self._max_new_tokens = max_new_tokens
+        self._n_top = n_top
+        self._scores: list[Scores] = []
         self._ids: list[int] = []
-        self.finish_reason: str | None = None
+
+    def cancel(self) -> None:
+        """Makes a `run` of this job in another thread return soon."""
+        self.cancelled = True
 
     def prefill(self, n: int) -> None:
         """Feeds the prompt's first n ids, less than all, unless that was done."""
@@ -197,16 +234,41 @@ class Job:
         """The tokens generated, from the begin-th on."""
         return self._ids[begin:]
 
+    def scores(self) -> Scores:
+        """What the model says of the tokens generated."""
+        none = token_scores(np.empty((0, 1)), np.empty(0, dtype=int), self._n_top or 0)
+        scores, top = zip(none, *self._scores, strict=True)
+        return np.concatenate(scores), np.concatenate(top)
+
     def step(self) -> None:
         """Feeds what is next and chooses one token."""
-        logits = self.sequence.feed(self._next, 1)[0]  # [n_vocab]
+        logits = self.next_logits()
         if np.isnan(logits).any():
             self.finish_reason = "nan"
+        else:
+            self.advance(logits, logits)
+
+    def next_logits(self) -> NDArray[np.float32]:
+        """Feeds what is next; [n_vocab], the logits of the token to be chosen."""
+        logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
+        return logits
+
+    def process(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity."""
+        processed: NDArray[np.float32] = self._sampler.process(logits, [*self._prompt, *self._ids])
+        return processed
+
+    def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
+        """Chooses the next token from logits [n_vocab]; `own` are the model's, for its score."""
+        token = self._sampler.choose(logits, [*self._prompt, *self._ids])
+        if token is None:
+            self.finish_reason = "nothing"
             return
-        token = choose(logits, position=self.sequence.length, **self._sampling)
         if token in self._stop_ids:
             self.finish_reason = "stop"
             return
+        if self._n_top is not None:
+            self._scores.append(token_scores(own[None], np.array([token]), self._n_top))
         self._ids.append(token)
         self._next = np.array([token], dtype=np.int32)
         if len(self._ids) == self._max_new_tokens:

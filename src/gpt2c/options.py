@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.untrusted import show
 
 INT32_MAX: Final = 2**31 - 1  # what the engine counts in
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def is_integer(value: object) -> bool:
@@ -55,3 +59,29 @@ def choice(name: str, value: object, choices: Sequence[str]) -> str:
         kind = OptionError if isinstance(value, str) else OptionTypeError
         raise kind(f"{name} is {show(value)}; it must be one of {allowed}")
     return value
+
+
+def shows_options(
+    options: type, defaults: Mapping[str, object]
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Makes help() and editors show a method's **options by name.
+
+    options is the TypedDict of them; those that defaults lacks are None where they are not given.
+    """
+
+    def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:
+        signature = inspect.signature(method)
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for name, kind in options.__annotations__.items():
+            named.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=defaults.get(name),
+                    annotation=getattr(kind, "__forward_arg__", kind),
+                )
+            )
+        method.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        return method
+
+    return decorate

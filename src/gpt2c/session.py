@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
-from gpt2c.generation import Ids, check_ids
 from gpt2c.options import integer, is_integer
+from gpt2c.prompts import Ids, check_ids
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineModel, EngineSequence

@@ -299,15 +299,24 @@ class StreamDecoder:
         """Any object with a method `token_bytes` will do."""
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._n_bytes = 0
 
-    def push(self, id: int) -> str:
-        """The text that is complete with this id, perhaps empty; raises as `token_bytes`."""
-        return self._decoder.decode(self._token_bytes(id))
+    def push(self, id: int, end: int | None = None) -> str:
+        """The text that is complete with this id, perhaps empty; raises as `token_bytes`.
+
+        end is where, in bytes of all ids, the text ends: what lies beyond is left out.
+        """
+        new = self._token_bytes(id)
+        if end is not None:
+            new = new[: max(end - self._n_bytes, 0)]
+        self._n_bytes += len(new)
+        return self._decoder.decode(new)
 
     def finish(self) -> str:
         """What is left: U+FFFD for a character cut short, else empty. Then all begins anew."""
         rest = self._decoder.decode(b"", True)
         self._decoder.reset()
+        self._n_bytes = 0
         return rest
 
 

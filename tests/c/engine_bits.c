@@ -101,6 +101,21 @@ static gpt2c_model *random_model(const gpt2c_config *c, const char *isa, int n_t
     return model;
 }
 
+/* Every kind of arithmetic that the stages have. */
+static const gpt2c_stage stages[] = {
+    {.kind = GPT2C_REPETITION_PENALTY, .value = 1.1f},
+    {.kind = GPT2C_TEMPERATURE, .value = 0.9f},
+    {.kind = GPT2C_TOP_N_SIGMA, .value = 4.0f},
+    {.kind = GPT2C_TOP_K, .count = 60},
+    {.kind = GPT2C_TOP_P, .value = 0.99f},
+    {.kind = GPT2C_MIN_P, .value = 0.001f},
+    {.kind = GPT2C_TYPICAL_P, .value = 0.98f},
+    {.kind = GPT2C_ETA_CUTOFF, .value = 0.001f},
+    {.kind = GPT2C_XTC, .value = 0.3f, .other = 0.05f},
+    {.kind = GPT2C_MIROSTAT, .value = 4.5f, .other = 0.1f},
+};
+#define N_STAGES ((int32_t)(sizeof stages / sizeof *stages))
+
 /* Feeds the whole context at once, and then draws from a prompt of five tokens. */
 static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     state = 2;
@@ -123,7 +138,8 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     int32_t drawn[30];
     int32_t n_steps;
     gpt2c_job job = {.sequence = sequence, .prompt = tokens, .n_prompt = 5, .tokens = drawn,
-                     .max_new_tokens = 30, .sampling = {0.9f, 20, 1234567890123u, 0}};
+                     .max_new_tokens = 30,
+                     .sampling = {stages, N_STAGES, 1, 1234567890123u, 0}, .mirostat_mu = 9.0f};
     gpt2c_job *jobs[] = {&job};
     check(gpt2c_run(model, scratch, jobs, 1, 30, 1e9, &n_steps));
     printf("draws");

@@ -1,0 +1,236 @@
+/* Order among the ids that may be drawn. */
+#include "candidates.h"
+
+#include "os.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int32_t n_positions) {
+    candidates *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    size_t n = (size_t)n_vocab, n_history = (size_t)n_positions + 1;
+    c->kernels = kernels;
+    c->n_vocab = n_vocab;
+    c->logits = os_aligned_alloc(n * sizeof *c->logits);
+    c->ids = os_aligned_alloc(n * sizeof *c->ids);
+    c->weights = os_aligned_alloc(n * sizeof *c->weights);
+    c->keys = os_aligned_alloc(n * sizeof *c->keys);
+    c->spare_keys = os_aligned_alloc(n * sizeof *c->spare_keys);
+    c->slots = os_aligned_alloc(n * sizeof *c->slots);
+    c->counts = calloc(n, sizeof *c->counts);
+    c->history = calloc(n_history, sizeof *c->history);
+    c->lengths = calloc(n_history, sizeof *c->lengths);
+    if (c->logits && c->ids && c->weights && c->keys && c->spare_keys && c->slots && c->counts &&
+        c->history && c->lengths)
+        return c;
+    candidates_free(c);
+    return NULL;
+}
+
+void candidates_free(candidates *c) {
+    if (!c)
+        return;
+    os_aligned_free(c->logits);
+    os_aligned_free(c->ids);
+    os_aligned_free(c->weights);
+    os_aligned_free(c->keys);
+    os_aligned_free(c->spare_keys);
+    os_aligned_free(c->slots);
+    free(c->counts);
+    free(c->history);
+    free(c->lengths);
+    free(c);
+}
+
+void candidates_fill(candidates *c, const float *logits) {
+    memcpy(c->logits, logits, (size_t)c->n_vocab * sizeof *logits);
+    for (int32_t id = 0; id < c->n_vocab; id++)
+        c->ids[id] = id;
+    c->n = c->n_vocab;
+    c->is_sorted = c->has_slots = 0;
+}
+
+int32_t candidates_greatest(const candidates *c) {
+    return c->kernels->arg_max(c->logits, c->n);
+}
+
+double candidates_weigh(candidates *c) {
+    int32_t place = candidates_greatest(c);
+    if (place < 0 || isinf(c->logits[place]))
+        return -1.0;
+    for (int32_t i = 0; i < c->n; i++)
+        c->weights[i] = c->logits[i] - c->logits[place];
+    c->kernels->exp(c->weights, c->n);
+    double sum = 0.0;
+    for (int32_t i = 0; i < c->n; i++)
+        sum += (double)c->weights[i];
+    return sum;
+}
+
+/* ---- sorting ---- */
+
+/* A float's bits, turned so that they compare as the numbers do; both zeros are one. */
+uint32_t ascending_key(float x) {
+    uint32_t bits;
+    x += 0.0f;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+static float number_of_key(uint32_t key) {
+    uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Ascending keys are the order (logit descending, id ascending). */
+static uint64_t key_of(float logit, int32_t id) {
+    return (uint64_t)~ascending_key(logit) << 32 | (uint32_t)id;
+}
+
+#define DIGIT_BITS 11
+#define DIGITS (1 << DIGIT_BITS)
+
+static void sort_by_digit(const uint64_t *from, uint64_t *to, int32_t n, int shift) {
+    int32_t begin[DIGITS] = {0};
+    for (int32_t i = 0; i < n; i++)
+        begin[from[i] >> shift & (DIGITS - 1)]++;
+    for (int32_t d = 0, total = 0; d < DIGITS; d++) {
+        int32_t count = begin[d];
+        begin[d] = total;
+        total += count;
+    }
+    for (int32_t i = 0; i < n; i++)
+        to[begin[from[i] >> shift & (DIGITS - 1)]++] = from[i];
+}
+
+void candidates_sort_keys(candidates *c, int32_t n) {
+    for (int shift = 32; shift < 64; shift += DIGIT_BITS) {
+        sort_by_digit(c->keys, c->spare_keys, n, shift);
+        uint64_t *sorted = c->spare_keys;
+        c->spare_keys = c->keys;
+        c->keys = sorted;
+    }
+}
+
+static void take_keys(candidates *c, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        c->logits[i] = number_of_key(~(uint32_t)(c->keys[i] >> 32));
+        c->ids[i] = (int32_t)(uint32_t)c->keys[i];
+    }
+    c->n = n;
+    c->is_sorted = 1;
+    c->has_slots = 0;
+}
+
+void candidates_sort(candidates *c) {
+    if (c->is_sorted)
+        return;
+    for (int32_t i = 0; i < c->n; i++)
+        c->keys[i] = key_of(c->logits[i], c->ids[i]);
+    candidates_sort_keys(c, c->n);
+    take_keys(c, c->n);
+}
+
+void candidates_unsort(candidates *c) {
+    if (!c->is_sorted)
+        return;
+    for (int32_t i = 0; i < c->n; i++)
+        c->keys[i] = (uint64_t)c->ids[i] << 32 | (uint32_t)i;
+    candidates_sort_keys(c, c->n);
+    for (int32_t i = 0; i < c->n; i++) {
+        c->weights[i] = c->logits[(uint32_t)c->keys[i]];
+        c->ids[i] = (int32_t)(c->keys[i] >> 32);
+    }
+    memcpy(c->logits, c->weights, (size_t)c->n * sizeof *c->logits);
+    c->is_sorted = c->has_slots = 0;
+}
+
+int32_t candidates_slot(candidates *c, int32_t id) {
+    if (c->n == c->n_vocab)
+        return id;
+    if (!c->has_slots) {
+        for (int32_t i = 0; i < c->n_vocab; i++)
+            c->slots[i] = NOWHERE;
+        for (int32_t i = 0; i < c->n; i++)
+            c->slots[c->ids[i]] = i;
+        c->has_slots = 1;
+    }
+    return c->slots[id];
+}
+
+/* ---- the k greatest ---- */
+
+/* Restores the heap below i: the root is the greatest key. */
+static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
+    for (;;) {
+        int32_t greatest = i, left = 2 * i + 1, right = 2 * i + 2;
+        if (left < n && heap[left] > heap[greatest])
+            greatest = left;
+        if (right < n && heap[right] > heap[greatest])
+            greatest = right;
+        if (greatest == i)
+            return;
+        uint64_t moved = heap[i];
+        heap[i] = heap[greatest];
+        heap[greatest] = moved;
+        i = greatest;
+    }
+}
+
+/* The k least keys of n logits, whose ids ascend (NULL: they are 0, 1, ...), in order. */
+static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids, int32_t n,
+                        int32_t k) {
+    for (int32_t i = 0; i < k; i++)
+        keys[i] = key_of(logits[i], ids ? ids[i] : i);
+    for (int32_t i = k / 2; i-- > 0;)
+        sift_down(keys, k, i);
+    float least = number_of_key(~(uint32_t)(keys[0] >> 32));
+    for (int32_t i = k; i < n; i++)
+        if (logits[i] > least) { /* at a tie the lower id, already there, stays */
+            keys[0] = key_of(logits[i], ids ? ids[i] : i);
+            sift_down(keys, k, 0);
+            least = number_of_key(~(uint32_t)(keys[0] >> 32));
+        }
+    for (int32_t i = k - 1; i > 0; i--) {
+        uint64_t greatest = keys[0];
+        keys[0] = keys[i];
+        keys[i] = greatest;
+        sift_down(keys, i, 0);
+    }
+}
+
+void candidates_keep_first(candidates *c, int32_t k) {
+    if (k >= c->n || c->is_sorted || k > c->n / 8) {
+        candidates_sort(c);
+        c->n = k < c->n ? k : c->n;
+        c->has_slots = 0;
+        return;
+    }
+    select_keys(c->keys, c->logits, c->ids, c->n, k);
+    take_keys(c, k);
+}
+
+void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids) {
+    uint64_t keys[GPT2C_MOST_TOP];
+    int32_t n_found = k < n ? k : n;
+    if (n_found)
+        select_keys(keys, logits, NULL, n, n_found);
+    for (int32_t i = 0; i < k; i++)
+        ids[i] = i < n_found ? (int32_t)(uint32_t)keys[i] : NOWHERE;
+}
+
+void candidates_keep_heavy(candidates *c, double least) {
+    int32_t greatest = candidates_greatest(c), n = 0;
+    for (int32_t i = 0; i < c->n; i++)
+        if ((double)c->weights[i] >= least || i == greatest) {
+            c->logits[n] = c->logits[i];
+            c->ids[n++] = c->ids[i];
+        }
+    c->n = n;
+    c->has_slots = 0;
+}

@@ -1,0 +1,62 @@
+/* The ids that may still be drawn, and their logits while sampling options change them. */
+#ifndef GPT2C_CANDIDATES_H
+#define GPT2C_CANDIDATES_H
+
+#include "gpt2c.h"
+#include "kernels.h"
+
+#define NOWHERE (-1)
+
+typedef struct {
+    const kernel_table *kernels;
+    int32_t n_vocab;
+    float *logits; /* [n] */
+    int32_t *ids;  /* [n] */
+    int32_t n;
+    int is_sorted;  /* by (logit descending, id ascending); otherwise by id */
+    float *weights; /* [n], exp(logit - greatest), after candidates_weigh */
+    uint64_t *keys, *spare_keys; /* [n_vocab], for sorting */
+    int32_t *slots;              /* [n_vocab], see candidates_slot */
+    int has_slots;
+    int32_t *counts;  /* [n_vocab], zero between uses */
+    int32_t *history; /* [n_history], the prompt's ids and the new ones */
+    int32_t n_history, n_prompt;
+    int32_t *lengths; /* [n_history], scratch of penalties.c */
+} candidates;
+
+/* Room for one draw at a time; NULL without memory. */
+candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int32_t n_positions);
+void candidates_free(candidates *c);
+/* A scratch's own, taken when it is first asked for. */
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model);
+
+/* All ids, with these logits. */
+void candidates_fill(candidates *c, const float *logits);
+/* The greatest logit's place; -1 where a logit is NaN. Of equal ones, the lowest id's. */
+int32_t candidates_greatest(const candidates *c);
+/* Sets the weights; returns their sum, or -1 where a logit is NaN or the greatest is infinite. */
+double candidates_weigh(candidates *c);
+void candidates_sort(candidates *c);
+/* Back to the order of ids, in which logits may be changed. */
+void candidates_unsort(candidates *c);
+/* Where an id is, or NOWHERE if it was removed. To be called on unsorted candidates. */
+int32_t candidates_slot(candidates *c, int32_t id);
+/* Sorts, and keeps the first k. */
+void candidates_keep_first(candidates *c, int32_t k);
+/* Keeps those whose weight is at least this, and in any case the most likely. */
+void candidates_keep_heavy(candidates *c, double least);
+/* A key that sorts ascending as the number does. */
+uint32_t ascending_key(float x);
+/* Sorts by a key's upper half; equal ones keep their order. */
+void candidates_sort_keys(candidates *c, int32_t n);
+
+/* The ids of the k greatest of n logits, k up to GPT2C_MOST_TOP, by (logit descending, id ascending);
+ * past the n-th NOWHERE. */
+void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids);
+
+/* The stages that change single logits by what was said before (penalties.c), and those that remove
+ * unlikely ids (filters.c). Both return 0 where the kind is not theirs. */
+int penalize(candidates *c, const gpt2c_stage *stage);
+int filter(candidates *c, const gpt2c_stage *stage, const noise_key *key, float mirostat_mu);
+
+#endif

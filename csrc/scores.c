@@ -1,0 +1,21 @@
+/* What a model says of a token, from its logits. */
+#include "scores.h"
+
+#include "candidates.h"
+
+void score_token(const gpt2c_model *m, const float *logits, int32_t token, const gpt2c_scores *scores,
+                 size_t at) {
+    int32_t n_vocab = m->config.n_vocab, n_top = scores->n_top;
+    gpt2c_token_score *score = &scores->scores[at];
+    float log_total;
+    m->kernels->log_total(logits, n_vocab, &log_total, &score->entropy);
+    score->log_prob = logits[token] - log_total;
+    score->rank = m->kernels->rank(logits, n_vocab, token);
+    int32_t ids[GPT2C_MOST_TOP];
+    top_ids(logits, n_vocab, n_top, ids);
+    for (int32_t i = 0; i < n_top; i++) {
+        int32_t id = ids[i];
+        float log_prob = id == NOWHERE ? 0.0f : logits[id] - log_total;
+        scores->top[at * (size_t)n_top + (size_t)i] = (gpt2c_alternative){log_prob, id};
+    }
+}
