@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -221,3 +222,87 @@ def test_starting_is_quick_enough_to_stream(tales):
     first = time.monotonic() - began
     process.communicate()
     assert first < time.monotonic() - began
+
+
+# ---- score and perplexity ----
+
+
+def test_score_prints_a_line_for_each_text(tales, tmp_path, capsys):
+    texts = ["Once upon a time", "The old king said <|endoftext|>", "é"]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts) + "\n")
+    assert main(["score", str(tmp_path / "texts.txt"), "--lines"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for text, line, score in zip(texts, lines, tales.score(texts), strict=True):
+        assert line["ids"] == score.ids.tolist() == tales.tokenizer.encode(text, special=False)
+        assert "".join(line["tokens"]) == text or text == "é"
+        assert line["logprobs"] == [None, *score.logprobs[1:].tolist()]
+        assert line["ranks"] == score.ranks.tolist()
+        assert line["total"] == score.total
+
+
+def test_a_text_file_is_one_text(tales, tmp_path, capsys):
+    text = "Once upon a time\n\nthere was a king.\n" * 60  # longer than the context
+    (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert main(["perplexity", str(tmp_path / "book.txt"), "--stride", "100", "--bos"]) == 0
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    score = tales.score(text, stride=100, bos=True)
+    assert line["perplexity"] == score.perplexity
+    assert line["scored"] == line["tokens"] == len(score.ids) > 512
+    bits = -score.total / math.log(2) / len(text.encode())
+    assert line["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+
+
+def test_json_lines_are_texts_ids_or_objects(tales, tmp_path, capsys):
+    path = tmp_path / "texts.jsonl"
+    ids = tales.tokenizer.encode("The fox")
+    path.write_text(f'"The fox"\n\n{ids}\n{{"text": "The fox", "id": 7}}\n{{"ids": {ids}}}\n[]\n')
+    assert main(["perplexity", str(path)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["perplexity"] for line in lines] == [tales.perplexity("The fox")] * 4 + [None]
+    assert lines[4] == {
+        "tokens": 0, "scored": 0, "total": 0.0, "perplexity": None, "bits_per_byte": None,
+    }  # fmt: skip
+
+
+def test_standard_input_is_scored_as_it_comes(tales):
+    done = run("score", "-", "--jsonl", stdin=b'"The fox"\n"The old king"\n')
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", "line 2 is not JSON"),
+        (b'{"name": 1}', 'line 2: expected an object with "text" or "ids"'),
+        (b'{"text": "a", "ids": [1]}', "line 2: expected an object"),
+        (b"[1.5]", "line 2: expected a text or a list of ids"),
+        (b"[true]", "line 2: expected a text or a list of ids"),
+        (b"5", "line 2: expected a text or a list of ids"),
+        (b"[4096]", "text 1: token 0 is 4096"),
+        (b'"\xff"', "line 2 is not UTF-8"),
+    ],
+)
+def test_a_wrong_line_is_named_after_the_ones_before_it(tmp_path, capsys, line, message):
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b'"The fox"\n' + line + b'\n"The king"\n')
+    assert main(["score", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_generate_takes_the_other_options(tales, capsys):
+    options = ["--top-p", "0.9", "--min-p", "0.02", "--repetition-penalty", "1.2", "--seed", "3"]
+    assert main(["generate", "The old king", *options, "-n", "30", "--stop", "."]) == 0
+    text = tales.generate(
+        "The old king", top_p=0.9, min_p=0.02, repetition_penalty=1.2, seed=3, max_new_tokens=30,
+        stop_strings=["."],
+    )  # fmt: skip
+    assert capsys.readouterr().out == text + "\n"
+    assert main(["generate", "The", "-n", "600", "--slide", "--min-new-tokens", "600"]) == 0
+    slid = tales.generate("The", max_new_tokens=600, overflow="slide", min_new_tokens=600)
+    assert capsys.readouterr().out == slid + "\n"
+    assert main(["generate", "The", "--top-p", "2"]) == 2
+    assert "top_p is 2.0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command ``gpt2c``: generate text, and tell what runs here."""
+"""The command ``gpt2c``: generate text, score it, and tell what runs here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Final, NoReturn
 
 import gpt2c
+from gpt2c import cli_score
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.options import integer
 from gpt2c.threads import choose_threads
@@ -22,8 +23,29 @@ _EXAMPLES: Final = """examples:
   gpt2c generate "The meaning of life is" --model openai-community/gpt2
   gpt2c generate --file prompts.txt --json > texts.jsonl
   echo "The old king" | gpt2c generate --model path/to/checkpoint
+  gpt2c perplexity book.txt --model openai-community/gpt2
   gpt2c info
 """
+
+
+# Those of GPT2.complete that are one number.
+_GENERATE_OPTIONS: Final = (
+    ("temperature", float, "T", "divides the logits; 0 is greedy"),
+    ("top-k", int, "K", "draw from the K likeliest tokens alone"),
+    ("top-p", float, "P", "draw from the fewest likeliest tokens that reach P together"),
+    ("min-p", float, "P", "draw from tokens at least P times as likely as the likeliest"),
+    ("typical-p", float, "P", "draw from tokens as surprising as usual, which reach P together"),
+    ("top-n-sigma", float, "N", "draw from logits within N standard deviations of the greatest"),
+    ("mirostat-tau", float, "BITS", "draw at a surprise of so many bits a token"),
+    ("repetition-penalty", float, "R", "divides the logits of tokens that the text has"),
+    ("presence-penalty", float, "X", "taken from the logits of tokens that were generated"),
+    ("frequency-penalty", float, "X", "the same for each time"),
+    ("no-repeat-ngram-size", int, "N", "no N tokens in a row come twice"),
+    ("dry-multiplier", float, "X", "how strongly repeated passages are kept from going on"),
+    ("min-new-tokens", int, "N", "so many tokens come before one may end the text"),
+    ("max-time", float, "SECONDS", "end every text when this has passed"),
+    ("seed", int, "S", "where sampling is on: draw the same text again"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,14 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         help="read prompts from a file, one a line; blank ones are skipped",
     )
     add("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="default: 40")
-    add("--temperature", type=float, metavar="T", help="divides the logits; 0 is greedy")
-    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens alone")
-    add(
-        "--seed",
-        type=int,
-        metavar="S",
-        help="with --temperature or --top-k: draw the same text again",
-    )
+    for name, kind, metavar, help_text in _GENERATE_OPTIONS:
+        add(f"--{name}", type=kind, metavar=metavar, help=help_text)
+    add("--stop", action="append", metavar="TEXT", help="end the text before this; may be repeated")
+    add("--slide", action="store_true", help="when the context is full go on from its last half")
     add(
         "--truncate",
         choices=["left"],
@@ -74,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--echo", action="store_true", help="print the prompt before the new text")
     add("--json", action="store_true", help="print one object a prompt and line")
     _add_model_options(generate)
+
+    for scorer in cli_score.add_commands(commands, _load):
+        _add_model_options(scorer)
 
     bench = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
@@ -127,11 +148,12 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    names = [name.replace("-", "_") for name, *_ in _GENERATE_OPTIONS]
     return {
         "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "seed": options.seed,
+        **{name: getattr(options, name) for name in names},
+        "stop_strings": options.stop,
+        "overflow": "slide" if options.slide else "stop",
         "truncate": options.truncate,
     }
 
@@ -158,7 +180,7 @@ def _check_lengths(
     model: gpt2c.GPT2, prompts: Sequence[tuple[str, str]], options: argparse.Namespace
 ) -> None:
     """Refuses a prompt that does not fit before any other has been continued."""
-    if options.truncate is not None:
+    if options.truncate is not None or options.slide:
         return
     n_positions = model.config.n_positions
     for place, prompt in prompts:
@@ -185,7 +207,8 @@ def _print_texts(
 
 def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any]) -> None:
     for prompt, done in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
-        print(json.dumps({"prompt": prompt, **asdict(done)}, ensure_ascii=False), flush=True)
+        given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}
+        print(json.dumps({"prompt": prompt, **given}, ensure_ascii=False), flush=True)
 
 
 # ---- bench ----

@@ -513,7 +513,7 @@ class GPT2:
     def _text_ids(self, text: Any, index: int) -> NDArray[np.int32]:
         """The ids of what is scored; unlike a prompt's, special tokens are mere characters."""
         where = f"text {index}"
-        if not is_single(text):
+        if not is_single(text) and len(text):
             raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
         ids = self.tokenizer.encode(text, special=False) if isinstance(text, str) else text
         return check_ids(ids, self.config.vocab_size, where)

@@ -250,13 +250,14 @@ def _breaker_ids(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
             raise OptionTypeError(
                 f"dry_sequence_breakers has {show(text)}; it must be texts that are not empty"
             )
+        vocabulary.tokenizer().encode(text)  # says so where there is none, or no such text
         ids |= _ids_with(vocabulary.tokenizer(), text, vocabulary.n)
     return _id_array(sorted(ids))
 
 
 @lru_cache(maxsize=64)
 def _ids_with(tokenizer: Tokenizer | MissingTokenizer, text: str, n_vocab: int) -> frozenset[int]:
-    part = text.encode("utf-8", "surrogatepass")
+    part = text.encode()
     n = min(n_vocab, tokenizer.n_vocab)
     return frozenset(id for id in range(n) if part in tokenizer.token_bytes(id))
 

@@ -1,0 +1,310 @@
+"""Every sampling stage of the compiled engine against its NumPy statement."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from conftest import ISAS, config_of, model_on, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2c import GPT2
+from gpt2c import reference_filters as filters
+from gpt2c import reference_penalties as penalties
+from gpt2c.reference_sampling import Sampler, chance
+from gpt2c.sampling import FILTERS, PENALTIES, SAMPLER_ORDER, Plan, Stage
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+N_VOCAB = 300
+CONFIG = config_of(vocab_size=N_VOCAB, n_positions=200, n_layer=0)
+WEIGHTS = random_weights(CONFIG)
+NO_STOPS = np.empty(0, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {isa: model_on(isa, CONFIG, WEIGHTS) for isa in ISAS}
+
+
+def ids_of(*ids):
+    return np.array(ids, dtype=np.int32)
+
+
+def some_logits(seed, spread=3.0, n=N_VOCAB):
+    return (spread * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
+
+
+def processed(models, plan, logits, history, seed=0, sample=0):
+    """What every instruction set makes of the logits, which is the same."""
+    results = [
+        model._engine.job(ids_of(*history), 5, plan, seed, sample, NO_STOPS).process(logits)
+        for model in models.values()
+    ]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+    return results[0]
+
+
+def stated(plan, logits, history, seed=0, sample=0):
+    sampler = Sampler(plan, seed, sample, len(history))
+    return sampler.process(logits.astype(np.float64), list(history))
+
+
+def assert_same(ours, exact, logits):
+    """The same ids are left, but for those whose probability lies on a bound within rounding.
+
+    Bounds are compared with float32 weights summed in float64: relative errors of some 4 ULP,
+    which among 300 random probabilities leave at most one in doubt.
+    """
+    kept, expected = ours > -np.inf, exact > -np.inf
+    assert (kept != expected).sum() <= 1
+    both = kept & expected
+    assert both.any()
+    np.testing.assert_allclose(ours[both], exact[both], rtol=1e-5, atol=1e-5)
+
+
+# name, values of the stage, over what it may take
+STAGES = {
+    "temperature": st.builds(lambda v: {"value": v}, st.floats(0.01, 10)),
+    "top_k": st.builds(lambda n: {"count": n}, st.integers(1, 400)),
+    "top_p": st.builds(lambda v: {"value": v}, st.floats(0, 1)),
+    "min_p": st.builds(lambda v: {"value": v}, st.floats(0, 1)),
+    "typical_p": st.builds(lambda v: {"value": v}, st.floats(0.01, 0.99)),
+    "top_n_sigma": st.builds(lambda v: {"value": v}, st.floats(0, 5)),
+    "epsilon_cutoff": st.builds(lambda v: {"value": v}, st.floats(1e-5, 0.3)),
+    "eta_cutoff": st.builds(lambda v: {"value": v}, st.floats(1e-5, 0.3)),
+    "xtc": st.builds(lambda v: {"value": 1.0, "other": v}, st.floats(0.001, 0.4)),
+    "mirostat": st.builds(lambda v: {"value": v, "other": 0.1}, st.floats(0.5, 5)),
+}
+
+
+def test_every_filter_is_tested():
+    assert set(STAGES) == set(FILTERS)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_filter_keeps_what_its_paper_says(models, name, data):
+    logits = some_logits(data.draw(st.integers(0, 10**6)), data.draw(st.floats(0.1, 8)))
+    stage = Stage(name, **data.draw(STAGES[name]))
+    plan = Plan((stage,), draws=True)
+    assert_same(processed(models, plan, logits, [1]), stated(plan, logits, [1]), logits)
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_filters_in_any_order(models, data):
+    """Each sees the distribution that those before it left, renormalised."""
+    logits = some_logits(data.draw(st.integers(0, 10**6)))
+    names = data.draw(st.permutations(list(STAGES)))[: data.draw(st.integers(2, 5))]
+    stages = tuple(Stage(name, **data.draw(STAGES[name])) for name in names)
+    ours = processed(models, Plan(stages, draws=True), logits, [1])
+    exact = stated(Plan(stages, draws=True), logits, [1])
+    # An id in doubt changes what later stages renormalise by; where that happens little is left to
+    # compare, so it has to be rare: the logits that both keep are the same.
+    kept, expected = ours > -np.inf, exact > -np.inf
+    assert (kept != expected).sum() <= 2
+    np.testing.assert_allclose(ours[kept & expected], exact[kept & expected], rtol=1e-5, atol=1e-5)
+
+
+HISTORY = st.lists(st.integers(0, 6), min_size=1, max_size=60)
+
+
+@settings(max_examples=150)
+@given(
+    history=HISTORY,
+    n_new=st.integers(0, 20),
+    seed=st.integers(0, 1000),
+    value=st.floats(0.1, 5),
+)
+@pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_penalties_count_what_they_should(models, name, history, n_new, seed, value):
+    """By a job that has generated tokens: those are what presence and frequency count."""
+    logits = some_logits(seed)
+    model = next(iter(models.values()))
+    plan = Plan((Stage(name, value=value),))
+    job = model._engine.job(ids_of(*history), n_new + 1, plan, 0, 0, NO_STOPS)
+    new = np.random.default_rng(seed).integers(0, 6, n_new).tolist()
+    for id in new:
+        sure = np.full(N_VOCAB, -1e9, dtype=np.float32)
+        sure[id] = 1e9
+        job.advance(sure, sure)
+    assert job.new_ids() == new
+    exact = logits.astype(np.float64)
+    counted = [*history, *new] if name == "repetition_penalty" else new
+    getattr(penalties, name)(exact, counted, value)
+    np.testing.assert_allclose(job.process(logits), exact, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=300)
+@given(
+    history=HISTORY,
+    allowed=st.integers(1, 4),
+    span=st.sampled_from([0, 1, 2, 7, 30, 1000]),
+    breakers=st.sets(st.integers(0, 6), max_size=3),
+    base=st.floats(1, 4),
+)
+def test_dry_finds_every_repetition(models, history, allowed, span, breakers, base):
+    logits = some_logits(len(history))
+    ids = ids_of(*sorted(breakers))
+    stage = Stage("dry", value=0.8, other=base, count=allowed, span=span, ids=ids)
+    exact = logits.astype(np.float64)
+    penalties.dry(exact, history, 0.8, np.float32(base), allowed, span, breakers)
+    ours = processed(models, Plan((stage,)), logits, history)
+    # The power is a product of up to 60 factors, each rounded.
+    np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_dry_by_hand(models):
+    """Of 1 2 3 1 2: 3 would lengthen a repetition of 2; with 2 allowed it loses the multiplier."""
+    zeros = np.zeros(N_VOCAB, dtype=np.float32)
+    stage = {"value": 0.5, "other": 2.0, "span": 0}
+    for allowed, loss in ((1, 1.0), (2, 0.5), (3, 0.0)):
+        plan = Plan((Stage("dry", count=allowed, **stage),))
+        ours = processed(models, plan, zeros, [1, 2, 3, 1, 2])
+        assert ours[3] == -loss
+        assert np.count_nonzero(ours) == (loss > 0)
+
+
+@settings(max_examples=200)
+@given(history=HISTORY, n=st.integers(1, 5))
+def test_no_ngram_comes_twice(models, history, n):
+    logits = some_logits(n)
+    exact = logits.copy()
+    penalties.no_repeat_ngram(exact, history, n)
+    ours = processed(models, Plan((Stage("no_repeat_ngram_size", count=n),)), logits, history)
+    np.testing.assert_array_equal(ours, exact)
+
+
+@settings(max_examples=200)
+@given(
+    history=HISTORY,
+    words=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=5),
+)
+def test_bad_words_are_not_completed(models, history, words):
+    logits = some_logits(len(words))
+    exact = logits.copy()
+    penalties.bad_words(exact, history, words)
+    packed = ids_of(*(n for word in words for n in (len(word), *word)))
+    ours = processed(models, Plan((Stage("bad_words", ids=packed),)), logits, history)
+    np.testing.assert_array_equal(ours, exact)
+
+
+def test_biases_and_bans(models):
+    logits = some_logits(1)
+    bias = Stage("logit_bias", ids=ids_of(3, 5), values=np.array([2.5, -7], dtype=np.float32))
+    ban = Stage("suppress_tokens", ids=ids_of(5, 9))
+    late = Stage("min_new_tokens", count=2, ids=ids_of(4))
+    expected = logits.copy()
+    expected[3] += np.float32(2.5)
+    expected[[5, 9, 4]] = -np.inf
+    np.testing.assert_array_equal(processed(models, Plan((bias, ban, late)), logits, [1]), expected)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_penalties_after_filters(models, data):
+    """A stage that changes single logits may also come when ids were sorted and removed."""
+    logits = some_logits(data.draw(st.integers(0, 10**6)))
+    history = data.draw(st.lists(st.integers(0, N_VOCAB - 1), min_size=1, max_size=50))
+    first = Stage("top_k", count=data.draw(st.integers(1, N_VOCAB)))
+    second = Stage("repetition_penalty", value=1.7)
+    third = Stage("suppress_tokens", ids=ids_of(*range(0, N_VOCAB, 7)))
+    last = Stage("top_p", value=0.9)
+    plan = Plan((first, second, third, last), draws=True)
+    ours, exact = processed(models, plan, logits, history), stated(plan, logits, history)
+    if np.isfinite(exact.max()):
+        assert_same(ours, exact, logits)
+    else:
+        assert not np.isfinite(ours.max())
+
+
+def test_ties_are_kept_by_id(models):
+    logits = np.zeros(N_VOCAB, dtype=np.float32)
+    logits[::2] = -0.0  # the same number
+    for name, stage in (("top_k", {"count": 5}), ("top_p", {"value": 4.5 / N_VOCAB})):
+        ours = processed(models, Plan((Stage(name, **stage),), draws=True), logits, [1])
+        assert np.flatnonzero(ours > -np.inf).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", [n for n in STAGES if n not in ("temperature", "top_n_sigma")])
+def test_extreme_logits_leave_the_most_likely(models, name):
+    """Infinities, 1e30 and denormals: something is left, and the greatest is of it."""
+    stage = {"top_k": {"count": 3}}.get(name, {"value": 0.5, "other": 0.3})
+    plan = Plan((Stage(name, **stage),), draws=True)
+    for greatest in (1e30, 3e38, 1.0, 1e-42, math.inf):
+        logits = np.full(N_VOCAB, -math.inf, dtype=np.float32)
+        logits[:20] = some_logits(1, n=20) * np.float32(1e-43)
+        logits[7] = greatest
+        ours = processed(models, plan, logits, [1])
+        assert np.argmax(ours) == 7 or name in ("xtc", "typical_p")
+        assert ours.max() > -math.inf
+
+
+def test_a_temperature_that_overflows_is_greedy(models):
+    logits = some_logits(3)
+    plan = Plan((Stage("temperature", value=2e-38),), draws=True)
+    ours = processed(models, plan, logits, [1])
+    assert np.flatnonzero(ours > -np.inf).tolist() == [int(np.argmax(logits))]
+
+
+def test_the_chance_of_a_position():
+    from gpt2c import _engine
+
+    for seed in (0, 1, 2**64 - 1):
+        for position in (0, 5, 2**20):
+            exact = chance(seed, 3, position)
+            assert {_engine.chance(isa, seed, 3, position) for isa in ISAS} == {exact}
+    chances = [chance(1, 0, n) for n in range(2000)]
+    # Of 2,000 numbers from 0 to 1 the mean is off 1/2 by 5 standard errors at most.
+    assert abs(np.mean(chances) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
+
+
+def test_xtc_happens_as_often_as_it_should(models):
+    logits = np.zeros(N_VOCAB, dtype=np.float32)
+    logits[:2] = 10, 9
+    plan = Plan((Stage("xtc", value=0.3, other=0.1),), draws=True)
+    happened = [
+        processed(models, plan, logits, [1], seed=seed)[0] == -np.inf for seed in range(1000)
+    ]
+    assert abs(np.mean(happened) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1000)
+    assert happened[:50] == [chance(seed, 0, 1) < np.float32(0.3) for seed in range(50)]
+
+
+def test_mirostat_holds_its_surprise():
+    """Over 450 tokens of a trained model the mean comes near tau, which differs from without."""
+    model = GPT2.from_pretrained()
+    means = {}
+    for tau in (1.5, 3.0, 4.5):
+        done = model.complete(
+            "Once upon a time", max_new_tokens=450, mirostat_tau=tau, seed=1, logprobs=0,
+            stop_token_ids=[], min_new_tokens=450,
+        )  # fmt: skip
+        means[tau] = -np.mean(done.logprobs) / math.log(2)
+    # eta 0.1 forgets within some 10 tokens; the spread of a surprise is some 2 bits, so that of
+    # the mean 0.1.
+    assert all(abs(mean - tau) < 0.5 for tau, mean in means.items()), means
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mirostat_remembers_as_stated(backend, seed):
+    config = config_of(vocab_size=200, n_positions=100, n_layer=1)
+    model = model_on(backend, config, random_weights(config, seed))
+    ids = [
+        1,
+        *model.generate([1], max_new_tokens=80, mirostat_tau=4.0, mirostat_eta=0.2, seed=seed),
+    ]
+    sampler = Sampler(
+        Plan((Stage("mirostat", value=4.0, other=0.2),), draws=True), seed, 0, n_prompt=1
+    )
+    logits = model.logits(ids).astype(np.float64)
+    for position in range(80):
+        assert sampler.choose(logits[position], ids[: position + 1]) == ids[position + 1]
+
+
+def test_the_order_is_complete_and_documented():
+    assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
+    assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

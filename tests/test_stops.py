@@ -1,0 +1,450 @@
+"""What ends a text, and how it is given out: stop strings, time, callbacks, streams, sliding."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import config_of, model_on, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpt2c
+from gpt2c import GPT2
+from gpt2c.stops import Stops, Watcher
+
+CONFIG = config_of()
+WEIGHTS = random_weights(CONFIG)
+SAMPLED = {"temperature": 1.0, "seed": 5}
+
+
+class Letters:
+    """A tokenizer of 50 tokens of one to three letters a, b, c, d, é in two halves among them."""
+
+    n_vocab = 50
+    eot_id = None
+    tokens = (
+        [b"a", b"b", b"c", b"d", b"\xc3", b"\xa9"]
+        + [x + y for x in (b"a", b"b", b"c", b"d") for y in (b"a", b"b", b"c", b"d")]
+        + [x + y + b"b" for x in (b"a", b"b", b"c", b"d") for y in (b"a", b"b", b"c", b"d")]
+        + [b" "] * 12
+    )
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        return [self.tokens.index(bytes([byte])) for byte in text.encode()]
+
+    def token_bytes(self, id: int) -> bytes:
+        return self.tokens[id]
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        return b"".join(self.tokens[id] for id in ids)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.fixture
+def model(backend):
+    model = model_on(backend, CONFIG, WEIGHTS)
+    model.tokenizer = Letters()  # type: ignore[assignment]
+    return model
+
+
+# ---- stop strings ----
+
+
+def test_a_stop_string_ends_the_text_before_it(model):
+    whole = model.generate("ab", max_new_tokens=30, **SAMPLED)
+    for stop in (whole[3:5], whole[7:12], whole[0], whole[-2:]):
+        done = model.complete("ab", max_new_tokens=30, stop_strings=stop, **SAMPLED)
+        assert done.text == whole[: whole.index(stop)]
+        assert done.finish_reason == "stop"
+        # The ids are those that the text needs, and no more.
+        assert model.tokenizer.decode(done.ids).startswith(done.text)
+        assert len(model.tokenizer.decode(done.ids[:-1])) < len(done.text) or not done.ids
+        assert done.ids == model.generate([0, 1], max_new_tokens=30, **SAMPLED)[: len(done.ids)]
+        assert model.generate([0, 1], max_new_tokens=30, stop_strings=stop, **SAMPLED) == done.ids
+    unmet = model.complete("ab", max_new_tokens=30, stop_strings=["zz", "yy"], **SAMPLED)
+    assert (unmet.text, unmet.finish_reason) == (whole, "length")
+
+
+@settings(max_examples=300)
+@given(
+    ids=st.lists(st.integers(0, 49), max_size=25),
+    strings=st.lists(st.text("abcd é", min_size=1, max_size=6), min_size=1, max_size=3),
+)
+def test_watcher_finds_what_a_search_finds(ids, strings):
+    """Token by token as in the whole text; what is safe never has to be taken back."""
+    letters = Letters()
+    raw = [string.encode() for string in strings]
+    whole = letters.decode_bytes(ids)
+    watcher = Watcher(Stops(tuple(raw), letters.token_bytes), 0)
+    shown: list[int] = []
+    reason = None
+    n_pushed = 0
+    for id in ids:
+        reason = watcher.push(id)
+        n_pushed += 1
+        assert watcher.ids[: len(shown)] == shown
+        shown = watcher.ids[: watcher.n_safe_ids]
+        if reason:
+            break
+        safe = letters.decode_bytes(shown)
+        assert not any(string in safe for string in raw)
+        # Whatever is held back could be the beginning of a stop string.
+        held = letters.decode_bytes(ids[len(shown) : n_pushed])
+        assert not held or any(
+            (safe + held).endswith(string[:n]) for string in raw for n in range(1, len(string))
+        )
+    found = [whole.find(string) for string in raw if string in whole]
+    if not found:
+        assert reason is None
+        return
+    assert reason == "stop"
+    # The first token that completes any of the strings ends the text, at the earliest of those
+    # that it completes.
+    seen = letters.decode_bytes(ids[:n_pushed])
+    assert not any(s in letters.decode_bytes(ids[: n_pushed - 1]) for s in raw)
+    assert watcher.end == min(seen.find(string) for string in raw if string in seen)
+    kept = letters.decode_bytes(watcher.ids)
+    assert kept[: watcher.end] == seen[: watcher.end]
+    assert not watcher.ids or len(letters.decode_bytes(watcher.ids[:-1])) < watcher.end
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    stops=st.lists(st.text("abcd", min_size=1, max_size=5), min_size=1, max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_streams_join_to_the_text_and_show_no_stop(stops, seed):
+    model = model_on("numpy", CONFIG, WEIGHTS)
+    model.tokenizer = Letters()  # type: ignore[assignment]
+    options = {"max_new_tokens": 20, "temperature": 1.0, "seed": seed, "stop_strings": stops}
+    text = model.generate("ab", **options)
+    pieces = list(model.stream("ab", **options))
+    assert "".join(pieces) == text
+    assert not any(stop in text for stop in stops)
+    assert list(model.stream([0, 1], **options)) == model.generate([0, 1], **options)
+
+
+def test_texts_of_a_batch_stop_on_their_own(model):
+    prompts = ["ab", "c", "dd", "ab"]
+    options = {"max_new_tokens": 25, "stop_strings": ["ab", "dc"], "temperature": 1.0}
+    alone = [model.complete(p, seed=n, **options) for n, p in enumerate(prompts)]
+    assert model.complete(prompts, seed=[0, 1, 2, 3], **options) == alone
+    assert list(model.complete(iter(prompts), seed=[0, 1, 2, 3], batch_size=2, **options)) == alone
+    assert {done.finish_reason for done in alone} == {"stop"}
+
+
+def test_stop_token_ids(model):
+    ids = model.generate([1, 2], max_new_tokens=20, **SAMPLED)
+    stop = ids[5]
+    done = model.complete([1, 2], max_new_tokens=20, stop_token_ids=[stop, 49], **SAMPLED)
+    assert done.ids == ids[: ids.index(stop)]
+    assert done.finish_reason == "stop"
+    least = ids.index(stop) + 3
+    longer = model.complete(
+        [1, 2], max_new_tokens=30, min_new_tokens=least, stop_token_ids=[stop], **SAMPLED
+    )
+    assert len(longer.ids) >= least
+    assert stop not in longer.ids
+
+
+# ---- time and callbacks ----
+
+
+def test_max_time_ends_every_text(model):
+    done = model.complete([[1], [2]], max_new_tokens=30, max_time=0)
+    assert [(d.ids, d.finish_reason) for d in done] == [([], "time")] * 2
+    slow = model.complete(
+        [1], max_new_tokens=30, max_time=0.1, callback=lambda index, ids: time.sleep(0.03)
+    )
+    assert slow.finish_reason == "time"
+    assert 1 <= len(slow.ids) < 30
+    assert slow.ids == model.generate([1], max_new_tokens=30)[: len(slow.ids)]
+    assert model.complete([1], max_new_tokens=5, max_time=1e6).finish_reason == "length"
+
+
+def test_a_callback_sees_every_token_and_may_stop(model):
+    seen: list[tuple[int, list[int]]] = []
+    prompts = [[1, 2], [3], [4]]
+
+    def callback(index, ids):
+        seen.append((index, ids))
+        return index == 1 and len(ids) == 3
+
+    done = model.complete(prompts, max_new_tokens=6, callback=callback, batch_size=2)
+    plain = model.generate(prompts, max_new_tokens=6)
+    assert [d.finish_reason for d in done] == ["length", "callback", "length"]
+    assert [d.ids for d in done] == [plain[0], plain[1][:3], plain[2]]
+    for index, n in ((0, 6), (1, 3), (2, 6)):
+        assert [ids for i, ids in seen if i == index] == [plain[index][: k + 1] for k in range(n)]
+
+
+def test_an_error_in_a_callback_is_the_callers(model):
+    def callback(index, ids):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        model.generate([1], callback=callback)
+    assert len(model.generate([1], max_new_tokens=3)) == 3
+
+
+def test_logits_processor(model):
+    calls = []
+
+    def only_even(ids, logits):
+        calls.append(list(ids))
+        logits[1::2] = -np.inf
+        return logits
+
+    ids = model.generate([1, 2], max_new_tokens=8, logits_processor=only_even)
+    assert all(id % 2 == 0 for id in ids)
+    assert calls == [[1, 2, *ids[:n]] for n in range(8)]
+    same = {"max_new_tokens": 12, "temperature": 0.9, "top_k": 9, "repetition_penalty": 1.2}
+    prompts = [[1, 2], [3] * 20, [4]]
+    plain = model.generate(prompts, seed=3, **same)
+    assert model.generate(prompts, seed=3, logits_processor=lambda i, x: x, **same) == plain
+    assert list(
+        model.stream([1, 2], seed=3, logits_processor=lambda i, x: x.tolist(), **same)
+    ) == plain[0]  # fmt: skip
+    for wrong in (lambda i, x: x[:-1], lambda i, x: "no", lambda i, x: x * np.nan):
+        with pytest.raises(gpt2c.OptionError, match="logits_processor returned"):
+            model.generate([1], logits_processor=wrong)
+
+
+def test_options_that_leave_nothing(model):
+    with pytest.raises(gpt2c.OptionError, match="leave no token to choose at position 1"):
+        model.generate([1], suppress_tokens=list(range(50)))
+    with pytest.raises(gpt2c.OptionError, match=r"prompt 1: .* no token"):
+        model.generate([[2], [1]], no_repeat_ngram_size=2, bad_words=[[1, n] for n in range(50)])
+
+
+# ---- log-probabilities of completions ----
+
+
+def test_logprobs_are_the_scores(model):
+    prompt = [1, 2, 3]
+    options = {"max_new_tokens": 8, "repetition_penalty": 1.3, "top_k": 5, **SAMPLED}
+    done = model.complete(prompt, logprobs=4, echo=True, **options)
+    assert done.ids == model.generate(prompt, **options)
+    score = model.score([*prompt, *done.ids])
+    # The model's own, whatever the options make of its logits. NumPy promises C1's tolerance.
+    rtol = 1e-5 if model.backend == "numpy" else 0
+    np.testing.assert_allclose(done.logprobs, score.logprobs[3:], rtol=rtol)
+    np.testing.assert_allclose(done.prompt_logprobs, score.logprobs[:3], rtol=rtol)
+    logits = model.logits([*prompt, *done.ids])
+    for n, top in enumerate([*done.prompt_top_logprobs[1:], *done.top_logprobs]):
+        assert list(top) == np.argsort(-logits[n], kind="stable")[:4].tolist()
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+    assert done.prompt_top_logprobs[0] == {}
+
+
+def test_logprobs_together_streaming_nothing(model):
+    prompts = [[1, 2], [3], list(range(30))]
+    together = model.complete(prompts, logprobs=2, max_new_tokens=4)
+    alone = [model.complete(p, logprobs=2, max_new_tokens=4) for p in prompts]
+    if model.backend != "numpy":
+        assert together == alone
+    assert [d.ids for d in together] == [d.ids for d in alone]
+    more = model.complete([5], logprobs=60, max_new_tokens=1)
+    assert len(more.top_logprobs[0]) == 50  # all there are
+    none = model.complete([5, 6], logprobs=0, echo=True, max_new_tokens=0)
+    assert (none.ids, none.logprobs, none.top_logprobs) == ([], [], [])
+    assert len(none.prompt_logprobs) == 2
+
+
+# ---- several texts of a prompt ----
+
+
+def test_num_return_sequences(model):
+    prompts = [[1] * 20, [2, 3]]
+    options = {"max_new_tokens": 10, "temperature": 1.2, "seed": 7}
+    many = model.generate(prompts, num_return_sequences=4, **options)
+    assert [len(samples) for samples in many] == [4, 4]
+    assert len({tuple(ids) for samples in many for ids in samples}) == 8
+    assert [samples[0] for samples in many] == model.generate(prompts, **options)
+    assert model.generate(prompts[0], num_return_sequences=4, **options) == many[0]
+    assert list(model.generate(iter(prompts), num_return_sequences=4, **options)) == many
+    assert model.generate(prompts[1], num_return_sequences=1, **options) == many[1][:1]
+    done = model.complete(prompts[1], num_return_sequences=2, logprobs=1, echo=True, **options)
+    assert [d.sample for d in done] == [0, 1]
+    assert done[0].prompt_logprobs[1:] == done[1].prompt_logprobs[1:]
+    assert len(done[0].prompt_logprobs) == 2
+
+
+def test_samples_share_their_prompts_cache(isa, monkeypatch):
+    from gpt2c import batching
+
+    fed = []
+    create = batching.Text.__init__
+
+    def spy(self, engine, request, sequence=None):
+        fed.append(len(request.ids) - (sequence.length if sequence else 0))
+        create(self, engine, request, sequence)
+
+    monkeypatch.setattr(batching.Text, "__init__", spy)
+    model = model_on(isa, CONFIG, WEIGHTS)
+    model.generate([1] * 30, num_return_sequences=5, max_new_tokens=2, **SAMPLED)
+    assert fed == [30, 1, 1, 1, 1]
+
+
+# ---- beyond the context ----
+
+
+def test_slide_is_a_fresh_start_from_the_last_half(model):
+    prompt = [1, 2, 3]
+    options = {"temperature": 1.0, "seed": 3, "repetition_penalty": 1.1}
+    done = model.complete(prompt, max_new_tokens=100, overflow="slide", logprobs=0, **options)
+    assert (len(done.ids), len(done.logprobs), done.finish_reason) == (100, 100, "length")
+    text = list(prompt)
+    while len(text) < len(prompt) + 100:
+        window = text if len(text) == len(prompt) else text[-20:]
+        left = len(prompt) + 100 - len(text)
+        text += model.generate(window, max_new_tokens=left, **options)
+    assert done.ids == text[len(prompt) :]
+    assert list(model.stream(prompt, max_new_tokens=100, overflow="slide", **options)) == done.ids
+    assert model.complete(prompt, max_new_tokens=100, **options).finish_reason == "context"
+    long = list(range(45))
+    assert model.generate(long, max_new_tokens=5, overflow="slide") == model.generate(
+        long[-20:], max_new_tokens=5
+    )
+
+
+def test_slide_in_a_context_of_one(backend):
+    config = config_of(n_positions=1)
+    model = model_on(backend, config, random_weights(config))
+    assert len(model.generate([1], max_new_tokens=7, overflow="slide")) == 7
+
+
+# ---- async ----
+
+
+def collect(model, prompt, **options):
+    async def run():
+        return [piece async for piece in model.stream_async(prompt, **options)]
+
+    return asyncio.run(run())
+
+
+def test_async_pieces_are_the_streams(model):
+    options = {"max_new_tokens": 12, "stop_strings": ["dd"], **SAMPLED}
+    assert collect(model, [1, 2], **options) == list(model.stream([1, 2], **options))
+    assert collect(model, "ab", **options) == list(model.stream("ab", **options))
+    with pytest.raises(gpt2c.OptionError, match="temperature is -1"):
+        model.stream_async([1], temperature=-1)
+
+
+def test_the_event_loop_goes_on(model):
+    """While a slow text is generated another task gets its turns."""
+
+    async def run():
+        n_turns = 0
+
+        async def tick():
+            nonlocal n_turns
+            while True:
+                await asyncio.sleep(0.001)
+                n_turns += 1
+
+        ticking = asyncio.create_task(tick())
+        slow = {"callback": lambda index, ids: time.sleep(0.02)}
+        async for _ in model.stream_async([1], max_new_tokens=5, **slow):
+            pass
+        ticking.cancel()
+        return n_turns
+
+    assert asyncio.run(run()) >= 5
+
+
+def test_closing_an_async_stream_stops_the_work(model):
+    n_tokens = []
+
+    def callback(index, ids):
+        n_tokens.append(len(ids))
+        time.sleep(0.005)
+
+    async def run():
+        pieces = model.stream_async([1], max_new_tokens=39, callback=callback)
+        async for _ in pieces:
+            break
+        await pieces.aclose()
+        n = len(n_tokens)
+        await asyncio.sleep(0.05)
+        return n
+
+    n = asyncio.run(run())
+    assert len(n_tokens) == n <= 2
+
+
+def test_cancelling_the_task_stops_the_work(model):
+    begun = threading.Event()
+
+    def callback(index, ids):
+        begun.set()
+        time.sleep(0.02)
+
+    async def run():
+        async def consume():
+            async for _ in model.stream_async([1], max_new_tokens=39, callback=callback):
+                pass
+
+        task = asyncio.create_task(consume())
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    model.close()  # nothing runs any more
+    with pytest.raises(gpt2c.ClosedError):
+        model.generate([1])
+
+
+# ---- progress ----
+
+
+def test_progress_counts_texts(model, capsys):
+    pytest.importorskip("tqdm")
+    plain = model.generate([[1], [2], [3]], max_new_tokens=3)
+    assert model.generate([[1], [2], [3]], max_new_tokens=3, progress=True) == plain
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err
+    assert shown.out == ""
+    assert list(model.generate(iter([[1], [2]]), max_new_tokens=3, progress=True)) == plain[:2]
+
+
+def test_progress_without_tqdm_says_what_to_install(model, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
+    with pytest.raises(gpt2c.MissingDependencyError, match=r"gpt2c\[progress\]"):
+        model.generate([[1]], progress=True)
+
+
+# ---- text options on the embedded model ----
+
+
+def test_words_and_breakers_of_a_real_vocabulary():
+    model = GPT2.from_pretrained()
+    options = {"max_new_tokens": 60, "temperature": 0.8, "seed": 2}
+    plain = model.generate("Once upon a time", **options)
+    word = next(w for w in ("the", "and", "a") if f" {w} " in plain)
+    text = model.generate("Once upon a time", bad_words=[word], **options)
+    assert f" {word} " not in text
+    biased = model.generate("The", max_new_tokens=5, logit_bias={" king": 1000})
+    assert biased == " king king king king king"
+    assert " king" not in model.generate("The", suppress_tokens=[" king"], **options)
+    loop = model.generate("Once upon a time", max_new_tokens=120)
+    dry = model.generate("Once upon a time", max_new_tokens=120, dry_multiplier=2.0)
+    assert _longest_repeat(dry) < _longest_repeat(loop)
+    with pytest.raises(gpt2c.OptionError, match="tokens, not one"):
+        model.generate("The", suppress_tokens=["hippopotamus of the"])
+
+
+def _longest_repeat(text: str) -> int:
+    words = text.split()
+    grams = lambda n: [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]  # noqa: E731
+    return max(n for n in range(60) if len(set(grams(n))) < len(grams(n)) or n == 0)

@@ -1,0 +1,65 @@
+"""Processed logits and log-probabilities beside transformers' own, from stored fixtures."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+
+from gpt2c import GPT2
+from gpt2c.sampling import Vocabulary, check_sampling
+from gpt2c.tokenizer import MissingTokenizer
+
+SAMPLING = json.loads((FIXTURES / "transformers_sampling.json").read_text())
+SCORES = json.loads((FIXTURES / "transformers_scores.json").read_text())
+N_VOCAB = 120
+
+
+def decoded(text):
+    return np.frombuffer(base64.b64decode(text), dtype="<f4")
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(config_of(vocab_size=N_VOCAB, n_layer=0))
+
+
+@pytest.mark.parametrize("number", range(len(SAMPLING["cases"])))
+def test_processed_logits_are_transformers(backend, weights, number):
+    case = SAMPLING["cases"][number]
+    options = dict(case["options"])
+    if "logit_bias" in options:
+        options["logit_bias"] = {int(id): bias for id, bias in options["logit_bias"].items()}
+    eos = SAMPLING["eos_token_id"]
+    vocabulary = Vocabulary(N_VOCAB, frozenset([eos]), lambda: MissingTokenizer("a test"))
+    plan = check_sampling({"do_sample": True, **options}, vocabulary)
+    model = model_on(backend, config_of(vocab_size=N_VOCAB, n_layer=0), weights)
+    # None of these options asks which ids are new, but min_new_tokens, of which there are less.
+    ids, no_stops = np.array(case["ids"], dtype=np.int32), np.empty(0, dtype=np.int32)
+    job = model._engine.job(ids, 1, plan, 0, 0, no_stops)
+    ours, theirs = job.process(decoded(case["logits"])), decoded(case["processed"])
+    np.testing.assert_array_equal(ours > -np.inf, theirs > -np.inf)
+    kept = ours > -np.inf
+    # One division or product, each rounded once on either side.
+    np.testing.assert_allclose(ours[kept], theirs[kept], rtol=3e-7)
+
+
+@pytest.mark.parametrize("name", SCORES["models"])
+def test_log_probabilities_are_transformers(backend, name):
+    expected = SCORES["models"][name]
+    folder = FIXTURES / "transformers" / name
+    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    for text, exact, score in zip(
+        expected["texts"], expected["logprobs"], model.score(expected["texts"]), strict=True
+    ):
+        assert score.ids.tolist() == text
+        assert np.isnan(score.logprobs[0])
+        # As for logits (test_reference): 16 rounding errors of the largest of them, on either side
+        # of the subtraction.
+        largest = float(np.abs(model.logits(text)).max())
+        atol = 2 * 16 * float(np.finfo(np.float32).eps) * largest
+        np.testing.assert_allclose(score.logprobs[1:], exact, rtol=0, atol=atol)
+        assert score.total == pytest.approx(sum(exact), abs=atol * len(text))
