@@ -27,8 +27,8 @@ typedef struct {
 /* Room for one draw at a time; NULL without memory. */
 candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int32_t n_positions);
 void candidates_free(candidates *c);
-/* A scratch's own, taken when it is first asked for. */
-candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model);
+/* Those of a scratch's worker, taken when they are first asked for. */
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker);
 
 /* All ids, with these logits. */
 void candidates_fill(candidates *c, const float *logits);

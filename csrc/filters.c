@@ -159,8 +159,7 @@ static void divide(candidates *c, float temperature) {
         c->has_slots = 0;
         return;
     }
-    for (int32_t i = 0; i < c->n; i++)
-        c->logits[i] /= temperature;
+    c->kernels->divide(c->logits, c->n, temperature);
 }
 
 int filter(candidates *c, const gpt2c_stage *stage, const noise_key *key, float mirostat_mu) {

@@ -39,6 +39,7 @@ static float *row_of(matrix m, int r) {
 typedef struct {
     matrix scores; /* [ATTENTION_ROWS, n_positions] */
     matrix normed; /* [OWN_NORM_ROWS, n_embd] */
+    candidates *candidates; /* taken when they are asked for */
 } worker_scratch;
 
 struct gpt2c_scratch {
@@ -48,9 +49,7 @@ struct gpt2c_scratch {
     matrix qkv;      /* [rows, 3 n_embd] */
     matrix attended; /* [rows, n_embd] */
     matrix inner;    /* [rows, n_inner] */
-    /* Taken when they are asked for: */
-    float *logits; /* [n_logits_rows, n_vocab] */
-    candidates *candidates;
+    float *logits; /* taken when they are asked for: [n_logits_rows, n_vocab] */
     int32_t n_logits_rows;
     int n_workers;
     worker_scratch *workers; /* [n_workers] */
@@ -126,10 +125,10 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     os_aligned_free(scratch->attended.floats);
     os_aligned_free(scratch->inner.floats);
     os_aligned_free(scratch->logits);
-    candidates_free(scratch->candidates);
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);
         os_aligned_free(scratch->workers[w].normed.floats);
+        candidates_free(scratch->workers[w].candidates);
     }
     free(scratch->workers);
     free(scratch);
@@ -145,11 +144,12 @@ float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, in
     return scratch->logits;
 }
 
-candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model) {
-    if (!scratch->candidates)
-        scratch->candidates =
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker) {
+    worker_scratch *own = &scratch->workers[worker];
+    if (!own->candidates)
+        own->candidates =
             candidates_create(model->kernels, model->config.n_vocab, model->config.n_positions);
-    return scratch->candidates;
+    return own->candidates;
 }
 
 /* ---- the steps of a block, each worker's share of them ---- */

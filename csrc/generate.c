@@ -1,16 +1,20 @@
 /* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
  * one forward call, and chooses each next token. */
-#include "candidates.h"
 #include "model.h"
 #include "os.h"
+#include "pool.h"
+#include "sample.h"
 
 #include <stdlib.h>
 
 /* The memory of one gpt2c_run, taken before its first token. */
 typedef struct {
+    const gpt2c_model *model;
+    gpt2c_scratch *scratch;
     gpt2c_feed *feeds; /* [n_jobs] */
-    gpt2c_job **fed;   /* [n_jobs], the job of each feed */
+    gpt2c_job **fed;   /* [n_jobs], the jobs that get a token, in the order of the logits */
     float *logits;     /* [n_jobs, n_vocab], the scratch's */
+    int32_t n_choosing;
 } workspace;
 
 static void workspace_free(workspace *w) {
@@ -18,17 +22,28 @@ static void workspace_free(workspace *w) {
     free(w->fed);
 }
 
+/* Room for every worker's draws, where anything is drawn. Returns 0 without memory. */
+static int take_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
+                           int32_t n_jobs) {
+    int all_greedy = 1;
+    for (int32_t j = 0; j < n_jobs; j++)
+        all_greedy &= is_greedy(jobs[j]);
+    for (int w = 0; !all_greedy && w < m->n_threads && w < n_jobs; w++)
+        if (!gpt2c_scratch_candidates(scratch, m, w))
+            return 0;
+    return 1;
+}
+
 static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_scratch *scratch,
                                      gpt2c_job *const *jobs, int32_t n_jobs) {
-    int is_greedy = 1;
-    for (int32_t j = 0; j < n_jobs; j++)
-        is_greedy &= !jobs[j]->sampling.draws && !jobs[j]->sampling.n_stages;
     *w = (workspace){
+        .model = m,
+        .scratch = scratch,
         .feeds = calloc((size_t)n_jobs, sizeof(gpt2c_feed)),
         .fed = calloc((size_t)n_jobs, sizeof(gpt2c_job *)),
         .logits = gpt2c_scratch_logits(scratch, m, n_jobs),
     };
-    if (w->feeds && w->fed && w->logits && (is_greedy || gpt2c_scratch_candidates(scratch, m)))
+    if (w->feeds && w->fed && w->logits && take_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
     return GPT2C_NO_MEMORY;
@@ -44,10 +59,33 @@ static gpt2c_feed next_feed(const gpt2c_job *job, int32_t most_rows) {
                         n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
 }
 
+/* Each worker chooses the tokens of its share of the jobs. */
+static void choose_share(void *context, pool_team *team, int worker, int n_workers) {
+    (void)team;
+    const workspace *w = context;
+    for (int32_t j = worker; j < w->n_choosing; j += n_workers) {
+        const float *logits = w->logits + (size_t)j * (size_t)w->model->config.n_vocab;
+        gpt2c_job *job = w->fed[j];
+        candidates *c =
+            is_greedy(job) ? NULL : gpt2c_scratch_candidates(w->scratch, w->model, worker);
+        advance_job(w->model, c, job, logits, logits);
+    }
+}
+
+/* An arg max is done sooner than the other workers are woken. */
+static void choose_tokens(workspace *w) {
+    int32_t n_working = 0;
+    for (int32_t j = 0; j < w->n_choosing; j++)
+        n_working += !is_greedy(w->fed[j]) || w->fed[j]->scores.scores;
+    if (n_working > 1)
+        pool_run(choose_share, w, w->model->n_threads);
+    else
+        choose_share(w, NULL, 0, 1);
+}
+
 /* One forward call for the running jobs. Jobs that decode come first and take a row each; prompts
  * share the rows that are left. */
-static gpt2c_status step(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
-                         int32_t n_jobs, workspace *w) {
+static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     int32_t n_feeds = 0, rows_left = GPT2C_MAX_ROWS;
     for (int in_prompt = 0; in_prompt <= 1; in_prompt++)
         for (int32_t j = 0; j < n_jobs && rows_left; j++) {
@@ -58,21 +96,18 @@ static gpt2c_status step(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job
             w->fed[n_feeds] = job;
             rows_left -= w->feeds[n_feeds++].n_tokens;
         }
-    gpt2c_status status = gpt2c_forward(m, scratch, w->feeds, n_feeds, w->logits);
+    gpt2c_status status = gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, w->logits);
     if (status)
         return status;
-    const float *logits = w->logits;
+    w->n_choosing = 0;
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_job *job = w->fed[f];
         if (job->n_fed < job->n_prompt)
             job->n_fed += w->feeds[f].n_tokens;
-        if (w->feeds[f].wanted == GPT2C_LOGITS_NONE)
-            continue;
-        status = gpt2c_advance(m, scratch, job, logits, logits);
-        if (status)
-            return status;
-        logits += m->config.n_vocab;
+        if (w->feeds[f].wanted != GPT2C_LOGITS_NONE)
+            w->fed[w->n_choosing++] = job;
     }
+    choose_tokens(w);
     return GPT2C_OK;
 }
 
@@ -113,7 +148,7 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_j
     double end = os_seconds() + seconds;
     while (*n_steps < max_steps) {
         int32_t before = tokens_generated(jobs, n_jobs);
-        status = step(model, scratch, jobs, n_jobs, &w);
+        status = step(jobs, n_jobs, &w);
         *n_steps += tokens_generated(jobs, n_jobs) > before;
         if (status || any_finished(jobs, n_jobs) || os_seconds() >= end)
             break;

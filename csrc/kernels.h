@@ -92,8 +92,9 @@ typedef struct {
     void (*log_total)(const float *logits, int n, float *log_total, float *entropy);
     /* 1 for the most likely id; of equal logits the lower id comes first. */
     int (*rank)(const float *logits, int n, int id);
-    /* Adds Gumbel noise to the logits of ids. */
-    void (*perturb)(float *logits, const int32_t *ids, int n, const noise_key *key);
+    /* The id, below 2^24, whose logit plus Gumbel noise is the greatest; of equal ones the lowest. */
+    int (*draw)(const float *logits, const int32_t *ids, int n, const noise_key *key, float *score);
+    void (*divide)(float *x, int n, float by);
     /* From 0 up to, and not, 1. */
     float (*chance)(const noise_key *key);
     /* Elementwise functions, here so that tests reach them: exp, log, and the activations. */

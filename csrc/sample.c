@@ -2,6 +2,7 @@
 #include "candidates.h"
 #include "fpenv.h"
 #include "model.h"
+#include "sample.h"
 #include "scores.h"
 
 #include <math.h>
@@ -26,20 +27,6 @@ static void run_stages(candidates *c, const gpt2c_job *job, const noise_key *key
     }
 }
 
-/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9: an id further below the
- * most likely one cannot win, and is not drawn for. */
-#define NOISE_RANGE 26.5f
-
-static void drop_hopeless(candidates *c, float greatest) {
-    int32_t n = 0;
-    for (int32_t i = 0; i < c->n; i++)
-        if (c->logits[i] >= greatest - NOISE_RANGE) {
-            c->logits[n] = c->logits[i];
-            c->ids[n++] = c->ids[i];
-        }
-    c->n = n;
-}
-
 /* Mirostat's step: the surprise, in bits, of what was drawn, by the distribution before its cut, is
  * brought towards tau. */
 static void update_mirostat(gpt2c_job *job, const kernel_table *kernels, float below, float sum) {
@@ -50,16 +37,6 @@ static void update_mirostat(gpt2c_job *job, const kernel_table *kernels, float b
         if (stage->kind == GPT2C_MIROSTAT)
             job->mirostat_mu -= stage->other * (surprise - stage->value);
     }
-}
-
-/* The lowest id of the greatest score. */
-static int32_t best_of(const candidates *c) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < c->n; i++)
-        if (c->logits[i] > c->logits[best] ||
-            (c->logits[i] == c->logits[best] && c->ids[i] < c->ids[best]))
-            best = i;
-    return c->ids[best];
 }
 
 static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, int32_t *token) {
@@ -74,15 +51,11 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, in
     *token = c->ids[place];
     if (!job->sampling.draws || isinf(greatest))
         return GPT2C_OK;
-    drop_hopeless(c, greatest);
-    /* The noise takes the place of the logits, which mirostat still needs. */
-    memcpy(c->weights, c->logits, (size_t)c->n * sizeof(float));
-    c->kernels->perturb(c->logits, c->ids, c->n, key);
-    *token = best_of(c);
-    if (sum_before > 0.0f)
-        for (int32_t i = 0; i < c->n; i++)
-            if (c->ids[i] == *token)
-                update_mirostat(job, c->kernels, c->weights[i] - greatest, sum_before);
+    float score;
+    *token = c->kernels->draw(c->logits, c->ids, c->n, key, &score);
+    for (int32_t i = 0; sum_before > 0.0f && i < c->n; i++)
+        if (c->ids[i] == *token)
+            update_mirostat(job, c->kernels, c->logits[i] - greatest, sum_before);
     return GPT2C_OK;
 }
 
@@ -91,17 +64,18 @@ static noise_key key_of_job(const gpt2c_job *job) {
                        (uint32_t)(job->n_prompt + job->n_tokens)};
 }
 
-static gpt2c_status choose(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, int32_t *token) {
+int is_greedy(const gpt2c_job *job) {
+    return !job->sampling.draws && !job->sampling.n_stages;
+}
+
+static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
+                           int32_t *token) {
     int32_t greatest = m->kernels->arg_max(logits, m->config.n_vocab);
     if (greatest < 0)
         return GPT2C_NOT_A_NUMBER;
     *token = greatest;
-    if (!job->sampling.draws && !job->sampling.n_stages)
+    if (is_greedy(job))
         return GPT2C_OK;
-    candidates *c = gpt2c_scratch_candidates(scratch, m);
-    if (!c)
-        return GPT2C_NO_MEMORY;
     noise_key key = key_of_job(job);
     fill(c, job, logits);
     return draw(c, job, &key, token);
@@ -130,24 +104,32 @@ static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const fl
         job->finish = GPT2C_FINISHED_CONTEXT;
 }
 
-gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, const float *own) {
+void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
+                 const float *own) {
     int32_t token = 0;
     fp_state caller = fp_enter();
-    gpt2c_status status = choose(model, scratch, job, logits, &token);
-    if (status == GPT2C_OK)
-        append(model, job, token, own);
-    else if (status == GPT2C_NOT_A_NUMBER)
+    gpt2c_status status = choose(m, c, job, logits, &token);
+    if (status == GPT2C_NOT_A_NUMBER)
         job->finish = GPT2C_FINISHED_NOT_A_NUMBER;
     else if (status == GPT2C_NOTHING_LEFT)
         job->finish = GPT2C_FINISHED_NOTHING_LEFT;
+    else
+        append(m, job, token, own);
     fp_leave(caller);
-    return status == GPT2C_NO_MEMORY ? status : GPT2C_OK;
+}
+
+gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
+                           const float *logits, const float *own) {
+    candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
+    if (!c)
+        return GPT2C_NO_MEMORY;
+    advance_job(model, c, job, logits, own);
+    return GPT2C_OK;
 }
 
 gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
                            float *logits) {
-    candidates *c = gpt2c_scratch_candidates(scratch, model);
+    candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)
         return GPT2C_NO_MEMORY;
     fp_state caller = fp_enter();

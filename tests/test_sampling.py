@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c.reference import softmax
@@ -39,25 +39,60 @@ def test_compiled_noise_is_the_stated_noise(seed, sample, position):
     if not ISAS:
         pytest.skip("the engine is not compiled")
     ids = np.arange(67, dtype=np.int32)
-    zeros = np.zeros(67, dtype=np.float32)
-    bits = [_engine.perturbed(isa, zeros, ids, seed, sample, position) for isa in ISAS]
-    for other in bits[1:]:
-        np.testing.assert_array_equal(bits[0], other)
+    zero = np.zeros(1, dtype=np.float32)
+    noise = [
+        [_engine.draw(isa, zero, ids[i : i + 1], seed, sample, position)[1] for i in range(67)]
+        for isa in ISAS
+    ]
+    assert all(other == noise[0] for other in noise)
     # Two logarithms in float32: relative errors of some ULP of values up to 23, and of -log u.
     exact = gumbel_noise(seed, sample, position, ids)
-    np.testing.assert_allclose(bits[0], exact, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(noise[0], exact, rtol=2e-6, atol=1e-6)
 
 
 def test_noise_of_extreme_words():
     """The words next to 0 and to 2^32, found by search, keep their resolution."""
     if not ISAS:
         pytest.skip("the engine is not compiled")
-    ids = np.arange(400_000, dtype=np.int32)
-    exact = gumbel_noise(7, 0, 0, ids)
-    ours = _engine.perturbed(ISAS[0], np.zeros(len(ids), dtype=np.float32), ids, 7, 0, 0)
+    exact = gumbel_noise(7, 0, 0, np.arange(400_000))
+    extreme = np.argsort(exact)[[*range(200), *range(-200, 0)]].astype(np.int32)
+    zero = np.zeros(1, dtype=np.float32)
+    ours = [_engine.draw(ISAS[0], zero, extreme[i : i + 1], 7, 0, 0)[1] for i in range(400)]
     assert exact.max() > 11
     assert exact.min() < -2.4
-    np.testing.assert_allclose(ours, exact, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(ours, exact[extreme], rtol=2e-6, atol=1e-6)
+
+
+@settings(max_examples=150)
+@given(
+    n=st.integers(1, 400),
+    seed=st.integers(0, 2**64 - 1),
+    spread=st.sampled_from([0.0, 1.0, 20.0, 300.0]),
+    special=st.lists(st.sampled_from([-np.inf, 1e30, -1e30, 1e-42]), max_size=3),
+)
+def test_draw_kernel_takes_the_best(n, seed, spread, special):
+    """Ids in any order, remainders of every length, blocks without hope."""
+    if not ISAS:
+        pytest.skip("the engine is not compiled")
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(1000)[:n].astype(np.int32)
+    logits = (spread * rng.standard_normal(n)).astype(np.float32)
+    logits[rng.integers(0, n, len(special))] = special
+    if np.isinf(logits.max()):
+        logits[0] = 0
+    draws = [_engine.draw(isa, logits, ids, seed, 1, 2) for isa in ISAS]
+    assert all(draw == draws[0] for draw in draws)
+    singles = [
+        _engine.draw(ISAS[0], logits[i : i + 1], ids[i : i + 1], seed, 1, 2)[1]
+        if logits[i] > -np.inf
+        else -np.inf
+        for i in range(n)
+    ]
+    best = max(singles)
+    assert draws[0] == (
+        min(id for id, score in zip(ids, singles, strict=True) if score == best),
+        best,
+    )
 
 
 def chi_square(draws: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:

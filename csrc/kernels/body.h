@@ -14,7 +14,8 @@
     {                                                                                              \
         .name = isa, .matmul = matmul_kernel, .layer_norm = layer_norm_kernel,                     \
         .attention = attention_kernel, .embed = embed_kernel, .arg_max = arg_max_kernel,           \
-        .perturb = perturb_kernel, .chance = chance_kernel, .log_total = log_total_kernel,         \
-        .rank = rank_kernel, .exp = exp_kernel, .log = log_kernel, .activate = activate_kernel,    \
+        .draw = draw_kernel, .divide = divide_kernel, .chance = chance_kernel,                     \
+        .log_total = log_total_kernel, .rank = rank_kernel, .exp = exp_kernel, .log = log_kernel,  \
+        .activate = activate_kernel,                                                               \
         .stream = stream_kernel, .multiply_add = multiply_add_kernel,                              \
     }

@@ -72,17 +72,69 @@ INLINE vf perturbed(vf logit, vi id, const noise_key *key) {
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
 }
 
-static void perturb_kernel(float *logits, const int32_t *ids, int n, const noise_key *key) {
+/* The best scores so far, lane by lane, and their ids, which as floats are exact. */
+typedef struct {
+    vf score, id;
+} best_draws;
+
+INLINE void draw_among(best_draws *best, vf logit, vi id, const noise_key *key) {
+    vf score = perturbed(logit, id, key);
+    vf number = vf_from_int(id);
+    vf lower = vf_if_less(number, best->id, number, best->id);
+    vf otherwise = vf_if_less(score, best->score, best->id, lower);
+    best->id = vf_if_less(best->score, score, number, otherwise);
+    best->score = vf_if_less(best->score, score, score, best->score);
+}
+
+/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9: an id further below the
+ * most likely one cannot win, and a block that holds no other is passed over. */
+#define NOISE_RANGE 26.5f
+#define DRAW_BLOCK 64
+
+static void draw_from_block(best_draws *best, const float *logits, const int32_t *ids, int n,
+                            const noise_key *key) {
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH)
-        vf_store(logits + i, perturbed(vf_load(logits + i), vi_load(ids + i), key));
-    if (i < n) {
-        int32_t last[VF_WIDTH] = {0};
-        for (int j = 0; i + j < n; j++)
-            last[j] = ids[i + j];
-        vf rest = vf_load_first(logits + i, n - i);
-        vf_store_first(logits + i, perturbed(rest, vi_load(last), key), n - i);
+        draw_among(best, vf_load(logits + i), vi_load(ids + i), key);
+    if (i == n)
+        return;
+    /* The rest, and its first one again where a vector has more lanes. */
+    float last_logits[VF_WIDTH];
+    int32_t last_ids[VF_WIDTH];
+    for (int j = 0; j < VF_WIDTH; j++) {
+        int at = i + j < n ? i + j : i;
+        last_logits[j] = logits[at];
+        last_ids[j] = ids[at];
     }
+    draw_among(best, vf_load(last_logits), vi_load(last_ids), key);
+}
+
+/* No logit is NaN, and the greatest is finite; -infinity never wins. */
+static int draw_kernel(const float *logits, const int32_t *ids, int n, const noise_key *key,
+                       float *best_score) {
+    const float lowest = -3.402823466e38f;
+    float floor = greatest(logits, n) - NOISE_RANGE;
+    best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
+    for (int i = 0; i < n; i += DRAW_BLOCK) {
+        int rest = n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK;
+        if (greatest(logits + i, rest) >= floor)
+            draw_from_block(&best, logits + i, ids + i, rest, key);
+    }
+    float scores[VF_WIDTH], numbers[VF_WIDTH];
+    vf_store(scores, best.score);
+    vf_store(numbers, best.id);
+    int first = 0;
+    for (int lane = 1; lane < VF_WIDTH; lane++)
+        if (scores[lane] > scores[first] ||
+            (scores[lane] == scores[first] && numbers[lane] < numbers[first]))
+            first = lane;
+    *best_score = scores[first];
+    return (int)numbers[first];
+}
+
+static void divide_kernel(float *x, int n, float by) {
+    for (int i = 0; i < n; i += VF_WIDTH)
+        vf_store_first(x + i, vf_div(vf_load_first(x + i, n - i), vf_set1(by)), n - i);
 }
 
 /* A number from 0 up to, and not, 1 that belongs to the position: 24 bits of its counter's word 0. */

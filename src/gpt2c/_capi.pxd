@@ -226,7 +226,7 @@ cdef extern from "kernels.h" nogil:
         int (*arg_max)(const float *, int)
         void (*log_total)(const float *, int, float *, float *)
         int (*rank)(const float *, int, int)
-        void (*perturb)(float *, const int32_t *, int, const noise_key *)
+        int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
         float (*chance)(const noise_key *)
 
 

@@ -150,21 +150,18 @@ def rank(str isa not None, const float[::1] logits not None, int id):
     return kernels.rank(&logits[0], <int>logits.shape[0], id)
 
 
-def perturbed(
+def draw(
     str isa not None, const float[::1] logits not None, const int32_t[::1] ids not None,
     uint64_t seed, uint32_t sample, uint32_t position,
 ):
-    """logits + the Gumbel noise of ids."""
-    cdef const kernel_table *kernels = kernels_of(isa)
+    """(the id whose logit plus Gumbel noise is the greatest, that sum), by a kernel."""
     cdef noise_key key
+    cdef float score
     key.seed, key.sample, key.position = seed, sample, position
-    result = np.array(logits)
-    cdef float[::1] out = result
-    if ids.shape[0] != out.shape[0]:
-        raise OptionError("perturbed takes a logit for each id")
-    if out.shape[0]:
-        kernels.perturb(&out[0], &ids[0], <int>out.shape[0], &key)
-    return result
+    if not logits.shape[0] == ids.shape[0] > 0:
+        raise OptionError("draw takes a logit for each of at least one id")
+    id = kernels_of(isa).draw(&logits[0], &ids[0], <int>ids.shape[0], &key, &score)
+    return id, score
 
 
 def chance(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
