@@ -50,6 +50,13 @@ class Engine:
         """What the machine can do at most, where the engine measures it."""
         return {}
 
+    def encode(self, text: str) -> Ids:
+        raise NotImplementedError
+
+    def score(self, ids: Ids, stride: int) -> float:
+        """The log-probability of ids, in windows of the context every stride tokens."""
+        raise NotImplementedError
+
 
 class Gpt2c(Engine):
     packages = ("gpt2c",)
@@ -66,6 +73,12 @@ class Gpt2c(Engine):
 
     def first(self, prompt: Ids) -> int:
         return next(self.model.stream(prompt))
+
+    def encode(self, text: str) -> Ids:
+        return self.model.tokenizer.encode(text)
+
+    def score(self, ids: Ids, stride: int) -> float:
+        return self.model.score(ids, stride=stride).total
 
     def limits(self) -> dict[str, float]:
         engine: Any = self.model._engine
@@ -99,6 +112,21 @@ class TorchEager(Engine):
     def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
         """Further options of transformers' generate."""
         return {}
+
+    def score(self, ids: Ids, stride: int) -> float:
+        longest, total, previous = self.model.config.n_positions, 0.0, 0
+        for begin in range(0, len(ids), stride):
+            end = min(begin + longest, len(ids))
+            window = self.torch.tensor(ids[begin:end])
+            first = max(previous, begin + 1) - begin  # of the window's tokens that are scored
+            with self.torch.inference_mode():
+                logits = self.model(window[None], use_cache=False).logits[0, first - 1 : -1]
+                chosen = self.torch.log_softmax(logits, dim=-1).gather(1, window[first:, None])
+            total += float(chosen.sum(dtype=self.torch.float64))
+            previous = end
+            if end == len(ids):
+                break
+        return total
 
 
 class TorchCompiled(TorchEager):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from peers import ENGINES, Engine
@@ -19,6 +21,12 @@ from peers import ENGINES, Engine
 def answer(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
     if task["op"] == "limits":
         return engine.limits()
+    if task["op"] == "encode":
+        return {"ids": engine.encode(Path(task["text"]).read_text())}
+    if task["op"] == "score":
+        begin = time.perf_counter()
+        total = engine.score(task["ids"], task["stride"])
+        return {"seconds": time.perf_counter() - begin, "total": total}
     seconds, ids = engine.timed(task["prompts"], task["n_new"])
     return {"seconds": seconds, "ids": ids}
 

@@ -120,6 +120,8 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
 
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *own) {
+    if (job->finish != GPT2C_RUNNING) /* there may be no room for another token */
+        return GPT2C_BAD_ARGUMENT;
     candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)
         return GPT2C_NO_MEMORY;

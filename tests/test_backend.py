@@ -193,6 +193,13 @@ def test_engine_refuses_nonsense_without_crashing():
     with pytest.raises(gpt2c.OptionError):
         model.run([twice, twice], 1)
     model.run([twice], 5)
+    logits = np.zeros(5, dtype=np.float32)
+    with pytest.raises(gpt2c.OptionError):  # there is no room for another token
+        twice.advance(logits, logits)
+    waiting = model.job(ids, 2, Plan(), 0, 0, stops)
+    waiting.next_logits()
+    with pytest.raises(gpt2c.OptionError):
+        waiting.next_logits()
     assert twice.finish_reason == "length"
     with pytest.raises(gpt2c.OptionError):
         model.run([twice], 1)

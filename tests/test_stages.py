@@ -222,6 +222,31 @@ def test_penalties_after_filters(models, data):
         assert not np.isfinite(ours.max())
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "n_kept"),
+    [
+        ("top_p", {"value": 0.5}, 128),  # what reaches it exactly is enough
+        ("top_p", {"value": 0.5 + 2**-9}, 129),
+        ("min_p", {"value": 1.0}, 256),
+        ("epsilon_cutoff", {"value": 1 / 256}, 256),
+        ("epsilon_cutoff", {"value": 1 / 255}, 1),
+        ("mirostat", {"value": 4.0, "other": 0.1}, 256),  # mu is 8 bits, and so is each surprise
+        ("mirostat", {"value": 3.99, "other": 0.1}, 1),
+        ("top_n_sigma", {"value": 0.0}, 256),
+        ("xtc", {"value": 1.0, "other": 1 / 256}, 1),
+        ("xtc", {"value": 1.0, "other": 1 / 255}, 256),
+    ],
+)
+def test_bounds_are_met_exactly(models, name, stage, n_kept):
+    """256 ids of one probability, and 44 that cannot come: nothing here is rounded."""
+    logits = np.full(N_VOCAB, -np.inf, dtype=np.float32)
+    logits[:256] = 3.5
+    plan = Plan((Stage(name, **stage),), draws=True)
+    for found in (processed(models, plan, logits, [1]), stated(plan, logits, [1])):
+        first = 255 if name == "xtc" and n_kept == 1 else 0  # the last of those equally likely
+        assert np.flatnonzero(found > -np.inf).tolist() == list(range(first, first + n_kept))
+
+
 def test_ties_are_kept_by_id(models):
     logits = np.zeros(N_VOCAB, dtype=np.float32)
     logits[::2] = -0.0  # the same number

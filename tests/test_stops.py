@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.stops import Stops, Watcher
+from gpt2c.stops import Stops, StopString, Watcher
 
 CONFIG = config_of()
 WEIGHTS = random_weights(CONFIG)
@@ -81,7 +81,7 @@ def test_watcher_finds_what_a_search_finds(ids, strings):
     letters = Letters()
     raw = [string.encode() for string in strings]
     whole = letters.decode_bytes(ids)
-    watcher = Watcher(Stops(tuple(raw), letters.token_bytes), 0)
+    watcher = Watcher(Stops(tuple(map(StopString, raw)), letters.token_bytes), 0)
     shown: list[int] = []
     reason = None
     n_pushed = 0
@@ -112,6 +112,16 @@ def test_watcher_finds_what_a_search_finds(ids, strings):
     kept = letters.decode_bytes(watcher.ids)
     assert kept[: watcher.end] == seen[: watcher.end]
     assert not watcher.ids or len(letters.decode_bytes(watcher.ids[:-1])) < watcher.end
+
+
+def test_a_long_stop_string_costs_no_more():
+    """A text of which every beginning could be the stop string's: linear, not quadratic."""
+    watcher = Watcher(Stops((StopString(b"a" * 100_000),), lambda id: b"a"), 0)
+    for _ in range(99_999):
+        assert watcher.push(0) is None
+    assert watcher.n_safe_ids == 0
+    assert watcher.push(0) == "stop"
+    assert (watcher.ids, watcher.end) == ([], 0)
 
 
 @settings(max_examples=25, deadline=None)

@@ -664,6 +664,8 @@ cdef class Job:
             logits = self.sequence.feed(self.prompt[self.job.n_fed:], 1)
             self.job.n_fed = self.job.n_prompt
             return logits[0]
+        if self.job.n_tokens == 0:
+            raise OptionError("next_logits: no token was chosen since the last ones")
         return self.sequence.feed(self.tokens[self.job.n_tokens - 1:self.job.n_tokens], 1)[0]
 
     def advance(self, const float[::1] logits not None, const float[::1] own not None):
@@ -672,14 +674,18 @@ cdef class Job:
         cdef Model model = self.sequence.model
         if not logits.shape[0] == own.shape[0] == model.n_vocab:
             raise OptionError("advance takes a logit for each id")
-        cdef Scratch scratch = model.begin()
+        cdef Scratch scratch = None
+        self.sequence.claim()
         try:
+            scratch = model.begin()
             status = gpt2c_advance(
                 model.pointer, scratch.pointer, &self.job, &logits[0], &own[0]
             )
         finally:
-            model.end(scratch)
-        raise_status(status, "sampling")
+            self.sequence.busy = False
+            if scratch is not None:
+                model.end(scratch)
+        raise_status(status, "choosing a token")
 
     def process(self, logits):
         """Logits [n_vocab] after the job's stages; those of removed ids are -infinity."""
@@ -689,11 +695,15 @@ cdef class Job:
             raise OptionError("process takes a logit for each id")
         cdef float[::1] view = result
         cdef gpt2c_status status
-        cdef Scratch scratch = model.begin()
+        cdef Scratch scratch = None
+        self.sequence.claim()
         try:
+            scratch = model.begin()
             status = gpt2c_process(model.pointer, scratch.pointer, &self.job, &view[0])
         finally:
-            model.end(scratch)
+            self.sequence.busy = False
+            if scratch is not None:
+                model.end(scratch)
         raise_status(status, "sampling")
         return result
 

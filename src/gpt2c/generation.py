@@ -15,6 +15,7 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.options import INT32_MAX, choice, integer, number
 from gpt2c.sampling import Plan, SamplingOptions, Vocabulary, check_sampling
 from gpt2c.scoring import Scores
+from gpt2c.stops import Callback, StopString
 from gpt2c.untrusted import show
 
 # Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
@@ -22,9 +23,8 @@ DEFAULT_BATCH_SIZE: Final = 32
 MOST_LOGPROBS: Final = 128
 _SEED_LIMIT: Final = 2**64
 _LONGEST_TIME: Final = 1e9  # seconds
+_MOST_SEQUENCES: Final = 65536
 
-# (index of the prompt, its new ids so far) -> whether to stop
-Callback: TypeAlias = Callable[[int, list[int]], object]
 # (the prompt's and the new ids, logits [n_vocab]) -> logits [n_vocab]
 LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 
@@ -149,7 +149,7 @@ class Options:
     plan: Plan
     max_new_tokens: int
     seeds: int | tuple[int, ...] | None
-    stop_strings: tuple[bytes, ...]
+    stop_strings: tuple[StopString, ...]
     stop_ids: NDArray[np.int32]
     max_time: float | None
     callback: Callback | None
@@ -253,7 +253,7 @@ def _time(value: object) -> float:
 
 
 def _n_sequences(value: object) -> int:
-    return integer("num_return_sequences", value, 1, INT32_MAX)
+    return integer("num_return_sequences", value, 1, _MOST_SEQUENCES)
 
 
 def _n_logprobs(value: object) -> int:
@@ -280,7 +280,7 @@ def _list(name: str, value: object) -> list[Any]:
     return list(value)
 
 
-def _stop_strings(value: object) -> tuple[bytes, ...]:
+def _stop_strings(value: object) -> tuple[StopString, ...]:
     if value is None:
         return ()
     texts = [value] if isinstance(value, str) else _list("stop_strings", value)
@@ -290,7 +290,7 @@ def _stop_strings(value: object) -> tuple[bytes, ...]:
         if not text:
             raise OptionError("stop_strings has an empty text, which every text has in it")
     try:
-        return tuple(text.encode() for text in texts)
+        return tuple(StopString(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
         raise OptionError(f"stop_strings has a text that is not Unicode: {error}") from None
 

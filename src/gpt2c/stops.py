@@ -5,15 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from gpt2c.generation import Callback
+# (index of the prompt, its new ids so far) -> whether to stop
+Callback: TypeAlias = Callable[[int, list[int]], object]
+
+
+class StopString:
+    """A string of bytes, to be looked for in bytes as they come (Knuth, Morris and Pratt 1977).
+
+    So a byte costs the same however long the string is.
+    """
+
+    def __init__(self, string: bytes) -> None:
+        """string is not empty."""
+        self.string = string
+        # For each beginning, the longest shorter one that it ends with.
+        self._shorter = [0]
+        for byte in string[1:]:
+            self._shorter.append(self.step(self._shorter[-1], byte))
+
+    def step(self, n: int, byte: int) -> int:
+        """How much of the string the bytes end with, given how much it was before this byte."""
+        if n == len(self.string):
+            n = self._shorter[n - 1]
+        while n and self.string[n] != byte:
+            n = self._shorter[n - 1]
+        return n + (self.string[n] == byte)
 
 
 @dataclass(frozen=True)
 class Stops:
     """What is watched for in every text of a call."""
 
-    strings: tuple[bytes, ...] = ()
+    strings: tuple[StopString, ...] = ()
     token_bytes: Callable[[int], bytes] | None = None  # needed for strings
     deadline: float | None = None  # of time.monotonic
     callback: Callback | None = None
@@ -39,8 +64,7 @@ class Watcher:
     def __init__(self, stops: Stops, index: int) -> None:
         """index is the prompt's, for the callback."""
         self._stops, self._index = stops, index
-        self._longest = max(map(len, stops.strings), default=0)
-        self._bytes = bytearray()
+        self._found = [0] * len(stops.strings)  # of each, how much the text ends with
         self._ends: list[int] = []  # of each id, in bytes
         self.ids: list[int] = []
         self.n_safe_ids = 0
@@ -63,26 +87,26 @@ class Watcher:
 
     def _find_string(self, id: int) -> bool:
         assert self._stops.token_bytes is not None
-        before = max(0, len(self._bytes) - self._longest + 1)
-        self._bytes += self._stops.token_bytes(id)
-        self._ends.append(len(self._bytes))
-        found = [self._bytes.find(string, before) for string in self._stops.strings]
-        if max(found) >= 0:
-            self.end = min(place for place in found if place >= 0)
+        n_bytes = self._ends[-1] if self._ends else 0
+        begins = []
+        for byte in self._stops.token_bytes(id):
+            n_bytes += 1
+            for i, stop in enumerate(self._stops.strings):
+                self._found[i] = stop.step(self._found[i], byte)
+                if self._found[i] == len(stop.string):
+                    begins.append(n_bytes - len(stop.string))
+        self._ends.append(n_bytes)
+        if begins:
+            self.end = min(begins)
             # An id stays where some of the text before the stop string is its.
-            begins = [0, *self._ends[:-1]]
-            del self.ids[sum(begin < self.end for begin in begins) :]
+            while self.ids and self._begin(len(self.ids) - 1) >= self.end:
+                self.ids.pop()
             self.finish()
             return True
-        safe = len(self._bytes) - self._n_perhaps()
+        safe = n_bytes - max(self._found)
         while self.n_safe_ids < len(self.ids) and self._ends[self.n_safe_ids] <= safe:
             self.n_safe_ids += 1
         return False
 
-    def _n_perhaps(self) -> int:
-        """How many bytes at the end may be the beginning of a stop string."""
-        for length in range(min(self._longest - 1, len(self._bytes)), 0, -1):
-            end = bytes(self._bytes[-length:])
-            if any(len(s) > length and s.startswith(end) for s in self._stops.strings):
-                return length
-        return 0
+    def _begin(self, i: int) -> int:
+        return self._ends[i - 1] if i else 0
