@@ -225,9 +225,14 @@ void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids) {
 }
 
 void candidates_keep_heavy(candidates *c, double least) {
-    int32_t greatest = candidates_greatest(c), n = 0;
+    c->weights[candidates_greatest(c)] = INFINITY;
+    candidates_keep_from(c, least);
+}
+
+void candidates_keep_from(candidates *c, double least) {
+    int32_t n = 0;
     for (int32_t i = 0; i < c->n; i++)
-        if ((double)c->weights[i] >= least || i == greatest) {
+        if ((double)c->weights[i] >= least) {
             c->logits[n] = c->logits[i];
             c->ids[n++] = c->ids[i];
         }

@@ -43,7 +43,9 @@ void candidates_unsort(candidates *c);
 int32_t candidates_slot(candidates *c, int32_t id);
 /* Sorts, and keeps the first k. */
 void candidates_keep_first(candidates *c, int32_t k);
-/* Keeps those whose weight is at least this, and in any case the most likely. */
+/* Keeps those whose weight is at least this. */
+void candidates_keep_from(candidates *c, double least);
+/* The same, and in any case the most likely; no logit is NaN. */
 void candidates_keep_heavy(candidates *c, double least);
 /* A key that sorts ascending as the number does. */
 uint32_t ascending_key(float x);

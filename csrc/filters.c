@@ -64,14 +64,7 @@ static void keep_typical(candidates *c, float p) {
         c->weights[i] = 0.0f;
     for (int32_t i = 0; i < n_kept; i++)
         c->weights[(uint32_t)c->keys[i]] = 1.0f;
-    int32_t n = 0;
-    for (int32_t i = 0; i < c->n; i++)
-        if (c->weights[i] > 0.0f) {
-            c->logits[n] = c->logits[i];
-            c->ids[n++] = c->ids[i];
-        }
-    c->n = n;
-    c->has_slots = 0;
+    candidates_keep_from(c, 1.0);
 }
 
 /* Tang et al. 2024, "Top-nsigma: Not All Logits Are You Need": logits no further below the greatest

@@ -131,7 +131,7 @@ def test_engine_refuses_nonsense_without_crashing():
     import numpy as np
 
     from gpt2c import _engine
-    from gpt2c.sampling import Plan, Stage
+    from gpt2c.engine_types import Plan, Stage
 
     def job_of(name, **values):
         return model.job(ids, 1, Plan((Stage(name, **values),)), 0, 0, stops)

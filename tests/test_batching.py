@@ -33,6 +33,8 @@ def test_an_iterator_is_answered_in_order(model):
     answers = model.generate(iter(given_prompts), **options)
     assert not isinstance(answers, list)
     assert list(answers) == [model.generate(p, **options) for p in given_prompts]
+    arrays = (np.array(prompt) for prompt in given_prompts)
+    assert list(model.generate(arrays, **options)) == model.generate(given_prompts, **options)
     completions = list(model.complete(iter(given_prompts), **options))
     assert completions == model.complete(given_prompts, **options)
 

@@ -8,10 +8,11 @@ from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2c.engine_types import Plan, Stage
 from gpt2c.reference import softmax
 from gpt2c.reference_filters import top_k
 from gpt2c.reference_sampling import Sampler, gumbel_noise, philox4x32
-from gpt2c.sampling import Plan, Stage
+from gpt2c.sampling import Vocabulary, check_sampling
 
 if ISAS:
     from gpt2c import _engine
@@ -109,18 +110,33 @@ def chi_square(draws: np.ndarray, probabilities: np.ndarray) -> tuple[float, int
     return float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
 
 
-@pytest.mark.parametrize(("temperature", "k"), [(1.0, 0), (0.5, 0), (2.0, 10), (1.0, 1)])
-def test_draws_follow_the_distribution(backend, temperature, k):
+CHI_SQUARE_CASES = [
+    {"temperature": 1.0},
+    {"temperature": 0.5},
+    {"temperature": 2.0, "top_k": 10},
+    {"top_k": 1},
+    {"top_p": 0.8},
+    {"temperature": 1.5, "min_p": 0.05},
+    {"typical_p": 0.7},
+    {"temperature": 1.5, "top_n_sigma": 1.0},
+    {"epsilon_cutoff": 0.02, "eta_cutoff": 0.01},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.1},
+    {"mirostat_tau": 2.0},
+    {"do_sample": True, "repetition_penalty": 2.0, "logit_bias": {3: 2.0}, "suppress_tokens": [4]},
+    {"temperature": 1.3, "top_k": 30, "top_p": 0.95, "min_p": 0.01, "presence_penalty": 1.0},
+]
+
+
+@pytest.mark.parametrize("options", CHI_SQUARE_CASES, ids=lambda o: "+".join(o))
+def test_draws_follow_the_distribution(backend, options):
+    """The soft-max of what the stated stages leave."""
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     n = 20_000 if backend != "numpy" else 2_000
-    seeds = list(range(n))
-    draws = model.generate(
-        [[5]] * n, max_new_tokens=1, temperature=temperature, top_k=k, seed=seeds,
-        batch_size=256,
-    )  # fmt: skip
-    logits = model.logits([5])[0].astype(np.float64)
-    probabilities = softmax(top_k(logits, k or 50) / temperature)
+    draws = model.generate([[5]] * n, max_new_tokens=1, seed=range(n), batch_size=256, **options)
+    vocabulary = Vocabulary(50, frozenset(), lambda: model.tokenizer)
+    stages = Sampler(check_sampling(options, vocabulary), 0, 0, 1)
+    probabilities = softmax(stages.process(model.logits([5])[0].astype(np.float64), [5]))
     draws = np.array(draws).ravel()
     statistic, freedom = chi_square(draws, probabilities)
     # Five standard deviations above the mean of chi-square; the seeds are fixed.
@@ -152,6 +168,36 @@ def test_every_backend_draws_the_same():
     options = {"max_new_tokens": 30, "temperature": 1.0, "top_k": 20, "seed": 12345678901234567890}
     texts = [model_on(b, config, weights).generate([1, 2, 3], **options) for b in BACKENDS]
     assert all(text == texts[0] for text in texts)
+
+
+# Every option that can be combined.
+ALL_OPTIONS = {
+    "temperature": 1.4, "top_k": 40, "top_p": 0.98, "min_p": 0.001, "typical_p": 0.97,
+    "top_n_sigma": 4.0, "epsilon_cutoff": 1e-4, "eta_cutoff": 1e-4, "xtc_probability": 0.3,
+    "xtc_threshold": 0.2, "mirostat_tau": 4.0, "repetition_penalty": 1.1, "presence_penalty": 0.2,
+    "frequency_penalty": 0.1, "dry_multiplier": 0.5, "no_repeat_ngram_size": 3,
+    "bad_words": [[1, 2], [7]], "logit_bias": {5: 0.5}, "suppress_tokens": [9],
+    "min_new_tokens": 5, "stop_token_ids": [11],
+}  # fmt: skip
+
+
+def test_one_seed_is_one_text_everywhere():
+    """With all options: alone, in batches, streamed, with any threads, on every backend."""
+    config = config_of(n_positions=60)
+    weights = random_weights(config)
+    options = {"max_new_tokens": 40, "seed": 99, **ALL_OPTIONS}
+    prompts = [[1, 2, 3], [4], [1] * 18, [1] * 18 + [2], [3, 1]]
+    texts = None
+    for backend in BACKENDS:
+        for threads in (1, 2, 3, 7) if backend != "numpy" else (1,):
+            model = model_on(backend, config, weights, threads=threads)
+            alone = [model.generate(prompt, **options) for prompt in prompts]
+            texts = texts or alone
+            assert alone == texts
+            assert model.generate(prompts, **options) == texts
+            assert model.generate(prompts, batch_size=2, **options) == texts
+            assert [list(model.stream(prompt, **options)) for prompt in prompts] == texts
+    assert len({tuple(text) for text in texts}) == len(texts)
 
 
 def test_a_draw_depends_on_nothing_that_runs_beside_it(backend):

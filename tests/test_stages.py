@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from gpt2c import GPT2
 from gpt2c import reference_filters as filters
 from gpt2c import reference_penalties as penalties
+from gpt2c.engine_types import Plan, Stage
 from gpt2c.reference_sampling import Sampler, chance
-from gpt2c.sampling import FILTERS, PENALTIES, SAMPLER_ORDER, Plan, Stage
+from gpt2c.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 N_VOCAB = 300

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.config import GPT2Config
-from gpt2c.sampling import Plan
-from gpt2c.scoring import Scores
+from gpt2c.engine_types import Plan, Scores
 
 ARITHMETIC: int
 MAX_THREADS: int

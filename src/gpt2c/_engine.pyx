@@ -21,7 +21,7 @@ from gpt2c.errors import (
     ContextError,
     OptionError,
 )
-from gpt2c.scoring import SCORE_TYPE, TOP_TYPE
+from gpt2c.engine_types import SCORE_TYPE, TOP_TYPE
 
 
 cdef extern from "Python.h":

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.engine_types import SCORE_TYPE, TOP_TYPE, Plan, Scores
 from gpt2c.errors import NumericalError, OptionError
 from gpt2c.generation import LogitsProcessor
 from gpt2c.options import INT32_MAX
-from gpt2c.sampling import Plan
-from gpt2c.scoring import SCORE_TYPE, TOP_TYPE, Scores
 from gpt2c.stops import Stops, Watcher
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.engine_types import Plan
 from gpt2c.errors import MissingDependencyError, OptionError
-from gpt2c.sampling import Plan
 
 if TYPE_CHECKING:
     from gpt2c.config import GPT2Config

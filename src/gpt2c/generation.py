@@ -11,10 +11,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.options import INT32_MAX, choice, integer, number
-from gpt2c.sampling import Plan, SamplingOptions, Vocabulary, check_sampling
-from gpt2c.scoring import Scores
+from gpt2c.sampling import SamplingOptions, Vocabulary, check_sampling
 from gpt2c.stops import Callback, StopString
 from gpt2c.untrusted import show
 

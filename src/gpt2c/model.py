@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
@@ -311,8 +312,8 @@ class GPT2:
         if options.progress:
             results = with_bar(results, None)
         pairs = ((begun.popleft(), result) for result in results)
-        # Prompts are there once their requests are; endless, for the pairs end the loop.
-        return self._grouped(iter(asked.popleft, object()), pairs, options)
+        # A prompt is there once its requests are; the pairs end the loop.
+        return self._grouped((asked.popleft() for _ in itertools.count()), pairs, options)
 
     def _grouped(
         self, prompts: Iterator[Prompt], pairs: Iterable[tuple[Request, Result]], options: Options

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from gpt2c.checkpoint.source import tensor_shapes
 from gpt2c.config import GPT2Config
+from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.reference import Past, gpt2
 from gpt2c.reference_sampling import Sampler
 from gpt2c.reference_scoring import token_scores
-from gpt2c.sampling import Plan
-from gpt2c.scoring import Scores
 
 SCORE_ROWS = 48  # whose logits are held at a time
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from gpt2c import reference_filters as filters
 from gpt2c import reference_penalties as penalties
-from gpt2c.sampling import Plan, Stage, unpack_words
+from gpt2c.engine_types import Plan, Stage
+from gpt2c.sampling import unpack_words
 
 Logits = NDArray[Any]
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NoReturn, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.engine_types import NO_IDS, Plan, Stage
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.options import INT32_MAX, integer, is_integer, number
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.untrusted import show
 
-_NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
-_NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
 _MOST: Final = 1e4  # of a logit's change: beyond it float32 logits would lose their own digits
 _LEAST_TEMPERATURE: Final = 2e-38  # a normal float32
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
@@ -53,39 +52,6 @@ class SamplingOptions(TypedDict, total=False):
     suppress_tokens: Sequence[int | str] | None
     min_new_tokens: int | None
     sampler_order: Sequence[str] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One change of the logits; what the numbers mean is the stage's own affair."""
-
-    name: str
-    value: float = 0.0
-    other: float = 0.0
-    count: int = 0
-    span: int = 0
-    ids: NDArray[np.int32] = field(default_factory=lambda: _NO_IDS)
-    values: NDArray[np.float32] = field(default_factory=lambda: _NO_VALUES)
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The stages that every choice of a text goes through, and whether it is then drawn."""
-
-    stages: tuple[Stage, ...] = ()
-    draws: bool = False
-
-    def after(self, n_new: int) -> Plan:
-        """The plan of what is left of a text when n_new of its tokens are there."""
-        if not any(stage.name == "min_new_tokens" for stage in self.stages):
-            return self
-        stages = (
-            replace(stage, count=max(stage.count - n_new, 0))
-            if stage.name == "min_new_tokens"
-            else stage
-            for stage in self.stages
-        )
-        return Plan(tuple(stages), self.draws)
 
 
 @dataclass(frozen=True)
@@ -243,7 +209,7 @@ def _dry(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
 def _breaker_ids(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
     """The ids, ascending, of all tokens whose text has one of the breakers in it."""
     if given is None and isinstance(vocabulary.tokenizer(), MissingTokenizer):
-        return _NO_IDS
+        return NO_IDS
     ids: set[int] = set()
     for text in _items("dry_sequence_breakers", DRY_BREAKERS if given is None else given, "texts"):
         if not isinstance(text, str) or not text:

@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.engine_types import SCORE_TYPE
 from gpt2c.errors import NumericalError
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineModel
-
-# What an engine says of a token, and of the likeliest ids in its place; gpt2c.h has the same.
-SCORE_TYPE: Final = np.dtype(
-    [("log_prob", np.float32), ("entropy", np.float32), ("rank", np.int32)]
-)
-TOP_TYPE: Final = np.dtype([("log_prob", np.float32), ("id", np.int32)])
-Scores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void]]  # [n], [n, n_top]
 
 # Short texts run together, up to so many rows; and so many pages of the cache, which are 64
 # positions: 150 MB for GPT-2 124M.

@@ -1,0 +1,52 @@
+"""What both engines take and give, besides ids and logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
+_NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
+
+# What an engine says of a token, and of the likeliest ids in its place; gpt2c.h has the same.
+SCORE_TYPE: Final = np.dtype(
+    [("log_prob", np.float32), ("entropy", np.float32), ("rank", np.int32)]
+)
+TOP_TYPE: Final = np.dtype([("log_prob", np.float32), ("id", np.int32)])
+Scores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void]]  # [n], [n, n_top]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One change of the logits; what the numbers mean is the stage's own affair."""
+
+    name: str
+    value: float = 0.0
+    other: float = 0.0
+    count: int = 0
+    span: int = 0
+    ids: NDArray[np.int32] = field(default_factory=lambda: NO_IDS)
+    values: NDArray[np.float32] = field(default_factory=lambda: _NO_VALUES)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The stages that every choice of a text goes through, and whether it is then drawn."""
+
+    stages: tuple[Stage, ...] = ()
+    draws: bool = False
+
+    def after(self, n_new: int) -> Plan:
+        """The plan of what is left of a text when n_new of its tokens are there."""
+        if not any(stage.name == "min_new_tokens" for stage in self.stages):
+            return self
+        stages = (
+            replace(stage, count=max(stage.count - n_new, 0))
+            if stage.name == "min_new_tokens"
+            else stage
+            for stage in self.stages
+        )
+        return Plan(tuple(stages), self.draws)
