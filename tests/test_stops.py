@@ -415,6 +415,20 @@ def test_cancelling_the_task_stops_the_work(model):
         model.generate([1])
 
 
+def test_a_cancelled_job_comes_back_soon(isa):
+    """A run looks up 50 times a second; 1,000 tokens of any model take longer."""
+    from gpt2c.engine_types import Plan
+
+    config = config_of(n_positions=1024, n_embd=192, n_layer=4)
+    model = model_on(isa, config, random_weights(config))
+    ids, no_stops = np.array([1], dtype=np.int32), np.empty(0, dtype=np.int32)
+    job = model._engine.job(ids, 1000, Plan(), 0, 0, no_stops)
+    job.cancel()
+    model._engine.run([job], 1000)
+    assert job.finish_reason is None
+    assert 0 < job.n_tokens < 1000
+
+
 # ---- progress ----
 
 
