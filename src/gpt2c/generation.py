@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,13 @@ _MOST_SEQUENCES: Final = 65536
 LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 
 
-class StreamOptions(SamplingOptions, total=False):
+class _LengthOption(TypedDict, total=False):
+    max_new_tokens: int
+
+
+class StreamOptions(_LengthOption, SamplingOptions, total=False):
     """Keyword arguments of GPT2.stream; see GPT2.complete for what they are."""
 
-    max_new_tokens: int
     seed: int | None
     stop_strings: str | Sequence[str] | None
     stop_token_ids: Sequence[int | str] | None
@@ -43,8 +46,7 @@ class StreamOptions(SamplingOptions, total=False):
     overflow: str
 
 
-class _ListOptions(SamplingOptions, total=False):
-    max_new_tokens: int
+class _ListOptions(_LengthOption, SamplingOptions, total=False):
     seed: int | Sequence[int] | None
     stop_strings: str | Sequence[str] | None
     stop_token_ids: Sequence[int | str] | None
