@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from gpt2c.checkpoint import safetensors_file
+from gpt2c.checkpoint import raw_file
 from gpt2c.checkpoint.safetensors_file import SafetensorsFile
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ClosedError, OptionError
 
@@ -276,7 +276,7 @@ def test_rows_longer_and_shorter_than_a_chunk(
     expected = float32_of(raw, dtype).reshape(21, 10)
     file = SafetensorsFile(path)
     for chunk in (8, 24, 64, 1000, 2**20):
-        monkeypatch.setattr(safetensors_file, "_CHUNK", chunk)
+        monkeypatch.setattr(raw_file, "_CHUNK", chunk)
         for begin, end in ((0, 21), (3, 4), (5, 5), (20, 21), (1, 17)):
             np.testing.assert_array_equal(
                 file.source("a", "a").read(begin, end), expected[begin:end]

@@ -2,28 +2,22 @@
 
 The layout is eight bytes of header length, a JSON header, and the tensors' bytes without a
 gap. The rules are those of the format's own reader and a little stricter: whatever is accepted
-here is accepted there. The file is never mapped, so that one cut short while it is read is an
-error and not a SIGBUS.
+here is accepted there.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gpt2c.checkpoint.source import STORED_TYPES, check_rows, widen_into
-from gpt2c.errors import CheckpointError, ClosedError
-from gpt2c.untrusted import open_regular, parse_json, show
+from gpt2c.checkpoint.raw_file import RawFile, RawTensor
+from gpt2c.errors import CheckpointError
+from gpt2c.untrusted import parse_json, show
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 _MAX_NUMBER = 2**53  # beyond it other parsers lose integers
 _MAX_RANK = 4
-_CHUNK = 2**20  # bytes read at a time: it stays in the cache until it is widened
 
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1,
@@ -45,69 +39,25 @@ class TensorInfo:
     end: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(RawFile):
     """An open safetensors file whose header was checked.
 
-    `tensors` maps the stored names to :class:`TensorInfo`. Reads keep no state, so threads may
-    share a file; closing it while one reads is the caller's mistake.
+    `tensors` maps the stored names to :class:`TensorInfo`.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
-        self.path = path
-        self._file = open_regular(path, CheckpointError)
+        super().__init__(path)
         try:
-            status = os.fstat(self._file.fileno())
-            self._state = (status.st_size, status.st_mtime_ns)
-            self.tensors = self._read_header(status.st_size)
+            self.tensors = self._read_header(self.size)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def source(self, stored: str, name: str) -> SafetensorsTensor:
+    def source(self, stored: str, name: str) -> RawTensor:
         """The tensor called `stored` in the file, as a source called `name`."""
-        return SafetensorsTensor(self, self.tensors[stored], name)
-
-    def pread(self, length: int, offset: int, what: str) -> bytearray:
-        """Exactly `length` bytes. Raises CheckpointError when the file ends before them."""
-        raw = bytearray(length)
-        self.pread_into(memoryview(raw), offset, what)
-        return raw
-
-    def pread_into(self, buffer: memoryview, offset: int, what: str) -> None:
-        """Fills a buffer of bytes. Raises CheckpointError when the file ends before it is full."""
-        if self._file.closed:
-            raise ClosedError(f"{self.path}: was closed, so {what} cannot be read")
-        while buffer:
-            try:
-                count = os.preadv(self._file.fileno(), [buffer], offset)
-            except OSError as reason:
-                raise CheckpointError(
-                    f"{self.path}: {what} cannot be read: {reason.strerror}"
-                ) from reason
-            if not count:
-                raise CheckpointError(
-                    f"{self.path}: {what}: found the end of the file at byte {offset}, expected "
-                    f"{len(buffer)} bytes more; the file was cut while it was read"
-                )
-            buffer = buffer[count:]
-            offset += count
-
-    def verify_unchanged(self) -> None:
-        """Raises CheckpointError if size or time of change are not those at opening."""
-        if self._file.closed:
-            raise ClosedError(f"{self.path}: was closed")
-        status = os.fstat(self._file.fileno())
-        state = (status.st_size, status.st_mtime_ns)
-        if state != self._state:
-            raise CheckpointError(
-                f"{self.path}: was changed while it was read: found size and time {state}, "
-                f"expected {self._state}"
-            )
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        self._file.close()
+        info = self.tensors[stored]
+        return RawTensor(self, name, info.shape, info.dtype, info.begin)
 
     def _read_header(self, size: int) -> dict[str, TensorInfo]:
         if size < 8:
@@ -135,42 +85,6 @@ class SafetensorsFile:
         except ValueError as reason:
             raise CheckpointError(f"{self.path}: header {reason}") from None
         return tensors
-
-
-@dataclass(frozen=True)
-class SafetensorsTensor:
-    """A TensorSource over a part of a safetensors file."""
-
-    file: SafetensorsFile
-    info: TensorInfo
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the header says."""
-        return self.info.shape
-
-    @property
-    def dtype(self) -> str:
-        """As the header says; what is no float can be named here, not read."""
-        return self.info.dtype
-
-    def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        """See TensorSource."""
-        check_rows(self, begin, end)
-        result = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
-        items = result.reshape(-1)
-        stored, what = STORED_TYPES[self.dtype], f"tensor {self.name!r}"
-        offset = self.info.begin + begin * (items.size // max(end - begin, 1)) * stored.itemsize
-        if stored == items.dtype:
-            self.file.pread_into(items.view(np.uint8).data, offset, what)
-            return result
-        step = _CHUNK // stored.itemsize
-        for first in range(0, items.size, step):
-            count = min(step, items.size - first)
-            raw = self.file.pread(count * stored.itemsize, offset + first * stored.itemsize, what)
-            widen_into(items[first : first + count], raw, self.dtype)
-        return result
 
 
 # The checks below raise ValueError with the rest of a sentence that begins "FILE: header".
