@@ -235,12 +235,12 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     folder = save(tmp_path / "x", random_arrays())
     with pytest.raises(FileNotFoundError, match="found a file, expected the folder"):
         open_checkpoint(folder / "model.safetensors")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "tf_model.h5")
     with pytest.raises(CheckpointNotFoundError) as caught:
         open_checkpoint(folder)
     assert f"{folder}: model.safetensors not found" in str(caught.value)
-    assert "format of pytorch_model.bin is not read: convert it" in str(caught.value)
-    (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
+    assert "format of tf_model.h5 is not read: convert it" in str(caught.value)
+    (folder / "tf_model.h5").rename(folder / "model.safetensors")
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json not found"):
         open_checkpoint(folder)

@@ -179,8 +179,8 @@ def test_legal_oddities(path: Path) -> None:
     assert oracle(content).keys() == {"a", "b", "empty", "mask"}
     file = SafetensorsFile(path)
     assert file.tensors["a"].shape == ()
-    assert file.source("empty", "empty").read(0, 0).shape == (0, HUGE)
-    assert file.source("b", "b").read(0, 1).tolist() == [2]
+    assert file.named_source("empty", "empty").read(0, 0).shape == (0, HUGE)
+    assert file.named_source("b", "b").read(0, 1).tolist() == [2]
     file.close()
     path.write_bytes(pack({}))
     file = SafetensorsFile(path)
@@ -243,7 +243,7 @@ def test_reads_what_the_safetensors_package_writes(
         with contextlib.closing(SafetensorsFile(path)) as file:
             assert file.tensors.keys() == tensors.keys()
             for name, (dtype, shape, blob) in blobs.items():
-                source = file.source(name, name)
+                source = file.named_source(name, name)
                 assert (source.dtype, source.shape) == (dtype, shape)
                 begin = data.draw(st.integers(0, shape[0]))
                 end = data.draw(st.integers(begin, shape[0]))
@@ -259,7 +259,7 @@ def test_all_halves(path: Path, dtype: str) -> None:
     raw = np.arange(2**16, dtype="<u2").tobytes()
     path.write_bytes(pack({"a": entry([2**16], 0, 2**17, dtype)}, raw))
     file = SafetensorsFile(path)
-    got = file.source("a", "a").read(0, 2**16)
+    got = file.named_source("a", "a").read(0, 2**16)
     file.close()
     expected = float32_of(raw, dtype)
     np.testing.assert_array_equal(got, expected)
@@ -279,7 +279,7 @@ def test_rows_longer_and_shorter_than_a_chunk(
         monkeypatch.setattr(raw_file, "_CHUNK", chunk)
         for begin, end in ((0, 21), (3, 4), (5, 5), (20, 21), (1, 17)):
             np.testing.assert_array_equal(
-                file.source("a", "a").read(begin, end), expected[begin:end]
+                file.named_source("a", "a").read(begin, end), expected[begin:end]
             )
     file.close()
 
@@ -288,7 +288,7 @@ def test_float64_rounds(path: Path) -> None:
     values = [1 + 2.0**-24, 1 + 3 * 2.0**-24, 1e300, -1e300, 1e-300, float("inf")]
     safetensors.numpy.save_file({"a": np.array(values)}, path)
     file = SafetensorsFile(path)
-    got = file.source("a", "a").read(0, 6).tolist()
+    got = file.named_source("a", "a").read(0, 6).tolist()
     file.close()
     assert got == [1, 1 + 2.0**-22, float("inf"), -float("inf"), 0, float("inf")]
 
@@ -296,24 +296,24 @@ def test_float64_rounds(path: Path) -> None:
 def test_rows_outside(small: SafetensorsFile) -> None:
     for begin, end in ((-1, 2), (2, 1), (0, 5), (5, 5)):
         with pytest.raises(OptionError, match="it has 4"):
-            small.source("a", "a").read(begin, end)
+            small.named_source("a", "a").read(begin, end)
 
 
 def test_a_read_is_the_callers_own(small: SafetensorsFile) -> None:
-    rows = small.source("a", "a").read(0, 4)
+    rows = small.named_source("a", "a").read(0, 4)
     rows[:] = 0
-    assert small.source("a", "a").read(0, 4).sum() == 66
+    assert small.named_source("a", "a").read(0, 4).sum() == 66
 
 
 def test_short_reads_are_continued(small: SafetensorsFile, monkeypatch: pytest.MonkeyPatch) -> None:
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: preadv(fd, [buffers[0][:5]], at))
-    assert small.source("a", "a").read(1, 3).tolist() == [[3, 4, 5], [6, 7, 8]]
+    assert small.named_source("a", "a").read(1, 3).tolist() == [[3, 4, 5], [6, 7, 8]]
 
 
 def test_cut_while_it_is_read(small: SafetensorsFile) -> None:
     os.truncate(small.path, small.path.stat().st_size - 4)
-    source = small.source("a", "h.0.ln_1.weight")
+    source = small.named_source("a", "h.0.ln_1.weight")
     assert source.read(0, 3).shape == (3, 3)
     with pytest.raises(CheckpointError, match=r"h\.0\.ln_1\.weight.*cut while it was read"):
         source.read(0, 4)
@@ -333,7 +333,7 @@ def test_replaced_by_another_file(small: SafetensorsFile) -> None:
     other = small.path.with_name("y")
     other.write_bytes(b"")
     os.replace(other, small.path)
-    assert small.source("a", "a").read(0, 4).sum() == 66
+    assert small.named_source("a", "a").read(0, 4).sum() == 66
     small.verify_unchanged()
 
 
@@ -341,7 +341,7 @@ def test_after_close(small: SafetensorsFile) -> None:
     small.close()
     small.close()
     with pytest.raises(ClosedError):
-        small.source("a", "a").read(0, 1)
+        small.named_source("a", "a").read(0, 1)
     with pytest.raises(ClosedError):
         small.verify_unchanged()
 

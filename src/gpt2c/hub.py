@@ -13,7 +13,14 @@ from gpt2c.untrusted import show
 EMBEDDED: Final = "tales"
 
 # All that a model needs; a repository's other formats of the same weights stay where they are.
-FILES: Final = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+FILES: Final = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "vocab.json",
+    "merges.txt",
+)
 
 _LONGEST_NAME = 200  # the hub's own limit is 96 for each part
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)

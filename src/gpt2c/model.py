@@ -87,12 +87,12 @@ class GPT2:
     ) -> GPT2:
         """A model from a folder in Hugging Face's format, from the hub, or the embedded one.
 
-        path is a folder that holds ``config.json``, ``model.safetensors`` (float64, float32,
-        float16 or bfloat16) and, for another vocabulary than GPT-2's, ``vocab.json`` with
-        ``merges.txt``; or, where there is no such folder, a name on Hugging Face's hub such as
-        "openai-community/gpt2" (extra ``hub``; revision, token and local_files_only are for this
-        alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that is
-        part of the package, "tales".
+        path is a folder that holds ``config.json``, ``model.safetensors`` or
+        ``pytorch_model.bin``, whole or in shards (float64, float32, float16 or bfloat16), and, for
+        another vocabulary than GPT-2's, ``vocab.json`` with ``merges.txt``; or, where there is no
+        such folder, a name on Hugging Face's hub such as "openai-community/gpt2" (extra ``hub``;
+        revision, token and local_files_only are for this alone, and HF_HOME and HF_HUB_OFFLINE are
+        honoured). Without it, it is the model that is part of the package, "tales".
 
         dtype is what is computed with: "float32", or on the NumPy backend "float64". threads is
         the most to use; by default what this process may: its CPUs, physical cores and control

@@ -26,7 +26,9 @@ __all__ = [
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a folder in HF format: ``config.json`` and ``model.safetensors``.
+    """Open a folder in HF format: ``config.json`` with ``model.safetensors`` or
+
+    ``pytorch_model.bin``, whole or in shards.
 
     The configuration and every tensor's name, shape and dtype are checked here; of the
     weights themselves nothing is read yet, except to compare a tied head that is stored twice.

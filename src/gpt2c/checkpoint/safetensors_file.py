@@ -54,7 +54,7 @@ class SafetensorsFile(RawFile):
             self.close()
             raise
 
-    def source(self, stored: str, name: str) -> RawTensor:
+    def named_source(self, stored: str, name: str) -> RawTensor:
         """The tensor called `stored` in the file, as a source called `name`."""
         info = self.tensors[stored]
         return RawTensor(self, name, info.shape, info.dtype, info.begin)

@@ -1,0 +1,356 @@
+"""Files that ``torch.save`` wrote, read without torch: archives, and the format before 1.6.
+
+Only what a state dict needs is understood; see :mod:`gpt2c.checkpoint.pickle_reader`. Tensors are
+places in the file, read when they are needed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gpt2c.checkpoint.pickle_reader import Build, Global, PickleError, PickleReader, Record
+from gpt2c.checkpoint.raw_file import RawFile, RawTensor
+from gpt2c.errors import CheckpointError
+from gpt2c.untrusted import show
+
+# Of a state dict's own description: 600,000 tensors' worth.
+MAX_PICKLE: Final = 64 << 20
+MAX_ENTRIES: Final = 100_000  # of an archive
+_MAX_ITEMS: Final = 2**53
+_MAX_RANK: Final = 8
+_LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION: Final = 1001
+
+# torch's storage classes, with safetensors' names of their dtypes and the bytes of an item.
+_STORAGES: Final = {
+    "torch.FloatStorage": ("F32", 4),
+    "torch.HalfStorage": ("F16", 2),
+    "torch.BFloat16Storage": ("BF16", 2),
+    "torch.DoubleStorage": ("F64", 8),
+    "torch.LongStorage": ("I64", 8),
+    "torch.IntStorage": ("I32", 4),
+    "torch.ShortStorage": ("I16", 2),
+    "torch.CharStorage": ("I8", 1),
+    "torch.ByteStorage": ("U8", 1),
+    "torch.BoolStorage": ("BOOL", 1),
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Items side by side, of which tensors are views; key says where in the file they are."""
+
+    key: str
+    dtype: str
+    item_bytes: int
+    n_items: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the pickle describes it: its items follow each other in C order."""
+
+    storage: Storage
+    offset: int  # in items
+    shape: tuple[int, ...]
+
+    @property
+    def n_items(self) -> int:
+        """The product of the axes."""
+        return math.prod(self.shape)
+
+
+class TorchFile(RawFile):
+    """An open file of torch.save, whose description was read and checked.
+
+    `value` is what was saved: dicts, lists, numbers, texts, and :class:`StoredTensor`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
+        super().__init__(path)
+        try:
+            try:
+                is_archive = bytes(self.pread(min(4, self.size), 0, "beginning")) == b"PK\x03\x04"
+                self.value = self._read_archive() if is_archive else self._read_legacy()
+            except PickleError as reason:
+                raise CheckpointError(f"{path}: the pickle {reason}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def source(self, tensor: StoredTensor, name: str) -> RawTensor:
+        """A tensor of the file's, as a source called `name`."""
+        storage = tensor.storage
+        begin = self._begins[storage.key] + tensor.offset * storage.item_bytes
+        return RawTensor(self, name, tensor.shape, storage.dtype, begin)
+
+    # ---- archives ----
+
+    def _read_archive(self) -> Any:
+        entries = self._entries()
+        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise CheckpointError(f"{self.path}: found {len(pickles)} entries data.pkl, expected 1")
+        root = pickles[0].removesuffix("data.pkl")
+        if (order := entries.get(root + "byteorder")) is not None:
+            text = bytes(self.pread(min(order.file_size, 16), self._data(order), "byteorder"))
+            if text != b"little":
+                raise CheckpointError(f"{self.path}: found byteorder {text!r}, expected b'little'")
+        pickle = entries[pickles[0]]
+        if pickle.file_size > MAX_PICKLE:
+            raise CheckpointError(
+                f"{self.path}: found data.pkl of {pickle.file_size} bytes, expected at most "
+                f"{MAX_PICKLE}"
+            )
+        raw = self.pread(pickle.file_size, self._data(pickle), "data.pkl")
+        reader = PickleReader(raw, _BUILDERS, _storage)
+        value = reader.read()
+        self._begins = {}
+        for storage in _storages(value):
+            entry = entries.get(f"{root}data/{storage.key}")
+            n_bytes = storage.n_items * storage.item_bytes
+            if entry is None or entry.file_size != n_bytes:
+                found = "none" if entry is None else f"{entry.file_size} bytes"
+                raise CheckpointError(
+                    f"{self.path}: storage {show(storage.key)}: found {found}, expected {n_bytes} "
+                    "bytes"
+                )
+            self._begins[storage.key] = self._data(entry)
+        return value
+
+    def _entries(self) -> dict[str, zipfile.ZipInfo]:
+        try:
+            with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
+                archive = zipfile.ZipFile(file)
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as reason:
+            raise CheckpointError(f"{self.path}: is no readable archive: {reason}") from None
+        if len(infos) > MAX_ENTRIES:
+            raise CheckpointError(
+                f"{self.path}: found {len(infos)} entries, expected at most {MAX_ENTRIES}"
+            )
+        entries: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            name = info.filename
+            if name in entries:
+                raise CheckpointError(f"{self.path}: entry {show(name)} is there twice")
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise CheckpointError(
+                    f"{self.path}: entry {show(name)} is compressed or encrypted, expected it "
+                    "stored"
+                )
+            if info.file_size != info.compress_size:
+                raise CheckpointError(f"{self.path}: entry {show(name)} has two sizes")
+            entries[name] = info
+        self._check_overlaps(entries)
+        return entries
+
+    def _check_overlaps(self, entries: dict[str, zipfile.ZipInfo]) -> None:
+        """With entries over each other a small file could stand for a large one."""
+        place = 0
+        for info in sorted(entries.values(), key=lambda info: info.header_offset):
+            if info.header_offset < place:
+                raise CheckpointError(
+                    f"{self.path}: entry {show(info.filename)} overlaps the one before it"
+                )
+            place = self._data(info) + info.file_size
+            if place > self.size:
+                raise CheckpointError(
+                    f"{self.path}: entry {show(info.filename)} ends at byte {place}, and the file "
+                    f"at {self.size}: it is cut short"
+                )
+
+    def _data(self, info: zipfile.ZipInfo) -> int:
+        """Where an entry's bytes begin: behind its local header, which has a size of its own."""
+        header = self.pread(30, info.header_offset, f"entry {show(info.filename)}")
+        if header[:4] != b"PK\x03\x04":
+            raise CheckpointError(f"{self.path}: entry {show(info.filename)} has no local header")
+        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        return info.header_offset + 30 + lengths
+
+    # ---- the format before archives ----
+
+    def _read_legacy(self) -> Any:
+        raw = self.pread(min(self.size, MAX_PICKLE), 0, "pickles")
+        reader = PickleReader(raw, _BUILDERS, _storage)
+        try:
+            magic = reader.read()
+        except PickleError:
+            magic = None
+        if magic != _LEGACY_MAGIC:
+            raise CheckpointError(
+                f"{self.path}: found {show(bytes(raw[:8]))} at the beginning, expected a file that "
+                "torch.save wrote"
+            )
+        version, system = reader.read(), reader.read()
+        if version != _LEGACY_VERSION:
+            raise CheckpointError(
+                f"{self.path}: found protocol {show(version)}, expected {_LEGACY_VERSION}"
+            )
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise CheckpointError(f"{self.path}: expected a file of a little-endian machine")
+        value = reader.read()
+        keys = reader.read()
+        storages = {storage.key: storage for storage in _storages(value)}
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise CheckpointError(f"{self.path}: expected a list of storages' keys")
+        if sorted(keys) != sorted(storages):
+            raise CheckpointError(
+                f"{self.path}: found {len(keys)} storages' keys, expected those of "
+                f"{len(storages)} tensors' storages"
+            )
+        self._begins = {}
+        place = reader.position
+        for key in keys:
+            n_items = int.from_bytes(self.pread(8, place, f"storage {show(key)}"), "little")
+            if n_items != storages[key].n_items:
+                raise CheckpointError(
+                    f"{self.path}: storage {show(key)}: found {n_items} items, expected "
+                    f"{storages[key].n_items}"
+                )
+            self._begins[key] = place + 8
+            place += 8 + n_items * storages[key].item_bytes
+        if place != self.size:
+            raise CheckpointError(
+                f"{self.path}: found {self.size} bytes, expected the {place} of its storages"
+            )
+        return value
+
+
+class StateDictFile(TorchFile):
+    """A file of torch.save that holds a state dict: `tensors` maps names to tensors."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises as :class:`TorchFile`, and CheckpointError where it holds something else."""
+        super().__init__(path)
+        try:
+            self.tensors = self._state_dict()
+        except BaseException:
+            self.close()
+            raise
+
+    def named_source(self, stored: str, name: str) -> RawTensor:
+        """The tensor called `stored` in the file, as a source called `name`."""
+        return self.source(self.tensors[stored], name)
+
+    def _state_dict(self) -> dict[str, StoredTensor]:
+        if not isinstance(self.value, dict):
+            kind = type(self.value).__name__
+            raise CheckpointError(f"{self.path}: found a {kind}, expected a state dict")
+        for name, value in self.value.items():
+            if not isinstance(name, str) or not isinstance(value, StoredTensor):
+                raise CheckpointError(
+                    f"{self.path}: found {show(name)} of type {type(value).__name__}, expected a "
+                    "state dict of tensors alone"
+                )
+        return self.value
+
+
+# ---- what the pickles' globals stand for ----
+
+
+def _storage(identifier: object) -> Storage:
+    """A persistent id: ("storage", class, key, device, items), and in old files a view of None."""
+    if not isinstance(identifier, tuple) or len(identifier) not in (5, 6):
+        raise PickleError("has a persistent id that is no storage")
+    kind, storage_class, key, _, n_items = identifier[:5]
+    if kind != "storage" or not isinstance(storage_class, Global) or not isinstance(key, str):
+        raise PickleError("has a persistent id that is no storage")
+    if len(identifier) == 6 and identifier[5] is not None:
+        raise PickleError("has a storage that is a view of another")
+    if storage_class.path not in _STORAGES:
+        raise PickleError(f"uses the global {show(storage_class.path)}, which is not allowed")
+    if type(n_items) is not int or not 0 <= n_items <= _MAX_ITEMS:
+        raise PickleError(f"has a storage of {show(n_items)} items")
+    dtype, item_bytes = _STORAGES[storage_class.path]
+    return Storage(key, dtype, item_bytes, n_items)
+
+
+def _rebuild_tensor(
+    storage: object, offset: object, shape: object, stride: object, *_: object
+) -> StoredTensor:
+    if not isinstance(storage, Storage):
+        raise PickleError("has a tensor without a storage")
+    if type(offset) is not int or not 0 <= offset <= _MAX_ITEMS:
+        raise PickleError(f"has a tensor at offset {show(offset)}")
+    axes, strides = _integers(shape), _integers(stride)
+    if len(axes) != len(strides) or len(axes) > _MAX_RANK:
+        raise PickleError(f"has a tensor of {len(axes)} axes and {len(strides)} strides")
+    n_items = 1
+    for axis in axes:
+        n_items *= axis
+        if n_items > _MAX_ITEMS:
+            raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
+    if offset + n_items > storage.n_items:
+        raise PickleError(
+            f"has a tensor of {n_items} items at offset {offset} of a storage of {storage.n_items}"
+        )
+    expected = 1
+    for axis, found in zip(reversed(axes), reversed(strides), strict=True):
+        if axis > 1 and found != expected and n_items:
+            raise PickleError(
+                f"has a tensor of shape {show(axes)} with strides {show(strides)}, which do not "
+                "follow each other in memory: save it with .contiguous()"
+            )
+        expected *= axis
+    return StoredTensor(storage, offset, axes)
+
+
+def _integers(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple) or not all(
+        type(item) is int and 0 <= item <= _MAX_ITEMS for item in value
+    ):
+        raise PickleError("has a tensor whose shape or strides are no sizes")
+    return value
+
+
+def _parameter(tensor: object, *_: object) -> object:
+    return tensor
+
+
+def _ordered_dict(*items: object) -> dict[Any, Any]:
+    if items:
+        raise PickleError("has an OrderedDict that is built of arguments")
+    return {}
+
+
+def _size(sizes: object) -> object:
+    return _integers(sizes)
+
+
+_BUILDERS: Final[dict[str, Build]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": _size,
+    # Configurations of nanoGPT's family: their attributes alone.
+    "__main__.GPTConfig": Record,
+    "model.GPTConfig": Record,
+    "train_gpt2.GPTConfig": Record,
+}
+
+
+def _storages(value: object) -> list[Storage]:
+    """Each once, of all tensors in dicts and lists; two of one key must agree."""
+    found: dict[str, Storage] = {}
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, StoredTensor):
+            if found.setdefault(item.storage.key, item.storage) != item.storage:
+                raise PickleError(f"has two storages called {show(item.storage.key)}")
+        elif isinstance(item, Record):
+            if id(item) not in seen:
+                seen.add(id(item))
+                waiting.append(item.attributes)
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))  # a list may hold itself
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+    return list(found.values())
