@@ -94,6 +94,9 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
  * is one row of its length. */
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               const float *rows, size_t begin, size_t n_rows, size_t width);
+/* The same rows, as they were given. */
+gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                              float *rows, size_t begin, size_t n_rows, size_t width);
 void gpt2c_model_free(gpt2c_model *model);
 /* Bytes of memory that the weights take, padding included. */
 size_t gpt2c_model_bytes(const gpt2c_model *model);

@@ -207,10 +207,34 @@ static void pack_n_rows(float *panels, size_t k, const float *rows, size_t begin
     }
 }
 
+static void unpack_k_rows(const float *panels, size_t k, size_t n, float *rows, size_t begin,
+                          size_t n_rows) {
+    for (size_t panel = 0; panel < panels_of(n); panel++) {
+        size_t column = panel * PANEL;
+        size_t count = n - column < PANEL ? n - column : PANEL;
+        const float *from = panels + panel * k * PANEL + begin * PANEL;
+        for (size_t r = 0; r < n_rows; r++)
+            memcpy(rows + r * n + column, from + r * PANEL, count * sizeof(float));
+    }
+}
+
+static void unpack_n_rows(const float *panels, size_t k, float *rows, size_t begin, size_t n_rows) {
+    for (size_t r = 0; r < n_rows; r++) {
+        const float *from = panels + (begin + r) / PANEL * k * PANEL + (begin + r) % PANEL;
+        for (size_t i = 0; i < k; i++)
+            rows[r * k + i] = from[i * PANEL];
+    }
+}
+
+/* Whether these rows are the tensor's. */
+static int has_rows(destination d, size_t begin, size_t n_rows, size_t width) {
+    return d.place && width == d.width && begin <= d.n_rows && n_rows <= d.n_rows - begin;
+}
+
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               const float *rows, size_t begin, size_t n_rows, size_t width) {
     destination to = find_tensor(model, tensor, layer);
-    if (!to.place || width != to.width || begin > to.n_rows || n_rows > to.n_rows - begin)
+    if (!has_rows(to, begin, n_rows, width))
         return GPT2C_BAD_ARGUMENT;
     switch (to.packing) {
     case AS_GIVEN:
@@ -221,6 +245,25 @@ gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t l
         break;
     case ROWS_ARE_N:
         pack_n_rows(to.place, width, rows, begin, n_rows);
+        break;
+    }
+    return GPT2C_OK;
+}
+
+gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                              float *rows, size_t begin, size_t n_rows, size_t width) {
+    destination from = find_tensor(model, tensor, layer);
+    if (!has_rows(from, begin, n_rows, width))
+        return GPT2C_BAD_ARGUMENT;
+    switch (from.packing) {
+    case AS_GIVEN:
+        memcpy(rows, from.place + begin * width, n_rows * width * sizeof(float));
+        break;
+    case ROWS_ARE_K:
+        unpack_k_rows(from.place, from.n_rows, width, rows, begin, n_rows);
+        break;
+    case ROWS_ARE_N:
+        unpack_n_rows(from.place, width, rows, begin, n_rows);
         break;
     }
     return GPT2C_OK;

@@ -62,6 +62,9 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_status gpt2c_model_load(
         gpt2c_model *, gpt2c_tensor, int32_t, const float *, size_t, size_t, size_t
     )
+    gpt2c_status gpt2c_model_read(
+        const gpt2c_model *, gpt2c_tensor, int32_t, float *, size_t, size_t, size_t
+    )
     void gpt2c_model_free(gpt2c_model *)
     size_t gpt2c_model_bytes(const gpt2c_model *)
 

@@ -109,6 +109,14 @@ def instruction_sets():
     return names
 
 
+cdef tuple tensor_of(str name):
+    """The tensor that a name stands for, and its block."""
+    if not name.startswith("h."):
+        return TENSORS[name], 0
+    _, index, rest = name.split(".", 2)
+    return TENSORS[rest], int(index)
+
+
 cdef int raise_status(gpt2c_status status, str what) except -1:
     if status == GPT2C_OK:
         return 0
@@ -166,17 +174,29 @@ cdef class Model:
 
     def load(self, str name not None, const float[:, ::1] rows not None, size_t begin):
         """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
-        cdef int32_t layer = 0
-        if name.startswith("h."):
-            _, index, name = name.split(".", 2)
-            layer = int(index)
-        cdef gpt2c_tensor tensor = TENSORS[name]
-        self.check_open()
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
         cdef gpt2c_status status
+        tensor, layer = tensor_of(name)
+        self.check_open()
         if rows.shape[0] == 0 or rows.shape[1] == 0:
             raise OptionError(f"{name}: no rows to load")
         with nogil:
             status = gpt2c_model_load(
+                self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
+            )
+        raise_status(status, name)
+
+    def read(self, str name not None, float[:, ::1] rows not None, size_t begin):
+        """Fills rows with those of a tensor from the begin-th on, as `load` was given them."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef gpt2c_status status
+        tensor, layer = tensor_of(name)
+        if rows.shape[0] == 0 or rows.shape[1] == 0:
+            raise OptionError(f"{name}: no rows to read")
+        with self.held(), nogil:
+            status = gpt2c_model_read(
                 self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
             )
         raise_status(status, name)

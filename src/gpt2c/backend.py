@@ -7,10 +7,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt2c.checkpoint import Checkpoint
+from gpt2c.checkpoint.source import check_rows, tensor_shapes
+from gpt2c.config import GPT2Config
 from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
 from gpt2c.options import choice
 
@@ -67,6 +73,31 @@ def fill(model: EngineModel, checkpoint: Checkpoint, n_threads: int) -> None:
                 pass
         finally:
             loaders.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTensor:
+    """A TensorSource over a model's weights, as they were loaded."""
+
+    model: EngineModel
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        """See TensorSource."""
+        check_rows(self, begin, end)
+        rows = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
+        if rows.size:
+            is_vector = len(self.shape) == 1
+            self.model.read(self.name, rows[None] if is_vector else rows, 0 if is_vector else begin)
+        return rows
+
+
+def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
+    """A checkpoint over a model's weights."""
+    shapes = tensor_shapes(config).items()
+    return Checkpoint(config, {name: LoadedTensor(model, name, shape) for name, shape in shapes})
 
 
 def _pieces(checkpoint: Checkpoint) -> Iterator[tuple[str, int, int]]:

@@ -10,11 +10,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import gpt2c
 from gpt2c import cli_score
+from gpt2c.checkpoint import open_checkpoint, save_checkpoint
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
+from gpt2c.hub import locate
 from gpt2c.options import integer
 from gpt2c.threads import choose_threads
 
@@ -95,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
 
     for scorer in cli_score.add_commands(commands, _load):
         _add_model_options(scorer)
+
+    convert = commands.add_parser(
+        "convert", help="write a checkpoint in Hugging Face's format", allow_abbrev=False,
+        description="Reads a checkpoint in any format that gpt2c knows and writes a folder with "
+        "config.json and model.safetensors (float32), which transformers loads too.",
+    )  # fmt: skip
+    convert.set_defaults(run=_convert)
+    convert.add_argument("source", metavar="SRC", help="a folder, or a name on the hub")
+    convert.add_argument("folder", metavar="DST", help="the folder to write")
 
     bench = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
@@ -209,6 +221,14 @@ def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str
     for prompt, done in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
         given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}
         print(json.dumps({"prompt": prompt, **given}, ensure_ascii=False), flush=True)
+
+
+# ---- convert ----
+
+
+def _convert(options: argparse.Namespace) -> None:
+    with open_checkpoint(locate(options.source)) as checkpoint:
+        save_checkpoint(checkpoint, Path(options.folder), checkpoint.folder)
 
 
 # ---- bench ----

@@ -237,6 +237,14 @@ class GPT2Config:
             _log.warning("%s: eos_token_id %s is not in the vocabulary", where, show(eos))
         return config
 
+    def to_dict(self) -> dict[str, Any]:
+        """HF's config.json: every field, and what tells transformers which model it is."""
+        values: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the one way to write to a frozen dataclass
 

@@ -14,9 +14,9 @@ from typing import Any, NoReturn, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.backend import load_engine
+from gpt2c.backend import load_engine, loaded_checkpoint
 from gpt2c.batching import Request, Result, run_requests
-from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint
+from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.config import GPT2Config
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.generation import (
@@ -70,6 +70,7 @@ class GPT2:
         """
         n_threads, _ = choose_threads(threads)
         self.config: GPT2Config = checkpoint.config
+        self._folder = checkpoint.folder
         self._tokenizer = tokenizer
         self._engine = load_engine(checkpoint, dtype, backend, n_threads)
 
@@ -551,6 +552,18 @@ class GPT2:
     def session(self) -> Session:
         """An empty session, to be fed step by step."""
         return Session(self._engine)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a folder in Hugging Face's format, which transformers loads too.
+
+        It has ``config.json``, ``model.safetensors`` in float32, and the ``vocab.json`` and
+        ``merges.txt`` of the folder that the model was loaded from. A new folder appears when all
+        of it is written; in one that is there each file is replaced as a whole.
+
+        Raises CheckpointError where it cannot be written.
+        """
+        weights = loaded_checkpoint(self._engine, self.config)
+        save_checkpoint(weights, Path(folder), self._folder)
 
     # ---- what runs, and its memory ----
 

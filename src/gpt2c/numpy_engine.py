@@ -49,6 +49,12 @@ class Model:
         weight = self.weights[name]
         weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)] = rows
 
+    def read(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
+        """Fills rows with those of a tensor from the begin-th on."""
+        with self.held():
+            weight = self.weights[name]
+            rows[:] = weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)]
+
     @property
     def n_bytes(self) -> int:
         """Memory of the weights."""

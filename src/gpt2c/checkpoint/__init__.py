@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpt2c.checkpoint.arrays import from_arrays, from_picogpt
 from gpt2c.checkpoint.hf import open_hf_folder
+from gpt2c.checkpoint.save import save_checkpoint
 from gpt2c.checkpoint.source import Checkpoint, TensorSource, tensor_shapes
 from gpt2c.errors import CheckpointNotFoundError
 
@@ -21,6 +22,7 @@ __all__ = [
     "from_arrays",
     "from_picogpt",
     "open_checkpoint",
+    "save_checkpoint",
     "tensor_shapes",
 ]
 

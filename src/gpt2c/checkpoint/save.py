@@ -1,0 +1,58 @@
+"""Writing a checkpoint as a folder in HF format."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checkpoint.hf import CONFIG, WEIGHTS
+from gpt2c.checkpoint.source import Checkpoint
+from gpt2c.errors import CheckpointError
+
+# Of another vocabulary than GPT-2's: they go where the weights go.
+TOKENIZER_FILES = ("vocab.json", "merges.txt")
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, tokenizer: Path | None) -> None:
+    """Writes config.json and model.safetensors (float32), and the tokenizer's files of a folder.
+
+    A folder that was not there appears when all of it is written; in one that was, each file is
+    replaced as a whole. The weights are in memory twice while they are written.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    import safetensors.numpy  # here because importing gpt2c should not pay for it
+
+    tensors = {
+        name if name.startswith("lm_head.") else f"transformer.{name}": tensor
+        for name, tensor in _arrays(checkpoint).items()
+    }
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
+            new = Path(temporary) / folder.name
+            new.mkdir()
+            for name in TOKENIZER_FILES:
+                if tokenizer is not None and (tokenizer / name).is_file():
+                    shutil.copyfile(tokenizer / name, new / name)
+            text = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
+            (new / CONFIG).write_text(text + "\n", encoding="utf-8")
+            safetensors.numpy.save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+            shutil.copymode(new / CONFIG, new / WEIGHTS)  # which the library makes private
+            if folder.exists():
+                for file in sorted(new.iterdir()):
+                    os.replace(file, folder / file.name)
+            else:
+                os.rename(new, folder)
+    except (OSError, safetensors.SafetensorError) as reason:
+        raise CheckpointError(f"{folder}: cannot be written: {reason}") from None
+
+
+def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
+    return {name: source.read(0, source.shape[0]) for name, source in checkpoint.tensors.items()}

@@ -1,0 +1,140 @@
+"""Saving: what is written is read back, by us and by the safetensors package; atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+
+import gpt2c
+from gpt2c import GPT2
+from gpt2c.checkpoint import open_checkpoint
+from gpt2c.cli import main
+
+TRANSFORMERS = FIXTURES / "transformers"
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    with open_checkpoint(folder) as checkpoint:
+        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
+
+
+@pytest.mark.parametrize("name", ["tiny", "untied_inverse", "relu_inner", "no_blocks", "bfloat16"])
+def test_saved_is_read_back(backend: str, name: str, tmp_path: Path) -> None:
+    source = TRANSFORMERS / name
+    with on_backend(backend, lambda b: GPT2.from_pretrained(source, backend=b)) as model:
+        model.save_pretrained(tmp_path / "a" / "saved")
+        before, after = arrays_of(source), arrays_of(tmp_path / "a" / "saved")
+        assert list(before) == list(after)
+        for tensor, array in before.items():
+            np.testing.assert_array_equal(after[tensor], array)
+        ids = list(range(min(model.config.vocab_size, model.config.n_positions)))
+        saved = on_backend(backend, lambda b: GPT2.from_pretrained(tmp_path / "a/saved", backend=b))
+        assert saved.config == model.config
+        np.testing.assert_array_equal(saved.logits(ids), model.logits(ids))
+
+
+def test_the_file_is_what_transformers_expects(tmp_path: Path) -> None:
+    """Names with transformer's prefix, its metadata, no tied head, matrices [in, out]."""
+    source = TRANSFORMERS / "plain"
+    GPT2.from_pretrained(source).save_pretrained(str(tmp_path / "saved"))
+    ours = safetensors.numpy.load_file(tmp_path / "saved" / "model.safetensors")
+    theirs = safetensors.numpy.load_file(source / "model.safetensors")
+    assert set(ours) == set(theirs)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array)
+    with safetensors.safe_open(tmp_path / "saved" / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["model_type"] == "gpt2"
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+    modes = {path.stat().st_mode for path in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 1
+
+
+def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
+    model = GPT2.from_pretrained()
+    model.save_pretrained(tmp_path / "tales")
+    again = GPT2.from_pretrained(tmp_path / "tales")
+    assert again.generate("Once upon a time") == model.generate("Once upon a time")
+    assert sorted(os.listdir(tmp_path)) == ["tales"]
+
+
+def test_saving_over_another_model(tmp_path: Path) -> None:
+    config = config_of()
+    models = [model_on("numpy", config, random_weights(config, seed)) for seed in (1, 2)]
+    (tmp_path / "notes.txt").write_text("kept")
+    for model in models:
+        model.save_pretrained(tmp_path)
+        saved = GPT2.from_pretrained(tmp_path, backend="numpy")
+        np.testing.assert_array_equal(saved.logits([1, 2]), model.logits([1, 2]))
+    names = ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == names
+    saved.save_pretrained(tmp_path)  # over the very files that it was read from
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of()
+    model = model_on("numpy", config, random_weights(config))
+    model.save_pretrained(tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    other = model_on("numpy", config, random_weights(config, 5))
+    for name in ("model", "new"):
+        with pytest.raises(gpt2c.CheckpointError, match="No space left"):
+            other.save_pretrained(tmp_path / name)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+    assert sorted(os.listdir(tmp_path)) == ["model"]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    config = config_of()
+    model = model_on("numpy", config, random_weights(config))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(gpt2c.CheckpointError, match="cannot be written"):
+            model.save_pretrained(path)
+    assert (tmp_path / "file").read_text() == ""
+    model.close()
+    with pytest.raises(gpt2c.ClosedError):
+        model.save_pretrained(tmp_path / "closed")
+    assert not (tmp_path / "closed").exists()
+
+
+def test_engine_reads_back_any_rows(isa: str) -> None:
+    config = config_of(vocab_size=77, n_embd=24)
+    weights = random_weights(config)
+    engine = model_on(isa, config, weights)._engine
+    for name in ("wte.weight", "wpe.weight", "h.1.attn.c_attn.weight", "h.0.mlp.c_proj.weight"):
+        for begin, end in ((0, 1), (3, 20), (5, len(weights[name]))):
+            rows = np.empty((end - begin, weights[name].shape[1]), dtype=np.float32)
+            engine.read(name, rows, begin)
+            np.testing.assert_array_equal(rows, weights[name][begin:end])
+    rows = np.empty((1, 24), dtype=np.float32)
+    for name, begin in (("wte.weight", 77), ("h.2.ln_1.weight", 0), ("lm_head.weight", 0)):
+        with pytest.raises(gpt2c.OptionError):
+            engine.read(name, rows, begin)
+    with pytest.raises(gpt2c.OptionError):
+        engine.read("wte.weight", rows[:, :5].copy(), 0)
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("torch_legacy", "safetensors_sharded"):
+        assert main(["convert", str(FIXTURES / "formats" / name), str(tmp_path / name)]) == 0
+        expected = arrays_of(TRANSFORMERS / "tiny")
+        for tensor, array in arrays_of(tmp_path / name).items():
+            np.testing.assert_array_equal(array, expected[tensor])
+    assert capsys.readouterr().out == ""
+    assert main(["convert", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
