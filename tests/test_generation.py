@@ -9,11 +9,13 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, FIXTURES, config_of, model_on, random_weights
+from conftest import BACKENDS, FIXTURES, config_of, model_on, on_backend, random_weights
 
 import gpt2c
 from gpt2c import GPT2
+from gpt2c.checkpoint import from_arrays
 from gpt2c.generation import DEFAULT_BATCH_SIZE
+from gpt2c.model import tokenizer_of
 
 
 @pytest.fixture
@@ -293,6 +295,24 @@ def test_help_shows_the_options_of_all_methods():
     documented = GPT2.complete.__doc__
     for name in complete[1:]:
         assert re.search(rf"^ +({name}|.*[, ]{name}(,.*)?)$", documented, re.MULTILINE), name
+
+
+def test_padding_is_never_generated(backend):
+    """Ids beyond the tokenizer's, here the likeliest by far: they have no text."""
+    config = config_of(vocab_size=50304, n_layer=0, n_embd=3, n_head=1)
+    weights = random_weights(config)
+    weights["wte.weight"][50257:] *= 1000
+    checkpoint = from_arrays(config, weights)
+    assert tokenizer_of(checkpoint) is None
+    padded = on_backend(backend, lambda b: GPT2(checkpoint, None, backend=b))
+    bare = model_on(backend, config, weights)
+    assert max(bare.generate([1], max_new_tokens=5)) >= 50257
+    for options in ({}, {"temperature": 1.0, "seed": 1}, {"logit_bias": {50300: 1e4}},
+                    {"top_k": 5, "sampler_order": ["top_k"]}):  # fmt: skip
+        ids = padded.generate([1], max_new_tokens=20, **options)
+        assert max(ids) < 50257
+        assert isinstance(padded.generate("a", max_new_tokens=5, **options), str)
+    assert padded.generate([50300], max_new_tokens=1)  # a model may have been trained on them
 
 
 def test_model_tells_what_it_is(model, backend):

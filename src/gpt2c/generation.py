@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
@@ -201,7 +201,7 @@ def check_options(
     stop_ids = set(vocabulary.stop_ids)
     if (ids := options["stop_token_ids"]) is not None:
         stop_ids |= {vocabulary.id("stop_token_ids", id) for id in _list("stop_token_ids", ids)}
-    vocabulary = Vocabulary(vocabulary.n, frozenset(stop_ids), vocabulary.tokenizer)
+    vocabulary = replace(vocabulary, stop_ids=frozenset(stop_ids))
     plan = check_sampling({n: options[n] for n in SamplingOptions.__annotations__}, vocabulary)
     checked = Options(
         plan=plan,

@@ -42,7 +42,10 @@ from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.untrusted import show
 
-GPT2_VOCABULARY = 50257  # a checkpoint of this many tokens and no tokenizer files has GPT-2's own
+# A checkpoint of so many tokens and no tokenizer files has GPT-2's own; the second is the first
+# rounded up to a multiple of 64, as nanoGPT and llm.c have it.
+GPT2_VOCABULARY = 50257
+PADDED_VOCABULARY = 50304
 
 
 class GPT2:
@@ -267,10 +270,19 @@ class GPT2:
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
         stop_ids = frozenset(self.config.eos_token_ids)
-        vocabulary = Vocabulary(self.config.vocab_size, stop_ids, lambda: self.tokenizer)
+        n_vocab = self.config.vocab_size
+        vocabulary = Vocabulary(n_vocab, stop_ids, lambda: self.tokenizer, self._n_padding())
         options = check_options(given, allowed, method, vocabulary)
         self._engine.check_open()
         return options
+
+    def _n_padding(self) -> int:
+        """How many ids the model has and its tokenizer has not."""
+        if isinstance(self._tokenizer, MissingTokenizer):
+            return 0
+        # GPT-2's own is not made to ask for its size.
+        known = GPT2_VOCABULARY if self._tokenizer is None else self._tokenizer.n_vocab
+        return max(self.config.vocab_size - known, 0)
 
     def _complete(self, prompts: Any, options: Options) -> list[Any]:
         """Of all prompts of a list; a single one is a list of one."""
@@ -633,7 +645,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
         # A link that leads nowhere is a broken tokenizer, not a missing one.
         if os.path.lexists(vocab) and os.path.lexists(merges):
             return Tokenizer.from_files(vocab, merges)
-    if n_vocab == GPT2_VOCABULARY:
+    if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
         return None
     return MissingTokenizer(_what_is_missing(folder, n_vocab), n_vocab=n_vocab)
 

@@ -61,6 +61,7 @@ class Vocabulary:
     n: int
     stop_ids: frozenset[int]
     tokenizer: Callable[[], Tokenizer | MissingTokenizer]
+    n_padding: int = 0  # the last ids, which have no text: a vocabulary rounded up for speed
 
     def id(self, name: str, value: object) -> int:
         """A token id, or the one of a text that is one token.
@@ -103,7 +104,14 @@ def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
     if missing:
         raise OptionError(f"sampler_order does not say when {missing[0]}, which is given, comes")
     kept = order if draws else [name for name in order if name not in FILTERS]
-    return Plan(tuple(stages[name] for name in kept if name in stages), draws)
+    return Plan((*_padding(vocabulary), *(stages[name] for name in kept if name in stages)), draws)
+
+
+def _padding(vocabulary: Vocabulary) -> Iterator[Stage]:
+    """Ids without a text are never generated, whatever the options."""
+    if vocabulary.n_padding:
+        ids = np.arange(vocabulary.n - vocabulary.n_padding, vocabulary.n, dtype=np.int32)
+        yield Stage("suppress_tokens", ids=ids)
 
 
 def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
