@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Unpack, overload
@@ -15,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.backend import load_engine, loaded_checkpoint
-from gpt2c.batching import Request, Result, run_requests
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
+from gpt2c.completing import Completer
 from gpt2c.config import GPT2Config
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.generation import (
@@ -24,19 +21,16 @@ from gpt2c.generation import (
     CompleteOptions,
     Completion,
     GenerateOptions,
-    Logprobs,
     Options,
     StreamOptions,
     check_options,
 )
 from gpt2c.hub import locate
 from gpt2c.options import integer, shows_options
-from gpt2c.progress import with_bar
-from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, fit_context, is_lazy, is_single
+from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
 from gpt2c.sampling import Vocabulary
 from gpt2c.scoring import Score, score_texts
 from gpt2c.session import Session
-from gpt2c.stops import Stops
 from gpt2c.streaming import TextStream
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
@@ -175,8 +169,8 @@ class GPT2:
             return [c.new for c in completion] if isinstance(completion, list) else completion.new
 
         if is_lazy(prompts):
-            return map(new, self._complete_each(iter(prompts), checked))
-        completions = self._complete(prompts, checked)
+            return map(new, Completer(self, checked).each(iter(prompts)))
+        completions = Completer(self, checked).all(prompts)
         return new(completions[0]) if is_single(prompts) else list(map(new, completions))
 
     @overload
@@ -264,8 +258,8 @@ class GPT2:
         """
         checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
-            return self._complete_each(iter(prompts), checked)
-        completions = self._complete(prompts, checked)
+            return Completer(self, checked).each(iter(prompts))
+        completions = Completer(self, checked).all(prompts)
         return completions[0] if is_single(prompts) else completions
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
@@ -283,83 +277,6 @@ class GPT2:
         # GPT-2's own is not made to ask for its size.
         known = GPT2_VOCABULARY if self._tokenizer is None else self._tokenizer.n_vocab
         return max(self.config.vocab_size - known, 0)
-
-    def _complete(self, prompts: Any, options: Options) -> list[Any]:
-        """Of all prompts of a list; a single one is a list of one."""
-        prompt_list = [prompts] if is_single(prompts) else list(prompts)
-        if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
-            raise OptionError(
-                f"seed is a list of {len(options.seeds)}; it must have one for each of the "
-                f"{len(prompt_list)} prompts"
-            )
-        stops = self._stops(options)
-        requests = [
-            r for i, p in enumerate(prompt_list) for r in self._requests(p, i, options, stops)
-        ]
-        with self._engine.held():
-            results = run_requests(self._engine, requests, options.batch_size)
-            if options.progress:
-                results = with_bar(results, len(requests))
-            pairs = zip(requests, list(results), strict=True)
-        return list(self._grouped(iter(prompt_list), pairs, options))
-
-    def _complete_each(self, prompts: Iterator[Prompt], options: Options) -> Iterator[Any]:
-        begun: deque[Request] = deque()
-        asked: deque[Prompt] = deque()
-        stops = self._stops(options)
-
-        def requests() -> Iterator[Request]:
-            for index, prompt in enumerate(prompts):
-                if not is_single(prompt):
-                    raise OptionTypeError(
-                        f"prompt {index} of the iterator is a list of prompts; it must be one, a "
-                        "text or token ids"
-                    )
-                prompt_requests = list(self._requests(prompt, index, options, stops))
-                asked.append(prompt)
-                for request in prompt_requests:
-                    begun.append(request)
-                    yield request
-
-        results = run_requests(self._engine, requests(), options.batch_size)
-        if options.progress:
-            results = with_bar(results, None)
-        pairs = ((begun.popleft(), result) for result in results)
-        # A prompt is there once its requests are; the pairs end the loop.
-        return self._grouped((asked.popleft() for _ in itertools.count()), pairs, options)
-
-    def _grouped(
-        self, prompts: Iterator[Prompt], pairs: Iterable[tuple[Request, Result]], options: Options
-    ) -> Iterator[Any]:
-        """A completion for each prompt; where num_return_sequences is given, a list of them."""
-        group: list[Completion] = []
-        prompt: Prompt = ""
-        first: Result | None = None
-        for request, result in pairs:
-            if not group:
-                prompt, first = next(prompts), result
-            assert first is not None
-            group.append(self._completion(prompt, request, result, first, options))
-            if len(group) == options.n_samples:
-                yield group if options.num_return_sequences is not None else group[0]
-                group = []
-
-    def _completion(
-        self, prompt: Prompt, request: Request, result: Result, first: Result, options: Options
-    ) -> Completion:
-        """first is the prompt's first result, which has the prompt's scores."""
-        text = None
-        if isinstance(prompt, str):
-            raw = self.tokenizer.decode_bytes(result.ids)[: result.end]
-            text = raw.decode("utf-8", "replace")
-        scores, echoed = Logprobs.of(result.scores), Logprobs()
-        if options.echo:
-            n_prompt = len(request.ids) if len(prompt) else 0
-            echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
-        return Completion(
-            text, result.ids, result.finish_reason, request.seed, request.sample,
-            scores.logprobs, scores.top, echoed.logprobs, echoed.top,
-        )  # fmt: skip
 
     @overload
     def stream(self, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[str]: ...
@@ -398,52 +315,10 @@ class GPT2:
             raise OptionTypeError(f"{method} takes one prompt; found a list of them")
         if isinstance(options.seeds, tuple):
             raise OptionTypeError(f"{method} takes one prompt and so one seed; found a list")
-        (request,) = self._requests(prompt, 0, options, self._stops(options))
+        (request,) = Completer(self, options).requests(prompt, 0)
         return TextStream(
             self._engine, request, self.tokenizer if isinstance(prompt, str) else None
         )
-
-    def _stops(self, options: Options) -> Stops:
-        """What is watched for in the texts of a call that begins now."""
-        strings = options.stop_strings
-        if strings:
-            self.tokenizer.encode("")  # where there is none, to say so now
-        return Stops(
-            strings,
-            self.tokenizer.token_bytes if strings else None,
-            None if options.max_time is None else time.monotonic() + options.max_time,
-            options.callback,
-        )
-
-    def _requests(
-        self, prompt: Prompt, index: int, options: Options, stops: Stops
-    ) -> Iterator[Request]:
-        """One for each of the prompt's texts."""
-        where = f"prompt {index}"
-        ids = self._encode(prompt, where)
-        if len(ids) == 0:
-            ids = np.array([self._start_id(where)], dtype=np.int32)
-        n_positions = self.config.n_positions
-        if options.overflow == "slide" and len(ids) > n_positions:
-            ids = ids[-max(n_positions // 2, 1) :]
-        seed = options.seed_of(index)
-        for sample in range(options.n_samples):
-            yield Request(
-                index=index,
-                ids=fit_context(
-                    ids, n_positions, options.max_new_tokens, options.truncate == "left", where
-                ),
-                max_new_tokens=options.max_new_tokens,
-                plan=options.plan,
-                seed=seed,
-                sample=sample,
-                stop_ids=options.stop_ids,
-                stops=stops,
-                n_top=options.logprobs,
-                scores_prompt=options.echo and sample == 0,
-                slides=options.overflow == "slide",
-                logits_processor=options.logits_processor,
-            )
 
     # ---- scores ----
 
