@@ -72,6 +72,23 @@ def test_download_of_what_is_needed_and_no_more(repository, tmp_path):
     assert load("user/model", home, server.url, local) == expected(repository)
 
 
+def test_older_weights_where_there_are_no_others(tmp_path):
+    folder = shutil.copytree(FIXTURES / "formats" / "torch_zip", tmp_path / "older")
+    with Hub({"user/model": folder}) as server:
+        assert load("user/model", tmp_path / "home", server.url) == expected(folder)
+        assert server.downloads() == {"config.json", "pytorch_model.bin"}
+        server.requests.clear()
+        assert load("user/model", tmp_path / "home", server.url) == expected(folder)
+        assert server.downloads() == set()
+    assert load("user/model", tmp_path / "home", server.url) == expected(folder)
+
+
+def test_shards_are_downloaded(tmp_path):
+    folder = shutil.copytree(FIXTURES / "formats" / "safetensors_sharded", tmp_path / "shards")
+    with Hub({"user/model": folder}) as server:
+        assert load("user/model", tmp_path / "home", server.url) == expected(folder)
+
+
 def test_revisions(repository, tmp_path):
     with Hub({"user/model": repository}) as server:
         for revision in ("v1", COMMIT):
@@ -107,8 +124,9 @@ def test_what_is_not_there_is_one_clear_error(repository, tmp_path):
     assert answer.count("\n") == 0
 
 
-def test_a_repository_without_safetensors_says_so(repository, tmp_path):
+def test_a_repository_without_weights_says_so(repository, tmp_path):
     (repository / "model.safetensors").unlink()
+    (repository / "pytorch_model.bin").unlink()
     with Hub({"user/model": repository}) as server:
         answer = load("user/model", tmp_path, server.url)
     assert answer.startswith("CheckpointNotFoundError")

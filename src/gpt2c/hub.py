@@ -12,7 +12,8 @@ from gpt2c.untrusted import show
 
 EMBEDDED: Final = "tales"
 
-# All that a model needs; a repository's other formats of the same weights stay where they are.
+# All that a model needs; a repository's other formats of the same weights stay where they are,
+# unless it has no safetensors.
 FILES: Final = (
     "config.json",
     "model.safetensors",
@@ -20,6 +21,12 @@ FILES: Final = (
     "model-*-of-*.safetensors",
     "vocab.json",
     "merges.txt",
+)
+
+_OLDER_FILES: Final = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-*-of-*.bin",
 )
 
 _LONGEST_NAME = 200  # the hub's own limit is 96 for each part
@@ -85,13 +92,18 @@ def _download(
         ) from None
     at = name if revision is None else f"{name} at revision {revision}"
     try:
-        folder = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=list(FILES),
-        )
+        for files in (FILES, FILES + _OLDER_FILES):
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name,
+                    revision=revision,
+                    token=token,
+                    local_files_only=local_files_only,
+                    allow_patterns=list(files),
+                )
+            )
+            if any(folder.glob("model*.safetensors")):
+                break
     except errors.GatedRepoError:
         why = "access to it must be asked for on the hub; then pass token= or log in"
     except errors.RepositoryNotFoundError:
@@ -105,7 +117,7 @@ def _download(
     except Exception as error:  # what its HTTP client raises is not ours to list
         why = f"the hub could not give it ({_first_line(error)})"
     else:
-        return Path(folder)
+        return folder
     raise CheckpointNotFoundError(f"{at}: {why}") from None
 
 
