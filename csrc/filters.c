@@ -119,7 +119,8 @@ static void exclude_top(candidates *c, float probability, float threshold, const
     if (sum < 0.0)
         return;
     int32_t n_likely = 0;
-    while (n_likely < c->n && (double)c->weights[n_likely] >= (double)threshold * sum)
+    while (n_likely < c->n && c->weights[n_likely] > 0.0f &&
+           (double)c->weights[n_likely] >= (double)threshold * sum)
         n_likely++;
     if (n_likely < 2)
         return;

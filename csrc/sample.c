@@ -74,6 +74,8 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
     if (greatest < 0)
         return GPT2C_NOT_A_NUMBER;
     *token = greatest;
+    if (isinf(logits[greatest]) && logits[greatest] < 0.0f)
+        return GPT2C_NOTHING_LEFT;
     if (is_greedy(job))
         return GPT2C_OK;
     noise_key key = key_of_job(job);

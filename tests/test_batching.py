@@ -39,6 +39,17 @@ def test_an_iterator_is_answered_in_order(model):
     assert completions == model.complete(given_prompts, **options)
 
 
+def test_empty_prompts_of_ids(backend):
+    config = config_of(eos_token_id=49)
+    model = model_on(backend, config, random_weights(config))
+    texts = model.generate([[], [1], []], max_new_tokens=3)
+    assert list(model.generate(iter([[], [1], []]), max_new_tokens=3)) == texts
+    assert texts[0] == texts[2] == model.generate([49], max_new_tokens=3)
+    lazily = model.generate(iter([[1], [2]]), max_new_tokens=3)
+    next(lazily)
+    lazily.close()  # a generator, as complete's
+
+
 def test_prompts_are_taken_as_places_come_free(model):
     taken = 0
 

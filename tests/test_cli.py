@@ -248,7 +248,17 @@ def test_a_text_file_is_one_text(tales, tmp_path, capsys):
     score = tales.score(text, stride=100, bos=True)
     assert line["perplexity"] == score.perplexity
     assert line["scored"] == line["tokens"] == len(score.ids) > 512
-    bits = -score.total / math.log(2) / len(text.encode())
+    bits = -score.total / math.log(2) / len(text.encode())  # with bos all of it is scored
+    assert line["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+
+
+def test_bits_are_shared_out_over_the_bytes_that_were_scored(tales, tmp_path, capsys):
+    (tmp_path / "text").write_text("One two")
+    assert main(["perplexity", str(tmp_path / "text")]) == 0
+    line = json.loads(capsys.readouterr().out)
+    score = tales.score("One two")
+    n_first = len(tales.tokenizer.decode(score.ids[:1]))
+    bits = -score.total / math.log(2) / (len("One two") - n_first)
     assert line["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
 
 

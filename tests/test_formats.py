@@ -347,6 +347,55 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
             tracemalloc.stop()
 
 
+def tower(height: int) -> bytes:
+    """Pairs of the pair before: 2^height things, if anyone walked or showed them."""
+    return b")" + b"q\x00h\x00\x86" * height
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x80\x02" + STORAGE.replace(b"K\x04tQ", tower(60) + b"tQ."),
+        state_dict(tensor(rest=tower(60) + b"K\x04\x85K\x01\x85\x89N")),
+        state_dict(tensor(rest=b"K\x00" + tower(60) + b"K\x01\x85\x89N")),
+        state_dict(tower(60)),
+        b"\x80\x02" + tower(60) + b"NR.",
+        b"\x80\x02" + tower(60) + b"Q.",
+        b"\x80\x02}" + tower(60) + b"Ns.",
+    ],
+)
+def test_messages_show_no_towers(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(CheckpointError):
+        StateDictFile(with_pickle(tmp_path / "x.bin", raw))
+    legacy = (FORMATS / "torch_legacy" / "pytorch_model.bin").read_bytes()
+    magic = legacy[: legacy.index(b".") + 1]
+    for version in (b"\x80\x02M\xe9\x03.", b"\x80\x02" + tower(60) + b"."):
+        (tmp_path / "y.bin").write_bytes(magic + version + b"N.".join([raw, raw]))
+        with pytest.raises(CheckpointError):
+            StateDictFile(tmp_path / "y.bin")
+
+
+@pytest.mark.parametrize("repeated", [b"}", b"]", b")", b"N", b"\x94", b"("])
+def test_megabytes_of_one_opcode(tmp_path: Path, repeated: bytes) -> None:
+    """At most a million objects are made: some 100 MB."""
+    path = with_pickle(tmp_path / "x.bin", b"N" + repeated * 5_000_000 + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"steps|nested"):
+            StateDictFile(path)
+        assert tracemalloc.get_traced_memory()[1] < 150_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_giant_directory_is_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 9, 9, 17 << 20, 30, 0)
+    path.write_bytes(b"PK\x03\x04" + bytes(18 << 20) + end)
+    with pytest.raises(CheckpointError, match="directory of 17825792 bytes, expected at most"):
+        TorchFile(path)
+
+
 @pytest.mark.parametrize("name", ["torch_zip", "torch_legacy", "torch_sharded"])
 def test_mutated_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
     """Bytes changed, cut, doubled, from a fixed seed: an answer or a CheckpointError, and soon."""

@@ -12,6 +12,11 @@ import gpt2c
 from gpt2c import GPT2
 from gpt2c.sampling import SamplingOptions
 
+
+async def an_async_function(*_):
+    """Its result is a coroutine, and that is true."""
+
+
 WRONG = [
     ({"temperature": -0.1}, "temperature is -0.1; it must be finite and from 0 to 3e"),
     ({"temperature": math.nan}, "temperature is nan"),
@@ -77,6 +82,7 @@ WRONG = [
     ({"max_time": math.nan}, "max_time is nan"),
     ({"callback": 5}, "callback is 5; it must be a function"),
     ({"logits_processor": []}, "logits_processor is"),
+    ({"callback": an_async_function}, "callback is an async function"),
     ({"overflow": "scroll"}, "overflow is 'scroll'; it must be one of 'stop', 'slide'"),
     ({"truncate": "right"}, "truncate is 'right'"),
     ({"top_kk": 5}, "has no option 'top_kk'; did you mean top_k?"),

@@ -236,6 +236,7 @@ def test_penalties_after_filters(models, data):
         ("top_n_sigma", {"value": 0.0}, 256),
         ("xtc", {"value": 1.0, "other": 1 / 256}, 1),
         ("xtc", {"value": 1.0, "other": 1 / 255}, 256),
+        ("xtc", {"value": 1.0, "other": 0.0}, 1),
     ],
 )
 def test_bounds_are_met_exactly(models, name, stage, n_kept):

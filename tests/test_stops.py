@@ -194,6 +194,60 @@ def test_a_callback_sees_every_token_and_may_stop(model):
         assert [ids for i, ids in seen if i == index] == [plain[index][: k + 1] for k in range(n)]
 
 
+def test_a_prompt_that_changes_during_the_call(model):
+    """The answer is to what was given."""
+    ids, prompts, buffer = [5, 6, 7], [[5, 6], [7]], [1]
+    plain = model.generate([5, 6, 7], max_new_tokens=3)
+    assert model.generate(ids, max_new_tokens=3, callback=lambda *_: ids.clear()) == plain
+    many = model.generate(prompts, max_new_tokens=3, callback=lambda *_: prompts.clear())
+    assert many == model.generate([[5, 6], [7]], max_new_tokens=3)
+
+    def one_buffer():
+        for ids in ([5, 6], [7, 8, 9]):
+            buffer[:] = ids
+            yield buffer
+            buffer.clear()
+
+    done = model.complete(one_buffer(), logprobs=0, echo=True, max_new_tokens=2)
+    assert [len(d.prompt_logprobs) for d in done] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stop_strings": ["zz"]}, {"max_time": 50}, {"overflow": "slide"}, {"batch_size": 2}],
+)
+def test_closing_the_model_waits_for_running_calls(model, options):
+    closed = []
+
+    def callback(index, ids):
+        model.close()
+        closed.append(index)
+
+    prompts = [[1, 2], [3], [4] * 20, [5]]
+    plain = model.generate(prompts, max_new_tokens=25, **options)
+    assert model.generate(prompts, max_new_tokens=25, callback=callback, **options) == plain
+    assert closed
+    with pytest.raises(gpt2c.ClosedError):
+        model.generate([1])
+
+
+def test_closing_while_texts_are_scored(model):
+    texts = [[1, 2, 3, 4, 5]] * 600
+    expected = [score.total for score in model.score(texts)]
+    results = []
+
+    def run():
+        results.extend(s.total for s in model.score(texts))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive() and not results:
+        time.sleep(0.001)
+        model.close()
+    thread.join()
+    assert results in (expected, [])  # or it was closed before it began
+
+
 def test_an_error_in_a_callback_is_the_callers(model):
     def callback(index, ids):
         raise ZeroDivisionError("mine")
@@ -221,12 +275,24 @@ def test_logits_processor(model):
     assert list(
         model.stream([1, 2], seed=3, logits_processor=lambda i, x: x.tolist(), **same)
     ) == plain[0]  # fmt: skip
-    for wrong in (lambda i, x: x[:-1], lambda i, x: "no", lambda i, x: x * np.nan):
+    for wrong in (
+        lambda i, x: x[:-1],
+        lambda i, x: "no",
+        lambda i, x: x * np.nan,
+        lambda i, x: [10**400] * 50,
+        lambda i, x: x * 1j,
+    ):
         with pytest.raises(gpt2c.OptionError, match="logits_processor returned"):
             model.generate([1], logits_processor=wrong)
 
 
 def test_options_that_leave_nothing(model):
+    nothing = {"logits_processor": lambda ids, logits: np.full_like(logits, -np.inf)}
+    for options in ({}, {"temperature": 1.0}, {"repetition_penalty": 1.2}):
+        with pytest.raises(gpt2c.OptionError, match="no token to choose"):
+            model.generate([1], **nothing, **options)
+    large = {"logits_processor": lambda ids, logits: logits.astype(float) + 1e300}
+    assert len(model.generate([1], max_new_tokens=2, **large)) == 2
     with pytest.raises(gpt2c.OptionError, match="leave no token to choose at position 1"):
         model.generate([1], suppress_tokens=list(range(50)))
     with pytest.raises(gpt2c.OptionError, match=r"prompt 1: .* no token"):
@@ -265,6 +331,11 @@ def test_logprobs_together_streaming_nothing(model):
     none = model.complete([5, 6], logprobs=0, echo=True, max_new_tokens=0)
     assert (none.ids, none.logprobs, none.top_logprobs) == ([], [], [])
     assert len(none.prompt_logprobs) == 2
+
+
+def test_no_prompt_is_scored_when_the_time_is_over(model):
+    done = model.complete([[1, 2, 3]] * 2, logprobs=0, echo=True, max_time=0)
+    assert [(d.finish_reason, d.prompt_logprobs) for d in done] == [("time", None)] * 2
 
 
 # ---- several texts of a prompt ----

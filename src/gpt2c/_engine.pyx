@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from gpt2c._capi cimport *
 
 from contextlib import contextmanager
+from threading import get_ident
 
 import numpy as np
 
@@ -147,6 +148,7 @@ cdef class Model:
     cdef int n_running
     cdef bint closed
     cdef list free_scratches
+    cdef dict holders  # threads, and how many blocks of `held` each is in
 
     def __cinit__(self, config, str isa not None, int32_t n_threads):
         cdef gpt2c_config c
@@ -168,6 +170,7 @@ cdef class Model:
         self.n_vocab = c.n_vocab
         self.n_positions = c.n_positions
         self.free_scratches = []
+        self.holders = {}
 
     def __dealloc__(self):
         gpt2c_model_free(self.pointer)
@@ -222,7 +225,8 @@ cdef class Model:
 
     def sequence(self):
         """An empty sequence."""
-        self.check_open()
+        if get_ident() not in self.holders:
+            self.check_open()
         return Sequence(self)
 
     def job(
@@ -292,13 +296,24 @@ cdef class Model:
 
     @contextmanager
     def held(self):
-        """Keeps the weights until the end of the block, even if the model is closed meanwhile."""
-        self.check_open()
+        """Keeps the weights until the end of the block, even if the model is closed meanwhile.
+
+        What is held in a block of the same thread may be held again after that.
+        """
+        thread = get_ident()
+        depth = self.holders.get(thread, 0)
+        if depth == 0:
+            self.check_open()
+        self.holders[thread] = depth + 1
         self.n_running += 1
         try:
             yield
         finally:
             self.n_running -= 1
+            if depth:
+                self.holders[thread] = depth
+            else:
+                del self.holders[thread]
             self.free_if_idle()
 
     def check_open(self):

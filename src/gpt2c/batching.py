@@ -29,6 +29,8 @@ class Request:
     """One text to be generated, ready for the engine."""
 
     index: int  # of its prompt
+    is_text: bool  # rather than ids
+    is_empty: bool  # ids are then what the model starts a text from
     ids: NDArray[np.int32]
     max_new_tokens: int
     plan: Plan
@@ -164,8 +166,12 @@ class Text:
 def _processed(logits: Any, n_vocab: int) -> NDArray[np.float32]:
     """What a logits_processor returned, checked."""
     try:
-        checked = np.ascontiguousarray(logits, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(logits)
+        if given.dtype.kind not in "fiu":
+            raise TypeError(f"its dtype is {given.dtype}")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            checked = np.ascontiguousarray(given, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(f"logits_processor returned no array of numbers: {error}") from None
     if checked.shape != (n_vocab,):
         raise OptionError(
@@ -279,7 +285,9 @@ def at_once(engine: EngineModel, request: Request) -> Result | None:
     if request.n_top is None:
         return Result([], reason)
     none = np.empty(0, dtype=SCORE_TYPE), np.empty((0, request.n_top), dtype=TOP_TYPE)
-    scores = score_prompt(engine, request)[1] if request.scores_prompt else None
+    scores = None
+    if request.scores_prompt and not request.stops.is_late:
+        scores = score_prompt(engine, request)[1]
     return Result([], reason, scores=none, prompt_scores=scores)
 
 

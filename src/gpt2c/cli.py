@@ -46,7 +46,7 @@ _GENERATE_OPTIONS: Final = (
     ("no-repeat-ngram-size", int, "N", "no N tokens in a row come twice"),
     ("dry-multiplier", float, "X", "how strongly repeated passages are kept from going on"),
     ("min-new-tokens", int, "N", "so many tokens come before one may end the text"),
-    ("max-time", float, "SECONDS", "end every text when this has passed"),
+    ("max-time", float, "SECONDS", "end a text (with --json: all of them) when this has passed"),
     ("seed", int, "S", "where sampling is on: draw the same text again"),
 )
 
@@ -177,7 +177,7 @@ def _prompts(options: argparse.Namespace) -> list[tuple[str, str]]:
             raise OptionError("prompts are given both as arguments and by --file")
         # utf-8-sig: a byte-order mark is no part of the first prompt.
         with open(options.file, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
+            lines = file.read().split("\n")
         places = [f"{options.file}, line {n}" for n in range(1, len(lines) + 1)]
         return [(p, line) for p, line in zip(places, lines, strict=True) if line.strip()]
     if options.prompt:

@@ -30,7 +30,7 @@ def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> l
         parser = commands.add_parser(
             name, help=f"tell a text's {does}", allow_abbrev=False,
             description=f"Reads texts and prints {does}, one JSON object a line for each; null "
-            "stands for what is no number.",
+            "stands for what is no number. Short texts run together, so lines come some at a time.",
         )  # fmt: skip
         parser.set_defaults(run=lambda options, line=run: _run(options, load, line))
         add = parser.add_argument
@@ -89,12 +89,13 @@ def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[_Text]:
         if is_json:
             yield _of_json(raw, place)
         else:
-            yield _decoded(raw.rstrip(b"\r\n"), place)
+            yield _decoded(raw.rstrip(b"\r\n"), place, is_first=number == 1)
 
 
-def _decoded(raw: bytes, place: str) -> str:
+def _decoded(raw: bytes, place: str, is_first: bool = True) -> str:
     try:
-        return raw.decode("utf-8-sig")  # a byte-order mark is no part of the text
+        # A byte-order mark at a file's beginning is no part of the text.
+        return raw.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
         raise OptionError(f"{place}: is not UTF-8 at byte {error.start}") from None
 
@@ -126,7 +127,8 @@ def _score_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
 
 
 def _perplexity_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
-    n_bytes = len(text.encode()) if isinstance(text, str) else 0
+    scored = score.ids[score.ranks > 0]
+    n_bytes = len(model.tokenizer.decode_bytes(scored)) if isinstance(text, str) else 0
     bits = -score.total / math.log(2)
     numbers = as_json(score)
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -44,61 +43,48 @@ class Completer:
             if options.progress:
                 results = with_bar(results, len(requests))
             pairs = zip(requests, list(results), strict=True)
-        return list(self._grouped(iter(prompt_list), pairs))
+        return list(self._grouped(pairs))
 
     def each(self, prompts: Iterator[Prompt]) -> Iterator[Any]:
         """The same for an iterator, lazily."""
         options = self._options
         begun: deque[Request] = deque()
-        asked: deque[Prompt] = deque()
 
         def requests() -> Iterator[Request]:
             for index, prompt in enumerate(prompts):
-                if not is_single(prompt):
+                if not is_single(prompt) and len(prompt):
                     raise OptionTypeError(
                         f"prompt {index} of the iterator is a list of prompts; it must be one, a "
                         "text or token ids"
                     )
-                prompt_requests = list(self.requests(prompt, index))
-                asked.append(prompt)
-                for request in prompt_requests:
+                for request in self.requests(prompt, index):
                     begun.append(request)
                     yield request
 
         results = run_requests(self._engine, requests(), options.batch_size)
         if options.progress:
             results = with_bar(results, None)
-        pairs = ((begun.popleft(), result) for result in results)
-        # A prompt is there once its requests are; the pairs end the loop.
-        return self._grouped((asked.popleft() for _ in itertools.count()), pairs)
+        return self._grouped((begun.popleft(), result) for result in results)
 
-    def _grouped(
-        self, prompts: Iterator[Prompt], pairs: Iterable[tuple[Request, Result]]
-    ) -> Iterator[Any]:
+    def _grouped(self, pairs: Iterable[tuple[Request, Result]]) -> Iterator[Any]:
         """A completion for each prompt; where num_return_sequences is given, a list of them."""
         group: list[Completion] = []
-        prompt: Prompt = ""
-        first: Result | None = None
+        first: Result | None = None  # of the group: it has the prompt's scores
         for request, result in pairs:
-            if not group:
-                prompt, first = next(prompts), result
-            assert first is not None
-            group.append(self._completion(prompt, request, result, first))
+            first = result if first is None or not group else first
+            group.append(self._completion(request, result, first))
             if len(group) == self._options.n_samples:
                 yield group if self._options.num_return_sequences is not None else group[0]
                 group = []
 
-    def _completion(
-        self, prompt: Prompt, request: Request, result: Result, first: Result
-    ) -> Completion:
-        """first is the prompt's first result, which has the prompt's scores."""
+    def _completion(self, request: Request, result: Result, first: Result) -> Completion:
         text = None
-        if isinstance(prompt, str):
+        if request.is_text:
             raw = self._model.tokenizer.decode_bytes(result.ids)[: result.end]
             text = raw.decode("utf-8", "replace")
         scores, echoed = Logprobs.of(result.scores), Logprobs()
-        if self._options.echo:
-            n_prompt = len(request.ids) if len(prompt) else 0
+        if self._options.echo and first.finish_reason != "time":
+            n_prompt = 0 if request.is_empty else len(request.ids)
             echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
         return Completion(
             text, result.ids, result.finish_reason, request.seed, request.sample,
@@ -110,7 +96,8 @@ class Completer:
         model, options = self._model, self._options
         where = f"prompt {index}"
         ids = model._encode(prompt, where)
-        if len(ids) == 0:
+        is_empty = len(ids) == 0
+        if is_empty:
             ids = np.array([model._start_id(where)], dtype=np.int32)
         n_positions = model.config.n_positions
         if options.overflow == "slide" and len(ids) > n_positions:
@@ -119,6 +106,8 @@ class Completer:
         for sample in range(options.n_samples):
             yield Request(
                 index=index,
+                is_text=isinstance(prompt, str),
+                is_empty=is_empty,
                 ids=fit_context(
                     ids, n_positions, options.max_new_tokens, options.truncate == "left", where
                 ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -271,6 +272,8 @@ def _flag(name: str, value: object) -> bool:
 def _function(name: str, value: object) -> Any:
     if value is not None and not callable(value):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a function")
+    if inspect.iscoroutinefunction(value):
+        raise OptionTypeError(f"{name} is an async function; it must be a plain one")
     return value
 
 

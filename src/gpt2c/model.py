@@ -15,7 +15,7 @@ from gpt2c.backend import load_engine, loaded_checkpoint
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.completing import Completer
 from gpt2c.config import GPT2Config
-from gpt2c.errors import ContextError, OptionError, OptionTypeError
+from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
 from gpt2c.generation import (
     DEFAULTS,
     CompleteOptions,
@@ -169,9 +169,10 @@ class GPT2:
             return [c.new for c in completion] if isinstance(completion, list) else completion.new
 
         if is_lazy(prompts):
-            return map(new, Completer(self, checked).each(iter(prompts)))
+            return (new(done) for done in Completer(self, checked).each(iter(prompts)))
+        single = is_single(prompts)  # asked before the work, which may outlive what was given
         completions = Completer(self, checked).all(prompts)
-        return new(completions[0]) if is_single(prompts) else list(map(new, completions))
+        return new(completions[0]) if single else list(map(new, completions))
 
     @overload
     def complete(self, prompts: str, **options: Unpack[CompleteOptions]) -> Completion: ...
@@ -230,16 +231,17 @@ class GPT2:
         stop_strings, stop_token_ids
             What ends a text, besides the model's end token; none of it is part of the text.
         max_time
-            Seconds from the call after which every text ends.
+            Seconds from the call after which every text ends; those not begun by then are empty.
         callback
             callback(index of the prompt, its new ids so far) after each token; what is true ends
-            the text.
+            the text. Of num_return_sequences all have their prompt's index.
         logits_processor
             logits_processor(ids of prompt and text, float32 [n_vocab]) returns the logits that are
             used, before every other option. Slower: prompts run one after the other.
         logprobs, echo
             From 0 to 128: log-probabilities of the new tokens, and of so many alternatives; with
-            echo of the prompt's tokens too.
+            echo of the prompt's tokens too, of those that truncate or overflow kept. In a prompt,
+            unlike in a text that is scored, special tokens stand for themselves.
         overflow
             What a full context does: "stop" ends the text, "slide" goes on from the last half of
             the context as from a new prompt, which costs feeding that half again; all options then
@@ -259,8 +261,9 @@ class GPT2:
         checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
             return Completer(self, checked).each(iter(prompts))
+        single = is_single(prompts)
         completions = Completer(self, checked).all(prompts)
-        return completions[0] if is_single(prompts) else completions
+        return completions[0] if single else completions
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
         stop_ids = frozenset(self.config.eos_token_ids)
@@ -367,11 +370,12 @@ class GPT2:
         if is_lazy(texts):
             ids = (self._text_ids(text, i) for i, text in enumerate(texts))
             return score_texts(self._engine, ids, start, step)
-        text_list = [texts] if is_single(texts) else list(texts)
+        single = is_single(texts)
+        text_list = [texts] if single else list(texts)
         all_ids = [self._text_ids(text, i) for i, text in enumerate(text_list)]
         with self._engine.held():
             scores = list(score_texts(self._engine, all_ids, start, step))
-        return scores[0] if is_single(texts) else scores
+        return scores[0] if single else scores
 
     @overload
     def perplexity(
@@ -404,11 +408,17 @@ class GPT2:
         where = f"text {index}"
         if not is_single(text) and len(text):
             raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
-        ids = self.tokenizer.encode(text, special=False) if isinstance(text, str) else text
+        ids = self._ids_of(text, where, special=False) if isinstance(text, str) else text
         return check_ids(ids, self.config.vocab_size, where)
 
+    def _ids_of(self, text: str, where: str, special: bool) -> list[int]:
+        try:
+            return self.tokenizer.encode(text, special=special)
+        except TokenizerError as error:
+            raise TokenizerError(f"{where}: {error}") from None
+
     def _encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = self._ids_of(prompt, where, special=True) if isinstance(prompt, str) else prompt
         return check_ids(ids, self.config.vocab_size, where)
 
     def _start_id(self, where: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Model:
             name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()
         }
         self._closed = False
-        self._n_held = 0
+        self._holders: list[int] = []  # a thread for each block of `held`
         self._lock = Lock()
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
@@ -70,7 +70,8 @@ class Model:
 
     def sequence(self) -> Sequence:
         """An empty sequence."""
-        self.check_open()
+        if get_ident() not in self._holders:
+            self.check_open()
         return Sequence(self)
 
     def job(
@@ -122,15 +123,20 @@ class Model:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps the weights until the end of the block, even if the model is closed meanwhile."""
+        """Keeps the weights until the end of the block, even if the model is closed meanwhile.
+
+        What is held in a block of the same thread may be held again after that.
+        """
+        thread = get_ident()
         with self._lock:
-            self.check_open()
-            self._n_held += 1
+            if thread not in self._holders:
+                self.check_open()
+            self._holders.append(thread)
         try:
             yield
         finally:
             with self._lock:
-                self._n_held -= 1
+                self._holders.remove(thread)
                 self._free_if_idle()
 
     def close(self) -> None:
@@ -145,7 +151,7 @@ class Model:
             raise ClosedError("the model was closed")
 
     def _free_if_idle(self) -> None:
-        if self._closed and not self._n_held:
+        if self._closed and not self._holders:
             self.weights = {}
 
 

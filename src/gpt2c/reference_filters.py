@@ -105,7 +105,8 @@ def xtc(logits: Logits, threshold: float) -> Logits:
     caller draws whether it happens.
     """
     order = descending(logits)
-    n_likely = int((probabilities(logits) >= threshold).sum())
+    p = probabilities(logits)
+    n_likely = int(((p >= threshold) & (p > 0)).sum())
     kept = np.ones(len(logits), dtype=bool)
     kept[order[: max(n_likely - 1, 0)]] = False
     return np.where(kept, logits, logits.dtype.type(-np.inf))

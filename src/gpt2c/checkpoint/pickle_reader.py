@@ -18,10 +18,19 @@ from typing import Any, Final
 from gpt2c.untrusted import show
 
 MAX_DEPTH: Final = 100  # of marks that are open at once
+# Of some 80 bytes each; a state dict of 1.5 B parameters, its optimiser's with it, has 50,000.
+MAX_STEPS: Final = 1_000_000
 
 
 class PickleError(ValueError):
     """The rest of a sentence that begins with the file's name."""
+
+
+def describe(value: object) -> str:
+    """A value for a message. Never a container's contents: it may hold itself, a billion times."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return show(value)
+    return f"a {type(value).__name__}"
 
 
 class Record:
@@ -89,6 +98,7 @@ class PickleReader:
         """
         self._raw, self._builders, self._load_persistent = raw, builders, load_persistent
         self.position = 0
+        self._n_steps = 0
 
     def read(self) -> Any:
         """The next pickle's value; position is then behind it.
@@ -98,6 +108,9 @@ class PickleReader:
         state = _State()
         while not state.has_ended:
             at = self.position
+            self._n_steps += 1
+            if self._n_steps > MAX_STEPS:
+                raise PickleError(f"has more than {MAX_STEPS} steps")
             opcode = self._take(1)[0]
             step = _STEPS.get(opcode)
             if step is None:
@@ -186,7 +199,7 @@ class PickleReader:
             if not isinstance(key, str | int):
                 raise PickleError(f"has a key of type {type(key).__name__}")
             if key in target:
-                raise PickleError(f"has the key {show(key)} twice")
+                raise PickleError(f"has the key {describe(key)} twice")
             target[key] = value
 
     def _long(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.untrusted import read_json_object, show, show_list
 
-MAX_INDEX = 64 << 20  # bytes: some 600,000 tensors
+MAX_INDEX = 8 << 20  # bytes: some 80,000 tensors
 MAX_SHARDS = 1000  # each is an open file
 
 

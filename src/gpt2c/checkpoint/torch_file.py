@@ -13,14 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gpt2c.checkpoint.pickle_reader import Build, Global, PickleError, PickleReader, Record
+from gpt2c.checkpoint.pickle_reader import (
+    Build,
+    Global,
+    PickleError,
+    PickleReader,
+    Record,
+    describe,
+)
 from gpt2c.checkpoint.raw_file import RawFile, RawTensor
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show
 
-# Of a state dict's own description: 600,000 tensors' worth.
-MAX_PICKLE: Final = 64 << 20
+# Of a state dict's own description: 100,000 tensors' worth.
+MAX_PICKLE: Final = 16 << 20
 MAX_ENTRIES: Final = 100_000  # of an archive
+MAX_DIRECTORY: Final = 16 << 20  # bytes, of an archive's
 _MAX_ITEMS: Final = 2**53
 _MAX_RANK: Final = 8
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -124,7 +132,24 @@ class TorchFile(RawFile):
             self._begins[storage.key] = self._data(entry)
         return value
 
+    def _check_directory(self) -> None:
+        """The archive's directory is parsed as a whole, so its size is looked at before."""
+        n = min(self.size, 1 << 17)
+        tail = bytes(self.pread(n, self.size - n, "the archive's end"))
+        sizes = [
+            int.from_bytes(tail[at + offset : at + offset + width], "little")
+            for mark, offset, width in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8))
+            if (at := tail.rfind(mark)) >= 0
+        ]
+        known = [size for size in sizes if size != 0xFFFFFFFF]  # which stands for the second's
+        if known and max(known) > MAX_DIRECTORY:
+            raise CheckpointError(
+                f"{self.path}: found an archive's directory of {max(known)} bytes, expected at "
+                f"most {MAX_DIRECTORY}"
+            )
+
     def _entries(self) -> dict[str, zipfile.ZipInfo]:
+        self._check_directory()
         try:
             with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
                 archive = zipfile.ZipFile(file)
@@ -191,7 +216,7 @@ class TorchFile(RawFile):
         version, system = reader.read(), reader.read()
         if version != _LEGACY_VERSION:
             raise CheckpointError(
-                f"{self.path}: found protocol {show(version)}, expected {_LEGACY_VERSION}"
+                f"{self.path}: found protocol {describe(version)}, expected {_LEGACY_VERSION}"
             )
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise CheckpointError(f"{self.path}: expected a file of a little-endian machine")
@@ -267,7 +292,7 @@ def _storage(identifier: object) -> Storage:
     if storage_class.path not in _STORAGES:
         raise PickleError(f"uses the global {show(storage_class.path)}, which is not allowed")
     if type(n_items) is not int or not 0 <= n_items <= _MAX_ITEMS:
-        raise PickleError(f"has a storage of {show(n_items)} items")
+        raise PickleError(f"has a storage of {describe(n_items)} items")
     dtype, item_bytes = _STORAGES[storage_class.path]
     return Storage(key, dtype, item_bytes, n_items)
 
@@ -278,7 +303,7 @@ def _rebuild_tensor(
     if not isinstance(storage, Storage):
         raise PickleError("has a tensor without a storage")
     if type(offset) is not int or not 0 <= offset <= _MAX_ITEMS:
-        raise PickleError(f"has a tensor at offset {show(offset)}")
+        raise PickleError(f"has a tensor at offset {describe(offset)}")
     axes, strides = _integers(shape), _integers(stride)
     if len(axes) != len(strides) or len(axes) > _MAX_RANK:
         raise PickleError(f"has a tensor of {len(axes)} axes and {len(strides)} strides")
