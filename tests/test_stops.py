@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2c
-from gpt2c import GPT2
+from gpt2c import GPT2, scoring
 from gpt2c.stops import Stops, StopString, Watcher
 
 CONFIG = config_of()
@@ -231,21 +231,21 @@ def test_closing_the_model_waits_for_running_calls(model, options):
         model.generate([1])
 
 
-def test_closing_while_texts_are_scored(model):
+def test_closing_while_texts_are_scored(model, monkeypatch):
     texts = [[1, 2, 3, 4, 5]] * 600
     expected = [score.total for score in model.score(texts)]
-    results = []
+    run, n_runs = scoring._Scorer.run, []
 
-    def run():
-        results.extend(s.total for s in model.score(texts))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    while thread.is_alive() and not results:
-        time.sleep(0.001)
+    def run_and_close(scorer):
+        run(scorer)
+        n_runs.append(scorer)
         model.close()
-    thread.join()
-    assert results in (expected, [])  # or it was closed before it began
+
+    monkeypatch.setattr(scoring._Scorer, "run", run_and_close)
+    assert [score.total for score in model.score(texts)] == expected
+    assert len(n_runs) > 2
+    with pytest.raises(gpt2c.ClosedError):
+        model.score(texts)
 
 
 def test_an_error_in_a_callback_is_the_callers(model):
