@@ -12,8 +12,8 @@ from conftest import FIXTURES, ISAS, config_of, random_weights
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.checkpoint import from_arrays
-from gpt2c.model import tokenizer_of
 from gpt2c.threads import MAX_THREADS
+from gpt2c.tokenizer_files import tokenizer_of
 
 FOLDER = FIXTURES / "transformers" / "tiny"
 

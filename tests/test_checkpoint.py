@@ -200,7 +200,9 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
 
 def test_a_million_blocks_are_refused_quickly(tmp_path: Path) -> None:
     config = GPT2Config(**{**TINY.__dict__, "n_layer": 2**20})
-    with pytest.raises(CheckpointError, match="found 28 tensors, expected at least 12582912"):
+    with pytest.raises(
+        CheckpointError, match="found 28 tensors, which are too few for n_layer 1048576"
+    ):
         open_checkpoint(save(tmp_path, random_arrays(), config))
 
 
@@ -233,8 +235,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json and model\.safetensors not"):
         open_checkpoint(tmp_path)
     folder = save(tmp_path / "x", random_arrays())
-    with pytest.raises(FileNotFoundError, match="found a file, expected the folder"):
-        open_checkpoint(folder / "model.safetensors")
+    assert_same(read_all(open_checkpoint(folder / "model.safetensors")), random_arrays())
     (folder / "model.safetensors").rename(folder / "tf_model.h5")
     with pytest.raises(CheckpointNotFoundError) as caught:
         open_checkpoint(folder)
@@ -320,14 +321,14 @@ def test_picogpt_without_blocks() -> None:
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [
-        (HPARAMS | {"n_vocab": 8}, "hparams['n_vocab'] is 8, and the arrays have 7"),
-        (HPARAMS | {"n_embd": 12}, "hparams['n_embd'] is 12, and the arrays have 6"),
-        (HPARAMS | {"n_layer": 3}, "hparams['n_layer'] is 3, and the arrays have 2"),
-        (HPARAMS | {"n_ctx": 6}, "hparams['n_ctx'] is 6, and params['wpe'] has 5 rows"),
-        (HPARAMS | {"n_ctx": 0}, "hparams['n_ctx'] is 0"),
-        (HPARAMS | {"n_ctx": "5"}, "hparams['n_ctx'] is '5'"),
+        (HPARAMS | {"n_vocab": 8}, "hparams: n_vocab is 8, and the tensors have 7"),
+        (HPARAMS | {"n_embd": 12}, "hparams: n_embd is 12, and the tensors have 6"),
+        (HPARAMS | {"n_layer": 3}, "hparams: n_layer is 3, and the tensors have 2"),
+        (HPARAMS | {"n_ctx": 6}, "hparams: n_ctx is 6, and wpe has 5 rows"),
+        (HPARAMS | {"n_ctx": 0}, "hparams: n_ctx is 0"),
+        (HPARAMS | {"n_ctx": "5"}, "hparams: n_ctx is '5'"),
         (HPARAMS | {"n_head": 4}, "n_embd 6 and n_head 4"),
-        ({}, "hparams['n_head'] is missing"),
+        ({}, "hparams: n_head is missing"),
         (None, "hparams: found None, expected a dict"),
     ],
 )
@@ -349,8 +350,8 @@ def test_picogpt_params_that_do_not_fit() -> None:
     rejected(lambda p: p.update(head=1), "unexpected keys: 'head'")
     rejected(lambda p: p.update(blocks=5), "params['blocks']: found 5, expected a list")
     rejected(lambda p: p["blocks"].append(5), "params['blocks'][2]: found 5, expected a dict")
-    rejected(lambda p: p["blocks"].pop(), "hparams['n_layer'] is 2, and the arrays have 1")
-    rejected(lambda p: p.update(wte=np.ones(3)), "params['wte']: found shape [3]")
+    rejected(lambda p: p["blocks"].pop(), "hparams: n_layer is 2, and the tensors have 1")
+    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte': found shape [3]")
     rejected(
         lambda p: p["blocks"][1]["attn"]["c_attn"].pop("b"),
         "params['blocks'][1]['attn']['c_attn']: missing keys: 'b'",

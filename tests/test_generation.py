@@ -15,7 +15,7 @@ import gpt2c
 from gpt2c import GPT2
 from gpt2c.checkpoint import from_arrays
 from gpt2c.generation import DEFAULT_BATCH_SIZE
-from gpt2c.model import tokenizer_of
+from gpt2c.tokenizer_files import tokenizer_of
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ INDEX = "pytorch_model.bin.index.json"
 
 def new_folder(name: str) -> Path:
     folder = OUT / name
+    shutil.rmtree(folder, ignore_errors=True)  # those of the other tools stay
     folder.mkdir(parents=True)
     shutil.copy(TINY / "config.json", folder)
     return folder
 
 
 def main() -> None:
-    shutil.rmtree(OUT, ignore_errors=True)
     model = GPT2LMHeadModel.from_pretrained(TINY)
     model.save_pretrained(new_folder("safetensors_sharded"), max_shard_size="4KB")
     for name in ("config.json", "generation_config.json"):

@@ -30,6 +30,7 @@ from gpt2c.errors import (
 from gpt2c.gen_text import gen_text
 from gpt2c.generation import Completion
 from gpt2c.model import GPT2
+from gpt2c.pico import load_encoder_hparams_and_params
 from gpt2c.sampling import SAMPLER_ORDER
 from gpt2c.scoring import Score
 from gpt2c.session import Session
@@ -66,4 +67,5 @@ __all__ = [
     "TokenizerError",
     "__version__",
     "gen_text",
+    "load_encoder_hparams_and_params",
 ]

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -20,6 +21,7 @@ from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.hub import locate
 from gpt2c.options import integer
 from gpt2c.threads import choose_threads
+from gpt2c.tokenizer_files import save_tokenizer
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
@@ -228,7 +230,7 @@ def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str
 
 def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(locate(options.source)) as checkpoint:
-        save_checkpoint(checkpoint, Path(options.folder), checkpoint.folder)
+        save_checkpoint(checkpoint, Path(options.folder), partial(save_tokenizer, checkpoint))
 
 
 # ---- bench ----
@@ -326,6 +328,7 @@ def _model_facts(model: gpt2c.GPT2, options: argparse.Namespace) -> list[tuple[s
         ("activation", c.activation_function),
         ("end token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
         ("tokenizer", repr(model.tokenizer)),
+        ("defaults", json.dumps(dict(model.generation_defaults)) or "none"),
     ]
 
 

@@ -19,6 +19,9 @@ _log.addHandler(logging.NullHandler())  # a library prints nothing unless it is 
 # Largest size that is believed: far above any GPT-2, small enough that products of three
 # sizes stay below 2**63.
 MAX_SIZE: Final = 2**20
+# GPT-2's own vocabulary, and it rounded up to a multiple of 64, as nanoGPT and llm.c have it.
+GPT2_VOCABULARY: Final = 50257
+PADDED_VOCABULARY: Final = 50304
 _MAX_FILE = 16 * 2**20  # classifiers keep all their labels in config.json
 
 # HF's names of activations -> the engine's. `gelu_fast` writes sqrt(2/pi) as 0.7978845608,
@@ -236,6 +239,19 @@ class GPT2Config:
         if eos is not None and config.eos_token_id is None and eos != []:
             _log.warning("%s: eos_token_id %s is not in the vocabulary", where, show(eos))
         return config
+
+    @classmethod
+    def from_sizes(cls, where: str, **values: Any) -> GPT2Config:
+        """For checkpoints that tell little besides sizes; `where` begins every message.
+
+        The end token is GPT-2's in GPT-2's vocabulary, and else there is none.
+        """
+        if values.get("vocab_size") not in (GPT2_VOCABULARY, PADDED_VOCABULARY):
+            values = {"bos_token_id": None, "eos_token_id": None, **values}
+        try:
+            return cls(**values)
+        except ConfigError as reason:
+            raise ConfigError(f"{where}: {reason}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """HF's config.json: every field, and what tells transformers which model it is."""

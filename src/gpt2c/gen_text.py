@@ -47,10 +47,10 @@ def gen_text(
     if model is None:
         model = _embedded_model()
     if isinstance(model, GPT2):
-        return model.generate(prompt, max_new_tokens=n_tokens_to_generate)
+        return model.generate(prompt, max_new_tokens=n_tokens_to_generate, do_sample=False)
     if isinstance(model, str | os.PathLike):
         with GPT2.from_pretrained(model) as loaded:
-            return loaded.generate(prompt, max_new_tokens=n_tokens_to_generate)
+            return gen_text(prompt, n_tokens_to_generate, model=loaded)
     if not isinstance(model, tuple) or len(model) != 3:
         raise OptionTypeError(
             f"model is of type {type(model).__name__}; it must be a GPT2, a folder, or the tuple "

@@ -19,8 +19,13 @@ FILES: Final = (
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
+    "generation_config.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
 )
 
 _OLDER_FILES: Final = (

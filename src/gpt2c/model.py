@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn, Unpack, overload
 
 import numpy as np
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from gpt2c.backend import load_engine, loaded_checkpoint
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.completing import Completer
-from gpt2c.config import GPT2Config
-from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
+from gpt2c.config import GPT2_VOCABULARY, GPT2Config
+from gpt2c.errors import ConfigError, ContextError, OptionError, OptionTypeError, TokenizerError
 from gpt2c.generation import (
     DEFAULTS,
     CompleteOptions,
@@ -25,6 +27,8 @@ from gpt2c.generation import (
     StreamOptions,
     check_options,
 )
+from gpt2c.generation_config import FILE as GENERATION_CONFIG
+from gpt2c.generation_config import read_generation_config, with_defaults
 from gpt2c.hub import locate
 from gpt2c.options import integer, shows_options
 from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
@@ -34,12 +38,8 @@ from gpt2c.session import Session
 from gpt2c.streaming import TextStream
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
 from gpt2c.untrusted import show
-
-# A checkpoint of so many tokens and no tokenizer files has GPT-2's own; the second is the first
-# rounded up to a multiple of 64, as nanoGPT and llm.c have it.
-GPT2_VOCABULARY = 50257
-PADDED_VOCABULARY = 50304
 
 
 class GPT2:
@@ -66,10 +66,15 @@ class GPT2:
         tokenizer None is GPT-2's own.
         """
         n_threads, _ = choose_threads(threads)
-        self.config: GPT2Config = checkpoint.config
-        self._folder = checkpoint.folder
+        self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
         self._tokenizer = tokenizer
+        self.config: GPT2Config = checkpoint.config
+        self._defaults: Mapping[str, Any] = {}
+        if self._folder is not None:
+            self.config, self._defaults = read_generation_config(self._folder, self.config)
         self._engine = load_engine(checkpoint, dtype, backend, n_threads)
+        if self._defaults:
+            self._check_defaults(f"{self._folder}/{GENERATION_CONFIG}")
 
     @classmethod
     def from_pretrained(
@@ -269,9 +274,17 @@ class GPT2:
         stop_ids = frozenset(self.config.eos_token_ids)
         n_vocab = self.config.vocab_size
         vocabulary = Vocabulary(n_vocab, stop_ids, lambda: self.tokenizer, self._n_padding())
-        options = check_options(given, allowed, method, vocabulary)
+        options = with_defaults(given, self._defaults, allowed.__annotations__)
+        checked = check_options(options, allowed, method, vocabulary)
         self._engine.check_open()
-        return options
+        return checked
+
+    def _check_defaults(self, where: str) -> None:
+        try:
+            self._options({}, CompleteOptions, "complete")
+        except (OptionError, OptionTypeError) as reason:
+            self._engine.close()
+            raise ConfigError(f"{where}: {reason}") from None
 
     def _n_padding(self) -> int:
         """How many ids the model has and its tokenizer has not."""
@@ -453,14 +466,23 @@ class GPT2:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder in Hugging Face's format, which transformers loads too.
 
-        It has ``config.json``, ``model.safetensors`` in float32, and the ``vocab.json`` and
-        ``merges.txt`` of the folder that the model was loaded from. A new folder appears when all
-        of it is written; in one that is there each file is replaced as a whole.
+        It has ``config.json``, ``model.safetensors`` in float32, and the tokenizer's files and
+        ``generation_config.json`` of the checkpoint that the model was loaded from. A new folder
+        appears when all of it is written; in one that is there each file is replaced as a whole.
 
         Raises CheckpointError where it cannot be written.
         """
-        weights = loaded_checkpoint(self._engine, self.config)
-        save_checkpoint(weights, Path(folder), self._folder)
+        checkpoint = replace(
+            loaded_checkpoint(self._engine, self.config),
+            folder=self._folder,
+            vocabulary=self._vocabulary,
+        )
+        save_checkpoint(checkpoint, Path(folder), partial(save_tokenizer, checkpoint))
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """Options that the model's ``generation_config.json`` gives where a call does not."""
+        return MappingProxyType(dict(self._defaults))
 
     # ---- what runs, and its memory ----
 
@@ -517,26 +539,3 @@ class GPT2:
             f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "
             f"{c.n_positions} positions, vocabulary {c.vocab_size}, on {self.backend}>"
         )
-
-
-def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
-    """The tokenizer beside a checkpoint's weights; None for GPT-2's own, where it fits.
-
-    Raises TokenizerError where its files are malformed or do not fit the model.
-    """
-    folder, n_vocab = checkpoint.folder, checkpoint.config.vocab_size
-    if folder is not None:
-        vocab, merges = folder / "vocab.json", folder / "merges.txt"
-        # A link that leads nowhere is a broken tokenizer, not a missing one.
-        if os.path.lexists(vocab) and os.path.lexists(merges):
-            return Tokenizer.from_files(vocab, merges)
-    if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
-        return None
-    return MissingTokenizer(_what_is_missing(folder, n_vocab), n_vocab=n_vocab)
-
-
-def _what_is_missing(folder: Path | None, n_vocab: int) -> str:
-    return (
-        f"{folder}: there is no vocab.json with merges.txt, and a vocabulary of {n_vocab} tokens "
-        "is not GPT-2's own"
-    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn, Protocol
 
+from gpt2c.added_tokens import (
+    PLAIN,
+    WHITE_SPACE,
+    AddedToken,
+    AddedTokens,
+    TokenizerConfig,
+    read_tokenizer_config,
+)
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError
 from gpt2c.untrusted import open_regular, read_json_object, show, show_list
 
@@ -26,17 +35,16 @@ __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 END_OF_TEXT = "<|endoftext|>"
 
 _GPT2_MERGES = Path(__file__).parent / "data" / "gpt2" / "vocab.bpe"
-_MAX_FILE_BYTES = 1 << 26  # GPT-2's own vocab.json has 1 MB; far beyond it is not a vocabulary
+MAX_GAP = 65536  # ids that may be left free before those of added tokens
+MAX_FILE_BYTES = 1 << 26  # GPT-2's own vocab.json has 1 MB; far beyond it is not a vocabulary
 
 # GPT-2's splitting, in the possessive form that tiktoken uses for it: the same pieces, and
 # no backtracking inside a run of letters.
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` still backtracks, and tiktoken panics on a run of some 500,000 spaces with a
-# letter behind it, so long runs are cut out first. The class is Unicode's White_Space, what
-# tiktoken's `\s` means; Python's `\s` also holds U+001C to U+001F.
-_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_LONG_SPACE = re.compile(f"[{_WHITE_SPACE}]{{256,}}")
+# letter behind it, so long runs are cut out first, of what tiktoken's `\s` means.
+_LONG_SPACE = re.compile(f"[{WHITE_SPACE}]{{256,}}")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -48,7 +56,7 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-_ALPHABET = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
 
 
 class _Merges:
@@ -60,8 +68,8 @@ class _Merges:
     def __init__(self, pairs: Iterable[tuple[str, str]], source: str) -> None:
         """Raise TokenizerError, naming `source`, where the merges do not make one vocabulary."""
         self.source = source
-        self.rank: dict[str, int] = {char: rank for rank, char in enumerate(_ALPHABET)}
-        self.data: list[bytes] = [bytes([byte]) for byte in _ALPHABET.values()]
+        self.rank: dict[str, int] = {char: rank for rank, char in enumerate(BYTE_ALPHABET)}
+        self.data: list[bytes] = [bytes([byte]) for byte in BYTE_ALPHABET.values()]
         self.parts: list[tuple[int, int]] = []
         for number, (left, right) in enumerate(pairs, 1):
             try:
@@ -123,10 +131,16 @@ class Tokenizer:
     eot_id: int | None  # the id of <|endoftext|>; None where the vocabulary has none
     special_tokens: Mapping[str, int]  # those that stand for themselves wherever a text has them
 
-    def __init__(self, merges: _Merges, ids: Sequence[int], others: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        merges: _Merges,
+        ids: Sequence[int],
+        others: Iterable[AddedToken],
+        config: TokenizerConfig = PLAIN,
+    ) -> None:
         """For this module: `ids[rank]` is the id of a merged token, `others` are the rest.
 
-        Use `gpt2` or `from_files`.
+        Use `gpt2`, `from_files` or `from_vocabulary`.
         """
         # Here and not above, so that `import gpt2c` does not pay for it (some 35 ms).
         import tiktoken
@@ -136,20 +150,21 @@ class Tokenizer:
             "gpt2c", pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens={}
         )
         self._ids = None if list(ids) == list(range(len(ids))) else list(ids)
-        self.n_vocab = len(ids) + len(others)
+        added = {token.content: token for token in others}
+        if END_OF_TEXT in merges.rank:
+            added.setdefault(END_OF_TEXT, AddedToken(END_OF_TEXT, ids[merges.rank[END_OF_TEXT]]))
+        self.n_vocab = 1 + max(itertools.chain(ids, (token.id for token in added.values())))
         self._bytes = [b""] * self.n_vocab
+        for token in added.values():
+            self._bytes[token.id] = token.content.encode()
         for rank, id in enumerate(ids):
             self._bytes[id] = merges.data[rank]
-        for token, id in others.items():
-            self._bytes[id] = token.encode()
-        specials = dict(others)
-        if END_OF_TEXT in merges.rank:
-            specials[END_OF_TEXT] = ids[merges.rank[END_OF_TEXT]]
-        self.special_tokens = MappingProxyType(specials)
-        self.eot_id = specials.get(END_OF_TEXT)
-        # Of two specials that begin at the same place the longer one counts, as elsewhere.
-        longest_first = "|".join(map(re.escape, sorted(specials, key=len, reverse=True)))
-        self._special = re.compile(longest_first) if specials else None
+        self._added = AddedTokens(added.values())
+        self.special_tokens = MappingProxyType({t.content: t.id for t in added.values()})
+        self.eot_id = self.special_tokens.get(
+            config.eos_token or END_OF_TEXT, self.special_tokens.get(END_OF_TEXT)
+        )
+        self._add_prefix_space = config.add_prefix_space
 
     def __repr__(self) -> str:
         """The sizes, not the tokens."""
@@ -166,28 +181,45 @@ class Tokenizer:
         size = len(merges.data)
         if size != 50256:
             raise TokenizerError(f"{_GPT2_MERGES}: found {size - 256} merges, expected 50000")
-        return cls(merges, range(size), {END_OF_TEXT: size})
+        return cls(merges, range(size), [AddedToken(END_OF_TEXT, size)])
 
     @classmethod
     def from_files(cls, vocab_json: Path, merges_txt: Path) -> Tokenizer:
         """The vocabulary of a `vocab.json` and `merges.txt`, whatever its ids.
 
-        Entries that are made neither of one byte nor by a merge are special tokens. Raises
-        TokenizerError, naming the file, where the two cannot be read, do not fit each other,
+        Entries that are made neither of one byte nor by a merge are special tokens; the folder's
+        `tokenizer_config.json` and `added_tokens.json`, where they are there, add more. Raises
+        TokenizerError, naming the file, where they cannot be read, do not fit each other,
         or list merges that no BPE training yields; CheckpointNotFoundError where one is absent.
         """
-        vocab = _read_vocab(vocab_json)
-        merges = _Merges(_read_merges(merges_txt), str(merges_txt))
+        sources = str(vocab_json), str(merges_txt)
+        vocab, pairs = _read_vocab(vocab_json), _read_merges(merges_txt)
+        config = read_tokenizer_config(vocab_json.parent)
+        return cls.from_vocabulary(vocab, pairs, sources, config)
+
+    @classmethod
+    def from_vocabulary(
+        cls,
+        vocab: Mapping[str, int],
+        pairs: Iterable[tuple[str, str]],
+        sources: tuple[str, str],
+        config: TokenizerConfig = PLAIN,
+    ) -> Tokenizer:
+        """The same of a vocabulary in memory; `sources` name it and its merges in messages."""
+        vocab_name, merges_name = sources
+        merges = _Merges(pairs, merges_name)
         missing = [token for token in merges.rank if token not in vocab]
         if missing:
             raise TokenizerError(
-                f"{vocab_json}: of the 256 bytes and the {len(merges.parts)} tokens that"
-                f" {merges_txt} makes, {len(missing)} are missing: {show_list(missing)}"
+                f"{vocab_name}: of the 256 bytes and the {len(merges.parts)} tokens that"
+                f" {merges_name} makes, {len(missing)} are missing: {show_list(missing)}"
             )
-        others = {token: id for token, id in vocab.items() if token not in merges.rank}
-        _check_others(others, vocab_json, merges_txt)
+        others = {t: AddedToken(t, id) for t, id in vocab.items() if t not in merges.rank}
+        _check_added(config.added, vocab, vocab_name)
+        others.update({token.content: token for token in config.added})
+        _check_others({t: o.id for t, o in others.items() if t in vocab}, *sources)
         merges.check_order()
-        return cls(merges, [vocab[token] for token in merges.rank], others)
+        return cls(merges, [vocab[token] for token in merges.rank], others.values(), config)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`; no id is added at either end.
@@ -198,15 +230,14 @@ class Tokenizer:
         Raises TokenizerError for a text with a lone surrogate, which has no bytes, and
         OptionTypeError for anything but a str.
         """
-        _check_text(text)
+        check_text(text)
         ids: list[int] = []
-        at = 0
-        if special and self._special is not None:
-            for match in self._special.finditer(text):
-                self._encode_plain(text[at : match.start()], ids)
-                ids.append(self.special_tokens[match.group()])
-                at = match.end()
-        self._encode_plain(text[at:] if at else text, ids)
+        for plain, id in self._added.split(text) if special else [(text, None)]:
+            if self._add_prefix_space and plain and plain[0] != " ":
+                plain = " " + plain
+            self._encode_plain(plain, ids)
+            if id is not None:
+                ids.append(id)
         return ids
 
     def _encode_plain(self, text: str, ids: list[int]) -> None:
@@ -320,7 +351,7 @@ class StreamDecoder:
         return rest
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     if not isinstance(text, str):
         raise OptionTypeError(f"text must be a str, not {type(text).__name__}")
     try:
@@ -351,11 +382,11 @@ def _read_text(path: Path) -> str:
     """The file's text; raise TokenizerError or CheckpointNotFoundError if it cannot be had."""
     with open_regular(path, TokenizerError) as file:
         try:
-            data = file.read(_MAX_FILE_BYTES + 1) or b""
+            data = file.read(MAX_FILE_BYTES + 1) or b""
         except OSError as error:
             raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise TokenizerError(f"{path}: expected a vocabulary, at most {_MAX_FILE_BYTES} bytes")
+    if len(data) > MAX_FILE_BYTES:
+        raise TokenizerError(f"{path}: expected a vocabulary, at most {MAX_FILE_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -380,7 +411,7 @@ def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
 
 def _read_vocab(path: Path) -> dict[str, int]:
     """The entries of a vocab.json, ids without gaps; raise TokenizerError otherwise."""
-    vocab = read_json_object(path, limit=_MAX_FILE_BYTES, error=TokenizerError)
+    vocab = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
         if type(id) is not int or not 0 <= id < len(vocab):
@@ -395,12 +426,33 @@ def _read_vocab(path: Path) -> dict[str, int]:
     return vocab
 
 
-def _check_others(others: Mapping[str, int], vocab_json: Path, merges_txt: Path) -> None:
+def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: str) -> None:
+    """Raise TokenizerError if an added token's id is another's, or is far from all others."""
+    by_id = {id: token for token, id in vocab.items()}
+    for number, token in enumerate(added):
+        if by_id.setdefault(token.id, token.content) != token.content:
+            raise TokenizerError(
+                f"{source}: {show(by_id[token.id])} and the added token {show(token.content)} have"
+                f" the same id, {token.id}"
+            )
+        if vocab.get(token.content, token.id) != token.id:
+            raise TokenizerError(
+                f"{source}: {show(token.content)} has the id {vocab[token.content]}, and as an"
+                f" added token {token.id}"
+            )
+        if token.id > len(vocab) + MAX_GAP + number:
+            raise TokenizerError(
+                f"{source}: the added token {show(token.content)} has the id {token.id}, far beyond"
+                f" the vocabulary's {len(vocab)}"
+            )
+
+
+def _check_others(others: Mapping[str, int], vocab_json: str, merges_txt: str) -> None:
     """Raise TokenizerError if an entry that no merge makes cannot be a special token."""
     for token, id in others.items():
         # Characters that GPT-2's alphabet shifts away from their byte, such as the space's,
         # betray a token of ordinary text: its merge is what is missing.
-        if all(char in _ALPHABET for char in token) and any(ord(char) > 255 for char in token):
+        if all(char in BYTE_ALPHABET for char in token) and any(ord(char) > 255 for char in token):
             raise TokenizerError(
                 f"{vocab_json}: no merge in {merges_txt} makes {show(token)} (id {id}); expected a"
                 " merge for each token but special ones: are the two of the same vocabulary?"

@@ -7,16 +7,13 @@ checkpoint is ever executed, and nothing is fetched.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from gpt2c.checkpoint.arrays import from_arrays, from_picogpt
-from gpt2c.checkpoint.hf import open_hf_folder
+from gpt2c.checkpoint.arrays import from_arrays, from_picogpt, to_picogpt
+from gpt2c.checkpoint.opening import open_checkpoint
 from gpt2c.checkpoint.save import save_checkpoint
-from gpt2c.checkpoint.source import Checkpoint, TensorSource, tensor_shapes
-from gpt2c.errors import CheckpointNotFoundError
+from gpt2c.checkpoint.source import BytePairs, Checkpoint, TensorSource, tensor_shapes
 
 __all__ = [
+    "BytePairs",
     "Checkpoint",
     "TensorSource",
     "from_arrays",
@@ -24,31 +21,5 @@ __all__ = [
     "open_checkpoint",
     "save_checkpoint",
     "tensor_shapes",
+    "to_picogpt",
 ]
-
-
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a folder in HF format: ``config.json`` with ``model.safetensors`` or
-
-    ``pytorch_model.bin``, whole or in shards.
-
-    The configuration and every tensor's name, shape and dtype are checked here; of the
-    weights themselves nothing is read yet, except to compare a tied head that is stored twice.
-    Close the result, or use it in a ``with``.
-
-    Raises CheckpointNotFoundError (a FileNotFoundError), ConfigError or CheckpointError (both
-    ValueErrors), naming the file, the tensor or key, what was found and what was expected.
-    """
-    folder = Path(path)
-    if not os.path.exists(folder):
-        # os.path, unlike pathlib, answers also where a parent may not be entered.
-        raise CheckpointNotFoundError(
-            f"{folder}: there is no such folder; expected one that holds config.json and "
-            "model.safetensors"
-        )
-    if not os.path.isdir(folder):
-        raise CheckpointNotFoundError(
-            f"{folder}: found a file, expected the folder that holds config.json and "
-            "model.safetensors"
-        )
-    return open_hf_folder(folder)

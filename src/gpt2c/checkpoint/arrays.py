@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpt2c.checkpoint.hparams import config_of_hparams
 from gpt2c.checkpoint.source import Checkpoint, check_rows, checked_tensors
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show, show_list
-
-_log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
 
@@ -74,9 +71,32 @@ def from_picogpt(hparams: Mapping[str, Any], params: Mapping[str, Any]) -> Check
     if not isinstance(hparams, Mapping):
         raise CheckpointError(f"hparams: found {show(hparams)}, expected a dict")
     arrays = _flatten(params)
-    config = _picogpt_config(hparams, arrays, len(params["blocks"]))
+    sources = {name: ArraySource(name, array) for name, array in arrays.items()}
+    config = config_of_hparams(hparams, sources, len(params["blocks"]))
+    # There is no end token: picoGPT knows none.
+    config = replace(config, bos_token_id=None, eos_token_id=None)
     arrays["wpe.weight"] = arrays["wpe.weight"][: config.n_positions]
     return from_arrays(config, arrays)
+
+
+def to_picogpt(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's tensors, but for an untied head, as picoGPT nests them: float32 arrays."""
+    arrays = {name: source.read(0, source.shape[0]) for name, source in checkpoint.tensors.items()}
+    blocks: list[dict[str, Any]] = []
+    for index in range(checkpoint.config.n_layer):
+        block: dict[str, Any] = {}
+        for path, name in _BLOCK_NAMES.items():
+            place = block
+            for part in path[:-1]:
+                place = place.setdefault(part, {})
+            place[path[-1]] = arrays[f"h.{index}.{name}"]
+        blocks.append(block)
+    return {
+        "wte": arrays["wte.weight"],
+        "wpe": arrays["wpe.weight"],
+        "blocks": blocks,
+        "ln_f": {"g": arrays["ln_f.weight"], "b": arrays["ln_f.bias"]},
+    }
 
 
 def _array(name: str, value: ArrayLike) -> NDArray[Any]:
@@ -144,43 +164,3 @@ def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple
             below = _leaves(tree[head], rest, f"{where}[{head!r}]")
             leaves.update({(head, *path): value for path, value in below.items()})
     return leaves
-
-
-def _picogpt_config(
-    hparams: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], n_layer: int
-) -> GPT2Config:
-    wte, wpe = arrays["wte.weight"], arrays["wpe.weight"]
-    for name, array in (("wte", wte), ("wpe", wpe)):
-        if array.ndim != 2:
-            raise CheckpointError(
-                f"params[{name!r}]: found shape {list(array.shape)}, expected two axes"
-            )
-    sizes = {"n_vocab": wte.shape[0], "n_embd": wte.shape[1], "n_layer": n_layer}
-    for name, size in sizes.items():
-        if name in hparams and hparams[name] != size:
-            raise CheckpointError(
-                f"hparams[{name!r}] is {show(hparams[name])}, and the arrays have {size}"
-            )
-    unknown = sorted(str(key) for key in hparams.keys() - {*sizes, "n_ctx", "n_head"})
-    if unknown:
-        _log.warning("hparams: unknown keys are ignored: %s", show_list(unknown))
-    n_ctx = hparams.get("n_ctx", len(wpe))
-    if not isinstance(n_ctx, int | np.integer) or not 0 < n_ctx <= len(wpe):
-        raise CheckpointError(
-            f"hparams['n_ctx'] is {show(n_ctx)}, and params['wpe'] has {len(wpe)} rows"
-        )
-    if n_layer > 0 and "n_head" not in hparams:
-        raise CheckpointError("hparams['n_head'] is missing: the arrays do not tell it")
-    fc = arrays["h.0.mlp.c_fc.weight"] if n_layer > 0 else None
-    inner = fc.shape[1] if fc is not None and fc.ndim == 2 else None
-    return GPT2Config(
-        vocab_size=sizes["n_vocab"],
-        n_positions=int(n_ctx),
-        n_embd=sizes["n_embd"],
-        n_layer=n_layer,
-        # Heads mean nothing where there are no blocks.
-        n_head=hparams["n_head"] if n_layer > 0 else 1,
-        n_inner=None if inner == 4 * sizes["n_embd"] else inner,
-        bos_token_id=None,
-        eos_token_id=None,
-    )

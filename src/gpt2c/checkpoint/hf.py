@@ -9,62 +9,58 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from gpt2c.checkpoint import signatures
+from gpt2c.checkpoint.raw_file import RawFile
 from gpt2c.checkpoint.safetensors_file import SafetensorsFile
 from gpt2c.checkpoint.shards import check_shard, read_index
 from gpt2c.checkpoint.source import Checkpoint, checked_tensors, merged
-from gpt2c.checkpoint.torch_file import StateDictFile
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError
+
+if TYPE_CHECKING:
+    from gpt2c.checkpoint.torch_file import StateDictFile
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 # What weights are looked for, in this order; an index names the files of its kind.
-_KINDS: Final[tuple[tuple[str, type[SafetensorsFile] | type[StateDictFile]], ...]] = (
-    (WEIGHTS, SafetensorsFile),
-    ("pytorch_model.bin", StateDictFile),
-)
+_WEIGHTS: Final = (WEIGHTS, "pytorch_model.bin")
 _INDEX: Final = ".index.json"
 
 # The causal mask and its fill value, which old versions of transformers stored. The whole name
 # has to match: "h.0.attn.c_attn.bias" is a weight.
 _BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
 
-# What else weights come in, only to say so.
-_OTHER_FORMATS = (
-    "tf_model.h5",
-    "flax_model.msgpack",
-    "ckpt.pt",
-    "checkpoint",
-    "*.ckpt.index",
-    "*.gguf",
-    "*.npz",
-)
+# What else transformers has written weights in, only to say so.
+_OTHER_FORMATS = ("tf_model.h5", "flax_model.msgpack")
 
 
-def open_hf_folder(folder: Path) -> Checkpoint:
-    """Open a folder; see :func:`gpt2c.checkpoint.open_checkpoint`."""
-    found = [
-        (name + index, kind)
-        for name, kind in _KINDS
-        for index in ("", _INDEX)
-        if os.path.exists(folder / (name + index))
-    ]
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights by one of Hugging Face's names."""
+    return bool(_weights(folder))
+
+
+def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
+    """Open a folder, or, with its configuration, the one file of it that is given.
+
+    See :func:`gpt2c.checkpoint.open_checkpoint`.
+    """
+    found = _weights(folder) if weights is None else [weights.name]
     missing = [] if os.path.exists(folder / CONFIG) else [CONFIG]
     missing += [] if found else [WEIGHTS]
     if missing:
         raise CheckpointNotFoundError(_what_is_missing(folder, missing))
     config = GPT2Config.from_json(folder / CONFIG)
-    name, kind = found[0]
+    name = found[0]
     files: list[SafetensorsFile | StateDictFile] = []
     try:
         if name.endswith(_INDEX):
             for path, expected in read_index(folder, name).items():
-                files.append(kind(path))
+                files.append(_open_weights(path))
                 check_shard(path, expected, list(files[-1].tensors))
         else:
-            files.append(kind(folder / name))
+            files.append(_open_weights(folder / name))
         where = str(folder / name)
         wanted = (
             (stored, file.named_source(stored, canonical_name(stored)))
@@ -78,6 +74,27 @@ def open_hf_folder(folder: Path) -> Checkpoint:
             file.close()
         raise
     return Checkpoint(config, tensors, folder, tuple(files))
+
+
+def _weights(folder: Path) -> list[str]:
+    names = [name + index for name in _WEIGHTS for index in ("", _INDEX)]
+    return [name for name in names if os.path.exists(folder / name)]
+
+
+def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
+    """By what the file holds: of renamed ones there are many."""
+    with_file = RawFile(path)
+    try:
+        head = bytes(with_file.pread(min(9, with_file.size), 0, "beginning"))
+    finally:
+        with_file.close()
+    is_torchs = head.startswith((signatures.ZIP, signatures.PICKLE))
+    is_torchs &= head[8:] != signatures.SAFETENSORS_NINTH
+    if not is_torchs:
+        return SafetensorsFile(path)
+    from gpt2c.checkpoint.torch_file import StateDictFile  # most checkpoints do without
+
+    return StateDictFile(path)
 
 
 def canonical_name(stored: str) -> str:
@@ -97,7 +114,10 @@ def _is_buffer(name: str, config: GPT2Config) -> bool:
 
 
 def _what_is_missing(folder: Path, missing: list[str]) -> str:
-    text = f"{folder}: {' and '.join(missing)} not found; expected {CONFIG} and {WEIGHTS}"
+    text = (
+        f"{folder}: {' and '.join(missing)} not found; expected {CONFIG} and {WEIGHTS}, or one "
+        "checkpoint of another kind"
+    )
     others = sorted({path.name for glob in _OTHER_FORMATS for path in folder.glob(glob)})
     if WEIGHTS in missing and others:
         text += (

@@ -20,9 +20,9 @@ _CHUNK = 2**20  # bytes read at a time: it stays in the cache until it is widene
 
 
 class RawFile:
-    """An open file. Reads keep no state, so threads may share it; closing it while one reads is the
+    """An open file.
 
-    caller's mistake.
+    Reads keep no state, so threads may share it; not to be closed while one reads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,6 +57,10 @@ class RawFile:
                 )
             buffer = buffer[count:]
             offset += count
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._file.fileno()
 
     def verify_unchanged(self) -> None:
         """Raises CheckpointError if size or time of change are not those at opening."""

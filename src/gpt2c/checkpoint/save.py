@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from gpt2c.checkpoint.hf import CONFIG, WEIGHTS
 from gpt2c.checkpoint.source import Checkpoint
 from gpt2c.errors import CheckpointError
 
-# Of another vocabulary than GPT-2's: they go where the weights go.
-TOKENIZER_FILES = ("vocab.json", "merges.txt")
+GENERATION_CONFIG = "generation_config.json"
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path, tokenizer: Path | None) -> None:
-    """Writes config.json and model.safetensors (float32), and the tokenizer's files of a folder.
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: Path, save_more: Callable[[Path], None]
+) -> None:
+    """Writes config.json and model.safetensors (float32); save_more writes what else belongs there.
 
     A folder that was not there appears when all of it is written; in one that was, each file is
     replaced as a whole. The weights are in memory twice while they are written.
@@ -38,9 +40,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, tokenizer: Path | None
         with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
             new = Path(temporary) / folder.name
             new.mkdir()
-            for name in TOKENIZER_FILES:
-                if tokenizer is not None and (tokenizer / name).is_file():
-                    shutil.copyfile(tokenizer / name, new / name)
+            save_more(new)
+            source = checkpoint.folder
+            if source is not None and (source / GENERATION_CONFIG).is_file():
+                shutil.copyfile(source / GENERATION_CONFIG, new / GENERATION_CONFIG)
             text = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
             (new / CONFIG).write_text(text + "\n", encoding="utf-8")
             safetensors.numpy.save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})

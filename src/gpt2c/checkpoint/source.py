@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.added_tokens import AddedToken
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, OptionError
 from gpt2c.untrusted import show, show_list
@@ -67,6 +68,16 @@ class BackingFile(Protocol):
         """Close the file; a second call does nothing."""
 
 
+@dataclass(frozen=True, eq=False)
+class BytePairs:
+    """A vocabulary that a checkpoint's own file has; `source` names it in messages."""
+
+    source: str
+    vocab: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    added: tuple[AddedToken, ...]
+
+
 @dataclass(eq=False)
 class Checkpoint:
     """What a loader hands to a backend.
@@ -79,6 +90,8 @@ class Checkpoint:
     tensors: Mapping[str, TensorSource]
     folder: Path | None = None  # None: the weights are in memory
     files: tuple[BackingFile, ...] = ()
+    # None: what lies in the folder. A str says why the file's own cannot be used.
+    vocabulary: BytePairs | str | None = None
 
     def verify_unchanged(self) -> None:
         """To be called when everything was read.
@@ -148,12 +161,7 @@ def checked_tensors(
     Raises CheckpointError, beginning with `where`, for missing, unexpected or mis-shaped
     tensors, dtypes that are no floats, and a tied head that differs from wte.
     """
-    # A million blocks in config.json must not cost a gigabyte of names to refuse.
-    if config.n_layer > max(len(found), 1000):
-        raise CheckpointError(
-            f"{where}: found {len(found)} tensors, expected at least {12 * config.n_layer} "
-            f"for n_layer {config.n_layer}"
-        )
+    check_n_layer(config, len(found), where)
     shapes = tensor_shapes(config)
     head = found.get("lm_head.weight") if config.tie_word_embeddings else None
     if head is not None:  # stored although it is tied: compared below, then left out
@@ -165,6 +173,17 @@ def checked_tensors(
         _check_tied(found["wte.weight"], head, where)
         del shapes["lm_head.weight"]
     return {name: found[name] for name in shapes}
+
+
+def check_n_layer(config: GPT2Config, n_found: int, where: str) -> None:
+    """A million blocks in a configuration must not cost a gigabyte of names to refuse.
+
+    Raises CheckpointError where there are more blocks than tensors.
+    """
+    if config.n_layer > max(n_found, 1000):
+        raise CheckpointError(
+            f"{where}: found {n_found} tensors, which are too few for n_layer {config.n_layer}"
+        )
 
 
 def check_rows(source: TensorSource, begin: int, end: int) -> None:

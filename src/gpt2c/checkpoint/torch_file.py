@@ -7,12 +7,11 @@ places in the file, read when they are needed.
 from __future__ import annotations
 
 import math
-import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from gpt2c.checkpoint import signatures
 from gpt2c.checkpoint.pickle_reader import (
     Build,
     Global,
@@ -22,13 +21,12 @@ from gpt2c.checkpoint.pickle_reader import (
     describe,
 )
 from gpt2c.checkpoint.raw_file import RawFile, RawTensor
+from gpt2c.checkpoint.zip_archive import read_directory
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show
 
 # Of a state dict's own description: 100,000 tensors' worth.
 MAX_PICKLE: Final = 16 << 20
-MAX_ENTRIES: Final = 100_000  # of an archive
-MAX_DIRECTORY: Final = 16 << 20  # bytes, of an archive's
 _MAX_ITEMS: Final = 2**53
 _MAX_RANK: Final = 8
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -84,7 +82,7 @@ class TorchFile(RawFile):
         super().__init__(path)
         try:
             try:
-                is_archive = bytes(self.pread(min(4, self.size), 0, "beginning")) == b"PK\x03\x04"
+                is_archive = bytes(self.pread(min(4, self.size), 0, "beginning")) == signatures.ZIP
                 self.value = self._read_archive() if is_archive else self._read_legacy()
             except PickleError as reason:
                 raise CheckpointError(f"{path}: the pickle {reason}") from None
@@ -101,103 +99,36 @@ class TorchFile(RawFile):
     # ---- archives ----
 
     def _read_archive(self) -> Any:
-        entries = self._entries()
+        entries = read_directory(self)
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise CheckpointError(f"{self.path}: found {len(pickles)} entries data.pkl, expected 1")
         root = pickles[0].removesuffix("data.pkl")
         if (order := entries.get(root + "byteorder")) is not None:
-            text = bytes(self.pread(min(order.file_size, 16), self._data(order), "byteorder"))
+            text = bytes(self.pread(min(order.n_bytes, 16), order.begin, "byteorder"))
             if text != b"little":
                 raise CheckpointError(f"{self.path}: found byteorder {text!r}, expected b'little'")
         pickle = entries[pickles[0]]
-        if pickle.file_size > MAX_PICKLE:
+        if pickle.n_bytes > MAX_PICKLE:
             raise CheckpointError(
-                f"{self.path}: found data.pkl of {pickle.file_size} bytes, expected at most "
+                f"{self.path}: found data.pkl of {pickle.n_bytes} bytes, expected at most "
                 f"{MAX_PICKLE}"
             )
-        raw = self.pread(pickle.file_size, self._data(pickle), "data.pkl")
+        raw = self.pread(pickle.n_bytes, pickle.begin, "data.pkl")
         reader = PickleReader(raw, _BUILDERS, _storage)
         value = reader.read()
         self._begins = {}
-        for storage in _storages(value):
+        for storage in _storages(value, self.size):
             entry = entries.get(f"{root}data/{storage.key}")
             n_bytes = storage.n_items * storage.item_bytes
-            if entry is None or entry.file_size != n_bytes:
-                found = "none" if entry is None else f"{entry.file_size} bytes"
+            if entry is None or entry.n_bytes != n_bytes:
+                found = "none" if entry is None else f"{entry.n_bytes} bytes"
                 raise CheckpointError(
                     f"{self.path}: storage {show(storage.key)}: found {found}, expected {n_bytes} "
                     "bytes"
                 )
-            self._begins[storage.key] = self._data(entry)
+            self._begins[storage.key] = entry.begin
         return value
-
-    def _check_directory(self) -> None:
-        """The archive's directory is parsed as a whole, so its size is looked at before."""
-        n = min(self.size, 1 << 17)
-        tail = bytes(self.pread(n, self.size - n, "the archive's end"))
-        sizes = [
-            int.from_bytes(tail[at + offset : at + offset + width], "little")
-            for mark, offset, width in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8))
-            if (at := tail.rfind(mark)) >= 0
-        ]
-        known = [size for size in sizes if size != 0xFFFFFFFF]  # which stands for the second's
-        if known and max(known) > MAX_DIRECTORY:
-            raise CheckpointError(
-                f"{self.path}: found an archive's directory of {max(known)} bytes, expected at "
-                f"most {MAX_DIRECTORY}"
-            )
-
-    def _entries(self) -> dict[str, zipfile.ZipInfo]:
-        self._check_directory()
-        try:
-            with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
-                archive = zipfile.ZipFile(file)
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as reason:
-            raise CheckpointError(f"{self.path}: is no readable archive: {reason}") from None
-        if len(infos) > MAX_ENTRIES:
-            raise CheckpointError(
-                f"{self.path}: found {len(infos)} entries, expected at most {MAX_ENTRIES}"
-            )
-        entries: dict[str, zipfile.ZipInfo] = {}
-        for info in infos:
-            name = info.filename
-            if name in entries:
-                raise CheckpointError(f"{self.path}: entry {show(name)} is there twice")
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise CheckpointError(
-                    f"{self.path}: entry {show(name)} is compressed or encrypted, expected it "
-                    "stored"
-                )
-            if info.file_size != info.compress_size:
-                raise CheckpointError(f"{self.path}: entry {show(name)} has two sizes")
-            entries[name] = info
-        self._check_overlaps(entries)
-        return entries
-
-    def _check_overlaps(self, entries: dict[str, zipfile.ZipInfo]) -> None:
-        """With entries over each other a small file could stand for a large one."""
-        place = 0
-        for info in sorted(entries.values(), key=lambda info: info.header_offset):
-            if info.header_offset < place:
-                raise CheckpointError(
-                    f"{self.path}: entry {show(info.filename)} overlaps the one before it"
-                )
-            place = self._data(info) + info.file_size
-            if place > self.size:
-                raise CheckpointError(
-                    f"{self.path}: entry {show(info.filename)} ends at byte {place}, and the file "
-                    f"at {self.size}: it is cut short"
-                )
-
-    def _data(self, info: zipfile.ZipInfo) -> int:
-        """Where an entry's bytes begin: behind its local header, which has a size of its own."""
-        header = self.pread(30, info.header_offset, f"entry {show(info.filename)}")
-        if header[:4] != b"PK\x03\x04":
-            raise CheckpointError(f"{self.path}: entry {show(info.filename)} has no local header")
-        lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        return info.header_offset + 30 + lengths
 
     # ---- the format before archives ----
 
@@ -222,7 +153,7 @@ class TorchFile(RawFile):
             raise CheckpointError(f"{self.path}: expected a file of a little-endian machine")
         value = reader.read()
         keys = reader.read()
-        storages = {storage.key: storage for storage in _storages(value)}
+        storages = {storage.key: storage for storage in _storages(value, self.size)}
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise CheckpointError(f"{self.path}: expected a list of storages' keys")
         if sorted(keys) != sorted(storages):
@@ -361,9 +292,14 @@ _BUILDERS: Final[dict[str, Build]] = {
 }
 
 
-def _storages(value: object) -> list[Storage]:
-    """Each once, of all tensors in dicts and lists; two of one key must agree."""
+def _storages(value: object, n_bytes: int) -> list[Storage]:
+    """Each once, of all tensors in dicts and lists; two of one key must agree.
+
+    Tensors may share storages, as a tied head does with wte. All of them together may not have more
+    than twice the file's n_bytes, or a small file would stand for a large model.
+    """
     found: dict[str, Storage] = {}
+    total = 0
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -371,6 +307,9 @@ def _storages(value: object) -> list[Storage]:
         if isinstance(item, StoredTensor):
             if found.setdefault(item.storage.key, item.storage) != item.storage:
                 raise PickleError(f"has two storages called {show(item.storage.key)}")
+            total += item.n_items * item.storage.item_bytes
+            if total > 2 * n_bytes:
+                raise PickleError("has tensors that share more than the file holds")
         elif isinstance(item, Record):
             if id(item) not in seen:
                 seen.add(id(item))

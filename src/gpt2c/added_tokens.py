@@ -1,0 +1,140 @@
+"""Tokens that stand for themselves wherever a text has them: special ones, and ones added later."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gpt2c.errors import CheckpointNotFoundError, TokenizerError
+from gpt2c.untrusted import read_json_object, show
+
+_MAX_BYTES: Final = 1 << 26
+_MAX_ID: Final = 2**31
+
+# Unicode's White_Space; Python's own also holds U+001C to U+001F.
+WHITE_SPACE: Final = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """One such token, with the names of Hugging Face's tokenizers.
+
+    lstrip and rstrip take the white space before and behind it; single_word finds it only where no
+    other letter stands beside it.
+    """
+
+    content: str
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+class AddedTokens:
+    """Finds them in texts: the first, and of those that begin at one place the longest."""
+
+    def __init__(self, tokens: Iterable[AddedToken]) -> None:
+        """The contents differ from each other."""
+        self._tokens = {token.content: token for token in tokens}
+        longest_first = sorted(self._tokens, key=len, reverse=True)
+        self._any = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """The plain texts between them, each with the id that follows it."""
+        at = 0
+        for match in self._any.finditer(text) if self._any is not None else ():
+            token = self._tokens[match.group()]
+            begin, end = match.span()
+            if begin < at or (token.single_word and _has_word(text, begin - 1, end)):
+                continue  # white space that the one before it took; part of a word
+            before = text[at:begin]
+            if token.lstrip:
+                before = before.rstrip(WHITE_SPACE)
+            if token.rstrip:
+                end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+            yield before, token.id
+            at = end
+        yield text[at:] if at else text, None
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What ``tokenizer_config.json`` says, as far as it changes ids; by default nothing."""
+
+    added: tuple[AddedToken, ...] = ()
+    add_prefix_space: bool = False
+    eos_token: str | None = None
+
+
+PLAIN: Final = TokenizerConfig()
+
+
+def read_tokenizer_config(folder: Path) -> TokenizerConfig:
+    """``tokenizer_config.json``, and of older versions ``added_tokens.json``; either may be absent.
+
+    Raises TokenizerError, naming the file.
+    """
+    path = folder / "tokenizer_config.json"
+    values = _object(path)
+    eos = values.get("eos_token")
+    if isinstance(eos, dict):
+        eos = eos.get("content")
+    decoder = values.get("added_tokens_decoder")
+    if decoder is None:
+        path = folder / "added_tokens.json"
+        added = tuple(AddedToken(token, _id(path, id)) for token, id in _object(path).items())
+    elif isinstance(decoder, dict):
+        added = tuple(_described(path, id, token) for id, token in decoder.items())
+    else:
+        raise TokenizerError(f"{path}: found added_tokens_decoder {show(decoder)}")
+    if len({token.content for token in added}) < len(added) or not all(t.content for t in added):
+        raise TokenizerError(f"{path}: found an added token twice, or an empty one")
+    return TokenizerConfig(
+        added, values.get("add_prefix_space") is True, eos if isinstance(eos, str) else None
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError)
+    except CheckpointNotFoundError:
+        return {}
+
+
+def _described(path: Path, id: str, token: object) -> AddedToken:
+    content = token.get("content") if isinstance(token, Mapping) else None
+    if not isinstance(token, Mapping) or not isinstance(content, str) or not content:
+        raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
+    if not id.isascii() or not id.isdecimal() or len(id) > 10:
+        raise TokenizerError(f"{path}: found the id {show(id)} of {show(content)}")
+    flags = {name: token.get(name, False) for name in ("lstrip", "rstrip", "single_word")}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TokenizerError(f"{path}: found {name} {show(flag)} of {show(content)}")
+    return AddedToken(content, _id(path, int(id)), **flags)
+
+
+def _id(path: Path, id: object) -> int:
+    if type(id) is not int or not 0 <= id < _MAX_ID:
+        raise TokenizerError(f"{path}: found the id {show(id)}, expected an integer from 0")
+    return id
+
+
+def _has_word(text: str, before: int, behind: int) -> bool:
+    """Whether either character, where there is one, is part of a word."""
+    return (before >= 0 and _is_word(text[before])) or (
+        behind < len(text) and _is_word(text[behind])
+    )
+
+
+def _is_word(char: str) -> bool:
+    """Unicode's word characters (UTS 18): letters, marks, digits, connectors, joiners."""
+    category = unicodedata.category(char)
+    return category[0] in "LM" or category in ("Nl", "Nd", "Pc") or char in "\u200c\u200d"

@@ -1,0 +1,74 @@
+"""OpenAI's ``hparams``: n_vocab, n_ctx, n_embd, n_head and n_layer, as picoGPT has them too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from gpt2c.checkpoint.source import TensorSource
+from gpt2c.config import GPT2Config
+from gpt2c.errors import CheckpointError
+from gpt2c.untrusted import read_json_object, show, show_list
+
+HPARAMS: Final = "hparams.json"
+_MAX_FILE: Final = 1 << 20
+
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())
+
+
+def read_hparams(folder: Path) -> dict[str, Any]:
+    """The folder's hparams.json. Raises CheckpointNotFoundError or CheckpointError, naming it."""
+    return read_json_object(folder / HPARAMS, limit=_MAX_FILE, error=CheckpointError)
+
+
+def config_of_hparams(
+    hparams: Mapping[str, Any],
+    tensors: Mapping[str, TensorSource],
+    n_layer: int,
+    where: str = "hparams",
+) -> GPT2Config:
+    """The configuration of tensors by GPT-2's names.
+
+    Sizes come from the tensors. hparams' "n_vocab", "n_embd" and "n_layer", where given, must
+    agree with them; "n_ctx" may be smaller than wpe has rows. "n_head" is needed unless there are
+    no blocks.
+
+    Raises CheckpointError, or ConfigError where the sizes make no GPT-2, beginning with `where`.
+    """
+    for name in ("wte", "wpe"):
+        source = tensors.get(f"{name}.weight")
+        if source is None or len(source.shape) != 2:
+            found = "none" if source is None else f"shape {list(source.shape)}"
+            raise CheckpointError(f"{where}: tensor {name!r}: found {found}, expected two axes")
+    wte, wpe = tensors["wte.weight"].shape, tensors["wpe.weight"].shape
+    sizes = {"n_vocab": wte[0], "n_embd": wte[1], "n_layer": n_layer}
+    for name, size in sizes.items():
+        if name in hparams and hparams[name] != size:
+            raise CheckpointError(
+                f"{where}: {name} is {show(hparams[name])}, and the tensors have {size}"
+            )
+    unknown = sorted(str(key) for key in hparams.keys() - {*sizes, "n_ctx", "n_head"})
+    if unknown:
+        _log.warning("%s: unknown keys are ignored: %s", where, show_list(unknown))
+    n_ctx = hparams.get("n_ctx", wpe[0])
+    if not isinstance(n_ctx, int | np.integer) or not 0 < n_ctx <= wpe[0]:
+        raise CheckpointError(f"{where}: n_ctx is {show(n_ctx)}, and wpe has {wpe[0]} rows")
+    if n_layer > 0 and "n_head" not in hparams:
+        raise CheckpointError(f"{where}: n_head is missing: the tensors do not tell it")
+    fc = tensors.get("h.0.mlp.c_fc.weight")
+    inner = fc.shape[1] if fc is not None and len(fc.shape) == 2 else 4 * wte[1]
+    return GPT2Config.from_sizes(
+        where,
+        vocab_size=wte[0],
+        n_positions=int(n_ctx),
+        n_embd=wte[1],
+        n_layer=n_layer,
+        # Heads mean nothing where there are no blocks.
+        n_head=hparams["n_head"] if n_layer > 0 else 1,
+        n_inner=None if inner == 4 * wte[1] else inner,
+    )

@@ -1,0 +1,12 @@
+"""How files of each format begin, or end: by this they are told apart."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ZIP: Final = b"PK\x03\x04"
+PICKLE: Final = b"\x80"
+GGUF: Final = b"GGUF"
+LLMC: Final = (20240326).to_bytes(4, "little")
+BUNDLE_END: Final = (0xDB4775248B80FB57).to_bytes(8, "little")  # of TensorFlow's index
+SAFETENSORS_NINTH: Final = b"{"  # the first byte of the header, behind its length

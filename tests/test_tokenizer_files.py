@@ -1,0 +1,382 @@
+"""Tokenizers of other kinds and with added tokens: they must equal the package tokenizers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, config_of, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpt2c
+from gpt2c import GPT2, Tokenizer
+from gpt2c.checkpoint import from_arrays
+from gpt2c.errors import CheckpointNotFoundError, ConfigError, TokenizerError
+from gpt2c.tokenizer import MissingTokenizer, StreamDecoder
+from gpt2c.tokenizer_json import JsonTokenizer
+
+tokenizers = pytest.importorskip("tokenizers")
+
+TALES = Path(gpt2c.__file__).parent / "models" / "tales"
+TINY = FIXTURES / "transformers" / "tiny"
+
+ADDED = [
+    {"content": "<|user|>", "special": True},
+    {"content": "<|user|>x", "special": True},
+    {"content": "<pad>", "special": False},
+    {"content": "<left>", "lstrip": True, "special": True},
+    {"content": "<right>", "rstrip": True, "special": False},
+    {"content": "<both>", "lstrip": True, "rstrip": True, "special": True},
+    {"content": "word", "single_word": True, "special": False},
+    {"content": "the king", "special": False},
+    {"content": "é ", "special": False},
+]
+PIECES = [
+    *(token["content"] for token in ADDED), "<|endoftext|>", "<", "|", ">", "user",
+    " ", "  ", "\n", "\t", "\u3000", "\x85", "\0", "\x1c", " " * 300, "a" * 50,
+    "word", "words", "wo", "_", "-", "2", "½", "ⓐ", "\u0301", "\u200d", "é", "e\u0301", "日本",
+    "the", "king", "The king", "'s", "😀", "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+]  # fmt: skip
+TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=12).map("".join)
+
+
+def theirs_of(folder: Path, **options: Any) -> Any:
+    """A tokenizer of theirs, of the same files, as transformers builds it for a GPT-2."""
+    bpe = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=options.pop("add_prefix_space", False)
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    for token in ADDED:
+        flags = {name: token.get(name, False) for name in ("lstrip", "rstrip", "single_word")}
+        # Special tokens are not normalised; with no normaliser that changes only their order.
+        token = tokenizers.AddedToken(token["content"], normalized=False, **flags)
+        tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def config_of_added(folder: Path, n_vocab: int, **more: Any) -> None:
+    decoder = {
+        str(n_vocab + n): {"lstrip": False, "rstrip": False, "single_word": False, **token}
+        for n, token in enumerate(ADDED)
+    }
+    text = json.dumps({"added_tokens_decoder": decoder, **more})
+    (folder / "tokenizer_config.json").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("tales")
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copyfile(TALES / name, folder / name)
+    return folder
+
+
+N_TALES = 4096
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=TEXTS)
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_space: bool) -> None:
+    n_vocab = len(json.loads((tales / "vocab.json").read_text()))
+    config_of_added(tales, n_vocab, add_prefix_space=add_prefix_space)
+    ours = Tokenizer.from_files(tales / "vocab.json", tales / "merges.txt")
+    theirs = theirs_of(tales, add_prefix_space=add_prefix_space)
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.n_vocab == theirs.get_vocab_size()
+
+
+def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tales, tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    (folder / "added_tokens.json").write_text(json.dumps({"<end>": 4096, "<pad>": 4099}))
+    tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+    assert tokenizer.encode("<end><pad>") == [4096, 4099]
+    assert tokenizer.n_vocab == 4100
+    assert tokenizer.decode([4096, 4097]) == "<end>"  # of an id between them, nothing
+    assert tokenizer.eot_id == 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("added_tokens.json", '{"<a>": 5}', "have the same id, 5"),
+        ("added_tokens.json", '{"<a>": 4096, "<b>": 4096}', "have the same id, 4096"),
+        ("added_tokens.json", '{"<|endoftext|>": 4096}', "and as an added token 4096"),
+        ("added_tokens.json", '{"<a>": 2000000}', "far beyond the vocabulary's 4096"),
+        ("added_tokens.json", '{"<a>": -1}', "found the id -1"),
+        ("added_tokens.json", '{"<a>": true}', "found the id True"),
+        ("added_tokens.json", '{"": 4096}', "twice, or an empty one"),
+        ("added_tokens.json", "[]", "expected an object"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": 5}', "added_tokens_decoder 5"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"4096": 5}}', "found added token 5"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"-1": {"content": "<a>"}}}',
+            "found the id '-1' of '<a>'",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"4096": {"content": "<a>", "lstrip": 1}}}',
+            "found lstrip 1 of '<a>'",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"4096": {"content": "a"}, "4097": {"content": "a"}}}',
+            "an added token twice",
+        ),
+    ],
+)
+def test_refused_added_tokens(
+    tales: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = shutil.copytree(tales, tmp_path / "m")
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    (folder / name).write_text(text)
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+
+
+# ---- tokenizer.json ----
+
+
+def byte_level(folder: Path) -> Any:
+    return theirs_of(folder)
+
+
+def word_piece(folder: Path) -> Any:
+    vocab = ["[UNK]", "[PAD]", "once", "upon", "a", "time", "##s", ",", "!"]
+    model = tokenizers.models.WordPiece(
+        {token: n for n, token in enumerate(vocab)}, unk_token="[UNK]"
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece(cleanup=False)
+    tokenizer.add_special_tokens(["[PAD]"])
+    return tokenizer
+
+
+def unigram(folder: Path) -> Any:
+    letters = [(char, -5.0) for char in "abcdefghijklmnopqrstuvwxyz,.\u2581"]
+    pieces = [("<unk>", 0.0), *letters, ("\u2581once", -1.0), ("\u2581a", -1.0)]
+    pieces += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
+    model = tokenizers.models.Unigram(pieces, unk_id=0, byte_fallback=True)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    parts = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace()]
+    tokenizer.decoder = tokenizers.decoders.Sequence(parts)
+    tokenizer.enable_truncation(3)  # which texts must not suffer
+    tokenizer.enable_padding(length=50)
+    return tokenizer
+
+
+def letters(folder: Path) -> Any:
+    """Of a model of proteins: one letter, one token."""
+    vocab = {letter: n for n, letter in enumerate("ACDEFGHIKLMNPQRSTVWY?")}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_level, word_piece, unigram, letters])
+def test_tokenizer_json(make: Any, tales: Path, tmp_path: Path) -> None:
+    theirs = make(tales)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    theirs.no_truncation()
+    theirs.no_padding()
+    ours = JsonTokenizer(tmp_path / "tokenizer.json")
+    assert ours.n_vocab == theirs.get_vocab_size()
+    for text in ["once upon a time", "Once, a times!", "MKVLAY", "", "a<|user|>b é😀", *PIECES]:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids
+        decoder = StreamDecoder(ours)
+        streamed = "".join(map(decoder.push, ids)) + decoder.finish()
+        assert streamed == ours.decode(ids)
+        if "\ufffd" not in streamed:
+            assert streamed.lstrip() == theirs.decode(ids, skip_special_tokens=False).lstrip()
+
+
+def test_special_tokens_as_characters(tales: Path, tmp_path: Path) -> None:
+    byte_level(tales).save(str(tmp_path / "tokenizer.json"))
+    ours = JsonTokenizer(tmp_path / "tokenizer.json")
+    end = ours.special_tokens["<|endoftext|>"]
+    assert ours.encode("a<|endoftext|>") == [*ours.encode("a"), end]
+    plain = ours.encode("a<|endoftext|>", special=False)
+    assert end not in plain
+    assert ours.decode(plain) == "a<|endoftext|>"
+    assert ours.eot_id == end
+    with pytest.raises(TokenizerError, match="lone surrogate"):
+        ours.encode("a\ud800")
+    with pytest.raises(TypeError):
+        ours.encode(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "hello", '{"model": {"type": "BPE"}}', '{"version": "1.0", "model": null}',
+     '{"version": "1.0", "added_tokens": [{"id": -1}], "model": {"type": "WordLevel"}}',
+     '{"model": {"type": "WordLevel", "vocab": {"a": 4000000000}, "unk_token": "a"}}',
+     '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}',
+     '{"model": {"type": "Unigram", "vocab": [["a", 1]], "unk_id": 7}}', "[" * 100000],
+)  # fmt: skip
+def test_refused_tokenizer_json(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text)
+    with pytest.raises(TokenizerError) as caught:
+        JsonTokenizer(path)
+    assert str(path) in str(caught.value)
+
+
+def model_folder(tmp_path: Path, **config: Any) -> Path:
+    shape = config_of(**{"vocab_size": 21, **config})
+    checkpoint = from_arrays(shape, random_weights(shape))
+    GPT2(checkpoint, MissingTokenizer("a test")).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_with_tokenizer_json(tales: Path, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    letters(tales).save(str(folder / "tokenizer.json"))
+    model = GPT2.from_pretrained(folder)
+    text = model.generate("MKV", max_new_tokens=5)
+    assert len(text) == 5
+    assert text == "".join(model.stream("MKV", max_new_tokens=5))
+    assert model.generate(
+        model.tokenizer.encode("MKV"), max_new_tokens=5
+    ) == model.tokenizer.encode(text)
+    model.save_pretrained(tmp_path / "again")
+    assert GPT2.from_pretrained(tmp_path / "again").generate("MKV", max_new_tokens=5) == text
+
+
+def test_without_the_package_ids_work(
+    tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_folder(tmp_path)
+    letters(tales).save(str(folder / "tokenizer.json"))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    model = GPT2.from_pretrained(folder)
+    assert len(model.generate([1, 2], max_new_tokens=2)) == 2
+    with pytest.raises(TokenizerError, match=r"pip install tokenizers \(the extra gpt2c\[token"):
+        model.generate("MKV")
+
+
+def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, vocab_size=20)
+    letters(tales).save(str(folder / "tokenizer.json"))
+    with pytest.raises(
+        TokenizerError, match="found a token of id 20, and the model's vocabulary is"
+    ):
+        GPT2.from_pretrained(folder)
+    # One that was added for padding, and that the model was not enlarged for, is let pass.
+    tokenizer = letters(tales)
+    tokenizer.add_special_tokens(["[PAD]"])
+    folder = model_folder(tmp_path / "b", vocab_size=21)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = GPT2.from_pretrained(folder)
+    assert model.tokenizer.n_vocab == 22
+    with pytest.raises(gpt2c.OptionError, match="21"):
+        model.generate("M[PAD]")
+
+
+# ---- generation_config.json ----
+
+
+def with_generation(tmp_path: Path, values: dict[str, Any]) -> GPT2:
+    folder = model_folder(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    return GPT2.from_pretrained(folder)
+
+
+def test_end_tokens_of_generation_config(tmp_path: Path) -> None:
+    model = with_generation(
+        tmp_path, {"eos_token_id": [4, 5], "pad_token_id": 3, "bos_token_id": 2}
+    )
+    assert model.config.eos_token_ids == {4, 5}
+    assert model.config.pad_token_id == 3
+    assert model.config.bos_token_id == 2
+    done = model.complete([1], max_new_tokens=8, logit_bias={5: 1e4})
+    assert (done.ids, done.finish_reason) == ([], "stop")
+    model.save_pretrained(tmp_path / "saved")
+    assert GPT2.from_pretrained(tmp_path / "saved").config == model.config
+    assert (tmp_path / "saved" / "generation_config.json").exists()
+
+
+def test_defaults_of_generation_config(tmp_path: Path) -> None:
+    values = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 1.0, "max_new_tokens": 7}
+    model = with_generation(tmp_path, values)
+    expected = {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": 7}
+    assert dict(model.generation_defaults) == expected
+    by_hand = {"temperature": 0.7, "top_k": 5, "seed": 3}
+    bare = GPT2.from_pretrained(tmp_path / "model")
+    assert len(model.generate([1, 2], seed=3)) == 7
+    assert model.generate([1, 2], seed=3) == bare.generate([1, 2], max_new_tokens=7, **by_hand)
+    # What a call gives counts.
+    assert len(model.generate([1, 2], max_new_tokens=4)) == 4
+    greedy = model.generate([1, 2], do_sample=False)
+    assert greedy == model.generate([1, 2], temperature=0)
+    (tmp_path / "model" / "generation_config.json").unlink()
+    assert greedy == GPT2.from_pretrained(tmp_path / "model").generate([1, 2], max_new_tokens=7)
+    assert list(model.stream([1, 2], do_sample=False)) == greedy
+    assert model.complete([1], temperature=None).seed is not None
+
+
+def test_sampling_options_without_sampling_do_nothing(tmp_path: Path) -> None:
+    model = with_generation(tmp_path, {"temperature": 0.7, "top_k": 50, "do_sample": False})
+    assert dict(model.generation_defaults) == {}
+    assert model.complete([1]).seed is None
+
+
+def test_other_defaults(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = {"num_beams": 4, "bad_words_ids": [[3], [4, 5]], "suppress_tokens": [7],
+              "no_repeat_ngram_size": 2, "max_length": 50, "min_new_tokens": 45}  # fmt: skip
+    values["max_new_tokens"] = 50
+    model = with_generation(tmp_path, values)
+    assert "options that are not supported are ignored: 'num_beams'" in caplog.text
+    assert model.generation_defaults["bad_words"] == [[3], [4, 5]]
+    ids = model.generate([1, 2], max_new_tokens=5)
+    assert len(ids) == 5
+    assert not {3, 7} & set(ids)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"do_sample": True, "temperature": -1}, "temperature is -1"),
+        ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot'"),
+        ({"max_new_tokens": -5}, "max_new_tokens is -5"),
+        ({"bad_words_ids": [[10**9]]}, "bad_words"),
+        ({"eos_token_id": "end"}, "eos_token_id must be a token id"),
+    ],
+)
+def test_refused_generation_config(tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        with_generation(tmp_path, values)
+    assert "generation_config.json" in str(caught.value)
+    (tmp_path / "model" / "generation_config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"generation_config\.json: is not JSON"):
+        GPT2.from_pretrained(tmp_path / "model")
+
+
+def test_logits_do_not_depend_on_them(tmp_path: Path) -> None:
+    model = with_generation(tmp_path, {"do_sample": True, "repetition_penalty": 2.0})
+    (tmp_path / "model" / "generation_config.json").unlink()
+    bare = GPT2.from_pretrained(tmp_path / "model")
+    np.testing.assert_array_equal(model.logits([1, 2]), bare.logits([1, 2]))
+    assert model.score([1, 2, 3]).total == bare.score([1, 2, 3]).total
+
+
+def test_a_missing_file_is_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError):
+        JsonTokenizer(tmp_path / "tokenizer.json")
+    assert isinstance(GPT2.from_pretrained(TINY).tokenizer, MissingTokenizer)
