@@ -98,6 +98,22 @@ def test_logits_and_greedy_ids_are_those_of_transformers(name, backend):
             assert model.generate(case["ids"], max_new_tokens=n) == case["greedy"]
 
 
+VARIANTS = json.loads((FIXTURES / "transformers" / "variants.json").read_text())["variants"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(variant["config"]))
+def test_every_activation_and_switch_of_transformers(variant, backend, tmp_path):
+    folder = FIXTURES / "transformers" / "tiny"
+    config = json.loads((folder / "config.json").read_text()) | variant["config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    model = on_backend(backend, lambda b: GPT2.from_pretrained(tmp_path, backend=b))
+    ids = [i % config["vocab_size"] for i in range(config["n_positions"])]
+    theirs = np.frombuffer(base64.b64decode(variant["logits"]), dtype="<f4").reshape(len(ids), -1)
+    atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()  # as above
+    np.testing.assert_allclose(model.logits(ids), theirs, rtol=0, atol=atol)
+
+
 def test_parts_with_a_past_equal_the_whole():
     config = config_of()
     weights = {n: w.astype(np.float64) for n, w in random_weights(config).items()}

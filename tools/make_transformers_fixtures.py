@@ -166,6 +166,29 @@ def precision_of(options: dict, seed: int) -> dict:
     }
 
 
+# What one set of weights is computed with: every activation of transformers' that is ours, by each
+# of its names, and the switches of GPT2Config.
+VARIANTS = [
+    *({"activation_function": name} for name in (
+        "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh",
+        "gelu_accurate", "quick_gelu", "relu", "silu", "swish", "tanh",
+    )),
+    {"layer_norm_epsilon": 0.01},
+    {"reorder_and_upcast_attn": True},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+]  # fmt: skip
+
+
+@torch.no_grad()
+def variant_of(changes: dict, folder: Path) -> dict:
+    model = GPT2LMHeadModel.from_pretrained(folder, **changes).eval()
+    logits = model(torch.arange(model.config.n_positions)[None] % model.config.vocab_size).logits
+    values = logits[0].numpy().astype("<f4")
+    return {"config": changes, "logits": base64.b64encode(values.tobytes()).decode()}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
@@ -177,6 +200,9 @@ def main() -> None:
         (folder / "generation_config.json").unlink(missing_ok=True)
         text = json.dumps({"made_with": versions, "cases": cases}, indent=1)
         (folder / "expected.json").write_text(text + "\n")
+    variants = [variant_of(changes, OUT / "tiny") for changes in VARIANTS]
+    text = json.dumps({"made_with": versions, "variants": variants}, indent=1)
+    (OUT / "variants.json").write_text(text + "\n")
     shapes = [
         {"n_embd": 64, "n_head": 4, "n_layer": 4, "vocab_size": 500, "n_positions": 1024},
         {"n_embd": 160, "n_head": 5, "n_layer": 6, "vocab_size": 1000, "n_positions": 1024},

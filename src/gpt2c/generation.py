@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.options import INT32_MAX, choice, integer, number
+from gpt2c.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.sampling import SamplingOptions, Vocabulary, check_sampling
 from gpt2c.stops import Callback, StopString
 from gpt2c.untrusted import show
@@ -201,7 +201,10 @@ def check_options(
     options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
     stop_ids = set(vocabulary.stop_ids)
     if (ids := options["stop_token_ids"]) is not None:
-        stop_ids |= {vocabulary.id("stop_token_ids", id) for id in _list("stop_token_ids", ids)}
+        stop_ids |= {
+            vocabulary.id("stop_token_ids", id)
+            for id in items("stop_token_ids", ids, "ids or texts")
+        }
     vocabulary = replace(vocabulary, stop_ids=frozenset(stop_ids))
     plan = check_sampling({n: options[n] for n in SamplingOptions.__annotations__}, vocabulary)
     checked = Options(
@@ -217,9 +220,9 @@ def check_options(
         overflow=choice("overflow", options["overflow"], ("stop", "slide")),
         num_return_sequences=_optional(options.get("num_return_sequences"), _n_sequences),
         batch_size=integer("batch_size", options["batch_size"], 1, 256),
-        progress=_flag("progress", options["progress"]),
+        progress=flag("progress", options["progress"]),
         logprobs=_optional(options.get("logprobs"), _n_logprobs),
-        echo=_flag("echo", options["echo"]),
+        echo=flag("echo", options["echo"]),
     )
     _check_together(checked, options)
     return checked
@@ -263,12 +266,6 @@ def _n_logprobs(value: object) -> int:
     return integer("logprobs", value, 0, MOST_LOGPROBS)
 
 
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise OptionTypeError(f"{name} is {show(value)}; it must be True or False")
-    return value
-
-
 def _function(name: str, value: object) -> Any:
     if value is not None and not callable(value):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a function")
@@ -277,18 +274,10 @@ def _function(name: str, value: object) -> Any:
     return value
 
 
-def _list(name: str, value: object) -> list[Any]:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | frozenset):
-        raise OptionTypeError(f"{name} is {show(value)}; it must be a list")
-    return list(value)
-
-
 def _stop_strings(value: object) -> tuple[StopString, ...]:
     if value is None:
         return ()
-    texts = [value] if isinstance(value, str) else _list("stop_strings", value)
+    texts = [value] if isinstance(value, str) else items("stop_strings", value, "texts")
     for text in texts:
         if not isinstance(text, str):
             raise OptionTypeError(f"stop_strings has {show(text)}; it must be texts")
@@ -306,5 +295,6 @@ def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
     if isinstance(seed, np.ndarray) and seed.ndim:
         seed = seed.tolist()
     if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
-        return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in list(seed))
+        seeds = items("seed", seed, "seeds")
+        return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in seeds)
     return integer("seed", seed, 0, _SEED_LIMIT - 1)

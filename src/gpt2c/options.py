@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.untrusted import show
 
+MOST_ITEMS: Final = 2**24
 INT32_MAX: Final = 2**31 - 1  # what the engine counts in
 
 _P = ParamSpec("_P")
@@ -50,6 +51,24 @@ def number(name: str, value: object, lowest: float, highest: float) -> float:
             f"{name} is {show(value)}; it must be finite and from {lowest:g} to {highest:g}"
         )
     return x
+
+
+def items(name: str, value: object, what: str) -> list[Any]:
+    """The items of a list, tuple, set or array of `what`, of which there are not too many."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be a list of {what}")
+    if len(value) > MOST_ITEMS:  # a range has them for nothing; a list of them has not
+        raise OptionError(f"{name} has {len(value)} items; it may have {MOST_ITEMS}")
+    return list(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """The value, True or False."""
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be True or False")
+    return value
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> str:

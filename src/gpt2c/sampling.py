@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NoReturn, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.engine_types import NO_IDS, Plan, Stage
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.options import INT32_MAX, integer, is_integer, number
+from gpt2c.options import INT32_MAX, integer, is_integer, items, number
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.untrusted import show
 
@@ -132,7 +132,7 @@ def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
     if "logit_bias" in options:
         yield _logit_bias(options["logit_bias"], vocabulary)
     if "suppress_tokens" in options:
-        ids = _items("suppress_tokens", options["suppress_tokens"], "token ids")
+        ids = items("suppress_tokens", options["suppress_tokens"], "token ids")
         yield Stage(
             "suppress_tokens",
             ids=_id_array([vocabulary.id("suppress_tokens", id) for id in ids]),
@@ -176,12 +176,12 @@ def _bad_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
     A text is banned as it stands and, unless it begins with a space, after one.
     """
     packed: list[int] = []
-    for word in _items("bad_words", given, "texts or lists of token ids"):
+    for word in items("bad_words", given, "texts or lists of token ids"):
         if isinstance(word, str):
             spellings = [word] if word[:1].isspace() else [word, " " + word]
             forms = [vocabulary.tokenizer().encode(text) for text in spellings if word]
         else:
-            forms = [_items("bad_words", word, "texts or lists of token ids")]
+            forms = [items("bad_words", word, "texts or lists of token ids")]
         if not forms or not all(forms):
             raise OptionError("bad_words has an empty word")
         for ids in forms:
@@ -219,7 +219,7 @@ def _breaker_ids(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
     if given is None and isinstance(vocabulary.tokenizer(), MissingTokenizer):
         return NO_IDS
     ids: set[int] = set()
-    for text in _items("dry_sequence_breakers", DRY_BREAKERS if given is None else given, "texts"):
+    for text in items("dry_sequence_breakers", DRY_BREAKERS if given is None else given, "texts"):
         if not isinstance(text, str) or not text:
             raise OptionTypeError(
                 f"dry_sequence_breakers has {show(text)}; it must be texts that are not empty"
@@ -234,18 +234,6 @@ def _ids_with(tokenizer: Tokenizer | MissingTokenizer, text: str, n_vocab: int) 
     part = text.encode()
     n = min(n_vocab, tokenizer.n_vocab)
     return frozenset(id for id in range(n) if part in tokenizer.token_bytes(id))
-
-
-def _items(name: str, given: object, what: str) -> list[Any]:
-    if isinstance(given, np.ndarray):
-        given = given.tolist()
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence | set | frozenset):
-        _refuse(name, given, what)
-    return list(given)
-
-
-def _refuse(name: str, given: object, what: str) -> NoReturn:
-    raise OptionTypeError(f"{name} is {show(given)}; it must be a list of {what}")
 
 
 def _id_array(ids: Sequence[int]) -> NDArray[np.int32]:
@@ -306,7 +294,7 @@ _STAGE_OF: Final = {
 def _order(given: object) -> list[str]:
     if given is None:
         return list(SAMPLER_ORDER)
-    names = _items("sampler_order", given, "names of stages")
+    names = items("sampler_order", given, "names of stages")
     for name in names:
         if not isinstance(name, str) or name not in SAMPLER_ORDER:
             raise OptionError(

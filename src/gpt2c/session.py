@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
-from gpt2c.options import integer, is_integer
+from gpt2c.options import flag, integer, is_integer
 from gpt2c.prompts import Ids, check_ids
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Session:
         they are more than the positions left.
         """
         self._engine.check_open()
+        all = flag("all", all)
         if is_integer(ids):
             ids = [ids]  # type: ignore[list-item]
         checked = check_ids(ids, self._engine.n_vocab, "feed")

@@ -28,6 +28,7 @@ from gpt2c.added_tokens import (
     read_tokenizer_config,
 )
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError
+from gpt2c.options import flag
 from gpt2c.untrusted import open_regular, read_json_object, show, show_list
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
@@ -35,6 +36,7 @@ __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 END_OF_TEXT = "<|endoftext|>"
 
 _GPT2_MERGES = Path(__file__).parent / "data" / "gpt2" / "vocab.bpe"
+_DECODE_PART = 65536  # ids
 MAX_GAP = 65536  # ids that may be left free before those of added tokens
 MAX_FILE_BYTES = 1 << 26  # GPT-2's own vocab.json has 1 MB; far beyond it is not a vocabulary
 
@@ -232,7 +234,7 @@ class Tokenizer:
         """
         check_text(text)
         ids: list[int] = []
-        for plain, id in self._added.split(text) if special else [(text, None)]:
+        for plain, id in self._added.split(text) if flag("special", special) else [(text, None)]:
             if self._add_prefix_space and plain and plain[0] != " ":
                 plain = " " + plain
             self._encode_plain(plain, ids)
@@ -258,14 +260,18 @@ class Tokenizer:
         """The bytes of `ids`, UTF-8 or not; raises as `decode` does."""
         if isinstance(ids, (str, bytes, bytearray)):
             raise OptionTypeError(f"ids must be integers, not {type(ids).__name__}")
+        result = b""
         try:
-            numbers = list(map(operator.index, ids))
+            rest = map(operator.index, ids)
+            # By parts, so that range(2**40) ends at the first id that is none.
+            while numbers := list(itertools.islice(rest, _DECODE_PART)):
+                if min(numbers) < 0 or max(numbers) >= self.n_vocab:
+                    for id in numbers:
+                        self._check_id(id)
+                result += b"".join(map(self._bytes.__getitem__, numbers))
         except TypeError as error:
             raise OptionTypeError(f"ids must be an iterable of integers: {error}") from None
-        if numbers and (min(numbers) < 0 or max(numbers) >= self.n_vocab):
-            for id in numbers:
-                self._check_id(id)
-        return b"".join(map(self._bytes.__getitem__, numbers))
+        return result
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token, perhaps only part of a character; raises as `decode` does."""

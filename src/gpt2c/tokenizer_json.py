@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gpt2c.errors import MissingDependencyError, TokenizerError
+from gpt2c.options import flag
 from gpt2c.tokenizer import (
     BYTE_ALPHABET,
     END_OF_TEXT,
@@ -74,7 +75,7 @@ class JsonTokenizer(Tokenizer):
         str.
         """
         check_text(text)
-        library = self._library if special else self._literal
+        library = self._library if flag("special", special) else self._literal
         ids: list[int] = library.encode(text, add_special_tokens=False).ids
         return ids
 

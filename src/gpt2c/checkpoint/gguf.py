@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -137,6 +138,10 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
     tokens, merges = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list):
         return f"{file.path}: it has no tokens and merges"
+    try:
+        "".join(itertools.chain(tokens, merges)).encode()
+    except UnicodeEncodeError:
+        return f"{file.path}: it has tokens that are not UTF-8"
     kinds = get("tokenizer.ggml.token_type")
     if kinds is None:
         kinds = np.ones(len(tokens), dtype=np.int32)

@@ -1,0 +1,385 @@
+"""Mutated checkpoints, tokenizers and calls: nothing but our own errors may come out.
+
+    python tests/fuzzing.py checkpoints|tokenizers|api --inputs 100000 --seed 1
+
+prints how many were accepted and refused. It ends at the first input that raises another
+exception, takes over 5 seconds, or more memory than MOST_MEMORY; that input is then left in the
+folder given by --keep. test_fuzz.py runs a few thousand from fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpt2c
+from gpt2c import GPT2
+from gpt2c.checkpoint import open_checkpoint
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FORMATS = FIXTURES / "formats"
+TALES = Path(gpt2c.__file__).parent / "models" / "tales"
+MOST_SECONDS = 5
+MOST_MEMORY = 96 << 20  # bytes more than before; the inputs have at most 150 KB
+MOST_ADDRESSES = 2 << 30  # of virtual memory: an allocation beyond is a MemoryError, a finding
+
+WORDS = [
+    b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u0000", b"\\ud800", b"\xff", b"\0", b"\n",
+    b" ", b"-1", b"0", b"1e9", b"1.0", b"true", b"null", b"NaN", b"{}", b"[]", b"9007199254740993",
+    b"18446744073709551616", b"1e400", b"-0", b'"dtype"', b'"shape"', b'"data_offsets"', b'"F16"',
+    b"[0,8]", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\xff" * 8, b"\0" * 8,
+    b"\xff" * 7 + b"\x7f", b"\x80\x80\x80\x80\x01", b"\x01", b"\x20", b"h.0.", b"../", b"/",
+]  # fmt: skip
+
+
+class FindingError(Exception):
+    """An input that did what none may."""
+
+
+def mutated(rng: random.Random, raw: bytes) -> bytes:
+    """A few changes: bits, words, parts left out, doubled, or moved."""
+    changed = bytearray(raw)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
+        at = rng.randrange(len(changed) + 1)
+        n = rng.choice((1, 1, 2, 4, 8, 8, 40))
+        kind = rng.randrange(7)
+        if kind == 0 and at < len(changed):
+            changed[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            word = rng.choice(WORDS)
+            changed[at : at + rng.choice((0, len(word)))] = word
+        elif kind == 2:
+            del changed[at : at + n]
+        elif kind == 3:
+            changed[at:at] = changed[at : at + n]
+        elif kind == 4:
+            begin = rng.randrange(len(changed) + 1)
+            changed[at : at + n] = changed[begin : begin + n]
+        elif kind == 5 and at < len(changed):
+            changed[at] = rng.randrange(256)
+        elif rng.randrange(8) == 0:
+            del changed[at:]
+    return bytes(changed)
+
+
+# ---- checkpoints ----
+
+
+def _anywhere(rng: random.Random, raw: bytes) -> bytes:
+    return mutated(rng, raw)
+
+
+def _head(n: int) -> Callable[[random.Random, bytes], bytes]:
+    """Mostly where the description is; the rest is weights."""
+
+    def change(rng: random.Random, raw: bytes) -> bytes:
+        cut = n if rng.randrange(8) else len(raw)
+        return mutated(rng, raw[:cut]) + raw[cut:]
+
+    return change
+
+
+def _tail(n: int) -> Callable[[random.Random, bytes], bytes]:
+    return lambda rng, raw: raw[:-n] + mutated(rng, raw[-n:])
+
+
+def _entries(rng: random.Random, raw: bytes) -> bytes:
+    """An archive whose entries' contents are changed, or its names, or itself."""
+    if rng.randrange(4) == 0:
+        return mutated(rng, raw) if rng.randrange(2) else _tail(600)(rng, raw)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(buffer, "w") as new:
+        infos = old.infolist()
+        pickles = [info for info in infos if info.filename.endswith(".pkl")]
+        target = rng.choice(pickles or infos)
+        for info in infos:
+            content = old.read(info)
+            if info is target:
+                content = _head(400)(rng, content) if not pickles else mutated(rng, content)
+            elif rng.randrange(60) == 0:
+                continue
+            new.writestr(info, content)
+    return buffer.getvalue()
+
+
+def _sources() -> list[tuple[str, Path, str, Callable[[random.Random, bytes], bytes]]]:
+    """What is changed: its name, the folder, the file in it, and how."""
+    found: list[tuple[str, Path, str, Callable[[random.Random, bytes], bytes]]] = []
+    tiny = FIXTURES / "transformers" / "tiny"
+    sharded = FORMATS / "safetensors_sharded"
+    found += [
+        ("safetensors", tiny, "model.safetensors", _head(3000)),
+        ("config", tiny, "config.json", _anywhere),
+        ("shards", sharded, "model.safetensors.index.json", _anywhere),
+        ("torch archive", FORMATS / "torch_zip", "pytorch_model.bin", _entries),
+        ("torch legacy", FORMATS / "torch_legacy", "pytorch_model.bin", _head(2600)),
+        ("torch shards", FORMATS / "torch_sharded", "pytorch_model.bin.index.json", _anywhere),
+        ("nanogpt", FORMATS / "nanogpt_no_bias", "ckpt.pt", _entries),
+        ("build-nanogpt", FORMATS / "build_nanogpt", "model_19072.pt", _entries),
+        ("mingpt", FORMATS / "mingpt", "model.pt", _entries),
+        ("mingpt's config", FORMATS / "mingpt", "config.json", _anywhere),
+        ("llm.c", FORMATS / "llmc_float32", "model.bin", _head(40)),
+        ("gguf", FORMATS / "gguf", "q4_0.gguf", _head(9000)),
+        ("tensorflow", FORMATS / "tensorflow", "model.ckpt.index", _anywhere),
+        ("tensorflow's state", FORMATS / "tensorflow", "checkpoint", _anywhere),
+        ("hparams", FORMATS / "tensorflow", "hparams.json", _anywhere),
+    ]
+    return found
+
+
+def npz_folder(folder: Path, compressed: bool) -> Path:
+    """An archive of NumPy's, of the weights of the smallest fixture."""
+    folder.mkdir()
+    with open_checkpoint(FIXTURES / "transformers" / "tiny") as checkpoint:
+        arrays = {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
+    save = np.savez_compressed if compressed else np.savez
+    save(folder / "model.npz", **arrays, n_head=np.array(5))
+    return folder
+
+
+def checkpoints(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
+    """Endless: what was changed, to what, and the call that must not do harm."""
+    sources = _sources()
+    for compressed in (False, True):
+        folder = npz_folder(work / f"npz_{compressed}", compressed)
+        sources.append(("npz", folder, "model.npz", _entries))
+    places = []
+    for n, (name, folder, file, change) in enumerate(sources):
+        alone = folder.name == "gguf"  # of several files there, one
+        place = work / str(n)
+        if alone:
+            place.mkdir()
+            shutil.copy(folder / file, place)
+        else:
+            shutil.copytree(folder, place, ignore=shutil.ignore_patterns("expected.json"))
+        places.append((name, place, place / file, (folder / file).read_bytes(), change))
+    while True:
+        name, folder, path, raw, change = rng.choice(places)
+        changed = change(rng, raw)
+        path.write_bytes(changed)
+        target = folder if rng.randrange(2) else path
+        if target.suffix == ".json" or target.name == "checkpoint":
+            target = folder
+        yield name, changed, partial(_load, target, deep=rng.randrange(8) == 0)
+        path.write_bytes(raw)
+
+
+def _load(target: Path, deep: bool) -> None:
+    if not deep:
+        with open_checkpoint(target) as checkpoint:
+            for source in checkpoint.tensors.values():
+                source.read(0, source.shape[0])
+        return
+    # Weights may be no numbers.
+    with suppress(gpt2c.NumericalError), GPT2.from_pretrained(target, threads=1) as model:
+        model.generate([0], max_new_tokens=2)
+
+
+# ---- tokenizers ----
+
+
+def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
+    """Endless, over the files of a small vocabulary with tokens added."""
+    from gpt2c.tokenizer import Tokenizer
+    from gpt2c.tokenizer_json import JsonTokenizer
+
+    model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf")
+    model.save_pretrained(work / "model")
+    folder = work / "model"
+    added = {"content": "<user>", "lstrip": True, "rstrip": False, "single_word": False}
+    config = {"add_prefix_space": True, "added_tokens_decoder": {"260": added}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "added_tokens.json").write_text('{"<user>": 260, "<pad>": 261}')
+    vocab = json.loads((folder / "vocab.json").read_text())
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "version": "1.0", "added_tokens": [{**added, "id": 262, "normalized": False,
+                "special": True}], "pre_tokenizer": byte_level, "decoder": byte_level,
+                "model": {"type": "BPE", "vocab": vocab, "merges": ["t h", "th e"]},
+            }
+        )
+    )  # fmt: skip
+    names = ["vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"]
+    names += ["tokenizer.json"]
+    raws = {name: (folder / name).read_bytes() for name in names}
+    texts = ["the <user> thé", "<pad>\u3000 <user>", "😀\0", "a" * 3000, " " * 3000]
+
+    def use(name: str, text: str) -> None:
+        if name == "tokenizer.json":
+            tokenizer: Tokenizer = JsonTokenizer(folder / name)
+        else:
+            tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
+        for special in (True, False):
+            ids = tokenizer.encode(text, special=special)
+            tokenizer.decode(ids)
+
+    while True:
+        name = rng.choice(names)
+        if name == "added_tokens.json":
+            (folder / "tokenizer_config.json").write_bytes(b"{}")
+        changed = mutated(rng, raws[name])
+        (folder / name).write_bytes(changed)
+        yield name, changed, partial(use, name, rng.choice(texts))
+        for name in names:
+            (folder / name).write_bytes(raws[name])
+
+
+# ---- calls ----
+
+
+def _hostile(rng: random.Random) -> Any:
+    """A value that an argument may be given."""
+    integers = [0, 1, -1, 2, 5, 7, 63, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, -(2**64), 10**40]
+    values: list[Callable[[], Any]] = [
+        lambda: rng.choice(integers),
+        lambda: rng.choice([0.0, -0.0, 1.0, 0.5, -1.5, 1e308, 5e-324, float("inf"), float("nan")]),
+        lambda: rng.choice([None, True, False, ..., NotImplemented, object(), int, len, {}, set()]),
+        lambda: rng.choice(["", "a", "\0", "\ud800", "the king", "<|endoftext|>", "é", "left"]),
+        lambda: rng.choice([b"", b"abc", bytearray(b"a"), memoryview(b"abc")]),
+        lambda: [_hostile(rng) for _ in range(rng.randrange(4))],
+        lambda: tuple(_hostile(rng) for _ in range(rng.randrange(3))),
+        lambda: {rng.choice([1, "a", -1, 2**70, None]): _hostile(rng)},
+        lambda: [rng.choice(integers) for _ in range(rng.randrange(6))],
+        lambda: [rng.randrange(100) for _ in range(rng.randrange(9))],
+        lambda: np.array([rng.randrange(-2, 5000) for _ in range(rng.randrange(4))]),
+        lambda: np.zeros(rng.choice([(), (0,), (2,), (1, 2), (2, 0), (1, 1, 1)]),
+                         dtype=rng.choice(["i1", "u8", "f4", "f8", "c8", "?", "O", "U3", "M8[s]"])),
+        lambda: rng.choice([np.int64(3), np.uint8(200), np.float32(0.5), np.bool_(True),
+                            np.str_("a"), np.datetime64("2020"), np.float64("nan")]),
+        lambda: iter([_hostile(rng) for _ in range(rng.randrange(3))]),
+        lambda: range(rng.choice([0, 1, 3, 2**40])),
+        lambda: np.arange(8)[:: rng.choice([1, -1, 2])],
+    ]  # fmt: skip
+    return rng.choice(values)()
+
+
+# Those that run code of the caller's, or that wait, are not for values from anywhere.
+_NOT_FUZZED = {"callback", "logits_processor", "progress", "max_time"}
+
+
+def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
+    """Endless calls of a small model, with one to three arguments that may be anything."""
+    from gpt2c.generation import CompleteOptions, GenerateOptions, StreamOptions
+
+    model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf", threads=1)
+    options = {
+        "generate": [*GenerateOptions.__annotations__],
+        "complete": [*CompleteOptions.__annotations__],
+        "stream": [*StreamOptions.__annotations__], "score": ["bos", "stride"],
+        "perplexity": ["bos", "stride"], "logits": [], "encode": ["special"], "decode": [],
+        "token_bytes": [], "feed": ["all"], "rollback": [],
+    }  # fmt: skip
+
+    def call(method: str, argument: Any, given: dict[str, Any]) -> None:
+        session = model.session()
+        owner: Any = model
+        if method in ("encode", "decode", "token_bytes"):
+            owner = model.tokenizer
+        elif method in ("feed", "rollback"):
+            owner = session
+            session.feed([1, 2, 3])
+        try:
+            result = getattr(owner, method)(argument, **given)
+            if hasattr(result, "__next__"):
+                for _, _ in zip(range(5), result, strict=False):
+                    pass
+        except TypeError as error:
+            # Python's own, for arguments that a method does not have.
+            if isinstance(error, gpt2c.Error) or "unexpected keyword" not in str(error):
+                raise
+
+    while True:
+        method = rng.choice([*options])
+        names = [name for name in options[method] if name not in _NOT_FUZZED]
+        given = {rng.choice(names): _hostile(rng) for _ in range(rng.randrange(4) if names else 0)}
+        if "max_new_tokens" in options[method]:
+            given.setdefault("max_new_tokens", 2)
+        argument = _hostile(rng) if rng.randrange(3) else rng.choice(["the", [1, 2], ["a", "b"]])
+        said = f"{method}({argument!r}, {given!r})".encode("utf-8", "backslashreplace")[:2000]
+        yield method, said, partial(call, method, argument, given)
+
+
+# ---- running ----
+
+KINDS = {"checkpoints": checkpoints, "tokenizers": tokenizers, "api": api}
+
+
+def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counter[str]:
+    """Counts of what was accepted and refused, by name. Raises FindingError."""
+    counts: Counter[str] = Counter()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, _too_slow)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as work:
+        cases = KINDS[kind](random.Random(seed), Path(work))
+        for n in range(n_inputs):
+            name, changed, call = next(cases)
+            if n == 100:  # when all modules are there
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+            try:
+                call()
+                counts[f"{name}: accepted"] += 1
+            except gpt2c.Error as error:
+                str(error).encode("utf-8")  # a message can be printed
+                counts[f"{name}: refused"] += 1
+            except BaseException as error:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise _finding(
+                    name, changed, n, keep, f"{type(error).__name__}: {error}"
+                ) from error
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
+            if n > 100 and grown > MOST_MEMORY:
+                raise _finding(name, changed, n, keep, f"{grown >> 20} MB of memory")
+    return counts
+
+
+def _too_slow(*_: object) -> None:
+    raise TimeoutError(f"over {MOST_SECONDS} seconds")
+
+
+def _finding(name: str, changed: bytes, n: int, keep: Path | None, what: str) -> FindingError:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / f"{name.replace(' ', '_')}-{n}").write_bytes(changed)
+    return FindingError(f"input {n}, {name} ({len(changed)} bytes): {what}; {changed[:300]!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
+    counts = run(options.kind, options.seed, options.inputs, options.keep)
+    for name, count in sorted(counts.items()):
+        print(f"{count:9}  {name}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"{counts.total():9}  in all; peak of resident memory {peak} MB")
+
+
+if __name__ == "__main__":
+    main()

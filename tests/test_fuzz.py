@@ -1,0 +1,62 @@
+"""A short fuzz from fixed seeds; fuzzing.py runs as many inputs as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzzing import KINDS, FindingError, run
+
+import gpt2c
+from gpt2c import GPT2
+
+N_INPUTS = {"checkpoints": 6000, "tokenizers": 4000, "api": 6000}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_else_comes_out(kind: str) -> None:
+    counts = run(kind, seed=7, n_inputs=N_INPUTS[kind])
+    accepted = sum(count for name, count in counts.items() if name.endswith("accepted"))
+    # So the mutations are neither harmless nor hopeless.
+    assert 0.03 < accepted / counts.total() < 0.6
+    assert len(counts) >= 10
+
+
+def test_a_finding_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the fuzz watches for: another exception, and time."""
+
+    def raises(*_: object) -> None:
+        raise KeyError("foreign")
+
+    monkeypatch.setattr("gpt2c.checkpoint.llmc._header", raises)
+    with pytest.raises(FindingError, match="KeyError: 'foreign'"):
+        run("checkpoints", seed=7, n_inputs=500, keep=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+# What was found, and once raised something else or took memory without bound.
+PAST: dict[str, Callable[[GPT2], object]] = {
+    "an array for a flag of encode": lambda m: m.tokenizer.encode(
+        "<|endoftext|>", special=np.ones(8)
+    ),
+    "an array for a flag of feed": lambda m: m.session().feed([19, 48], all=np.arange(8)),
+    "ids without end": lambda m: m.tokenizer.decode(range(2**40)),
+    "an order without end": lambda m: m.generate("the", sampler_order=range(2**40)),
+    "seeds without end": lambda m: m.generate("the", seed=range(2**40)),
+    "stops without end": lambda m: m.generate("the", stop_token_ids=range(2**40)),
+}
+
+
+@pytest.mark.parametrize("name", PAST)
+def test_past_findings(name: str) -> None:
+    with pytest.raises(gpt2c.Error):
+        PAST[name](GPT2.from_pretrained())
+
+
+def test_ten_megabytes_of_prompt() -> None:
+    model = GPT2.from_pretrained()
+    for prompt in ("the king " * 1_100_000, "a" * 10_000_000, " " * 10_000_000, "\0é" * 3_000_000):
+        with pytest.raises(gpt2c.ContextError):
+            model.generate(prompt)
