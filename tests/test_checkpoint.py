@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from gpt2c import GPT2
 from gpt2c.checkpoint import (
     Checkpoint,
     from_arrays,
@@ -23,6 +24,7 @@ from gpt2c.checkpoint import (
     source,
     tensor_shapes,
 )
+from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Error, OptionError
 
@@ -384,3 +386,19 @@ def test_importing_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert result.stdout == "['gpt2c.checkpoint.safetensors_file']\n"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_weights_are_finite(tmp_path: Path, value: float, backend: str) -> None:
+    arrays = random_arrays()
+    arrays["h.1.mlp.c_fc.weight"][4, 3] = value
+    with pytest.raises(CheckpointError) as caught:
+        GPT2.from_pretrained(save(tmp_path, arrays), backend=backend)
+    said = str(caught.value)
+    assert str(tmp_path / "model.safetensors") in said
+    assert f"tensor 'h.1.mlp.c_fc.weight': found {value} in row 4, expected finite" in said
+    assert main(["convert", str(tmp_path), str(tmp_path / "to")]) == 2
+    assert not (tmp_path / "to").exists()
+    # Of arrays in memory, which somebody has at hand, they pass.
+    assert GPT2(from_arrays(TINY, arrays), None, backend=backend).config == TINY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2, scoring
+from gpt2c.cli import main
 from gpt2c.stops import Stops, StopString, Watcher
 
 CONFIG = config_of()
@@ -543,3 +545,21 @@ def _longest_repeat(text: str) -> int:
     words = text.split()
     grams = lambda n: [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]  # noqa: E731
     return max(n for n in range(60) if len(set(grams(n))) < len(grams(n)) or n == 0)
+
+
+def test_loading_shows_a_bar_when_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GPT2.from_pretrained(progress=True)
+    assert capsys.readouterr().err == ""  # within two seconds, nothing
+    monkeypatch.setattr("gpt2c.progress._PATIENCE", 0)
+    GPT2.from_pretrained()
+    assert capsys.readouterr().err == ""
+    GPT2.from_pretrained(progress=True)
+    assert "loading: " in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["generate", "Once", "-n", "1"]) == 0
+    assert "loading: " in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(gpt2c.MissingDependencyError, match=r"gpt2c\[progress\]"):
+        GPT2.from_pretrained(progress=True)

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checkpoint import Checkpoint
-from gpt2c.checkpoint.source import check_rows, tensor_shapes
+from gpt2c.checkpoint.source import check_finite, check_rows, tensor_shapes
 from gpt2c.config import GPT2Config
 from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
 from gpt2c.options import choice
+from gpt2c.progress import LoadingBar
 
 if TYPE_CHECKING:
     from gpt2c import _engine, numpy_engine
@@ -35,8 +36,10 @@ CHUNK_BYTES = 2 << 20
 MOST_LOADERS = 8  # threads, each with a piece in its hands
 
 
-def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
-    """A loaded model on the backend that was asked for.
+def load_engine(
+    checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int, bar: LoadingBar | None = None
+) -> EngineModel:
+    """A loaded model on the backend that was asked for; bar is told how far loading is.
 
     backend is "c", "numpy" or "auto": the compiled engine where it runs, else NumPy with a
     FallbackWarning. Under "auto" the environment's GPT2C_BACKEND is asked first; GPT2C_ISA forces
@@ -46,7 +49,7 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
     """
     try:
         model = new_model(checkpoint, dtype, backend, n_threads)
-        fill(model, checkpoint, n_threads)
+        fill(model, checkpoint, n_threads, bar)
     except CacheMemoryError:
         raise
     except MemoryError as error:
@@ -54,23 +57,31 @@ def load_engine(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int
     return model
 
 
-def fill(model: EngineModel, checkpoint: Checkpoint, n_threads: int) -> None:
+def fill(
+    model: EngineModel, checkpoint: Checkpoint, n_threads: int, bar: LoadingBar | None = None
+) -> None:
     """Reads the checkpoint's tensors, piece by piece, into the engine's memory.
 
     On up to n_threads: most of the time goes into the kernel's clearing of fresh memory, which the
     first touch of each page asks for.
+
+    Raises CheckpointError where the weights of a file are not all finite.
     """
     pieces = list(_pieces(checkpoint))
 
-    def load(piece: tuple[str, int, int]) -> None:
+    def load(piece: tuple[str, int, int]) -> int:
         name, begin, end = piece
         rows = checkpoint.tensors[name].read(begin, end)
+        if checkpoint.files:  # whoever gives arrays knows what is in them
+            check_finite(rows, name, begin, checkpoint.where)
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
+        return rows.nbytes
 
     with ThreadPoolExecutor(min(n_threads, MOST_LOADERS)) as loaders:
         try:
-            for _ in loaders.map(load, pieces):
-                pass
+            for n_bytes in loaders.map(load, pieces):
+                if bar is not None:
+                    bar.add(n_bytes)
         finally:
             loaders.shutdown(cancel_futures=True)
 

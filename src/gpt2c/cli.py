@@ -20,6 +20,7 @@ from gpt2c.checkpoint import open_checkpoint, save_checkpoint
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.hub import locate
 from gpt2c.options import integer
+from gpt2c.progress import can_show
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer_files import save_tokenizer
 
@@ -134,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="MODEL", help="a checkpoint's folder, or a name on Hugging Face's hub; "
+    add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
         "default: tales, which is part of gpt2c")  # fmt: skip
     add("--dtype", default="float32", help="float32 (default), or float64 on numpy")
     add("--threads", type=int, metavar="N", help="most threads to use")
@@ -143,8 +144,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def _load(options: argparse.Namespace) -> gpt2c.GPT2:
     return gpt2c.GPT2.from_pretrained(
-        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend
-    )
+        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
+        progress=sys.stderr is not None and sys.stderr.isatty() and can_show(),
+    )  # fmt: skip
 
 
 # ---- generate ----

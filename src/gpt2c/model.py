@@ -30,7 +30,8 @@ from gpt2c.generation import (
 from gpt2c.generation_config import FILE as GENERATION_CONFIG
 from gpt2c.generation_config import read_generation_config, with_defaults
 from gpt2c.hub import locate
-from gpt2c.options import integer, shows_options
+from gpt2c.options import flag, integer, shows_options
+from gpt2c.progress import LoadingBar
 from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
 from gpt2c.sampling import Vocabulary
 from gpt2c.scoring import Score, score_texts
@@ -60,6 +61,7 @@ class GPT2:
         dtype: str = "float32",
         threads: int | None = None,
         backend: str = "auto",
+        progress: bool = False,
     ) -> None:
         """Reads the checkpoint's weights; :meth:`from_pretrained` is the usual way here.
 
@@ -72,7 +74,12 @@ class GPT2:
         self._defaults: Mapping[str, Any] = {}
         if self._folder is not None:
             self.config, self._defaults = read_generation_config(self._folder, self.config)
-        self._engine = load_engine(checkpoint, dtype, backend, n_threads)
+        bar = LoadingBar(4 * self.config.n_parameters) if flag("progress", progress) else None
+        try:
+            self._engine = load_engine(checkpoint, dtype, backend, n_threads, bar)
+        finally:
+            if bar is not None:
+                bar.close()
         if self._defaults:
             self._check_defaults(f"{self._folder}/{GENERATION_CONFIG}")
 
@@ -84,32 +91,42 @@ class GPT2:
         dtype: str = "float32",
         threads: int | None = None,
         backend: str = "auto",
+        progress: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
     ) -> GPT2:
-        """A model from a folder in Hugging Face's format, from the hub, or the embedded one.
+        """A model from a checkpoint on disk, from the hub, or the embedded one.
 
-        path is a folder that holds ``config.json``, ``model.safetensors`` or
-        ``pytorch_model.bin``, whole or in shards (float64, float32, float16 or bfloat16), and, for
-        another vocabulary than GPT-2's, ``vocab.json`` with ``merges.txt``; or, where there is no
-        such folder, a name on Hugging Face's hub such as "openai-community/gpt2" (extra ``hub``;
-        revision, token and local_files_only are for this alone, and HF_HOME and HF_HUB_OFFLINE are
-        honoured). Without it, it is the model that is part of the package, "tales".
+        path is a checkpoint of any kind that docs/checkpoints.md lists, told by its content: a
+        folder in Hugging Face's format (``config.json`` with ``model.safetensors`` or
+        ``pytorch_model.bin``, whole or in shards), OpenAI's own, or a file of nanoGPT, minGPT,
+        llm.c, GGUF or NumPy. Or, where there is nothing of that name, a name on Hugging Face's hub
+        such as "openai-community/gpt2" (extra ``hub``; revision, token and local_files_only are for
+        this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
+        is part of the package, "tales".
 
-        dtype is what is computed with: "float32", or on the NumPy backend "float64". threads is
+        The tokenizer is that of the file, or of its folder: ``vocab.json`` with ``merges.txt``, or
+        ``tokenizer.json`` (extra ``tokenizers``); without any, GPT-2's own, where the vocabulary
+        has its size. ``generation_config.json`` gives end tokens, and options that calls do not.
+
+        progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
+        what is computed with: "float32", or on the NumPy backend "float64". threads is
         the most to use; by default what this process may: its CPUs, physical cores and control
         group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled engine;
         "numpy"; or "auto", which takes the first that runs.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
         file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
-        MissingDependencyError where a name is given and huggingface_hub is not installed.
+        MissingDependencyError, naming the package, where one is needed and not installed.
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
         with open_checkpoint(folder) as checkpoint:
             tokenizer = tokenizer_of(checkpoint)
-            return cls(checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend)
+            return cls(
+                checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend,
+                progress=progress,
+            )  # fmt: skip
 
     @classmethod
     def from_picogpt(

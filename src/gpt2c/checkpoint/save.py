@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checkpoint.hf import CONFIG, WEIGHTS
-from gpt2c.checkpoint.source import Checkpoint
+from gpt2c.checkpoint.source import Checkpoint, check_finite
 from gpt2c.errors import CheckpointError
 
 GENERATION_CONFIG = "generation_config.json"
@@ -27,7 +27,7 @@ def save_checkpoint(
     A folder that was not there appears when all of it is written; in one that was, each file is
     replaced as a whole. The weights are in memory twice while they are written.
 
-    Raises CheckpointError where it cannot be written.
+    Raises CheckpointError where it cannot be written, or weights of a file are not finite.
     """
     import safetensors.numpy  # here because importing gpt2c should not pay for it
 
@@ -58,4 +58,9 @@ def save_checkpoint(
 
 
 def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
-    return {name: source.read(0, source.shape[0]) for name, source in checkpoint.tensors.items()}
+    arrays = {}
+    for name, source in checkpoint.tensors.items():
+        arrays[name] = source.read(0, source.shape[0])
+        if checkpoint.files:
+            check_finite(arrays[name], name, 0, checkpoint.where)
+    return arrays

@@ -51,7 +51,7 @@ class TensorSource(Protocol):
         """Rows [begin, end) of the first axis, C-contiguous, the caller's own.
 
         float16 and bfloat16 are widened exactly; float64 is rounded to nearest even, to an
-        infinity beyond float32. NaNs and infinities pass.
+        infinity beyond float32. NaNs and infinities pass; see :func:`check_finite`.
 
         Raises CheckpointError where the file was cut or cannot be read, ClosedError after
         close, OptionError unless 0 <= begin <= end <= shape[0].
@@ -60,6 +60,10 @@ class TensorSource(Protocol):
 
 class BackingFile(Protocol):
     """A file that sources read from."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
 
     def verify_unchanged(self) -> None:
         """Raises CheckpointError if the file is not what it was when it was opened."""
@@ -92,6 +96,13 @@ class Checkpoint:
     files: tuple[BackingFile, ...] = ()
     # None: what lies in the folder. A str says why the file's own cannot be used.
     vocabulary: BytePairs | str | None = None
+
+    @property
+    def where(self) -> str:
+        """What begins a message about its weights: the file, or, of several, their folder."""
+        if len(self.files) == 1:
+            return str(self.files[0].path)
+        return "arrays" if self.folder is None else str(self.folder)
 
     def verify_unchanged(self) -> None:
         """To be called when everything was read.
@@ -217,6 +228,17 @@ def _half_table() -> NDArray[np.float32]:
     """float16 bits -> float32 [65536]: over twice as fast as NumPy's conversion."""
     with np.errstate(invalid="ignore"):  # signalling NaNs
         return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def check_finite(rows: NDArray[np.float32], name: str, begin: int, where: str) -> None:
+    """Raises CheckpointError where rows [begin, ...) of a tensor have what is no finite number."""
+    finite = np.isfinite(rows)
+    if not finite.all():
+        at = np.argwhere(~finite)[0]
+        raise CheckpointError(
+            f"{where}: tensor {show(name)}: found {rows[tuple(at)]} in row {begin + at[0]}, "
+            "expected finite numbers: the file is damaged, or the training had failed before"
+        )
 
 
 def _check_names(
