@@ -16,7 +16,7 @@ static void fill(candidates *c, const gpt2c_job *job, const float *logits) {
     c->n_history = job->n_prompt + job->n_tokens;
 }
 
-/* Runs the stages; where one of them is mirostat, *before is log of the weights' sum that it saw. */
+/* Runs the stages; where one of them is mirostat, *before is the weights' sum that it saw. */
 static void run_stages(candidates *c, const gpt2c_job *job, const noise_key *key, float *before) {
     for (int32_t s = 0; s < job->sampling.n_stages; s++) {
         const gpt2c_stage *stage = &job->sampling.stages[s];

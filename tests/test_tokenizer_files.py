@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -18,7 +19,7 @@ import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.checkpoint import from_arrays
 from gpt2c.errors import CheckpointNotFoundError, ConfigError, TokenizerError
-from gpt2c.tokenizer import MissingTokenizer, StreamDecoder
+from gpt2c.tokenizer import BYTE_ALPHABET, MissingTokenizer, StreamDecoder
 from gpt2c.tokenizer_json import JsonTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -80,9 +81,6 @@ def tales(tmp_path_factory: Any) -> Path:
     return folder
 
 
-N_TALES = 4096
-
-
 @settings(max_examples=400, deadline=None)
 @given(text=TEXTS)
 @pytest.mark.parametrize("add_prefix_space", [False, True])
@@ -93,6 +91,35 @@ def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_spa
     theirs = theirs_of(tales, add_prefix_space=add_prefix_space)
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
     assert ours.n_vocab == theirs.get_vocab_size()
+
+
+@pytest.fixture(scope="module")
+def gpt2_files(tmp_path_factory: Any) -> Path:
+    """GPT-2's own vocabulary as Hugging Face's files have it."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    shutil.copyfile(
+        Path(gpt2c.__file__).parent / "data" / "gpt2" / "vocab.bpe", folder / "merges.txt"
+    )
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    tokens = [*BYTE_ALPHABET, *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: id for id, token in enumerate(tokens)}))
+    return folder
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.one_of(TEXTS, st.text(max_size=60), st.text("ab 1\n\t'", max_size=400)))
+def test_gpt2s_own_vocabulary_is_theirs(gpt2_files: Path, text: str) -> None:
+    theirs = _gpt2_of_theirs(gpt2_files)
+    assert Tokenizer.gpt2().encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+@functools.cache
+def _gpt2_of_theirs(folder: Path) -> Any:
+    bpe = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
 
 
 def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:

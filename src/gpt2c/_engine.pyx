@@ -234,7 +234,7 @@ cdef class Model:
     ):
         """A text to be continued from ids by `run`; sequence, which it takes, has the first.
 
-        plan is a gpt2c.sampling.Plan. With n_top its tokens are scored, with as many alternatives.
+        plan is a gpt2c.engine_types.Plan. With n_top its tokens are scored, with as many alternatives.
         """
         return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence)
 
@@ -749,7 +749,7 @@ cdef class Job:
 
     @property
     def finish_reason(self):
-        """"length", "stop", "context", "nan", or None while it runs."""
+        """"length", "stop", "context", "nan", "nothing" to choose from, or None while it runs."""
         return FINISH_REASONS[<int>self.job.finish]
 
     def new_ids(self, int begin=0):

@@ -78,7 +78,7 @@ class Vocabulary:
         id = int(value)  # type: ignore[call-overload]
         if not 0 <= id < self.n:
             raise OptionError(f"{name} has {show(id)}; ids are from 0 to {self.n - 1}")
-        return int(id)
+        return id
 
 
 # ---- from options to a plan ----
