@@ -87,7 +87,9 @@ def test_a_shard_is_no_link_out_of_the_folder(sharded: Path, tmp_path: Path) -> 
     shard = sharded / "model-00002-of-00003.safetensors"
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"is a link to .*elsewhere, expected a file in the"):
+    with pytest.raises(
+        CheckpointError, match=r"is a link to another place, expected a file in the"
+    ):
         open_checkpoint(sharded)
     shard.unlink()
     shard.symlink_to(shard.name)
@@ -124,7 +126,9 @@ def test_shards_hold_what_the_index_says(sharded: Path) -> None:
             open_checkpoint(sharded)
     shutil.copy(FORMATS / "safetensors_sharded" / INDEX, sharded)
     (sharded / second).unlink()
-    with pytest.raises(CheckpointNotFoundError, match=rf"{second}: there is no such file"):
+    with pytest.raises(
+        CheckpointNotFoundError, match=rf"names .{second}., and .* has no such file"
+    ):
         open_checkpoint(sharded)
     (sharded / INDEX).write_text("{")
     with pytest.raises(CheckpointError, match=r"index\.json: is not JSON"):

@@ -138,3 +138,48 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", str(tmp_path / "nothing"), str(tmp_path / "x")]) == 2
     assert "nothing" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_no_link_is_followed_out_of_the_folder(tmp_path: Path) -> None:
+    """What is saved may be given away; a stranger's checkpoint names what goes with it."""
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    for name in ("special_tokens_map.json", "tokenizer_config.json", "generation_config.json"):
+        source = tmp_path / name / "model"
+        GPT2.from_pretrained().save_pretrained(source)
+        (source / name).unlink(missing_ok=True)
+        (source / name).symlink_to(secret)
+        assert main(["convert", str(source), str(tmp_path / name / "to")]) == 2
+        assert os.listdir(tmp_path / name) == ["model"]
+    # The hub's cache is made of links.
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    GPT2.from_pretrained().save_pretrained(tmp_path / "plain")
+    for n, file in enumerate(sorted((tmp_path / "plain").iterdir())):
+        file.rename(blobs / str(n))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(n))
+    assert main(["convert", str(snapshot), str(tmp_path / "to")]) == 0
+    assert (tmp_path / "to" / "vocab.json").is_file()
+
+
+def test_nothing_is_replaced_where_not_all_can_be(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(gpt2c.CheckpointError, match="found a folder"):
+        GPT2.from_pretrained().save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_odd_places_to_save_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT2.from_pretrained()
+    for path in ("a\0b", "\ud800"):
+        with pytest.raises(gpt2c.CheckpointError, match="cannot be written"):
+            model.save_pretrained(path)
+    for path in (5, None, b"x"):
+        with pytest.raises(gpt2c.OptionTypeError, match="must be a str or a Path"):
+            model.save_pretrained(path)  # type: ignore[arg-type]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    model.save_pretrained(".")
+    assert GPT2.from_pretrained(".").config == model.config

@@ -22,6 +22,11 @@ WHITE_SPACE: Final = (
 )
 
 
+_NOT_SPACE = re.compile(f"[^{WHITE_SPACE}]")
+
+_LONGEST: Final = 128  # characters
+
+
 @dataclass(frozen=True)
 class AddedToken:
     """One such token, with the names of Hugging Face's tokenizers.
@@ -38,30 +43,51 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Finds them in texts: the first, and of those that begin at one place the longest."""
+    """Finds them in texts: the first, and of those that begin at one place the longest.
+
+    What is found, and in which order, is as in the package tokenizers: contents first, one behind
+    the other, and only then the white space and the words beside them.
+    """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         """The contents differ from each other."""
         self._tokens = {token.content: token for token in tokens}
-        longest_first = sorted(self._tokens, key=len, reverse=True)
-        self._any = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        # There may be thousands: at each place where one may begin, a few lengths are looked up.
+        lengths: dict[str, set[int]] = {}
+        for content in self._tokens:
+            lengths.setdefault(content[0], set()).add(len(content))
+        self._lengths = {first: sorted(ns, reverse=True) for first, ns in lengths.items()}
+        firsts = "".join(map(re.escape, self._lengths))
+        self._first = re.compile(f"[{firsts}]") if firsts else None
 
     def split(self, text: str) -> Iterator[tuple[str, int | None]]:
         """The plain texts between them, each with the id that follows it."""
         at = 0
-        for match in self._any.finditer(text) if self._any is not None else ():
-            token = self._tokens[match.group()]
-            begin, end = match.span()
-            if begin < at or (token.single_word and _has_word(text, begin - 1, end)):
-                continue  # white space that the one before it took; part of a word
-            before = text[at:begin]
+        for begin, token in self._found(text):
+            end = begin + len(token.content)
+            if token.single_word and _has_word(text, begin - 1, end):
+                continue
+            before = text[at:begin]  # nothing, where the one before it took it as white space
             if token.lstrip:
                 before = before.rstrip(WHITE_SPACE)
             if token.rstrip:
-                end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+                rest = _NOT_SPACE.search(text, end)
+                end = len(text) if rest is None else rest.start()
             yield before, token.id
-            at = end
+            at = max(at, end)
         yield text[at:] if at else text, None
+
+    def _found(self, text: str) -> Iterator[tuple[int, AddedToken]]:
+        place = 0
+        while self._first is not None and (match := self._first.search(text, place)):
+            begin = match.start()
+            place = begin + 1
+            for n in self._lengths[match.group()]:
+                token = self._tokens.get(text[begin : begin + n])
+                if token is not None:
+                    yield begin, token
+                    place = begin + n
+                    break
 
 
 @dataclass(frozen=True)
@@ -94,8 +120,14 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
         added = tuple(_described(path, id, token) for id, token in decoder.items())
     else:
         raise TokenizerError(f"{path}: found added_tokens_decoder {show(decoder)}")
-    if len({token.content for token in added}) < len(added) or not all(t.content for t in added):
-        raise TokenizerError(f"{path}: found an added token twice, or an empty one")
+    if len({token.content for token in added}) < len(added):
+        raise TokenizerError(f"{path}: found an added token twice")
+    for token in added:
+        if not 0 < len(token.content) <= _LONGEST:
+            raise TokenizerError(
+                f"{path}: found the added token {show(token.content)}, of "
+                f"{len(token.content)} characters; expected from 1 to {_LONGEST}"
+            )
     return TokenizerConfig(
         added, values.get("add_prefix_space") is True, eos if isinstance(eos, str) else None
     )
@@ -110,7 +142,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _described(path: Path, id: str, token: object) -> AddedToken:
     content = token.get("content") if isinstance(token, Mapping) else None
-    if not isinstance(token, Mapping) or not isinstance(content, str) or not content:
+    if not isinstance(token, Mapping) or not isinstance(content, str):
         raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
     if not id.isascii() or not id.isdecimal() or len(id) > 10:
         raise TokenizerError(f"{path}: found the id {show(id)} of {show(content)}")

@@ -22,7 +22,7 @@ MAX_SIZE: Final = 2**20
 # GPT-2's own vocabulary, and it rounded up to a multiple of 64, as nanoGPT and llm.c have it.
 GPT2_VOCABULARY: Final = 50257
 PADDED_VOCABULARY: Final = 50304
-_MAX_FILE = 16 * 2**20  # classifiers keep all their labels in config.json
+_MAX_FILE = 4 * 2**20  # classifiers keep all their labels in config.json
 
 # HF's names of activations -> the engine's. `gelu_fast` writes sqrt(2/pi) as 0.7978845608,
 # 4e-12 off, which float32 cannot see; the other tanh GELUs are one formula in several forms.

@@ -299,7 +299,7 @@ class GPT2:
     def _check_defaults(self, where: str) -> None:
         try:
             self._options({}, CompleteOptions, "complete")
-        except (OptionError, OptionTypeError) as reason:
+        except (OptionError, OptionTypeError, TokenizerError) as reason:
             self._engine.close()
             raise ConfigError(f"{where}: {reason}") from None
 
@@ -485,10 +485,13 @@ class GPT2:
 
         It has ``config.json``, ``model.safetensors`` in float32, and the tokenizer's files and
         ``generation_config.json`` of the checkpoint that the model was loaded from. A new folder
-        appears when all of it is written; in one that is there each file is replaced as a whole.
+        appears when all of it is written; in one that is there each file is replaced as a whole,
+        and files of other names, such as those of another tokenizer, stay.
 
         Raises CheckpointError where it cannot be written.
         """
+        if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+            raise OptionTypeError(f"folder is {show(folder)}; it must be a str or a Path")
         checkpoint = replace(
             loaded_checkpoint(self._engine, self.config),
             folder=self._folder,

@@ -75,7 +75,7 @@ class Vocabulary:
             return ids[0]
         if not is_integer(value):
             raise OptionTypeError(f"{name} has {show(value)}; it must be token ids")
-        id = int(value)  # type: ignore[call-overload]
+        id: int = int(value)  # type: ignore[call-overload]
         if not 0 <= id < self.n:
             raise OptionError(f"{name} has {show(id)}; ids are from 0 to {self.n - 1}")
         return id

@@ -268,7 +268,7 @@ class Tokenizer:
                 if min(numbers) < 0 or max(numbers) >= self.n_vocab:
                     for id in numbers:
                         self._check_id(id)
-                result += b"".join(map(self._bytes.__getitem__, numbers))
+                result += b"".join(map(self._bytes_of, numbers))
         except TypeError as error:
             raise OptionTypeError(f"ids must be an iterable of integers: {error}") from None
         return result
@@ -280,7 +280,10 @@ class Tokenizer:
         except TypeError:
             raise OptionTypeError(f"an id must be an integer, not {type(id).__name__}") from None
         self._check_id(number)
-        return self._bytes[number]
+        return self._bytes_of(number)
+
+    def _bytes_of(self, id: int) -> bytes:
+        return self._bytes[id]
 
     def _check_id(self, id: int) -> None:
         if not 0 <= id < self.n_vocab:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 
 from gpt2c.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.checkpoint import BytePairs, Checkpoint
+from gpt2c.checkpoint.save import copy_beside
 from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
@@ -58,22 +58,27 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
 
 
 def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes the files of the checkpoint's tokenizer, under Hugging Face's names."""
+    """Writes the files of the checkpoint's tokenizer, under Hugging Face's names.
+
+    Raises CheckpointError where one of them is a link out of its folder.
+    """
     if isinstance(checkpoint.vocabulary, BytePairs):
         pairs = checkpoint.vocabulary
         text = json.dumps(dict(pairs.vocab), ensure_ascii=False)
         (folder / VOCABULARY).write_text(text, encoding="utf-8")
         merges = "".join(f"{left} {right}\n" for left, right in pairs.merges)
         (folder / MERGES).write_text("#version: 0.2\n" + merges, encoding="utf-8")
+        decoder = {str(token.id): {"content": token.content} for token in pairs.added}
+        text = json.dumps({"added_tokens_decoder": decoder}, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     elif checkpoint.folder is not None and checkpoint.vocabulary is None:
         for names in _PAIRS:
             if all((checkpoint.folder / name).is_file() for name in names):
                 for name, new in zip(names, (VOCABULARY, MERGES), strict=True):
-                    shutil.copyfile(checkpoint.folder / name, folder / new)
+                    copy_beside(checkpoint.folder / name, folder / new)
                 break
         for name in _BESIDE:
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
+            copy_beside(checkpoint.folder / name, folder / name)
 
 
 def _fitting(tokenizer: Tokenizer, path: Path, n_vocab: int) -> Tokenizer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
+from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.options import flag
 from gpt2c.tokenizer import (
@@ -22,6 +22,20 @@ from gpt2c.tokenizer import (
 from gpt2c.untrusted import read_json_object, show
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # of vocabularies that fall back to bytes
+
+# The library multiplies what a file says: a text that replaces another could make petabytes, and
+# ends the process where it cannot have them. So texts in a file are held to what is usual.
+_LONGEST_TOKEN: Final = 1000  # characters
+_LONGEST_PATTERN: Final = 1000
+_LONGEST_REPLACEMENT: Final = 16
+_LONGEST_CHARSMAP: Final = 4 << 20  # of SentencePiece's normaliser, in base64
+_PARTS: Final = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_LIMITS: Final = {
+    "content": _LONGEST_REPLACEMENT,
+    "prepend": _LONGEST_REPLACEMENT,
+    "replacement": _LONGEST_REPLACEMENT,
+    "precompiled_charsmap": _LONGEST_CHARSMAP,
+}
 
 
 class JsonTokenizer(Tokenizer):
@@ -45,25 +59,30 @@ class JsonTokenizer(Tokenizer):
             ) from None
         # Parsed here too: strictly, bounded, and for what the library does not tell.
         values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
-        try:
-            self._library, self._literal = (_load(tokenizers, path) for _ in range(2))
-            self._literal.encode_special_tokens = True
-            vocab: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
-        except BaseException as reason:  # a panic of its Rust code is no Exception
-            if isinstance(reason, KeyboardInterrupt | SystemExit):
-                raise
-            raise TokenizerError(f"{path}: the package tokenizers refuses it: {reason}") from None
-        n_vocab = 1 + max(vocab.values(), default=-1)
-        if not vocab or n_vocab > len(vocab) + MAX_GAP:
-            raise TokenizerError(f"{path}: found {len(vocab)} tokens with ids to {n_vocab - 1}")
-        added = _added(values, path)
+        self._path = path
+        for part in _PARTS:
+            _check_part(values.get(part), part, path)
+        # A second one, for texts whose special tokens are mere characters.
+        self._library, self._literal = (self._loaded(tokenizers) for _ in range(2))
+        self._literal.encode_special_tokens = True
+        vocab: dict[str, int] = self._ask(self._library.get_vocab, with_added_tokens=True)
+        self.n_vocab = 1 + max(vocab.values(), default=-1)
+        if not vocab or self.n_vocab > min(len(vocab) + MAX_GAP, MAX_SIZE):
+            raise TokenizerError(
+                f"{path}: found {len(vocab)} tokens, with ids to {self.n_vocab - 1}"
+            )
+        if (longest := max(vocab, key=len)) and len(longest) > _LONGEST_TOKEN:
+            raise TokenizerError(
+                f"{path}: found a token of {len(longest)} characters, expected at most "
+                f"{_LONGEST_TOKEN}"
+            )
+        # By the library's ids, whatever the file says of them.
+        added = {token: vocab[token] for token in _added(values, path) if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
         self.eot_id: int | None = added.get(eos_token or END_OF_TEXT, added.get(END_OF_TEXT))
-        self.n_vocab = n_vocab
-        self._bytes = [b""] * n_vocab
-        is_byte_level = _mentions(values.get("decoder"), "ByteLevel")
-        for token, id in vocab.items():
-            self._bytes[id] = self._bytes_of(token, id, token in added, is_byte_level)
+        self._tokens = {id: token for token, id in vocab.items()}
+        self._is_byte_level = _mentions(values.get("decoder"), "ByteLevel")
+        self._known: dict[int, bytes] = {}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`; no id is added at either end.
@@ -71,18 +90,41 @@ class JsonTokenizer(Tokenizer):
         Special tokens in the text become their ids, unless `special` is False; tokens that were
         added and are not marked as special do always.
 
-        Raises TokenizerError for a text with a lone surrogate, OptionTypeError for anything but a
-        str.
+        Raises TokenizerError for a text with a lone surrogate, and where the file's rules cannot
+        be applied to it; OptionTypeError for anything but a str.
         """
         check_text(text)
         library = self._library if flag("special", special) else self._literal
-        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._ask(library.encode, text, add_special_tokens=False).ids
         return ids
 
-    def _bytes_of(self, token: str, id: int, is_added: bool, is_byte_level: bool) -> bytes:
-        if is_added:
+    def _loaded(self, tokenizers: Any) -> Any:
+        library = self._ask(tokenizers.Tokenizer.from_file, str(self._path))
+        library.no_truncation()
+        library.no_padding()
+        return library
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except BaseException as reason:  # a panic of its Rust code is no Exception
+            if isinstance(reason, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            text = show(str(reason))
+            raise TokenizerError(f"{self._path}: the package tokenizers says: {text}") from None
+
+    def _bytes_of(self, id: int) -> bytes:
+        """Asked for when an id is first met: the library takes seconds for all of a vocabulary."""
+        found = self._known.get(id)
+        if found is None:
+            found = self._known[id] = self._ask_bytes(id)
+        return found
+
+    def _ask_bytes(self, id: int) -> bytes:
+        token = self._tokens.get(id, "")
+        if token in self.special_tokens or not token:
             return token.encode("utf-8", "replace")
-        if is_byte_level and all(char in BYTE_ALPHABET for char in token):
+        if self._is_byte_level and all(char in BYTE_ALPHABET for char in token):
             return bytes(map(BYTE_ALPHABET.__getitem__, token))
         if match := _BYTE.fullmatch(token):
             return bytes([int(match[1], 16)])
@@ -90,29 +132,34 @@ class JsonTokenizer(Tokenizer):
         if decoder is None:
             return token.encode("utf-8", "replace")
         # Between two others, for the library trims what stands at either end.
-        alone, between = decoder.decode(["a", "a"]), decoder.decode(["a", token, "a"])
+        alone = self._ask(decoder.decode, ["a", "a"])
+        between = self._ask(decoder.decode, ["a", token, "a"])
         half = alone.partition("a")[2]  # what joins a word to the next
         if between.startswith("a") and between.endswith(half):
             return str(between[1 : len(between) - len(half)]).encode("utf-8", "replace")
-        return str(decoder.decode([token])).encode("utf-8", "replace")
+        return str(self._ask(decoder.decode, [token])).encode("utf-8", "replace")
 
 
-def _load(tokenizers: Any, path: Path) -> Any:
-    engine = tokenizers.Tokenizer.from_file(str(path))
-    engine.no_truncation()
-    engine.no_padding()
-    return engine
+def _check_part(part: object, name: str, path: Path) -> None:
+    """Raises TokenizerError where a text in a part of the file is longer than any should be."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            _check_part(value, key, path)
+    elif isinstance(part, list):
+        for item in part:
+            _check_part(item, name, path)
+    elif isinstance(part, str) and len(part) > (limit := _LIMITS.get(name, _LONGEST_PATTERN)):
+        raise TokenizerError(
+            f"{path}: {show(name)} is a text of {len(part)} characters, expected at most {limit}"
+        )
 
 
-def _added(values: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """The added tokens; the library has checked their form."""
-    result = {}
-    for token in values.get("added_tokens") or []:
-        try:
-            result[str(token["content"])] = operator.index(token["id"])
-        except (TypeError, KeyError):
-            raise TokenizerError(f"{path}: found the added token {show(token)}") from None
-    return result
+def _added(values: Mapping[str, Any], path: Path) -> list[str]:
+    """What the added tokens are written as; the library has checked their form."""
+    try:
+        return [str(token["content"]) for token in values.get("added_tokens") or []]
+    except (TypeError, KeyError):
+        raise TokenizerError(f"{path}: found the added tokens {show(values)}") from None
 
 
 def _mentions(decoder: object, kind: str) -> bool:

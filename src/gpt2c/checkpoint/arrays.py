@@ -80,8 +80,11 @@ def from_picogpt(hparams: Mapping[str, Any], params: Mapping[str, Any]) -> Check
 
 
 def to_picogpt(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's tensors, but for an untied head, as picoGPT nests them: float32 arrays."""
-    arrays = {name: source.read(0, source.shape[0]) for name, source in checkpoint.tensors.items()}
+    """A checkpoint's tensors, but for an untied head, as picoGPT nests them: float32 arrays.
+
+    Raises CheckpointError where weights of a file are not finite.
+    """
+    arrays = checkpoint.read_all()
     blocks: list[dict[str, Any]] = []
     for index in range(checkpoint.config.n_layer):
         block: dict[str, Any] = {}

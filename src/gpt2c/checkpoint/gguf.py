@@ -119,13 +119,9 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
         vocab_size=wte.shape[0],
         n_inner=None if inner == 4 * values["n_embd"] else inner,
         # Written as float32; 1e-5 is meant where its nearest is found.
-        layer_norm_epsilon=1e-5 if np.float32(_number(epsilon)) == np.float32(1e-5) else epsilon,
+        layer_norm_epsilon=1e-5 if epsilon == float(np.float32(1e-5)) else epsilon,
         tie_word_embeddings="lm_head.weight" not in sources,
     )
-
-
-def _number(value: object) -> float:
-    return value if isinstance(value, float) else float("nan")
 
 
 def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:

@@ -24,9 +24,9 @@ from gpt2c.untrusted import show
 _VERSIONS: Final = (2, 3)
 _MAX_KEYS: Final = 10_000
 _MAX_TENSORS: Final = 100_000
-_MAX_ITEMS: Final = 4_000_000  # of an array; a vocabulary has 50,000 tokens and as many merges
+_MAX_ITEMS: Final = 1_000_000  # of an array; a vocabulary has 50,000 tokens and as many merges
 _MAX_TEXT: Final = 1 << 20  # bytes of a text; chat templates are the longest
-_MAX_HEADER: Final = 128 << 20  # bytes
+_MAX_HEADER: Final = 32 << 20  # bytes
 _MAX_RANK: Final = 4
 _MAX_NUMBER: Final = 2**53
 _CHUNK: Final = 1 << 20

@@ -6,6 +6,7 @@ object ``GPTConfig``; minGPT writes the weights alone, and a ``config.json`` of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,7 @@ from gpt2c.untrusted import show, show_list
 
 _COMPILED: Final = "_orig_mod."  # torch.compile puts it before every name
 _BODY: Final = "transformer."
-_BUFFERS: Final = (".attn.bias", ".attn.masked_bias")  # the causal mask
+_BUFFER = re.compile(r"h\.[0-9]{1,7}\.attn\.(bias|masked_bias)", re.ASCII)  # the causal mask
 _NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 _OPTIONAL: Final = ("bias", "dropout")
 
@@ -84,9 +85,14 @@ def open_nanogpt(file: TorchFile) -> Checkpoint:
     )
     check_n_layer(config, len(sources), str(file.path))
     if not has_bias:
+        if biases := sorted(name for name in sources if name.endswith(".bias")):
+            raise CheckpointError(
+                f"{file.path}: unexpected tensors: {show_list(biases)}; model_args say that there "
+                "are no biases"
+            )
         for name, shape in tensor_shapes(config).items():
             if name.endswith(".bias"):
-                sources.setdefault(name, Zeros(name, shape))
+                sources[name] = Zeros(name, shape)
     tensors = checked_tensors(config, sources, str(file.path))
     return Checkpoint(config, tensors, file.path.parent, (file,))
 
@@ -135,8 +141,7 @@ def _sources(file: TorchFile, state: dict[Any, Any]) -> dict[str, TensorSource]:
                 "state dict of tensors alone"
             )
         name = stored.removeprefix(_COMPILED).removeprefix(_BODY)
-        is_buffer = name.endswith(_BUFFERS)  # which "attn.c_attn.bias" does not
-        if is_buffer or (name == "lm_head.weight" and value == wte):
+        if _BUFFER.fullmatch(name) or (name == "lm_head.weight" and value == wte):
             continue
         source: TensorSource = file.source(value, name)
         is_linear = name.endswith(".weight") and not name.startswith(("wte.", "wpe.", "lm_head."))

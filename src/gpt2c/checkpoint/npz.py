@@ -131,11 +131,11 @@ class _Array:
             )
         return int(np.frombuffer(self._bytes(), dtype=self.descr)[0])
 
-    def _bytes(self) -> bytes:
+    def _bytes(self) -> memoryview:
         if self.entry.is_deflated:
-            return bytes(inflated(self.file, self.entry)[self.n_header :])
+            return memoryview(inflated(self.file, self.entry))[self.n_header :]
         n = self.entry.n_bytes - self.n_header
-        return bytes(self.file.pread(n, self.entry.begin + self.n_header, "array"))
+        return memoryview(self.file.pread(n, self.entry.begin + self.n_header, "array"))
 
     def _read(self) -> NDArray[np.float32]:
         items = np.empty(int(np.prod(self.shape)), dtype=np.float32)

@@ -19,7 +19,7 @@ from gpt2c.untrusted import read_json_object, show, show_list
 
 # Files that hold a model by themselves, by the names that their tools give them.
 _ALONE: Final = ("*.gguf", "*.pt", "*.pth", "*.npz", "*.bin")
-_MAX_CONFIG: Final = 16 << 20
+_MAX_CONFIG: Final = 4 << 20
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

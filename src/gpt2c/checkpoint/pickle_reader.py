@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from gpt2c.untrusted import show
 
+MAX_KEY: Final = 2**31
+MAX_ARGUMENTS: Final = 16
 MAX_DEPTH: Final = 100  # of marks that are open at once
 # Of some 80 bytes each; a state dict of 1.5 B parameters, its optimiser's with it, has 50,000.
 MAX_STEPS: Final = 1_000_000
@@ -166,8 +168,9 @@ class PickleReader:
 
     def _reduce(self, state: _State) -> None:
         arguments, function = state.pop(), state.pop()
-        if not isinstance(arguments, tuple):
-            raise PickleError("calls with what is no tuple")
+        # The same tuple may be given again and again, so it has to be a small one.
+        if not isinstance(arguments, tuple) or len(arguments) > MAX_ARGUMENTS:
+            raise PickleError(f"calls with what is no tuple of at most {MAX_ARGUMENTS}")
         try:
             state.stack.append(self._builder(function)(*arguments))
         except TypeError as reason:
@@ -196,8 +199,9 @@ class PickleReader:
         if len(items) % 2:
             raise PickleError("has a key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int):
-                raise PickleError(f"has a key of type {type(key).__name__}")
+            # Larger integers could be chosen so that all of them hash alike.
+            if not isinstance(key, str) and not (type(key) is int and abs(key) < MAX_KEY):
+                raise PickleError(f"has the key {describe(key)}, expected a text or a small number")
             if key in target:
                 raise PickleError(f"has the key {describe(key)} twice")
             target[key] = value

@@ -8,15 +8,16 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from gpt2c.checkpoint.hf import CONFIG, WEIGHTS
-from gpt2c.checkpoint.source import Checkpoint, check_finite
+from gpt2c.checkpoint.shards import lies_inside
+from gpt2c.checkpoint.source import Checkpoint
 from gpt2c.errors import CheckpointError
+from gpt2c.untrusted import show
 
 GENERATION_CONFIG = "generation_config.json"
+MAX_BESIDE: Final = 1 << 26  # bytes of a vocabulary
 
 
 def save_checkpoint(
@@ -25,15 +26,22 @@ def save_checkpoint(
     """Writes config.json and model.safetensors (float32); save_more writes what else belongs there.
 
     A folder that was not there appears when all of it is written; in one that was, each file is
-    replaced as a whole. The weights are in memory twice while they are written.
+    replaced as a whole; others stay. The weights are in memory twice while they are written.
 
     Raises CheckpointError where it cannot be written, or weights of a file are not finite.
     """
     import safetensors.numpy  # here because importing gpt2c should not pay for it
 
+    try:
+        folder = Path(os.path.abspath(folder))  # "." has no name of its own
+        is_path = b"\0" not in os.fsencode(folder)
+    except (ValueError, OSError):  # a lone surrogate; no current folder
+        is_path = False
+    if not is_path:
+        raise CheckpointError(f"{show(str(folder))}: cannot be written: it is no path")
     tensors = {
         name if name.startswith("lm_head.") else f"transformer.{name}": tensor
-        for name, tensor in _arrays(checkpoint).items()
+        for name, tensor in checkpoint.read_all().items()
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -41,14 +49,14 @@ def save_checkpoint(
             new = Path(temporary) / folder.name
             new.mkdir()
             save_more(new)
-            source = checkpoint.folder
-            if source is not None and (source / GENERATION_CONFIG).is_file():
-                shutil.copyfile(source / GENERATION_CONFIG, new / GENERATION_CONFIG)
+            if checkpoint.folder is not None:
+                copy_beside(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
             text = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
             (new / CONFIG).write_text(text + "\n", encoding="utf-8")
             safetensors.numpy.save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
             shutil.copymode(new / CONFIG, new / WEIGHTS)  # which the library makes private
             if folder.exists():
+                _check_places(folder, sorted(new.iterdir()))
                 for file in sorted(new.iterdir()):
                     os.replace(file, folder / file.name)
             else:
@@ -57,10 +65,27 @@ def save_checkpoint(
         raise CheckpointError(f"{folder}: cannot be written: {reason}") from None
 
 
-def _arrays(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
-    arrays = {}
-    for name, source in checkpoint.tensors.items():
-        arrays[name] = source.read(0, source.shape[0])
-        if checkpoint.files:
-            check_finite(arrays[name], name, 0, checkpoint.where)
-    return arrays
+def copy_beside(file: Path, to: Path) -> None:
+    """Copies a file that lies beside weights, where there is one.
+
+    Raises CheckpointError where it is a link to another place: somebody's secret could be there,
+    and what is saved here may be given away.
+    """
+    if not file.is_file():
+        return
+    if not lies_inside(file):
+        raise CheckpointError(
+            f"{file}: is a link to another place, expected a file in the same folder"
+        )
+    if file.stat().st_size > MAX_BESIDE:
+        raise CheckpointError(f"{file}: found more than {MAX_BESIDE} bytes")
+    shutil.copyfile(file, to)
+
+
+def _check_places(folder: Path, files: list[Path]) -> None:
+    """Before the first is replaced, that all of them can be."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: cannot be written: found a file, expected a folder")
+    for file in files:
+        if (folder / file.name).is_dir():
+            raise CheckpointError(f"{folder / file.name}: cannot be written: found a folder")

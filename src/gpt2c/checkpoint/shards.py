@@ -6,7 +6,6 @@ of the file that holds it. The names come from strangers: none may lead out of t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
@@ -62,19 +61,27 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         )
     path = folder / name
     try:
-        real = path.resolve(strict=True)
-        home = folder.resolve(strict=True)
+        is_inside = lies_inside(path)
     except FileNotFoundError:
         raise CheckpointNotFoundError(
-            f"{path}: there is no such file; {index.name} names it"
+            f"{index}: names {show(name)}, and {folder} has no such file"
         ) from None
-    except (OSError, RuntimeError) as reason:  # a loop of links, a name too long
-        raise CheckpointError(f"{index}: {show(name)} cannot be found: {reason}") from None
-    # The hub's cache has links from snapshots/REVISION to blobs, beside snapshots.
-    blobs = home.parent.parent / "blobs"
-    if real.parent != home and not (home.parent.name == "snapshots" and real.parent == blobs):
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a surrogate
+        raise CheckpointError(f"{index}: {show(name)} cannot be found") from None
+    if not is_inside:
         raise CheckpointError(
-            f"{index}: {show(name)} is a link to {os.fspath(real)}, expected a file in the same "
-            "folder"
+            f"{index}: {show(name)} is a link to another place, expected a file in the same folder"
         )
     return path
+
+
+def lies_inside(path: Path) -> bool:
+    """Whether a file lies in the folder it is named in, or where the hub's cache keeps its files.
+
+    Raises OSError or RuntimeError where it cannot be followed.
+    """
+    real = path.resolve(strict=True)
+    home = path.parent.resolve(strict=True)
+    # The hub's cache has links from snapshots/REVISION to blobs, beside snapshots.
+    blobs = home.parent.parent / "blobs"
+    return real.parent == home or (home.parent.name == "snapshots" and real.parent == blobs)

@@ -104,6 +104,15 @@ class Checkpoint:
             return str(self.files[0].path)
         return "arrays" if self.folder is None else str(self.folder)
 
+    def read_all(self) -> dict[str, NDArray[np.float32]]:
+        """Every tensor. Raises CheckpointError where weights of a file are not finite."""
+        arrays = {}
+        for name, source in self.tensors.items():
+            arrays[name] = source.read(0, source.shape[0])
+            if self.files:
+                check_finite(arrays[name], name, 0, self.where)
+        return arrays
+
     def verify_unchanged(self) -> None:
         """To be called when everything was read.
 
@@ -205,7 +214,7 @@ def check_rows(source: TensorSource, begin: int, end: int) -> None:
         )
 
 
-def widen_into(out: NDArray[np.float32], raw: bytes | bytearray, dtype: str) -> None:
+def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dtype: str) -> None:
     """Write stored little-endian items to `out` [n]: exact but for float64, which is rounded.
 
     In place, for a fresh array of some megabytes costs more in page faults than its filling.

@@ -22,6 +22,8 @@ _FOOTER: Final = 48
 _TRAILER: Final = 5  # behind each block: its compression, and a checksum
 _MAX_INDEX: Final = 16 << 20  # bytes; 1.5 B parameters with their optimiser's have 100 KB
 _MAX_SHARDS: Final = 1000
+_MAX_TENSORS: Final = 100_000
+_MAX_NAME: Final = 512  # bytes; names share beginnings, so that few bytes may stand for many
 _MAX_RANK: Final = 8
 _MAX_NUMBER: Final = 2**53
 
@@ -122,7 +124,12 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
             if key == b"":
                 n_shards = _header(value)
                 continue
-            name = key.decode("utf-8", "surrogateescape")
+            try:
+                name = key.decode()
+            except UnicodeDecodeError:
+                raise _BundleError(f"has the name {show(key)}, which is not UTF-8") from None
+            if len(tensors) == _MAX_TENSORS:
+                raise _BundleError(f"has more than {_MAX_TENSORS} tensors")
             if name in tensors:
                 raise _BundleError(f"has tensor {show(name)} twice")
             tensors[name] = _entry(value, name)
@@ -149,7 +156,7 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         if shared > len(key):
             raise _BundleError(f"has a key that shares {shared} bytes with one of {len(key)}")
         new = key[:shared] + reader.take(rest)
-        if len(new) > 4096:
+        if len(new) > _MAX_NAME:
             raise _BundleError(f"has a key of {len(new)} bytes")
         key = new
         yield key, reader.take(length)
@@ -204,10 +211,10 @@ def _shape(value: bytes, name: str) -> tuple[int, ...]:
             if not isinstance(size, int) or size > _MAX_NUMBER:  # a negative one is huge here
                 raise _BundleError(f"has tensor {show(name)} with an axis of {show(size)}")
             axes.append(size)
+            if len(axes) > _MAX_RANK:
+                raise _BundleError(f"has tensor {show(name)} of more than {_MAX_RANK} axes")
         elif field == 3 and dimension != 0:
             raise _BundleError(f"has tensor {show(name)} of unknown rank")
-    if len(axes) > _MAX_RANK:
-        raise _BundleError(f"has tensor {show(name)} of {len(axes)} axes")
     return tuple(axes)
 
 

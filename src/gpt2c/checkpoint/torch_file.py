@@ -236,7 +236,7 @@ def _rebuild_tensor(
     if type(offset) is not int or not 0 <= offset <= _MAX_ITEMS:
         raise PickleError(f"has a tensor at offset {describe(offset)}")
     axes, strides = _integers(shape), _integers(stride)
-    if len(axes) != len(strides) or len(axes) > _MAX_RANK:
+    if len(axes) != len(strides):
         raise PickleError(f"has a tensor of {len(axes)} axes and {len(strides)} strides")
     n_items = 1
     for axis in axes:
@@ -259,8 +259,11 @@ def _rebuild_tensor(
 
 
 def _integers(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(
-        type(item) is int and 0 <= item <= _MAX_ITEMS for item in value
+    # Its length first: one tuple may be given as often as the pickle has steps.
+    if (
+        not isinstance(value, tuple)
+        or len(value) > _MAX_RANK
+        or not all(type(item) is int and 0 <= item <= _MAX_ITEMS for item in value)
     ):
         raise PickleError("has a tensor whose shape or strides are no sizes")
     return value

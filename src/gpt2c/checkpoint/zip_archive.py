@@ -6,6 +6,7 @@ zipfile parses it; nothing is ever extracted, and no entry's name is used as a p
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from gpt2c.checkpoint.raw_file import RawFile
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show
 
-MAX_ENTRIES: Final = 100_000
-MAX_DIRECTORY: Final = 16 << 20  # bytes
-# What deflate can make of a byte at most (zlib's documentation).
-MAX_INFLATION: Final = 1032
+MAX_ENTRIES: Final = 20_000  # 1.5 B parameters have 600
+MAX_DIRECTORY: Final = 2 << 20  # bytes; zipfile takes seconds for more
+# Bytes that a deflated one may stand for. Deflate can make 1032 of it, and weights hardly two, but
+# for zeros: small entries may be all of them.
+MAX_INFLATION: Final = 100
+_SMALL: Final = 1 << 20
 _CHUNK: Final = 1 << 20
 
 
@@ -56,6 +59,8 @@ def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str,
         what = f"{file.path}: entry {show(info.filename)}"
         if info.filename in entries:
             raise CheckpointError(f"{what} is there twice")
+        if info.header_offset > file.size:
+            raise CheckpointError(f"{what} is behind the end of the file: it is cut short")
         # With entries over each other a small file could stand for a large one.
         if info.header_offset < place:
             raise CheckpointError(f"{what} overlaps the one before it")
@@ -84,23 +89,25 @@ def inflated(file: RawFile, entry: Entry, first: int | None = None) -> bytearray
             result += stream.decompress(raw, n_bytes + 1 - len(result))
     except zlib.error as reason:
         raise CheckpointError(f"{file.path}: {what} cannot be inflated: {reason}") from None
-    is_whole = stream.eof and len(result) == n_bytes
-    if len(result) < n_bytes or (first is None and not is_whole):
+    if first is not None and len(result) > n_bytes:
+        del result[n_bytes:]
+    if len(result) != n_bytes or (first is None and not stream.eof):
         raise CheckpointError(
             f"{file.path}: {what} inflates to other than the {entry.n_bytes} bytes that the "
             "directory says"
         )
-    return result[:n_bytes]
+    return result
 
 
 def _check_size(file: RawFile) -> None:
     """The directory is parsed as a whole, so its size is looked at before."""
     n = min(file.size, 1 << 17)
     tail = bytes(file.pread(n, file.size - n, "the archive's end"))
+    # All that look like its end, wherever they stand: which one zipfile takes is not for us to say.
     sizes = [
-        int.from_bytes(tail[at + offset : at + offset + width], "little")
-        for mark, offset, width in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8))
-        if (at := tail.rfind(mark)) >= 0
+        int.from_bytes(tail[match.end() + offset : match.end() + offset + width], "little")
+        for mark, offset, width in ((b"PK\x05\x06", 8, 4), (b"PK\x06\x06", 36, 8))
+        for match in re.finditer(re.escape(mark), tail)
     ]
     known = [size for size in sizes if size != 0xFFFFFFFF]  # which stands for the second's
     if known and max(known) > MAX_DIRECTORY:
@@ -116,11 +123,11 @@ def _entry(file: RawFile, info: zipfile.ZipInfo, may_be_deflated: bool) -> Entry
     is_stored = info.compress_type == zipfile.ZIP_STORED
     if info.flag_bits & 1 or not (is_stored or (is_deflated and may_be_deflated)):
         raise CheckpointError(f"{what} is compressed or encrypted, expected it stored")
-    most = info.compress_size * (MAX_INFLATION if is_deflated else 1)
-    if info.file_size > most or (is_stored and info.file_size != info.compress_size):
+    most = max(info.compress_size * MAX_INFLATION, _SMALL) if is_deflated else info.compress_size
+    if info.file_size > most or (is_stored and info.file_size != most):
         raise CheckpointError(
-            f"{what} has {info.compress_size} bytes that stand for {info.file_size}, which they "
-            "cannot"
+            f"{what} has {info.compress_size} bytes that stand for {info.file_size}, expected "
+            f"{'at most ' if is_deflated else ''}{most}"
         )
     begin = _data(file, info)
     return Entry(info.filename, begin, info.compress_size, info.file_size, is_deflated)
