@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gpt2c.checkpoint import (
     source,
     tensor_shapes,
 )
+from gpt2c.checkpoint.views import Whole
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Error, OptionError
@@ -402,3 +404,22 @@ def test_weights_are_finite(tmp_path: Path, value: float, backend: str) -> None:
     assert not (tmp_path / "to").exists()
     # Of arrays in memory, which somebody has at hand, they pass.
     assert GPT2(from_arrays(TINY, arrays), None, backend=backend).config == TINY
+
+
+def test_what_is_made_as_a_whole_is_made_once_and_let_go() -> None:
+    made: list[weakref.ref[NDArray[np.float32]]] = []
+
+    def make() -> NDArray[np.float32]:
+        array = np.arange(12, dtype=np.float32).reshape(3, 4).T
+        made.append(weakref.ref(array.base))
+        return array
+
+    whole = Whole("a", (4, 3), "F32", make)
+    for _ in range(2):
+        np.testing.assert_array_equal(whole.read(0, 1), [[0, 4, 8]])
+        assert made[-1]() is not None
+        rows = whole.read(1, 4)
+        assert rows.flags.c_contiguous
+        np.testing.assert_array_equal(rows[2], [3, 7, 11])
+        assert made[-1]() is None
+    assert len(made) == 2

@@ -74,7 +74,7 @@ class AddedTokens:
                 rest = _NOT_SPACE.search(text, end)
                 end = len(text) if rest is None else rest.start()
             yield before, token.id
-            at = max(at, end)
+            at = end
         yield text[at:] if at else text, None
 
     def _found(self, text: str) -> Iterator[tuple[int, AddedToken]]:
