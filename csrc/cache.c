@@ -26,13 +26,13 @@ static struct {
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};
 
-static page_header *header_of(float *page) {
+static page_header *header_of(void *page) {
     return (page_header *)(void *)((char *)page - sizeof(page_header));
 }
 
 static size_t page_bytes(const gpt2c_model *m) {
-    return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS *
-           sizeof(float);
+    size_t number = m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+    return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS * number;
 }
 
 /* Under the lock. */
@@ -83,7 +83,7 @@ static int keep_as_spare(page_header *header) {
     return is_kept;
 }
 
-static float *page_create(const gpt2c_model *m) {
+static void *page_create(const gpt2c_model *m) {
     size_t bytes = sizeof(page_header) + page_bytes(m);
     page_header *header = take_spare(bytes);
     if (!header)
@@ -92,21 +92,21 @@ static float *page_create(const gpt2c_model *m) {
         return NULL;
     header->bytes = bytes;
     atomic_init(&header->n_owners, 1);
-    return (float *)(void *)((char *)header + sizeof *header);
+    return (char *)header + sizeof *header;
 }
 
-static void page_release(float *page) {
+static void page_release(void *page) {
     page_header *header = header_of(page);
     if (atomic_fetch_sub_explicit(&header->n_owners, 1, memory_order_acq_rel) == 1 &&
         !keep_as_spare(header))
         os_arena_free(header, header->bytes);
 }
 
-static void page_share(float *page) {
+static void page_share(void *page) {
     atomic_fetch_add_explicit(&header_of(page)->n_owners, 1, memory_order_relaxed);
 }
 
-static int page_is_shared(float *page) {
+static int page_is_shared(void *page) {
     return atomic_load_explicit(&header_of(page)->n_owners, memory_order_acquire) > 1;
 }
 
@@ -171,7 +171,7 @@ static gpt2c_status own_last_page(gpt2c_sequence *s) {
     int32_t last = s->length / PAGE_POSITIONS;
     if (s->length % PAGE_POSITIONS == 0 || !page_is_shared(s->pages[last]))
         return GPT2C_OK;
-    float *own = page_create(s->model);
+    void *own = page_create(s->model);
     if (!own)
         return GPT2C_NO_MEMORY;
     memcpy(own, s->pages[last], page_bytes(s->model));
@@ -184,7 +184,7 @@ gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
     int32_t had = s->n_pages;
     int32_t needed = pages_for(s->length + n_tokens);
     while (s->n_pages < needed) {
-        float *page = page_create(s->model);
+        void *page = page_create(s->model);
         if (!page) {
             drop_pages(s, had);
             return GPT2C_NO_MEMORY;

@@ -1,6 +1,7 @@
 #include "cpu.h"
 
 #include "gpt2c.h"
+#include "os.h"
 
 #include <string.h>
 
@@ -36,42 +37,52 @@ static int has_avx512(void) {
     return has_avx2() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & needed) == needed &&
            (saved_state() & OS_AVX512) == OS_AVX512;
 }
+
+static int has_avx512vnni(void) {
+    unsigned a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & bit_AVX512VNNI);
+}
+
+static int has_avxvnni(void) {
+    unsigned a, b, c, d;
+    const unsigned avxvnni = 1u << 4; /* which old compilers' headers do not name */
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avxvnni);
+}
 #endif
 
-typedef struct {
-    const kernel_table *kernels;
-    int (*supported)(void); /* NULL: always */
-} instruction_set;
-
-/* Slowest first: callers take the last that is supported. */
+/* Slowest first: callers take the last that is supported. Those with "vnni" or "dot" differ from the
+ * one before in the integer kernels alone. */
 static const instruction_set instruction_sets[] = {
 #if defined(__x86_64__)
-    {&kernels_scalar, has_fma},
-    {&kernels_avx2, has_avx2},
-    {&kernels_avx512, has_avx512},
+    {"scalar", &kernels_scalar, &integer_scalar, has_fma},
+    {"avx2", &kernels_avx2, &integer_avx2, has_avx2},
+    {"avxvnni", &kernels_avx2, &integer_avxvnni, has_avxvnni},
+    {"avx512", &kernels_avx512, &integer_avx2, has_avx512},
+    {"avx512vnni", &kernels_avx512, &integer_avx512vnni, has_avx512vnni},
 #elif defined(GPT2C_HAS_SCALAR_FMA)
-    {&kernels_scalar, NULL},
+    {"scalar", &kernels_scalar, &integer_scalar, NULL},
 #endif
 #if defined(__aarch64__)
-    {&kernels_neon, NULL},
+    {"neon", &kernels_neon, &integer_neon, NULL},
+    {"neondot", &kernels_neon, &integer_neondot, os_has_dot_product},
 #endif
-    {NULL, NULL},
+    {NULL, NULL, NULL, NULL},
 };
 
 const char *gpt2c_isa_compiled(int i) {
-    for (int j = 0; instruction_sets[j].kernels; j++)
+    for (int j = 0; instruction_sets[j].name; j++)
         if (i == j)
-            return instruction_sets[j].kernels->name;
+            return instruction_sets[j].name;
     return NULL;
 }
 
-const kernel_table *cpu_kernels(const char *isa) {
-    for (const instruction_set *set = instruction_sets; set->kernels; set++)
-        if (strcmp(set->kernels->name, isa) == 0)
-            return !set->supported || set->supported() ? set->kernels : NULL;
+const instruction_set *cpu_instruction_set(const char *name) {
+    for (const instruction_set *set = instruction_sets; set->name; set++)
+        if (strcmp(set->name, name) == 0)
+            return !set->supported || set->supported() ? set : NULL;
     return NULL;
 }
 
 int gpt2c_isa_supported(const char *name) {
-    return cpu_kernels(name) != NULL;
+    return cpu_instruction_set(name) != NULL;
 }

@@ -4,7 +4,14 @@
 
 #include "kernels.h"
 
-/* The kernels named, or NULL where they are not compiled in or cannot run here. */
-const kernel_table *cpu_kernels(const char *isa);
+typedef struct {
+    const char *name;
+    const kernel_table *kernels;
+    const integer_table *integer;
+    int (*supported)(void); /* NULL: always */
+} instruction_set;
+
+/* The one named, or NULL where it is not compiled in or cannot run here. */
+const instruction_set *cpu_instruction_set(const char *name);
 
 #endif

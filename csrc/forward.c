@@ -21,7 +21,10 @@ typedef struct {
     int wants_logits;
 } input_row;
 
-/* With so few rows every worker norms them all for itself: that is cheaper than waiting at a
+/* Between the groups of quantised rows, for the same reason as take_rows has. */
+#define GROUP_SPACE 64
+
+/* With so few rows every worker norms (and quantises) them all for itself: that is cheaper than waiting at a
  * barrier for the others' part. */
 #define OWN_NORM_ROWS 2
 
@@ -39,6 +42,7 @@ static float *row_of(matrix m, int r) {
 typedef struct {
     matrix scores; /* [ATTENTION_ROWS, n_positions] */
     matrix normed; /* [OWN_NORM_ROWS, n_embd] */
+    quantized_rows quantized; /* [OWN_NORM_ROWS, widest input of a matmul] */
     candidates *candidates; /* taken when they are asked for */
 } worker_scratch;
 
@@ -49,6 +53,7 @@ struct gpt2c_scratch {
     matrix qkv;      /* [rows, 3 n_embd] */
     matrix attended; /* [rows, n_embd] */
     matrix inner;    /* [rows, n_inner] */
+    quantized_rows quantized; /* [rows, widest input of a matmul] */
     float *logits; /* taken when they are asked for: [n_logits_rows, n_vocab] */
     int32_t n_logits_rows;
     int n_workers;
@@ -90,6 +95,21 @@ static int take_rows(matrix *m, int n_rows, int32_t width) {
     return m->floats != NULL;
 }
 
+/* The same, in 8 bits; k is the widest. Where they lie depends on the number of rows: see arranged. */
+static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
+    size_t n_groups = groups_of((size_t)k), stride = (size_t)n_rows;
+    q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_SPACE));
+    q->scales = os_aligned_alloc(n_groups * stride * sizeof(float));
+    q->minus_sums = os_aligned_alloc(n_groups * stride * sizeof(int32_t));
+    return q->values && q->scales && q->minus_sums;
+}
+
+static void free_quantized(quantized_rows *q) {
+    os_aligned_free(q->values);
+    os_aligned_free(q->scales);
+    os_aligned_free(q->minus_sums);
+}
+
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch) {
     const gpt2c_config *c = &model->config;
     gpt2c_scratch *s = calloc(1, sizeof *s);
@@ -104,9 +124,14 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scra
     complete &= take_rows(&s->qkv, GPT2C_MAX_ROWS, 3 * c->n_embd);
     complete &= take_rows(&s->attended, GPT2C_MAX_ROWS, c->n_embd);
     complete &= take_rows(&s->inner, GPT2C_MAX_ROWS, c->n_inner);
+    const int32_t widest = c->n_inner > c->n_embd ? c->n_inner : c->n_embd;
+    if (c->weights != GPT2C_FLOAT32)
+        complete &= take_quantized(&s->quantized, GPT2C_MAX_ROWS, widest);
     for (int w = 0; w < s->n_workers; w++) {
         complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
         complete &= take_rows(&s->workers[w].normed, OWN_NORM_ROWS, c->n_embd);
+        if (c->weights != GPT2C_FLOAT32)
+            complete &= take_quantized(&s->workers[w].quantized, OWN_NORM_ROWS, widest);
     }
     if (!complete) {
         gpt2c_scratch_free(s);
@@ -124,10 +149,12 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     os_aligned_free(scratch->qkv.floats);
     os_aligned_free(scratch->attended.floats);
     os_aligned_free(scratch->inner.floats);
+    free_quantized(&scratch->quantized);
     os_aligned_free(scratch->logits);
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);
         os_aligned_free(scratch->workers[w].normed.floats);
+        free_quantized(&scratch->workers[w].quantized);
         candidates_free(scratch->workers[w].candidates);
     }
     free(scratch->workers);
@@ -154,7 +181,7 @@ candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *
 
 /* ---- the steps of a block, each worker's share of them ---- */
 
-/* residual[r] = wte[token] + wpe[position] */
+/* residual[r] = wte[token] + wpe[position]; wte's row of a token is a column of its panels. */
 static void embed(const place *at) {
     const gpt2c_model *m = at->model;
     size_t n_embd = (size_t)m->config.n_embd;
@@ -162,10 +189,9 @@ static void embed(const place *at) {
     team_share(at->pass->n_rows, at->worker, at->n_workers, &begin, &end);
     for (int r = begin; r < end; r++) {
         const input_row *row = &at->scratch->rows[r];
-        size_t token = (size_t)row->token;
-        const float *column = m->wte + token / PANEL * n_embd * PANEL + token % PANEL;
-        m->kernels->embed(column, m->wpe + (size_t)row->position * n_embd, (int)n_embd,
-                          row_of(at->scratch->residual, r));
+        float *out = row_of(at->scratch->residual, r);
+        unpack_n_rows(&m->wte, out, (size_t)row->token, 1);
+        m->kernels->add(m->wpe + (size_t)row->position * n_embd, (int)n_embd, out);
     }
     team_barrier(at->team);
 }
@@ -176,7 +202,8 @@ static void norm_row(const place *at, int r, const float *weight, const float *b
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Layer norm of the rows whose residual is complete; returns where they are. */
+/* Layer norm of the rows whose residual is complete; returns where they are. Where they are quantised
+ * next, a worker needs no others' rows before it is there. */
 static matrix layer_norm(const place *at, const float *weight, const float *bias) {
     int begin = 0, end = at->pass->n_rows, is_shared = end > OWN_NORM_ROWS;
     matrix normed = is_shared ? at->scratch->normed : at->own->normed;
@@ -184,37 +211,58 @@ static matrix layer_norm(const place *at, const float *weight, const float *bias
         team_share(end, at->worker, at->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         norm_row(at, r, weight, bias, row_of(normed, r));
-    if (is_shared)
+    if (is_shared && at->model->config.weights == GPT2C_FLOAT32)
         team_barrier(at->team);
     return normed;
 }
 
+/* The first n_rows of x in 8 bits, k wide: shared out as layer_norm does. */
+static quantized_rows quantize(const place *at, matrix x, int n_rows, size_t k) {
+    int begin = 0, end = n_rows, is_shared = end > OWN_NORM_ROWS;
+    quantized_rows out = is_shared ? at->scratch->quantized : at->own->quantized;
+    out.stride = (size_t)n_rows;
+    out.values_stride = out.stride * GROUP + GROUP_SPACE;
+    if (is_shared)
+        team_share(end, at->worker, at->n_workers, &begin, &end);
+    at->model->kernels->quantize_rows(x.floats, x.stride, begin, end, (int)k, &out);
+    if (is_shared)
+        team_barrier(at->team);
+    return out;
+}
+
 typedef struct {
-    const float *weight; /* packed */
-    const float *bias;   /* or NULL */
-    int32_t k, n;
+    const packed_matrix *weight;
+    const float *bias; /* or NULL */
     int32_t activation;
 } layer;
 
 /* out = activation(x @ weight + bias), plus what out held where `add` is set. */
 static void matmul(const place *at, matrix x, layer l, matrix out, int n_rows, int add) {
+    const gpt2c_model *m = at->model;
     matmul_args args = {
         .x = x.floats,
         .x_stride = x.stride,
         .n_rows = n_rows,
-        .k = l.k,
-        .panels = l.weight,
+        .k = (int)l.weight->k,
+        .panels = l.weight->panels,
         .bias = l.bias,
         .residual = add ? out.floats : NULL,
         .residual_stride = out.stride,
         .out = out.floats,
         .out_stride = out.stride,
-        .n = l.n,
+        .n = (int)l.weight->n,
         .activation = l.activation,
     };
     int begin, end;
-    team_share((int)panels_of((size_t)l.n), at->worker, at->n_workers, &begin, &end);
-    at->model->kernels->matmul(&args, begin, end);
+    team_share((int)panels_of(l.weight->n), at->worker, at->n_workers, &begin, &end);
+    if (l.weight->weights != GPT2C_FLOAT32)
+        args.quantized = quantize(at, x, n_rows, l.weight->k);
+    if (l.weight->weights == GPT2C_INT8)
+        m->integer->matmul_int8(&args, begin, end);
+    else if (l.weight->weights == GPT2C_INT4)
+        m->integer->matmul_int4(&args, begin, end);
+    else
+        m->kernels->matmul(&args, begin, end);
     team_barrier(at->team);
 }
 
@@ -224,16 +272,16 @@ static void store_keys_values(const place *at, int32_t block, int32_t head) {
     size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
     for (int r = 0; r < at->pass->n_rows; r++) {
         const input_row *row = &at->scratch->rows[r];
-        float *page = row->sequence->pages[row->position / PAGE_POSITIONS];
+        void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
         size_t slot = (size_t)(row->position % PAGE_POSITIONS);
-        float *keys = page + cache_keys(m, block, head) + slot;
-        float *values = page + cache_values(m, block, head) + slot * head_dim;
+        size_t keys = cache_keys(m, block, head) + slot;
+        size_t values = cache_values(m, block, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
-        const float *value = key + n_embd;
-        for (size_t d = 0; d < head_dim; d++) {
-            keys[d * PAGE_POSITIONS] = key[d];
-            values[d] = value[d];
-        }
+        if (m->config.narrow_cache)
+            cache_store_narrow((uint16_t *)page + keys, (uint16_t *)page + values, key,
+                               key + n_embd, head_dim);
+        else
+            cache_store((float *)page + keys, (float *)page + values, key, key + n_embd, head_dim);
     }
 }
 
@@ -263,6 +311,7 @@ static void attend_head(const place *at, int32_t block, int32_t head) {
         .scale = attention_scale(&m->config, m->head_dim, block),
         .scores = at->own->scores.floats,
         .scores_stride = at->own->scores.stride,
+        .is_narrow = m->config.narrow_cache,
         .keys = cache_keys(m, block, head),
         .values = cache_values(m, block, head),
         .out_stride = at->scratch->attended.stride,
@@ -291,17 +340,13 @@ static void attend(const place *at, int32_t block) {
 }
 
 static void run_block(const place *at, int32_t block) {
-    const gpt2c_config *c = &at->model->config;
     const block_weights *w = &at->model->blocks[block];
     gpt2c_scratch *s = at->scratch;
     int n_rows = at->pass->n_rows;
-    const layer c_attn = {w->c_attn_weight, w->c_attn_bias, c->n_embd, 3 * c->n_embd,
-                          GPT2C_IDENTITY};
-    const layer attn_c_proj = {w->attn_c_proj_weight, w->attn_c_proj_bias, c->n_embd, c->n_embd,
-                               GPT2C_IDENTITY};
-    const layer c_fc = {w->c_fc_weight, w->c_fc_bias, c->n_embd, c->n_inner, c->activation};
-    const layer mlp_c_proj = {w->mlp_c_proj_weight, w->mlp_c_proj_bias, c->n_inner, c->n_embd,
-                              GPT2C_IDENTITY};
+    const layer c_attn = {&w->c_attn_weight, w->c_attn_bias, GPT2C_IDENTITY};
+    const layer attn_c_proj = {&w->attn_c_proj_weight, w->attn_c_proj_bias, GPT2C_IDENTITY};
+    const layer c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
+    const layer mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
     matrix normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
     matmul(at, normed, c_attn, s->qkv, n_rows, 0);
@@ -340,7 +385,7 @@ static void score_rows(const place *at, matrix logits, int begin, int end) {
 
 static void run_head(const place *at) {
     const gpt2c_model *m = at->model;
-    const layer head = {m->head, NULL, m->config.n_embd, m->config.n_vocab, GPT2C_IDENTITY};
+    const layer head = {&m->head, NULL, GPT2C_IDENTITY};
     const matrix logits = {at->pass->logits, (size_t)m->config.n_vocab};
     int n_wanted = norm_wanted(at);
     if (!at->pass->scores && n_wanted)

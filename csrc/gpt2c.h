@@ -37,7 +37,13 @@ typedef enum {
     GPT2C_IDENTITY, /* no activation: every matmul but c_fc's */
 } gpt2c_activation;
 
+/* What the matrices are kept in. Quantised ones meet rows in 8 bits, by group (kernels.h). */
+typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_weights;
+
 typedef struct {
+    int32_t weights; /* a gpt2c_weights */
+    int32_t narrow_cache; /* keys and values are kept in bfloat16 */
+    int32_t n_candidates; /* of each scale of int4, at least 1 */
     int32_t n_vocab;
     int32_t n_positions;
     int32_t n_embd;
@@ -94,9 +100,12 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
  * is one row of its length. */
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               const float *rows, size_t begin, size_t n_rows, size_t width);
-/* The same rows, as they were given. */
+/* The same rows, as they were given, or as near as they were kept. */
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width);
+/* The bytes of a matrix as it is packed; NULL for a vector, wpe, or no tensor of the model. */
+unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                                  size_t *n_bytes);
 void gpt2c_model_free(gpt2c_model *model);
 /* Bytes of memory that the weights take, padding included. */
 size_t gpt2c_model_bytes(const gpt2c_model *model);

@@ -18,6 +18,18 @@
  * the arithmetic: docs/arithmetic.md shows what 32, 64, 128 and 256 measured. */
 #define K_BLOCK 64
 
+/* Quantised weights lie in groups of this many steps of k that share a scale, and so do the rows that
+ * they meet. Part of the arithmetic. */
+#define GROUP 32
+
+/* One group of a panel's columns, in bytes: values, [GROUP / 4][PANEL][4] of 8 bits, or with the upper
+ * half of the group in the upper bits [GROUP / 8][PANEL][4] of 4; then a word of 16 bits for each
+ * column (quantize.h). 8.5 and 4.5 bits a weight. */
+#define INT8_BLOCK (GROUP * PANEL + 2 * PANEL)
+#define INT4_BLOCK (GROUP * PANEL / 2 + 2 * PANEL)
+#define INT4_MANTISSA 18 /* bits that a float has more than a scale of 4 bits */
+#define INT4_EXPONENT 32 /* of a float's, where such a scale's is 0 */
+
 /* Positions in a page of the cache. Not part of the arithmetic. */
 #define PAGE_POSITIONS 64
 
@@ -35,13 +47,23 @@
 #define GPT2C_HAS_SCALAR_FMA 1
 #endif
 
+/* Rows in 8 bits, a scale and the values' negative sum for each group: the rows of a group side by side, so that
+ * one address finds them all. */
+typedef struct {
+    int8_t *values;   /* group g of row r: values + g * values_stride + r * GROUP */
+    float *scales;    /* scales[g * stride + r]; 0 for a group of zeros, NaN for one that has any */
+    int32_t *minus_sums; /* minus_sums[g * stride + r] */
+    size_t stride, values_stride;
+} quantized_rows;
+
 /* out = activation(x @ w + bias) + residual over a range of panels of w. */
 typedef struct {
-    const float *x; /* [n_rows, k] */
+    const float *x; /* [n_rows, k]; where w is quantised, `quantized` instead */
     size_t x_stride;
+    quantized_rows quantized;
     int n_rows;
     int k;
-    const float *panels;   /* [ceil(n / PANEL)][k][PANEL] */
+    const void *panels;    /* float [ceil(n / PANEL)][k][PANEL], or blocks [..][ceil(k / GROUP)] */
     const float *bias;     /* [n rounded up to PANEL], or NULL */
     const float *residual; /* [n_rows, n], or NULL; may be out itself */
     size_t residual_stride;
@@ -59,8 +81,9 @@ typedef struct {
     const float *q;            /* [n_rows, head_dim] */
     size_t q_stride;
     int n_rows;
-    float *const *pages;       /* the sequence's, PAGE_POSITIONS positions each */
-    size_t keys, values;       /* where in a page this head's lie: */
+    void *const *pages;        /* the sequence's, PAGE_POSITIONS positions each */
+    int is_narrow;             /* pages hold bfloat16 and not float */
+    size_t keys, values;       /* where in a page, in numbers, this head's lie: */
                                /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
     int n_positions;           /* the first row's own position + 1 */
     int head_dim;
@@ -79,13 +102,17 @@ typedef struct {
 } noise_key;
 
 typedef struct {
-    const char *name;
     void (*matmul)(const matmul_args *args, int panel_begin, int panel_end);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon,
                        int n, float *out);
     void (*attention)(const attention_args *args);
-    /* out[i] = a column of a packed matrix [k][PANEL] plus added[i] */
-    void (*embed)(const float *column, const float *added, int k, float *out);
+    void (*add)(const float *added, int n, float *x);
+    /* Rows [begin, end) of x, [.., k], in 8 bits. */
+    void (*quantize_rows)(const float *x, size_t x_stride, int begin, int end, int k,
+                          const quantized_rows *out);
+    /* A group of a panel's columns, [GROUP][PANEL], all finite, as a block: see quantize.h. */
+    void (*quantize_int8)(const float *weights, uint8_t *block);
+    void (*quantize_int4)(const float *weights, int n_candidates, uint8_t *block);
     /* The lowest id of the greatest logit, or -1 where any is NaN. */
     int (*arg_max)(const float *logits, int n);
     /* What to take from a logit for its log-probability, and the entropy: see log_prob.h. */
@@ -107,15 +134,28 @@ typedef struct {
     double (*multiply_add)(long long steps, float factor, float *result);
 } kernel_table;
 
+/* Products of quantised rows and weights: out as matmul's, each output's groups added ascending to +0,
+ * acc = fma((float)sum, row's scale * column's scale, acc), sum being exact. */
+typedef struct {
+    void (*matmul_int8)(const matmul_args *args, int panel_begin, int panel_end);
+    void (*matmul_int4)(const matmul_args *args, int panel_begin, int panel_end);
+} integer_table;
+
 #if defined(GPT2C_HAS_SCALAR_FMA)
 extern const kernel_table kernels_scalar;
+extern const integer_table integer_scalar;
 #endif
 #if defined(__x86_64__)
 extern const kernel_table kernels_avx2;
+extern const integer_table integer_avx2;
+extern const integer_table integer_avxvnni;
 extern const kernel_table kernels_avx512;
+extern const integer_table integer_avx512vnni;
 #endif
 #if defined(__aarch64__)
 extern const kernel_table kernels_neon;
+extern const integer_table integer_neon;
+extern const integer_table integer_neondot;
 #endif
 
 #endif

@@ -3,6 +3,7 @@
 
 #include "cache.h"
 #include "cpu.h"
+#include "fpenv.h"
 #include "os.h"
 
 #include <stdlib.h>
@@ -27,8 +28,9 @@ static float *take(arena_walk *walk, size_t rows, size_t width) {
     return place;
 }
 
-static float *take_matrix(arena_walk *walk, size_t k, size_t n) {
-    return take(walk, panels_of(n) * PANEL, k);
+static packed_matrix take_matrix(arena_walk *walk, const gpt2c_config *c, size_t k, size_t n) {
+    size_t width = pack_panel_bytes((gpt2c_weights)c->weights, k) / sizeof(float);
+    return (packed_matrix){take(walk, panels_of(n), width), k, n, (gpt2c_weights)c->weights};
 }
 
 static float *take_vector(arena_walk *walk, size_t n) {
@@ -38,28 +40,28 @@ static float *take_vector(arena_walk *walk, size_t n) {
 /* In the order of use, so that a token reads the arena from front to back; the head's matrix,
  * which ends a token, is last. */
 static void lay_out(gpt2c_model *m, arena_walk *walk) {
-    size_t n_embd = (size_t)m->config.n_embd, n_inner = (size_t)m->config.n_inner;
+    const gpt2c_config *c = &m->config;
+    size_t n_embd = (size_t)c->n_embd, n_inner = (size_t)c->n_inner, n_vocab = (size_t)c->n_vocab;
     m->wpe = take(walk, (size_t)m->config.n_positions, n_embd);
     for (int32_t layer = 0; layer < m->config.n_layer; layer++) {
         block_weights *b = &m->blocks[layer];
         b->ln_1_weight = take_vector(walk, n_embd);
         b->ln_1_bias = take_vector(walk, n_embd);
-        b->c_attn_weight = take_matrix(walk, n_embd, 3 * n_embd);
+        b->c_attn_weight = take_matrix(walk, c, n_embd, 3 * n_embd);
         b->c_attn_bias = take_vector(walk, 3 * n_embd);
-        b->attn_c_proj_weight = take_matrix(walk, n_embd, n_embd);
+        b->attn_c_proj_weight = take_matrix(walk, c, n_embd, n_embd);
         b->attn_c_proj_bias = take_vector(walk, n_embd);
         b->ln_2_weight = take_vector(walk, n_embd);
         b->ln_2_bias = take_vector(walk, n_embd);
-        b->c_fc_weight = take_matrix(walk, n_embd, n_inner);
+        b->c_fc_weight = take_matrix(walk, c, n_embd, n_inner);
         b->c_fc_bias = take_vector(walk, n_inner);
-        b->mlp_c_proj_weight = take_matrix(walk, n_inner, n_embd);
+        b->mlp_c_proj_weight = take_matrix(walk, c, n_inner, n_embd);
         b->mlp_c_proj_bias = take_vector(walk, n_embd);
     }
     m->ln_f_weight = take_vector(walk, n_embd);
     m->ln_f_bias = take_vector(walk, n_embd);
-    m->wte = take_matrix(walk, n_embd, (size_t)m->config.n_vocab);
-    m->head = m->config.tied_head ? m->wte
-                                  : take_matrix(walk, n_embd, (size_t)m->config.n_vocab);
+    m->wte = take_matrix(walk, c, n_embd, n_vocab);
+    m->head = c->tied_head ? m->wte : take_matrix(walk, c, n_embd, n_vocab);
 }
 
 static int config_is_possible(const gpt2c_config *c) {
@@ -68,21 +70,23 @@ static int config_is_possible(const gpt2c_config *c) {
            c->n_embd > 0 && c->n_embd <= most && c->n_inner > 0 && c->n_inner <= 4 * most &&
            c->n_layer >= 0 && c->n_layer <= most && c->n_head > 0 && c->n_head <= most &&
            (c->n_layer == 0 || c->n_embd % c->n_head == 0) && c->activation >= GPT2C_GELU_TANH &&
-           c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f;
+           c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f &&
+           c->weights >= GPT2C_FLOAT32 && c->weights <= GPT2C_INT4 && c->n_candidates >= 1;
 }
 
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model) {
     if (!config_is_possible(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
         return GPT2C_BAD_ARGUMENT;
-    const kernel_table *kernels = cpu_kernels(isa);
-    if (!kernels)
+    const instruction_set *set = cpu_instruction_set(isa);
+    if (!set)
         return GPT2C_UNSUPPORTED_CPU;
     gpt2c_model *m = calloc(1, sizeof *m);
     if (!m)
         return GPT2C_NO_MEMORY;
     m->config = *config;
-    m->kernels = kernels;
+    m->kernels = set->kernels;
+    m->integer = set->integer;
     m->n_threads = n_threads;
     m->head_dim = config->n_layer ? config->n_embd / config->n_head : 0;
     m->blocks = calloc((size_t)config->n_layer + 1, sizeof *m->blocks);
@@ -121,58 +125,69 @@ size_t gpt2c_model_bytes(const gpt2c_model *model) {
 typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
 
 typedef struct {
-    float *place;
+    float *vectors;              /* AS_GIVEN */
+    const packed_matrix *matrix; /* otherwise */
     packing packing;
     size_t n_rows, width;
 } destination;
+
+static destination vectors(float *place, size_t n_rows, size_t width) {
+    return (destination){place, NULL, AS_GIVEN, n_rows, width};
+}
+
+static destination matrix(const packed_matrix *m) {
+    return (destination){NULL, m, ROWS_ARE_K, m->k, m->n};
+}
+
+static destination transposed(const packed_matrix *m) {
+    return (destination){NULL, m, ROWS_ARE_N, m->n, m->k};
+}
 
 static destination block_tensor(const gpt2c_model *m, const block_weights *b, gpt2c_tensor tensor) {
     size_t n_embd = (size_t)m->config.n_embd, n_inner = (size_t)m->config.n_inner;
     switch (tensor) {
     case GPT2C_LN_1_WEIGHT:
-        return (destination){b->ln_1_weight, AS_GIVEN, 1, n_embd};
+        return vectors(b->ln_1_weight, 1, n_embd);
     case GPT2C_LN_1_BIAS:
-        return (destination){b->ln_1_bias, AS_GIVEN, 1, n_embd};
+        return vectors(b->ln_1_bias, 1, n_embd);
     case GPT2C_C_ATTN_WEIGHT:
-        return (destination){b->c_attn_weight, ROWS_ARE_K, n_embd, 3 * n_embd};
+        return matrix(&b->c_attn_weight);
     case GPT2C_C_ATTN_BIAS:
-        return (destination){b->c_attn_bias, AS_GIVEN, 1, 3 * n_embd};
+        return vectors(b->c_attn_bias, 1, 3 * n_embd);
     case GPT2C_ATTN_C_PROJ_WEIGHT:
-        return (destination){b->attn_c_proj_weight, ROWS_ARE_K, n_embd, n_embd};
+        return matrix(&b->attn_c_proj_weight);
     case GPT2C_ATTN_C_PROJ_BIAS:
-        return (destination){b->attn_c_proj_bias, AS_GIVEN, 1, n_embd};
+        return vectors(b->attn_c_proj_bias, 1, n_embd);
     case GPT2C_LN_2_WEIGHT:
-        return (destination){b->ln_2_weight, AS_GIVEN, 1, n_embd};
+        return vectors(b->ln_2_weight, 1, n_embd);
     case GPT2C_LN_2_BIAS:
-        return (destination){b->ln_2_bias, AS_GIVEN, 1, n_embd};
+        return vectors(b->ln_2_bias, 1, n_embd);
     case GPT2C_C_FC_WEIGHT:
-        return (destination){b->c_fc_weight, ROWS_ARE_K, n_embd, n_inner};
+        return matrix(&b->c_fc_weight);
     case GPT2C_C_FC_BIAS:
-        return (destination){b->c_fc_bias, AS_GIVEN, 1, n_inner};
+        return vectors(b->c_fc_bias, 1, n_inner);
     case GPT2C_MLP_C_PROJ_WEIGHT:
-        return (destination){b->mlp_c_proj_weight, ROWS_ARE_K, n_inner, n_embd};
+        return matrix(&b->mlp_c_proj_weight);
     case GPT2C_MLP_C_PROJ_BIAS:
-        return (destination){b->mlp_c_proj_bias, AS_GIVEN, 1, n_embd};
+        return vectors(b->mlp_c_proj_bias, 1, n_embd);
     default:
         return (destination){0};
     }
 }
 
 static destination find_tensor(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer) {
-    size_t n_embd = (size_t)m->config.n_embd, n_vocab = (size_t)m->config.n_vocab;
+    size_t n_embd = (size_t)m->config.n_embd;
     switch (tensor) {
     case GPT2C_WTE:
-        return (destination){m->wte, ROWS_ARE_N, n_vocab, n_embd};
+        return transposed(&m->wte);
     case GPT2C_WPE:
-        return (destination){m->wpe, AS_GIVEN, (size_t)m->config.n_positions, n_embd};
+        return vectors(m->wpe, (size_t)m->config.n_positions, n_embd);
     case GPT2C_LN_F_WEIGHT:
-        return (destination){m->ln_f_weight, AS_GIVEN, 1, n_embd};
+        return vectors(m->ln_f_weight, 1, n_embd);
     case GPT2C_LN_F_BIAS:
-        return (destination){m->ln_f_bias, AS_GIVEN, 1, n_embd};
+        return vectors(m->ln_f_bias, 1, n_embd);
     case GPT2C_LM_HEAD:
-        if (m->config.tied_head)
-            return (destination){0};
-        return (destination){m->head, ROWS_ARE_N, n_vocab, n_embd};
+        return m->config.tied_head ? (destination){0} : transposed(&m->head);
     default:
         if (layer < 0 || layer >= m->config.n_layer)
             return (destination){0};
@@ -180,73 +195,37 @@ static destination find_tensor(const gpt2c_model *m, gpt2c_tensor tensor, int32_
     }
 }
 
-static void pack_k_rows(float *panels, size_t k, size_t n, const float *rows, size_t begin,
-                        size_t n_rows) {
-    for (size_t panel = 0; panel < panels_of(n); panel++) {
-        size_t column = panel * PANEL;
-        size_t count = n - column < PANEL ? n - column : PANEL;
-        float *to = panels + panel * k * PANEL + begin * PANEL;
-        for (size_t r = 0; r < n_rows; r++)
-            memcpy(to + r * PANEL, rows + r * n + column, count * sizeof(float));
-    }
-}
-
-/* Transposes up to PANEL rows at a time: the writes run on, and the rows read, a cache line of each,
- * fit the first-level cache. */
-static void pack_n_rows(float *panels, size_t k, const float *rows, size_t begin, size_t n_rows) {
-    for (size_t r = 0; r < n_rows;) {
-        size_t row = begin + r;
-        size_t count = PANEL - row % PANEL;
-        if (count > n_rows - r)
-            count = n_rows - r;
-        float *to = panels + row / PANEL * k * PANEL + row % PANEL;
-        for (size_t i = 0; i < k; i++)
-            for (size_t j = 0; j < count; j++)
-                to[i * PANEL + j] = rows[(r + j) * k + i];
-        r += count;
-    }
-}
-
-static void unpack_k_rows(const float *panels, size_t k, size_t n, float *rows, size_t begin,
-                          size_t n_rows) {
-    for (size_t panel = 0; panel < panels_of(n); panel++) {
-        size_t column = panel * PANEL;
-        size_t count = n - column < PANEL ? n - column : PANEL;
-        const float *from = panels + panel * k * PANEL + begin * PANEL;
-        for (size_t r = 0; r < n_rows; r++)
-            memcpy(rows + r * n + column, from + r * PANEL, count * sizeof(float));
-    }
-}
-
-static void unpack_n_rows(const float *panels, size_t k, float *rows, size_t begin, size_t n_rows) {
-    for (size_t r = 0; r < n_rows; r++) {
-        const float *from = panels + (begin + r) / PANEL * k * PANEL + (begin + r) % PANEL;
-        for (size_t i = 0; i < k; i++)
-            rows[r * k + i] = from[i * PANEL];
-    }
-}
-
 /* Whether these rows are the tensor's. */
 static int has_rows(destination d, size_t begin, size_t n_rows, size_t width) {
-    return d.place && width == d.width && begin <= d.n_rows && n_rows <= d.n_rows - begin;
+    return (d.vectors || d.matrix) && width == d.width && begin <= d.n_rows &&
+           n_rows <= d.n_rows - begin;
+}
+
+/* Groups are quantised whole. */
+static int are_groups(destination d, size_t begin, size_t n_rows) {
+    return !d.matrix || d.matrix->weights == GPT2C_FLOAT32 ||
+           (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == d.n_rows));
 }
 
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               const float *rows, size_t begin, size_t n_rows, size_t width) {
     destination to = find_tensor(model, tensor, layer);
-    if (!has_rows(to, begin, n_rows, width))
+    if (!has_rows(to, begin, n_rows, width) || !are_groups(to, begin, n_rows))
         return GPT2C_BAD_ARGUMENT;
+    int n_candidates = model->config.n_candidates;
+    fp_state caller = fp_enter();
     switch (to.packing) {
     case AS_GIVEN:
-        memcpy(to.place + begin * width, rows, n_rows * width * sizeof(float));
+        memcpy(to.vectors + begin * width, rows, n_rows * width * sizeof(float));
         break;
     case ROWS_ARE_K:
-        pack_k_rows(to.place, to.n_rows, width, rows, begin, n_rows);
+        pack_k_rows(to.matrix, model->kernels, n_candidates, rows, begin, n_rows);
         break;
     case ROWS_ARE_N:
-        pack_n_rows(to.place, width, rows, begin, n_rows);
+        pack_n_rows(to.matrix, model->kernels, n_candidates, rows, begin, n_rows);
         break;
     }
+    fp_leave(caller);
     return GPT2C_OK;
 }
 
@@ -255,16 +234,27 @@ gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int
     destination from = find_tensor(model, tensor, layer);
     if (!has_rows(from, begin, n_rows, width))
         return GPT2C_BAD_ARGUMENT;
+    fp_state caller = fp_enter();
     switch (from.packing) {
     case AS_GIVEN:
-        memcpy(rows, from.place + begin * width, n_rows * width * sizeof(float));
+        memcpy(rows, from.vectors + begin * width, n_rows * width * sizeof(float));
         break;
     case ROWS_ARE_K:
-        unpack_k_rows(from.place, from.n_rows, width, rows, begin, n_rows);
+        unpack_k_rows(from.matrix, rows, begin, n_rows);
         break;
     case ROWS_ARE_N:
-        unpack_n_rows(from.place, width, rows, begin, n_rows);
+        unpack_n_rows(from.matrix, rows, begin, n_rows);
         break;
     }
+    fp_leave(caller);
     return GPT2C_OK;
+}
+
+unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                                  size_t *n_bytes) {
+    const packed_matrix *m = find_tensor(model, tensor, layer).matrix;
+    if (!m)
+        return NULL;
+    *n_bytes = panels_of(m->n) * pack_panel_bytes(m->weights, m->k);
+    return m->panels;
 }

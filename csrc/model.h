@@ -4,34 +4,35 @@
 
 #include "gpt2c.h"
 #include "kernels.h"
+#include "pack.h"
 
-/* Matrices are packed into panels [ceil(n / PANEL)][k][PANEL], zero beyond n; vectors are padded
- * with zeros to a multiple of PANEL. */
+/* Vectors are padded with zeros to a multiple of PANEL. */
 typedef struct {
     float *ln_1_weight, *ln_1_bias;
-    float *c_attn_weight, *c_attn_bias;
-    float *attn_c_proj_weight, *attn_c_proj_bias;
+    packed_matrix c_attn_weight;
+    float *c_attn_bias;
+    packed_matrix attn_c_proj_weight;
+    float *attn_c_proj_bias;
     float *ln_2_weight, *ln_2_bias;
-    float *c_fc_weight, *c_fc_bias;
-    float *mlp_c_proj_weight, *mlp_c_proj_bias;
+    packed_matrix c_fc_weight;
+    float *c_fc_bias;
+    packed_matrix mlp_c_proj_weight;
+    float *mlp_c_proj_bias;
 } block_weights;
 
 struct gpt2c_model {
     gpt2c_config config;
     const kernel_table *kernels;
+    const integer_table *integer;
     int32_t head_dim;
     int32_t n_threads; /* most that a call uses */
-    float *wte;  /* packed: the embedding reads its columns, a tied head its rows */
-    float *wpe;  /* [n_positions, n_embd] as given */
-    float *head; /* wte where the head is tied */
+    packed_matrix wte;  /* [n_embd, n_vocab]: the embedding reads its columns */
+    packed_matrix head; /* wte where the head is tied */
+    float *wpe;         /* [n_positions, n_embd] as given */
     float *ln_f_weight, *ln_f_bias;
     block_weights *blocks; /* [n_layer] */
     float *arena;
     size_t arena_bytes;
 };
-
-static inline size_t panels_of(size_t n) {
-    return (n + PANEL - 1) / PANEL;
-}
 
 #endif

@@ -32,6 +32,9 @@ void os_sleep_while(atomic_uint *word, unsigned old);
 /* Wakes all that sleep on the word, whose value has been changed before. */
 void os_wake_all(atomic_uint *word);
 
+/* Whether an AArch64 CPU has the dot product of bytes. */
+int os_has_dot_product(void);
+
 /* A hint that this thread spins. */
 static inline void os_pause(void) {
 #if defined(__x86_64__)

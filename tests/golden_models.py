@@ -38,11 +38,11 @@ def weights_of(config: GPT2Config) -> dict[str, np.ndarray]:
     return weights
 
 
-def digests(isa: str) -> Iterator[tuple[str, str]]:
-    """The SHA-256 of each model's float32 logits, and of what it draws."""
+def digests(isa: str, dtype: str) -> Iterator[tuple[str, str]]:
+    """The SHA-256 of each model's logits, and of what it draws."""
     for name, options in CONFIGS.items():
         config = config_of(**options)
-        model = model_on(isa, config, weights_of(config))
+        model = model_on(isa, config, weights_of(config), dtype=dtype)
         ids = np.random.RandomState(7).randint(0, config.vocab_size, config.n_positions)
         logits = model.logits(ids).astype("<f4")
         yield f"{name}, logits", hashlib.sha256(logits.tobytes()).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from golden_models import digests
 
 import gpt2c
@@ -16,6 +17,7 @@ import gpt2c
 RECORD = json.loads((Path(__file__).parent / "golden_bits.json").read_text())
 
 
-def test_bits_are_those_on_record(isa):
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+def test_bits_are_those_on_record(any_isa, dtype):
     assert RECORD["arithmetic"] == gpt2c.ARITHMETIC
-    assert dict(digests(isa)) == RECORD["float32"]
+    assert dict(digests(any_isa, dtype)) == RECORD[dtype]

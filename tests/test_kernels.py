@@ -182,6 +182,10 @@ def test_attention_bits_equal_the_scalar_twins(head_dim, n_before, n_rows, seed,
         for r, n in enumerate(range(n_before + 1, n_before + n_rows + 1))
     ]
     assert_same_bits([results[-1], np.array(alone)])
+    # A narrow cache is one of floats whose lower halves are cut off.
+    cut = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (keys, mixed)]
+    narrow = [_engine.attention(isa, q, keys, mixed, 0.125, is_narrow=True) for isa in ISAS]
+    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *narrow])
 
 
 def test_attention_is_right(isa):
@@ -218,8 +222,8 @@ def test_arg_max_is_the_lowest_id_of_the_greatest_logit(n, n_values, seed, nan_a
 
 
 @given(k=st.integers(1, 100), seed=st.integers(0, 2**32 - 1))
-def test_embedding_adds(k, seed):
+def test_add(k, seed):
     row, added = values(seed, k), values(seed + 1, k)
     with np.errstate(invalid="ignore", over="ignore"):
         expected = row + added
-    assert_same_bits([expected, *(_engine.embed(isa, row, added) for isa in ISAS)])
+    assert_same_bits([expected, *(_engine.add(isa, row, added) for isa in ISAS)])

@@ -41,8 +41,8 @@ def test_neon_gives_this_machines_bits(tmp_path):
     here = build("cc", tmp_path / "here")
     there = build(COMPILER, tmp_path / "there", "-static")
     expected = digests(here, ISAS[0], 1)
-    assert "logits 64 " in expected
+    assert "logits 2 64 " in expected
     for isa in ISAS:
         assert digests(here, isa, 2) == expected
-    for isa, threads in (("scalar", 1), ("neon", 1), ("neon", 3)):
+    for isa, threads in (("scalar", 1), ("neon", 1), ("neon", 3), ("neondot", 2)):
         assert digests(EMULATOR, there, isa, threads) == expected

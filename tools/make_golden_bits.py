@@ -15,7 +15,8 @@ from golden_models import digests  # noqa: E402
 
 
 def main() -> None:
-    record = {"arithmetic": gpt2c.ARITHMETIC, "float32": dict(digests("scalar"))}
+    record: dict[str, object] = {"arithmetic": gpt2c.ARITHMETIC}
+    record |= {dtype: dict(digests("scalar", dtype)) for dtype in ("float32", "int8", "int4")}
     (TESTS / "golden_bits.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -21,10 +21,27 @@
 #define MOST_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
 #define ATTENTION_VECTORS(rows) ((rows) == 1 ? MOST_VECTORS : TILE_VECTORS)
 
+/* Where in a page: of float, or of bfloat16. */
+typedef struct {
+    const void *page;
+    size_t at;
+} stored;
+
+INLINE stored stored_at(stored s, int further) {
+    return (stored){s.page, s.at + (size_t)further};
+}
+
+/* The first n of a vector of numbers of the cache. */
+INLINE vf load_stored(stored s, const int is_narrow, int n) {
+    if (is_narrow)
+        return vf_bits(vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.at, n), 16));
+    return vf_load_first((const float *)s.page + s.at, n);
+}
+
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
  * real. */
-INLINE void score_tile(const attention_args *a, const int rows, const int n_vectors, const float *q,
-                       const float *key, int n, float *scores) {
+INLINE void score_tile(const attention_args *a, const int is_narrow, const int rows,
+                       const int n_vectors, const float *q, stored key, int n, float *scores) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++)
@@ -35,7 +52,8 @@ INLINE void score_tile(const attention_args *a, const int rows, const int n_vect
         vf k[MOST_VECTORS];
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            k[v] = vf_load_first(key + (size_t)d * PAGE_POSITIONS + v * VF_WIDTH, n - v * VF_WIDTH);
+            k[v] = load_stored(stored_at(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_narrow,
+                               n - v * VF_WIDTH);
         UNROLL
         for (int r = 0; r < rows; r++) {
             vf broadcast = vf_set1(q[(size_t)r * a->q_stride + (size_t)d]);
@@ -53,17 +71,19 @@ INLINE void score_tile(const attention_args *a, const int rows, const int n_vect
 }
 
 /* The scores of one page's first n positions; what lies beyond is never read. */
-INLINE void page_scores(const attention_args *a, const int rows, const float *q, const float *key,
-                        int n, float *scores) {
+INLINE void page_scores(const attention_args *a, const int is_narrow, const int rows,
+                        const float *q, stored key, int n, float *scores) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     int i = 0;
     for (; i + width <= n; i += width)
-        score_tile(a, rows, ATTENTION_VECTORS(rows), q, key + i, width, scores + i);
+        score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), width,
+                   scores + i);
     /* A single row would be one chain at a time, and wait for it. */
     for (; rows == 1 && i < n; i += width)
-        score_tile(a, rows, ATTENTION_VECTORS(rows), q, key + i, n - i, scores + i);
+        score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), n - i,
+                   scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, rows, 1, q, key + i, n - i, scores + i);
+        score_tile(a, is_narrow, rows, 1, q, stored_at(key, i), n - i, scores + i);
 }
 
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
@@ -89,13 +109,13 @@ static float exponentials(float *scores, int n, float m) {
 }
 
 /* sum[r] = fma(scores[r][i], value, sum[r]) for the rows of the tile from the first-th on. */
-INLINE void add_value(const attention_args *a, const int rows, const int first, const int n_vectors,
-                      const float *value, int n, const float *scores,
+INLINE void add_value(const attention_args *a, const int is_narrow, const int rows, const int first,
+                      const int n_vectors, stored value, int n, const float *scores,
                       vf sum[TILE_ROWS][MOST_VECTORS]) {
     vf loaded[MOST_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
-        loaded[v] = vf_load_first(value + v * VF_WIDTH, n - v * VF_WIDTH);
+        loaded[v] = load_stored(stored_at(value, v * VF_WIDTH), is_narrow, n - v * VF_WIDTH);
     UNROLL
     for (int r = first; r < rows; r++) {
         vf weight = vf_set1(scores[(size_t)r * a->scores_stride]);
@@ -107,8 +127,9 @@ INLINE void add_value(const attention_args *a, const int rows, const int first, 
 
 /* out[r][dim ..] = sum(scores[r][i] * value[i][dim ..]) / divisor[r] for n_vectors vectors of
  * dimensions, of which n are real. The first row sees n_positions, each later one more. */
-INLINE void value_tile(const attention_args *a, const int rows, const int n_vectors, int dim, int n,
-                       int n_positions, const float *divisor, float *out) {
+INLINE void value_tile(const attention_args *a, const int is_narrow, const int rows,
+                       const int n_vectors, int dim, int n, int n_positions, const float *divisor,
+                       float *out) {
     vf total[TILE_ROWS][MOST_VECTORS], sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++)
@@ -116,7 +137,7 @@ INLINE void value_tile(const attention_args *a, const int rows, const int n_vect
         for (int v = 0; v < n_vectors; v++)
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
-        const float *value = a->pages[block / PAGE_POSITIONS] + a->values + dim;
+        stored value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
@@ -124,13 +145,14 @@ INLINE void value_tile(const attention_args *a, const int rows, const int n_vect
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
-        for (int i = 0; i < end; i++, value += a->head_dim)
-            add_value(a, rows, 0, n_vectors, value, n, scores + i, sum);
+        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim)
+            add_value(a, is_narrow, rows, 0, n_vectors, value, n, scores + i, sum);
         /* Later rows go on to their own position. */
         if (block + end == n_positions)
             UNROLL
-            for (int first = 1; first < rows; first++, value += a->head_dim)
-                add_value(a, rows, first, n_vectors, value, n, scores + end + first - 1, sum);
+            for (int first = 1; first < rows; first++, value.at += (size_t)a->head_dim)
+                add_value(a, is_narrow, rows, first, n_vectors, value, n, scores + end + first - 1,
+                          sum);
         UNROLL
         for (int r = 0; r < rows; r++)
             UNROLL
@@ -146,13 +168,14 @@ INLINE void value_tile(const attention_args *a, const int rows, const int n_vect
 }
 
 /* A tile of rows, from the row-th on. */
-INLINE void attend_tile(const attention_args *a, const int rows, int row) {
+INLINE void attend_tile(const attention_args *a, const int is_narrow, const int rows, int row) {
     const float *q = a->q + (size_t)row * a->q_stride;
     float *out = a->out + (size_t)row * a->out_stride;
     int n_positions = a->n_positions + row, all = n_positions + rows - 1;
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
-        page_scores(a, rows, q, a->pages[i / PAGE_POSITIONS] + a->keys, n, a->scores + i);
+        stored key = {a->pages[i / PAGE_POSITIONS], a->keys};
+        page_scores(a, is_narrow, rows, q, key, n, a->scores + i);
     }
     float sum[TILE_ROWS];
     for (int r = 0; r < rows; r++) {
@@ -162,21 +185,28 @@ INLINE void attend_tile(const attention_args *a, const int rows, int row) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     int dim = 0;
     for (; dim + width <= a->head_dim; dim += width)
-        value_tile(a, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum, out);
+        value_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum, out);
     for (; dim < a->head_dim; dim += VF_WIDTH)
-        value_tile(a, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
+        value_tile(a, is_narrow, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
 }
 
-static void attention_kernel(const attention_args *a) {
+INLINE void attend_rows(const attention_args *a, const int is_narrow) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
         switch (rows) { /* each its own unrolled copy */
 #define CASE(n)                                                                                    \
     case n:                                                                                        \
-        attend_tile(a, n, row);                                                                    \
+        attend_tile(a, is_narrow, n, row);                                                         \
         break;
             TILE_CASES
 #undef CASE
         }
     }
+}
+
+static void attention_kernel(const attention_args *a) {
+    if (a->is_narrow)
+        attend_rows(a, 1);
+    else
+        attend_rows(a, 0);
 }

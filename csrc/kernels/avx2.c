@@ -6,6 +6,7 @@
 #if defined(__x86_64__)
 
 /* The target holds for this file alone and for no header of the system: those come first. */
+#include <math.h>
 #include <string.h>
 
 #if defined(__clang__)
@@ -17,9 +18,14 @@
 
 #include "vec_avx2.h"
 
+#include "dot_avx2.h"
+
 #include "body.h"
 
-const kernel_table kernels_avx2 = KERNEL_TABLE("avx2");
+#include "integer.h"
+
+const kernel_table kernels_avx2 = KERNEL_TABLE;
+const integer_table integer_avx2 = INTEGER_TABLE;
 
 #if defined(__clang__)
 #pragma clang attribute pop

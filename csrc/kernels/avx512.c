@@ -6,6 +6,7 @@
 #if defined(__x86_64__)
 
 /* The target holds for this file alone and for no header of the system: those come first. */
+#include <math.h>
 #include <string.h>
 
 #if defined(__clang__)
@@ -19,7 +20,7 @@
 
 #include "body.h"
 
-const kernel_table kernels_avx512 = KERNEL_TABLE("avx512");
+const kernel_table kernels_avx512 = KERNEL_TABLE;
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -2,20 +2,24 @@
 #include "functions.h"
 #include "row.h"
 
+#include "elementwise.h"
+#include "finish.h"
 #include "layer_norm.h"
 #include "limits.h"
 #include "matmul.h"
+#include "quantize.h"
 
 #include "attention.h"
 #include "log_prob.h"
 #include "sampling.h"
 
-#define KERNEL_TABLE(isa)                                                                          \
+#define KERNEL_TABLE                                                                               \
     {                                                                                              \
-        .name = isa, .matmul = matmul_kernel, .layer_norm = layer_norm_kernel,                     \
-        .attention = attention_kernel, .embed = embed_kernel, .arg_max = arg_max_kernel,           \
-        .draw = draw_kernel, .divide = divide_kernel, .chance = chance_kernel,                     \
-        .log_total = log_total_kernel, .rank = rank_kernel, .exp = exp_kernel, .log = log_kernel,  \
-        .activate = activate_kernel,                                                               \
+        .matmul = matmul_kernel, .layer_norm = layer_norm_kernel, .attention = attention_kernel,   \
+        .add = add_kernel, .quantize_rows = quantize_rows_kernel,                              \
+        .quantize_int8 = quantize_int8_kernel, .quantize_int4 = quantize_int4_kernel,              \
+        .arg_max = arg_max_kernel, .draw = draw_kernel, .divide = divide_kernel,                   \
+        .chance = chance_kernel, .log_total = log_total_kernel, .rank = rank_kernel,               \
+        .exp = exp_kernel, .log = log_kernel, .activate = activate_kernel,                         \
         .stream = stream_kernel, .multiply_add = multiply_add_kernel,                              \
     }

@@ -156,18 +156,3 @@ INLINE vf activated(vf x, int activation) {
         return x;
     }
 }
-
-static void exp_kernel(float *x, int n) {
-    for (int i = 0; i < n; i += VF_WIDTH)
-        vf_store_first(x + i, vf_exp(vf_load_first(x + i, n - i)), n - i);
-}
-
-static void log_kernel(float *x, int n) {
-    for (int i = 0; i < n; i += VF_WIDTH)
-        vf_store_first(x + i, vf_log(vf_load_first(x + i, n - i)), n - i);
-}
-
-static void activate_kernel(float *x, int n, int activation) {
-    for (int i = 0; i < n; i += VF_WIDTH)
-        vf_store_first(x + i, activated(vf_load_first(x + i, n - i), activation), n - i);
-}

@@ -5,10 +5,6 @@
  * output columns and rows of x across registers, so neither the tile's shape nor the number of rows
  * shows in any bit. */
 
-/* Rows that meet a panel before the next rows do. 48 were seen to be slower by some 5 % in prompts, and
- * 256 no faster. */
-#define PASS_ROWS 128
-
 /* Vectors of columns in a tile: a single row needs as many chains as hide an FMA's latency. */
 #define VECTORS_OF(rows) ((rows) == 1 ? ROW_VECTORS : TILE_VECTORS)
 
@@ -129,26 +125,6 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     }
 }
 
-/* Bias, activation and residual, and the store of a panel's n_columns real columns. */
-static void finish_panel(const matmul_args *a, int row, int n_rows, int panel, const float *totals) {
-    int column = panel * PANEL;
-    int n_columns = a->n - column < PANEL ? a->n - column : PANEL;
-    for (int r = 0; r < n_rows; r++) {
-        float *out = a->out + (size_t)(row + r) * a->out_stride + column;
-        const float *residual =
-            a->residual ? a->residual + (size_t)(row + r) * a->residual_stride + column : NULL;
-        for (int c = 0; c < n_columns; c += VF_WIDTH) {
-            vf value = vf_load(totals + r * PANEL + c);
-            if (a->bias)
-                value = vf_add(value, vf_load(a->bias + column + c));
-            value = activated(value, a->activation);
-            if (residual)
-                value = vf_add(value, vf_load_first(residual + c, n_columns - c));
-            vf_store_first(out + c, value, n_columns - c);
-        }
-    }
-}
-
 /* All panels for some rows, then for the next rows: these rows' x stays in the second-level cache, and
  * the panels run through in their order, which the memory likes. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
@@ -157,14 +133,9 @@ static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) 
         const float *x = a->x + (size_t)row * a->x_stride;
         int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
-            multiply_panel(a, x, n_rows, a->panels + (size_t)panel * (size_t)a->k * PANEL, totals);
+            const float *panels = a->panels;
+            multiply_panel(a, x, n_rows, panels + (size_t)panel * (size_t)a->k * PANEL, totals);
             finish_panel(a, row, n_rows, panel, totals);
         }
     }
-}
-
-/* wte's row of a token is a column of a packed panel. */
-static void embed_kernel(const float *column, const float *added, int k, float *out) {
-    for (int i = 0; i < k; i++)
-        out[i] = column[(size_t)i * PANEL] + added[i];
 }

@@ -5,12 +5,18 @@
 
 #if defined(__aarch64__)
 
+#include <math.h>
 #include <string.h>
 
 #include "vec_neon.h"
 
+#include "dot_neon.h"
+
 #include "body.h"
 
-const kernel_table kernels_neon = KERNEL_TABLE("neon");
+#include "integer.h"
+
+const kernel_table kernels_neon = KERNEL_TABLE;
+const integer_table integer_neon = INTEGER_TABLE;
 
 #endif

@@ -7,6 +7,7 @@
 #if defined(GPT2C_HAS_SCALAR_FMA)
 
 /* The target holds for this file alone and for no header of the system: those come first. */
+#include <math.h>
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -20,9 +21,14 @@
 
 #include "vec_scalar.h"
 
+#include "dot_scalar.h"
+
 #include "body.h"
 
-const kernel_table kernels_scalar = KERNEL_TABLE("scalar");
+#include "integer.h"
+
+const kernel_table kernels_scalar = KERNEL_TABLE;
+const integer_table integer_scalar = INTEGER_TABLE;
 
 #if defined(__x86_64__)
 #if defined(__clang__)

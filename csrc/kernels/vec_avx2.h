@@ -58,3 +58,34 @@ INLINE vi vi_multiply(vi a, vi b, vi *upper) {
 INLINE vi vi_shift_right(vi a, int n) { return _mm256_srai_epi32(a, n); }
 INLINE vi vi_shift_left(vi a, int n) { return _mm256_slli_epi32(a, n); }
 INLINE vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }
+INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+INLINE int32_t vi_greatest(vi a) {
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+    return _mm_cvtsi128_si32(half);
+}
+INLINE int32_t vi_total(vi a) {
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+    return _mm_cvtsi128_si32(half);
+}
+INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
+/* For values that a byte holds. */
+INLINE void vi_store_bytes(int8_t *p, vi a) {
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
+}
+INLINE vi vi_load_16(const uint16_t *p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE vi vi_load_first_16(const uint16_t *p, int n) {
+    if (n >= VF_WIDTH)
+        return vi_load_16(p);
+    uint16_t tail[VF_WIDTH] = {0};
+    for (int i = 0; i < n; i++)
+        tail[i] = p[i];
+    return vi_load_16(tail);
+}

@@ -58,3 +58,17 @@ INLINE vi vi_multiply(vi a, vi b, vi *upper) {
 INLINE vi vi_shift_right(vi a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
 INLINE vi vi_shift_left(vi a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 INLINE vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
+INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+INLINE int32_t vi_greatest(vi a) { return _mm512_reduce_max_epi32(a); }
+INLINE int32_t vi_total(vi a) { return _mm512_reduce_add_epi32(a); }
+INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
+INLINE void vi_store_bytes(int8_t *p, vi a) {
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(a));
+}
+INLINE vi vi_load_16(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+INLINE vi vi_load_first_16(const uint16_t *p, int n) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}

@@ -73,3 +73,23 @@ INLINE vi vi_multiply(vi a, vi b, vi *upper) {
 INLINE vi vi_shift_right(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(-n)); }
 INLINE vi vi_shift_left(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
 INLINE vf vf_from_int(vi a) { return vcvtq_f32_s32(a); }
+INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
+INLINE int32_t vi_greatest(vi a) { return vmaxvq_s32(a); }
+INLINE int32_t vi_total(vi a) { return vaddvq_s32(a); }
+INLINE void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
+INLINE void vi_store_bytes(int8_t *p, vi a) {
+    int16x4_t words = vmovn_s32(a);
+    int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+    int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
+    memcpy(p, &four, sizeof four);
+}
+INLINE vi vi_load_16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
+INLINE vi vi_load_first_16(const uint16_t *p, int n) {
+    if (n >= VF_WIDTH)
+        return vi_load_16(p);
+    uint16_t tail[VF_WIDTH] = {0};
+    for (int i = 0; i < n; i++)
+        tail[i] = p[i];
+    return vi_load_16(tail);
+}

@@ -59,3 +59,13 @@ INLINE vi vi_multiply(vi a, vi b, vi *upper) {
 INLINE vi vi_shift_right(vi a, int n) { return a >> n; }
 INLINE vi vi_shift_left(vi a, int n) { return (vi)((uint32_t)a << n); }
 INLINE vf vf_from_int(vi a) { return (float)a; }
+INLINE vi vi_or(vi a, vi b) { return a | b; }
+INLINE vi vi_max(vi a, vi b) { return a < b ? b : a; }
+/* The greatest lane, and the lanes' sum. */
+INLINE int32_t vi_greatest(vi a) { return a; }
+INLINE int32_t vi_total(vi a) { return a; }
+INLINE void vi_store(int32_t *p, vi a) { *p = a; }
+/* The lanes' low bytes. */
+INLINE void vi_store_bytes(int8_t *p, vi a) { *p = (int8_t)a; }
+INLINE vi vi_load_16(const uint16_t *p) { return *p; }
+INLINE vi vi_load_first_16(const uint16_t *p, int n) { return n > 0 ? *p : 0; }

@@ -1,6 +1,6 @@
 """The C API of csrc/, as Cython sees it."""
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "gpt2c.h" nogil:
@@ -16,7 +16,13 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_NOT_A_NUMBER
         GPT2C_UNSUPPORTED_CPU
 
+    ctypedef enum gpt2c_weights:
+        GPT2C_FLOAT32
+        GPT2C_INT8
+        GPT2C_INT4
+
     ctypedef struct gpt2c_config:
+        int32_t weights, narrow_cache, n_candidates
         int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
         int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
         float layer_norm_epsilon
@@ -64,6 +70,9 @@ cdef extern from "gpt2c.h" nogil:
     )
     gpt2c_status gpt2c_model_read(
         const gpt2c_model *, gpt2c_tensor, int32_t, float *, size_t, size_t, size_t
+    )
+    unsigned char *gpt2c_model_packed(
+        const gpt2c_model *, gpt2c_tensor, int32_t, size_t *
     )
     void gpt2c_model_free(gpt2c_model *)
     size_t gpt2c_model_bytes(const gpt2c_model *)
@@ -193,11 +202,22 @@ cdef extern from "kernels.h" nogil:
     enum: PAGE_POSITIONS
     enum: ATTENTION_ROWS
 
+    enum: GROUP
+    enum: INT8_BLOCK
+    enum: INT4_BLOCK
+
+    ctypedef struct quantized_rows:
+        int8_t *values
+        float *scales
+        int32_t *minus_sums
+        size_t stride, values_stride
+
     ctypedef struct matmul_args:
         const float *x
         size_t x_stride
+        quantized_rows quantized
         int n_rows, k
-        const float *panels
+        const void *panels
         const float *bias
         const float *residual
         size_t residual_stride
@@ -209,7 +229,8 @@ cdef extern from "kernels.h" nogil:
         const float *q
         size_t q_stride
         int n_rows
-        const float *const *pages
+        const void *const *pages
+        int is_narrow
         size_t keys, values
         int n_positions, head_dim
         float scale
@@ -225,7 +246,10 @@ cdef extern from "kernels.h" nogil:
         void (*log)(float *, int)
         void (*activate)(float *, int, int)
         void (*layer_norm)(const float *, const float *, const float *, float, int, float *)
-        void (*embed)(const float *, const float *, int, float *)
+        void (*add)(const float *, int, float *)
+        void (*quantize_rows)(const float *, size_t, int, int, int, const quantized_rows *)
+        void (*quantize_int8)(const float *, uint8_t *)
+        void (*quantize_int4)(const float *, int, uint8_t *)
         int (*arg_max)(const float *, int)
         void (*log_total)(const float *, int, float *, float *)
         int (*rank)(const float *, int, int)
@@ -233,5 +257,14 @@ cdef extern from "kernels.h" nogil:
         float (*chance)(const noise_key *)
 
 
+    ctypedef struct integer_table:
+        void (*matmul_int8)(const matmul_args *, int, int)
+        void (*matmul_int4)(const matmul_args *, int, int)
+
+
 cdef extern from "cpu.h" nogil:
-    const kernel_table *cpu_kernels(const char *)
+    ctypedef struct instruction_set:
+        const kernel_table *kernels
+        const integer_table *integer
+
+    const instruction_set *cpu_instruction_set(const char *)

@@ -5,7 +5,7 @@
 Policy (options, batching, text) is Python's; arithmetic is C's. See ``_engine.pyi`` for types.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from gpt2c._capi cimport *
@@ -72,6 +72,11 @@ cdef dict FINISH_REASONS = {
     <int>GPT2C_FINISHED_NOT_A_NUMBER: "nan",
     <int>GPT2C_FINISHED_NOTHING_LEFT: "nothing",
 }
+
+cdef dict WEIGHTS = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
+
+# Scales that are tried for a group of 4 bits: more than 16 gain less than a thousandth of the error.
+cdef int N_CANDIDATES = 16
 
 # By the names of options: see gpt2c.sampling.
 cdef dict STAGES = {
@@ -143,15 +148,18 @@ cdef class Model:
     """A model's packed weights: immutable once loaded, shared by every call."""
 
     cdef gpt2c_model *pointer
-    cdef readonly str isa
+    cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_threads
     cdef int n_running
     cdef bint closed
     cdef list free_scratches
     cdef dict holders  # threads, and how many blocks of `held` each is in
 
-    def __cinit__(self, config, str isa not None, int32_t n_threads):
+    def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
+        c.weights = WEIGHTS[dtype]
+        c.narrow_cache = dtype != "float32"
+        c.n_candidates = N_CANDIDATES
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions
         c.n_embd = config.n_embd
@@ -165,7 +173,7 @@ cdef class Model:
         c.layer_norm_epsilon = config.layer_norm_epsilon
         cdef bytes name = isa.encode()
         raise_status(gpt2c_model_create(&c, name, n_threads, &self.pointer), "the model's weights")
-        self.isa = isa
+        self.isa, self.dtype = isa, dtype
         self.n_threads = n_threads
         self.n_vocab = c.n_vocab
         self.n_positions = c.n_positions
@@ -203,6 +211,21 @@ cdef class Model:
                 self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
             )
         raise_status(status, name)
+
+    def packed(self, str name not None):
+        """uint8 [n]: the bytes of a matrix as it is packed, for who fills or saves the model.
+
+        Valid until the model is closed.
+        """
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef size_t n_bytes = 0
+        tensor, layer = tensor_of(name)
+        self.check_open()
+        cdef unsigned char *place = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
+        if place == NULL:
+            raise OptionError(f"{name}: is not packed")
+        return np.asarray(<uint8_t[:n_bytes]>place)
 
     @property
     def n_bytes(self):

@@ -1,11 +1,15 @@
 # Single kernels of an instruction set, for tests. Included by _engine.pyx.
 
-cdef const kernel_table *kernels_of(str isa) except NULL:
+cdef const instruction_set *set_of(str isa) except NULL:
     cdef bytes name = isa.encode()
-    cdef const kernel_table *kernels = cpu_kernels(name)
-    if kernels == NULL:
+    cdef const instruction_set *instructions = cpu_instruction_set(name)
+    if instructions == NULL:
         raise BackendError(f"instruction set {isa!r} is not compiled in or cannot run here")
-    return kernels
+    return instructions
+
+
+cdef const kernel_table *kernels_of(str isa) except NULL:
+    return set_of(isa).kernels
 
 
 def elementwise(str isa not None, str function not None, x):
@@ -70,12 +74,74 @@ def matmul(
     return result
 
 
+def quantize_rows(str isa not None, const float[:, ::1] x not None):
+    """Rows [n_rows, k] in 8 bits, by a kernel: int8 [n_groups, n_rows, GROUP], the scales and the
+
+    values' negative sums, [n_groups, n_rows].
+    """
+    cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1], n_groups = (k + GROUP - 1) // GROUP
+    values = np.empty((n_groups, n_rows, GROUP), dtype=np.int8)
+    scales = np.empty((n_groups, n_rows), dtype=np.float32)
+    sums = np.empty((n_groups, n_rows), dtype=np.int32)
+    cdef quantized_rows out = rows_at(values, scales, sums)
+    kernels_of(isa).quantize_rows(&x[0, 0], k, 0, n_rows, k, &out)
+    return values, scales, sums
+
+
+cdef quantized_rows rows_at(
+    const int8_t[:, :, ::1] values, const float[:, ::1] scales, const int32_t[:, ::1] sums,
+):
+    cdef quantized_rows rows
+    rows.values, rows.scales = <int8_t *>&values[0, 0, 0], <float *>&scales[0, 0]
+    rows.minus_sums = <int32_t *>&sums[0, 0]
+    rows.stride, rows.values_stride = values.shape[1], values.shape[1] * GROUP
+    return rows
+
+
+def quantize_block(str isa not None, int bits, const float[:, ::1] weights not None, candidates=16):
+    """A group of a panel's columns [GROUP, PANEL] as a block of bytes, by a kernel."""
+    if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
+        raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
+    block = np.empty(INT8_BLOCK if bits == 8 else INT4_BLOCK, dtype=np.uint8)
+    cdef uint8_t[::1] out = block
+    if bits == 8:
+        kernels_of(isa).quantize_int8(&weights[0, 0], &out[0])
+    else:
+        kernels_of(isa).quantize_int4(&weights[0, 0], candidates, &out[0])
+    return block
+
+
+def integer_matmul(
+    str isa not None, int bits, rows, const uint8_t[:, :, ::1] panels not None, int n,
+):
+    """What quantize_rows gave times blocks [n_panels, n_groups, block], by a kernel: [n_rows, n]."""
+    cdef const integer_table *kernels = set_of(isa).integer
+    values, scales, sums = rows
+    cdef int n_groups = values.shape[0], n_rows = values.shape[1]
+    expected = ((n + PANEL - 1) // PANEL, n_groups, INT8_BLOCK if bits == 8 else INT4_BLOCK)
+    if (panels.shape[0], panels.shape[1], panels.shape[2]) != expected:
+        raise OptionError(f"integer_matmul takes blocks {expected}")
+    result = np.zeros((n_rows, n), dtype=np.float32)
+    cdef float[:, ::1] out = result
+    cdef matmul_args args
+    args.quantized, args.n_rows, args.k = rows_at(values, scales, sums), n_rows, n_groups * GROUP
+    args.panels, args.bias, args.residual = &panels[0, 0, 0], NULL, NULL
+    args.out, args.out_stride, args.n = &out[0, 0], n, n
+    args.activation = GPT2C_IDENTITY
+    if bits == 8:
+        kernels.matmul_int8(&args, 0, <int>panels.shape[0])
+    else:
+        kernels.matmul_int4(&args, 0, <int>panels.shape[0])
+    return result
+
+
 def attention(
-    str isa not None, const float[:, ::1] q not None, keys, values, float scale,
+    str isa not None, const float[:, ::1] q not None, keys, values, float scale, is_narrow=False,
 ):
     """A kernel's causal attention of one head: q [n_rows, head_dim] are the last n_rows positions
 
-    of keys and values [n_positions, head_dim], all n_rows in one page of the cache.
+    of keys and values [n_positions, head_dim], all n_rows in one page of the cache. Where it is
+    narrow, keys and values are cut off to bfloat16.
     """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef int n_rows = <int>q.shape[0], head_dim = <int>q.shape[1], n_positions = keys.shape[0]
@@ -89,8 +155,10 @@ def attention(
     for i in range(n_pages):
         page = padded[:, i * PAGE_POSITIONS:(i + 1) * PAGE_POSITIONS]
         stored[i, 0], stored[i, 1] = page[0].T.ravel(), page[1].ravel()
-    cdef float[:, :, ::1] pages = stored
-    cdef const float *pointers[64]
+    if is_narrow:
+        stored = (stored.view(np.uint32) >> 16).astype(np.uint16)
+    cdef const uint8_t[:, :, ::1] pages = stored.view(np.uint8)
+    cdef const void *pointers[64]
     if n_pages > 64:
         raise OptionError("attention takes up to 64 pages")
     for i in range(n_pages):
@@ -104,6 +172,7 @@ def attention(
     args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
     args.scores, args.scores_stride = &scores[0, 0], n_positions
     args.out, args.out_stride = &out[0, 0], head_dim
+    args.is_narrow = is_narrow
     kernels.attention(&args)
     return result
 
@@ -116,19 +185,13 @@ def arg_max(str isa not None, const float[::1] logits not None):
     return kernels.arg_max(&logits[0], <int>logits.shape[0])
 
 
-def embed(str isa not None, const float[::1] row not None, const float[::1] added not None):
-    """row + added by a kernel that finds row as a column of a packed matrix."""
-    cdef const kernel_table *kernels = kernels_of(isa)
-    cdef int k = <int>row.shape[0]
-    if not k == added.shape[0] > 0:
-        raise OptionError("embed takes two vectors of one length")
-    cdef float[:, ::1] packed = np.zeros((k, PANEL), dtype=np.float32)
-    result = np.empty(k, dtype=np.float32)
+def add(str isa not None, const float[::1] x not None, const float[::1] added not None):
+    """x + added by a kernel."""
+    if not x.shape[0] == added.shape[0] > 0:
+        raise OptionError("add takes two vectors of one length")
+    result = np.array(x)
     cdef float[::1] out = result
-    cdef int i
-    for i in range(k):
-        packed[i, PANEL - 1] = row[i]
-    kernels.embed(&packed[0, PANEL - 1], &added[0], k, &out[0])
+    kernels_of(isa).add(&added[0], <int>x.shape[0], &out[0])
     return result
 
 

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checkpoint import Checkpoint
-from gpt2c.checkpoint.source import check_finite, check_rows, tensor_shapes
+from gpt2c.checkpoint.quantized import GROUP, PANEL, packed_shape
+from gpt2c.checkpoint.source import (
+    PackedSource,
+    TensorSource,
+    check_finite,
+    check_rows,
+    tensor_shapes,
+)
 from gpt2c.config import GPT2Config
 from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
 from gpt2c.options import choice
@@ -30,6 +37,8 @@ if TYPE_CHECKING:
 
 REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall ."
 BACKENDS = ("auto", "c", "numpy")
+DTYPES = ("auto", "float32", "float64", "int8", "int4")
+QUANTIZED = ("int8", "int4")
 # Tensors are read and packed this many bytes of float32 at a time: a half of it left the threads
 # waiting for each other, twice it left the cores' own caches (0.10 s for 124M; 0.12 and 0.11).
 CHUNK_BYTES = 2 << 20
@@ -43,7 +52,8 @@ def load_engine(
 
     backend is "c", "numpy" or "auto": the compiled engine where it runs, else NumPy with a
     FallbackWarning. Under "auto" the environment's GPT2C_BACKEND is asked first; GPT2C_ISA forces
-    an instruction set. dtype is "float32", or, on NumPy alone, "float64".
+    an instruction set. dtype is "float32", on the compiled engine "int8" or "int4", on NumPy
+    "float64", or "auto": what a quantised file has, which NumPy widens, and else float32.
 
     Raises OptionError for other values and BackendError where the backend cannot run.
     """
@@ -67,12 +77,18 @@ def fill(
 
     Raises CheckpointError where the weights of a file are not all finite.
     """
-    pieces = list(_pieces(checkpoint))
+    pieces = list(_pieces(checkpoint, model.dtype))
 
-    def load(piece: tuple[str, int, int]) -> int:
-        name, begin, end = piece
-        rows = checkpoint.tensors[name].read(begin, end)
-        if checkpoint.files:  # whoever gives arrays knows what is in them
+    def load(piece: _Piece) -> int:
+        name, begin, end = piece.name, piece.begin, piece.end
+        source = checkpoint.tensors[name]
+        if piece.is_packed and isinstance(source, PackedSource):
+            panels = model.packed(name).reshape(source.packed_shape)[begin:end]  # type: ignore[union-attr]
+            source.read_panels(begin, panels)
+            return _float_bytes(source, begin, end)
+        rows = source.read(begin, end)
+        # Whoever gives arrays knows what is in them; but what is no number cannot be quantised.
+        if checkpoint.files or model.dtype in QUANTIZED:
             check_finite(rows, name, begin, checkpoint.where)
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
         return rows.nbytes
@@ -84,6 +100,11 @@ def fill(
                     bar.add(n_bytes)
         finally:
             loaders.shutdown(cancel_futures=True)
+
+
+def _float_bytes(source: PackedSource, begin: int, end: int) -> int:
+    """What panels would be in float32, which is what progress is counted in."""
+    return 4 * (end - begin) * PANEL * source.packed_shape[1] * GROUP
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,41 +126,84 @@ class LoadedTensor:
         return rows
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedMatrix(LoadedTensor):
+    """A PackedSource over a quantised matrix of a model."""
+
+    packed_shape: tuple[int, int, int] = (0, 0, 0)
+
+    def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
+        """See PackedSource."""
+        with self.model.held():
+            whole = self.model.packed(self.name).reshape(self.packed_shape)  # type: ignore[union-attr]
+            panels[...] = whole[begin : begin + len(panels)]
+
+
 def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
-    """A checkpoint over a model's weights."""
-    shapes = tensor_shapes(config).items()
-    return Checkpoint(config, {name: LoadedTensor(model, name, shape) for name, shape in shapes})
+    """A checkpoint over a model's weights, packed as they are."""
+    tensors: dict[str, TensorSource] = {}
+    packing = model.dtype if model.dtype in QUANTIZED else None
+    for name, shape in tensor_shapes(config).items():
+        packed = packed_shape(name, shape, packing) if packing else None
+        if packed is None:
+            tensors[name] = LoadedTensor(model, name, shape)
+        else:
+            tensors[name] = LoadedMatrix(model, name, shape, packed_shape=packed)
+    return Checkpoint(config, tensors, packing=packing)
 
 
-def _pieces(checkpoint: Checkpoint) -> Iterator[tuple[str, int, int]]:
-    """Tensors' names with rows [begin, end); a vector is one piece."""
+@dataclass(frozen=True)
+class _Piece:
+    """What is loaded at a time: rows [begin, end) of a tensor, or panels where it is packed."""
+
+    name: str
+    begin: int
+    end: int
+    is_packed: bool = False
+
+
+def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
+    """Rows are whole groups where they are quantised; a vector is one piece."""
+    unit = GROUP if dtype in QUANTIZED else 1
     for name, source in checkpoint.tensors.items():
         n_rows = source.shape[0]
         width = source.shape[1] if len(source.shape) == 2 else 1
-        step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width))
+        step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width * unit)) * unit
+        is_packed = checkpoint.packing == dtype and isinstance(source, PackedSource)
+        if is_packed:
+            n_rows, n_groups, n_bytes = source.packed_shape  # type: ignore[attr-defined]
+            step = max(1, CHUNK_BYTES // (n_groups * n_bytes))
         for begin in range(0, n_rows, step):
-            yield name, begin, min(begin + step, n_rows)
+            yield _Piece(name, begin, min(begin + step, n_rows), is_packed)
 
 
 def new_model(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
     """An engine's model for this checkpoint, its weights not loaded yet."""
     choice("backend", backend, BACKENDS)
-    choice("dtype", dtype, ("float32", "float64"))
+    choice("dtype", dtype, DTYPES)
     if backend == "auto":
         named = os.environ.get("GPT2C_BACKEND") or "auto"
         backend = choice("GPT2C_BACKEND", named, BACKENDS)
+    if dtype == "auto":
+        dtype, may_widen = checkpoint.packing or "float32", True
+    else:
+        may_widen = False
     if dtype == "float64" and backend == "c":
         raise OptionError("dtype is 'float64', which runs on backend='numpy' alone")
-    if dtype == "float32" and backend != "numpy":
-        engine = compiled_engine(required=backend == "c")
+    if may_widen and backend == "numpy":
+        dtype = "float32"
+    if dtype in QUANTIZED and backend == "numpy":
+        raise OptionError(f"dtype is {dtype!r}, which runs on the compiled engine alone")
+    if dtype != "float64" and backend != "numpy":
+        engine = compiled_engine(required=backend == "c" or (dtype in QUANTIZED and not may_widen))
         if engine is not None:
-            return engine(checkpoint, n_threads)
+            return engine(checkpoint.config, n_threads, dtype)
     from gpt2c import numpy_engine  # here because its import is a tenth of ours
 
-    return numpy_engine.Model(checkpoint.config, dtype)
+    return numpy_engine.Model(checkpoint.config, "float32" if dtype in QUANTIZED else dtype)
 
 
-def compiled_engine(required: bool) -> Callable[[Checkpoint, int], EngineModel] | None:
+def compiled_engine(required: bool) -> Callable[[GPT2Config, int, str], EngineModel] | None:
     """What makes a model on the compiled engine; None, with a warning, where it cannot run."""
     try:
         module = _import_engine()
@@ -150,7 +214,7 @@ def compiled_engine(required: bool) -> Callable[[Checkpoint, int], EngineModel] 
         message = f"{error}; running on NumPy, far slower"
         warnings.warn(message, FallbackWarning, stacklevel=_callers_level())
         return None
-    return lambda checkpoint, n_threads: module.Model(checkpoint.config, isa, n_threads)
+    return lambda config, n_threads, dtype: module.Model(config, isa, n_threads, dtype)
 
 
 def _callers_level() -> int:

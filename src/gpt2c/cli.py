@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -111,6 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC", help="a folder, or a name on the hub")
     convert.add_argument("folder", metavar="DST", help="the folder to write")
 
+    quantize = commands.add_parser(
+        "quantize", help="write a checkpoint in 8 or 4 bits", allow_abbrev=False,
+        description="Reads a checkpoint in any format that gpt2c knows and writes a folder with "
+        "config.json and gpt2c.safetensors, a quarter or an eighth of float32's bytes, which "
+        "gpt2c alone reads.",
+    )  # fmt: skip
+    quantize.set_defaults(run=_quantize)
+    quantize.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
+    quantize.add_argument("folder", metavar="DST", help="the folder to write")
+    quantize.add_argument("--dtype", default="int8", choices=["int8", "int4"], help="default: int8")
+
     bench = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
         description="Measures prompts, decoding at several depths, batches, the first token of a "
@@ -137,7 +148,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
         "default: tales, which is part of gpt2c")  # fmt: skip
-    add("--dtype", default="float32", help="float32 (default), or float64 on numpy")
+    add("--dtype", default="auto", help="float32, int8 or int4 (float64 on numpy); default: what "
+        "the checkpoint was quantized to, else float32")  # fmt: skip
     add("--threads", type=int, metavar="N", help="most threads to use")
     add("--backend", default="auto", help="auto (default), c or numpy")
 
@@ -145,8 +157,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def _load(options: argparse.Namespace) -> gpt2c.GPT2:
     return gpt2c.GPT2.from_pretrained(
         options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        progress=sys.stderr is not None and sys.stderr.isatty() and can_show(),
+        progress=_progress(),
     )  # fmt: skip
+
+
+def _progress() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty() and can_show()
 
 
 # ---- generate ----
@@ -232,7 +248,13 @@ def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str
 
 def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(locate(options.source)) as checkpoint:
-        save_checkpoint(checkpoint, Path(options.folder), partial(save_tokenizer, checkpoint))
+        wide = replace(checkpoint, packing=None)
+        save_checkpoint(wide, Path(options.folder), partial(save_tokenizer, checkpoint))
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    with gpt2c.GPT2.from_pretrained(options.source, dtype=options.dtype, progress=_progress()) as m:
+        m.save_pretrained(options.folder)
 
 
 # ---- bench ----

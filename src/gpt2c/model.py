@@ -58,7 +58,7 @@ class GPT2:
         checkpoint: Checkpoint,
         tokenizer: Tokenizer | MissingTokenizer | None,
         *,
-        dtype: str = "float32",
+        dtype: str = "auto",
         threads: int | None = None,
         backend: str = "auto",
         progress: bool = False,
@@ -88,7 +88,7 @@ class GPT2:
         cls,
         path: str | os.PathLike[str] | None = None,
         *,
-        dtype: str = "float32",
+        dtype: str = "auto",
         threads: int | None = None,
         backend: str = "auto",
         progress: bool = False,
@@ -111,7 +111,9 @@ class GPT2:
         has its size. ``generation_config.json`` gives end tokens, and options that calls do not.
 
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
-        what is computed with: "float32", or on the NumPy backend "float64". threads is
+        what is computed with: "float32"; "int8" or "int4", in a quarter or an eighth of the memory
+        and of the time of a token (docs/quantization.md); on the NumPy backend "float64"; or
+        "auto", which is what the checkpoint was quantised to and otherwise float32. threads is
         the most to use; by default what this process may: its CPUs, physical cores and control
         group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled engine;
         "numpy"; or "auto", which takes the first that runs.
@@ -483,7 +485,8 @@ class GPT2:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder in Hugging Face's format, which transformers loads too.
 
-        It has ``config.json``, ``model.safetensors`` in float32, and the tokenizer's files and
+        It has ``config.json``, ``model.safetensors`` in float32 (of a quantised model
+        ``gpt2c.safetensors``, which gpt2c alone loads), and the tokenizer's files and
         ``generation_config.json`` of the checkpoint that the model was loaded from. A new folder
         appears when all of it is written; in one that is there each file is replaced as a whole,
         and files of other names, such as those of another tokenizer, stay.
@@ -510,6 +513,11 @@ class GPT2:
     def backend(self) -> str:
         """What runs this model: "numpy", or the compiled engine's instruction set."""
         return self._engine.isa
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are in: "float32", "int8", "int4" or "float64"."""
+        return self._engine.dtype
 
     @property
     def threads(self) -> int:
@@ -557,5 +565,5 @@ class GPT2:
         c = self.config
         return (
             f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "
-            f"{c.n_positions} positions, vocabulary {c.vocab_size}, on {self.backend}>"
+            f"{c.n_positions} positions, vocabulary {c.vocab_size}, {self.dtype} on {self.backend}>"
         )

@@ -35,6 +35,7 @@ class Model:
     def __init__(self, config: GPT2Config, dtype: str = "float32") -> None:
         """All weights zero until they are loaded."""
         self.config = config
+        self.dtype = dtype
         self.n_vocab = config.vocab_size
         self.n_positions = config.n_positions
         self.weights: dict[str, NDArray[Any]] = {

@@ -132,7 +132,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL};
     check(gpt2c_forward(model, scratch, &feed, 1, logits));
     uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
-    printf("logits %d %016llx\n", (int)c->n_embd, (unsigned long long)hash);
+    printf("logits %d %d %016llx\n", (int)c->weights, (int)c->n_embd, (unsigned long long)hash);
 
     check(gpt2c_sequence_truncate(sequence, 0));
     int32_t drawn[30];
@@ -154,17 +154,26 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
 }
 
 int main(int argc, char **argv) {
-    const kernel_table *kernels = argc == 3 ? cpu_kernels(argv[1]) : NULL;
-    if (!kernels) {
+    const instruction_set *set = argc == 3 ? cpu_instruction_set(argv[1]) : NULL;
+    if (!set) {
         fprintf(stderr, "usage: engine_bits INSTRUCTION_SET N_THREADS\n");
         return 2;
     }
-    print_elementwise(kernels);
-    const gpt2c_config configs[] = {
-        {100, 150, 64, 2, 4, 256, GPT2C_GELU_TANH, 1, 1, 0, 1e-5f},
-        {65, 70, 33, 2, 3, 50, GPT2C_SILU, 1, 1, 1, 1e-3f},
+    print_elementwise(set->kernels);
+    gpt2c_config configs[] = {
+        {.n_vocab = 100, .n_positions = 150, .n_embd = 64, .n_layer = 2, .n_head = 4,
+         .n_inner = 256, .activation = GPT2C_GELU_TANH, .tied_head = 1, .scale_attn = 1,
+         .layer_norm_epsilon = 1e-5f},
+        {.n_vocab = 65, .n_positions = 70, .n_embd = 33, .n_layer = 2, .n_head = 3, .n_inner = 50,
+         .activation = GPT2C_SILU, .tied_head = 1, .scale_attn = 1, .scale_by_inverse_layer = 1,
+         .layer_norm_epsilon = 1e-3f},
     };
     for (size_t i = 0; i < sizeof configs / sizeof *configs; i++)
-        print_model(&configs[i], argv[1], atoi(argv[2]));
+        for (int weights = GPT2C_FLOAT32; weights <= GPT2C_INT4; weights++) {
+            configs[i].weights = weights;
+            configs[i].narrow_cache = weights != GPT2C_FLOAT32;
+            configs[i].n_candidates = 16;
+            print_model(&configs[i], argv[1], atoi(argv[2]));
+        }
     return 0;
 }

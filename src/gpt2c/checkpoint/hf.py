@@ -26,6 +26,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 # What weights are looked for, in this order; an index names the files of its kind.
 _WEIGHTS: Final = (WEIGHTS, "pytorch_model.bin")
+QUANTIZED: Final = "gpt2c.safetensors"  # and where there are none of them, ours
 _INDEX: Final = ".index.json"
 
 # The causal mask and its fill value, which old versions of transformers stored. The whole name
@@ -37,8 +38,8 @@ _OTHER_FORMATS = ("tf_model.h5", "flax_model.msgpack")
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weights by one of Hugging Face's names."""
-    return bool(_weights(folder))
+    """Whether there are weights by one of Hugging Face's names, or ours."""
+    return bool(weights_of(folder))
 
 
 def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
@@ -46,7 +47,7 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
 
     See :func:`gpt2c.checkpoint.open_checkpoint`.
     """
-    found = _weights(folder) if weights is None else [weights.name]
+    found = weights_of(folder) if weights is None else [weights.name]
     missing = [] if os.path.exists(folder / CONFIG) else [CONFIG]
     missing += [] if found else [WEIGHTS]
     if missing:
@@ -61,6 +62,10 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
                 check_shard(path, expected, list(files[-1].tensors))
         else:
             files.append(_open_weights(folder / name))
+            if isinstance(files[0], SafetensorsFile) and "gpt2c" in files[0].metadata:
+                from gpt2c.checkpoint.quantized import quantized_checkpoint  # few need it
+
+                return quantized_checkpoint(files[0], config, folder)
         where = str(folder / name)
         wanted = (
             (stored, file.named_source(stored, canonical_name(stored)))
@@ -76,8 +81,9 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
     return Checkpoint(config, tensors, folder, tuple(files))
 
 
-def _weights(folder: Path) -> list[str]:
-    names = [name + index for name in _WEIGHTS for index in ("", _INDEX)]
+def weights_of(folder: Path) -> list[str]:
+    """The names of weights that are there; the first is what is loaded."""
+    names = [*(name + index for name in _WEIGHTS for index in ("", _INDEX)), QUANTIZED]
     return [name for name in names if os.path.exists(folder / name)]
 
 

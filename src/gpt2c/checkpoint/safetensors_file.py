@@ -42,14 +42,14 @@ class TensorInfo:
 class SafetensorsFile(RawFile):
     """An open safetensors file whose header was checked.
 
-    `tensors` maps the stored names to :class:`TensorInfo`.
+    `tensors` maps the stored names to :class:`TensorInfo`; `metadata` is the header's own.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
         super().__init__(path)
         try:
-            self.tensors = self._read_header(self.size)
+            self.tensors, self.metadata = self._read_header(self.size)
         except BaseException:
             self.close()
             raise
@@ -59,7 +59,7 @@ class SafetensorsFile(RawFile):
         info = self.tensors[stored]
         return RawTensor(self, name, info.shape, info.dtype, info.begin)
 
-    def _read_header(self, size: int) -> dict[str, TensorInfo]:
+    def _read_header(self, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         if size < 8:
             raise CheckpointError(
                 f"{self.path}: found {size} bytes, expected the 8 of a header's length"
@@ -77,25 +77,26 @@ class SafetensorsFile(RawFile):
             )
         try:
             header = parse_json(raw)
-            _check_metadata(header.pop("__metadata__", {}))
+            metadata = _check_metadata(header.pop("__metadata__", {}))
             tensors = {
                 name: _tensor_info(entry, name, 8 + length) for name, entry in header.items()
             }
             _check_layout(tensors, 8 + length, size)
         except ValueError as reason:
             raise CheckpointError(f"{self.path}: header {reason}") from None
-        return tensors
+        return tensors, metadata
 
 
 # The checks below raise ValueError with the rest of a sentence that begins "FILE: header".
 
 
-def _check_metadata(metadata: object) -> None:
+def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict):
         raise ValueError(f"has __metadata__ {show(metadata)}, expected an object of strings")
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise ValueError(f"has {show(value)} in __metadata__ at {show(key)}, expected a string")
+    return metadata
 
 
 def _tensor_info(entry: object, name: str, start: int) -> TensorInfo:

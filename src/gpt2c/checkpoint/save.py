@@ -8,11 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from gpt2c.checkpoint.hf import CONFIG, WEIGHTS
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
 from gpt2c.checkpoint.shards import lies_inside
-from gpt2c.checkpoint.source import Checkpoint
+from gpt2c.checkpoint.source import Checkpoint, PackedSource
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show
 
@@ -23,7 +26,9 @@ MAX_BESIDE: Final = 1 << 26  # bytes of a vocabulary
 def save_checkpoint(
     checkpoint: Checkpoint, folder: Path, save_more: Callable[[Path], None]
 ) -> None:
-    """Writes config.json and model.safetensors (float32); save_more writes what else belongs there.
+    """Writes config.json and the weights; save_more writes what else belongs there.
+
+    The weights are model.safetensors in float32 or, of a packed checkpoint, gpt2c.safetensors.
 
     A folder that was not there appears when all of it is written; in one that was, each file is
     replaced as a whole; others stay. The weights are in memory twice while they are written.
@@ -39,10 +44,8 @@ def save_checkpoint(
         is_path = False
     if not is_path:
         raise CheckpointError(f"{show(str(folder))}: cannot be written: it is no path")
-    tensors = {
-        name if name.startswith("lm_head.") else f"transformer.{name}": tensor
-        for name, tensor in checkpoint.read_all().items()
-    }
+    name, tensors, said = _stored(checkpoint)
+    _check_place(folder, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
@@ -53,8 +56,8 @@ def save_checkpoint(
                 copy_beside(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
             text = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
             (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-            safetensors.numpy.save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-            shutil.copymode(new / CONFIG, new / WEIGHTS)  # which the library makes private
+            safetensors.numpy.save_file(tensors, new / name, metadata=said)
+            shutil.copymode(new / CONFIG, new / name)  # which the library makes private
             if folder.exists():
                 _check_places(folder, sorted(new.iterdir()))
                 for file in sorted(new.iterdir()):
@@ -63,6 +66,40 @@ def save_checkpoint(
                 os.rename(new, folder)
     except (OSError, safetensors.SafetensorError) as reason:
         raise CheckpointError(f"{folder}: cannot be written: {reason}") from None
+
+
+def _stored(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]:
+    """The file's name, what it holds, and what its header says of that."""
+    if checkpoint.packing is not None:
+        from gpt2c.checkpoint.quantized import metadata
+
+        packed: dict[str, NDArray[Any]] = {}
+        for name, source in checkpoint.tensors.items():
+            if isinstance(source, PackedSource):
+                packed[name] = np.empty(source.packed_shape, dtype=np.uint8)
+                source.read_panels(0, packed[name])
+            else:
+                packed[name] = source.read(0, source.shape[0])
+        return QUANTIZED, packed, metadata(checkpoint.packing)
+    tensors = {
+        name if name.startswith("lm_head.") else f"transformer.{name}": tensor
+        for name, tensor in checkpoint.read_all().items()
+    }
+    return WEIGHTS, tensors, {"format": "pt"}
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Whoever loads the folder must get what is saved now.
+
+    Raises CheckpointError where quantised weights would lie beside others, which are looked for
+    first.
+    """
+    there = weights_of(folder)
+    if name == QUANTIZED and there and there[0] != name:
+        raise CheckpointError(
+            f"{folder}: holds {there[0]}, which would be loaded instead of {name}; choose another "
+            "folder"
+        )
 
 
 def copy_beside(file: Path, to: Path) -> None:

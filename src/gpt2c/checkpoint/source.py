@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,21 @@ class TensorSource(Protocol):
         """
 
 
+@runtime_checkable
+class PackedSource(Protocol):
+    """A TensorSource whose matrix is there as the panels of quantised groups that the engine has.
+
+    checkpoint/quantized.py says what is in them.
+    """
+
+    @property
+    def packed_shape(self) -> tuple[int, int, int]:
+        """Panels, groups in each, and the bytes of a group's block."""
+
+    def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
+        """Fills panels [n, groups, bytes] with those from the begin-th on."""
+
+
 class BackingFile(Protocol):
     """A file that sources read from."""
 
@@ -96,6 +111,8 @@ class Checkpoint:
     files: tuple[BackingFile, ...] = ()
     # None: what lies in the folder. A str says why the file's own cannot be used.
     vocabulary: BytePairs | str | None = None
+    # "int8" or "int4" where the matrices are quantised: see checkpoint/quantized.py.
+    packing: str | None = None
 
     @property
     def where(self) -> str:

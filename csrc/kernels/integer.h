@@ -1,0 +1,146 @@
+/* Matrix products of quantised rows and packed, quantised weights.
+ *
+ * A group's weights of some columns are put into registers once, and all rows go past them: an output's
+ * sum over the group is exact, so the order inside does not matter, and the groups' sums are added in
+ * memory, ascending. How many rows there are never shows.
+ *
+ * Of an instruction set dot_*.h defines: dot_int8(sum, w, x), which adds the products of four bytes a
+ * lane, w being a value plus INT8_OFFSET; dot_int4, the same of nibbles, whose sum int4_total makes
+ * one of 32 bits; and times(a, b) of a, 0 to 15, and b of 16 bits. */
+
+#define BYTES_STEPS (GROUP / 4)
+
+INLINE vi load_bytes(const uint8_t *p) {
+    return vi_load((const int32_t *)(const void *)p);
+}
+
+/* What a group's columns are, in registers. */
+typedef struct {
+    vi weights[BYTES_STEPS][DOT_VECTORS];
+    vf scale[DOT_VECTORS];
+    vi zero[DOT_VECTORS]; /* of 4 bits */
+} group_columns;
+
+INLINE void load_int8(group_columns *g, const uint8_t *block, int column) {
+    const uint8_t *words = block + GROUP * PANEL + 2 * column;
+    UNROLL
+    for (int v = 0; v < DOT_VECTORS; v++) {
+        UNROLL
+        for (int s = 0; s < BYTES_STEPS; s++)
+            g->weights[s][v] = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+        vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
+        g->scale[v] = vf_bits(vi_shift_left(word, 16));
+    }
+}
+
+INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
+    const uint8_t *words = block + GROUP / 2 * PANEL + 2 * column;
+    const vi nibble = vi_set1(0x0f0f0f0f);
+    UNROLL
+    for (int v = 0; v < DOT_VECTORS; v++) {
+        UNROLL
+        for (int s = 0; s < BYTES_STEPS / 2; s++) {
+            vi both = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+            g->weights[s][v] = vi_and(both, nibble);
+            g->weights[s + BYTES_STEPS / 2][v] = vi_and(vi_shift_right_unsigned(both, 4), nibble);
+        }
+        vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
+        vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_MANTISSA - 4);
+        g->scale[v] = vf_bits(vi_add(bits, vi_set1(INT4_EXPONENT << 23)));
+        g->zero[v] = vi_and(word, vi_set1(0xf));
+    }
+}
+
+/* The exact sum of a group of one row, for a vector of columns. */
+INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t *x, vi minus_sum) {
+    vi total;
+    if (bits == 8) {
+        total = INT8_OFFSET ? vi_shift_left(minus_sum, 7) : vi_set1(0);
+        UNROLL
+        for (int s = 0; s < BYTES_STEPS; s++)
+            total = dot_int8(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
+        return total;
+    }
+    total = dot_int4(vi_set1(0), g->weights[0][v], broadcast_bytes(x));
+    UNROLL
+    for (int s = 1; s < BYTES_STEPS; s++)
+        total = dot_int4(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
+    return vi_add(int4_total(total), times(g->zero[v], minus_sum));
+}
+
+/* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
+INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
+                           const uint8_t *block, int column, float *totals) {
+    group_columns g;
+    if (bits == 8)
+        load_int8(&g, block, column);
+    else
+        load_int4(&g, block, column);
+    const int8_t *values = x->values + (size_t)group * x->values_stride + (size_t)row * GROUP;
+    const float *scales = x->scales + (size_t)group * x->stride + (size_t)row;
+    const int32_t *minus_sums = x->minus_sums + (size_t)group * x->stride + (size_t)row;
+    for (int r = 0; r < n_rows; r++)
+        UNROLL
+        for (int v = 0; v < DOT_VECTORS; v++) {
+            vi sum = dot_group(&g, bits, v, values + (size_t)r * GROUP, vi_set1(minus_sums[r]));
+            vf scale = vf_mul(vf_set1(scales[r]), g.scale[v]);
+            float *total = totals + r * PANEL + column + v * VF_WIDTH;
+            vf_store(total, vf_fma(vf_from_int(sum), scale, vf_load(total)));
+        }
+}
+
+/* With few rows a processor waits for weights: they are fetched so many bytes before (4 KB and 8 KB
+ * were seen to be too few). Past the end nothing is read, so that nothing need be there. With many it
+ * waits for the places of the results, which are fetched while a panel is multiplied. */
+#define FETCH_AHEAD 16384
+#define FETCHING_OUT_ROWS 32
+
+INLINE void fetch_block(const uint8_t *block, size_t bytes) {
+    UNROLL
+    for (size_t i = 0; i < bytes; i += CACHE_LINE * sizeof(float))
+        __builtin_prefetch(block + i, 0, 2);
+}
+
+INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel) {
+    for (int r = 0; r < n_rows; r++) {
+        const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
+        for (int c = 0; c < PANEL; c += CACHE_LINE)
+            __builtin_prefetch(out + c, 1, 2);
+    }
+}
+
+INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin, int panel_end) {
+    float totals[PASS_ROWS * PANEL];
+    const size_t block_bytes = bits == 8 ? INT8_BLOCK : INT4_BLOCK;
+    const int n_groups = (a->k + GROUP - 1) / GROUP;
+    const uint8_t *panels = a->panels;
+    for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
+        int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
+        for (int panel = panel_begin; panel < panel_end; panel++) {
+            const uint8_t *blocks = panels + (size_t)panel * (size_t)n_groups * block_bytes;
+            memset(totals, 0, (size_t)n_rows * PANEL * sizeof(float));
+            if (n_rows >= FETCHING_OUT_ROWS)
+                fetch_out(a, row, n_rows, panel);
+            for (int g = 0; g < n_groups; g++, blocks += block_bytes) {
+                if (n_rows < FETCHING_OUT_ROWS)
+                    fetch_block(blocks + FETCH_AHEAD, block_bytes);
+                for (int c = 0; c < PANEL; c += DOT_VECTORS * VF_WIDTH)
+                    multiply_group(&a->quantized, bits, g, row, n_rows, blocks, c, totals);
+            }
+            finish_panel(a, row, n_rows, panel, totals);
+        }
+    }
+}
+
+static void matmul_int8_kernel(const matmul_args *a, int panel_begin, int panel_end) {
+    integer_matmul(a, 8, panel_begin, panel_end);
+}
+
+static void matmul_int4_kernel(const matmul_args *a, int panel_begin, int panel_end) {
+    integer_matmul(a, 4, panel_begin, panel_end);
+}
+
+#define INTEGER_TABLE                                                                              \
+    {                                                                                              \
+        .matmul_int8 = matmul_int8_kernel, .matmul_int4 = matmul_int4_kernel,                      \
+    }

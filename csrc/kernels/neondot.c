@@ -1,0 +1,34 @@
+/* Integer kernels for NEON with the dot product (ARMv8.2 and later, all of Apple's). */
+#include "../gpt2c.h"
+#include "../kernels.h"
+#include "inline.h"
+
+#if defined(__aarch64__)
+
+/* The target holds for this file alone and for no header of the system: those come first. */
+#include <arm_neon.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+
+#include "vec_neon.h"
+
+#include "dot_neondot.h"
+
+#include "integer_body.h"
+
+const integer_table integer_neondot = INTEGER_TABLE;
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
