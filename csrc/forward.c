@@ -418,7 +418,8 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
 /* ---- the call ---- */
 
 static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int n_rows) {
-    if (feed->sequence->model != m || feed->sequence->in_forward || feed->n_tokens < 1 ||
+    const gpt2c_model *owner = feed->sequence->model;
+    if ((owner != m && owner != m->base) || feed->sequence->in_forward || feed->n_tokens < 1 ||
         feed->n_tokens > GPT2C_MAX_ROWS - n_rows)
         return GPT2C_BAD_ARGUMENT;
     if (feed->n_tokens > m->config.n_positions - feed->sequence->length)

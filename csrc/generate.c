@@ -1,5 +1,6 @@
 /* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
  * one forward call, and chooses each next token. */
+#include "draft.h"
 #include "model.h"
 #include "os.h"
 #include "pool.h"
@@ -11,15 +12,26 @@
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
-    gpt2c_feed *feeds; /* [n_jobs] */
-    gpt2c_job **fed;   /* [n_jobs], the jobs that get a token, in the order of the logits */
-    float *logits;     /* [n_jobs, n_vocab], the scratch's */
+    gpt2c_drafter *drafter; /* or NULL */
+    gpt2c_feed *feeds;      /* [n_jobs] */
+    gpt2c_job **fed;        /* [n_jobs], in the order of the feeds */
+    draft *drafts;          /* [n_jobs], of those fed */
+    size_t *first_row;      /* [n_jobs], of those fed, among the logits */
+    float *logits;          /* [n_logits_rows, n_vocab], the scratch's */
+    int32_t n_logits_rows;
+    int32_t *choosing; /* [n_jobs]: which of those fed get a token */
     int32_t n_choosing;
 } workspace;
+
+/* Rows of logits, at most, for guesses: for GPT-2's vocabulary 13 MB. */
+#define MOST_DRAFT_ROWS 64
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
     free(w->fed);
+    free(w->drafts);
+    free(w->first_row);
+    free(w->choosing);
 }
 
 /* Room for every worker's draws, where anything is drawn. Returns 0 without memory. */
@@ -35,79 +47,163 @@ static int take_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_j
 }
 
 static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_scratch *scratch,
-                                     gpt2c_job *const *jobs, int32_t n_jobs) {
+                                     gpt2c_drafter *drafter, gpt2c_job *const *jobs,
+                                     int32_t n_jobs) {
+    int32_t n_rows = n_jobs;
+    if (drafter && n_jobs <= MOST_DRAFTING_JOBS)
+        n_rows = n_jobs * (1 + MOST_DRAFTS) < MOST_DRAFT_ROWS ? n_jobs * (1 + MOST_DRAFTS)
+                                                              : MOST_DRAFT_ROWS;
+    size_t n = (size_t)n_jobs;
     *w = (workspace){
         .model = m,
         .scratch = scratch,
-        .feeds = calloc((size_t)n_jobs, sizeof(gpt2c_feed)),
-        .fed = calloc((size_t)n_jobs, sizeof(gpt2c_job *)),
-        .logits = gpt2c_scratch_logits(scratch, m, n_jobs),
+        .drafter = drafter,
+        .feeds = calloc(n, sizeof(gpt2c_feed)),
+        .fed = calloc(n, sizeof(gpt2c_job *)),
+        .drafts = calloc(n, sizeof(draft)),
+        .first_row = calloc(n, sizeof(size_t)),
+        .choosing = calloc(n, sizeof(int32_t)),
+        .logits = gpt2c_scratch_logits(scratch, m, n_rows),
+        .n_logits_rows = n_rows,
     };
-    if (w->feeds && w->fed && w->logits && take_candidates(m, scratch, jobs, n_jobs))
+    if (w->feeds && w->fed && w->drafts && w->first_row && w->choosing && w->logits &&
+        take_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
     return GPT2C_NO_MEMORY;
 }
 
-/* What the job has to feed next: the rest of its prompt, or the token chosen last. */
-static gpt2c_feed next_feed(const gpt2c_job *job, int32_t most_rows) {
+/* What the job has to feed next: the rest of its prompt, or the token chosen last with the guesses that
+ * follow it. */
+static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t most_rows) {
     if (job->n_fed == job->n_prompt)
-        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1, GPT2C_LOGITS_LAST};
+        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + guessed->n,
+                            GPT2C_LOGITS_ALL};
     int32_t rest = job->n_prompt - job->n_fed;
     int32_t n = rest < most_rows ? rest : most_rows;
     return (gpt2c_feed){job->sequence, job->prompt + job->n_fed, n,
                         n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
 }
 
+/* Chooses a job's next tokens, as long as the guesses are what is chosen; what was fed of the others is
+ * taken back. */
+static void choose(const workspace *w, int32_t f, candidates *c) {
+    gpt2c_job *job = w->fed[f];
+    const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
+    int32_t n = w->drafts[f].n, n_right = 0;
+    for (;; n_right++, logits += w->model->config.n_vocab) {
+        int32_t guessed = n_right < n ? job->tokens[job->n_tokens] : -1;
+        advance_job(w->model, c, job, logits, logits);
+        if (job->finish != GPT2C_RUNNING || job->tokens[job->n_tokens - 1] != guessed)
+            break;
+    }
+    if (n == 0)
+        return;
+    gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence) - n + n_right);
+    job->n_drafted += n;
+    job->n_accepted += n_right;
+    w->drafts[f].n_right = n_right;
+    draft_settle(job);
+}
+
 /* Each worker chooses the tokens of its share of the jobs. */
 static void choose_share(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     const workspace *w = context;
-    for (int32_t j = worker; j < w->n_choosing; j += n_workers) {
-        const float *logits = w->logits + (size_t)j * (size_t)w->model->config.n_vocab;
-        gpt2c_job *job = w->fed[j];
-        candidates *c =
-            is_greedy(job) ? NULL : gpt2c_scratch_candidates(w->scratch, w->model, worker);
-        advance_job(w->model, c, job, logits, logits);
+    for (int32_t i = worker; i < w->n_choosing; i += n_workers) {
+        int32_t f = w->choosing[i];
+        candidates *c = is_greedy(w->fed[f])
+                            ? NULL
+                            : gpt2c_scratch_candidates(w->scratch, w->model, worker);
+        choose(w, f, c);
     }
 }
 
 /* An arg max is done sooner than the other workers are woken. */
 static void choose_tokens(workspace *w) {
     int32_t n_working = 0;
-    for (int32_t j = 0; j < w->n_choosing; j++)
-        n_working += !is_greedy(w->fed[j]) || w->fed[j]->scores.scores;
+    for (int32_t i = 0; i < w->n_choosing; i++) {
+        const gpt2c_job *job = w->fed[w->choosing[i]];
+        n_working += !is_greedy(job) || job->scores.scores;
+    }
     if (n_working > 1)
         pool_run(choose_share, w, w->model->n_threads);
     else
         choose_share(w, NULL, 0, 1);
 }
 
-/* One forward call for the running jobs. Jobs that decode come first and take a row each; prompts
- * share the rows that are left. */
-static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
-    int32_t n_feeds = 0, rows_left = GPT2C_MAX_ROWS;
-    for (int in_prompt = 0; in_prompt <= 1; in_prompt++)
-        for (int32_t j = 0; j < n_jobs && rows_left; j++) {
-            gpt2c_job *job = jobs[j];
-            if (job->finish != GPT2C_RUNNING || (job->n_fed < job->n_prompt) != in_prompt)
-                continue;
-            w->feeds[n_feeds] = next_feed(job, rows_left);
-            w->fed[n_feeds] = job;
-            rows_left -= w->feeds[n_feeds++].n_tokens;
-        }
+/* Lists what to feed. Jobs that decode come first and take a row each, or with guesses several; prompts
+ * share the rows that are left. Sets *n_decoding, and returns how many feeds there are. */
+static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
+                         int32_t *n_decoding) {
+    int32_t n_fed = 0;
+    for (int in_prompt = 0; in_prompt <= 1; in_prompt++) {
+        for (int32_t j = 0; j < n_jobs; j++)
+            if (jobs[j]->finish == GPT2C_RUNNING &&
+                (jobs[j]->n_fed < jobs[j]->n_prompt) == in_prompt)
+                w->fed[n_fed++] = jobs[j];
+        if (!in_prompt)
+            *n_decoding = n_fed;
+    }
+    return n_fed;
+}
+
+/* Guesses are made where all jobs decode: prompts keep the processor busy by themselves. */
+static gpt2c_status guess(workspace *w, int32_t n_decoding, int32_t n_fed) {
+    for (int32_t f = 0; f < n_fed; f++)
+        w->drafts[f] = (draft){.source = NO_DRAFT};
+    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MOST_DRAFTING_JOBS;
+    for (int32_t f = 0; f < n_decoding; f++)
+        may_draft &= w->fed[f]->lookup != NULL;
+    if (!may_draft)
+        return GPT2C_OK;
+    return draft_tokens(w->drafter, w->fed, n_fed, w->n_logits_rows / n_fed - 1, w->drafts);
+}
+
+/* Feeds the jobs; sets which of them get a token, and returns in *n_rows how many rows that were. */
+static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
+    int32_t n_feeds = 0;
+    *n_rows = 0;
+    for (; n_feeds < n_fed && *n_rows < GPT2C_MAX_ROWS; n_feeds++) {
+        w->feeds[n_feeds] =
+            next_feed(w->fed[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
+        *n_rows += w->feeds[n_feeds].n_tokens;
+    }
     gpt2c_status status = gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, w->logits);
     if (status)
         return status;
+    size_t row = 0;
     w->n_choosing = 0;
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_job *job = w->fed[f];
         if (job->n_fed < job->n_prompt)
             job->n_fed += w->feeds[f].n_tokens;
-        if (w->feeds[f].wanted != GPT2C_LOGITS_NONE)
-            w->fed[w->n_choosing++] = job;
+        if (w->feeds[f].wanted == GPT2C_LOGITS_NONE)
+            continue;
+        job->n_passes++;
+        w->choosing[w->n_choosing++] = f;
+        w->first_row[f] = row;
+        row += w->feeds[f].wanted == GPT2C_LOGITS_ALL ? (size_t)w->feeds[f].n_tokens : 1;
     }
+    return GPT2C_OK;
+}
+
+/* One forward call for the running jobs. */
+static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
+    int32_t n_decoding = 0, n_rows, n_fed = list_jobs(w, jobs, n_jobs, &n_decoding);
+    gpt2c_status status = guess(w, n_decoding, n_fed);
+    if (status)
+        return status;
+    double begin = os_seconds();
+    status = feed_jobs(w, n_fed, &n_rows);
+    if (status)
+        return status;
     choose_tokens(w);
+    if (w->drafter && n_decoding == n_fed && n_fed <= MOST_DRAFTING_JOBS) {
+        draft_learn_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
+        for (int32_t f = 0; f < n_fed; f++)
+            draft_learn_job(w->drafter, &w->drafts[f]);
+    }
     return GPT2C_OK;
 }
 
@@ -133,8 +229,9 @@ static int job_is_possible(const gpt2c_job *job) {
            (job->n_fed < job->n_prompt || job->n_tokens > 0);
 }
 
-gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
-                       int32_t n_jobs, int32_t max_steps, double seconds, int32_t *n_steps) {
+gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_drafter *drafter,
+                       gpt2c_job *const *jobs, int32_t n_jobs, int32_t max_steps, double seconds,
+                       int32_t *n_steps) {
     *n_steps = 0;
     if (n_jobs < 1 || n_jobs > GPT2C_MAX_ROWS)
         return GPT2C_BAD_ARGUMENT;
@@ -142,7 +239,7 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_j
         if (!job_is_possible(jobs[j]))
             return GPT2C_BAD_ARGUMENT;
     workspace w;
-    gpt2c_status status = workspace_create(&w, model, scratch, jobs, n_jobs);
+    gpt2c_status status = workspace_create(&w, model, scratch, drafter, jobs, n_jobs);
     if (status)
         return status;
     double end = os_seconds() + seconds;

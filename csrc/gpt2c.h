@@ -82,6 +82,8 @@ typedef enum {
 typedef struct gpt2c_model gpt2c_model;
 typedef struct gpt2c_sequence gpt2c_sequence;
 typedef struct gpt2c_scratch gpt2c_scratch;
+typedef struct gpt2c_lookup gpt2c_lookup;
+typedef struct gpt2c_drafter gpt2c_drafter;
 
 /* ---- instruction sets (cpu.c) ---- */
 
@@ -239,6 +241,9 @@ typedef struct {
     int32_t n_tokens;
     gpt2c_scores scores; /* of the tokens generated, by the model's own logits */
     gpt2c_finish finish;
+    gpt2c_lookup *lookup;           /* NULL: nothing is drafted */
+    gpt2c_sequence *draft_sequence; /* of a draft model that is another than this model's packing */
+    int32_t n_passes, n_drafted, n_accepted; /* forward calls after the prompt, and what they took */
 } gpt2c_job;
 
 /* Runs a job's stages over logits [n_vocab]; those of ids that were removed become -infinity. */
@@ -250,9 +255,31 @@ gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt
 
 /* Advances all running jobs together until one of them finishes, tokens have been generated in
  * max_steps forward calls, or `seconds` have passed (at least one call is always made). *n_steps
- * counts the calls that generated a token. */
-gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
-                       int32_t n_jobs, int32_t max_steps, double seconds, int32_t *n_steps);
+ * counts the calls that generated a token; with a drafter (or NULL) a call may generate several. */
+gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_drafter *drafter,
+                       gpt2c_job *const *jobs, int32_t n_jobs, int32_t max_steps, double seconds,
+                       int32_t *n_steps);
+
+/* ---- drafts: tokens that are guessed, and verified together (lookup.c, draft.c) ---- */
+
+/* A model's own matrices in 4 bits, without a search for scales; all else, and the sequences, are the
+ * base's, which has to outlive it. */
+gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft);
+
+/* An index of one text, of a context of so many positions. */
+gpt2c_status gpt2c_lookup_create(int32_t n_positions, gpt2c_lookup **lookup);
+void gpt2c_lookup_free(gpt2c_lookup *lookup);
+
+/* What is learnt of speeds and of guesses; for one call at a time, as a scratch is. */
+gpt2c_status gpt2c_drafter_create(gpt2c_drafter **drafter);
+void gpt2c_drafter_free(gpt2c_drafter *drafter);
+
+enum { GPT2C_DRAFT_LOOKUP = 1 };
+
+/* What guesses in the runs to come: a model of the same vocabulary (or NULL), and of sources lookup. With
+ * fixed > 0 always so many tokens are guessed, else as many as pay. */
+gpt2c_status gpt2c_drafter_set(gpt2c_drafter *drafter, const gpt2c_model *model, int32_t sources,
+                               int32_t fixed);
 
 /* ---- the machine's limits, for benchmarks (measure.c) ---- */
 

@@ -5,6 +5,7 @@
 #include "cpu.h"
 #include "fpenv.h"
 #include "os.h"
+#include "pool.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -104,6 +105,76 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     walk = (arena_walk){.base = m->arena};
     lay_out(m, &walk);
     *model = m;
+    return GPT2C_OK;
+}
+
+/* Every matrix of a draft model beside the base's; its head is the last, where it is not wte. */
+static packed_matrix *matrix_of(gpt2c_model *m, int32_t i) {
+    if (i >= 4 * m->config.n_layer)
+        return i == 4 * m->config.n_layer ? &m->wte : &m->head;
+    block_weights *b = &m->blocks[i / 4];
+    packed_matrix *matrices[] = {&b->c_attn_weight, &b->attn_c_proj_weight, &b->c_fc_weight,
+                                 &b->mlp_c_proj_weight};
+    return matrices[i % 4];
+}
+
+static int32_t n_matrices(const gpt2c_model *m) {
+    return 4 * m->config.n_layer + (m->config.tied_head ? 1 : 2);
+}
+
+static void lay_out_draft(gpt2c_model *m, arena_walk *walk) {
+    for (int32_t i = 0; i < n_matrices(m); i++) {
+        packed_matrix *matrix = matrix_of(m, i);
+        *matrix = take_matrix(walk, &m->config, matrix->k, matrix->n);
+    }
+    if (m->config.tied_head)
+        m->head = m->wte;
+}
+
+typedef struct {
+    const gpt2c_model *base;
+    gpt2c_model *draft;
+} repacking;
+
+static void repack_share(void *context, pool_team *team, int worker, int n_workers) {
+    (void)team;
+    const repacking *r = context;
+    for (int32_t i = 0; i < n_matrices(r->draft); i++) {
+        const packed_matrix *from = matrix_of((gpt2c_model *)r->base, i);
+        int begin, end;
+        team_share((int)panels_of(from->n), worker, n_workers, &begin, &end);
+        pack_again(matrix_of(r->draft, i), r->draft->kernels, from, (size_t)begin, (size_t)end);
+    }
+}
+
+gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
+    gpt2c_model *m = calloc(1, sizeof *m);
+    if (!m)
+        return GPT2C_NO_MEMORY;
+    *m = *base;
+    m->config.weights = GPT2C_INT4;
+    m->base = base;
+    m->arena = NULL;
+    size_t n_blocks = (size_t)base->config.n_layer + 1;
+    m->blocks = calloc(n_blocks, sizeof *m->blocks);
+    arena_walk walk = {0};
+    if (m->blocks) {
+        memcpy(m->blocks, base->blocks, n_blocks * sizeof *m->blocks);
+        lay_out_draft(m, &walk);
+        m->arena_bytes = walk.used * sizeof(float);
+        m->arena = os_arena_alloc(m->arena_bytes);
+    }
+    if (!m->arena) {
+        gpt2c_model_free(m);
+        return GPT2C_NO_MEMORY;
+    }
+    walk = (arena_walk){.base = m->arena};
+    lay_out_draft(m, &walk);
+    repacking r = {base, m};
+    fp_state caller = fp_enter();
+    pool_run(repack_share, &r, m->n_threads);
+    fp_leave(caller);
+    *draft = m;
     return GPT2C_OK;
 }
 

@@ -22,6 +22,7 @@ typedef struct {
 
 struct gpt2c_model {
     gpt2c_config config;
+    const gpt2c_model *base; /* whose vectors and sequences a draft model shares; or NULL */
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;

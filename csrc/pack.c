@@ -140,3 +140,21 @@ void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
         for (size_t i = 0; i < m->k; i++)
             rows[r * m->k + i] = value_at(m, i, begin + r);
 }
+
+void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
+                size_t begin, size_t end) {
+    float tile[GROUP][PANEL];
+    for (size_t panel = begin; panel < end; panel++)
+        for (size_t group = 0; group < groups_of(m->k); group++) {
+            size_t first = group * GROUP, in_group = least(m->k - first, GROUP);
+            const float *rows = float_panel(from, panel) + first * PANEL;
+            if (from->weights != GPT2C_FLOAT32 || in_group < GROUP) {
+                memset(tile, 0, sizeof tile);
+                for (size_t i = 0; i < in_group; i++)
+                    for (size_t column = 0; column < PANEL; column++)
+                        tile[i][column] = value_at(from, first + i, panel * PANEL + column);
+                rows = tile[0];
+            }
+            quantize(m, kernels, 1, rows, panel, group);
+        }
+}

@@ -58,6 +58,8 @@ cdef extern from "gpt2c.h" nogil:
     ctypedef struct gpt2c_model
     ctypedef struct gpt2c_sequence
     ctypedef struct gpt2c_scratch
+    ctypedef struct gpt2c_lookup
+    ctypedef struct gpt2c_drafter
 
     const char *gpt2c_isa_compiled(int i)
     int gpt2c_isa_supported(const char *name)
@@ -178,6 +180,9 @@ cdef extern from "gpt2c.h" nogil:
         int32_t n_tokens
         gpt2c_scores scores
         gpt2c_finish finish
+        gpt2c_lookup *lookup
+        gpt2c_sequence *draft_sequence
+        int32_t n_passes, n_drafted, n_accepted
 
     gpt2c_status gpt2c_process(const gpt2c_model *, gpt2c_scratch *, const gpt2c_job *, float *)
     gpt2c_status gpt2c_advance(
@@ -185,8 +190,17 @@ cdef extern from "gpt2c.h" nogil:
     )
 
     gpt2c_status gpt2c_run(
-        const gpt2c_model *, gpt2c_scratch *, gpt2c_job **, int32_t, int32_t, double, int32_t *
+        const gpt2c_model *, gpt2c_scratch *, gpt2c_drafter *, gpt2c_job **, int32_t, int32_t,
+        double, int32_t *
     )
+
+    gpt2c_status gpt2c_draft_model_create(const gpt2c_model *, gpt2c_model **)
+    gpt2c_status gpt2c_lookup_create(int32_t, gpt2c_lookup **)
+    void gpt2c_lookup_free(gpt2c_lookup *)
+    gpt2c_status gpt2c_drafter_create(gpt2c_drafter **)
+    void gpt2c_drafter_free(gpt2c_drafter *)
+    enum: GPT2C_DRAFT_LOOKUP
+    gpt2c_status gpt2c_drafter_set(gpt2c_drafter *, const gpt2c_model *, int32_t, int32_t)
 
     double gpt2c_measure_stream(const gpt2c_model *)
     double gpt2c_measure_multiply_add(const gpt2c_model *)

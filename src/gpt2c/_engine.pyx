@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free
 
 from gpt2c._capi cimport *
 
+import weakref
 from contextlib import contextmanager
 from threading import get_ident
 
@@ -78,6 +79,10 @@ cdef dict WEIGHTS = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C
 # Scales that are tried for a group of 4 bits: more than 16 gain less than a thousandth of the error.
 cdef int N_CANDIDATES = 16
 
+# Tokens after which the weights are packed for drafts. For GPT-2 124M it takes as long as some six
+# tokens do.
+cdef int DRAFT_AFTER = 8
+
 # By the names of options: see gpt2c.sampling.
 cdef dict STAGES = {
     "logit_bias": GPT2C_LOGIT_BIAS,
@@ -135,19 +140,48 @@ cdef int raise_status(gpt2c_status status, str what) except -1:
     raise OptionError(f"{what}: the engine refused the arguments")
 
 
+cdef class Model
+
+
 cdef class Scratch:
-    """The buffers of one running call."""
+    """The buffers of one running call, and what it has learnt of drafts."""
 
     cdef gpt2c_scratch *pointer
+    cdef gpt2c_drafter *drafter
+    # Whose buffers the drafter has, where it is another than the call's. Weak, for who drops a model
+    # wants its memory back.
+    cdef object draft_model
 
     def __dealloc__(self):
+        gpt2c_drafter_free(self.drafter)
         gpt2c_scratch_free(self.pointer)
+
+    cdef gpt2c_drafter *set_drafts(self, Model model, drafts) except NULL:
+        """The drafter, set to what a call's drafts are made by."""
+        cdef Model other = drafts.model
+        cdef const gpt2c_model *by = model.draft if drafts.packing else NULL
+        if self.drafter == NULL:
+            raise_status(gpt2c_drafter_create(&self.drafter), "drafts")
+        known = self.draft_model is not None
+        if known != (other is not None) or (known and self.draft_model() is not other):
+            # Another's memory may since be where the last one's was.
+            raise_status(gpt2c_drafter_set(self.drafter, NULL, 0, 0), "drafts")
+            self.draft_model = None if other is None else weakref.ref(other)
+        if other is not None:
+            by = other.pointer
+        sources = GPT2C_DRAFT_LOOKUP if drafts.lookup else 0
+        raise_status(
+            gpt2c_drafter_set(self.drafter, by, sources, drafts.n_tokens), "the draft's buffers"
+        )
+        return self.drafter
 
 
 cdef class Model:
     """A model's packed weights: immutable once loaded, shared by every call."""
 
+    cdef object __weakref__
     cdef gpt2c_model *pointer
+    cdef gpt2c_model *draft  # its own matrices in 4 bits, made when drafts first need them
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_threads
     cdef int n_running
@@ -181,6 +215,7 @@ cdef class Model:
         self.holders = {}
 
     def __dealloc__(self):
+        gpt2c_model_free(self.draft)
         gpt2c_model_free(self.pointer)
 
     def load(self, str name not None, const float[:, ::1] rows not None, size_t begin):
@@ -229,8 +264,28 @@ cdef class Model:
 
     @property
     def n_bytes(self):
-        """Memory of the packed weights."""
-        return 0 if self.pointer == NULL else gpt2c_model_bytes(self.pointer)
+        """Memory of the packed weights, and of those that drafts are made with."""
+        if self.pointer == NULL:
+            return 0
+        return gpt2c_model_bytes(self.pointer) + self.draft_bytes
+
+    @property
+    def draft_bytes(self):
+        """Memory of the weights that drafts are made with; 0 before any were."""
+        return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
+
+    cdef int make_draft(self) except -1:
+        """Packs the matrices in 4 bits. To be called by a running call."""
+        cdef gpt2c_model *draft = NULL
+        cdef gpt2c_status status
+        with nogil:
+            status = gpt2c_draft_model_create(self.pointer, &draft)
+        raise_status(status, "the weights that drafts are made with")
+        if self.draft == NULL:
+            self.draft = draft
+        else:  # another thread was sooner
+            gpt2c_model_free(draft)
+        return 0
 
     def stream_rate(self):
         """Bytes a second at which this model's threads read its weights and only add them."""
@@ -254,12 +309,14 @@ cdef class Model:
 
     def job(
         self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top=None, sequence=None,
+        drafts=None,
     ):
         """A text to be continued from ids by `run`; sequence, which it takes, has the first.
 
-        plan is a gpt2c.engine_types.Plan. With n_top its tokens are scored, with as many alternatives.
+        plan and drafts are of gpt2c.engine_types. With n_top its tokens are scored, with as many
+        alternatives.
         """
-        return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence)
+        return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence, drafts)
 
     def score(
         self, list sequences not None, list ids not None, list targets not None, int n_top,
@@ -275,7 +332,7 @@ cdef class Model:
         return Scoring(self, sequences, ids, targets, n_top).run()
 
     def run(self, list jobs not None, int max_steps):
-        """Advances the jobs until one finishes or max_steps tokens were generated for them."""
+        """Advances the jobs until one finishes or tokens were generated for them max_steps times."""
         cdef int n_jobs = len(jobs)
         cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
         if pointers == NULL:
@@ -286,6 +343,13 @@ cdef class Model:
         cdef gpt2c_status status = GPT2C_OK
         cdef bint running = True
         cdef int n_claimed = 0
+        cdef gpt2c_drafter *drafter = NULL
+        cdef Model other = None
+        drafts = drafts_of(jobs)
+        if drafts is not None and drafts.model is not None:
+            other = drafts.model
+            other.check_open()
+            other.n_running += 1
         try:
             scratch = self.begin()
             for i in range(n_jobs):
@@ -297,9 +361,13 @@ cdef class Model:
                 n_claimed += 1
                 pointers[i] = &job.job
             while running:
+                if drafts is not None:
+                    if self.draft == NULL and drafts.packing and is_under_way(jobs, drafts):
+                        self.make_draft()
+                    drafter = scratch.set_drafts(self, drafts)
                 with nogil:
                     status = gpt2c_run(
-                        self.pointer, scratch.pointer, pointers, n_jobs, max_steps,
+                        self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
                         SIGNAL_INTERVAL, &n_steps,
                     )
                 raise_status(status, "a cache page or the logits")
@@ -316,6 +384,9 @@ cdef class Model:
                 job.sequence.busy = False
             if scratch is not None:
                 self.end(scratch)
+            if other is not None:
+                other.n_running -= 1
+                other.free_if_idle()
 
     @contextmanager
     def held(self):
@@ -371,10 +442,35 @@ cdef class Model:
 
     cdef int free_if_idle(self) except -1:
         if self.closed and self.n_running == 0:
-            gpt2c_model_free(self.pointer)
-            self.pointer = NULL
             self.free_scratches = []
+            gpt2c_model_free(self.draft)
+            gpt2c_model_free(self.pointer)
+            self.pointer = self.draft = NULL
         return 0
+
+
+cdef object drafts_of(list jobs):
+    """What the jobs' drafts are, where they all have the same."""
+    cdef Job job
+    drafts = None
+    for index, each in enumerate(jobs):
+        if each is None:
+            return None
+        job = each
+        if index == 0:
+            drafts = job.drafts
+        elif job.drafts is not drafts:
+            return None
+    return drafts
+
+
+cdef bint is_under_way(list jobs, drafts) except -1:
+    """Whether a text is so long that packing the weights for drafts can still pay."""
+    cdef Job job
+    for job in jobs:
+        if drafts.n_tokens or job.job.n_tokens >= DRAFT_AFTER:
+            return True
+    return False
 
 
 cdef class Sequence:
@@ -592,6 +688,8 @@ cdef class Job:
     cdef gpt2c_stage *stages
     cdef list arrays  # what the stages point to
     cdef object score_array, top_array
+    cdef object drafts
+    cdef Sequence draft_sequence
     cdef const int32_t[::1] prompt
     cdef const int32_t[::1] stop_ids
     cdef int32_t[::1] tokens
@@ -599,7 +697,7 @@ cdef class Job:
     def __cinit__(
         self, Model model not None, const int32_t[::1] ids not None, int32_t max_new_tokens,
         plan, uint64_t seed, uint32_t sample, const int32_t[::1] stop_ids not None,
-        n_top=None, Sequence sequence=None,
+        n_top=None, Sequence sequence=None, drafts=None,
     ):
         cdef int32_t room = model.n_positions - <int32_t>ids.shape[0] + 1
         if ids.shape[0] == 0 or room < 1 or max_new_tokens < 1:
@@ -628,9 +726,23 @@ cdef class Job:
         self.job.tokens = &self.tokens[0]
         if n_top is not None:
             self.take_scores(n_top)
+        if drafts is not None:
+            self.take_drafts(drafts)
 
     def __dealloc__(self):
+        gpt2c_lookup_free(self.job.lookup)
         free(self.stages)
+
+    cdef int take_drafts(self, drafts) except -1:
+        cdef Model model = self.sequence.model
+        raise_status(gpt2c_lookup_create(model.n_positions, &self.job.lookup), "drafts")
+        self.drafts = drafts
+        if drafts.model is not None:
+            if drafts.model.n_vocab != model.n_vocab:
+                raise OptionError("a draft model's vocabulary has the same size")
+            self.draft_sequence = Sequence(drafts.model)
+            self.job.draft_sequence = self.draft_sequence.pointer
+        return 0
 
     cdef int check_ids(self, const int32_t[::1] ids) except -1:
         """Penalties use ids as places in tables."""
@@ -769,6 +881,11 @@ cdef class Job:
     def n_tokens(self):
         """How many tokens were generated."""
         return self.job.n_tokens
+
+    @property
+    def draft_counts(self):
+        """Forward calls after the prompt's, tokens that were drafted for them, and accepted."""
+        return self.job.n_passes, self.job.n_drafted, self.job.n_accepted
 
     @property
     def finish_reason(self):

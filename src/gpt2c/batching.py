@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine_types import SCORE_TYPE, TOP_TYPE, Plan, Scores
+from gpt2c.engine_types import SCORE_TYPE, TOP_TYPE, Drafts, Plan, Scores
 from gpt2c.errors import NumericalError, OptionError
 from gpt2c.generation import LogitsProcessor
 from gpt2c.options import INT32_MAX
@@ -42,6 +42,7 @@ class Request:
     scores_prompt: bool = False
     slides: bool = False
     logits_processor: LogitsProcessor | None = None
+    drafts: Drafts | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Result:
     end: int | None = None  # in bytes, where the text ends before its ids do
     scores: Scores | None = None
     prompt_scores: Scores | None = None
+    draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
 
 
 class Text:
@@ -67,6 +69,7 @@ class Text:
         self.result: Result | None = None
         self.watcher = Watcher(request.stops, request.index)
         self._scores: list[Scores] = []
+        self._draft_counts: tuple[int, ...] = (0, 0, 0)
         self._prompt_scores: Scores | None = None
         if request.scores_prompt:
             sequence, self._prompt_scores = score_prompt(engine, request)
@@ -117,7 +120,7 @@ class Text:
         plan = r.plan.after(len(self.watcher.ids))
         return self._engine.job(
             ids, max_new_tokens, plan, r.seed or 0, r.sample, r.stop_ids, r.n_top,
-            sequence,  # type: ignore[arg-type]
+            sequence, r.drafts,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _run_processed(self, process: LogitsProcessor) -> None:
@@ -130,24 +133,30 @@ class Text:
 
     def _slide(self) -> None:
         """Goes on from the last half of the context, as a prompt of that would."""
-        self._keep_scores()
+        self._keep_what_is_known()
         left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
         self.job = self._start(ids, left, None)
 
-    def _keep_scores(self) -> None:
+    def _keep_what_is_known(self) -> None:
+        """Of the job, which ends."""
+        counts = zip(self._draft_counts, self.job.draft_counts, strict=True)
+        self._draft_counts = tuple(a + b for a, b in counts)
         if self.request.n_top is not None:
             self._scores.append(self.job.scores())
 
     def _end(self, reason: str) -> None:
-        self._keep_scores()
+        self._keep_what_is_known()
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
         if self._scores:
             parts = zip(*self._scores, strict=True)
             scores = tuple(np.concatenate(part)[: len(ids)] for part in parts)
-        self.result = Result(ids, reason, self.watcher.end, scores, self._prompt_scores)  # type: ignore[arg-type]
+        self.result = Result(
+            ids, reason, self.watcher.end, scores,  # type: ignore[arg-type]
+            self._prompt_scores, self._draft_counts,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def _fail(self, reason: str) -> NoReturn:
         where = f"prompt {self.request.index}"

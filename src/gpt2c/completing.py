@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2c.batching import Request, Result, run_requests
+from gpt2c.drafting import checked_drafts
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generation import Completion, Logprobs, Options
 from gpt2c.progress import with_bar
@@ -27,6 +28,10 @@ class Completer:
         """The call's time begins now."""
         self._model, self._engine, self._options = model, model._engine, options
         self._stops = self._new_stops()
+        self._drafts = None
+        if options.logits_processor is None:  # which sees, and may change, every token's logits
+            draft, n_tokens = options.draft, options.num_assistant_tokens
+            self._drafts = checked_drafts(model, draft, n_tokens)
 
     def all(self, prompts: Any) -> list[Any]:
         """A completion for each prompt of a list; a single one is a list of one."""
@@ -88,7 +93,7 @@ class Completer:
             echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
         return Completion(
             text, result.ids, result.finish_reason, request.seed, request.sample,
-            scores.logprobs, scores.top, echoed.logprobs, echoed.top,
+            scores.logprobs, scores.top, echoed.logprobs, echoed.top, *result.draft_counts,
         )  # fmt: skip
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:
@@ -121,6 +126,7 @@ class Completer:
                 scores_prompt=options.echo and sample == 0,
                 slides=options.overflow == "slide",
                 logits_processor=options.logits_processor,
+                drafts=self._drafts,
             )
 
     def _new_stops(self) -> Stops:

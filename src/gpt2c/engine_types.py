@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,16 @@ class Stage:
     span: int = 0
     ids: NDArray[np.int32] = field(default_factory=lambda: NO_IDS)
     values: NDArray[np.float32] = field(default_factory=lambda: _NO_VALUES)
+
+
+@dataclass(frozen=True, eq=False)
+class Drafts:
+    """What guesses a text's next tokens: see gpt2c.drafting."""
+
+    lookup: bool = False  # what followed the last tokens before
+    packing: bool = False  # the model's own weights in 4 bits
+    model: Any = None  # another engine model of the same vocabulary
+    n_tokens: int = 0  # so many at a time; 0: as many as pay
 
 
 @dataclass(frozen=True, eq=False)

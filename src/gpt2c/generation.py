@@ -45,6 +45,8 @@ class StreamOptions(_LengthOption, SamplingOptions, total=False):
     logits_processor: LogitsProcessor | None
     truncate: str | None
     overflow: str
+    draft: Any
+    num_assistant_tokens: int | None
 
 
 class _ListOptions(_LengthOption, SamplingOptions, total=False):
@@ -56,6 +58,8 @@ class _ListOptions(_LengthOption, SamplingOptions, total=False):
     logits_processor: LogitsProcessor | None
     truncate: str | None
     overflow: str
+    draft: Any
+    num_assistant_tokens: int | None
     num_return_sequences: int | None
     batch_size: int
     progress: bool
@@ -76,6 +80,7 @@ class CompleteOptions(_ListOptions, total=False):
 DEFAULTS: Final[Mapping[str, Any]] = {
     "max_new_tokens": 40,
     "overflow": "stop",
+    "draft": None,
     "batch_size": DEFAULT_BATCH_SIZE,
     "progress": False,
     "echo": False,
@@ -101,6 +106,9 @@ class Completion:
     logprobs, top_logprobs
         Where they were asked for: each new token's log-probability by the model itself, in nats,
         and the likeliest ids there with theirs.
+    passes, drafted, accepted
+        Forward calls of the model for the new tokens, tokens that were drafted for them, and how
+        many of those the model chose too.
     prompt_logprobs, prompt_top_logprobs
         With echo=True the same of the prompt's tokens; the first, which nothing precedes, has NaN
         and no alternatives.
@@ -115,6 +123,9 @@ class Completion:
     top_logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[float] | None = None
     prompt_top_logprobs: list[dict[int, float]] | None = None
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def new(self) -> str | list[int]:
@@ -159,6 +170,8 @@ class Options:
     logits_processor: LogitsProcessor | None
     truncate: str | None
     overflow: str
+    draft: Any
+    num_assistant_tokens: Any
     num_return_sequences: int | None
     batch_size: int
     progress: bool
@@ -218,6 +231,8 @@ def check_options(
         logits_processor=_function("logits_processor", options["logits_processor"]),
         truncate=_optional(options["truncate"], lambda x: choice("truncate", x, ("left",))),
         overflow=choice("overflow", options["overflow"], ("stop", "slide")),
+        draft=options["draft"],
+        num_assistant_tokens=options["num_assistant_tokens"],
         num_return_sequences=_optional(options.get("num_return_sequences"), _n_sequences),
         batch_size=integer("batch_size", options["batch_size"], 1, 256),
         progress=flag("progress", options["progress"]),

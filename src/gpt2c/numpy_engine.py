@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checkpoint.source import tensor_shapes
 from gpt2c.config import GPT2Config
-from gpt2c.engine_types import Plan, Scores
+from gpt2c.engine_types import Drafts, Plan, Scores
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.reference import Past, gpt2
 from gpt2c.reference_sampling import Sampler
@@ -85,8 +85,12 @@ class Model:
         stop_ids: NDArray[np.int32],
         n_top: int | None = None,
         sequence: Sequence | None = None,
+        drafts: Drafts | None = None,
     ) -> Job:
-        """A text to be continued from ids by `run`; sequence, which it takes, has the first."""
+        """A text to be continued from ids by `run`; sequence, which it takes, has the first.
+
+        Drafts, which never show in a text, are none here.
+        """
         sampler = Sampler(plan, seed, sample, len(ids))
         stops = frozenset(stop_ids.tolist())
         return Job(ids, max_new_tokens, sampler, stops, n_top, sequence or self.sequence())
@@ -241,6 +245,11 @@ class Job:
     def n_tokens(self) -> int:
         """How many tokens were generated."""
         return len(self._ids)
+
+    @property
+    def draft_counts(self) -> tuple[int, int, int]:
+        """A forward call for each token, and no drafts."""
+        return len(self._ids), 0, 0
 
     def new_ids(self, begin: int = 0) -> list[int]:
         """The tokens generated, from the begin-th on."""

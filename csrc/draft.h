@@ -1,0 +1,37 @@
+/* Guessing a text's next tokens, so that one forward call can verify several: whether that pays, how
+ * many, and from where. What is guessed never shows in the text (Leviathan et al. 2023; here a token is
+ * accepted where it is the very one that the model itself chooses). */
+#ifndef GPT2C_DRAFT_H
+#define GPT2C_DRAFT_H
+
+#include "gpt2c.h"
+#include "lookup.h"
+
+/* Most tokens that are guessed at a time, and most jobs that are guessed for at once. */
+#define MOST_DRAFTS 24
+#define MOST_DRAFTING_JOBS 32
+
+/* Where guesses come from. */
+typedef enum { NO_DRAFT = 0, DRAFT_BY_LOOKUP, DRAFT_BY_MODEL } draft_source;
+
+/* What is guessed for one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
+typedef struct {
+    draft_source source;
+    int32_t n;
+    lookup_match match;
+    int32_t n_right; /* of them, once they are verified */
+} draft;
+
+/* At most `most` guesses each for jobs that all have a token to feed and a `lookup`; at most
+ * MOST_DRAFTING_JOBS. */
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t most,
+                          draft *drafts);
+
+/* Takes back what a draft sequence has of guesses that were wrong. */
+void draft_settle(const gpt2c_job *job);
+
+/* What came of it: the seconds that verifying and choosing took, and how many guesses were right. */
+void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
+void draft_learn_job(gpt2c_drafter *d, const draft *guessed);
+
+#endif

@@ -1,0 +1,304 @@
+"""Drafts never show: texts, ids and log-probabilities are those of plain decoding, bit for bit."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from conftest import FLOAT_ISAS, ISAS, config_of, model_on, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2c import (
+    ClosedError,
+    ContextError,
+    NumericalError,
+    OptionError,
+    OptionTypeError,
+    drafting,
+)
+
+pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+
+CONFIG = config_of(vocab_size=60, n_positions=90, n_embd=36, n_layer=2, n_head=3)
+SAMPLING = {
+    "greedy": {},
+    "sampled": {"temperature": 0.7, "seed": 11},
+    "filters": {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 5},
+    "penalties": {
+        "temperature": 0.9, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "seed": 2,
+        "no_repeat_ngram_size": 3, "logit_bias": {3: 2.0},
+    },
+    "mirostat": {"mirostat_tau": 3.0, "seed": 8},
+    "dry": {"dry_multiplier": 0.8, "temperature": 0.5, "seed": 1},
+    "xtc": {"xtc_probability": 0.5, "xtc_threshold": 0.05, "seed": 4},
+    "greedy, penalties": {"repetition_penalty": 1.3, "min_new_tokens": 5},
+}  # fmt: skip
+
+
+def sharp_weights(config, seed):
+    """Weights whose logits differ enough for a packing in 4 bits to guess mostly right."""
+    weights = random_weights(config, seed)
+    weights["wte.weight"] *= 3
+    return weights
+
+
+@pytest.fixture(autouse=True)
+def pack_small_models(monkeypatch):
+    """Models of tests are packed for drafts too, and at once."""
+    monkeypatch.setattr(drafting, "_LEAST_BYTES", 0)
+
+
+def known(completion):
+    """All that may not depend on drafts; a NaN, which no text has, would differ from itself."""
+    c = completion
+    return (c.ids, c.finish_reason, c.logprobs, c.top_logprobs, c.prompt_logprobs, c.seed)
+
+
+def drafts_of(model, seed):
+    other = model_on(
+        model.backend, config_of(**{**vars_of(model), "n_layer": 1}), sharp_weights_of(model, seed)
+    )
+    return ["auto", "packing", "lookup", other]
+
+
+def vars_of(model):
+    c = model.config
+    return {"vocab_size": c.vocab_size, "n_positions": c.n_positions, "n_embd": c.n_embd,
+            "n_head": c.n_head}  # fmt: skip
+
+
+def sharp_weights_of(model, seed):
+    return sharp_weights(config_of(**{**vars_of(model), "n_layer": 1}), seed)
+
+
+prompts_of = st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=40), min_size=1, max_size=5)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    sampling=st.sampled_from(sorted(SAMPLING)),
+    prompts=prompts_of,
+    dtype=st.sampled_from(["float32", "float32", "int8"]),
+    n_tokens=st.sampled_from([None, 1, 2, 3, 7, 24]),
+    batch_size=st.sampled_from([1, 2, 64]),
+    max_new_tokens=st.integers(1, 60),
+    isa=st.sampled_from(FLOAT_ISAS or [""]),
+    which=st.integers(0, 3),
+    stop=st.sampled_from([[], [1, 2, 3], list(range(0, 60, 3))]),
+    slides=st.booleans(),
+)
+def test_texts_and_scores_are_those_of_plain_decoding(
+    seed, sampling, prompts, dtype, n_tokens, batch_size, max_new_tokens, isa, which, stop, slides
+):
+    weights = sharp_weights(CONFIG, seed)
+    model = model_on(isa, CONFIG, weights, dtype=dtype)
+    options = {
+        **SAMPLING[sampling], "max_new_tokens": max(max_new_tokens, 5), "logprobs": 2,
+        "stop_token_ids": stop, "overflow": "slide" if slides else "stop",
+    }  # fmt: skip
+    plain = [known(model.complete(p, **options)) for p in prompts]
+    draft = drafts_of(model, seed)[which]
+    drafted = model.complete(
+        prompts, draft=draft, num_assistant_tokens=n_tokens, batch_size=batch_size, **options
+    )
+    assert [known(c) for c in drafted] == plain
+    for c in drafted:
+        assert 0 <= c.accepted <= c.drafted
+        # A pass yields what was accepted and one token more; what ends a text is none of it.
+        assert c.passes + c.accepted - 1 <= len(c.ids) <= c.passes + c.accepted
+    streamed = list(
+        model.stream(prompts[0], draft=draft, num_assistant_tokens=n_tokens,
+                     **{k: v for k, v in options.items() if k != "logprobs"})
+    )  # fmt: skip
+    assert streamed == plain[0][0]
+
+
+def test_drafts_are_made_and_right(isa):
+    """Without this, all of the tests above could pass with drafts that never are."""
+    config = config_of(vocab_size=60, n_positions=200, n_embd=64, n_head=2)
+    model = model_on(isa, config, sharp_weights(config, 3))
+    prompt = [5, 6, 7]
+    plain = model.complete(prompt, max_new_tokens=120)
+    assert (plain.passes, plain.drafted, plain.accepted) == (120, 0, 0)
+    packed = model.complete(prompt, max_new_tokens=120, draft="packing", num_assistant_tokens=4)
+    assert packed.ids == plain.ids
+    assert packed.accepted > 60
+    same = model.complete(prompt, max_new_tokens=120, draft=model, num_assistant_tokens=5)
+    # The model guesses itself: always right, five at a time.
+    assert same.accepted == same.drafted
+    assert same.passes <= 120 // 6 + 2
+    repeating = model.complete(
+        plain.ids[:40] * 2, max_new_tokens=20, draft="lookup", num_assistant_tokens=8
+    )
+    assert repeating.drafted >= 8
+
+
+def test_copied_text_is_looked_up():
+    """A model that always says the token after the last one, around a circle."""
+    n = 50
+    config = config_of(vocab_size=n, n_positions=300, n_embd=n, n_head=1, n_layer=0,
+                       tie_word_embeddings=False)  # fmt: skip
+    weights = random_weights(config)
+    weights["wpe.weight"][:] = 0
+    weights["wte.weight"] = np.eye(n, dtype=np.float32)
+    weights["lm_head.weight"] = np.roll(np.eye(n, dtype=np.float32), 1, axis=0)
+    weights["ln_f.weight"][:], weights["ln_f.bias"][:] = 1, 0
+    model = model_on(ISAS[-1], config, weights)
+    prompt = [i % n for i in range(60)]
+    done = model.complete(prompt, max_new_tokens=100, draft="lookup", num_assistant_tokens=24)
+    assert done.ids == [(60 + i) % n for i in range(100)]
+    assert done.accepted == done.drafted > 90
+    assert done.passes <= 6
+
+
+def test_what_stops_a_text_stops_it_within_a_draft():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    plain = model.complete([1, 2], max_new_tokens=60, logprobs=0)
+    seen: list[list[int]] = []
+
+    def stop_after_ten(_, ids):
+        seen.append(ids)
+        return len(ids) == 10
+
+    options = {"draft": model, "num_assistant_tokens": 7, "max_new_tokens": 60, "logprobs": 0}
+    done = model.complete([1, 2], callback=stop_after_ten, **options)
+    assert (done.ids, done.finish_reason) == (plain.ids[:10], "callback")
+    assert done.logprobs == plain.logprobs[:10]
+    assert seen == [plain.ids[: i + 1] for i in range(10)]  # every token, one by one
+    late = model.complete([1, 2], max_time=1e-9, **options)
+    assert (late.ids, late.finish_reason) == ([], "time")
+    full = model.complete(list(range(60)), **{**options, "max_new_tokens": 1000})
+    assert full.finish_reason == "context"
+    assert len(full.ids) == CONFIG.n_positions - 60 + 1
+
+
+def test_a_logits_processor_is_decoded_plainly():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    done = model.complete(
+        [1, 2], draft=model, num_assistant_tokens=3, logits_processor=lambda ids, x: x
+    )
+    assert done.drafted == 0
+    assert done.ids == model.complete([1, 2]).ids
+
+
+def test_a_nan_is_found_where_it_is():
+    weights = sharp_weights(CONFIG, 0)
+    weights["wpe.weight"][30:] = np.nan
+    model = model_on(ISAS[-1], CONFIG, weights)
+    messages = set()
+    for options in ({}, {"draft": "packing", "num_assistant_tokens": 7}):
+        with pytest.raises(NumericalError) as error:
+            model.complete([1, 2, 3], max_new_tokens=60, **options)
+        messages.add(str(error.value))
+    assert len(messages) == 1
+
+
+def test_the_packing_is_made_when_it_can_pay(isa):
+    model = model_on(isa, CONFIG, sharp_weights(CONFIG, 0))
+    n_bytes = model.n_bytes
+    model.generate([1, 2], max_new_tokens=5, draft="auto")
+    model.generate([1, 2], max_new_tokens=50)
+    assert model.n_bytes == n_bytes
+    model.generate([1, 2], max_new_tokens=50, draft="auto")
+    assert model.n_bytes > n_bytes
+    # 4.5 bits for 32, and the padding of a small model's panels and groups.
+    config = config_of(vocab_size=4096, n_embd=256, n_head=4, n_layer=4)
+    model = model_on(isa, config, random_weights(config))
+    n_bytes = model.n_bytes
+    model.generate([1, 2], max_new_tokens=2, draft="packing", num_assistant_tokens=1)
+    assert 0.13 * n_bytes < model.n_bytes - n_bytes <= 0.16 * n_bytes
+
+
+def test_models_are_closed_while_they_draft():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    expected = model.generate([1, 2], max_new_tokens=50)
+    for _ in range(20):
+        other = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+        closer = threading.Thread(target=other.close)
+        pieces = model.stream([1, 2], max_new_tokens=50, draft=other, num_assistant_tokens=3)
+        ids = [next(pieces)]
+        closer.start()
+        try:
+            ids += list(pieces)
+            assert ids == expected
+        except ClosedError:
+            pass
+        closer.join()
+    # The drafter's memory of the last model is not taken for the next one's.
+    again = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 1))
+    assert model.generate([1, 2], max_new_tokens=50, draft=again) == expected
+
+
+def test_threads_share_a_model_and_its_drafts():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    prompts = [[i, i + 1, i + 2] for i in range(8)]
+    expected = [model.generate(p, max_new_tokens=60) for p in prompts]
+    results: dict[int, list[int]] = {}
+
+    def work(i):
+        results[i] = model.generate(
+            prompts[i], max_new_tokens=60, draft="packing", num_assistant_tokens=1 + i
+        )
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i] for i in range(8)] == expected
+
+
+def test_a_draft_model_of_a_shorter_context():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    short = config_of(**{**vars_of(model), "n_positions": 20})
+    other = model_on(ISAS[-1], short, sharp_weights(short, 0))
+    done = model.complete([1, 2], max_new_tokens=60, draft=other, num_assistant_tokens=4)
+    assert done.ids == model.generate([1, 2], max_new_tokens=60)
+    long = model.complete(list(range(40)), max_new_tokens=30, draft=other, num_assistant_tokens=4)
+    assert long.ids == model.generate(list(range(40)), max_new_tokens=30)
+
+
+def test_what_a_draft_can_be():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    four = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
+    on_numpy = model_on("numpy", CONFIG, sharp_weights(CONFIG, 0))
+    wide = config_of(**{**vars_of(model), "vocab_size": 61})
+    other = model_on(ISAS[-1], wide, random_weights(wide))
+    for draft, error in (
+        ("int4", OptionError), (3, OptionTypeError), (True, OptionTypeError), (other, OptionError),
+        (on_numpy, OptionError),
+    ):  # fmt: skip
+        with pytest.raises(error, match="draft is"):
+            model.generate([1], draft=draft)
+    with pytest.raises(OptionError, match="draft is 'packing'.*int4 itself"):
+        four.generate([1], draft="packing")
+    assert four.generate([1], draft="auto") == four.generate([1])
+    for draft in ("packing", "lookup", model):
+        with pytest.raises(OptionError, match="compiled engine"):
+            on_numpy.generate([1], draft=draft)
+    assert on_numpy.generate([1], draft="auto") == on_numpy.generate([1])
+    for n in (0, 25, -1):
+        with pytest.raises(OptionError, match="num_assistant_tokens"):
+            model.generate([1], draft="auto", num_assistant_tokens=n)
+    with pytest.raises(OptionError, match="without a draft"):
+        model.generate([1], num_assistant_tokens=3, draft=None)
+    with pytest.raises(ContextError):
+        model.generate(list(range(50)) * 3, draft="auto")
+
+
+def test_a_draft_model_that_nobody_has_is_freed():
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    other = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 1))
+    engine = weakref.ref(other._engine)
+    model.generate([1, 2], draft=other, num_assistant_tokens=2)
+    del other
+    gc.collect()
+    assert engine() is None
+    third = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 2))
+    done = model.generate([1, 2], draft=third, num_assistant_tokens=2)
+    assert done == model.generate([1, 2])
