@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import read_config
-from peers import ENGINES
+from peers import ENGINES, FLOAT32
 from processes import EngineError, Launcher, Worker, first_token
 from tasks import AGREEMENT, TASKS, Task, share
 
@@ -27,8 +27,8 @@ Samples = dict[str, list[float]]  # of each engine
 class Comparison:
     """The engines that run here, and what was measured."""
 
-    def __init__(self, launcher: Launcher, seed: int, repeats: int) -> None:
-        self.launcher, self.seed, self.repeats = launcher, seed, repeats
+    def __init__(self, launcher: Launcher, seed: int, repeats: int, ours: str) -> None:
+        self.launcher, self.seed, self.repeats, self.ours = launcher, seed, repeats, ours
         self.config = read_config(launcher.checkpoint)
         self.workers: dict[str, Worker] = {}
         self.skipped: dict[str, str] = {}
@@ -128,9 +128,9 @@ def spread(values: list[float]) -> str:
 def print_table(result: Comparison, task: Task) -> None:
     samples = result.samples[task.name]
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    ours = medians.get("gpt2c")
+    ours = medians.get(result.ours)
     shallow = result.samples.get("decode", {}) if task.name == "decode-deep" else {}
-    print(f"\n{task}\n  {'':20}    median       min - max       gpt2c/it")
+    print(f"\n{task}\n  {'':20}    median       min - max       {result.ours}/it")
     for name, values in samples.items():
         line = f"  {name:20}{spread(values)}"
         if ours:
@@ -166,7 +166,8 @@ def names_of(known: dict[str, Any], text: str) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*ENGINES])
+    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*FLOAT32],
+                        help="the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -190,13 +191,13 @@ def main() -> None:
         options.checkpoint, options.work_folder, pythons, options.threads,
         options.llama_batched_bench,
     )  # fmt: skip
-    result = Comparison(launcher, options.seed, options.repeats)
+    result = Comparison(launcher, options.seed, options.repeats, options.engines[0])
     try:
         result.start(options.engines)
         for name, worker in result.workers.items():
             versions = ", ".join(" ".join(pair) for pair in worker.versions.items())
             print(f"{name}: {versions or 'of unknown version'}")
-        print("gpt2c/it, below: its speed to this engine's; above 1, gpt2c is the faster one")
+        print(f"{result.ours}/it, below: its speed to this engine's; above 1, it is the faster one")
         if not options.no_agreement:
             result.check_agreement()
             print_agreement(result)

@@ -1,9 +1,9 @@
 """Makes each engine's files from one Hugging Face folder with a GPT-2.
 
-    python benchmarks/convert.py plain|gguf|ctranslate2|openvino CHECKPOINT WORK_FOLDER
+    python benchmarks/convert.py KIND CHECKPOINT WORK_FOLDER
 
-compare.py runs this when files are missing. All weights stay float32. Vocabularies are stand-ins
-("t0", "t1", ...), as prompts are ids.
+compare.py runs this when files are missing. Weights stay float32 but in kinds that are called
+otherwise. Vocabularies are stand-ins ("t0", "t1", ...), as prompts are ids.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def gguf(checkpoint: Path, folder: Path) -> None:
     writer.close()
 
 
+def gguf_quantized(checkpoint: Path, folder: Path, kind: int) -> None:
+    """By llama.cpp's own quantizer, with its defaults."""
+    import llama_cpp
+
+    with tempfile.TemporaryDirectory() as made:
+        gguf(checkpoint, Path(made))
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = kind
+        names = [str(Path(place, "model.gguf")).encode() for place in (made, folder)]
+        if llama_cpp.llama_model_quantize(*names, options):
+            raise RuntimeError("llama.cpp could not quantize the model")
+
+
+def gpt2c_quantized(checkpoint: Path, folder: Path, dtype: str) -> None:
+    import gpt2c
+
+    with tempfile.TemporaryDirectory() as made:
+        plain(checkpoint, Path(made))
+        gpt2c.GPT2.from_pretrained(made, dtype=dtype).save_pretrained(folder)
+
+
 def with_vocabulary(checkpoint: Path, folder: Path) -> None:
     """The checkpoint, and the tokenizer files that a converter insists on.
 
@@ -85,24 +107,28 @@ def with_vocabulary(checkpoint: Path, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
 
 
-def ctranslate2(checkpoint: Path, folder: Path) -> None:
+def ctranslate2(checkpoint: Path, folder: Path, dtype: str = "float32") -> None:
     from ctranslate2.converters import TransformersConverter
 
     with tempfile.TemporaryDirectory() as made:
         with_vocabulary(checkpoint, Path(made))
-        TransformersConverter(made).convert(folder, quantization="float32", force=True)
+        TransformersConverter(made).convert(folder, quantization=dtype, force=True)
 
 
-def openvino(checkpoint: Path, folder: Path) -> None:
+def openvino(checkpoint: Path, folder: Path, bits: int = 32) -> None:
     """OpenVINO's own way: stateful, by optimum-intel."""
     from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
+    from optimum.intel import OVConfig, OVWeightQuantizationConfig
+
+    config = OVConfig(dtype="fp32")
+    if bits < 32:
+        config = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=bits))
 
     with tempfile.TemporaryDirectory() as made:
         with_vocabulary(checkpoint, Path(made))
         main_export(
             made, folder, task="text-generation-with-past", stateful=True,
-            ov_config=OVConfig(dtype="fp32"), convert_tokenizer=False,
+            ov_config=config, convert_tokenizer=False,
         )  # fmt: skip
 
 
@@ -111,6 +137,13 @@ CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
     "gguf": gguf,
     "ctranslate2": ctranslate2,
     "openvino": openvino,
+    "gguf-q8_0": partial(gguf_quantized, kind=7),  # llama.h's LLAMA_FTYPE_MOSTLY_Q8_0
+    "gguf-q4_0": partial(gguf_quantized, kind=2),
+    "gpt2c-int8": partial(gpt2c_quantized, dtype="int8"),
+    "gpt2c-int4": partial(gpt2c_quantized, dtype="int4"),
+    "ctranslate2-int8": partial(ctranslate2, dtype="int8"),
+    "openvino-int8": partial(openvino, bits=8),
+    "openvino-int4": partial(openvino, bits=4),
 }
 
 

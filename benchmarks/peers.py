@@ -60,16 +60,19 @@ class Engine:
 
 class Gpt2c(Engine):
     packages = ("gpt2c",)
+    dtype = "float32"
+    draft: str | None = None
 
     def __init__(self, folder: str, threads: int) -> None:
         import gpt2c
 
-        self.model = gpt2c.GPT2.from_pretrained(folder, threads=threads)
+        self.model = gpt2c.GPT2.from_pretrained(folder, dtype=self.dtype, threads=threads)
 
     def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
+        options: Any = {"max_new_tokens": n_new, "draft": self.draft}
         if len(prompts) == 1:  # as a user would
-            return [self.model.generate(prompts[0], max_new_tokens=n_new)]
-        return self.model.generate(prompts, max_new_tokens=n_new)
+            return [self.model.generate(prompts[0], **options)]
+        return self.model.generate(prompts, **options)
 
     def first(self, prompt: Ids) -> int:
         return next(self.model.stream(prompt))
@@ -87,6 +90,23 @@ class Gpt2c(Engine):
             if hasattr(engine, name):
                 found[name] = getattr(engine, name)()
         return found
+
+
+class Gpt2cInt8(Gpt2c):
+    files = "gpt2c-int8"
+    float32 = False
+    dtype = "int8"
+
+
+class Gpt2cInt4(Gpt2cInt8):
+    files = "gpt2c-int4"
+    dtype = "int4"
+
+
+class Gpt2cDraft(Gpt2c):
+    """Float32 with drafts, which random weights, repeating themselves, are too easy for."""
+
+    draft = "auto"
 
 
 class TorchEager(Engine):
@@ -171,6 +191,16 @@ class LlamaCpp(Engine):
         return [next(ids) for _ in range(n_new)]
 
 
+class LlamaCppQ8(LlamaCpp):
+    files = "gguf-q8_0"
+    float32 = False
+
+
+class LlamaCppQ4(LlamaCpp):
+    files = "gguf-q4_0"
+    float32 = False
+
+
 class LlamaBatchedBench(Engine):
     """llama.cpp's own program: prompts and ids of its own choosing, and it samples none."""
 
@@ -197,6 +227,7 @@ class LlamaBatchedBench(Engine):
 class CTranslate2(Engine):
     packages = ("ctranslate2",)
     files = "ctranslate2"
+    compute = "float32"
 
     def __init__(self, folder: str, threads: int) -> None:
         for unused in ("torch", "transformers"):  # imported if found, but only its converters' need
@@ -204,7 +235,7 @@ class CTranslate2(Engine):
         import ctranslate2
 
         self.model = ctranslate2.Generator(
-            folder, device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads
+            folder, device="cpu", compute_type=self.compute, inter_threads=1, intra_threads=threads
         )
 
     def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
@@ -213,6 +244,12 @@ class CTranslate2(Engine):
             tokens, min_length=n_new, max_length=n_new, include_prompt_in_result=False
         )
         return [one.sequences_ids[0] for one in found]
+
+
+class CTranslate2Int8(CTranslate2):
+    files = "ctranslate2-int8"
+    float32 = False
+    compute = "int8"
 
 
 class OpenVINO(Engine):
@@ -249,8 +286,19 @@ class OpenVINODefault(OpenVINO):
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
+class OpenVINOInt8(OpenVINODefault):
+    files = "openvino-int8"
+
+
+class OpenVINOInt4(OpenVINODefault):
+    files = "openvino-int4"
+
+
 ENGINES: dict[str, type[Engine]] = {
     "gpt2c": Gpt2c,
+    "gpt2c-draft": Gpt2cDraft,
+    "gpt2c-int8": Gpt2cInt8,
+    "gpt2c-int4": Gpt2cInt4,
     "torch-eager": TorchEager,
     "torch-compiled": TorchCompiled,
     "llama.cpp": LlamaCpp,
@@ -258,4 +306,14 @@ ENGINES: dict[str, type[Engine]] = {
     "ctranslate2": CTranslate2,
     "openvino-f32": OpenVINO,
     "openvino-default": OpenVINODefault,
+    "llama.cpp-q8_0": LlamaCppQ8,
+    "llama.cpp-q4_0": LlamaCppQ4,
+    "ctranslate2-int8": CTranslate2Int8,
+    "openvino-int8": OpenVINOInt8,
+    "openvino-int4": OpenVINOInt4,
 }
+# What is compared where no engines are named.
+FLOAT32 = (
+    "gpt2c", "torch-eager", "torch-compiled", "llama.cpp", "llama-batched-bench", "ctranslate2",
+    "openvino-f32", "openvino-default",
+)  # fmt: skip

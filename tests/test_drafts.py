@@ -275,7 +275,7 @@ def test_what_a_draft_can_be():
     ):  # fmt: skip
         with pytest.raises(error, match="draft is"):
             model.generate([1], draft=draft)
-    with pytest.raises(OptionError, match="draft is 'packing'.*int4 itself"):
+    with pytest.raises(OptionError, match=r"draft is 'packing'.*int4 itself"):
         four.generate([1], draft="packing")
     assert four.generate([1], draft="auto") == four.generate([1])
     for draft in ("packing", "lookup", model):

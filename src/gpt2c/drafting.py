@@ -1,7 +1,7 @@
 """Which drafts a text is generated with: tokens that are guessed cheaply and verified together.
 
-What is verified is what the model itself chooses, so drafts never show in a text, nor in a bit of its
-log-probabilities; they are a matter of speed alone (docs/drafts.md).
+What is verified is what the model itself chooses, so drafts never show in a text, nor in a bit of
+its log-probabilities; they are a matter of speed alone (docs/drafts.md).
 """
 
 from __future__ import annotations
