@@ -115,21 +115,32 @@ def ctranslate2(checkpoint: Path, folder: Path, dtype: str = "float32") -> None:
         TransformersConverter(made).convert(folder, quantization=dtype, force=True)
 
 
-def openvino(checkpoint: Path, folder: Path, bits: int = 32) -> None:
+def openvino(checkpoint: Path, folder: Path) -> None:
     """OpenVINO's own way: stateful, by optimum-intel."""
     from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig, OVWeightQuantizationConfig
-
-    config = OVConfig(dtype="fp32")
-    if bits < 32:
-        config = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=bits))
+    from optimum.intel import OVConfig
 
     with tempfile.TemporaryDirectory() as made:
         with_vocabulary(checkpoint, Path(made))
         main_export(
             made, folder, task="text-generation-with-past", stateful=True,
-            ov_config=config, convert_tokenizer=False,
+            ov_config=OVConfig(dtype="fp32"), convert_tokenizer=False,
         )  # fmt: skip
+
+
+def openvino_quantized(checkpoint: Path, folder: Path, bits: int) -> None:
+    """Weights in 8 or 4 bits, with the defaults of optimum-intel (and nncf)."""
+    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+
+    with tempfile.TemporaryDirectory() as made:
+        with_vocabulary(checkpoint, Path(made))
+        model = OVModelForCausalLM.from_pretrained(
+            made, export=True, compile=False,
+            quantization_config=OVWeightQuantizationConfig(bits=bits),
+        )  # fmt: skip
+        model.save_pretrained(folder)
+        for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
+            shutil.copyfile(Path(made, name), folder / name)
 
 
 CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
@@ -142,8 +153,8 @@ CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
     "gpt2c-int8": partial(gpt2c_quantized, dtype="int8"),
     "gpt2c-int4": partial(gpt2c_quantized, dtype="int4"),
     "ctranslate2-int8": partial(ctranslate2, dtype="int8"),
-    "openvino-int8": partial(openvino, bits=8),
-    "openvino-int4": partial(openvino, bits=4),
+    "openvino-int8": partial(openvino_quantized, bits=8),
+    "openvino-int4": partial(openvino_quantized, bits=4),
 }
 
 
