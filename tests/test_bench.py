@@ -117,3 +117,20 @@ def test_peak_memory_is_the_processs_own():
     before, after = map(int, done.stdout.split())
     assert 45e6 < after - before < 60e6
     assert after < big.nbytes
+
+
+def test_every_dtype_side_by_side(capsys):
+    if not ISAS:
+        pytest.skip("the engine is not compiled")
+    assert main(["bench", "--dtype", "all", "--repeats", "1", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["dtypes"]}
+    assert list(rows) == ["float32", "int8", "int4", "float32, drafts"]
+    assert rows["float32"]["divergence"] == rows["float32, drafts"]["divergence"] == 0
+    assert rows["float32"]["same"] == 1
+    assert 0 < rows["int8"]["divergence"] < rows["int4"]["divergence"]
+    assert rows["int4"]["megabytes"] < rows["int8"]["megabytes"] < rows["float32"]["megabytes"] / 3
+    assert min(row["decode"] for row in rows.values()) > 0
+    assert main(["bench", "--dtype", "all", "--repeats", "1"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert main(["bench", "--dtype", "all", "--plot", "x.png"]) == 1
+    assert "--plot" in capsys.readouterr().err

@@ -192,6 +192,8 @@ cdef class Model:
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
         c.weights = WEIGHTS[dtype]
+        # 4 bits of them alone would cost as much perplexity as those of all the blocks.
+        c.embeddings = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
         c.narrow_cache = dtype != "float32"
         c.n_candidates = N_CANDIDATES
         c.n_vocab = config.vocab_size

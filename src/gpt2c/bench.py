@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.backend import loaded_checkpoint
+from gpt2c.checkpoint.source import PackedSource
 from gpt2c.engine_types import Plan
 from gpt2c.errors import MissingDependencyError, OptionError
 
@@ -36,8 +38,8 @@ _SHORTEST: Final = 0.1
 _FIRST_TOKEN = """
 import sys
 import gpt2c
-path, threads, n_prompt, n_new = sys.argv[1], *map(int, sys.argv[2:])
-model = gpt2c.GPT2.from_pretrained(path or None, threads=threads)
+path, dtype, threads, n_prompt, n_new = *sys.argv[1:3], *map(int, sys.argv[3:])
+model = gpt2c.GPT2.from_pretrained(path or None, dtype=dtype, threads=threads)
 stream = model.stream(list(range(n_prompt)), max_new_tokens=n_new)
 next(stream)
 print(flush=True)
@@ -106,7 +108,7 @@ def _decode(model: GPT2, depth: int, repeats: int) -> Measurement:
         engine.run([job], 1)
         return _timed(lambda: engine.run([job], DECODED))
 
-    n_bytes = DECODED * (_weight_bytes(model) + _cache_bytes(model.config, depth + DECODED // 2))
+    n_bytes = DECODED * (_weight_bytes(model) + _cache_bytes(model, depth + DECODED // 2))
     flops = _flops(model.config, depth, DECODED) + DECODED * _head_flops(model.config)
     return _repeated(f"decode at {depth}", model, repeats, run, DECODED, n_bytes, flops)
 
@@ -120,14 +122,15 @@ def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
         return _timed(lambda: engine.run(jobs, n))
 
     c = model.config
-    n_bytes = n * (_weight_bytes(model) + size * _cache_bytes(c, PROMPT + n // 2))
+    n_bytes = n * (_weight_bytes(model) + size * _cache_bytes(model, PROMPT + n // 2))
     flops = size * (_flops(c, 0, PROMPT + n - 1) + n * _head_flops(c))
     return _repeated(f"batch of {size}", model, repeats, run, size * n, n_bytes, flops)
 
 
 def _fresh_process(model: GPT2, path: str | None, repeats: int) -> Iterator[Measurement]:
     n_new = min(128, model.config.n_positions - PROMPT)
-    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", str(model.threads), str(PROMPT)]
+    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", model.dtype]
+    command += [str(model.threads), str(PROMPT)]
     seconds, megabytes = [], []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -215,13 +218,19 @@ def _block_weights(c: GPT2Config) -> int:
 
 
 def _weight_bytes(model: GPT2) -> int:
-    """Of the matrices that every token reads whole."""
+    """Of the matrices that every token reads whole; those of quantised ones with their padding."""
     c = model.config
+    if model.dtype in ("int8", "int4"):
+        sources = loaded_checkpoint(model._engine, c).tensors
+        read = sources.items() if c.tie_word_embeddings else list(sources.items())[1:]
+        packed = [s.packed_shape for _, s in read if isinstance(s, PackedSource)]
+        return sum(math.prod(shape) for shape in packed)
     return _FLOAT * (_block_weights(c) + c.vocab_size * c.n_embd)
 
 
-def _cache_bytes(c: GPT2Config, position: int) -> int:
-    return _FLOAT * 2 * c.n_layer * c.n_embd * position
+def _cache_bytes(model: GPT2, position: int) -> int:
+    c, number = model.config, 2 if model.dtype in ("int8", "int4") else _FLOAT
+    return number * 2 * c.n_layer * c.n_embd * position
 
 
 def _head_flops(c: GPT2Config) -> int:

@@ -126,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         "bench", help="measure speed and memory", allow_abbrev=False,
         description="Measures prompts, decoding at several depths, batches, the first token of a "
         "fresh process and its memory; beside them the share of this machine's own streaming "
-        "bandwidth and multiply-add rate, measured between the repeats.",
+        "bandwidth and multiply-add rate, measured between the repeats. With --dtype all speed, "
+        "size and quality of every dtype, side by side.",
     )  # fmt: skip
     bench.set_defaults(run=_bench)
     add = bench.add_argument
@@ -264,6 +265,9 @@ def _bench(options: argparse.Namespace) -> None:
     from gpt2c import bench
 
     repeats = integer("--repeats", options.repeats, 1, 1000)
+    if options.dtype == "all":
+        _bench_dtypes(options, repeats)
+        return
     if options.plot:
         bench.new_figure()  # to say now, not after all the work, that it cannot be drawn
     measurements = []
@@ -286,6 +290,28 @@ def _bench(options: argparse.Namespace) -> None:
             print(json.dumps({**facts, "measurements": found}))
     if options.plot:
         bench.plot(measurements, title, options.plot)
+
+
+def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
+    from gpt2c import bench_dtypes
+
+    if options.plot:
+        raise OptionError("--plot draws one dtype; --dtype all is shown as a table or as JSON")
+
+    def load(dtype: str) -> gpt2c.GPT2:
+        return _load(argparse.Namespace(**{**vars(options), "dtype": dtype, "backend": "c"}))
+
+    name = options.model or "tales (embedded)"
+    if not options.json:
+        print(f"gpt2c {gpt2c.__version__}, {name}")
+        print(bench_dtypes.header())
+    rows = []
+    for row in bench_dtypes.compare_dtypes(load, repeats):
+        rows.append(asdict(row))
+        if not options.json:
+            print(bench_dtypes.line(row), flush=True)
+    if options.json:
+        print(json.dumps({"gpt2c": gpt2c.__version__, "model": name, "dtypes": rows}))
 
 
 # ---- info ----

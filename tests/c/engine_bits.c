@@ -141,7 +141,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
                      .max_new_tokens = 30,
                      .sampling = {stages, N_STAGES, 1, 1234567890123u, 0}, .mirostat_mu = 9.0f};
     gpt2c_job *jobs[] = {&job};
-    check(gpt2c_run(model, scratch, jobs, 1, 30, 1e9, &n_steps));
+    check(gpt2c_run(model, scratch, NULL, jobs, 1, 30, 1e9, &n_steps));
     printf("draws");
     for (int i = 0; i < job.n_tokens; i++)
         printf(" %d", (int)drawn[i]);
@@ -171,6 +171,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof configs / sizeof *configs; i++)
         for (int weights = GPT2C_FLOAT32; weights <= GPT2C_INT4; weights++) {
             configs[i].weights = weights;
+            configs[i].embeddings = weights == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
             configs[i].narrow_cache = weights != GPT2C_FLOAT32;
             configs[i].n_candidates = 16;
             print_model(&configs[i], argv[1], atoi(argv[2]));

@@ -31,7 +31,7 @@ GROUP: Final = 32  # steps of k that share a scale
 PANEL: Final = 32  # columns side by side
 # A block's values, before its words of 16 bits for each column.
 VALUE_BYTES: Final = {"int8": GROUP * PANEL, "int4": GROUP * PANEL // 2}
-# Rows are columns of the packed matrix.
+# Rows are columns of the packed matrix; always in 8 bits.
 _EMBEDDINGS: Final = ("wte.weight", "lm_head.weight")
 _BLOCKS_AT_ONCE: Final = 2048  # some 2 MB
 
@@ -42,7 +42,13 @@ def metadata(dtype: str) -> dict[str, str]:
     One entry, for safetensors writes several in any order, and the same weights should give the
     same file.
     """
-    return {"gpt2c": f"{dtype}-group{GROUP}-panel{PANEL}, version {VERSION}"}
+    embeddings = "" if dtype == "int8" else ", embeddings int8"
+    return {"gpt2c": f"{dtype}{embeddings}, group {GROUP}, panel {PANEL}, version {VERSION}"}
+
+
+def packing_of(name: str, dtype: str) -> str:
+    """What a matrix of a model of this dtype is in."""
+    return "int8" if name in _EMBEDDINGS else dtype
 
 
 def packed_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, int, int] | None:
@@ -50,7 +56,7 @@ def packed_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, in
     if len(shape) == 1 or name == "wpe.weight":
         return None
     k, n = shape[::-1] if name in _EMBEDDINGS else shape
-    return -(-n // PANEL), -(-k // GROUP), VALUE_BYTES[dtype] + 2 * PANEL
+    return -(-n // PANEL), -(-k // GROUP), VALUE_BYTES[packing_of(name, dtype)] + 2 * PANEL
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path
                 f"{file.path}: tensor {show(name)}: found {info.dtype} {list(info.shape)}, "
                 f"expected U8 {list(packed)}"
             )
-        found[name] = PackedTensor(file, info, name, shape, packing)
+        found[name] = PackedTensor(file, info, name, shape, packing_of(name, packing))
     tensors = checked_tensors(config, found, str(file.path))
     return Checkpoint(config, tensors, folder, (file,), packing=packing)
 
