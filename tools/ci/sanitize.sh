@@ -13,7 +13,8 @@ address)
     flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
     libraries="libasan.so libubsan.so"
     tests="test_engine test_kernels test_session test_sampling test_generation test_reference
-        test_backend test_threads test_stages test_stops test_scoring test_fuzz"
+        test_backend test_threads test_stages test_stops test_scoring test_quantized test_drafts
+        test_fuzz"
     # The interpreter frees little at exit, so leaks are not looked for.
     export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=report
     export UBSAN_OPTIONS=print_stacktrace=1:log_path=report
@@ -21,7 +22,7 @@ address)
 thread)
     flags="-fsanitize=thread"
     libraries="libtsan.so"
-    tests="test_threads test_session test_stops"
+    tests="test_threads test_session test_stops test_drafts"
     # A report ends the run; ours alone can be reported, as only ours is instrumented.
     export TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:log_path=report GPT2C_THREADS=3
     ;;
