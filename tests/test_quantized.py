@@ -157,6 +157,18 @@ def test_int4_scales_are_searched():
     assert found < 0.97 * of_range
 
 
+def test_int4_weights_are_not_too_short():
+    """By least squares alone the part of the error along the weights is all of its square."""
+    square = error = along = 0.0
+    for seed in range(50):
+        weights = weights_of(seed).astype(np.float64)
+        values = values_of(_engine.quantize_block(ISAS[-1], 4, weights.astype(np.float32), 16))
+        square += (weights**2).sum()
+        error += ((weights - values) ** 2).sum()
+        along += (weights * (weights - values)).sum()
+    assert abs(along / square) < 0.5 * error / square
+
+
 def test_int4_keeps_what_four_bits_hold():
     """Weights that are an integer from 0 to 15, less a zero point, times a scale of 5 bits."""
     rng = np.random.default_rng(0)

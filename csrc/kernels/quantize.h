@@ -149,9 +149,28 @@ INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf error) {
     best->error = vf_if_less(error, best->error, error, best->error);
 }
 
-/* Tries a scale and, with the nibbles that it gives, the scale of least squares. Errors are without
- * the sum of squares of the weights, which all have in common: -s (2 sum(w v) - s sum(v v)). */
-INLINE void try_scale(const float *weights, vf scale, vf middle, int4_choice *best) {
+/* What an error of a group's weights costs: sum(d^2) + BIAS_COST sum(w d)^2 / sum(w^2), d being
+ * w - s v. The second term is of the part of the error along the weights themselves: least squares alone
+ * makes all weights a little too short, which does not average out over groups and layers. (Measured
+ * on a trained model: half the cost in perplexity, at errors 0.7 % greater.) */
+#define BIAS_COST 8.0f
+
+typedef struct {
+    vf square; /* sum(w^2) */
+    vf factor; /* BIAS_COST / square */
+} int4_weights;
+
+/* The cost of a scale, without sum(w^2), which all have in common. */
+INLINE vf int4_error(const int4_weights *w, vf scale, vf product, vf square) {
+    vf minus = vf_sub(vf_set1(0.0f), vf_add(product, product));
+    vf error = vf_mul(scale, vf_fma(scale, square, minus));
+    vf along = vf_sub(w->square, vf_mul(scale, product));
+    return vf_fma(vf_mul(w->factor, along), along, error);
+}
+
+/* Tries a scale and, with the nibbles that it gives, the scale of least squares. */
+INLINE void try_scale(const float *weights, const int4_weights *w, vf scale, vf middle,
+                      int4_choice *best) {
     vf factor = vf_div(vf_set1(1.0f), scale);
     vf zero = vf_fma(middle, vf_sub(vf_set1(0.0f), factor), vf_set1(7.5f));
     zero = vf_nearest(vf_clamp(zero, 0.0f, 15.0f));
@@ -162,12 +181,9 @@ INLINE void try_scale(const float *weights, vf scale, vf middle, int4_choice *be
         product = vf_fma(weight, value, product);
         square = vf_fma(value, value, square);
     }
-    vf twice = vf_add(product, product);
-    vf error = vf_mul(scale, vf_fma(scale, square, vf_sub(vf_set1(0.0f), twice)));
-    keep_better(best, scale, zero, error);
+    keep_better(best, scale, zero, int4_error(w, scale, product, square));
     vf refined = int4_scale(vf_div(product, square));
-    error = vf_mul(refined, vf_fma(refined, square, vf_sub(vf_set1(0.0f), twice)));
-    keep_better(best, refined, zero, error);
+    keep_better(best, refined, zero, int4_error(w, refined, product, square));
 }
 
 /* n_candidates scales from a little more than the range of the weights, which moves the zero point, down
@@ -175,17 +191,22 @@ INLINE void try_scale(const float *weights, vf scale, vf middle, int4_choice *be
  * give errors of 0.954 times those of the range alone, 24 no better ones.) */
 INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     vf low = vf_set1(0.0f), high = vf_set1(0.0f);
+    int4_weights w = {.square = vf_set1(0.0f)};
     for (int i = 0; i < GROUP; i++) {
         vf weight = vf_load(weights + i * PANEL);
         low = vf_if_less(weight, low, weight, low);
         high = vf_if_less(high, weight, weight, high);
+        w.square = vf_fma(weight, weight, w.square);
     }
+    /* Squares so small that they are 0, or nearly, say nothing of their sum's part. */
+    w.factor = vf_if_less(w.square, vf_set1(0x1p-100f), vf_set1(0.0f),
+                          vf_div(vf_set1(BIAS_COST), w.square));
     vf range = vf_sub(high, low), middle = vf_mul(vf_add(high, low), vf_set1(0.5f));
-    int4_choice best = {.scale = vf_set1(INT4_LEAST_SCALE), .zero = vf_set1(0.0f),
-                        .error = vf_set1(0.0f)};
+    int4_choice best = {.scale = vf_set1(INT4_LEAST_SCALE), .zero = vf_set1(0.0f)};
+    best.error = int4_error(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));
     for (int i = 0; i < n_candidates; i++) {
         float part = n_candidates == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_candidates;
-        try_scale(weights, int4_scale(vf_mul(range, vf_set1(part / 15.0f))), middle, &best);
+        try_scale(weights, &w, int4_scale(vf_mul(range, vf_set1(part / 15.0f))), middle, &best);
     }
     return best;
 }
