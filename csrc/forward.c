@@ -266,11 +266,11 @@ static void matmul(const place *at, matrix x, layer l, matrix out, int n_rows, i
     team_barrier(at->team);
 }
 
-/* Puts a head's keys and values of all rows into their pages. */
-static void store_keys_values(const place *at, int32_t block, int32_t head) {
+/* Puts a head's keys and values of rows [begin, end) into their pages. */
+static void store_keys_values(const place *at, int32_t block, int32_t head, int begin, int end) {
     const gpt2c_model *m = at->model;
     size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
-    for (int r = 0; r < at->pass->n_rows; r++) {
+    for (int r = begin; r < end; r++) {
         const input_row *row = &at->scratch->rows[r];
         void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
         size_t slot = (size_t)(row->position % PAGE_POSITIONS);
@@ -302,40 +302,52 @@ static int rows_in_page(const place *at, int r) {
     return n;
 }
 
-static void attend_head(const place *at, int32_t block, int32_t head) {
+/* Attention of n_rows rows from r on; next_row and next_head are what comes after them, or -1. */
+static void attend_rows(const place *at, int32_t block, int32_t head, int r, int n_rows,
+                        int32_t next_head, int next_row) {
     const gpt2c_model *m = at->model;
+    const input_row *row = &at->scratch->rows[r];
     size_t column = (size_t)head * (size_t)m->head_dim;
     attention_args args = {
+        .q = row_of(at->scratch->qkv, r) + column,
         .q_stride = at->scratch->qkv.stride,
+        .n_rows = n_rows,
+        .pages = row->sequence->pages,
+        .is_narrow = m->config.narrow_cache,
+        .keys = cache_keys(m, block, head),
+        .values = cache_values(m, block, head),
+        .n_positions = row->position + 1,
         .head_dim = m->head_dim,
         .scale = attention_scale(&m->config, m->head_dim, block),
         .scores = at->own->scores.floats,
         .scores_stride = at->own->scores.stride,
-        .is_narrow = m->config.narrow_cache,
-        .keys = cache_keys(m, block, head),
-        .values = cache_values(m, block, head),
+        .out = row_of(at->scratch->attended, r) + column,
         .out_stride = at->scratch->attended.stride,
     };
-    for (int r = 0; r < at->pass->n_rows; r += args.n_rows) {
-        const input_row *row = &at->scratch->rows[r];
-        args.q = row_of(at->scratch->qkv, r) + column;
-        args.n_rows = rows_in_page(at, r);
-        args.pages = row->sequence->pages;
-        args.n_positions = row->position + 1;
-        args.out = row_of(at->scratch->attended, r) + column;
-        m->kernels->attention(&args);
+    if (next_head >= 0) {
+        const input_row *next = &at->scratch->rows[next_row];
+        args.next_pages = next->sequence->pages;
+        args.next_keys = cache_keys(m, block, next_head);
+        args.next_values = cache_values(m, block, next_head);
+        args.n_next_positions = next->position + 1;
     }
+    m->kernels->attention(&args);
 }
 
-/* Heads are shared out whole: the worker that stores a head's keys and values of all rows is the
- * one that attends to them, so rows of one prompt see each other and nobody waits in between. */
+/* Heads are shared out whole: the worker that stores a head's keys and values is the one that
+ * attends to them, so rows of one prompt see each other and nobody waits in between. */
 static void attend(const place *at, int32_t block) {
-    int begin, end;
+    int begin, end, n_rows = at->pass->n_rows;
     team_share(at->model->config.n_head, at->worker, at->n_workers, &begin, &end);
-    for (int32_t head = begin; head < end; head++) {
-        store_keys_values(at, block, head);
-        attend_head(at, block, head);
-    }
+    for (int32_t head = begin; head < end; head++)
+        for (int r = 0, next; r < n_rows; r = next) {
+            next = r + rows_in_page(at, r);
+            store_keys_values(at, block, head, r, next);
+            if (next < n_rows)
+                attend_rows(at, block, head, r, next - r, head, next);
+            else
+                attend_rows(at, block, head, r, next - r, head + 1 < end ? head + 1 : -1, 0);
+        }
     team_barrier(at->team);
 }
 

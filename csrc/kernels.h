@@ -87,6 +87,10 @@ typedef struct {
                                /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
     int n_positions;           /* the first row's own position + 1 */
     int head_dim;
+    /* What a single row fetches meanwhile: the cache of the attention that follows, the same way. */
+    void *const *next_pages;
+    size_t next_keys, next_values;
+    int n_next_positions; /* 0: nothing */
     float scale;
     float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
     size_t scores_stride;

@@ -38,10 +38,39 @@ INLINE vf load_stored(stored s, const int is_narrow, int n) {
     return vf_load_first((const float *)s.page + s.at, n);
 }
 
+/* Rows of a page that a single row fetches for the attention that follows: in a batch that is another
+ * sequence's, of whose cache a processor guesses nothing, and waiting for it was half of the time. */
+typedef struct {
+    const char *first; /* NULL: nothing */
+    size_t row_bytes, n_bytes; /* from row to row; of a row */
+} next_part;
+
+INLINE next_part next_rows(const attention_args *a, const int is_narrow, int page, size_t at,
+                           int row_numbers, int n_numbers) {
+    const size_t number = is_narrow ? sizeof(uint16_t) : sizeof(float);
+    if (page * PAGE_POSITIONS >= a->n_next_positions)
+        return (next_part){NULL, 0, 0};
+    return (next_part){(const char *)a->next_pages[page] + at * number,
+                       (size_t)row_numbers * number, (size_t)n_numbers * number};
+}
+
+INLINE next_part next_keys_of(const attention_args *a, const int is_narrow, int page) {
+    int n = a->n_next_positions - page * PAGE_POSITIONS;
+    return next_rows(a, is_narrow, page, a->next_keys, PAGE_POSITIONS,
+                     n < PAGE_POSITIONS ? n : PAGE_POSITIONS);
+}
+
+INLINE void fetch_row(next_part part, int row) {
+    const char *first = part.first + (size_t)row * part.row_bytes;
+    for (size_t i = 0; i < part.n_bytes; i += CACHE_LINE * sizeof(float))
+        __builtin_prefetch(first + i, 0, 2);
+}
+
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
  * real. */
 INLINE void score_tile(const attention_args *a, const int is_narrow, const int rows,
-                       const int n_vectors, const float *q, stored key, int n, float *scores) {
+                       const int n_vectors, const float *q, stored key, int n, next_part next,
+                       float *scores) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++)
@@ -50,6 +79,8 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
             sum[r][v] = vf_set1(0.0f);
     for (int d = 0; d < a->head_dim; d++) {
         vf k[MOST_VECTORS];
+        if (rows == 1)
+            fetch_row(next, d);
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             k[v] = load_stored(stored_at(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_narrow,
@@ -72,18 +103,19 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
 
 /* The scores of one page's first n positions; what lies beyond is never read. */
 INLINE void page_scores(const attention_args *a, const int is_narrow, const int rows,
-                        const float *q, stored key, int n, float *scores) {
+                        const float *q, stored key, int n, next_part next, float *scores) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
+    const next_part nothing = {NULL, 0, 0};
     int i = 0;
     for (; i + width <= n; i += width)
         score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), width,
-                   scores + i);
+                   i ? nothing : next, scores + i);
     /* A single row would be one chain at a time, and wait for it. */
     for (; rows == 1 && i < n; i += width)
         score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), n - i,
-                   scores + i);
+                   i ? nothing : next, scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, is_narrow, rows, 1, q, stored_at(key, i), n - i, scores + i);
+        score_tile(a, is_narrow, rows, 1, q, stored_at(key, i), n - i, nothing, scores + i);
 }
 
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
@@ -138,6 +170,9 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
         stored value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
+        const next_part next =
+            next_rows(a, is_narrow, block / PAGE_POSITIONS, a->next_values + (size_t)dim,
+                      a->head_dim, n_vectors * VF_WIDTH);
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
@@ -145,8 +180,11 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
-        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim)
+        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim) {
+            if (rows == 1)
+                fetch_row(next, i);
             add_value(a, is_narrow, rows, 0, n_vectors, value, n, scores + i, sum);
+        }
         /* Later rows go on to their own position. */
         if (block + end == n_positions)
             UNROLL
@@ -175,7 +213,8 @@ INLINE void attend_tile(const attention_args *a, const int is_narrow, const int 
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
         stored key = {a->pages[i / PAGE_POSITIONS], a->keys};
-        page_scores(a, is_narrow, rows, q, key, n, a->scores + i);
+        next_part next = next_keys_of(a, is_narrow, i / PAGE_POSITIONS);
+        page_scores(a, is_narrow, rows, q, key, n, next, a->scores + i);
     }
     float sum[TILE_ROWS];
     for (int r = 0; r < rows; r++) {

@@ -246,7 +246,7 @@ cdef extern from "kernels.h" nogil:
         const void *const *pages
         int is_narrow
         size_t keys, values
-        int n_positions, head_dim
+        int n_positions, head_dim, n_next_positions
         float scale
         float *scores
         size_t scores_stride
