@@ -120,11 +120,13 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
     }
 }
 
-/* Many rows wait for the places of their results too, which are fetched while a panel is multiplied. */
+/* Many rows wait for the places of their results too, which are fetched while a panel is multiplied: at
+ * each group those of a part of the rows. */
 #define FETCHING_OUT_ROWS 32
 
-INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel) {
-    for (int r = 0; r < n_rows; r++) {
+INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group, int n_groups) {
+    int end = (int)((long)n_rows * (group + 1) / n_groups);
+    for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
         for (int c = 0; c < PANEL; c += CACHE_LINE)
             __builtin_prefetch(out + c, 1, 2);
@@ -143,10 +145,10 @@ INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin
         for (int panel = panel_begin; panel < panel_end; panel++) {
             const uint8_t *blocks = panels + (size_t)panel * (size_t)n_groups * block_bytes;
             memset(totals, 0, (size_t)n_rows * PANEL * sizeof(float));
-            if (n_rows >= FETCHING_OUT_ROWS)
-                fetch_out(a, row, n_rows, panel);
             for (int g = 0; g < n_groups; g++, blocks += block_bytes) {
                 const uint8_t *ahead = blocks + FETCH_AHEAD;
+                if (n_rows >= FETCHING_OUT_ROWS)
+                    fetch_out(a, row, n_rows, panel, g, n_groups);
                 for (int c = 0; c < PANEL; c += width, ahead += width_bytes)
                     multiply_group(&a->quantized, bits, g, row, n_rows, blocks, c,
                                    fetch_for_rows(ahead, width_bytes, n_rows), totals);
