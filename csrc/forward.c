@@ -292,14 +292,19 @@ static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t bl
     return (float)(1.0 / divisor);
 }
 
-/* How many rows from r on belong to one sequence, follow each other, and lie in one page. */
-static int rows_in_page(const place *at, int r) {
-    const input_row *first = &at->scratch->rows[r];
-    int most = PAGE_POSITIONS - first->position % PAGE_POSITIONS;
-    int n = 1;
-    while (n < most && r + n < at->pass->n_rows && first[n].sequence == first->sequence)
-        n++;
-    return n;
+/* The end of the rows that from r on belong to one sequence. */
+static int end_of_sequence(const place *at, int r) {
+    const input_row *rows = at->scratch->rows;
+    int end = r + 1;
+    while (end < at->pass->n_rows && rows[end].sequence == rows[r].sequence)
+        end++;
+    return end;
+}
+
+/* The end of those, before `end`, whose positions lie in one page. */
+static int end_of_page(const place *at, int r, int end) {
+    int in_page = r + PAGE_POSITIONS - at->scratch->rows[r].position % PAGE_POSITIONS;
+    return in_page < end ? in_page : end;
 }
 
 /* Attention of n_rows rows from r on; next_row and next_head are what comes after them, or -1. */
@@ -335,19 +340,27 @@ static void attend_rows(const place *at, int32_t block, int32_t head, int r, int
 }
 
 /* Heads are shared out whole: the worker that stores a head's keys and values is the one that
- * attends to them, so rows of one prompt see each other and nobody waits in between. */
+ * attends to them, so rows of one prompt see each other and nobody waits in between. A sequence's heads
+ * follow each other, as they do in its pages. */
 static void attend(const place *at, int32_t block) {
-    int begin, end, n_rows = at->pass->n_rows;
-    team_share(at->model->config.n_head, at->worker, at->n_workers, &begin, &end);
-    for (int32_t head = begin; head < end; head++)
-        for (int r = 0, next; r < n_rows; r = next) {
-            next = r + rows_in_page(at, r);
-            store_keys_values(at, block, head, r, next);
-            if (next < n_rows)
-                attend_rows(at, block, head, r, next - r, head, next);
-            else
-                attend_rows(at, block, head, r, next - r, head + 1 < end ? head + 1 : -1, 0);
+    int first, last, n_rows = at->pass->n_rows;
+    team_share(at->model->config.n_head, at->worker, at->n_workers, &first, &last);
+    for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
+        end = end_of_sequence(at, begin);
+        for (int32_t head = first; head < last; head++) {
+            int is_last = head + 1 == last;
+            for (int r = begin, next; r < end; r = next) {
+                next = end_of_page(at, r, end);
+                store_keys_values(at, block, head, r, next);
+                if (next < end)
+                    attend_rows(at, block, head, r, next - r, head, next);
+                else if (!is_last)
+                    attend_rows(at, block, head, r, next - r, head + 1, begin);
+                else
+                    attend_rows(at, block, head, r, next - r, end < n_rows ? first : -1, end);
+            }
         }
+    }
     team_barrier(at->team);
 }
 
