@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from gpt2c import (
     OptionError,
     OptionTypeError,
     drafting,
+    generation,
 )
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
@@ -48,8 +52,9 @@ def sharp_weights(config, seed):
 
 @pytest.fixture(autouse=True)
 def pack_small_models(monkeypatch):
-    """Models of tests are packed for drafts too, and at once."""
+    """Models of tests are packed for drafts too, and at once; what asks for no draft has none."""
     monkeypatch.setattr(drafting, "_LEAST_BYTES", 0)
+    monkeypatch.setitem(generation.DEFAULTS, "draft", None)
 
 
 def known(completion):
@@ -303,3 +308,47 @@ def test_a_draft_model_that_nobody_has_is_freed():
     third = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 2))
     done = model.generate([1, 2], draft=third, num_assistant_tokens=2)
     assert done == model.generate([1, 2])
+
+
+def test_drafts_are_the_default(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(drafting, "_LEAST_BYTES", 0)
+    model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
+    n_bytes = model.n_bytes
+    plain = model.generate([1, 2], max_new_tokens=50, draft=None)
+    assert model.n_bytes == n_bytes
+    assert list(model.stream([1, 2], max_new_tokens=50)) == plain
+    assert model.n_bytes > n_bytes
+    assert model.complete([1, 2], max_new_tokens=50, num_assistant_tokens=4).drafted > 0
+
+
+_WITHOUT_ROOM = """
+import resource, sys
+from conftest import ISAS, config_of, model_on, random_weights
+from gpt2c import drafting
+drafting._LEAST_BYTES = 0
+config = config_of(vocab_size=4096, n_embd=512, n_head=4, n_layer=4)
+model = model_on(ISAS[-1], config, random_weights(config))
+plain = model.generate([1, 2], max_new_tokens=30, draft="lookup")
+n_bytes = model.n_bytes
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (1 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for _ in range(2):
+    assert model.generate([1, 2], max_new_tokens=30) == plain
+assert model.n_bytes == n_bytes
+try:
+    model.generate([1, 2], max_new_tokens=30, draft="packing")
+except MemoryError as error:
+    sys.exit(0 if "drafts" in str(error) else f"{error}")
+sys.exit("there was room")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_drafts_that_find_no_room_are_left_out():
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_ROOM], cwd=Path(__file__).parent, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

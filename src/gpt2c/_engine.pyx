@@ -182,6 +182,7 @@ cdef class Model:
     cdef object __weakref__
     cdef gpt2c_model *pointer
     cdef gpt2c_model *draft  # its own matrices in 4 bits, made when drafts first need them
+    cdef bint has_no_room_for_draft
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_threads
     cdef int n_running
@@ -276,13 +277,22 @@ cdef class Model:
         """Memory of the weights that drafts are made with; 0 before any were."""
         return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
 
-    cdef int make_draft(self) except -1:
-        """Packs the matrices in 4 bits. To be called by a running call."""
+    cdef bint needs_draft(self, drafts) except -1:
+        tries = not (self.has_no_room_for_draft and drafts.lookup)
+        return self.draft == NULL and drafts.packing and tries
+
+    cdef int make_draft(self, bint is_needed) except -1:
+        """Packs the matrices in 4 bits. To be called by a running call. Who only would like drafts
+        goes on without, where there is no memory for them."""
         cdef gpt2c_model *draft = NULL
         cdef gpt2c_status status
         with nogil:
             status = gpt2c_draft_model_create(self.pointer, &draft)
-        raise_status(status, "the weights that drafts are made with")
+        if status != GPT2C_OK:
+            self.has_no_room_for_draft = True
+            if is_needed:
+                raise_status(status, "the weights that drafts are made with")
+            return 0
         if self.draft == NULL:
             self.draft = draft
         else:  # another thread was sooner
@@ -364,8 +374,8 @@ cdef class Model:
                 pointers[i] = &job.job
             while running:
                 if drafts is not None:
-                    if self.draft == NULL and drafts.packing and is_under_way(jobs, drafts):
-                        self.make_draft()
+                    if self.needs_draft(drafts) and is_under_way(jobs, drafts):
+                        self.make_draft(is_needed=not drafts.lookup)
                     drafter = scratch.set_drafts(self, drafts)
                 with nogil:
                     status = gpt2c_run(

@@ -80,14 +80,14 @@ def _prefill(model: GPT2, text: list[int]) -> float:
     return len(ids) / (time.perf_counter() - begin)
 
 
-def _decode(model: GPT2, text: list[int], **options: Any) -> float:
+def _decode(model: GPT2, text: list[int], draft: str | None = None) -> float:
     """The time of some tokens after the text's first, without that of the prompt."""
     prompt = text[:PROMPT]
     seconds = []
     n = min(_DECODED, model.config.n_positions - PROMPT)
     for n_new in (1, 1 + n):
         begin = time.perf_counter()
-        done = model.complete(prompt, max_new_tokens=n_new, **options)
+        done = model.complete(prompt, max_new_tokens=n_new, draft=draft)
         seconds.append((time.perf_counter() - begin, len(done.ids)))
     (first, _), (all_of_it, n_tokens) = seconds
     return max(n_tokens - 1, 1) / max(all_of_it - first, 1e-6)

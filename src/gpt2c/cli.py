@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import gpt2c
-from gpt2c import cli_score
+from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import open_checkpoint, save_checkpoint
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.hub import locate
@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     add("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="default: 40")
     for name, kind, metavar, help_text in _GENERATE_OPTIONS:
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
+    add(
+        "--draft",
+        choices=[*drafting.KINDS, "none"],
+        default="auto",
+        help="what guesses tokens, for speed alone; default: auto, what pays",
+    )
     add("--stop", action="append", metavar="TEXT", help="end the text before this; may be repeated")
     add("--slide", action="store_true", help="when the context is full go on from its last half")
     add(
@@ -187,6 +193,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(options, name) for name in names},
         "stop_strings": options.stop,
         "overflow": "slide" if options.slide else "stop",
+        "draft": None if options.draft == "none" else options.draft,
         "truncate": options.truncate,
     }
 

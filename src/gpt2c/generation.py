@@ -80,7 +80,7 @@ class CompleteOptions(_ListOptions, total=False):
 DEFAULTS: Final[Mapping[str, Any]] = {
     "max_new_tokens": 40,
     "overflow": "stop",
-    "draft": None,
+    "draft": "auto",
     "batch_size": DEFAULT_BATCH_SIZE,
     "progress": False,
     "echo": False,

@@ -271,9 +271,10 @@ class GPT2:
             the context as from a new prompt, which costs feeding that half again; all options then
             see that half alone. A prompt longer than the context is cut to its last half.
         draft, num_assistant_tokens
-            "auto", "packing", "lookup" or a smaller GPT2 guesses tokens, which are verified
-            together: the same text, to the bit of its log-probabilities, in fewer passes
-            (docs/drafts.md). num_assistant_tokens, from 1 to 24, guesses always so many.
+            "auto" (the default), "packing", "lookup" or a smaller GPT2 guesses tokens, which are
+            verified together: the same text, to the bit of its log-probabilities, in fewer passes;
+            None does not (docs/drafts.md). num_assistant_tokens, from 1 to 24, guesses always so
+            many.
         truncate
             "left" keeps the end of a prompt that leaves no room in the context; otherwise a prompt
             longer than the context is an error.
