@@ -4,67 +4,20 @@
  * one matrix, attention sees each row's own sequence. Prompts, decoding, batches and scoring differ
  * only in their rows. */
 #include "cache.h"
-#include "candidates.h"
 #include "fpenv.h"
-#include "model.h"
-#include "os.h"
 #include "pool.h"
 #include "scores.h"
+#include "scratch.h"
+#include "shortlist.h"
 
 #include <math.h>
-#include <stdlib.h>
-
-typedef struct {
-    gpt2c_sequence *sequence;
-    int32_t position;
-    int32_t token;
-    int wants_logits;
-} input_row;
-
-/* Between the groups of quantised rows, for the same reason as take_rows has. */
-#define GROUP_SPACE 64
-
-/* With so few rows every worker norms (and quantises) them all for itself: that is cheaper than waiting at a
- * barrier for the others' part. */
-#define OWN_NORM_ROWS 2
-
-/* Rows of floats that begin a stride apart. */
-typedef struct {
-    float *floats;
-    size_t stride;
-} matrix;
-
-static float *row_of(matrix m, int r) {
-    return m.floats + (size_t)r * m.stride;
-}
-
-/* What a worker has to itself. */
-typedef struct {
-    matrix scores; /* [ATTENTION_ROWS, n_positions] */
-    matrix normed; /* [OWN_NORM_ROWS, n_embd] */
-    quantized_rows quantized; /* [OWN_NORM_ROWS, widest input of a matmul] */
-    candidates *candidates; /* taken when they are asked for */
-} worker_scratch;
-
-struct gpt2c_scratch {
-    input_row rows[GPT2C_MAX_ROWS];
-    matrix residual; /* [rows, n_embd] */
-    matrix normed;   /* [rows, n_embd] */
-    matrix qkv;      /* [rows, 3 n_embd] */
-    matrix attended; /* [rows, n_embd] */
-    matrix inner;    /* [rows, n_inner] */
-    quantized_rows quantized; /* [rows, widest input of a matmul] */
-    float *logits; /* taken when they are asked for: [n_logits_rows, n_vocab] */
-    int32_t n_logits_rows;
-    int n_workers;
-    worker_scratch *workers; /* [n_workers] */
-};
 
 /* What the workers of one call share. */
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     int n_rows;
+    const gpt2c_model *packing; /* whose bounds the head is computed by, or NULL */
     float *logits; /* [rows that want them, n_vocab]; for scores [SCORE_ROWS, n_vocab] */
     /* Where scores are asked for, for each row that wants logits: */
     const int32_t *targets;
@@ -84,100 +37,6 @@ typedef struct {
     pool_team *team;
     int worker, n_workers;
 } place;
-
-/* ---- scratch ---- */
-
-/* Widths of GPT-2 are multiples of 4096 bytes or nearly so, and rows that far apart would compete for
- * the same few places of a cache: a cache line is left between them. Returns 0 without memory. */
-static int take_rows(matrix *m, int n_rows, int32_t width) {
-    m->stride = ((size_t)width + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + CACHE_LINE;
-    m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));
-    return m->floats != NULL;
-}
-
-/* The same, in 8 bits; k is the widest. Where they lie depends on the number of rows: see arranged. */
-static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
-    size_t n_groups = groups_of((size_t)k), stride = (size_t)n_rows;
-    q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_SPACE));
-    q->scales = os_aligned_alloc(n_groups * stride * sizeof(float));
-    q->minus_sums = os_aligned_alloc(n_groups * stride * sizeof(int32_t));
-    return q->values && q->scales && q->minus_sums;
-}
-
-static void free_quantized(quantized_rows *q) {
-    os_aligned_free(q->values);
-    os_aligned_free(q->scales);
-    os_aligned_free(q->minus_sums);
-}
-
-gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch) {
-    const gpt2c_config *c = &model->config;
-    gpt2c_scratch *s = calloc(1, sizeof *s);
-    if (!s)
-        return GPT2C_NO_MEMORY;
-    s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
-    s->n_workers = s->workers ? model->n_threads : 0;
-    /* Room for the most rows is only address space: pages that no row reaches are never touched. */
-    int complete = s->workers != NULL;
-    complete &= take_rows(&s->residual, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_rows(&s->normed, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_rows(&s->qkv, GPT2C_MAX_ROWS, 3 * c->n_embd);
-    complete &= take_rows(&s->attended, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_rows(&s->inner, GPT2C_MAX_ROWS, c->n_inner);
-    const int32_t widest = c->n_inner > c->n_embd ? c->n_inner : c->n_embd;
-    if (c->weights != GPT2C_FLOAT32)
-        complete &= take_quantized(&s->quantized, GPT2C_MAX_ROWS, widest);
-    for (int w = 0; w < s->n_workers; w++) {
-        complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
-        complete &= take_rows(&s->workers[w].normed, OWN_NORM_ROWS, c->n_embd);
-        if (c->weights != GPT2C_FLOAT32)
-            complete &= take_quantized(&s->workers[w].quantized, OWN_NORM_ROWS, widest);
-    }
-    if (!complete) {
-        gpt2c_scratch_free(s);
-        return GPT2C_NO_MEMORY;
-    }
-    *scratch = s;
-    return GPT2C_OK;
-}
-
-void gpt2c_scratch_free(gpt2c_scratch *scratch) {
-    if (!scratch)
-        return;
-    os_aligned_free(scratch->residual.floats);
-    os_aligned_free(scratch->normed.floats);
-    os_aligned_free(scratch->qkv.floats);
-    os_aligned_free(scratch->attended.floats);
-    os_aligned_free(scratch->inner.floats);
-    free_quantized(&scratch->quantized);
-    os_aligned_free(scratch->logits);
-    for (int w = 0; w < scratch->n_workers; w++) {
-        os_aligned_free(scratch->workers[w].scores.floats);
-        os_aligned_free(scratch->workers[w].normed.floats);
-        free_quantized(&scratch->workers[w].quantized);
-        candidates_free(scratch->workers[w].candidates);
-    }
-    free(scratch->workers);
-    free(scratch);
-}
-
-float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, int32_t n_rows) {
-    if (n_rows > scratch->n_logits_rows) {
-        size_t bytes = (size_t)n_rows * (size_t)model->config.n_vocab * sizeof(float);
-        os_aligned_free(scratch->logits);
-        scratch->logits = os_aligned_alloc(bytes);
-        scratch->n_logits_rows = scratch->logits ? n_rows : 0;
-    }
-    return scratch->logits;
-}
-
-candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker) {
-    worker_scratch *own = &scratch->workers[worker];
-    if (!own->candidates)
-        own->candidates =
-            candidates_create(model->kernels, model->config.n_vocab, model->config.n_positions);
-    return own->candidates;
-}
 
 /* ---- the steps of a block, each worker's share of them ---- */
 
@@ -204,9 +63,9 @@ static void norm_row(const place *at, int r, const float *weight, const float *b
 
 /* Layer norm of the rows whose residual is complete; returns where they are. Where they are quantised
  * next, a worker needs no others' rows before it is there. */
-static matrix layer_norm(const place *at, const float *weight, const float *bias) {
+static float_rows layer_norm(const place *at, const float *weight, const float *bias) {
     int begin = 0, end = at->pass->n_rows, is_shared = end > OWN_NORM_ROWS;
-    matrix normed = is_shared ? at->scratch->normed : at->own->normed;
+    float_rows normed = is_shared ? at->scratch->normed : at->own->normed;
     if (is_shared)
         team_share(end, at->worker, at->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
@@ -217,7 +76,7 @@ static matrix layer_norm(const place *at, const float *weight, const float *bias
 }
 
 /* The first n_rows of x in 8 bits, k wide: shared out as layer_norm does. */
-static quantized_rows quantize(const place *at, matrix x, int n_rows, size_t k) {
+static quantized_rows quantize(const place *at, float_rows x, int n_rows, size_t k) {
     int begin = 0, end = n_rows, is_shared = end > OWN_NORM_ROWS;
     quantized_rows out = is_shared ? at->scratch->quantized : at->own->quantized;
     out.stride = (size_t)n_rows;
@@ -237,7 +96,7 @@ typedef struct {
 } layer;
 
 /* out = activation(x @ weight + bias), plus what out held where `add` is set. */
-static void matmul(const place *at, matrix x, layer l, matrix out, int n_rows, int add) {
+static void matmul(const place *at, float_rows x, layer l, float_rows out, int n_rows, int add) {
     const gpt2c_model *m = at->model;
     matmul_args args = {
         .x = x.floats,
@@ -373,7 +232,7 @@ static void run_block(const place *at, int32_t block) {
     const layer c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
     const layer mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
-    matrix normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
+    float_rows normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
     matmul(at, normed, c_attn, s->qkv, n_rows, 0);
     attend(at, block);
     matmul(at, s->attended, attn_c_proj, s->residual, n_rows, 1);
@@ -400,7 +259,7 @@ static int norm_wanted(const place *at) {
 }
 
 /* Scores rows [begin, end) of those that want it, from their logits. */
-static void score_rows(const place *at, matrix logits, int begin, int end) {
+static void score_rows(const place *at, float_rows logits, int begin, int end) {
     const gpt2c_model *m = at->model;
     for (int r = begin + at->worker; r < end; r += at->n_workers)
         score_token(m, row_of(logits, r - begin), at->pass->targets[r], at->pass->scores,
@@ -408,16 +267,50 @@ static void score_rows(const place *at, matrix logits, int begin, int end) {
     team_barrier(at->team);
 }
 
+/* The head where only the greatest logits of rows are wanted; returns 0, as all workers do, where that is
+ * all of it. */
+static int run_shortlist(const place *at, int n_wanted) {
+    gpt2c_scratch *scratch = at->scratch;
+    const shortlist list = {
+        .model = at->model,
+        .packing = at->pass->packing,
+        .x = scratch->normed,
+        .n_rows = n_wanted,
+        .remainders = scratch->residual, /* which has had its use */
+        .halves = scratch->quantized,
+        .lengths = scratch->lengths,
+        .lower = scratch->lower,
+        .upper = scratch->upper,
+    };
+    float thresholds[SHORTLIST_MOST_ROWS];
+    int begin, end;
+    team_share(n_wanted, at->worker, at->n_workers, &begin, &end);
+    shortlist_quantize(&list, begin, end);
+    team_barrier(at->team);
+    team_share((int)panels_of(at->model->head.n), at->worker, at->n_workers, &begin, &end);
+    shortlist_bound(&list, begin, end);
+    team_barrier(at->team);
+    int is_short = shortlist_thresholds(&list, scratch->n_greatest, thresholds);
+    if (at->worker == 0)
+        scratch->is_long = !is_short;
+    if (is_short) {
+        shortlist_logits(&list, thresholds, begin, end, at->pass->logits);
+        team_barrier(at->team);
+    }
+    return is_short;
+}
+
 static void run_head(const place *at) {
     const gpt2c_model *m = at->model;
     const layer head = {&m->head, NULL, GPT2C_IDENTITY};
-    const matrix logits = {at->pass->logits, (size_t)m->config.n_vocab};
+    const float_rows logits = {at->pass->logits, (size_t)m->config.n_vocab};
     int n_wanted = norm_wanted(at);
-    if (!at->pass->scores && n_wanted)
+    int is_done = at->pass->packing && run_shortlist(at, n_wanted);
+    if (!at->pass->scores && n_wanted && !is_done)
         matmul(at, at->scratch->normed, head, logits, n_wanted, 0);
     for (int begin = 0; at->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
-        const matrix x = {row_of(at->scratch->normed, begin), at->scratch->normed.stride};
+        const float_rows x = {row_of(at->scratch->normed, begin), at->scratch->normed.stride};
         matmul(at, x, head, logits, end - begin, 0);
         score_rows(at, logits, begin, end);
     }
@@ -472,18 +365,55 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
                 .token = feed->tokens[i],
                 .wants_logits = feed->wanted == GPT2C_LOGITS_ALL ||
                                 (feed->wanted == GPT2C_LOGITS_LAST && i + 1 == feed->n_tokens),
+                .n_greatest = feed->n_greatest,
             };
     }
     return GPT2C_OK;
+}
+
+/* Whether the head is computed by bounds; sets how many of the greatest logits each row wants. */
+static int may_shortlist(const pass *p) {
+    gpt2c_scratch *scratch = p->scratch;
+    if (!p->packing || p->packing->base != p->model || !p->packing->head_slack)
+        return 0;
+    int n_wanted = 0;
+    for (int r = 0; r < p->n_rows; r++) {
+        const input_row *row = &scratch->rows[r];
+        if (!row->wants_logits)
+            continue;
+        if (row->n_greatest < 1 || row->n_greatest > GPT2C_MOST_TOP ||
+            n_wanted == SHORTLIST_MOST_ROWS)
+            return 0;
+        scratch->n_greatest[n_wanted++] = row->n_greatest;
+    }
+    if (n_wanted && scratch->n_waiting) {
+        scratch->n_waiting--;
+        return 0;
+    }
+    return n_wanted > 0;
+}
+
+/* A list that was too long cost its bounds, and the next ones are likely to be: some passes go without. */
+#define MOST_WAITS 256
+
+static void learn_of_list(gpt2c_scratch *scratch) {
+    scratch->n_waits = !scratch->is_long ? 0
+                       : scratch->n_waits < MOST_WAITS ? 2 * scratch->n_waits + 1
+                                                        : scratch->n_waits;
+    scratch->n_waiting = scratch->n_waits;
 }
 
 /* Either every sequence grows by its tokens or, when an error is returned, none has changed. */
 static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     gpt2c_status status = list_rows(p, feeds, n_feeds);
     if (!status) {
+        if (!may_shortlist(p))
+            p->packing = NULL;
         fp_state caller = fp_enter();
         pool_run(run_pass, p, p->model->n_threads);
         fp_leave(caller);
+        if (p->packing)
+            learn_of_list(p->scratch);
     }
     for (int r = 0; r < p->n_rows; r++)
         p->scratch->rows[r].sequence->in_forward = 0;
@@ -499,8 +429,9 @@ static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
 }
 
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
-                           const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
-    pass p = {.model = model, .scratch = scratch, .logits = logits};
+                           const gpt2c_feed *feeds, int32_t n_feeds, const gpt2c_model *packing,
+                           float *logits) {
+    pass p = {.model = model, .scratch = scratch, .packing = packing, .logits = logits};
     return feed(&p, feeds, n_feeds);
 }
 

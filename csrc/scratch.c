@@ -1,0 +1,103 @@
+/* Where the rows of forward.c lie. */
+#include "scratch.h"
+
+#include "os.h"
+
+#include <stdlib.h>
+
+/* Widths of GPT-2 are multiples of 4096 bytes or nearly so, and rows that far apart would compete for
+ * the same few places of a cache: a cache line is left between them. Returns 0 without memory. */
+static int take_rows(float_rows *m, int n_rows, int32_t width) {
+    m->stride = ((size_t)width + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + CACHE_LINE;
+    m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));
+    return m->floats != NULL;
+}
+
+/* The same, in 8 bits; k is the widest. Where they lie depends on the number of rows: see arranged. */
+static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
+    size_t n_groups = groups_of((size_t)k), stride = (size_t)n_rows;
+    q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_SPACE));
+    q->scales = os_aligned_alloc(n_groups * stride * sizeof(float));
+    q->minus_sums = os_aligned_alloc(n_groups * stride * sizeof(int32_t));
+    return q->values && q->scales && q->minus_sums;
+}
+
+static void free_quantized(quantized_rows *q) {
+    os_aligned_free(q->values);
+    os_aligned_free(q->scales);
+    os_aligned_free(q->minus_sums);
+}
+
+gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch) {
+    const gpt2c_config *c = &model->config;
+    gpt2c_scratch *s = calloc(1, sizeof *s);
+    if (!s)
+        return GPT2C_NO_MEMORY;
+    s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
+    s->n_workers = s->workers ? model->n_threads : 0;
+    /* Room for the most rows is only address space: pages that no row reaches are never touched. */
+    int complete = s->workers != NULL;
+    complete &= take_rows(&s->residual, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_rows(&s->normed, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_rows(&s->qkv, GPT2C_MAX_ROWS, 3 * c->n_embd);
+    complete &= take_rows(&s->attended, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_rows(&s->inner, GPT2C_MAX_ROWS, c->n_inner);
+    const int is_float = c->weights == GPT2C_FLOAT32;
+    const int32_t widest = c->n_inner > c->n_embd && !is_float ? c->n_inner : c->n_embd;
+    const int32_t n_panels = (int32_t)panels_of((size_t)c->n_vocab);
+    complete &= take_quantized(&s->quantized, GPT2C_MAX_ROWS, widest);
+    complete &= take_rows(&s->lower, is_float ? SHORTLIST_MOST_ROWS : 0, n_panels);
+    complete &= take_rows(&s->upper, is_float ? SHORTLIST_MOST_ROWS : 0, n_panels);
+    for (int w = 0; w < s->n_workers; w++) {
+        complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
+        complete &= take_rows(&s->workers[w].normed, OWN_NORM_ROWS, c->n_embd);
+        if (!is_float)
+            complete &= take_quantized(&s->workers[w].quantized, OWN_NORM_ROWS, widest);
+    }
+    if (!complete) {
+        gpt2c_scratch_free(s);
+        return GPT2C_NO_MEMORY;
+    }
+    *scratch = s;
+    return GPT2C_OK;
+}
+
+void gpt2c_scratch_free(gpt2c_scratch *scratch) {
+    if (!scratch)
+        return;
+    os_aligned_free(scratch->residual.floats);
+    os_aligned_free(scratch->normed.floats);
+    os_aligned_free(scratch->qkv.floats);
+    os_aligned_free(scratch->attended.floats);
+    os_aligned_free(scratch->inner.floats);
+    free_quantized(&scratch->quantized);
+    os_aligned_free(scratch->lower.floats);
+    os_aligned_free(scratch->upper.floats);
+    os_aligned_free(scratch->logits);
+    for (int w = 0; w < scratch->n_workers; w++) {
+        os_aligned_free(scratch->workers[w].scores.floats);
+        os_aligned_free(scratch->workers[w].normed.floats);
+        free_quantized(&scratch->workers[w].quantized);
+        candidates_free(scratch->workers[w].candidates);
+    }
+    free(scratch->workers);
+    free(scratch);
+}
+
+float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, int32_t n_rows) {
+    if (n_rows > scratch->n_logits_rows) {
+        size_t bytes = (size_t)n_rows * (size_t)model->config.n_vocab * sizeof(float);
+        os_aligned_free(scratch->logits);
+        scratch->logits = os_aligned_alloc(bytes);
+        scratch->n_logits_rows = scratch->logits ? n_rows : 0;
+    }
+    return scratch->logits;
+}
+
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker) {
+    worker_scratch *own = &scratch->workers[worker];
+    if (!own->candidates)
+        own->candidates =
+            candidates_create(model->kernels, model->config.n_vocab, model->config.n_positions);
+    return own->candidates;
+}
