@@ -98,10 +98,6 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
     return GPT2C_OK;
 }
 
-const gpt2c_model *draft_model(const gpt2c_drafter *d) {
-    return d->model;
-}
-
 /* ---- estimates ---- */
 
 static double chance_of(const estimate *e) {
@@ -267,8 +263,8 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
         int32_t stop = in_prompt && job->n_prompt < end ? job->n_prompt : end;
         int32_t n = least(stop - at, GPT2C_MAX_ROWS);
         const int32_t *tokens = in_prompt ? job->prompt + at : job->tokens + (at - job->n_prompt);
-        gpt2c_feed feed = {job->draft_sequence, tokens, n, GPT2C_LOGITS_NONE, 0};
-        gpt2c_status status = gpt2c_forward(d->model, d->scratch, &feed, 1, NULL, NULL);
+        gpt2c_feed feed = {job->draft_sequence, tokens, n, GPT2C_LOGITS_NONE};
+        gpt2c_status status = gpt2c_forward(d->model, d->scratch, &feed, 1, NULL);
         if (status)
             return status;
         at += n;
@@ -284,7 +280,7 @@ static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
     for (int32_t j = 0; j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL && i < drafts[j].n) {
             const int32_t *token = &jobs[j]->tokens[jobs[j]->n_tokens - 1 + i];
-            d->feeds[*n_fed] = (gpt2c_feed){sequence_of(jobs[j]), token, 1, GPT2C_LOGITS_LAST, 0};
+            d->feeds[*n_fed] = (gpt2c_feed){sequence_of(jobs[j]), token, 1, GPT2C_LOGITS_LAST};
             fed[(*n_fed)++] = j;
         }
     float *logits = gpt2c_scratch_logits(d->scratch, d->model, n_jobs);
@@ -293,7 +289,7 @@ static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
         return GPT2C_NO_MEMORY;
     if (*n_fed == 0)
         return GPT2C_OK;
-    gpt2c_status status = gpt2c_forward(d->model, d->scratch, d->feeds, *n_fed, NULL, logits);
+    gpt2c_status status = gpt2c_forward(d->model, d->scratch, d->feeds, *n_fed, logits);
     for (int32_t f = 0; !status && f < *n_fed; f++) {
         gpt2c_job *guessing = &d->guessing[fed[f]];
         const float *row = logits + (size_t)f * (size_t)d->model->config.n_vocab;

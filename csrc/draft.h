@@ -27,9 +27,6 @@ typedef struct {
 gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t most,
                           draft *drafts);
 
-/* The model that guesses, or NULL. */
-const gpt2c_model *draft_model(const gpt2c_drafter *d);
-
 /* Takes back what a draft sequence has of guesses that were wrong. */
 void draft_settle(const gpt2c_job *job);
 

@@ -8,7 +8,6 @@
 #include "pool.h"
 #include "scores.h"
 #include "scratch.h"
-#include "shortlist.h"
 
 #include <math.h>
 
@@ -17,7 +16,6 @@ typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     int n_rows;
-    const gpt2c_model *packing; /* whose bounds the head is computed by, or NULL */
     float *logits; /* [rows that want them, n_vocab]; for scores [SCORE_ROWS, n_vocab] */
     /* Where scores are asked for, for each row that wants logits: */
     const int32_t *targets;
@@ -267,46 +265,12 @@ static void score_rows(const place *at, float_rows logits, int begin, int end) {
     team_barrier(at->team);
 }
 
-/* The head where only the greatest logits of rows are wanted; returns 0, as all workers do, where that is
- * all of it. */
-static int run_shortlist(const place *at, int n_wanted) {
-    gpt2c_scratch *scratch = at->scratch;
-    const shortlist list = {
-        .model = at->model,
-        .packing = at->pass->packing,
-        .x = scratch->normed,
-        .n_rows = n_wanted,
-        .remainders = scratch->residual, /* which has had its use */
-        .halves = scratch->quantized,
-        .lengths = scratch->lengths,
-        .lower = scratch->lower,
-        .upper = scratch->upper,
-    };
-    float thresholds[SHORTLIST_MOST_ROWS];
-    int begin, end;
-    team_share(n_wanted, at->worker, at->n_workers, &begin, &end);
-    shortlist_quantize(&list, begin, end);
-    team_barrier(at->team);
-    team_share((int)panels_of(at->model->head.n), at->worker, at->n_workers, &begin, &end);
-    shortlist_bound(&list, begin, end);
-    team_barrier(at->team);
-    int is_short = shortlist_thresholds(&list, scratch->n_greatest, thresholds);
-    if (at->worker == 0)
-        scratch->is_long = !is_short;
-    if (is_short) {
-        shortlist_logits(&list, thresholds, begin, end, at->pass->logits);
-        team_barrier(at->team);
-    }
-    return is_short;
-}
-
 static void run_head(const place *at) {
     const gpt2c_model *m = at->model;
     const layer head = {&m->head, NULL, GPT2C_IDENTITY};
     const float_rows logits = {at->pass->logits, (size_t)m->config.n_vocab};
     int n_wanted = norm_wanted(at);
-    int is_done = at->pass->packing && run_shortlist(at, n_wanted);
-    if (!at->pass->scores && n_wanted && !is_done)
+    if (!at->pass->scores && n_wanted)
         matmul(at, at->scratch->normed, head, logits, n_wanted, 0);
     for (int begin = 0; at->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
@@ -365,55 +329,18 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
                 .token = feed->tokens[i],
                 .wants_logits = feed->wanted == GPT2C_LOGITS_ALL ||
                                 (feed->wanted == GPT2C_LOGITS_LAST && i + 1 == feed->n_tokens),
-                .n_greatest = feed->n_greatest,
             };
     }
     return GPT2C_OK;
-}
-
-/* Whether the head is computed by bounds; sets how many of the greatest logits each row wants. */
-static int may_shortlist(const pass *p) {
-    gpt2c_scratch *scratch = p->scratch;
-    if (!p->packing || p->packing->base != p->model || !p->packing->head_slack)
-        return 0;
-    int n_wanted = 0;
-    for (int r = 0; r < p->n_rows; r++) {
-        const input_row *row = &scratch->rows[r];
-        if (!row->wants_logits)
-            continue;
-        if (row->n_greatest < 1 || row->n_greatest > GPT2C_MOST_TOP ||
-            n_wanted == SHORTLIST_MOST_ROWS)
-            return 0;
-        scratch->n_greatest[n_wanted++] = row->n_greatest;
-    }
-    if (n_wanted && scratch->n_waiting) {
-        scratch->n_waiting--;
-        return 0;
-    }
-    return n_wanted > 0;
-}
-
-/* A list that was too long cost its bounds, and the next ones are likely to be: some passes go without. */
-#define MOST_WAITS 256
-
-static void learn_of_list(gpt2c_scratch *scratch) {
-    scratch->n_waits = !scratch->is_long ? 0
-                       : scratch->n_waits < MOST_WAITS ? 2 * scratch->n_waits + 1
-                                                        : scratch->n_waits;
-    scratch->n_waiting = scratch->n_waits;
 }
 
 /* Either every sequence grows by its tokens or, when an error is returned, none has changed. */
 static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     gpt2c_status status = list_rows(p, feeds, n_feeds);
     if (!status) {
-        if (!may_shortlist(p))
-            p->packing = NULL;
         fp_state caller = fp_enter();
         pool_run(run_pass, p, p->model->n_threads);
         fp_leave(caller);
-        if (p->packing)
-            learn_of_list(p->scratch);
     }
     for (int r = 0; r < p->n_rows; r++)
         p->scratch->rows[r].sequence->in_forward = 0;
@@ -429,9 +356,8 @@ static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
 }
 
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
-                           const gpt2c_feed *feeds, int32_t n_feeds, const gpt2c_model *packing,
-                           float *logits) {
-    pass p = {.model = model, .scratch = scratch, .packing = packing, .logits = logits};
+                           const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
+    pass p = {.model = model, .scratch = scratch, .logits = logits};
     return feed(&p, feeds, n_feeds);
 }
 

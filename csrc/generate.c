@@ -78,11 +78,11 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
 static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t most_rows) {
     if (job->n_fed == job->n_prompt)
         return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + guessed->n,
-                            GPT2C_LOGITS_ALL, n_greatest_of(job)};
+                            GPT2C_LOGITS_ALL};
     int32_t rest = job->n_prompt - job->n_fed;
     int32_t n = rest < most_rows ? rest : most_rows;
     return (gpt2c_feed){job->sequence, job->prompt + job->n_fed, n,
-                        n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE, n_greatest_of(job)};
+                        n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
 }
 
 /* Chooses a job's next tokens, as long as the guesses are what is chosen; what was fed of the others is
@@ -169,9 +169,7 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
             next_feed(w->fed[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
         *n_rows += w->feeds[n_feeds].n_tokens;
     }
-    const gpt2c_model *packing = w->drafter ? draft_model(w->drafter) : NULL;
-    gpt2c_status status =
-        gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, packing, w->logits);
+    gpt2c_status status = gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, w->logits);
     if (status)
         return status;
     size_t row = 0;

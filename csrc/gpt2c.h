@@ -139,21 +139,13 @@ typedef struct {
     const int32_t *tokens; /* [n_tokens] */
     int32_t n_tokens;
     gpt2c_wanted wanted;
-    /* From 1 to GPT2C_MOST_TOP: only so many of the greatest logits need be there (and what equals the least
-     * of them, also once all are divided by a number from 2^-10 to 2^10), the others may be -infinity.
-     * 0: all. */
-    int32_t n_greatest;
 } gpt2c_feed;
-
-#define GPT2C_MOST_TOP 128
 
 /* Feeds several sequences at once, each given once, at most GPT2C_MAX_ROWS tokens in all.
  * The wanted logits are written as rows of n_vocab floats in the order of the feeds. Either
- * every sequence grows by its tokens or, when an error is returned, none has changed.
- * packing, the model's own draft model or NULL, tells which logits can be among the greatest. */
+ * every sequence grows by its tokens or, when an error is returned, none has changed. */
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
-                           const gpt2c_feed *feeds, int32_t n_feeds, const gpt2c_model *packing,
-                           float *logits);
+                           const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
 
 /* What a model says of a token that followed. */
 typedef struct {
@@ -166,6 +158,8 @@ typedef struct {
     float log_prob;
     int32_t id; /* -1 past the vocabulary's end */
 } gpt2c_alternative;
+
+#define GPT2C_MOST_TOP 128
 
 /* Where scores go: one for each token, and the n_top most likely ids, up to GPT2C_MOST_TOP, in order. */
 typedef struct {

@@ -6,7 +6,6 @@
 #include "fpenv.h"
 #include "os.h"
 #include "pool.h"
-#include "shortlist.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -134,8 +133,6 @@ static void lay_out_draft(gpt2c_model *m, arena_walk *walk) {
     }
     if (m->config.tied_head)
         m->head = m->wte;
-    int bounds = m->base->config.weights == GPT2C_FLOAT32 && m->config.embeddings == GPT2C_INT8;
-    m->head_slack = bounds ? take_vector(walk, panels_of(m->head.n)) : NULL;
 }
 
 typedef struct {
@@ -151,9 +148,6 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
         int begin, end;
         team_share((int)panels_of(from->n), worker, n_workers, &begin, &end);
         pack_again(matrix_of(r->draft, i), r->draft->kernels, from, (size_t)begin, (size_t)end);
-        if (i + 1 == n_matrices(r->draft) && r->draft->head_slack)
-            shortlist_slack(from, &r->draft->head, (size_t)begin, (size_t)end,
-                            r->draft->head_slack);
     }
 }
 

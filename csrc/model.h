@@ -32,7 +32,6 @@ struct gpt2c_model {
     float *wpe;         /* [n_positions, n_embd] as given */
     float *ln_f_weight, *ln_f_bias;
     block_weights *blocks; /* [n_layer] */
-    float *head_slack; /* [panels], of a packing whose head bounds float32's (shortlist.h); or NULL */
     float *arena;
     size_t arena_bytes;
 };

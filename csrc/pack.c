@@ -158,20 +158,3 @@ void pack_again(const packed_matrix *m, const kernel_table *kernels, const packe
             quantize(m, kernels, 1, rows, panel, group);
         }
 }
-
-void pack_errors(const packed_matrix *exact, const packed_matrix *packed, size_t panel,
-                 float *error, float *length) {
-    memset(error, 0, PANEL * sizeof *error);
-    memset(length, 0, PANEL * sizeof *length);
-    for (size_t i = 0; i < exact->k; i++) {
-        const unsigned char *block = block_of(packed, panel, i / GROUP);
-        const unsigned char *bytes = block + i % GROUP / 4 * PANEL * 4 + i % 4;
-        const float *weights = float_panel(exact, panel) + i * PANEL;
-        for (size_t c = 0; c < PANEL; c++) {
-            float scale = float_of(word_of(block + GROUP * PANEL, c) << 16);
-            float off = weights[c] - (float)((int)bytes[4 * c] - 128) * scale;
-            error[c] += off * off;
-            length[c] += weights[c] * weights[c];
-        }
-    }
-}

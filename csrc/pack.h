@@ -36,11 +36,6 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
 void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
                 size_t begin, size_t end);
 
-/* Of each column of a panel, [PANEL]: the sum of the squares of what it is off by in a packing in 8 bits, and of
- * its own numbers. */
-void pack_errors(const packed_matrix *exact, const packed_matrix *packed, size_t panel,
-                 float *error, float *length);
-
 /* The same rows, as far as they were kept. */
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows);
 void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows);

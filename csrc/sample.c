@@ -68,25 +68,6 @@ int is_greedy(const gpt2c_job *job) {
     return !job->sampling.draws && !job->sampling.n_stages;
 }
 
-int32_t n_greatest_of(const gpt2c_job *job) {
-    int64_t n = job->sampling.draws ? 0 : 1, n_banned = 0;
-    if (job->scores.scores)
-        return 0;
-    for (int32_t s = 0; s < job->sampling.n_stages; s++) {
-        const gpt2c_stage *stage = &job->sampling.stages[s];
-        if (stage->kind == GPT2C_MIN_NEW_TOKENS || stage->kind == GPT2C_SUPPRESS_TOKENS)
-            n_banned += stage->n_ids;
-        else if (stage->kind == GPT2C_TOP_K)
-            n = stage->count;
-        else if (stage->kind != GPT2C_TEMPERATURE || stage->value < 0x1p-10f ||
-                 stage->value > 0x1p10f)
-            return 0;
-        if (stage->kind == GPT2C_TOP_K)
-            break; /* what follows sees no other ids */
-    }
-    return n && n + n_banned <= GPT2C_MOST_TOP ? (int32_t)(n + n_banned) : 0;
-}
-
 static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                            int32_t *token) {
     int32_t greatest = m->kernels->arg_max(logits, m->config.n_vocab);

@@ -6,8 +6,6 @@
 
 /* Whether a job takes the greatest of the logits as they are, and needs no candidates. */
 int is_greedy(const gpt2c_job *job);
-/* How many of the greatest logits a job's choice can depend on; 0: on all. */
-int32_t n_greatest_of(const gpt2c_job *job);
 /* Chooses the next token by `logits`, appends it, and scores it by `own`, the model's. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                  const float *own);

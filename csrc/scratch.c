@@ -43,11 +43,9 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scra
     complete &= take_rows(&s->attended, GPT2C_MAX_ROWS, c->n_embd);
     complete &= take_rows(&s->inner, GPT2C_MAX_ROWS, c->n_inner);
     const int is_float = c->weights == GPT2C_FLOAT32;
-    const int32_t widest = c->n_inner > c->n_embd && !is_float ? c->n_inner : c->n_embd;
-    const int32_t n_panels = (int32_t)panels_of((size_t)c->n_vocab);
-    complete &= take_quantized(&s->quantized, GPT2C_MAX_ROWS, widest);
-    complete &= take_rows(&s->lower, is_float ? SHORTLIST_MOST_ROWS : 0, n_panels);
-    complete &= take_rows(&s->upper, is_float ? SHORTLIST_MOST_ROWS : 0, n_panels);
+    const int32_t widest = c->n_inner > c->n_embd ? c->n_inner : c->n_embd;
+    if (!is_float)
+        complete &= take_quantized(&s->quantized, GPT2C_MAX_ROWS, widest);
     for (int w = 0; w < s->n_workers; w++) {
         complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
         complete &= take_rows(&s->workers[w].normed, OWN_NORM_ROWS, c->n_embd);
@@ -71,8 +69,6 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     os_aligned_free(scratch->attended.floats);
     os_aligned_free(scratch->inner.floats);
     free_quantized(&scratch->quantized);
-    os_aligned_free(scratch->lower.floats);
-    os_aligned_free(scratch->upper.floats);
     os_aligned_free(scratch->logits);
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);

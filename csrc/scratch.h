@@ -10,11 +10,7 @@ typedef struct {
     int32_t position;
     int32_t token;
     int wants_logits;
-    int32_t n_greatest; /* as a feed's */
 } input_row;
-
-/* Rows of which the head may be computed by bounds (shortlist.h): each is multiplied twice. */
-#define SHORTLIST_MOST_ROWS (GPT2C_MAX_ROWS / 2)
 
 /* With so few rows every worker norms (and quantises) them all for itself: that is cheaper than waiting at a
  * barrier for the others' part. */
@@ -48,12 +44,6 @@ struct gpt2c_scratch {
     quantized_rows quantized; /* [rows, widest input of a matmul] */
     float *logits; /* taken when they are asked for: [n_logits_rows, n_vocab] */
     int32_t n_logits_rows;
-    /* For the head by bounds: */
-    float_rows lower, upper; /* [SHORTLIST_MOST_ROWS, the head's panels] */
-    float lengths[SHORTLIST_MOST_ROWS];
-    int32_t n_greatest[SHORTLIST_MOST_ROWS];
-    int is_long;                /* whether the last list was too long to be of use */
-    int32_t n_waiting, n_waits; /* passes without, and how many follow the next list that is too long */
     int n_workers;
     worker_scratch *workers; /* [n_workers] */
 };

@@ -98,11 +98,9 @@ cdef extern from "gpt2c.h" nogil:
         const int32_t *tokens
         int32_t n_tokens
         gpt2c_wanted wanted
-        int32_t n_greatest
 
     gpt2c_status gpt2c_forward(
-        const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, const gpt2c_model *,
-        float *,
+        const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, float *
     )
 
     enum: GPT2C_MOST_TOP

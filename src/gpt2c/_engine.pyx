@@ -526,7 +526,6 @@ cdef class Sequence:
         cdef gpt2c_status status
         cdef float *out
         feed.sequence = self.pointer
-        feed.n_greatest = 0
         self.claim()
         cdef int32_t had = gpt2c_sequence_length(self.pointer)
         cdef Scratch scratch = None
@@ -546,7 +545,7 @@ cdef class Sequence:
                 else:
                     feed.wanted = GPT2C_LOGITS_NONE
                 with nogil:
-                    status = gpt2c_forward(self.model.pointer, scratch.pointer, &feed, 1, NULL, out)
+                    status = gpt2c_forward(self.model.pointer, scratch.pointer, &feed, 1, out)
                 raise_status(status, f"feeding {n} tokens after {had}")
                 done += chunk
                 PyErr_CheckSignals()
@@ -644,7 +643,6 @@ cdef class Scoring:
             feeds[n_feeds].sequence = sequence.pointer
             feeds[n_feeds].tokens = &self.ids[self.n_fed]
             feeds[n_feeds].n_tokens = n
-            feeds[n_feeds].n_greatest = 0
             feeds[n_feeds].wanted = GPT2C_LOGITS_NONE if self.n_unscored[i] else GPT2C_LOGITS_ALL
             n_feeds += 1
             room -= n

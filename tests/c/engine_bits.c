@@ -129,8 +129,8 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     for (int32_t i = 0; i < n; i++)
         tokens[i] = (int32_t)(next_word() >> 8) % c->n_vocab;
     float *logits = malloc((size_t)n * (size_t)c->n_vocab * sizeof *logits);
-    gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL, 0};
-    check(gpt2c_forward(model, scratch, &feed, 1, NULL, logits));
+    gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL};
+    check(gpt2c_forward(model, scratch, &feed, 1, logits));
     uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
     printf("logits %d %d %016llx\n", (int)c->weights, (int)c->n_embd, (unsigned long long)hash);
 
