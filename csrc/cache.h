@@ -9,8 +9,6 @@
 
 #include "model.h"
 
-#include <string.h>
-
 struct gpt2c_sequence {
     const gpt2c_model *model;
     int32_t length;  /* positions filled */
@@ -34,32 +32,6 @@ static inline size_t cache_keys(const gpt2c_model *m, int32_t layer, int32_t hea
 
 static inline size_t cache_values(const gpt2c_model *m, int32_t layer, int32_t head) {
     return cache_keys(m, layer, head) + (size_t)m->config.n_embd * PAGE_POSITIONS;
-}
-
-/* Puts the key and value of one position of a head into a page, [head_dim] each. */
-static inline void cache_store(float *keys, float *values, const float *key, const float *value,
-                               size_t head_dim) {
-    for (size_t d = 0; d < head_dim; d++) {
-        keys[d * PAGE_POSITIONS] = key[d];
-        values[d] = value[d];
-    }
-}
-
-/* A float's upper half, to nearest even; a NaN stays one. */
-static inline uint16_t cache_narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static inline void cache_store_narrow(uint16_t *keys, uint16_t *values, const float *key,
-                                      const float *value, size_t head_dim) {
-    for (size_t d = 0; d < head_dim; d++) {
-        keys[d * PAGE_POSITIONS] = cache_narrow(key[d]);
-        values[d] = cache_narrow(value[d]);
-    }
 }
 
 #endif

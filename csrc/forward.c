@@ -59,32 +59,30 @@ static void norm_row(const place *at, int r, const float *weight, const float *b
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Layer norm of the rows whose residual is complete; returns where they are. Where they are quantised
- * next, a worker needs no others' rows before it is there. */
-static float_rows layer_norm(const place *at, const float *weight, const float *bias) {
-    int begin = 0, end = at->pass->n_rows, is_shared = end > OWN_NORM_ROWS;
-    float_rows normed = is_shared ? at->scratch->normed : at->own->normed;
-    if (is_shared)
-        team_share(end, at->worker, at->n_workers, &begin, &end);
-    for (int r = begin; r < end; r++)
-        norm_row(at, r, weight, bias, row_of(normed, r));
-    if (is_shared && at->model->config.weights == GPT2C_FLOAT32)
-        team_barrier(at->team);
-    return normed;
+static int is_quantized(const place *at) {
+    return at->model->config.weights != GPT2C_FLOAT32;
 }
 
-/* The first n_rows of x in 8 bits, k wide: shared out as layer_norm does. */
-static quantized_rows quantize(const place *at, float_rows x, int n_rows, size_t k) {
-    int begin = 0, end = n_rows, is_shared = end > OWN_NORM_ROWS;
-    quantized_rows out = is_shared ? at->scratch->quantized : at->own->quantized;
-    out.stride = (size_t)n_rows;
-    out.values_stride = out.stride * GROUP + GROUP_SPACE;
+/* Rows [begin, end) in 8 bits too, where that is how they are read. */
+static void quantize(const place *at, activations x, int begin, int end) {
+    if (is_quantized(at))
+        at->model->kernels->quantize_rows(x.floats.floats, x.floats.stride, begin, end,
+                                          at->model->config.n_embd, &x.quantized);
+}
+
+/* Layer norm of the rows whose residual is complete; returns where they are. */
+static activations layer_norm(const place *at, const float *weight, const float *bias) {
+    int begin = 0, n_rows = at->pass->n_rows, end = n_rows, is_shared = n_rows > OWN_NORM_ROWS;
+    activations normed = is_shared ? at->scratch->normed : at->own->normed;
+    normed.quantized = arranged(normed.quantized, n_rows);
     if (is_shared)
-        team_share(end, at->worker, at->n_workers, &begin, &end);
-    at->model->kernels->quantize_rows(x.floats, x.stride, begin, end, (int)k, &out);
+        team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+    for (int r = begin; r < end; r++)
+        norm_row(at, r, weight, bias, row_of(normed.floats, r));
+    quantize(at, normed, begin, end);
     if (is_shared)
         team_barrier(at->team);
-    return out;
+    return normed;
 }
 
 typedef struct {
@@ -93,34 +91,58 @@ typedef struct {
     int32_t activation;
 } layer;
 
-/* out = activation(x @ weight + bias), plus what out held where `add` is set. */
-static void matmul(const place *at, float_rows x, layer l, float_rows out, int n_rows, int add) {
-    const gpt2c_model *m = at->model;
-    matmul_args args = {
-        .x = x.floats,
-        .x_stride = x.stride,
+static matmul_args matmul_of(activations x, layer l, int n_rows) {
+    return (matmul_args){
+        .x = x.floats.floats,
+        .x_stride = x.floats.stride,
+        .quantized = x.quantized,
         .n_rows = n_rows,
         .k = (int)l.weight->k,
         .panels = l.weight->panels,
         .bias = l.bias,
-        .residual = add ? out.floats : NULL,
-        .residual_stride = out.stride,
-        .out = out.floats,
-        .out_stride = out.stride,
         .n = (int)l.weight->n,
         .activation = l.activation,
     };
-    int begin, end;
-    team_share((int)panels_of(l.weight->n), at->worker, at->n_workers, &begin, &end);
-    if (l.weight->weights != GPT2C_FLOAT32)
-        args.quantized = quantize(at, x, n_rows, l.weight->k);
-    if (l.weight->weights == GPT2C_INT8)
-        m->integer->matmul_int8(&args, begin, end);
-    else if (l.weight->weights == GPT2C_INT4)
-        m->integer->matmul_int4(&args, begin, end);
+}
+
+/* Panels [begin, end) of the result. */
+static void multiply(const place *at, const matmul_args *args, gpt2c_weights weights, int begin,
+                     int end) {
+    const gpt2c_model *m = at->model;
+    if (weights == GPT2C_INT8)
+        m->integer->matmul_int8(args, begin, end);
+    else if (weights == GPT2C_INT4)
+        m->integer->matmul_int4(args, begin, end);
     else
-        m->kernels->matmul(&args, begin, end);
+        m->kernels->matmul(args, begin, end);
+}
+
+static void run_matmul(const place *at, const matmul_args *args, gpt2c_weights weights) {
+    int begin, end;
+    team_share((int)panels_of((size_t)args->n), at->worker, at->n_workers, &begin, &end);
+    multiply(at, args, weights, begin, end);
     team_barrier(at->team);
+}
+
+/* out = activation(x @ weight + bias), plus what out held where `add` is set. */
+static void matmul(const place *at, activations x, layer l, float_rows out, int n_rows, int add) {
+    matmul_args args = matmul_of(x, l, n_rows);
+    args.residual = add ? out.floats : NULL;
+    args.out = out.floats;
+    args.residual_stride = args.out_stride = out.stride;
+    run_matmul(at, &args, l.weight->weights);
+}
+
+/* The same where another matmul comes next, which takes the result as it reads it. */
+static activations matmul_between(const place *at, activations x, layer l, activations out,
+                                  int n_rows) {
+    matmul_args args = matmul_of(x, l, n_rows);
+    args.out = out.floats.floats;
+    args.out_stride = out.floats.stride;
+    if (is_quantized(at))
+        args.quantized_out = out.quantized = arranged(out.quantized, n_rows);
+    run_matmul(at, &args, l.weight->weights);
+    return out;
 }
 
 /* Puts a head's keys and values of rows [begin, end) into their pages. */
@@ -134,11 +156,9 @@ static void store_keys_values(const place *at, int32_t block, int32_t head, int 
         size_t keys = cache_keys(m, block, head) + slot;
         size_t values = cache_values(m, block, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
-        if (m->config.narrow_cache)
-            cache_store_narrow((uint16_t *)page + keys, (uint16_t *)page + values, key,
-                               key + n_embd, head_dim);
-        else
-            cache_store((float *)page + keys, (float *)page + values, key, key + n_embd, head_dim);
+        size_t number = m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+        m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
+                          (char *)page + keys * number, (char *)page + values * number);
     }
 }
 
@@ -183,8 +203,8 @@ static void attend_rows(const place *at, int32_t block, int32_t head, int r, int
         .scale = attention_scale(&m->config, m->head_dim, block),
         .scores = at->own->scores.floats,
         .scores_stride = at->own->scores.stride,
-        .out = row_of(at->scratch->attended, r) + column,
-        .out_stride = at->scratch->attended.stride,
+        .out = row_of(at->scratch->attended.floats, r) + column,
+        .out_stride = at->scratch->attended.floats.stride,
     };
     if (next_head >= 0) {
         const input_row *next = &at->scratch->rows[next_row];
@@ -196,29 +216,88 @@ static void attend_rows(const place *at, int32_t block, int32_t head, int r, int
     m->kernels->attention(&args);
 }
 
-/* Heads are shared out whole: the worker that stores a head's keys and values is the one that
- * attends to them, so rows of one prompt see each other and nobody waits in between. A sequence's heads
- * follow each other, as they do in its pages. */
-static void attend(const place *at, int32_t block) {
-    int first, last, n_rows = at->pass->n_rows;
-    team_share(at->model->config.n_head, at->worker, at->n_workers, &first, &last);
-    for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
-        end = end_of_sequence(at, begin);
-        for (int32_t head = first; head < last; head++) {
-            int is_last = head + 1 == last;
-            for (int r = begin, next; r < end; r = next) {
-                next = end_of_page(at, r, end);
-                store_keys_values(at, block, head, r, next);
-                if (next < end)
-                    attend_rows(at, block, head, r, next - r, head, next);
-                else if (!is_last)
-                    attend_rows(at, block, head, r, next - r, head + 1, begin);
-                else
-                    attend_rows(at, block, head, r, next - r, end < n_rows ? first : -1, end);
-            }
+/* Whether heads are whole panels, and so whole groups of what they are quantised to. */
+static int heads_are_panels(const place *at) {
+    return at->model->head_dim % PANEL == 0;
+}
+
+/* What rows [begin, end) have of a worker's heads, in 8 bits: nobody else need wait for it. */
+static void quantize_heads(const place *at, activations x, int first, int last, int begin, int end) {
+    size_t head_dim = (size_t)at->model->head_dim, column = (size_t)first * head_dim;
+    const quantized_rows out = part_of(x.quantized, 0, column / GROUP);
+    at->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
+                                      (last - first) * at->model->head_dim, &out);
+}
+
+/* Attention of the rows [begin, end) of one sequence by some heads; next_row comes after them, or -1. */
+static void attend_sequence(const place *at, int32_t block, int first, int last, int begin, int end,
+                            int next_row) {
+    for (int32_t head = first; head < last; head++) {
+        for (int r = begin, next; r < end; r = next) {
+            next = end_of_page(at, r, end);
+            store_keys_values(at, block, head, r, next);
+            if (next < end)
+                attend_rows(at, block, head, r, next - r, head, next);
+            else if (head + 1 < last)
+                attend_rows(at, block, head, r, next - r, head + 1, begin);
+            else
+                attend_rows(at, block, head, r, next - r, next_row < 0 ? -1 : first, next_row);
         }
     }
+}
+
+/* Attention of all rows by heads [first, last). A sequence's heads follow each other, as they do in its
+ * pages. */
+static void attend_heads(const place *at, int32_t block, int first, int last, activations attended) {
+    int n_rows = at->pass->n_rows;
+    for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
+        end = end_of_sequence(at, begin);
+        attend_sequence(at, block, first, last, begin, end, end < n_rows ? end : -1);
+        if (is_quantized(at) && heads_are_panels(at))
+            quantize_heads(at, attended, first, last, begin, end);
+    }
+}
+
+/* q, k and v of heads [first, last), which are panels each. */
+static void project_heads(const place *at, activations normed, layer c_attn, int first, int last) {
+    matmul_args args = matmul_of(normed, c_attn, at->pass->n_rows);
+    args.out = at->scratch->qkv.floats;
+    args.out_stride = at->scratch->qkv.stride;
+    int in_head = at->model->head_dim / PANEL, in_part = at->model->config.n_embd / PANEL;
+    for (int part = 0; part < 3; part++)
+        multiply(at, &args, c_attn.weight->weights, part * in_part + first * in_head,
+                 part * in_part + last * in_head);
+}
+
+/* With so many rows the q, k and v of more than a head would not stay in the second-level cache until
+ * attention has read them: 64 rows of all 12 of GPT-2 124M are 590 KB. */
+#define ROWS_HEAD_BY_HEAD 64
+
+/* Attention of all rows, from their norm on. Heads are shared out whole: the worker that stores a head's
+ * keys and values is the one that attends to them, so rows of one prompt see each other and nobody waits in
+ * between; nor before, where all workers have as many heads, whose q, k and v each then computes itself. */
+static activations attend(const place *at, int32_t block, activations normed, layer c_attn) {
+    int first, last, n_rows = at->pass->n_rows, n_head = at->model->config.n_head;
+    int projects = heads_are_panels(at) && n_head % at->n_workers == 0;
+    activations attended = at->scratch->attended;
+    attended.quantized = arranged(attended.quantized, n_rows);
+    team_share(n_head, at->worker, at->n_workers, &first, &last);
+    if (!projects)
+        matmul(at, normed, c_attn, at->scratch->qkv, n_rows, 0);
+    int step = projects && n_rows >= ROWS_HEAD_BY_HEAD ? 1 : n_head;
+    for (int begin = first; begin < last; begin += step) {
+        int end = last - begin < step ? last : begin + step;
+        if (projects)
+            project_heads(at, normed, c_attn, begin, end);
+        attend_heads(at, block, begin, end, attended);
+    }
     team_barrier(at->team);
+    if (is_quantized(at) && !heads_are_panels(at)) {
+        team_share(n_rows, at->worker, at->n_workers, &first, &last);
+        quantize(at, attended, first, last);
+        team_barrier(at->team);
+    }
+    return attended;
 }
 
 static void run_block(const place *at, int32_t block) {
@@ -230,30 +309,36 @@ static void run_block(const place *at, int32_t block) {
     const layer c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
     const layer mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
-    float_rows normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
-    matmul(at, normed, c_attn, s->qkv, n_rows, 0);
-    attend(at, block);
-    matmul(at, s->attended, attn_c_proj, s->residual, n_rows, 1);
+    activations normed = layer_norm(at, w->ln_1_weight, w->ln_1_bias);
+    activations attended = attend(at, block, normed, c_attn);
+    matmul(at, attended, attn_c_proj, s->residual, n_rows, 1);
 
     normed = layer_norm(at, w->ln_2_weight, w->ln_2_bias);
-    matmul(at, normed, c_fc, s->inner, n_rows, 0);
-    matmul(at, s->inner, mlp_c_proj, s->residual, n_rows, 1);
+    activations inner = matmul_between(at, normed, c_fc, s->inner, n_rows);
+    matmul(at, inner, mlp_c_proj, s->residual, n_rows, 1);
 }
 
-/* ln_f of the rows whose logits are wanted, the only ones that meet the head; returns how many. */
-static int norm_wanted(const place *at) {
+/* ln_f of the rows whose logits are wanted, the only ones that meet the head; sets how many. */
+static activations norm_wanted(const place *at, int *n_wanted) {
     const gpt2c_model *m = at->model;
-    int n_wanted = 0;
-    for (int r = 0; r < at->pass->n_rows; r++) {
-        if (!at->scratch->rows[r].wants_logits)
+    const input_row *rows = at->scratch->rows;
+    activations normed = at->scratch->normed;
+    *n_wanted = 0;
+    for (int r = 0; r < at->pass->n_rows; r++)
+        *n_wanted += rows[r].wants_logits != 0;
+    normed.quantized = arranged(normed.quantized, *n_wanted);
+    for (int r = 0, i = 0; r < at->pass->n_rows; r++) {
+        if (!rows[r].wants_logits)
             continue;
-        if (n_wanted % at->n_workers == at->worker)
-            norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(at->scratch->normed, n_wanted));
-        n_wanted++;
+        if (i % at->n_workers == at->worker) {
+            norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, i));
+            quantize(at, normed, i, i + 1);
+        }
+        i++;
     }
-    if (n_wanted)
+    if (*n_wanted)
         team_barrier(at->team);
-    return n_wanted;
+    return normed;
 }
 
 /* Scores rows [begin, end) of those that want it, from their logits. */
@@ -269,12 +354,14 @@ static void run_head(const place *at) {
     const gpt2c_model *m = at->model;
     const layer head = {&m->head, NULL, GPT2C_IDENTITY};
     const float_rows logits = {at->pass->logits, (size_t)m->config.n_vocab};
-    int n_wanted = norm_wanted(at);
+    int n_wanted;
+    activations normed = norm_wanted(at, &n_wanted);
     if (!at->pass->scores && n_wanted)
-        matmul(at, at->scratch->normed, head, logits, n_wanted, 0);
+        matmul(at, normed, head, logits, n_wanted, 0);
     for (int begin = 0; at->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
-        const float_rows x = {row_of(at->scratch->normed, begin), at->scratch->normed.stride};
+        activations x = {{row_of(normed.floats, begin), normed.floats.stride},
+                         part_of(normed.quantized, begin, 0)};
         matmul(at, x, head, logits, end - begin, 0);
         score_rows(at, logits, begin, end);
     }

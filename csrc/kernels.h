@@ -69,6 +69,7 @@ typedef struct {
     size_t residual_stride;
     float *out; /* [n_rows, n] */
     size_t out_stride;
+    quantized_rows quantized_out; /* instead of out, where it has values: the same in 8 bits */
     int n;
     int activation; /* a gpt2c_activation */
 } matmul_args;
@@ -110,6 +111,10 @@ typedef struct {
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon,
                        int n, float *out);
     void (*attention)(const attention_args *args);
+    /* Puts a head's key and value of one position, [head_dim] each, where a page has them: the key's numbers
+     * PAGE_POSITIONS apart, the value's side by side. */
+    void (*store)(const float *key, const float *value, int head_dim, int is_narrow, void *keys,
+                  void *values);
     void (*add)(const float *added, int n, float *x);
     /* Rows [begin, end) of x, [.., k], in 8 bits. */
     void (*quantize_rows)(const float *x, size_t x_stride, int begin, int end, int k,

@@ -107,38 +107,58 @@ static float float_of(uint32_t bits) {
     return x;
 }
 
-/* Exact: a value of 9 bits times a scale of 8. */
-static float value_in_block(const unsigned char *block, gpt2c_weights weights, size_t i,
-                            size_t column) {
+/* A column of a block, of its n first steps of k: exact, values of 9 bits times a scale of 8. */
+static void column_of_block(const unsigned char *block, gpt2c_weights weights, size_t column,
+                            size_t n, float *values) {
+    const unsigned char *bytes = block + 4 * column; /* four steps, then other columns' */
     if (weights == GPT2C_INT8) {
-        unsigned byte = block[(i / 4 * PANEL + column) * 4 + i % 4];
-        return (float)((int)byte - 128) * float_of(word_of(block + GROUP * PANEL, column) << 16);
+        float scale = float_of(word_of(block + GROUP * PANEL, column) << 16);
+        for (size_t i = 0; i < n; i++)
+            values[i] = (float)((int)bytes[i / 4 * PANEL * 4 + i % 4] - 128) * scale;
+        return;
     }
-    size_t half = i % (GROUP / 2);
-    unsigned byte = block[(half / 4 * PANEL + column) * 4 + half % 4];
     unsigned word = word_of(block + GROUP / 2 * PANEL, column);
-    int nibble = (int)(i < GROUP / 2 ? byte & 15 : byte >> 4), zero = (int)(word & 15);
-    uint32_t scale = ((uint32_t)(word & 0xfff0) << (INT4_MANTISSA - 4)) + (INT4_EXPONENT << 23);
-    return (float)(nibble - zero) * float_of(scale);
+    int zero = (int)(word & 15);
+    float scale =
+        float_of(((uint32_t)(word & 0xfff0) << (INT4_MANTISSA - 4)) + (INT4_EXPONENT << 23));
+    for (size_t i = 0; i < n; i++) {
+        size_t half = i % (GROUP / 2);
+        unsigned byte = bytes[half / 4 * PANEL * 4 + half % 4];
+        int nibble = (int)(i < GROUP / 2 ? byte & 15 : byte >> 4);
+        values[i] = (float)(nibble - zero) * scale;
+    }
 }
 
-static float value_at(const packed_matrix *m, size_t i, size_t column) {
-    size_t panel = column / PANEL;
-    if (m->weights == GPT2C_FLOAT32)
-        return float_panel(m, panel)[i * PANEL + column % PANEL];
-    return value_in_block(block_of(m, panel, i / GROUP), m->weights, i % GROUP, column % PANEL);
+/* Steps [first, first + n) of k of a column, all in one group. */
+static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n, float *values) {
+    size_t panel = column / PANEL, in_group = first % GROUP;
+    if (m->weights == GPT2C_FLOAT32) {
+        const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
+        for (size_t i = 0; i < n; i++)
+            values[i] = from[i * PANEL];
+        return;
+    }
+    float all[GROUP];
+    column_of_block(block_of(m, panel, first / GROUP), m->weights, column % PANEL, in_group + n, all);
+    memcpy(values, all + in_group, n * sizeof(float));
 }
 
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
-    for (size_t r = 0; r < n_rows; r++)
-        for (size_t column = 0; column < m->n; column++)
-            rows[r * m->n + column] = value_at(m, begin + r, column);
+    float values[GROUP];
+    for (size_t r = 0, n; r < n_rows; r += n) {
+        n = least(n_rows - r, GROUP - (begin + r) % GROUP);
+        for (size_t column = 0; column < m->n; column++) {
+            column_of(m, column, begin + r, n, values);
+            for (size_t i = 0; i < n; i++)
+                rows[(r + i) * m->n + column] = values[i];
+        }
+    }
 }
 
 void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
     for (size_t r = 0; r < n_rows; r++)
-        for (size_t i = 0; i < m->k; i++)
-            rows[r * m->k + i] = value_at(m, i, begin + r);
+        for (size_t i = 0; i < m->k; i += GROUP)
+            column_of(m, begin + r, i, least(m->k - i, GROUP), rows + r * m->k + i);
 }
 
 void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
@@ -150,9 +170,12 @@ void pack_again(const packed_matrix *m, const kernel_table *kernels, const packe
             const float *rows = float_panel(from, panel) + first * PANEL;
             if (from->weights != GPT2C_FLOAT32 || in_group < GROUP) {
                 memset(tile, 0, sizeof tile);
-                for (size_t i = 0; i < in_group; i++)
-                    for (size_t column = 0; column < PANEL; column++)
-                        tile[i][column] = value_at(from, first + i, panel * PANEL + column);
+                for (size_t column = 0; column < PANEL; column++) {
+                    float values[GROUP];
+                    column_of(from, panel * PANEL + column, first, in_group, values);
+                    for (size_t i = 0; i < in_group; i++)
+                        tile[i][column] = values[i];
+                }
                 rows = tile[0];
             }
             quantize(m, kernels, 1, rows, panel, group);

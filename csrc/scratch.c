@@ -13,7 +13,7 @@ static int take_rows(float_rows *m, int n_rows, int32_t width) {
     return m->floats != NULL;
 }
 
-/* The same, in 8 bits; k is the widest. Where they lie depends on the number of rows: see arranged. */
+/* The same, in 8 bits. Where they lie depends on the number of rows: see arranged. */
 static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
     size_t n_groups = groups_of((size_t)k), stride = (size_t)n_rows;
     q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_SPACE));
@@ -22,10 +22,17 @@ static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
     return q->values && q->scales && q->minus_sums;
 }
 
-static void free_quantized(quantized_rows *q) {
-    os_aligned_free(q->values);
-    os_aligned_free(q->scales);
-    os_aligned_free(q->minus_sums);
+static int take_activations(activations *a, const gpt2c_model *model, int n_rows, int32_t width) {
+    int is_float = model->config.weights == GPT2C_FLOAT32;
+    return take_rows(&a->floats, n_rows, width) &&
+           (is_float || take_quantized(&a->quantized, n_rows, width));
+}
+
+static void free_activations(activations *a) {
+    os_aligned_free(a->floats.floats);
+    os_aligned_free(a->quantized.values);
+    os_aligned_free(a->quantized.scales);
+    os_aligned_free(a->quantized.minus_sums);
 }
 
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch) {
@@ -38,19 +45,13 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scra
     /* Room for the most rows is only address space: pages that no row reaches are never touched. */
     int complete = s->workers != NULL;
     complete &= take_rows(&s->residual, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_rows(&s->normed, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_activations(&s->normed, model, GPT2C_MAX_ROWS, c->n_embd);
     complete &= take_rows(&s->qkv, GPT2C_MAX_ROWS, 3 * c->n_embd);
-    complete &= take_rows(&s->attended, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_rows(&s->inner, GPT2C_MAX_ROWS, c->n_inner);
-    const int is_float = c->weights == GPT2C_FLOAT32;
-    const int32_t widest = c->n_inner > c->n_embd ? c->n_inner : c->n_embd;
-    if (!is_float)
-        complete &= take_quantized(&s->quantized, GPT2C_MAX_ROWS, widest);
+    complete &= take_activations(&s->attended, model, GPT2C_MAX_ROWS, c->n_embd);
+    complete &= take_activations(&s->inner, model, GPT2C_MAX_ROWS, c->n_inner);
     for (int w = 0; w < s->n_workers; w++) {
         complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
-        complete &= take_rows(&s->workers[w].normed, OWN_NORM_ROWS, c->n_embd);
-        if (!is_float)
-            complete &= take_quantized(&s->workers[w].quantized, OWN_NORM_ROWS, widest);
+        complete &= take_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
     }
     if (!complete) {
         gpt2c_scratch_free(s);
@@ -64,16 +65,14 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     if (!scratch)
         return;
     os_aligned_free(scratch->residual.floats);
-    os_aligned_free(scratch->normed.floats);
+    free_activations(&scratch->normed);
     os_aligned_free(scratch->qkv.floats);
-    os_aligned_free(scratch->attended.floats);
-    os_aligned_free(scratch->inner.floats);
-    free_quantized(&scratch->quantized);
+    free_activations(&scratch->attended);
+    free_activations(&scratch->inner);
     os_aligned_free(scratch->logits);
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);
-        os_aligned_free(scratch->workers[w].normed.floats);
-        free_quantized(&scratch->workers[w].quantized);
+        free_activations(&scratch->workers[w].normed);
         candidates_free(scratch->workers[w].candidates);
     }
     free(scratch->workers);

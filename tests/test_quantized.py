@@ -228,6 +228,30 @@ def test_integer_products_are_what_the_arithmetic_says(n_rows, n_groups, n, bits
     for isa in ISAS:
         ours = _engine.integer_matmul(isa, bits, rows, panels, n)
         np.testing.assert_array_equal(ours, expected[:, :n])
+        for activation in (None, "gelu_tanh"):
+            floats = _engine.integer_matmul(isa, bits, rows, panels, n, activation)
+            apart = _engine.quantize_rows(isa, floats)
+            at_once = _engine.integer_matmul(isa, bits, rows, panels, n, activation, True)
+            for found, wanted in zip(at_once, apart, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+
+
+@settings(max_examples=60)
+@given(head_dim=st.integers(1, 70), narrow=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_keys_and_values_are_stored_where_pages_have_them(head_dim, narrow, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((2, head_dim), dtype=np.float32)
+    rows[rng.random(rows.shape) < 0.2] = np.float32(1 + 2**-8)  # half way between two bfloat16
+    rows[rng.random(rows.shape) < 0.05] = np.nan
+    rows[rng.random(rows.shape) < 0.05] = np.inf
+    for isa in ISAS:
+        keys, values = _engine.store(isa, *rows, narrow)
+        assert not keys[:, 1:].any()
+        for stored, row in ((keys[:, 0], rows[0]), (values, rows[1])):
+            if narrow:
+                stored = (stored.astype(np.uint32) << 16).view(np.float32)
+                row = bfloat16(row)
+            np.testing.assert_array_equal(stored, row)
 
 
 # ---- models ----

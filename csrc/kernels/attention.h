@@ -21,6 +21,36 @@
 #define MOST_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
 #define ATTENTION_VECTORS(rows) ((rows) == 1 ? MOST_VECTORS : TILE_VECTORS)
 
+/* A float's upper half, to nearest even; a NaN that was computed has a bit there, and stays one. */
+INLINE vi narrow(vf x) {
+    vf rounded = vf_if_nan(x, vf_bits(vi_round_off(vi_bits(x), 16)));
+    return vi_shift_right_unsigned(vi_bits(rounded), 16);
+}
+
+INLINE void store_narrow(const float *key, const float *value, int head_dim, uint16_t *keys,
+                         uint16_t *values) {
+    for (int d = 0; d < head_dim; d += VF_WIDTH) {
+        uint16_t part[2][VF_WIDTH];
+        int n = head_dim - d < VF_WIDTH ? head_dim - d : VF_WIDTH;
+        vi_store_16(part[0], narrow(vf_load_first(key + d, n)));
+        vi_store_16(part[1], narrow(vf_load_first(value + d, n)));
+        for (int i = 0; i < n; i++)
+            keys[(d + i) * PAGE_POSITIONS] = part[0][i];
+        memcpy(values + d, part[1], (size_t)n * sizeof(uint16_t));
+    }
+}
+
+static void store_kernel(const float *key, const float *value, int head_dim, int is_narrow,
+                         void *keys, void *values) {
+    if (is_narrow) {
+        store_narrow(key, value, head_dim, keys, values);
+        return;
+    }
+    for (int d = 0; d < head_dim; d++)
+        ((float *)keys)[d * PAGE_POSITIONS] = key[d];
+    memcpy(values, value, (size_t)head_dim * sizeof(float));
+}
+
 /* Where in a page: of float, or of bfloat16. */
 typedef struct {
     const void *page;
@@ -125,7 +155,16 @@ static float exponentials(float *scores, int n, float m) {
     for (int block = 0; block < n; block += POSITION_BLOCK) {
         int end = n - block < POSITION_BLOCK ? n : block + POSITION_BLOCK;
         lanes sum = lanes_zero();
-        for (int i = block; i < end; i += LANES)
+        int i = block;
+        for (; i + LANES <= end; i += LANES)
+            UNROLL
+            for (int v = 0; v < LANE_VECTORS; v++) {
+                float *at = scores + i + v * VF_WIDTH;
+                vf e = vf_exp(vf_sub(vf_load(at), vf_set1(m)));
+                vf_store(at, e);
+                sum.part[v] = vf_add(sum.part[v], e);
+            }
+        for (; i < end; i += LANES)
             for (int v = 0; v < LANE_VECTORS; v++) {
                 int at = i + v * VF_WIDTH;
                 if (at < end) {

@@ -3,6 +3,8 @@
 #include "row.h"
 
 #include "elementwise.h"
+#include "quantize_rows.h"
+
 #include "finish.h"
 #include "layer_norm.h"
 #include "limits.h"
@@ -16,7 +18,7 @@
 #define KERNEL_TABLE                                                                               \
     {                                                                                              \
         .matmul = matmul_kernel, .layer_norm = layer_norm_kernel, .attention = attention_kernel,   \
-        .add = add_kernel, .quantize_rows = quantize_rows_kernel,                              \
+        .store = store_kernel, .add = add_kernel, .quantize_rows = quantize_rows_kernel,                              \
         .quantize_int8 = quantize_int8_kernel, .quantize_int4 = quantize_int4_kernel,              \
         .arg_max = arg_max_kernel, .draw = draw_kernel, .divide = divide_kernel,                   \
         .chance = chance_kernel, .log_total = log_total_kernel, .rank = rank_kernel,               \

@@ -2,6 +2,7 @@
  * magnitudes of 127 at most, and nibbles. */
 #define DOT_VECTORS 1 /* its 8 registers of weights leave 8 of 16 */
 #define INT8_OFFSET 0
+#define INT4_SUMS_ARE_WIDE 0
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;

@@ -1,6 +1,7 @@
 /* Products of bytes with AVX-512's VNNI. */
 #define DOT_VECTORS 2 /* 16 registers of weights, 4 of scales and zero points */
 #define INT8_OFFSET 128
+#define INT4_SUMS_ARE_WIDE 1
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;

@@ -1,6 +1,7 @@
 /* Products of bytes with AVX-VNNI. */
 #define DOT_VECTORS 1 /* its 8 registers of weights leave 8 of 16 */
 #define INT8_OFFSET 128
+#define INT4_SUMS_ARE_WIDE 1
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;

@@ -1,6 +1,7 @@
 /* Products of bytes with NEON, by way of 16 bits. */
 #define DOT_VECTORS 2 /* 16 registers of weights of 32 */
 #define INT8_OFFSET 0
+#define INT4_SUMS_ARE_WIDE 1
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;

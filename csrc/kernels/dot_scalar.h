@@ -1,6 +1,7 @@
 /* Products of bytes, one lane of four at a time. */
 #define DOT_VECTORS 1
 #define INT8_OFFSET 128
+#define INT4_SUMS_ARE_WIDE 1
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     vi bytes;

@@ -4,8 +4,40 @@
  * 256 no faster. */
 #define PASS_ROWS 128
 
+/* A vector of a row's columns, from c on, with the bias and through the activation. */
+INLINE vf finished(const matmul_args *a, const float *totals, int column, int c) {
+    vf value = vf_load(totals + c);
+    if (a->bias)
+        value = vf_add(value, vf_load(a->bias + column + c));
+    return activated(value, a->activation);
+}
+
+#if PANEL != GROUP
+#error "a panel's columns must be a group of what they are quantised to"
+#endif
+
+/* A panel's columns are a group of the next product's k. */
+INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int panel,
+                             const float *totals) {
+    int n_columns = a->n - panel * PANEL;
+    for (int r = 0; r < n_rows; r++) {
+        vf part[PANEL / VF_WIDTH];
+        UNROLL
+        for (int v = 0; v < PANEL / VF_WIDTH; v++) {
+            part[v] = finished(a, totals + r * PANEL, panel * PANEL, v * VF_WIDTH);
+            if (n_columns < PANEL)
+                part[v] = vf_keep_first(part[v], n_columns - v * VF_WIDTH);
+        }
+        quantize_group(part, &a->quantized_out, panel, row + r);
+    }
+}
+
 /* Bias, activation and residual, and the store of a panel's n_columns real columns. */
 static void finish_panel(const matmul_args *a, int row, int n_rows, int panel, const float *totals) {
+    if (a->quantized_out.values) {
+        finish_quantized(a, row, n_rows, panel, totals);
+        return;
+    }
     int column = panel * PANEL;
     int n_columns = a->n - column < PANEL ? a->n - column : PANEL;
     for (int r = 0; r < n_rows; r++) {
@@ -13,10 +45,7 @@ static void finish_panel(const matmul_args *a, int row, int n_rows, int panel, c
         const float *residual =
             a->residual ? a->residual + (size_t)(row + r) * a->residual_stride + column : NULL;
         for (int c = 0; c < n_columns; c += VF_WIDTH) {
-            vf value = vf_load(totals + r * PANEL + c);
-            if (a->bias)
-                value = vf_add(value, vf_load(a->bias + column + c));
-            value = activated(value, a->activation);
+            vf value = finished(a, totals + r * PANEL, column, c);
             if (residual)
                 value = vf_add(value, vf_load_first(residual + c, n_columns - c));
             vf_store_first(out + c, value, n_columns - c);

@@ -4,6 +4,22 @@
 /* Adding 1.5 * 2^23 leaves a float's nearest integer (ties to even) in its low bits. */
 #define ROUND_MAGIC 12582912.0f
 
+/* The nearest integer, ties to even, of |x| < 2^22. */
+INLINE vi vi_nearest(vf x) {
+    return vi_sub(vi_bits(vf_add(x, vf_set1(ROUND_MAGIC))), vi_bits(vf_set1(ROUND_MAGIC)));
+}
+
+INLINE vf vf_magnitude(vf x) {
+    return vf_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff)));
+}
+
+/* A float's bits with so many fewer of mantissa, to nearest even. */
+INLINE vi vi_round_off(vi bits, int n) {
+    vi odd = vi_and(vi_shift_right_unsigned(bits, n), vi_set1(1));
+    vi rounded = vi_add(vi_add(bits, odd), vi_set1((1 << (n - 1)) - 1));
+    return vi_and(rounded, vi_set1((int32_t)(~0u << n)));
+}
+
 /* ln 2 in two parts; the first has trailing zeros enough for n * LN2_HIGH to be exact. */
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
@@ -13,12 +29,20 @@ INLINE vf power_of_two(vi n) {
     return vf_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23));
 }
 
+/* a * 2^n of an integer n, rounded once: in two factors, because n may run from -150 (results below the
+ * least normal float are rounded gradually) to 128 (infinity). */
+#ifndef HAS_TIMES_POWER
+INLINE vf vf_times_power(vf a, vf n) {
+    vi exponent = vi_nearest(n), half = vi_shift_right(exponent, 1);
+    return vf_mul(vf_mul(a, power_of_two(half)), power_of_two(vi_sub(exponent, half)));
+}
+#endif
+
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), so |r| <= 0.347, where Taylor's polynomial of
- * degree 7 is off by 5e-9. 2^n is applied in two factors, because n may run from -150 (results
- * below the least normal float are rounded once, gradually) to 128 (infinity). */
+ * degree 7 is off by 5e-9. A NaN goes through all of it. */
 INLINE vf vf_exp(vf x) {
-    vf clamped = vf_if_less(x, vf_set1(-104.0f), vf_set1(-104.0f), x);
-    clamped = vf_if_less(vf_set1(89.0f), clamped, vf_set1(89.0f), clamped);
+    vf clamped = vf_greater(vf_set1(-104.0f), x);
+    clamped = vf_lesser(vf_set1(89.0f), clamped);
     vf shifted = vf_fma(clamped, vf_set1(1.44269504f), vf_set1(ROUND_MAGIC));
     vf n = vf_sub(shifted, vf_set1(ROUND_MAGIC));
     vf r = vf_fma(n, vf_set1(-LN2_HIGH), clamped);
@@ -33,10 +57,7 @@ INLINE vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set1(1.0f));
     p = vf_fma(p, r, vf_set1(1.0f));
 
-    vi exponent = vi_sub(vi_bits(shifted), vi_bits(vf_set1(ROUND_MAGIC)));
-    vi half = vi_shift_right(exponent, 1);
-    vf result = vf_mul(vf_mul(p, power_of_two(half)), power_of_two(vi_sub(exponent, half)));
-    return vf_if_nan(x, result);
+    return vf_times_power(p, n);
 }
 
 /* log(1 + f) for f in [-0.293, 0.415]: with s = f / (2 + f) it is 2 (s + s^3/3 + s^5/5 + ...),
@@ -74,8 +95,8 @@ INLINE vf vf_sigmoid(vf x) {
 /* x sigmoid(y), where an infinite x times a zero sigmoid is the limit, zero. */
 INLINE vf gated(vf x, vf y) {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), y));
-    vf finite = vf_if_less(x, vf_set1(-3e38f), vf_set1(-3e38f), x);
-    return vf_if_nan(x, vf_div(finite, vf_add(vf_set1(1.0f), e)));
+    vf finite = vf_greater(vf_set1(-3e38f), x);
+    return vf_div(finite, vf_add(vf_set1(1.0f), e));
 }
 
 /* GPT-2's own GELU: 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3). The

@@ -6,7 +6,7 @@
  *
  * Of an instruction set dot_*.h defines: dot_int8(sum, w, x), which adds the products of four bytes a
  * lane, w being a value plus INT8_OFFSET; dot_int4, the same of nibbles, whose sum int4_total makes
- * one of 32 bits; and times(a, b) of a, 0 to 15, and b of 16 bits. */
+ * one of 32 bits where INT4_SUMS_ARE_WIDE does not say that it is; and times(a, b) of a, 0 to 15, and b of 16 bits. */
 
 #define BYTES_STEPS (GROUP / 4)
 
@@ -69,11 +69,12 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
             total = dot_int8(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
         return total;
     }
-    total = dot_int4(vi_set1(0), g->weights[0][v], broadcast_bytes(x));
+    const vi offset = times(g->zero[v], minus_sum);
+    total = INT4_SUMS_ARE_WIDE ? offset : vi_set1(0);
     UNROLL
-    for (int s = 1; s < BYTES_STEPS; s++)
+    for (int s = 0; s < BYTES_STEPS; s++)
         total = dot_int4(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
-    return vi_add(int4_total(total), times(g->zero[v], minus_sum));
+    return INT4_SUMS_ARE_WIDE ? total : vi_add(int4_total(total), offset);
 }
 
 /* Weights are fetched so many bytes before they are multiplied (4 KB was seen to be too few), some at each
@@ -100,6 +101,7 @@ INLINE void fetch_at_row(fetching *f) {
 /* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
 INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
                            const uint8_t *block, int column, fetching ahead, float *totals) {
+    const int is_first = group == 0; /* of the sums, which begin with +0 */
     group_columns g;
     if (bits == 8)
         load_int8(&g, block, column);
@@ -115,7 +117,8 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
             vi sum = dot_group(&g, bits, v, values + (size_t)r * GROUP, vi_set1(minus_sums[r]));
             vf scale = vf_mul(vf_set1(scales[r]), g.scale[v]);
             float *total = totals + r * PANEL + column + v * VF_WIDTH;
-            vf_store(total, vf_fma(vf_from_int(sum), scale, vf_load(total)));
+            vf before = is_first ? vf_set1(0.0f) : vf_load(total);
+            vf_store(total, vf_fma(vf_from_int(sum), scale, before));
         }
     }
 }
@@ -144,7 +147,6 @@ INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin
         int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
             const uint8_t *blocks = panels + (size_t)panel * (size_t)n_groups * block_bytes;
-            memset(totals, 0, (size_t)n_rows * PANEL * sizeof(float));
             for (int g = 0; g < n_groups; g++, blocks += block_bytes) {
                 const uint8_t *ahead = blocks + FETCH_AHEAD;
                 if (n_rows >= FETCHING_OUT_ROWS)

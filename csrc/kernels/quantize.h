@@ -1,82 +1,15 @@
-/* Rows and weights in few bits.
+/* Weights in few bits.
  *
  * A block is one group of a panel's columns (kernels.h). Each column has a word: at 8 bits its scale in
  * bfloat16, a value being (byte - 128) * scale; at 4 bits the exponent (7 bits, from 2^-95) and mantissa
  * (5 bits) of a scale, and a zero point (4 bits), a value being (nibble - zero) * scale. Quantising is
  * defined arithmetic: the same bytes on every machine. */
 
-/* The nearest integer, ties to even, of |x| < 2^22. */
-INLINE vi vi_nearest(vf x) {
-    return vi_sub(vi_bits(vf_add(x, vf_set1(ROUND_MAGIC))), vi_bits(vf_set1(ROUND_MAGIC)));
-}
-
-INLINE vf vf_magnitude(vf x) {
-    return vf_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff)));
-}
-
 /* x within [low, high]; a NaN is high. */
 INLINE vf vf_clamp(vf x, float low, float high) {
     x = vf_if_less(x, vf_set1(high), x, vf_set1(high));
     return vf_if_less(vf_set1(low), x, x, vf_set1(low));
 }
-
-/* x with so many fewer bits of mantissa, to nearest even. */
-INLINE vi vi_round_off(vi bits, int n) {
-    vi odd = vi_and(vi_shift_right_unsigned(bits, n), vi_set1(1));
-    vi rounded = vi_add(vi_add(bits, odd), vi_set1((1 << (n - 1)) - 1));
-    return vi_and(rounded, vi_set1((int32_t)(~0u << n)));
-}
-
-/* ---- rows ---- */
-
-#define GROUP_VECTORS (GROUP / VF_WIDTH)
-
-/* The scale is the greatest magnitude / 127; a value is x * (1 / scale), to nearest even. Where the
- * scale would be below the least normal float it is 0, and so are the values. */
-INLINE void quantize_group(const float *x, int n, int8_t *values, float *scale, int32_t *minus_sum) {
-    vf part[GROUP_VECTORS];
-    vi most = vi_set1(0); /* of bits: what is no number is the greatest */
-    UNROLL
-    for (int v = 0; v < GROUP_VECTORS; v++) {
-        part[v] = vf_load_first(x + v * VF_WIDTH, n - v * VF_WIDTH);
-        most = vi_max(most, vi_bits(vf_magnitude(part[v])));
-    }
-    int32_t bits = vi_greatest(most);
-    float magnitude;
-    memcpy(&magnitude, &bits, sizeof magnitude);
-    *scale = magnitude / 127.0f;
-    *minus_sum = 0;
-    if (bits >= 0x7f800000 || *scale < FLT_MIN) {
-        *scale = bits >= 0x7f800000 ? NAN : 0.0f;
-        memset(values, 0, GROUP);
-        return;
-    }
-    vf factor = vf_set1(1.0f / *scale);
-    vi total = vi_set1(0);
-    UNROLL
-    for (int v = 0; v < GROUP_VECTORS; v++) {
-        vi nearest = vi_nearest(vf_mul(part[v], factor));
-        total = vi_sub(total, nearest);
-        vi_store_bytes(values + v * VF_WIDTH, nearest);
-    }
-    *minus_sum = vi_total(total);
-}
-
-static void quantize_rows_kernel(const float *x, size_t x_stride, int begin, int end, int k,
-                                 const quantized_rows *out) {
-    for (int r = begin; r < end; r++)
-        for (int g = 0; g * GROUP < k; g++) {
-            const float *group = x + (size_t)r * x_stride + (size_t)g * GROUP;
-            int8_t *values = out->values + (size_t)g * out->values_stride + (size_t)r * GROUP;
-            size_t at = (size_t)g * out->stride + (size_t)r;
-            if (k - g * GROUP >= GROUP)
-                quantize_group(group, GROUP, values, out->scales + at, out->minus_sums + at);
-            else
-                quantize_group(group, k - g * GROUP, values, out->scales + at, out->minus_sums + at);
-        }
-}
-
-/* ---- weights ---- */
 
 INLINE void store_words(uint8_t *words, vi a) {
     int32_t word[VF_WIDTH];

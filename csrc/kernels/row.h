@@ -33,22 +33,22 @@ INLINE float lanes_total(const lanes *sum) {
  * of a zero. */
 static float greatest(const float *row, int n) {
     vf most = vf_set1(row[0]), nan = vf_set1(0.0f);
-    int i = 0;
-    for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
+    for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
-        most = vf_if_less(most, x, x, most);
+        most = vf_greater(x, most);
         nan = vf_if_nan(x, nan);
     }
-    for (; i < n; i++) {
-        vf x = vf_set1(row[i]);
-        most = vf_if_less(most, x, x, most);
+    /* The last vector has some elements again, or, where there are fewer than a vector's, each its own. */
+    for (int i = n < VF_WIDTH ? 0 : n - VF_WIDTH; i < n; i += n < VF_WIDTH ? 1 : VF_WIDTH) {
+        vf x = n < VF_WIDTH ? vf_set1(row[i]) : vf_load(row + i);
+        most = vf_greater(x, most);
         nan = vf_if_nan(x, nan);
     }
     float lane[VF_WIDTH], nans[VF_WIDTH];
     vf_store(lane, most);
     vf_store(nans, nan);
     float result = lane[0];
-    for (i = 0; i < VF_WIDTH; i++) {
+    for (int i = 0; i < VF_WIDTH; i++) {
         if (nans[i] != nans[i])
             return nans[i];
         result = result < lane[i] ? lane[i] : result;

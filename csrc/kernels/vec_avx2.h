@@ -30,6 +30,8 @@ INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+INLINE vf vf_greater(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf vf_lesser(vf a, vf b) { return _mm256_min_ps(a, b); }
 INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
@@ -77,6 +79,11 @@ INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)(void *)
 INLINE void vi_store_bytes(int8_t *p, vi a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
+}
+INLINE void vi_store_16(uint16_t *p, vi a) {
+    vi lower = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
+    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1));
+    _mm_storeu_si128((__m128i *)(void *)p, words);
 }
 INLINE vi vi_load_16(const uint16_t *p) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));

@@ -30,6 +30,11 @@ INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+INLINE vf vf_greater(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf vf_lesser(vf a, vf b) { return _mm512_min_ps(a, b); }
+/* a * 2^n of an integer n, rounded once. */
+#define HAS_TIMES_POWER
+INLINE vf vf_times_power(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
@@ -65,6 +70,9 @@ INLINE int32_t vi_total(vi a) { return _mm512_reduce_add_epi32(a); }
 INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
 INLINE void vi_store_bytes(int8_t *p, vi a) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(a));
+}
+INLINE void vi_store_16(uint16_t *p, vi a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(a));
 }
 INLINE vi vi_load_16(const uint16_t *p) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));

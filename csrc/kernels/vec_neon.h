@@ -48,6 +48,8 @@ INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
+INLINE vf vf_greater(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+INLINE vf vf_lesser(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
 INLINE vf vf_if_nan(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
 
@@ -84,6 +86,7 @@ INLINE void vi_store_bytes(int8_t *p, vi a) {
     int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
     memcpy(p, &four, sizeof four);
 }
+INLINE void vi_store_16(uint16_t *p, vi a) { vst1_u16(p, vmovn_u32(vreinterpretq_u32_s32(a))); }
 INLINE vi vi_load_16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
 INLINE vi vi_load_first_16(const uint16_t *p, int n) {
     if (n >= VF_WIDTH)

@@ -26,6 +26,9 @@ INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_div(vf a, vf b) { return a / b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
+/* a > b ? a : b, and a < b ? a : b: b where either is a NaN */
+INLINE vf vf_greater(vf a, vf b) { return a > b ? a : b; }
+INLINE vf vf_lesser(vf a, vf b) { return a < b ? a : b; }
 /* a < b ? x : y */
 INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
 /* a where a is a NaN, else x */
@@ -67,5 +70,7 @@ INLINE int32_t vi_total(vi a) { return a; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
 /* The lanes' low bytes. */
 INLINE void vi_store_bytes(int8_t *p, vi a) { *p = (int8_t)a; }
+/* The lanes' lower halves. */
+INLINE void vi_store_16(uint16_t *p, vi a) { *p = (uint16_t)a; }
 INLINE vi vi_load_16(const uint16_t *p) { return *p; }
 INLINE vi vi_load_first_16(const uint16_t *p, int n) { return n > 0 ? *p : 0; }

@@ -237,6 +237,7 @@ cdef extern from "kernels.h" nogil:
         size_t residual_stride
         float *out
         size_t out_stride
+        quantized_rows quantized_out
         int n, activation
 
     ctypedef struct attention_args:
@@ -256,6 +257,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct kernel_table:
         void (*matmul)(const matmul_args *, int, int)
         void (*attention)(const attention_args *)
+        void (*store)(const float *, const float *, int, int, void *, void *)
         void (*exp)(float *, int)
         void (*log)(float *, int)
         void (*activate)(float *, int, int)

@@ -1,6 +1,7 @@
 """Types of the compiled engine, which numpy_engine has too."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -117,7 +118,12 @@ def integer_matmul(
     rows: tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]],
     panels: NDArray[np.uint8],
     n: int,
-) -> NDArray[np.float32]: ...
+    activation: str | None = None,
+    quantizes: bool = False,
+) -> Any: ...
+def store(
+    isa: str, key: NDArray[np.float32], value: NDArray[np.float32], narrow: bool
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def attention(
     isa: str,
     q: NDArray[np.float32],

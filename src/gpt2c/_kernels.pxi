@@ -70,6 +70,7 @@ def matmul(
     args.residual = NULL if residual is None else &out[0, 0]
     args.out, args.out_stride, args.residual_stride, args.n = &out[0, 0], n, n, n
     args.activation = GPT2C_IDENTITY if activation is None else ACTIVATIONS[activation]
+    args.quantized_out.values = NULL
     kernels.matmul(&args, 0, n_panels)
     return result
 
@@ -79,18 +80,27 @@ def quantize_rows(str isa not None, const float[:, ::1] x not None):
 
     values' negative sums, [n_groups, n_rows].
     """
-    cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1], n_groups = (k + GROUP - 1) // GROUP
-    values = np.empty((n_groups, n_rows, GROUP), dtype=np.int8)
-    scales = np.empty((n_groups, n_rows), dtype=np.float32)
-    sums = np.empty((n_groups, n_rows), dtype=np.int32)
-    cdef quantized_rows out = rows_at(values, scales, sums)
+    cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1]
+    result = empty_rows(n_rows, k)
+    cdef quantized_rows out = rows_at(result)
     kernels_of(isa).quantize_rows(&x[0, 0], k, 0, n_rows, k, &out)
-    return values, scales, sums
+    return result
 
 
-cdef quantized_rows rows_at(
-    const int8_t[:, :, ::1] values, const float[:, ::1] scales, const int32_t[:, ::1] sums,
-):
+cdef tuple empty_rows(int n_rows, int k):
+    """Room for what quantize_rows gives."""
+    n_groups = (k + GROUP - 1) // GROUP
+    return (
+        np.empty((n_groups, n_rows, GROUP), dtype=np.int8),
+        np.empty((n_groups, n_rows), dtype=np.float32),
+        np.empty((n_groups, n_rows), dtype=np.int32),
+    )
+
+
+cdef quantized_rows rows_at(tuple arrays):
+    cdef const int8_t[:, :, ::1] values = arrays[0]
+    cdef const float[:, ::1] scales = arrays[1]
+    cdef const int32_t[:, ::1] sums = arrays[2]
     cdef quantized_rows rows
     rows.values, rows.scales = <int8_t *>&values[0, 0, 0], <float *>&scales[0, 0]
     rows.minus_sums = <int32_t *>&sums[0, 0]
@@ -112,22 +122,29 @@ def quantize_block(str isa not None, int bits, const float[:, ::1] weights not N
 
 
 def integer_matmul(
-    str isa not None, int bits, rows, const uint8_t[:, :, ::1] panels not None, int n,
+    str isa not None, int bits, tuple rows not None, const uint8_t[:, :, ::1] panels not None,
+    int n, activation=None, quantizes=False,
 ):
-    """What quantize_rows gave times blocks [n_panels, n_groups, block], by a kernel: [n_rows, n]."""
+    """activation(rows @ weights): what quantize_rows gave, and blocks [n_panels, n_groups, block].
+
+    By a kernel: float32 [n_rows, n] or, where it quantizes, what quantize_rows would make of them.
+    """
     cdef const integer_table *kernels = set_of(isa).integer
-    values, scales, sums = rows
-    cdef int n_groups = values.shape[0], n_rows = values.shape[1]
+    cdef int n_groups = rows[0].shape[0], n_rows = rows[0].shape[1]
     expected = ((n + PANEL - 1) // PANEL, n_groups, INT8_BLOCK if bits == 8 else INT4_BLOCK)
     if (panels.shape[0], panels.shape[1], panels.shape[2]) != expected:
         raise OptionError(f"integer_matmul takes blocks {expected}")
     result = np.zeros((n_rows, n), dtype=np.float32)
     cdef float[:, ::1] out = result
     cdef matmul_args args
-    args.quantized, args.n_rows, args.k = rows_at(values, scales, sums), n_rows, n_groups * GROUP
+    args.quantized, args.n_rows, args.k = rows_at(rows), n_rows, n_groups * GROUP
     args.panels, args.bias, args.residual = &panels[0, 0, 0], NULL, NULL
     args.out, args.out_stride, args.n = &out[0, 0], n, n
-    args.activation = GPT2C_IDENTITY
+    args.activation = GPT2C_IDENTITY if activation is None else ACTIVATIONS[activation]
+    args.quantized_out.values = NULL
+    if quantizes:
+        result = empty_rows(n_rows, n)
+        args.quantized_out = rows_at(result)
     if bits == 8:
         kernels.matmul_int8(&args, 0, <int>panels.shape[0])
     else:
@@ -175,6 +192,24 @@ def attention(
     args.is_narrow, args.n_next_positions = is_narrow, 0
     kernels.attention(&args)
     return result
+
+
+def store(str isa not None, const float[::1] key not None, const float[::1] value not None, narrow):
+    """(keys [head_dim, PAGE_POSITIONS], values [head_dim]) of a page, by a kernel.
+
+    Of the keys the first position is written, and zeros are left elsewhere; in bfloat16 (uint16)
+    where it is narrow.
+    """
+    if not key.shape[0] == value.shape[0] > 0:
+        raise OptionError("store takes two vectors of one length")
+    number = np.uint16 if narrow else np.float32
+    keys = np.zeros((key.shape[0], PAGE_POSITIONS), dtype=number)
+    values = np.zeros(key.shape[0], dtype=number)
+    cdef uint8_t[::1] to_keys = keys.reshape(-1).view(np.uint8), to_values = values.view(np.uint8)
+    kernels_of(isa).store(
+        &key[0], &value[0], <int>key.shape[0], narrow, &to_keys[0], &to_values[0]
+    )
+    return keys, values
 
 
 def arg_max(str isa not None, const float[::1] logits not None):

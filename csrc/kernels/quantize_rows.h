@@ -1,0 +1,52 @@
+/* Rows in 8 bits, by group.
+ *
+ * The scale is the greatest magnitude / 127; a value is x * (1 / scale), to nearest even. Where the
+ * scale would be below the least normal float it is 0, and so are the values; where a number is not
+ * finite it is a NaN. */
+
+#define GROUP_VECTORS (GROUP / VF_WIDTH)
+
+/* A group of the r-th row. */
+INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *out, int group, int r) {
+    int8_t *values = out->values + (size_t)group * out->values_stride + (size_t)r * GROUP;
+    const size_t at = (size_t)group * out->stride + (size_t)r;
+    vi most = vi_set1(0); /* of bits: what is no number is the greatest */
+    UNROLL
+    for (int v = 0; v < GROUP_VECTORS; v++)
+        most = vi_max(most, vi_bits(vf_magnitude(part[v])));
+    int32_t bits = vi_greatest(most);
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    float scale = magnitude / 127.0f;
+    if (bits >= 0x7f800000 || scale < FLT_MIN) {
+        out->scales[at] = bits >= 0x7f800000 ? NAN : 0.0f;
+        out->minus_sums[at] = 0;
+        memset(values, 0, GROUP);
+        return;
+    }
+    vf factor = vf_set1(1.0f / scale);
+    vi total = vi_set1(0);
+    UNROLL
+    for (int v = 0; v < GROUP_VECTORS; v++) {
+        vi nearest = vi_nearest(vf_mul(part[v], factor));
+        total = vi_sub(total, nearest);
+        vi_store_bytes(values + v * VF_WIDTH, nearest);
+    }
+    out->scales[at] = scale;
+    out->minus_sums[at] = vi_total(total);
+}
+
+static inline void quantize_rows_kernel(const float *x, size_t x_stride, int begin, int end, int k,
+                                 const quantized_rows *out) {
+    for (int r = begin; r < end; r++)
+        for (int g = 0; g * GROUP < k; g++) {
+            const float *group = x + (size_t)r * x_stride + (size_t)g * GROUP;
+            int n = k - g * GROUP;
+            vf part[GROUP_VECTORS];
+            UNROLL
+            for (int v = 0; v < GROUP_VECTORS; v++)
+                part[v] = n >= GROUP ? vf_load(group + v * VF_WIDTH)
+                                     : vf_load_first(group + v * VF_WIDTH, n - v * VF_WIDTH);
+            quantize_group(part, out, g, r);
+        }
+}
