@@ -18,7 +18,7 @@ typedef struct page_header {
 /* Pages that were given back are kept for the next sequence: fresh memory costs a page fault every
  * 4 KB, some 5 % of feeding a prompt. Of one size, the last that was asked for, and so many bytes at
  * most: a full context of GPT-2 124M. */
-#define SPARE_BYTES ((size_t)80 << 20)
+#define SPARE_BYTES ((size_t)192 << 20)
 
 static struct {
     os_lock lock; /* tried, never waited for: a child forked meanwhile does without spares */
