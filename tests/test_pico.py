@@ -1,17 +1,21 @@
-"""picoGPT's way of loading a model."""
+"""picoGPT's functions on gpt2c's engine, beside what picoGPT computes."""
 
 from __future__ import annotations
 
+import copy
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import BACKENDS, FIXTURES
 
 import gpt2c
 from gpt2c import GPT2, gen_text, load_encoder_hparams_and_params
-from gpt2c.errors import CheckpointNotFoundError, ConfigError
+from gpt2c.errors import CheckpointNotFoundError, ConfigError, FallbackWarning
+from gpt2c.pico import generate, gpt2
 
 FORMATS = FIXTURES / "formats"
 TALES = Path(gpt2c.__file__).parent / "models"
@@ -61,3 +65,198 @@ def test_what_picogpt_cannot_say(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             load_encoder_hparams_and_params(name, folder)
+
+
+# ---- gpt2 and generate ----
+
+N_HEAD, N_CTX, N_VOCAB, N_EMBD = 3, 20, 50, 24
+
+
+def random_params(seed: int = 0) -> dict[str, Any]:
+    """As picoGPT nests them, float32, large enough that every part matters to the logits."""
+    rng = np.random.default_rng(seed)
+
+    def array(*shape: int) -> np.ndarray[Any, Any]:
+        return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+
+    def norm() -> dict[str, Any]:
+        return {"g": 1 + array(N_EMBD), "b": array(N_EMBD)}
+
+    def linear(n_in: int, n_out: int) -> dict[str, Any]:
+        return {"w": array(n_in, n_out), "b": array(n_out)}
+
+    def block() -> dict[str, Any]:
+        return {
+            "ln_1": norm(),
+            "attn": {"c_attn": linear(N_EMBD, 3 * N_EMBD), "c_proj": linear(N_EMBD, N_EMBD)},
+            "ln_2": norm(),
+            "mlp": {"c_fc": linear(N_EMBD, 4 * N_EMBD), "c_proj": linear(4 * N_EMBD, N_EMBD)},
+        }
+
+    return {
+        "wte": array(N_VOCAB, N_EMBD),
+        "wpe": array(N_CTX, N_EMBD),
+        "blocks": [block(), block()],
+        "ln_f": norm(),
+    }
+
+
+def widened(tree: Any) -> Any:
+    """The same in float64."""
+    if isinstance(tree, dict):
+        return {name: widened(value) for name, value in tree.items()}
+    return list(map(widened, tree)) if isinstance(tree, list) else tree.astype(np.float64)
+
+
+def stated(ids: list[int], p: dict[str, Any], n_head: int) -> np.ndarray[Any, Any]:
+    """Logits [n, n_vocab] as picoGPT defines them, over its own nested params."""
+
+    def norm(x: Any, g: Any, b: Any) -> Any:
+        centred = x - x.mean(axis=1, keepdims=True)
+        return centred / np.sqrt(np.mean(centred**2, axis=1, keepdims=True) + 1e-5) * g + b
+
+    def dense(x: Any, w: Any, b: Any) -> Any:
+        return x @ w + b
+
+    x = p["wte"][ids] + p["wpe"][: len(ids)]  # [n, n_embd]
+    future = np.triu(np.ones((len(ids), len(ids)), dtype=bool), 1)  # [n, n]
+    for block in p["blocks"]:
+        qkv = dense(norm(x, **block["ln_1"]), **block["attn"]["c_attn"])  # [n, 3 * n_embd]
+        q, k, v = qkv.reshape(len(ids), 3, n_head, -1).transpose(1, 2, 0, 3)  # [n_head, n, head]
+        scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])  # [n_head, n, n]
+        e = np.where(future, 0.0, np.exp(scores))
+        mixed = e / e.sum(axis=2, keepdims=True) @ v  # [n_head, n, head]
+        mixed = mixed.transpose(1, 0, 2).reshape(x.shape)  # [n, n_embd]
+        x = x + dense(mixed, **block["attn"]["c_proj"])
+        u = dense(norm(x, **block["ln_2"]), **block["mlp"]["c_fc"])  # [n, 4 * n_embd]
+        u = u / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
+        x = x + dense(u, **block["mlp"]["c_proj"])
+    return norm(x, **p["ln_f"]) @ p["wte"].T
+
+
+@pytest.fixture(params=BACKENDS)
+def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backend in turn, as the environment names it: picoGPT's functions have no option."""
+    if request.param == "numpy":
+        monkeypatch.setenv("GPT2C_BACKEND", "numpy")
+    else:
+        monkeypatch.setenv("GPT2C_BACKEND", "c")
+        monkeypatch.setenv("GPT2C_ISA", request.param)
+
+
+IDS = np.random.default_rng(7).integers(0, N_VOCAB, N_CTX).tolist()
+# Logits of up to some 8 through two blocks in float32: a few hundred roundings of 6e-8 each.
+ATOL = 1e-4
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_logits_are_those_picogpt_defines() -> None:
+    params = random_params()
+    exact = stated(IDS, widened(params), N_HEAD)
+    assert np.abs(exact).max() > 1
+    for inputs in (IDS, np.array(IDS), tuple(IDS)):
+        logits = gpt2(inputs, **params, n_head=N_HEAD)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, exact, rtol=0, atol=ATOL)
+    by_place = gpt2(IDS, params["wte"], params["wpe"], params["blocks"], params["ln_f"], N_HEAD)
+    np.testing.assert_array_equal(by_place, logits)
+    assert gpt2([], **params, n_head=N_HEAD).shape == (0, N_VOCAB)
+    np.testing.assert_array_equal(gpt2(IDS, **widened(params), n_head=N_HEAD), logits)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_generate_does_what_picogpts_does() -> None:
+    for seed in range(3):
+        params = random_params(seed)
+        wide, expected = widened(params), IDS[:5]
+        for _ in range(15):
+            logits = stated(expected, wide, N_HEAD)[-1]
+            first, second = np.sort(logits)[::-1][:2]
+            assert first - second > ATOL  # else float32 might rightly choose otherwise
+            expected = [*expected, int(np.argmax(logits))]
+        inputs = IDS[:5]
+        new = generate(inputs, params, N_HEAD, 15)
+        assert new == expected[5:]
+        assert all(type(id) is int for id in new)
+        assert inputs == expected  # which is picoGPT's side effect
+        new.append(1)
+        assert inputs == expected
+        named = generate(inputs=IDS[:5], params=params, n_head=N_HEAD, n_tokens_to_generate=3)
+        assert named == expected[5:8]
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_params_that_were_changed_in_place_count_at_once() -> None:
+    params = random_params()
+    before, _ = gpt2(IDS, **params, n_head=N_HEAD), generate(IDS[:3], params, N_HEAD, 4)
+    untouched = copy.deepcopy(params)
+    params["blocks"][1]["mlp"]["c_proj"]["w"][:] *= -1
+    params["wte"][3] += 1
+    after = gpt2(IDS, **params, n_head=N_HEAD)
+    assert np.abs(after - before).max() > 0.1
+    np.testing.assert_allclose(after, stated(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL)
+    new = generate(IDS[:3], params, N_HEAD, 4)
+    assert new == generate(IDS[:3], copy.deepcopy(params), N_HEAD, 4)
+    params["ln_f"]["g"][:] = 0  # the logits are now ln_f.b's alone, whatever the ids
+    params["ln_f"]["b"][:] = 0
+    params["ln_f"]["b"][0] = 1
+    likeliest = int(np.argmax(params["wte"][:, 0]))
+    assert generate(IDS[:3], params, N_HEAD, 4) == [likeliest] * 4
+    np.testing.assert_array_equal(gpt2(IDS, **untouched, n_head=N_HEAD), before)
+
+
+def test_a_classs_program_from_prompt_to_text() -> None:
+    encoder, hparams, params = load_encoder_hparams_and_params("tales", TALES)
+    ids = encoder.encode("Once upon a time")
+    new = generate(ids, params, hparams["n_head"], 12)
+    assert encoder.decode(new) == gen_text("Once upon a time", 12)
+    assert ids == encoder.encode("Once upon a time") + new
+
+
+def test_no_token_ends_the_text_and_the_context_does() -> None:
+    params = random_params()
+    params["ln_f"]["g"][:] = params["ln_f"]["b"][:] = 0  # all logits are 0: the first id wins
+    assert generate(IDS[:1], params, N_HEAD, N_CTX) == [0] * N_CTX  # the last of them is never fed
+    assert generate([*IDS], params, N_HEAD, 1) == [0]
+    inputs = IDS[:2]
+    with pytest.raises(gpt2c.ContextError, match=r"2 ids and 20 to generate.*wpe's 20 positions"):
+        generate(inputs, params, N_HEAD, N_CTX)
+    assert inputs == IDS[:2]
+    with pytest.raises(gpt2c.ContextError, match="inputs has 21 ids, more than wpe's 20"):
+        gpt2([*IDS, 1], **params, n_head=N_HEAD)
+    assert generate(inputs, params, N_HEAD, 0) == []
+    given = np.array(IDS[:2])
+    assert generate(given, params, N_HEAD, 2) == [0, 0]
+    assert given.tolist() == IDS[:2]
+
+
+def test_what_is_wrong_is_named_and_changes_nothing() -> None:
+    params, inputs = random_params(), [1, 2]
+    with pytest.raises(gpt2c.OptionError, match="inputs is empty"):
+        generate([], params, N_HEAD, 1)
+    with pytest.raises(gpt2c.OptionError, match="inputs: token 1 is 50"):
+        gpt2([1, 50], **params, n_head=N_HEAD)
+    with pytest.raises(gpt2c.OptionError, match="n_tokens_to_generate is -1"):
+        generate(inputs, params, N_HEAD, -1)
+    with pytest.raises(TypeError, match=r"n_tokens_to_generate is 1\.5"):
+        generate(inputs, params, N_HEAD, 1.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="n_head"):
+        generate(inputs, params, 5, 1)
+    with pytest.raises(gpt2c.CheckpointError, match="missing keys: 'b'"):
+        gpt2(inputs, **{**params, "ln_f": {"g": params["ln_f"]["g"]}}, n_head=N_HEAD)
+    with pytest.raises(TypeError):
+        gpt2(inputs, **params)
+    params["wte"][5] = np.nan
+    with pytest.raises(gpt2c.NumericalError):
+        generate(inputs, params, N_HEAD, 3)
+    assert inputs == [1, 2]
+
+
+def test_without_the_engine_numpy_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    monkeypatch.setitem(sys.modules, "gpt2c._engine", None)
+    monkeypatch.delattr(gpt2c, "_engine", raising=False)
+    params = random_params()
+    with pytest.warns(FallbackWarning):
+        logits = gpt2(IDS, **params, n_head=N_HEAD)
+    np.testing.assert_allclose(logits, stated(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL)

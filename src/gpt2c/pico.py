@@ -1,17 +1,97 @@
-"""For programs written for picoGPT: its way of loading a model."""
+"""For programs written for picoGPT: its functions, on gpt2c's engine.
+
+>>> from gpt2c.pico import generate, gpt2, load_encoder_hparams_and_params
+
+Weights are packed anew at each call, because a program may have changed them since the last.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt2c.checkpoint import open_checkpoint, to_picogpt
 from gpt2c.config import GPT2Config
-from gpt2c.errors import CheckpointNotFoundError, ConfigError, OptionTypeError
+from gpt2c.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    ContextError,
+    OptionError,
+    OptionTypeError,
+)
+from gpt2c.model import GPT2
+from gpt2c.options import INT32_MAX, integer
+from gpt2c.prompts import Ids, check_ids
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.tokenizer_files import tokenizer_of
 from gpt2c.untrusted import show
+
+
+def gpt2(
+    inputs: Ids,
+    wte: Any,
+    wpe: Any,
+    blocks: Sequence[Mapping[str, Any]],
+    ln_f: Mapping[str, Any],
+    n_head: int,
+) -> NDArray[np.float32]:
+    """Logits float32 [n_seq, n_vocab] of the token that follows each of inputs [n_seq].
+
+    The others are what :func:`load_encoder_hparams_and_params` gives, or arrays of the same shapes
+    in float16, float32 or float64, which are rounded to float32 and computed in it:
+    ``gpt2(inputs, **params, n_head=hparams["n_head"])``.
+
+    Raises CheckpointError or ConfigError where they make no GPT-2, OptionError or OptionTypeError
+    for inputs that are no ids of it, and ContextError where there are more than wpe has rows.
+    """
+    params = {"wte": wte, "wpe": wpe, "blocks": blocks, "ln_f": ln_f}
+    with GPT2.from_picogpt({"n_head": n_head}, params) as model:
+        ids = check_ids(inputs, model.config.vocab_size, "inputs")
+        _check_room(model, len(ids), 0)
+        return model.logits(ids)
+
+
+def generate(
+    inputs: Ids, params: Mapping[str, Any], n_head: int, n_tokens_to_generate: int
+) -> list[int]:
+    """The n_tokens_to_generate ids that follow inputs, each the likeliest; the new ones alone.
+
+    As in picoGPT, inputs, where it is a list, has them at its end afterwards, and no token ends
+    the text. Unlike there no bar is shown, and each token is computed once, from a cache. params
+    and n_head are those of :func:`gpt2`.
+
+    Raises what gpt2 raises, and leaves inputs as it was: ContextError before any work where the
+    last token would follow more ids than there are positions; OptionError where there is no id to
+    begin with; NumericalError where the weights give a logit that is not a number.
+    """
+    n_new = integer("n_tokens_to_generate", n_tokens_to_generate, 0, INT32_MAX)
+    with GPT2.from_picogpt({"n_head": n_head}, params) as model:
+        ids = check_ids(inputs, model.config.vocab_size, "inputs")
+        _check_room(model, len(ids), n_new)
+        if n_new == 0:
+            return []
+        if len(ids) == 0:
+            raise OptionError("inputs is empty; it must hold at least one id to go on from")
+        new_ids = model.generate(ids, max_new_tokens=n_new, do_sample=False)
+    if isinstance(inputs, list):
+        inputs += new_ids
+    return new_ids
+
+
+def _check_room(model: GPT2, n_given: int, n_new: int) -> None:
+    """The last new token is given out and never fed."""
+    n_positions = model.config.n_positions
+    if n_given + max(n_new - 1, 0) > n_positions:
+        new = f" and {n_new} to generate" if n_new else ""
+        raise ContextError(
+            f"inputs has {n_given} ids{new}, more than wpe's {n_positions} positions hold; give "
+            "fewer"
+        )
 
 
 def load_encoder_hparams_and_params(
@@ -27,7 +107,8 @@ def load_encoder_hparams_and_params(
     "n_embd", "n_head", "n_layer"}. params nests NumPy's float32 arrays: {"wte": [n_vocab, n_embd],
     "wpe": [n_ctx, n_embd], "blocks": [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"},
     "c_proj"}, "ln_2", "mlp": {"c_fc", "c_proj"}}], "ln_f": {"g", "b"}}; matrices are [in, out].
-    ``gpt2c.gen_text(prompt, n, model=(encoder, hparams, params))`` runs them.
+    :func:`gpt2`, :func:`generate` and ``gpt2c.gen_text(prompt, n, model=(encoder, hparams,
+    params))`` run them.
 
     Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError; ConfigError also
     for a model that picoGPT's form has no words for, such as one with another activation.
