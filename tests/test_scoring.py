@@ -306,3 +306,40 @@ def test_rank_counts_ties_by_id(isa):
 
     logits = np.zeros(100, dtype=np.float32)
     assert [_engine.rank(isa, logits, id) for id in (0, 1, 50, 99)] == [1, 2, 51, 100]
+
+
+def test_alternatives_are_the_oracles(model):
+    ids = random_ids(90)  # in several windows
+    plain, score = model.score(ids), model.score(ids, top_logprobs=4)
+    assert same(plain, score)
+    assert plain.top_ids.shape == plain.top_logprobs.shape == (90, 0)
+    assert score.top_ids[0].tolist() == [-1] * 4
+    assert np.isnan(score.top_logprobs[0]).all()
+    wide = {n: w.astype(np.float64) for n, w in WEIGHTS.items()}
+    first = np.array(ids[: CONFIG.n_positions - 1])  # what the first window feeds
+    _, exact = token_scores(gpt2(first, wide, CONFIG), first, 4)
+    n = len(first)
+    np.testing.assert_array_equal(score.top_ids[1 : n + 1], exact["id"])
+    atol = 1e-4  # of logits up to some 8, in float32
+    np.testing.assert_allclose(score.top_logprobs[1 : n + 1], exact["log_prob"], rtol=0, atol=atol)
+    likeliest = score.ranks == 1
+    assert likeliest.any()
+    np.testing.assert_array_equal(score.top_ids[likeliest, 0], score.ids[likeliest])
+    np.testing.assert_array_equal(score.top_logprobs[likeliest, 0], score.logprobs[likeliest])
+    together = model.score([ids[:9], [], ids], top_logprobs=4)
+    np.testing.assert_array_equal(together[2].top_ids, score.top_ids)
+    np.testing.assert_array_equal(together[0].top_ids, score.top_ids[:9])
+    assert together[1].top_ids.shape == (0, 4)
+
+
+def test_no_more_alternatives_than_the_vocabulary_has(model):
+    score = model.score([1, 2], top_logprobs=60)
+    assert sorted(score.top_ids[1].tolist()) == [-1] * 10 + list(range(50))
+    assert np.isnan(score.top_logprobs[1, 50:]).all()
+    assert np.exp(score.top_logprobs[1, :50].astype(float)).sum() == pytest.approx(1, abs=1e-5)
+    line = as_json(score)
+    assert [len(row) for row in line["top_ids"]] == [0, 50]
+    assert [len(row) for row in line["top_logprobs"]] == [0, 50]
+    json.dumps(line, allow_nan=False)
+    with pytest.raises(gpt2c.OptionError, match="top_logprobs is 129"):
+        model.score([1], top_logprobs=129)

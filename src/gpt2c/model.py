@@ -20,6 +20,7 @@ from gpt2c.config import GPT2_VOCABULARY, GPT2Config
 from gpt2c.errors import ConfigError, ContextError, OptionError, OptionTypeError, TokenizerError
 from gpt2c.generation import (
     DEFAULTS,
+    MOST_LOGPROBS,
     CompleteOptions,
     Completion,
     GenerateOptions,
@@ -364,7 +365,12 @@ class GPT2:
 
     @overload
     def score(
-        self, texts: str | Sequence[int] | IdArray, *, bos: bool = False, stride: int | None = None
+        self,
+        texts: str | Sequence[int] | IdArray,
+        *,
+        bos: bool = False,
+        stride: int | None = None,
+        top_logprobs: int = 0,
     ) -> Score: ...
     @overload
     def score(
@@ -373,13 +379,21 @@ class GPT2:
         *,
         bos: bool = False,
         stride: int | None = None,
+        top_logprobs: int = 0,
     ) -> list[Score]: ...
     @overload
     def score(
-        self, texts: Iterator[Prompt], *, bos: bool = False, stride: int | None = None
+        self,
+        texts: Iterator[Prompt],
+        *,
+        bos: bool = False,
+        stride: int | None = None,
+        top_logprobs: int = 0,
     ) -> Iterator[Score]: ...
 
-    def score(self, texts: Any, *, bos: bool = False, stride: int | None = None) -> Any:
+    def score(
+        self, texts: Any, *, bos: bool = False, stride: int | None = None, top_logprobs: int = 0
+    ) -> Any:
         """What the model says of a text's or ids' tokens, or of each of a list: a :class:`Score`.
 
         Short texts run together; the bits are those of each alone. An iterator of texts is answered
@@ -392,6 +406,8 @@ class GPT2:
             How far apart the windows begin in which a text longer than the context is scored;
             default half of the context. Each token is scored in the first window that holds it,
             given what of that window precedes it.
+        top_logprobs
+            From 0 to 128: so many of the likeliest ids in each token's place, too.
 
         Raises OptionError, OptionTypeError, TokenizerError; NumericalError where the weights give a
         logit that is not a number; CacheMemoryError.
@@ -402,16 +418,17 @@ class GPT2:
         step = max(n_positions // 2, 1)
         if stride is not None:
             step = integer("stride", stride, 1, n_positions)
+        n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
         start = self._start_id("bos=True: the text before a text") if bos else None
         self._engine.check_open()
         if is_lazy(texts):
             ids = (self._text_ids(text, i) for i, text in enumerate(texts))
-            return score_texts(self._engine, ids, start, step)
+            return score_texts(self._engine, ids, start, step, n_top)
         single = is_single(texts)
         text_list = [texts] if single else list(texts)
         all_ids = [self._text_ids(text, i) for i, text in enumerate(text_list)]
         with self._engine.held():
-            scores = list(score_texts(self._engine, all_ids, start, step))
+            scores = list(score_texts(self._engine, all_ids, start, step, n_top))
         return scores[0] if single else scores
 
     @overload

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine_types import SCORE_TYPE
+from gpt2c.engine_types import SCORE_TYPE, TOP_TYPE, Scores
 from gpt2c.errors import NumericalError
 
 if TYPE_CHECKING:
@@ -44,12 +44,18 @@ class Score:
     entropies
         float32 [n], in nats, of the distribution that the entry was drawn from; NaN where logprobs
         is.
+    top_ids, top_logprobs
+        int32 and float32 [n, top_logprobs as it was asked for]: the likeliest ids in each token's
+        place, the likeliest first, and their log-probabilities; -1 and NaN where logprobs is NaN,
+        and past the vocabulary's end.
     """
 
     ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     ranks: NDArray[np.int32]
     entropies: NDArray[np.float32]
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float32]
 
     @property
     def n_scored(self) -> int:
@@ -81,7 +87,7 @@ class Score:
 class _Text:
     ids: NDArray[np.int32]
     n_windows: int
-    parts: list[NDArray[np.void]] = field(default_factory=list)
+    parts: list[Scores] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +100,11 @@ class _Window:
 
 
 def score_texts(
-    engine: EngineModel, texts: Iterable[NDArray[np.int32]], bos: int | None, stride: int
+    engine: EngineModel,
+    texts: Iterable[NDArray[np.int32]],
+    bos: int | None,
+    stride: int,
+    n_top: int = 0,
 ) -> Iterator[Score]:
     """The score of each text's ids, in order; texts are asked for as they are needed.
 
@@ -103,7 +113,7 @@ def score_texts(
 
     Raises NumericalError naming the text and the position of a logit that is not a number.
     """
-    scorer = _Scorer(engine)
+    scorer = _Scorer(engine, n_top)
     failure: Exception | None = None
     source = iter(texts)
     while failure is None:
@@ -125,9 +135,9 @@ def score_texts(
 class _Scorer:
     """Windows that wait to run together, and texts that wait for their windows."""
 
-    def __init__(self, engine: EngineModel) -> None:
+    def __init__(self, engine: EngineModel, n_top: int) -> None:
         """Nothing waits."""
-        self._engine = engine
+        self._engine, self._n_top = engine, n_top
         self._group: list[_Window] = []
         self._n_rows = self._n_pages = 0
         self._texts: deque[_Text] = deque()
@@ -155,21 +165,21 @@ class _Scorer:
         if not group:
             return
         with self._engine.held():
-            scores, _ = self._engine.score(
+            scores, top = self._engine.score(
                 [self._engine.sequence() for _ in group],  # type: ignore[misc]
                 [window.fed for window in group],
                 [window.targets for window in group],
-                0,
+                self._n_top,
             )
-        ends = np.cumsum([len(window.targets) for window in group])
-        for window, part in zip(group, np.split(scores, ends[:-1]), strict=True):
-            window.text.parts.append(part)
+        ends = np.cumsum([len(window.targets) for window in group])[:-1]
+        for window, *part in zip(group, np.split(scores, ends), np.split(top, ends), strict=True):
+            window.text.parts.append((part[0], part[1]))
 
     def finished(self) -> Iterator[Score]:
         """The texts at the front all of whose windows were scored."""
         while self._texts and len(self._texts[0].parts) == self._texts[0].n_windows:
             text = self._texts.popleft()
-            yield _score(self._n_finished, text.ids, text.parts)
+            yield _score(self._n_finished, text, self._n_top)
             self._n_finished += 1
 
 
@@ -197,35 +207,52 @@ def _n_pages(ids: NDArray[np.int32]) -> int:
     return -(-len(ids) // _PAGE)
 
 
-def _score(text: int, ids: NDArray[np.int32], parts: list[NDArray[np.void]]) -> Score:
-    scores = np.concatenate(parts) if parts else np.empty(0, dtype=SCORE_TYPE)
-    n_before = len(ids) - len(scores)
+def _score(index: int, text: _Text, n_top: int) -> Score:
+    nothing = np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
+    scores, top = map(np.concatenate, zip(nothing, *text.parts, strict=True))
+    n_before = len(text.ids) - len(scores)
     if np.isnan(scores["log_prob"]).any():
         position = n_before + int(np.flatnonzero(np.isnan(scores["log_prob"]))[0])
         raise NumericalError(
-            f"text {text}: a logit at position {position} is not a number; are there NaN or "
+            f"text {index}: a logit at position {position} is not a number; are there NaN or "
             "infinite values in the weights?"
         )
-    nothing = np.full(n_before, np.nan, dtype=np.float32)
+    no_number = np.full(n_before, np.nan, dtype=np.float32)
+    no_top = np.full((n_before, n_top), -1, dtype=np.int32)
+    top_ids = np.concatenate([no_top, top["id"]])
+    top_logprobs = np.concatenate([no_top.astype(np.float32), top["log_prob"]])
+    top_logprobs[top_ids < 0] = np.nan
     return Score(
-        ids,
-        np.concatenate([nothing, scores["log_prob"]]),
+        text.ids,
+        np.concatenate([no_number, scores["log_prob"]]),
         np.concatenate([np.zeros(n_before, dtype=np.int32), scores["rank"]]),
-        np.concatenate([nothing, scores["entropy"]]),
+        np.concatenate([no_number, scores["entropy"]]),
+        top_ids,
+        top_logprobs,
     )
 
 
 def as_json(score: Score) -> dict[str, object]:
-    """A score as JSON has it: null for what is no finite number."""
+    """A score as JSON has it: null for what is no finite number; no alternatives unless asked."""
 
     def numbers(values: Iterable[float]) -> list[float | None]:
         return [float(value) if math.isfinite(value) else None for value in values]
 
+    top: dict[str, object] = {}
+    if score.top_ids.shape[1]:
+        top = {
+            "top_ids": [[id for id in row if id >= 0] for row in score.top_ids.tolist()],
+            "top_logprobs": [
+                numbers(row[ids >= 0])
+                for row, ids in zip(score.top_logprobs, score.top_ids, strict=True)
+            ],
+        }
     return {
         "ids": score.ids.tolist(),
         "logprobs": numbers(score.logprobs),
         "ranks": score.ranks.tolist(),
         "entropies": numbers(score.entropies),
+        **top,
         "total": numbers([score.total])[0],
         "perplexity": numbers([score.perplexity])[0],
     }
