@@ -17,6 +17,7 @@ from conftest import FIXTURES, ISAS
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.cli import main
+from gpt2c.coloring import html_page, terminal_text
 
 PLAIN = str(FIXTURES / "transformers" / "plain")
 COMMAND = [sys.executable, "-m", "gpt2c"]
@@ -301,6 +302,95 @@ def test_a_wrong_line_is_named_after_the_ones_before_it(tmp_path, capsys, line, 
     assert len(captured.out.splitlines()) == 1
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_score_tells_the_likeliest_too(tales, tmp_path, capsys):
+    (tmp_path / "text").write_text("Once upon a time")
+    assert main(["score", str(tmp_path / "text"), "--top-logprobs", "3"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    score = tales.score("Once upon a time", top_logprobs=3)
+    assert line["top_ids"] == [[], *score.top_ids[1:].tolist()]
+    assert line["top_logprobs"] == [[], *score.top_logprobs[1:].tolist()]
+    assert line["top_tokens"][3] == [tales.tokenizer.decode([id]) for id in score.top_ids[3]]
+    assert main(["score", str(tmp_path / "text"), "--top-logprobs", "129"]) == 2
+    assert "top_logprobs is 129" in capsys.readouterr().err
+
+
+def test_score_shows_a_text_in_colours(tales, tmp_path, capsys, monkeypatch):
+    text = "Once upon a time 🙂 there was a laptop.\n" * 40  # longer than the context
+    (tmp_path / "text").write_text(text)
+    score = tales.score(text)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert main(["score", "--color", str(tmp_path / "text")]) == 0
+    shown = capsys.readouterr().out
+    assert shown == terminal_text(score, tales.tokenizer, color=False) + "\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["score", "--color", str(tmp_path / "text")]) == 0
+    shown = capsys.readouterr().out
+    assert shown == terminal_text(score, tales.tokenizer) + "\n"
+    assert f"perplexity {score.perplexity:,.4g}" in shown
+
+
+def test_score_in_a_terminal_is_coloured_and_fits(tales, tmp_path):
+    pty = pytest.importorskip("pty")
+    (tmp_path / "text").write_text("Once upon a time there was a king who had a laptop.")
+    ours, theirs = pty.openpty()
+    environment = {n: v for n, v in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR")}
+    done = subprocess.run(
+        [*COMMAND, "score", "--color", str(tmp_path / "text")], stdout=theirs, check=False,
+        env={**environment, "TERM": "xterm", "COLUMNS": "20"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
+    os.close(ours)
+    assert done.returncode == 0
+    score = tales.score((tmp_path / "text").read_text())
+    assert shown == terminal_text(score, tales.tokenizer, width=20) + "\n"
+    assert "\033[" in shown
+
+
+def test_score_writes_a_page(tales, tmp_path, capsys):
+    texts = ["The fox", "The old <b>king</b>"]
+    source, page = tmp_path / "a & b.txt", tmp_path / "page.html"
+    source.write_text("\n".join(texts))
+    arguments = ["score", str(source), "--lines", "--html", str(page), "--top-logprobs", "2"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == ""
+    scores = tales.score(texts, top_logprobs=2)
+    expected = "".join(html_page(scores, tales.tokenizer, title="a & b.txt", model="tales"))
+    assert page.read_text() == expected
+    assert main([*arguments, "--color"]) == 0
+    both = [terminal_text(score, tales.tokenizer, color=False) for score in scores]
+    assert capsys.readouterr().out == "\n\n".join(both) + "\n"
+    assert page.read_text() == expected
+
+
+def test_a_page_is_not_replaced_by_half_of_one(tmp_path, capsys):
+    source, page = tmp_path / "texts.jsonl", tmp_path / "page.html"
+    source.write_text('"The fox"\n5\n')
+    page.write_text("old")
+    assert main(["score", str(source), "--html", str(page)]) == 2
+    assert "line 2: expected a text" in capsys.readouterr().err
+    assert page.read_text() == "old"
+    source.write_text('"The fox"\n')
+    for path, message in (
+        (tmp_path, "expected a file"),
+        (tmp_path / "no" / "page", "No such file"),
+    ):
+        assert main(["score", str(source), "--html", str(path)]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    assert main(["score", str(source), "--html", ""]) == 2
+    assert sorted(os.listdir(tmp_path)) == ["page.html", "texts.jsonl"]
+
+
+def test_ids_of_a_model_without_a_tokenizer_are_shown_as_numbers(tmp_path, capsys):
+    (tmp_path / "ids.jsonl").write_text("[2, 0, 1, 0, 2, 1, 0, 0, 1]\n")
+    model = str(FIXTURES / "sort-nano")
+    assert main(["score", str(tmp_path / "ids.jsonl"), "--model", model, "--color"]) == 0
+    assert capsys.readouterr().out.startswith("[2][0][1][0][2][1][0][0][1]\n")
 
 
 def test_generate_takes_the_other_options(tales, capsys):

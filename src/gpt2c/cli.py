@@ -29,6 +29,7 @@ _EXAMPLES: Final = """examples:
   gpt2c generate "The meaning of life is" --model openai-community/gpt2
   gpt2c generate --file prompts.txt --json > texts.jsonl
   echo "The old king" | gpt2c generate --model path/to/checkpoint
+  gpt2c score text.txt --color
   gpt2c perplexity book.txt --model openai-community/gpt2
   gpt2c info
 """

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, BinaryIO, Final, TypeAlias
 
+from gpt2c.coloring import html_page, save_html, terminal_text, wants_color
 from gpt2c.errors import OptionError
 from gpt2c.model import GPT2
 from gpt2c.scoring import Score, as_json
@@ -42,8 +46,23 @@ def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> l
         add("--bos", action="store_true", help="score the first token too, after end-of-text")
         add("--stride", type=int, metavar="N", help="how far apart windows begin in which a text "
             "longer than the context is scored; default: half of the context")  # fmt: skip
+        parser.set_defaults(color=False, html=None, top_logprobs=0)
         parsers.append(parser)
+    _add_shows(parsers[0].add_argument)
     return parsers
+
+
+def _add_shows(add: Callable[..., Any]) -> None:
+    """What ``gpt2c score`` can tell besides numbers, and in their place."""
+    add("--top-logprobs", type=int, metavar="N", default=0, help="tell the N likeliest tokens in "
+        "each one's place, too")  # fmt: skip
+    add("--color", action="store_true", help="print the text instead, each token in the colour of "
+        "its rank: green for the top 10, yellow for the top 100, red for the top 1000, purple for "
+        "the rest. In brackets where standard output is no terminal or NO_COLOR is set; "
+        "FORCE_COLOR=1 keeps the colours, as for a pipe to less -R")  # fmt: skip
+    add("--html", metavar="PAGE", help="write the same as an HTML file, which needs no other; "
+        "its tooltips have each token's numbers, and the likeliest if --top-logprobs is "
+        "given")  # fmt: skip
 
 
 def _run(
@@ -51,30 +70,56 @@ def _run(
     load: Callable[[argparse.Namespace], GPT2],
     line: Callable[[GPT2, _Text, Score], dict[str, Any]],
 ) -> None:
-    if options.file == "-":
-        _print_lines(options, load, line, sys.stdin.buffer)
-        return
-    with open(options.file, "rb") as file:
-        _print_lines(options, load, line, file)
-
-
-def _print_lines(
-    options: argparse.Namespace,
-    load: Callable[[argparse.Namespace], GPT2],
-    line: Callable[[GPT2, _Text, Score], dict[str, Any]],
-    file: BinaryIO,
-) -> None:
-    with load(options) as model:
-        asked: deque[_Text] = deque()
-
-        def texts() -> Iterator[_Text]:
-            for text in _texts(file, options):
-                asked.append(text)
-                yield text
-
-        for score in model.score(texts(), bos=options.bos, stride=options.stride):
-            found = line(model, asked.popleft(), score)
+    with ExitStack() as stack:
+        if options.file == "-":
+            file: BinaryIO = sys.stdin.buffer
+        else:
+            file = stack.enter_context(open(options.file, "rb"))
+        model = stack.enter_context(load(options))
+        scored = _scored(model, file, options)
+        if options.color or options.html is not None:
+            _show(model, (score for _, score in scored), options)
+            return
+        for text, score in scored:
+            found = line(model, text, score)
             print(json.dumps(found, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _scored(
+    model: GPT2, file: BinaryIO, options: argparse.Namespace
+) -> Iterator[tuple[_Text, Score]]:
+    asked: deque[_Text] = deque()
+
+    def texts() -> Iterator[_Text]:
+        for text in _texts(file, options):
+            asked.append(text)
+            yield text
+
+    for score in model.score(
+        texts(), bos=options.bos, stride=options.stride, top_logprobs=options.top_logprobs
+    ):
+        yield asked.popleft(), score
+
+
+def _show(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:
+    """Prints the texts coloured, writes the page, or both."""
+    if options.color:
+        scores = _printed(model, scores)
+    if options.html is None:
+        deque(scores, maxlen=0)
+        return
+    name = options.model or "tales"
+    title = "Standard input" if options.file == "-" else os.path.basename(options.file)
+    save_html(options.html, html_page(scores, model.tokenizer, title=title, model=name))
+
+
+def _printed(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
+    color = wants_color(sys.stdout)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for index, score in enumerate(scores):
+        text = terminal_text(score, model.tokenizer, color=color, width=width)
+        print(f"\n{text}" if index else text, flush=True)
+        yield score
 
 
 def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[_Text]:
@@ -123,6 +168,10 @@ def _score_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
     result = as_json(score)
     if isinstance(text, str):
         result = {"tokens": [model.tokenizer.decode([id]) for id in score.ids], **result}
+        if score.top_ids.shape[1]:
+            result["top_tokens"] = [
+                [model.tokenizer.decode([id]) for id in ids if id >= 0] for ids in score.top_ids
+            ]
     return result
 
 

@@ -1,0 +1,164 @@
+"""A coloured text as one HTML file, which needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from gpt2c._version import __version__
+from gpt2c.coloring.spans import (
+    CLASS_NAMES,
+    HasTokenBytes,
+    Span,
+    class_of,
+    shares,
+    spans,
+    spelling,
+    summary,
+)
+from gpt2c.coloring.visible import one_line, visible
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.scoring import Score
+from gpt2c.untrusted import show
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --page: #fff; --ink: #1c1c1e; --faint: #66666e; --line: #d8d8de;
+  --k0: #c3e8bf; --k1: #fbefa2; --k2: #f9c0b8; --k3: #d9bdf5; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #17181a; --ink: #ececee; --faint: #a2a2aa; --line: #3a3b40;
+    --k0: #234d2a; --k1: #655a0c; --k2: #7c2d28; --k3: #5b3290; } }
+body { margin: 0; counter-reset: text; background: var(--page); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
+main { max-width: 46rem; margin: 0 auto; padding: 2rem 1.25rem; }
+h1 { font-size: 1.25rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h2 { font-size: 1rem; margin: 2.5rem 0 0; }
+h2::before { counter-increment: text; content: "Text " counter(text); }
+section:only-of-type h2 { display: none; }
+p { margin: .25rem 0; color: var(--faint); font-size: .875rem; }
+.bar { display: flex; height: .5rem; margin: 1rem 0 .5rem; border-radius: .25rem; overflow: hidden;
+  background: var(--line); }
+ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; padding: 0; list-style: none;
+  font-size: .875rem; font-variant-numeric: tabular-nums; }
+li b { font-weight: 400; padding: .1rem .4rem; border-radius: .2rem; }
+.text { margin: 1rem 0; font: 1.125rem/1.75 Georgia, "Times New Roman", serif;
+  white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; }
+.text span { border-radius: .2rem; padding: .1rem 0; -webkit-box-decoration-break: clone;
+  box-decoration-break: clone; }
+.text span:hover { outline: 2px solid var(--ink); }
+.text i::before { content: "\\21b5"; font: .8em system-ui, sans-serif; opacity: .45; }
+.k0 { background: var(--k0); } .k1 { background: var(--k1); }
+.k2 { background: var(--k2); } .k3 { background: var(--k3); }
+.bar, .bar *, .text span, li b { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+footer { margin-top: 2rem; padding-top: .5rem; border-top: 1px solid var(--line); }
+"""
+
+# Nothing may be fetched or run, should a text ever find its way out of its place.
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def html_page(
+    scores: Iterable[Score],
+    tokenizer: HasTokenBytes,
+    *,
+    title: str = "A text as the model sees it",
+    model: str | None = None,
+) -> Iterator[str]:
+    """A page with the text of each score, in pieces that are made as they are asked for.
+
+    Each token has the colour of its rank; a tooltip says its rank, probability and entropy, and
+    the likeliest tokens in its place where the score has them. model is a name to be shown. The
+    page has no script and needs no other file. To have it as one text, join the pieces.
+    """
+    shown = html.escape(one_line(title))
+    of = f"<p>Model: {html.escape(one_line(model))}</p>\n" if model else ""
+    yield (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="generator" content="gpt2c {__version__}">\n'
+        f"<title>{shown}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{shown}</h1>\n{of}<p>Each token has the colour of its rank among all that might have "
+        "stood in its place. Point at one to read more.</p>\n"
+    )
+    for score in scores:
+        yield from _section(score, tokenizer)
+    yield (
+        f"<footer><p>Made by gpt2c {__version__}. The colours are those of GLTR (Gehrmann, "
+        "Strobelt and Rush 2019).</p></footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
+    """Writes the pieces of a page to a file, which appears, or is replaced, when all are written.
+
+    Raises OSError where it cannot be written; OptionError where something else than a regular file
+    is there, or path is none; OptionTypeError.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise OptionTypeError(f"path is {show(path)}; it must be a str or a Path")
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        raise OptionError(f"path is {show(path)}; it must name a file")
+    file = Path(os.path.abspath(path))
+    if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+        raise OptionError(f"{file}: found a folder or a device, expected a file or nothing")
+    with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=file.parent) as temporary:
+        new = Path(temporary) / "page.html"
+        with open(new, "w", encoding="utf-8", errors="replace", newline="\n") as out:
+            out.writelines(page)
+        os.replace(new, file)
+
+
+def _section(score: Score, tokenizer: HasTokenBytes) -> Iterator[str]:
+    yield '<section>\n<h2></h2>\n<div class="bar">'
+    parts = list(enumerate(zip(CLASS_NAMES, shares(score), strict=True)))
+    for index, (_, share) in parts:
+        yield f'<span class="k{index}" style="flex:{share:.6f}"></span>'
+    yield "</div>\n<ul>"
+    for index, (name, share) in parts:
+        yield f'<li><b class="k{index}">{name}</b> {100 * share:.1f} %</li>'
+    yield f'</ul>\n<p>{summary(score)}</p>\n<div class="text" dir="auto" lang="">'
+    for span in spans(score, tokenizer):
+        found = class_of(span.rank)
+        kind = "" if found is None else f' class="k{found}"'
+        tooltip = html.escape(_tooltip(span, score, tokenizer)).replace("\n", "&#10;")
+        text = html.escape(visible(span.text)).replace("\n", "<i></i>\n")
+        yield f'<span{kind} title="{tooltip}">{text}</span>'
+    yield "</div>\n</section>\n"
+
+
+def _tooltip(span: Span, score: Score, tokenizer: HasTokenBytes) -> str:
+    """What is said of each token of a span."""
+    return "\n\n".join(
+        _said_of_token(index, score, tokenizer) for index in range(span.begin, span.end)
+    )
+
+
+def _said_of_token(index: int, score: Score, tokenizer: HasTokenBytes) -> str:
+    lines = [_quoted(int(score.ids[index]), tokenizer)]
+    if not score.ranks[index]:
+        return f"{lines[0]}\nnot scored: nothing precedes it"
+    lines.append(f"rank {score.ranks[index]:,}, probability {_percent(score.logprobs[index])}")
+    lines.append(f"entropy here {score.entropies[index]:.2f} nats")
+    likeliest = [
+        f"{rank}. {_quoted(id, tokenizer)} {_percent(logprob)}"
+        for rank, (id, logprob) in enumerate(
+            zip(score.top_ids[index].tolist(), score.top_logprobs[index], strict=True), start=1
+        )
+        if id >= 0
+    ]
+    return "\n".join([*lines, *(["", "likeliest here:", *likeliest] if likeliest else [])])
+
+
+def _quoted(id: int, tokenizer: HasTokenBytes) -> str:
+    """A token as text; bytes of it that are no whole character as \\xff."""
+    return f"“{one_line(spelling(tokenizer, id).decode('utf-8', 'backslashreplace'))}”"
+
+
+def _percent(logprob: float) -> str:
+    return f"{100 * math.exp(logprob):.3g} %"
