@@ -70,7 +70,7 @@ def tales() -> GPT2:
 
 
 def test_classes_are_gltrs() -> None:
-    """Top 10, top 100, top 1000 and the rest: Gehrmann et al. 2019, section 3."""
+    """Top 10, top 100, top 1000 and the rest, as Gehrmann et al. 2019 chose them."""
     ranks = [0, 1, 10, 11, 100, 101, 1000, 1001, 50257]
     assert [class_of(rank) for rank in ranks] == [None, 0, 0, 1, 1, 2, 2, 3, 3]
     assert shares(score_of(ranks)) == (0.25, 0.25, 0.25, 0.25)
