@@ -89,7 +89,7 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
     d->scratch = NULL;
     d->model = NULL;
     if (model) {
-        gpt2c_status status = gpt2c_scratch_create(model, &d->scratch);
+        gpt2c_status status = gpt2c_scratch_create(model, GPT2C_MAX_ROWS, &d->scratch);
         if (status)
             return status;
         d->model = model;

@@ -25,6 +25,7 @@ typedef enum {
     GPT2C_NOT_A_NUMBER,
     GPT2C_NOTHING_LEFT, /* the stages left no token to choose */
     GPT2C_UNSUPPORTED_CPU,
+    GPT2C_STOPPED, /* by who looked at a forward call */
 } gpt2c_status;
 
 typedef enum {
@@ -125,7 +126,8 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
 
 /* ---- forward (forward.c) ---- */
 
-gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch);
+/* For calls of up to n_rows rows: GPT2C_MAX_ROWS, or for gpt2c_forward_probed the tokens of its text. */
+gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows, gpt2c_scratch **scratch);
 void gpt2c_scratch_free(gpt2c_scratch *scratch);
 /* Room for n_rows of logits, at most GPT2C_MAX_ROWS, which lasts as long as the scratch; NULL without
  * memory. */
@@ -172,6 +174,47 @@ typedef struct {
  * row whose logits are wanted: that of the token in targets. */
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
                          int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
+
+/* ---- probing: a forward call that is looked at, and changed, at named points (probe.c) ---- */
+
+/* Of [n, n_embd] where nothing else is said, n being the text's tokens. */
+typedef enum {
+    GPT2C_POINT_RESID_PRE,
+    GPT2C_POINT_LN_1,
+    GPT2C_POINT_Q,
+    GPT2C_POINT_K,
+    GPT2C_POINT_V,
+    GPT2C_POINT_SCORES, /* [n_head * n, n]; -infinity where a token does not look */
+    GPT2C_POINT_PROBS,  /* [n_head * n, n] */
+    GPT2C_POINT_ATTN_OUT,
+    GPT2C_POINT_RESID_MID,
+    GPT2C_POINT_LN_2,
+    GPT2C_POINT_MLP_PRE, /* [n, n_inner] */
+    GPT2C_POINT_MLP_ACT, /* [n, n_inner] */
+    GPT2C_POINT_MLP_OUT,
+    GPT2C_POINT_RESID_POST,
+    GPT2C_POINT_EMBED, /* this and the next are points of the model, the others of each block */
+    GPT2C_POINT_LN_F,
+    GPT2C_POINT_LOGITS, /* [rows that want them, n_vocab] */
+    GPT2C_N_POINTS,
+} gpt2c_point;
+
+typedef struct {
+    const uint8_t *points;       /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
+    const uint8_t *wants_logits; /* [n_tokens] */
+    /* Gets rows [n_rows, width], each a stride after the last, which it may change; block is n_layer for
+     * points of the model. What is not 0 stops the call. Called by the call's own thread. */
+    int (*show)(void *context, gpt2c_point point, int32_t block, float *rows, size_t stride,
+                int32_t n_rows, int32_t width);
+    void *context;
+} gpt2c_probe;
+
+/* Feeds a whole text at once to an empty sequence, with a scratch for as many rows, and shows what the
+ * probe asks for. What is not changed has the bits that gpt2c_forward computes. GPT2C_STOPPED where the probe
+ * stopped it: the sequence is then of no use. */
+gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                  gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
+                                  const gpt2c_probe *probe, float *logits);
 
 /* ---- generation (sample.c, generate.c) ---- */
 

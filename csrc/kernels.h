@@ -95,7 +95,8 @@ typedef struct {
     float scale;
     float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
     size_t scores_stride;
-    float *out; /* [n_rows, head_dim] */
+    float *sums; /* [n_rows], of the weights; for the parts alone */
+    float *out;  /* [n_rows, head_dim] */
     size_t out_stride;
 } attention_args;
 
@@ -111,6 +112,11 @@ typedef struct {
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon,
                        int n, float *out);
     void (*attention)(const attention_args *args);
+    /* Its parts, of a single row: its scores, the weights that become of them and their sum, and the values'
+     * sum by these. One after the other they are the whole, to the bit. */
+    void (*attention_scores)(const attention_args *args);
+    void (*attention_weights)(const attention_args *args);
+    void (*attention_values)(const attention_args *args);
     /* Puts a head's key and value of one position, [head_dim] each, where a page has them: the key's numbers
      * PAGE_POSITIONS apart, the value's side by side. */
     void (*store)(const float *key, const float *value, int head_dim, int is_narrow, void *keys,

@@ -35,20 +35,22 @@ static void free_activations(activations *a) {
     os_aligned_free(a->quantized.minus_sums);
 }
 
-gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, gpt2c_scratch **scratch) {
+gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows, gpt2c_scratch **scratch) {
     const gpt2c_config *c = &model->config;
     gpt2c_scratch *s = calloc(1, sizeof *s);
     if (!s)
         return GPT2C_NO_MEMORY;
+    s->n_rows = n_rows;
+    s->rows = calloc((size_t)n_rows, sizeof *s->rows);
     s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
     s->n_workers = s->workers ? model->n_threads : 0;
     /* Room for the most rows is only address space: pages that no row reaches are never touched. */
-    int complete = s->workers != NULL;
-    complete &= take_rows(&s->residual, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_activations(&s->normed, model, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_rows(&s->qkv, GPT2C_MAX_ROWS, 3 * c->n_embd);
-    complete &= take_activations(&s->attended, model, GPT2C_MAX_ROWS, c->n_embd);
-    complete &= take_activations(&s->inner, model, GPT2C_MAX_ROWS, c->n_inner);
+    int complete = s->rows && s->workers;
+    complete &= take_rows(&s->residual, n_rows, c->n_embd);
+    complete &= take_activations(&s->normed, model, n_rows, c->n_embd);
+    complete &= take_rows(&s->qkv, n_rows, 3 * c->n_embd);
+    complete &= take_activations(&s->attended, model, n_rows, c->n_embd);
+    complete &= take_activations(&s->inner, model, n_rows, c->n_inner);
     for (int w = 0; w < s->n_workers; w++) {
         complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
         complete &= take_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
@@ -76,6 +78,7 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
         candidates_free(scratch->workers[w].candidates);
     }
     free(scratch->workers);
+    free(scratch->rows);
     free(scratch);
 }
 

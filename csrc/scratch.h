@@ -58,7 +58,8 @@ typedef struct {
 } worker_scratch;
 
 struct gpt2c_scratch {
-    input_row rows[GPT2C_MAX_ROWS];
+    int32_t n_rows;  /* at most, of a call */
+    input_row *rows; /* [n_rows] */
     float_rows residual;  /* [rows, n_embd] */
     activations normed;   /* [rows, n_embd] */
     float_rows qkv;       /* [rows, 3 n_embd] */

@@ -244,28 +244,44 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
                            vf_div(total[r][v], vf_set1(divisor[r])), n - v * VF_WIDTH);
 }
 
-/* A tile of rows, from the row-th on. */
-INLINE void attend_tile(const attention_args *a, const int is_narrow, const int rows, int row) {
+/* A tile of rows, from the row-th on: their scores; */
+INLINE void tile_scores(const attention_args *a, const int is_narrow, const int rows, int row) {
     const float *q = a->q + (size_t)row * a->q_stride;
-    float *out = a->out + (size_t)row * a->out_stride;
-    int n_positions = a->n_positions + row, all = n_positions + rows - 1;
+    int all = a->n_positions + row + rows - 1;
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
         stored key = {a->pages[i / PAGE_POSITIONS], a->keys};
         next_part next = next_keys_of(a, is_narrow, i / PAGE_POSITIONS);
         page_scores(a, is_narrow, rows, q, key, n, next, a->scores + i);
     }
-    float sum[TILE_ROWS];
+}
+
+/* the weights that become of them, and their sums; */
+INLINE void tile_weights(const attention_args *a, const int rows, int row, float *sum) {
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
-        sum[r] = exponentials(scores, n_positions + r, greatest(scores, n_positions + r));
+        int n_positions = a->n_positions + row + r;
+        sum[r] = exponentials(scores, n_positions, greatest(scores, n_positions));
     }
+}
+
+/* and the values' sum by these. */
+INLINE void tile_values(const attention_args *a, const int is_narrow, const int rows, int row,
+                        const float *sum) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
-    int dim = 0;
+    float *out = a->out + (size_t)row * a->out_stride;
+    int dim = 0, n_positions = a->n_positions + row;
     for (; dim + width <= a->head_dim; dim += width)
         value_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum, out);
     for (; dim < a->head_dim; dim += VF_WIDTH)
         value_tile(a, is_narrow, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
+}
+
+INLINE void attend_tile(const attention_args *a, const int is_narrow, const int rows, int row) {
+    float sum[TILE_ROWS];
+    tile_scores(a, is_narrow, rows, row);
+    tile_weights(a, rows, row, sum);
+    tile_values(a, is_narrow, rows, row, sum);
 }
 
 INLINE void attend_rows(const attention_args *a, const int is_narrow) {
@@ -287,4 +303,20 @@ static void attention_kernel(const attention_args *a) {
         attend_rows(a, 1);
     else
         attend_rows(a, 0);
+}
+
+static void attention_scores_kernel(const attention_args *a) {
+    if (a->is_narrow)
+        tile_scores(a, 1, 1, 0);
+    else
+        tile_scores(a, 0, 1, 0);
+}
+
+static void attention_weights_kernel(const attention_args *a) { tile_weights(a, 1, 0, a->sums); }
+
+static void attention_values_kernel(const attention_args *a) {
+    if (a->is_narrow)
+        tile_values(a, 1, 1, 0, a->sums);
+    else
+        tile_values(a, 0, 1, 0, a->sums);
 }

@@ -18,6 +18,9 @@
 #define KERNEL_TABLE                                                                               \
     {                                                                                              \
         .matmul = matmul_kernel, .layer_norm = layer_norm_kernel, .attention = attention_kernel,   \
+        .attention_scores = attention_scores_kernel,                                           \
+        .attention_weights = attention_weights_kernel,                                         \
+        .attention_values = attention_values_kernel,                                           \
         .store = store_kernel, .add = add_kernel, .quantize_rows = quantize_rows_kernel,                              \
         .quantize_int8 = quantize_int8_kernel, .quantize_int4 = quantize_int4_kernel,              \
         .arg_max = arg_max_kernel, .draw = draw_kernel, .divide = divide_kernel,                   \

@@ -441,7 +441,9 @@ cdef class Model:
             scratch = self.free_scratches.pop()
         else:
             scratch = Scratch.__new__(Scratch)
-            raise_status(gpt2c_scratch_create(self.pointer, &scratch.pointer), "scratch buffers")
+            raise_status(
+                gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer), "scratch buffers"
+            )
         self.n_running += 1
         return scratch
 

@@ -122,7 +122,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_model *model = random_model(c, isa, n_threads);
     gpt2c_sequence *sequence;
     gpt2c_scratch *scratch;
-    check(gpt2c_scratch_create(model, &scratch));
+    check(gpt2c_scratch_create(model, GPT2C_MAX_ROWS, &scratch));
     check(gpt2c_sequence_create(model, &sequence));
     int32_t n = c->n_positions;
     int32_t *tokens = malloc((size_t)n * sizeof *tokens);

@@ -1,0 +1,279 @@
+/* Attention of a call's rows: where sequences, pages and heads meet. */
+#include "cache.h"
+#include "pass.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Puts a head's keys and values of rows [begin, end) into their pages. */
+static void store_keys_values(const place *at, int32_t block, int32_t head, int begin, int end) {
+    const gpt2c_model *m = at->model;
+    size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
+    for (int r = begin; r < end; r++) {
+        const input_row *row = &at->scratch->rows[r];
+        void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
+        size_t slot = (size_t)(row->position % PAGE_POSITIONS);
+        size_t keys = cache_keys(m, block, head) + slot;
+        size_t values = cache_values(m, block, head) + slot * head_dim;
+        const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
+        size_t number = m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+        m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
+                          (char *)page + keys * number, (char *)page + values * number);
+    }
+}
+
+static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t block) {
+    double divisor = c->scale_attn ? sqrt((double)head_dim) : 1.0;
+    if (c->scale_by_inverse_layer)
+        divisor *= (double)block + 1.0;
+    return (float)(1.0 / divisor);
+}
+
+/* The end of the rows that from r on belong to one sequence. */
+static int end_of_sequence(const place *at, int r) {
+    const input_row *rows = at->scratch->rows;
+    int end = r + 1;
+    while (end < at->pass->n_rows && rows[end].sequence == rows[r].sequence)
+        end++;
+    return end;
+}
+
+/* The end of those, before `end`, whose positions lie in one page. */
+static int end_of_page(const place *at, int r, int end) {
+    int in_page = r + PAGE_POSITIONS - at->scratch->rows[r].position % PAGE_POSITIONS;
+    return in_page < end ? in_page : end;
+}
+
+static attention_args attention_of(const place *at, int32_t block, int32_t head, int r, int n_rows) {
+    const gpt2c_model *m = at->model;
+    const input_row *row = &at->scratch->rows[r];
+    size_t column = (size_t)head * (size_t)m->head_dim;
+    return (attention_args){
+        .q = row_of(at->scratch->qkv, r) + column,
+        .q_stride = at->scratch->qkv.stride,
+        .n_rows = n_rows,
+        .pages = row->sequence->pages,
+        .is_narrow = m->config.narrow_cache,
+        .keys = cache_keys(m, block, head),
+        .values = cache_values(m, block, head),
+        .n_positions = row->position + 1,
+        .head_dim = m->head_dim,
+        .scale = attention_scale(&m->config, m->head_dim, block),
+        .scores = at->own->scores.floats,
+        .scores_stride = at->own->scores.stride,
+        .out = row_of(at->scratch->attended.floats, r) + column,
+        .out_stride = at->scratch->attended.floats.stride,
+    };
+}
+
+/* Attention of n_rows rows from r on; next_row and next_head are what comes after them, or -1. */
+static void attend_rows(const place *at, int32_t block, int32_t head, int r, int n_rows,
+                        int32_t next_head, int next_row) {
+    const gpt2c_model *m = at->model;
+    attention_args args = attention_of(at, block, head, r, n_rows);
+    if (next_row >= 0) {
+        const input_row *next = &at->scratch->rows[next_row];
+        args.next_pages = next->sequence->pages;
+        args.next_keys = cache_keys(m, block, next_head);
+        args.next_values = cache_values(m, block, next_head);
+        args.n_next_positions = next->position + 1;
+    }
+    m->kernels->attention(&args);
+}
+
+/* Whether heads are whole panels, and so whole groups of what they are quantised to. */
+static int heads_are_panels(const place *at) {
+    return at->model->head_dim % PANEL == 0;
+}
+
+/* What rows [begin, end) have of a worker's heads, in 8 bits: nobody else need wait for it. */
+static void quantize_heads(const place *at, activations x, int first, int last, int begin, int end) {
+    size_t head_dim = (size_t)at->model->head_dim, column = (size_t)first * head_dim;
+    const quantized_rows out = part_of(x.quantized, 0, column / GROUP);
+    at->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
+                                      (last - first) * at->model->head_dim, &out);
+}
+
+/* Attention of the rows [begin, end) of one sequence by some heads; next_row comes after them, or -1. */
+static void attend_sequence(const place *at, int32_t block, int first, int last, int begin, int end,
+                            int next_row) {
+    for (int32_t head = first; head < last; head++) {
+        for (int r = begin, next; r < end; r = next) {
+            next = end_of_page(at, r, end);
+            store_keys_values(at, block, head, r, next);
+            if (next < end)
+                attend_rows(at, block, head, r, next - r, head, next);
+            else if (head + 1 < last)
+                attend_rows(at, block, head, r, next - r, head + 1, begin);
+            else
+                attend_rows(at, block, head, r, next - r, first, next_row);
+        }
+    }
+}
+
+/* Attention of all rows by heads [first, last). A sequence's heads follow each other, as they do in its
+ * pages. */
+static void attend_heads(const place *at, int32_t block, int first, int last, activations attended) {
+    int n_rows = at->pass->n_rows;
+    for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
+        end = end_of_sequence(at, begin);
+        attend_sequence(at, block, first, last, begin, end, end < n_rows ? end : -1);
+        if (is_quantized(at) && heads_are_panels(at))
+            quantize_heads(at, attended, first, last, begin, end);
+    }
+}
+
+/* q, k and v of heads [first, last), which are panels each. */
+static void project_heads(const place *at, activations normed, layer c_attn, int first, int last) {
+    int in_head = at->model->head_dim / PANEL, in_part = at->model->config.n_embd / PANEL;
+    for (int part = 0; part < 3; part++)
+        matmul_panels(at, normed, c_attn, at->scratch->qkv, at->pass->n_rows,
+                      part * in_part + first * in_head, part * in_part + last * in_head);
+}
+
+/* With so many rows the q, k and v of more than a head would not stay in the second-level cache until
+ * attention has read them: 64 rows of all 12 of GPT-2 124M are 590 KB. */
+#define ROWS_HEAD_BY_HEAD 64
+
+/* ---- attention that is looked at: the same kernels, one after the other ---- */
+
+static int shows_any(const place *at, int32_t block, gpt2c_point first, gpt2c_point last) {
+    for (int point = (int)first; point <= (int)last; point++)
+        if (is_probed(at, (gpt2c_point)point, block))
+            return 1;
+    return 0;
+}
+
+/* Where the scores of a head's rows are, [n_rows, n_rows], and their sum: the call is of one sequence from its
+ * beginning. */
+static float_rows scores_of(const place *at, int head) {
+    size_t n = (size_t)at->pass->n_rows;
+    return (float_rows){at->pass->buffers->scores + (size_t)head * n * n, n};
+}
+
+static void for_each_row(const place *at, int32_t block,
+                         void (*work)(const place *, int head, int row, attention_args *)) {
+    int first, last;
+    team_share(at->model->config.n_head, at->worker, at->n_workers, &first, &last);
+    for (int head = first; head < last; head++)
+        for (int r = 0; r < at->pass->n_rows; r++) {
+            attention_args args = attention_of(at, block, head, r, 1);
+            args.scores = row_of(scores_of(at, head), r);
+            args.sums = &at->pass->buffers->sums[head * at->pass->n_rows + r];
+            work(at, head, r, &args);
+        }
+    team_barrier(at->team);
+}
+
+/* What comes after a row's own position is not seen. */
+static void score_row(const place *at, int head, int r, attention_args *args) {
+    at->model->kernels->attention_scores(args);
+    float *scores = row_of(scores_of(at, head), r);
+    for (int i = r + 1; i < at->pass->n_rows; i++)
+        scores[i] = -INFINITY;
+}
+
+static void weigh_row(const place *at, int head, int r, attention_args *args) {
+    (void)head;
+    (void)r;
+    at->model->kernels->attention_weights(args);
+}
+
+static float *probs_of(const place *at, int head, int r) {
+    size_t n = (size_t)at->pass->n_rows;
+    return at->pass->buffers->probs + ((size_t)head * n + (size_t)r) * n;
+}
+
+/* Weights are divided by their sum after the values are summed; here they are for who looks. */
+static void divide_row(const place *at, int head, int r, attention_args *args) {
+    float *probs = probs_of(at, head, r);
+    for (int i = 0; i < at->pass->n_rows; i++)
+        probs[i] = i <= r ? args->scores[i] / *args->sums : 0.0f;
+}
+
+/* Probabilities that were changed are weights whose sum is 1; the others keep their bits. */
+static void take_row(const place *at, int head, int r, attention_args *args) {
+    const float *probs = probs_of(at, head, r);
+    int is_changed = 0;
+    for (int i = 0; i <= r; i++) {
+        float before = args->scores[i] / *args->sums;
+        is_changed |= memcmp(&probs[i], &before, sizeof before) != 0;
+    }
+    if (!is_changed)
+        return;
+    memcpy(args->scores, probs, (size_t)(r + 1) * sizeof(float));
+    *args->sums = 1.0f;
+}
+
+static void sum_row(const place *at, int head, int r, attention_args *args) {
+    (void)head;
+    (void)r;
+    at->model->kernels->attention_values(args);
+}
+
+static void show_queries_keys_values(const place *at, int32_t block) {
+    float_rows part = at->scratch->qkv;
+    for (int point = GPT2C_POINT_Q; point <= GPT2C_POINT_V; point++) {
+        show(at, (gpt2c_point)point, block, part, at->pass->n_rows, at->model->config.n_embd);
+        part.floats += at->model->config.n_embd;
+    }
+}
+
+static void attend_shown(const place *at, int32_t block) {
+    int n_rows = at->pass->n_rows, n_head = at->model->config.n_head, first, last;
+    team_share(n_head, at->worker, at->n_workers, &first, &last);
+    for (int head = first; head < last; head++)
+        store_keys_values(at, block, head, 0, n_rows);
+    for_each_row(at, block, score_row);
+    show(at, GPT2C_POINT_SCORES, block, scores_of(at, 0), n_head * n_rows, n_rows);
+    for_each_row(at, block, weigh_row);
+    if (is_probed(at, GPT2C_POINT_PROBS, block)) {
+        for_each_row(at, block, divide_row);
+        const float_rows probs = {at->pass->buffers->probs, (size_t)n_rows};
+        show(at, GPT2C_POINT_PROBS, block, probs, n_head * n_rows, n_rows);
+        for_each_row(at, block, take_row);
+    }
+    for_each_row(at, block, sum_row);
+}
+
+/* ---- attention as a step ---- */
+
+/* Heads are shared out whole: the worker that stores a head's keys and values is the one that attends to
+ * them, so rows of one prompt see each other and nobody waits in between; nor before, where it projects its
+ * heads' q, k and v itself. */
+static void attend_fused(const place *at, int32_t block, activations normed, layer c_attn,
+                         int projects, activations attended) {
+    int first, last, n_rows = at->pass->n_rows, n_head = at->model->config.n_head;
+    team_share(n_head, at->worker, at->n_workers, &first, &last);
+    int step = projects && n_rows >= ROWS_HEAD_BY_HEAD ? 1 : n_head;
+    for (int begin = first; begin < last; begin += step) {
+        int end = last - begin < step ? last : begin + step;
+        if (projects)
+            project_heads(at, normed, c_attn, begin, end);
+        attend_heads(at, block, begin, end, attended);
+    }
+    team_barrier(at->team);
+}
+
+activations attend(const place *at, int32_t block, activations normed, layer c_attn) {
+    int begin, end, n_rows = at->pass->n_rows;
+    int is_shown = shows_any(at, block, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
+    int projects = heads_are_panels(at) && at->model->config.n_head % at->n_workers == 0 &&
+                   !shows_any(at, block, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
+    activations attended = at->scratch->attended;
+    attended.quantized = arranged(attended.quantized, n_rows);
+    if (!projects) {
+        matmul(at, normed, c_attn, at->scratch->qkv, n_rows, 0);
+        show_queries_keys_values(at, block);
+    }
+    if (is_shown)
+        attend_shown(at, block);
+    else
+        attend_fused(at, block, normed, c_attn, projects, attended);
+    if (is_quantized(at) && (is_shown || !heads_are_panels(at))) {
+        team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+        quantize(at, attended, begin, end, at->model->config.n_embd);
+        team_barrier(at->team);
+    }
+    return attended;
+}

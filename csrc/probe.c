@@ -1,0 +1,57 @@
+/* Looking at a forward call, and changing it, between two steps. */
+#include "pass.h"
+
+#include <stdlib.h>
+
+int is_probed(const place *at, gpt2c_point point, int32_t block) {
+    const gpt2c_probe *probe = at->pass->probe;
+    return probe && probe->points[block * GPT2C_N_POINTS + point];
+}
+
+int was_stopped(const place *at) {
+    return at->pass->probe && at->pass->buffers->is_stopped;
+}
+
+/* The call's own thread is worker 0. */
+void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
+          int32_t width) {
+    if (!is_probed(at, point, block))
+        return;
+    const gpt2c_probe *probe = at->pass->probe;
+    if (at->worker == 0 && !at->pass->buffers->is_stopped)
+        at->pass->buffers->is_stopped = probe->show(probe->context, point, block, rows.floats,
+                                                    rows.stride, n_rows, width);
+    team_barrier(at->team);
+}
+
+static int any_block_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
+    for (int32_t block = 0; block < c->n_layer; block++)
+        if (probe->points[block * GPT2C_N_POINTS + point])
+            return 1;
+    return 0;
+}
+
+gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
+                                const gpt2c_config *config, int32_t n_rows) {
+    size_t n = (size_t)config->n_head * (size_t)n_rows; /* at most 2^40 */
+    int probs = any_block_shows(probe, config, GPT2C_POINT_PROBS);
+    int scores = probs || any_block_shows(probe, config, GPT2C_POINT_SCORES);
+    if (scores) {
+        buffers->scores = malloc(n * (size_t)n_rows * sizeof(float));
+        buffers->sums = malloc(n * sizeof(float));
+    }
+    if (probs)
+        buffers->probs = malloc(n * (size_t)n_rows * sizeof(float));
+    if ((scores && (!buffers->scores || !buffers->sums)) || (probs && !buffers->probs)) {
+        probe_buffers_free(buffers);
+        return GPT2C_NO_MEMORY;
+    }
+    return GPT2C_OK;
+}
+
+void probe_buffers_free(probe_buffers *buffers) {
+    free(buffers->scores);
+    free(buffers->sums);
+    free(buffers->probs);
+    *buffers = (probe_buffers){0};
+}

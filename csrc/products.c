@@ -1,0 +1,60 @@
+/* Products of rows and a layer's weights, shared out by panels of columns. */
+#include "pass.h"
+
+static matmul_args matmul_of(activations x, layer l, int n_rows) {
+    return (matmul_args){
+        .x = x.floats.floats,
+        .x_stride = x.floats.stride,
+        .quantized = x.quantized,
+        .n_rows = n_rows,
+        .k = (int)l.weight->k,
+        .panels = l.weight->panels,
+        .bias = l.bias,
+        .n = (int)l.weight->n,
+        .activation = l.activation,
+    };
+}
+
+static void multiply(const place *at, const matmul_args *args, gpt2c_weights weights, int begin,
+                     int end) {
+    const gpt2c_model *m = at->model;
+    if (weights == GPT2C_INT8)
+        m->integer->matmul_int8(args, begin, end);
+    else if (weights == GPT2C_INT4)
+        m->integer->matmul_int4(args, begin, end);
+    else
+        m->kernels->matmul(args, begin, end);
+}
+
+static void run(const place *at, const matmul_args *args, gpt2c_weights weights) {
+    int begin, end;
+    team_share((int)panels_of((size_t)args->n), at->worker, at->n_workers, &begin, &end);
+    multiply(at, args, weights, begin, end);
+    team_barrier(at->team);
+}
+
+void matmul(const place *at, activations x, layer l, float_rows out, int n_rows, int add) {
+    matmul_args args = matmul_of(x, l, n_rows);
+    args.residual = add ? out.floats : NULL;
+    args.out = out.floats;
+    args.residual_stride = args.out_stride = out.stride;
+    run(at, &args, l.weight->weights);
+}
+
+activations matmul_between(const place *at, activations x, layer l, activations out, int n_rows) {
+    matmul_args args = matmul_of(x, l, n_rows);
+    args.out = out.floats.floats;
+    args.out_stride = out.floats.stride;
+    if (is_quantized(at))
+        args.quantized_out = out.quantized = arranged(out.quantized, n_rows);
+    run(at, &args, l.weight->weights);
+    return out;
+}
+
+void matmul_panels(const place *at, activations x, layer l, float_rows out, int n_rows, int begin,
+                   int end) {
+    matmul_args args = matmul_of(x, l, n_rows);
+    args.out = out.floats;
+    args.out_stride = out.stride;
+    multiply(at, &args, l.weight->weights, begin, end);
+}
