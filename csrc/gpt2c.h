@@ -175,6 +175,9 @@ typedef struct {
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
                          int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
 
+/* Logits [n_rows, n_vocab] become log-probabilities, with the bits that gpt2c_score gives. */
+void gpt2c_log_probs(const gpt2c_model *model, float *logits, int32_t n_rows);
+
 /* ---- probing: a forward call that is looked at, and changed, at named points (probe.c) ---- */
 
 /* Of [n, n_embd] where nothing else is said, n being the text's tokens. */

@@ -2,6 +2,7 @@
 #include "scores.h"
 
 #include "candidates.h"
+#include "fpenv.h"
 
 void score_token(const gpt2c_model *m, const float *logits, int32_t token, const gpt2c_scores *scores,
                  size_t at) {
@@ -18,4 +19,17 @@ void score_token(const gpt2c_model *m, const float *logits, int32_t token, const
         float log_prob = id == NOWHERE ? 0.0f : logits[id] - log_total;
         scores->top[at * (size_t)n_top + (size_t)i] = (gpt2c_alternative){log_prob, id};
     }
+}
+
+void gpt2c_log_probs(const gpt2c_model *model, float *logits, int32_t n_rows) {
+    int32_t n_vocab = model->config.n_vocab;
+    fp_state caller = fp_enter();
+    for (int32_t r = 0; r < n_rows; r++) {
+        float *row = logits + (size_t)r * (size_t)n_vocab;
+        float log_total, entropy;
+        model->kernels->log_total(row, n_vocab, &log_total, &entropy);
+        for (int32_t id = 0; id < n_vocab; id++)
+            row[id] -= log_total;
+    }
+    fp_leave(caller);
 }

@@ -433,20 +433,48 @@ def test_sampling_options_without_sampling_do_nothing(tmp_path: Path) -> None:
 
 
 def test_other_defaults(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    values = {"num_beams": 4, "bad_words_ids": [[3], [4, 5]], "suppress_tokens": [7],
+    values = {"penalty_alpha": 0.6, "bad_words_ids": [[3], [4, 5]], "suppress_tokens": [7],
               "no_repeat_ngram_size": 2, "max_length": 50, "min_new_tokens": 45}  # fmt: skip
     values["max_new_tokens"] = 50
     model = with_generation(tmp_path, values)
-    assert "options that are not supported are ignored: 'num_beams'" in caplog.text
+    assert "options that are not supported are ignored: 'penalty_alpha'" in caplog.text
     assert model.generation_defaults["bad_words"] == [[3], [4, 5]]
     ids = model.generate([1, 2], max_new_tokens=5)
     assert len(ids) == 5
     assert not {3, 7} & set(ids)
 
 
+def test_beam_search_by_default(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    beams = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "num_beam_groups": 1}
+    model = with_generation(tmp_path, {**beams, "max_new_tokens": 6})
+    by_hand = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "max_new_tokens": 6}
+    (tmp_path / "model" / "generation_config.json").unlink()
+    bare = GPT2.from_pretrained(tmp_path / "model")
+    assert model.complete([1]) == bare.complete([1], **by_hand)
+    assert model.complete([1]).sequence_score is not None
+    # Of one beam, a drawn text, and a stream there is no search.
+    greedy = bare.generate([1], max_new_tokens=6)
+    assert model.generate([1], num_beams=1) == list(model.stream([1])) == greedy
+    drawn = bare.generate([1], max_new_tokens=6, temperature=2.0, seed=1)
+    assert model.generate([1], temperature=2.0, seed=1) == drawn
+    assert model.complete([1], temperature=0).sequence_score is not None
+    assert not caplog.records
+
+
+def test_beams_that_sample_are_not_supported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = with_generation(tmp_path, {"num_beams": 4, "do_sample": True, "length_penalty": 2.0})
+    assert "options that are not supported are ignored: 'num_beams'" in caplog.text
+    assert dict(model.generation_defaults) == {"do_sample": True}
+    assert model.complete([1]).seed is not None
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"num_beams": "many"}, "num_beams is 'many'"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups is 3"),
         ({"do_sample": True, "temperature": -1}, "temperature is -1"),
         ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot'"),
         ({"max_new_tokens": -5}, "max_new_tokens is -5"),

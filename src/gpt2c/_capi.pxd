@@ -123,6 +123,8 @@ cdef extern from "gpt2c.h" nogil:
         const gpt2c_scores *
     )
 
+    void gpt2c_log_probs(const gpt2c_model *, float *, int32_t)
+
     ctypedef enum gpt2c_stage_kind:
         GPT2C_LOGIT_BIAS
         GPT2C_REPETITION_PENALTY

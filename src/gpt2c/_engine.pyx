@@ -343,6 +343,50 @@ cdef class Model:
             raise OptionError("score takes ids and targets for each of at least one sequence")
         return Scoring(self, sequences, ids, targets, n_top).run()
 
+    def log_probs(self, list sequences not None, const int32_t[::1] ids not None):
+        """Feeds each sequence one id; float32 [n, n_vocab], log-probabilities of what follows."""
+        cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
+        cdef gpt2c_status status = GPT2C_OK
+        cdef Scratch scratch = None
+        cdef Sequence sequence
+        cdef Py_ssize_t n = len(sequences), done = 0
+        cdef int32_t i, n_rows
+        if not n == ids.shape[0] > 0:
+            raise OptionError("log_probs takes an id for each of at least one sequence")
+        try:
+            rows = np.empty((n, self.n_vocab), dtype=np.float32)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for {n} rows of logits ({error})") from None
+        cdef float[:, ::1] view = rows
+        claimed = []
+        try:
+            scratch = self.begin()
+            for sequence in sequences:
+                if sequence.model is not self:
+                    raise OptionError("log_probs takes its own sequences")
+                sequence.claim()
+                claimed.append(sequence)
+            while done < n:
+                n_rows = <int32_t>min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
+                for i in range(n_rows):
+                    sequence = sequences[done + i]
+                    feeds[i] = gpt2c_feed(sequence.pointer, &ids[done + i], 1, GPT2C_LOGITS_LAST, 0)
+                with nogil:
+                    status = gpt2c_forward(
+                        self.pointer, scratch.pointer, feeds, n_rows, NULL, &view[done, 0]
+                    )
+                    if status == GPT2C_OK:
+                        gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
+                raise_status(status, "feeding tokens")
+                done += n_rows
+                PyErr_CheckSignals()
+        finally:
+            for sequence in claimed:
+                sequence.busy = False
+            if scratch is not None:
+                self.end(scratch)
+        return rows
+
     def run(self, list jobs not None, int max_steps):
         """Advances the jobs until one finishes or tokens were generated for them max_steps times."""
         cdef int n_jobs = len(jobs)
@@ -871,19 +915,30 @@ cdef class Job:
                 model.end(scratch)
         raise_status(status, "choosing a token")
 
-    def process(self, logits):
-        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity."""
+    def process(self, logits, const int32_t[::1] new_ids=None):
+        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity.
+
+        With new_ids the text is the job's prompt and these, instead of the tokens generated.
+        """
         cdef Model model = self.sequence.model
+        cdef gpt2c_job job = self.job
         result = np.array(logits, dtype=np.float32)
         if result.shape != (model.n_vocab,):
             raise OptionError("process takes a logit for each id")
+        if new_ids is not None:
+            if new_ids.shape[0] > model.n_positions - job.n_prompt:
+                raise OptionError("process: prompt and new ids are more than the context")
+            self.check_ids(new_ids)
+            job.n_tokens = <int32_t>new_ids.shape[0]
+            if job.n_tokens:
+                job.tokens = <int32_t *>&new_ids[0]
         cdef float[::1] view = result
         cdef gpt2c_status status
         cdef Scratch scratch = None
         self.sequence.claim()
         try:
             scratch = model.begin()
-            status = gpt2c_process(model.pointer, scratch.pointer, &self.job, &view[0])
+            status = gpt2c_process(model.pointer, scratch.pointer, &job, &view[0])
         finally:
             self.sequence.busy = False
             if scratch is not None:

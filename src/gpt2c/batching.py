@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SHARED_PREFIX: Final = 16
 # Results that may wait for one before them, in batches: what bounds the memory of a lazy run.
 _BATCHES_AHEAD: Final = 4
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Request:
     slides: bool = False
     logits_processor: LogitsProcessor | None = None
     drafts: Drafts | None = None
+    n_best: int = 1  # of a beam search's texts
+    pad_id: int | None = None  # what transformers' groups of beams go on with when they are done
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Result:
     scores: Scores | None = None
     prompt_scores: Scores | None = None
     draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
+    sequence_score: float | None = None  # of a beam
 
 
 class Text:
@@ -109,7 +115,14 @@ class Text:
         # A prompt's last token is fed by the run that wants its logits.
         mine = self._ids
         most = min(len(request.ids) - 1, max(len(mine) - 1, self.job.sequence.length))
-        return min(_common_prefix(request.ids, mine), most)
+        return min(common_prefix(request.ids, mine), most)
+
+    def shared(self, n: int) -> EngineSequence:
+        """A sequence of its first n tokens, of those that n_shared counts."""
+        self.job.prefill(n)
+        sequence = self.job.sequence.copy()
+        sequence.truncate(n)
+        return sequence
 
     def _start(
         self, ids: NDArray[np.int32], max_new_tokens: int, sequence: EngineSequence | None
@@ -128,7 +141,7 @@ class Text:
         if np.isnan(own).any():
             self._fail("nan")
         before = [*self._ids.tolist(), *self.job.new_ids()]
-        logits = _processed(process(before, own.copy()), len(own))
+        logits = checked_logits(process(before, own.copy()), len(own))
         self.job.advance(logits, own)
 
     def _slide(self) -> None:
@@ -159,20 +172,23 @@ class Text:
         )  # fmt: skip
 
     def _fail(self, reason: str) -> NoReturn:
-        where = f"prompt {self.request.index}"
-        position = len(self._ids) + self.job.n_tokens
-        if reason == "nan":
-            raise NumericalError(
-                f"{where}: a logit at position {position} is not a number; are there NaN or "
-                "infinite values in the weights?"
-            )
-        raise OptionError(
-            f"{where}: suppress_tokens, bad_words and the other options leave no token to choose "
-            f"at position {position}"
+        fail(reason, self.request.index, len(self._ids) + self.job.n_tokens)
+
+
+def fail(reason: str, index: int, position: int) -> NoReturn:
+    """Says why no token can be chosen after the prompt at this index: "nan", or "nothing" left."""
+    if reason == "nan":
+        raise NumericalError(
+            f"prompt {index}: a logit at position {position} is not a number; are there NaN or "
+            "infinite values in the weights?"
         )
+    raise OptionError(
+        f"prompt {index}: suppress_tokens, bad_words and the other options leave no token to "
+        f"choose at position {position}"
+    )
 
 
-def _processed(logits: Any, n_vocab: int) -> NDArray[np.float32]:
+def checked_logits(logits: Any, n_vocab: int) -> NDArray[np.float32]:
     """What a logits_processor returned, checked."""
     try:
         given = np.asarray(logits)
@@ -192,15 +208,12 @@ def _processed(logits: Any, n_vocab: int) -> NDArray[np.float32]:
     return checked
 
 
-def run_requests(
-    engine: EngineModel, requests: Iterable[Request], batch_size: int
-) -> Iterator[Result]:
+def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
     """Every request's result, in the requests' order, as they come.
 
-    At most batch_size run together; a finished one's place is taken by the next, which is asked
-    for only then. Where asking raises, what runs is finished and yielded before.
+    As many run together as the batch has places; a finished one's place is taken by the next,
+    which is asked for only then. Where asking raises, what runs is finished and yielded before.
     """
-    batch = _Batch(engine, batch_size)
     source = iter(requests)
     failure: Exception | None = None
     is_exhausted = False
@@ -221,17 +234,42 @@ def run_requests(
         raise failure
 
 
-class _Batch:
-    """The texts that run now, and the results that were not fetched yet."""
+class Running(Protocol[R]):
+    """What is generated of one request."""
+
+    result: R | None
+    head: bytes  # the prompt's first SHARED_PREFIX ids
+
+    def n_shared(self, request: Request) -> int:
+        """How many tokens both prompts begin with, of those that a copy can have."""
+
+    def shared(self, n: int) -> EngineSequence:
+        """A sequence of its first n tokens, of those that n_shared counts."""
+
+
+class Batch(ABC, Generic[R]):
+    """The requests that run now, and the results that were not fetched yet."""
 
     def __init__(self, engine: EngineModel, size: int) -> None:
         """Nothing runs."""
         self._engine, self._size = engine, size
-        self._running: dict[int, Text] = {}
+        self._running: dict[int, Running[R]] = {}
         # Those that have just ended: who takes their places may still share their tokens.
-        self._ended: list[Text] = []
-        self.results: dict[int, Result] = {}
+        self._ended: list[Running[R]] = []
+        self.results: dict[int, R] = {}
         self.n_added = 0
+
+    @abstractmethod
+    def _at_once(self, request: Request) -> R | None:
+        """The result of a request for which no token has to be generated."""
+
+    @abstractmethod
+    def _start(self, request: Request, sequence: EngineSequence | None) -> Running[R]:
+        """Begins a request; sequence, which is taken, holds the prompt's first tokens."""
+
+    @abstractmethod
+    def _advance(self, running: list[Any]) -> None:
+        """Runs until one of them ends, or one step."""
 
     def has_place(self, n_yielded: int) -> bool:
         """Whether another request can be added."""
@@ -243,32 +281,24 @@ class _Batch:
     def add(self, request: Request) -> None:
         """Adds a request, which is numbered in the order of adding."""
         number = self.n_added
-        if (result := at_once(self._engine, request)) is not None:
+        if (result := self._at_once(request)) is not None:
             self.results[number] = result
         else:
             with self._engine.held():
-                self._running[number] = Text(self._engine, request, self._shared(request))
+                self._running[number] = self._start(request, self._shared(request))
         self.n_added += 1
 
     def run(self) -> None:
-        """Runs until one of the texts ends, or, where each token is looked at, one step."""
+        """Runs until one of the requests ends, or, where each token is looked at, one step."""
         self._ended = []
-        texts = list(self._running.values())
-        if not texts:
+        if not self._running:
             return
         with self._engine.held():
-            if any(text.request.logits_processor for text in texts):
-                for text in texts:
-                    text.run()
-            else:
-                n_steps = 1 if any(t.request.stops.are_watched for t in texts) else INT32_MAX
-                self._engine.run([text.job for text in texts], n_steps)  # type: ignore[misc]
-                for text in texts:
-                    text.look()
-        for number, text in list(self._running.items()):
-            if text.result is not None:
-                self.results[number] = text.result
-                self._ended.append(text)
+            self._advance(list(self._running.values()))
+        for number, running in list(self._running.items()):
+            if running.result is not None:
+                self.results[number] = running.result
+                self._ended.append(running)
                 del self._running[number]
 
     def _shared(self, request: Request) -> EngineSequence | None:
@@ -277,13 +307,30 @@ class _Batch:
             return None
         head = request.ids[:SHARED_PREFIX].tobytes()
         donors = [t for t in (*self._running.values(), *self._ended) if t.head == head]
-        donor = max(donors, key=lambda text: text.n_shared(request), default=None)
+        donor = max(donors, key=lambda running: running.n_shared(request), default=None)
         if donor is None or (n := donor.n_shared(request)) < SHARED_PREFIX:
             return None
-        donor.job.prefill(n)
-        sequence = donor.job.sequence.copy()
-        sequence.truncate(n)
-        return sequence
+        return donor.shared(n)
+
+
+class TextBatch(Batch[Result]):
+    """Texts that are greedy or drawn."""
+
+    def _at_once(self, request: Request) -> Result | None:
+        return at_once(self._engine, request)
+
+    def _start(self, request: Request, sequence: EngineSequence | None) -> Text:
+        return Text(self._engine, request, sequence)
+
+    def _advance(self, running: list[Text]) -> None:
+        if any(text.request.logits_processor for text in running):
+            for text in running:
+                text.run()
+            return
+        n_steps = 1 if any(text.request.stops.are_watched for text in running) else INT32_MAX
+        self._engine.run([text.job for text in running], n_steps)  # type: ignore[misc]
+        for text in running:
+            text.look()
 
 
 def at_once(engine: EngineModel, request: Request) -> Result | None:
@@ -316,7 +363,8 @@ def score_prompt(
     return sequence, scores
 
 
-def _common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many ids both begin with."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2c.batching import Request, Result, run_requests
+from gpt2c.batching import Request, Result, TextBatch, run_requests
 from gpt2c.drafting import checked_drafts
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generation import Completion, Logprobs, Options
 from gpt2c.progress import with_bar
 from gpt2c.prompts import Prompt, fit_context, is_single
+from gpt2c.searching import SearchBatch
 from gpt2c.stops import Stops
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Completer:
             )
         requests = [r for i, p in enumerate(prompt_list) for r in self.requests(p, i)]
         with self._engine.held():
-            results = run_requests(self._engine, requests, options.batch_size)
+            results = self._run(requests)
             if options.progress:
                 results = with_bar(results, len(requests))
             pairs = zip(requests, list(results), strict=True)
@@ -66,23 +67,37 @@ class Completer:
                     begun.append(request)
                     yield request
 
-        results = run_requests(self._engine, requests(), options.batch_size)
+        results = self._run(requests())
         if options.progress:
             results = with_bar(results, None)
         return self._grouped((begun.popleft(), result) for result in results)
 
-    def _grouped(self, pairs: Iterable[tuple[Request, Result]]) -> Iterator[Any]:
+    def _run(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
+        """The texts of each request: a beam search has several."""
+        options = self._options
+        if options.beams is not None:
+            searches = SearchBatch(self._engine, options.batch_size, options.beams)
+            return run_requests(searches, requests)
+        texts = TextBatch(self._engine, options.batch_size)
+        return ([result] for result in run_requests(texts, requests))
+
+    def _grouped(self, pairs: Iterable[tuple[Request, list[Result]]]) -> Iterator[Any]:
         """A completion for each prompt; where num_return_sequences is given, a list of them."""
         group: list[Completion] = []
         first: Result | None = None  # of the group: it has the prompt's scores
-        for request, result in pairs:
-            first = result if first is None or not group else first
-            group.append(self._completion(request, result, first))
-            if len(group) == self._options.n_samples:
+        n_requests = 0
+        for request, results in pairs:
+            for number, result in enumerate(results):
+                first = result if first is None or not group else first
+                group.append(self._completion(request, result, first, request.sample + number))
+            n_requests += 1
+            if n_requests == self._options.n_samples:
                 yield group if self._options.num_return_sequences is not None else group[0]
-                group = []
+                group, n_requests = [], 0
 
-    def _completion(self, request: Request, result: Result, first: Result) -> Completion:
+    def _completion(
+        self, request: Request, result: Result, first: Result, sample: int
+    ) -> Completion:
         text = None
         if request.is_text:
             raw = self._model.tokenizer.decode_bytes(result.ids)[: result.end]
@@ -92,8 +107,9 @@ class Completer:
             n_prompt = 0 if request.is_empty else len(request.ids)
             echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
         return Completion(
-            text, result.ids, result.finish_reason, request.seed, request.sample,
+            text, result.ids, result.finish_reason, request.seed, sample,
             scores.logprobs, scores.top, echoed.logprobs, echoed.top, *result.draft_counts,
+            result.sequence_score,
         )  # fmt: skip
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:
@@ -127,7 +143,19 @@ class Completer:
                 slides=options.overflow == "slide",
                 logits_processor=options.logits_processor,
                 drafts=self._drafts,
+                n_best=options.n_texts,
+                pad_id=self._pad_id(),
             )
+
+    def _pad_id(self) -> int | None:
+        """The padding token, or, as in transformers, the first that ends a text."""
+        config = self._model.config
+        ends = config.eos_token_id
+        if config.pad_token_id is not None:
+            return config.pad_token_id
+        if ends is not None:
+            return ends if isinstance(ends, int) else ends[0]
+        return int(self._options.stop_ids[0]) if len(self._options.stop_ids) else None
 
     def _new_stops(self) -> Stops:
         """What is watched for in the texts of a call that begins now."""

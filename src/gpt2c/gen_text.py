@@ -47,7 +47,9 @@ def gen_text(
     if model is None:
         model = _embedded_model()
     if isinstance(model, GPT2):
-        return model.generate(prompt, max_new_tokens=n_tokens_to_generate, do_sample=False)
+        return model.generate(
+            prompt, max_new_tokens=n_tokens_to_generate, do_sample=False, num_beams=1
+        )
     if isinstance(model, str | os.PathLike):
         with GPT2.from_pretrained(model) as loaded:
             return gen_text(prompt, n_tokens_to_generate, model=loaded)

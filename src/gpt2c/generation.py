@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.beams import BeamOptions, BeamPlan, check_beams
 from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.options import INT32_MAX, choice, flag, integer, items, number
@@ -49,7 +50,7 @@ class StreamOptions(_LengthOption, SamplingOptions, total=False):
     num_assistant_tokens: int | None
 
 
-class _ListOptions(_LengthOption, SamplingOptions, total=False):
+class _ListOptions(_LengthOption, SamplingOptions, BeamOptions, total=False):
     seed: int | Sequence[int] | None
     stop_strings: str | Sequence[str] | None
     stop_token_ids: Sequence[int | str] | None
@@ -102,10 +103,13 @@ class Completion:
         callback asked for it.
     seed, sample
         What reproduces this text: the seed (None where nothing was drawn), and its number among
-        num_return_sequences.
+        num_return_sequences, of which beam search gives the best first.
     logprobs, top_logprobs
         Where they were asked for: each new token's log-probability by the model itself, in nats,
         and the likeliest ids there with theirs.
+    sequence_score
+        Of beam search: the sum of the text's log-probabilities, after all options, the token that
+        ended it included, divided by its length to the power of length_penalty.
     passes, drafted, accepted
         Forward calls of the model for the new tokens, tokens that were drafted for them, and how
         many of those the model chose too.
@@ -126,6 +130,7 @@ class Completion:
     passes: int = 0
     drafted: int = 0
     accepted: int = 0
+    sequence_score: float | None = None
 
     @property
     def new(self) -> str | list[int]:
@@ -161,6 +166,7 @@ class Options:
     """Checked generation options."""
 
     plan: Plan
+    beams: BeamPlan | None
     max_new_tokens: int
     seeds: int | tuple[int, ...] | None
     stop_strings: tuple[StopString, ...]
@@ -180,6 +186,11 @@ class Options:
 
     @property
     def n_samples(self) -> int:
+        """How many requests each prompt is: one for each text, or a beam search of them all."""
+        return 1 if self.beams is not None else self.n_texts
+
+    @property
+    def n_texts(self) -> int:
         """How many texts each prompt gets."""
         return self.num_return_sequences or 1
 
@@ -222,6 +233,7 @@ def check_options(
     plan = check_sampling({n: options[n] for n in SamplingOptions.__annotations__}, vocabulary)
     checked = Options(
         plan=plan,
+        beams=check_beams({n: options.get(n) for n in BeamOptions.__annotations__}),
         max_new_tokens=integer("max_new_tokens", options["max_new_tokens"], 0, INT32_MAX),
         seeds=_seeds(options["seed"]),
         stop_strings=_stop_strings(options["stop_strings"]),
@@ -244,10 +256,12 @@ def check_options(
 
 
 def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
-    if checked.n_samples > 1 and not checked.plan.draws:
+    if checked.beams is not None:
+        _check_with_beams(checked, checked.beams)
+    elif checked.n_texts > 1 and not checked.plan.draws:
         raise OptionError(
-            f"num_return_sequences is {checked.n_samples}, but without sampling all of them would "
-            "be the same; pass do_sample=True or a temperature"
+            f"num_return_sequences is {checked.n_texts}, but without sampling all of them would "
+            "be the same; pass do_sample=True or a temperature, or num_beams"
         )
     if checked.echo and checked.logprobs is None:
         raise OptionError("echo is given without logprobs, of which it adds the prompt's")
@@ -255,6 +269,26 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"min_new_tokens is {options['min_new_tokens']}, more than max_new_tokens, "
             f"{checked.max_new_tokens}"
+        )
+
+
+def _check_with_beams(checked: Options, beams: BeamPlan) -> None:
+    """Refuses what a search of several beams cannot do."""
+    refused = {
+        "sampling (do_sample, temperature, top_k, ...)": checked.plan.draws,
+        "a callback": checked.callback is not None,
+        "logprobs": checked.logprobs is not None,
+        "overflow='slide'": checked.overflow == "slide",
+    }
+    for what, is_given in refused.items():
+        if is_given:
+            raise OptionError(
+                f"num_beams is {beams.n_beams}, and beam search does not go with {what}; pass "
+                "num_beams=1, or do without the other"
+            )
+    if checked.n_texts > beams.n_beams:
+        raise OptionError(
+            f"num_return_sequences is {checked.n_texts}, more than num_beams, {beams.n_beams}"
         )
 
 

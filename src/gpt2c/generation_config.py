@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from gpt2c.beams import NEUTRAL as BEAMS
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError, ConfigError
+from gpt2c.sampling import asks_to_sample
 from gpt2c.untrusted import read_json_object, show_list
 
 _log = logging.getLogger(__name__)
@@ -42,7 +44,6 @@ _OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
 _OURS: Final = {"bad_words_ids": "bad_words"}
 # What would give another text and is not supported, with the values with which it would not.
 _NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
-    "num_beams": (1,),
     "penalty_alpha": (0.0,),
     "dola_layers": (),
     "guidance_scale": (1.0,),
@@ -59,7 +60,8 @@ _NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
 def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config, dict[str, Any]]:
     """The configuration with the file's end, start and padding tokens, and options by our names.
 
-    Options for sampling count only where the file turns it on with do_sample, as in transformers.
+    Options for sampling count only where the file turns it on with do_sample, as in transformers;
+    those of beam search where it has num_beams, and no do_sample: both at once is not supported.
     Where there is no such file nothing changes.
 
     Raises ConfigError, naming the file, where it cannot be read.
@@ -70,10 +72,15 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     except CheckpointNotFoundError:
         return config, {}
     ignored = [name for name, neutral in _NOT_SUPPORTED.items() if _acts(values, name, neutral)]
+    samples = values.get("do_sample") is True
+    searches = _acts(values, "num_beams", (BEAMS["num_beams"],))
+    if samples and searches:
+        ignored.append("num_beams")
     if ignored:
         _log.warning("%s: options that are not supported are ignored: %s", path, show_list(ignored))
-    samples = values.get("do_sample") is True
     wanted = {**_OTHERS, **(_SAMPLING if samples else {})}
+    if searches and not samples:
+        wanted |= {name: (neutral,) for name, neutral in BEAMS.items()}
     defaults: dict[str, Any] = {"do_sample": True} if samples else {}
     for name, neutral in wanted.items():
         if _acts(values, name, neutral):
@@ -90,13 +97,18 @@ def with_defaults(
 ) -> dict[str, Any]:
     """The options of a call, completed: what is given counts, where it is not None.
 
-    Who asks for greedy text gets it, whatever the model's makers sample with.
+    Who asks for greedy text gets it, whatever the model's makers sample with, and who samples does
+    so instead of their beam search.
     """
     options = {name: value for name, value in defaults.items() if name in allowed}
     temperature = given.get("temperature")
     is_zero = isinstance(temperature, int | float) and temperature == 0
     if given.get("do_sample") is False or is_zero:
         for name in ("do_sample", *_SAMPLING):
+            options.pop(name, None)
+    n_beams = given.get("num_beams")
+    if n_beams == 1 or (n_beams is None and asks_to_sample(given)):
+        for name in BEAMS:
             options.pop(name, None)
     if given.get("max_new_tokens") is not None:
         options.pop("min_new_tokens", None)  # which may be more

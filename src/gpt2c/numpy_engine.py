@@ -21,7 +21,7 @@ from gpt2c.engine_types import Drafts, Plan, Scores
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.reference import Past, gpt2
 from gpt2c.reference_sampling import Sampler
-from gpt2c.reference_scoring import token_scores
+from gpt2c.reference_scoring import log_probabilities, token_scores
 
 SCORE_ROWS = 48  # whose logits are held at a time
 
@@ -125,6 +125,11 @@ class Model:
             parts.append(token_scores(np.empty((0, self.n_vocab)), np.empty(0, dtype=int), n_top))
         scores, top = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(top)
+
+    def log_probs(self, sequences: list[Sequence], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Feeds each sequence one id; float32 [n, n_vocab], log-probabilities of what follows."""
+        rows = [s.feed(ids[i : i + 1], 1) for i, s in enumerate(sequences)]
+        return log_probabilities(np.concatenate(rows)).astype(np.float32)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -274,9 +279,15 @@ class Job:
         logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
         return logits
 
-    def process(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity."""
-        processed: NDArray[np.float32] = self._sampler.process(logits, [*self._prompt, *self._ids])
+    def process(
+        self, logits: NDArray[np.float32], new_ids: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity.
+
+        With new_ids the text is the job's prompt and these, instead of the tokens generated.
+        """
+        new = self._ids if new_ids is None else new_ids.tolist()
+        processed: NDArray[np.float32] = self._sampler.process(logits, [*self._prompt, *new])
         return processed
 
     def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:

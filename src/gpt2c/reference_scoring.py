@@ -38,3 +38,11 @@ def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
     top["id"][:, : likeliest.shape[1]] = likeliest
     top["log_prob"][:, : likeliest.shape[1]] = np.take_along_axis(log_probs, likeliest, axis=1)
     return scores, top
+
+
+def log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """log p of every id, by logits [n, n_vocab]; all of a row are NaN where a logit is one."""
+    x = logits.astype(np.float64)  # [n, n_vocab]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        below = x - x.max(axis=1, keepdims=True)  # [n, n_vocab]
+        return np.asarray(below - np.log(np.exp(below).sum(axis=1, keepdims=True)))

@@ -99,12 +99,21 @@ def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
     drawing = [name for name in options if _STAGE_OF.get(name) in FILTERS]
     if do_sample is False and drawing:
         raise OptionError(f"do_sample is False, but {drawing[0]}, which is for sampling, is given")
-    draws = bool(do_sample or drawing) and options.get("temperature", 1.0) != 0
+    draws = asks_to_sample(options)
     missing = [name for name in stages if name not in order]
     if missing:
         raise OptionError(f"sampler_order does not say when {missing[0]}, which is given, comes")
     kept = order if draws else [name for name in order if name not in FILTERS]
     return Plan((*_padding(vocabulary), *(stages[name] for name in kept if name in stages)), draws)
+
+
+def asks_to_sample(options: Mapping[str, Any]) -> bool:
+    """Whether do_sample or another option turns sampling on, and temperature 0 not off."""
+    given = [name for name, value in options.items() if value is not None]
+    is_drawing = any(_STAGE_OF.get(name) in FILTERS for name in given)
+    temperature = options.get("temperature")
+    is_zero = isinstance(temperature, int | float | np.number) and temperature == 0
+    return not is_zero and (is_drawing or options.get("do_sample") is True)
 
 
 def _padding(vocabulary: Vocabulary) -> Iterator[Stage]:

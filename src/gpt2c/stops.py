@@ -81,6 +81,13 @@ class Watcher:
             return "callback"
         return "time" if self._stops.is_late else None
 
+    def copy(self) -> Watcher:
+        """The same of a text that may go on otherwise."""
+        other = Watcher(self._stops, self._index)
+        other._found, other._ends, other.ids = self._found[:], self._ends[:], self.ids[:]
+        other.n_safe_ids, other.end = self.n_safe_ids, self.end
+        return other
+
     def finish(self) -> None:
         """No id comes any more: all of them are safe."""
         self.n_safe_ids = len(self.ids)
