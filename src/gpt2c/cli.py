@@ -55,6 +55,17 @@ _GENERATE_OPTIONS: Final = (
 )
 
 
+# The same of texts that are printed when they are whole.
+_WHOLE_TEXT_OPTIONS: Final = (
+    ("num-beams", int, "N", "search N texts at once for the likeliest one"),
+    ("length-penalty", float, "X", "above 0 (default: 1) the search rewards length"),
+    ("num-beam-groups", int, "N", "so many groups of beams, kept apart by --diversity-penalty"),
+    ("diversity-penalty", float, "X", "taken from what the groups before chose at this place"),
+    ("num-return-sequences", int, "N", "so many texts of each prompt, of beams the best"),
+)
+_EARLY_STOPPING: Final = {"true": True, "false": False, "never": "never"}
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, but an error is one line."""
 
@@ -87,8 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         help="read prompts from a file, one a line; blank ones are skipped",
     )
     add("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="default: 40")
-    for name, kind, metavar, help_text in _GENERATE_OPTIONS:
+    for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
+    add(
+        "--early-stopping",
+        choices=_EARLY_STOPPING,
+        help="whether the search ends with its first N texts; never: when none can be better",
+    )
     add(
         "--draft",
         choices=[*drafting.KINDS, "none"],
@@ -184,7 +200,22 @@ def _generate(options: argparse.Namespace) -> None:
         if options.json:
             _print_objects(model, prompts, _sampling(options))
         else:
-            _print_texts(model, prompts, _sampling(options), options.echo)
+            if _streams(model, options):
+                _print_texts(model, prompts, _sampling(options), options.echo)
+            else:
+                _print_whole_texts(model, prompts, _sampling(options), options.echo)
+
+
+def _streams(model: gpt2c.GPT2, options: argparse.Namespace) -> bool:
+    """Whether texts are printed as they come: one of each prompt, and none of a search."""
+    return not _whole_text_options(options) and "num_beams" not in model.generation_defaults
+
+
+def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = [name.replace("-", "_") for name, *_ in _WHOLE_TEXT_OPTIONS]
+    given = {name: getattr(options, name) for name in names}
+    given["early_stopping"] = _EARLY_STOPPING.get(options.early_stopping)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -192,6 +223,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "max_new_tokens": options.max_new_tokens,
         **{name: getattr(options, name) for name in names},
+        **_whole_text_options(options),
         "stop_strings": options.stop,
         "overflow": "slide" if options.slide else "stop",
         "draft": None if options.draft == "none" else options.draft,
@@ -246,10 +278,26 @@ def _print_texts(
         print(flush=True)
 
 
+def _print_whole_texts(
+    model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any], echo: bool
+) -> None:
+    is_first = True
+    for prompt in prompts:
+        for done in _as_list(model.complete(prompt, **sampling)):
+            print("" if is_first else "\n", prompt if echo else "", done.text, sep="", flush=True)
+            is_first = False
+
+
 def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any]) -> None:
-    for prompt, done in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
-        given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}
-        print(json.dumps({"prompt": prompt, **given}, ensure_ascii=False), flush=True)
+    for prompt, answer in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
+        for done in _as_list(answer):
+            given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}
+            print(json.dumps({"prompt": prompt, **given}, ensure_ascii=False), flush=True)
+
+
+def _as_list(answer: Any) -> list[Any]:
+    """The completions of a prompt: a list with num_return_sequences."""
+    return answer if isinstance(answer, list) else [answer]
 
 
 # ---- convert ----

@@ -24,11 +24,13 @@ from gpt2c.generation import MOST_LOGPROBS
 from gpt2c.stops import Watcher
 
 if TYPE_CHECKING:
-    from gpt2c.backend import EngineModel, EngineSequence
+    from gpt2c.backend import EngineJob, EngineModel, EngineSequence
 
 # Beams that run together: the rows of one forward call, and, where options have to see all
 # log-probabilities, the rows of a vocabulary's size that are held.
 _MOST_ROWS: Final = 256
+# Stages that rule out ids whatever the text: some more of the likeliest make up for them.
+_BANS: Final = ("suppress_tokens", "min_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,19 @@ class Search:
             Group(plan, first, self._most_ids, self._extended) for _ in range(plan.n_groups)
         ]
         self._beams = [first]  # that are fed
-        self._job = None
-        if request.plan.stages:
-            stages = request.plan
-            self._job = engine.job(request.ids, 1, stages, 0, 0, NO_IDS)
+        self.n_top = self._n_top()
+        self._job: EngineJob | None = None
+        if self.n_top is None and request.plan.stages:
+            self._job = engine.job(request.ids, 1, request.plan, 0, 0, NO_IDS)
 
-    @property
-    def n_top(self) -> int | None:
-        """How many of each row's likeliest ids are enough; None: not any number."""
-        if self._job is not None or self.request.logits_processor is not None:
+    def _n_top(self) -> int | None:
+        """How many of each row's likeliest ids are enough; None: all have to be seen."""
+        stages = self.request.plan.stages
+        if self.request.logits_processor is not None or any(s.name not in _BANS for s in stages):
             return None
         # As many as there are beams can be penalised for what other groups chose.
         n = self._n_candidates + (self._plan.n_beams if self._plan.n_groups > 1 else 0)
+        n += sum(len(stage.ids) for stage in stages)
         return n if n <= MOST_LOGPROBS else None
 
     def feeds(self) -> list[tuple[EngineSequence, NDArray[np.int32]]]:
@@ -173,12 +176,25 @@ class Search:
     def _processed(self, row: _Row, beam: Beam[_State]) -> _Row:
         """After the options that change single ids' log-probabilities."""
         x = row.log_probs
+        if row.ids is not None:
+            is_banned = np.isin(row.ids, self._banned_ids())
+            return _Row(x[~is_banned], row.ids[~is_banned])
         if self.request.logits_processor is not None:
             before = [*self.request.ids.tolist(), *beam.ids]
             x = checked_logits(self.request.logits_processor(before, x.copy()), len(x))
         if self._job is not None:
             x = self._job.process(x, np.array(beam.ids, dtype=np.int32))
         return row if x is row.log_probs else _Row(x)
+
+    def _banned_ids(self) -> NDArray[np.int32]:
+        """Of _BANS, at this step."""
+        n_before = self._n_ids - 1
+        banned = [
+            stage.ids
+            for stage in self.request.plan.stages
+            if stage.name != "min_new_tokens" or n_before < stage.count
+        ]
+        return np.concatenate([NO_IDS, *banned])
 
     def _extended(self, beam: Beam[_State], id: int, total: float) -> Beam[_State]:
         if id in self._stop_ids:
