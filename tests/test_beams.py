@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, ISAS, config_of, model_on, on_backend, random_weights
 
+import gpt2c
 from gpt2c import GPT2
 
 PLAIN = json.loads((FIXTURES / "transformers_beams.json").read_text())
@@ -73,3 +78,371 @@ def test_the_fixtures_have_what_they_are_to_show():
         assert sum(len(set(map(len, case["new"]))) > 1 for case in cases) > len(cases) / 5
         assert any(len(case["eos"]) > 1 for case in cases)
         assert all("transformers" in fixture["made_with"] for case in cases)
+
+
+# ---- the search itself ----
+
+
+def brute_force(model, prompt, n, eos, length_penalty):
+    """Every text of up to n ids, by its score: the sum of log-probabilities, by its length."""
+    scored = []
+    for length in range(1, n + 1):
+        for ids in itertools.product(range(model.config.vocab_size), repeat=length):
+            if eos in ids[:-1] or (length < n and ids[-1] != eos):
+                continue
+            log_probs = model.score(prompt + list(ids)).logprobs[len(prompt) :]
+            score = float(np.sum(log_probs, dtype=np.float64)) / length**length_penalty
+            scored.append((score, list(ids[:-1] if ids[-1] == eos else ids)))
+    return sorted(scored, reverse=True)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -0.5, 2.0])
+def test_enough_beams_find_the_best_texts(backend, length_penalty):
+    config = config_of(vocab_size=4, n_positions=20, eos_token_id=2)
+    model = model_on(backend, config, random_weights(config, 3))
+    for prompt in ([1], [0, 3, 1]):
+        best = brute_force(model, prompt, 4, 2, length_penalty)
+        found = model.complete(
+            prompt, max_new_tokens=4, num_beams=81, num_return_sequences=20,
+            length_penalty=length_penalty, early_stopping="never",
+        )  # fmt: skip
+        assert [c.ids for c in found] == [ids for _, ids in best[:20]]
+        # Sums of at most four log-probabilities in float32, by the same kernels.
+        scores = [c.sequence_score for c in found]
+        np.testing.assert_allclose(scores, [score for score, _ in best[:20]], rtol=1e-6)
+
+
+def test_there_may_be_fewer_texts_than_are_asked_for(backend):
+    config = config_of(vocab_size=3, eos_token_id=None)
+    model = model_on(backend, config, random_weights(config))
+    found = model.generate([1], max_new_tokens=1, num_beams=5, num_return_sequences=5)
+    assert sorted(found) == [[0], [1], [2]]
+
+
+def test_beams_find_what_greedy_does_not(model):
+    for prompt in prompts(5):
+        texts = model.complete(prompt, max_new_tokens=8, num_beams=8, num_return_sequences=8)
+        scores = [c.sequence_score for c in texts]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(c.ids) for c in texts}) == 8
+        assert [c.sample for c in texts] == list(range(8))
+        greedy = model.score(prompt + model.generate(prompt, max_new_tokens=8, stop_token_ids=[]))
+        assert scores[0] >= float(greedy.logprobs[len(prompt) :].mean()) - 1e-5
+
+
+def test_options_hold_for_every_beam(model):
+    for prompt in prompts(4):
+        texts = model.complete(
+            prompt, max_new_tokens=12, num_beams=4, num_return_sequences=4, suppress_tokens=[3, 4],
+            no_repeat_ngram_size=1, min_new_tokens=5, bad_words=[[9]],
+        )  # fmt: skip
+        for done in texts:
+            assert len(done.ids) >= 5
+            assert len({*prompt, *done.ids} - {*prompt}) == len(done.ids)
+            assert not {3, 4, 7, 9} & set(done.ids)
+
+
+BANS = [
+    {"suppress_tokens": [1, 2, 3, 17]},
+    {"min_new_tokens": 6},
+    {"num_beam_groups": 2, "diversity_penalty": 1.0, "suppress_tokens": [5], "min_new_tokens": 3},
+]
+
+
+@pytest.mark.parametrize("options", BANS)
+def test_the_likeliest_ids_are_as_good_as_all(model, options):
+    """What the engine's own list of likeliest ids gives, and all log-probabilities."""
+    options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10, **options}
+    # Nothing is added to any id, but all of them are looked at.
+    slow = {**options, "logits_processor": lambda ids, log_probs: log_probs}
+    for prompt in prompts(4):
+        assert model.complete(prompt, **options) == model.complete(prompt, **slow)
+
+
+def test_many_beams_see_all_ids(model):
+    """More candidates than the engine lists."""
+    found = model.complete([1, 2], num_beams=80, num_return_sequences=80, max_new_tokens=5)
+    few = model.complete([1, 2], num_beams=60, num_return_sequences=1, max_new_tokens=5)
+    assert len(found) == 80
+    assert found[0].sequence_score >= few[0].sequence_score
+
+
+def test_a_logits_processor_sees_log_probabilities(model):
+    seen = []
+
+    def only_even(ids, log_probs):
+        seen.append((ids, float(np.exp(log_probs.astype(np.float64)).sum())))
+        log_probs[1::2] = -np.inf
+        return log_probs
+
+    texts = model.generate(
+        [1, 2], num_beams=3, num_return_sequences=3, max_new_tokens=4, logits_processor=only_even
+    )
+    assert all(id % 2 == 0 for ids in texts for id in ids)
+    assert seen[0][0] == [1, 2]
+    assert {len(ids) for ids, _ in seen} == {2, 3, 4, 5}
+    np.testing.assert_allclose([total for _, total in seen], 1, rtol=1e-5)
+
+
+# ---- what ends a text ----
+
+
+def test_a_full_context_ends_all_beams(backend):
+    config = config_of(n_positions=12)
+    model = model_on(backend, config, random_weights(config))
+    for options in (
+        {},
+        {"num_beam_groups": 3, "diversity_penalty": 1.0},
+        {"repetition_penalty": 2},
+    ):
+        for n_prompt in (12, 9):
+            found = model.complete(
+                list(range(n_prompt)), num_beams=3, num_return_sequences=3, **options
+            )
+            assert [len(c.ids) for c in found] == [13 - n_prompt] * 3
+            assert {c.finish_reason for c in found} == {"context"}
+    assert model.complete([1], num_beams=2, max_new_tokens=12).finish_reason == "length"
+
+
+def test_stop_token_ids_end_beams(model):
+    free = model.complete([1, 2, 3], num_beams=3, max_new_tokens=8)
+    stop = free.ids[3]
+    found = model.complete(
+        [1, 2, 3], num_beams=3, num_return_sequences=3, max_new_tokens=8, stop_token_ids=[stop]
+    )
+    assert any(c.finish_reason == "stop" for c in found)
+    assert not any({stop, 7} & set(c.ids) for c in found)
+
+
+def test_stop_strings_end_beams(backend):
+    model = on_backend(backend, lambda b: GPT2.from_pretrained(backend=b))
+    options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 12}
+    free = model.complete("Once upon a time", **options)
+    assert all("." in c.text for c in free[:1]) or free
+    found = model.complete("Once upon a time", stop_strings=["e", "."], **options)
+    assert any(c.finish_reason == "stop" for c in found)
+    for done in found:
+        assert "e" not in done.text
+        assert "." not in done.text
+        length = len(done.ids) + (1 if done.finish_reason == "stop" else 0)
+        assert length <= 12
+    # As with a token that ends a text, what ends it counts in its score.
+    first = next(c for c in found if c.finish_reason == "stop")
+    assert first.sequence_score < 0
+
+
+def test_time_ends_a_search_with_what_it_has(model, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("gpt2c.stops.time.monotonic", lambda: now[0])
+    engine, calls = model._engine, []
+    score = type(engine).score
+
+    class Engine:
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def score(self, *arguments):
+            calls.append(1)
+            now[0] += 1
+            return score(engine, *arguments)
+
+    monkeypatch.setattr(model, "_engine", Engine())
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 30}
+    found = model.complete([1, 2], max_time=4.5, stop_token_ids=[], **options)
+    assert len(calls) == 5
+    assert {c.finish_reason for c in found} <= {"time", "stop"}
+    assert max(len(c.ids) for c in found) == 5
+    late = model.complete([1, 2], max_time=0, **options)
+    assert [(c.ids, c.finish_reason, c.sequence_score) for c in late] == [([], "time", None)]
+    assert model.generate([1, 2], num_beams=3, max_new_tokens=0) == []
+
+
+def test_nothing_left_to_choose(model):
+    with pytest.raises(gpt2c.OptionError, match=r"prompt 0: .* leave no token to choose at pos"):
+        model.generate([1], num_beams=3, suppress_tokens=range(50))
+
+
+def test_a_logit_that_is_no_number(backend):
+    weights = dict(WEIGHTS)
+    weights["wpe.weight"] = WEIGHTS["wpe.weight"].copy()
+    weights["wpe.weight"][4] = np.nan
+    model = model_on(backend, CONFIG, weights)
+    for options in ({}, {"repetition_penalty": 1.5}):
+        assert model.generate([1, 2], num_beams=3, max_new_tokens=3, **options)
+        with pytest.raises(gpt2c.NumericalError, match="prompt 1: a logit at position 5"):
+            model.generate([[1], [1, 2]], num_beams=3, stop_token_ids=[], **options)
+
+
+# ---- batches, and what is shared ----
+
+RUNS = [
+    {"num_beams": 3, "num_return_sequences": 3},
+    {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.8, "num_return_sequences": 4},
+    {"num_beams": 4, "repetition_penalty": 1.3, "num_return_sequences": 2},
+]
+
+
+@pytest.mark.parametrize("options", RUNS)
+def test_results_do_not_depend_on_the_batch(backend, model, options):
+    given = prompts(9)
+    options = {"max_new_tokens": 12, **options}
+    alone = [model.complete(prompt, **options) for prompt in given]
+    together = model.complete(given, **options)
+    for one, many in zip(alone, together, strict=True):
+        assert [c.ids for c in one] == [c.ids for c in many]
+        # NumPy's matrix products promise no bits.
+        rtol = 1e-5 if backend == "numpy" else 0
+        scores = ([c.sequence_score for c in texts] for texts in (one, many))
+        np.testing.assert_allclose(*scores, rtol=rtol)
+    if backend == "numpy":
+        return
+    assert together == alone
+    assert model.complete(given[::-1], **options) == alone[::-1]
+    assert list(model.complete(iter(given), batch_size=2, **options)) == alone
+
+
+def test_instruction_sets_agree(backend):
+    if backend == "numpy":
+        pytest.skip("NumPy promises no bits")
+    scalar = model_on("scalar", CONFIG, WEIGHTS)
+    model = model_on(backend, CONFIG, WEIGHTS)
+    for options in RUNS:
+        for prompt in prompts(3):
+            assert model.complete(prompt, **options) == scalar.complete(prompt, **options)
+
+
+class Counting:
+    """An engine that counts the ids that are fed."""
+
+    def __init__(self, engine):
+        self._engine = engine
+        self.calls = []
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def score(self, sequences, ids, targets, n_top):
+        self.calls.append([len(part) for part in ids])
+        return self._engine.score(sequences, ids, targets, n_top)
+
+    def log_probs(self, sequences, ids):
+        self.calls.append([1] * len(ids))
+        return self._engine.log_probs(sequences, ids)
+
+
+def test_only_new_ids_are_fed_and_all_beams_in_one_call(model):
+    engine = model._engine = Counting(model._engine)
+    model.generate(
+        [[5] * 30, [6] * 9], num_beams=4, max_new_tokens=6, suppress_tokens=[7], batch_size=2
+    )
+    assert engine.calls[0] == [30, 9]
+    assert engine.calls[1:] == [[1] * 8] * 5
+    engine.calls.clear()
+    model.generate([5] * 30, num_beams=4, max_new_tokens=3, repetition_penalty=1.1)
+    assert engine.calls == [[29], [1], [1] * 4, [1] * 4]
+    engine.calls.clear()
+    # What prompts begin with alike is computed once.
+    model.generate([[5] * 30 + [1], [5] * 30 + [2]], num_beams=2, max_new_tokens=1)
+    assert sum(map(sum, engine.calls)) <= 2
+
+
+def test_a_finished_prompt_makes_room(model):
+    engine = model._engine = Counting(model._engine)
+    given = [[1], [2], [3], [4]]
+    list(model.generate(iter(given), num_beams=2, max_new_tokens=2, batch_size=2))
+    assert all(len(call) <= 4 for call in engine.calls)
+    engine.calls.clear()
+    model.generate(given, num_beams=200, max_new_tokens=2)
+    assert all(len(call) <= 256 for call in engine.calls)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux alone")
+def test_beams_share_the_pages_of_what_they_have_in_common():
+    if not ISAS:
+        pytest.skip("not compiled")
+    # 32 blocks of 128 dimensions: 2 MB a page, 32 MB for the prompt; 1 GB for 32 of it.
+    text = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from conftest import config_of, model_on, random_weights
+config = config_of(n_embd=128, n_head=2, n_layer=32, n_positions=2000)
+model = model_on("scalar", config, random_weights(config))
+model.generate([1] * 300, max_new_tokens=2)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000, -1))
+print(len(model.generate([1] * 1000, num_beams=32, num_return_sequences=32, max_new_tokens=3)))
+"""
+    command = [sys.executable, "-c", text, str(FIXTURES.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "32\n", done.stderr
+
+
+# ---- errors ----
+
+
+class NoWork:
+    """An engine that may not begin."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __getattr__(self, name):
+        assert name not in ("score", "log_probs", "job", "sequence"), "it has begun"
+        return getattr(self._engine, name)
+
+
+WRONG = [
+    ({"num_beams": 0}, "num_beams is 0; it must be from 1 to 1024"),
+    ({"num_beams": 2.0}, "num_beams is 2.0; it must be an integer"),
+    ({"num_beams": True}, "num_beams is True"),
+    ({"num_beams": 2000}, "num_beams is 2000"),
+    ({"num_beams": 2, "length_penalty": "long"}, "length_penalty is 'long'"),
+    ({"num_beams": 2, "length_penalty": math.nan}, "length_penalty is nan"),
+    ({"num_beams": 2, "length_penalty": 51}, "length_penalty is 51"),
+    ({"num_beams": 2, "early_stopping": "always"}, "early_stopping is 'always'; it must be True"),
+    ({"num_beams": 2, "early_stopping": 1}, "early_stopping is 1; it must be True, False or"),
+    ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "num_beam_groups is 3"),
+    ({"num_beams": 4, "num_beam_groups": 8, "diversity_penalty": 1.0}, "num_beam_groups is 8"),
+    ({"num_beams": 4, "num_beam_groups": 0}, "num_beam_groups is 0"),
+    ({"num_beams": 4, "num_beam_groups": 2}, "without a diversity_penalty above 0"),
+    ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty is given without num_beam_gr"),
+    ({"num_beams": 4, "diversity_penalty": -1.0}, "diversity_penalty is -1.0"),
+    ({"length_penalty": 2.0}, "length_penalty is given without num_beams"),
+    ({"early_stopping": True}, "early_stopping is given without num_beams"),
+    ({"num_beam_groups": 2}, "num_beam_groups is given without num_beams"),
+    ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3, more than num_beams"),
+    ({"num_beams": 2, "do_sample": True}, "num_beams is 2, and beam search does not go with samp"),
+    ({"num_beams": 2, "temperature": 0.7}, "does not go with sampling"),
+    ({"num_beams": 2, "callback": print}, "does not go with a callback"),
+    ({"num_beams": 2, "overflow": "slide"}, "does not go with overflow='slide'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_options(model, monkeypatch, options, message):
+    monkeypatch.setattr(model, "_engine", NoWork(model._engine))
+    for given in ([1], [[1], [2]], iter([[1]])):
+        for method in (model.generate, model.complete):
+            with pytest.raises(gpt2c.Error) as raised:
+                method(given, **options)
+            assert message in str(raised.value)
+            assert isinstance(raised.value, ValueError | TypeError)
+
+
+def test_logprobs_are_not_searched_for(model):
+    with pytest.raises(gpt2c.OptionError, match="does not go with logprobs"):
+        model.complete([1], num_beams=2, logprobs=1)
+    with pytest.raises(gpt2c.OptionTypeError, match="stream has no option 'num_beams'"):
+        model.stream([1], num_beams=2)
+
+
+def test_values_that_change_nothing(model):
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False,
+               "num_beam_groups": 1, "diversity_penalty": 0.0}  # fmt: skip
+    plain = model.complete([1, 2], max_new_tokens=5)
+    assert model.complete([1, 2], max_new_tokens=5, **neutral) == plain
+    assert plain.sequence_score is None
+    beams = model.complete([1, 2], max_new_tokens=5, num_beams=3)
+    changed = {**neutral, "num_beams": 3, "temperature": 0, "seed": 5, "draft": "auto"}
+    assert model.complete([1, 2], max_new_tokens=5, **changed) == beams
+    assert beams.seed is None
