@@ -58,6 +58,7 @@ def test_texts_and_scores_are_transformers(backend, fixture, name):
         assert [c.finish_reason for c in found] == [
             "stop" if new[-1] in eos else "length" for new in case["new"]
         ]
+        assert {c.passes for c in found} == {case["steps"]}
         # As for log-probabilities (test_transformers_sampling), for each token; theirs are summed
         # in float32 too.
         largest = float(np.abs(model.logits(case["ids"])).max())
@@ -143,7 +144,7 @@ def test_options_hold_for_every_beam(model):
 
 
 BANS = [
-    {"suppress_tokens": [1, 2, 3, 17]},
+    {"suppress_tokens": list(range(0, 50, 2))},
     {"min_new_tokens": 6},
     {"num_beam_groups": 2, "diversity_penalty": 1.0, "suppress_tokens": [5], "min_new_tokens": 3},
 ]
@@ -217,8 +218,6 @@ def test_stop_token_ids_end_beams(model):
 def test_stop_strings_end_beams(backend):
     model = on_backend(backend, lambda b: GPT2.from_pretrained(backend=b))
     options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 12}
-    free = model.complete("Once upon a time", **options)
-    assert all("." in c.text for c in free[:1]) or free
     found = model.complete("Once upon a time", stop_strings=["e", "."], **options)
     assert any(c.finish_reason == "stop" for c in found)
     for done in found:
@@ -352,7 +351,7 @@ def test_a_finished_prompt_makes_room(model):
     list(model.generate(iter(given), num_beams=2, max_new_tokens=2, batch_size=2))
     assert all(len(call) <= 4 for call in engine.calls)
     engine.calls.clear()
-    model.generate(given, num_beams=200, max_new_tokens=2)
+    model.generate(given, num_beams=200, max_new_tokens=3)
     assert all(len(call) <= 256 for call in engine.calls)
 
 

@@ -5,7 +5,8 @@ Needs torch and transformers; run from the repository's root:
     python tools/make_beam_fixtures.py
 
 What transformers' own beam search finds with the checkpoints in tests/fixtures/transformers: the
-new ids, the token that ended them included, and sequences_scores, best first. Groups of beams left
+new ids, the token that ended them included, and sequences_scores, best first, and how many steps
+it took. Groups of beams left
 transformers' core after 4.56: a transformers that has them makes their fixture, a later one that of
 plain beam search.
 """
@@ -39,6 +40,8 @@ PLAIN: list[dict[str, Any]] = [
     {"num_beams": 3, "num_return_sequences": 3, "early_stopping": "never", "length_penalty": 0.0},
     {"num_beams": 3, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": -0.5},
     {"num_beams": 4, "num_return_sequences": 2, "early_stopping": True, "length_penalty": 3.0},
+    {"num_beams": 2, "num_return_sequences": 2, "early_stopping": "never", "length_penalty": -0.2},
+    {"num_beams": 2, "num_return_sequences": 2, "early_stopping": True, "max_new_tokens": 3},
     {"num_beams": 4, "num_return_sequences": 2, "repetition_penalty": 1.4},
     {"num_beams": 4, "num_return_sequences": 4, "no_repeat_ngram_size": 2},
     {"num_beams": 3, "num_return_sequences": 3, "min_new_tokens": 7},
@@ -65,6 +68,14 @@ GROUPS: list[dict[str, Any]] = [
     {
         "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7, "num_return_sequences": 2,
         "early_stopping": "never", "length_penalty": -1.0,
+    },
+    {
+        "num_beams": 2, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 2,
+        "early_stopping": True, "length_penalty": 4.0, "max_new_tokens": 4,
+    },
+    {
+        "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 4,
+        "early_stopping": True, "length_penalty": 4.0, "max_new_tokens": 4,
     },
     {
         "num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 1.0, "num_return_sequences": 6,
@@ -102,7 +113,7 @@ def searched(
     new = [until_end(row[len(ids) :].tolist(), eos) for row in out.sequences]
     return {
         "ids": ids, "eos": eos, "pad": pad, "options": options, "new": new,
-        "scores": out.sequences_scores.tolist(),
+        "scores": out.sequences_scores.tolist(), "steps": len(out.scores),
     }  # fmt: skip
 
 
@@ -113,7 +124,7 @@ def cases_of(model: GPT2LMHeadModel, seed: int) -> list[dict[str, Any]]:
     for number, options in enumerate(GROUPS if HAS_GROUPS else PLAIN):
         n_prompt = (1, 5, 9)[number % 3]
         ids = rng.integers(0, n_vocab, n_prompt).tolist()
-        options = {**options, "max_new_tokens": min(14, n_positions - n_prompt)}
+        options = {"max_new_tokens": min(14, n_positions - n_prompt), **options}
         # End tokens are some that the model likes here, so that beams end, at different lengths.
         free = searched(model, ids, [], None, {"num_beams": 4, "num_return_sequences": 4,
                                                "max_new_tokens": 10})  # fmt: skip
