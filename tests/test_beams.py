@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from conftest import FIXTURES, ISAS, config_of, model_on, on_backend, random_wei
 
 import gpt2c
 from gpt2c import GPT2
+from gpt2c.engine_types import Plan
 
 PLAIN = json.loads((FIXTURES / "transformers_beams.json").read_text())
 GROUPS = json.loads((FIXTURES / "transformers_beam_groups.json").read_text())
@@ -355,6 +357,9 @@ def test_a_finished_prompt_makes_room(model):
     assert all(len(call) <= 256 for call in engine.calls)
 
 
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves more"
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux alone")
 def test_beams_share_the_pages_of_what_they_have_in_common():
     if not ISAS:
@@ -374,6 +379,43 @@ print(len(model.generate([1] * 1000, num_beams=32, num_return_sequences=32, max_
     command = [sys.executable, "-c", text, str(FIXTURES.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "32\n", done.stderr
+
+
+# ---- log-probabilities of all ids ----
+
+
+def test_log_probs_have_the_bits_of_scores(isa):
+    """So that options which look at all ids change nothing else."""
+    config = config_of(vocab_size=3000, n_positions=300)
+    engine = model_on(isa, config, random_weights(config))._engine
+    ids = np.random.default_rng(0).integers(0, 3000, 260).astype(np.int32)
+    n_rows = len(ids)  # more than one call of the engine takes
+    rows = engine.log_probs([engine.sequence() for _ in ids], ids)
+    assert rows.shape == (n_rows, 3000)
+    targets = [ids[i - 1 : i] if i else ids[-1:] for i in range(n_rows)]
+    fed = [ids[i : i + 1] for i in range(n_rows)]
+    scores, top = engine.score([engine.sequence() for _ in ids], fed, targets, 5)
+    np.testing.assert_array_equal(rows[np.arange(n_rows), np.roll(ids, 1)], scores["log_prob"])
+    np.testing.assert_array_equal(np.take_along_axis(rows, top["id"], axis=1), top["log_prob"])
+
+
+def test_log_probs_and_process_refuse(isa):
+    model, other = (model_on(isa, CONFIG, WEIGHTS)._engine for _ in range(2))
+    ids = np.array([1], dtype=np.int32)
+    sequence = model.sequence()
+    for sequences, given in (
+        ([], ids[:0]), ([sequence], ids[:0]), ([other.sequence()], ids), ([sequence], ids + 50),
+        ([sequence, sequence], np.array([1, 2], dtype=np.int32)),
+    ):  # fmt: skip
+        with pytest.raises(gpt2c.OptionError):
+            model.log_probs(sequences, given)
+    assert sequence.length == 0
+    model.log_probs([sequence], ids)
+    job = model.job(ids, 1, Plan(), 0, 0, ids[:0])
+    row = np.zeros(CONFIG.vocab_size, dtype=np.float32)
+    for new in (np.full(100, 1, dtype=np.int32), np.array([50], dtype=np.int32)):
+        with pytest.raises(gpt2c.OptionError):
+            job.process(row, new)
 
 
 # ---- errors ----

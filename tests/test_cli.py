@@ -55,6 +55,44 @@ def test_generate_takes_the_sampling_options(tales, capsys):
     assert capsys.readouterr().out == text + "\n"
 
 
+def test_generate_searches_with_beams(tales, capsys):
+    options = [
+        "--num-beams",
+        "4",
+        "--early-stopping",
+        "never",
+        "--length-penalty",
+        "0.5",
+        "-n",
+        "6",
+    ]
+    by_name = {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.5}
+    texts = tales.generate(["One", "Two"], max_new_tokens=6, **by_name)
+    assert main(["generate", "One", "Two", *options]) == 0
+    assert capsys.readouterr().out == "\n\n".join(texts) + "\n"
+    assert main(["generate", "One", *options, "--echo", "--early-stopping", "true"]) == 0
+    early = tales.generate("One", max_new_tokens=6, **{**by_name, "early_stopping": True})
+    assert capsys.readouterr().out == f"One{early}\n"
+    groups = ["--num-beam-groups", "2", "--diversity-penalty", "2", "--num-return-sequences", "3"]
+    assert main(["generate", "One", *options, *groups, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = tales.complete(
+        "One", max_new_tokens=6, num_beam_groups=2, diversity_penalty=2, num_return_sequences=3,
+        **by_name,
+    )  # fmt: skip
+    assert [line["text"] for line in lines] == [c.text for c in found]
+    assert [line["sequence_score"] for line in lines] == [c.sequence_score for c in found]
+
+
+def test_generate_prints_several_texts_of_a_prompt(tales, capsys):
+    options = ["--num-return-sequences", "2", "--temperature", "1", "--seed", "3", "-n", "6"]
+    assert main(["generate", "One", *options]) == 0
+    texts = tales.generate("One", max_new_tokens=6, num_return_sequences=2, temperature=1, seed=3)
+    assert capsys.readouterr().out == "\n\n".join(texts) + "\n"
+    assert main(["generate", "One", "--length-penalty", "2"]) == 2
+    assert "length_penalty is given without num_beams" in capsys.readouterr().err
+
+
 def test_several_prompts_are_set_apart_by_a_blank_line(tales, capsys):
     assert main(["generate", "One", "Two", "-n", "5"]) == 0
     texts = tales.generate(["One", "Two"], max_new_tokens=5)

@@ -13,6 +13,7 @@ from conftest import BACKENDS, FIXTURES, config_of, model_on, on_backend, random
 
 import gpt2c
 from gpt2c import GPT2
+from gpt2c.beams import BeamOptions
 from gpt2c.checkpoint import from_arrays
 from gpt2c.generation import DEFAULT_BATCH_SIZE
 from gpt2c.tokenizer_files import tokenizer_of
@@ -288,7 +289,8 @@ def test_help_shows_the_options_of_all_methods():
 
     complete = options(GPT2.complete)
     assert options(GPT2.generate) == [n for n in complete if n not in ("logprobs", "echo")]
-    of_lists = ("prompts", "num_return_sequences", "batch_size", "progress", "logprobs", "echo")
+    of_lists = ("prompts", "num_return_sequences", "batch_size", "progress", "logprobs", "echo",
+                *BeamOptions.__annotations__)  # fmt: skip
     assert options(GPT2.stream) == [n for n in complete if n not in of_lists]
     assert options(GPT2.stream_async) == options(GPT2.stream)
     assert inspect.signature(GPT2.complete).parameters["max_new_tokens"].default == 40

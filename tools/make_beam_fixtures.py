@@ -6,9 +6,8 @@ Needs torch and transformers; run from the repository's root:
 
 What transformers' own beam search finds with the checkpoints in tests/fixtures/transformers: the
 new ids, the token that ended them included, and sequences_scores, best first, and how many steps
-it took. Groups of beams left
-transformers' core after 4.56: a transformers that has them makes their fixture, a later one that of
-plain beam search.
+it took. Groups of beams left transformers' core after 4.56.2: a transformers that has them makes
+their fixture, a later one that of plain beam search.
 """
 
 from __future__ import annotations

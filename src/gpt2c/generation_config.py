@@ -11,6 +11,7 @@ from typing import Any, Final
 from gpt2c.beams import NEUTRAL as BEAMS
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError, ConfigError
+from gpt2c.options import is_integer
 from gpt2c.sampling import asks_to_sample
 from gpt2c.untrusted import read_json_object, show_list
 
@@ -107,7 +108,8 @@ def with_defaults(
         for name in ("do_sample", *_SAMPLING):
             options.pop(name, None)
     n_beams = given.get("num_beams")
-    if n_beams == 1 or (n_beams is None and asks_to_sample(given)):
+    has_one = is_integer(n_beams) and n_beams == 1
+    if has_one or (n_beams is None and asks_to_sample(given)):
         for name in BEAMS:
             options.pop(name, None)
     if given.get("max_new_tokens") is not None:

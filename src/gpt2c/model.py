@@ -252,7 +252,17 @@ class GPT2:
             the prompt, the options and the seed, whatever runs beside it. None draws one for each
             prompt, and the completion tells it.
         num_return_sequences
-            So many texts for each prompt, all drawn from its seed; its result is then a list.
+            So many texts for each prompt, all drawn from its seed, or the best of num_beams, best
+            first; its result is then a list.
+        num_beams, length_penalty, early_stopping
+            Beam search with so many beams, as transformers does it: the texts of the greatest
+            sequence_score. Above 0 (default: 1) length_penalty rewards length. early_stopping ends
+            the search with the first num_beams texts (True), when better ones are unlikely (False,
+            the default), or are impossible ("never"). With sampling, a callback, logprobs, or
+            overflow="slide" it is an error; drafts are not used.
+        num_beam_groups, diversity_penalty
+            Beams in so many groups, each of which is kept by the penalty, taken from
+            log-probabilities, from the ids that the groups before chose at the same place.
         stop_strings, stop_token_ids
             What ends a text, besides the model's end token; none of it is part of the text.
         max_time
@@ -262,7 +272,8 @@ class GPT2:
             the text. Of num_return_sequences all have their prompt's index.
         logits_processor
             logits_processor(ids of prompt and text, float32 [n_vocab]) returns the logits that are
-            used, before every other option. Slower: prompts run one after the other.
+            used, before every other option; with num_beams it is given log-probabilities. Slower:
+            without num_beams prompts run one after the other.
         logprobs, echo
             From 0 to 128: log-probabilities of the new tokens, and of so many alternatives; with
             echo of the prompt's tokens too, of those that truncate or overflow kept. In a prompt,
