@@ -34,6 +34,13 @@ def prompts(n, seed=0):
     return [rng.integers(0, CONFIG.vocab_size, rng.integers(1, 60)).tolist() for _ in range(n)]
 
 
+def assert_same(backend, texts, others):
+    """The same ids, and scores of the same bits; of NumPy's matrix products none are promised."""
+    assert [c.ids for c in texts] == [c.ids for c in others]
+    scores = ([c.sequence_score for c in each] for each in (texts, others))
+    np.testing.assert_allclose(*scores, rtol=1e-5 if backend == "numpy" else 0)
+
+
 # ---- transformers ----
 
 
@@ -153,13 +160,13 @@ BANS = [
 
 
 @pytest.mark.parametrize("options", BANS)
-def test_the_likeliest_ids_are_as_good_as_all(model, options):
+def test_the_likeliest_ids_are_as_good_as_all(backend, model, options):
     """What the engine's own list of likeliest ids gives, and all log-probabilities."""
     options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10, **options}
     # Nothing is added to any id, but all of them are looked at.
     slow = {**options, "logits_processor": lambda ids, log_probs: log_probs}
     for prompt in prompts(4):
-        assert model.complete(prompt, **options) == model.complete(prompt, **slow)
+        assert_same(backend, model.complete(prompt, **options), model.complete(prompt, **slow))
 
 
 def test_many_beams_see_all_ids(model):
@@ -185,6 +192,25 @@ def test_a_logits_processor_sees_log_probabilities(model):
     assert seen[0][0] == [1, 2]
     assert {len(ids) for ids, _ in seen} == {2, 3, 4, 5}
     np.testing.assert_allclose([total for _, total in seen], 1, rtol=1e-5)
+
+
+def test_logprobs_are_the_models_own(backend, model):
+    options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 6}
+    for changed in ({}, {"repetition_penalty": 1.5}, {"stop_token_ids": list(range(0, 50, 3))}):
+        for prompt in ([3, 9, 4], [8]):
+            plain = model.complete(prompt, **options, **changed)
+            texts = model.complete(prompt, logprobs=2, echo=True, **options, **changed)
+            assert_same(backend, texts, plain)
+            for done in texts:
+                text = [*prompt, *done.ids]
+                logprobs = [*done.prompt_logprobs, *done.logprobs]
+                atol = 1e-5 if backend == "numpy" else 0
+                np.testing.assert_allclose(logprobs, model.score(text).logprobs, rtol=0, atol=atol)
+                tops = [*done.prompt_top_logprobs, *done.top_logprobs][1:]
+                likeliest = np.argsort(-model.logits(text), axis=1, kind="stable")[:-1, :2]
+                assert [list(top) for top in tops] == likeliest.tolist()
+    late = model.complete([1], max_time=0, logprobs=1, **options)
+    assert late[0].logprobs == []
 
 
 # ---- what ends a text ----
@@ -290,11 +316,7 @@ def test_results_do_not_depend_on_the_batch(backend, model, options):
     alone = [model.complete(prompt, **options) for prompt in given]
     together = model.complete(given, **options)
     for one, many in zip(alone, together, strict=True):
-        assert [c.ids for c in one] == [c.ids for c in many]
-        # NumPy's matrix products promise no bits.
-        rtol = 1e-5 if backend == "numpy" else 0
-        scores = ([c.sequence_score for c in texts] for texts in (one, many))
-        np.testing.assert_allclose(*scores, rtol=rtol)
+        assert_same(backend, one, many)
     if backend == "numpy":
         return
     assert together == alone
@@ -470,9 +492,7 @@ def test_wrong_options(model, monkeypatch, options, message):
             assert isinstance(raised.value, ValueError | TypeError)
 
 
-def test_logprobs_are_not_searched_for(model):
-    with pytest.raises(gpt2c.OptionError, match="does not go with logprobs"):
-        model.complete([1], num_beams=2, logprobs=1)
+def test_a_stream_has_no_beams(model):
     with pytest.raises(gpt2c.OptionTypeError, match="stream has no option 'num_beams'"):
         model.stream([1], num_beams=2)
 

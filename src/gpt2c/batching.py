@@ -340,11 +340,16 @@ def at_once(engine: EngineModel, request: Request) -> Result | None:
     reason = "time" if request.max_new_tokens else "length"
     if request.n_top is None:
         return Result([], reason)
-    none = np.empty(0, dtype=SCORE_TYPE), np.empty((0, request.n_top), dtype=TOP_TYPE)
+    none = empty_scores(request.n_top)
     scores = None
     if request.scores_prompt and not request.stops.is_late:
         scores = score_prompt(engine, request)[1]
     return Result([], reason, scores=none, prompt_scores=scores)
+
+
+def empty_scores(n_top: int) -> Scores:
+    """Those of no tokens."""
+    return np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
 
 
 def score_prompt(

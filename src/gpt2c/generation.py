@@ -277,7 +277,6 @@ def _check_with_beams(checked: Options, beams: BeamPlan) -> None:
     refused = {
         "sampling (do_sample, temperature, top_k, ...)": checked.plan.draws,
         "a callback": checked.callback is not None,
-        "logprobs": checked.logprobs is not None,
         "overflow='slide'": checked.overflow == "slide",
     }
     for what, is_given in refused.items():

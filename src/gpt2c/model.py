@@ -258,7 +258,7 @@ class GPT2:
             Beam search with so many beams, as transformers does it: the texts of the greatest
             sequence_score. Above 0 (default: 1) length_penalty rewards length. early_stopping ends
             the search with the first num_beams texts (True), when better ones are unlikely (False,
-            the default), or are impossible ("never"). With sampling, a callback, logprobs, or
+            the default), or are impossible ("never"). With sampling, a callback or
             overflow="slide" it is an error; drafts are not used.
         num_beam_groups, diversity_penalty
             Beams in so many groups, each of which is kept by the penalty, taken from

@@ -14,12 +14,15 @@ from gpt2c.batching import (
     Batch,
     Request,
     Result,
+    at_once,
     checked_logits,
     common_prefix,
+    empty_scores,
     fail,
+    score_prompt,
 )
-from gpt2c.beams import Beam, BeamPlan, Candidate, Group, best_of
-from gpt2c.engine_types import NO_IDS
+from gpt2c.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
+from gpt2c.engine_types import NO_IDS, Scores
 from gpt2c.generation import MOST_LOGPROBS
 from gpt2c.stops import Watcher
 
@@ -88,6 +91,9 @@ class Search:
         # The last id need not be fed, so a full context still yields one.
         self._most_ids = min(request.max_new_tokens, engine.n_positions - len(request.ids) + 1)
         self._n_ids = 0
+        self._prompt_scores: Scores | None = None
+        if request.scores_prompt:
+            sequence, self._prompt_scores = score_prompt(engine, request)
         self._stop_ids = frozenset(request.stop_ids.tolist())
         self._n_candidates = max(2, 1 + len(self._stop_ids)) * plan.group_size
         watcher = Watcher(request.stops, request.index) if request.stops.strings else None
@@ -239,11 +245,30 @@ class Search:
             fail("nothing", self.request.index, len(self.request.ids) + self._n_ids - 1)
         self.result = [
             Result(
-                list(text.ids), text.finish_reason, text.end,
+                list(text.ids), text.finish_reason, text.end, scores, self._prompt_scores,
                 draft_counts=(self._n_ids, 0, 0), sequence_score=text.score,
             )
-            for text in best
+            for text, scores in zip(best, self._scores(best), strict=True)
         ]  # fmt: skip
+
+    def _scores(self, texts: list[Hypothesis]) -> list[Scores | None]:
+        """What the model says of the texts' ids, once more: less is kept while it searches."""
+        n_top = self.request.n_top
+        if n_top is None:
+            return [None] * len(texts)
+        own = self._beams[0].state.sequence  # which begins with the prompt
+        all_ids = [np.array(text.ids, dtype=np.int32) for text in texts]
+        targets = [ids for ids in all_ids if len(ids)]
+        sequences = [own.copy() for _ in targets]
+        for sequence in sequences:
+            sequence.truncate(len(self.request.ids) - 1)
+        if not targets:
+            return [empty_scores(n_top)] * len(texts)
+        fed = [np.concatenate([self.request.ids[-1:], ids[:-1]]) for ids in targets]
+        engine: Any = self._engine
+        scores, top = engine.score(sequences, fed, targets, n_top)
+        ends = np.cumsum([len(ids) for ids in all_ids])[:-1]
+        return list(zip(np.split(scores, ends), np.split(top, ends), strict=True))
 
 
 class SearchBatch(Batch[list[Result]]):
@@ -255,9 +280,9 @@ class SearchBatch(Batch[list[Result]]):
         self._plan = plan
 
     def _at_once(self, request: Request) -> list[Result] | None:
-        if request.max_new_tokens and not request.stops.is_late:
+        if (result := at_once(self._engine, request)) is None:
             return None
-        return [Result([], "time" if request.max_new_tokens else "length")]
+        return [result]
 
     def _start(self, request: Request, sequence: EngineSequence | None) -> Search:
         return Search(self._engine, request, self._plan, sequence)
