@@ -16,7 +16,7 @@ from gpt2c.beams import BeamOptions, BeamPlan, check_beams
 from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.options import INT32_MAX, choice, flag, integer, items, number
-from gpt2c.sampling import SamplingOptions, Vocabulary, check_sampling
+from gpt2c.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
 from gpt2c.stops import Callback, StopString
 from gpt2c.untrusted import show
 
@@ -257,7 +257,7 @@ def check_options(
 
 def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
     if checked.beams is not None:
-        _check_with_beams(checked, checked.beams)
+        _check_with_beams(checked, checked.beams, asks_to_sample(options))
     elif checked.n_texts > 1 and not checked.plan.draws:
         raise OptionError(
             f"num_return_sequences is {checked.n_texts}, but without sampling all of them would "
@@ -272,19 +272,18 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_with_beams(checked: Options, beams: BeamPlan) -> None:
+def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) -> None:
     """Refuses what a search of several beams cannot do."""
-    refused = {
-        "sampling (do_sample, temperature, top_k, ...)": checked.plan.draws,
-        "a callback": checked.callback is not None,
-        "overflow='slide'": checked.overflow == "slide",
-    }
-    for what, is_given in refused.items():
-        if is_given:
-            raise OptionError(
-                f"num_beams is {beams.n_beams}, and beam search does not go with {what}; pass "
-                "num_beams=1, or do without the other"
-            )
+    refused = [f"{name}, which is for sampling" for name in sampling]
+    if checked.callback is not None:
+        refused.append("a callback")
+    if checked.overflow == "slide":
+        refused.append("overflow='slide'")
+    if refused:
+        raise OptionError(
+            f"num_beams is {beams.n_beams}, and beam search does not go with {refused[0]}; pass "
+            "num_beams=1, or do without the other"
+        )
     if checked.n_texts > beams.n_beams:
         raise OptionError(
             f"num_return_sequences is {checked.n_texts}, more than num_beams, {beams.n_beams}"

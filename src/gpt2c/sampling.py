@@ -99,7 +99,7 @@ def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
     drawing = [name for name in options if _STAGE_OF.get(name) in FILTERS]
     if do_sample is False and drawing:
         raise OptionError(f"do_sample is False, but {drawing[0]}, which is for sampling, is given")
-    draws = asks_to_sample(options)
+    draws = bool(asks_to_sample(options))
     missing = [name for name in stages if name not in order]
     if missing:
         raise OptionError(f"sampler_order does not say when {missing[0]}, which is given, comes")
@@ -107,13 +107,14 @@ def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
     return Plan((*_padding(vocabulary), *(stages[name] for name in kept if name in stages)), draws)
 
 
-def asks_to_sample(options: Mapping[str, Any]) -> bool:
-    """Whether do_sample or another option turns sampling on, and temperature 0 not off."""
-    given = [name for name, value in options.items() if value is not None]
-    is_drawing = any(_STAGE_OF.get(name) in FILTERS for name in given)
+def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
+    """The options that turn sampling on; none where temperature is 0, which turns it off."""
     temperature = options.get("temperature")
-    is_zero = isinstance(temperature, int | float | np.number) and temperature == 0
-    return not is_zero and (is_drawing or options.get("do_sample") is True)
+    if isinstance(temperature, int | float | np.number) and temperature == 0:
+        return []
+    given = [name for name, value in options.items() if value is not None]
+    drawing = [name for name in given if _STAGE_OF.get(name) in FILTERS]
+    return [*drawing, "do_sample"] if options.get("do_sample") is True else drawing
 
 
 def _padding(vocabulary: Vocabulary) -> Iterator[Stage]:

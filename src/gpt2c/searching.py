@@ -183,6 +183,8 @@ class Search:
         """After the options that change single ids' log-probabilities."""
         x = row.log_probs
         if row.ids is not None:
+            if not self.request.plan.stages:
+                return row
             is_banned = np.isin(row.ids, self._banned_ids())
             return _Row(x[~is_banned], row.ids[~is_banned])
         if self.request.logits_processor is not None:
@@ -290,6 +292,7 @@ class SearchBatch(Batch[list[Result]]):
     def _advance(self, running: list[Search]) -> None:
         """One step."""
         feeds = [search.feeds() for search in running]
+        # n_top depends on options alone, and is the same of all.
         rows = self._rows([feed for each in feeds for feed in each], running[0].n_top)
         for search, fed in zip(running, feeds, strict=True):
             search.take(rows[: len(fed)])
