@@ -1,14 +1,12 @@
-"""Beam search: transformers' texts and scores, whatever runs beside, and shared caches."""
+"""Beam search: the best texts, whatever runs beside, and shared caches."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +16,6 @@ import gpt2c
 from gpt2c import GPT2
 from gpt2c.engine_types import Plan
 
-PLAIN = json.loads((FIXTURES / "transformers_beams.json").read_text())
-GROUPS = json.loads((FIXTURES / "transformers_beam_groups.json").read_text())
 CONFIG = config_of(n_positions=100, eos_token_id=7)
 WEIGHTS = random_weights(CONFIG)
 
@@ -39,55 +35,6 @@ def assert_same(backend, texts, others):
     assert [c.ids for c in texts] == [c.ids for c in others]
     scores = ([c.sequence_score for c in each] for each in (texts, others))
     np.testing.assert_allclose(*scores, rtol=1e-5 if backend == "numpy" else 0)
-
-
-# ---- transformers ----
-
-
-def options_of(case):
-    options = dict(case["options"])
-    if "logit_bias" in options:
-        options["logit_bias"] = {int(id): bias for id, bias in options["logit_bias"].items()}
-    return {"num_return_sequences": 1, **options}
-
-
-@pytest.mark.parametrize("fixture", [PLAIN, GROUPS], ids=["plain", "groups"])
-@pytest.mark.parametrize("name", PLAIN["models"])
-def test_texts_and_scores_are_transformers(backend, fixture, name):
-    folder = FIXTURES / "transformers" / name
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
-    config = model.config
-    for case in fixture["models"][name]:
-        eos, options = case["eos"], options_of(case)
-        model.config = replace(config, eos_token_id=tuple(eos) or None, pad_token_id=case["pad"])
-        found = model.complete(case["ids"], **options)
-        assert [c.ids for c in found] == [
-            new[:-1] if new[-1] in eos else new for new in case["new"]
-        ], case
-        assert [c.finish_reason for c in found] == [
-            "stop" if new[-1] in eos else "length" for new in case["new"]
-        ]
-        assert {c.passes for c in found} == {case["steps"]}
-        # As for log-probabilities (test_transformers_sampling), for each token; theirs are summed
-        # in float32 too.
-        largest = float(np.abs(model.logits(case["ids"])).max())
-        length = max(map(len, case["new"]))
-        atol = 2 * 16 * float(np.finfo(np.float32).eps) * largest * length
-        scale = max(1.0, length ** -options.get("length_penalty", 1.0))
-        np.testing.assert_allclose(
-            [c.sequence_score for c in found], case["scores"], rtol=1e-6, atol=atol * scale
-        )
-
-
-def test_the_fixtures_have_what_they_are_to_show():
-    for fixture in (PLAIN, GROUPS):
-        cases = [case for cases in fixture["models"].values() for case in cases]
-        ended = [[new[-1] in case["eos"] for new in case["new"]] for case in cases]
-        assert sum(map(all, ended)) > len(cases) / 10
-        assert sum(any(e) and not all(e) for e in ended) > len(cases) / 20
-        assert sum(len(set(map(len, case["new"]))) > 1 for case in cases) > len(cases) / 5
-        assert any(len(case["eos"]) > 1 for case in cases)
-        assert all("transformers" in fixture["made_with"] for case in cases)
 
 
 # ---- the search itself ----
