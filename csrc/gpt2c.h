@@ -288,6 +288,7 @@ typedef struct {
     int32_t n_tokens;
     gpt2c_scores scores; /* of the tokens generated, by the model's own logits */
     gpt2c_finish finish;
+    int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the token that ended it */
     gpt2c_lookup *lookup;           /* NULL: nothing is drafted */
     gpt2c_sequence *draft_sequence; /* of a draft model that is another than this model's packing */
     int32_t n_passes, n_drafted, n_accepted; /* forward calls after the prompt, and what they took */

@@ -95,6 +95,7 @@ static int is_stop(const gpt2c_job *job, int32_t token) {
 static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *own) {
     if (is_stop(job, token)) {
         job->finish = GPT2C_FINISHED_STOP;
+        job->end_id = token;
         return;
     }
     if (job->scores.scores)

@@ -156,7 +156,9 @@ def test_stop_token_ids(model):
     stop = ids[5]
     done = model.complete([1, 2], max_new_tokens=20, stop_token_ids=[stop, 49], **SAMPLED)
     assert done.ids == ids[: ids.index(stop)]
-    assert done.finish_reason == "stop"
+    assert (done.finish_reason, done.end_id) == ("stop", stop)
+    short = model.complete([1, 2], max_new_tokens=2, stop_token_ids=[stop], **SAMPLED)
+    assert (short.finish_reason, short.end_id) == ("length", None)
     least = ids.index(stop) + 3
     longer = model.complete(
         [1, 2], max_new_tokens=30, min_new_tokens=least, stop_token_ids=[stop], **SAMPLED

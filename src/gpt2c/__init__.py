@@ -35,6 +35,7 @@ from gpt2c.sampling import SAMPLER_ORDER
 from gpt2c.scoring import Score
 from gpt2c.session import Session
 from gpt2c.tokenizer import Tokenizer
+from gpt2c.transformers_api import from_transformers
 
 # The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
 ARITHMETIC = 1
@@ -66,6 +67,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "__version__",
+    "from_transformers",
     "gen_text",
     "load_encoder_hparams_and_params",
 ]

@@ -182,6 +182,7 @@ cdef extern from "gpt2c.h" nogil:
         int32_t n_tokens
         gpt2c_scores scores
         gpt2c_finish finish
+        int32_t end_id
         gpt2c_lookup *lookup
         gpt2c_sequence *draft_sequence
         int32_t n_passes, n_drafted, n_accepted

@@ -370,10 +370,10 @@ cdef class Model:
                 n_rows = <int32_t>min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
                 for i in range(n_rows):
                     sequence = sequences[done + i]
-                    feeds[i] = gpt2c_feed(sequence.pointer, &ids[done + i], 1, GPT2C_LOGITS_LAST, 0)
+                    feeds[i] = gpt2c_feed(sequence.pointer, &ids[done + i], 1, GPT2C_LOGITS_LAST)
                 with nogil:
                     status = gpt2c_forward(
-                        self.pointer, scratch.pointer, feeds, n_rows, NULL, &view[done, 0]
+                        self.pointer, scratch.pointer, feeds, n_rows, &view[done, 0]
                     )
                     if status == GPT2C_OK:
                         gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
@@ -960,6 +960,11 @@ cdef class Job:
     def finish_reason(self):
         """"length", "stop", "context", "nan", "nothing" to choose from, or None while it runs."""
         return FINISH_REASONS[<int>self.job.finish]
+
+    @property
+    def end_id(self):
+        """The token that ended the text, which is not one of new_ids; None where none did."""
+        return self.job.end_id if self.job.finish == GPT2C_FINISHED_STOP else None
 
     def new_ids(self, int begin=0):
         """The tokens generated, from the begin-th on."""

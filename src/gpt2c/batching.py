@@ -61,6 +61,7 @@ class Result:
     prompt_scores: Scores | None = None
     draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
     sequence_score: float | None = None  # of a beam
+    end_id: int | None = None
 
 
 class Text:
@@ -104,7 +105,7 @@ class Text:
         if reason == "context" and self.request.slides:
             return self._slide()
         if reason is not None:
-            self._end(reason)
+            self._end(reason, job.end_id)
 
     def cancel(self) -> None:
         """Makes a run in another thread return soon, perhaps without a result."""
@@ -159,7 +160,7 @@ class Text:
         if self.request.n_top is not None:
             self._scores.append(self.job.scores())
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, end_id: int | None = None) -> None:
         self._keep_what_is_known()
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
@@ -168,7 +169,7 @@ class Text:
             scores = tuple(np.concatenate(part)[: len(ids)] for part in parts)
         self.result = Result(
             ids, reason, self.watcher.end, scores,  # type: ignore[arg-type]
-            self._prompt_scores, self._draft_counts,  # type: ignore[arg-type]
+            self._prompt_scores, self._draft_counts, end_id=end_id,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _fail(self, reason: str) -> NoReturn:

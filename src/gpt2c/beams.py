@@ -121,6 +121,7 @@ class Beam(Generic[T]):
     state: T
     finish_reason: str | None = None
     end: int | None = None  # in bytes, where a stop string begins
+    end_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Hypothesis:
     score: float  # a beam's total, divided by its length to the power of the length penalty
     finish_reason: str
     end: int | None
+    end_id: int | None
 
 
 # (beam, id, the new total) -> the beam with the id, and a finish reason where it ends the text
@@ -205,7 +207,7 @@ class Group(Generic[T]):
     def _finish(self, beam: Beam[T], reason: str) -> None:
         """The id that ended the text counts in its length."""
         score = self._score(beam.total, self._n_ids)
-        self.finished.append(Hypothesis(beam.ids, score, reason, beam.end))
+        self.finished.append(Hypothesis(beam.ids, score, reason, beam.end, beam.end_id))
         self.finished.sort(key=lambda finished: -finished.score)
         del self.finished[self._size :]
 

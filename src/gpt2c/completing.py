@@ -109,7 +109,7 @@ class Completer:
         return Completion(
             text, result.ids, result.finish_reason, request.seed, sample,
             scores.logprobs, scores.top, echoed.logprobs, echoed.top, *result.draft_counts,
-            result.sequence_score,
+            result.sequence_score, result.end_id,
         )  # fmt: skip
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpt2c.beams import BeamOptions, BeamPlan, check_beams
 from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.options import INT32_MAX, choice, flag, integer, items, number
+from gpt2c.options import INT32_MAX, choice, flag, integer, items, number, similar
 from gpt2c.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
 from gpt2c.stops import Callback, StopString
 from gpt2c.untrusted import show
@@ -116,6 +116,8 @@ class Completion:
     prompt_logprobs, prompt_top_logprobs
         With echo=True the same of the prompt's tokens; the first, which nothing precedes, has NaN
         and no alternatives.
+    end_id
+        The token that ended the text, which is not among ids; None where none did.
     """
 
     text: str | None
@@ -131,6 +133,7 @@ class Completion:
     drafted: int = 0
     accepted: int = 0
     sequence_score: float | None = None
+    end_id: int | None = None
 
     @property
     def new(self) -> str | list[int]:
@@ -221,7 +224,7 @@ def check_options(
     names = allowed.__annotations__
     for name in given:
         if name not in names:
-            raise OptionTypeError(f"{method} has no option {show(name)}{_similar(name, names)}")
+            raise OptionTypeError(f"{method} has no option {show(name)}{similar(name, names)}")
     options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
     stop_ids = set(vocabulary.stop_ids)
     if (ids := options["stop_token_ids"]) is not None:
@@ -288,13 +291,6 @@ def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) ->
         raise OptionError(
             f"num_return_sequences is {checked.n_texts}, more than num_beams, {beams.n_beams}"
         )
-
-
-def _similar(name: str, names: Mapping[str, Any]) -> str:
-    import difflib
-
-    similar = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _optional(value: Any, check: Callable[[Any], Any]) -> Any:

@@ -23,7 +23,7 @@ _MAX_FILE: Final = 16 << 20
 _TOKENS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 # transformers' options that are ours too, and the values with which they do nothing.
-_SAMPLING: Final[Mapping[str, tuple[object, ...]]] = {
+SAMPLING: Final[Mapping[str, tuple[object, ...]]] = {
     "temperature": (1.0,),
     "top_k": (0,),
     "top_p": (1.0,),
@@ -44,7 +44,7 @@ _OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
 }
 _OURS: Final = {"bad_words_ids": "bad_words"}
 # What would give another text and is not supported, with the values with which it would not.
-_NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
+NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "penalty_alpha": (0.0,),
     "dola_layers": (),
     "guidance_scale": (1.0,),
@@ -55,6 +55,12 @@ _NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "exponential_decay_length_penalty": (),
     "encoder_repetition_penalty": (1.0,),
     "watermarking_config": (),
+    "top_h": (),
+    "token_healing": (False,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "constraints": (),
+    "force_words_ids": (),
+    "assistant_ensemble_weight": (),
 }
 
 
@@ -72,19 +78,19 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
         values = read_json_object(path, limit=_MAX_FILE, error=ConfigError)
     except CheckpointNotFoundError:
         return config, {}
-    ignored = [name for name, neutral in _NOT_SUPPORTED.items() if _acts(values, name, neutral)]
+    ignored = [name for name, neutral in NOT_SUPPORTED.items() if acts(values, name, neutral)]
     samples = values.get("do_sample") is True
-    searches = _acts(values, "num_beams", (BEAMS["num_beams"],))
+    searches = acts(values, "num_beams", (BEAMS["num_beams"],))
     if samples and searches:
         ignored.append("num_beams")
     if ignored:
         _log.warning("%s: options that are not supported are ignored: %s", path, show_list(ignored))
-    wanted = {**_OTHERS, **(_SAMPLING if samples else {})}
+    wanted = {**_OTHERS, **(SAMPLING if samples else {})}
     if searches and not samples:
         wanted |= {name: (neutral,) for name, neutral in BEAMS.items()}
     defaults: dict[str, Any] = {"do_sample": True} if samples else {}
     for name, neutral in wanted.items():
-        if _acts(values, name, neutral):
+        if acts(values, name, neutral):
             defaults[_OURS.get(name, name)] = values[name]
     tokens = {name: values[name] for name in _TOKENS if values.get(name) is not None}
     try:
@@ -105,7 +111,7 @@ def with_defaults(
     temperature = given.get("temperature")
     is_zero = isinstance(temperature, int | float) and temperature == 0
     if given.get("do_sample") is False or is_zero:
-        for name in ("do_sample", *_SAMPLING):
+        for name in ("do_sample", *SAMPLING):
             options.pop(name, None)
     n_beams = given.get("num_beams")
     has_one = is_integer(n_beams) and n_beams == 1
@@ -120,5 +126,6 @@ def with_defaults(
     return options
 
 
-def _acts(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
+def acts(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
+    """Whether the option is given, and not as what does nothing."""
     return values.get(name) is not None and values[name] not in neutral

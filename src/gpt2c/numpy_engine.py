@@ -226,6 +226,7 @@ class Job:
         """Nothing more is fed before the first step."""
         self.sequence = sequence
         self.finish_reason: str | None = None
+        self.end_id: int | None = None
         self.cancelled = False
         self._prompt = ids.tolist()
         self._next = ids[sequence.length :]
@@ -297,7 +298,7 @@ class Job:
             self.finish_reason = "nothing"
             return
         if token in self._stop_ids:
-            self.finish_reason = "stop"
+            self.finish_reason, self.end_id = "stop", token
             return
         if self._n_top is not None:
             self._scores.append(token_scores(own[None], np.array([token]), self._n_top))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
@@ -78,6 +78,14 @@ def choice(name: str, value: object, choices: Sequence[str]) -> str:
         kind = OptionError if isinstance(value, str) else OptionTypeError
         raise kind(f"{name} is {show(value)}; it must be one of {allowed}")
     return value
+
+
+def similar(name: str, names: Iterable[str]) -> str:
+    """What ends a message about a name that there is not, where another is like it."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def shows_options(

@@ -206,7 +206,7 @@ class Search:
 
     def _extended(self, beam: Beam[_State], id: int, total: float) -> Beam[_State]:
         if id in self._stop_ids:
-            return replace(beam, total=total, finish_reason="stop")
+            return replace(beam, total=total, finish_reason="stop", end_id=id)
         ids, state = (*beam.ids, id), beam.state
         if state.watcher is not None:
             watcher = state.watcher.copy()
@@ -248,7 +248,7 @@ class Search:
         self.result = [
             Result(
                 list(text.ids), text.finish_reason, text.end, scores, self._prompt_scores,
-                draft_counts=(self._n_ids, 0, 0), sequence_score=text.score,
+                draft_counts=(self._n_ids, 0, 0), sequence_score=text.score, end_id=text.end_id,
             )
             for text, scores in zip(best, self._scores(best), strict=True)
         ]  # fmt: skip

@@ -11,12 +11,14 @@ from gpt2c.checkpoint.arrays import from_arrays, from_picogpt, to_picogpt
 from gpt2c.checkpoint.opening import open_checkpoint
 from gpt2c.checkpoint.save import save_checkpoint
 from gpt2c.checkpoint.source import BytePairs, Checkpoint, TensorSource, tensor_shapes
+from gpt2c.checkpoint.torch_module import from_module
 
 __all__ = [
     "BytePairs",
     "Checkpoint",
     "TensorSource",
     "from_arrays",
+    "from_module",
     "from_picogpt",
     "open_checkpoint",
     "save_checkpoint",

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# gpt2c.from_transformers beside transformers' own generate, in an environment of its own.
+# Usage: tools/ci/transformers.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+# torch by itself and first: whatever else wants it then takes this build.
+"$work/venv/bin/pip" install -q torch==2.13.0
+"$work/venv/bin/pip" install -q transformers==5.24.0 pytest hypothesis
+GPT2C_BUILD=require "$work/venv/bin/pip" install -q '.[transformers]'
+
+# The tests skip themselves where one of these is missing: here that is a failure.
+"$work/venv/bin/python" -c 'import torch, transformers
+from gpt2c import _engine
+print("torch", torch.__version__, "transformers", transformers.__version__, "engine:",
+      _engine.instruction_sets())'
+"$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_from_transformers.py \
+    tests/test_transformers_options.py "$@"
+echo "transformers: clean"
