@@ -202,13 +202,15 @@ typedef enum {
     GPT2C_N_POINTS,
 } gpt2c_point;
 
+/* Gets rows [n_rows, width], each a stride after the last, which it may change; block is n_layer for points
+ * of the model. What is not 0 stops the call. Called by the call's own thread. */
+typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t block, float *rows, size_t stride,
+                          int32_t n_rows, int32_t width);
+
 typedef struct {
-    const uint8_t *points;       /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
+    const uint8_t *points; /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
     const uint8_t *wants_logits; /* [n_tokens] */
-    /* Gets rows [n_rows, width], each a stride after the last, which it may change; block is n_layer for
-     * points of the model. What is not 0 stops the call. Called by the call's own thread. */
-    int (*show)(void *context, gpt2c_point point, int32_t block, float *rows, size_t stride,
-                int32_t n_rows, int32_t width);
+    gpt2c_show show;
     void *context;
 } gpt2c_probe;
 

@@ -15,6 +15,7 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_CONTEXT_FULL
         GPT2C_NOT_A_NUMBER
         GPT2C_UNSUPPORTED_CPU
+        GPT2C_STOPPED
 
     ctypedef enum gpt2c_weights:
         GPT2C_FLOAT32
@@ -101,6 +102,25 @@ cdef extern from "gpt2c.h" nogil:
 
     gpt2c_status gpt2c_forward(
         const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, float *
+    )
+
+    ctypedef enum gpt2c_point:
+        GPT2C_POINT_EMBED
+        GPT2C_N_POINTS
+
+    ctypedef int (*gpt2c_show)(
+        void *, gpt2c_point, int32_t, float *, size_t, int32_t, int32_t
+    ) noexcept with gil
+
+    ctypedef struct gpt2c_probe:
+        const uint8_t *points
+        const uint8_t *wants_logits
+        gpt2c_show show
+        void *context
+
+    gpt2c_status gpt2c_forward_probed(
+        const gpt2c_model *, gpt2c_scratch *, gpt2c_sequence *, const int32_t *, int32_t,
+        const gpt2c_probe *, float *,
     )
 
     enum: GPT2C_MOST_TOP

@@ -1,5 +1,6 @@
 """Types of the compiled engine, which numpy_engine has too."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.config import GPT2Config
-from gpt2c.engine_types import Drafts, Plan, Scores
+from gpt2c.engine_types import Drafts, Plan, Scores, Show
 
 ARITHMETIC: int
 MAX_THREADS: int
@@ -57,6 +58,13 @@ class Model:
     ) -> Scores: ...
     def log_probs(
         self, sequences: list[Sequence], ids: NDArray[np.int32]
+    ) -> NDArray[np.float32]: ...
+    def forward(
+        self,
+        ids: NDArray[np.int32],
+        shown: Collection[tuple[str, int]],
+        logit_rows: NDArray[np.bool_],
+        show: Show,
     ) -> NDArray[np.float32]: ...
     def run(self, jobs: list[Job], max_steps: int) -> None: ...
     def held(self) -> AbstractContextManager[None]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
@@ -17,6 +18,16 @@ SCORE_TYPE: Final = np.dtype(
 )
 TOP_TYPE: Final = np.dtype([("log_prob", np.float32), ("id", np.int32)])
 Scores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void]]  # [n], [n, n_top]
+
+# Where a forward call can be looked at, in gpt2c.h's order: in each block, and in the model.
+BLOCK_POINTS: Final = (
+    "resid_pre", "ln_1", "q", "k", "v", "scores", "probs", "attn_out", "resid_mid", "ln_2",
+    "mlp_pre", "mlp_act", "mlp_out", "resid_post",
+)  # fmt: skip
+MODEL_POINTS: Final = ("embed", "ln_f", "logits")
+# Gets a point, its block (0 for those of the model), and its rows, which it may change in place:
+# [n, width]; of scores and probs [n_head * n, n]; of logits those that were asked for.
+Show: TypeAlias = Callable[[str, int, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ rounding; see ``_engine.pyi`` for what each class and method is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from threading import Lock, get_ident
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checkpoint.source import tensor_shapes
 from gpt2c.config import GPT2Config
-from gpt2c.engine_types import Drafts, Plan, Scores
+from gpt2c.engine_types import MODEL_POINTS, Drafts, Plan, Scores, Show
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.reference import Past, gpt2
 from gpt2c.reference_sampling import Sampler
@@ -38,6 +38,7 @@ class Model:
         self.dtype = dtype
         self.n_vocab = config.vocab_size
         self.n_positions = config.n_positions
+        self.n_layer = config.n_layer
         self.weights: dict[str, NDArray[Any]] = {
             name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()
         }
@@ -131,6 +132,44 @@ class Model:
         rows = [s.feed(ids[i : i + 1], 1) for i, s in enumerate(sequences)]
         return log_probabilities(np.concatenate(rows)).astype(np.float32)
 
+    def forward(
+        self,
+        ids: NDArray[np.int32],
+        shown: Collection[tuple[str, int]],
+        logit_rows: NDArray[np.bool_],
+        show: Show,
+    ) -> NDArray[np.float32]:
+        """Feeds a whole text, and shows it between the steps; the logits that logit_rows asks for.
+
+        shown are (point, block) of BLOCK_POINTS and MODEL_POINTS, block 0 of the latter.
+        """
+        places = {_name(*place): place for place in shown}
+        n = len(ids)
+
+        def record(name: str, value: NDArray[Any]) -> None:
+            if name not in places:
+                return
+            point, block = places[name]
+            if point in ("q", "k", "v"):
+                rows = value.swapaxes(0, 1).reshape(n, -1)  # [n, n_head * head_dim]
+                show(point, block, rows)
+                value[:] = rows.reshape(n, *value.shape[::2]).swapaxes(0, 1)
+            elif point in ("scores", "probs"):
+                show(point, block, value.reshape(-1, n))
+            elif point == "logits":
+                rows = value[logit_rows]
+                show(point, block, rows)
+                value[logit_rows] = rows
+            else:
+                show(point, block, value)
+
+        with self.held(), np.errstate(over="ignore", invalid="ignore"):
+            try:
+                logits = gpt2(ids, self.weights, self.config, record=record)
+            except MemoryError as error:
+                raise CacheMemoryError(f"not enough memory for {n} tokens ({error})") from None
+        return logits[logit_rows].astype(np.float32)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keeps the weights until the end of the block, even if the model is closed meanwhile.
@@ -163,6 +202,11 @@ class Model:
     def _free_if_idle(self) -> None:
         if self._closed and not self._holders:
             self.weights = {}
+
+
+def _name(point: str, block: int) -> str:
+    """What gpt2c.reference calls a point."""
+    return point if point in MODEL_POINTS else f"h.{block}.{point}"
 
 
 class Sequence:

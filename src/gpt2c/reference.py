@@ -94,10 +94,11 @@ def attention(
         scores = scores / math.sqrt(q.shape[-1])
     if config.scale_attn_by_inverse_layer_idx:
         scores = scores / (block + 1)
-    record(h + "scores", scores)
     n, n_total = scores.shape[1:]
     before = np.tri(n, n_total, n_total - n, dtype=bool)  # [n, n_total], True: may be seen
-    probs = softmax(np.where(before, scores, scores.dtype.type(-np.inf)))  # [n_head, n, n_total]
+    scores = np.where(before, scores, scores.dtype.type(-np.inf))
+    record(h + "scores", scores)
+    probs = softmax(scores)  # [n_head, n, n_total]
     record(h + "probs", probs)
     mixed = (probs @ v).swapaxes(0, 1).reshape(x.shape)  # [n, n_embd]
     record(h + "mixed", mixed)
@@ -146,7 +147,7 @@ def gpt2(
 
     A text may be given in parts: past then holds what earlier calls left in it for the n_past
     tokens before these, and is extended in place. The whole text at once gives the same. record
-    is called with the name and the value of every step.
+    is called with the name and the value of every step, which it may change in place.
     """
     past = [] if past is None else past
     positions = np.arange(n_past, n_past + len(ids))

@@ -1,0 +1,224 @@
+"""A model in memory: where its weights come from, what runs it, and how it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.backend import load_engine, loaded_checkpoint
+from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
+from gpt2c.config import GPT2Config
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generation_config import read_generation_config
+from gpt2c.hub import locate
+from gpt2c.options import flag, similar
+from gpt2c.progress import LoadingBar
+from gpt2c.threads import choose_threads
+from gpt2c.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
+from gpt2c.untrusted import show, show_list
+
+
+class LoadedModel:
+    """The weights of a :class:`gpt2c.GPT2`, its configuration and its tokenizer."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer | MissingTokenizer | None,
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        backend: str = "auto",
+        progress: bool = False,
+    ) -> None:
+        """Reads the checkpoint's weights, and what its folder says of generation."""
+        n_threads, _ = choose_threads(threads)
+        self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
+        self._tokenizer = tokenizer
+        self.config: GPT2Config = checkpoint.config
+        self._defaults: Mapping[str, Any] = {}
+        if self._folder is not None:
+            self.config, self._defaults = read_generation_config(self._folder, self.config)
+        bar = LoadingBar(4 * self.config.n_parameters) if flag("progress", progress) else None
+        try:
+            self._engine = load_engine(checkpoint, dtype, backend, n_threads, bar)
+        finally:
+            if bar is not None:
+                bar.close()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        backend: str = "auto",
+        progress: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """A model from a checkpoint on disk, from the hub, or the embedded one.
+
+        path is a checkpoint of any kind that docs/checkpoints.md lists, told by its content: a
+        folder in Hugging Face's format (``config.json`` with ``model.safetensors`` or
+        ``pytorch_model.bin``, whole or in shards), OpenAI's own, or a file of nanoGPT, minGPT,
+        llm.c, GGUF or NumPy. Or, where there is nothing of that name, a name on Hugging Face's hub
+        such as "openai-community/gpt2" (extra ``hub``; revision, token and local_files_only are for
+        this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
+        is part of the package, "tales".
+
+        The tokenizer is that of the file, or of its folder: ``vocab.json`` with ``merges.txt``, or
+        ``tokenizer.json`` (extra ``tokenizers``); without any, GPT-2's own, where the vocabulary
+        has its size. ``generation_config.json`` gives end tokens, and options that calls do not.
+
+        progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
+        what is computed with: "float32"; "int8" or "int4", in a quarter or an eighth of the memory
+        and of the time of a token (docs/quantization.md); on the NumPy backend "float64"; or
+        "auto", which is what the checkpoint was quantised to and otherwise float32. threads is
+        the most to use; by default what this process may: its CPUs, physical cores and control
+        group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled engine;
+        "numpy"; or "auto", which takes the first that runs.
+
+        Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
+        file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
+        MissingDependencyError, naming the package, where one is needed and not installed.
+        """
+        folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
+        with open_checkpoint(folder) as checkpoint:
+            tokenizer = tokenizer_of(checkpoint)
+            return cls(
+                checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend,
+                progress=progress,
+            )  # fmt: skip
+
+    @classmethod
+    def from_picogpt(
+        cls, hparams: Mapping[str, Any], params: Mapping[str, Any], **options: Any
+    ) -> Self:
+        """A model from picoGPT's hparams and params, for ids; see checkpoint.from_picogpt."""
+        missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
+        return cls(from_picogpt(hparams, params), missing, **options)
+
+    @property
+    def tokenizer(self) -> Tokenizer | MissingTokenizer:
+        """Text to ids and back.
+
+        GPT-2's own is made when it is first needed: it takes 0.15 s, a third of the time to the
+        first token of GPT-2 124M, and who gives ids and wants ids does without.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.gpt2()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer | MissingTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a folder in Hugging Face's format, which transformers loads too.
+
+        It has ``config.json``, ``model.safetensors`` in float32 (of a quantised model
+        ``gpt2c.safetensors``, which gpt2c alone loads), and the tokenizer's files and
+        ``generation_config.json`` of the checkpoint that the model was loaded from. A new folder
+        appears when all of it is written; in one that is there each file is replaced as a whole,
+        and files of other names, such as those of another tokenizer, stay.
+
+        Raises CheckpointError where it cannot be written.
+        """
+        if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+            raise OptionTypeError(f"folder is {show(folder)}; it must be a str or a Path")
+        checkpoint = replace(
+            loaded_checkpoint(self._engine, self.config),
+            folder=self._folder,
+            vocabulary=self._vocabulary,
+        )
+        save_checkpoint(checkpoint, Path(folder), partial(save_tokenizer, checkpoint))
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A copy of a tensor by GPT-2's own name for it, such as "wte.weight" or "h.0.ln_1.bias".
+
+        float32, in the shape that GPT-2 has it in: c_attn, c_proj and c_fc are [in, out]. Of a
+        quantised model it is what is computed with, widened.
+
+        Raises OptionError for a name that this model does not have.
+        """
+        tensors = loaded_checkpoint(self._engine, self.config).tensors
+        if not isinstance(name, str) or name not in tensors:
+            raise OptionError(
+                f"weight: {show(name)} is no tensor of this model; they are "
+                f"{show_list(list(tensors))}{similar(str(name)[:99], tensors)}"
+            )
+        source = tensors[name]
+        return source.read(0, source.shape[0]).reshape(source.shape)
+
+    # ---- what runs, and its memory ----
+
+    @property
+    def backend(self) -> str:
+        """What runs this model: "numpy", or the compiled engine's instruction set."""
+        return self._engine.isa
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are in: "float32", "int8", "int4" or "float64"."""
+        return self._engine.dtype
+
+    @property
+    def threads(self) -> int:
+        """The most threads that one call runs on."""
+        return self._engine.n_threads
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the weights take, as they are packed for the engine."""
+        return self._engine.n_bytes
+
+    def close(self) -> None:
+        """Frees the weights once running calls are done; later calls raise ClosedError."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        """The model itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the model."""
+        self.close()
+
+    def __copy__(self) -> Self:
+        """The model itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """The model itself: it is immutable."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """A model is not pickled; load it where it is needed."""
+        raise OptionTypeError(
+            "a model cannot be pickled; call GPT2.from_pretrained in the other process"
+        )
+
+    def __repr__(self) -> str:
+        """The model's shape and what runs it."""
+        c = self.config
+        return (
+            f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "
+            f"{c.n_positions} positions, vocabulary {c.vocab_size}, {self.dtype} on {self.backend}>"
+        )

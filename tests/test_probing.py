@@ -1,0 +1,304 @@
+"""What a model computes on its way: as the oracle says, with the bits of every other call, and
+changed as it was asked to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2c import GPT2, ContextError, OptionError, OptionTypeError
+from gpt2c.engine_types import BLOCK_POINTS, MODEL_POINTS
+from gpt2c.probing import POINTS
+from gpt2c.reference import gpt2
+
+CONFIG = config_of(n_positions=70)
+IDS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 67)  # more than a page of the cache
+
+
+@pytest.fixture(params=BACKENDS)
+def model(request):
+    return model_on(request.param, CONFIG, random_weights(CONFIG))
+
+
+def places(config):
+    return [*MODEL_POINTS, *(f"h.{i}.{p}" for i in range(config.n_layer) for p in BLOCK_POINTS)]
+
+
+def oracle(config, ids, change=lambda name, value: None):
+    """Every step of the float64 oracle, after `change` had its way with it."""
+    weights = {name: w.astype(np.float64) for name, w in random_weights(config).items()}
+    steps = {}
+
+    def record(name, value):
+        change(name, value)
+        steps[name] = value.copy()
+
+    gpt2(np.asarray(ids), weights, config, record=record)
+    return steps
+
+
+def assert_near(found, wanted):
+    """Within float32's rounding: weights of 0.3 make activations of up to some 10."""
+    seen = np.isfinite(wanted)
+    assert found.shape == wanted.shape
+    np.testing.assert_array_equal(np.isfinite(found), seen)
+    scale = np.abs(wanted[seen]).max()
+    np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=3e-5 * max(scale, 1))
+
+
+def test_every_point_is_the_oracles(model):
+    steps = oracle(CONFIG, IDS)
+    seen = model.forward(IDS, capture=places(CONFIG))
+    assert list(seen) == places(CONFIG)
+    for name, value in seen.items():
+        assert value.dtype == np.float32
+        assert_near(value, steps[name])
+
+
+def test_a_point_without_a_block_is_of_all(model):
+    seen = model.forward(IDS, capture=["probs", "h.1.probs", "h.0.probs", "q", "h.1.q"])
+    assert seen["probs"].shape == (2, 3, 67, 67)
+    np.testing.assert_array_equal(seen["probs"][1], seen["h.1.probs"])
+    np.testing.assert_array_equal(seen["probs"][0], seen["h.0.probs"])
+    np.testing.assert_array_equal(seen["q"][1], seen["h.1.q"])
+    np.testing.assert_allclose(seen["probs"].sum(axis=-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_chosen_positions_alone(model, name):
+    whole = model.forward(IDS, capture=name)[name]
+    some = model.forward(IDS, capture=name, positions=[0, 5, -2])[name]
+    axis = {"logits": 0, "embed": 0, "ln_f": 0}.get(name, 1)
+    if name in ("q", "k", "v", "scores", "probs"):
+        axis = 2
+    np.testing.assert_array_equal(some, whole.take([0, 5, 65], axis=axis))
+    last = model.forward(IDS, capture=name, positions=-1)[name]
+    np.testing.assert_array_equal(last, whole.take([66], axis=axis))
+
+
+def test_logits_are_what_is_captured_by_default(model):
+    seen = model.forward(IDS)
+    assert list(seen) == ["logits"]
+    assert_near(seen["logits"], oracle(CONFIG, IDS)["logits"])
+
+
+def test_a_text_is_encoded():
+    model = GPT2.from_pretrained()
+    ids = model.tokenizer.encode("Once upon a time")
+    np.testing.assert_array_equal(model.forward("Once upon a time")["logits"], model.logits(ids))
+
+
+# ---- the same bits ----
+
+shapes = st.builds(
+    lambda head_dim, n_head, **options: config_of(
+        n_embd=head_dim * n_head, n_head=n_head, **options
+    ),
+    head_dim=st.sampled_from([1, 7, 16, 32, 64]),
+    n_head=st.integers(1, 4),
+    n_positions=st.just(300),
+    n_layer=st.integers(0, 2),
+    n_inner=st.one_of(st.none(), st.integers(1, 70)),
+    activation_function=st.sampled_from(["gelu_new", "relu", "tanh"]),
+    scale_attn_by_inverse_layer_idx=st.booleans(),
+    tie_word_embeddings=st.booleans(),
+)
+
+
+@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+@settings(max_examples=60)
+@given(
+    config=shapes,
+    n=st.sampled_from([1, 2, 3, 64, 65, 300]),
+    names=st.sets(st.sampled_from(POINTS)),
+    isa=st.sampled_from(ISAS),
+    dtype=st.sampled_from(["float32", "int8", "int4"]),
+    threads=st.integers(1, 3),
+    edits=st.booleans(),
+)
+def test_looking_changes_no_bit(config, n, names, isa, dtype, threads, edits):
+    """Nor does an edit that gives back what it was given, at whatever points."""
+    model = model_on(isa, config, random_weights(config), dtype=dtype, threads=threads)
+    ids = np.random.default_rng(n).integers(0, config.vocab_size, n)
+    edit = dict.fromkeys(names, lambda value: value) if edits else None
+    seen = model.forward(ids, capture=["logits", *names], edit=edit)
+    np.testing.assert_array_equal(seen["logits"], model.logits(ids))
+
+
+@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+def test_captured_bits_are_the_same_on_every_instruction_set_and_alone():
+    weights = random_weights(CONFIG)
+    first = model_on(ISAS[0], CONFIG, weights).forward(IDS, capture=POINTS)
+    for isa in ISAS:
+        model = model_on(isa, CONFIG, weights, threads=2)
+        for name, value in model.forward(IDS, capture=POINTS).items():
+            np.testing.assert_array_equal(value, first[name])
+            np.testing.assert_array_equal(model.forward(IDS, capture=name)[name], value)
+
+
+# ---- edits ----
+
+
+@pytest.mark.parametrize("name", places(CONFIG))
+def test_an_edit_is_what_the_rest_is_computed_from(model, name):
+    """Of half of the numbers, which are negated; probabilities are mirrored in 1."""
+
+    def changed(value):
+        result = value.copy()
+        half = (slice(None),) * (value.ndim - 1) + (slice(0, None, 2),)
+        result[half] = 1 - value[half] if name.endswith("probs") else -value[half]
+        return result
+
+    def change(step, value):
+        if step == name:
+            value[...] = changed(value)
+            if name.endswith(("scores", "probs")):
+                value[:, ~np.tri(len(IDS), dtype=bool)] = -np.inf if "scores" in name else 0
+
+    steps = oracle(CONFIG, IDS, change)
+    names = [name, "resid_post", "logits"]
+    seen = model.forward(IDS, capture=names, edit={name: changed})
+    assert_near(seen[name], steps[name])
+    assert_near(seen["logits"], steps["logits"])
+    for block, value in enumerate(seen["resid_post"]):
+        assert_near(value, steps[f"h.{block}.resid_post"])
+
+
+def test_an_array_replaces_what_it_broadcasts_to(model):
+    mean = np.arange(CONFIG.n_embd)
+    seen = model.forward(IDS, capture=["mlp_out", "logits"], edit={"h.1.mlp_out": mean, "q": 0})
+    np.testing.assert_array_equal(seen["mlp_out"][1], np.broadcast_to(mean, (67, CONFIG.n_embd)))
+    assert np.abs(seen["mlp_out"][0] - mean).max() > 1
+    # With no query every token looks at all before it alike.
+    probs = model.forward(IDS, capture="h.0.probs", edit={"h.0.q": 0})["h.0.probs"]
+    even = np.tri(67) / np.arange(1, 68)[:, None]
+    np.testing.assert_allclose(probs, np.broadcast_to(even, probs.shape), rtol=1e-6)
+
+
+def test_patching_in_all_of_another_text(model):
+    other = IDS[::-1].copy()
+    kept = model.forward(other, capture=["h.0.resid_post", "logits"])
+    patched = model.forward(IDS, edit={"h.0.resid_post": kept["h.0.resid_post"]})
+    np.testing.assert_array_equal(patched["logits"], kept["logits"])
+
+
+def test_a_token_never_looks_at_later_ones(model):
+    seen = model.forward(IDS, capture=["h.0.scores", "h.0.probs"], edit={"h.0.scores": 0.0})
+    later = ~np.tri(67, dtype=bool)
+    assert (seen["h.0.scores"][:, later] == -np.inf).all()
+    assert (seen["h.0.probs"][:, later] == 0).all()
+    assert (seen["h.0.scores"][:, ~later] == 0).all()
+
+
+def test_an_edit_may_keep_and_change_what_it_is_given(model):
+    kept = []
+
+    def zero_second(value):
+        kept.append(value)
+        value[1] = 0
+        return value
+
+    seen = model.forward(IDS, capture=["resid_pre", "logits"], edit={"resid_pre": zero_second})
+    assert [value.shape for value in kept] == [(67, CONFIG.n_embd)] * 2
+    for value, captured in zip(kept, seen["resid_pre"], strict=True):
+        np.testing.assert_array_equal(value, captured)
+        assert not value[1].any()
+        assert value[0].any()
+
+
+def test_what_an_edit_raises_is_raised(model):
+    def fail(value):
+        raise KeyboardInterrupt("here")
+
+    for name in ("embed", "h.0.scores", "h.1.mlp_act", "ln_f", "logits"):
+        with pytest.raises(KeyboardInterrupt, match="here"):
+            model.forward(IDS, edit={name: fail})
+    before = model.logits(IDS)
+    np.testing.assert_array_equal(model.forward(IDS)["logits"], before)
+
+
+def test_an_edit_may_use_the_model(model):
+    seen = {}
+
+    def look(value):
+        seen["logits"] = model.logits(IDS[:5])
+        seen["again"] = model.forward(IDS[:5])["logits"]
+        return value
+
+    model.forward(IDS, edit={"h.0.probs": look})
+    np.testing.assert_array_equal(seen["logits"], model.logits(IDS[:5]))
+    if model.backend != "numpy":
+        np.testing.assert_array_equal(seen["again"], seen["logits"])
+
+
+def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
+    before = model.forward(IDS)["logits"]
+
+    def close(value):
+        model.close()
+        return value
+
+    np.testing.assert_array_equal(model.forward(IDS, edit={"embed": close})["logits"], before)
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capture": "resid"}, "'resid' is no point.*did you mean resid_"),
+        ({"capture": "h.0.reisd_mid"}, "did you mean resid_mid"),
+        ({"capture": ["h.2.q"]}, "is of block '2'; this model's are 0 to 1"),
+        ({"capture": ["h.-1.q"]}, "no point"),
+        ({"capture": ["h.99999999999.q"]}, "0 to 1"),
+        ({"capture": ["h.0.embed"]}, "no point"),
+        ({"edit": {"nothing": 0}}, "edit: 'nothing' is no point"),
+        ({"edit": {"q": 0, "h.1.q": 0}}, "names the point h.1.q twice"),
+        (
+            {"edit": {"embed": lambda x: x[:5]}},
+            r"embed gave shape \(5, 24\); .* of shape \(67, 24\)",
+        ),
+        ({"edit": {"h.1.q": lambda x: None}}, r"edit of h.1.q gave None.* \(3, 67, 8\)"),
+        ({"edit": {"embed": "zero"}}, "gave 'zero'"),
+        ({"positions": [67]}, "from -67 to 66"),
+        ({"positions": [3, 2]}, "ascending"),
+        ({"positions": [2, 2]}, "each once"),
+    ],
+)
+def test_refused(model, options, message):
+    with pytest.raises(OptionError, match=message):
+        model.forward(IDS, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"capture": 3}, {"capture": [3]}, {"edit": ["embed"]}, {"edit": {3: 0}}, {"positions": 1.5},
+     {"positions": "ab"}, {"positions": [True]}],
+)  # fmt: skip
+def test_refused_types(model, options):
+    with pytest.raises(OptionTypeError):
+        model.forward(IDS, **options)
+
+
+def test_refused_texts(model):
+    with pytest.raises(OptionError, match="no id"):
+        model.forward([])
+    with pytest.raises(ContextError, match="71 tokens are more than the context's 70"):
+        model.forward([0] * 71)
+
+
+# ---- weights ----
+
+
+def test_weights_are_the_checkpoints(model):
+    for name, weight in random_weights(CONFIG).items():
+        found = model.weight(name)
+        np.testing.assert_array_equal(found, weight)
+        found[...] = 0  # a copy
+        np.testing.assert_array_equal(model.weight(name), weight)
+    with pytest.raises(OptionError, match=r"'wte.weights' is no tensor.*did you mean wte\.weight"):
+        model.weight("wte.weights")
