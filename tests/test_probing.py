@@ -3,6 +3,10 @@ changed as it was asked to be."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
@@ -302,3 +306,26 @@ def test_weights_are_the_checkpoints(model):
         np.testing.assert_array_equal(model.weight(name), weight)
     with pytest.raises(OptionError, match=r"'wte.weights' is no tensor.*did you mean wte\.weight"):
         model.weight("wte.weights")
+
+
+# ---- the example ----
+
+
+def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = Path(__file__).parents[1] / "docs" / "examples" / "look_inside.py"
+    spec = importlib.util.spec_from_file_location("look_inside", path)
+    look_inside = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(look_inside)
+    model = GPT2.from_pretrained()
+    ids = model.tokenizer.encode("Once upon a time")
+    best, probs = look_inside.logit_lens(model, ids)
+    logits = model.logits(ids)
+    np.testing.assert_array_equal(best[-1], logits.argmax(-1))
+    total = np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+    np.testing.assert_allclose(probs[-1], 1 / total, rtol=1e-4)  # two roundings of ln_f
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["look_inside.py", "Once upon a time"])
+    look_inside.main()
+    for name in ("logit_lens.png", "attention.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
