@@ -17,6 +17,7 @@ from gpt2c.backend import load_engine, loaded_checkpoint
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generation_config import FILE as GENERATION_CONFIG
 from gpt2c.generation_config import read_generation_config
 from gpt2c.hub import locate
 from gpt2c.options import flag, similar
@@ -40,7 +41,10 @@ class LoadedModel:
         backend: str = "auto",
         progress: bool = False,
     ) -> None:
-        """Reads the checkpoint's weights, and what its folder says of generation."""
+        """Reads the checkpoint's weights; :meth:`from_pretrained` is the usual way here.
+
+        tokenizer None is GPT-2's own.
+        """
         n_threads, _ = choose_threads(threads)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
         self._tokenizer = tokenizer
@@ -54,6 +58,11 @@ class LoadedModel:
         finally:
             if bar is not None:
                 bar.close()
+        if self._defaults:
+            self._check_defaults(f"{self._folder}/{GENERATION_CONFIG}")
+
+    def _check_defaults(self, where: str) -> None:
+        """For who knows what the options of generation mean."""
 
     @classmethod
     def from_pretrained(

@@ -9,7 +9,6 @@ from typing import Any, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checkpoint import Checkpoint
 from gpt2c.completing import Completer
 from gpt2c.config import GPT2_VOCABULARY
 from gpt2c.errors import ConfigError, ContextError, OptionError, OptionTypeError, TokenizerError
@@ -23,7 +22,6 @@ from gpt2c.generation import (
     StreamOptions,
     check_options,
 )
-from gpt2c.generation_config import FILE as GENERATION_CONFIG
 from gpt2c.generation_config import with_defaults
 from gpt2c.loaded_model import LoadedModel
 from gpt2c.options import integer, shows_options
@@ -33,7 +31,7 @@ from gpt2c.sampling import Vocabulary
 from gpt2c.scoring import Score, score_texts
 from gpt2c.session import Session
 from gpt2c.streaming import TextStream
-from gpt2c.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.tokenizer import MissingTokenizer
 from gpt2c.untrusted import show
 
 
@@ -46,26 +44,6 @@ class GPT2(LoadedModel):
     A model is immutable: any number of threads may use it at once, each call with a cache of its
     own. ``close()``, or leaving a ``with`` block, frees its memory once running calls are done.
     """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        tokenizer: Tokenizer | MissingTokenizer | None,
-        *,
-        dtype: str = "auto",
-        threads: int | None = None,
-        backend: str = "auto",
-        progress: bool = False,
-    ) -> None:
-        """Reads the checkpoint's weights; :meth:`from_pretrained` is the usual way here.
-
-        tokenizer None is GPT-2's own.
-        """
-        super().__init__(
-            checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend, progress=progress
-        )
-        if self._defaults:
-            self._check_defaults(f"{self._folder}/{GENERATION_CONFIG}")
 
     # ---- generation ----
 
@@ -229,6 +207,7 @@ class GPT2(LoadedModel):
         return checked
 
     def _check_defaults(self, where: str) -> None:
+        """Raises ConfigError, naming where they are from, for defaults that no call could have."""
         try:
             self._options({}, CompleteOptions, "complete")
         except (OptionError, OptionTypeError, TokenizerError) as reason:
