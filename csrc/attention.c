@@ -16,7 +16,7 @@ static void store_keys_values(const place *at, int32_t block, int32_t head, int 
         size_t keys = cache_keys(m, block, head) + slot;
         size_t values = cache_values(m, block, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
-        size_t number = m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+        size_t number = cache_number(m);
         m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
                           (char *)page + keys * number, (char *)page + values * number);
     }
@@ -66,21 +66,6 @@ static attention_args attention_of(const place *at, int32_t block, int32_t head,
     };
 }
 
-/* Attention of n_rows rows from r on; next_row and next_head are what comes after them, or -1. */
-static void attend_rows(const place *at, int32_t block, int32_t head, int r, int n_rows,
-                        int32_t next_head, int next_row) {
-    const gpt2c_model *m = at->model;
-    attention_args args = attention_of(at, block, head, r, n_rows);
-    if (next_row >= 0) {
-        const input_row *next = &at->scratch->rows[next_row];
-        args.next_pages = next->sequence->pages;
-        args.next_keys = cache_keys(m, block, next_head);
-        args.next_values = cache_values(m, block, next_head);
-        args.n_next_positions = next->position + 1;
-    }
-    m->kernels->attention(&args);
-}
-
 /* Whether heads are whole panels, and so whole groups of what they are quantised to. */
 static int heads_are_panels(const place *at) {
     return at->model->head_dim % PANEL == 0;
@@ -94,20 +79,104 @@ static void quantize_heads(const place *at, activations x, int first, int last, 
                                       (last - first) * at->model->head_dim, &out);
 }
 
-/* Attention of the rows [begin, end) of one sequence by some heads; next_row comes after them, or -1. */
-static void attend_sequence(const place *at, int32_t block, int first, int last, int begin, int end,
-                            int next_row) {
-    for (int32_t head = first; head < last; head++) {
-        for (int r = begin, next; r < end; r = next) {
-            next = end_of_page(at, r, end);
-            store_keys_values(at, block, head, r, next);
-            if (next < end)
-                attend_rows(at, block, head, r, next - r, head, next);
-            else if (head + 1 < last)
-                attend_rows(at, block, head, r, next - r, head + 1, begin);
-            else
-                attend_rows(at, block, head, r, next - r, first, next_row);
-        }
+/* ---- what a single row fetches while it attends: what is read a little later ---- */
+
+/* Of its own cache, so far ahead. */
+#define FETCHED_AHEAD ((size_t)32 << 10)
+/* Or all of the next row's, if that is no more: it has to stay in a second-level cache until then. */
+#define FETCHED_ROW ((size_t)256 << 10)
+
+static void list_lines(fetch_list *list, const char *begin, const char *end, size_t step) {
+    if (list->n_parts == MOST_FETCHES || begin >= end)
+        return;
+    list->parts[list->n_parts].next = begin;
+    list->parts[list->n_parts].end = end;
+    list->parts[list->n_parts++].step = step;
+}
+
+/* Bytes [begin, end) of the keys that some heads have in a page, n positions of which are filled. */
+static void list_keys(const place *at, fetch_list *list, const char *keys, int n, size_t begin,
+                      size_t end) {
+    const size_t line = CACHE_LINE * sizeof(float), number = cache_number(at->model);
+    list_lines(list, keys + begin, keys + end,
+               (size_t)n * number <= line ? PAGE_POSITIONS * number : line);
+}
+
+/* Of the row's page that begins at a position, how many positions are filled. */
+static int filled(const input_row *row, int first) {
+    int n = row->position + 1 - first;
+    return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
+}
+
+/* Keys, but for their first bytes, and values of some heads of a row. */
+static void list_row(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
+                     const input_row *row, size_t skipped) {
+    const gpt2c_model *m = at->model;
+    const size_t number = cache_number(m), of_head = (size_t)m->head_dim * PAGE_POSITIONS * number;
+    const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE * sizeof(float);
+    const size_t keys = cache_keys(m, block, head) * number;
+    const size_t values = cache_values(m, block, head) * number;
+    for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
+        list_keys(at, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
+                  filled(row, i), i ? 0 : skipped, all);
+    for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
+        const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
+        size_t bytes = (size_t)filled(row, i) * (size_t)m->head_dim * number;
+        if (filled(row, i) == PAGE_POSITIONS) /* the heads' follow each other */
+            list_lines(list, begin, begin + all, line);
+        else
+            for (int h = 0; h < n_heads; h++, begin += of_head)
+                list_lines(list, begin, begin + bytes, line);
+    }
+}
+
+/* next is the row that comes after some heads of a row, and its first head next_head; or NULL. */
+static void list_fetches(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
+                         const input_row *row, const input_row *next, int next_head) {
+    const gpt2c_model *m = at->model;
+    const size_t number = cache_number(m), width = (size_t)n_heads * (size_t)m->head_dim * number;
+    const size_t all = width * PAGE_POSITIONS, ahead = FETCHED_AHEAD < all ? FETCHED_AHEAD : all;
+    list->n_parts = list->part = 0;
+    if (next && next != row && 2 * (size_t)next->position * width <= FETCHED_ROW) {
+        list_row(at, list, block, next_head, n_heads, next, 0);
+        return;
+    }
+    list_row(at, list, block, head, n_heads, row, ahead);
+    if (next)
+        list_keys(at, list,
+                  (const char *)next->sequence->pages[0] + cache_keys(m, block, next_head) * number,
+                  filled(next, 0), 0, ahead);
+}
+
+/* ---- attention of sequences ---- */
+
+/* Row r by some heads, ATTENTION_ROWS at a time; next_row comes after it, or -1. */
+static void attend_row(const place *at, int32_t block, int first, int last, int r, int next_row) {
+    const input_row *rows = at->scratch->rows;
+    fetch_list list;
+    for (int32_t head = first; head < last; head++)
+        store_keys_values(at, block, head, r, r + 1);
+    for (int32_t head = first, n_heads; head < last; head += n_heads) {
+        n_heads = last - head < ATTENTION_ROWS ? last - head : ATTENTION_ROWS;
+        attention_args args = attention_of(at, block, head, r, 1);
+        args.n_heads = n_heads;
+        args.fetches = &list;
+        if (head + n_heads < last)
+            list_fetches(at, &list, block, head, n_heads, &rows[r], &rows[r], head + n_heads);
+        else
+            list_fetches(at, &list, block, head, n_heads, &rows[r],
+                         next_row < 0 ? NULL : &rows[next_row], first);
+        at->model->kernels->attention_heads(&args);
+    }
+}
+
+/* The rows [begin, end) of a sequence, by a head. */
+static void attend_rows(const place *at, int32_t block, int head, int begin, int end) {
+    for (int r = begin, next; r < end; r = next) {
+        next = end_of_page(at, r, end);
+        store_keys_values(at, block, head, r, next);
+        const attention_args args = attention_of(at, block, head, r, next - r);
+        at->model->kernels->attention(&args);
     }
 }
 
@@ -117,7 +186,10 @@ static void attend_heads(const place *at, int32_t block, int first, int last, ac
     int n_rows = at->pass->n_rows;
     for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
         end = end_of_sequence(at, begin);
-        attend_sequence(at, block, first, last, begin, end, end < n_rows ? end : -1);
+        if (end == begin + 1)
+            attend_row(at, block, first, last, begin, end < n_rows ? end : -1);
+        for (int head = first; end > begin + 1 && head < last; head++)
+            attend_rows(at, block, head, begin, end);
         if (is_quantized(at) && heads_are_panels(at))
             quantize_heads(at, attended, first, last, begin, end);
     }

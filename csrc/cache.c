@@ -31,8 +31,8 @@ static page_header *header_of(void *page) {
 }
 
 static size_t page_bytes(const gpt2c_model *m) {
-    size_t number = m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
-    return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS * number;
+    return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS *
+           cache_number(m);
 }
 
 /* Under the lock. */

@@ -24,6 +24,11 @@ gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
 /* Frees the pages that no sequence has but that were kept for the next. */
 void cache_free_spares(void);
 
+/* The bytes of a number in a page. */
+static inline size_t cache_number(const gpt2c_model *m) {
+    return m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+}
+
 /* Where in a page a head's keys and values begin. */
 static inline size_t cache_keys(const gpt2c_model *m, int32_t layer, int32_t head) {
     size_t width = (size_t)m->config.n_embd * PAGE_POSITIONS;

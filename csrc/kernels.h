@@ -74,6 +74,17 @@ typedef struct {
     int activation; /* a gpt2c_activation */
 } matmul_args;
 
+/* Lines of memory that a kernel fetches on its way, a step apart, in the order in which they are read. */
+#define MOST_FETCHES 128
+
+typedef struct {
+    struct {
+        const char *next, *end;
+        size_t step;
+    } parts[MOST_FETCHES];
+    int n_parts, part; /* the one that is under way */
+} fetch_list;
+
 /* Rows of attention that share what they load; room for the scores of as many is needed. */
 #define ATTENTION_ROWS 8
 
@@ -88,10 +99,9 @@ typedef struct {
                                /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
     int n_positions;           /* the first row's own position + 1 */
     int head_dim;
-    /* What a single row fetches meanwhile: the cache of the attention that follows, the same way. */
-    void *const *next_pages;
-    size_t next_keys, next_values;
-    int n_next_positions; /* 0: nothing */
+    /* Of a single row: */
+    int n_heads;         /* that follow each other in all arrays; up to ATTENTION_ROWS */
+    fetch_list *fetches; /* or NULL */
     float scale;
     float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
     size_t scores_stride;
@@ -112,6 +122,8 @@ typedef struct {
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon,
                        int n, float *out);
     void (*attention)(const attention_args *args);
+    /* The same of a single row and several heads: page by page, so that memory is read in long runs. */
+    void (*attention_heads)(const attention_args *args);
     /* Its parts, of a single row: its scores, the weights that become of them and their sum, and the values'
      * sum by these. One after the other they are the whole, to the bit. */
     void (*attention_scores)(const attention_args *args);

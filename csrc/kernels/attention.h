@@ -71,39 +71,27 @@ INLINE vf load_stored(stored s, const int is_narrow, int n) {
     return vf_load_first((const float *)s.page + s.at, n);
 }
 
-/* Rows of a page that a single row fetches for the attention that follows: in a batch that is another
- * sequence's, of whose cache a processor guesses nothing, and waiting for it was half of the time. */
-typedef struct {
-    const char *first; /* NULL: nothing */
-    size_t row_bytes, n_bytes; /* from row to row; of a row */
-} next_part;
-
-INLINE next_part next_rows(const attention_args *a, const int is_narrow, int page, size_t at,
-                           int row_numbers, int n_numbers) {
-    const size_t number = is_narrow ? sizeof(uint16_t) : sizeof(float);
-    if (page * PAGE_POSITIONS >= a->n_next_positions)
-        return (next_part){NULL, 0, 0};
-    return (next_part){(const char *)a->next_pages[page] + at * number,
-                       (size_t)row_numbers * number, (size_t)n_numbers * number};
+INLINE void fetch_lines(fetch_list *f, int n) {
+    for (int i = 0; f && i < n && f->part < f->n_parts; i++) {
+        const char *line = f->parts[f->part].next;
+        __builtin_prefetch(line, 0, 2);
+        line += f->parts[f->part].step;
+        f->parts[f->part].next = line;
+        f->part += line >= f->parts[f->part].end;
+    }
 }
 
-INLINE next_part next_keys_of(const attention_args *a, const int is_narrow, int page) {
-    int n = a->n_next_positions - page * PAGE_POSITIONS;
-    return next_rows(a, is_narrow, page, a->next_keys, PAGE_POSITIONS,
-                     n < PAGE_POSITIONS ? n : PAGE_POSITIONS);
-}
-
-INLINE void fetch_row(next_part part, int row) {
-    const char *first = part.first + (size_t)row * part.row_bytes;
-    for (size_t i = 0; i < part.n_bytes; i += CACHE_LINE * sizeof(float))
-        __builtin_prefetch(first + i, 0, 2);
+/* Of so many numbers of the cache. */
+INLINE int lines_of(const int is_narrow, int n) {
+    const int line = CACHE_LINE * (is_narrow ? 2 : 1); /* in numbers */
+    return (n + line - 1) / line;
 }
 
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
  * real. */
 INLINE void score_tile(const attention_args *a, const int is_narrow, const int rows,
-                       const int n_vectors, const float *q, stored key, int n, next_part next,
-                       float *scores) {
+                       const int n_vectors, const float *q, stored key, int n,
+                       fetch_list *fetches, float *scores) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++)
@@ -113,7 +101,7 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
     for (int d = 0; d < a->head_dim; d++) {
         vf k[MOST_VECTORS];
         if (rows == 1)
-            fetch_row(next, d);
+            fetch_lines(fetches, lines_of(is_narrow, PAGE_POSITIONS));
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             k[v] = load_stored(stored_at(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_narrow,
@@ -136,19 +124,18 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
 
 /* The scores of one page's first n positions; what lies beyond is never read. */
 INLINE void page_scores(const attention_args *a, const int is_narrow, const int rows,
-                        const float *q, stored key, int n, next_part next, float *scores) {
+                        const float *q, stored key, int n, fetch_list *fetches, float *scores) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
-    const next_part nothing = {NULL, 0, 0};
     int i = 0;
     for (; i + width <= n; i += width)
         score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), width,
-                   i ? nothing : next, scores + i);
+                   i ? NULL : fetches, scores + i);
     /* A single row would be one chain at a time, and wait for it. */
     for (; rows == 1 && i < n; i += width)
         score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), n - i,
-                   i ? nothing : next, scores + i);
+                   i ? NULL : fetches, scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, is_narrow, rows, 1, q, stored_at(key, i), n - i, nothing, scores + i);
+        score_tile(a, is_narrow, rows, 1, q, stored_at(key, i), n - i, NULL, scores + i);
 }
 
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
@@ -212,9 +199,6 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
         stored value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
-        const next_part next =
-            next_rows(a, is_narrow, block / PAGE_POSITIONS, a->next_values + (size_t)dim,
-                      a->head_dim, n_vectors * VF_WIDTH);
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
@@ -222,11 +206,8 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
-        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim) {
-            if (rows == 1)
-                fetch_row(next, i);
+        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim)
             add_value(a, is_narrow, rows, 0, n_vectors, value, n, scores + i, sum);
-        }
         /* Later rows go on to their own position. */
         if (block + end == n_positions)
             UNROLL
@@ -254,8 +235,7 @@ INLINE void tile_scores(const attention_args *a, const int is_narrow, const int 
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
         stored key = {a->pages[i / PAGE_POSITIONS], a->keys};
-        next_part next = next_keys_of(a, is_narrow, i / PAGE_POSITIONS);
-        page_scores(a, is_narrow, rows, q, key, n, next, a->scores + i);
+        page_scores(a, is_narrow, rows, q, key, n, NULL, a->scores + i);
     }
 }
 
@@ -306,6 +286,71 @@ static void attention_kernel(const attention_args *a) {
         attend_rows(a, 1);
     else
         attend_rows(a, 0);
+}
+
+/* out[dim ..] (+)= sum(weights[i] * value[i][dim ..]) of a block of positions, for n_vectors vectors of
+ * dimensions, of which n are real. */
+INLINE void add_block(const attention_args *a, const int is_narrow, const int n_vectors, stored value,
+                      int n, const float *weights, int n_positions, int is_first, float *out) {
+    vf sum[TILE_ROWS][MOST_VECTORS];
+    UNROLL
+    for (int v = 0; v < n_vectors; v++)
+        sum[0][v] = vf_set1(0.0f);
+    for (int i = 0; i < n_positions; i++, value.at += (size_t)a->head_dim) {
+        fetch_lines(a->fetches, lines_of(is_narrow, n_vectors * VF_WIDTH));
+        add_value(a, is_narrow, 1, 0, n_vectors, value, n, weights + i, sum);
+    }
+    UNROLL
+    for (int v = 0; v < n_vectors; v++) {
+        float *total = out + v * VF_WIDTH;
+        vf before = vf_load_first(total, n - v * VF_WIDTH);
+        vf_store_first(total, is_first ? sum[0][v] : vf_add(before, sum[0][v]), n - v * VF_WIDTH);
+    }
+}
+
+/* The values of a page by the weights of a head. */
+INLINE void add_page(const attention_args *a, const int is_narrow, int head, int page) {
+    const int width = MOST_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
+    int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
+    stored value = {a->pages[page], a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
+    const float *weights = a->scores + (size_t)head * a->scores_stride + first;
+    float *out = a->out + head * a->head_dim;
+    int dim = 0;
+    for (; dim + width <= a->head_dim; dim += width)
+        add_block(a, is_narrow, MOST_VECTORS, stored_at(value, dim), width, weights, n, page == 0,
+                  out + dim);
+    for (; dim < a->head_dim; dim += VF_WIDTH)
+        add_block(a, is_narrow, 1, stored_at(value, dim), a->head_dim - dim, weights, n, page == 0,
+                  out + dim);
+}
+
+INLINE void attend_heads(const attention_args *a, const int is_narrow) {
+    int n_pages = (a->n_positions + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
+    for (int page = 0, first = 0; page < n_pages; page++, first += PAGE_POSITIONS) {
+        int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
+        for (int h = 0; h < a->n_heads; h++) {
+            stored key = {a->pages[page], a->keys + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
+            page_scores(a, is_narrow, 1, a->q + h * a->head_dim, key, n, a->fetches,
+                        a->scores + (size_t)h * a->scores_stride + first);
+        }
+    }
+    float sum[ATTENTION_ROWS];
+    for (int h = 0; h < a->n_heads; h++) {
+        float *scores = a->scores + (size_t)h * a->scores_stride;
+        sum[h] = exponentials(scores, a->n_positions, greatest(scores, a->n_positions));
+    }
+    for (int page = 0; page < n_pages; page++)
+        for (int h = 0; h < a->n_heads; h++)
+            add_page(a, is_narrow, h, page);
+    for (int h = 0; h < a->n_heads; h++)
+        divide_kernel(a->out + h * a->head_dim, a->head_dim, sum[h]);
+}
+
+static void attention_heads_kernel(const attention_args *a) {
+    if (a->is_narrow)
+        attend_heads(a, 1);
+    else
+        attend_heads(a, 0);
 }
 
 static void attention_scores_kernel(const attention_args *a) {

@@ -18,6 +18,7 @@
 #define KERNEL_TABLE                                                                               \
     {                                                                                              \
         .matmul = matmul_kernel, .layer_norm = layer_norm_kernel, .attention = attention_kernel,   \
+        .attention_heads = attention_heads_kernel,                                             \
         .attention_scores = attention_scores_kernel,                                           \
         .attention_weights = attention_weights_kernel,                                         \
         .attention_values = attention_values_kernel,                                           \

@@ -20,3 +20,8 @@ static void add_kernel(const float *added, int n, float *x) {
         vf_store_first(x + i, sum, n - i);
     }
 }
+
+static void divide_kernel(float *x, int n, float by) {
+    for (int i = 0; i < n; i += VF_WIDTH)
+        vf_store_first(x + i, vf_div(vf_load_first(x + i, n - i), vf_set1(by)), n - i);
+}

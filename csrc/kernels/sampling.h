@@ -132,11 +132,6 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     return (int)numbers[first];
 }
 
-static void divide_kernel(float *x, int n, float by) {
-    for (int i = 0; i < n; i += VF_WIDTH)
-        vf_store_first(x + i, vf_div(vf_load_first(x + i, n - i), vf_set1(by)), n - i);
-}
-
 /* A number from 0 up to, and not, 1 that belongs to the position: 24 bits of its counter's word 0. */
 static float chance_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),

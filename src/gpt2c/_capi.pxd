@@ -270,7 +270,8 @@ cdef extern from "kernels.h" nogil:
         const void *const *pages
         int is_narrow
         size_t keys, values
-        int n_positions, head_dim, n_next_positions
+        int n_positions, head_dim, n_heads
+        void *fetches
         float scale
         float *scores
         size_t scores_stride

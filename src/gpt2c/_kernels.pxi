@@ -189,7 +189,7 @@ def attention(
     args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
     args.scores, args.scores_stride = &scores[0, 0], n_positions
     args.out, args.out_stride = &out[0, 0], head_dim
-    args.is_narrow, args.n_next_positions = is_narrow, 0
+    args.is_narrow, args.fetches = is_narrow, NULL
     kernels.attention(&args)
     return result
 
