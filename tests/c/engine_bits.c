@@ -116,7 +116,7 @@ static const gpt2c_stage stages[] = {
 };
 #define N_STAGES ((int32_t)(sizeof stages / sizeof *stages))
 
-/* Feeds the whole context at once, and then draws from a prompt of five tokens. */
+/* Feeds the whole context at once and one by one, and then draws from a prompt of five tokens. */
 static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     state = 2;
     gpt2c_model *model = random_model(c, isa, n_threads);
@@ -134,6 +134,15 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
     printf("logits %d %d %016llx\n", (int)c->weights, (int)c->n_embd, (unsigned long long)hash);
 
+    check(gpt2c_sequence_truncate(sequence, 0));
+    for (int32_t i = 0; i < n; i++) {
+        gpt2c_feed one = {sequence, tokens + i, 1, GPT2C_LOGITS_ALL};
+        check(gpt2c_forward(model, scratch, &one, 1, logits + (size_t)i * (size_t)c->n_vocab));
+    }
+    if (digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab) != hash) {
+        fprintf(stderr, "one by one the logits are others\n");
+        exit(1);
+    }
     check(gpt2c_sequence_truncate(sequence, 0));
     int32_t drawn[30];
     int32_t n_steps;
