@@ -22,6 +22,8 @@ typedef struct {
     int32_t *history; /* [n_history], the prompt's ids and the new ones */
     int32_t n_history, n_prompt;
     int32_t *lengths; /* [n_history], scratch of penalties.c */
+    int wants_margin; /* set by who wants to know, for a choice: */
+    float margin;     /* by how much it was ahead of the next best; NaN where nobody looked */
 } candidates;
 
 /* Room for one draw at a time; NULL without memory. */

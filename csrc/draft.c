@@ -25,6 +25,13 @@ typedef struct {
 #define LONGEST_WAIT 1024
 #define DRAFTS_TO_SEE 2
 
+/* How sure a model was of a guess tells how likely it is right: by how much, in logits with their noise, the
+ * guess was ahead of the next best. Upper ends of the ranges, and what is believed of each at first; the last
+ * is of guesses of which nobody knows. */
+#define N_MARGINS 9
+static const float margin_ends[N_MARGINS - 2] = {0.1f, 0.2f, 0.4f, 0.7f, 1.0f, 1.5f, 2.5f};
+static const double margin_priors[N_MARGINS] = {0.5, 0.6, 0.75, 0.85, 0.93, 0.97, 0.985, 0.995, 0.9};
+
 /* Seconds: of a pass that verifies nothing, of each further row, of one token of the draft model. For
  * passes of so many jobs. */
 typedef struct {
@@ -40,7 +47,7 @@ struct gpt2c_drafter {
     gpt2c_scratch *scratch;   /* the model's */
     int32_t fixed;            /* guess always so many, from the model where there is one */
     int32_t sources;
-    estimate by_lookup[N_LENGTHS], by_model;
+    estimate by_lookup[N_LENGTHS], by_model, by_margin[N_MARGINS];
     pass_costs costs[MOST_DRAFTING_JOBS + 1];
     gpt2c_job guessing[MOST_DRAFTING_JOBS]; /* the jobs, as if what is guessed were theirs */
     gpt2c_feed feeds[MOST_DRAFTING_JOBS];
@@ -54,11 +61,17 @@ static estimate believe(double prior) {
     return (estimate){.prior = prior, .wait = SHORTEST_WAIT};
 }
 
+static void forget_model(gpt2c_drafter *d) {
+    d->by_model = believe(0.9);
+    for (int i = 0; i < N_MARGINS; i++)
+        d->by_margin[i] = believe(margin_priors[i]);
+}
+
 static void forget(gpt2c_drafter *d) {
     d->by_lookup[0] = believe(0.4);
     d->by_lookup[1] = believe(0.65);
     d->by_lookup[2] = believe(0.9);
-    d->by_model = believe(0.9);
+    forget_model(d);
     for (int n = 0; n <= MOST_DRAFTING_JOBS; n++)
         d->costs[n] = (pass_costs){0};
 }
@@ -94,7 +107,7 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
             return status;
         d->model = model;
     }
-    d->by_model = believe(0.9);
+    forget_model(d);
     return GPT2C_OK;
 }
 
@@ -144,29 +157,46 @@ void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double
     }
 }
 
+static int range_of(float margin) {
+    if (margin != margin)
+        return N_MARGINS - 1;
+    int i = 0;
+    while (i < N_MARGINS - 2 && margin >= margin_ends[i])
+        i++;
+    return i;
+}
+
 void draft_learn_job(gpt2c_drafter *d, const draft *guessed) {
-    if (guessed->source != NO_DRAFT)
-        learn(estimate_of(d, guessed->source, guessed->match), guessed->n_right,
-              guessed->n_right + (guessed->n_right < guessed->n));
+    int32_t n_decided = guessed->n_right + (guessed->n_right < guessed->n);
+    if (guessed->source == NO_DRAFT)
+        return;
+    learn(estimate_of(d, guessed->source, guessed->match), guessed->n_right, n_decided);
+    for (int32_t i = 0; guessed->source == DRAFT_BY_MODEL && i < n_decided; i++)
+        learn(&d->by_margin[guessed->margins[i]], i < guessed->n_right, 1);
 }
 
 /* ---- the decision ---- */
 
+static double row_cost(const pass_costs *c, int32_t n_jobs) {
+    return c->row > 0 ? c->row : 0.04 * c->plain / n_jobs;
+}
+
 /* Tokens a second for one of n_jobs when k are guessed, of a chance each. */
 static double rate(const pass_costs *c, int32_t n_jobs, int32_t k, double chance, double step) {
-    double row = c->row > 0 ? c->row : 0.04 * c->plain / n_jobs;
-    double tokens = 1, all_right = 1;
+    double row = row_cost(c, n_jobs), tokens = 1, all_right = 1;
     for (int32_t i = 0; i < k; i++)
         tokens += all_right *= chance;
     return tokens / (c->plain / n_jobs + k * (row + step));
 }
+
+#define WORTH_IT 1.02 /* times the rate without guesses */
 
 /* How many to guess, up to most, and in *gained what that makes of the rate without. */
 static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t most, double chance,
                            double step, double *gained) {
     int32_t best = 0;
     double plain = rate(c, n_jobs, 0, 0, 0);
-    *gained = 1.02; /* for less it is not worth it */
+    *gained = WORTH_IT;
     for (int32_t k = 1; k <= most; k++) {
         double gain = rate(c, n_jobs, k, chance, step) / plain;
         if (gain > *gained) {
@@ -211,6 +241,19 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t mo
     return result;
 }
 
+/* Guesses by the model. Where n of them pay by their average chance, as many are made as each is worth its
+ * time by its own: a guess takes time in which tokens come at the rate that is gained. */
+static draft by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n, int32_t most,
+                      double step, double gained) {
+    draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
+    if (gained <= WORTH_IT) /* to see whether it pays */
+        return result;
+    result.n = most;
+    result.chance = 1;
+    result.least = (row_cost(c, n_jobs) + step) * gained * n_jobs / c->plain;
+    return result;
+}
+
 static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t most) {
     lookup_match match = {0, 0};
     if (d->sources & GPT2C_DRAFT_LOOKUP)
@@ -226,14 +269,14 @@ static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int3
         estimate *e = estimate_of(d, DRAFT_BY_LOOKUP, match);
         int32_t n = number_by(d, n_jobs, most, e, 0, &gained);
         if (n)
-            result = (draft){DRAFT_BY_LOOKUP, n, match, 0};
+            result = (draft){.source = DRAFT_BY_LOOKUP, .n = n, .match = match};
         best = gained;
     }
     if (d->model) {
         double step = (c->step > 0 ? c->step : 0.2 * c->plain) / n_jobs;
         int32_t n = number_by(d, n_jobs, most, &d->by_model, step, &gained);
         if (n && (gained > best || result.source == NO_DRAFT))
-            result = (draft){DRAFT_BY_MODEL, n, match, 0};
+            result = by_model(c, n_jobs, match, n, most, step, gained);
     }
     return result;
 }
@@ -272,6 +315,15 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     return GPT2C_OK;
 }
 
+/* Takes note of how sure the i-th guess was, and stops where the next one is not worth its time. */
+static void look_at_margin(const gpt2c_drafter *d, draft *guessed, int32_t i, float margin) {
+    int range = range_of(margin);
+    guessed->margins[i] = (uint8_t)range;
+    guessed->chance *= chance_of(&d->by_margin[range]);
+    if (guessed->chance * chance_of(&d->by_model) < guessed->least)
+        guessed->n = i + 1;
+}
+
 /* One more token for each job that wants one; returns in *n_fed how many there were. */
 static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                draft *drafts, int32_t i, int32_t *n_fed) {
@@ -287,6 +339,7 @@ static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
     candidates *c = gpt2c_scratch_candidates(d->scratch, d->model, 0);
     if (!logits || !c)
         return GPT2C_NO_MEMORY;
+    c->wants_margin = 1;
     if (*n_fed == 0)
         return GPT2C_OK;
     gpt2c_status status = gpt2c_forward(d->model, d->scratch, d->feeds, *n_fed, logits);
@@ -295,6 +348,7 @@ static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
         const float *row = logits + (size_t)f * (size_t)d->model->config.n_vocab;
         int32_t before = guessing->n_tokens;
         advance_job(d->model, c, guessing, row, row);
+        look_at_margin(d, &drafts[fed[f]], i, c->margin);
         /* What ends the text, or is no token, is not guessed; nothing is after it. */
         if (guessing->finish != GPT2C_RUNNING)
             drafts[fed[f]].n = i + guessing->n_tokens - before;

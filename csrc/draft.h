@@ -20,6 +20,10 @@ typedef struct {
     int32_t n;
     lookup_match match;
     int32_t n_right; /* of them, once they are verified */
+    /* Of a model's guesses: how sure each was (draft.c); that all so far are right; and the least chance of
+     * the next one, with them, at which it is worth its time. 0: any. */
+    uint8_t margins[MOST_DRAFTS];
+    double chance, least;
 } draft;
 
 /* At most `most` guesses each for jobs that all have a token to feed and a `lookup`; at most

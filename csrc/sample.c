@@ -39,6 +39,32 @@ static void update_mirostat(gpt2c_job *job, const kernel_table *kernels, float b
     }
 }
 
+/* By how much the greatest of logits, which is at `greatest`, is ahead of the next. */
+static float margin_of_greatest(const kernel_table *kernels, const float *logits, int32_t n,
+                                int32_t greatest) {
+    float next = -INFINITY;
+    const float *parts[] = {logits, logits + greatest + 1};
+    const int32_t lengths[] = {greatest, n - greatest - 1};
+    for (int i = 0; i < 2; i++) {
+        int32_t at = lengths[i] ? kernels->arg_max(parts[i], lengths[i]) : -1;
+        if (at >= 0 && parts[i][at] > next)
+            next = parts[i][at];
+    }
+    return logits[greatest] - next;
+}
+
+/* The same of a draw, whose score is the drawn one's logit and noise. */
+static float margin_of_draw(candidates *c, const noise_key *key, int32_t token, float score) {
+    int32_t place = 0;
+    while (c->ids[place] != token)
+        place++;
+    float logit = c->logits[place], next;
+    c->logits[place] = -INFINITY;
+    (void)c->kernels->draw(c->logits, c->ids, c->n, key, &next);
+    c->logits[place] = logit;
+    return c->n > 1 ? score - next : INFINITY;
+}
+
 static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, int32_t *token) {
     float sum_before = 0.0f;
     run_stages(c, job, key, &sum_before);
@@ -53,6 +79,8 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, in
         return GPT2C_OK;
     float score;
     *token = c->kernels->draw(c->logits, c->ids, c->n, key, &score);
+    if (c->wants_margin)
+        c->margin = margin_of_draw(c, key, *token, score);
     for (int32_t i = 0; sum_before > 0.0f && i < c->n; i++)
         if (c->ids[i] == *token)
             update_mirostat(job, c->kernels, c->logits[i] - greatest, sum_before);
@@ -76,6 +104,9 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
     *token = greatest;
     if (isinf(logits[greatest]) && logits[greatest] < 0.0f)
         return GPT2C_NOTHING_LEFT;
+    if (c && c->wants_margin)
+        c->margin =
+            is_greedy(job) ? margin_of_greatest(m->kernels, logits, m->config.n_vocab, greatest) : NAN;
     if (is_greedy(job))
         return GPT2C_OK;
     noise_key key = key_of_job(job);

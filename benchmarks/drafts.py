@@ -1,0 +1,177 @@
+"""What drafts are worth on real text: gpt2c with and without, beside float32 peers.
+
+    python benchmarks/drafts.py CHECKPOINT TEXT [--engines llama.cpp,openvino-f32,...]
+
+The text's paragraphs give the prompts: their first 40 tokens each, and 150 are generated. Greedy
+texts count up to their first repeated 20-gram, where they begin to go in circles and every guess
+is right. Peers, greedy, generate as many tokens of the same prompts. All take turns, a part of the
+prompts each; the checkpoint needs a tokenizer of its own. Then, the answer repeats the prompt, as
+in editing: prompts are the model's own greedy texts, of which it goes on in circles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peers import ENGINES
+from processes import EngineError, Launcher, Worker
+
+import gpt2c
+
+N_PROMPT = 40
+REPEATED = 20  # tokens; a text that says so many again is in a loop
+LONG = 300  # tokens of a text that is to go in circles
+TURNS = 5
+
+
+@dataclass
+class Way:
+    """One way of generating, and what its turns gave."""
+
+    name: str
+    options: dict[str, Any]
+    rates: list[float] = field(default_factory=list)  # tokens a second
+    drafted: int = 0
+    accepted: int = 0
+    passes: int = 0
+    tokens: int = 0
+
+
+def until_repeated(ids: list[int]) -> int:
+    """How many ids come before a 20-gram that was there before."""
+    seen = set()
+    for i in range(len(ids) - REPEATED + 1):
+        gram = tuple(ids[i : i + REPEATED])
+        if gram in seen:
+            return i + REPEATED - 1
+        seen.add(gram)
+    return len(ids)
+
+
+def repeats(prompt: list[int], answer: list[int]) -> bool:
+    """Whether nearly all of the answer stands in the prompt, 8 tokens at a time."""
+    grams = {tuple(prompt[i : i + 8]) for i in range(len(prompt))}
+    found = [tuple(answer[i : i + 8]) in grams for i in range(len(answer) - 7)]
+    return sum(found) >= 0.9 * len(found)
+
+
+def take_turn(model: gpt2c.GPT2, way: Way, prompts: list[list[int]], lengths: list[int]) -> None:
+    """The time of all tokens but each text's first, which is its prompt's."""
+    begin = time.perf_counter()
+    for prompt in prompts:
+        model.complete(prompt, max_new_tokens=1, **way.options)
+    between = time.perf_counter()
+    done = [
+        model.complete(prompt, max_new_tokens=n, **way.options)
+        for prompt, n in zip(prompts, lengths, strict=True)
+    ]
+    seconds = time.perf_counter() - between - (between - begin)
+    n_tokens = sum(len(d.ids) for d in done)
+    way.rates.append((n_tokens - len(prompts)) / seconds)
+    way.tokens += n_tokens
+    way.passes += sum(d.passes for d in done)
+    way.drafted += sum(d.drafted for d in done)
+    way.accepted += sum(d.accepted for d in done)
+
+
+def peer_rate(worker: Worker, prompts: list[list[int]], n_new: int) -> float:
+    """The same of a peer."""
+    with worker.turn():
+        worker.ask("generate", prompts=prompts[:1], n_new=8)  # awake again
+        first, all_of_them = (
+            sum(worker.ask("generate", prompts=[p], n_new=n)["seconds"] for p in prompts)
+            for n in (1, n_new)
+        )
+    return len(prompts) * (n_new - 1) / (all_of_them - first)
+
+
+def measure(
+    model: gpt2c.GPT2,
+    workers: dict[str, Worker],
+    prompts: list[list[int]],
+    n_new: int,
+    counts_all: bool = False,
+) -> tuple[list[Way], dict[str, list[float]]]:
+    ways = [
+        Way(f"{name}, {draft or 'plain'}", {**options, "draft": draft})
+        for name, options in (("greedy", {}), ("temperature 0.8", {"temperature": 0.8, "seed": 1}))
+        for draft in (None, "auto")
+    ]
+    peers: dict[str, list[float]] = {name: [] for name in workers}
+    whole = [n_new] * len(prompts)
+    lengths = [until_repeated(model.generate(p, max_new_tokens=n_new)) for p in prompts]
+    for turn in range(TURNS):
+        part = slice(turn, None, TURNS)
+        for way in ways:
+            counted = lengths if "greedy" in way.name and not counts_all else whole
+            take_turn(model, way, prompts[part], counted[part])
+        for name, worker in workers.items():
+            peers[name].append(peer_rate(worker, prompts[part], n_new))
+    return ways, peers
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):8.0f} tok/s ({min(values):.0f} - {max(values):.0f})"
+
+
+def show(ways: list[Way], peers: dict[str, list[float]]) -> None:
+    for plain, drafted in zip(ways[::2], ways[1::2], strict=True):
+        times = [b / a for a, b in zip(plain.rates, drafted.rates, strict=True)]
+        print(f"{plain.name:28}{spread(plain.rates)}")
+        print(f"{drafted.name:28}{spread(drafted.rates)}   {statistics.median(times):.2f} x plain")
+        if drafted.passes:
+            print(f"{'':28}{drafted.tokens / drafted.passes:.1f} tokens a pass, "
+                  f"{drafted.drafted / drafted.passes:.1f} drafted, "
+                  f"{drafted.accepted / max(drafted.drafted, 1):.2f} of them right")  # fmt: skip
+    for name, rates in peers.items():
+        times = [b / a for a, b in zip(rates, ways[1].rates, strict=True)]
+        print(f"{name:28}{spread(rates)}   gpt2c with drafts: {statistics.median(times):.2f} x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=150)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--engines", default="", help="float32 peers, by compare.py's names")
+    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[])
+    parser.add_argument("--work-folder", type=Path,
+                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
+    options = parser.parse_args()
+    options.work_folder.mkdir(parents=True, exist_ok=True)
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    launcher = Launcher(options.checkpoint, options.work_folder, pythons, options.threads, "")
+    model = gpt2c.GPT2.from_pretrained(options.checkpoint, threads=options.threads)
+    paragraphs = [line for line in options.text.read_text().split("\n") if len(line) > 200]
+    step = max(len(paragraphs) // options.prompts, 1)
+    texts = [model.tokenizer.encode(line) for line in paragraphs[::step][: options.prompts]]
+    workers: dict[str, Worker] = {}
+    try:
+        for name in filter(None, options.engines.split(",")):
+            try:
+                launcher.prepare(name, ENGINES[name].files)
+                workers[name] = Worker(launcher, name, ENGINES[name].files)
+            except EngineError as error:
+                print(f"without {name}: {error}", flush=True)
+        show(*measure(model, workers, [ids[:N_PROMPT] for ids in texts], options.tokens))
+        print("\nwhere the answer repeats the prompt:")
+        starts = [ids[:N_PROMPT] for ids in texts]
+        circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in starts]
+        circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
+        print(f"{len(circles)} prompts:")
+        show(*measure(model, {}, circles, 100, counts_all=True))
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+if __name__ == "__main__":
+    main()
