@@ -14,7 +14,7 @@ address)
     libraries="libasan.so libubsan.so"
     tests="test_engine test_kernels test_session test_sampling test_generation test_reference
         test_backend test_threads test_stages test_stops test_scoring test_quantized test_drafts
-        test_beams test_transformers_beams test_fuzz"
+        test_beams test_transformers_beams test_probing test_fuzz"
     # The interpreter frees little at exit, so leaks are not looked for.
     export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=report
     export UBSAN_OPTIONS=print_stacktrace=1:log_path=report
@@ -22,7 +22,7 @@ address)
 thread)
     flags="-fsanitize=thread"
     libraries="libtsan.so"
-    tests="test_threads test_session test_stops test_drafts"
+    tests="test_threads test_session test_stops test_drafts test_probing"
     # A report ends the run; ours alone can be reported, as only ours is instrumented.
     export TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:log_path=report GPT2C_THREADS=3
     ;;
