@@ -4,6 +4,7 @@ changed as it was asked to be."""
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -257,7 +258,8 @@ def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
         ({"capture": "resid"}, "'resid' is no point.*did you mean resid_"),
         ({"capture": "h.0.reisd_mid"}, "did you mean resid_mid"),
         ({"capture": ["h.2.q"]}, "is of block '2'; this model's are 0 to 1"),
-        ({"capture": ["h.-1.q"]}, "no point"),
+        ({"capture": ["h.-1.q"]}, "is of block '-1'; this model's are 0 to 1"),
+        ({"capture": ["h..q"]}, "is of block ''; this model's"),
         ({"capture": ["h.99999999999.q"]}, "0 to 1"),
         ({"capture": ["h.0.embed"]}, "no point"),
         ({"edit": {"nothing": 0}}, "edit: 'nothing' is no point"),
@@ -308,7 +310,24 @@ def test_weights_are_the_checkpoints(model):
         model.weight("wte.weights")
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_the_heads_weight_is_there_tied_or_not(is_tied):
+    config = config_of(tie_word_embeddings=is_tied)
+    weights = random_weights(config)
+    model = model_on("numpy", config, weights)
+    wanted = weights["wte.weight" if is_tied else "lm_head.weight"]
+    np.testing.assert_array_equal(model.weight("lm_head.weight"), wanted)
+
+
 # ---- the example ----
+
+
+def test_what_the_page_shows_runs_on_the_embedded_model():
+    page = (Path(__file__).parents[1] / "docs" / "probing.md").read_text("utf-8")
+    shown = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec("\n".join(shown), names)
+    assert names["seen"]["resid_post"].shape[0] == names["model"].config.n_layer
 
 
 def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):

@@ -27,8 +27,7 @@ def logit_lens(model: GPT2, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
         x.var(-1, keepdims=True) + model.config.layer_norm_epsilon
     )
     x = x * model.weight("ln_f.weight") + model.weight("ln_f.bias")
-    tied = model.config.tie_word_embeddings
-    logits = x @ model.weight("wte.weight" if tied else "lm_head.weight").T  # [n_layer, n, n_vocab]
+    logits = x @ model.weight("lm_head.weight").T  # [n_layer, n, n_vocab]
     best = logits.argmax(-1)
     e = np.exp(logits - logits.max(-1, keepdims=True))
     return best, 1 / e.sum(-1)
@@ -79,7 +78,7 @@ def draw_attention(model: GPT2, ids: list[int], block: int, path: str) -> None:
 
 
 def main() -> None:
-    """Both pictures, into this folder."""
+    """Both pictures, into the folder that it is called in."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text")
     parser.add_argument("--model", help="a folder, or a name; default: the embedded model")
@@ -89,6 +88,7 @@ def main() -> None:
         ids = model.tokenizer.encode(options.text)
         draw_lens(model, ids, "logit_lens.png")
         draw_attention(model, ids, options.block, "attention.png")
+    print("wrote logit_lens.png and attention.png")
 
 
 if __name__ == "__main__":

@@ -158,11 +158,14 @@ class LoadedModel:
         """A copy of a tensor by GPT-2's own name for it, such as "wte.weight" or "h.0.ln_1.bias".
 
         float32, in the shape that GPT-2 has it in: c_attn, c_proj and c_fc are [in, out]. Of a
-        quantised model it is what is computed with, widened.
+        quantised model it is what is computed with, widened. "lm_head.weight", where it is tied, is
+        "wte.weight".
 
         Raises OptionError for a name that this model does not have.
         """
         tensors = loaded_checkpoint(self._engine, self.config).tensors
+        if name == "lm_head.weight" and self.config.tie_word_embeddings:
+            name = "wte.weight"
         if not isinstance(name, str) or name not in tensors:
             raise OptionError(
                 f"weight: {show(name)} is no tensor of this model; they are "

@@ -94,8 +94,9 @@ class Probe:
             return [(name, block) for block in range(n_layer)]
         first, _, rest = name.partition(".")
         block, _, point = rest.partition(".")
-        if first == "h" and point in BLOCK_POINTS and block.isascii() and block.isdecimal():
-            if len(block) > 9 or int(block) >= n_layer:
+        if first == "h" and point in BLOCK_POINTS:
+            is_number = block.isascii() and block.isdecimal() and len(block) < 10
+            if not is_number or int(block) >= n_layer:
                 raise OptionError(
                     f"{option}: {show(name)} is of block {show(block)}; this model's are 0 to "
                     f"{n_layer - 1}"
