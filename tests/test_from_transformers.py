@@ -486,6 +486,7 @@ def test_a_pipeline_finds_nothing_amiss(tales, caplog):
         ({"sequence_bias": {(3,): 1.0}}, "sequence_bias is .*not support"),
         ({"generation_config": {"max_new_tokens": 3}}, "generation_config is of type dict"),
         ({"input_ids": [[1, 2]]}, "input_ids is of type list"),
+        ({"input_ids": transformers.BatchEncoding({})}, r"BatchEncoding; .*generate\(\*\*inputs"),
         ({"input_ids": torch.ones(2, 2)}, "input_ids is a tensor of torch.float32"),
         ({"input_ids": torch.ones(2).long()}, r"shape \[2\]; it must be integers"),
         ({"input_ids": torch.ones(1, 0).long()}, r"input_ids has the shape \[1, 0\]"),
@@ -499,6 +500,7 @@ def test_a_pipeline_finds_nothing_amiss(tales, caplog):
         ({"num_return_sequences": 2}, "num_return_sequences is 2"),
         ({"do_sample": True, "top_p": 2.0}, "top_p is 2"),
         ({"streamer": 1, "num_return_sequences": 2, "do_sample": True}, "streamer is given for"),
+        ({"num_beams": 2, "stopping_criteria": [lambda ids, scores: True]}, "not go with beam"),
         ({"max_new_tokns": 2}, "did you mean max_new_tokens"),
     ],
 )
@@ -538,6 +540,9 @@ def test_a_full_context_ends_a_row(of):
 def test_other_models_are_refused():
     with pytest.raises(gpt2c.OptionTypeError, match="it must be a transformers GPT2LMHeadModel"):
         gpt2c.from_transformers(random_model().transformer)
+    for ours in (gpt2c.GPT2.from_pretrained(), gpt2c.from_transformers(random_model())):
+        with pytest.raises(gpt2c.OptionTypeError, match="is a model of gpt2c's already"):
+            gpt2c.from_transformers(ours)
     model = random_model()
     model.transformer.h[0].attn.lora = torch.nn.Linear(3, 3)
     with pytest.raises(gpt2c.CheckpointError, match=r"unexpected tensors.*h\.0\.attn\.lora"):
@@ -570,6 +575,16 @@ def test_a_head_is_tied_where_it_is_the_embedding(of):
     given = prompts(4)
     expected = theirs_of(model, **given, max_new_tokens=9).tolist()
     assert of(model).generate(**given, max_new_tokens=9).tolist() == expected
+
+
+def test_what_there_is_not_says_where_else_it_is():
+    ours = gpt2c.from_transformers(random_model())
+    with pytest.raises(gpt2c.OptionTypeError, match=r"cannot be called.*keep transformers' model"):
+        ours(torch.tensor([[1]]))
+    with pytest.raises(AttributeError, match=r"has no 'parameters': .*keep transformers' model"):
+        ours.parameters()
+    assert not hasattr(ours, "hf_device_map")
+    assert copy.copy(ours).config is ours.config
 
 
 def test_what_programs_ask_of_a_model():

@@ -150,6 +150,7 @@ def test_what_is_for_speed_alone_is_taken():
         ({"min_length": -1}, "min_length is -1"),
         ({"do_sample": 1}, "do_sample is 1"),
         ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": 4, "do_sample": True}, "^do_sample is True and num_beams is 4"),
         ({"num_return_sequences": 0}, "num_return_sequences is 0"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
         ({"pad_token_id": [1]}, "pad_token_id is "),

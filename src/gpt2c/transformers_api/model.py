@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpt2c.checkpoint import from_module
 from gpt2c.errors import MissingDependencyError, OptionError, OptionTypeError
@@ -27,6 +27,10 @@ from gpt2c.transformers_api.tensors import (
 )
 
 _SEEDS: Final = 2**63 - 1  # torch's integers go so far
+_ELSEWHERE: Final = (
+    "gpt2c's has generate alone. For the rest keep transformers' model, or see gpt2c.GPT2, which "
+    "has score, logits and forward"
+)
 
 
 def from_transformers(
@@ -60,6 +64,10 @@ def from_transformers(
             "from_transformers needs the packages torch and transformers: pip install torch "
             f"transformers (the extra gpt2c[transformers]); {error}"
         ) from None
+    if isinstance(hf_model, GPT2 | GPT2LMHeadModel):
+        raise OptionTypeError(
+            "hf_model is a model of gpt2c's already; it must be a transformers GPT2LMHeadModel"
+        )
     if not isinstance(hf_model, transformers.GPT2LMHeadModel):
         raise OptionTypeError(
             f"hf_model is of type {type(hf_model).__name__}; it must be a transformers "
@@ -266,6 +274,16 @@ class GPT2LMHeadModel:
                 )
         return self
 
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises OptionTypeError: there is no forward pass here."""
+        raise OptionTypeError(f"the model cannot be called: {_ELSEWHERE}")
+
+    if not TYPE_CHECKING:  # which then still sees a name that there is not
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Says where else to look for what a transformers model has and this one has not."""
+            raise AttributeError(f"the model has no {name!r}: {_ELSEWHERE}", name=name, obj=self)
+
     def close(self) -> None:
         """Frees the weights once running calls are done; later calls raise ClosedError."""
         self._gpt2.close()
@@ -299,8 +317,8 @@ def _check_together(
         )
     if criteria and call.n_beams > 1:
         raise OptionError(
-            f"num_beams is {call.n_beams}; gpt2c does not support stop_strings and "
-            "stopping_criteria with beam search"
+            f"num_beams is {call.n_beams}; stop_strings and stopping_criteria do not go with beam "
+            "search here (gpt2c.GPT2's own beams take stop_strings)"
         )
     if processors and (name := call.penalty()) is not None:
         raise OptionError(

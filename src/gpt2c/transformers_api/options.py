@@ -239,6 +239,11 @@ class GenerateOptions:
         n_beams = v.get("num_beams")
         if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
             return {}
+        if self._flag("do_sample"):
+            raise OptionError(
+                f"do_sample is True and num_beams is {n_beams}; gpt2c's beam search does not "
+                "sample: pass do_sample=False, or num_beams=1"
+            )
         given = {name: v[name] for name, neutral in _BEAMS.items() if acts(v, name, neutral)}
         return {"num_beams": n_beams, **given}
 

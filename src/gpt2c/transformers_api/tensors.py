@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ def checked_ids(ids: Any, asked: GenerateOptions) -> Any:
     if ids is None:
         return torch.tensor([[asked.bos_id]])
     if not isinstance(ids, torch.Tensor):
+        hint = "return_tensors='pt' makes a tokenizer give one"
+        if isinstance(ids, Mapping):
+            hint = "what a tokenizer gives is passed as generate(**inputs)"
         raise OptionTypeError(
-            f"input_ids is of type {type(ids).__name__}; it must be a tensor (return_tensors='pt' "
-            "makes a tokenizer give one)"
+            f"input_ids is of type {type(ids).__name__}; it must be a tensor ({hint})"
         )
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise OptionTypeError(
