@@ -158,6 +158,8 @@ def test_info(capsys):
     assert "tales (embedded)" in out
     if ISAS:
         assert f"c, {ISAS[-1]} (the fastest that runs here)" in out
+    assert "MB as float32)" in out
+    assert "defaults          none\n" in out
     assert main(["info", "--backend", "numpy", "--model", PLAIN]) == 0
     out = capsys.readouterr().out
     assert "numpy (asked for by --backend=numpy)" in out
@@ -201,6 +203,21 @@ def test_wrong_usage_is_one_line_and_status_2():
         assert done.returncode == 2
         assert done.stderr.startswith(b"gpt2c")
         assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "x", "--num-beam", "4"], "--num-beam 4; did you mean --num-beams?"),
+        (["generate", "x", "--top_k", "4"], "did you mean --top-k? (see gpt2c generate --help)"),
+        (["perplexity", "x", "y"], "arguments: y (see gpt2c perplexity --help)"),
+    ],
+)
+def test_what_a_command_does_not_know_is_looked_for_in_its_own_help(arguments, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_text_that_is_no_utf_8():
@@ -414,7 +431,7 @@ def test_a_page_is_not_replaced_by_half_of_one(tmp_path, capsys):
     source.write_text('"The fox"\n')
     for path, message in (
         (tmp_path, "expected a file"),
-        (tmp_path / "no" / "page", "No such file"),
+        (tmp_path / "no" / "page", f"{tmp_path / 'no' / 'page'}: No such file"),
     ):
         assert main(["score", str(source), "--html", str(path)]) == 2
         err = capsys.readouterr().err

@@ -380,6 +380,7 @@ def test_where_no_page_can_be(tmp_path: Path) -> None:
             save_html(path, iter(["x"]))
     with pytest.raises(OSError, match=os.strerror(errno.ENOENT)) as caught:
         save_html(tmp_path / "nowhere" / "page.html", ["x"])
+    assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
     assert "nowhere" in str(caught.value)
     with pytest.raises(gpt2c.OptionTypeError, match="path is 5"):
         save_html(5, ["x"])  # type: ignore[arg-type]

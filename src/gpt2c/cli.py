@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -19,7 +20,7 @@ from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import open_checkpoint, save_checkpoint
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.hub import locate
-from gpt2c.options import integer
+from gpt2c.options import integer, similar
 from gpt2c.progress import can_show
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer_files import save_tokenizer
@@ -72,6 +73,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with status 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Each command refuses what it does not know, so that the error names its own help."""
+        options, rest = super().parse_known_args(args, namespace)
+        if rest:
+            known = re.findall(r"--[\w-]+", self.format_usage())
+            self.error(f"unrecognized arguments: {' '.join(rest)}{similar(rest[0], known)}")
+        return options, rest
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,14 +140,14 @@ def _parser() -> argparse.ArgumentParser:
         "config.json and model.safetensors (float32), which transformers loads too.",
     )  # fmt: skip
     convert.set_defaults(run=_convert)
-    convert.add_argument("source", metavar="SRC", help="a folder, or a name on the hub")
+    convert.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     convert.add_argument("folder", metavar="DST", help="the folder to write")
 
     quantize = commands.add_parser(
         "quantize", help="write a checkpoint in 8 or 4 bits", allow_abbrev=False,
         description="Reads a checkpoint in any format that gpt2c knows and writes a folder with "
-        "config.json and gpt2c.safetensors, a quarter or an eighth of float32's bytes, which "
-        "gpt2c alone reads.",
+        "config.json and gpt2c.safetensors, about a quarter of float32's bytes, or a fifth, "
+        "which gpt2c alone reads.",
     )  # fmt: skip
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
@@ -381,7 +390,7 @@ def _info(options: argparse.Namespace) -> None:
             ("backend", _backend(model, options)),
             ("instruction sets", _instruction_sets()),
             ("threads", _threads(model, options)),
-            *_model_facts(model, options),
+            *_model_facts(model, options.model),
         ]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
@@ -422,19 +431,20 @@ def _instruction_sets() -> str:
     return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(runs) or 'none'}"
 
 
-def _model_facts(model: gpt2c.GPT2, options: argparse.Namespace) -> list[tuple[str, str]]:
+def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
     c = model.config
     head = "tied" if c.tie_word_embeddings else "untied"
+    defaults = dict(model.generation_defaults)
     return [
-        ("model", options.model or "tales (embedded)"),
-        ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {options.dtype})"),
+        ("model", name or "tales (embedded)"),
+        ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {model.dtype})"),
         ("shape", f"{c.n_layer} blocks, n_embd {c.n_embd}, {c.n_head} heads, n_inner {c.inner}"),
         ("context", f"{c.n_positions} positions"),
         ("vocabulary", f"{c.vocab_size} tokens, {head} head"),
         ("activation", c.activation_function),
         ("end token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
         ("tokenizer", repr(model.tokenizer)),
-        ("defaults", json.dumps(dict(model.generation_defaults)) or "none"),
+        ("defaults", json.dumps(defaults) if defaults else "none"),
     ]
 
 

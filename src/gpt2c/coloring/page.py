@@ -107,8 +107,12 @@ def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
     file = Path(os.path.abspath(path))
     if file.exists() and not stat.S_ISREG(file.stat().st_mode):
         raise OptionError(f"{file}: found a folder or a device, expected a file or nothing")
-    with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=file.parent) as temporary:
-        new = Path(temporary) / "page.html"
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=file.parent)
+    except OSError as error:  # names a file that the caller never heard of
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    with temporary as folder:
+        new = Path(folder) / "page.html"
         with open(new, "w", encoding="utf-8", errors="replace", newline="\n") as out:
             out.writelines(page)
         os.replace(new, file)
