@@ -127,6 +127,7 @@ def test_every_dtype_side_by_side(capsys):
     assert list(rows) == ["float32", "int8", "int4", "float32, drafts"]
     assert rows["float32"]["divergence"] == rows["float32, drafts"]["divergence"] == 0
     assert rows["float32"]["same"] == 1
+    assert rows["float32"]["prefill"] == rows["float32, drafts"]["prefill"]
     assert 0 < rows["int8"]["divergence"] < rows["int4"]["divergence"]
     assert rows["int4"]["megabytes"] < rows["int8"]["megabytes"] < rows["float32"]["megabytes"] / 3
     assert min(row["decode"] for row in rows.values()) > 0
