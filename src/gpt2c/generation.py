@@ -224,7 +224,9 @@ def check_options(
     names = allowed.__annotations__
     for name in given:
         if name not in names:
-            raise OptionTypeError(f"{method} has no option {show(name)}{similar(name, names)}")
+            more = CompleteOptions.__annotations__
+            hint = ", which complete has" if name in more else similar(name, names)
+            raise OptionTypeError(f"{method} has no option {show(name)}{hint}")
     options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
     stop_ids = set(vocabulary.stop_ids)
     if (ids := options["stop_token_ids"]) is not None:
