@@ -92,12 +92,12 @@ class LoadedModel:
         has its size. ``generation_config.json`` gives end tokens, and options that calls do not.
 
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
-        what is computed with: "float32"; "int8" or "int4", in a quarter or an eighth of the memory
-        and of the time of a token (docs/quantization.md); on the NumPy backend "float64"; or
-        "auto", which is what the checkpoint was quantised to and otherwise float32. threads is
-        the most to use; by default what this process may: its CPUs, physical cores and control
-        group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled engine;
-        "numpy"; or "auto", which takes the first that runs.
+        what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
+        the time of a token, or "int4", in a fifth of both (docs/quantization.md); on the NumPy
+        backend "float64"; or "auto", what the checkpoint was quantised to, and otherwise float32.
+        threads is the most to use; by default what this process may: its CPUs, physical cores and
+        control group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled
+        engine; "numpy"; or "auto", which takes the first that runs.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
         file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
