@@ -75,7 +75,7 @@ int is_probed(const place *at, gpt2c_point point, int32_t block);
 /* Shows rows [n_rows, width] that all workers have completed, where they are asked for: when it returns they
  * are what they were changed to, for all. */
 void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows, int32_t width);
-/* Whether who looked wants no more. */
+/* Whether who looked wants no more: the same for all workers. A step like any other. */
 int was_stopped(const place *at);
 
 gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,

@@ -1,4 +1,5 @@
 /* Looking at a forward call, and changing it, between two steps. */
+#include "fpenv.h"
 #include "pass.h"
 
 #include <stdlib.h>
@@ -8,8 +9,14 @@ int is_probed(const place *at, gpt2c_point point, int32_t block) {
     return probe && probe->points[block * GPT2C_N_POINTS + point];
 }
 
+/* All workers take the same way: none goes on to where it may be stopped before all have seen whether it
+ * was. */
 int was_stopped(const place *at) {
-    return at->pass->probe && at->pass->buffers->is_stopped;
+    if (!at->pass->probe)
+        return 0;
+    int is_stopped = at->pass->buffers->is_stopped;
+    team_barrier(at->team);
+    return is_stopped;
 }
 
 /* The call's own thread is worker 0. */
@@ -18,9 +25,11 @@ void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, in
     if (!is_probed(at, point, block))
         return;
     const gpt2c_probe *probe = at->pass->probe;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped)
+    if (at->worker == 0 && !at->pass->buffers->is_stopped) {
         at->pass->buffers->is_stopped = probe->show(probe->context, point, block, rows.floats,
                                                     rows.stride, n_rows, width);
+        (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
+    }
     team_barrier(at->team);
 }
 

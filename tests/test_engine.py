@@ -204,6 +204,22 @@ def test_the_callers_floating_point_environment_does_not_show(isa, set_mxcsr):
     assert after & ~0x3F == flush_and_round_down
 
 
+def test_nor_does_the_one_that_an_edit_leaves_behind(isa, set_mxcsr):
+    config = config_of(n_layer=0, tie_word_embeddings=False)
+    weights = random_weights(config)
+    weights["lm_head.weight"] *= np.float32(1e-39)
+    model = model_on(isa, config, weights)
+
+    def flush_to_zero(value):
+        set_mxcsr(0x1F80 | 0x8000 | 0x0040)
+        return value
+
+    seen = model.forward([1, 2, 3], capture="logits", edit={"ln_f": flush_to_zero})["logits"]
+    bits = seen.view(np.uint32)
+    assert (bits & 0x7FFFFFFF > 0).all()
+    np.testing.assert_array_equal(bits, model.logits([1, 2, 3]).view(np.uint32))
+
+
 def test_pages_kept_from_one_model_do_not_go_to_a_wider_one(isa):
     narrow, wide = (config_of(n_embd=n_embd, n_head=2) for n_embd in (8, 512))
     wide_model = model_on(isa, wide, random_weights(wide))

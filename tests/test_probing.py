@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
+import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +83,9 @@ def test_chosen_positions_alone(model, name):
     if name in ("q", "k", "v", "scores", "probs"):
         axis = 2
     np.testing.assert_array_equal(some, whole.take([0, 5, 65], axis=axis))
-    last = model.forward(IDS, capture=name, positions=-1)[name]
-    np.testing.assert_array_equal(last, whole.take([66], axis=axis))
+    for position in (-1, np.int64(66)):
+        last = model.forward(IDS, capture=name, positions=position)[name]
+        np.testing.assert_array_equal(last, whole.take([66], axis=axis))
 
 
 def test_logits_are_what_is_captured_by_default(model):
@@ -249,7 +253,54 @@ def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
     np.testing.assert_array_equal(model.forward(IDS, edit={"embed": close})["logits"], before)
 
 
+@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+def test_an_edit_that_raises_stops_every_thread():
+    """Once a thread that was late saw that the call was over where the others still went on."""
+    program = textwrap.dedent("""
+        from conftest import ISAS, config_of, model_on, random_weights
+
+        def fail(value):
+            raise ZeroDivisionError
+
+        config = config_of()
+        model = model_on(ISAS[-1], config, random_weights(config), threads=4)
+        for name in ["h.0.resid_pre", "h.1.resid_pre"] * 1000:
+            try:
+                model.forward([1, 2, 3], edit={name: fail})
+            except ZeroDivisionError:
+                continue
+            raise SystemExit("nothing was raised")
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=120, check=False
+    )
+    assert done.returncode == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_infinite(model):
+    seen = model.forward(IDS, capture="embed", edit={"embed": np.float64(1e300)})
+    assert (seen["embed"] == np.inf).all()
+
+
+def test_what_is_asked_for_twice_is_kept_once(model):
+    model.forward(IDS, capture="probs")
+    tracemalloc.start()
+    seen = model.forward(IDS, capture=["probs"] * 100)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(seen) == ["probs"]
+    assert most < 20 * seen["probs"].nbytes
+
+
 # ---- what is refused ----
+
+
+class ConvertsToNothing:
+    """As torch's tensors that want a gradient."""
+
+    def __array__(self, *_):
+        raise RuntimeError("it asks for a gradient")
 
 
 @pytest.mark.parametrize(
@@ -270,6 +321,13 @@ def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
         ),
         ({"edit": {"h.1.q": lambda x: None}}, r"edit of h.1.q gave None.* \(3, 67, 8\)"),
         ({"edit": {"embed": "zero"}}, "gave 'zero'"),
+        ({"edit": {"embed": "3"}}, "gave '3'; it must be real numbers"),
+        ({"edit": {"embed": 1j}}, "gave 1j.*complex128"),
+        ({"edit": {"embed": lambda x: x + 1j}}, r"gave shape \(67, 24\).*complex64"),
+        ({"edit": {"embed": [None] * 24}}, "gave .None"),
+        ({"edit": {"embed": np.datetime64(3, "s")}}, "datetime64"),
+        ({"edit": {"embed": 10**400}}, "gave 10000"),
+        ({"edit": {"embed": ConvertsToNothing()}}, "it asks for a gradient"),
         ({"positions": [67]}, "from -67 to 66"),
         ({"positions": [3, 2]}, "ascending"),
         ({"positions": [2, 2]}, "each once"),
