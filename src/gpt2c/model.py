@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Unpack, overload
 
@@ -25,7 +25,7 @@ from gpt2c.generation import (
 from gpt2c.generation_config import with_defaults
 from gpt2c.loaded_model import LoadedModel
 from gpt2c.options import integer, shows_options
-from gpt2c.probing import Edit, forward
+from gpt2c.probing import Edit, Ints, Names, forward
 from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
 from gpt2c.sampling import Vocabulary
 from gpt2c.scoring import Score, score_texts
@@ -407,9 +407,9 @@ class GPT2(LoadedModel):
         self,
         ids: Prompt,
         *,
-        capture: str | Iterable[str] = ("logits",),
+        capture: str | Names = ("logits",),
         edit: Mapping[str, Edit] | None = None,
-        positions: int | Iterable[int] | None = None,
+        positions: int | Ints | None = None,
     ) -> dict[str, NDArray[Any]]:
         """What the model computes of ids (or a text) on its way, and what it would if that changed.
 

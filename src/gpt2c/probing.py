@@ -6,7 +6,7 @@ the engine runs the kernels that it always runs, one part at a time where a poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.engine_types import BLOCK_POINTS, MODEL_POINTS
 from gpt2c.errors import CacheMemoryError, ContextError, OptionError, OptionTypeError
-from gpt2c.options import integer, items, similar
+from gpt2c.options import integer, is_integer, items, similar
 from gpt2c.untrusted import show
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[Any]
 Edit: TypeAlias = Callable[[Array], ArrayLike] | ArrayLike
+Names: TypeAlias = "Sequence[str] | Set[str]"
+Ints: TypeAlias = "Sequence[int] | Set[int] | NDArray[np.integer[Any]]"
 Place: TypeAlias = tuple[str, int]  # a point and its block, 0 of the model's
 
 POINTS: Final = (*MODEL_POINTS, *BLOCK_POINTS)
@@ -109,6 +111,8 @@ class Probe:
 
     def _capture(self, name: Any) -> None:
         places = self._places(name, "capture")
+        if name in self.result:
+            return
         is_of_all = name in BLOCK_POINTS
         point = places[0][0] if places else name
         shape = self._shape(point, len(self._positions))
@@ -173,18 +177,30 @@ class Probe:
 
     def _edited(self, place: Place, value: Array) -> Array:
         edit = self._edits[place]
-        changed = edit(value) if callable(edit) else edit
+        changed: Any = edit(value) if callable(edit) else edit
         try:
-            if changed is None:  # of which NumPy would make a NaN
-                raise TypeError("nothing was returned")
-            array = np.asarray(changed, dtype=value.dtype)
-            return np.broadcast_to(array, value.shape)
-        except (TypeError, ValueError):
+            return np.broadcast_to(_real_numbers(changed, value.dtype), value.shape)
+        except ValueError as error:
             found = f"shape {changed.shape}" if isinstance(changed, np.ndarray) else show(changed)
             raise OptionError(
-                f"edit of {_text(*place)} gave {found}; it must be numbers of shape {value.shape}, "
-                "or what broadcasts to it"
+                f"edit of {_text(*place)} gave {found}; it must be real numbers of shape "
+                f"{value.shape}, or what broadcasts to it ({error})"
             ) from None
+
+
+def _real_numbers(given: object, dtype: Any) -> Array:
+    """What NumPy takes for numbers, but for texts, dates, nothing, and what has imaginary parts.
+
+    Raises ValueError.
+    """
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # an object's own way to become an array may raise anything
+        raise ValueError(str(error)) from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"NumPy makes {array.dtype} of it")
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        return array.astype(dtype)
 
 
 def _text(point: str, block: int) -> str:
@@ -194,7 +210,7 @@ def _text(point: str, block: int) -> str:
 def _checked_positions(positions: Any, n: int) -> NDArray[np.intp]:
     if positions is None:
         return np.arange(n)
-    given = [positions] if isinstance(positions, int) else items("positions", positions, "ints")
+    given = [positions] if is_integer(positions) else items("positions", positions, "ints")
     places = [integer("a position", position, -n, n - 1) % n for position in given]
     if sorted(set(places)) != places:
         raise OptionError(
@@ -222,9 +238,9 @@ def forward(
     engine: EngineModel,
     config: GPT2Config,
     ids: NDArray[np.int32],
-    capture: str | Iterable[str],
+    capture: str | Names,
     edit: Mapping[str, Edit] | None,
-    positions: int | Iterable[int] | None,
+    positions: int | Ints | None,
 ) -> dict[str, Array]:
     """What GPT2.forward says."""
     return Probe(engine, config, ids, capture, edit, positions).run()
