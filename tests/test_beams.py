@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import os
@@ -15,6 +16,7 @@ from conftest import FIXTURES, ISAS, config_of, model_on, on_backend, random_wei
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.engine_types import Plan
+from gpt2c.searching import Search
 
 CONFIG = config_of(n_positions=100, eos_token_id=7)
 WEIGHTS = random_weights(CONFIG)
@@ -348,6 +350,20 @@ print(len(model.generate([1] * 1000, num_beams=32, num_return_sequences=32, max_
     command = [sys.executable, "-c", text, str(FIXTURES.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "32\n", done.stderr
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beam_groups": 2, "diversity_penalty": 1.0}])
+def test_a_search_that_is_over_keeps_no_memory_until_garbage_is_collected(model, options):
+    gc.collect()
+    gc.disable()
+    try:
+        model.generate([1, 2, 3], num_beams=4, max_new_tokens=5, **options)
+        with pytest.raises(ZeroDivisionError):
+            model.generate([1], num_beams=4, logits_processor=lambda ids, logits: 1 // 0, **options)
+        next(model.generate(iter([[1]] * 9), num_beams=4, max_new_tokens=2, **options))
+        assert not any(isinstance(each, Search) for each in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 # ---- log-probabilities of all ids ----

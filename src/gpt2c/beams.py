@@ -151,9 +151,9 @@ class Candidate(Generic[T]):
 class Group(Generic[T]):
     """One group of beams, or all of them, and the best of its texts that ended."""
 
-    def __init__(self, plan: BeamPlan, first: Beam[T], most_ids: int, extend: Extend[T]) -> None:
+    def __init__(self, plan: BeamPlan, first: Beam[T], most_ids: int) -> None:
         """most_ids is how long its texts can become."""
-        self._plan, self._most_ids, self._extend = plan, most_ids, extend
+        self._plan, self._most_ids = plan, most_ids
         self._size = plan.group_size
         self._is_plain = plan.n_groups == 1
         self._n_ids = 0
@@ -161,7 +161,9 @@ class Group(Generic[T]):
         self.finished: list[Hypothesis] = []  # best first
         self.is_done = False
 
-    def advance(self, candidates: Sequence[Candidate[T]], last_reason: str | None) -> None:
+    def advance(
+        self, candidates: Sequence[Candidate[T]], last_reason: str | None, extend: Extend[T]
+    ) -> None:
         """Takes candidates for the next id, best first; with last_reason it is the texts' last.
 
         Of those that end a text only the first `size` count, and the first `size` others go on:
@@ -173,7 +175,7 @@ class Group(Generic[T]):
             is_last = last_reason is not None and self._is_plain
             if len(live) == self._size or (is_last and rank >= self._size):
                 break
-            beam = self._extend(candidate.beam, candidate.id, candidate.total)
+            beam = extend(candidate.beam, candidate.id, candidate.total)
             reason = beam.finish_reason or (last_reason if is_last else None)
             if reason is None:
                 live.append(beam)

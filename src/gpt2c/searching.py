@@ -98,9 +98,7 @@ class Search:
         self._n_candidates = max(2, 1 + len(self._stop_ids)) * plan.group_size
         watcher = Watcher(request.stops, request.index) if request.stops.strings else None
         first = Beam((), 0.0, _State(sequence or engine.sequence(), watcher))
-        self._groups = [
-            Group(plan, first, self._most_ids, self._extended) for _ in range(plan.n_groups)
-        ]
+        self._groups = [Group(plan, first, self._most_ids) for _ in range(plan.n_groups)]
         self._beams = [first]  # that are fed
         self.n_top = self._n_top()
         self._job: EngineJob | None = None
@@ -152,7 +150,10 @@ class Search:
                 if self.request.pad_id is not None:
                     chosen[self.request.pad_id] += self._plan.group_size
                 continue
-            group.advance(self._candidates(group, row_of, chosen), last_reason)
+            candidates = self._candidates(group, row_of, chosen)
+            # Given anew each time: a group that kept it would keep the caches of a search that is
+            # over until garbage is collected.
+            group.advance(candidates, last_reason, self._extended)
             chosen.update(beam.ids[-1] for beam in group.live)
         live = [beam for group in self._groups if not group.is_done for beam in group.live]
         if live:
