@@ -424,6 +424,13 @@ def test_logits_and_scores_that_are_kept(of, draws):
             torch.testing.assert_close(ours_[step], theirs_[0], rtol=0, atol=2 * atol)
 
 
+def test_no_time_no_logits():
+    ours = gpt2c.from_transformers(random_model())
+    kept = {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
+    output = ours.generate(torch.tensor([[1, 2]]), max_time=0, max_new_tokens=3, **kept)
+    assert (output.sequences.tolist(), output.logits, output.scores) == ([[1, 2]], (), ())
+
+
 def test_rows_that_ended_have_zeros_for_logits(of):
     model = random_model(3)
     given = prompts(8, 5, seed=4)
@@ -502,6 +509,19 @@ def test_a_pipeline_finds_nothing_amiss(tales, caplog):
         ({"streamer": 1, "num_return_sequences": 2, "do_sample": True}, "streamer is given for"),
         ({"num_beams": 2, "stopping_criteria": [lambda ids, scores: True]}, "not go with beam"),
         ({"max_new_tokns": 2}, "did you mean max_new_tokens"),
+        ({"input_ids": torch.ones(1, 2) * 1j}, "input_ids is a tensor of torch.complex64"),
+        ({"input_ids": torch.ones(1, 2).long().to_sparse()}, "input_ids is .*torch.sparse_coo"),
+        ({"input_ids": torch.ones(1, 2, device="meta").long()}, "input_ids is .* on meta"),
+        ({"attention_mask": torch.ones(1, 3).to_sparse()}, "attention_mask is .*torch.sparse_coo"),
+        ({"logits_processor": 3}, "logits_processor is 3; it must be a list"),
+        ({"logits_processor": lambda ids, scores: scores}, "logits_processor is .* list"),
+        ({"logits_processor": [3]}, "logits_processor has 3"),
+        ({"logits_processor": [lambda ids, scores: None]}, "logits_processor returned None"),
+        ({"logits_processor": [lambda ids, scores: scores[0]]}, rf"shape \[1, {N_VOCAB}\]"),
+        ({"stopping_criteria": 3}, "stopping_criteria is 3"),
+        ({"stopping_criteria": [3]}, "stopping_criteria has 3"),
+        ({"stopping_criteria": [lambda ids, scores: None]}, "stopping_criteria answers None"),
+        ({"streamer": 3}, "streamer is 3; it must have the methods"),
     ],
 )
 def test_what_cannot_be_names_itself(options, message):
@@ -591,7 +611,8 @@ def test_what_programs_ask_of_a_model():
     ours = gpt2c.from_transformers(random_model())
     assert ours.eval() is ours.to("cpu") is ours.to(torch.device("cpu"), torch.float32) is ours
     assert (ours.device.type, ours.dtype, ours.can_generate()) == ("cpu", torch.float32, True)
-    for place in ("cuda", torch.bfloat16):
+    assert ours.to(None) is ours
+    for place in ("cuda", torch.bfloat16, "nowhere", 0, object()):
         with pytest.raises(gpt2c.OptionError, match="the model cannot go to"):
             ours.to(place)
     with ours:

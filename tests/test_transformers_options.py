@@ -136,6 +136,7 @@ def test_what_is_for_speed_alone_is_taken():
         ({"sequence_bias": {(1,): 2.0}}, "sequence_bias is "),
         ({"forced_eos_token_id": 3}, "forced_eos_token_id is 3"),
         ({"begin_suppress_tokens": [3]}, "begin_suppress_tokens is "),
+        ({"begin_suppress_tokens": np.array([3, 4])}, "begin_suppress_tokens is "),
         ({"top_h": 0.5}, "top_h is 0.5"),
         ({"encoder_repetition_penalty": 2.0}, "encoder_repetition_penalty is 2"),
         ({"output_attentions": True}, "output_attentions is True"),

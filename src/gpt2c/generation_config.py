@@ -128,4 +128,8 @@ def with_defaults(
 
 def acts(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
     """Whether the option is given, and not as what does nothing."""
-    return values.get(name) is not None and values[name] not in neutral
+    value = values.get(name)
+    try:
+        return value is not None and value not in neutral
+    except (ValueError, RuntimeError):  # arrays and tensors are not equal to one thing as a whole
+        return True

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.engine_types import Plan
-from gpt2c.errors import OptionError
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.options import items
 from gpt2c.reference_sampling import Sampler
+from gpt2c.untrusted import show
 
 
 class StopWatch:
@@ -49,8 +51,19 @@ class StopWatch:
         if not self._criteria:
             return False
         row = torch.cat([self._input_ids[index], torch.tensor(new_ids)])[None]
-        # Older criteria answer a bool, newer ones one for each row.
-        return any(bool(torch.as_tensor(ends(row, None)).any()) for ends in self._criteria)
+        return any(_says_yes(ends(row, None)) for ends in self._criteria)
+
+
+def _says_yes(answer: Any) -> bool:
+    """What a criterion says: older ones answer a bool, newer ones one for each row."""
+    import torch
+
+    if not isinstance(answer, bool | np.bool_ | torch.Tensor):
+        raise OptionTypeError(
+            f"one of stopping_criteria answers {show(answer)}; it must be True, False or a tensor "
+            "of them"
+        )
+    return bool(torch.as_tensor(answer).any())
 
 
 class LogitsHook:
@@ -78,23 +91,30 @@ class LogitsHook:
             row, scores = torch.tensor(ids)[None], torch.from_numpy(logits.copy())[None]
             for process in self._processors:
                 scores = process(row, scores)
+                if not isinstance(scores, torch.Tensor) or scores.shape != (1, len(logits)):
+                    raise OptionError(
+                        f"one of logits_processor returned {show(scores)}; it must be a tensor of "
+                        f"shape [1, {len(logits)}]"
+                    )
             processed = scores[0].detach().float().cpu().numpy()
         if self._keeps:
             self._kept[_key(ids)] = logits, processed
         return processed
 
-    def logits(self, prompt: list[int], new_ids: list[int]) -> NDArray[np.float32]:
-        """The model's own before each of the new ids: [n_new, n_vocab]."""
-        return np.stack([self._kept[key][0] for key in _keys(prompt, new_ids)])
+    def logits(self, prompt: list[int], new_ids: list[int]) -> list[NDArray[np.float32]]:
+        """The model's own before each of the new ids: [n_vocab]."""
+        return [self._kept[key][0] for key in _keys(prompt, new_ids)]
 
-    def scores(self, prompt: list[int], new_ids: list[int], plan: Plan) -> NDArray[np.float32]:
+    def scores(
+        self, prompt: list[int], new_ids: list[int], plan: Plan
+    ) -> list[NDArray[np.float32]]:
         """The same after all that was done to them before the choice."""
         sampler = Sampler(plan, 0, 0, len(prompt))
         rows = []
         for i, key in enumerate(_keys(prompt, new_ids)):
             processed = sampler.process(self._kept[key][1], [*prompt, *new_ids[:i]])
             rows.append(np.asarray(processed, dtype=np.float32))
-        return np.stack(rows)
+        return rows
 
 
 def _keys(prompt: list[int], new_ids: list[int]) -> list[bytes]:
@@ -105,9 +125,16 @@ def _key(ids: list[int]) -> bytes:
     return np.array(ids, dtype=np.int32).tobytes()
 
 
-def stop_criteria(
-    stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any] | None
-) -> list[Any]:
+def functions(name: str, given: Any) -> list[Callable[..., Any]]:
+    """A list of them; transformers' own classes are lists too. Raises OptionTypeError."""
+    found = [] if given is None else items(name, given, "functions")
+    for each in found:
+        if not callable(each):
+            raise OptionTypeError(f"{name} has {show(each)}; it must hold functions")
+    return found
+
+
+def stop_criteria(stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any]) -> list[Any]:
     """Those of a call: transformers' own for stop strings, which knows where a token may begin one,
 
     and those that were given. Raises OptionError for stop strings without a tokenizer.
@@ -122,4 +149,4 @@ def stop_criteria(
         from transformers import StopStringCriteria
 
         criteria.append(StopStringCriteria(tokenizer, list(stop_strings)))
-    return [*criteria, *(given or ())]
+    return [*criteria, *given]

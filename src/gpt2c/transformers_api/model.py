@@ -16,7 +16,7 @@ from gpt2c.generation import Completion
 from gpt2c.model import GPT2
 from gpt2c.sampling import SamplingOptions, Vocabulary, check_sampling
 from gpt2c.tokenizer import MissingTokenizer
-from gpt2c.transformers_api.hooks import LogitsHook, StopWatch, stop_criteria
+from gpt2c.transformers_api.hooks import LogitsHook, StopWatch, functions, stop_criteria
 from gpt2c.transformers_api.options import Call, GenerateOptions
 from gpt2c.transformers_api.tensors import (
     checked_ids,
@@ -25,6 +25,7 @@ from gpt2c.transformers_api.tensors import (
     sequences_of,
     steps_of,
 )
+from gpt2c.untrusted import show
 
 _SEEDS: Final = 2**63 - 1  # torch's integers go so far
 _ELSEWHERE: Final = (
@@ -154,11 +155,13 @@ class GPT2LMHeadModel:
         call = asked.call(ids.shape[1], self._gpt2.config)
         prompts = prompts_of(ids, mask, self._gpt2.config.n_positions)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        criteria = stop_criteria(call.stop_strings, tokenizer, stopping_criteria)
-        _check_together(call, len(prompts), criteria, streamer, logits_processor)
+        criteria = functions("stopping_criteria", stopping_criteria)
+        criteria = stop_criteria(call.stop_strings, tokenizer, criteria)
+        processors = functions("logits_processor", logits_processor)
+        _check_together(call, len(prompts), criteria, streamer, processors)
         keeps = call.returns_dict and (call.output_scores or call.output_logits)
         watch = StopWatch(ids, criteria, streamer)
-        hook = LogitsHook(logits_processor or (), keeps and call.n_beams == 1)
+        hook = LogitsHook(processors, keeps and call.n_beams == 1)
         watch.begin()
         done = self._complete(prompts, call, watch, hook)
         watch.end(done[0].end_id)
@@ -218,17 +221,17 @@ class GPT2LMHeadModel:
             scores = torch.tensor([each.sequence_score for each in done])
             return utils.GenerateBeamDecoderOnlyOutput(sequences=sequences, sequences_scores=scores)
         output = utils.GenerateDecoderOnlyOutput(sequences=sequences)
-        n_steps = max(map(len, new_ids))
+        n_steps, n_vocab = max(map(len, new_ids)), self._gpt2.config.vocab_size
         pairs = list(zip(prompts, new_ids, strict=True))
         if call.output_logits:
-            output["logits"] = steps_of([hook.logits(*pair) for pair in pairs], n_steps)
+            output["logits"] = steps_of([hook.logits(*pair) for pair in pairs], n_steps, n_vocab)
         if call.output_scores:
-            n_vocab = self._gpt2.config.vocab_size
             ends = frozenset(call.end_ids(n_vocab))
             vocabulary = Vocabulary(n_vocab, ends, lambda: self._gpt2.tokenizer)
             sampling = {n: call.options.get(n) for n in SamplingOptions.__annotations__}
             plan = check_sampling(sampling, vocabulary)
-            output["scores"] = steps_of([hook.scores(*pair, plan) for pair in pairs], n_steps)
+            scores = [hook.scores(*pair, plan) for pair in pairs]
+            output["scores"] = steps_of(scores, n_steps, n_vocab)
         return output
 
     # ---- what programs and pipelines ask of a model ----
@@ -266,11 +269,12 @@ class GPT2LMHeadModel:
             if isinstance(place, torch.dtype):
                 is_here = place == torch.float32
             else:
-                is_here = isinstance(place, bool) or torch.device(place).type == "cpu"
+                is_here = place is None or isinstance(place, bool) or _is_cpu(place)
             if not is_here:
                 raise OptionError(
-                    f"the model cannot go to {place}: gpt2c computes on the CPU, in float32 (for a "
-                    "pipeline pass device='cpu'; for less memory pass dtype= to from_transformers)"
+                    f"the model cannot go to {show(place)}: gpt2c computes on the CPU, in float32 "
+                    "(for a pipeline pass device='cpu'; for less memory pass dtype= to "
+                    "from_transformers)"
                 )
         return self
 
@@ -306,6 +310,15 @@ class GPT2LMHeadModel:
         return f"<gpt2c.transformers_api.model.GPT2LMHeadModel on {self._gpt2!r}>"
 
 
+def _is_cpu(place: Any) -> bool:
+    import torch
+
+    try:
+        return bool(torch.device(place).type == "cpu")
+    except (RuntimeError, TypeError):  # no device, or none that torch can reach
+        return False
+
+
 def _check_together(
     call: Call, n_prompts: int, criteria: Sequence[Any], streamer: Any, processors: Any
 ) -> None:
@@ -315,6 +328,11 @@ def _check_together(
             "streamer is given for several texts; gpt2c streams a single prompt, one text of it, "
             "and no beam search"
         )
+    for method in () if streamer is None else ("put", "end"):
+        if not callable(getattr(streamer, method, None)):
+            raise OptionTypeError(
+                f"streamer is {show(streamer)}; it must have the methods put and end"
+            )
     if criteria and call.n_beams > 1:
         raise OptionError(
             f"num_beams is {call.n_beams}; stop_strings and stopping_criteria do not go with beam "

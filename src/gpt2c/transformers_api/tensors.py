@@ -26,7 +26,9 @@ def checked_ids(ids: Any, asked: GenerateOptions) -> Any:
         raise OptionTypeError(
             f"input_ids is of type {type(ids).__name__}; it must be a tensor ({hint})"
         )
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+    _check_has_values("input_ids", ids)
+    is_integer = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.ndim != 2 or not is_integer:
         raise OptionTypeError(
             f"input_ids is a tensor of {ids.dtype} and shape {list(ids.shape)}; it must be "
             "integers [n_prompts, n_tokens]"
@@ -52,6 +54,7 @@ def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
             "they must be the same"
         )
     else:
+        _check_has_values("attention_mask", mask)
         kept = mask.cpu() != 0
     wrong = (~kept[:, -1]).nonzero()
     if len(wrong):
@@ -60,6 +63,16 @@ def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
             "pad on the left (tokenizer.padding_side = 'left')"
         )
     return kept
+
+
+def _check_has_values(name: str, tensor: Any) -> None:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise OptionTypeError(
+            f"{name} is a tensor of layout {tensor.layout} on {tensor.device}; it must be a dense "
+            "one that has values"
+        )
 
 
 def prompts_of(ids: Any, mask: Any, n_positions: int) -> list[list[int]]:
@@ -92,15 +105,17 @@ def sequences_of(ids: Any, new_ids: list[list[int]], call: Call) -> Any:
     return torch.cat([rows, ids.new_tensor(filled).reshape(len(rows), n_new)], dim=1)
 
 
-def steps_of(rows: Sequence[NDArray[np.float32]], n_steps: int) -> tuple[Any, ...]:
-    """Rows [n_new, n_vocab] as transformers has them: a tensor [n_rows, n_vocab] for each step.
+def steps_of(
+    rows: Sequence[Sequence[NDArray[np.float32]]], n_steps: int, n_vocab: int
+) -> tuple[Any, ...]:
+    """Rows' logits [n_vocab] as transformers has them: a tensor [n_rows, n_vocab] for each step.
 
     Zeros where a row has ended before.
     """
     import torch
 
-    n_vocab = rows[0].shape[1]
     all_rows = np.zeros((n_steps, len(rows), n_vocab), dtype=np.float32)
     for number, row in enumerate(rows):
-        all_rows[: len(row), number] = row
+        for step, logits in enumerate(row):
+            all_rows[step, number] = logits
     return tuple(torch.from_numpy(step) for step in all_rows)
