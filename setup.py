@@ -44,7 +44,7 @@ def extension() -> Extension:
         include_dirs=["csrc"],
         depends=[
             "src/gpt2c/_capi.pxd",
-            "src/gpt2c/_kernels.pxi",
+            *(str(p) for p in Path("src/gpt2c").glob("*.pxi")),
             *(str(p) for p in Path("csrc").rglob("*.h")),
         ],
         define_macros=[("Py_LIMITED_API", "0x030B0000")],

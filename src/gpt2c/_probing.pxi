@@ -1,0 +1,79 @@
+# Looking at a forward call: one call of Model.forward. Included by _engine.pyx.
+
+cdef int show_rows(
+    void *context, gpt2c_point point, int32_t block, float *rows, size_t stride, int32_t n_rows,
+    int32_t width,
+) noexcept with gil:
+    """Called by gpt2c_forward_probed; not 0 where Python raised."""
+    cdef Probing probing = <Probing>context
+    cdef float[::1] numbers
+    try:
+        numbers = <float[:(n_rows - 1) * stride + width]>rows
+        view = np.lib.stride_tricks.as_strided(
+            np.asarray(numbers), (n_rows, width), (stride * sizeof(float), sizeof(float))
+        )
+        if point < GPT2C_POINT_EMBED:
+            probing.show(BLOCK_POINTS[<int>point], block, view)
+        else:
+            probing.show(MODEL_POINTS[<int>point - <int>GPT2C_POINT_EMBED], 0, view)
+        PyErr_CheckSignals()
+    except BaseException as error:
+        probing.error = error
+        return 1
+    return 0
+
+
+cdef class Probing:
+    """One call of Model.forward."""
+
+    cdef Model model
+    cdef Sequence sequence
+    cdef const int32_t[::1] ids
+    cdef uint8_t[:, ::1] points
+    cdef uint8_t[::1] wants_logits
+    cdef object show, error
+
+    def __cinit__(self, Model model, const int32_t[::1] ids, shown, logit_rows, show):
+        self.model, self.ids, self.show = model, ids, show
+        self.sequence = Sequence(model)
+        n_layer = model.n_layer
+        names = [*BLOCK_POINTS, *MODEL_POINTS]
+        points = np.zeros((n_layer + 1, GPT2C_N_POINTS), dtype=np.uint8)
+        for name, block in shown:
+            points[n_layer if name in MODEL_POINTS else block, names.index(name)] = 1
+        self.points = points
+        self.wants_logits = np.array(logit_rows, dtype=np.uint8)
+        if not 0 < ids.shape[0] == self.wants_logits.shape[0] <= model.n_positions:
+            raise OptionError(f"forward takes 1 to {model.n_positions} ids")
+
+    def run(self):
+        """The logits asked for."""
+        cdef Model model = self.model
+        cdef gpt2c_probe probe
+        cdef gpt2c_status status
+        cdef int32_t n = <int32_t>self.ids.shape[0]
+        cdef gpt2c_scratch *scratch = NULL
+        cdef float *out
+        try:
+            logits = np.empty(
+                (np.count_nonzero(self.wants_logits), model.n_vocab), dtype=np.float32
+            )
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for the logits ({error})") from None
+        cdef float[::1] flat = logits.reshape(-1)
+        out = &flat[0] if flat.shape[0] else NULL
+        probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]
+        probe.show, probe.context = show_rows, <void *>self
+        with model.held():
+            raise_status(gpt2c_scratch_create(model.pointer, n, &scratch), "scratch buffers")
+            try:
+                with nogil:
+                    status = gpt2c_forward_probed(
+                        model.pointer, scratch, self.sequence.pointer, &self.ids[0], n, &probe, out
+                    )
+            finally:
+                gpt2c_scratch_free(scratch)
+        if status == GPT2C_STOPPED:
+            raise self.error
+        raise_status(status, f"looking at {n} tokens")
+        return logits

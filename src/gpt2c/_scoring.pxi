@@ -1,0 +1,110 @@
+# Scores of tokens: one call of Model.score. Included by _engine.pyx.
+
+cdef class Scoring:
+    """One call of Model.score."""
+
+    cdef Model model
+    cdef list sequences
+    cdef const int32_t[::1] ids, targets
+    cdef int32_t[::1] n_left, n_unscored  # of each sequence: ids to be fed, of which unscored
+    cdef object scores, top
+    cdef gpt2c_scores out
+    cdef Py_ssize_t n_fed, n_scored
+
+    def __cinit__(self, Model model, list sequences, list ids, list targets, int n_top):
+        cdef Sequence sequence
+        cdef Py_ssize_t i
+        self.model, self.sequences = model, sequences
+        self.ids, self.targets = np.concatenate(ids), np.concatenate(targets)
+        self.n_left = np.array([len(part) for part in ids], dtype=np.int32)
+        n_scored = np.array([len(part) for part in targets], dtype=np.int32)
+        self.n_unscored = np.asarray(self.n_left) - n_scored
+        for i in range(len(sequences)):
+            sequence = sequences[i]
+            if sequence.model is not model or self.n_unscored[i] < 0 or self.n_left[i] < 1:
+                raise OptionError("score takes its own sequences, and ids for every target")
+        for i in range(self.targets.shape[0]):
+            if not 0 <= self.targets[i] < model.n_vocab:
+                raise OptionError(f"target {self.targets[i]} is not in the vocabulary")
+        if not 0 <= n_top <= GPT2C_MOST_TOP:
+            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+        try:
+            self.scores = np.empty(self.targets.shape[0], dtype=SCORE_TYPE)
+            self.top = np.empty((self.targets.shape[0], n_top), dtype=TOP_TYPE)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for the scores ({error})") from None
+        self.out.n_top = n_top
+
+    cdef gpt2c_scores rest(self):
+        """Where the next scores go."""
+        cdef unsigned char[::1] scores = self.scores[self.n_scored:].view(np.uint8)
+        cdef unsigned char[::1] top = self.top[self.n_scored:].reshape(-1).view(np.uint8)
+        cdef gpt2c_scores out
+        out.n_top = self.out.n_top
+        out.scores = <gpt2c_token_score *>&scores[0] if scores.shape[0] else NULL
+        out.top = <gpt2c_alternative *>&top[0] if top.shape[0] else NULL
+        return out
+
+    cdef int32_t next_feeds(self, gpt2c_feed *feeds):
+        """The next GPT2C_MAX_ROWS ids at most; returns how many sequences they belong to."""
+        cdef int32_t n_feeds = 0, room = GPT2C_MAX_ROWS, n
+        cdef Py_ssize_t i
+        cdef Sequence sequence
+        for i in range(len(self.sequences)):
+            if self.n_left[i] == 0:
+                continue
+            if room == 0:
+                break
+            sequence = self.sequences[i]
+            # A feed is scored as a whole or not at all.
+            n = self.n_unscored[i] if self.n_unscored[i] else self.n_left[i]
+            n = min(n, room)
+            feeds[n_feeds].sequence = sequence.pointer
+            feeds[n_feeds].tokens = &self.ids[self.n_fed]
+            feeds[n_feeds].n_tokens = n
+            feeds[n_feeds].wanted = GPT2C_LOGITS_NONE if self.n_unscored[i] else GPT2C_LOGITS_ALL
+            n_feeds += 1
+            room -= n
+            self.n_fed += n
+            self.n_left[i] -= n
+            if self.n_unscored[i]:
+                self.n_unscored[i] -= n
+            if self.n_left[i]:
+                break  # the rest of its ids comes first
+        return n_feeds
+
+    def run(self):
+        """The scores, and the alternatives."""
+        cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
+        cdef gpt2c_status status
+        cdef Scratch scratch = None
+        cdef Sequence sequence
+        cdef gpt2c_scores out
+        cdef const int32_t *asked
+        cdef int32_t n_feeds
+        cdef Py_ssize_t i
+        claimed = []
+        try:
+            scratch = self.model.begin()
+            for sequence in self.sequences:
+                sequence.claim()
+                claimed.append(sequence)
+            while self.n_fed < self.ids.shape[0]:
+                out = self.rest()
+                asked = &self.targets[self.n_scored] if out.scores != NULL else NULL
+                n_feeds = self.next_feeds(feeds)
+                with nogil:
+                    status = gpt2c_score(
+                        self.model.pointer, scratch.pointer, feeds, n_feeds, asked, &out
+                    )
+                raise_status(status, "scoring")
+                for i in range(n_feeds):
+                    if feeds[i].wanted == GPT2C_LOGITS_ALL:
+                        self.n_scored += feeds[i].n_tokens
+                PyErr_CheckSignals()
+        finally:
+            for sequence in claimed:
+                sequence.busy = False
+            if scratch is not None:
+                self.model.end(scratch)
+        return self.scores, self.top
