@@ -386,3 +386,5 @@ def test_where_no_page_can_be(tmp_path: Path) -> None:
         save_html(5, ["x"])  # type: ignore[arg-type]
     with pytest.raises(gpt2c.OptionError, match="path is"):
         save_html("a\0b", ["x"])
+    with pytest.raises(gpt2c.OptionError, match="surrogates not allowed"):
+        save_html(tmp_path / "\ud800", ["x"])

@@ -57,6 +57,9 @@ def test_what_picogpt_cannot_say(tmp_path: Path) -> None:
         load_encoder_hparams_and_params("355M", tmp_path)
     with pytest.raises(TypeError, match="model_size is 5"):
         load_encoder_hparams_and_params(5, tmp_path)  # type: ignore[arg-type]
+    for models_dir in (None, 5, b"models"):
+        with pytest.raises(gpt2c.OptionTypeError, match="models_dir is"):
+            load_encoder_hparams_and_params("355M", models_dir)  # type: ignore[arg-type]
     folder = FIXTURES / "transformers"
     for name, message in (
         ("untied_inverse", "scale_attn_by_inverse_layer_idx is True"),

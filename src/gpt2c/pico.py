@@ -115,6 +115,8 @@ def load_encoder_hparams_and_params(
     """
     if not isinstance(model_size, str):
         raise OptionTypeError(f"model_size is {show(model_size)}; it must be a folder's name")
+    if not isinstance(models_dir, str | os.PathLike) or not isinstance(os.fspath(models_dir), str):
+        raise OptionTypeError(f"models_dir is {show(models_dir)}; it must be a str or a Path")
     path = Path(models_dir) / model_size
     if not os.path.exists(path):
         raise CheckpointNotFoundError(

@@ -104,6 +104,10 @@ def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
         raise OptionTypeError(f"path is {show(path)}; it must be a str or a Path")
     if not os.fspath(path) or "\0" in os.fspath(path):
         raise OptionError(f"path is {show(path)}; it must name a file")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise OptionError(f"path is {show(path)}; it must name a file: {error}") from None
     file = Path(os.path.abspath(path))
     if file.exists() and not stat.S_ISREG(file.stat().st_mode):
         raise OptionError(f"{file}: found a folder or a device, expected a file or nothing")
