@@ -211,6 +211,7 @@ typedef struct {
     const uint8_t *points; /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
     const uint8_t *wants_logits; /* [n_tokens] */
     gpt2c_show show;
+    int (*poll)(void *context); /* before each block; what is not 0 stops the call */
     void *context;
 } gpt2c_probe;
 

@@ -9,11 +9,17 @@ int is_probed(const place *at, gpt2c_point point, int32_t block) {
     return probe && probe->points[block * GPT2C_N_POINTS + point];
 }
 
-/* All workers take the same way: none goes on to where it may be stopped before all have seen whether it
- * was. */
+/* All workers take the same way: none looks before it is known whether the call was stopped, and none goes on
+ * to where it may be before all have looked. */
 int was_stopped(const place *at) {
-    if (!at->pass->probe)
+    const gpt2c_probe *probe = at->pass->probe;
+    if (!probe)
         return 0;
+    if (at->worker == 0 && !at->pass->buffers->is_stopped) {
+        at->pass->buffers->is_stopped = probe->poll(probe->context);
+        (void)fp_enter();
+    }
+    team_barrier(at->team);
     int is_stopped = at->pass->buffers->is_stopped;
     team_barrier(at->team);
     return is_stopped;

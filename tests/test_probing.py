@@ -406,3 +406,31 @@ def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
     look_inside.main()
     for name in ("logit_lens.png", "attention.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctrl_c_is_noticed_where_nothing_is_looked_at():
+    """Between two blocks: without that, only after all of them."""
+    program = textwrap.dedent("""
+        import os, signal, sys, threading, time
+        from conftest import ISAS, config_of, model_on, random_weights
+        config = config_of(n_positions=512, n_embd=128, n_head=4, n_layer=40)
+        model = model_on(ISAS[0], config, random_weights(config), threads=2)
+        ids = [1] * 512
+        begin = time.perf_counter()
+        model.forward(ids, positions=-1)
+        whole = time.perf_counter() - begin
+        threading.Timer(whole / 10, os.kill, (os.getpid(), signal.SIGINT)).start()
+        begin = time.perf_counter()
+        try:
+            model.forward(ids, positions=-1)
+        except KeyboardInterrupt:
+            print((time.perf_counter() - begin) / whole)
+    """)
+    if not ISAS:
+        pytest.skip("the engine is not compiled")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    # A fortieth of the whole is a block; a busy machine may stretch any of it.
+    assert float(done.stdout) < 0.7

@@ -116,6 +116,7 @@ cdef extern from "gpt2c.h" nogil:
         const uint8_t *points
         const uint8_t *wants_logits
         gpt2c_show show
+        int (*poll)(void *) noexcept with gil
         void *context
 
     gpt2c_status gpt2c_forward_probed(

@@ -23,6 +23,16 @@ cdef int show_rows(
     return 0
 
 
+cdef int poll_signals(void *context) noexcept with gil:
+    """Called before each block, which may take long; not 0 where Ctrl-C was pressed."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<Probing>context).error = error
+        return 1
+    return 0
+
+
 cdef class Probing:
     """One call of Model.forward."""
 
@@ -63,7 +73,7 @@ cdef class Probing:
         cdef float[::1] flat = logits.reshape(-1)
         out = &flat[0] if flat.shape[0] else NULL
         probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]
-        probe.show, probe.context = show_rows, <void *>self
+        probe.show, probe.poll, probe.context = show_rows, poll_signals, <void *>self
         with model.held():
             raise_status(gpt2c_scratch_create(model.pointer, n, &scratch), "scratch buffers")
             try:
