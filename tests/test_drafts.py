@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -351,5 +352,8 @@ def test_drafts_that_find_no_room_are_left_out():
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_ROOM], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=False,
+        # Each thread that allocates takes 128 MB of address space for itself, and gives half of it
+        # back when it is ready: NumPy's own start meanwhile, and what they give back would be room.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
