@@ -4,6 +4,7 @@ changed as it was asked to be."""
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -408,6 +409,9 @@ def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(
+    "tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer holds signals back"
+)
 def test_ctrl_c_is_noticed_where_nothing_is_looked_at():
     """Between two blocks: without that, only after all of them."""
     program = textwrap.dedent("""
