@@ -188,8 +188,9 @@ static void attend_heads(const place *at, int32_t block, int first, int last, ac
         end = end_of_sequence(at, begin);
         if (end == begin + 1)
             attend_row(at, block, first, last, begin, end < n_rows ? end : -1);
-        for (int head = first; end > begin + 1 && head < last; head++)
-            attend_rows(at, block, head, begin, end);
+        else
+            for (int head = first; head < last; head++)
+                attend_rows(at, block, head, begin, end);
         if (is_quantized(at) && heads_are_panels(at))
             quantize_heads(at, attended, first, last, begin, end);
     }
