@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
+from gpt2c.special_tokens import END_OF_TEXT, Around, NamedTokens, named_tokens, tokens_around
 from gpt2c.untrusted import read_json_object, show
 
 _MAX_BYTES: Final = 1 << 26
@@ -32,7 +33,7 @@ class AddedToken:
     """One such token, with the names of Hugging Face's tokenizers.
 
     lstrip and rstrip take the white space before and behind it; single_word finds it only where no
-    other letter stands beside it.
+    other letter stands beside it. Texts that are scored keep special tokens as characters.
     """
 
     content: str
@@ -40,6 +41,7 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    special: bool = True
 
 
 class AddedTokens:
@@ -97,6 +99,8 @@ class TokenizerConfig:
     added: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
     eos_token: str | None = None
+    bos_token: str | None = END_OF_TEXT
+    around: Around = ((), ())
 
 
 PLAIN: Final = TokenizerConfig()
@@ -109,15 +113,16 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     """
     path = folder / "tokenizer_config.json"
     values = _object(path)
-    eos = values.get("eos_token")
-    if isinstance(eos, dict):
-        eos = eos.get("content")
+    named = named_tokens(folder, values)
     decoder = values.get("added_tokens_decoder")
     if decoder is None:
         path = folder / "added_tokens.json"
-        added = tuple(AddedToken(token, _id(path, id)) for token, id in _object(path).items())
+        added = tuple(
+            AddedToken(token, _id(path, id), special=token in named.special)
+            for token, id in _object(path).items()
+        )
     elif isinstance(decoder, dict):
-        added = tuple(_described(path, id, token) for id, token in decoder.items())
+        added = tuple(_described(path, id, token, named) for id, token in decoder.items())
     else:
         raise TokenizerError(f"{path}: found added_tokens_decoder {show(decoder)}")
     if len({token.content for token in added}) < len(added):
@@ -129,8 +134,9 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
                 f"{len(token.content)} characters; expected from 1 to {_LONGEST}"
             )
     return TokenizerConfig(
-        added, values.get("add_prefix_space") is True, eos if isinstance(eos, str) else None
-    )
+        added, values.get("add_prefix_space") is True, named.eos, named.bos,
+        tokens_around(folder, values, named),
+    )  # fmt: skip
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -140,16 +146,18 @@ def _object(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _described(path: Path, id: str, token: object) -> AddedToken:
+def _described(path: Path, id: str, token: object, named: NamedTokens) -> AddedToken:
     content = token.get("content") if isinstance(token, Mapping) else None
     if not isinstance(token, Mapping) or not isinstance(content, str):
         raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
     if not id.isascii() or not id.isdecimal() or len(id) > 10:
         raise TokenizerError(f"{path}: found the id {show(id)} of {show(content)}")
-    flags = {name: token.get(name, False) for name in ("lstrip", "rstrip", "single_word")}
+    names = ("lstrip", "rstrip", "single_word", "special")
+    flags = {name: token.get(name, False) for name in names}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TokenizerError(f"{path}: found {name} {show(flag)} of {show(content)}")
+    flags["special"] |= content in named.special
     return AddedToken(content, _id(path, int(id)), **flags)
 
 

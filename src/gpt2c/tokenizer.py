@@ -14,7 +14,7 @@ import functools
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn, Protocol
@@ -29,11 +29,10 @@ from gpt2c.added_tokens import (
 )
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError
 from gpt2c.options import flag
+from gpt2c.special_tokens import END_OF_TEXT, known_ids
 from gpt2c.untrusted import open_regular, read_json_object, show, show_list
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
-
-END_OF_TEXT = "<|endoftext|>"
 
 _GPT2_MERGES = Path(__file__).parent / "data" / "gpt2" / "vocab.bpe"
 _DECODE_PART = 65536  # ids
@@ -131,6 +130,9 @@ class Tokenizer:
 
     n_vocab: int  # the number of ids, which are 0 to n_vocab - 1
     eot_id: int | None  # the id of <|endoftext|>; None where the vocabulary has none
+    bos_id: int | None  # the id that the files name as the first of a text; None where none is
+    prefix_ids: tuple[int, ...]  # what encode puts before every text, and behind it: mostly nothing
+    suffix_ids: tuple[int, ...]
     special_tokens: Mapping[str, int]  # those that stand for themselves wherever a text has them
 
     def __init__(
@@ -162,11 +164,26 @@ class Tokenizer:
         for rank, id in enumerate(ids):
             self._bytes[id] = merges.data[rank]
         self._added = AddedTokens(added.values())
+        self._not_special = AddedTokens(token for token in added.values() if not token.special)
         self.special_tokens = MappingProxyType({t.content: t.id for t in added.values()})
-        self.eot_id = self.special_tokens.get(
-            config.eos_token or END_OF_TEXT, self.special_tokens.get(END_OF_TEXT)
-        )
+
+        def id_of(token: str) -> int | None:
+            rank = merges.rank.get(token)
+            return self.special_tokens.get(token, None if rank is None else ids[rank])
+
+        self._name_special_tokens(config, id_of)
         self._add_prefix_space = config.add_prefix_space
+
+    def _name_special_tokens(
+        self, config: TokenizerConfig, id_of: Callable[[str], int | None]
+    ) -> None:
+        """Sets the ids that have a role; a token that the vocabulary lacks has none."""
+        end = id_of(config.eos_token or END_OF_TEXT)
+        self.eot_id = id_of(END_OF_TEXT) if end is None else end
+        self.bos_id = None if config.bos_token is None else id_of(config.bos_token)
+        before, after = config.around
+        self.prefix_ids = known_ids(before, id_of, self.n_vocab)
+        self.suffix_ids = known_ids(after, id_of, self.n_vocab)
 
     def __repr__(self) -> str:
         """The sizes, not the tokens."""
@@ -223,23 +240,32 @@ class Tokenizer:
         merges.check_order()
         return cls(merges, [vocab[token] for token in merges.rank], others.values(), config)
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of `text`; no id is added at either end.
+    def encode(
+        self, text: str, *, special: bool = True, add_special_tokens: bool = True
+    ) -> list[int]:
+        """The ids of `text`.
 
         A special token such as `<|endoftext|>` in the text becomes its one id, unless
-        `special` is False: then it is encoded as the characters that it is written with.
+        `special` is False: then it is encoded as the characters that it is written with. Other
+        added tokens are one id always.
+
+        Where the tokenizer's files ask for a token before or after every text (`prefix_ids`,
+        `suffix_ids`), it is there too, unless `add_special_tokens` is False.
 
         Raises TokenizerError for a text with a lone surrogate, which has no bytes, and
         OptionTypeError for anything but a str.
         """
         check_text(text)
-        ids: list[int] = []
-        for plain, id in self._added.split(text) if flag("special", special) else [(text, None)]:
+        ids = list(self.prefix_ids) if flag("add_special_tokens", add_special_tokens) else []
+        added = self._added if flag("special", special) else self._not_special
+        for plain, id in added.split(text):
             if self._add_prefix_space and plain and plain[0] != " ":
                 plain = " " + plain
             self._encode_plain(plain, ids)
             if id is not None:
                 ids.append(id)
+        if add_special_tokens:
+            ids += self.suffix_ids
         return ids
 
     def _encode_plain(self, text: str, ids: list[int]) -> None:
@@ -296,6 +322,9 @@ class MissingTokenizer:
     """Stands where a checkpoint has no tokenizer: ids work, text is a clear error."""
 
     eot_id: None = None
+    bos_id: None = None
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
     special_tokens: Mapping[str, int] = MappingProxyType({})
 
     def __repr__(self) -> str:
@@ -307,7 +336,9 @@ class MissingTokenizer:
         self.reason = reason
         self.n_vocab = n_vocab
 
-    def encode(self, text: str, *, special: bool = True) -> NoReturn:
+    def encode(
+        self, text: str, *, special: bool = True, add_special_tokens: bool = True
+    ) -> NoReturn:
         """Raise TokenizerError, as every method does."""
         raise TokenizerError(
             f"no tokenizer: {self.reason}; pass token ids instead of text, or put the"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gpt2c.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.checkpoint import BytePairs, Checkpoint
@@ -30,7 +30,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     folder, n_vocab = checkpoint.folder, checkpoint.config.vocab_size
     if isinstance(checkpoint.vocabulary, BytePairs):
         pairs = checkpoint.vocabulary
-        config = TokenizerConfig(added=pairs.added)
+        config = TokenizerConfig(added=pairs.added, around=pairs.around)
         return Tokenizer.from_vocabulary(pairs.vocab, pairs.merges, (pairs.source,) * 2, config)
     if isinstance(checkpoint.vocabulary, str):
         return MissingTokenizer(checkpoint.vocabulary, n_vocab=n_vocab)
@@ -44,8 +44,8 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
             from gpt2c.tokenizer_json import JsonTokenizer
 
             try:
-                eos = read_tokenizer_config(folder).eos_token
-                return _fitting(JsonTokenizer(folder / JSON, eos), folder / JSON, n_vocab)
+                config = read_tokenizer_config(folder)
+                return _fitting(JsonTokenizer(folder / JSON, config), folder / JSON, n_vocab)
             except MissingDependencyError as reason:
                 return MissingTokenizer(str(reason), n_vocab=n_vocab)
     if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
@@ -68,8 +68,16 @@ def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / VOCABULARY).write_text(text, encoding="utf-8")
         merges = "".join(f"{left} {right}\n" for left, right in pairs.merges)
         (folder / MERGES).write_text("#version: 0.2\n" + merges, encoding="utf-8")
-        decoder = {str(token.id): {"content": token.content} for token in pairs.added}
-        text = json.dumps({"added_tokens_decoder": decoder}, ensure_ascii=False)
+        decoder = {
+            str(token.id): {"content": token.content, "special": token.special}
+            for token in pairs.added
+        }
+        values: dict[str, Any] = {"added_tokens_decoder": decoder}
+        tokens = {id: token for token, id in pairs.vocab.items()}
+        for name, ids in zip(("bos", "eos"), pairs.around, strict=True):
+            for id in ids:
+                values |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
+        text = json.dumps(values, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
     elif checkpoint.folder is not None and checkpoint.vocabulary is None:
         for names in _PAIRS:

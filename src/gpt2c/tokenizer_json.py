@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from gpt2c.added_tokens import PLAIN, TokenizerConfig
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.options import flag
+from gpt2c.special_tokens import template
 from gpt2c.tokenizer import (
     BYTE_ALPHABET,
-    END_OF_TEXT,
     MAX_FILE_BYTES,
     MAX_GAP,
     Tokenizer,
@@ -45,7 +47,7 @@ class JsonTokenizer(Tokenizer):
     where the library would drop a space before the first word, decoding keeps it.
     """
 
-    def __init__(self, path: Path, eos_token: str | None = None) -> None:
+    def __init__(self, path: Path, config: TokenizerConfig = PLAIN) -> None:
         """Raises TokenizerError, naming the file, CheckpointNotFoundError, or
 
         MissingDependencyError where the package is not installed.
@@ -79,16 +81,21 @@ class JsonTokenizer(Tokenizer):
         # By the library's ids, whatever the file says of them.
         added = {token: vocab[token] for token in _added(values, path) if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
-        self.eot_id: int | None = added.get(eos_token or END_OF_TEXT, added.get(END_OF_TEXT))
+        self._name_special_tokens(
+            replace(config, around=template(values.get("post_processor"))), vocab.get
+        )
         self._tokens = {id: token for token, id in vocab.items()}
         self._is_byte_level = _mentions(values.get("decoder"), "ByteLevel")
         self._known: dict[int, bytes] = {}
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of `text`; no id is added at either end.
+    def encode(
+        self, text: str, *, special: bool = True, add_special_tokens: bool = True
+    ) -> list[int]:
+        """The ids of `text`, with what the file's template puts around it.
 
-        Special tokens in the text become their ids, unless `special` is False; tokens that were
-        added and are not marked as special do always.
+        Without `add_special_tokens` nothing is put around it. Special tokens in the text become
+        their ids, unless `special` is False; tokens that were added and are not marked as special
+        do always.
 
         Raises TokenizerError for a text with a lone surrogate, and where the file's rules cannot
         be applied to it; OptionTypeError for anything but a str.
@@ -96,7 +103,9 @@ class JsonTokenizer(Tokenizer):
         check_text(text)
         library = self._library if flag("special", special) else self._literal
         ids: list[int] = self._ask(library.encode, text, add_special_tokens=False).ids
-        return ids
+        if not flag("add_special_tokens", add_special_tokens):
+            return ids
+        return [*self.prefix_ids, *ids, *self.suffix_ids]
 
     def _loaded(self, tokenizers: Any) -> Any:
         library = self._ask(tokenizers.Tokenizer.from_file, str(self._path))

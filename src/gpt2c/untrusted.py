@@ -70,10 +70,13 @@ def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     return file
 
 
-def read_json_object(path: Path, *, limit: int, error: type[Error]) -> dict[str, Any]:
+def read_json_object(
+    path: Path, *, limit: int, error: type[Error], any_number: bool = False
+) -> dict[str, Any]:
     """Read a whole JSON file of at most `limit` bytes; its top level must be an object.
 
-    Raises CheckpointNotFoundError or `error`; the message names the file.
+    any_number is that of :func:`parse_json`. Raises CheckpointNotFoundError or `error`; the
+    message names the file.
     """
     with open_regular(path, error) as file:
         size = os.fstat(file.fileno()).st_size
@@ -84,7 +87,7 @@ def read_json_object(path: Path, *, limit: int, error: type[Error]) -> dict[str,
         except OSError as reason:
             raise error(f"{path}: cannot be read: {reason.strerror}") from reason
     try:
-        value = parse_json(raw)
+        value = parse_json(raw, any_number=any_number)
     except ValueError as reason:
         raise error(f"{path}: {reason}") from None
     if not isinstance(value, dict):
@@ -92,8 +95,11 @@ def read_json_object(path: Path, *, limit: int, error: type[Error]) -> dict[str,
     return value
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_json(raw: bytes, *, any_number: bool = False) -> Any:
     """Parse UTF-8 JSON strictly.
+
+    With any_number an integer beyond 64 bits is a float, and NaN and infinities are taken: for
+    files of which one bad value must not make the others unreadable.
 
     Raises ValueError, with a message for the caller to put the file's name before, on bad
     UTF-8 or JSON, equal keys, NaN or infinities, integers beyond 64 bits, "-0", unpaired
@@ -108,9 +114,9 @@ def parse_json(raw: bytes) -> Any:
         return json.loads(
             text,
             object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_constant,
+            parse_int=_any_integer if any_number else _integer,
+            parse_float=float if any_number else _number,
+            parse_constant=float if any_number else _constant,
         )
     except json.JSONDecodeError as reason:
         raise ValueError(f"is not JSON: {reason}") from None
@@ -151,6 +157,10 @@ def _integer(digits: str) -> int:
     if len(digits) > 20 or digits == "-0":
         raise ValueError(f"has the number {show(digits)}, which is not a 64-bit integer")
     return int(digits)
+
+
+def _any_integer(digits: str) -> int | float:
+    return float(digits) if len(digits) > 20 else int(digits)
 
 
 def _number(digits: str) -> float:

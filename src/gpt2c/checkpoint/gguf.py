@@ -15,6 +15,7 @@ from gpt2c.checkpoint.source import BytePairs, Checkpoint, TensorSource, checked
 from gpt2c.checkpoint.views import transposed
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, ConfigError
+from gpt2c.special_tokens import Around
 from gpt2c.untrusted import show, show_list
 
 _MODULES: Final = {
@@ -47,6 +48,7 @@ _HARMLESS: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_
 
 # Kinds of tokens (ggml's docs/gguf.md): those that stand for themselves, and padding.
 _SPECIAL: Final = (2, 3, 4)
+_USER_DEFINED: Final = 4
 _UNUSED: Final = 5
 
 
@@ -151,7 +153,11 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
     n = len(tokens)
     while n and kinds[n - 1] == _UNUSED:
         n -= 1
-    added = tuple(AddedToken(tokens[id], id) for id in range(n) if kinds[id] in _SPECIAL)
+    added = tuple(
+        AddedToken(tokens[id], id, special=bool(kinds[id] != _USER_DEFINED))
+        for id in range(n)
+        if kinds[id] in _SPECIAL
+    )
     vocab = {token: id for id, token in enumerate(tokens[:n])}
     if len(vocab) != n or n > config.vocab_size:
         return f"{file.path}: its {n} tokens are not different, or more than the model's"
@@ -161,7 +167,19 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
         if not left or not right or " " in right:
             return f"{file.path}: found the merge {show(merge)}, expected two tokens"
         pairs.append((left, right))
-    return BytePairs(str(file.path), vocab, pairs, added)
+    return BytePairs(str(file.path), vocab, pairs, added, _around(file, n))
+
+
+def _around(file: GGUFFile, n_tokens: int) -> Around:
+    """The tokens that llama.cpp too puts around a text, where the file asks for them."""
+    get = file.metadata.get
+
+    def token(name: str) -> tuple[int, ...]:
+        id = get(f"tokenizer.ggml.{name}_token_id")
+        is_asked = get(f"tokenizer.ggml.add_{name}_token") is True
+        return (id,) if is_asked and type(id) is int and 0 <= id < n_tokens else ()
+
+    return token("bos"), token("eos")
 
 
 def _shown(value: object) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gpt2c.added_tokens import AddedToken
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, OptionError
+from gpt2c.special_tokens import Around
 from gpt2c.untrusted import show, show_list
 
 # The dtypes that weights may have, as safetensors names them, and NumPy's type of the stored
@@ -95,6 +96,7 @@ class BytePairs:
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added: tuple[AddedToken, ...]
+    around: Around = ((), ())  # what is put before and behind every text
 
 
 @dataclass(eq=False)

@@ -1,0 +1,187 @@
+"""Makes tests/fixtures/special_tokens.json: what transformers makes of a tokenizer's files.
+
+Usage: make_special_token_fixtures.py OUT
+Needs transformers (5.24.0 made what is there) and tokenizers. Every case is a folder with a
+vocabulary of single bytes, which tokenizer.json has too, where there is one. Recorded are the ids
+of texts, the ids with special tokens split into characters (as a text that is scored has them),
+and the ids of bos and eos.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+END = "<|endoftext|>"
+TEXTS = [
+    "", "ab", f"a{END}b", "a new9 b", "new9", "<|bos|>x<|eos|>", "x <|bos|> y", "a<s>b", "<|a|>",
+    "x |a| y", "<|a||a|>", "<pad> é",
+]  # fmt: skip
+
+
+def alphabet() -> list[str]:
+    """GPT-2's character of each byte 0 to 255."""
+    kept = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    shifted = itertools.count(256)
+    return [chr(byte) if byte in kept else chr(next(shifted)) for byte in range(256)]
+
+
+VOCAB = {token: id for id, token in enumerate([*alphabet(), END])}
+
+
+def added(*tokens: tuple[str, bool]) -> dict[str, Any]:
+    """An added_tokens_decoder: <|endoftext|>, and tokens with whether they are special."""
+    all_tokens = [(END, True), *tokens]
+    return {
+        str(256 + n): {"content": text, "special": special, "normalized": not special}
+        for n, (text, special) in enumerate(all_tokens)
+    }
+
+
+def tokenizer_json(processor: Any, *special: str) -> dict[str, Any]:
+    """The same vocabulary as a tokenizer.json."""
+    vocab = {token: id for token, id in VOCAB.items() if token != END}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END, *special])
+    if processor is not None:
+        tokenizer.post_processor = processor
+    result: dict[str, Any] = json.loads(tokenizer.to_str())
+    return result
+
+
+def template(single: str) -> Any:
+    return processors.TemplateProcessing(
+        single=single,
+        pair="$A $B",
+        special_tokens=[("<|bos|>", 257), ("<|eos|>", 258)],
+    )
+
+
+NAMED = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
+OBJECTS = {
+    name: {"__type": "AddedToken", "content": token, "special": True}
+    for name, token in NAMED.items()
+}
+OWN = {"<|bos|>": 257, "<|eos|>": 258}
+BOS_EOS = ("<|bos|>", "<|eos|>")
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "added_tokens_decoder": {
+        "tokenizer_config": {"added_tokens_decoder": added(("new9", False), ("<s>", True))}
+    },
+    "overlapping": {
+        "tokenizer_config": {"added_tokens_decoder": added(("<|a|>", True), ("|a|", False))}
+    },
+    "named, not marked": {
+        "tokenizer_config": {
+            **NAMED,
+            "added_tokens_decoder": added(("<|bos|>", False), ("<|eos|>", False), ("new9", False)),
+        }
+    },
+    "added_tokens": {"added_tokens": {"new9": 257, "<s>": 258}},
+    "added_tokens, named": {
+        "added_tokens": {**OWN, "new9": 259, "<pad>": 260},
+        "special_tokens_map": {**NAMED, "pad_token": "<pad>"},
+    },
+    "additional_special_tokens": {
+        "added_tokens": {"<s>": 257, "new9": 258},
+        "tokenizer_config": {"additional_special_tokens": ["<s>"]},
+    },
+    "map counts more": {
+        "tokenizer_config": {"bos_token": "a", "eos_token": "b"},
+        "special_tokens_map": {"bos_token": "c", "eos_token": {"content": "d"}},
+    },
+    "map does not count": {
+        "tokenizer_config": {
+            "bos_token": "a",
+            "eos_token": "b",
+            "added_tokens_decoder": added(),
+        },
+        "special_tokens_map": {"bos_token": "c", "eos_token": "d"},
+    },
+    "null": {"tokenizer_config": {"bos_token": None, "add_bos_token": True}},
+    "add_bos_token": {"tokenizer_config": {"add_bos_token": True}},
+    "add_bos_token false": {"tokenizer_config": {"add_bos_token": False}},
+    "add_eos_token": {"tokenizer_config": {"add_eos_token": True}},
+    "both": {
+        "tokenizer_config": {**OBJECTS, "add_bos_token": True, "add_eos_token": True},
+        "added_tokens": OWN,
+    },
+    "template": {
+        "added_tokens": OWN,
+        "tokenizer_config": NAMED,
+        "tokenizer": tokenizer_json(template("<|bos|> $A <|eos|>"), *BOS_EOS),
+    },
+    "template against add_bos_token": {
+        "added_tokens": OWN,
+        "tokenizer_config": {**NAMED, "add_bos_token": True},
+        "tokenizer": tokenizer_json(template("$A <|eos|>"), *BOS_EOS),
+    },
+    "template in a sequence": {
+        "added_tokens": OWN,
+        "tokenizer_config": NAMED,
+        "tokenizer": tokenizer_json(
+            processors.Sequence(
+                [processors.ByteLevel(trim_offsets=False), template("<|bos|> <|bos|> $A")]
+            ),
+            *BOS_EOS,
+        ),
+    },
+    "roberta": {
+        "added_tokens": OWN,
+        "tokenizer_config": NAMED,
+        "tokenizer": tokenizer_json(
+            processors.RobertaProcessing(("<|eos|>", 258), ("<|bos|>", 257)), *BOS_EOS
+        ),
+    },
+    "no template": {
+        "added_tokens": OWN,
+        "tokenizer_config": {**NAMED, "add_bos_token": True},
+        "tokenizer": tokenizer_json(None, *BOS_EOS),
+    },
+    "byte level": {
+        "added_tokens": OWN,
+        "tokenizer_config": {**NAMED, "add_bos_token": True, "add_eos_token": True},
+        "tokenizer": tokenizer_json(processors.ByteLevel(trim_offsets=True), *BOS_EOS),
+    },
+}
+
+
+def record(files: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What transformers makes of the files."""
+    for name, values in {"config": {"model_type": "gpt2"}, "vocab": VOCAB, **files}.items():
+        (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return {
+        "files": files,
+        "ids": [tokenizer(text)["input_ids"] for text in TEXTS],
+        "split": [tokenizer(text, split_special_tokens=True)["input_ids"] for text in TEXTS],
+        "bare": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS],
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+    }
+
+
+def main() -> None:
+    """Writes the file."""
+    cases = {}
+    for name, files in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            cases[name] = record(files, Path(folder))
+    made_by = f"transformers {transformers.__version__}"
+    found = {"made_by": made_by, "vocab": VOCAB, "texts": TEXTS, "cases": cases}
+    Path(sys.argv[1]).write_text(json.dumps(found, ensure_ascii=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
