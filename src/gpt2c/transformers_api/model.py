@@ -126,6 +126,7 @@ class GPT2LMHeadModel:
         attention_mask
             [n_prompts, n_tokens], 0 where there is padding, which is left of the prompts. None:
             pad_token_id is padding, unless it ends texts too. Padding is not computed with at all.
+            A row of padding alone is an empty prompt, which begins with bos_token_id.
         generation_config, options
             By transformers' names, with its meanings; those that are not given are the model's
             generation_config's, and else transformers' own. docs/transformers.md lists them.
@@ -153,7 +154,7 @@ class GPT2LMHeadModel:
         ids = checked_ids(given, asked)
         mask = checked_mask(attention_mask, ids, asked.padding)
         call = asked.call(ids.shape[1], self._gpt2.config)
-        prompts = prompts_of(ids, mask, self._gpt2.config.n_positions)
+        prompts = prompts_of(ids, mask, self._gpt2.config.n_positions, asked)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         criteria = functions("stopping_criteria", stopping_criteria)
         criteria = stop_criteria(call.stop_strings, tokenizer, criteria)

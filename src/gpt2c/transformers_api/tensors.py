@@ -56,7 +56,8 @@ def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
     else:
         _check_has_values("attention_mask", mask)
         kept = mask.cpu() != 0
-    wrong = (~kept[:, -1]).nonzero()
+    # A row of padding alone is an empty prompt.
+    wrong = (~kept[:, -1] & kept.any(dim=1)).nonzero()
     if len(wrong):
         raise OptionError(
             f"row {int(wrong[0])} of input_ids ends in padding, after which nothing can follow: "
@@ -75,12 +76,16 @@ def _check_has_values(name: str, tensor: Any) -> None:
         )
 
 
-def prompts_of(ids: Any, mask: Any, n_positions: int) -> list[list[int]]:
-    """Each prompt without its padding.
+def prompts_of(ids: Any, mask: Any, n_positions: int, asked: GenerateOptions) -> list[list[int]]:
+    """Each prompt without its padding; an empty one begins with bos_token_id.
 
-    Raises ContextError for one that is longer than the context.
+    Raises ContextError for one that is longer than the context, and OptionError for an empty one
+    where bos_token_id is None.
     """
-    prompts = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+    prompts = [
+        row[kept].tolist() if kept.any() else [asked.bos_id]
+        for row, kept in zip(ids, mask, strict=True)
+    ]
     for number, prompt in enumerate(prompts):
         if len(prompt) > n_positions:
             raise ContextError(
