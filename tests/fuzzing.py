@@ -284,8 +284,9 @@ def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[
     options = {
         "generate": [*GenerateOptions.__annotations__],
         "complete": [*CompleteOptions.__annotations__],
-        "stream": [*StreamOptions.__annotations__], "score": ["bos", "stride"],
-        "perplexity": ["bos", "stride"], "logits": [], "encode": ["special"], "decode": [],
+        "stream": [*StreamOptions.__annotations__], "score": ["bos", "special_tokens", "stride"],
+        "perplexity": ["bos", "special_tokens", "stride"], "logits": [],
+        "encode": ["special", "add_special_tokens"], "decode": [],
         "token_bytes": [], "feed": ["all"], "rollback": [],
     }  # fmt: skip
 

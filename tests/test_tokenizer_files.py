@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.checkpoint import from_arrays
-from gpt2c.errors import CheckpointNotFoundError, ConfigError, TokenizerError
+from gpt2c.errors import CheckpointNotFoundError, TokenizerError
 from gpt2c.tokenizer import BYTE_ALPHABET, MissingTokenizer, StreamDecoder
 from gpt2c.tokenizer_json import JsonTokenizer
 
@@ -382,122 +382,6 @@ def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> Non
     assert model.tokenizer.n_vocab == 22
     with pytest.raises(gpt2c.OptionError, match="21"):
         model.generate("M[PAD]")
-
-
-# ---- generation_config.json ----
-
-
-def with_generation(tmp_path: Path, values: dict[str, Any]) -> GPT2:
-    folder = model_folder(tmp_path)
-    (folder / "generation_config.json").write_text(json.dumps(values))
-    return GPT2.from_pretrained(folder)
-
-
-def test_end_tokens_of_generation_config(tmp_path: Path) -> None:
-    model = with_generation(
-        tmp_path, {"eos_token_id": [4, 5], "pad_token_id": 3, "bos_token_id": 2}
-    )
-    assert model.config.eos_token_ids == {4, 5}
-    assert model.config.pad_token_id == 3
-    assert model.config.bos_token_id == 2
-    done = model.complete([1], max_new_tokens=8, logit_bias={5: 1e4})
-    assert (done.ids, done.finish_reason) == ([], "stop")
-    model.save_pretrained(tmp_path / "saved")
-    assert GPT2.from_pretrained(tmp_path / "saved").config == model.config
-    assert (tmp_path / "saved" / "generation_config.json").exists()
-
-
-def test_defaults_of_generation_config(tmp_path: Path) -> None:
-    values = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 1.0, "max_new_tokens": 7}
-    model = with_generation(tmp_path, values)
-    expected = {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": 7}
-    assert dict(model.generation_defaults) == expected
-    by_hand = {"temperature": 0.7, "top_k": 5, "seed": 3}
-    bare = GPT2.from_pretrained(tmp_path / "model")
-    assert len(model.generate([1, 2], seed=3)) == 7
-    assert model.generate([1, 2], seed=3) == bare.generate([1, 2], max_new_tokens=7, **by_hand)
-    # What a call gives counts.
-    assert len(model.generate([1, 2], max_new_tokens=4)) == 4
-    greedy = model.generate([1, 2], do_sample=False)
-    assert greedy == model.generate([1, 2], temperature=0)
-    (tmp_path / "model" / "generation_config.json").unlink()
-    assert greedy == GPT2.from_pretrained(tmp_path / "model").generate([1, 2], max_new_tokens=7)
-    assert list(model.stream([1, 2], do_sample=False)) == greedy
-    assert model.complete([1], temperature=None).seed is not None
-
-
-def test_sampling_options_without_sampling_do_nothing(tmp_path: Path) -> None:
-    model = with_generation(tmp_path, {"temperature": 0.7, "top_k": 50, "do_sample": False})
-    assert dict(model.generation_defaults) == {}
-    assert model.complete([1]).seed is None
-
-
-def test_other_defaults(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    values = {"penalty_alpha": 0.6, "bad_words_ids": [[3], [4, 5]], "suppress_tokens": [7],
-              "no_repeat_ngram_size": 2, "max_length": 50, "min_new_tokens": 45}  # fmt: skip
-    values["max_new_tokens"] = 50
-    model = with_generation(tmp_path, values)
-    assert "options that are not supported are ignored: 'penalty_alpha'" in caplog.text
-    assert model.generation_defaults["bad_words"] == [[3], [4, 5]]
-    ids = model.generate([1, 2], max_new_tokens=5)
-    assert len(ids) == 5
-    assert not {3, 7} & set(ids)
-
-
-def test_beam_search_by_default(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    beams = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "num_beam_groups": 1}
-    model = with_generation(tmp_path, {**beams, "max_new_tokens": 6})
-    by_hand = {"num_beams": 3, "length_penalty": 0.5, "early_stopping": True, "max_new_tokens": 6}
-    (tmp_path / "model" / "generation_config.json").unlink()
-    bare = GPT2.from_pretrained(tmp_path / "model")
-    assert model.complete([1]) == bare.complete([1], **by_hand)
-    assert model.complete([1]).sequence_score is not None
-    # Of one beam, a drawn text, and a stream there is no search.
-    greedy = bare.generate([1], max_new_tokens=6)
-    assert model.generate([1], num_beams=1) == list(model.stream([1])) == greedy
-    drawn = bare.generate([1], max_new_tokens=6, temperature=2.0, seed=1)
-    assert model.generate([1], temperature=2.0, seed=1) == drawn
-    assert model.complete([1], temperature=0).sequence_score is not None
-    assert not caplog.records
-
-
-def test_beams_that_sample_are_not_supported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = with_generation(tmp_path, {"num_beams": 4, "do_sample": True, "length_penalty": 2.0})
-    assert "options that are not supported are ignored: 'num_beams'" in caplog.text
-    assert dict(model.generation_defaults) == {"do_sample": True}
-    assert model.complete([1]).seed is not None
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"num_beams": "many"}, "num_beams is 'many'"),
-        ({"num_beams": 4, "num_beam_groups": 3}, "num_beam_groups is 3"),
-        ({"do_sample": True, "temperature": -1}, "temperature is -1"),
-        ({"do_sample": True, "temperature": "hot"}, "temperature is 'hot'"),
-        ({"max_new_tokens": -5}, "max_new_tokens is -5"),
-        ({"bad_words_ids": [[10**9]]}, "bad_words"),
-        ({"eos_token_id": "end"}, "eos_token_id must be a token id"),
-        ({"bad_words_ids": [["a"]]}, "no tokenizer"),
-    ],
-)
-def test_refused_generation_config(tmp_path: Path, values: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        with_generation(tmp_path, values)
-    assert "generation_config.json" in str(caught.value)
-    (tmp_path / "model" / "generation_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"generation_config\.json: is not JSON"):
-        GPT2.from_pretrained(tmp_path / "model")
-
-
-def test_logits_do_not_depend_on_them(tmp_path: Path) -> None:
-    model = with_generation(tmp_path, {"do_sample": True, "repetition_penalty": 2.0})
-    (tmp_path / "model" / "generation_config.json").unlink()
-    bare = GPT2.from_pretrained(tmp_path / "model")
-    np.testing.assert_array_equal(model.logits([1, 2]), bare.logits([1, 2]))
-    assert model.score([1, 2, 3]).total == bare.score([1, 2, 3]).total
 
 
 def test_a_missing_file_is_no_tokenizer(tmp_path: Path) -> None:

@@ -282,7 +282,14 @@ def test_gguf_brings_its_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.n_vocab == 260
     assert model.config.eos_token_id == 259
     assert tokenizer.eot_id == 259
-    assert max(model.generate([1, 2], max_new_tokens=3, logit_bias={261: 1e4})) < 260
+
+    def raise_padding(_: list[int], logits: Any) -> Any:
+        return np.where(np.arange(262) == 261, 1e4, logits)
+
+    raised = model.generate([1, 2], max_new_tokens=3, logits_processor=raise_padding)
+    assert max(raised) < 260
+    # An option that names the id means it.
+    assert model.generate([1, 2], max_new_tokens=3, logit_bias={261: 1e4}) == [261] * 3
     model.save_pretrained(tmp_path / "saved")
     again = GPT2.from_pretrained(tmp_path / "saved")
     assert again.tokenizer.encode(" the th<|endoftext|>") == [258, 32, 256, 259]

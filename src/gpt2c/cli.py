@@ -17,13 +17,14 @@ from typing import Any, Final, NoReturn
 
 import gpt2c
 from gpt2c import cli_score, drafting
-from gpt2c.checkpoint import open_checkpoint, save_checkpoint
-from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
+from gpt2c.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError, TokenizerError
 from gpt2c.hub import locate
 from gpt2c.options import integer, similar
 from gpt2c.progress import can_show
+from gpt2c.special_tokens import with_named_tokens
 from gpt2c.threads import choose_threads
-from gpt2c.tokenizer_files import save_tokenizer
+from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
@@ -106,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="read prompts from a file, one a line; blank ones are skipped",
     )
-    add("-n", "--max-new-tokens", type=int, default=40, metavar="N", help="default: 40")
+    add("-n", "--max-new-tokens", type=int, metavar="N", help="default: what the model's "
+        "generation_config.json says, else 40")  # fmt: skip
     for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
     add(
@@ -229,8 +231,9 @@ def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     names = [name.replace("-", "_") for name, *_ in _GENERATE_OPTIONS]
+    length = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     return {
-        "max_new_tokens": options.max_new_tokens,
+        **length,
         **{name: getattr(options, name) for name in names},
         **_whole_text_options(options),
         "stop_strings": options.stop,
@@ -314,8 +317,18 @@ def _as_list(answer: Any) -> list[Any]:
 
 def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(locate(options.source)) as checkpoint:
-        wide = replace(checkpoint, packing=None)
+        wide = replace(checkpoint, packing=None, config=_named_config(checkpoint))
         save_checkpoint(wide, Path(options.folder), partial(save_tokenizer, checkpoint))
+
+
+def _named_config(checkpoint: Checkpoint) -> gpt2c.GPT2Config:
+    """The configuration with the tokens that the tokenizer's files name, where they can be read."""
+    try:
+        tokenizer = tokenizer_of(checkpoint)
+    except TokenizerError:
+        tokenizer = None
+    beside = checkpoint.folder if checkpoint.vocabulary is None else None
+    return with_named_tokens(checkpoint.config, beside, tokenizer)[0]
 
 
 def _quantize(options: argparse.Namespace) -> None:

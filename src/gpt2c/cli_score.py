@@ -43,7 +43,9 @@ def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> l
             "- is standard input")  # fmt: skip
         add("--lines", action="store_true", help="each line that is not blank is a text")
         add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
-        add("--bos", action="store_true", help="score the first token too, after end-of-text")
+        add("--bos", action="store_true", help="score the first token too, after the bos token")
+        add("--special-tokens", action="store_true", help="a special token in a text, such as "
+            "<|endoftext|>, is one token, not the characters it is written with")  # fmt: skip
         add("--stride", type=int, metavar="N", help="how far apart windows begin in which a text "
             "longer than the context is scored; default: half of the context")  # fmt: skip
         parser.set_defaults(color=False, html=None, top_logprobs=0)
@@ -96,8 +98,9 @@ def _scored(
             yield text
 
     for score in model.score(
-        texts(), bos=options.bos, stride=options.stride, top_logprobs=options.top_logprobs
-    ):
+        texts(), bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
+        top_logprobs=options.top_logprobs,
+    ):  # fmt: skip
         yield asked.popleft(), score
 
 
@@ -176,8 +179,12 @@ def _score_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
 
 
 def _perplexity_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
-    scored = score.ids[score.ranks > 0]
-    n_bytes = len(model.tokenizer.decode_bytes(scored)) if isinstance(text, str) else 0
+    n_bytes = 0
+    if isinstance(text, str):
+        # What the tokenizer puts after a text is none of its bytes.
+        is_text = score.ranks > 0
+        is_text[len(is_text) - len(model.tokenizer.suffix_ids) :] = False
+        n_bytes = len(model.tokenizer.decode_bytes(score.ids[is_text]))
     bits = -score.total / math.log(2)
     numbers = as_json(score)
     return {

@@ -100,7 +100,7 @@ class Completer:
     ) -> Completion:
         text = None
         if request.is_text:
-            raw = self._model.tokenizer.decode_bytes(result.ids)[: result.end]
+            raw = b"".join(map(self._model._token_bytes, result.ids))[: result.end]
             text = raw.decode("utf-8", "replace")
         scores, echoed = Logprobs.of(result.scores), Logprobs()
         if self._options.echo and first.finish_reason != "time":
@@ -124,16 +124,18 @@ class Completer:
         if options.overflow == "slide" and len(ids) > n_positions:
             ids = ids[-max(n_positions // 2, 1) :]
         seed = options.seed_of(index)
+        plan, most = options.plan, options.max_new_tokens
+        most, fewest = options.lengths.new_tokens(len(ids), most)
+        if options.lengths.has_minimum:
+            plan = plan.with_fewest(fewest)
         for sample in range(options.n_samples):
             yield Request(
                 index=index,
                 is_text=isinstance(prompt, str),
                 is_empty=is_empty,
-                ids=fit_context(
-                    ids, n_positions, options.max_new_tokens, options.truncate == "left", where
-                ),
-                max_new_tokens=options.max_new_tokens,
-                plan=options.plan,
+                ids=fit_context(ids, n_positions, most, options.truncate == "left", where),
+                max_new_tokens=most,
+                plan=plan,
                 seed=seed,
                 sample=sample,
                 stop_ids=options.stop_ids,
@@ -165,7 +167,7 @@ class Completer:
             tokenizer.encode("")  # where there is none, to say so now
         return Stops(
             options.stop_strings,
-            tokenizer.token_bytes if tokenizer else None,
+            self._model._token_bytes if tokenizer else None,
             None if options.max_time is None else time.monotonic() + options.max_time,
             options.callback,
         )

@@ -62,12 +62,17 @@ class Plan:
 
     def after(self, n_new: int) -> Plan:
         """The plan of what is left of a text when n_new of its tokens are there."""
+        return self._with_fewest(lambda fewest: max(fewest - n_new, 0))
+
+    def with_fewest(self, n_new: int) -> Plan:
+        """The same plan of a text of n_new tokens at least, if it has the stage for that."""
+        return self._with_fewest(lambda _: n_new)
+
+    def _with_fewest(self, change: Callable[[int], int]) -> Plan:
         if not any(stage.name == "min_new_tokens" for stage in self.stages):
             return self
         stages = (
-            replace(stage, count=max(stage.count - n_new, 0))
-            if stage.name == "min_new_tokens"
-            else stage
+            replace(stage, count=change(stage.count)) if stage.name == "min_new_tokens" else stage
             for stage in self.stages
         )
         return Plan(tuple(stages), self.draws)

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gpt2c.beams import BeamOptions, BeamPlan, check_beams
 from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generation_config import Lengths
 from gpt2c.options import INT32_MAX, choice, flag, integer, items, number, similar
 from gpt2c.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
 from gpt2c.stops import Callback, StopString
@@ -186,6 +187,7 @@ class Options:
     progress: bool
     logprobs: int | None
     echo: bool
+    lengths: Lengths = field(default_factory=Lengths)  # of the model, where a call says nothing
 
     @property
     def n_samples(self) -> int:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping
-from dataclasses import replace
+import math
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gpt2c.beams import NEUTRAL as BEAMS
 from gpt2c.config import GPT2Config
-from gpt2c.errors import CheckpointNotFoundError, ConfigError
-from gpt2c.options import is_integer
+from gpt2c.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    OptionError,
+    OptionTypeError,
+    TokenizerError,
+)
+from gpt2c.options import INT32_MAX, is_integer
 from gpt2c.sampling import asks_to_sample
-from gpt2c.untrusted import read_json_object, show_list
+from gpt2c.special_tokens import ids_in
+from gpt2c.untrusted import read_json_object, show, show_list
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -42,6 +50,8 @@ _OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
     "stop_strings": ([],),
     "max_time": (),
 }
+# Of prompt and text together: no options of ours, but a file may have them.
+_LENGTHS: Final[Mapping[str, tuple[object, ...]]] = {"max_length": (), "min_length": (0,)}
 _OURS: Final = {"bad_words_ids": "bad_words"}
 # What would give another text and is not supported, with the values with which it would not.
 NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
@@ -62,41 +72,261 @@ NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "force_words_ids": (),
     "assistant_ensemble_weight": (),
 }
+# Options and arguments that say how transformers computes, and change no token: they are taken.
+_FOR_SPEED_NAMES = """
+    use_cache cache_implementation cache_config max_cache_len return_legacy_cache compile_config
+    disable_compile prefill_chunk_size low_memory continuous_batching_config synced_gpus
+    prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens
+    num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit
+    assistant_lookbehind target_lookbehind speculation_type is_assistant decoder_start_token_id
+    trust_remote_code use_model_defaults
+"""
+FOR_SPEED: Final = frozenset(_FOR_SPEED_NAMES.split())
+# The rest of what transformers writes, which is of no concern to a text.
+_OTHER_KEYS = """
+    do_sample max_length min_length num_return_sequences output_attentions output_hidden_states
+    output_logits output_scores remove_invalid_values renormalize_logits return_dict_in_generate
+    use_mtp transformers_version _from_model_config _commit_hash
+"""
+_KNOWN: Final = frozenset(
+    (*_TOKENS, *SAMPLING, *_OTHERS, *NOT_SUPPORTED, *BEAMS, *FOR_SPEED, *_OTHER_KEYS.split())
+)
+# Of a number that is too large for the engine the largest one has the same effect.
+_COUNTS: Final = ("max_new_tokens", "top_k", "no_repeat_ngram_size")
+_ERRORS: Final = (OptionError, OptionTypeError, TokenizerError)
+
+R = TypeVar("R")
 
 
-def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config, dict[str, Any]]:
-    """The configuration with the file's end, start and padding tokens, and options by our names.
+@dataclass(frozen=True)
+class ModelDefaults:
+    """What a model's ``generation_config.json`` says of its calls.
+
+    options
+        By our names: those of calls, and max_length and min_length, which count the prompt too.
+    named_ids
+        The token ids that the file names, in whatever role.
+    source
+        The file, for warnings.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    named_ids: frozenset[int] = frozenset()
+    source: str = FILE
+
+
+def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config, ModelDefaults]:
+    """The configuration with the file's end, start and padding tokens, and options for calls.
 
     Options for sampling count only where the file turns it on with do_sample, as in transformers;
     those of beam search where it has num_beams, and no do_sample: both at once is not supported.
-    Where there is no such file nothing changes.
-
-    Raises ConfigError, naming the file, where it cannot be read.
+    Where there is no such file nothing changes. Nothing in it is an error: what cannot be read is
+    left out with a warning, and what cannot be used is left out of each call, with a warning there.
     """
     path = folder / FILE
     try:
-        values = read_json_object(path, limit=_MAX_FILE, error=ConfigError)
+        values = read_json_object(path, limit=_MAX_FILE, error=ConfigError, any_number=True)
     except CheckpointNotFoundError:
-        return config, {}
+        return config, ModelDefaults()
+    except ConfigError as reason:
+        _log.warning("%s; the file is ignored", reason)
+        return config, ModelDefaults()
     ignored = [name for name, neutral in NOT_SUPPORTED.items() if acts(values, name, neutral)]
+    if acts(values, "num_return_sequences", (1,)):
+        ignored.append("num_return_sequences")
     samples = values.get("do_sample") is True
     searches = acts(values, "num_beams", (BEAMS["num_beams"],))
     if samples and searches:
         ignored.append("num_beams")
     if ignored:
         _log.warning("%s: options that are not supported are ignored: %s", path, show_list(ignored))
-    wanted = {**_OTHERS, **(SAMPLING if samples else {})}
+    unknown = sorted(values.keys() - _KNOWN)
+    if unknown:
+        _log.warning("%s: unknown keys are ignored: %s", path, show_list(unknown))
+    config = _with_tokens(config, values, path)
+    wanted = {**_OTHERS, **_LENGTHS, **(SAMPLING if samples else {})}
     if searches and not samples:
         wanted |= {name: (neutral,) for name, neutral in BEAMS.items()}
-    defaults: dict[str, Any] = {"do_sample": True} if samples else {}
+    options: dict[str, Any] = {"do_sample": True} if samples else {}
     for name, neutral in wanted.items():
         if acts(values, name, neutral):
-            defaults[_OURS.get(name, name)] = values[name]
-    tokens = {name: values[name] for name in _TOKENS if values.get(name) is not None}
+            options[_OURS.get(name, name)] = _usable(name, values[name], config)
+    if options.get("bad_words") == []:
+        del options["bad_words"]
+    return config, ModelDefaults(options, ids_in(values), str(path))
+
+
+def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> GPT2Config:
+    """The configuration with the tokens that the file names.
+
+    As in transformers an end token of null, or one that the vocabulary does not have, is none at
+    all. What is no token id is left out with a warning.
+    """
+    tokens: dict[str, Any] = {}
+    for name in _TOKENS:
+        value = values.get(name)
+        given = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        ids = [int(id) for id in given if id is not None and _is_whole(id)]
+        if value is not None and len(ids) < len(given):
+            _log.warning("%s: %s is %s; what is no token id is ignored", path, name, show(value))
+        if name == "eos_token_id":
+            if ids or (name in values and value in (None, [])):
+                tokens[name] = tuple(ids) or None
+        elif ids and 0 <= ids[0] < config.vocab_size:
+            tokens[name] = ids[0]
+    return replace(config, **tokens)
+
+
+def _usable(name: str, value: Any, config: GPT2Config) -> Any:
+    """The value without the ids that, in transformers too, it does not concern."""
+    if name == "suppress_tokens" and isinstance(value, list):
+        return [id for id in value if not _is_whole(id) or 0 <= id < config.vocab_size]
+    if name == "bad_words_ids" and isinstance(value, list):
+        ends = [[id] for id in config.eos_token_ids]
+        return [word for word in value if word not in ends]
+    if name in _COUNTS and _is_number(value) and value > INT32_MAX:
+        return INT32_MAX
+    return value
+
+
+def _is_whole(value: object) -> bool:
+    """Whether JSON's number is an integer, however it is written."""
+    return is_integer(value) or (isinstance(value, float) and value.is_integer())
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the texts of a call are, where the model's defaults say it.
+
+    max_length and min_length count the prompt too, as in transformers. None: not said.
+    """
+
+    max_length: int | None = None
+    min_length: int | None = None
+    min_new_tokens: int | None = None
+    source: str = FILE
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], defaults: ModelDefaults) -> Lengths:
+        """Those that count in a call; what is no length is left out with a warning."""
+        found: dict[str, int | None] = {}
+        for name in ("min_new_tokens", *_LENGTHS):
+            if (value := defaults.options.get(name)) is None:
+                continue
+            if _is_number(value) and value >= (1 if name == "max_length" else 0):
+                found[name] = int(min(value, INT32_MAX))
+            else:
+                _log.warning(
+                    "%s: %s is %s, which is no length; it is ignored",
+                    defaults.source, name, show(value),
+                )  # fmt: skip
+        if {"max_new_tokens"} & (_said(given) | _said(defaults.options)):
+            found["max_length"] = None
+        if given.get("min_new_tokens") is not None:
+            found["min_length"] = found["min_new_tokens"] = None
+        elif found.get("min_new_tokens") is not None:
+            found["min_length"] = None
+        return cls(**found, source=defaults.source)
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether a text may be kept from ending."""
+        return self.min_new_tokens is not None or self.min_length is not None
+
+    def new_tokens(self, n_prompt: int, most: int) -> tuple[int, int]:
+        """The most new tokens after a prompt of n_prompt tokens, and the fewest.
+
+        most is what the call, or our own default, says. Warns of lengths that cannot be.
+        """
+        if self.max_length is not None:
+            if self.max_length > n_prompt:
+                most = self.max_length - n_prompt
+            else:
+                _log.warning(
+                    "%s: max_length is %d, and the prompt has %d tokens; it is ignored",
+                    self.source, self.max_length, n_prompt,
+                )  # fmt: skip
+        fewest = self.min_new_tokens
+        if fewest is None:
+            fewest = max((self.min_length or 0) - n_prompt, 0)
+        if fewest > most:
+            name = "min_length" if self.min_new_tokens is None else "min_new_tokens"
+            _log.warning(
+                "%s: %s asks for %d new tokens, more than the %d that there may be",
+                self.source, name, fewest, most,
+            )  # fmt: skip
+        return most, min(fewest, most)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or value == math.inf
+
+
+def _said(options: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in options.items() if value is not None}
+
+
+def with_usable_defaults(
+    given: Mapping[str, Any],
+    defaults: ModelDefaults,
+    allowed: Container[str],
+    check: Callable[[Mapping[str, Any]], R],
+) -> R:
+    """What check makes of a call's options, completed by those of the model that can be used.
+
+    Those that cannot, by themselves or beside the call's, are left out with a warning. Raises what
+    check raises of the call's own options.
+    """
+    found = {name: v for name, v in defaults.options.items() if name not in _LENGTHS}
+    if "min_new_tokens" in found:
+        found["min_new_tokens"] = 1  # that there is one: Lengths says how many
+    elif "min_length" in defaults.options and given.get("min_new_tokens") is None:
+        found["min_new_tokens"] = 1
+    if given.get("do_sample") is True and found.get("temperature") == 0:
+        _log.warning(
+            "%s: temperature is 0, and the call has do_sample=True; it is ignored", defaults.source
+        )
+        del found["temperature"]
     try:
-        return replace(config, **tokens), defaults
-    except ConfigError as reason:
-        raise ConfigError(f"{path}: {reason}") from None
+        return check(with_defaults(given, found, allowed))
+    except _ERRORS:
+        if not found:
+            raise
+    return _without_unusable(given, found, allowed, check, defaults.source)
+
+
+def _without_unusable(
+    given: Mapping[str, Any],
+    found: Mapping[str, Any],
+    allowed: Container[str],
+    check: Callable[[Mapping[str, Any]], R],
+    source: str,
+) -> R:
+    """The same where not all of them can be used: they are tried one after the other."""
+    used: dict[str, Any] = {}
+    problem = _problem(check, given)
+    for name, value in found.items():
+        reason = _problem(check, with_defaults(given, {**used, name: value}, allowed))
+        action = "the option is ignored"
+        if reason is not None and isinstance(value, float) and value.is_integer():
+            value = int(value)
+            if _problem(check, with_defaults(given, {**used, name: value}, allowed)) is None:
+                action = f"{value} is used"
+                used[name] = value
+        # What the call does not allow even alone is no fault of this option.
+        if reason is None or reason == problem:
+            used[name], problem = value, reason
+        else:
+            _log.warning("%s: %s; %s", source, reason, action)
+    return check(with_defaults(given, used, allowed))
+
+
+def _problem(check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, Any]) -> str | None:
+    try:
+        check(options)
+    except _ERRORS as reason:
+        return str(reason)
+    return None
 
 
 def with_defaults(
@@ -118,8 +348,6 @@ def with_defaults(
     if has_one or (n_beams is None and asks_to_sample(given)):
         for name in BEAMS:
             options.pop(name, None)
-    if given.get("max_new_tokens") is not None:
-        options.pop("min_new_tokens", None)  # which may be more
     for name, value in given.items():
         if value is not None or name not in options:
             options[name] = value

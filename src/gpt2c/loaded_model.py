@@ -17,11 +17,11 @@ from gpt2c.backend import load_engine, loaded_checkpoint
 from gpt2c.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.generation_config import FILE as GENERATION_CONFIG
-from gpt2c.generation_config import read_generation_config
+from gpt2c.generation_config import ModelDefaults, read_generation_config
 from gpt2c.hub import locate
 from gpt2c.options import flag, similar
 from gpt2c.progress import LoadingBar
+from gpt2c.special_tokens import ids_in, with_named_tokens
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
@@ -49,20 +49,18 @@ class LoadedModel:
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
         self._tokenizer = tokenizer
         self.config: GPT2Config = checkpoint.config
-        self._defaults: Mapping[str, Any] = {}
+        self._defaults = ModelDefaults()
+        beside = self._folder if checkpoint.vocabulary is None else None
+        self.config, said = with_named_tokens(self.config, beside, tokenizer)
         if self._folder is not None:
             self.config, self._defaults = read_generation_config(self._folder, self.config)
+        self._named_ids = ids_in(said) | self._defaults.named_ids
         bar = LoadingBar(4 * self.config.n_parameters) if flag("progress", progress) else None
         try:
             self._engine = load_engine(checkpoint, dtype, backend, n_threads, bar)
         finally:
             if bar is not None:
                 bar.close()
-        if self._defaults:
-            self._check_defaults(f"{self._folder}/{GENERATION_CONFIG}")
-
-    def _check_defaults(self, where: str) -> None:
-        """For who knows what the options of generation mean."""
 
     @classmethod
     def from_pretrained(
@@ -133,6 +131,11 @@ class LoadedModel:
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | MissingTokenizer) -> None:
         self._tokenizer = tokenizer
+
+    def _token_bytes(self, id: int) -> bytes:
+        """The bytes of a token of the model; none where its tokenizer does not have it."""
+        tokenizer = self.tokenizer
+        return tokenizer.token_bytes(id) if id < getattr(tokenizer, "n_vocab", id + 1) else b""
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder in Hugging Face's format, which transformers loads too.

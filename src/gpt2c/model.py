@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Unpack, overload
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from gpt2c.completing import Completer
 from gpt2c.config import GPT2_VOCABULARY
-from gpt2c.errors import ConfigError, ContextError, OptionError, OptionTypeError, TokenizerError
+from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
 from gpt2c.generation import (
     DEFAULTS,
     MOST_LOGPROBS,
@@ -22,9 +23,9 @@ from gpt2c.generation import (
     StreamOptions,
     check_options,
 )
-from gpt2c.generation_config import with_defaults
+from gpt2c.generation_config import Lengths, with_usable_defaults
 from gpt2c.loaded_model import LoadedModel
-from gpt2c.options import integer, shows_options
+from gpt2c.options import flag, integer, shows_options
 from gpt2c.probing import Edit, Ints, Names, forward
 from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
 from gpt2c.sampling import Vocabulary
@@ -32,7 +33,6 @@ from gpt2c.scoring import Score, score_texts
 from gpt2c.session import Session
 from gpt2c.streaming import TextStream
 from gpt2c.tokenizer import MissingTokenizer
-from gpt2c.untrusted import show
 
 
 class GPT2(LoadedModel):
@@ -198,21 +198,21 @@ class GPT2(LoadedModel):
         return completions[0] if single else completions
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
-        stop_ids = frozenset(self.config.eos_token_ids)
-        n_vocab = self.config.vocab_size
-        vocabulary = Vocabulary(n_vocab, stop_ids, lambda: self.tokenizer, self._n_padding())
-        options = with_defaults(given, self._defaults, allowed.__annotations__)
-        checked = check_options(options, allowed, method, vocabulary)
-        self._engine.check_open()
-        return checked
+        c = self.config
+        vocabulary = Vocabulary(
+            c.vocab_size, frozenset(c.eos_token_ids), lambda: self.tokenizer, self._n_padding(),
+            self._named_ids | {id for id in (c.bos_token_id, c.pad_token_id) if id is not None},
+        )  # fmt: skip
 
-    def _check_defaults(self, where: str) -> None:
-        """Raises ConfigError, naming where they are from, for defaults that no call could have."""
-        try:
-            self._options({}, CompleteOptions, "complete")
-        except (OptionError, OptionTypeError, TokenizerError) as reason:
-            self._engine.close()
-            raise ConfigError(f"{where}: {reason}") from None
+        def check(options: Mapping[str, Any]) -> Options:
+            checked = check_options(options, allowed, method, vocabulary)
+            if checked.stop_strings and isinstance(self._tokenizer, MissingTokenizer):
+                self._tokenizer.encode("")  # says that there is none
+            return checked
+
+        checked = with_usable_defaults(given, self._defaults, allowed.__annotations__, check)
+        self._engine.check_open()
+        return replace(checked, lengths=Lengths.of(given, self._defaults))
 
     def _n_padding(self) -> int:
         """How many ids the model has and its tokenizer has not."""
@@ -261,7 +261,7 @@ class GPT2(LoadedModel):
             raise OptionTypeError(f"{method} takes one prompt and so one seed; found a list")
         (request,) = Completer(self, options).requests(prompt, 0)
         return TextStream(
-            self._engine, request, self.tokenizer if isinstance(prompt, str) else None
+            self._engine, request, self._token_bytes if isinstance(prompt, str) else None
         )
 
     # ---- scores ----
@@ -272,6 +272,7 @@ class GPT2(LoadedModel):
         texts: str | Sequence[int] | IdArray,
         *,
         bos: bool = False,
+        special_tokens: bool = False,
         stride: int | None = None,
         top_logprobs: int = 0,
     ) -> Score: ...
@@ -281,6 +282,7 @@ class GPT2(LoadedModel):
         texts: list[str] | tuple[str, ...] | Sequence[Ids],
         *,
         bos: bool = False,
+        special_tokens: bool = False,
         stride: int | None = None,
         top_logprobs: int = 0,
     ) -> list[Score]: ...
@@ -290,21 +292,32 @@ class GPT2(LoadedModel):
         texts: Iterator[Prompt],
         *,
         bos: bool = False,
+        special_tokens: bool = False,
         stride: int | None = None,
         top_logprobs: int = 0,
     ) -> Iterator[Score]: ...
 
     def score(
-        self, texts: Any, *, bos: bool = False, stride: int | None = None, top_logprobs: int = 0
+        self,
+        texts: Any,
+        *,
+        bos: bool = False,
+        special_tokens: bool = False,
+        stride: int | None = None,
+        top_logprobs: int = 0,
     ) -> Any:
         """What the model says of a text's or ids' tokens, or of each of a list: a :class:`Score`.
 
         Short texts run together; the bits are those of each alone. An iterator of texts is answered
-        by an iterator, lazily and in memory that is bounded. Special tokens in a text are the
-        characters that they are written with.
+        by an iterator, lazily and in memory that is bounded. The ids of a text are those of a
+        prompt, but for its special tokens.
 
         bos
-            Score the first token too, as what follows end-of-text.
+            Score the first token too, as what follows the bos token. A bos token that the tokenizer
+            itself puts before every text is then not among the text's own ids.
+        special_tokens
+            Whether a special token in a text, such as "<|endoftext|>", is its one id, as in a
+            prompt. By default it is the characters that it is written with.
         stride
             How far apart the windows begin in which a text longer than the context is scored;
             default half of the context. Each token is scored in the first window that holds it,
@@ -316,27 +329,31 @@ class GPT2(LoadedModel):
         logit that is not a number; CacheMemoryError.
         """
         n_positions = self.config.n_positions
-        if not isinstance(bos, bool):
-            raise OptionTypeError(f"bos is {show(bos)}; it must be True or False")
+        special = flag("special_tokens", special_tokens)
         step = max(n_positions // 2, 1)
         if stride is not None:
             step = integer("stride", stride, 1, n_positions)
         n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
-        start = self._start_id("bos=True: the text before a text") if bos else None
+        start = self._start_id("bos=True: the text before a text") if flag("bos", bos) else None
         self._engine.check_open()
         if is_lazy(texts):
-            ids = (self._text_ids(text, i) for i, text in enumerate(texts))
+            ids = (self._text_ids(text, i, special, start) for i, text in enumerate(texts))
             return score_texts(self._engine, ids, start, step, n_top)
         single = is_single(texts)
         text_list = [texts] if single else list(texts)
-        all_ids = [self._text_ids(text, i) for i, text in enumerate(text_list)]
+        all_ids = [self._text_ids(text, i, special, start) for i, text in enumerate(text_list)]
         with self._engine.held():
             scores = list(score_texts(self._engine, all_ids, start, step, n_top))
         return scores[0] if single else scores
 
     @overload
     def perplexity(
-        self, texts: str | Sequence[int] | IdArray, *, bos: bool = False, stride: int | None = None
+        self,
+        texts: str | Sequence[int] | IdArray,
+        *,
+        bos: bool = False,
+        special_tokens: bool = False,
+        stride: int | None = None,
     ) -> float: ...
     @overload
     def perplexity(
@@ -344,28 +361,44 @@ class GPT2(LoadedModel):
         texts: list[str] | tuple[str, ...] | Sequence[Ids],
         *,
         bos: bool = False,
+        special_tokens: bool = False,
         stride: int | None = None,
     ) -> list[float]: ...
 
-    def perplexity(self, texts: Any, *, bos: bool = False, stride: int | None = None) -> Any:
+    def perplexity(
+        self,
+        texts: Any,
+        *,
+        bos: bool = False,
+        special_tokens: bool = False,
+        stride: int | None = None,
+    ) -> Any:
         """Of a text, or of each of a list: exp of the mean negative log-probability of its tokens.
 
         Windows of n_positions tokens every `stride` (default half of them) are the usual recipe for
-        a text that is longer than the context, as transformers' documentation has it.
+        a text that is longer than the context, as transformers' documentation has it. The options
+        are those of :meth:`score`.
 
         Raises what :meth:`score` raises.
         """
         if is_lazy(texts):
             raise OptionTypeError("perplexity takes texts or ids; an iterator is for score")
-        scores = self.score(texts, bos=bos, stride=stride)
+        scores = self.score(texts, bos=bos, special_tokens=special_tokens, stride=stride)
         return scores.perplexity if isinstance(scores, Score) else [s.perplexity for s in scores]
 
-    def _text_ids(self, text: Any, index: int) -> NDArray[np.int32]:
-        """The ids of what is scored; unlike a prompt's, special tokens are mere characters."""
+    def _text_ids(
+        self, text: Any, index: int, special: bool, start: int | None
+    ) -> NDArray[np.int32]:
+        """The ids of what is scored; start is the id that is fed before them, if one is."""
         where = f"text {index}"
         if not is_single(text) and len(text):
             raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
-        ids = self._ids_of(text, where, special=False) if isinstance(text, str) else text
+        ids = text
+        if isinstance(text, str):
+            ids = self._ids_of(text, where, special)
+            # The tokenizer's own bos token does not come twice.
+            if start is not None and getattr(self.tokenizer, "prefix_ids", ())[:1] == (start,):
+                ids = ids[1:]
         return check_ids(ids, self.config.vocab_size, where)
 
     def _ids_of(self, text: str, where: str, special: bool) -> list[int]:
@@ -379,13 +412,15 @@ class GPT2(LoadedModel):
         return check_ids(ids, self.config.vocab_size, where)
 
     def _start_id(self, where: str) -> int:
-        """What the empty prompt starts from: end-of-text, after which GPT-2 begins a new one."""
-        candidates = [self.tokenizer.eot_id, *sorted(self.config.eos_token_ids)]
-        for id in [*candidates, self.config.bos_token_id]:
+        """What the empty prompt starts from: bos, or end-of-text, after which a new one begins."""
+        if self.config.bos_token_id is not None:
+            return self.config.bos_token_id
+        for id in [self.tokenizer.eot_id, *sorted(self.config.eos_token_ids)]:
             if id is not None and id < self.config.vocab_size:
                 return id
         raise OptionError(
-            f"{where} is empty, and this model has no end-of-text token to start from"
+            f"{where} is empty, and this model has no bos token and no end-of-text token to start "
+            "from"
         )
 
     # ---- logits ----
@@ -449,4 +484,4 @@ class GPT2(LoadedModel):
     @property
     def generation_defaults(self) -> Mapping[str, Any]:
         """Options that the model's ``generation_config.json`` gives where a call does not."""
-        return MappingProxyType(dict(self._defaults))
+        return MappingProxyType(dict(self._defaults.options))

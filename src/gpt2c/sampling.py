@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypedDict
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gpt2c.engine_types import NO_IDS, Plan, Stage
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.options import INT32_MAX, integer, is_integer, items, number
+from gpt2c.special_tokens import encode_part
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.untrusted import show
 
@@ -62,6 +63,7 @@ class Vocabulary:
     stop_ids: frozenset[int]
     tokenizer: Callable[[], Tokenizer | MissingTokenizer]
     n_padding: int = 0  # the last ids, which have no text: a vocabulary rounded up for speed
+    named: frozenset[int] = frozenset()  # ids that the model's files name: they are no padding
 
     def id(self, name: str, value: object) -> int:
         """A token id, or the one of a text that is one token.
@@ -69,7 +71,7 @@ class Vocabulary:
         Raises OptionError or OptionTypeError naming the option.
         """
         if isinstance(value, str):
-            ids = self.tokenizer().encode(value)
+            ids = encode_part(self.tokenizer(), value)
             if len(ids) != 1:
                 raise OptionError(f"{name} has {show(value)}, which is {len(ids)} tokens, not one")
             return ids[0]
@@ -104,7 +106,8 @@ def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
     if missing:
         raise OptionError(f"sampler_order does not say when {missing[0]}, which is given, comes")
     kept = order if draws else [name for name in order if name not in FILTERS]
-    return Plan((*_padding(vocabulary), *(stages[name] for name in kept if name in stages)), draws)
+    padding = _padding(vocabulary, stages.values())
+    return Plan((*padding, *(stages[name] for name in kept if name in stages)), draws)
 
 
 def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
@@ -117,11 +120,20 @@ def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
     return [*drawing, "do_sample"] if options.get("do_sample") is True else drawing
 
 
-def _padding(vocabulary: Vocabulary) -> Iterator[Stage]:
-    """Ids without a text are never generated, whatever the options."""
-    if vocabulary.n_padding:
-        ids = np.arange(vocabulary.n - vocabulary.n_padding, vocabulary.n, dtype=np.int32)
-        yield Stage("suppress_tokens", ids=ids)
+def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
+    """Ids without a text are never generated, unless the model's files or an option name them."""
+    if not vocabulary.n_padding:
+        return
+    named = set(vocabulary.named | vocabulary.stop_ids)
+    for stage in stages:
+        if stage.name == "bad_words":
+            named.update(id for word in unpack_words(stage.ids) for id in word)
+        elif stage.name in ("logit_bias", "suppress_tokens"):
+            named.update(stage.ids.tolist())
+    first = vocabulary.n - vocabulary.n_padding
+    ids = [id for id in range(first, vocabulary.n) if id not in named]
+    if ids:
+        yield Stage("suppress_tokens", ids=_id_array(ids))
 
 
 def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
@@ -189,7 +201,7 @@ def _bad_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
     for word in items("bad_words", given, "texts or lists of token ids"):
         if isinstance(word, str):
             spellings = [word] if word[:1].isspace() else [word, " " + word]
-            forms = [vocabulary.tokenizer().encode(text) for text in spellings if word]
+            forms = [encode_part(vocabulary.tokenizer(), text) for text in spellings if word]
         else:
             forms = [items("bad_words", word, "texts or lists of token ids")]
         if not forms or not all(forms):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2c.batching import Request, Text, at_once
-from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
+from gpt2c.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:
     from gpt2c.backend import EngineModel
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
 _END = object()
 
 
+@dataclass(frozen=True)
+class _Tokens:
+    token_bytes: Callable[[int], bytes]
+
+
 class TextStream:
     """A text being generated; its pieces can be had once."""
 
     def __init__(
-        self, engine: EngineModel, request: Request, tokenizer: Tokenizer | MissingTokenizer | None
+        self, engine: EngineModel, request: Request, token_bytes: Callable[[int], bytes] | None
     ) -> None:
-        """With a tokenizer the pieces are text, without one ids. Nothing runs yet."""
-        self._engine, self._request, self._tokenizer = engine, request, tokenizer
+        """With token_bytes the pieces are text, without it ids. Nothing runs yet."""
+        self._engine, self._request, self._token_bytes = engine, request, token_bytes
         self._text: Text | None = None
         self._is_cancelled = False
         self._end: int | None = None
@@ -32,7 +38,7 @@ class TextStream:
 
         Between two of them nothing runs, so a closed model ends the stream with ClosedError.
         """
-        return self._ids() if self._tokenizer is None else self._texts(self._tokenizer)
+        return self._ids() if self._token_bytes is None else self._texts(self._token_bytes)
 
     async def pieces_async(self) -> AsyncIterator[Any]:
         """The same, each piece awaited; the work is done in a thread."""
@@ -76,9 +82,9 @@ class TextStream:
             yield from text.watcher.ids[n_seen:n_safe]
             n_seen = n_safe
 
-    def _texts(self, tokenizer: Tokenizer | MissingTokenizer) -> Iterator[str]:
+    def _texts(self, token_bytes: Callable[[int], bytes]) -> Iterator[str]:
         """The ids, decoded; of the last one no more than what comes before a stop string."""
-        decoder = StreamDecoder(tokenizer)
+        decoder = StreamDecoder(_Tokens(token_bytes))
         for id in self._ids():
             if piece := decoder.push(id, self._end):
                 yield piece

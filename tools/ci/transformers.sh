@@ -18,5 +18,5 @@ from gpt2c import _engine
 print("torch", torch.__version__, "transformers", transformers.__version__, "engine:",
       _engine.instruction_sets())'
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_from_transformers.py \
-    tests/test_transformers_options.py "$@"
+    tests/test_transformers_options.py tests/test_transformers_defaults.py "$@"
 echo "transformers: clean"

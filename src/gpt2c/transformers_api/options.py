@@ -13,20 +13,10 @@ from typing import Any, Final
 from gpt2c.beams import NEUTRAL
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.generation_config import NOT_SUPPORTED, SAMPLING, acts
+from gpt2c.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
 from gpt2c.options import INT32_MAX, flag, integer, is_integer, items, similar
 from gpt2c.untrusted import show
 
-# Options and arguments that say how transformers computes, and change no token: they are taken.
-_FOR_SPEED_NAMES = """
-    use_cache cache_implementation cache_config max_cache_len return_legacy_cache compile_config
-    disable_compile prefill_chunk_size low_memory continuous_batching_config synced_gpus
-    prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens
-    num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit
-    assistant_lookbehind target_lookbehind speculation_type is_assistant decoder_start_token_id
-    trust_remote_code use_model_defaults
-"""
-_FOR_SPEED: Final = frozenset(_FOR_SPEED_NAMES.split())
 _AS_THEY_ARE: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
 _BEAMS: Final[Mapping[str, tuple[object, ...]]] = {
     name: (neutral,) for name, neutral in NEUTRAL.items() if name != "num_beams"
@@ -126,7 +116,7 @@ class GenerateOptions:
 
         Raises OptionError, or OptionTypeError for a name that there is not.
         """
-        known = _HANDLED | _FOR_SPEED | _UNSUPPORTED.keys()
+        known = _HANDLED | FOR_SPEED | _UNSUPPORTED.keys()
         for name in given:
             if name not in known:
                 raise OptionTypeError(f"generate has no option {show(name)}{similar(name, known)}")

@@ -1,0 +1,54 @@
+"""Folders in Hugging Face's format with a small random model, and whatever files a test wants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+
+from gpt2c import GPT2
+
+RECORDED = json.loads((FIXTURES / "special_tokens.json").read_text())
+VOCAB: dict[str, int] = RECORDED["vocab"]  # single bytes and <|endoftext|>, which is 256
+N_VOCAB = 270
+
+
+def folder_of(
+    path: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+    likeliest: int | None = None,
+    has_tokenizer: bool = True,
+    **files: Any,
+) -> Path:
+    """A model folder; files are JSON files by their names, config and without change config.json.
+
+    likeliest is the id that the model generates after everything.
+    """
+    shape = config_of(vocab_size=N_VOCAB, n_positions=64, n_layer=1, n_embd=12, n_head=2)
+    weights = random_weights(shape, seed=5)
+    if likeliest is not None:
+        weights["ln_f.weight"] = np.zeros(12, dtype=np.float32)
+        weights["wte.weight"][likeliest] *= 10  # so that no other row is nearer to it
+        weights["ln_f.bias"] = weights["wte.weight"][likeliest]
+    model_on("numpy", shape, weights).save_pretrained(path)
+    values = json.loads((path / "config.json").read_text())
+    values |= {"bos_token_id": 256, "eos_token_id": 256, **(config or {})}
+    values = {name: value for name, value in values.items() if name not in without}
+    (path / "config.json").write_text(json.dumps(values))
+    if has_tokenizer:
+        files = {"vocab": VOCAB, **files}
+        (path / "merges.txt").write_text("#version: 0.2\n")
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (path / f"{name}.json").write_text(text, encoding="utf-8")
+    return path
+
+
+def load(path: Path, backend: str = "numpy") -> GPT2:
+    """The model of a folder, on a backend as the fixture of that name has it."""
+    return on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b))
