@@ -1,12 +1,14 @@
 #define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
 #include "os.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -116,10 +118,8 @@ int os_lock_try(os_lock *lock) {
 }
 
 #if defined(__linux__)
-#include <limits.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
 void os_sleep_while(atomic_uint *word, unsigned old) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
@@ -149,10 +149,49 @@ void os_wake_all(atomic_uint *word) {
 }
 #endif
 
-double os_seconds(void) {
+static double seconds_of(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+double os_seconds(void) {
+    return seconds_of(CLOCK_MONOTONIC);
+}
+
+double os_thread_seconds(void) {
+    return seconds_of(CLOCK_THREAD_CPUTIME_ID);
+}
+
+
+#if defined(__linux__)
+/* One bit a CPU, of the calling thread. The kernel refuses a set smaller than its own. */
+#define MAX_CPUS 8192
+
+static int allowed_cpus(void) {
+    unsigned long set[MAX_CPUS / (8 * sizeof(unsigned long))];
+    long n_bytes = syscall(SYS_sched_getaffinity, 0, sizeof set, set);
+    int n = 0;
+    for (long i = 0; i < n_bytes / (long)sizeof *set; i++)
+        n += __builtin_popcountl(set[i]);
+    return n > 0 ? n : INT_MAX;
+}
+#else
+static int allowed_cpus(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 && n < INT_MAX ? (int)n : INT_MAX;
+}
+#endif
+
+static atomic_int pretended_cpus;
+
+void os_pretend_cpus(int n) {
+    atomic_store_explicit(&pretended_cpus, n, memory_order_relaxed);
+}
+
+int os_n_cpus(void) {
+    int pretended = atomic_load_explicit(&pretended_cpus, memory_order_relaxed);
+    return pretended ? pretended : allowed_cpus();
 }
 
 int os_has_dot_product(void) {

@@ -47,4 +47,12 @@ static inline void os_pause(void) {
 /* Seconds of a clock that never goes back. */
 double os_seconds(void);
 
+/* CPU time of the calling thread, in seconds. */
+double os_thread_seconds(void);
+
+/* How many CPUs the calling thread may run on; a large number where the system does not say. */
+int os_n_cpus(void);
+/* For tests of many threads on few CPUs: as if it might run on n; 0 takes that back. */
+void os_pretend_cpus(int n);
+
 #endif

@@ -6,35 +6,49 @@
  * ThreadSanitizer can follow it. */
 #include "pool.h"
 
+#include "crowding.h"
 #include "fpenv.h"
 #include "os.h"
 
 #include <stddef.h>
 
-/* Some 50 microseconds of pauses, at most. */
+/* Some 50 microseconds of pauses, at most; fewer where other programs want the CPU. */
 #define SPIN_SECONDS 50e-6
+#define CROWDED_SPIN_SECONDS 5e-6
 #define PAUSES_PER_LOOK 32
+/* A sleeping thread takes about this long to wake on a quiet machine, at most. */
+#define WAKE_SECONDS 100e-6
 
 /* A count that only goes up, and that threads wait for. */
 typedef struct {
     atomic_uint count;
     atomic_uint n_sleepers; /* spares the system call that wakes where nobody sleeps */
+    _Atomic double announced_at; /* set where somebody seems to sleep */
 } event;
 
 struct pool_team {
     team_function function;
     void *context;
     int n_workers;
-    atomic_uint arrived; /* at the barrier */
-    event passed;        /* the barrier, by all */
+    double begin;         /* when the workers were called */
+    atomic_int has_slept; /* a worker has waited longer than it spins: another one may be late */
+    atomic_uint arrived;  /* at the barrier */
+    event passed;         /* the barrier, by all */
 };
+
+/* What one thread had of a call's time. */
+typedef struct {
+    double cpu_seconds;
+    double lost_seconds; /* it could have run but had no CPU */
+} thread_share;
 
 /* Workers are never freed, so a call may end while its last worker is still announcing. */
 typedef struct {
     _Alignas(64) event orders; /* something to do */
     _Alignas(64) event done;
     pool_team *team;
-    int index;    /* in the team */
+    int index; /* in the team */
+    thread_share share; /* of its last call */
     int is_taken; /* by a call; under the pool's lock */
 } worker;
 
@@ -44,6 +58,9 @@ static struct {
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 
+/* Seconds that this thread slept, in the call it takes part in, because it had nothing to do. */
+static _Thread_local double idle_seconds;
+
 static unsigned count_of(event *e) {
     return atomic_load_explicit(&e->count, memory_order_acquire);
 }
@@ -51,30 +68,53 @@ static unsigned count_of(event *e) {
 /* Sequentially consistent, both here and in announce: either the sleeper sees the new count, or the
  * announcer sees the sleeper. */
 static void sleep_until_changed(event *e, unsigned old) {
+    double begin = os_seconds();
     atomic_fetch_add(&e->n_sleepers, 1);
     while (atomic_load(&e->count) == old)
         os_sleep_while(&e->count, old);
     atomic_fetch_sub(&e->n_sleepers, 1);
+    double now = os_seconds();
+    double end = atomic_load_explicit(&e->announced_at, memory_order_relaxed) + WAKE_SECONDS;
+    end = end < now ? end : now;
+    idle_seconds += end > begin ? end - begin : 0;
 }
 
-/* Returns when the count is no longer old. */
-static void wait_while(event *e, unsigned old) {
-    double end = 0;
+/* Returns when the count is no longer old. Returns whether it slept. */
+static int wait_while(event *e, unsigned old) {
+    double end = 0, spin = crowding_is_felt() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
+    int has_slept = 0;
     while (count_of(e) == old) {
         for (int i = 0; i < PAUSES_PER_LOOK && count_of(e) == old; i++)
             os_pause();
         double now = os_seconds();
-        if (end == 0)
-            end = now + SPIN_SECONDS;
-        else if (now >= end)
+        if (end == 0) {
+            end = now + spin;
+        } else if (now >= end) {
             sleep_until_changed(e, old);
+            has_slept = 1;
+        }
     }
+    return has_slept;
 }
 
 static void announce(event *e) {
+    if (atomic_load_explicit(&e->n_sleepers, memory_order_relaxed))
+        atomic_store_explicit(&e->announced_at, os_seconds(), memory_order_relaxed);
     atomic_fetch_add(&e->count, 1);
     if (atomic_load(&e->n_sleepers))
         os_wake_all(&e->count);
+}
+
+/* Runs the team's function on this thread. Reads the clocks again only where a worker slept: without
+ * that, none was late. */
+static thread_share take_part(pool_team *t, int index) {
+    double cpu_begin = os_thread_seconds(), late = os_seconds() - t->begin;
+    idle_seconds = late < WAKE_SECONDS ? late : WAKE_SECONDS;
+    t->function(t->context, t, index, t->n_workers);
+    if (!atomic_load_explicit(&t->has_slept, memory_order_relaxed))
+        return (thread_share){os_seconds() - t->begin, 0};
+    double cpu = os_thread_seconds() - cpu_begin, lost = os_seconds() - t->begin - cpu - idle_seconds;
+    return (thread_share){cpu, lost > 0 ? lost : 0};
 }
 
 static void work(void *argument) {
@@ -82,8 +122,7 @@ static void work(void *argument) {
     (void)fp_enter(); /* for good: nothing else runs on this thread */
     for (unsigned seen = 0;; seen++) {
         wait_while(&w->orders, seen);
-        pool_team *t = w->team;
-        t->function(t->context, t, w->index, t->n_workers);
+        w->share = take_part(w->team, w->index);
         announce(&w->done);
     }
 }
@@ -92,6 +131,7 @@ static void work(void *argument) {
 static void forget_workers(void) {
     pool.lock = (os_lock)OS_LOCK_INITIAL;
     pool.n_workers = 0;
+    crowding_forget();
 }
 
 /* Starts another worker; under the lock. 0 where the system gives no thread: a call then runs on
@@ -112,10 +152,13 @@ static int start_worker(void) {
     return 1;
 }
 
-/* Takes up to n free workers, starting new ones while there are fewer than n. */
-static int take_workers(worker **taken, int n) {
+/* Takes up to n free workers, starting new ones while there are fewer than n; returns how many. Where
+ * the machine is crowded it takes *n_resting fewer. */
+static int take_workers(worker **taken, int n, double now, int *n_resting) {
     int n_taken = 0;
     os_lock_take(&pool.lock);
+    *n_resting = crowding_n_resting(now, n);
+    n -= *n_resting;
     while (pool.n_workers < n && start_worker()) {
     }
     for (int i = 0; i < pool.n_workers && n_taken < n; i++)
@@ -127,31 +170,49 @@ static int take_workers(worker **taken, int n) {
     return n_taken;
 }
 
-static void give_back(worker **taken, int n) {
+static void give_back(worker **taken, int n, call_report *call) {
+    for (int i = 0; i < n; i++) {
+        call->cpu_seconds += taken[i]->share.cpu_seconds;
+        call->lost_seconds += taken[i]->share.lost_seconds;
+    }
+    call->end = os_seconds();
     os_lock_take(&pool.lock);
     for (int i = 0; i < n; i++)
         taken[i]->is_taken = 0;
+    crowding_learn(call);
     os_lock_release(&pool.lock);
+}
+
+/* Threads for a call: no more than CPUs, for one that waits for another's CPU only costs. */
+static int bounded(int n_threads) {
+    int n_cpus = os_n_cpus();
+    n_threads = n_threads < n_cpus ? n_threads : n_cpus;
+    return n_threads < GPT2C_MAX_THREADS ? n_threads : GPT2C_MAX_THREADS;
 }
 
 void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
-    int n = max_workers - 1;
-    n = n > POOL_MAX_WORKERS ? POOL_MAX_WORKERS : n;
-    n = n > 0 ? take_workers(taken, n) : 0;
-    pool_team t = {.function = function, .context = context, .n_workers = n + 1};
+    int n = bounded(max_workers) - 1, n_resting = 0;
+    pool_team t = {.function = function, .context = context, .begin = os_seconds()};
+    n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;
+    t.n_workers = n + 1;
+    /* Alone, nobody sleeps, and how much CPU time it gets shows what resting is worth. */
+    atomic_store_explicit(&t.has_slept, n_resting > 0, memory_order_relaxed);
     for (int i = 0; i < n; i++) {
         taken[i]->team = &t;
         taken[i]->index = i + 1;
         done_before[i] = count_of(&taken[i]->done);
         announce(&taken[i]->orders);
     }
-    function(context, &t, 0, n + 1);
+    thread_share own = take_part(&t, 0);
     for (int i = 0; i < n; i++)
         wait_while(&taken[i]->done, done_before[i]);
-    if (n)
-        give_back(taken, n);
+    if (n == 0 && n_resting == 0)
+        return;
+    call_report call = {.n_threads = n + 1, .n_resting = n_resting, .begin = t.begin,
+                        .cpu_seconds = own.cpu_seconds, .lost_seconds = own.lost_seconds};
+    give_back(taken, n, &call);
 }
 
 void team_barrier(pool_team *t) {
@@ -162,7 +223,7 @@ void team_barrier(pool_team *t) {
     if (before + 1 == (unsigned)t->n_workers) {
         atomic_store(&t->arrived, 0);
         announce(&t->passed);
-    } else {
-        wait_while(&t->passed, passed);
+    } else if (wait_while(&t->passed, passed)) {
+        atomic_store_explicit(&t->has_slept, 1, memory_order_relaxed);
     }
 }

@@ -130,6 +130,86 @@ def test_the_process_ends_while_workers_wait():
     assert done.returncode == 0
 
 
+@needs_engine
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("n_cpus", [1, 2])
+def test_no_more_threads_than_cpus(n_cpus):
+    cpus = sorted(os.sched_getaffinity(0))[:n_cpus]
+    program = (
+        f"import os; os.sched_setaffinity(0, {cpus}); import gpt2c, numpy, tiktoken\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "m = gpt2c.GPT2.from_pretrained(threads=8)\n"
+        "m.generate(['Once', 'Two'], max_new_tokens=20)\n"
+        "print(m.threads, len(os.listdir('/proc/self/task')) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], timeout=60, check=True, capture_output=True, text=True
+    )
+    n_threads, n_started = map(int, done.stdout.split())
+    assert n_threads == 8
+    assert n_started == len(cpus) - 1
+
+
+# ---- on a crowded machine ----
+
+
+def calls(n: int, lost: float, begin: float = 0.0, cpu: float = 1.0):
+    """Reports of n calls of 4 ms on two threads, in which a share of the time was lost."""
+    return [
+        (2, 0, begin + 0.004 * i, begin + 0.004 * (i + 1), 0.004 * cpu, 0.004 * lost)
+        for i in range(n)
+    ]
+
+
+@needs_engine
+def test_a_quiet_machine_rests_nobody():
+    from gpt2c._engine import learn_crowding
+
+    assert learn_crowding(calls(50, lost=0.0, cpu=2.0), 0.2, 1) == (0, False)
+    assert learn_crowding(calls(50, lost=0.1, cpu=1.9), 0.2, 1) == (0, False)
+
+
+@needs_engine
+def test_one_late_thread_is_no_crowd():
+    from gpt2c._engine import learn_crowding
+
+    assert learn_crowding(calls(1, lost=0.9), 0.004, 1) == (0, False)
+    twice = calls(1, lost=0.9) + calls(1, lost=0.9, begin=10.0)
+    assert learn_crowding(twice, 10.004, 1) == (0, False)
+
+
+@needs_engine
+def test_a_crowded_machine_rests_workers_and_then_asks_them_again():
+    from gpt2c._engine import learn_crowding
+
+    crowded = calls(2, lost=0.6)
+    assert learn_crowding(crowded, 0.008, 1) == (1, True)
+    assert learn_crowding(crowded, 0.008, 0) == (0, True)
+    assert learn_crowding(crowded, 0.008 + 0.5, 1) == (0, True)  # the rest is over
+    # Once quiet, it takes fewer calls than a second has to forget it all.
+    after = crowded + calls(20, lost=0.0, begin=0.6, cpu=2.0)
+    assert learn_crowding(after, 0.68, 1) == (0, False)
+
+
+@needs_engine
+def test_nobody_rests_where_one_thread_gets_less_cpu_time_than_two():
+    from gpt2c._engine import learn_crowding
+
+    alone = [(1, 1, 0.009, 0.013, 0.0024, 0.0016)]  # 60 % of a CPU, beside two busy processes
+    assert learn_crowding(calls(2, lost=0.6, cpu=0.8) + alone, 0.0131, 1) == (0, True)
+    assert learn_crowding(calls(2, lost=0.6, cpu=0.5) + alone, 0.0131, 1)[1] is True
+
+
+@needs_engine
+def test_more_workers_rest_while_that_is_not_enough():
+    from gpt2c._engine import learn_crowding
+
+    eight = [(8, 0, 0.01 * i, 0.01 * (i + 1), 0.04, 0.006) for i in range(2)]
+    assert learn_crowding(eight, 0.02, 7)[0] == 1
+    seven = [(7, 1, 0.0200, 0.0209, 0.0045, 0.0006)]
+    assert learn_crowding(eight + seven, 0.0209, 7)[0] == 2
+
+
 # ---- how many ----
 
 

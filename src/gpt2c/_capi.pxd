@@ -309,3 +309,20 @@ cdef extern from "cpu.h" nogil:
         const integer_table *integer
 
     const instruction_set *cpu_instruction_set(const char *)
+
+cdef extern from "os.h" nogil:
+    void os_pretend_cpus(int n)
+
+cdef extern from "crowding.h" nogil:
+    ctypedef struct call_report:
+        int n_threads
+        int n_resting
+        double begin
+        double end
+        double cpu_seconds
+        double lost_seconds
+
+    int crowding_n_resting(double now, int n_workers)
+    void crowding_learn(const call_report *call)
+    int crowding_is_felt()
+    void crowding_forget()

@@ -1,6 +1,6 @@
 """Types of the compiled engine, which numpy_engine has too."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -160,3 +160,7 @@ def draw(
     position: int,
 ) -> tuple[int, float]: ...
 def chance(isa: str, seed: int, sample: int, position: int) -> float: ...
+def pretend_cpus(n: int) -> None: ...
+def learn_crowding(
+    reports: Iterable[tuple[int, int, float, float, float, float]], now: float, n_workers: int
+) -> tuple[int, bool]: ...

@@ -267,3 +267,28 @@ def chance(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
     cdef noise_key key
     key.seed, key.sample, key.position = seed, sample, position
     return kernels_of(isa).chance(&key)
+
+
+# ---- how many threads run ----
+
+def pretend_cpus(int n):
+    """Lets calls take threads as if the process might run on n CPUs; 0 takes that back."""
+    os_pretend_cpus(n)
+
+
+def learn_crowding(reports, double now, int n_workers):
+    """What calls take after others: (workers of n_workers that rest, whether waits spin less).
+
+    reports are tuples (n_threads, n_resting, begin, end, cpu_seconds, lost_seconds). Nothing that is
+    learned stays.
+    """
+    cdef call_report report
+    crowding_forget()
+    for (
+        report.n_threads, report.n_resting, report.begin, report.end, report.cpu_seconds,
+        report.lost_seconds,
+    ) in reports:
+        crowding_learn(&report)
+    result = crowding_n_resting(now, n_workers), bool(crowding_is_felt())
+    crowding_forget()
+    return result

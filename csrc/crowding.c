@@ -1,0 +1,115 @@
+#include "crowding.h"
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+/* A call is crowded if a quarter of its threads' time or more was lost, for two threads; for more
+ * threads the same loss weighs more, since all of them wait for the one that is late. */
+#define CROWDED_SHARE 0.5
+/* Shorter losses are the system's own: an interrupt, or a thread that wakes slowly. */
+#define MIN_LOST_SECONDS 500e-6
+/* One crowded call alone tells nothing. Two within this time do. */
+#define NEAR_SECONDS 0.1
+
+/* A rest begins with about the time of a short pass. It ends up near the longest within ten crowded
+ * calls; once the machine is quiet, it is over after some ten calls and a third of a second. */
+#define MIN_REST_SECONDS 1e-3
+#define MAX_REST_SECONDS 0.1
+#define REST_GROWTH 2.0
+#define REST_DECAY 0.7
+
+/* CPU seconds a second that the threads got together: a mean over some 50 calls. */
+typedef struct {
+    double seconds, cpu_seconds;
+} cpu_share;
+#define SHARE_KEPT 0.98
+/* What is known of resting fades, so that it is tried again. */
+#define SHARE_FADING 1.002
+
+static struct {
+    double last_crowded; /* the end of the last crowded call */
+    int n_resting;
+    double rest_seconds, rest_end;
+    cpu_share all, resting; /* of calls with all their workers, and of those that rested some */
+} crowding = {.last_crowded = -NEAR_SECONDS};
+static atomic_int is_felt;
+
+static double rate(const cpu_share *s, double unknown) {
+    return s->seconds > 0 ? s->cpu_seconds / s->seconds : unknown;
+}
+
+static void add_to(cpu_share *s, const call_report *call) {
+    s->seconds = SHARE_KEPT * s->seconds + (call->end - call->begin);
+    s->cpu_seconds = SHARE_KEPT * s->cpu_seconds + call->cpu_seconds;
+}
+
+/* Whether fewer threads get as much CPU time as all of them. */
+static int resting_pays(int n_threads) {
+    return rate(&crowding.resting, n_threads) >= rate(&crowding.all, 0);
+}
+
+static int is_crowded(const call_report *call) {
+    double seconds = call->end - call->begin;
+    return call->lost_seconds > MIN_LOST_SECONDS &&
+           call->lost_seconds * call->n_threads > CROWDED_SHARE * seconds;
+}
+
+int crowding_n_resting(double now, int n_workers) {
+    if (now >= crowding.rest_end)
+        return 0;
+    return crowding.n_resting < n_workers ? crowding.n_resting : n_workers;
+}
+
+/* One that rested workers: were they too few, or better left to work? */
+static void learn_resting(const call_report *call) {
+    add_to(&crowding.resting, call);
+    if (is_crowded(call) && call->n_threads > 1 && crowding.n_resting == call->n_resting)
+        crowding.n_resting *= 2;
+    if (!resting_pays(call->n_threads))
+        crowding.rest_end = call->end;
+}
+
+/* How long the next calls rest workers after one that had them all. */
+static void set_rest(int crowded) {
+    if (crowded) {
+        double seconds = crowding.rest_seconds * REST_GROWTH;
+        if (crowding.rest_seconds == 0)
+            crowding.n_resting = 1;
+        seconds = seconds < MIN_REST_SECONDS ? MIN_REST_SECONDS : seconds;
+        crowding.rest_seconds = seconds < MAX_REST_SECONDS ? seconds : MAX_REST_SECONDS;
+    } else {
+        crowding.rest_seconds *= REST_DECAY;
+        if (crowding.rest_seconds < MIN_REST_SECONDS / 4)
+            crowding.rest_seconds = 0;
+    }
+    atomic_store_explicit(&is_felt, crowding.rest_seconds > 0, memory_order_relaxed);
+}
+
+void crowding_learn(const call_report *call) {
+    if (call->n_resting) {
+        learn_resting(call);
+        return;
+    }
+    int crowded = is_crowded(call), again = call->end - crowding.last_crowded < NEAR_SECONDS;
+    if (crowded)
+        crowding.last_crowded = call->end;
+    if (crowding.rest_seconds == 0 && !(crowded && again))
+        return;
+    add_to(&crowding.all, call);
+    crowding.resting.cpu_seconds *= SHARE_FADING;
+    set_rest(crowded);
+    if (crowding.rest_seconds > 0 && resting_pays(call->n_threads - 1))
+        crowding.rest_end = call->end + crowding.rest_seconds;
+}
+
+int crowding_is_felt(void) {
+    return atomic_load_explicit(&is_felt, memory_order_relaxed);
+}
+
+void crowding_forget(void) {
+    crowding.n_resting = 0;
+    crowding.rest_seconds = crowding.rest_end = 0;
+    crowding.last_crowded = -NEAR_SECONDS;
+    crowding.all = crowding.resting = (cpu_share){0, 0};
+    atomic_store_explicit(&is_felt, 0, memory_order_relaxed);
+}
