@@ -220,12 +220,6 @@ def test_what_a_command_does_not_know_is_looked_for_in_its_own_help(arguments, s
     assert says in capsys.readouterr().err
 
 
-def test_text_that_is_no_utf_8():
-    done = run("generate", stdin=b"\xff\xfe")
-    assert done.returncode == 2
-    assert done.stderr.count(b"\n") == 1
-
-
 def test_a_terminal_that_cannot_show_a_character():
     done = run("generate", "“Come in,” said", "-n", "30", "--echo", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -346,7 +340,7 @@ def test_standard_input_is_scored_as_it_comes(tales):
         (b"[true]", "line 2: expected a text or a list of ids"),
         (b"5", "line 2: expected a text or a list of ids"),
         (b"[4096]", "text 1: token 0 is 4096"),
-        (b'"\xff"', "line 2 is not UTF-8"),
+        (b'"\xff"', "line 2 is not UTF-8 at byte 11 of the input: found 0xff"),
     ],
 )
 def test_a_wrong_line_is_named_after_the_ones_before_it(tmp_path, capsys, line, message):
