@@ -167,6 +167,15 @@ def test_info(capsys):
     assert "parameters        63,216" in out
 
 
+def test_info_says_where_the_number_of_threads_is_from(capsys, monkeypatch):
+    if not ISAS:
+        pytest.skip("NumPy chooses its own threads")
+    monkeypatch.delenv("GPT2C_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    assert main(["info"]) == 0
+    assert "threads           1 (asked for by OMP_NUM_THREADS)" in capsys.readouterr().out
+
+
 def test_help_shows_examples(capsys):
     for arguments in (["--help"], ["generate", "--help"]):
         with pytest.raises(SystemExit) as caught:
@@ -210,6 +219,14 @@ def test_wrong_usage_is_one_line_and_status_2():
     [
         (["generate", "x", "--num-beam", "4"], "--num-beam 4; did you mean --num-beams?"),
         (["generate", "x", "--top_k", "4"], "did you mean --top-k? (see gpt2c generate --help)"),
+        (["generate", "x", "--max-tokens", "4"], "; did you mean --max-new-tokens?"),
+        (["generate", "x", "--max_new_tokens=4"], "; did you mean --max-new-tokens?"),
+        (["generate", "x", "--n-predict=4"], "; did you mean --max-new-tokens?"),
+        (["generate", "x", "--max-length=4"], "--max-new-tokens, which does not count the prompt?"),
+        (["generate", "x", "--stop-sequences", "."], "; did you mean --stop?"),
+        (["generate", "x", "--nsamples", "2"], "; did you mean --num-return-sequences?"),
+        (["generate", "x", "--return-full-text"], "; did you mean --echo?"),
+        (["info", "--nsamples", "2"], "--nsamples 2 (see gpt2c info --help)"),
         (["perplexity", "x", "y"], "arguments: y (see gpt2c perplexity --help)"),
     ],
 )

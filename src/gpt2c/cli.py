@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import warnings
@@ -21,7 +20,8 @@ from gpt2c.checkpoint import open_checkpoint, save_checkpoint
 from gpt2c.cli_input import READING, Item, read_prompts
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
 from gpt2c.hub import locate
-from gpt2c.options import integer, similar
+from gpt2c.option_hints import flag_hint
+from gpt2c.options import integer
 from gpt2c.progress import can_show
 from gpt2c.prompts import check_ids
 from gpt2c.threads import choose_threads
@@ -80,8 +80,8 @@ class _Parser(argparse.ArgumentParser):
         """Each command refuses what it does not know, so that the error names its own help."""
         options, rest = super().parse_known_args(args, namespace)
         if rest:
-            known = re.findall(r"--[\w-]+", self.format_usage())
-            self.error(f"unrecognized arguments: {' '.join(rest)}{similar(rest[0], known)}")
+            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unrecognized arguments: {' '.join(rest)}{flag_hint(rest[0], known)}")
         return options, rest
 
 
