@@ -246,8 +246,8 @@ def test_version():
     assert run("--version").stdout.decode() == f"gpt2c {gpt2c.__version__}\n"
 
 
-def test_output_streams_and_ctrl_c_ends_with_130():
-    process = subprocess.Popen(
+def test_output_streams_and_ctrl_c_ends_with_130(start):
+    process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "480"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -258,14 +258,13 @@ def test_output_streams_and_ctrl_c_ends_with_130():
     assert (process.returncode, err) == (130, b"")
 
 
-def test_a_closed_pipe_is_no_traceback():
-    process = subprocess.Popen(
+def test_a_closed_pipe_is_no_traceback(start):
+    process = start(
         [*COMMAND, "generate", "Once", "-n", "480"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()
     assert process.wait(timeout=30) == 141
     assert process.stderr.read() == b""
-    process.stderr.close()
 
 
 def test_a_fallback_is_said_in_one_line():
@@ -279,10 +278,10 @@ def test_a_fallback_is_said_in_one_line():
     assert done.stderr.count(b"\n") == 1
 
 
-def test_starting_is_quick_enough_to_stream(tales):
+def test_starting_is_quick_enough_to_stream(start):
     """No bound on speed; only that the first piece comes before the last."""
     began = time.monotonic()
-    process = subprocess.Popen(
+    process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "200"], stdout=subprocess.PIPE
     )
     os.read(process.stdout.fileno(), 1)
@@ -398,18 +397,15 @@ def test_score_shows_a_text_in_colours(tales, tmp_path, capsys, monkeypatch):
     assert f"perplexity {score.perplexity:,.4g}" in shown
 
 
-def test_score_in_a_terminal_is_coloured_and_fits(tales, tmp_path):
-    pty = pytest.importorskip("pty")
+def test_score_in_a_terminal_is_coloured_and_fits(tales, tmp_path, terminal):
+    ours, theirs = terminal
     (tmp_path / "text").write_text("Once upon a time there was a king who had a laptop.")
-    ours, theirs = pty.openpty()
     environment = {n: v for n, v in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR")}
     done = subprocess.run(
         [*COMMAND, "score", "--color", str(tmp_path / "text")], stdout=theirs, check=False,
         env={**environment, "TERM": "xterm", "COLUMNS": "20"},
     )  # fmt: skip
-    os.close(theirs)
     shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
-    os.close(ours)
     assert done.returncode == 0
     score = tales.score((tmp_path / "text").read_text())
     assert shown == terminal_text(score, tales.tokenizer, width=20) + "\n"
