@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate", help="continue a text", epilog=_EXAMPLES, formatter_class=layout,
         description="Continues prompts and prints the new text as it comes. Greedy unless a "
-        f"sampling option is given. {READING}", allow_abbrev=False,
+        f"sampling option is given.{READING}", allow_abbrev=False,
     )  # fmt: skip
     generate.set_defaults(run=_generate)
     add = generate.add_argument

@@ -17,8 +17,8 @@ from gpt2c.errors import OptionError
 from gpt2c.untrusted import parse_json, show
 
 READING: Final = (
-    "Text is read as UTF-8; a byte order mark at the beginning is dropped, and CRLF and CR "
-    "end a line as LF does."
+    "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
+    "CRLF and CR end a line as LF does."
 )
 JSON_LINES: Final = (".jsonl", ".ndjson")
 

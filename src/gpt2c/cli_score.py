@@ -37,7 +37,7 @@ def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> l
         parser = commands.add_parser(
             name, help=f"tell a text's {does}", allow_abbrev=False,
             description=f"Reads texts and prints {does}, one JSON object a line for each; null "
-            "stands for what is no number. Short texts run together, so lines come some at a time. "
+            "stands for what is no number. Short texts run together, so lines come some at a time."
             f"{READING}",
         )  # fmt: skip
         parser.set_defaults(run=lambda options, line=run: _run(options, load, line))
