@@ -60,9 +60,10 @@ def test_tests_run_where_sigint_is_ignored_and_leave_no_process(tmp_path):
     )
     (tmp_path / "test_inner.py").write_text(INNER)
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "test_inner.py"]
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
     done = subprocess.run(
         [*ignore_and_block_sigint(), *command], cwd=tmp_path, capture_output=True, text=True,
-        check=False, timeout=300,
+        check=False, timeout=300, env=environment,
     )  # fmt: skip
     has_terminals = "1 failed, 2 passed, 1 skipped" in done.stdout
     assert has_terminals or "1 failed, 1 passed, 2 skipped" in done.stdout, done.stdout
