@@ -76,6 +76,11 @@ def captured_output(log: Path):
 class BuildEngine(build_ext):
     """build_ext that, under auto, goes on without the engine when it cannot be built."""
 
+    def initialize_options(self) -> None:
+        """Cython's C file goes to build/: beside its source an sdist would take it along."""
+        super().initialize_options()
+        self.cython_c_in_temp = True
+
     def run(self) -> None:
         if MODE == "require":
             super().run()

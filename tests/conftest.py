@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # A failure must come again in the next run and on other machines: no random seed, no deadline.
 settings.register_profile("gpt2c", derandomize=True, deadline=None)
 settings.load_profile("gpt2c")
+
+# A background job of a script, nohup and some CI systems start programs with SIGINT ignored (or
+# blocked), and their children inherit that: nobody would notice the Ctrl-C that tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _instruction_sets() -> list[str]:
@@ -111,6 +120,41 @@ def isa(request: pytest.FixtureRequest) -> str:
 def any_isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set of the compiled engine in turn, for what integer kernels compute."""
     return str(request.param)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """subprocess.Popen, but no process outlives the test, however that ends."""
+    started: list[subprocess.Popen[Any]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+        started.append(subprocess.Popen(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()  # nothing where it has ended and was waited for
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(OSError):  # what nobody will read is still to be written
+                    pipe.close()
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal's two descriptors: the one that sees what programs show, and theirs.
+
+    They are closed after the test, not in it.
+    """
+    pty = pytest.importorskip("pty")
+    try:
+        ours, theirs = pty.openpty()
+    except OSError as reason:
+        pytest.skip(f"there are no pseudo-terminals here: {reason}")
+    yield ours, theirs
+    os.close(theirs)
+    os.close(ours)
 
 
 def shared_data() -> Path | None:

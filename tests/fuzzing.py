@@ -1,15 +1,12 @@
 """Mutated checkpoints, tokenizers and calls: nothing but our own errors may come out.
 
-    python tests/fuzzing.py checkpoints|tokenizers|api --inputs 100000 --seed 1
-
-prints how many were accepted and refused. It ends at the first input that raises another
-exception, takes over 5 seconds, or more memory than MOST_MEMORY; that input is then left in the
-folder given by --keep. test_fuzz.py runs a few thousand from fixed seeds.
+A finding is an input that raises another exception, takes over 5 seconds, or more memory than
+MOST_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds; tools/soak/fuzz.py as many as
+one likes.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -366,22 +363,3 @@ def _finding(name: str, changed: bytes, n: int, keep: Path | None, what: str) ->
         keep.mkdir(parents=True, exist_ok=True)
         (keep / f"{name.replace(' ', '_')}-{n}").write_bytes(changed)
     return FindingError(f"input {n}, {name} ({len(changed)} bytes): {what}; {changed[:300]!r}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path)
-    options = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
-    counts = run(options.kind, options.seed, options.inputs, options.keep)
-    for name, count in sorted(counts.items()):
-        print(f"{count:9}  {name}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"{counts.total():9}  in all; peak of resident memory {peak} MB")
-
-
-if __name__ == "__main__":
-    main()

@@ -52,13 +52,30 @@ def wheel_of(source: Path, folder: Path, mode: str, **environment: str) -> tuple
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> dict[str, Path]:
-    """The sdist of this tree, and the wheel of that sdist."""
+    """The sdist of this tree, the wheel built in what it unpacks to, and the sdist of that after.
+
+    A clone is built in like that by the README's first command.
+    """
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "pip", "install", "-q", "build")
-    run(sys.executable, "-m", "build", "-q", "--sdist", "-o", folder, ROOT, GPT2C_BUILD="require")
+    sdist = sdist_of(ROOT, folder)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "tree", filter="data")
+    (tree,) = (folder / "tree").iterdir()
+    wheel, _ = wheel_of(tree, folder / "wheel", "require")
+    return {"sdist": sdist, "wheel": wheel, "sdist_after": sdist_of(tree, folder / "after")}
+
+
+def sdist_of(source: Path, folder: Path) -> Path:
+    command = (sys.executable, "-m", "build", "-q", "--sdist", "-o", folder, source)
+    run(*command, GPT2C_BUILD="require")
     (sdist,) = folder.glob("*.tar.gz")
-    wheel, _ = wheel_of(sdist, folder / "wheel", "require")
-    return {"sdist": sdist, "wheel": wheel}
+    return sdist
+
+
+def names_in(sdist: Path) -> set[str]:
+    with tarfile.open(sdist) as archive:
+        return {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
 
 
 def installed(wheel: Path, folder: Path) -> Path:
@@ -83,8 +100,7 @@ def test_wheel_and_sdist_hold_the_package(built):
     in_wheel = set(zipfile.ZipFile(built["wheel"]).namelist())
     assert package <= in_wheel
     assert not {name for name in in_wheel if name.endswith((".pyx", ".pxi", ".c", ".h"))}
-    with tarfile.open(built["sdist"]) as archive:
-        in_sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    in_sdist = names_in(built["sdist"])
     assert {f"src/{name}" for name in package} <= in_sdist
     tracked = subprocess.run(
         ["git", "ls-files", "csrc", "src", "tests", "docs", "tools"],
@@ -92,6 +108,10 @@ def test_wheel_and_sdist_hold_the_package(built):
     ).stdout.split()  # fmt: skip
     assert set(tracked) <= in_sdist
     assert not {name for name in in_sdist if name.endswith("_engine.c")}
+
+
+def test_an_sdist_is_the_same_after_a_build_in_the_tree(built):
+    assert names_in(built["sdist_after"]) == names_in(built["sdist"])
 
 
 def test_wheel_of_the_sdist_runs(built, tmp_path):

@@ -167,6 +167,15 @@ def test_info(capsys):
     assert "parameters        63,216" in out
 
 
+def test_info_says_where_the_number_of_threads_is_from(capsys, monkeypatch):
+    if not ISAS:
+        pytest.skip("NumPy chooses its own threads")
+    monkeypatch.delenv("GPT2C_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    assert main(["info"]) == 0
+    assert "threads           1 (asked for by OMP_NUM_THREADS)" in capsys.readouterr().out
+
+
 def test_help_shows_examples(capsys):
     for arguments in (["--help"], ["generate", "--help"]):
         with pytest.raises(SystemExit) as caught:
@@ -210,6 +219,14 @@ def test_wrong_usage_is_one_line_and_status_2():
     [
         (["generate", "x", "--num-beam", "4"], "--num-beam 4; did you mean --num-beams?"),
         (["generate", "x", "--top_k", "4"], "did you mean --top-k? (see gpt2c generate --help)"),
+        (["generate", "x", "--max-tokens", "4"], "; did you mean --max-new-tokens?"),
+        (["generate", "x", "--max_new_tokens=4"], "; did you mean --max-new-tokens?"),
+        (["generate", "x", "--n-predict=4"], "; did you mean --max-new-tokens?"),
+        (["generate", "x", "--max-length=4"], "--max-new-tokens, which does not count the prompt?"),
+        (["generate", "x", "--stop-sequences", "."], "; did you mean --stop?"),
+        (["generate", "x", "--nsamples", "2"], "; did you mean --num-return-sequences?"),
+        (["generate", "x", "--return-full-text"], "; did you mean --echo?"),
+        (["info", "--nsamples", "2"], "--nsamples 2 (see gpt2c info --help)"),
         (["perplexity", "x", "y"], "arguments: y (see gpt2c perplexity --help)"),
     ],
 )
@@ -218,12 +235,6 @@ def test_what_a_command_does_not_know_is_looked_for_in_its_own_help(arguments, s
         main(arguments)
     assert caught.value.code == 2
     assert says in capsys.readouterr().err
-
-
-def test_text_that_is_no_utf_8():
-    done = run("generate", stdin=b"\xff\xfe")
-    assert done.returncode == 2
-    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_terminal_that_cannot_show_a_character():
@@ -235,8 +246,8 @@ def test_version():
     assert run("--version").stdout.decode() == f"gpt2c {gpt2c.__version__}\n"
 
 
-def test_output_streams_and_ctrl_c_ends_with_130():
-    process = subprocess.Popen(
+def test_output_streams_and_ctrl_c_ends_with_130(start):
+    process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "480"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -247,14 +258,13 @@ def test_output_streams_and_ctrl_c_ends_with_130():
     assert (process.returncode, err) == (130, b"")
 
 
-def test_a_closed_pipe_is_no_traceback():
-    process = subprocess.Popen(
+def test_a_closed_pipe_is_no_traceback(start):
+    process = start(
         [*COMMAND, "generate", "Once", "-n", "480"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()
     assert process.wait(timeout=30) == 141
     assert process.stderr.read() == b""
-    process.stderr.close()
 
 
 def test_a_fallback_is_said_in_one_line():
@@ -268,10 +278,10 @@ def test_a_fallback_is_said_in_one_line():
     assert done.stderr.count(b"\n") == 1
 
 
-def test_starting_is_quick_enough_to_stream(tales):
+def test_starting_is_quick_enough_to_stream(start):
     """No bound on speed; only that the first piece comes before the last."""
     began = time.monotonic()
-    process = subprocess.Popen(
+    process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "200"], stdout=subprocess.PIPE
     )
     os.read(process.stdout.fileno(), 1)
@@ -346,7 +356,7 @@ def test_standard_input_is_scored_as_it_comes(tales):
         (b"[true]", "line 2: expected a text or a list of ids"),
         (b"5", "line 2: expected a text or a list of ids"),
         (b"[4096]", "text 1: token 0 is 4096"),
-        (b'"\xff"', "line 2 is not UTF-8"),
+        (b'"\xff"', "line 2 is not UTF-8 at byte 11 of the input: found 0xff"),
     ],
 )
 def test_a_wrong_line_is_named_after_the_ones_before_it(tmp_path, capsys, line, message):
@@ -387,18 +397,15 @@ def test_score_shows_a_text_in_colours(tales, tmp_path, capsys, monkeypatch):
     assert f"perplexity {score.perplexity:,.4g}" in shown
 
 
-def test_score_in_a_terminal_is_coloured_and_fits(tales, tmp_path):
-    pty = pytest.importorskip("pty")
+def test_score_in_a_terminal_is_coloured_and_fits(tales, tmp_path, terminal):
+    ours, theirs = terminal
     (tmp_path / "text").write_text("Once upon a time there was a king who had a laptop.")
-    ours, theirs = pty.openpty()
     environment = {n: v for n, v in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR")}
     done = subprocess.run(
         [*COMMAND, "score", "--color", str(tmp_path / "text")], stdout=theirs, check=False,
         env={**environment, "TERM": "xterm", "COLUMNS": "20"},
     )  # fmt: skip
-    os.close(theirs)
     shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
-    os.close(ours)
     assert done.returncode == 0
     score = tales.score((tmp_path / "text").read_text())
     assert shown == terminal_text(score, tales.tokenizer, width=20) + "\n"

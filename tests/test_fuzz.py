@@ -1,8 +1,10 @@
-"""A short fuzz from fixed seeds; fuzzing.py runs as many inputs as one likes."""
+"""A short fuzz from fixed seeds; tools/soak/fuzz.py runs as many inputs as one likes."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,17 @@ def test_nothing_else_comes_out(kind: str) -> None:
     # So the mutations are neither harmless nor hopeless.
     assert 0.03 < accepted / counts.total() < 0.6
     assert len(counts) >= 10
+
+
+@pytest.mark.skipif(SHARE > 1, reason="AddressSanitizer reserves more addresses than the limit")
+def test_the_long_form_ends_with_its_seed_and_result() -> None:
+    script = Path(__file__).parents[1] / "tools" / "soak" / "fuzz.py"
+    command = [sys.executable, script, "api", "tokenizers", "--inputs", "150", "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("fuzz api tokenizers: seed 3, 300 inputs in ")
+    assert last.endswith(": nothing found")
 
 
 def test_a_finding_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def program(text: str) -> list[str]:
         "list(model.stream([1], max_new_tokens=16000))",
     ],
 )
-def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(call):
+def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(call, start):
     text = f"""
 print("ready", flush=True)
 try:
@@ -53,7 +53,7 @@ except KeyboardInterrupt:
     session.feed([1, 2, 3])
     print("interrupted", len(model.generate([1], max_new_tokens=2)), flush=True)
 """
-    process = subprocess.Popen(program(text), stdout=subprocess.PIPE, text=True)
+    process = start(program(text), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

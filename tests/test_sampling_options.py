@@ -9,7 +9,9 @@ import pytest
 from conftest import config_of, model_on, random_weights
 
 import gpt2c
-from gpt2c import GPT2
+from gpt2c import GPT2, Tokenizer, option_hints
+from gpt2c.checkpoint import from_arrays
+from gpt2c.generation import CompleteOptions
 from gpt2c.sampling import SamplingOptions
 
 
@@ -145,6 +147,74 @@ def test_wrong_options_of_complete(model, options, message):
     check(lambda o: model.complete([1], **o), options, message)
     with pytest.raises(gpt2c.OptionTypeError, match=r"generate has no option .* complete has"):
         model.generate([1], **options)
+
+
+# (name elsewhere, ours): OpenAI, transformers, llama.cpp, Ollama, lm-evaluation-harness.
+ELSEWHERE = [
+    ("max_tokens", "max_new_tokens"),
+    ("max_length", "max_new_tokens, which does not count the prompt"),
+    ("max_completion_tokens", "max_new_tokens"),
+    ("n_predict", "max_new_tokens"),
+    ("num_predict", "max_new_tokens"),
+    ("max_gen_toks", "max_new_tokens"),
+    ("length", "max_new_tokens"),
+    ("stop", "stop_strings"),
+    ("until", "stop_strings"),
+    ("stop_sequences", "stop_strings"),
+    ("eos_token_id", "stop_token_ids"),
+    ("repeat_penalty", "repetition_penalty"),
+    ("min_length", "min_new_tokens, which does not count the prompt"),
+    ("Temperature", "temperature"),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), ELSEWHERE)
+def test_names_from_elsewhere_are_told_in_ours(model, theirs, ours):
+    for method in (model.generate, model.complete, model.stream, model.stream_async):
+        said = f"{method.__name__} has no option '{theirs}'; did you mean {ours}?"
+        check(lambda o, m=method: m([1], **o), {theirs: 5}, said)
+
+
+def test_names_that_not_every_method_has_an_option_for(model):
+    for name in ("n", "nsamples"):
+        check(lambda o: model.generate([1], **o), {name: 2}, "did you mean num_return_sequences?")
+        check(lambda o: model.stream([1], **o), {name: 2}, "complete has num_return_sequences")
+    check(lambda o: model.generate([1], **o), {"stream": True}, "; use the method stream")
+    said = "what is returned is the new text alone"
+    check(lambda o: model.generate([1], **o), {"return_full_text": False}, said)
+
+
+def test_every_hint_names_an_option_that_there_is():
+    assert set(option_hints._OURS.values()) <= set(CompleteOptions.__annotations__)
+    assert not set(option_hints._OURS) & set(CompleteOptions.__annotations__)
+    assert not set(option_hints._INSTEAD) & set(CompleteOptions.__annotations__)
+
+
+# Tokens of the tokenizer are from GPT-2's encoder.json: "198" is 22337, and "50256" is two tokens.
+@pytest.mark.parametrize("name", ["logit_bias", "suppress_tokens", "stop_token_ids"])
+def test_digits_alone_are_neither_an_id_nor_a_text(name, no_work):
+    config = config_of(vocab_size=50257, n_embd=3)
+    checkpoint = from_arrays(config, random_weights(config))
+    with GPT2(checkpoint, Tokenizer.gpt2(), backend="numpy") as model:
+
+        def given(token):
+            return {name: {token: -100} if name == "logit_bias" else [token]}
+
+        for token, message in (
+            ("198", "pass the int 198 for the token with that id, or the int 22337 for the token "
+                    "whose text is '198'"),
+            ("0198", "pass the int 198 for the token with that id (no single token has the text "
+                     "'0198')"),
+            ("50256", "pass the int 50256 for the token with that id (no single token"),
+            ("50257", "pass the int from 0 to 50256 for the token"),
+            ("9" * 5000, "pass the int from 0 to 50256 for the token"),
+        ):  # fmt: skip
+            check(lambda o: model.generate([1], **o), given(token), message)
+            check(lambda o: model.generate([1], **o), given(token), f"{name} has ")
+        for token in (198, " 198", "the"):  # these say what they mean
+            model._options(given(token), CompleteOptions, "complete")
+    with model_on("numpy", config_of(), random_weights(config_of())) as model:
+        check(lambda o: model.generate([1], **o), given("19"), "pass the int 19 for the token with")
 
 
 def test_texts_need_a_tokenizer(model):

@@ -217,6 +217,7 @@ def test_more_workers_rest_while_that_is_not_enough():
 def machine(tmp_path, monkeypatch):
     """A function that describes a machine by files, and 8 CPUs that the process may use."""
     monkeypatch.delenv("GPT2C_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
     def describe(files: dict[str, str]):
@@ -298,6 +299,32 @@ def test_what_is_asked_for_wins(machine, monkeypatch):
     monkeypatch.setenv("GPT2C_THREADS", "5")
     assert choose_threads(root=root) == (5, "asked for by GPT2C_THREADS")
     assert choose_threads(3, root) == (3, "asked for by threads=")
+
+
+# What omp_get_max_threads of GCC 12.2's libgomp says; None where it warns "Invalid value".
+OPENMP = {
+    "4": 4, "4,2": 4, " 3 ": 3, "2, 5": 2, "3 ,1": 3, "+2": 2, "1,2,3,4": 1, "0": None, "-1": None,
+    "x": None, "4,x": None, "4,0": None, "4,": None, "1.5": None, "": None, "3 2": None,
+    "99999999999999999999": None, "7;": None, "0x3": None, "٣": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", OPENMP)
+def test_openmps_number_of_threads_counts(machine, monkeypatch, value):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    n, why = choose_threads(root=machine({}))
+    if OPENMP[value] is None:
+        assert (n, why) == (8, "CPUs that this process may use")
+    else:
+        assert (n, why) == (OPENMP[value], "asked for by OMP_NUM_THREADS")
+    assert choose_threads(5)[0] == 5
+    monkeypatch.setenv("GPT2C_THREADS", "6")
+    assert choose_threads() == (6, "asked for by GPT2C_THREADS")
+
+
+def test_openmps_number_may_be_more_than_we_take(machine, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "300")
+    assert choose_threads(root=machine({}))[0] == 256
 
 
 def test_bad_numbers_of_threads(monkeypatch):

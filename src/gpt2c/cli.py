@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import warnings
@@ -18,11 +17,14 @@ from typing import Any, Final, NoReturn
 import gpt2c
 from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from gpt2c.cli_input import READING, Item, read_prompts
 from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError, TokenizerError
 from gpt2c.hub import locate
-from gpt2c.options import integer, similar
+from gpt2c.option_hints import flag_hint
+from gpt2c.options import integer
 from gpt2c.progress import can_show
 from gpt2c.special_tokens import with_named_tokens
+from gpt2c.prompts import check_ids
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
 
@@ -79,8 +81,8 @@ class _Parser(argparse.ArgumentParser):
         """Each command refuses what it does not know, so that the error names its own help."""
         options, rest = super().parse_known_args(args, namespace)
         if rest:
-            known = re.findall(r"--[\w-]+", self.format_usage())
-            self.error(f"unrecognized arguments: {' '.join(rest)}{similar(rest[0], known)}")
+            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unrecognized arguments: {' '.join(rest)}{flag_hint(rest[0], known)}")
         return options, rest
 
 
@@ -96,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate", help="continue a text", epilog=_EXAMPLES, formatter_class=layout,
         description="Continues prompts and prints the new text as it comes. Greedy unless a "
-        "sampling option is given.", allow_abbrev=False,
+        f"sampling option is given.{READING}", allow_abbrev=False,
     )  # fmt: skip
     generate.set_defaults(run=_generate)
     add = generate.add_argument
@@ -105,10 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--file",
         metavar="FILE",
-        help="read prompts from a file, one a line; blank ones are skipped",
+        help="read prompts from a file, one a line; blank lines are skipped. JSON lines (.jsonl, "
+        '.ndjson) are texts, lists of ids, or objects with "prompt" or "ids"; - is standard input',
     )
     add("-n", "--max-new-tokens", type=int, metavar="N", help="default: what the model's "
         "generation_config.json says, else 40")  # fmt: skip
+    add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
     for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
     add(
@@ -204,10 +208,10 @@ def _progress() -> bool:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    placed = _prompts(options)
+    placed = read_prompts(options)
     prompts = [prompt for _, prompt in placed]
     with _load(options) as model:
-        _check_lengths(model, placed, options)
+        _check_prompts(model, placed, options)
         if options.json:
             _print_objects(model, prompts, _sampling(options))
         else:
@@ -243,34 +247,19 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _prompts(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Where each prompt is from, and the prompt."""
-    if options.file is not None:
-        if options.prompt:
-            raise OptionError("prompts are given both as arguments and by --file")
-        # utf-8-sig: a byte-order mark is no part of the first prompt.
-        with open(options.file, encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-        places = [f"{options.file}, line {n}" for n in range(1, len(lines) + 1)]
-        return [(p, line) for p, line in zip(places, lines, strict=True) if line.strip()]
-    if options.prompt:
-        return [(f"prompt {n}", prompt) for n, prompt in enumerate(options.prompt, start=1)]
-    if sys.stdin is None or sys.stdin.isatty():
-        return [("the empty prompt", "")]
-    text = sys.stdin.buffer.read().decode("utf-8")
-    return [("standard input", text.removesuffix("\n"))]
-
-
-def _check_lengths(
-    model: gpt2c.GPT2, prompts: Sequence[tuple[str, str]], options: argparse.Namespace
+def _check_prompts(
+    model: gpt2c.GPT2, prompts: Sequence[tuple[str, Item]], options: argparse.Namespace
 ) -> None:
-    """Refuses a prompt that does not fit before any other has been continued."""
-    if options.truncate is not None or options.slide:
-        return
+    """Refuses a prompt that cannot be continued before any other has been."""
     n_positions = model.config.n_positions
+    is_bounded = options.truncate is None and not options.slide
     for place, prompt in prompts:
-        n = len(model.tokenizer.encode(prompt))
-        if n > n_positions:
+        if not isinstance(prompt, str):
+            check_ids(prompt, model.config.vocab_size, place)
+        elif not is_bounded:
+            continue
+        n = len(model.tokenizer.encode(prompt)) if isinstance(prompt, str) else len(prompt)
+        if is_bounded and n > n_positions:
             raise ContextError(
                 f"{place} has {n} tokens, more than the context's {n_positions} positions; shorten "
                 "it, or pass --truncate left to keep its end"
@@ -278,11 +267,14 @@ def _check_lengths(
 
 
 def _print_texts(
-    model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any], echo: bool
+    model: gpt2c.GPT2, prompts: Sequence[Item], sampling: dict[str, Any], echo: bool
 ) -> None:
     for index, prompt in enumerate(prompts):
         if index:
             print()
+        if not isinstance(prompt, str):
+            _print_whole_texts(model, [prompt], sampling, echo)
+            continue
         if echo:
             print(prompt, end="", flush=True)
         for piece in model.stream(prompt, **sampling):
@@ -291,16 +283,20 @@ def _print_texts(
 
 
 def _print_whole_texts(
-    model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any], echo: bool
+    model: gpt2c.GPT2, prompts: Sequence[Any], sampling: dict[str, Any], echo: bool
 ) -> None:
     is_first = True
     for prompt in prompts:
-        for done in _as_list(model.complete(prompt, **sampling)):
-            print("" if is_first else "\n", prompt if echo else "", done.text, sep="", flush=True)
+        (answer,) = model.complete(iter([prompt]), **sampling)
+        for done in _as_list(answer):
+            new: Any = [*prompt, *done.ids] if echo and isinstance(prompt, list) else done.new
+            shown = new if isinstance(new, str) else json.dumps(new)
+            before = prompt if echo and isinstance(prompt, str) else ""
+            print("" if is_first else "\n", before, shown, sep="", flush=True)
             is_first = False
 
 
-def _print_objects(model: gpt2c.GPT2, prompts: Sequence[str], sampling: dict[str, Any]) -> None:
+def _print_objects(model: gpt2c.GPT2, prompts: Sequence[Any], sampling: dict[str, Any]) -> None:
     for prompt, answer in zip(prompts, model.complete(iter(prompts), **sampling), strict=True):
         for done in _as_list(answer):
             given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}

@@ -11,17 +11,20 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, BinaryIO, Final, TypeAlias
+from typing import Any, BinaryIO
 
+from gpt2c.cli_input import (
+    READING,
+    Item,
+    input_name,
+    is_json_lines,
+    open_input,
+    read_items,
+    read_text,
+)
 from gpt2c.coloring import html_page, save_html, terminal_text, wants_color
-from gpt2c.errors import OptionError
 from gpt2c.model import GPT2
 from gpt2c.scoring import Score, as_json
-from gpt2c.untrusted import parse_json, show
-
-_JSON_LINES: Final = (".jsonl", ".ndjson")
-
-_Text: TypeAlias = "str | list[int]"
 
 
 def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> list[Any]:
@@ -34,11 +37,12 @@ def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> l
         parser = commands.add_parser(
             name, help=f"tell a text's {does}", allow_abbrev=False,
             description=f"Reads texts and prints {does}, one JSON object a line for each; null "
-            "stands for what is no number. Short texts run together, so lines come some at a time.",
+            "stands for what is no number. Short texts run together, so lines come some at a time."
+            f"{READING}",
         )  # fmt: skip
         parser.set_defaults(run=lambda options, line=run: _run(options, load, line))
         add = parser.add_argument
-        add("file", metavar="FILE", help="a UTF-8 text, one text in all; or JSON lines "
+        add("file", metavar="FILE", help="a file that is one text in all; or JSON lines "
             "(.jsonl, .ndjson): texts, lists of ids, or objects with \"text\" or \"ids\"; "
             "- is standard input")  # fmt: skip
         add("--lines", action="store_true", help="each line that is not blank is a text")
@@ -70,13 +74,10 @@ def _add_shows(add: Callable[..., Any]) -> None:
 def _run(
     options: argparse.Namespace,
     load: Callable[[argparse.Namespace], GPT2],
-    line: Callable[[GPT2, _Text, Score], dict[str, Any]],
+    line: Callable[[GPT2, Item, Score], dict[str, Any]],
 ) -> None:
     with ExitStack() as stack:
-        if options.file == "-":
-            file: BinaryIO = sys.stdin.buffer
-        else:
-            file = stack.enter_context(open(options.file, "rb"))
+        file = stack.enter_context(open_input(options.file))
         model = stack.enter_context(load(options))
         scored = _scored(model, file, options)
         if options.color or options.html is not None:
@@ -89,10 +90,10 @@ def _run(
 
 def _scored(
     model: GPT2, file: BinaryIO, options: argparse.Namespace
-) -> Iterator[tuple[_Text, Score]]:
-    asked: deque[_Text] = deque()
+) -> Iterator[tuple[Item, Score]]:
+    asked: deque[Item] = deque()
 
-    def texts() -> Iterator[_Text]:
+    def texts() -> Iterator[Item]:
         for text in _texts(file, options):
             asked.append(text)
             yield text
@@ -125,49 +126,16 @@ def _printed(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
         yield score
 
 
-def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[_Text]:
-    is_json = options.jsonl or options.file.endswith(_JSON_LINES)
+def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[Item]:
+    name, is_json = input_name(options.file), is_json_lines(options)
     if not is_json and not options.lines:
-        yield _decoded(file.read(), options.file)
+        yield read_text(file, name)
         return
-    for number, raw in enumerate(file, start=1):
-        place = f"{options.file}, line {number}"
-        if not raw.strip():
-            continue
-        if is_json:
-            yield _of_json(raw, place)
-        else:
-            yield _decoded(raw.rstrip(b"\r\n"), place, is_first=number == 1)
+    for _, item in read_items(file, name, is_json=is_json, key="text"):
+        yield item
 
 
-def _decoded(raw: bytes, place: str, is_first: bool = True) -> str:
-    try:
-        # A byte-order mark at a file's beginning is no part of the text.
-        return raw.decode("utf-8-sig" if is_first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{place}: is not UTF-8 at byte {error.start}") from None
-
-
-def _of_json(raw: bytes, place: str) -> _Text:
-    try:
-        value = parse_json(raw.strip().removeprefix(b"\xef\xbb\xbf"))
-    except ValueError as error:
-        raise OptionError(f"{place} {error}") from None
-    if isinstance(value, dict):
-        found = [value[name] for name in ("text", "ids") if name in value]
-        if len(found) != 1:
-            raise OptionError(
-                f'{place}: expected an object with "text" or "ids", found {show(value)}'
-            )
-        value = found[0]
-    if isinstance(value, str) or (
-        isinstance(value, list) and all(type(item) is int for item in value)
-    ):
-        return value
-    raise OptionError(f"{place}: expected a text or a list of ids, found {show(value)}")
-
-
-def _score_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
+def _score_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
     result = as_json(score)
     if isinstance(text, str):
         result = {"tokens": [model.tokenizer.decode([id]) for id in score.ids], **result}
@@ -178,7 +146,7 @@ def _score_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
     return result
 
 
-def _perplexity_line(model: GPT2, text: _Text, score: Score) -> dict[str, Any]:
+def _perplexity_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
     n_bytes = 0
     if isinstance(text, str):
         # What the tokenizer puts after a text is none of its bytes.

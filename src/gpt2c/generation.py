@@ -16,7 +16,8 @@ from gpt2c.beams import BeamOptions, BeamPlan, check_beams
 from gpt2c.engine_types import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generation_config import Lengths
-from gpt2c.options import INT32_MAX, choice, flag, integer, items, number, similar
+from gpt2c.option_hints import hint
+from gpt2c.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
 from gpt2c.stops import Callback, StopString
 from gpt2c.untrusted import show
@@ -226,9 +227,8 @@ def check_options(
     names = allowed.__annotations__
     for name in given:
         if name not in names:
-            more = CompleteOptions.__annotations__
-            hint = ", which complete has" if name in more else similar(name, names)
-            raise OptionTypeError(f"{method} has no option {show(name)}{hint}")
+            more = hint(name, names, CompleteOptions.__annotations__)
+            raise OptionTypeError(f"{method} has no option {show(name)}{more}")
     options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
     stop_ids = set(vocabulary.stop_ids)
     if (ids := options["stop_token_ids"]) is not None:

@@ -94,8 +94,8 @@ class LoadedModel:
         the time of a token, or "int4", in a fifth of both (docs/quantization.md); on the NumPy
         backend "float64"; or "auto", what the checkpoint was quantised to, and otherwise float32.
         threads is the most to use; by default what this process may: its CPUs, physical cores and
-        control group's quota, or the environment's GPT2C_THREADS. backend is "c", the compiled
-        engine; "numpy"; or "auto", which takes the first that runs.
+        control group's quota, or the environment's GPT2C_THREADS, or else OMP_NUM_THREADS. backend
+        is "c", the compiled engine; "numpy"; or "auto", which takes the first that runs.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
         file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;

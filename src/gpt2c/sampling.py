@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NoReturn, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +66,13 @@ class Vocabulary:
     named: frozenset[int] = frozenset()  # ids that the model's files name: they are no padding
 
     def id(self, name: str, value: object) -> int:
-        """A token id, or the one of a text that is one token.
+        """A token id, or the one of a text that is one token and not digits alone.
 
         Raises OptionError or OptionTypeError naming the option.
         """
         if isinstance(value, str):
+            if value.isascii() and value.isdigit():
+                self._refuse_digits(name, value)
             ids = encode_part(self.tokenizer(), value)
             if len(ids) != 1:
                 raise OptionError(f"{name} has {show(value)}, which is {len(ids)} tokens, not one")
@@ -81,6 +83,24 @@ class Vocabulary:
         if not 0 <= id < self.n:
             raise OptionError(f"{name} has {show(id)}; ids are from 0 to {self.n - 1}")
         return id
+
+    def _refuse_digits(self, name: str, value: str) -> NoReturn:
+        """Digits may be an id, as JSON has to write a key, or the text of another token."""
+        shown = show(value)
+        digits = value.lstrip("0") or "0"
+        is_id = len(digits) < 20 and int(digits) < self.n
+        as_id = digits if is_id else f"from 0 to {self.n - 1}"
+        tokenizer = self.tokenizer()
+        as_text = ""
+        if not isinstance(tokenizer, MissingTokenizer):
+            ids = encode_part(tokenizer, value[:1000])
+            as_text = f" (no single token has the text {shown})"
+            if len(ids) == 1:
+                as_text = f", or the int {ids[0]} for the token whose text is {shown}"
+        raise OptionError(
+            f"{name} has {shown}, which may be an id or a text; pass the int {as_id} for the token "
+            f"with that id{as_text}"
+        )
 
 
 # ---- from options to a plan ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -11,12 +12,15 @@ from gpt2c.options import integer
 from gpt2c.untrusted import show
 
 MAX_THREADS: Final = 256
+# OpenMP's list has a number for each level of nested parallelism; we have one level.
+_OPENMP_LIST: Final = re.compile(r"\s*\+?\d{1,18}\s*(,\s*\+?\d{1,18}\s*)*", re.ASCII)
 
 
 def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
     """The number of threads and why.
 
-    What is requested, else the environment's GPT2C_THREADS, else the least of: the CPUs that this
+    What is requested, else the environment's GPT2C_THREADS, else its OMP_NUM_THREADS (the first
+    number of a list; ignored where OpenMP would not take it), else the least of: the CPUs that this
     process may run on, its control group's quota (rounded down, but at least 1), and the physical
     cores among those CPUs. Two threads on one core share its arithmetic units, and a thread beyond
     the quota makes all of them wait.
@@ -30,6 +34,8 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
             raise OptionError(f"GPT2C_THREADS is {show(named)}; it must be from 1 to {MAX_THREADS}")
         n = integer("GPT2C_THREADS", int(named), 1, MAX_THREADS)
         return n, "asked for by GPT2C_THREADS"
+    if (n_openmp := _openmp_threads()) is not None:
+        return min(n_openmp, MAX_THREADS), "asked for by OMP_NUM_THREADS"
     cpus = _allowed_cpus()
     limits = [(len(cpus), "CPUs that this process may use")]
     if (cores := _physical_cores(cpus, root)) is not None:
@@ -38,6 +44,15 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
         limits.append((max(1, int(quota)), f"the control group's quota of {quota:g} CPUs"))
     n, why = min(limits, key=lambda limit: limit[0])
     return min(n, MAX_THREADS), why
+
+
+def _openmp_threads() -> int | None:
+    """The number in OMP_NUM_THREADS; None where there is none that OpenMP would take."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if not _OPENMP_LIST.fullmatch(named):
+        return None
+    counts = [int(count) for count in named.split(",")]
+    return counts[0] if all(counts) else None
 
 
 def _allowed_cpus() -> set[int]:

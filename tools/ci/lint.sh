@@ -1,16 +1,27 @@
 #!/usr/bin/env bash
 # Style and types of the Python, and the C core with every warning an error.
-# Usage: tools/ci/lint.sh [python of an environment with the dev extra]
+# Usage: tools/ci/lint.sh [python of an environment with the extras test and dev]
+# Without one it makes an environment of its own.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-python=$(command -v "${1:-.venv/bin/python}")
+if [ $# -gt 0 ]; then
+    cd "$(dirname "$0")/../.."
+    lint_python=$1
+    objects=$(mktemp -d)
+    trap 'rm -rf "$objects"' EXIT
+else
+    . "$(dirname "$0")/tree.sh"
+    copy_tree "$work/gpt2c"
+    GPT2C_BUILD=skip make_venv "$work/gpt2c[test,dev]"
+    "$work/venv/bin/pip" uninstall -q -y gpt2c # the sources alone are looked at
+    cd "$work/gpt2c"
+    lint_python=$work/venv/bin/python objects=$work/objects
+    mkdir "$objects"
+fi
 
-"$python" -m ruff check .
-"$python" -m ruff format --check .
-"$python" -m mypy
+"$lint_python" -m ruff check .
+"$lint_python" -m ruff format --check .
+"$lint_python" -m mypy
 
-objects=$(mktemp -d)
-trap 'rm -rf "$objects"' EXIT
 for source in csrc/*.c csrc/kernels/*.c; do
     "${CC:-cc}" -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Wshadow -Wpointer-arith \
         -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Werror \

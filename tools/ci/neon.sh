@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The NEON kernels under qemu: installs Debian's cross compiler and emulator where it can.
-# Usage: tools/ci/neon.sh [python of an environment with the test extra]
+# Usage: tools/ci/neon.sh [python of an environment with the extra test]
+# Without one it makes an environment of its own.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-python=$(command -v "${1:-.venv/bin/python}")
 if ! command -v qemu-aarch64 >/dev/null || ! command -v aarch64-linux-gnu-gcc >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
         ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends \
             gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user) >/dev/null 2>&1; then
@@ -12,4 +12,14 @@ if ! command -v qemu-aarch64 >/dev/null || ! command -v aarch64-linux-gnu-gcc >/
         exit 0
     fi
 fi
-"$python" -m pytest -q tests/test_neon.py
+if [ $# -gt 0 ]; then
+    cd "$(dirname "$0")/../.."
+    neon_python=$1
+else
+    . "$(dirname "$0")/tree.sh"
+    copy_tree "$work/gpt2c"
+    GPT2C_BUILD=require make_venv "$work/gpt2c[test]"
+    cd "$work/gpt2c"
+    neon_python=$work/venv/bin/python
+fi
+"$neon_python" -m pytest -q tests/test_neon.py

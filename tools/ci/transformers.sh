@@ -2,13 +2,12 @@
 # gpt2c.from_transformers beside transformers' own generate, in an environment of its own.
 # Usage: tools/ci/transformers.sh [pytest arguments]
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+. "$(dirname "$0")/tree.sh"
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-python3 -m venv "$work/venv"
+copy_tree "$work/gpt2c"
+cd "$work/gpt2c"
 # torch by itself and first: whatever else wants it then takes this build.
-"$work/venv/bin/pip" install -q torch==2.13.0
+make_venv torch==2.13.0
 "$work/venv/bin/pip" install -q transformers==5.24.0 pytest hypothesis
 GPT2C_BUILD=require "$work/venv/bin/pip" install -q '.[transformers]'
 

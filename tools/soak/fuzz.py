@@ -1,0 +1,84 @@
+"""Fuzzes checkpoints, tokenizers and calls for an hour, or for a number of inputs.
+
+    python tools/soak/fuzz.py [checkpoints|tokenizers|api ...] [--minutes M | --inputs N] [--seed S]
+
+Needs an environment with gpt2c and its extra "test". The last line tells the seed and the result.
+It ends with status 1 at the first input that raises another exception than our own, or takes more
+time or memory than tests/fuzzing.py allows; with --keep that input is left in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from fuzzing import KINDS, MOST_ADDRESSES, FindingError, run
+
+# Inputs of one kind before the next kind's turn. Each such round has a seed of its own.
+ROUND = 5000
+
+
+def main() -> int:
+    options = arguments()
+    seed = int.from_bytes(os.urandom(3)) if options.seed is None else options.seed
+    kinds = options.kinds or list(KINDS)
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
+    begin = time.monotonic()
+    counts: Counter[str] = Counter()
+    n_round = 0
+
+    def is_done() -> bool:
+        if options.inputs is not None:
+            return counts.total() >= options.inputs * len(kinds)
+        return time.monotonic() - begin >= options.minutes * 60
+
+    result = "nothing found"
+    while not is_done():
+        kind = kinds[n_round % len(kinds)]
+        n = ROUND if options.inputs is None else min(ROUND, left(options.inputs, n_round, kinds))
+        # So `fuzz.py KIND --seed ROUND_SEED --inputs N` runs one round again.
+        round_seed = seed + n_round
+        try:
+            counts += run(kind, round_seed, n, options.keep)
+        except FindingError as finding:
+            result = f"FOUND in {kind}, seed {round_seed}: {finding}"
+            break
+        n_round += 1
+        print(f"{time.monotonic() - begin:8.0f} s  {counts.total():9} inputs", flush=True)
+    for name, count in sorted(counts.items()):
+        print(f"{count:9}  {name}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(
+        f"fuzz {' '.join(kinds)}: seed {seed}, {counts.total()} inputs in "
+        f"{time.monotonic() - begin:.0f} s, peak of resident memory {peak} MB: {result}"
+    )
+    return 0 if result == "nothing found" else 1
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--minutes", type=float, default=60, help="how long; default: 60")
+    parser.add_argument("--inputs", type=int, metavar="N", help="N inputs of each kind instead")
+    parser.add_argument("--seed", type=int, help="default: a new one")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where a finding is left")
+    options = parser.parse_args()
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"there is no kind {', '.join(sorted(unknown))}")
+    return options
+
+
+def left(inputs: int, n_round: int, kinds: list[str]) -> int:
+    """How many inputs of its kind are left for this round."""
+    return max(inputs - ROUND * (n_round // len(kinds)), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
