@@ -168,6 +168,8 @@ def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:
         ("added_tokens.json", '{"<a>": true}', "found the id True"),
         ("added_tokens.json", '{"": 4096}', "the added token '', of 0 characters"),
         ("added_tokens.json", "[]", "expected an object"),
+        ("added_tokens.json", '{"\\ud800": 4096}', "unpaired surrogate"),
+        ("added_tokens.json", '{"<a>": 4096, "<a>": 4097}', "key '<a>' twice"),
         ("tokenizer_config.json", '{"added_tokens_decoder": 5}', "added_tokens_decoder 5"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"4096": 5}}', "found added token 5"),
         (

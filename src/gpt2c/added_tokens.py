@@ -115,7 +115,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     decoder = values.get("added_tokens_decoder")
     if decoder is None:
         path = folder / "added_tokens.json"
-        added = tuple(AddedToken(token, _id(path, id)) for token, id in _object(path).items())
+        added = tuple(AddedToken(token, _id(path, id)) for token, id in _object(path, True).items())
     elif isinstance(decoder, dict):
         added = tuple(_described(path, id, token) for id, token in decoder.items())
     else:
@@ -133,9 +133,9 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path, strict: bool = False) -> dict[str, Any]:
     try:
-        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError)
+        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError, strict=strict)
     except CheckpointNotFoundError:
         return {}
 

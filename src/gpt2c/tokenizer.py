@@ -420,7 +420,7 @@ def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
 
 def _read_vocab(path: Path) -> dict[str, int]:
     """The entries of a vocab.json, ids without gaps; raise TokenizerError otherwise."""
-    vocab = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
+    vocab = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
         if type(id) is not int or not 0 <= id < len(vocab):

@@ -58,7 +58,7 @@ class JsonTokenizer(Tokenizer):
                 "extra gpt2c[tokenizers])"
             ) from None
         # Parsed here too: strictly, bounded, and for what the library does not tell.
-        values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
+        values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
         self._path = path
         for part in _PARTS:
             _check_part(values.get(part), part, path)
