@@ -371,10 +371,12 @@ def test_without_the_package_ids_work(
 def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> None:
     folder = model_folder(tmp_path, vocab_size=20)
     letters(tales).save(str(folder / "tokenizer.json"))
+    model = GPT2.from_pretrained(folder)
+    assert len(model.generate([1, 2], max_new_tokens=2)) == 2
     with pytest.raises(
         TokenizerError, match="found a token of id 20, and the model's vocabulary is"
     ):
-        GPT2.from_pretrained(folder)
+        model.generate("MKV")
     # One that was added for padding, and that the model was not enlarged for, is let pass.
     tokenizer = letters(tales)
     tokenizer.add_special_tokens(["[PAD]"])

@@ -32,7 +32,8 @@ class AddedToken:
     """One such token, with the names of Hugging Face's tokenizers.
 
     lstrip and rstrip take the white space before and behind it; single_word finds it only where no
-    other letter stands beside it.
+    other letter stands beside it. Texts that are scored keep special tokens as characters.
+    normalized ones are looked for after all others.
     """
 
     content: str
@@ -40,6 +41,8 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    special: bool = True
+    normalized: bool = False
 
 
 class AddedTokens:
@@ -51,7 +54,10 @@ class AddedTokens:
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         """The contents differ from each other."""
-        self._tokens = {token.content: token for token in tokens}
+        tokens = list(tokens)
+        late = [token for token in tokens if token.normalized]
+        self._late = AddedTokens(late) if late and len(late) < len(tokens) else None
+        self._tokens = {t.content: t for t in tokens if self._late is None or not t.normalized}
         # There may be thousands: at each place where one may begin, a few lengths are looked up.
         lengths: dict[str, set[int]] = {}
         for content in self._tokens:
@@ -60,10 +66,24 @@ class AddedTokens:
         firsts = "".join(map(re.escape, self._lengths))
         self._first = re.compile(f"[{firsts}]") if firsts else None
 
-    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The plain texts between them, each with the id that follows it."""
+    def split(self, text: str, special: bool = True) -> Iterator[tuple[str, int | None]]:
+        """The plain texts between them, each with the id that follows it.
+
+        Without `special` the special ones are part of the plain texts.
+        """
+        if self._late is None:
+            yield from self._split(text, special)
+            return
+        for plain, id in self._split(text, special):
+            *parts, (last, _) = self._late.split(plain, special)
+            yield from parts
+            yield last, id
+
+    def _split(self, text: str, special: bool) -> Iterator[tuple[str, int | None]]:
         at = 0
         for begin, token in self._found(text):
+            if token.special and not special:
+                continue
             end = begin + len(token.content)
             if token.single_word and _has_word(text, begin - 1, end):
                 continue
@@ -146,7 +166,8 @@ def _described(path: Path, id: str, token: object) -> AddedToken:
         raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
     if not id.isascii() or not id.isdecimal() or len(id) > 10:
         raise TokenizerError(f"{path}: found the id {show(id)} of {show(content)}")
-    flags = {name: token.get(name, False) for name in ("lstrip", "rstrip", "single_word")}
+    names = ("lstrip", "rstrip", "single_word", "special", "normalized")
+    flags = {name: token.get(name, False) for name in names}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TokenizerError(f"{path}: found {name} {show(flag)} of {show(content)}")

@@ -18,12 +18,12 @@ from typing import Any, Final, NoReturn
 import gpt2c
 from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import open_checkpoint, save_checkpoint
-from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError
+from gpt2c.errors import ContextError, Error, Gpt2cWarning, OptionError
 from gpt2c.hub import locate
 from gpt2c.options import integer, similar
 from gpt2c.progress import can_show
 from gpt2c.threads import choose_threads
-from gpt2c.tokenizer_files import save_tokenizer
+from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
@@ -315,12 +315,16 @@ def _as_list(answer: Any) -> list[Any]:
 def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(locate(options.source)) as checkpoint:
         wide = replace(checkpoint, packing=None)
-        save_checkpoint(wide, Path(options.folder), partial(save_tokenizer, checkpoint))
+        tokenizer = tokenizer_of(checkpoint)
+        save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
+        save_checkpoint(wide, Path(options.folder), save)
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    with gpt2c.GPT2.from_pretrained(options.source, dtype=options.dtype, progress=_progress()) as m:
-        m.save_pretrained(options.folder)
+    with gpt2c.GPT2.from_pretrained(
+        options.source, dtype=options.dtype, progress=_progress()
+    ) as model:
+        model.save_pretrained(options.folder)
 
 
 # ---- bench ----
@@ -470,7 +474,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.simplefilter("always", FallbackWarning)
+            warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
             # What a terminal cannot show is no reason to lose the rest of the text.
             if hasattr(sys.stdout, "reconfigure"):

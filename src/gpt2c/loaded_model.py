@@ -87,9 +87,11 @@ class LoadedModel:
         this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
         is part of the package, "tales".
 
-        The tokenizer is that of the file, or of its folder: ``vocab.json`` with ``merges.txt``, or
-        ``tokenizer.json`` (extra ``tokenizers``); without any, GPT-2's own, where the vocabulary
-        has its size. ``generation_config.json`` gives end tokens, and options that calls do not.
+        The tokenizer is that of the file, or of its folder: ``tokenizer.json``, or ``vocab.json``
+        with ``merges.txt``; without any, GPT-2's own, where the vocabulary has its size
+        (``model.tokenizer.source`` tells). One that cannot be read is an error where a text is
+        given, and ids work. ``generation_config.json`` gives end tokens, and options that calls do
+        not.
 
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
         what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
@@ -105,9 +107,9 @@ class LoadedModel:
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
         with open_checkpoint(folder) as checkpoint:
-            tokenizer = tokenizer_of(checkpoint)
+            found = tokenizer_of(checkpoint)
             return cls(
-                checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend,
+                checkpoint, found, dtype=dtype, threads=threads, backend=backend,
                 progress=progress,
             )  # fmt: skip
 
@@ -152,7 +154,8 @@ class LoadedModel:
             folder=self._folder,
             vocabulary=self._vocabulary,
         )
-        save_checkpoint(checkpoint, Path(folder), partial(save_tokenizer, checkpoint))
+        save = partial(save_tokenizer, checkpoint, tokenizer=self._tokenizer)
+        save_checkpoint(checkpoint, Path(folder), save)
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A copy of a tensor by GPT-2's own name for it, such as "wte.weight" or "h.0.ln_1.bias".

@@ -1,4 +1,4 @@
-"""Vocabularies of other kinds than GPT-2's: ``tokenizer.json``, by the package tokenizers."""
+"""``tokenizer.json``: what is of GPT-2's kind is read here, the rest by the package tokenizers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from gpt2c.added_tokens import PLAIN, TokenizerConfig
+from gpt2c.bpe import BYTE_ALPHABET
+from gpt2c.byte_level_json import byte_level_tokenizer
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.options import flag
 from gpt2c.tokenizer import (
-    BYTE_ALPHABET,
     END_OF_TEXT,
     MAX_FILE_BYTES,
     MAX_GAP,
@@ -38,6 +40,17 @@ _LIMITS: Final = {
 }
 
 
+def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json`` of any kind.
+
+    Raises TokenizerError, naming the file, CheckpointNotFoundError, or MissingDependencyError where
+    it is of another kind than GPT-2's, and the package is not installed.
+    """
+    values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
+    own = byte_level_tokenizer(values, path, config)
+    return JsonTokenizer(path, config.eos_token) if own is None else own
+
+
 class JsonTokenizer(Tokenizer):
     """A vocabulary of ``tokenizer.json``: `encode` text to ids, `decode` ids to text.
 
@@ -59,7 +72,7 @@ class JsonTokenizer(Tokenizer):
             ) from None
         # Parsed here too: strictly, bounded, and for what the library does not tell.
         values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
-        self._path = path
+        self._path, self.source = path, str(path)
         for part in _PARTS:
             _check_part(values.get(part), part, path)
         # A second one, for texts whose special tokens are mere characters.
@@ -80,6 +93,8 @@ class JsonTokenizer(Tokenizer):
         added = {token: vocab[token] for token in _added(values, path) if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
         self.eot_id: int | None = added.get(eos_token or END_OF_TEXT, added.get(END_OF_TEXT))
+        specials = _added(values, path, only_special=True)
+        self._skipped = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
         self._is_byte_level = _mentions(values.get("decoder"), "ByteLevel")
         self._known: dict[int, bytes] = {}
@@ -154,10 +169,14 @@ def _check_part(part: object, name: str, path: Path) -> None:
         )
 
 
-def _added(values: Mapping[str, Any], path: Path) -> list[str]:
+def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) -> list[str]:
     """What the added tokens are written as; the library has checked their form."""
     try:
-        return [str(token["content"]) for token in values.get("added_tokens") or []]
+        return [
+            str(token["content"])
+            for token in values.get("added_tokens") or []
+            if token["special"] or not only_special
+        ]
     except (TypeError, KeyError):
         raise TokenizerError(f"{path}: found the added tokens {show(values)}") from None
 
