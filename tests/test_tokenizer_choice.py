@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import config_of, random_weights
+from conftest import FIXTURES, config_of, random_weights
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
@@ -22,7 +22,10 @@ from gpt2c.checkpoint import from_arrays
 from gpt2c.cli import main
 from gpt2c.config import GPT2Config
 from gpt2c.errors import (
+    CheckpointNotFoundError,
     ConfigError,
+    MissingDependencyError,
+    OptionTypeError,
     TokenizerError,
     TokenizerWarning,
 )
@@ -181,6 +184,8 @@ def test_without_the_package_another_file_is_used(
     write_pair(folder)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert first_of(GPT2.from_pretrained(folder).tokenizer) == 0
+    with pytest.raises(MissingDependencyError, match="pip install tokenizers"):
+        GPT2.from_pretrained(folder, tokenizer=folder / "tokenizer.json")
     (folder / "vocab.json").unlink()
     with pytest.raises(TokenizerError, match="pip install tokenizers"):
         GPT2.from_pretrained(folder).generate("ab")
@@ -329,6 +334,85 @@ def test_of_another_size_the_file_is_named_too(tmp_path: Path) -> None:
     model = GPT2.from_pretrained(folder)
     with pytest.raises(TokenizerError, match=r"vocab\.txt: looks like part of a tokenizer, which"):
         model.generate("ab")
+
+
+# ---- tokenizer= ----
+
+
+def test_a_tokenizer_that_is_named(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    write_json(folder, 3)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_pair(other, 5)
+    write_pair(other, 6, ("my-vocab.json", "my-merges.txt"))
+    given = {
+        write_json(tmp_path, 4, "mine.json"): 4,
+        str(other): 5, other / "vocab.json": 5, other / "merges.txt": 5,
+        other / "my-vocab.json": 6, str(other / "my-merges.txt"): 6,
+        Tokenizer.from_files(other / "vocab.json", other / "merges.txt"): 5,
+    }  # fmt: skip
+    for tokenizer, first in given.items():
+        model = GPT2.from_pretrained(folder, tokenizer=tokenizer)
+        assert first_of(model.tokenizer) == first
+        if not isinstance(tokenizer, Tokenizer):
+            model.save_pretrained(tmp_path / "new")
+            assert first_of(GPT2.from_pretrained(tmp_path / "new").tokenizer) == first
+            shutil.rmtree(tmp_path / "new")
+    assert first_of(GPT2.from_pretrained(folder).tokenizer) == 3
+    again = GPT2.from_pretrained(folder).tokenizer
+    assert GPT2.from_pretrained(folder, tokenizer=again).tokenizer is again
+
+
+def test_the_tokenizer_of_a_gguf_file(tmp_path: Path) -> None:
+    path = FIXTURES / "formats" / "gguf" / "f32.gguf"
+    inside = GPT2.from_pretrained(path)
+    size = inside.config.vocab_size
+    model = GPT2.from_pretrained(model_folder(tmp_path / "m", vocab_size=size), tokenizer=path)
+    assert model.tokenizer.encode("a b") == inside.tokenizer.encode("a b")
+
+
+def test_gpt2s_own_can_be_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copy_of(own, tmp_path / "m")
+    (folder / "vocab.txt").write_text("x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = GPT2.from_pretrained(folder, tokenizer="gpt2")
+    assert model.tokenizer is Tokenizer.gpt2()
+    model.save_pretrained(tmp_path / "new")
+    saved = Tokenizer.from_files(tmp_path / "new" / "vocab.json", tmp_path / "new" / "merges.txt")
+    assert saved.encode("Hello world<|endoftext|>") == [15496, 995, 50256]
+
+
+def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    (tmp_path / "vocab.txt").write_text("x\ny\n")
+    for given, kind, message in (
+        (tmp_path / "none", CheckpointNotFoundError, "none: there is no such file or folder"),
+        (tmp_path / "vocab.txt", TokenizerError, r"vocab\.txt: found b'x\\ny\\n' at the beginning"),
+        (tmp_path, CheckpointNotFoundError, r"found no tokenizer, .*vocab\.txt: looks like"),
+        (5, OptionTypeError, "tokenizer is a int; it must be a path or a gpt2c.Tokenizer"),
+        (b"x", OptionTypeError, "tokenizer is a bytes"),
+        (folder / "model.safetensors", TokenizerError, "at the beginning"),
+        (folder / "config.json", TokenizerError, r"config\.json: "),
+    ):
+        with pytest.raises(kind, match=message):
+            GPT2.from_pretrained(folder, tokenizer=given)  # type: ignore[arg-type]
+    with pytest.raises(TokenizerError, match="found a token of id 50255, and the model's voc"):
+        GPT2.from_pretrained(folder, tokenizer=Tokenizer.gpt2())
+
+
+def test_the_command_line_takes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model_folder(tmp_path / "m")
+    write_pair(tmp_path, 7)
+    options = ["--model", str(folder), "--tokenizer", str(tmp_path / "vocab.json")]
+    assert main(["info", *options]) == 0
+    assert f"from {tmp_path / 'vocab.json'}>" in capsys.readouterr().out
+    assert main(["generate", "ab", "-n", "2", *options]) == 0
+    for command in ("convert", "quantize"):
+        assert main([command, str(folder), str(tmp_path / command), *options[2:]]) == 0
+        assert first_of(GPT2.from_pretrained(tmp_path / command).tokenizer) == 7
 
 
 def test_a_tokenizer_from_memory_cannot_be_saved(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import open_checkpoint, save_checkpoint
 from gpt2c.errors import ContextError, Error, Gpt2cWarning, OptionError
 from gpt2c.hub import locate
+from gpt2c.named_tokenizer import tokenizer_for
 from gpt2c.options import integer, similar
 from gpt2c.progress import can_show
 from gpt2c.threads import choose_threads
-from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
+from gpt2c.tokenizer_files import save_tokenizer
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
@@ -142,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     convert.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     convert.add_argument("folder", metavar="DST", help="the folder to write")
+    _add_tokenizer_option(convert)
 
     quantize = commands.add_parser(
         "quantize", help="write a checkpoint in 8 or 4 bits", allow_abbrev=False,
@@ -152,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     quantize.add_argument("folder", metavar="DST", help="the folder to write")
+    _add_tokenizer_option(quantize)
     quantize.add_argument("--dtype", default="int8", choices=["int8", "int4"], help="default: int8")
 
     bench = commands.add_parser(
@@ -185,12 +188,18 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "the checkpoint was quantized to, else float32")  # fmt: skip
     add("--threads", type=int, metavar="N", help="most threads to use")
     add("--backend", default="auto", help="auto (default), c or numpy")
+    _add_tokenizer_option(parser)
+
+
+def _add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokenizer", metavar="PATH", help="the tokenizer's file or folder, such "
+        "as tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's")  # fmt: skip
 
 
 def _load(options: argparse.Namespace) -> gpt2c.GPT2:
     return gpt2c.GPT2.from_pretrained(
         options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        progress=_progress(),
+        progress=_progress(), tokenizer=options.tokenizer,
     )  # fmt: skip
 
 
@@ -315,14 +324,14 @@ def _as_list(answer: Any) -> list[Any]:
 def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(locate(options.source)) as checkpoint:
         wide = replace(checkpoint, packing=None)
-        tokenizer = tokenizer_of(checkpoint)
+        tokenizer = tokenizer_for(checkpoint, options.tokenizer)
         save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
         save_checkpoint(wide, Path(options.folder), save)
 
 
 def _quantize(options: argparse.Namespace) -> None:
     with gpt2c.GPT2.from_pretrained(
-        options.source, dtype=options.dtype, progress=_progress()
+        options.source, dtype=options.dtype, progress=_progress(), tokenizer=options.tokenizer
     ) as model:
         model.save_pretrained(options.folder)
 

@@ -20,11 +20,12 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generation_config import FILE as GENERATION_CONFIG
 from gpt2c.generation_config import read_generation_config
 from gpt2c.hub import locate
+from gpt2c.named_tokenizer import tokenizer_for
 from gpt2c.options import flag, similar
 from gpt2c.progress import LoadingBar
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
+from gpt2c.tokenizer_files import save_tokenizer
 from gpt2c.untrusted import show, show_list
 
 
@@ -76,6 +77,7 @@ class LoadedModel:
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        tokenizer: str | os.PathLike[str] | Tokenizer | MissingTokenizer | None = None,
     ) -> Self:
         """A model from a checkpoint on disk, from the hub, or the embedded one.
 
@@ -87,11 +89,12 @@ class LoadedModel:
         this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
         is part of the package, "tales".
 
-        The tokenizer is that of the file, or of its folder: ``tokenizer.json``, or ``vocab.json``
-        with ``merges.txt``; without any, GPT-2's own, where the vocabulary has its size
-        (``model.tokenizer.source`` tells). One that cannot be read is an error where a text is
-        given, and ids work. ``generation_config.json`` gives end tokens, and options that calls do
-        not.
+        The tokenizer is that of the file, or of its folder: ``tokenizer.json``, ``vocab.json`` with
+        ``merges.txt``, or nanoGPT's ``meta.pkl``; without any, GPT-2's own, where the vocabulary
+        has its size (``model.tokenizer.source`` tells). One that cannot be read is an error where a
+        text is given, and ids work. tokenizer names another: a path to one of these files, or to a
+        folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. ``generation_config.json``
+        gives end tokens, and options that calls do not.
 
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
         what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
@@ -107,7 +110,7 @@ class LoadedModel:
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
         with open_checkpoint(folder) as checkpoint:
-            found = tokenizer_of(checkpoint)
+            found = tokenizer_for(checkpoint, tokenizer)
             return cls(
                 checkpoint, found, dtype=dtype, threads=threads, backend=backend,
                 progress=progress,

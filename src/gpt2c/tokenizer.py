@@ -37,7 +37,7 @@ GPT2_SOURCE: Final = "GPT-2's own vocabulary, which is part of gpt2c"
 _PLAIN_RULES: Final = Rules()
 _ADVICE: Final = (
     "pass token ids instead of text, or put the vocabulary's vocab.json and merges.txt beside the "
-    "weights"
+    "weights, or name its file with tokenizer="
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gpt2c.added_tokens import TokenizerConfig, read_tokenizer_config
+from gpt2c.characters import META, read_meta
 from gpt2c.checkpoint import BytePairs, Checkpoint
 from gpt2c.checkpoint.save import MAX_BESIDE, copy_beside
 from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY
@@ -25,6 +26,7 @@ from gpt2c.errors import (
 from gpt2c.foreign_files import foreign_tokenizer
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.tokenizer_json import read_tokenizer_json
+from gpt2c.untrusted import show
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -56,7 +58,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     if isinstance(checkpoint.vocabulary, str):
         return MissingTokenizer(checkpoint.vocabulary, n_vocab=n_vocab)
     folder = checkpoint.folder
-    if folder is not None and (found := _first(candidates_in(folder), n_vocab)):
+    if folder is not None and (found := _first(_candidates(checkpoint, folder), n_vocab)):
         return found
     foreign = None if folder is None else foreign_tokenizer(folder)
     if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
@@ -69,7 +71,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
         return None
     also = "" if foreign is None else f"; {foreign}, which gpt2c does not read"
     return MissingTokenizer(
-        f"{folder}: there is no {JSON}, no {VOCABULARY} with {MERGES}, and a vocabulary "
+        f"{folder}: there is no {JSON}, no {VOCABULARY} with {MERGES}, no {META}, and a vocabulary "
         f"of {n_vocab} tokens is not GPT-2's own{also}",
         n_vocab=n_vocab,
     )
@@ -79,6 +81,13 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
 _Candidate = tuple[str, Callable[[], Tokenizer]]
 
 
+def _candidates(checkpoint: Checkpoint, folder: Path) -> Iterator[_Candidate]:
+    """What may hold a checkpoint's tokenizer, the likeliest first."""
+    yield from candidates_in(folder)
+    for path in _meta_of_dataset(checkpoint, folder):
+        yield str(path), partial(read_meta, path)
+
+
 def candidates_in(folder: Path) -> Iterator[_Candidate]:
     """The tokenizers that a folder has. A link that leads nowhere is a broken one."""
     if os.path.lexists(folder / JSON):
@@ -86,6 +95,8 @@ def candidates_in(folder: Path) -> Iterator[_Candidate]:
     for names in PAIRS:
         if all(os.path.lexists(folder / name) for name in names):
             yield str(folder / names[0]), partial(of_files, *(folder / name for name in names))
+    if os.path.lexists(folder / META):
+        yield str(folder / META), partial(read_meta, folder / META)
 
 
 def of_json(path: Path) -> Tokenizer:
@@ -152,6 +163,48 @@ def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
     return tokenizer
 
 
+# ---- nanoGPT's data ----
+
+
+def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
+    """data/DATASET/meta.pkl of the nanoGPT that wrote a checkpoint, where it is still there.
+
+    The checkpoint's configuration has the dataset's name, and nanoGPT's folder is the checkpoint's
+    own or one above: the next, or as many as out_dir has parts, if they are those of the folder.
+    What is read is a file of this one name, and the real one: no link leads elsewhere.
+    """
+    if checkpoint.dataset is None:
+        return
+    dataset, out_dir = checkpoint.dataset
+    if not is_file_name(dataset):
+        _log.warning("%s: the dataset %s is not the name of a folder", folder, show(dataset))
+        return
+    roots = [folder, folder.parent]
+    try:
+        here = folder.resolve(strict=True)
+        parts = Path(out_dir).parts
+        if 0 < len(parts) < len(here.parts) and here.parts[-len(parts) :] == parts:
+            roots.append(here.parents[len(parts) - 1])
+        roots = list(dict.fromkeys(root.resolve(strict=True) for root in roots))
+        for root in roots:
+            path = root / "data" / dataset / META
+            if not os.path.lexists(path):
+                continue
+            if path.resolve() == path:
+                yield path
+            else:
+                _log.warning(
+                    "%s: is not read, for a link leads there: name it with tokenizer=", path
+                )
+    except (OSError, RuntimeError, ValueError) as reason:  # loops of links; names that are none
+        _log.warning("%s: the dataset %s cannot be looked for: %s", folder, show(dataset), reason)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether this is one part of a path, and no way out of a folder."""
+    return name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")
+
+
 # ---- saving ----
 
 
@@ -180,6 +233,8 @@ def save_tokenizer(
     files = _files_in(checkpoint.folder)
     if tokenizer is None:
         _save_gpt2s_own(folder)
+    if isinstance(tokenizer, MissingTokenizer) and (checkpoint.folder / META).is_file():
+        files[META] = checkpoint.folder / META
     if isinstance(tokenizer, MissingTokenizer) and files:
         warn(f"the tokenizer's files are copied as they are: {tokenizer.reason}", TokenizerWarning)
     _copy_files(files, folder)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from gpt2c.added_tokens import PLAIN, TokenizerConfig
 from gpt2c.bpe import BYTE_ALPHABET
 from gpt2c.byte_level_json import byte_level_tokenizer
+from gpt2c.characters import character_tokenizer
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.options import flag
@@ -44,10 +45,11 @@ def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenize
     """The tokenizer of a ``tokenizer.json`` of any kind.
 
     Raises TokenizerError, naming the file, CheckpointNotFoundError, or MissingDependencyError where
-    it is of another kind than GPT-2's, and the package is not installed.
+    it is of another kind than GPT-2's, or nanoGPT's of characters, and the package is not
+    installed.
     """
     values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
-    own = byte_level_tokenizer(values, path, config)
+    own = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
     return JsonTokenizer(path, config.eos_token) if own is None else own
 
 
