@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
 import signal
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ import numpy as np
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.checkpoint import open_checkpoint
+from gpt2c.errors import TokenizerWarning
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = FIXTURES / "formats"
@@ -194,9 +197,11 @@ def _load(target: Path, deep: bool) -> None:
 
 def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
     """Endless, over the files of a small vocabulary with tokens added."""
+    from gpt2c.characters import read_meta
     from gpt2c.tokenizer import Tokenizer
-    from gpt2c.tokenizer_json import JsonTokenizer
+    from gpt2c.tokenizer_json import JsonTokenizer, read_tokenizer_json
 
+    warnings.simplefilter("ignore", TokenizerWarning)
     model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf")
     model.save_pretrained(work / "model")
     folder = work / "model"
@@ -216,13 +221,19 @@ def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Cal
         )
     )  # fmt: skip
     names = ["vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json"]
-    names += ["tokenizer.json"]
+    names += ["tokenizer.json", "meta.pkl"]
+    chars = dict(enumerate("the <usrpad>é\u3000😀\0"))
+    meta = {"vocab_size": 16, "itos": chars, "stoi": {char: id for id, char in chars.items()}}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     raws = {name: (folder / name).read_bytes() for name in names}
     texts = ["the <user> thé", "<pad>\u3000 <user>", "😀\0", "a" * 3000, " " * 3000]
 
     def use(name: str, text: str) -> None:
         if name == "tokenizer.json":
-            tokenizer: Tokenizer = JsonTokenizer(folder / name)
+            read = rng.choice((JsonTokenizer, read_tokenizer_json))
+            tokenizer: Tokenizer = read(folder / name)
+        elif name == "meta.pkl":
+            tokenizer = read_meta(folder / name)
         else:
             tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
         for special in (True, False):

@@ -205,15 +205,21 @@ def test_from_json(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("{} {}", "is not JSON"),
         (b"\xff{}", "is not UTF-8 at byte 0"),
-        ('{"n_embd": 8, "n_embd": 8}', "has the key 'n_embd' twice"),
-        ('{"id2label": {"0": "a", "0": "b"}}', "has the key '0' twice"),
-        ('{"layer_norm_epsilon": NaN}', "has NaN"),
-        ('{"x": [-Infinity]}', "has -Infinity"),
-        ('{"x": 1e999}', "beyond float64"),
-        ('{"x": ' + "9" * 5000 + "}", "not a 64-bit integer"),
-        ('{"x": "\\ud800"}', "unpaired surrogate"),
-        ('{"x": ' + "[" * 33 + "]" * 33 + "}", "levels deep"),
-        ('{"x": ' + "[" * 100_000, "levels deep"),
+        (
+            '{"n_embd": 8, "n_embd": 9}',
+            "n_embd must be an integer from 1 to 1048576, found two val",
+        ),
+        ('{"layer_norm_epsilon": NaN}', "must be a number, found NaN"),
+        ('{"layer_norm_epsilon": -Infinity}', "must be a number, found -Infinity"),
+        ('{"layer_norm_epsilon": 1e999}', "must be a number, found 1e999"),
+        ('{"n_embd": ' + "9" * 5000 + "}", "found a number of 5000 digits"),
+        ('{"activation_function": "\\ud800"}', "found '\\ud800'"),
+        (
+            '{"n_embd": ' + "[" * 99 + "]" * 99 + "}",
+            "must be an integer from 1 to 1048576, found [",
+        ),
+        ('{"x": ' + "[" * 100_000, "is not JSON"),
+        ('{"x": ' + "[" * 100_000 + "}" * 100_000, "is not JSON"),
         ('{"vocab_size": 0}', "vocab_size must be an integer from 1"),
     ],
 )
@@ -225,6 +231,19 @@ def test_from_json_rejects(tmp_path: Path, text: str | bytes, message: str) -> N
     assert message in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 400
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "-0", "1e999", "NaN", "[-Infinity]", '"\\ud800"', '{"0": "a", "0": "b"}',
+     "[" * 33 + "]" * 33, "[" * 100_000 + "]" * 100_000, '1, "x": 2'],
+    ids=lambda value: value[:9],
+)  # fmt: skip
+def test_keys_that_are_not_used_may_hold_anything(tmp_path: Path, value: str) -> None:
+    for key in ("x", "id2label", "\\ud800"):
+        path = write(tmp_path, f'{{"n_embd": 24, "n_embd": 24, "{key}": {value}, "n_head": 3}}')
+        config = GPT2Config.from_json(path)
+        assert (config.n_embd, config.n_head) == (24, 3)
 
 
 def test_brackets_and_quotes_in_strings_are_no_depth(tmp_path: Path) -> None:

@@ -166,8 +166,9 @@ def test_a_broken_link_is_not_a_missing_tokenizer(tmp_path):
         (tmp_path / name).symlink_to(FIXTURES / "sort-nano" / name)
     (tmp_path / "vocab.json").symlink_to(tmp_path / "nowhere")
     (tmp_path / "merges.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(gpt2c.Error, match=r"vocab\.json"):
-        GPT2.from_pretrained(tmp_path)
+    broken = GPT2.from_pretrained(tmp_path)
+    with pytest.raises(gpt2c.TokenizerError, match=r"vocab\.json"):
+        broken.generate("a")
 
 
 def test_values_that_cannot_be_shown(model):

@@ -168,6 +168,8 @@ def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:
         ("added_tokens.json", '{"<a>": true}', "found the id True"),
         ("added_tokens.json", '{"": 4096}', "the added token '', of 0 characters"),
         ("added_tokens.json", "[]", "expected an object"),
+        ("added_tokens.json", '{"\\ud800": 4096}', "unpaired surrogate"),
+        ("added_tokens.json", '{"<a>": 4096, "<a>": 4097}', "key '<a>' twice"),
         ("tokenizer_config.json", '{"added_tokens_decoder": 5}', "added_tokens_decoder 5"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"4096": 5}}', "found added token 5"),
         (
@@ -369,10 +371,12 @@ def test_without_the_package_ids_work(
 def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> None:
     folder = model_folder(tmp_path, vocab_size=20)
     letters(tales).save(str(folder / "tokenizer.json"))
+    model = GPT2.from_pretrained(folder)
+    assert len(model.generate([1, 2], max_new_tokens=2)) == 2
     with pytest.raises(
         TokenizerError, match="found a token of id 20, and the model's vocabulary is"
     ):
-        GPT2.from_pretrained(folder)
+        model.generate("MKV")
     # One that was added for padding, and that the model was not enlarged for, is let pass.
     tokenizer = letters(tales)
     tokenizer.add_special_tokens(["[PAD]"])

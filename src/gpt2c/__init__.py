@@ -26,6 +26,7 @@ from gpt2c.errors import (
     OptionError,
     OptionTypeError,
     TokenizerError,
+    TokenizerWarning,
 )
 from gpt2c.gen_text import gen_text
 from gpt2c.generation import Completion
@@ -66,6 +67,7 @@ __all__ = [
     "Session",
     "Tokenizer",
     "TokenizerError",
+    "TokenizerWarning",
     "__version__",
     "from_transformers",
     "gen_text",

@@ -34,6 +34,7 @@ class AddedToken:
 
     lstrip and rstrip take the white space before and behind it; single_word finds it only where no
     other letter stands beside it. Texts that are scored keep special tokens as characters.
+    normalized ones are looked for after all others.
     """
 
     content: str
@@ -42,6 +43,7 @@ class AddedToken:
     rstrip: bool = False
     single_word: bool = False
     special: bool = True
+    normalized: bool = False
 
 
 class AddedTokens:
@@ -53,7 +55,10 @@ class AddedTokens:
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         """The contents differ from each other."""
-        self._tokens = {token.content: token for token in tokens}
+        tokens = list(tokens)
+        late = [token for token in tokens if token.normalized]
+        self._late = AddedTokens(late) if late and len(late) < len(tokens) else None
+        self._tokens = {t.content: t for t in tokens if self._late is None or not t.normalized}
         # There may be thousands: at each place where one may begin, a few lengths are looked up.
         lengths: dict[str, set[int]] = {}
         for content in self._tokens:
@@ -62,10 +67,24 @@ class AddedTokens:
         firsts = "".join(map(re.escape, self._lengths))
         self._first = re.compile(f"[{firsts}]") if firsts else None
 
-    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """The plain texts between them, each with the id that follows it."""
+    def split(self, text: str, special: bool = True) -> Iterator[tuple[str, int | None]]:
+        """The plain texts between them, each with the id that follows it.
+
+        Without `special` the special ones are part of the plain texts.
+        """
+        if self._late is None:
+            yield from self._split(text, special)
+            return
+        for plain, id in self._split(text, special):
+            *parts, (last, _) = self._late.split(plain, special)
+            yield from parts
+            yield last, id
+
+    def _split(self, text: str, special: bool) -> Iterator[tuple[str, int | None]]:
         at = 0
         for begin, token in self._found(text):
+            if token.special and not special:
+                continue
             end = begin + len(token.content)
             if token.single_word and _has_word(text, begin - 1, end):
                 continue
@@ -119,7 +138,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
         path = folder / "added_tokens.json"
         added = tuple(
             AddedToken(token, _id(path, id), special=token in named.special)
-            for token, id in _object(path).items()
+            for token, id in _object(path, True).items()
         )
     elif isinstance(decoder, dict):
         added = tuple(_described(path, id, token, named) for id, token in decoder.items())
@@ -139,9 +158,9 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     )  # fmt: skip
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path, strict: bool = False) -> dict[str, Any]:
     try:
-        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError)
+        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError, strict=strict)
     except CheckpointNotFoundError:
         return {}
 
@@ -152,7 +171,7 @@ def _described(path: Path, id: str, token: object, named: NamedTokens) -> AddedT
         raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
     if not id.isascii() or not id.isdecimal() or len(id) > 10:
         raise TokenizerError(f"{path}: found the id {show(id)} of {show(content)}")
-    names = ("lstrip", "rstrip", "single_word", "special")
+    names = ("lstrip", "rstrip", "single_word", "special", "normalized")
     flags = {name: token.get(name, False) for name in names}
     for name, flag in flags.items():
         if not isinstance(flag, bool):

@@ -18,15 +18,17 @@ import gpt2c
 from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from gpt2c.cli_input import READING, Item, read_prompts
-from gpt2c.errors import ContextError, Error, FallbackWarning, OptionError, TokenizerError
+from gpt2c.errors import ContextError, Error, Gpt2cWarning, OptionError
 from gpt2c.hub import locate
+from gpt2c.named_tokenizer import tokenizer_for
 from gpt2c.option_hints import flag_hint
 from gpt2c.options import integer
 from gpt2c.progress import can_show
-from gpt2c.special_tokens import with_named_tokens
 from gpt2c.prompts import check_ids
+from gpt2c.special_tokens import with_named_tokens
 from gpt2c.threads import choose_threads
-from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
+from gpt2c.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.tokenizer_files import save_tokenizer
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
@@ -148,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     convert.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     convert.add_argument("folder", metavar="DST", help="the folder to write")
+    _add_tokenizer_option(convert)
 
     quantize = commands.add_parser(
         "quantize", help="write a checkpoint in 8 or 4 bits", allow_abbrev=False,
@@ -158,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     quantize.add_argument("folder", metavar="DST", help="the folder to write")
+    _add_tokenizer_option(quantize)
     quantize.add_argument("--dtype", default="int8", choices=["int8", "int4"], help="default: int8")
 
     bench = commands.add_parser(
@@ -191,12 +195,18 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "the checkpoint was quantized to, else float32")  # fmt: skip
     add("--threads", type=int, metavar="N", help="most threads to use")
     add("--backend", default="auto", help="auto (default), c or numpy")
+    _add_tokenizer_option(parser)
+
+
+def _add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokenizer", metavar="PATH", help="the tokenizer's file or folder, such "
+        "as tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's")  # fmt: skip
 
 
 def _load(options: argparse.Namespace) -> gpt2c.GPT2:
     return gpt2c.GPT2.from_pretrained(
         options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        progress=_progress(),
+        progress=_progress(), tokenizer=options.tokenizer,
     )  # fmt: skip
 
 
@@ -313,23 +323,26 @@ def _as_list(answer: Any) -> list[Any]:
 
 def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(locate(options.source)) as checkpoint:
-        wide = replace(checkpoint, packing=None, config=_named_config(checkpoint))
-        save_checkpoint(wide, Path(options.folder), partial(save_tokenizer, checkpoint))
+        tokenizer = tokenizer_for(checkpoint, options.tokenizer)
+        config = _named_config(checkpoint, tokenizer)
+        wide = replace(checkpoint, packing=None, config=config)
+        save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
+        save_checkpoint(wide, Path(options.folder), save)
 
 
-def _named_config(checkpoint: Checkpoint) -> gpt2c.GPT2Config:
-    """The configuration with the tokens that the tokenizer's files name, where they can be read."""
-    try:
-        tokenizer = tokenizer_of(checkpoint)
-    except TokenizerError:
-        tokenizer = None
+def _named_config(
+    checkpoint: Checkpoint, tokenizer: Tokenizer | MissingTokenizer | None
+) -> gpt2c.GPT2Config:
+    """The configuration with the tokens that the tokenizer's files name."""
     beside = checkpoint.folder if checkpoint.vocabulary is None else None
     return with_named_tokens(checkpoint.config, beside, tokenizer)[0]
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    with gpt2c.GPT2.from_pretrained(options.source, dtype=options.dtype, progress=_progress()) as m:
-        m.save_pretrained(options.folder)
+    with gpt2c.GPT2.from_pretrained(
+        options.source, dtype=options.dtype, progress=_progress(), tokenizer=options.tokenizer
+    ) as model:
+        model.save_pretrained(options.folder)
 
 
 # ---- bench ----
@@ -479,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         with warnings.catch_warnings():
-            warnings.simplefilter("always", FallbackWarning)
+            warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
             # What a terminal cannot show is no reason to lose the rest of the text.
             if hasattr(sys.stdout, "reconfigure"):

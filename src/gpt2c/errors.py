@@ -7,6 +7,9 @@ keeps working in programs that know nothing of gpt2c.
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class Error(Exception):
     """The base of every exception gpt2c raises on purpose."""
@@ -66,3 +69,15 @@ class Gpt2cWarning(UserWarning):
 
 class FallbackWarning(Gpt2cWarning, RuntimeWarning):
     """The compiled engine is not available and NumPy is used instead."""
+
+
+class TokenizerWarning(Gpt2cWarning):
+    """A text may become other token ids than its model was trained with."""
+
+
+def warn(message: str, kind: type[Gpt2cWarning]) -> None:
+    """Give a warning at the line outside this package that led here."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, kind, stacklevel=level)

@@ -21,7 +21,7 @@ from gpt2c.errors import (
 from gpt2c.options import INT32_MAX, is_integer
 from gpt2c.sampling import asks_to_sample
 from gpt2c.special_tokens import ids_in
-from gpt2c.untrusted import read_json_object, show, show_list
+from gpt2c.untrusted import Unusable, read_json_object, show, show_list
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -125,7 +125,7 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     """
     path = folder / FILE
     try:
-        values = read_json_object(path, limit=_MAX_FILE, error=ConfigError, any_number=True)
+        values = read_json_object(path, limit=_MAX_FILE, error=ConfigError)
     except CheckpointNotFoundError:
         return config, ModelDefaults()
     except ConfigError as reason:
@@ -184,7 +184,9 @@ def _usable(name: str, value: Any, config: GPT2Config) -> Any:
     if name == "bad_words_ids" and isinstance(value, list):
         ends = [[id] for id in config.eos_token_ids]
         return [word for word in value if word not in ends]
-    if name in _COUNTS and _is_number(value) and value > INT32_MAX:
+    if name in (*_COUNTS, *_LENGTHS) and (
+        (isinstance(value, Unusable) and value.is_huge) or (_is_number(value) and value > INT32_MAX)
+    ):
         return INT32_MAX
     return value
 

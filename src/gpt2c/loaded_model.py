@@ -19,12 +19,13 @@ from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generation_config import ModelDefaults, read_generation_config
 from gpt2c.hub import locate
+from gpt2c.named_tokenizer import tokenizer_for
 from gpt2c.options import flag, similar
 from gpt2c.progress import LoadingBar
 from gpt2c.special_tokens import ids_in, with_named_tokens
 from gpt2c.threads import choose_threads
 from gpt2c.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.tokenizer_files import save_tokenizer, tokenizer_of
+from gpt2c.tokenizer_files import save_tokenizer
 from gpt2c.untrusted import show, show_list
 
 
@@ -74,6 +75,7 @@ class LoadedModel:
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        tokenizer: str | os.PathLike[str] | Tokenizer | MissingTokenizer | None = None,
     ) -> Self:
         """A model from a checkpoint on disk, from the hub, or the embedded one.
 
@@ -85,9 +87,12 @@ class LoadedModel:
         this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
         is part of the package, "tales".
 
-        The tokenizer is that of the file, or of its folder: ``vocab.json`` with ``merges.txt``, or
-        ``tokenizer.json`` (extra ``tokenizers``); without any, GPT-2's own, where the vocabulary
-        has its size. ``generation_config.json`` gives end tokens, and options that calls do not.
+        The tokenizer is that of the file, or of its folder: ``tokenizer.json``, ``vocab.json`` with
+        ``merges.txt``, or nanoGPT's ``meta.pkl``; without any, GPT-2's own, where the vocabulary
+        has its size (``model.tokenizer.source`` tells). One that cannot be read is an error where a
+        text is given, and ids work. tokenizer names another: a path to one of these files, or to a
+        folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. ``generation_config.json``
+        gives end tokens, and options that calls do not.
 
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
         what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
@@ -103,9 +108,9 @@ class LoadedModel:
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
         with open_checkpoint(folder) as checkpoint:
-            tokenizer = tokenizer_of(checkpoint)
+            found = tokenizer_for(checkpoint, tokenizer)
             return cls(
-                checkpoint, tokenizer, dtype=dtype, threads=threads, backend=backend,
+                checkpoint, found, dtype=dtype, threads=threads, backend=backend,
                 progress=progress,
             )  # fmt: skip
 
@@ -155,7 +160,8 @@ class LoadedModel:
             folder=self._folder,
             vocabulary=self._vocabulary,
         )
-        save_checkpoint(checkpoint, Path(folder), partial(save_tokenizer, checkpoint))
+        save = partial(save_tokenizer, checkpoint, tokenizer=self._tokenizer)
+        save_checkpoint(checkpoint, Path(folder), save)
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A copy of a tensor by GPT-2's own name for it, such as "wte.weight" or "h.0.ln_1.bias".

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
-from gpt2c.untrusted import open_regular, parse_json, read_json_object
+from gpt2c.untrusted import open_regular, parse_json_leniently, read_json_object
 
 if TYPE_CHECKING:
     from gpt2c.config import GPT2Config
@@ -151,7 +151,7 @@ def with_named_tokens(
 def read_lenient(path: Path) -> dict[str, Any]:
     """A JSON object whose file need not be there, nor be one; empty then."""
     try:
-        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError, any_number=True)
+        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError)
     except (CheckpointNotFoundError, TokenizerError):
         return {}
 
@@ -176,7 +176,7 @@ def _add_integers(value: object, found: set[int]) -> None:
 def _special_tokens_map(folder: Path) -> dict[str, Any]:
     path = folder / _MAP_FILE
     try:
-        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError, any_number=True)
+        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError)
     except CheckpointNotFoundError:
         return {}
     except TokenizerError as reason:
@@ -207,7 +207,7 @@ def _tokenizer_json(folder: Path) -> bytes | None:
 
 def _post_processor(raw: bytes) -> object:
     try:
-        values = parse_json(raw)
+        values = parse_json_leniently(raw)
     except ValueError:  # said where the file is read for its vocabulary
         return None
     return values.get("post_processor") if isinstance(values, dict) else None

@@ -1,4 +1,4 @@
-"""Vocabularies of other kinds than GPT-2's: ``tokenizer.json``, by the package tokenizers."""
+"""``tokenizer.json``: what is of GPT-2's kind is read here, the rest by the package tokenizers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gpt2c.added_tokens import PLAIN, TokenizerConfig
+from gpt2c.bpe import BYTE_ALPHABET
+from gpt2c.byte_level_json import byte_level_tokenizer
+from gpt2c.characters import character_tokenizer
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.options import flag
 from gpt2c.special_tokens import template
 from gpt2c.tokenizer import (
-    BYTE_ALPHABET,
     MAX_FILE_BYTES,
     MAX_GAP,
     Tokenizer,
@@ -40,6 +42,18 @@ _LIMITS: Final = {
 }
 
 
+def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json`` of any kind.
+
+    Raises TokenizerError, naming the file, CheckpointNotFoundError, or MissingDependencyError where
+    it is of another kind than GPT-2's, or nanoGPT's of characters, and the package is not
+    installed.
+    """
+    values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
+    own = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
+    return JsonTokenizer(path, config) if own is None else own
+
+
 class JsonTokenizer(Tokenizer):
     """A vocabulary of ``tokenizer.json``: `encode` text to ids, `decode` ids to text.
 
@@ -60,8 +74,8 @@ class JsonTokenizer(Tokenizer):
                 "extra gpt2c[tokenizers])"
             ) from None
         # Parsed here too: strictly, bounded, and for what the library does not tell.
-        values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
-        self._path = path
+        values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
+        self._path, self.source = path, str(path)
         for part in _PARTS:
             _check_part(values.get(part), part, path)
         # A second one, for texts whose special tokens are mere characters.
@@ -84,6 +98,8 @@ class JsonTokenizer(Tokenizer):
         self._name_special_tokens(
             replace(config, around=template(values.get("post_processor"))), vocab.get
         )
+        specials = _added(values, path, only_special=True)
+        self._skipped = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
         self._is_byte_level = _mentions(values.get("decoder"), "ByteLevel")
         self._known: dict[int, bytes] = {}
@@ -163,10 +179,14 @@ def _check_part(part: object, name: str, path: Path) -> None:
         )
 
 
-def _added(values: Mapping[str, Any], path: Path) -> list[str]:
+def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) -> list[str]:
     """What the added tokens are written as; the library has checked their form."""
     try:
-        return [str(token["content"]) for token in values.get("added_tokens") or []]
+        return [
+            str(token["content"])
+            for token in values.get("added_tokens") or []
+            if token["special"] or not only_special
+        ]
     except (TypeError, KeyError):
         raise TokenizerError(f"{path}: found the added tokens {show(values)}") from None
 

@@ -3,6 +3,9 @@
 Configurations, tensor headers and vocabularies all come from strangers. ``json.loads`` alone
 is too kind to them: it keeps the last of two equal keys, takes NaN for a number, and its
 recursion is only as bounded as the interpreter's stack.
+
+A value that cannot be read is an :class:`Unusable`. Whoever needs the value finds that it is of the
+wrong type; whoever does not need it never notices.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from gpt2c.errors import CheckpointNotFoundError, Error, OptionTypeError
 
@@ -26,6 +29,23 @@ MAX_DEPTH = 32
 
 # A string (also one that is never closed, so that the search stays linear), or one bracket.
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+
+
+class Unusable:
+    """Stands for a JSON value that has no safe meaning in Python, such as a number of 31 digits."""
+
+    def __init__(self, text: str) -> None:
+        """`text` is what messages show of the value."""
+        self._text = text
+
+    def __repr__(self) -> str:
+        """What the file has."""
+        return self._text
+
+    @property
+    def is_huge(self) -> bool:
+        """Whether it is a positive integer of more than 64 bits."""
+        return self._text.isascii() and self._text.isdigit()
 
 
 def show(value: object, limit: int = 120) -> str:
@@ -71,12 +91,13 @@ def open_regular(path: Path, error: type[Error]) -> io.FileIO:
 
 
 def read_json_object(
-    path: Path, *, limit: int, error: type[Error], any_number: bool = False
+    path: Path, *, limit: int, error: type[Error], strict: bool = False
 ) -> dict[str, Any]:
     """Read a whole JSON file of at most `limit` bytes; its top level must be an object.
 
-    any_number is that of :func:`parse_json`. Raises CheckpointNotFoundError or `error`; the
-    message names the file.
+    A value that :func:`parse_json` refuses is an Unusable, unless `strict`: then it is an error.
+
+    Raises CheckpointNotFoundError or `error`; the message names the file.
     """
     with open_regular(path, error) as file:
         size = os.fstat(file.fileno()).st_size
@@ -87,7 +108,7 @@ def read_json_object(
         except OSError as reason:
             raise error(f"{path}: cannot be read: {reason.strerror}") from reason
     try:
-        value = parse_json(raw, any_number=any_number)
+        value = parse_json(raw) if strict else parse_json_leniently(raw)
     except ValueError as reason:
         raise error(f"{path}: {reason}") from None
     if not isinstance(value, dict):
@@ -95,28 +116,49 @@ def read_json_object(
     return value
 
 
-def parse_json(raw: bytes, *, any_number: bool = False) -> Any:
+def parse_json(raw: bytes) -> Any:
     """Parse UTF-8 JSON strictly.
-
-    With any_number an integer beyond 64 bits is a float, and NaN and infinities are taken: for
-    files of which one bad value must not make the others unreadable.
 
     Raises ValueError, with a message for the caller to put the file's name before, on bad
     UTF-8 or JSON, equal keys, NaN or infinities, integers beyond 64 bits, "-0", unpaired
     surrogates in keys or values, and more than 32 levels.
     """
+    text = _decoded(raw)
+    _check_depth(text)
+    return _parsed(text, _object, _integer, _number, _constant)
+
+
+def parse_json_leniently(raw: bytes) -> Any:
+    """Parse UTF-8 JSON; what :func:`parse_json` refuses to take for a value is an Unusable.
+
+    Raises ValueError, with a message for the caller to put the file's name before, on bad UTF-8 or
+    JSON.
+    """
+    text = _without_deep_values(_decoded(raw))
+    return _parsed(text, _lenient_object, _lenient_integer, _lenient_number, Unusable)
+
+
+def _decoded(raw: bytes) -> str:
     try:
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as reason:
         raise ValueError(f"is not UTF-8 at byte {reason.start}") from None
-    _check_depth(text)
+
+
+def _parsed(
+    text: str,
+    pairs: Callable[[list[tuple[str, Any]]], Any],
+    integer: Callable[[str], Any],
+    number: Callable[[str], Any],
+    constant: Callable[[str], Any],
+) -> Any:
     try:
         return json.loads(
             text,
-            object_pairs_hook=_object,
-            parse_int=_any_integer if any_number else _integer,
-            parse_float=float if any_number else _number,
-            parse_constant=float if any_number else _constant,
+            object_pairs_hook=pairs,
+            parse_int=integer,
+            parse_float=number,
+            parse_constant=constant,
         )
     except json.JSONDecodeError as reason:
         raise ValueError(f"is not JSON: {reason}") from None
@@ -159,10 +201,6 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _any_integer(digits: str) -> int | float:
-    return float(digits) if len(digits) > 20 else int(digits)
-
-
 def _number(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
@@ -172,3 +210,65 @@ def _number(digits: str) -> float:
 
 def _constant(name: str) -> NoReturn:
     raise ValueError(f"has {name}, which is not JSON")
+
+
+# ---- the same, leniently ----
+
+_DEEP: Final = "NaN"  # becomes an Unusable
+
+
+def _without_deep_values(text: str) -> str:
+    """The text with each value beyond MAX_DEPTH levels replaced by one that is unusable."""
+    kept: list[str] = []
+    depth = at = 0
+    for match in _BRACKETS.finditer(text):
+        bracket = text[match.start()]
+        if bracket in "[{":
+            depth += 1
+            if depth == MAX_DEPTH + 1:
+                kept += text[at : match.start()], _DEEP
+                at = len(text)  # unless it is closed
+        elif bracket in "]}":
+            depth -= 1
+            if depth == MAX_DEPTH:
+                at = match.end()
+    return "".join([*kept, text[at:]]) if kept else text
+
+
+def _lenient_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        known = _lenient_text(value)
+        if key in result and not _is_same(result[key], known):
+            known = Unusable(f"two values, {show(result[key], 40)} and {show(known, 40)}")
+        result[key] = known
+    return result
+
+
+def _lenient_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_lenient_text(item) if isinstance(item, str) else item for item in value]
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return Unusable(show(value))
+    return value
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    return type(first) is type(second) and bool(first == second)
+
+
+def _lenient_integer(digits: str) -> Any:
+    try:
+        return _integer(digits)
+    except ValueError:
+        return Unusable(digits if len(digits) <= 60 else f"a number of {len(digits)} digits")
+
+
+def _lenient_number(digits: str) -> Any:
+    try:
+        return _number(digits)
+    except ValueError:
+        return Unusable(digits if len(digits) <= 60 else f"a number of {len(digits)} digits")

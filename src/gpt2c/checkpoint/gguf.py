@@ -13,7 +13,7 @@ from gpt2c.added_tokens import AddedToken
 from gpt2c.checkpoint.gguf_file import GGUFFile
 from gpt2c.checkpoint.source import BytePairs, Checkpoint, TensorSource, checked_tensors, merged
 from gpt2c.checkpoint.views import transposed
-from gpt2c.config import GPT2Config
+from gpt2c.config import MAX_SIZE, GPT2Config
 from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.special_tokens import Around
 from gpt2c.untrusted import show, show_list
@@ -78,6 +78,18 @@ def open_gguf(path: Path) -> Checkpoint:
     except BaseException:
         file.close()
         raise
+
+
+def read_vocabulary(path: Path) -> BytePairs | str:
+    """The vocabulary of a GGUF file, whatever else it holds, or why there is none.
+
+    Raises CheckpointNotFoundError or CheckpointError, naming the file.
+    """
+    file = GGUFFile(path)
+    try:
+        return _byte_pairs(file, GPT2Config(vocab_size=MAX_SIZE))
+    finally:
+        file.close()
 
 
 def _gpt2_name(stored: str) -> str:

@@ -94,7 +94,18 @@ def open_nanogpt(file: TorchFile) -> Checkpoint:
             if name.endswith(".bias"):
                 sources[name] = Zeros(name, shape)
     tensors = checked_tensors(config, sources, str(file.path))
-    return Checkpoint(config, tensors, file.path.parent, (file,))
+    dataset = _dataset(file.value.get("config"))
+    return Checkpoint(config, tensors, file.path.parent, (file,), dataset=dataset)
+
+
+def _dataset(config: object) -> tuple[str, str] | None:
+    """What nanoGPT's own configuration says of its data and its folder, where it does."""
+    if not isinstance(config, dict):
+        return None
+    dataset, out_dir = config.get("dataset"), config.get("out_dir")
+    if not isinstance(dataset, str):
+        return None
+    return dataset, out_dir if isinstance(out_dir, str) else ""
 
 
 def open_mingpt(file: TorchFile, values: Mapping[str, Any], where: str) -> Checkpoint:

@@ -22,7 +22,7 @@ def read_index(folder: Path, name: str) -> dict[Path, list[str]]:
     was expected.
     """
     path = folder / name
-    index = read_json_object(path, limit=MAX_INDEX, error=CheckpointError)
+    index = read_json_object(path, limit=MAX_INDEX, error=CheckpointError, strict=True)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(

@@ -113,6 +113,8 @@ class Checkpoint:
     files: tuple[BackingFile, ...] = ()
     # None: what lies in the folder. A str says why the file's own cannot be used.
     vocabulary: BytePairs | str | None = None
+    # nanoGPT's names of the data that it was trained on, and of the folder that it was saved in.
+    dataset: tuple[str, str] | None = None
     # "int8" or "int4" where the matrices are quantised: see checkpoint/quantized.py.
     packing: str | None = None
 

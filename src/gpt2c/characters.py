@@ -1,0 +1,183 @@
+"""Vocabularies of single characters: nanoGPT's ``meta.pkl``, and a ``tokenizer.json`` of the same.
+
+nanoGPT's data/*_char/prepare.py pickles a dict of `stoi`, characters to ids, and `itos`, ids to
+characters. Here it becomes a vocabulary that is saved as a ``tokenizer.json``, which transformers
+reads too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from gpt2c.errors import TokenizerError
+from gpt2c.tokenizer import Tokenizer, check_ids
+from gpt2c.untrusted import open_regular, show
+
+META: Final = "meta.pkl"
+_MAX_PICKLE: Final = 16 << 20
+_KEYS: Final = ("stoi", "itos")
+
+# What tokenizer.json has besides the vocabulary. "Split" at nothing makes each character a piece;
+# without an unknown token in the vocabulary a character that it lacks is an error there too.
+_UNKNOWN: Final = "<unk>"
+_PARTS: Final[Mapping[str, Any]] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {
+        "type": "Split",
+        "pattern": {"String": ""},
+        "behavior": "Isolated",
+        "invert": False,
+    },
+    "post_processor": None,
+    "decoder": {"type": "Fuse"},
+}
+# Or transformers would take the file for GPT-2's kind.
+_CONFIG: Final = {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+class _Characters:
+    """The model of a :class:`gpt2c.tokenizer.Tokenizer`: a character, an id."""
+
+    def __init__(self, vocab: Mapping[str, int], source: str) -> None:
+        self._vocab, self._source = vocab, source
+
+    def encode(self, text: str, ids: list[int]) -> None:
+        """Append the ids of `text`; TokenizerError where the vocabulary lacks one of it."""
+        try:
+            ids += map(self._vocab.__getitem__, text)
+        except KeyError as missing:
+            char = missing.args[0]
+            raise TokenizerError(
+                f"the text has the character {char!r} (U+{ord(char):04X}) at {text.index(char)}; "
+                f"the vocabulary of {self._source} has {len(self._vocab)} characters without it"
+            ) from None
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, or None."""
+        return self._vocab.get(token)
+
+    def tokens(self) -> Iterable[tuple[int, bytes]]:
+        """Every id."""
+        return ((id, token.encode("utf-8", "replace")) for token, id in self._vocab.items())
+
+    def unused(self) -> Iterable[tuple[int, bytes]]:
+        """None."""
+        return ()
+
+
+def _tokenizer_of(vocab: Mapping[str, int], source: str) -> Tokenizer:
+    tokenizer = Tokenizer(_Characters(vocab, source), (), source)
+    tokenizer.write_files = lambda folder: _write(vocab, folder)
+    return tokenizer
+
+
+def _write(vocab: Mapping[str, int], folder: Path) -> None:
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": _unknown(vocab)}
+    for name, values in (
+        ("tokenizer.json", {**_PARTS, "model": model}),
+        ("tokenizer_config.json", _CONFIG),
+    ):
+        text = json.dumps(values, ensure_ascii=False, indent=1)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _unknown(vocab: Mapping[str, int]) -> str:
+    """A token that the vocabulary does not have."""
+    name = _UNKNOWN
+    while name in vocab:
+        name = f"<{name}>"
+    return name
+
+
+# ---- tokenizer.json ----
+
+
+def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | None:
+    """The tokenizer of a tokenizer.json's contents; None where it is not as we write it.
+
+    Raises TokenizerError, naming the file, where its ids are none.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or model.get("type") != "WordLevel":
+        return None
+    vocab, unknown = model.get("vocab"), model.get("unk_token")
+    decisive = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+    if not isinstance(vocab, dict) or not isinstance(unknown, str) or unknown in vocab:
+        return None
+    if any(values.get(name) != _PARTS[name] for name in decisive):
+        return None
+    check_ids(vocab, str(path))
+    return _tokenizer_of(vocab, str(path))
+
+
+# ---- meta.pkl ----
+
+
+def read_meta(path: Path) -> Tokenizer:
+    """The tokenizer of nanoGPT's meta.pkl, of which nothing is executed.
+
+    Raises TokenizerError, naming the file, where it is something else; CheckpointNotFoundError.
+    """
+    # Here, for most models do without.
+    from gpt2c.checkpoint.pickle_reader import PickleError, PickleReader, describe
+
+    with open_regular(path, TokenizerError) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_PICKLE:
+            raise TokenizerError(f"{path}: found {size} bytes, expected at most {_MAX_PICKLE}")
+        try:
+            raw = file.read(_MAX_PICKLE + 1) or b""
+        except OSError as reason:
+            raise TokenizerError(f"{path}: cannot be read: {reason.strerror}") from reason
+    try:
+        value = PickleReader(raw, {"collections.OrderedDict": dict}, _refuse).read()
+    except PickleError as reason:
+        raise TokenizerError(f"{path}: the pickle {reason}") from None
+    if not isinstance(value, dict) or not any(key in value for key in _KEYS):
+        raise TokenizerError(
+            f"{path}: found {describe(value)} without stoi and itos, expected a dict of both, as "
+            "nanoGPT's prepare.py writes it"
+        )
+    return _tokenizer_of(_vocabulary(value, path), str(path))
+
+
+def _refuse(_: object) -> NoReturn:
+    from gpt2c.checkpoint.pickle_reader import PickleError
+
+    raise PickleError("has a persistent id")
+
+
+def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
+    """The tokens of both directions; nanoGPT needs both, and either would do."""
+    from gpt2c.checkpoint.pickle_reader import describe
+
+    stoi, itos = (meta.get(key) for key in _KEYS)
+    if isinstance(itos, list):
+        itos = dict(enumerate(itos))
+    vocab: dict[str, int] = {}
+    for name, table in (("stoi", stoi), ("itos", itos)):
+        if table is None:
+            continue
+        if not isinstance(table, dict):
+            raise TokenizerError(f"{path}: found {name} {describe(table)}, expected a dict")
+        for key, value in table.items():
+            token, id = (key, value) if name == "stoi" else (value, key)
+            if not isinstance(token, str) or not token or type(id) is not int:
+                raise TokenizerError(
+                    f"{path}: {name} has {describe(key)}: {describe(value)}, expected a text and "
+                    "an id"
+                )
+            if vocab.setdefault(token, id) != id:
+                raise TokenizerError(f"{path}: {show(token)} has two ids, {vocab[token]} and {id}")
+    if not vocab:
+        raise TokenizerError(f"{path}: found no characters")
+    check_ids(vocab, str(path))
+    return vocab
