@@ -402,6 +402,12 @@ def _read_text(path: Path) -> str:
         raise TokenizerError(f"{path}: is not UTF-8 at byte {error.start}") from None
 
 
+def gpt2_files() -> tuple[dict[str, int], Path]:
+    """GPT-2's own vocabulary, as a vocab.json has it, and its file of merges."""
+    rank = _Merges(_read_merges(_GPT2_MERGES), str(_GPT2_MERGES)).rank
+    return {**rank, END_OF_TEXT: len(rank)}, _GPT2_MERGES
+
+
 def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
     """The pairs of a merges.txt in order; raise TokenizerError where a line is none."""
     # Not splitlines: only a line feed ends a line here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from gpt2c.checkpoint import BytePairs, Checkpoint
 from gpt2c.checkpoint.save import copy_beside
 from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY
 from gpt2c.errors import MissingDependencyError, TokenizerError
-from gpt2c.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 
 JSON: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.json"
@@ -48,7 +49,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
                 return _fitting(JsonTokenizer(folder / JSON, eos), folder / JSON, n_vocab)
             except MissingDependencyError as reason:
                 return MissingTokenizer(str(reason), n_vocab=n_vocab)
-    if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
+    if _has_gpt2s_size(checkpoint):
         return None
     return MissingTokenizer(
         f"{folder}: there is no {VOCABULARY} with {MERGES}, no {JSON}, and a vocabulary of "
@@ -77,8 +78,23 @@ def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
                 for name, new in zip(names, (VOCABULARY, MERGES), strict=True):
                     copy_beside(checkpoint.folder / name, folder / new)
                 break
+        else:
+            if _has_gpt2s_size(checkpoint) and not os.path.lexists(checkpoint.folder / JSON):
+                _save_gpt2s_own(folder)
         for name in _BESIDE:
             copy_beside(checkpoint.folder / name, folder / name)
+
+
+def _has_gpt2s_size(checkpoint: Checkpoint) -> bool:
+    """Whether GPT-2's own tokenizer is taken where a checkpoint has no files of one."""
+    return checkpoint.config.vocab_size in (GPT2_VOCABULARY, PADDED_VOCABULARY)
+
+
+def _save_gpt2s_own(folder: Path) -> None:
+    vocab, merges = gpt2_files()
+    text = json.dumps(vocab, ensure_ascii=False)
+    (folder / VOCABULARY).write_text(text, encoding="utf-8")
+    shutil.copyfile(merges, folder / MERGES)
 
 
 def _fitting(tokenizer: Tokenizer, path: Path, n_vocab: int) -> Tokenizer:
