@@ -34,6 +34,7 @@ from gpt2c.errors import TokenizerWarning
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = FIXTURES / "formats"
+TRAINERS = FIXTURES / "trainers"
 TALES = Path(gpt2c.__file__).parent / "models" / "tales"
 MOST_SECONDS = 5
 # Bytes more than before; the inputs have at most 150 KB. AddressSanitizer keeps what was freed.
@@ -140,6 +141,15 @@ def _sources() -> list[tuple[str, Path, str, Callable[[random.Random, bytes], by
         ("tensorflow", FORMATS / "tensorflow", "model.ckpt.index", _anywhere),
         ("tensorflow's state", FORMATS / "tensorflow", "checkpoint", _anywhere),
         ("hparams", FORMATS / "tensorflow", "hparams.json", _anywhere),
+        ("torch with extras", TRAINERS / "extras_archive", "pytorch_model.bin", _entries),
+        ("torch 4 with extras", TRAINERS / "extras_archive_4", "pytorch_model.bin", _entries),
+        ("torch legacy with extras", TRAINERS / "extras_legacy", "pytorch_model.bin", _head(13000)),
+        ("torch 1 with extras", TRAINERS / "extras_legacy_1", "pytorch_model.bin", _head(16000)),
+        ("lightning", TRAINERS / "lightning", "last.ckpt", _entries),
+        ("another head", TRAINERS / "GPT2DoubleHeadsModel", "model.safetensors", _head(3000)),
+        ("one of a tied pair", TRAINERS / "save_model", "model.safetensors", _head(3000)),
+        ("whole module", TRAINERS / "whole", "legacy.pt", _anywhere),
+        ("optimizer", TRAINERS / "trainer", "optimizer.pt", _entries),
     ]
     return found
 

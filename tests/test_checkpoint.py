@@ -123,9 +123,7 @@ def test_buffers_are_skipped_and_c_attn_bias_is_not(tmp_path: Path) -> None:
         open_checkpoint(save(tmp_path, stored))
 
 
-@pytest.mark.parametrize(
-    "name", ["h.0.attn.bias_k", "x.h.0.attn.bias", "h.00.attn.bias", "h..attn.bias", "h.0.bias"]
-)
+@pytest.mark.parametrize("name", ["h.0.attn.bias_k", "h.00.attn.bias", "h..attn.bias", "h.0.bias"])
 def test_what_is_nearly_a_buffer_is_unexpected(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"unexpected tensors: '{name}'$"):
         open_checkpoint(save(tmp_path, random_arrays() | {name: np.ones(1, dtype=bool)}))

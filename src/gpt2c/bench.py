@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,10 +37,12 @@ _SHORTEST: Final = 0.1
 
 # Run by itself: from the start of a process to its first token, then to the end and its memory.
 _FIRST_TOKEN = """
+import json
 import sys
 import gpt2c
-path, dtype, threads, n_prompt, n_new = *sys.argv[1:3], *map(int, sys.argv[3:])
-model = gpt2c.GPT2.from_pretrained(path or None, dtype=dtype, threads=threads)
+path, dtype, more, threads, n_prompt, n_new = *sys.argv[1:4], *map(int, sys.argv[4:])
+options = {"dtype": dtype, "threads": threads, **json.loads(more)}
+model = gpt2c.GPT2.from_pretrained(path or None, **options)
 stream = model.stream(list(range(n_prompt)), max_new_tokens=n_new)
 next(stream)
 print(flush=True)
@@ -70,8 +73,12 @@ class Measurement:
         return statistics.median(self.values)
 
 
-def measure(model: GPT2, path: str | None, repeats: int) -> Iterator[Measurement]:
+def measure(
+    model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any] | None = None
+) -> Iterator[Measurement]:
     """All measurements, each as soon as it is made; path is where the model is from.
+
+    options are what else it was loaded with, as arguments of from_pretrained.
 
     Raises OptionError where the context is too short to measure anything.
     """
@@ -85,7 +92,7 @@ def measure(model: GPT2, path: str | None, repeats: int) -> Iterator[Measurement
             yield _decode(model, depth, repeats)
     for size in BATCHES:
         yield _batch(model, size, repeats)
-    yield from _fresh_process(model, path, repeats)
+    yield from _fresh_process(model, path, repeats, options or {})
 
 
 def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
@@ -127,9 +134,11 @@ def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
     return _repeated(f"batch of {size}", model, repeats, run, size * n, n_bytes, flops)
 
 
-def _fresh_process(model: GPT2, path: str | None, repeats: int) -> Iterator[Measurement]:
+def _fresh_process(
+    model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any]
+) -> Iterator[Measurement]:
     n_new = min(128, model.config.n_positions - PROMPT)
-    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", model.dtype]
+    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", model.dtype, json.dumps(options)]
     command += [str(model.threads), str(PROMPT)]
     seconds, megabytes = [], []
     for _ in range(repeats):

@@ -126,8 +126,9 @@ def read_meta(path: Path) -> Tokenizer:
 
     Raises TokenizerError, naming the file, where it is something else; CheckpointNotFoundError.
     """
-    # Here, for most models do without.
-    from gpt2c.checkpoint.pickle_reader import PickleError, PickleReader, describe
+    # Imported here, since most models need no pickles.
+    from gpt2c.checkpoint.pickle_reader import PickleReader
+    from gpt2c.checkpoint.pickle_values import PickleError, describe
 
     with open_regular(path, TokenizerError) as file:
         size = os.fstat(file.fileno()).st_size
@@ -150,14 +151,14 @@ def read_meta(path: Path) -> Tokenizer:
 
 
 def _refuse(_: object) -> NoReturn:
-    from gpt2c.checkpoint.pickle_reader import PickleError
+    from gpt2c.checkpoint.pickle_values import PickleError
 
     raise PickleError("has a persistent id")
 
 
 def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
     """The tokens of both directions; nanoGPT needs both, and either would do."""
-    from gpt2c.checkpoint.pickle_reader import describe
+    from gpt2c.checkpoint.pickle_values import describe
 
     stoi, itos = (meta.get(key) for key in _KEYS)
     if isinstance(itos, list):

@@ -18,6 +18,7 @@ import gpt2c
 from gpt2c import cli_score, drafting
 from gpt2c.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from gpt2c.cli_input import READING, Item, read_prompts
+from gpt2c.cli_options import add_checkpoint_options, checkpoint_options
 from gpt2c.errors import ContextError, Error, Gpt2cWarning, OptionError
 from gpt2c.hub import locate
 from gpt2c.named_tokenizer import tokenizer_for
@@ -150,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     convert.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     convert.add_argument("folder", metavar="DST", help="the folder to write")
-    _add_tokenizer_option(convert)
+    add_checkpoint_options(convert)
 
     quantize = commands.add_parser(
         "quantize", help="write a checkpoint in 8 or 4 bits", allow_abbrev=False,
@@ -161,8 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
     quantize.add_argument("folder", metavar="DST", help="the folder to write")
-    _add_tokenizer_option(quantize)
     quantize.add_argument("--dtype", default="int8", choices=["int8", "int4"], help="default: int8")
+    add_checkpoint_options(quantize)
 
     bench = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
@@ -195,18 +196,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "the checkpoint was quantized to, else float32")  # fmt: skip
     add("--threads", type=int, metavar="N", help="most threads to use")
     add("--backend", default="auto", help="auto (default), c or numpy")
-    _add_tokenizer_option(parser)
-
-
-def _add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokenizer", metavar="PATH", help="the tokenizer's file or folder, such "
-        "as tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's")  # fmt: skip
+    add_checkpoint_options(parser)
 
 
 def _load(options: argparse.Namespace) -> gpt2c.GPT2:
     return gpt2c.GPT2.from_pretrained(
         options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        progress=_progress(), tokenizer=options.tokenizer,
+        progress=_progress(), tokenizer=options.tokenizer, **checkpoint_options(options),
     )  # fmt: skip
 
 
@@ -322,7 +318,8 @@ def _as_list(answer: Any) -> list[Any]:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    with open_checkpoint(locate(options.source)) as checkpoint:
+    source = locate(options.source)
+    with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
         config = _named_config(checkpoint, tokenizer)
         wide = replace(checkpoint, packing=None, config=config)
@@ -340,7 +337,11 @@ def _named_config(
 
 def _quantize(options: argparse.Namespace) -> None:
     with gpt2c.GPT2.from_pretrained(
-        options.source, dtype=options.dtype, progress=_progress(), tokenizer=options.tokenizer
+        options.source,
+        dtype=options.dtype,
+        progress=_progress(),
+        tokenizer=options.tokenizer,
+        **checkpoint_options(options),
     ) as model:
         model.save_pretrained(options.folder)
 
@@ -364,7 +365,9 @@ def _bench(options: argparse.Namespace) -> None:
         if not options.json:
             print(title)
             print(bench.header())
-        for measurement in bench.measure(model, options.model, repeats):
+        for measurement in bench.measure(
+            model, options.model, repeats, checkpoint_options(options)
+        ):
             measurements.append(measurement)
             if not options.json:
                 print(bench.line(measurement), flush=True)

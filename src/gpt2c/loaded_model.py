@@ -76,6 +76,8 @@ class LoadedModel:
         token: str | bool | None = None,
         local_files_only: bool = False,
         tokenizer: str | os.PathLike[str] | Tokenizer | MissingTokenizer | None = None,
+        activation: str | None = None,
+        hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ) -> Self:
         """A model from a checkpoint on disk, from the hub, or the embedded one.
 
@@ -94,6 +96,11 @@ class LoadedModel:
         folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. ``generation_config.json``
         gives end tokens, and options that calls do not.
 
+        activation overrides the checkpoint's activation function, by transformers' names:
+        "gelu_new" for a nanoGPT trained before 17 May 2023 (docs/checkpoints.md). hparams stands
+        for ``hparams.json`` where a checkpoint of TensorFlow or NumPy has none: a path, a dict such
+        as {"n_head": 12}, or a size of OpenAI's such as "124M".
+
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
         what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
         the time of a token, or "int4", in a fifth of both (docs/quantization.md); on the NumPy
@@ -107,7 +114,7 @@ class LoadedModel:
         MissingDependencyError, naming the package, where one is needed and not installed.
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
-        with open_checkpoint(folder) as checkpoint:
+        with open_checkpoint(folder, activation=activation, hparams=hparams) as checkpoint:
             found = tokenizer_for(checkpoint, tokenizer)
             return cls(
                 checkpoint, found, dtype=dtype, threads=threads, backend=backend,

@@ -18,4 +18,6 @@ print("torch", torch.__version__, "transformers", transformers.__version__, "eng
       _engine.instruction_sets())'
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_from_transformers.py \
     tests/test_transformers_options.py tests/test_transformers_defaults.py "$@"
+"$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_checkpoint_options.py \
+    -k transformers_reads
 echo "transformers: clean"

@@ -7,20 +7,23 @@ The weights are ``model.safetensors`` or, as older versions of transformers wrot
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gpt2c.checkpoint import signatures
+from gpt2c.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.checkpoint.raw_file import RawFile
 from gpt2c.checkpoint.safetensors_file import SafetensorsFile
 from gpt2c.checkpoint.shards import check_shard, read_index
 from gpt2c.checkpoint.source import Checkpoint, checked_tensors, merged
+from gpt2c.checkpoint.training_files import is_training_file
+from gpt2c.checkpoint.views import with_embedding
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError
+from gpt2c.untrusted import show_list
 
 if TYPE_CHECKING:
-    from gpt2c.checkpoint.torch_file import StateDictFile
+    from gpt2c.checkpoint.state_dict import StateDictFile
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -28,10 +31,6 @@ WEIGHTS = "model.safetensors"
 _WEIGHTS: Final = (WEIGHTS, "pytorch_model.bin")
 QUANTIZED: Final = "gpt2c.safetensors"  # and where there are none of them, ours
 _INDEX: Final = ".index.json"
-
-# The causal mask and its fill value, which old versions of transformers stored. The whole name
-# has to match: "h.0.attn.c_attn.bias" is a weight.
-_BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
 
 # What else transformers has written weights in, only to say so.
 _OTHER_FORMATS = ("tf_model.h5", "flax_model.msgpack")
@@ -67,13 +66,17 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
 
                 return quantized_checkpoint(files[0], config, folder)
         where = str(folder / name)
+        names = gpt2_names((stored for file in files for stored in file.tensors), where)
         wanted = (
-            (stored, file.named_source(stored, canonical_name(stored)))
+            (stored, file.named_source(stored, names[stored]))
             for file in files
             for stored in file.tensors
-            if not _is_buffer(canonical_name(stored), config)
+            if stored in names and not is_buffer(names[stored], config.n_layer)
         )
-        tensors = checked_tensors(config, merged(wanted, where), where)
+        found_tensors = merged(wanted, where)
+        if config.tie_word_embeddings:
+            found_tensors = with_embedding(found_tensors)
+        tensors = checked_tensors(config, found_tensors, where)
     except BaseException:
         for file in files:
             file.close()
@@ -94,29 +97,13 @@ def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
         head = bytes(with_file.pread(min(9, with_file.size), 0, "beginning"))
     finally:
         with_file.close()
-    is_torchs = head.startswith((signatures.ZIP, signatures.PICKLE))
+    is_torchs = head.startswith(signatures.TORCH)
     is_torchs &= head[8:] != signatures.SAFETENSORS_NINTH
     if not is_torchs:
         return SafetensorsFile(path)
-    from gpt2c.checkpoint.torch_file import StateDictFile  # most checkpoints do without
+    from gpt2c.checkpoint.state_dict import StateDictFile  # most checkpoints do without
 
     return StateDictFile(path)
-
-
-def canonical_name(stored: str) -> str:
-    """GPT-2's name of a stored tensor.
-
-    GPT2LMHeadModel saves its body as "transformer.*" and the bare GPT2Model without a prefix;
-    the head is "lm_head.weight" in both.
-    """
-    name = stored.removeprefix("transformer.")
-    return stored if name.startswith("lm_head.") else name
-
-
-def _is_buffer(name: str, config: GPT2Config) -> bool:
-    match = _BUFFER.fullmatch(name)
-    # Of a block that the model does not have, even a buffer is unexpected.
-    return match is not None and int(match[1]) < config.n_layer
 
 
 def _what_is_missing(folder: Path, missing: list[str]) -> str:
@@ -130,4 +117,7 @@ def _what_is_missing(folder: Path, missing: list[str]) -> str:
             f". The format of {', '.join(others[:4])} is not read: convert it to one {WEIGHTS} "
             "(from_pretrained and save_pretrained of transformers do it)"
         )
+    training = sorted(path.name for path in folder.iterdir() if is_training_file(path.name))
+    if WEIGHTS in missing and training:
+        text += f". What a trainer saved besides, {show_list(training)}, holds no weights"
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from gpt2c.checkpoint.source import TensorSource
-from gpt2c.config import GPT2Config
-from gpt2c.errors import CheckpointError
+from gpt2c.config import GPT2_VOCABULARY, GPT2Config
+from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
 from gpt2c.untrusted import read_json_object, show, show_list
 
 HPARAMS: Final = "hparams.json"
@@ -19,6 +20,43 @@ _MAX_FILE: Final = 1 << 20
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
+
+
+# OpenAI's names of its models, of which it counted two twice.
+_SMALL: Final = {"n_embd": 768, "n_head": 12, "n_layer": 12}
+_MEDIUM: Final = {"n_embd": 1024, "n_head": 16, "n_layer": 24}
+_SIZES: Final[Mapping[str, Mapping[str, int]]] = {
+    "117M": _SMALL,
+    "124M": _SMALL,
+    "345M": _MEDIUM,
+    "355M": _MEDIUM,
+    "774M": {"n_embd": 1280, "n_head": 20, "n_layer": 36},
+    "1558M": {"n_embd": 1600, "n_head": 25, "n_layer": 48},
+}
+
+
+def given_hparams(value: object) -> dict[str, Any]:
+    """The argument hparams: a dict, the path of a file or its folder, or OpenAI's name of a size.
+
+    Raises OptionError or OptionTypeError; for a file what :func:`read_hparams` raises.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise OptionTypeError(
+            f"hparams is {show(value)}; it must be a dict, a path, or a name such as '124M'"
+        )
+    place = Path(value)
+    if os.path.isdir(place):
+        return read_hparams(place)
+    if os.path.exists(place):
+        return read_json_object(place, limit=_MAX_FILE, error=CheckpointError)
+    if str(value) not in _SIZES:
+        raise OptionError(
+            f"hparams is {show(str(value))}, and there is no such file; it must be a dict, the "
+            f"path of an {HPARAMS}, or one of {', '.join(_SIZES)}"
+        )
+    return {"n_vocab": GPT2_VOCABULARY, "n_ctx": 1024, **_SIZES[str(value)]}
 
 
 def read_hparams(folder: Path) -> dict[str, Any]:

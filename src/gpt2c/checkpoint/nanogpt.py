@@ -1,17 +1,18 @@
 """Checkpoints of nanoGPT, build-nanogpt and minGPT: torch's files of modules of nn.Linear.
 
 Their matrices are [out, in]. nanoGPT saves its ``model_args`` beside the weights, build-nanogpt an
-object ``GPTConfig``; minGPT writes the weights alone, and a ``config.json`` of its own.
+object ``GPTConfig``, and what Lightning saves has ``hyper_parameters``; minGPT writes the weights
+alone, and a ``config.json`` of its own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from gpt2c.checkpoint.pickle_reader import Record, describe
+from gpt2c.checkpoint.names import bare_name, gpt2_names, is_buffer
+from gpt2c.checkpoint.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.checkpoint.source import (
     Checkpoint,
     TensorSource,
@@ -20,17 +21,19 @@ from gpt2c.checkpoint.source import (
     merged,
     tensor_shapes,
 )
-from gpt2c.checkpoint.torch_file import StoredTensor, TorchFile
-from gpt2c.checkpoint.views import Zeros, transposed
+from gpt2c.checkpoint.state_dict import SavedState
+from gpt2c.checkpoint.torch_file import TorchFile
+from gpt2c.checkpoint.views import Zeros, transposed, with_embedding
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.untrusted import show, show_list
 
-_COMPILED: Final = "_orig_mod."  # torch.compile puts it before every name
-_BODY: Final = "transformer."
-_BUFFER = re.compile(r"h\.[0-9]{1,7}\.attn\.(bias|masked_bias)", re.ASCII)  # the causal mask
-_NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-_OPTIONAL: Final = ("bias", "dropout")
+_NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size")
+_OPTIONAL: Final = ("vocab_size", "bias", "dropout")
+# Where trainers keep a model's sizes among other values; the model's own are under the first two.
+_ARGUMENTS: Final = "model_args"
+_CONFIG: Final = "config"
+_MIXED: Final = ("hyper_parameters", "hparams", "args", "model_config", "cfg", _CONFIG)
 
 # minGPT's n_head of each model_type.
 _MINGPT_HEADS: Final = {
@@ -39,26 +42,45 @@ _MINGPT_HEADS: Final = {
 }  # fmt: skip
 
 
-def is_training_checkpoint(value: object) -> bool:
-    """Whether what torch saved is a dict of nanoGPT's or build-nanogpt's."""
-    return isinstance(value, dict) and isinstance(value.get("model"), dict)
+def settings_of(state: SavedState) -> dict[str, Any] | None:
+    """The sizes that a trainer of nanoGPT's family saved beside the weights; None where none are.
+
+    Of nanoGPT's model_args and of an object of a configuration all is kept, for there an unknown
+    value may mean another model; of hyperparameters, the sizes.
+    """
+    for around in reversed(state.around):
+        if arguments := fields_of(around.get(_ARGUMENTS)):
+            return arguments
+        config = around.get(_CONFIG)
+        if isinstance(config, Record) and has_fields(config, _NEEDED):
+            return fields_of(config)
+        for key in _MIXED:
+            # One level deeper too: {"config": GPTConfig(...), "learning_rate": ...}.
+            values = around.get(key)
+            for named in (values, *fields_of(values).values()):
+                if has_fields(named, _NEEDED):
+                    return fields_of(named, (*_NEEDED, *_OPTIONAL))
+    return None
 
 
-def open_nanogpt(file: TorchFile) -> Checkpoint:
-    """A checkpoint of nanoGPT or build-nanogpt; on success it owns the file.
+def is_linear(state: SavedState) -> bool:
+    """Whether matrices are [out, in], as nn.Linear has them, and not transformers' [in, out]."""
+    for stored, name in ((stored, bare_name(stored)) for stored in state.tensors):
+        shape = state.tensors[stored].shape
+        if name.endswith(".attn.c_attn.weight") and len(shape) == 2:
+            return shape[1] != 3 * shape[0]
+    return True
+
+
+def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) -> Checkpoint:
+    """A checkpoint of nanoGPT, build-nanogpt or a kin of theirs; on success it owns the file.
+
+    `arguments` are what :func:`settings_of` found. Before nanoGPT could do without biases, its
+    GELU was the tanh form, as build-nanogpt's is: arguments without "bias" tell that. With it, the
+    exact form is taken, which nanoGPT has had since 17 May 2023.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong.
     """
-    arguments: object = file.value.get("model_args")
-    # nanoGPT has nn.GELU(); build-nanogpt, which saves its configuration as an object, GPT-2's own.
-    activation = "gelu"
-    if arguments is None and isinstance(file.value.get("config"), Record):
-        arguments, activation = file.value["config"].attributes, "gelu_new"
-    if not isinstance(arguments, dict):
-        raise ConfigError(
-            f"{file.path}: found neither model_args, a dict, as nanoGPT writes, nor config, an "
-            "object, as build-nanogpt does"
-        )
     if unknown := [describe(key) for key in arguments if key not in _NEEDED + _OPTIONAL]:
         raise ConfigError(
             f"{file.path}: unknown model_args: {show_list(unknown)}; with them it may be another "
@@ -66,22 +88,26 @@ def open_nanogpt(file: TorchFile) -> Checkpoint:
         )
     if missing := [key for key in _NEEDED if key not in arguments]:
         raise ConfigError(f"{file.path}: model_args lack {show_list(missing)}")
-    for key in _NEEDED:
-        if type(arguments[key]) is not int:
+    sizes = {key: arguments[key] for key in _NEEDED}
+    if arguments.get("vocab_size") is not None:  # nanoGPT's first versions did not save it
+        sizes["vocab_size"] = arguments["vocab_size"]
+    for key, value in sizes.items():
+        if type(value) is not int:
             raise ConfigError(
-                f"{file.path}: model_args: {key} is {describe(arguments[key])}, expected an integer"
+                f"{file.path}: model_args: {key} is {describe(value)}, expected an integer"
             )
     has_bias = arguments.get("bias", True)
     if not isinstance(has_bias, bool):
         raise ConfigError(f"{file.path}: model_args: bias is {describe(has_bias)}, expected a bool")
-    sources = _sources(file, file.value["model"])
+    sources = with_embedding(_sources(file, state))
+    sizes.setdefault("vocab_size", _matrix(sources, "wte.weight", file.path).shape[0])
     config = _config(
         str(file.path),
         sources,
-        n_positions=arguments["block_size"],
-        activation_function=activation,
+        n_positions=sizes.pop("block_size"),
+        activation_function="gelu" if "bias" in arguments else "gelu_new",
         tie_word_embeddings="lm_head.weight" not in sources,
-        **{key: arguments[key] for key in _NEEDED if key != "block_size"},
+        **sizes,
     )
     check_n_layer(config, len(sources), str(file.path))
     if not has_bias:
@@ -94,32 +120,30 @@ def open_nanogpt(file: TorchFile) -> Checkpoint:
             if name.endswith(".bias"):
                 sources[name] = Zeros(name, shape)
     tensors = checked_tensors(config, sources, str(file.path))
-    dataset = _dataset(file.value.get("config"))
-    return Checkpoint(config, tensors, file.path.parent, (file,), dataset=dataset)
+    return Checkpoint(config, tensors, file.path.parent, (file,), dataset=_dataset(state))
 
 
-def _dataset(config: object) -> tuple[str, str] | None:
-    """What nanoGPT's own configuration says of its data and its folder, where it does."""
-    if not isinstance(config, dict):
-        return None
-    dataset, out_dir = config.get("dataset"), config.get("out_dir")
-    if not isinstance(dataset, str):
-        return None
-    return dataset, out_dir if isinstance(out_dir, str) else ""
+def _dataset(state: SavedState) -> tuple[str, str] | None:
+    """The dataset and out_dir of nanoGPT's own configuration, where it says them."""
+    for values in state.around:
+        config = values.get("config")
+        dataset = config.get("dataset") if isinstance(config, dict) else None
+        if isinstance(config, dict) and isinstance(dataset, str):
+            out_dir = config.get("out_dir")
+            return dataset, out_dir if isinstance(out_dir, str) else ""
+    return None
 
 
-def open_mingpt(file: TorchFile, values: Mapping[str, Any], where: str) -> Checkpoint:
+def open_mingpt(
+    file: TorchFile, state: SavedState, values: Mapping[str, Any], where: str
+) -> Checkpoint:
     """minGPT's state dict, and the `model` of its config.json, called `where`.
 
     The sizes come from the tensors, for minGPT writes its configuration before it knows them all.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong.
     """
-    if not isinstance(file.value, dict):
-        raise CheckpointError(
-            f"{file.path}: found a {type(file.value).__name__}, expected a state dict"
-        )
-    sources = _sources(file, file.value)
+    sources = _sources(file, state)
     n_head = values.get("n_head") or _MINGPT_HEADS.get(str(values.get("model_type")))
     if n_head is None:
         raise ConfigError(
@@ -141,20 +165,16 @@ def open_mingpt(file: TorchFile, values: Mapping[str, Any], where: str) -> Check
     return Checkpoint(config, tensors, file.path.parent, (file,))
 
 
-def _sources(file: TorchFile, state: dict[Any, Any]) -> dict[str, TensorSource]:
+def _sources(file: TorchFile, state: SavedState) -> dict[str, TensorSource]:
     """Tensors of a state dict by GPT-2's names, matrices [in, out]; no head that is tied."""
+    names = gpt2_names(state.tensors, str(file.path))
+    embedding = [state.tensors[stored] for stored, name in names.items() if name == "wte.weight"]
     found: list[tuple[str, TensorSource]] = []
-    wte = state.get("transformer.wte.weight", state.get("_orig_mod.transformer.wte.weight"))
-    for stored, value in state.items():
-        if not isinstance(stored, str) or not isinstance(value, StoredTensor):
-            raise CheckpointError(
-                f"{file.path}: found {describe(stored)} of type {type(value).__name__}, expected a "
-                "state dict of tensors alone"
-            )
-        name = stored.removeprefix(_COMPILED).removeprefix(_BODY)
-        if _BUFFER.fullmatch(name) or (name == "lm_head.weight" and value == wte):
+    for stored, name in names.items():
+        tensor = state.tensors[stored]
+        if is_buffer(name) or (name == "lm_head.weight" and tensor in embedding):
             continue
-        source: TensorSource = file.source(value, name)
+        source: TensorSource = file.source(tensor, name)
         is_linear = name.endswith(".weight") and not name.startswith(("wte.", "wpe.", "lm_head."))
         found.append((stored, transposed(source) if is_linear else source))
     return merged(found, str(file.path))
@@ -163,7 +183,7 @@ def _sources(file: TorchFile, state: dict[Any, Any]) -> dict[str, TensorSource]:
 def _matrix(sources: Mapping[str, TensorSource], name: str, path: Path) -> TensorSource:
     source = sources.get(name)
     if source is None:
-        raise CheckpointError(f"{path}: missing tensors: {name!r}; expected minGPT's state dict")
+        raise CheckpointError(f"{path}: missing tensors: {name!r}")
     if len(source.shape) != 2:
         raise CheckpointError(
             f"{path}: tensor {name!r}: found shape {list(source.shape)}, expected two axes"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.checkpoint.openai import gpt2_name, gpt2_shape
 from gpt2c.checkpoint.raw_file import RawFile, RawTensor
 from gpt2c.checkpoint.source import (
@@ -24,7 +25,7 @@ from gpt2c.checkpoint.source import (
     merged,
     widen_into,
 )
-from gpt2c.checkpoint.views import FirstRows, Whole, transposed
+from gpt2c.checkpoint.views import FirstRows, Whole, transposed, with_embedding
 from gpt2c.checkpoint.zip_archive import Entry, inflated, read_directory
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
@@ -42,19 +43,19 @@ _HEADER = re.compile(
     rb"'shape': \(((?:[0-9]{1,16}, ?){0,7}(?:[0-9]{1,16})?)\), ?\} *\n",
     re.ASCII,
 )
-_PICO_BLOCK = re.compile(r"blocks\.([0-9]{1,7})\.", re.ASCII)
+_PICO_BLOCK = re.compile(r"(?<![^.])blocks\.([0-9]{1,7})\.", re.ASCII)
 
 
-def open_npz(path: Path) -> Checkpoint:
-    """Open an archive; the number of heads is told by a config.json or hparams.json beside it,
+def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Open an archive; the number of heads is told by `given` hparams, by arrays of one integer
 
-    or by arrays of one integer in it, called as in hparams.json.
+    in it, called as in hparams.json, or by a config.json or hparams.json beside it.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
     file = RawFile(path)
     try:
-        found: list[tuple[str, TensorSource]] = []
+        arrays: list[tuple[str, str, _Array]] = []
         hparams: dict[str, Any] = {}
         for entry in read_directory(file, may_be_deflated=True).values():
             stored = entry.name.removesuffix(".npy")
@@ -62,9 +63,19 @@ def open_npz(path: Path) -> Checkpoint:
             if stored in _HPARAMS:
                 hparams[stored] = array.integer()
             else:
-                found.append((stored, array.source(_gpt2_name(stored))))
-        sources = merged(found, str(path))
-        config = _config(path, sources, hparams)
+                arrays.append((stored, _gpt2_name(stored), array))
+        names = gpt2_names((name for _, name, _ in arrays), str(path))
+        sources = merged(
+            (
+                (stored, array.source(names[name]))
+                for stored, name, array in arrays
+                if name in names and not is_buffer(names[name])
+            ),
+            str(path),
+        )
+        config = _config(path, sources, hparams if given is None else given)
+        if config.tie_word_embeddings:
+            sources = with_embedding(sources)
         wpe = sources.get("wpe.weight")
         if wpe is not None and wpe.shape[:1] > (config.n_positions,):
             sources["wpe.weight"] = FirstRows(wpe, config.n_positions)
@@ -77,9 +88,9 @@ def open_npz(path: Path) -> Checkpoint:
 def _gpt2_name(stored: str) -> str:
     if (name := gpt2_name(stored)) is not None:
         return name
-    name = stored.replace("/", ".").removeprefix("params.").removeprefix("transformer.")
+    name = stored.replace("/", ".").removeprefix("params.")
     name = _PICO_BLOCK.sub(lambda match: f"h.{int(match[1])}.", name, count=1)
-    if name in ("wte", "wpe"):
+    if name.rpartition(".")[2] in ("wte", "wpe"):
         return name + ".weight"
     head, _, leaf = name.rpartition(".")
     return f"{head}.{_LEAVES[leaf]}" if leaf in _LEAVES else name
@@ -95,6 +106,7 @@ def _config(
         if (path.parent / HPARAMS).exists():
             where = str(path.parent / HPARAMS)
             hparams = read_hparams(path.parent)
+    sources = with_embedding(sources)
     n_layer = sum(name.endswith(".ln_1.weight") for name in sources)
     return config_of_hparams(hparams, sources, n_layer, where)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gpt2c.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
 from gpt2c.checkpoint.source import Checkpoint, TensorSource, checked_tensors, merged
@@ -13,7 +16,13 @@ from gpt2c.checkpoint.views import FirstRows
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.untrusted import open_regular, show, show_list
 
-_LATEST: Final = "checkpoint"  # the file in which TensorFlow notes which checkpoint is the latest
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())
+
+LATEST: Final = "checkpoint"  # the file in which TensorFlow notes which checkpoint is the latest
+
+# What TensorFlow puts behind a checkpoint's name: its index, its data, its graph.
+_ENDING = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})\Z", re.ASCII)
 
 _NAME = re.compile(r"model/(?:h([0-9]{1,7})/)?([a-z_0-9/]+)", re.ASCII)
 _LEAVES: Final = {"w": "weight", "b": "bias", "g": "weight"}
@@ -41,29 +50,59 @@ def gpt2_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
-def open_openai_folder(folder: Path, index: Path | None = None) -> Checkpoint:
-    """Open a folder with hparams.json and a TensorFlow checkpoint, `index` or the latest.
+def index_of(path: Path) -> Path | None:
+    """The index of the checkpoint that `path` names, where TensorFlow would take it for one.
+
+    A checkpoint's name is that of its files without their endings, such as "run1/model-9"; its
+    other files stand for it too. None where there is no index.
+    """
+    name = _ENDING.sub("", path.name)
+    index = path.with_name(f"{name}.index") if name else path
+    return index if os.path.isfile(index) else None
+
+
+def open_openai_folder(
+    folder: Path, index: Path | None = None, hparams: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Open a folder's TensorFlow checkpoint, `index` or the latest.
+
+    hparams are those of the file hparams.json where they are not given.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
-    hparams = read_hparams(folder)
+    where_sizes_are = "hparams"
+    if hparams is None:
+        if not os.path.lexists(folder / HPARAMS):
+            raise CheckpointNotFoundError(
+                f"{folder}: found a TensorFlow checkpoint and no {HPARAMS}, which tells the number "
+                "of heads; put the model's there, or pass hparams= (--hparams): a path, a dict "
+                'such as {"n_head": 12}, or a size such as "124M"'
+            )
+        hparams, where_sizes_are = read_hparams(folder), str(folder / HPARAMS)
     bundle = TensorBundle(_latest(folder) if index is None else index)
     try:
         where = str(bundle.path)
         found: list[tuple[str, TensorSource]] = []
-        unknown: list[str] = []
+        unknown: list[str] = []  # of the model
+        others: list[str] = []
         for stored, entry in bundle.tensors.items():
             name = gpt2_name(stored)
             if name is not None:
                 source = bundle.source(stored, name, gpt2_shape(entry.shape))
                 found.append((stored, source))
-            elif _TRAINING.fullmatch(stored) is None:
+            elif stored.startswith("model/") and _TRAINING.fullmatch(stored) is None:
                 unknown.append(stored)
+            elif _TRAINING.fullmatch(stored) is None:
+                others.append(stored)
         if unknown:
             raise CheckpointError(f"{where}: unexpected tensors: {show_list(sorted(unknown))}")
+        if others:
+            _log.warning(
+                "%s: tensors outside of GPT-2 are left out: %s", where, show_list(sorted(others))
+            )
         sources = merged(found, where)
         n_layer = sum(name.endswith(".ln_1.weight") for name in sources)
-        config = config_of_hparams(hparams, sources, n_layer, str(folder / HPARAMS))
+        config = config_of_hparams(hparams, sources, n_layer, where_sizes_are)
         sources["wpe.weight"] = FirstRows(sources["wpe.weight"], config.n_positions)
         tensors = checked_tensors(config, sources, where)
     except BaseException:
@@ -80,7 +119,7 @@ def _latest(folder: Path) -> Path:
             f"{folder}: found {HPARAMS} and no *.index, expected a TensorFlow checkpoint"
         )
     try:
-        with open_regular(folder / _LATEST, CheckpointError) as file:
+        with open_regular(folder / LATEST, CheckpointError) as file:
             text = (file.read(1 << 16) or b"").decode("utf-8", "replace")
     except CheckpointNotFoundError:
         text = ""
@@ -94,6 +133,6 @@ def _latest(folder: Path) -> Path:
     if len(found) > 1:
         raise CheckpointError(
             f"{folder}: found {show_list([path.name for path in found])}, and no file "
-            f"{show(_LATEST)} that names one of them; name the one to load"
+            f"{show(LATEST)} that names one of them; name the one to load"
         )
     return found[0]

@@ -3,66 +3,121 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checkpoint import signatures
 from gpt2c.checkpoint.hf import CONFIG, has_weights, open_hf_folder
-from gpt2c.checkpoint.hparams import HPARAMS
+from gpt2c.checkpoint.hparams import HPARAMS, given_hparams
 from gpt2c.checkpoint.raw_file import RawFile
 from gpt2c.checkpoint.source import Checkpoint
-from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError
+from gpt2c.checkpoint.training_files import is_training_file
+from gpt2c.config import ACTIVATIONS
+from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, OptionError
+from gpt2c.options import choice
 from gpt2c.untrusted import read_json_object, show, show_list
 
 # Other loaders are imported where they are needed: together they would double the time that
 # `import gpt2c` takes.
 
 # Files that hold a model by themselves, by the names that their tools give them.
-_ALONE: Final = ("*.gguf", "*.pt", "*.pth", "*.npz", "*.bin")
+_ALONE: Final = ("*.gguf", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.bin")
+_ADAPTER_CONFIG: Final = "adapter_config.json"
+_ADAPTER: Final = "adapter_model."
 _MAX_CONFIG: Final = 4 << 20
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint: a folder, or a file.
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    activation: str | None = None,
+    hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> Checkpoint:
+    """Open a checkpoint: a folder, a file, or TensorFlow's name of one.
 
     A folder is one of Hugging Face's (``config.json`` with safetensors or torch's weights, whole or
     in shards), OpenAI's (``hparams.json`` with a TensorFlow checkpoint), or holds one file of the
     others: nanoGPT's, build-nanogpt's or minGPT's (torch), llm.c's, GGUF, or NumPy's ``.npz``.
+
+    activation, by transformers' names, overrides the checkpoint's. hparams stands for the file
+    hparams.json of TensorFlow's and NumPy's checkpoints: a dict, a path, or a size such as "124M".
 
     The configuration and every tensor's name, shape and dtype are checked here; of the
     weights themselves nothing is read yet, except to compare a tied head that is stored twice.
     Close the result, or use it in a ``with``.
 
     Raises CheckpointNotFoundError (a FileNotFoundError), ConfigError or CheckpointError (both
-    ValueErrors), naming the file, the tensor or key, what was found and what was expected.
+    ValueErrors), naming the file, the tensor or key, what was found and what was expected;
+    OptionError or OptionTypeError for what activation and hparams cannot be.
     """
-    place = Path(path)
+    if activation is not None:
+        choice("activation", activation, tuple(sorted(ACTIVATIONS)))
+    given = None if hparams is None else given_hparams(hparams)
+    checkpoint = _open(Path(path), given)
+    if activation is not None:
+        config = replace(checkpoint.config, activation_function=activation)
+        checkpoint = replace(checkpoint, config=config)
+    return checkpoint
+
+
+def _open(place: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     # os.path, unlike pathlib, answers also where a parent may not be entered.
+    if os.path.isdir(place):
+        return _open_folder(place, hparams)
+    if (index := _tensorflow_index(place)) is not None:
+        return _open_file(index, hparams)
     if not os.path.exists(place):
         raise CheckpointNotFoundError(
             f"{place}: there is no such folder or file; expected a folder that holds config.json "
             "and model.safetensors, or a checkpoint of another kind"
         )
-    return _open_folder(place) if os.path.isdir(place) else _open_file(place)
+    if place.name == "checkpoint" and any(place.parent.glob("*.index")):
+        return _open_folder(place.parent, hparams)  # TensorFlow's note of which is the latest
+    return _open_file(place, hparams)
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    values = _mingpt_values(folder)
-    if values is not None:
+def _tensorflow_index(place: Path) -> Path | None:
+    """The index of the TensorFlow checkpoint whose name, data or graph this is."""
+    if os.path.exists(place) and not place.name.endswith(".meta") and ".data-" not in place.name:
+        return None
+    from gpt2c.checkpoint.openai import index_of
+
+    return index_of(place)
+
+
+def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
+    if os.path.lexists(folder / _ADAPTER_CONFIG):
+        raise _adapter(folder)
+    if hparams is None and (values := _mingpt_values(folder)) is not None:
         return _of_torch(_only_file(folder, ("*.pt", "*.pth")), values)
-    if not has_weights(folder):
-        if os.path.exists(folder / HPARAMS) and any(folder.glob("*.index")):
+    if hparams is not None or not has_weights(folder):
+        alone = _files(folder, _ALONE)
+        has_hparams = hparams is not None or os.path.lexists(folder / HPARAMS)
+        if any(folder.glob("*.index")) and (has_hparams or not alone):
             from gpt2c.checkpoint.openai import open_openai_folder
 
-            return open_openai_folder(folder)
-        alone = [path for glob in _ALONE for path in folder.glob(glob)]
+            return open_openai_folder(folder, None, hparams)
         if alone:
-            return _open_file(_only_file(folder, _ALONE))
+            return _open_file(_only_file(folder, _ALONE), hparams)
+    _refuse_hparams(folder, hparams)
     return open_hf_folder(folder)
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     head, tail = _ends(path)
+    if head.startswith(signatures.ZIP) and _holds_arrays(path):
+        from gpt2c.checkpoint.npz import open_npz
+
+        return open_npz(path, hparams)
+    if tail == signatures.BUNDLE_END:
+        from gpt2c.checkpoint.openai import open_openai_folder
+
+        return open_openai_folder(path.parent, path, hparams)
+    _refuse_hparams(path, hparams)
+    if path.name.startswith(_ADAPTER):
+        raise _adapter(path)
     if head.startswith(signatures.GGUF):
         from gpt2c.checkpoint.gguf import open_gguf
 
@@ -71,21 +126,40 @@ def _open_file(path: Path) -> Checkpoint:
         from gpt2c.checkpoint.llmc import open_llmc
 
         return open_llmc(path)
-    if head.startswith(signatures.ZIP) and _holds_arrays(path):
-        from gpt2c.checkpoint.npz import open_npz
-
-        return open_npz(path)
-    if tail == signatures.BUNDLE_END:
-        from gpt2c.checkpoint.openai import open_openai_folder
-
-        return open_openai_folder(path.parent, path)
     if head[8:9] == signatures.SAFETENSORS_NINTH:
         return open_hf_folder(path.parent, path)
-    if head.startswith((signatures.ZIP, signatures.PICKLE)):
+    if head.startswith(signatures.TORCH):
         return _of_torch(path, _mingpt_values(path.parent))
     raise CheckpointError(
         f"{path}: found {show(head[:8])} at the beginning, expected a file of safetensors, torch, "
         "GGUF, llm.c, NumPy (.npz), or the index of a TensorFlow checkpoint"
+    )
+
+
+def _refuse_hparams(path: Path, hparams: Mapping[str, Any] | None) -> None:
+    if hparams is not None:
+        raise OptionError(
+            f"hparams is for checkpoints of TensorFlow and NumPy alone, and {path} is another: "
+            "leave it out"
+        )
+
+
+def _adapter(place: Path) -> CheckpointError:
+    """What an adapter's folder, or its file, is, as far as its configuration tells it."""
+    folder = place.parent if place.name.startswith(_ADAPTER) else place
+    try:
+        values = read_json_object(
+            folder / _ADAPTER_CONFIG, limit=_MAX_CONFIG, error=CheckpointError
+        )
+    except (CheckpointError, CheckpointNotFoundError):
+        values = {}
+    kind, base = values.get("peft_type"), values.get("base_model_name_or_path")
+    return CheckpointError(
+        f"{place}: is an adapter{f' ({show(kind)})' if kind else ''}, which changes the weights of "
+        f"another model{f', {show(base)},' if base else ''} and is no model by itself; merge the "
+        "two with the package peft (PeftModel.from_pretrained(base, folder).merge_and_unload(), "
+        "then save_pretrained) and load what that writes. Weights beside it can be loaded by "
+        "their file's name"
     )
 
 
@@ -114,15 +188,16 @@ def _holds_arrays(path: Path) -> bool:
 
 def _of_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
     """A file of torch's: nanoGPT's, minGPT's with those values, or else one of transformers."""
-    from gpt2c.checkpoint.nanogpt import is_training_checkpoint, open_mingpt, open_nanogpt
-    from gpt2c.checkpoint.torch_file import TorchFile
+    from gpt2c.checkpoint.nanogpt import is_linear, open_mingpt, open_nanogpt, settings_of
+    from gpt2c.checkpoint.state_dict import StateDictFile
 
-    file = TorchFile(path)
+    file = StateDictFile(path)
     try:
-        if is_training_checkpoint(file.value):
-            return open_nanogpt(file)
+        settings = settings_of(file.state)
+        if settings is not None and is_linear(file.state):
+            return open_nanogpt(file, file.state, settings)
         if mingpt is not None:
-            return open_mingpt(file, mingpt, str(path.parent / CONFIG))
+            return open_mingpt(file, file.state, mingpt, str(path.parent / CONFIG))
     except BaseException:
         file.close()
         raise
@@ -130,7 +205,8 @@ def _of_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
     if not os.path.exists(path.parent / CONFIG):
         raise ConfigError(
             f"{path}: found weights and no configuration; expected {CONFIG} in the same folder, of "
-            "transformers or of minGPT, or a checkpoint of nanoGPT's, which holds its own"
+            "transformers or of minGPT, or beside the weights in the file model_args, a dict, as "
+            "nanoGPT writes, or config, an object, as build-nanogpt does"
         )
     return open_hf_folder(path.parent, path)
 
@@ -146,8 +222,14 @@ def _mingpt_values(folder: Path) -> dict[str, Any] | None:
     return model if is_mingpt else None
 
 
+def _files(folder: Path, globs: tuple[str, ...]) -> list[Path]:
+    """The files of these names, without what trainers save besides weights."""
+    found = {path for glob in globs for path in folder.glob(glob)}
+    return sorted(path for path in found if not is_training_file(path.name))
+
+
 def _only_file(folder: Path, globs: tuple[str, ...]) -> Path:
-    found = sorted({path for glob in globs for path in folder.glob(glob)})
+    found = _files(folder, globs)
     if not found:
         raise CheckpointNotFoundError(f"{folder}: found no file {' or '.join(globs)}")
     if len(found) > 1:

@@ -281,6 +281,11 @@ def _check_names(
             f"{where}: missing tensors: 'lm_head.weight'; expected because "
             "tie_word_embeddings is false"
         )
+    if missing == ["wte.weight"] and "lm_head.weight" in found:
+        raise CheckpointError(
+            f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not stand for it, "
+            "because tie_word_embeddings is false (say true in config.json if the two are one)"
+        )
     if any(part in name for name in unexpected for part in ("crossattention.", "ln_cross_attn.")):
         raise CheckpointError(
             f"{where}: cross-attention is not supported, found {show_list(unexpected)}"
@@ -290,6 +295,8 @@ def _check_names(
         problems.append(f"missing tensors: {show_list(missing)}")
     if unexpected:
         problems.append(f"unexpected tensors: {show_list(unexpected)}")
+    if any("lora_" in name for name in unexpected):
+        problems.append("they are an adapter's: merge it with its model and save that")
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
 

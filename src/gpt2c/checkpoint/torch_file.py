@@ -1,27 +1,22 @@
 """Files that ``torch.save`` wrote, read without torch: archives, and the format before 1.6.
 
-Only what a state dict needs is understood; see :mod:`gpt2c.checkpoint.pickle_reader`. Tensors are
-places in the file, read when they are needed.
+Tensors are places in the file, read when they are needed. What else a file holds becomes plain
+values and records; see :mod:`gpt2c.checkpoint.pickle_values`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checkpoint import signatures
-from gpt2c.checkpoint.pickle_reader import (
-    Build,
-    Global,
-    PickleError,
-    PickleReader,
-    Record,
-    describe,
-)
+from gpt2c.checkpoint.pickle_reader import Build, PickleReader
+from gpt2c.checkpoint.pickle_values import Global, PickleError, Record, describe
 from gpt2c.checkpoint.raw_file import RawFile, RawTensor
-from gpt2c.checkpoint.zip_archive import read_directory
+from gpt2c.checkpoint.zip_archive import Entry, read_directory
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show
 
@@ -44,6 +39,14 @@ _STORAGES: Final = {
     "torch.CharStorage": ("I8", 1),
     "torch.ByteStorage": ("U8", 1),
     "torch.BoolStorage": ("BOOL", 1),
+    # Of what is no weight, for the size of what lies in the file before a weight.
+    "torch.ComplexFloatStorage": ("C64", 8),
+    "torch.ComplexDoubleStorage": ("C128", 16),
+    "torch.QInt8Storage": ("QI8", 1),
+    "torch.QUInt8Storage": ("QU8", 1),
+    "torch.QInt32Storage": ("QI32", 4),
+    "torch.UntypedStorage": ("bytes", 1),
+    "torch.storage.UntypedStorage": ("bytes", 1),
 }
 
 
@@ -74,12 +77,15 @@ class StoredTensor:
 class TorchFile(RawFile):
     """An open file of torch.save, whose description was read and checked.
 
-    `value` is what was saved: dicts, lists, numbers, texts, and :class:`StoredTensor`.
+    `value` is what was saved: dicts, lists, numbers, texts, :class:`StoredTensor`, and records of
+    everything else.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
         super().__init__(path)
+        self._storages: dict[str, Storage] = {}
+        self._begins: dict[str, int] = {}
         try:
             try:
                 is_archive = bytes(self.pread(min(4, self.size), 0, "beginning")) == signatures.ZIP
@@ -99,7 +105,8 @@ class TorchFile(RawFile):
     # ---- archives ----
 
     def _read_archive(self) -> Any:
-        entries = read_directory(self)
+        entries = read_directory(self, may_be_deflated=True)
+        self._check_entries(entries)
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise CheckpointError(f"{self.path}: found {len(pickles)} entries data.pkl, expected 1")
@@ -115,10 +122,8 @@ class TorchFile(RawFile):
                 f"{MAX_PICKLE}"
             )
         raw = self.pread(pickle.n_bytes, pickle.begin, "data.pkl")
-        reader = PickleReader(raw, _BUILDERS, _storage)
-        value = reader.read()
-        self._begins = {}
-        for storage in _storages(value, self.size):
+        value = PickleReader(raw, _BUILDERS, self._load_persistent).read()
+        for storage in self._storages.values():
             entry = entries.get(f"{root}data/{storage.key}")
             n_bytes = storage.n_items * storage.item_bytes
             if entry is None or entry.n_bytes != n_bytes:
@@ -130,11 +135,24 @@ class TorchFile(RawFile):
             self._begins[storage.key] = entry.begin
         return value
 
+    def _check_entries(self, entries: Mapping[str, Entry]) -> None:
+        if any(name.endswith("/constants.pkl") for name in entries):
+            raise CheckpointError(
+                f"{self.path}: found a program of TorchScript, which gpt2c never runs, expected a "
+                "state dict: save it with torch.save(model.state_dict(), path)"
+            )
+        for name, entry in entries.items():
+            if entry.is_deflated:
+                raise CheckpointError(
+                    f"{self.path}: entry {show(name)} is compressed or encrypted, expected it "
+                    "stored"
+                )
+
     # ---- the format before archives ----
 
     def _read_legacy(self) -> Any:
         raw = self.pread(min(self.size, MAX_PICKLE), 0, "pickles")
-        reader = PickleReader(raw, _BUILDERS, _storage)
+        reader = PickleReader(raw, _BUILDERS, self._load_persistent)
         try:
             magic = reader.read()
         except PickleError:
@@ -153,7 +171,7 @@ class TorchFile(RawFile):
             raise CheckpointError(f"{self.path}: expected a file of a little-endian machine")
         value = reader.read()
         keys = reader.read()
-        storages = {storage.key: storage for storage in _storages(value, self.size)}
+        storages = self._storages
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise CheckpointError(f"{self.path}: expected a list of storages' keys")
         if sorted(keys) != sorted(storages):
@@ -161,7 +179,6 @@ class TorchFile(RawFile):
                 f"{self.path}: found {len(keys)} storages' keys, expected those of "
                 f"{len(storages)} tensors' storages"
             )
-        self._begins = {}
         place = reader.position
         for key in keys:
             n_items = int.from_bytes(self.pread(8, place, f"storage {show(key)}"), "little")
@@ -178,50 +195,34 @@ class TorchFile(RawFile):
             )
         return value
 
-
-class StateDictFile(TorchFile):
-    """A file of torch.save that holds a state dict: `tensors` maps names to tensors."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises as :class:`TorchFile`, and CheckpointError where it holds something else."""
-        super().__init__(path)
-        try:
-            self.tensors = self._state_dict()
-        except BaseException:
-            self.close()
-            raise
-
-    def named_source(self, stored: str, name: str) -> RawTensor:
-        """The tensor called `stored` in the file, as a source called `name`."""
-        return self.source(self.tensors[stored], name)
-
-    def _state_dict(self) -> dict[str, StoredTensor]:
-        if not isinstance(self.value, dict):
-            kind = type(self.value).__name__
-            raise CheckpointError(f"{self.path}: found a {kind}, expected a state dict")
-        for name, value in self.value.items():
-            if not isinstance(name, str) or not isinstance(value, StoredTensor):
-                raise CheckpointError(
-                    f"{self.path}: found {show(name)} of type {type(value).__name__}, expected a "
-                    "state dict of tensors alone"
-                )
-        return self.value
+    def _load_persistent(self, identifier: object) -> object:
+        """What a persistent id stands for: a storage; two of one key must agree."""
+        value = _persistent(identifier)
+        if isinstance(value, Storage) and self._storages.setdefault(value.key, value) != value:
+            raise PickleError(f"has two storages called {show(value.key)}")
+        return value
 
 
 # ---- what the pickles' globals stand for ----
 
 
-def _storage(identifier: object) -> Storage:
-    """A persistent id: ("storage", class, key, device, items), and in old files a view of None."""
-    if not isinstance(identifier, tuple) or len(identifier) not in (5, 6):
+def _persistent(identifier: object) -> object:
+    """("storage", class, key, device, items), in old files with a view of None.
+
+    ("module", class, source, code) is the class of a whole module in an old file.
+    """
+    if not isinstance(identifier, tuple) or len(identifier) not in (4, 5, 6):
         raise PickleError("has a persistent id that is no storage")
-    kind, storage_class, key, _, n_items = identifier[:5]
+    if identifier[0] == "module" and isinstance(identifier[1], Global):
+        return identifier[1]
+    kind, storage_class, key = identifier[:3]
     if kind != "storage" or not isinstance(storage_class, Global) or not isinstance(key, str):
         raise PickleError("has a persistent id that is no storage")
+    n_items = identifier[4] if len(identifier) > 4 else None
     if len(identifier) == 6 and identifier[5] is not None:
         raise PickleError("has a storage that is a view of another")
     if storage_class.path not in _STORAGES:
-        raise PickleError(f"uses the global {show(storage_class.path)}, which is not allowed")
+        return Record(storage_class.path)
     if type(n_items) is not int or not 0 <= n_items <= _MAX_ITEMS:
         raise PickleError(f"has a storage of {describe(n_items)} items")
     dtype, item_bytes = _STORAGES[storage_class.path]
@@ -230,7 +231,9 @@ def _storage(identifier: object) -> Storage:
 
 def _rebuild_tensor(
     storage: object, offset: object, shape: object, stride: object, *_: object
-) -> StoredTensor:
+) -> StoredTensor | Record:
+    if isinstance(storage, Record):
+        return Record(_TENSOR, problem=f"has a tensor of {show(storage.path)}, which is not known")
     if not isinstance(storage, Storage):
         raise PickleError("has a tensor without a storage")
     if type(offset) is not int or not 0 <= offset <= _MAX_ITEMS:
@@ -243,19 +246,28 @@ def _rebuild_tensor(
         n_items *= axis
         if n_items > _MAX_ITEMS:
             raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
+    expected = 1
+    for axis, found in zip(reversed(axes), reversed(strides), strict=True):
+        if axis > 1 and found != expected and n_items:
+            return Record(
+                _TENSOR,
+                problem=f"has a tensor of shape {show(axes)} with strides {show(strides)}, which "
+                "do not follow each other in memory: save it with .contiguous()",
+            )
+        expected *= axis
     if offset + n_items > storage.n_items:
         raise PickleError(
             f"has a tensor of {n_items} items at offset {offset} of a storage of {storage.n_items}"
         )
-    expected = 1
-    for axis, found in zip(reversed(axes), reversed(strides), strict=True):
-        if axis > 1 and found != expected and n_items:
-            raise PickleError(
-                f"has a tensor of shape {show(axes)} with strides {show(strides)}, which do not "
-                "follow each other in memory: save it with .contiguous()"
-            )
-        expected *= axis
     return StoredTensor(storage, offset, axes)
+
+
+def _rebuild_with_type(function: object, _: object, arguments: object, *__: object) -> object:
+    """A tensor that has attributes of its own, or is of a class derived from Tensor."""
+    is_known = isinstance(function, Global) and function.path in _REBUILDS
+    if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_RANK:
+        return Record(_TENSOR)
+    return _rebuild_tensor(*arguments)
 
 
 def _integers(value: object) -> tuple[int, ...]:
@@ -273,9 +285,12 @@ def _parameter(tensor: object, *_: object) -> object:
     return tensor
 
 
-def _ordered_dict(*items: object) -> dict[Any, Any]:
-    if items:
-        raise PickleError("has an OrderedDict that is built of arguments")
+def _ordered_dict(*arguments: object) -> object:
+    # With arguments, as Python 2 wrote it, it is read when it is needed.
+    return Record("collections.OrderedDict", arguments) if arguments else {}
+
+
+def _default_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
@@ -283,41 +298,21 @@ def _size(sizes: object) -> object:
     return _integers(sizes)
 
 
+def _reconstructed(kind: object, *_: object) -> Record:
+    """An object in protocols 0 and 1: of the class that is the first argument."""
+    return Record(kind.path if isinstance(kind, Global) else "copyreg._reconstructor")
+
+
+_TENSOR: Final = "torch.Tensor"
+_REBUILDS: Final = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _BUILDERS: Final[dict[str, Build]] = {
     "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "collections.defaultdict": _default_dict,
+    "copyreg._reconstructor": _reconstructed,
+    "copy_reg._reconstructor": _reconstructed,
+    **dict.fromkeys(_REBUILDS, _rebuild_tensor),
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_with_type,
     "torch.Size": _size,
-    # Configurations of nanoGPT's family: their attributes alone.
-    "__main__.GPTConfig": Record,
-    "model.GPTConfig": Record,
-    "train_gpt2.GPTConfig": Record,
 }
-
-
-def _storages(value: object, n_bytes: int) -> list[Storage]:
-    """Each once, of all tensors in dicts and lists; two of one key must agree.
-
-    Tensors may share storages, as a tied head does with wte. All of them together may not have more
-    than twice the file's n_bytes, or a small file would stand for a large model.
-    """
-    found: dict[str, Storage] = {}
-    total = 0
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, StoredTensor):
-            if found.setdefault(item.storage.key, item.storage) != item.storage:
-                raise PickleError(f"has two storages called {show(item.storage.key)}")
-            total += item.n_items * item.storage.item_bytes
-            if total > 2 * n_bytes:
-                raise PickleError("has tensors that share more than the file holds")
-        elif isinstance(item, Record):
-            if id(item) not in seen:
-                seen.add(id(item))
-                waiting.append(item.attributes)
-        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
-            seen.add(id(item))  # a list may hold itself
-            waiting.extend(item.values() if isinstance(item, dict) else item)
-    return list(found.values())

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checkpoint.hf import canonical_name
+from gpt2c.checkpoint.names import bare_name
 from gpt2c.checkpoint.source import Checkpoint, check_rows, checked_tensors, merged
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
@@ -66,7 +66,7 @@ def from_module(module: Any) -> Checkpoint:
                 f"{_WHERE}: {show(stored)} is on the device 'meta', expected its values: load the "
                 "model without offloading, or move it to the CPU first"
             )
-        name = canonical_name(stored)
+        name = bare_name(stored)
         wanted.append((stored, ParameterSource(name, parameter)))
     found = merged(wanted, _WHERE)
     config = replace(

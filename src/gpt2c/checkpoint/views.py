@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,39 @@ def transposed(source: TensorSource) -> TensorSource:
         return source
     shape = source.shape[::-1]
     return Whole(source.name, shape, source.dtype, lambda: source.read(0, source.shape[0]).T)
+
+
+@dataclass(frozen=True, eq=False)
+class Renamed:
+    """A TensorSource over another, under another name."""
+
+    source: TensorSource
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The other's."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> str:
+        """The other's."""
+        return self.source.dtype
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        """See TensorSource."""
+        return self.source.read(begin, end)
+
+
+def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    """Sources of a model whose head is tied, with the embedding from the head where it lacks.
+
+    Of two names for one tensor, safetensors.torch.save_model keeps one, and it may be the head's.
+    """
+    found = dict(sources)
+    if "wte.weight" not in found and "lm_head.weight" in found:
+        found["wte.weight"] = Renamed(found.pop("lm_head.weight"), "wte.weight")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
