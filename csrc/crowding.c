@@ -8,11 +8,11 @@
 #define CROWDED_SHARE 0.5
 /* Shorter losses are the system's own: an interrupt, or a thread that wakes slowly. */
 #define MIN_LOST_SECONDS 500e-6
-/* One crowded call alone tells nothing. Two within this time do. */
-#define NEAR_SECONDS 0.1
+/* One crowded call alone tells nothing. One that begins this soon after another does. */
+#define NEAR_SECONDS 0.02
 
-/* A rest begins with about the time of a short pass. It ends up near the longest within ten crowded
- * calls; once the machine is quiet, it is over after some ten calls and a third of a second. */
+/* A rest begins with about the time of a short pass and reaches its limit within seven crowded calls.
+ * Once the machine is quiet, it takes some fifteen calls and a third of a second until none rests. */
 #define MIN_REST_SECONDS 1e-3
 #define MAX_REST_SECONDS 0.1
 #define REST_GROWTH 2.0
@@ -24,7 +24,7 @@ typedef struct {
 } cpu_share;
 #define SHARE_KEPT 0.98
 /* What is known of resting fades, so that it is tried again. */
-#define SHARE_FADING 1.002
+#define SHARE_FADING 1.0005
 
 static struct {
     double last_crowded; /* the end of the last crowded call */
@@ -90,7 +90,7 @@ void crowding_learn(const call_report *call) {
         learn_resting(call);
         return;
     }
-    int crowded = is_crowded(call), again = call->end - crowding.last_crowded < NEAR_SECONDS;
+    int crowded = is_crowded(call), again = call->begin - crowding.last_crowded < NEAR_SECONDS;
     if (crowded)
         crowding.last_crowded = call->end;
     if (crowding.rest_seconds == 0 && !(crowded && again))

@@ -9,7 +9,7 @@
  *
  * Calls rest workers: after a crowded call the next ones run on fewer threads. The rest doubles with
  * each crowded call and shrinks with each call that was not, so that calls in between find out whether
- * the machine is still crowded. On two CPUs beside one busy process this gives 1.6 times the speed.
+ * the machine is still crowded. On two CPUs beside one busy process this gives 1.4 times the speed.
  * Beside two, one thread would get less CPU time than both do; then no worker rests. */
 #ifndef GPT2C_CROWDING_H
 #define GPT2C_CROWDING_H

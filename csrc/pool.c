@@ -12,9 +12,10 @@
 
 #include <stddef.h>
 
-/* Some 50 microseconds of pauses, at most; fewer where other programs want the CPU. */
+/* Some 50 microseconds of pauses, at most; fewer where other programs want the CPU. With fewer than 15
+ * the system takes our threads for idle ones, and puts two on one CPU beside a busy process. */
 #define SPIN_SECONDS 50e-6
-#define CROWDED_SPIN_SECONDS 5e-6
+#define CROWDED_SPIN_SECONDS 15e-6
 #define PAUSES_PER_LOOK 32
 /* A sleeping thread takes about this long to wake on a quiet machine, at most. */
 #define WAKE_SECONDS 100e-6
