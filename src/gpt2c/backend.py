@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -93,13 +95,65 @@ def fill(
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
         return rows.nbytes
 
-    with ThreadPoolExecutor(min(n_threads, MOST_LOADERS)) as loaders:
+    Loaders(load, pieces).run(min(n_threads, MOST_LOADERS), bar)
+
+
+class Loaders:
+    """Threads that load pieces, the calling one among them.
+
+    None of them ever waits for another, so that all end whenever Ctrl-C comes: with an executor of
+    concurrent.futures an interrupt at the wrong moment leaves a thread that waits for ever, and the
+    process with it.
+    """
+
+    def __init__(self, load: Callable[[_Piece], int], pieces: list[_Piece]) -> None:
+        """load gives the number of bytes."""
+        self._load = load
+        self._left = deque(enumerate(pieces))
+        self._sizes: deque[int] = deque()
+        self._errors: list[tuple[int, BaseException]] = []
+
+    def run(self, n_threads: int, bar: LoadingBar | None) -> None:
+        """Loads all; raises the error of the first piece that has one."""
+        threads = [Thread(target=self._help, daemon=True) for _ in range(n_threads - 1)]
         try:
-            for n_bytes in loaders.map(load, pieces):
-                if bar is not None:
-                    bar.add(n_bytes)
+            for thread in threads[: len(self._left)]:
+                try:
+                    thread.start()
+                except RuntimeError:  # the system gives no more
+                    break
+            self._work(bar)
         finally:
-            loaders.shutdown(cancel_futures=True)
+            self._left.clear()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+        if self._errors:
+            raise min(self._errors, key=lambda error: error[0])[1]
+        self._tell(bar)
+
+    def _help(self) -> None:
+        with suppress(BaseException):  # which are among the errors
+            self._work(None)
+
+    def _work(self, bar: LoadingBar | None) -> None:
+        while self._left:
+            try:
+                index, piece = self._left.popleft()
+            except IndexError:  # another thread was sooner
+                return
+            try:
+                self._sizes.append(self._load(piece))
+            except BaseException as error:
+                self._errors.append((index, error))
+                self._left.clear()
+                if not isinstance(error, Exception):
+                    raise
+            self._tell(bar)
+
+    def _tell(self, bar: LoadingBar | None) -> None:
+        while bar is not None and self._sizes:
+            bar.add(self._sizes.popleft())
 
 
 def _float_bytes(source: PackedSource, begin: int, end: int) -> int:
