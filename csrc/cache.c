@@ -158,6 +158,12 @@ int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) {
     return sequence->length;
 }
 
+/* The call may have been anywhere in cache_reserve: pages beyond the length are lost, not freed. */
+void gpt2c_sequence_forget_call(gpt2c_sequence *sequence) {
+    sequence->n_pages = pages_for(sequence->length);
+    sequence->in_forward = 0;
+}
+
 gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length) {
     if (length < 0 || length > sequence->length)
         return GPT2C_BAD_ARGUMENT;
@@ -174,9 +180,10 @@ static gpt2c_status own_last_page(gpt2c_sequence *s) {
     void *own = page_create(s->model);
     if (!own)
         return GPT2C_NO_MEMORY;
-    memcpy(own, s->pages[last], page_bytes(s->model));
-    page_release(s->pages[last]);
-    s->pages[last] = own;
+    void *shared = s->pages[last];
+    memcpy(own, shared, page_bytes(s->model));
+    s->pages[last] = own; /* first: see gpt2c_sequence_forget_call */
+    page_release(shared);
     return GPT2C_OK;
 }
 

@@ -123,6 +123,8 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence);
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence);
 /* Forgets all but the first length positions. */
 gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
+/* In a forked child: forgets a call that another thread of the parent was in with this sequence. */
+void gpt2c_sequence_forget_call(gpt2c_sequence *sequence);
 
 /* ---- forward (forward.c) ---- */
 
@@ -217,7 +219,7 @@ typedef struct {
 
 /* Feeds a whole text at once to an empty sequence, with a scratch for as many rows, and shows what the
  * probe asks for. What is not changed has the bits that gpt2c_forward computes. GPT2C_STOPPED where the probe
- * stopped it: the sequence is then of no use. */
+ * stopped it, and in a child that it forked, which lacks the other workers: the sequence is then of no use. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
                                   const gpt2c_probe *probe, float *logits);

@@ -9,6 +9,10 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -117,10 +121,8 @@ int os_lock_try(os_lock *lock) {
     return pthread_mutex_trylock(lock) == 0;
 }
 
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-
+/* OS_NO_FUTEX is for tests, on Linux, of what other systems run. */
+#if defined(__linux__) && !defined(OS_NO_FUTEX)
 void os_sleep_while(atomic_uint *word, unsigned old) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
 }
@@ -133,6 +135,16 @@ void os_wake_all(atomic_uint *word) {
 /* One lock and one condition for all words: sleepers look again whenever anything is announced. */
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
+
+/* A forked child has both as another thread of the parent was using them, perhaps. */
+static void forget_sleepers(void) {
+    sleep_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    sleep_condition = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+}
+
+__attribute__((constructor)) static void register_sleepers(void) {
+    os_after_fork_in_child(forget_sleepers);
+}
 
 void os_sleep_while(atomic_uint *word, unsigned old) {
     pthread_mutex_lock(&sleep_lock);

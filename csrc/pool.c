@@ -31,6 +31,7 @@ struct pool_team {
     team_function function;
     void *context;
     int n_workers;
+    unsigned process;     /* that its workers run in: pool.process as the team began */
     double begin;         /* when the workers were called */
     atomic_int has_slept; /* a worker has waited longer than it spins: another one may be late */
     atomic_uint arrived;  /* at the barrier */
@@ -56,6 +57,7 @@ typedef struct {
 static struct {
     os_lock lock;
     int n_workers; /* started; under the lock */
+    unsigned process; /* forks between the process that loaded the library and this one */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 
@@ -133,18 +135,20 @@ static void forget_workers(void) {
     pool.lock = (os_lock)OS_LOCK_INITIAL;
     pool.n_workers = 0;
     crowding_forget();
+    pool.process++;
+}
+
+/* As the library is loaded: a handler that the first call registered would come too late for a fork
+ * that finds this call with the lock. */
+__attribute__((constructor)) static void register_child_handler(void) {
+    os_after_fork_in_child(forget_workers);
 }
 
 /* Starts another worker; under the lock. 0 where the system gives no thread: a call then runs on
  * fewer. */
 static int start_worker(void) {
-    static int child_handler_is_set;
     if (pool.n_workers == POOL_MAX_WORKERS)
         return 0;
-    if (!child_handler_is_set) {
-        os_after_fork_in_child(forget_workers);
-        child_handler_is_set = 1;
-    }
     worker *w = &pool.workers[pool.n_workers];
     *w = (worker){.is_taken = 0};
     if (!os_start_thread(work, w))
@@ -195,7 +199,8 @@ void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
     int n = bounded(max_workers) - 1, n_resting = 0;
-    pool_team t = {.function = function, .context = context, .begin = os_seconds()};
+    pool_team t = {.function = function, .context = context, .process = pool.process,
+                   .begin = os_seconds()};
     n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;
     t.n_workers = n + 1;
     /* Alone, nobody sleeps, and how much CPU time it gets shows what resting is worth. */
@@ -207,6 +212,8 @@ void pool_run(team_function function, void *context, int max_workers) {
         announce(&taken[i]->orders);
     }
     thread_share own = take_part(&t, 0);
+    if (team_was_lost(&t))
+        return; /* and so were its workers */
     for (int i = 0; i < n; i++)
         wait_while(&taken[i]->done, done_before[i]);
     if (n == 0 && n_resting == 0)
@@ -216,8 +223,12 @@ void pool_run(team_function function, void *context, int max_workers) {
     give_back(taken, n, &call);
 }
 
+int team_was_lost(const pool_team *t) {
+    return t->n_workers > 1 && t->process != pool.process;
+}
+
 void team_barrier(pool_team *t) {
-    if (t->n_workers == 1)
+    if (t->n_workers == 1 || team_was_lost(t))
         return;
     unsigned passed = count_of(&t->passed);
     unsigned before = atomic_fetch_add(&t->arrived, 1);

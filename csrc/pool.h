@@ -22,6 +22,10 @@ void pool_run(team_function function, void *context, int max_workers);
 /* Waits until every worker of the team is here; what each wrote before, all see after. */
 void team_barrier(pool_team *team);
 
+/* Whether this process was forked by the team's own function: the other workers are in the parent, so
+ * the work cannot be completed here, and barriers no longer wait. Only worker 0 can find that. */
+int team_was_lost(const pool_team *team);
+
 /* The part of n items that falls to a worker: [*begin, *end), sizes differing by one at most. */
 static inline void team_share(int n, int worker, int n_workers, int *begin, int *end) {
     *begin = (int)((long long)n * worker / n_workers);

@@ -9,16 +9,21 @@ int is_probed(const place *at, gpt2c_point point, int32_t block) {
     return probe && probe->points[block * GPT2C_N_POINTS + point];
 }
 
+/* After a callback has run: what it returned stops the call, and so does a callback that forked, in
+ * the child. */
+static void end_callback(const place *at, int stops) {
+    at->pass->buffers->is_stopped = stops || team_was_lost(at->team);
+    (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
+}
+
 /* All workers take the same way: none looks before it is known whether the call was stopped, and none goes on
  * to where it may be before all have looked. */
 int was_stopped(const place *at) {
     const gpt2c_probe *probe = at->pass->probe;
     if (!probe)
         return 0;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped) {
-        at->pass->buffers->is_stopped = probe->poll(probe->context);
-        (void)fp_enter();
-    }
+    if (at->worker == 0 && !at->pass->buffers->is_stopped)
+        end_callback(at, probe->poll(probe->context));
     team_barrier(at->team);
     int is_stopped = at->pass->buffers->is_stopped;
     team_barrier(at->team);
@@ -31,11 +36,9 @@ void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, in
     if (!is_probed(at, point, block))
         return;
     const gpt2c_probe *probe = at->pass->probe;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped) {
-        at->pass->buffers->is_stopped = probe->show(probe->context, point, block, rows.floats,
-                                                    rows.stride, n_rows, width);
-        (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
-    }
+    if (at->worker == 0 && !at->pass->buffers->is_stopped)
+        end_callback(at, probe->show(probe->context, point, block, rows.floats, rows.stride, n_rows,
+                                     width));
     team_barrier(at->team);
 }
 

@@ -85,6 +85,7 @@ cdef extern from "gpt2c.h" nogil:
     void gpt2c_sequence_free(gpt2c_sequence *)
     int32_t gpt2c_sequence_length(const gpt2c_sequence *)
     gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *, int32_t)
+    void gpt2c_sequence_forget_call(gpt2c_sequence *)
 
     gpt2c_status gpt2c_scratch_create(const gpt2c_model *, int32_t, gpt2c_scratch **)
     void gpt2c_scratch_free(gpt2c_scratch *)

@@ -10,8 +10,8 @@ from libc.stdlib cimport calloc, free
 
 from gpt2c._capi cimport *
 
+import os
 import weakref
-from contextlib import contextmanager
 from threading import get_ident
 
 import numpy as np
@@ -21,6 +21,7 @@ from gpt2c.errors import (
     CacheMemoryError,
     ClosedError,
     ContextError,
+    ForkError,
     OptionError,
 )
 from gpt2c.engine_types import BLOCK_POINTS, MODEL_POINTS, SCORE_TYPE, TOP_TYPE
@@ -28,6 +29,9 @@ from gpt2c.engine_types import BLOCK_POINTS, MODEL_POINTS, SCORE_TYPE, TOP_TYPE
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+
+
+include "_traceback.pxi"
 
 
 ARITHMETIC = GPT2C_ARITHMETIC
@@ -143,6 +147,9 @@ cdef int raise_status(gpt2c_status status, str what) except -1:
 cdef class Model
 
 
+include "_holding.pxi"
+
+
 cdef class Scratch:
     """The buffers of one running call, and what it has learnt of drafts."""
 
@@ -185,10 +192,10 @@ cdef class Model:
     cdef bint has_no_room_for_draft
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
-    cdef int n_running
     cdef bint closed
     cdef list free_scratches
-    cdef dict holders  # threads, and how many blocks of `held` each is in
+    cdef dict holders  # threads, and how many calls and blocks of `held` each is in
+    cdef Py_ssize_t n_forks  # when holders was last right
 
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
@@ -217,6 +224,7 @@ cdef class Model:
         self.n_layer = c.n_layer
         self.free_scratches = []
         self.holders = {}
+        self.n_forks = len(forking_threads)
 
     def __dealloc__(self):
         gpt2c_model_free(self.draft)
@@ -316,8 +324,7 @@ cdef class Model:
 
     def sequence(self):
         """An empty sequence."""
-        if get_ident() not in self.holders:
-            self.check_open()
+        self.check_held_or_open()
         return Sequence(self)
 
     def job(
@@ -383,7 +390,7 @@ cdef class Model:
                 PyErr_CheckSignals()
         finally:
             for sequence in claimed:
-                sequence.busy = False
+                sequence.release()
             if scratch is not None:
                 self.end(scratch)
         return rows
@@ -411,12 +418,11 @@ cdef class Model:
         cdef int n_claimed = 0
         cdef gpt2c_drafter *drafter = NULL
         cdef Model other = None
-        drafts = drafts_of(jobs)
-        if drafts is not None and drafts.model is not None:
-            other = drafts.model
-            other.check_open()
-            other.n_running += 1
+        thread = get_ident()
         try:
+            drafts = drafts_of(jobs)
+            if drafts is not None and drafts.model is not None:
+                other = held_draft_model(drafts.model, thread)
             scratch = self.begin()
             for i in range(n_jobs):
                 job = jobs[i]
@@ -447,34 +453,46 @@ cdef class Model:
             free(pointers)
             for i in range(n_claimed):
                 job = jobs[i]
-                job.sequence.busy = False
+                job.sequence.release()
             if scratch is not None:
                 self.end(scratch)
             if other is not None:
-                other.n_running -= 1
-                other.free_if_idle()
+                other.let_go(thread)
 
-    @contextmanager
     def held(self):
         """Keeps the weights until the end of the block, even if the model is closed meanwhile.
 
         What is held in a block of the same thread may be held again after that.
         """
-        thread = get_ident()
-        depth = self.holders.get(thread, 0)
-        if depth == 0:
+        return Held(self)
+
+    cdef dict current_holders(self):
+        """The holders that are threads of this process, not of one that it was forked from."""
+        while self.n_forks < len(forking_threads):
+            thread = forking_threads[self.n_forks]
+            n = self.holders.get(thread)
+            self.holders = {} if n is None else {thread: n}
+            self.n_forks += 1
+        return self.holders
+
+    cdef int hold(self, thread) except -1:
+        holders = self.current_holders()
+        holders[thread] = holders.get(thread, 0) + 1
+        return 0
+
+    cdef int let_go(self, thread) except -1:
+        holders = self.current_holders()
+        n = holders.get(thread, 0)
+        if n > 1:
+            holders[thread] = n - 1
+        else:
+            holders.pop(thread, None)
+        return self.free_if_idle()
+
+    cdef int check_held_or_open(self) except -1:
+        if get_ident() not in self.current_holders():
             self.check_open()
-        self.holders[thread] = depth + 1
-        self.n_running += 1
-        try:
-            yield
-        finally:
-            self.n_running -= 1
-            if depth:
-                self.holders[thread] = depth
-            else:
-                del self.holders[thread]
-            self.free_if_idle()
+        return 0
 
     def check_open(self):
         """Raises ClosedError after close."""
@@ -498,23 +516,27 @@ cdef class Model:
             raise_status(
                 gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer), "scratch buffers"
             )
-        self.n_running += 1
+        self.hold(get_ident())
         return scratch
 
     cdef int end(self, Scratch scratch) except -1:
-        self.n_running -= 1
         if not self.closed:
             self.free_scratches.append(scratch)
-        self.free_if_idle()
-        return 0
+        return self.let_go(get_ident())
 
     cdef int free_if_idle(self) except -1:
-        if self.closed and self.n_running == 0:
+        if self.closed and not self.current_holders():
             self.free_scratches = []
             gpt2c_model_free(self.draft)
             gpt2c_model_free(self.pointer)
             self.pointer = self.draft = NULL
         return 0
+
+
+cdef Model held_draft_model(Model model, thread):
+    model.check_open()
+    model.hold(thread)
+    return model
 
 
 cdef object drafts_of(list jobs):
@@ -546,7 +568,8 @@ cdef class Sequence:
 
     cdef gpt2c_sequence *pointer
     cdef readonly Model model
-    cdef bint busy
+    cdef object user  # the thread whose call has this sequence
+    cdef Py_ssize_t n_forks  # before that call
 
     def __cinit__(self, Model model not None):
         self.model = model
@@ -563,9 +586,16 @@ cdef class Sequence:
         return gpt2c_sequence_length(self.pointer)
 
     cdef int claim(self) except -1:
-        if self.busy:
-            raise OptionError("this session is in use by another thread; copy() it first")
-        self.busy = True
+        """Takes the sequence for a call of this thread; `release` gives it back."""
+        if self.user is not None:
+            if is_of_this_process(self.user, self.n_forks):
+                raise OptionError("this session is in use by another thread; copy() it first")
+            gpt2c_sequence_forget_call(self.pointer)
+        self.user, self.n_forks = get_ident(), len(forking_threads)
+        return 0
+
+    cdef int release(self) noexcept:
+        self.user = None
         return 0
 
     def feed(self, const int32_t[::1] ids not None, int n_logits):
@@ -609,7 +639,7 @@ cdef class Sequence:
             gpt2c_sequence_truncate(self.pointer, had)
             raise
         finally:
-            self.busy = False
+            self.release()
             if scratch is not None:
                 self.model.end(scratch)
         return logits
@@ -622,7 +652,7 @@ cdef class Sequence:
                 gpt2c_sequence_truncate(self.pointer, length), f"truncating to {length} tokens"
             )
         finally:
-            self.busy = False
+            self.release()
 
     def copy(self):
         """A sequence that shares this one's pages until either writes to them."""
@@ -633,7 +663,7 @@ cdef class Sequence:
             other.pointer = NULL
             raise_status(gpt2c_sequence_copy(self.pointer, &other.pointer), "a copy")
         finally:
-            self.busy = False
+            self.release()
         return other
 
 

@@ -173,7 +173,7 @@ cdef class Job:
                 model.pointer, scratch.pointer, &self.job, &logits[0], &own[0]
             )
         finally:
-            self.sequence.busy = False
+            self.sequence.release()
             if scratch is not None:
                 model.end(scratch)
         raise_status(status, "choosing a token")
@@ -203,7 +203,7 @@ cdef class Job:
             scratch = model.begin()
             status = gpt2c_process(model.pointer, scratch.pointer, &job, &view[0])
         finally:
-            self.sequence.busy = False
+            self.sequence.release()
             if scratch is not None:
                 model.end(scratch)
         raise_status(status, "sampling")

@@ -18,9 +18,18 @@ cdef int show_rows(
             probing.show(MODEL_POINTS[<int>point - <int>GPT2C_POINT_EMBED], 0, view)
         PyErr_CheckSignals()
     except BaseException as error:
-        probing.error = error
+        probing.error = after_signals(error)
         return 1
     return 0
+
+
+cdef object after_signals(error):
+    """What to raise for an error: a signal that came before it comes first, with it as context."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as interrupt:
+        return interrupt
+    return error
 
 
 cdef int poll_signals(void *context) noexcept with gil:
@@ -84,6 +93,10 @@ cdef class Probing:
             finally:
                 gpt2c_scratch_free(scratch)
         if status == GPT2C_STOPPED:
-            raise self.error
+            raise self.error if self.error is not None else ForkError(
+                "this process was forked in the middle of a forward call, by an edit or a signal "
+                "handler, and the call's other threads are in the parent alone: leave the child "
+                "inside of the edit (os._exit), or fork before or after the call"
+            )
         raise_status(status, f"looking at {n} tokens")
         return logits

@@ -104,7 +104,7 @@ cdef class Scoring:
                 PyErr_CheckSignals()
         finally:
             for sequence in claimed:
-                sequence.busy = False
+                sequence.release()
             if scratch is not None:
                 self.model.end(scratch)
         return self.scores, self.top

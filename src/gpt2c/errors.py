@@ -59,6 +59,10 @@ class ClosedError(Error, RuntimeError):
     """The model was closed."""
 
 
+class ForkError(Error, RuntimeError):
+    """A call was forked in its middle, and the child lacks the threads that it runs on."""
+
+
 class MissingDependencyError(Error, ImportError):
     """An optional package is needed; the message says how to install it."""
 

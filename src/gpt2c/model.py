@@ -471,7 +471,8 @@ class GPT2(LoadedModel):
         before that. Their bits are those of :meth:`logits`; what no edit changes keeps them.
 
         Raises OptionError or OptionTypeError naming what is wrong with an option; ContextError;
-        CacheMemoryError; and whatever a function of edit raises.
+        CacheMemoryError; and whatever a function of edit raises. Where it forks and the child
+        returns, ForkError in the child, unless the call ran on one thread.
         """
         return forward(
             self._engine, self.config, self._encode(ids, "forward"), capture, edit, positions

@@ -7,9 +7,9 @@ rounding; see ``_engine.pyi`` for what each class and method is.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from threading import Lock, get_ident
+import weakref
+from collections.abc import Collection
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,16 @@ from gpt2c.reference_scoring import log_probabilities, token_scores
 SCORE_ROWS = 48  # whose logits are held at a time
 
 
+class _Weights(dict[str, NDArray[Any]]):
+    """Tensors by name; unlike a dict's, there can be weak references to them."""
+
+
 class Model:
-    """A model's weights as NumPy arrays."""
+    """A model's weights as NumPy arrays.
+
+    They live as long as something refers to them: the model until it is closed, and whatever holds
+    them meanwhile. So there is nothing that an interrupt could leave undone, and no lock.
+    """
 
     isa = "numpy"
     n_threads = 1  # of ours; what NumPy's BLAS runs on is its own affair
@@ -39,12 +47,20 @@ class Model:
         self.n_vocab = config.vocab_size
         self.n_positions = config.n_positions
         self.n_layer = config.n_layer
-        self.weights: dict[str, NDArray[Any]] = {
-            name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()
-        }
-        self._closed = False
-        self._holders: list[int] = []  # a thread for each block of `held`
-        self._lock = Lock()
+        weights = _Weights(
+            {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
+        )
+        self._own: _Weights | None = weights
+        self._living = weakref.ref(weights)
+        self._threads = local()  # `held`: a weak reference to the outermost hold of a thread
+
+    @property
+    def weights(self) -> _Weights:
+        """Those of an open model, or of one that is held; raises ClosedError."""
+        weights = self._living()
+        if weights is None:
+            raise ClosedError("the model was closed")
+        return weights
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
@@ -60,7 +76,8 @@ class Model:
     @property
     def n_bytes(self) -> int:
         """Memory of the weights."""
-        return sum(weight.nbytes for weight in self.weights.values())
+        weights = self._living()
+        return sum(weight.nbytes for weight in weights.values()) if weights is not None else 0
 
     def stream_rate(self) -> float:
         """Not a number: the machine's limits are measured by the compiled engine."""
@@ -72,7 +89,7 @@ class Model:
 
     def sequence(self) -> Sequence:
         """An empty sequence."""
-        if get_ident() not in self._holders:
+        if self._outer_hold() is None:
             self.check_open()
         return Sequence(self)
 
@@ -170,38 +187,47 @@ class Model:
                 raise CacheMemoryError(f"not enough memory for {n} tokens ({error})") from None
         return logits[logit_rows].astype(np.float32)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> _Held:
         """Keeps the weights until the end of the block, even if the model is closed meanwhile.
 
         What is held in a block of the same thread may be held again after that.
         """
-        thread = get_ident()
-        with self._lock:
-            if thread not in self._holders:
-                self.check_open()
-            self._holders.append(thread)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._holders.remove(thread)
-                self._free_if_idle()
+        outer = self._outer_hold()
+        weights = self._own if outer is None else outer.weights
+        if weights is None:
+            raise ClosedError("the model was closed")
+        hold = _Held(weights)
+        if outer is None:
+            self._threads.held = weakref.ref(hold)
+        return hold
+
+    def _outer_hold(self) -> _Held | None:
+        """The hold in whose block this thread is."""
+        reference = getattr(self._threads, "held", None)
+        hold = reference() if reference is not None else None
+        return None if hold is None or hold.weights is None else hold
 
     def close(self) -> None:
         """Frees the weights once running calls are done."""
-        with self._lock:
-            self._closed = True
-            self._free_if_idle()
+        self._own = None
 
     def check_open(self) -> None:
         """Raises ClosedError after close."""
-        if self._closed:
+        if self._own is None:
             raise ClosedError("the model was closed")
 
-    def _free_if_idle(self) -> None:
-        if self._closed and not self._holders:
-            self.weights = {}
+
+class _Held:
+    """A hold on weights for a with block: what refers to it keeps them, and nothing else does."""
+
+    def __init__(self, weights: _Weights) -> None:
+        self.weights: _Weights | None = weights
+
+    def __enter__(self) -> None:
+        """Nothing more: an interrupt may come before or after."""
+
+    def __exit__(self, *error: object) -> None:
+        self.weights = None
 
 
 def _name(point: str, block: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from threading import RLock
 from typing import TYPE_CHECKING, NoReturn
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
+from gpt2c.forks import ProcessLock
 from gpt2c.options import flag, integer, is_integer
 from gpt2c.prompts import Ids, check_ids
 
@@ -31,7 +31,7 @@ class Session:
         # What was fed and, after an error or Ctrl-C, perhaps more: the engine's length decides, so
         # that an interrupt between two statements cannot part the ids from the cache.
         self._fed: list[int] = []
-        self._process, self._lock = os.getpid(), RLock()
+        self._turns = ProcessLock(RLock)  # which makes threads take turns
 
     @property
     def ids(self) -> list[int]:
@@ -41,16 +41,6 @@ class Session:
     def __len__(self) -> int:
         """How many tokens were fed."""
         return self._sequence.length
-
-    def _exclusive(self) -> RLock:
-        """The lock of this session, which makes threads take turns.
-
-        It is used in a with statement alone, where Ctrl-C cannot come between taking it and the
-        block. A forked child gets a new one: the old may be held by a thread it does not have.
-        """
-        if self._process != os.getpid():
-            self._process, self._lock = os.getpid(), RLock()
-        return self._lock
 
     def feed(self, ids: int | Ids, *, all: bool = False) -> NDArray[np.float32]:
         """Feeds ids after what was fed before.
@@ -70,7 +60,7 @@ class Session:
         n, n_positions = len(checked), self._engine.n_positions
         if n == 0 and not all:
             raise OptionError("feed: there is no id to feed")
-        with self._exclusive():
+        with self._turns.lock:
             length = self._sequence.length
             if length + n > n_positions:
                 raise ContextError(
@@ -88,18 +78,18 @@ class Session:
 
         Raises OptionError where fewer were fed.
         """
-        with self._exclusive():
+        with self._turns.lock:
             length = self._sequence.length
             self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
         """A session with the same tokens, which shares cache pages until one of the two writes."""
-        with self._exclusive():
+        with self._turns.lock:
             other = object.__new__(Session)
             other._engine = self._engine
             other._sequence = self._sequence.copy()
             other._fed = self.ids
-            other._process, other._lock = os.getpid(), RLock()
+            other._turns = ProcessLock(RLock)
             return other
 
     def __copy__(self) -> Session:

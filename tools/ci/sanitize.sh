@@ -13,7 +13,8 @@ address)
     libraries="libasan.so libubsan.so"
     tests="test_engine test_kernels test_session test_sampling test_generation test_reference
         test_backend test_threads test_stages test_stops test_scoring test_quantized test_drafts
-        test_beams test_transformers_beams test_probing test_fuzz"
+        test_beams test_transformers_beams test_probing test_fuzz test_forks
+        test_interrupts"
     # The interpreter frees little at exit, so leaks are not looked for.
     export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=report
     export UBSAN_OPTIONS=print_stacktrace=1:log_path=report

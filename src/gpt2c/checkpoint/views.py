@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checkpoint.source import TensorSource, check_rows
+from gpt2c.forks import ProcessLock
 
 
 class Whole:
@@ -26,12 +27,12 @@ class Whole:
         self._make = make
         self._array: NDArray[np.float32] | None = None
         self._n_given = 0
-        self._lock = threading.Lock()
+        self._turns = ProcessLock(Lock)
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
-        with self._lock:
+        with self._turns.lock:
             array = self._array
             if array is None:
                 array = self._array = self._make()

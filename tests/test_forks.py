@@ -1,0 +1,305 @@
+"""A forked child: it has neither the pool's workers nor the threads that held locks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock, RLock
+
+import numpy as np
+import pytest
+from conftest import config_of, model_on, random_weights
+
+import gpt2c
+from gpt2c.checkpoint.views import Whole
+from gpt2c.forks import ProcessLock
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # fork beside threads
+]
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 60  # after which a child stands still
+
+
+def exit_child(check: Callable[[], None]) -> None:
+    """Ends a forked child: with 0 where the check passes."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(SECONDS)
+    try:
+        check()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def in_child(check: Callable[[], None]) -> None:
+    """Asserts that the check passes in a child forked here."""
+    child = os.fork()
+    if child == 0:
+        exit_child(check)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.fixture(params=[1, 2, 3])
+def model(backend, request):
+    config = config_of()
+    return model_on(backend, config, random_weights(config), threads=request.param)
+
+
+# ---- the pool ----
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.parametrize("flags", [[], ["-DOS_NO_FUTEX"]], ids=["futex", "condition"])
+def test_a_fork_during_the_first_call_of_the_pool(tmp_path, flags):
+    program = tmp_path / "pool_forks"
+    core = [ROOT / "csrc" / name for name in ("pool.c", "crowding.c", "os.c")]
+    sources = [ROOT / "tests/c/pool_forks.c", *core]
+    subprocess.run(
+        ["cc", "-std=c11", "-O1", "-pthread", *flags, "-I", ROOT / "csrc", *sources, "-o", program],
+        check=True,
+    )
+    # With the handler registered under the pool's lock, a sixth of these children stood still.
+    done = subprocess.run([program, "100"], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 of 100 children stood still\n"
+
+
+# ---- a call that forks ----
+
+
+@pytest.mark.parametrize("point", ["embed", "h.0.q", "h.1.probs", "logits"])
+def test_a_child_forked_in_an_edit_that_returns(model, point):
+    expected = model.forward([1, 2, 3], capture="logits")["logits"]
+    child = None
+
+    def edit(x):
+        nonlocal child
+        if child is None:
+            child = os.fork()
+        return x
+
+    try:
+        logits = model.forward([1, 2, 3], capture="logits", edit={point: edit})["logits"]
+    except gpt2c.ForkError as error:
+        assert child == 0, "only a child may lack threads"
+        assert "forked in the middle of a forward call" in str(error)  # noqa: PT017
+        logits = None
+    if child == 0:
+
+        def check():
+            # A call on one thread is complete in the child too.
+            assert logits is not None or model.threads > 1
+            assert logits is None or np.array_equal(logits, expected)
+            assert np.array_equal(model.forward([1, 2, 3], capture="logits")["logits"], expected)
+            model.close()
+            assert model.n_bytes == 0
+
+        exit_child(check)
+    assert np.array_equal(logits, expected)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_child_forked_in_an_edit_that_raises(model):
+    class MineError(Exception):
+        pass
+
+    child = None
+
+    def edit(x):
+        nonlocal child
+        child = os.fork()
+        if child == 0:
+            raise MineError
+        return x
+
+    try:
+        model.forward([1, 2, 3], edit={"h.0.q": edit})
+        caught = None
+    except MineError as error:
+        caught = error
+    if child == 0:
+        exit_child(lambda: None if caught else os._exit(2))
+    assert caught is None
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_child_forked_in_an_edit_calls_the_model_there(model):
+    expected = model.generate([1, 2], max_new_tokens=4)
+
+    def check():
+        assert model.generate([1, 2], max_new_tokens=4) == expected
+        assert model.forward([1, 2], capture="logits")["logits"].shape == (2, 50)
+
+    def edit(x):
+        in_child(check)
+        return x
+
+    model.forward([1, 2, 3], edit={"h.1.mlp_act": edit})
+    check()
+
+
+def test_a_signal_handler_that_forks_in_a_forward_call(model):
+    """PyErr_CheckSignals runs it while the call's other threads wait."""
+    children = []
+
+    def handler(number, frame):
+        children.append(os.fork())
+
+    def edit(x):
+        signal.raise_signal(signal.SIGALRM)
+        return x
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        model.forward([1, 2, 3], edit={"h.0.q": edit})
+        is_done = True
+    except gpt2c.ForkError:
+        is_done = False
+    if children == [0]:
+        exit_child(lambda: None if is_done or model.threads > 1 else os._exit(2))
+    signal.signal(signal.SIGALRM, before)
+    assert is_done
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+
+
+@pytest.mark.parametrize("option", ["logits_processor", "callback"])
+def test_a_child_forked_in_a_callback_goes_on(model, option):
+    expected = model.generate([1, 2], max_new_tokens=4)
+    child = None
+
+    def called(*given):
+        nonlocal child
+        if child is None:
+            child = os.fork()
+        return given[1] if option == "logits_processor" else None
+
+    ids = model.generate([1, 2], max_new_tokens=4, **{option: called})
+    if child == 0:
+        exit_child(lambda: None if ids == expected else os._exit(2))
+    assert ids == expected
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- what another thread had at the fork ----
+
+
+@pytest.mark.parametrize("kind", [Lock, RLock])
+def test_a_lock_that_another_thread_holds_is_free_in_a_child(kind):
+    locks = ProcessLock(kind)
+    taken, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        with locks.lock:
+            taken.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+
+    def check():
+        lock = locks.lock
+        assert lock.acquire(timeout=0)
+        lock.release()
+        in_child(lambda: os._exit(0 if locks.lock.acquire(timeout=0) else 3))
+        assert locks.lock is lock
+
+    in_child(check)
+    assert kind is not Lock or not locks.lock.acquire(blocking=False)  # in the parent it is taken
+    go_on.set()
+    thread.join()
+
+
+def test_a_tensor_that_another_thread_makes_can_be_read_in_a_child():
+    making, go_on = threading.Event(), threading.Event()
+
+    def make():
+        if threading.current_thread() is thread:
+            making.set()
+            go_on.wait()
+        return np.ones((4, 2), dtype=np.float32)
+
+    source = Whole("wte", (4, 2), "F32", make)
+    thread = threading.Thread(target=lambda: source.read(0, 4))
+    thread.start()
+    making.wait()
+    in_child(lambda: None if source.read(0, 4).sum() == 8 else os._exit(2))
+    go_on.set()
+    thread.join()
+
+
+def test_forks_while_other_threads_are_in_calls(backend):
+    """Whatever other threads were doing: the child's calls run, and close() frees the weights."""
+    config = config_of()
+    model = model_on(backend, config, random_weights(config), threads=2)
+    session = model.session()
+    logits = model.session().feed([1, 2, 3])
+    is_done = False
+
+    def probe():
+        while not is_done:
+            model.forward([1, 2, 3], capture="embed", edit={"embed": lambda x: x})
+
+    def feed():
+        while not is_done:
+            session.feed([1, 2, 3])
+            session.rollback(3)
+
+    def check():
+        assert np.array_equal(model.forward([1, 2, 3], capture="logits")["logits"][-1], logits) or (
+            backend == "numpy"
+        )
+        assert session.ids in ([], [1, 2, 3])
+        session.rollback(len(session))
+        np.testing.assert_allclose(session.feed([1, 2, 3]), logits, atol=1e-4)
+        model.close()
+        # Of NumPy's, what another thread refers to is never dropped in a child.
+        assert backend == "numpy" or model.n_bytes == 0
+
+    threads = [threading.Thread(target=probe), threading.Thread(target=feed)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(60):
+            in_child(check)
+    finally:
+        is_done = True
+        for thread in threads:
+            thread.join()
+
+
+def test_a_session_in_use_by_a_thread_of_the_parent_is_free_in_a_child(backend):
+    config = config_of(n_embd=256, n_head=4, n_layer=8, n_positions=512)
+    model = model_on(backend, config, random_weights(config), threads=2)
+    session = model.session()
+    inside = threading.Event()
+
+    def work():
+        inside.set()
+        session.feed([1] * 512)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait()
+    while not session._fed:  # ids are noted just before the engine gets them
+        pass
+
+    def check():
+        session.rollback(len(session))
+        session.feed([2] * 20)
+        assert session.ids == [2] * 20
+
+    in_child(check)
+    thread.join()
+    assert len(session) == 512
