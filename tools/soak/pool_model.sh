@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Checks the model of the thread pool, pool.pml, with Spin: in every interleaving of a few threads, and
+# with each known fault put in, which must be found. Installs Debian's Spin where it can.
+# Usage: tools/soak/pool_model.sh [quick|long]
+#   quick  half a minute and 700 MB: every state of small sizes (the default; tools/ci/pool_model.sh)
+#   long   an hour or so and up to 6 GB: larger sizes
+set -euo pipefail
+cd "$(dirname "$0")"
+model=$PWD/pool.pml
+form=${1:-quick}
+
+# Callers, workers, calls of each caller, steps of a call, forks.
+quick=("1 2 2 1 1" "1 2 1 2 1" "2 1 1 1 1" "2 2 1 1 0")
+long=("2 1 1 2 1" "2 1 2 1 0" "1 3 1 1 1" "1 2 2 2 1" "2 1 1 2 2" "2 1 2 1 1" "2 2 1 1 1"
+    "2 2 1 2 0" "1 3 2 1 1")
+faults=(LATE_HANDLER BARRIER_WAITS_IN_CHILD ONE_BARRIER RESET_AFTER_COUNT SLEEP_WITHOUT_A_LOOK)
+
+case $form in
+quick) sizes=("${quick[@]}") megabytes=2000 ;;
+long) sizes=("${quick[@]}" "${long[@]}") megabytes=6000 ;;
+*)
+    echo "pool_model.sh: '$form' is neither quick nor long" >&2
+    exit 2
+    ;;
+esac
+if ! command -v spin >/dev/null; then
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
+        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends spin) \
+            >/dev/null 2>&1; then
+        echo "pool model: skipped: Spin is not here and cannot be installed"
+        exit 0
+    fi
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+# Arguments: a size, and macros for Spin and for the C compiler. Writes the checker's report to "report".
+check() {
+    local size=$1 n_callers n_workers n_calls n_steps n_forks
+    read -r n_callers n_workers n_calls n_steps n_forks <<<"$size"
+    # Spin cannot reduce a model whose processes may stop for good, as they do in a forked child.
+    spin -a -DN_CALLERS="$n_callers" -DN_WORKERS="$n_workers" -DN_CALLS="$n_calls" \
+        -DN_STEPS="$n_steps" -DN_FORKS="$n_forks" $2 "$model" >spin.log
+    ${CC:-cc} -O2 -DNOREDUCE -DSAFETY -DVECTORSZ=2048 $3 -o pan pan.c
+    # Workers that wait for orders at the end are no error: -E. The watcher looks for real ones.
+    ./pan -E -m200000 $4 >report
+}
+
+for size in "${sizes[@]}"; do
+    begin=$SECONDS kind="every state"
+    check "$size" "" "-DCOLLAPSE -DMEMLIM=$megabytes" "" || true
+    if grep -q "max memory limit\|out of memory" report; then
+        # Too many: as many as a hash table of 2 GB tells apart.
+        kind="most states"
+        check "$size" "" "-DBITSTATE" "-w34 -k3"
+    fi
+    if ! grep -q "errors: 0" report || grep -q "max search depth too small" report; then
+        cat report
+        echo "pool model: failed with callers, workers, calls, steps, forks $size" >&2
+        exit 1
+    fi
+    n_states=$(awk '/states, stored/ { print $1; exit }' report)
+    echo "$size: $kind, $n_states of them, in $((SECONDS - begin)) seconds"
+done
+
+for fault in "${faults[@]}"; do
+    check "2 1 1 2 1" "-DFAULT_$fault" "-DCOLLAPSE -DMEMLIM=$megabytes" ""
+    if ! grep -q "errors: 1" report; then
+        cat report
+        echo "pool model: the fault $fault was not found" >&2
+        exit 1
+    fi
+done
+echo "pool model, $form: no error; each of ${#faults[@]} faults put in was found"
