@@ -10,7 +10,7 @@
  * Calls rest workers: after a crowded call the next ones run on fewer threads. The rest period doubles
  * with each crowded call and shrinks with each other call. Between rests, calls with all workers find
  * out whether the machine is still crowded. On two CPUs, beside one busy process, this is 1.4 times as
- * fast. Beside two busy processes, one thread would get less CPU time than two do, so no worker rests. */
+ * fast. Beside two busy processes one thread would get less CPU time than two, so no worker rests. */
 #ifndef GPT2C_CROWDING_H
 #define GPT2C_CROWDING_H
 
