@@ -82,7 +82,7 @@ _FOR_SPEED_NAMES = """
     trust_remote_code use_model_defaults
 """
 FOR_SPEED: Final = frozenset(_FOR_SPEED_NAMES.split())
-# Other keys that transformers writes; they need no handling here.
+# Other keys that transformers writes: known, so that they cause no warning.
 _OTHER_KEYS = """
     do_sample max_length min_length num_return_sequences output_attentions output_hidden_states
     output_logits output_scores remove_invalid_values renormalize_logits return_dict_in_generate

@@ -171,7 +171,7 @@ def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
 
     The checkpoint's configuration names the dataset. data/ is searched for in the checkpoint's
     folder, in its parent and, if the folder's path ends in out_dir, in the folder that out_dir is
-    relative to. Only a file of this name is read, and no link is followed.
+    relative to. Only a file of this name is read, and no link at or below data/ is followed.
     """
     if checkpoint.dataset is None:
         return
