@@ -3,34 +3,35 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-/* A call is crowded if a quarter of its threads' time or more was lost, for two threads; for more
- * threads the same loss weighs more, since all of them wait for the one that is late. */
+/* A call is crowded if lost_seconds * n_threads exceeds this share of its wall time: for two threads,
+ * if a quarter of that time was lost. With more threads a loss weighs more, since all of them wait
+ * for the late one. */
 #define CROWDED_SHARE 0.5
 /* Shorter losses are the system's own: an interrupt, or a thread that wakes slowly. */
 #define MIN_LOST_SECONDS 500e-6
-/* One crowded call alone tells nothing. One that begins this soon after another does. */
+/* One crowded call proves nothing; a crowded call that begins this soon after another does. */
 #define NEAR_SECONDS 0.02
 
-/* A rest begins with about the time of a short pass and reaches its limit within seven crowded calls.
- * Once the machine is quiet, it takes some fifteen calls and a third of a second until none rests. */
+/* The first rest lasts about as long as a short pass; seven more crowded calls raise it to its limit.
+ * Once the machine is quiet, resting stops after some fifteen calls and a third of a second. */
 #define MIN_REST_SECONDS 1e-3
 #define MAX_REST_SECONDS 0.1
 #define REST_GROWTH 2.0
 #define REST_DECAY 0.7
 
-/* CPU seconds a second that the threads got together: a mean over some 50 calls. */
+/* CPU seconds per second of wall time, summed over the threads: a mean over some 50 calls. */
 typedef struct {
     double seconds, cpu_seconds;
 } cpu_share;
 #define SHARE_KEPT 0.98
-/* What is known of resting fades, so that it is tried again. */
+/* The record of resting calls decays, so that resting is tried again. */
 #define SHARE_FADING 1.0005
 
 static struct {
     double last_crowded; /* the end of the last crowded call */
     int n_resting;
     double rest_seconds, rest_end;
-    cpu_share all, resting; /* of calls with all their workers, and of those that rested some */
+    cpu_share all, resting; /* of calls with all workers, and of calls that rested some */
 } crowding = {.last_crowded = -NEAR_SECONDS};
 static atomic_int is_felt;
 
@@ -60,7 +61,7 @@ int crowding_n_resting(double now, int n_workers) {
     return crowding.n_resting < n_workers ? crowding.n_resting : n_workers;
 }
 
-/* One that rested workers: were they too few, or better left to work? */
+/* After a call that rested workers: rest more of them, or stop resting? */
 static void learn_resting(const call_report *call) {
     add_to(&crowding.resting, call);
     if (is_crowded(call) && call->n_threads > 1 && crowding.n_resting == call->n_resting)
@@ -69,7 +70,7 @@ static void learn_resting(const call_report *call) {
         crowding.rest_end = call->end;
 }
 
-/* How long the next calls rest workers after one that had them all. */
+/* After a call with all workers: how long the next calls rest some. */
 static void set_rest(int crowded) {
     if (crowded) {
         double seconds = crowding.rest_seconds * REST_GROWTH;

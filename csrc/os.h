@@ -50,9 +50,9 @@ double os_seconds(void);
 /* CPU time of the calling thread, in seconds. */
 double os_thread_seconds(void);
 
-/* How many CPUs the calling thread may run on; a large number where the system does not say. */
+/* How many CPUs the calling thread may run on; a large number if the system does not say. */
 int os_n_cpus(void);
-/* For tests of many threads on few CPUs: as if it might run on n; 0 takes that back. */
+/* For tests with many threads on few CPUs: pretends that there are n; 0 undoes that. */
 void os_pretend_cpus(int n);
 
 #endif

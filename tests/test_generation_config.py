@@ -184,10 +184,10 @@ def test_the_fewest_tokens(
     ("values", "options", "message", "n"),
     [
         ({"min_new_tokens": 50}, {}, "min_new_tokens asks for 50 new tokens", 40),
-        ({"min_new_tokens": 50}, {"max_new_tokens": 10}, "more than the 10 that there may be", 10),
+        ({"min_new_tokens": 50}, {"max_new_tokens": 10}, "more than the max of 10", 10),
         ({"min_new_tokens": 50}, {"max_new_tokens": 55}, None, 50),
         ({"min_length": 50}, {}, "min_length asks for 47 new tokens", 40),
-        ({"min_length": 50, "max_length": 20}, {}, "more than the 17", 17),
+        ({"min_length": 50, "max_length": 20}, {}, "more than the max of 17", 17),
         ({"max_length": 2}, {"min_new_tokens": 5}, "max_length is 2, and the prompt has 3", 5),
         ({"max_length": 3}, {}, "max_length is 3, and the prompt has 3 tokens", 0),
     ],
@@ -252,10 +252,10 @@ PLAIN = {"max_new_tokens": 6}
         ({"max_new_tokens": "5"}, "max_new_tokens is '5'"),
         ({"max_new_tokens": {"a": 1}}, "max_new_tokens is {'a': 1}"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
-        ({"min_new_tokens": "5"}, "min_new_tokens is '5', which is no length"),
-        ({"min_length": [5]}, r"min_length is \[5\], which is no length"),
-        ({"max_length": -1}, "max_length is -1, which is no length"),
-        ({"max_length": 2.5}, "max_length is 2.5, which is no length"),
+        ({"min_new_tokens": "5"}, "min_new_tokens is '5', which is not a valid length"),
+        ({"min_length": [5]}, r"min_length is \[5\], which is not a valid length"),
+        ({"max_length": -1}, "max_length is -1, which is not a valid length"),
+        ({"max_length": 2.5}, "max_length is 2.5, which is not a valid length"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"repetition_penalty": None, "no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
         ({"bad_words_ids": [[10**9]]}, "bad_words"),
@@ -362,7 +362,7 @@ def test_tokens_that_are_none(
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 2}))
     caplog.clear()
     assert GPT2.from_pretrained(tmp_path / "model").config.eos_token_ids == ends
-    assert ("what is no token id is ignored" in caplog.text) == warns
+    assert ("ignored, because it is not a token id" in caplog.text) == warns
 
 
 # ---- beside a call's options ----

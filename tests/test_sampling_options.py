@@ -180,7 +180,7 @@ def test_names_that_not_every_method_has_an_option_for(model):
         check(lambda o: model.generate([1], **o), {name: 2}, "did you mean num_return_sequences?")
         check(lambda o: model.stream([1], **o), {name: 2}, "complete has num_return_sequences")
     check(lambda o: model.generate([1], **o), {"stream": True}, "; use the method stream")
-    said = "what is returned is the new text alone"
+    said = "only the new text is returned"
     check(lambda o: model.generate([1], **o), {"return_full_text": False}, said)
 
 

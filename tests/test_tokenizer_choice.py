@@ -162,7 +162,9 @@ def test_broken_files_beside_it(tmp_path: Path, name: str, text: str) -> None:
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", vocab_size=100)
     write_pair(folder)
-    check_ids_alone(folder, r"vocab\.json: found a token of id 256, and the model's vocabulary is")
+    check_ids_alone(
+        folder, r"vocab\.json: found a token with id 256, but the model's vocabulary has"
+    )
 
 
 def test_convert_says_that_files_are_copied_as_they_are(
@@ -171,7 +173,7 @@ def test_convert_says_that_files_are_copied_as_they_are(
     folder = model_folder(tmp_path / "m")
     (folder / "tokenizer.json").write_text("{")
     assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
-    assert "warning: the tokenizer's files are copied as they are: " in capsys.readouterr().err
+    assert "warning: the tokenizer's files are copied unchanged: " in capsys.readouterr().err
     assert (tmp_path / "new" / "tokenizer.json").read_text() == "{"
 
 
@@ -290,9 +292,7 @@ FOREIGN = [
 def test_a_tokenizer_of_an_unknown_name_is_warned_of(own: Path, tmp_path: Path, name: str) -> None:
     folder = copy_of(own, tmp_path / "m")
     (folder / name).write_text("x")
-    with pytest.warns(
-        TokenizerWarning, match=rf"{name}: looks like .*; texts become the ids of GP"
-    ):
+    with pytest.warns(TokenizerWarning, match=rf"{name}: looks like .*; text is encoded with GP"):
         model = GPT2.from_pretrained(folder)
     assert model.tokenizer.encode("Hello world") == [15496, 995]
 
@@ -399,7 +399,7 @@ def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=message):
             GPT2.from_pretrained(folder, tokenizer=given)  # type: ignore[arg-type]
-    with pytest.raises(TokenizerError, match="found a token of id 50255, and the model's voc"):
+    with pytest.raises(TokenizerError, match="found a token with id 50255, but the model's voc"):
         GPT2.from_pretrained(folder, tokenizer=Tokenizer.gpt2())
 
 

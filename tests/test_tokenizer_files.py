@@ -374,7 +374,7 @@ def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> Non
     model = GPT2.from_pretrained(folder)
     assert len(model.generate([1, 2], max_new_tokens=2)) == 2
     with pytest.raises(
-        TokenizerError, match="found a token of id 20, and the model's vocabulary is"
+        TokenizerError, match="found a token with id 20, but the model's vocabulary has"
     ):
         model.generate("MKV")
     # One that was added for padding, and that the model was not enlarged for, is let pass.

@@ -101,7 +101,7 @@ def test_other_heads_are_named_in_a_warning(
         ("optimizer.pt", "found the state of an optimizer, expected the weights"),
         ("scheduler.pt", "found the state of a learning-rate scheduler, expected"),
         ("rng_state.pth", "found states of random number generators, expected"),
-        ("training_args.bin", "found the arguments of a training, expected"),
+        ("training_args.bin", "found a trainer's arguments, expected"),
     ],
 )
 def test_a_trainers_other_files_are_no_weights(name: str, what: str, tmp_path: Path) -> None:

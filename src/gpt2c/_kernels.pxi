@@ -272,15 +272,15 @@ def chance(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
 # ---- how many threads run ----
 
 def pretend_cpus(int n):
-    """Lets calls take threads as if the process might run on n CPUs; 0 takes that back."""
+    """Let calls use threads as if the process could run on n CPUs; 0 undoes that."""
     os_pretend_cpus(n)
 
 
 def learn_crowding(reports, double now, int n_workers):
-    """What calls take after others: (workers of n_workers that rest, whether waits spin less).
+    """Learn from reports and return (how many of n_workers rest, whether waits spin less).
 
-    reports are tuples (n_threads, n_resting, begin, end, cpu_seconds, lost_seconds). Nothing that is
-    learned stays.
+    reports are tuples (n_threads, n_resting, begin, end, cpu_seconds, lost_seconds). The state is
+    reset before and after.
     """
     cdef call_report report
     crowding_forget()

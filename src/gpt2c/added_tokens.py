@@ -68,9 +68,9 @@ class AddedTokens:
         self._first = re.compile(f"[{firsts}]") if firsts else None
 
     def split(self, text: str, special: bool = True) -> Iterator[tuple[str, int | None]]:
-        """The plain texts between them, each with the id that follows it.
+        """Yield the plain texts between added tokens, each with the id of the token after it.
 
-        Without `special` the special ones are part of the plain texts.
+        Unless `special`, special tokens are part of the plain texts.
         """
         if self._late is None:
             yield from self._split(text, special)

@@ -76,11 +76,11 @@ class Measurement:
 def measure(
     model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any] | None = None
 ) -> Iterator[Measurement]:
-    """All measurements, each as soon as it is made; path is where the model is from.
+    """Yield each measurement as soon as it is made; path is where the model came from.
 
-    options are what else it was loaded with, as arguments of from_pretrained.
+    options are the other arguments of from_pretrained that it was loaded with.
 
-    Raises OptionError where the context is too short to measure anything.
+    Raises OptionError if the context is too short to measure anything.
     """
     n_positions = model.config.n_positions
     if n_positions < PROMPT + DECODED:

@@ -1,10 +1,10 @@
-"""Byte-level BPE: the ids of texts that have no added tokens in them.
+"""Byte-level BPE: the ids of texts without added tokens.
 
 There are two engines. tiktoken merges the adjacent pair whose *concatenation* is the known token of
 lowest rank; GPT-2 merges the listed *pair* of lowest rank. The two agree on every text exactly when
 each token, encoded by itself, ends in the merge that made it. :class:`Merges` checks this. It holds
-for GPT-2's vocabulary, and for every other that BPE training produced and that has all 256 bytes.
-:class:`PairMerger` takes the rest. It is in Python, and does what the package tokenizers does.
+for GPT-2's vocabulary, and for any other that BPE training produced and that has all 256 bytes.
+:class:`PairMerger` handles the rest, in Python, with the same ids as the package tokenizers.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from gpt2c.added_tokens import WHITE_SPACE
 from gpt2c.errors import TokenizerError, TokenizerWarning, warn
 from gpt2c.untrusted import show
 
-# GPT-2's splitting, in the possessive form that tiktoken uses for it: the same pieces, and
-# no backtracking inside a run of letters.
+# GPT-2's split pattern with possessive quantifiers, as in tiktoken: the same pieces without
+# backtracking inside a run of letters.
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# `\s+(?!\S)` still backtracks, and tiktoken panics on a run of some 500,000 spaces with a
-# letter behind it, so long runs are cut out first, of what tiktoken's `\s` means.
+# `\s+(?!\S)` still backtracks, and tiktoken panics on a run of some 500,000 spaces before a
+# letter. So long runs of white space, as tiktoken's `\s` defines it, are cut out first.
 _LONG_SPACE = re.compile(f"[{WHITE_SPACE}]{{256,}}")
 
-# The same splitting of a text whose other characters than ASCII were replaced: see _Kinds.
+# The same pattern for a text whose non-ASCII characters were replaced by ASCII: see _Kinds.
 _ASCII_SPLIT = re.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
 )
-_LONGEST_KEPT: Final = 64  # characters of a piece whose ids are remembered
-_MOST_KEPT: Final = 1 << 14  # pieces
+_LONGEST_KEPT: Final = 64  # max characters of a piece whose ids are cached
+_MOST_KEPT: Final = 1 << 14  # max cached pieces
 _NO_TOKENS: Final[Mapping[str, int]] = {}
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte, in the order of the ids that GPT-2 gives the bytes."""
+    """Map GPT-2's character for each byte to the byte, in the order of GPT-2's ids."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}
@@ -51,7 +51,7 @@ _CHARACTERS: Final = {byte: char for char, byte in BYTE_ALPHABET.items()}
 
 
 def bytes_of_token(token: str) -> bytes:
-    """What a token of the vocabulary stands for; one that is not of bytes stands for itself."""
+    """The bytes of a vocabulary token; a token not in the byte alphabet is taken as UTF-8 text."""
     try:
         return bytes(map(BYTE_ALPHABET.__getitem__, token))
     except KeyError:
@@ -60,29 +60,29 @@ def bytes_of_token(token: str) -> bytes:
 
 @dataclass(frozen=True)
 class Rules:
-    """What ``tokenizer.json`` may say of a BPE besides its merges, with its names."""
+    """Options of a BPE in ``tokenizer.json`` besides its merges, with its names."""
 
     use_regex: bool = True  # False: a text is one piece
-    ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
-    unk_token: str | None = None  # what stands for a byte that the vocabulary lacks
+    ignore_merges: bool = False  # True: a piece that is itself a token skips the merges
+    unk_token: str | None = None  # replaces a byte that the vocabulary lacks
     fuse_unk: bool = False
     byte_fallback: bool = False
 
 
 class Model(Protocol):
-    """Text to ids, by one vocabulary."""
+    """Encodes text with one vocabulary."""
 
     def encode(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`, whose added tokens are mere characters."""
+        """Append the ids of `text`; added tokens in it are plain characters."""
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token as the vocabulary spells it; None where there is none."""
+        """The id of a token as the vocabulary spells it, or None."""
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
-        """Every id that texts become, with the bytes that it stands for."""
+        """Every id that encoding can produce, with its bytes."""
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """The vocabulary's other ids."""
+        """The vocabulary's other ids, which encoding never produces, with their bytes."""
 
 
 class Merges:
@@ -92,7 +92,7 @@ class Merges:
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]], source: str) -> None:
-        """Raise TokenizerError, naming `source`, where the merges do not make one vocabulary."""
+        """Raise TokenizerError, naming `source`, if the merges are inconsistent."""
         self.source = source
         self.rank: dict[str, int] = {char: rank for rank, char in enumerate(BYTE_ALPHABET)}
         self.data: list[bytes] = [bytes([byte]) for byte in BYTE_ALPHABET.values()]
@@ -116,9 +116,9 @@ class Merges:
             self.parts.append((x, y))
 
     def check_order(self) -> None:
-        """Raise TokenizerError if a token by itself would not end in the merge that makes it.
+        """Raise TokenizerError if a token, encoded by itself, does not end in its own merge.
 
-        Such a token is out of reach for GPT-2's algorithm while tiktoken's would produce it.
+        GPT-2's algorithm never produces such a token, but tiktoken's does.
         """
         pairs = {pair: rank for rank, pair in enumerate(self.parts, 256)}
         for rank, (x, y) in enumerate(self.parts, 256):
@@ -132,9 +132,9 @@ class Merges:
     def _crossed(self, pairs: Mapping[tuple[int, int], int], x: int, y: int, limit: int) -> bool:
         """Whether a merge of rank below `limit` joins across the border between x and y.
 
-        Steps back in time from the finished tokens: of the two that meet at the border, the
-        one that was made last is taken apart. A merge that ties with the one that made x has
-        its own left neighbour first; one that ties with y's would have come before it.
+        Undoes merges one by one: of the two tokens that meet at the border, the one that was
+        merged last is split. Equal ranks merge from left to right, so a crossing merge with
+        x's rank would come after x's own, and one with y's rank before y's own.
         """
         while True:
             if pairs.get((x, y), limit) < limit:
@@ -156,8 +156,8 @@ class TiktokenModel:
     def __init__(
         self, merges: Merges, ids: Sequence[int], others: Mapping[str, int] = _NO_TOKENS
     ) -> None:
-        """`ids[rank]` is the id of a merged token; `others` are tokens that no text becomes."""
-        # Here and not above, so that `import gpt2c` does not pay for it (some 35 ms).
+        """`ids[rank]` is the id of a merged token; encoding never produces `others`."""
+        # Imported lazily: it would slow `import gpt2c` by some 35 ms.
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(merges.data)}
@@ -188,14 +188,14 @@ class TiktokenModel:
 
 
 class PairMerger:
-    """Any byte-level BPE that the package tokenizers reads, with the ids that it gives."""
+    """Any byte-level BPE that the package tokenizers reads, with the same ids."""
 
     def __init__(
         self, vocab: Mapping[str, int], pairs: Sequence[tuple[str, str]], rules: Rules, source: str
     ) -> None:
-        """Every pair and what it makes is in `vocab`; `source` begins messages."""
+        """`vocab` must have both tokens of each pair and their merge; `source` begins messages."""
         self._vocab, self._rules, self._source = vocab, rules, source
-        # Of two equal pairs the last counts, as in the package tokenizers.
+        # The last of two equal pairs wins, as in the package tokenizers.
         self._merges = {
             (vocab[left], vocab[right]): (rank, vocab[left + right])
             for rank, (left, right) in enumerate(pairs)
@@ -208,8 +208,8 @@ class PairMerger:
     def encode(self, text: str, ids: list[int]) -> None:
         """Append the ids of `text`.
 
-        Raises TokenizerError where it has a byte that the vocabulary lacks, and the token that
-        should stand for it is lacking too.
+        Raises TokenizerError if the vocabulary lacks one of its bytes and also lacks the
+        unk_token that should replace it.
         """
         for piece in _pieces(text) if self._rules.use_regex else [text] * bool(text):
             found = self._known.get(piece)
@@ -240,7 +240,7 @@ class PairMerger:
     def _symbols(self, piece: str) -> list[int]:
         """The ids of the piece's bytes, before any merge."""
         symbols: list[int] = []
-        unknown: list[int] = []  # written out before the next byte that is known
+        unknown: list[int] = []  # appended before the next known byte
         for char in piece:
             id = self._vocab.get(char)
             if id is not None:
@@ -265,7 +265,7 @@ class PairMerger:
         if unk is None or unk not in self._vocab:
             raise TokenizerError(
                 f"{self._source}: the text has the byte {BYTE_ALPHABET[char]:#04x}, which the "
-                f"vocabulary lacks, and {show(unk)}, which should stand for it, is not in the "
+                f"vocabulary lacks, and {show(unk)}, which should replace it, is not in the "
                 "vocabulary"
             )
         return self._vocab[unk]
@@ -279,15 +279,15 @@ class PairMerger:
         byte = BYTE_ALPHABET[char]
         warn(
             f"{self._source}: the vocabulary has no token for the byte {byte:#04x}"
-            f"{f' ({chr(byte)!r})' if byte < 128 else ''}; bytes of a text that it lacks {becomes}",
+            f"{f' ({chr(byte)!r})' if byte < 128 else ''}; missing bytes of a text {becomes}",
             TokenizerWarning,
         )
 
     def _merged(self, ids: list[int]) -> list[int]:
-        """The ids when no merge is left: the first in the list goes first, and leftmost.
+        """Merge until no pair is left: lowest rank first, equal ranks from left to right.
 
-        A pair in the queue may be out of date; it still counts if what stands in its place now
-        makes the same token.
+        A queued pair may be stale; it still counts if the pair now in its place makes the same
+        token.
         """
         merges, n = self._merges, len(ids)
         queue = [
@@ -329,8 +329,8 @@ def model_of(
 ) -> Model:
     """The faster of the two engines that gives the package tokenizers' ids.
 
-    Raises TokenizerError, naming the second of `sources`, where a merge has to do with a token that
-    the vocabulary, the first of them, does not have.
+    `sources` names the vocabulary and the merges. Raises TokenizerError, naming the latter, if a
+    merge joins or makes a token that the vocabulary lacks.
     """
     for number, (left, right) in enumerate(pairs, 1):
         for token in (left, right, left + right):
@@ -352,14 +352,14 @@ def model_of(
 
 
 def is_of_bytes(token: str) -> bool:
-    """Whether every character of a token stands for a byte."""
+    """Whether every character of a token is in the byte alphabet."""
     return all(char in BYTE_ALPHABET for char in token)
 
 
 def _cut_long_space(text: str) -> Iterator[str]:
-    """Cut `text` where GPT-2's splitting cuts it too, so that no part is hard to split.
+    """Cut `text` where GPT-2's pattern splits it too, so that no part has a long run of spaces.
 
-    A run of white space is one piece up to its last character, which goes with what follows.
+    A run of white space is one piece except for its last character, which joins what follows.
     """
     at = 0
     for match in _LONG_SPACE.finditer(text):
@@ -372,13 +372,13 @@ def _cut_long_space(text: str) -> Iterator[str]:
 
 
 class _Kinds(dict[int, str]):
-    """Replaces each character beyond ASCII by one of ASCII that GPT-2's splitting treats alike."""
+    """Maps each non-ASCII character to an ASCII one that GPT-2's pattern treats alike."""
 
     def __init__(self) -> None:
         import tiktoken
 
         bytes_alone = {bytes([byte]): byte for byte in range(256)}
-        # tiktoken is asked, so that both engines know the same version of Unicode.
+        # Ask tiktoken, so that both engines use the same version of Unicode.
         self._kinds = {
             kind: tiktoken.Encoding(
                 "gpt2c", pat_str=pattern, mergeable_ranks=bytes_alone, special_tokens={}
@@ -400,7 +400,7 @@ _kinds: _Kinds | None = None
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The pieces that GPT-2's splitting cuts `text` into."""
+    """The pieces that GPT-2's pattern splits `text` into."""
     global _kinds
     if text.isascii():
         replaced: Any = text

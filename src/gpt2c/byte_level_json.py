@@ -1,7 +1,7 @@
-"""``tokenizer.json`` of a GPT-2, which needs no package: a byte-level BPE with added tokens.
+"""``tokenizer.json`` with a byte-level BPE and added tokens, read without the package tokenizers.
 
-What a file of this shape says is done here, with the ids of the package tokenizers; a file of any
-other shape is for the package itself (:mod:`gpt2c.tokenizer_json`).
+The ids equal those of the package. Files with any other model or option need the package itself
+(:mod:`gpt2c.tokenizer_json`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _FLAGS: Final = ("lstrip", "rstrip", "single_word", "normalized", "special")
 def byte_level_tokenizer(
     values: Mapping[str, Any], path: Path, config: TokenizerConfig = PLAIN
 ) -> Tokenizer | None:
-    """The tokenizer of a file's contents; None where it is not a GPT-2's.
+    """The tokenizer in a file's parsed contents; None if it is not a byte-level BPE.
 
-    The start and end tokens are those of `config`; the file has the rest itself.
+    The BOS and EOS tokens come from `config`; everything else from the file.
 
-    Raises TokenizerError, naming the file, where it is of this shape and malformed.
+    Raises TokenizerError, naming the file, if it is a malformed byte-level BPE.
     """
     model = values.get("model")
     rules = _rules(values)
@@ -38,7 +38,7 @@ def byte_level_tokenizer(
     if not isinstance(vocab, dict):
         raise TokenizerError(f"{path}: found the vocabulary {show(vocab)}, expected an object")
     if len(set(map(str, vocab.values()))) < len(vocab):
-        return None  # which of two tokens an id decodes to, the package decides
+        return None  # duplicate ids: the package decides which token an id decodes to
     check_ids(vocab, str(path))
     engine = model_of(vocab, _pairs(model.get("merges"), path), (str(path),) * 2, rules)
     added = _added(values.get("added_tokens"), vocab, path)
@@ -46,7 +46,7 @@ def byte_level_tokenizer(
         raise TokenizerError(f"{path}: found no tokens")
     has_gaps = max(vocab.values(), default=-1) >= len(vocab)
     if has_gaps and any(token.content not in vocab for token in added):
-        return None  # which ids they get depends on the package's version
+        return None  # the ids depend on the package's version
     prefix = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
     config = replace(
         config,
@@ -57,7 +57,7 @@ def byte_level_tokenizer(
 
 
 def _rules(values: Mapping[str, Any]) -> Rules | None:
-    """The rules, where all of the file's parts are those of a byte-level BPE."""
+    """The rules; None unless every part of the file is that of a byte-level BPE."""
     model = values.get("model")
     split = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
     decoder = _only(values.get("decoder"), "decoders", "ByteLevel")
@@ -82,7 +82,7 @@ def _rules(values: Mapping[str, Any]) -> Rules | None:
 
 
 def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
-    """The part, where it is of that kind, or a sequence of one that is."""
+    """The part if it is of that kind or a Sequence with just one such part; else None."""
     if not isinstance(part, dict):
         return None
     if part.get("type") == "Sequence":
@@ -92,7 +92,7 @@ def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
 
 
 def _pairs(merges: object, path: Path) -> list[tuple[str, str]]:
-    """The merges, of which older files have texts and newer ones pairs."""
+    """The merges, which are strings in older files and pairs in newer ones."""
     if not isinstance(merges, list):
         raise TokenizerError(f"{path}: found the merges {show(merges)}, expected a list")
     pairs: list[tuple[str, str]] = []
@@ -106,8 +106,8 @@ def _pairs(merges: object, path: Path) -> list[tuple[str, str]]:
             or not all(isinstance(part, str) and part for part in parts)
         ):
             raise TokenizerError(
-                f"{path}: merge {number} is {show(merge)}, expected two tokens in a list, or with "
-                "one space between them"
+                f"{path}: merge {number} is {show(merge)}, expected a list of two tokens, or a "
+                "string of two with one space between them"
             )
         pairs.append((parts[0], parts[1]))
     return pairs
@@ -116,8 +116,8 @@ def _pairs(merges: object, path: Path) -> list[tuple[str, str]]:
 def _added(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedToken]:
     """The added tokens, with the ids that the package tokenizers gives them.
 
-    One that the vocabulary has keeps that id; the others follow the vocabulary, in their order,
-    whatever ids the file has.
+    A token that is in the vocabulary keeps its id; the others get the ids after the vocabulary,
+    in order. The ids in the file are ignored.
     """
     if tokens is None:
         return []

@@ -1,8 +1,7 @@
-"""Vocabularies of single characters: nanoGPT's ``meta.pkl``, and a ``tokenizer.json`` of the same.
+"""Vocabularies of single characters: nanoGPT's ``meta.pkl`` and an equal ``tokenizer.json``.
 
 nanoGPT's data/*_char/prepare.py pickles a dict of `stoi`, characters to ids, and `itos`, ids to
-characters. Here it becomes a vocabulary that is saved as a ``tokenizer.json``, which transformers
-reads too.
+characters. This module reads it and saves it as a ``tokenizer.json`` that transformers can load.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ META: Final = "meta.pkl"
 _MAX_PICKLE: Final = 16 << 20
 _KEYS: Final = ("stoi", "itos")
 
-# What tokenizer.json has besides the vocabulary. "Split" at nothing makes each character a piece;
-# without an unknown token in the vocabulary a character that it lacks is an error there too.
+# The rest of tokenizer.json. "Split" on an empty pattern makes each character a piece. unk_token
+# is not in the vocabulary, so that an unknown character is an error in the package too.
 _UNKNOWN: Final = "<unk>"
 _PARTS: Final[Mapping[str, Any]] = {
     "version": "1.0",
@@ -39,18 +38,18 @@ _PARTS: Final[Mapping[str, Any]] = {
     "post_processor": None,
     "decoder": {"type": "Fuse"},
 }
-# Or transformers would take the file for GPT-2's kind.
+# Without this, transformers would load the file as GPT-2's tokenizer.
 _CONFIG: Final = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class _Characters:
-    """The model of a :class:`gpt2c.tokenizer.Tokenizer`: a character, an id."""
+    """The model of a :class:`gpt2c.tokenizer.Tokenizer` with one id per character."""
 
     def __init__(self, vocab: Mapping[str, int], source: str) -> None:
         self._vocab, self._source = vocab, source
 
     def encode(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`; TokenizerError where the vocabulary lacks one of it."""
+        """Append the ids of `text`; raise TokenizerError for an unknown character."""
         try:
             ids += map(self._vocab.__getitem__, text)
         except KeyError as missing:
@@ -101,9 +100,9 @@ def _unknown(vocab: Mapping[str, int]) -> str:
 
 
 def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | None:
-    """The tokenizer of a tokenizer.json's contents; None where it is not as we write it.
+    """The tokenizer in a tokenizer.json's contents; None unless it has the form that we write.
 
-    Raises TokenizerError, naming the file, where its ids are none.
+    Raises TokenizerError, naming the file, for invalid ids.
     """
     model = values.get("model")
     if not isinstance(model, dict) or model.get("type") != "WordLevel":
@@ -122,11 +121,11 @@ def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | No
 
 
 def read_meta(path: Path) -> Tokenizer:
-    """The tokenizer of nanoGPT's meta.pkl, of which nothing is executed.
+    """Read nanoGPT's meta.pkl without executing anything in it.
 
-    Raises TokenizerError, naming the file, where it is something else; CheckpointNotFoundError.
+    Raises CheckpointNotFoundError, or TokenizerError, naming the file, if it is something else.
     """
-    # Imported here, since most models need no pickles.
+    # Imported lazily, since most models need no pickles.
     from gpt2c.checkpoint.pickle_reader import PickleReader
     from gpt2c.checkpoint.pickle_values import PickleError, describe
 
@@ -157,7 +156,7 @@ def _refuse(_: object) -> NoReturn:
 
 
 def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
-    """The tokens of both directions; nanoGPT needs both, and either would do."""
+    """The vocabulary from stoi and itos, which must agree where they overlap."""
     from gpt2c.checkpoint.pickle_values import describe
 
     stoi, itos = (meta.get(key) for key in _KEYS)

@@ -110,11 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--file",
         metavar="FILE",
-        help="read prompts from a file, one a line; blank lines are skipped. JSON lines (.jsonl, "
+        help="read prompts from a file, one per line; blank lines are skipped. JSON lines (.jsonl, "
         '.ndjson) are texts, lists of ids, or objects with "prompt" or "ids"; - is standard input',
     )
-    add("-n", "--max-new-tokens", type=int, metavar="N", help="default: what the model's "
-        "generation_config.json says, else 40")  # fmt: skip
+    add("-n", "--max-new-tokens", type=int, metavar="N", help="default: from the model's "
+        "generation_config.json, else 40")  # fmt: skip
     add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
     for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
@@ -256,7 +256,7 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
 def _check_prompts(
     model: gpt2c.GPT2, prompts: Sequence[tuple[str, Item]], options: argparse.Namespace
 ) -> None:
-    """Refuses a prompt that cannot be continued before any other has been."""
+    """Refuse a prompt that cannot be continued before generating for any other."""
     n_positions = model.config.n_positions
     is_bounded = options.truncate is None and not options.slide
     for place, prompt in prompts:
@@ -330,7 +330,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _named_config(
     checkpoint: Checkpoint, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> gpt2c.GPT2Config:
-    """The configuration with the tokens that the tokenizer's files name."""
+    """The configuration with the BOS and EOS tokens that the tokenizer's files name."""
     beside = checkpoint.folder if checkpoint.vocabulary is None else None
     return with_named_tokens(checkpoint.config, beside, tokenizer)[0]
 

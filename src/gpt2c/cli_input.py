@@ -18,7 +18,7 @@ from gpt2c.untrusted import parse_json, show
 
 READING: Final = (
     "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
-    "CRLF and CR end a line as LF does."
+    "CRLF, CR and LF all end a line."
 )
 JSON_LINES: Final = (".jsonl", ".ndjson")
 
@@ -30,9 +30,9 @@ Item: TypeAlias = "str | list[int]"
 
 
 def open_input(path: str) -> AbstractContextManager[BinaryIO]:
-    """The file opened for reading bytes; standard input for "-", which is not closed.
+    """Open the file for reading bytes; "-" is standard input, which is left open.
 
-    Raises OSError, and OptionError where standard input is closed.
+    Raises OSError, and OptionError if standard input is closed.
     """
     if path != "-":
         return open(path, "rb")
@@ -42,12 +42,12 @@ def open_input(path: str) -> AbstractContextManager[BinaryIO]:
 
 
 def input_name(path: str) -> str:
-    """What messages call this input."""
+    """The name of this input in messages."""
     return "standard input" if path == "-" else path
 
 
 def read_text(file: BinaryIO, name: str) -> str:
-    """All of a file as one text. Raises OptionError where it is not UTF-8."""
+    """Read all of a file as one text. Raises OptionError if it is not UTF-8."""
     raw = file.read()
     try:
         text = raw.decode("utf-8")
@@ -57,9 +57,9 @@ def read_text(file: BinaryIO, name: str) -> str:
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Each line without its end, and its place for messages; a line is given out when it is there.
+    """Yield each line's place, for messages, and the line without its end, as soon as it is read.
 
-    Raises OptionError where a line is not UTF-8, after the lines before it.
+    Raises OptionError at a line that is not UTF-8, after yielding the lines before it.
     """
     offset, number = 0, 0
     for raw in file:
@@ -69,18 +69,18 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
             _refuse(raw, error.start, name, n_lines=number, offset=offset)
         text = text if offset else text.removeprefix(_BOM)
         offset += len(raw)
-        if not text:  # the file has a byte order mark alone
+        if not text:  # the file is only a byte order mark
             return
-        # What is left besides the end of this line are lone CRs, as in files of the old Macintosh.
+        # Any other line end left inside is a lone CR, as in files of the old Macintosh.
         for line in _with_plain_line_ends(text).removesuffix("\n").split("\n"):
             number += 1
             yield f"{name}, line {number}", line
 
 
 def read_items(file: BinaryIO, name: str, *, is_json: bool, key: str) -> Iterator[tuple[str, Item]]:
-    """The items of a file with one a line, each with its place; blank lines are skipped.
+    """Yield each line's place and item; blank lines are skipped.
 
-    Lines of JSON are texts, lists of ids, or objects with `key` or "ids". Raises OptionError.
+    JSON lines are strings, lists of ids, or objects with `key` or "ids". Raises OptionError.
     """
     for place, line in read_lines(file, name):
         if line.strip():
@@ -88,19 +88,19 @@ def read_items(file: BinaryIO, name: str, *, is_json: bool, key: str) -> Iterato
 
 
 def is_json_lines(options: argparse.Namespace) -> bool:
-    """Whether --jsonl, or the name of options.file, says that it is JSON lines."""
+    """Whether --jsonl or the suffix of options.file says that the file is JSON lines."""
     return bool(options.jsonl) or options.file.lower().endswith(JSON_LINES)
 
 
 def read_prompts(options: argparse.Namespace) -> list[tuple[str, Item]]:
     """The prompts of ``gpt2c generate``, each with its place for messages.
 
-    They are from --file, from the arguments, or from standard input, which is one prompt; one line
-    end at its end is no part of it. Raises OptionError, OSError.
+    They come from --file, from the arguments, or from standard input. Standard input is one prompt,
+    without the final line end. Raises OptionError, OSError.
     """
     if options.file is not None:
         if options.prompt:
-            raise OptionError("prompts are given both as arguments and by --file")
+            raise OptionError("prompts are given both as arguments and with --file")
         with open_input(options.file) as file:
             name = input_name(options.file)
             return list(read_items(file, name, is_json=is_json_lines(options), key="prompt"))
@@ -119,7 +119,10 @@ def _with_plain_line_ends(text: str) -> str:
 
 
 def _refuse(raw: bytes, start: int, name: str, n_lines: int = 0, offset: int = 0) -> NoReturn:
-    """Says where a file is not UTF-8: at raw[start], where n_lines and offset bytes precede raw."""
+    """Raise the error for bytes that are not UTF-8 at raw[start].
+
+    n_lines lines and offset bytes of the file precede raw.
+    """
     number = n_lines + _with_plain_line_ends(raw[:start].decode()).count("\n") + 1
     seems = "; it seems to be UTF-16" if offset == 0 and raw.startswith(_UTF_16) else ""
     raise OptionError(

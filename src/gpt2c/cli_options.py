@@ -1,4 +1,4 @@
-"""Options of every command that loads a model: what its checkpoint does not tell."""
+"""Options of every command that loads a model, for what its checkpoint does not say."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokenizer", metavar="PATH", help="the tokenizer's file or folder, such as "
         "tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's")  # fmt: skip
-    add("--activation", metavar="NAME", help="the activation function, where the checkpoint does "
-        "not tell the right one: gelu_new for a nanoGPT trained before 17 May 2023")  # fmt: skip
-    add("--hparams", metavar="FILE", help="hparams.json of a checkpoint of TensorFlow that has "
-        "none, or a size: 124M, 355M, 774M or 1558M")  # fmt: skip
+    add("--activation", metavar="NAME", help="override the checkpoint's activation function, "
+        "for example gelu_new for a nanoGPT trained before 17 May 2023")  # fmt: skip
+    add("--hparams", metavar="FILE", help="hparams.json for a TensorFlow checkpoint without one, "
+        "or a size: 124M, 355M, 774M or 1558M")  # fmt: skip
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:

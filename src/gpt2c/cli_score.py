@@ -42,14 +42,14 @@ def add_commands(commands: Any, load: Callable[[argparse.Namespace], GPT2]) -> l
         )  # fmt: skip
         parser.set_defaults(run=lambda options, line=run: _run(options, load, line))
         add = parser.add_argument
-        add("file", metavar="FILE", help="a file that is one text in all; or JSON lines "
+        add("file", metavar="FILE", help="a file that is one text as a whole; or JSON lines "
             "(.jsonl, .ndjson): texts, lists of ids, or objects with \"text\" or \"ids\"; "
             "- is standard input")  # fmt: skip
         add("--lines", action="store_true", help="each line that is not blank is a text")
         add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
-        add("--bos", action="store_true", help="score the first token too, after the bos token")
-        add("--special-tokens", action="store_true", help="a special token in a text, such as "
-            "<|endoftext|>, is one token, not the characters it is written with")  # fmt: skip
+        add("--bos", action="store_true", help="score the first token too, after the BOS token")
+        add("--special-tokens", action="store_true", help="encode special tokens in a text, such "
+            "as <|endoftext|>, each as one token, not as plain characters")  # fmt: skip
         add("--stride", type=int, metavar="N", help="how far apart windows begin in which a text "
             "longer than the context is scored; default: half of the context")  # fmt: skip
         parser.set_defaults(color=False, html=None, top_logprobs=0)
@@ -149,7 +149,7 @@ def _score_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
 def _perplexity_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
     n_bytes = 0
     if isinstance(text, str):
-        # What the tokenizer puts after a text is none of its bytes.
+        # Tokens that the tokenizer puts after a text are not among its bytes.
         is_text = score.ranks > 0
         is_text[len(is_text) - len(model.tokenizer.suffix_ids) :] = False
         n_bytes = len(model.tokenizer.decode_bytes(score.ids[is_text]))

@@ -65,7 +65,7 @@ class Plan:
         return self._with_fewest(lambda fewest: max(fewest - n_new, 0))
 
     def with_fewest(self, n_new: int) -> Plan:
-        """The same plan of a text of n_new tokens at least, if it has the stage for that."""
+        """The same plan with a min of n_new new tokens, if it has the stage for that."""
         return self._with_fewest(lambda _: n_new)
 
     def _with_fewest(self, change: Callable[[int], int]) -> Plan:

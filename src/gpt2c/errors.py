@@ -76,11 +76,11 @@ class FallbackWarning(Gpt2cWarning, RuntimeWarning):
 
 
 class TokenizerWarning(Gpt2cWarning):
-    """A text may become other token ids than its model was trained with."""
+    """Text may be encoded to other token ids than the model was trained with."""
 
 
 def warn(message: str, kind: type[Gpt2cWarning]) -> None:
-    """Give a warning at the line outside this package that led here."""
+    """Issue a warning that points at the caller's line outside this package."""
     level, frame = 1, sys._getframe(0)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
         level, frame = level + 1, frame.f_back

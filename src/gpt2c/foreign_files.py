@@ -1,4 +1,4 @@
-"""Signs that a model's vocabulary is in a file that is not read, so that GPT-2's own is a guess."""
+"""Detects tokenizer files that gpt2c does not read, where using GPT-2's vocabulary is a guess."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Final
 from gpt2c.errors import Error, TokenizerError
 from gpt2c.untrusted import open_regular, read_json_object, show
 
-_MOST_FILES: Final = 10_000  # of a folder that are looked at
-_MOST_READ: Final = 8  # JSON files whose beginning is looked at
-_SNIFFED: Final = 1 << 16  # bytes
+_MOST_FILES: Final = 10_000  # max entries checked in a folder
+_MOST_READ: Final = 8  # max JSON files whose first bytes are read
+_SNIFFED: Final = 1 << 16  # bytes read of each
 _MOST_CONFIG: Final = 4 << 20
 
-# They say something about a tokenizer and hold none.
+# Files that describe a tokenizer but do not contain one.
 _HARMLESS: Final = (
     "tokenizer_config.json",
     "added_tokens.json",
@@ -30,12 +30,12 @@ _NAMES: Final = re.compile(
     r"|\.(model|spm|tiktoken|bpe|codes)$",
     re.IGNORECASE,
 )
-# Weights, data and texts that may be called anything.
+# Suffixes of weights, data and texts, whose names prove nothing.
 _OTHER_KINDS: Final = re.compile(
     r"\.(bin|npy|npz|pt|pth|ckpt|safetensors|gguf|h5|msgpack|onnx|arrow|parquet|md|log|png|svg)$",
     re.IGNORECASE,
 )
-# What a tokenizer.json under another name has, and a vocab.json: entries that are all integers.
+# Contents of a renamed tokenizer.json, or of a vocab.json, whose values are all integers.
 _DUMP: Final = re.compile(rb'"(merges|added_tokens|pre_tokenizer)"\s*:')
 _ENTRIES: Final = re.compile(rb'\A\s*\{(\s*"(?:[^"\\]|\\.)*"\s*:\s*\d+\s*,){20}')
 
@@ -43,7 +43,7 @@ _GPT2_CLASSES: Final = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def foreign_tokenizer(folder: Path) -> str | None:
-    """What hints at a tokenizer in a folder that has none we read, for a message; else None."""
+    """Describe, for a message, a sign of a tokenizer that we do not read; None without one."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(
@@ -77,7 +77,7 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _named_class(path: Path) -> object:
-    """The tokenizer_class of a configuration, where it is not GPT-2's."""
+    """The tokenizer_class in a configuration; None if it is GPT-2's."""
     try:
         values = read_json_object(path, limit=_MOST_CONFIG, error=TokenizerError)
     except Error:

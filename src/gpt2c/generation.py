@@ -188,7 +188,7 @@ class Options:
     progress: bool
     logprobs: int | None
     echo: bool
-    lengths: Lengths = field(default_factory=Lengths)  # of the model, where a call says nothing
+    lengths: Lengths = field(default_factory=Lengths)  # the model's defaults
 
     @property
     def n_samples(self) -> int:

@@ -50,7 +50,7 @@ _OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
     "stop_strings": ([],),
     "max_time": (),
 }
-# Of prompt and text together: no options of ours, but a file may have them.
+# Lengths that count the prompt too: not our options, but a file may have them.
 _LENGTHS: Final[Mapping[str, tuple[object, ...]]] = {"max_length": (), "min_length": (0,)}
 _OURS: Final = {"bad_words_ids": "bad_words"}
 # What would give another text and is not supported, with the values with which it would not.
@@ -72,7 +72,7 @@ NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "force_words_ids": (),
     "assistant_ensemble_weight": (),
 }
-# Options and arguments that say how transformers computes, and change no token: they are taken.
+# Options that affect how transformers computes but no token: accepted and ignored.
 _FOR_SPEED_NAMES = """
     use_cache cache_implementation cache_config max_cache_len return_legacy_cache compile_config
     disable_compile prefill_chunk_size low_memory continuous_batching_config synced_gpus
@@ -82,7 +82,7 @@ _FOR_SPEED_NAMES = """
     trust_remote_code use_model_defaults
 """
 FOR_SPEED: Final = frozenset(_FOR_SPEED_NAMES.split())
-# The rest of what transformers writes, which is of no concern to a text.
+# Other keys that transformers writes: known, so that they cause no warning.
 _OTHER_KEYS = """
     do_sample max_length min_length num_return_sequences output_attentions output_hidden_states
     output_logits output_scores remove_invalid_values renormalize_logits return_dict_in_generate
@@ -91,7 +91,7 @@ _OTHER_KEYS = """
 _KNOWN: Final = frozenset(
     (*_TOKENS, *SAMPLING, *_OTHERS, *NOT_SUPPORTED, *BEAMS, *FOR_SPEED, *_OTHER_KEYS.split())
 )
-# Of a number that is too large for the engine the largest one has the same effect.
+# Numbers too large for the engine are clamped to its max, which has the same effect.
 _COUNTS: Final = ("max_new_tokens", "top_k", "no_repeat_ngram_size")
 _ERRORS: Final = (OptionError, OptionTypeError, TokenizerError)
 
@@ -100,12 +100,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """What a model's ``generation_config.json`` says of its calls.
+    """Defaults for calls from a model's ``generation_config.json``.
 
     options
-        By our names: those of calls, and max_length and min_length, which count the prompt too.
+        Options of calls, by our names, and max_length and min_length, which count the prompt too.
     named_ids
-        The token ids that the file names, in whatever role.
+        The token ids that the file names, in any role.
     source
         The file, for warnings.
     """
@@ -116,12 +116,12 @@ class ModelDefaults:
 
 
 def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config, ModelDefaults]:
-    """The configuration with the file's end, start and padding tokens, and options for calls.
+    """The configuration with the file's EOS, BOS and padding tokens, and options for calls.
 
-    Options for sampling count only where the file turns it on with do_sample, as in transformers;
-    those of beam search where it has num_beams, and no do_sample: both at once is not supported.
-    Where there is no such file nothing changes. Nothing in it is an error: what cannot be read is
-    left out with a warning, and what cannot be used is left out of each call, with a warning there.
+    Sampling options count only if the file sets do_sample, as in transformers. Beam search options
+    count only if it sets num_beams without do_sample: we do not support both at once. Without the
+    file nothing changes. Nothing in it is an error: unreadable values are ignored with a warning,
+    and unusable options are ignored in each call, with a warning there.
     """
     path = folder / FILE
     try:
@@ -159,8 +159,8 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
 def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> GPT2Config:
     """The configuration with the tokens that the file names.
 
-    As in transformers an end token of null, or one that the vocabulary does not have, is none at
-    all. What is no token id is left out with a warning.
+    As in transformers, an EOS token that is null or not in the vocabulary means no EOS token.
+    Values that are not token ids are ignored with a warning.
     """
     tokens: dict[str, Any] = {}
     for name in _TOKENS:
@@ -168,7 +168,9 @@ def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> G
         given = value if isinstance(value, list) and name == "eos_token_id" else [value]
         ids = [int(id) for id in given if id is not None and _is_whole(id)]
         if value is not None and len(ids) < len(given):
-            _log.warning("%s: %s is %s; what is no token id is ignored", path, name, show(value))
+            _log.warning(
+                "%s: %s is %s; ignored, because it is not a token id", path, name, show(value)
+            )
         if name == "eos_token_id":
             if ids or (name in values and value in (None, [])):
                 tokens[name] = tuple(ids) or None
@@ -178,7 +180,7 @@ def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> G
 
 
 def _usable(name: str, value: Any, config: GPT2Config) -> Any:
-    """The value without the ids that, in transformers too, it does not concern."""
+    """The value without ids that transformers ignores too; too large counts are clamped."""
     if name == "suppress_tokens" and isinstance(value, list):
         return [id for id in value if not _is_whole(id) or 0 <= id < config.vocab_size]
     if name == "bad_words_ids" and isinstance(value, list):
@@ -192,15 +194,15 @@ def _usable(name: str, value: Any, config: GPT2Config) -> Any:
 
 
 def _is_whole(value: object) -> bool:
-    """Whether JSON's number is an integer, however it is written."""
+    """Whether a JSON number has an integer value, even if written as 5.0."""
     return is_integer(value) or (isinstance(value, float) and value.is_integer())
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the texts of a call are, where the model's defaults say it.
+    """The model's default lengths for a call.
 
-    max_length and min_length count the prompt too, as in transformers. None: not said.
+    max_length and min_length count the prompt too, as in transformers. None means not set.
     """
 
     max_length: int | None = None
@@ -210,7 +212,7 @@ class Lengths:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], defaults: ModelDefaults) -> Lengths:
-        """Those that count in a call; what is no length is left out with a warning."""
+        """The lengths that apply to a call; invalid ones are ignored with a warning."""
         found: dict[str, int | None] = {}
         for name in ("min_new_tokens", *_LENGTHS):
             if (value := defaults.options.get(name)) is None:
@@ -219,7 +221,7 @@ class Lengths:
                 found[name] = int(min(value, INT32_MAX))
             else:
                 _log.warning(
-                    "%s: %s is %s, which is no length; it is ignored",
+                    "%s: %s is %s, which is not a valid length; it is ignored",
                     defaults.source, name, show(value),
                 )  # fmt: skip
         if {"max_new_tokens"} & (_said(given) | _said(defaults.options)):
@@ -232,13 +234,13 @@ class Lengths:
 
     @property
     def has_minimum(self) -> bool:
-        """Whether a text may be kept from ending."""
+        """Whether there is a min length."""
         return self.min_new_tokens is not None or self.min_length is not None
 
     def new_tokens(self, n_prompt: int, most: int) -> tuple[int, int]:
-        """The most new tokens after a prompt of n_prompt tokens, and the fewest.
+        """The max and min number of new tokens after a prompt of n_prompt tokens.
 
-        most is what the call, or our own default, says. Warns of lengths that cannot be.
+        most is the max from the call or from our own default. Warns about impossible lengths.
         """
         if self.max_length is not None:
             if self.max_length > n_prompt:
@@ -254,7 +256,7 @@ class Lengths:
         if fewest > most:
             name = "min_length" if self.min_new_tokens is None else "min_new_tokens"
             _log.warning(
-                "%s: %s asks for %d new tokens, more than the %d that there may be",
+                "%s: %s asks for %d new tokens, more than the max of %d",
                 self.source, name, fewest, most,
             )  # fmt: skip
         return most, min(fewest, most)
@@ -274,14 +276,14 @@ def with_usable_defaults(
     allowed: Container[str],
     check: Callable[[Mapping[str, Any]], R],
 ) -> R:
-    """What check makes of a call's options, completed by those of the model that can be used.
+    """Run check on a call's options plus the usable defaults of the model.
 
-    Those that cannot, by themselves or beside the call's, are left out with a warning. Raises what
-    check raises of the call's own options.
+    Defaults that are invalid, or conflict with the call's options, are ignored with a warning.
+    Raises whatever check raises for the call's own options.
     """
     found = {name: v for name, v in defaults.options.items() if name not in _LENGTHS}
     if "min_new_tokens" in found:
-        found["min_new_tokens"] = 1  # that there is one: Lengths says how many
+        found["min_new_tokens"] = 1  # a placeholder: Lengths sets the number
     elif "min_length" in defaults.options and given.get("min_new_tokens") is None:
         found["min_new_tokens"] = 1
     if given.get("do_sample") is True and found.get("temperature") == 0:
@@ -304,7 +306,7 @@ def _without_unusable(
     check: Callable[[Mapping[str, Any]], R],
     source: str,
 ) -> R:
-    """The same where not all of them can be used: they are tried one after the other."""
+    """As :func:`with_usable_defaults` if a default is unusable: try them one by one."""
     used: dict[str, Any] = {}
     problem = _problem(check, given)
     for name, value in found.items():
@@ -315,7 +317,7 @@ def _without_unusable(
             if _problem(check, with_defaults(given, {**used, name: value}, allowed)) is None:
                 action = f"{value} is used"
                 used[name] = value
-        # What the call does not allow even alone is no fault of this option.
+        # If the call's own options fail alone, this default is not to blame.
         if reason is None or reason == problem:
             used[name], problem = value, reason
         else:

@@ -26,7 +26,7 @@ FILES: Final = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
-    "adapter_config.json",  # for an adapter to be named as what it is
+    "adapter_config.json",  # lets the error say that it is an adapter
 )
 
 _OLDER_FILES: Final = (
@@ -71,7 +71,7 @@ def locate(
     name = os.fspath(path)
     if not name:
         raise CheckpointNotFoundError("the model's path is empty; it must be a folder or a name")
-    # A checkpoint of TensorFlow is named without its files' endings: "run1/model-9".
+    # A TensorFlow checkpoint is named by its prefix, without suffixes: "run1/model-9".
     if os.path.lexists(name) or os.path.lexists(f"{name}.index"):
         return Path(name)
     if name == EMBEDDED:

@@ -79,7 +79,7 @@ class LoadedModel:
         activation: str | None = None,
         hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ) -> Self:
-        """A model from a checkpoint on disk, from the hub, or the embedded one.
+        """Load a checkpoint from disk or the hub, or the embedded model.
 
         path is a checkpoint of any kind that docs/checkpoints.md lists, told by its content: a
         folder in Hugging Face's format (``config.json`` with ``model.safetensors`` or
@@ -89,25 +89,25 @@ class LoadedModel:
         this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
         is part of the package, "tales".
 
-        The tokenizer is that of the file, or of its folder: ``tokenizer.json``, ``vocab.json`` with
-        ``merges.txt``, or nanoGPT's ``meta.pkl``; without any, GPT-2's own, where the vocabulary
-        has its size (``model.tokenizer.source`` tells). One that cannot be read is an error where a
-        text is given, and ids work. tokenizer names another: a path to one of these files, or to a
+        The tokenizer comes from the file or its folder: ``tokenizer.json``, ``vocab.json`` with
+        ``merges.txt``, or nanoGPT's ``meta.pkl``; without any, it is GPT-2's own, if the vocabulary
+        has its size (``model.tokenizer.source`` says which). If it cannot be read, passing text is
+        an error, but token ids work. tokenizer names another: a path to one of these files, or to a
         folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. ``generation_config.json``
-        gives end tokens, and options that calls do not.
+        gives EOS tokens, and defaults for the options of calls.
 
         activation overrides the checkpoint's activation function, by transformers' names:
-        "gelu_new" for a nanoGPT trained before 17 May 2023 (docs/checkpoints.md). hparams stands
-        for ``hparams.json`` where a checkpoint of TensorFlow or NumPy has none: a path, a dict such
-        as {"n_head": 12}, or a size of OpenAI's such as "124M".
+        "gelu_new" for a nanoGPT trained before 17 May 2023 (docs/checkpoints.md). hparams replaces
+        ``hparams.json`` if a TensorFlow or NumPy checkpoint has none: a path, a dict such as
+        {"n_head": 12}, or an OpenAI size such as "124M".
 
         progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
         what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
         the time of a token, or "int4", in a fifth of both (docs/quantization.md); on the NumPy
         backend "float64"; or "auto", what the checkpoint was quantised to, and otherwise float32.
-        threads is the most to use; by default what this process may: its CPUs, physical cores and
-        control group's quota, or the environment's GPT2C_THREADS, or else OMP_NUM_THREADS. backend
-        is "c", the compiled engine; "numpy"; or "auto", which takes the first that runs.
+        threads is the max number of threads; the default is GPT2C_THREADS, else OMP_NUM_THREADS,
+        else the least of this process's CPUs, physical cores and control group quota. backend is
+        "c", the compiled engine; "numpy"; or "auto", which takes the first that runs.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
         file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
@@ -145,7 +145,7 @@ class LoadedModel:
         self._tokenizer = tokenizer
 
     def _token_bytes(self, id: int) -> bytes:
-        """The bytes of a token of the model; none where its tokenizer does not have it."""
+        """The bytes of a token of the model; empty if its tokenizer lacks it."""
         tokenizer = self.tokenizer
         return tokenizer.token_bytes(id) if id < getattr(tokenizer, "n_vocab", id + 1) else b""
 

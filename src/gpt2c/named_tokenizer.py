@@ -1,4 +1,4 @@
-"""The tokenizer that a user names: a file or a folder of any kind that is read, or an object."""
+"""The tokenizer that a user names: a file or folder of a supported kind, or a Tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gpt2c.tokenizer_files import (
 )
 from gpt2c.untrusted import open_regular, show
 
-GPT2: Final = "gpt2"  # GPT-2's own, where there is no such path
+GPT2: Final = "gpt2"  # GPT-2's own, unless there is such a path
 _PICKLES: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _KINDS: Final = (
     f"{JSON}, {' or '.join(' with '.join(names) for names in PAIRS)}, nanoGPT's {META}, a GGUF "
@@ -39,9 +39,9 @@ _KINDS: Final = (
 def tokenizer_for(
     checkpoint: Checkpoint, given: object = None
 ) -> Tokenizer | MissingTokenizer | None:
-    """The tokenizer that is given, or else the checkpoint's; None is GPT-2's own.
+    """The given tokenizer, else the checkpoint's; None means GPT-2's own.
 
-    Raises as named_tokenizer; TokenizerError also where what is given does not fit the model.
+    Raises as named_tokenizer; TokenizerError also if the given one does not fit the model.
     """
     if given is None:
         return tokenizer_of(checkpoint)
@@ -52,10 +52,10 @@ def tokenizer_for(
 
 
 def named_tokenizer(given: object) -> Tokenizer | MissingTokenizer:
-    """The tokenizer of a path, or "gpt2"; a Tokenizer is given back as it is.
+    """Load the tokenizer of a path or of "gpt2"; a Tokenizer is returned unchanged.
 
-    Raises OptionTypeError for anything else; CheckpointNotFoundError where there is nothing of that
-    name, TokenizerError where it cannot be read, both naming the file; MissingDependencyError.
+    Raises OptionTypeError for anything else; CheckpointNotFoundError if the path does not exist and
+    TokenizerError if it cannot be read, both naming the file; MissingDependencyError.
     """
     if isinstance(given, Tokenizer | MissingTokenizer):
         return given
@@ -95,7 +95,7 @@ def _of_folder(folder: Path) -> Tokenizer:
 
 
 def _of_file(path: Path) -> Tokenizer:
-    """Told by what the file holds; of two files that belong together either may be named."""
+    """Load a file by its contents; either file of a vocabulary-and-merges pair may be named."""
     with open_regular(path, TokenizerError) as file:
         try:
             head = file.read(64) or b""
@@ -119,9 +119,9 @@ def _of_file(path: Path) -> Tokenizer:
 
 
 def _pairs_of(name: str) -> tuple[tuple[str, str], ...]:
-    """Names of a vocabulary and its merges of which this may be one.
+    """Pairs of vocabulary and merges file names that `name` may belong to.
 
-    The package tokenizers puts a name of the user's before both: my-vocab.json, my-merges.txt.
+    The package tokenizers can put a prefix before both: my-vocab.json, my-merges.txt.
     """
     for own in PAIRS[0]:
         if name.endswith("-" + own):
@@ -131,7 +131,7 @@ def _pairs_of(name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _of_gguf(path: Path) -> Tokenizer:
-    from gpt2c.checkpoint.gguf import read_vocabulary  # few need it
+    from gpt2c.checkpoint.gguf import read_vocabulary  # lazily: rarely needed
 
     pairs = read_vocabulary(path)
     if isinstance(pairs, str):

@@ -1,4 +1,4 @@
-"""What options are called elsewhere, for messages about names that gpt2c does not have."""
+"""Other libraries' names for options, for messages about names that gpt2c does not have."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 from gpt2c.options import similar
 
-# Our name, and those of OpenAI's API, transformers, llama.cpp, Ollama, vLLM, CTranslate2,
-# lm-evaluation-harness, gpt-2-simple, OpenAI's gpt-2 and picoGPT for the same.
+# Our name, and the names for the same in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
+# CTranslate2, lm-evaluation-harness, gpt-2-simple, OpenAI's gpt-2 and picoGPT.
 _ELSEWHERE: Final = {
     "max_new_tokens": "max_tokens max_length max_completion_tokens max_output_tokens max_gen_toks "
     "max_gen_len num_predict n_predict num_tokens n_tokens length gen_length "
@@ -43,12 +43,12 @@ _OURS: Final[Mapping[str, str]] = MappingProxyType(
     {theirs: ours for ours, names in _ELSEWHERE.items() for theirs in names.split()}
 )
 
-# Names that no option of ours stands for.
+# Names without an equivalent option, and what to do instead.
 _INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
     {
         "stream": "use the method stream",
         "streamer": "use the method stream",
-        "return_full_text": "what is returned is the new text alone",
+        "return_full_text": "only the new text is returned",
         "use_cache": "the KV cache is always used",
         "attention_mask": "prompts of different lengths need no padding",
         "pad_token_id": "prompts of different lengths need no padding",
@@ -64,9 +64,9 @@ _NOTES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> str:
-    """What ends a message about an option that there is not; empty where nothing is like it.
+    """The hint that ends a message about an unknown option; empty if no option is similar.
 
-    known are the options of the method that was called, elsewhere those of ``complete``.
+    known are the options of the called method, elsewhere those of ``complete``.
     """
     plain = name.lower().replace("-", "_")
     ours = _OURS.get(plain, plain)
@@ -80,14 +80,14 @@ def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> 
     return similar(name, known)
 
 
-# Flags of the command line that are not the option's name.
+# Command line flags that differ from the option's name.
 _FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {"stop_strings": "--stop", "return_full_text": "--echo", "overflow": "--slide"}
 )
 
 
 def flag_hint(flag: str, known: Collection[str]) -> str:
-    """The same for a flag, such as "--max_tokens=5", of a command that has those in known."""
+    """The hint for a flag such as "--max_tokens=5"; known are the command's flags."""
     flag = flag.partition("=")[0]
     plain = flag.lstrip("-").lower().replace("-", "_")
     ours = _OURS.get(plain, plain)

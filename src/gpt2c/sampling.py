@@ -63,10 +63,10 @@ class Vocabulary:
     stop_ids: frozenset[int]
     tokenizer: Callable[[], Tokenizer | MissingTokenizer]
     n_padding: int = 0  # the last ids, which have no text: a vocabulary rounded up for speed
-    named: frozenset[int] = frozenset()  # ids that the model's files name: they are no padding
+    named: frozenset[int] = frozenset()  # ids that the model's files name, so not padding
 
     def id(self, name: str, value: object) -> int:
-        """A token id, or the one of a text that is one token and not digits alone.
+        """The token id of an option's value: an id, or a one-token text that is not only digits.
 
         Raises OptionError or OptionTypeError naming the option.
         """
@@ -85,7 +85,7 @@ class Vocabulary:
         return id
 
     def _refuse_digits(self, name: str, value: str) -> NoReturn:
-        """Digits may be an id, as JSON has to write a key, or the text of another token."""
+        """Raise for a string of digits: an id (JSON keys are strings) or another token's text."""
         shown = show(value)
         digits = value.lstrip("0") or "0"
         is_id = len(digits) < 20 and int(digits) < self.n
@@ -141,7 +141,7 @@ def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
 
 
 def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
-    """Ids without a text are never generated, unless the model's files or an option name them."""
+    """Ban ids without a token, unless the model's files or an option name them."""
     if not vocabulary.n_padding:
         return
     named = set(vocabulary.named | vocabulary.stop_ids)

@@ -34,11 +34,11 @@ class Score:
     """What the model says of a text's n tokens.
 
     ids
-        int32 [n]. Special tokens in a text are the characters they are written with, unless
+        int32 [n]. Special tokens in a text are encoded as plain characters, unless
         special_tokens=True.
     logprobs
-        float32 [n], in nats: entry i is log p(ids[i] | ids[:i]), or given as much of it as the
-        window holds. The first is NaN; with bos=True it is that after the bos token.
+        float32 [n], in nats: entry i is log p(ids[i] | ids[:i]), or given the part of ids[:i] that
+        fits in the window. The first is NaN; with bos=True it is given the BOS token.
     ranks
         int32 [n]: 1 where no id was more likely; 0 where there is no log-probability. Of equally
         likely ids the lower comes first.

@@ -1,6 +1,6 @@
 """Which tokens a tokenizer's files name as special, and which they put around every text.
 
-What is said of transformers here is said of its GPT2Tokenizer in version 5.24.
+"transformers" here means its GPT2Tokenizer in version 5.24.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _JSON_FILE: Final = "tokenizer.json"
 _LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
 _MOST_AROUND: Final = 64  # tokens before or after a text; real templates have one
 
-# The tokens that are put before a text and after it: ids, or tokens that the vocabulary has.
+# The tokens put before and after a text: ids, or tokens of the vocabulary.
 Around = tuple[tuple["int | str", ...], tuple["int | str", ...]]
 
 
@@ -40,9 +40,9 @@ class NamedTokens:
     """The special tokens that the files name.
 
     bos
-        None where the files say null; ``<|endoftext|>`` where they say nothing.
+        None if the files say null; ``<|endoftext|>`` if they say nothing.
     eos
-        None where the files say null or nothing.
+        None if the files say null or nothing.
     special
         All of them.
     """
@@ -55,8 +55,8 @@ class NamedTokens:
 def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
     """The special tokens of a folder; values are those of its ``tokenizer_config.json``.
 
-    As in transformers, ``special_tokens_map.json`` counts where ``tokenizer_config.json`` has no
-    added_tokens_decoder, and then it counts more.
+    As in transformers, ``special_tokens_map.json`` overrides ``tokenizer_config.json``, but only if
+    the latter has no added_tokens_decoder.
     """
     if "added_tokens_decoder" not in values:
         values = {**values, **_special_tokens_map(folder)}
@@ -72,14 +72,14 @@ def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
 
 
 def tokens_around(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Around:
-    """What transformers puts around every text; values are those of ``tokenizer_config.json``.
+    """The tokens that transformers puts around every text.
 
-    The template of ``tokenizer.json`` decides, where there is that file; add_bos_token and
-    add_eos_token of ``tokenizer_config.json`` decide where there is not.
+    values are those of ``tokenizer_config.json``. The template in ``tokenizer.json`` decides;
+    without that file, add_bos_token and add_eos_token in ``tokenizer_config.json`` do.
     """
     raw = _tokenizer_json(folder)
     if raw is not None:
-        # Parsing a vocabulary takes time: most files have no template.
+        # Parsing a vocabulary is slow, and most files have no template.
         return template(_post_processor(raw)) if b"Processing" in raw else ((), ())
     eos = named.eos if "eos_token" in values or named.eos else END_OF_TEXT
     before = (named.bos,) if named.bos and _is_true(values.get("add_bos_token")) else ()
@@ -88,7 +88,7 @@ def tokens_around(folder: Path, values: Mapping[str, Any], named: NamedTokens) -
 
 
 def template(processor: object) -> Around:
-    """What the post_processor of a ``tokenizer.json`` puts around a single text."""
+    """The tokens that the post_processor of a ``tokenizer.json`` puts around a single text."""
     if not isinstance(processor, Mapping):
         return (), ()
     before: list[int | str] = []
@@ -113,13 +113,13 @@ def template(processor: object) -> Around:
 def known_ids(
     tokens: Iterable[int | str], id_of: Callable[[str], int | None], n_vocab: int
 ) -> tuple[int, ...]:
-    """The ids of tokens that are ids or texts; those that the vocabulary lacks are left out."""
+    """The ids of tokens given as ids or strings; tokens that the vocabulary lacks are dropped."""
     ids = [id_of(token) if isinstance(token, str) else token for token in tokens]
     return tuple(id for id in ids if id is not None and 0 <= id < n_vocab)
 
 
 def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]:
-    """The ids of what is part of a text: nothing is put around it."""
+    """The ids of a part of a text, without the tokens put around a whole text."""
     if getattr(tokenizer, "prefix_ids", ()) or getattr(tokenizer, "suffix_ids", ()):
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode(text)
@@ -128,10 +128,10 @@ def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]
 def with_named_tokens(
     config: GPT2Config, folder: Path | None, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> tuple[GPT2Config, Mapping[str, Any]]:
-    """The configuration with the start and end tokens that its files name; and what it says.
+    """The configuration with the BOS and EOS tokens that its files name, and its raw values.
 
-    What ``config.json`` says counts, where the vocabulary has it, an end token of null too. What
-    it does not say the tokenizer does. folder is None for a checkpoint that has no such files.
+    Ids in ``config.json`` win if they are in the vocabulary, and so does a null eos_token_id.
+    Missing keys come from the tokenizer. folder is None for a checkpoint without such files.
     """
     said = {} if folder is None else read_lenient(folder / _CONFIG_FILE)
     if tokenizer is None:
@@ -149,7 +149,7 @@ def with_named_tokens(
 
 
 def read_lenient(path: Path) -> dict[str, Any]:
-    """A JSON object whose file need not be there, nor be one; empty then."""
+    """Read a JSON object; empty if the file is missing or is not an object."""
     try:
         return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError)
     except (CheckpointNotFoundError, TokenizerError):
@@ -157,7 +157,7 @@ def read_lenient(path: Path) -> dict[str, Any]:
 
 
 def ids_in(values: Mapping[str, Any]) -> frozenset[int]:
-    """The token ids that a configuration names, in whatever role: eos_token_id, bad_words_ids."""
+    """The token ids that a configuration names in any role: eos_token_id, bad_words_ids."""
     found: set[int] = set()
     for key, value in values.items():
         if key.endswith("_token_id") or (isinstance(value, list) and key.endswith(_LISTS_IDS)):
@@ -185,7 +185,7 @@ def _special_tokens_map(folder: Path) -> dict[str, Any]:
 
 
 def _content(value: object) -> str | None:
-    """The text of a token, which is a text itself or an object that has it."""
+    """The string of a token, which is given as a string or as an object with it."""
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
@@ -196,7 +196,7 @@ def _is_true(value: object) -> bool:
 
 
 def _tokenizer_json(folder: Path) -> bytes | None:
-    """The bytes of ``tokenizer.json``; None where there is none that can be read."""
+    """The bytes of ``tokenizer.json``; None if it is missing or unreadable."""
     try:
         with open_regular(folder / _JSON_FILE, TokenizerError) as file:
             raw = file.read(_MAX_BYTES + 1) or b""
@@ -208,7 +208,7 @@ def _tokenizer_json(folder: Path) -> bytes | None:
 def _post_processor(raw: bytes) -> object:
     try:
         values = parse_json_leniently(raw)
-    except ValueError:  # said where the file is read for its vocabulary
+    except ValueError:  # reported when the vocabulary is read
         return None
     return values.get("post_processor") if isinstance(values, dict) else None
 
@@ -222,7 +222,7 @@ def _template_ids(processor: Mapping[str, Any], special: object) -> list[int | s
 
 
 def _pair_id(pair: object) -> list[int | str]:
-    """Of a token with its id."""
+    """The id in a pair of a token and its id, as a list of at most one."""
     return _integers(_list(pair)[1:2])
 
 

@@ -27,7 +27,7 @@ class TextStream:
     def __init__(
         self, engine: EngineModel, request: Request, token_bytes: Callable[[int], bytes] | None
     ) -> None:
-        """With token_bytes the pieces are text, without it ids. Nothing runs yet."""
+        """With token_bytes the pieces are text, without it ids. Generation starts lazily."""
         self._engine, self._request, self._token_bytes = engine, request, token_bytes
         self._text: Text | None = None
         self._is_cancelled = False

@@ -19,8 +19,8 @@ _OPENMP_LIST: Final = re.compile(r"\s*\+?\d{1,18}\s*(,\s*\+?\d{1,18}\s*)*", re.A
 def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
     """The number of threads and why.
 
-    What is requested, else the environment's GPT2C_THREADS, else its OMP_NUM_THREADS (the first
-    number of a list; ignored where OpenMP would not take it), else the least of: the CPUs that this
+    The requested number, else the environment's GPT2C_THREADS, else its OMP_NUM_THREADS (the first
+    number of a list; ignored if OpenMP would ignore it), else the least of: the CPUs that this
     process may run on, its control group's quota (rounded down, but at least 1), and the physical
     cores among those CPUs. Two threads on one core share its arithmetic units, and a thread beyond
     the quota makes all of them wait.
@@ -47,7 +47,7 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
 
 
 def _openmp_threads() -> int | None:
-    """The number in OMP_NUM_THREADS; None where there is none that OpenMP would take."""
+    """The number in OMP_NUM_THREADS; None if OpenMP would ignore its value."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     if not _OPENMP_LIST.fullmatch(named):
         return None

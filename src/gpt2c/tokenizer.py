@@ -48,12 +48,12 @@ class Tokenizer:
 
     n_vocab: int  # the number of ids, which are 0 to n_vocab - 1
     eot_id: int | None  # the id of <|endoftext|>; None where the vocabulary has none
-    bos_id: int | None  # the id that the files name as the first of a text; None where none is
-    prefix_ids: tuple[int, ...]  # what encode puts before every text, and behind it: mostly nothing
+    bos_id: int | None  # the BOS token that the files name; None without one
+    prefix_ids: tuple[int, ...]  # put by encode before and after every text; usually empty
     suffix_ids: tuple[int, ...]
     special_tokens: Mapping[str, int]  # those that stand for themselves wherever a text has them
-    source: str  # where the vocabulary is from: a path, as a rule
-    # Writes the vocabulary's files into a folder; None where there are no such files.
+    source: str  # where the vocabulary came from, usually a path
+    # Writes the vocabulary's files into a folder; None if there are no such files.
     write_files: Callable[[Path], None] | None = None
 
     def __init__(
@@ -63,10 +63,10 @@ class Tokenizer:
         source: str,
         config: TokenizerConfig = PLAIN,
     ) -> None:
-        """For this package; use `gpt2`, `from_files` or `from_vocabulary`."""
+        """Private: use `gpt2`, `from_files` or `from_vocabulary`."""
         self._model, self.source = model, source
         by_content = {token.content: token for token in added}
-        # What texts become decodes to their bytes, even if it is an added token too.
+        # Ids that encoding can produce decode to their bytes, even if they are also added tokens.
         spelled = dict(model.unused())
         spelled |= {token.id: token.content.encode() for token in by_content.values()}
         spelled.update(model.tokens())
@@ -85,7 +85,7 @@ class Tokenizer:
     def _name_special_tokens(
         self, config: TokenizerConfig, id_of: Callable[[str], int | None]
     ) -> None:
-        """Sets the ids that have a role; a token that the vocabulary lacks has none."""
+        """Set the ids with a role; a token that the vocabulary lacks gets no id."""
         end = id_of(config.eos_token or END_OF_TEXT)
         self.eot_id = id_of(END_OF_TEXT) if end is None else end
         self.bos_id = None if config.bos_token is None else id_of(config.bos_token)
@@ -115,10 +115,10 @@ class Tokenizer:
     def from_files(cls, vocab_json: Path, merges_txt: Path) -> Tokenizer:
         """The vocabulary of a `vocab.json` and `merges.txt`, whatever its ids.
 
-        Entries that are made neither of one byte nor by a merge are special tokens; the folder's
-        `tokenizer_config.json` and `added_tokens.json`, where they are there, add more. Raises
-        TokenizerError, naming the file, where they cannot be read or do not fit each other;
-        CheckpointNotFoundError where one is absent.
+        Entries that are neither a single byte nor the result of a merge are special tokens; the
+        folder's `tokenizer_config.json` and `added_tokens.json`, if present, add more. Raises
+        TokenizerError, naming the file, if they cannot be read or do not fit each other;
+        CheckpointNotFoundError if one is absent.
         """
         sources = str(vocab_json), str(merges_txt)
         vocab, pairs = _read_vocab(vocab_json), _read_merges(merges_txt)
@@ -140,13 +140,13 @@ class Tokenizer:
         reached = {*BYTE_ALPHABET, *(left + right for left, right in pairs)}
         declared = {token.content: token for token in config.added}
         others = [t for t in vocab if t not in reached and t not in declared]
-        # Characters that GPT-2's alphabet shifts away from their byte, such as the space's, betray
-        # a token of ordinary text: its merge is what is missing.
+        # A character that GPT-2's byte alphabet remaps, such as the space's, marks a token of
+        # ordinary text: its merge is missing.
         unused = [t for t in others if not t or (is_of_bytes(t) and max(map(ord, t)) > 255)]
         if unused:
             warn(
-                f"{sources[0]}: no merge in {sources[1]} makes {show_list(unused)}, so that no text"
-                " becomes them: are the two of the same vocabulary?",
+                f"{sources[0]}: no merge in {sources[1]} makes {show_list(unused)}, so text never"
+                " encodes to them: are the two of the same vocabulary?",
                 TokenizerWarning,
             )
         added = {t: AddedToken(t, vocab[t]) for t in others if t not in unused} | declared
@@ -159,12 +159,11 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of `text`.
 
-        A special token such as `<|endoftext|>` in the text becomes its one id, unless
-        `special` is False: then it is encoded as the characters that it is written with. Other
-        added tokens are one id always.
+        A special token such as `<|endoftext|>` in the text becomes one id, unless `special` is
+        False: then it is encoded as plain characters. Other added tokens are always one id.
 
-        Where the tokenizer's files ask for a token before or after every text (`prefix_ids`,
-        `suffix_ids`), it is there too, unless `add_special_tokens` is False.
+        If the tokenizer's files ask for tokens before or after every text (`prefix_ids`,
+        `suffix_ids`), they are added, unless `add_special_tokens` is False.
 
         Raises TokenizerError for a text with a lone surrogate, which has no bytes, and
         OptionTypeError for anything but a str.
@@ -238,7 +237,7 @@ class MissingTokenizer:
     special_tokens: Mapping[str, int] = MappingProxyType({})
 
     def __repr__(self) -> str:
-        """That there is none, and why."""
+        """States that there is no tokenizer, and why."""
         return f"<no tokenizer, token ids only: {self.reason}>"
 
     def __init__(self, reason: str, *, n_vocab: int = 0, advice: str = _ADVICE) -> None:
@@ -326,7 +325,7 @@ def _read_text(path: Path) -> str:
 
 
 def gpt2_files() -> tuple[dict[str, int], Path]:
-    """GPT-2's own vocabulary, as a vocab.json has it, and its file of merges."""
+    """GPT-2's own vocabulary, as in vocab.json, and the path of its merges file."""
     rank = _Merges(_read_merges(_GPT2_MERGES), str(_GPT2_MERGES)).rank
     return {**rank, END_OF_TEXT: len(rank)}, _GPT2_MERGES
 
@@ -348,14 +347,14 @@ def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
-    """The entries of a vocab.json; raise TokenizerError where an id is none or is another's."""
+    """The entries of a vocab.json; raise TokenizerError for an invalid or duplicate id."""
     vocab = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
     check_ids(vocab, str(path))
     return vocab
 
 
 def check_ids(vocab: Mapping[str, object], source: str) -> None:
-    """Raise TokenizerError, naming `source`, unless ids are different and have no wide gaps."""
+    """Raise TokenizerError, naming `source`, unless ids are distinct and have no wide gaps."""
     limit = min(len(vocab) + MAX_GAP, MAX_SIZE)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():

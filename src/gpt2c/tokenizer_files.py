@@ -47,10 +47,10 @@ _GET_PACKAGE: Final = (
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
-    """The tokenizer of a checkpoint's file, or beside it; None for GPT-2's own, where it fits.
+    """The tokenizer in a checkpoint's file or beside it; None means GPT-2's own, which fits.
 
-    Of several files the first that can be read is taken, tokenizer.json before the others, as
-    transformers does. Where none can be, texts are an error that says why, and ids work.
+    The first readable file wins; tokenizer.json comes before the others, as in transformers. If
+    none is readable, passing text is an error that says why, but token ids work.
     """
     n_vocab = checkpoint.config.vocab_size
     if isinstance(checkpoint.vocabulary, BytePairs):
@@ -64,7 +64,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
         if foreign is not None:
             warn(
-                f"{foreign}, which gpt2c does not read; texts become the ids of GPT-2's own "
+                f"{foreign}, which gpt2c does not read; text is encoded with GPT-2's own "
                 "vocabulary. If the model has another one, name its file with tokenizer=",
                 TokenizerWarning,
             )
@@ -77,19 +77,19 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     )
 
 
-# What reads a tokenizer, with the path that stands for it.
+# A function that reads a tokenizer, and the path to name in messages.
 _Candidate = tuple[str, Callable[[], Tokenizer]]
 
 
 def _candidates(checkpoint: Checkpoint, folder: Path) -> Iterator[_Candidate]:
-    """What may hold a checkpoint's tokenizer, the likeliest first."""
+    """The places that may hold a checkpoint's tokenizer, likeliest first."""
     yield from candidates_in(folder)
     for path in _meta_of_dataset(checkpoint, folder):
         yield str(path), partial(read_meta, path)
 
 
 def candidates_in(folder: Path) -> Iterator[_Candidate]:
-    """The tokenizers that a folder has. A link that leads nowhere is a broken one."""
+    """The tokenizers in a folder. A dangling link counts, as a broken tokenizer."""
     if os.path.lexists(folder / JSON):
         yield str(folder / JSON), partial(of_json, folder / JSON)
     for names in PAIRS:
@@ -100,7 +100,7 @@ def candidates_in(folder: Path) -> Iterator[_Candidate]:
 
 
 def of_json(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, which may have another name; raises as the readers do."""
+    """The tokenizer of a tokenizer.json with any file name; raises as the readers do."""
     tokenizer = read_tokenizer_json(path, read_tokenizer_config(path.parent))
     if tokenizer.write_files is None:
         tokenizer.write_files = partial(_copy_files, {**_files_in(path.parent), JSON: path})
@@ -108,7 +108,7 @@ def of_json(path: Path) -> Tokenizer:
 
 
 def of_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
-    """The tokenizer of a vocab.json and merges.txt of any names; raises as the readers do."""
+    """The tokenizer of a vocab.json and merges.txt with any names; raises as the readers do."""
     tokenizer = Tokenizer.from_files(vocab_json, merges_txt)
     files = {**_files_in(vocab_json.parent), VOCABULARY: vocab_json, MERGES: merges_txt}
     tokenizer.write_files = partial(_copy_files, files)
@@ -126,7 +126,7 @@ def of_pairs(pairs: BytePairs) -> Tokenizer:
 def _first(
     candidates: Iterator[_Candidate] | list[_Candidate], n_vocab: int
 ) -> Tokenizer | MissingTokenizer | None:
-    """The first that can be read and fits the model; None where there are no candidates."""
+    """The first tokenizer that can be read and fits the model; None without candidates."""
     problems: list[str] = []
     advice = _MEND
     for path, read in candidates:
@@ -157,7 +157,7 @@ def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
     largest = next((id for id in reversed(range(tokenizer.n_vocab)) if id not in added), -1)
     if largest >= n_vocab:
         raise TokenizerError(
-            f"{tokenizer.source}: found a token of id {largest}, and the model's vocabulary is of "
+            f"{tokenizer.source}: found a token with id {largest}, but the model's vocabulary has "
             f"{n_vocab} tokens: are the two of the same model?"
         )
     return tokenizer
@@ -167,11 +167,11 @@ def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
 
 
 def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
-    """data/DATASET/meta.pkl of the nanoGPT that wrote a checkpoint, where it is still there.
+    """Find data/DATASET/meta.pkl of the nanoGPT that wrote a checkpoint, if it is still there.
 
-    The checkpoint's configuration has the dataset's name, and nanoGPT's folder is the checkpoint's
-    own or one above: the next, or as many as out_dir has parts, if they are those of the folder.
-    What is read is a file of this one name, and the real one: no link leads elsewhere.
+    The checkpoint's configuration names the dataset. data/ is searched for in the checkpoint's
+    folder, in its parent and, if the folder's path ends in out_dir, in the folder that out_dir is
+    relative to. Only a file of this name is read, and no link at or below data/ is followed.
     """
     if checkpoint.dataset is None:
         return
@@ -194,14 +194,14 @@ def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
                 yield path
             else:
                 _log.warning(
-                    "%s: is not read, for a link leads there: name it with tokenizer=", path
+                    "%s: is not read, because its path has a link: name it with tokenizer=", path
                 )
-    except (OSError, RuntimeError, ValueError) as reason:  # loops of links; names that are none
-        _log.warning("%s: the dataset %s cannot be looked for: %s", folder, show(dataset), reason)
+    except (OSError, RuntimeError, ValueError) as reason:  # link loops; invalid names
+        _log.warning("%s: cannot look for the dataset %s: %s", folder, show(dataset), reason)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether this is one part of a path, and no way out of a folder."""
+    """Whether this is a single path component that stays inside its folder."""
     return name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")
 
 
@@ -211,11 +211,11 @@ def is_file_name(name: str) -> bool:
 def save_tokenizer(
     checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> None:
-    """Writes the files of a checkpoint's tokenizer, as tokenizer_of gave it, by the usual names.
+    """Write the files of a checkpoint's tokenizer, as tokenizer_of returned it, by the usual names.
 
-    One that cannot be read is copied as it is, with a warning.
+    The files of an unreadable tokenizer are copied unchanged, with a warning.
 
-    Raises CheckpointError where one of them is a link out of its folder.
+    Raises CheckpointError if one of them is a link out of its folder.
     """
     if isinstance(tokenizer, Tokenizer) and tokenizer.write_files is not None:
         tokenizer.write_files(folder)
@@ -236,12 +236,12 @@ def save_tokenizer(
     if isinstance(tokenizer, MissingTokenizer) and (checkpoint.folder / META).is_file():
         files[META] = checkpoint.folder / META
     if isinstance(tokenizer, MissingTokenizer) and files:
-        warn(f"the tokenizer's files are copied as they are: {tokenizer.reason}", TokenizerWarning)
+        warn(f"the tokenizer's files are copied unchanged: {tokenizer.reason}", TokenizerWarning)
     _copy_files(files, folder)
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    """The files of tokenizers in a folder, by the names that they are saved under."""
+    """The tokenizer files in a folder, by the names to save them under."""
     files = {name: folder / name for name in _BESIDE}
     for names in reversed(PAIRS):
         if all((folder / name).is_file() for name in names):

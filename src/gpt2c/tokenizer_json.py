@@ -1,4 +1,4 @@
-"""``tokenizer.json``: what is of GPT-2's kind is read here, the rest by the package tokenizers."""
+"""``tokenizer.json``: GPT-2's kind is read without a package, others by the package tokenizers."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _LIMITS: Final = {
 def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenizer:
     """The tokenizer of a ``tokenizer.json`` of any kind.
 
-    Raises TokenizerError, naming the file, CheckpointNotFoundError, or MissingDependencyError where
-    it is of another kind than GPT-2's, or nanoGPT's of characters, and the package is not
-    installed.
+    Raises TokenizerError, naming the file; CheckpointNotFoundError; or MissingDependencyError if it
+    needs the package and that is not installed. GPT-2's kind and our files for character-level
+    nanoGPTs do not need it.
     """
     values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
     own = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
@@ -110,8 +110,7 @@ class JsonTokenizer(Tokenizer):
         """The ids of `text`, with what the file's template puts around it.
 
         Without `add_special_tokens` nothing is put around it. Special tokens in the text become
-        their ids, unless `special` is False; tokens that were added and are not marked as special
-        do always.
+        their ids, unless `special` is False; other added tokens always do.
 
         Raises TokenizerError for a text with a lone surrogate, and where the file's rules cannot
         be applied to it; OptionTypeError for anything but a str.

@@ -1,11 +1,11 @@
-"""Opening files and parsing JSON that nobody vouches for.
+"""Opening untrusted files and parsing untrusted JSON.
 
-Configurations, tensor headers and vocabularies all come from strangers. ``json.loads`` alone
-is too kind to them: it keeps the last of two equal keys, takes NaN for a number, and its
-recursion is only as bounded as the interpreter's stack.
+Configurations, tensor headers and vocabularies are untrusted. ``json.loads`` alone is too lenient:
+it keeps the last of two equal keys, accepts NaN as a number, and only the interpreter's stack
+bounds its recursion.
 
-A value that cannot be read is an :class:`Unusable`. Whoever needs the value finds that it is of the
-wrong type; whoever does not need it never notices.
+A value that cannot be read becomes an :class:`Unusable`. Code that needs the value finds that its
+type is wrong; unused values do no harm.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL
 
 
 class Unusable:
-    """Stands for a JSON value that has no safe meaning in Python, such as a number of 31 digits."""
+    """Stands for a JSON value that is unsafe to represent, such as a number of 31 digits."""
 
     def __init__(self, text: str) -> None:
-        """`text` is what messages show of the value."""
+        """`text` shows the value in messages."""
         self._text = text
 
     def __repr__(self) -> str:
-        """What the file has."""
+        """The value as messages show it."""
         return self._text
 
     @property
@@ -129,10 +129,9 @@ def parse_json(raw: bytes) -> Any:
 
 
 def parse_json_leniently(raw: bytes) -> Any:
-    """Parse UTF-8 JSON; what :func:`parse_json` refuses to take for a value is an Unusable.
+    """Parse UTF-8 JSON; values that :func:`parse_json` refuses become Unusable.
 
-    Raises ValueError, with a message for the caller to put the file's name before, on bad UTF-8 or
-    JSON.
+    Raises ValueError on bad UTF-8 or JSON; the caller puts the file's name before the message.
     """
     text = _without_deep_values(_decoded(raw))
     return _parsed(text, _lenient_object, _lenient_integer, _lenient_number, Unusable)
@@ -218,7 +217,7 @@ _DEEP: Final = "NaN"  # becomes an Unusable
 
 
 def _without_deep_values(text: str) -> str:
-    """The text with each value beyond MAX_DEPTH levels replaced by one that is unusable."""
+    """The text with each value nested deeper than MAX_DEPTH replaced by an unusable one."""
     kept: list[str] = []
     depth = at = 0
     for match in _BRACKETS.finditer(text):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's two commands in one fresh clone, in their order: install and generate, then install
+# Runs the README's two commands, in order, in one fresh clone: install and generate, then install
 # for the tests and run all of them.
 # Usage: tools/ci/readme.sh
 set -euo pipefail
@@ -12,7 +12,7 @@ test_line=$(grep -m 1 -E '^python3 -m venv .*pytest$' README.md)
 
 echo "+ $generate_line"
 bash -c "$generate_line"
-# Without a compiler that command installs on NumPy alone: here the engine may not be missing.
+# Without a compiler that command installs the NumPy backend only; CI requires the engine.
 .venv/bin/python -c 'from gpt2c import _engine; print("engine:", _engine.instruction_sets())'
 echo "+ $test_line"
 bash -c "$test_line"

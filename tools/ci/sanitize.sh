@@ -51,7 +51,7 @@ CC=gcc CFLAGS="$flags -fno-omit-frame-pointer -g" LDFLAGS="$flags" GPT2C_BUILD=r
 
 # The interpreter is not instrumented, so the run-time is loaded before it.
 preload=$(for library in $libraries; do gcc -print-file-name="$library"; done | xargs)
-# ThreadSanitizer needs the addresses that it knows: no randomised layout, where that is allowed.
+# ThreadSanitizer needs a fixed address layout: turn ASLR off where that is allowed.
 fixed_layout="setarch -R"
 $fixed_layout true 2>/dev/null || fixed_layout=
 [ $# -gt 0 ] || set -- $(for test in $tests; do echo "tests/$test.py"; done)

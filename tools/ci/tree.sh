@@ -1,6 +1,6 @@
 # Sourced by the scripts beside this: a copy of the working tree and an environment, both in a
 # temporary folder $work, so that neither a checkout nor its .venv is ever changed.
-# PYTHON names another interpreter than python3.
+# Set PYTHON to use an interpreter other than python3.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}
 work=$(mktemp -d)
@@ -29,7 +29,7 @@ copy_tree() {
     fi
 }
 
-# Makes the environment $work/venv and installs there what pip is given.
+# Makes the environment $work/venv and installs the arguments there with pip.
 make_venv() {
     "$python" -m venv "$work/venv"
     "$work/venv/bin/pip" install -q --disable-pip-version-check "$@"

@@ -2,9 +2,9 @@
 
     python tools/soak/fuzz.py [checkpoints|tokenizers|api ...] [--minutes M | --inputs N] [--seed S]
 
-Needs an environment with gpt2c and its extra "test". The last line tells the seed and the result.
-It ends with status 1 at the first input that raises another exception than our own, or takes more
-time or memory than tests/fuzzing.py allows; with --keep that input is left in a folder.
+Needs an environment with gpt2c and its extra "test". The last line gives the seed and the result.
+Exits with status 1 at the first input that raises an exception other than our own, or takes more
+time or memory than tests/fuzzing.py allows; --keep saves that input in a folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from fuzzing import KINDS, MOST_ADDRESSES, FindingError, run
 
-# Inputs of one kind before the next kind's turn. Each such round has a seed of its own.
+# Inputs of one kind before the next kind's turn. Each round has its own seed.
 ROUND = 5000
 
 
@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="how long; default: 60")
     parser.add_argument("--inputs", type=int, metavar="N", help="N inputs of each kind instead")
     parser.add_argument("--seed", type=int, help="default: a new one")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where a finding is left")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to save a finding")
     options = parser.parse_args()
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"there is no kind {', '.join(sorted(unknown))}")
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
 
 
 def left(inputs: int, n_round: int, kinds: list[str]) -> int:
-    """How many inputs of its kind are left for this round."""
+    """How many inputs of this round's kind are left."""
     return max(inputs - ROUND * (n_round // len(kinds)), 0)
 
 

@@ -81,7 +81,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def read_vocabulary(path: Path) -> BytePairs | str:
-    """The vocabulary of a GGUF file, whatever else it holds, or why there is none.
+    """The vocabulary of a GGUF file of any model, or the reason why there is none.
 
     Raises CheckpointNotFoundError or CheckpointError, naming the file.
     """
@@ -183,7 +183,7 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
 
 
 def _around(file: GGUFFile, n_tokens: int) -> Around:
-    """The tokens that llama.cpp too puts around a text, where the file asks for them."""
+    """The tokens that the file asks to put around a text, as llama.cpp does."""
     get = file.metadata.get
 
     def token(name: str) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
     is_torchs &= head[8:] != signatures.SAFETENSORS_NINTH
     if not is_torchs:
         return SafetensorsFile(path)
-    from gpt2c.checkpoint.state_dict import StateDictFile  # most checkpoints do without
+    from gpt2c.checkpoint.state_dict import StateDictFile  # lazily: few checkpoints need it
 
     return StateDictFile(path)
 

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 
 
-# OpenAI's names of its models, of which it counted two twice.
+# OpenAI's names of its models; two were renamed after a recount of their parameters.
 _SMALL: Final = {"n_embd": 768, "n_head": 12, "n_layer": 12}
 _MEDIUM: Final = {"n_embd": 1024, "n_head": 16, "n_layer": 24}
 _SIZES: Final[Mapping[str, Mapping[str, int]]] = {
@@ -36,9 +36,9 @@ _SIZES: Final[Mapping[str, Mapping[str, int]]] = {
 
 
 def given_hparams(value: object) -> dict[str, Any]:
-    """The argument hparams: a dict, the path of a file or its folder, or OpenAI's name of a size.
+    """Resolve the argument hparams: a dict, a path to a file or its folder, or an OpenAI size.
 
-    Raises OptionError or OptionTypeError; for a file what :func:`read_hparams` raises.
+    Raises OptionError or OptionTypeError, and for a file the errors of :func:`read_hparams`.
     """
     if isinstance(value, Mapping):
         return dict(value)

@@ -1,7 +1,7 @@
-"""Names of tensors: GPT-2's own, whatever wraps a model, and those that are not GPT-2's.
+"""Names of tensors: GPT-2's own, wrappers' prefixes, and names that are not GPT-2's.
 
 GPT-2's names are "wte.weight", "wpe.weight", "h.0.ln_1.weight", ..., "ln_f.bias" and
-"lm_head.weight". What wraps a model puts something before them.
+"lm_head.weight". Wrappers such as DataParallel put prefixes before them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gpt2c.untrusted import show_list
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 
-# What a wrapper puts before names: attributes that hold a model, DataParallel, torch.compile, TRL.
+# Wrappers' prefixes: attributes that hold a model, DataParallel, torch.compile, TRL.
 _BEFORE: Final = ("module", "model", "transformer", "pretrained_model", "base_model")
-# What a wrapper of a part of a model puts into names, anywhere.
+# Parts that a wrapper around a submodule inserts anywhere in a name.
 _WITHIN: Final = (
     "_orig_mod",  # torch.compile
     "_forward_module",  # Lightning's Fabric
@@ -32,8 +32,8 @@ _BODY = re.compile(r"(wte|wpe|ln_f|h\.[0-9]{1,7}\.[a-z0-9_]+(\.[a-z0-9_]+)?)\.(w
 # whole name has to match: "h.0.attn.c_attn.bias" is a weight.
 _BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
 
-# Tensors outside of the blocks that would change what GPT-2 computes: another model's embeddings,
-# norms and positions, and what an adapter or a tuned prompt puts in.
+# Tensors outside the blocks that would change what GPT-2 computes: another model's embeddings,
+# norms and positions, and those of an adapter or a tuned prompt.
 _OTHER_MODEL = re.compile(
     r"(^|\.)(crossattention|cross_attn|ln_cross_attn|lora_|adapter|rotary|inv_freq|alibi"
     r"|relative_attention|rel_pos|prompt_enc|prompt_emb|prefix_enc)"
@@ -42,9 +42,9 @@ _OTHER_MODEL = re.compile(
 
 
 def bare_name(stored: str) -> str:
-    """A stored name without what wraps the model: "module.transformer.wte.weight" is "wte.weight".
+    """Strip wrappers' parts from a stored name: "module.transformer.wte.weight" is "wte.weight".
 
-    Names that are not GPT-2's lose the same.
+    They are stripped from names that are not GPT-2's too.
     """
     parts = [part for part in stored.split(".") if part not in _WITHIN]
     first = 0
@@ -59,25 +59,25 @@ def is_gpt2s(name: str) -> bool:
 
 
 def is_of_body(name: str) -> bool:
-    """Whether a bare name is that of a tensor of GPT-2's body, such as its embedding."""
+    """Whether a bare name is a tensor of GPT-2's body, such as its embedding."""
     return _BODY.fullmatch(name) is not None
 
 
 def is_buffer(name: str, n_layer: int | None = None) -> bool:
-    """Whether a bare name is that of a causal mask, of one of n_layer blocks.
+    """Whether a bare name is the causal mask of one of n_layer blocks.
 
-    Of a block that the model does not have, even a buffer is unexpected.
+    A buffer of a block that the model does not have is unexpected, so it does not count.
     """
     match = _BUFFER.fullmatch(name)
     return match is not None and (n_layer is None or int(match[1]) < n_layer)
 
 
 def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
-    """Bare names of those stored names that matter.
+    """Map the stored names that matter to bare names.
 
-    Tensors of other heads (a value head, a classifier) are left out with a warning, as
-    transformers does it. What is inside of GPT-2's body, or looks like a part of another model,
-    is kept, for the checks to refuse.
+    Tensors of other heads (a value head, a classifier) are dropped with a warning, as in
+    transformers. Unknown names inside GPT-2's body, or that look like another model's, are kept:
+    later checks refuse them.
     """
     bare = {name: bare_name(name) for name in stored}
     bodies = {_before(name, bare[name]) for name in bare if is_of_body(bare[name])}
@@ -100,5 +100,5 @@ def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
 
 
 def _before(stored: str, bare: str) -> str:
-    """What stands before a name; "" where the two differ otherwise too."""
+    """The prefix of the stored name; "" if the two differ elsewhere too."""
     return stored.removesuffix(bare) if stored.endswith(bare) else ""

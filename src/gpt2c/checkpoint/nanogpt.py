@@ -1,8 +1,8 @@
 """Checkpoints of nanoGPT, build-nanogpt and minGPT: torch's files of modules of nn.Linear.
 
-Their matrices are [out, in]. nanoGPT saves its ``model_args`` beside the weights, build-nanogpt an
-object ``GPTConfig``, and what Lightning saves has ``hyper_parameters``; minGPT writes the weights
-alone, and a ``config.json`` of its own.
+Their matrices are [out, in]. Beside the weights nanoGPT saves ``model_args``, build-nanogpt an
+object ``GPTConfig``, and Lightning ``hyper_parameters``; minGPT saves only the weights, and its own
+kind of ``config.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gpt2c.untrusted import show, show_list
 
 _NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")
-# Where trainers keep a model's sizes among other values; the model's own are under the first two.
+# Where trainers keep a model's sizes among other values; the first two hold only the model's own.
 _ARGUMENTS: Final = "model_args"
 _CONFIG: Final = "config"
 _MIXED: Final = ("hyper_parameters", "hparams", "args", "model_config", "cfg", _CONFIG)
@@ -43,10 +43,10 @@ _MINGPT_HEADS: Final = {
 
 
 def settings_of(state: SavedState) -> dict[str, Any] | None:
-    """The sizes that a trainer of nanoGPT's family saved beside the weights; None where none are.
+    """The sizes that a nanoGPT-like trainer saved beside the weights, or None.
 
-    Of nanoGPT's model_args and of an object of a configuration all is kept, for there an unknown
-    value may mean another model; of hyperparameters, the sizes.
+    All of nanoGPT's model_args, or of a configuration object, is kept, since an unknown value
+    there may mean another model. From hyperparameters only the sizes are kept.
     """
     for around in reversed(state.around):
         if arguments := fields_of(around.get(_ARGUMENTS)):
@@ -64,7 +64,7 @@ def settings_of(state: SavedState) -> dict[str, Any] | None:
 
 
 def is_linear(state: SavedState) -> bool:
-    """Whether matrices are [out, in], as nn.Linear has them, and not transformers' [in, out]."""
+    """Whether matrices are [out, in], as in nn.Linear, rather than transformers' [in, out]."""
     for stored, name in ((stored, bare_name(stored)) for stored in state.tensors):
         shape = state.tensors[stored].shape
         if name.endswith(".attn.c_attn.weight") and len(shape) == 2:
@@ -73,11 +73,11 @@ def is_linear(state: SavedState) -> bool:
 
 
 def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of nanoGPT, build-nanogpt or a kin of theirs; on success it owns the file.
+    """Open a checkpoint of nanoGPT, build-nanogpt or a similar trainer; it then owns the file.
 
-    `arguments` are what :func:`settings_of` found. Before nanoGPT could do without biases, its
-    GELU was the tanh form, as build-nanogpt's is: arguments without "bias" tell that. With it, the
-    exact form is taken, which nanoGPT has had since 17 May 2023.
+    `arguments` are those that :func:`settings_of` found. Without "bias" they come from a nanoGPT
+    from before that option, whose GELU had the tanh form, as build-nanogpt's has. With "bias" the
+    exact form is used, which nanoGPT has had since 17 May 2023.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong.
     """
@@ -124,7 +124,7 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
 
 
 def _dataset(state: SavedState) -> tuple[str, str] | None:
-    """The dataset and out_dir of nanoGPT's own configuration, where it says them."""
+    """The dataset and out_dir in nanoGPT's own configuration, or None."""
     for values in state.around:
         config = values.get("config")
         dataset = config.get("dataset") if isinstance(config, dict) else None

@@ -47,9 +47,10 @@ _PICO_BLOCK = re.compile(r"(?<![^.])blocks\.([0-9]{1,7})\.", re.ASCII)
 
 
 def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Open an archive; the number of heads is told by `given` hparams, by arrays of one integer
+    """Open an archive.
 
-    in it, called as in hparams.json, or by a config.json or hparams.json beside it.
+    The number of heads comes from `given` hparams, from one-integer arrays in the archive with
+    the names of hparams.json, or from a config.json or hparams.json beside it.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """

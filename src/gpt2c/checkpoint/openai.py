@@ -19,9 +19,9 @@ from gpt2c.untrusted import open_regular, show, show_list
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
 
-LATEST: Final = "checkpoint"  # the file in which TensorFlow notes which checkpoint is the latest
+LATEST: Final = "checkpoint"  # TensorFlow's file that names the latest checkpoint
 
-# What TensorFlow puts behind a checkpoint's name: its index, its data, its graph.
+# TensorFlow's suffixes to a checkpoint's prefix: index, data, graph.
 _ENDING = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})\Z", re.ASCII)
 
 _NAME = re.compile(r"model/(?:h([0-9]{1,7})/)?([a-z_0-9/]+)", re.ASCII)
@@ -51,10 +51,10 @@ def gpt2_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def index_of(path: Path) -> Path | None:
-    """The index of the checkpoint that `path` names, where TensorFlow would take it for one.
+    """The index of the TensorFlow checkpoint that `path` names; None if there is no index.
 
-    A checkpoint's name is that of its files without their endings, such as "run1/model-9"; its
-    other files stand for it too. None where there is no index.
+    `path` is a prefix such as "run1/model-9", which is the files' name without suffix, or any of
+    the checkpoint's files.
     """
     name = _ENDING.sub("", path.name)
     index = path.with_name(f"{name}.index") if name else path
@@ -66,7 +66,7 @@ def open_openai_folder(
 ) -> Checkpoint:
     """Open a folder's TensorFlow checkpoint, `index` or the latest.
 
-    hparams are those of the file hparams.json where they are not given.
+    hparams default to the file hparams.json.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """

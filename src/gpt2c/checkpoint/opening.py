@@ -35,14 +35,14 @@ def open_checkpoint(
     activation: str | None = None,
     hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint: a folder, a file, or TensorFlow's name of one.
+    """Open a checkpoint: a folder, a file, or a TensorFlow prefix.
 
     A folder is one of Hugging Face's (``config.json`` with safetensors or torch's weights, whole or
     in shards), OpenAI's (``hparams.json`` with a TensorFlow checkpoint), or holds one file of the
     others: nanoGPT's, build-nanogpt's or minGPT's (torch), llm.c's, GGUF, or NumPy's ``.npz``.
 
-    activation, by transformers' names, overrides the checkpoint's. hparams stands for the file
-    hparams.json of TensorFlow's and NumPy's checkpoints: a dict, a path, or a size such as "124M".
+    activation, by transformers' names, overrides the checkpoint's. hparams replaces the file
+    hparams.json of TensorFlow and NumPy checkpoints: a dict, a path, or a size such as "124M".
 
     The configuration and every tensor's name, shape and dtype are checked here; of the
     weights themselves nothing is read yet, except to compare a tied head that is stored twice.
@@ -50,7 +50,7 @@ def open_checkpoint(
 
     Raises CheckpointNotFoundError (a FileNotFoundError), ConfigError or CheckpointError (both
     ValueErrors), naming the file, the tensor or key, what was found and what was expected;
-    OptionError or OptionTypeError for what activation and hparams cannot be.
+    OptionError or OptionTypeError for a bad activation or hparams.
     """
     if activation is not None:
         choice("activation", activation, tuple(sorted(ACTIVATIONS)))
@@ -74,12 +74,12 @@ def _open(place: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
             "and model.safetensors, or a checkpoint of another kind"
         )
     if place.name == "checkpoint" and any(place.parent.glob("*.index")):
-        return _open_folder(place.parent, hparams)  # TensorFlow's note of which is the latest
+        return _open_folder(place.parent, hparams)  # TensorFlow's file that names the latest
     return _open_file(place, hparams)
 
 
 def _tensorflow_index(place: Path) -> Path | None:
-    """The index of the TensorFlow checkpoint whose name, data or graph this is."""
+    """The index of the TensorFlow checkpoint with this prefix, data or graph, or None."""
     if os.path.exists(place) and not place.name.endswith(".meta") and ".data-" not in place.name:
         return None
     from gpt2c.checkpoint.openai import index_of
@@ -145,7 +145,7 @@ def _refuse_hparams(path: Path, hparams: Mapping[str, Any] | None) -> None:
 
 
 def _adapter(place: Path) -> CheckpointError:
-    """What an adapter's folder, or its file, is, as far as its configuration tells it."""
+    """The error for an adapter's folder or file; it names the kind and base model if known."""
     folder = place.parent if place.name.startswith(_ADAPTER) else place
     try:
         values = read_json_object(
@@ -223,7 +223,7 @@ def _mingpt_values(folder: Path) -> dict[str, Any] | None:
 
 
 def _files(folder: Path, globs: tuple[str, ...]) -> list[Path]:
-    """The files of these names, without what trainers save besides weights."""
+    """The files that match the globs, except those that trainers save besides weights."""
     found = {path for glob in globs for path in folder.glob(glob)}
     return sorted(path for path in found if not is_training_file(path.name))
 

@@ -1,9 +1,9 @@
 """A reader of pickles, of all protocols, that calls nothing.
 
-Python's own unpickler calls what a file names. This one looks a global up in a table that the
-caller gives, and builds the object by the caller's function in that table; of every other global
-it makes a record (:mod:`gpt2c.checkpoint.pickle_values`). Its memory is bounded by the bytes that
-it reads: nothing is ever copied because the file says so.
+Python's own unpickler calls whatever a file names. This one looks each global up in the caller's
+table and builds the object with the function found there; every other global becomes a record
+(:mod:`gpt2c.checkpoint.pickle_values`). Its memory is bounded by the bytes that it reads: no opcode
+makes it copy a value.
 
 The opcodes are documented in Python's ``pickletools``.
 """
@@ -21,15 +21,15 @@ from gpt2c.checkpoint.pickle_values import Global, OddKey, PickleError, Record, 
 from gpt2c.untrusted import show
 
 MAX_KEY: Final = 2**31
-MAX_INDEX: Final = 2**32  # of the memo
+MAX_INDEX: Final = 2**32  # in the memo
 MAX_ARGUMENTS: Final = 16
 MAX_DEPTH: Final = 100  # of marks that are open at once
 # Of some 80 bytes each; a state dict of 1.5 B parameters, its optimiser's with it, has 50,000.
 MAX_STEPS: Final = 1_000_000
-MAX_GLOBALS: Final = 100_000  # names that differ; a pickle has each once
-MAX_DIGITS: Final = 1000  # of an integer written as text: reading it takes quadratic time
+MAX_GLOBALS: Final = 100_000  # distinct names
+MAX_DIGITS: Final = 1000  # of a decimal integer: parsing takes quadratic time
 
-# In the texts of protocol 0, as Python writes bytes.
+# Escapes in protocol 0's strings, as in Python's bytes literals.
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES: Final = {
     b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v",
@@ -92,11 +92,11 @@ class _State:
 
 
 def put_items(target: dict[Any, Any], items: list[Any]) -> None:
-    """Puts keys and values, in turn, into a dict."""
+    """Put alternating keys and values into a dict."""
     if len(items) % 2:
         raise PickleError("has a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Larger integers could be chosen so that all of them hash alike.
+        # A file could choose larger integers that all have the same hash.
         if not isinstance(key, str) and not (type(key) is int and abs(key) < MAX_KEY):
             key = OddKey(key)
         if key in target:
@@ -105,7 +105,7 @@ def put_items(target: dict[Any, Any], items: list[Any]) -> None:
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
-    """The byte that an escape stands for; what is none stays as it is written."""
+    """The byte of an escape; an invalid escape is left unchanged."""
     escape = match[1]
     if escape[:1] == b"x" and len(escape) == 3:
         return bytes([int(escape[1:], 16)])
@@ -120,9 +120,9 @@ class PickleReader:
     def __init__(
         self, raw: bytes | bytearray, builders: Mapping[str, Build], load_persistent: Build
     ) -> None:
-        """builders maps the globals that are known, such as "collections.OrderedDict", to what
+        """builders maps known globals, such as "collections.OrderedDict", to our replacements.
 
-        is called instead; load_persistent is given the persistent ids.
+        load_persistent is called with each persistent id.
         """
         self._raw, self._builders, self._load_persistent = raw, builders, load_persistent
         self._globals: dict[str, Global] = {}
@@ -166,7 +166,7 @@ class PickleReader:
         try:
             return self._take(n).decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
-            raise PickleError("has a text that is not UTF-8") from None
+            raise PickleError("has a string that is not UTF-8") from None
 
     def _bytes(self, n: int) -> bytes:
         return bytes(self._take(n))
@@ -183,7 +183,7 @@ class PickleReader:
         try:
             return self._line().decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
-            raise PickleError("has a text that is not UTF-8") from None
+            raise PickleError("has a string that is not UTF-8") from None
 
     def _integer_line(self) -> int:
         line = self._line().removesuffix(b"L")
@@ -208,17 +208,17 @@ class PickleReader:
             raise PickleError(f"has the line {show(line)}, expected a number") from None
 
     def _quoted_line(self) -> str:
-        """A text of Python 2 between quotes; its bytes become the characters of those numbers."""
+        """A quoted Python 2 string, decoded as Latin-1."""
         line = self._line().strip()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-            raise PickleError(f"has the line {show(line)}, expected a text between quotes")
+            raise PickleError(f"has the line {show(line)}, expected a quoted string")
         return _ESCAPE.sub(_unescaped, line[1:-1]).decode("latin-1")
 
     def _unicode_line(self) -> str:
         try:
             return self._line().decode("raw-unicode-escape")
         except UnicodeDecodeError:
-            raise PickleError("has a text with an escape that is none") from None
+            raise PickleError("has a string with an invalid escape") from None
 
     def _long(self, length: int) -> int:
         if not 0 <= length <= MAX_DIGITS:
@@ -246,7 +246,7 @@ class PickleReader:
         state.stack.append(self._find_global(f"{module}.{name}"))
 
     def _call(self, function: object, arguments: object) -> object:
-        """What a call, or an object of a class with arguments, stands for."""
+        """The value of a call, or of a class with constructor arguments."""
         if not isinstance(arguments, tuple):
             raise PickleError(f"calls with {describe(arguments)}, expected a tuple")
         if isinstance(function, Record):
@@ -273,7 +273,7 @@ class PickleReader:
         if not isinstance(names, dict):
             raise PickleError(f"calls with {describe(names)}, expected a dict")
         made = self._call(function, arguments)
-        # Named arguments are kept where attributes would be, which mostly replace them.
+        # Keyword arguments are kept as attributes, which usually replace them later.
         if isinstance(made, Record):
             made.state = names
         state.stack.append(made)
@@ -287,7 +287,7 @@ class PickleReader:
         state.stack.append(self._call(function, tuple(arguments)))
 
     def _build(self, state: _State) -> None:
-        """A record's attributes are kept; those of a dict, as a state dict's _metadata, are not."""
+        """Keep a record's attributes; drop those of a dict, such as a state dict's _metadata."""
         attributes = state.pop()
         target = state.stack[-1] if state.stack else None
         if isinstance(target, Record):
@@ -382,7 +382,7 @@ def _float_of(reader: PickleReader) -> float:
 
 
 def _extension(layout: str) -> _Step:
-    """A global by its number in a table that programs agree on: whatever it is, it is not known."""
+    """A global given by its number in copyreg's extension registry; it is always unknown."""
     return _push(lambda reader: reader._find_global(f"copyreg.extension {reader._number(layout)}"))
 
 
@@ -391,7 +391,7 @@ def _sized(layout: str, read: Callable[[PickleReader, int], Any]) -> _Step:
 
 
 def _latin(reader: PickleReader, n: int) -> str:
-    """A text of Python 2: bytes, each a character."""
+    """A Python 2 string, decoded as Latin-1."""
     return reader._take(max(n, 0)).decode("latin-1")
 
 

@@ -1,7 +1,7 @@
-"""What a pickle's values are read as: plain values, and records of everything else.
+"""The values that a pickle is read into: plain values, and records of everything else.
 
-A record keeps the name that the file gives and what belongs to it. Nothing of that name is
-imported or called.
+A record keeps the name that the file gives, with its arguments, state and contents. The name is
+never imported or called.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MAX_PAIRS: Final = 100_000
 
 
 class PickleError(ValueError):
-    """The rest of a sentence that begins with the file's name."""
+    """A malformed or unsafe pickle; the message continues a sentence after the file's name."""
 
 
 class Global:
@@ -24,15 +24,15 @@ class Global:
     __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        """path is the module's name, a dot, and the name in it."""
+        """path is "module.name"."""
         self.path = path
 
 
 class Record:
-    """What stands for an object of a class, or the result of a call, that is not known here.
+    """Stands for an object of an unknown class or the result of an unknown call.
 
-    arguments are those of the call; state is what the object's attributes were set from; entries
-    and items are what was put into it, as into a dict and a list.
+    arguments are those of the call; state sets the object's attributes; entries and items were
+    added to it as to a dict and a list.
     """
 
     __slots__ = ("arguments", "entries", "items", "path", "problem", "state")
@@ -50,21 +50,21 @@ class Record:
 
 
 class OddKey:
-    """A dict's key that is neither a text nor a small integer.
+    """A dict key that is neither a string nor a small integer.
 
-    Equal keys stay apart: their hashes are the file's to choose, and comparing them could take
-    for ever.
+    Keys are compared by identity: a file could choose keys with equal hashes that take forever to
+    compare.
     """
 
     __slots__ = ("value",)
 
     def __init__(self, value: object) -> None:
-        """Value is the key in the file."""
+        """`value` is the key in the file."""
         self.value = value
 
 
 def describe(value: object) -> str:
-    """A value for a message. Never a container's contents: it may hold itself, a billion times."""
+    """A value for a message, never with a container's contents: it may contain itself."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return show(value)
     if isinstance(value, Record):
@@ -77,12 +77,12 @@ def describe(value: object) -> str:
 
 
 def entries_of(value: object) -> Mapping[Any, Any] | None:
-    """The entries of a dict, or of an object of a class derived from dict; None of others."""
+    """The entries of a dict, or of an object derived from dict; None for other values."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, Record):
         return None
-    # Python 2 wrote an OrderedDict as a call with a list of pairs. It is read once, for a file may
+    # Python 2 wrote an OrderedDict as a call with a list of pairs. Convert it only once: a file may
     # refer to it any number of times.
     if value.entries is None and value.path == "collections.OrderedDict" and value.arguments:
         value.entries, value.arguments = _of_pairs(value.arguments[0]), ()
@@ -101,7 +101,7 @@ def _of_pairs(pairs: object) -> dict[Any, Any] | None:
 
 
 def _namings(value: object) -> tuple[Mapping[Any, Any], ...]:
-    """The mappings that name a value's parts: entries, attributes, or OmegaConf's content.
+    """The mappings with a value's named parts: entries, attributes, or OmegaConf's content.
 
     Nothing is copied: a file may refer to one value any number of times.
     """
@@ -112,14 +112,14 @@ def _namings(value: object) -> tuple[Mapping[Any, Any], ...]:
     if isinstance(state, dict):
         content = state.get("_content")
         return (content,) if isinstance(content, dict) else (state,)
-    # A class with __slots__ has the pair of its __dict__, or None, and its slots.
+    # The state of a class with __slots__ is a pair: its __dict__ or None, and its slots.
     if isinstance(state, tuple) and len(state) == 2:
         return tuple(part for part in state if isinstance(part, dict))
     return ()
 
 
 def has_fields(value: object, names: Iterable[str]) -> bool:
-    """Whether a configuration, see :func:`fields_of`, has all of these."""
+    """Whether a configuration (see :func:`fields_of`) has all these fields."""
     namings = _namings(value)
     return all(any(name in naming for naming in namings) for name in names)
 
@@ -127,7 +127,7 @@ def has_fields(value: object, names: Iterable[str]) -> bool:
 def fields_of(value: object, names: Iterable[str] | None = None) -> dict[str, Any]:
     """The named values of a configuration: a dict, an object, or one of OmegaConf's.
 
-    names are those that are wanted; None is all. Integers of NumPy are taken to int.
+    names selects fields; None means all. NumPy integers become int.
     """
     found = {}
     for naming in _namings(value):
@@ -147,11 +147,11 @@ def _plain(value: object) -> object:
 
 
 def _numpy_integer(value: Record) -> int | None:
-    """The number of a NumPy integer, which is its dtype and its bytes; None of what is none."""
+    """The value of a NumPy integer, stored as dtype and bytes; None for anything else."""
     if not value.path.endswith("core.multiarray.scalar") or len(value.arguments) != 2:
         return None
     dtype, raw = value.arguments
-    # Before protocol 3, bytes are a call that encodes a text.
+    # Before protocol 3, bytes are stored as a call that encodes a string.
     if isinstance(raw, Record) and raw.path == "_codecs.encode" and raw.arguments:
         text = raw.arguments[0]
         is_bytes = isinstance(text, str) and len(text) <= 8 and all(ord(c) < 256 for c in text)
@@ -165,7 +165,7 @@ def _numpy_integer(value: Record) -> int | None:
 
 
 def module_of(value: object) -> str | None:
-    """The class of a whole module of torch's, pickled as an object; None of what is none."""
+    """The class name of a pickled torch module; None for anything else."""
     if isinstance(value, Record) and has_fields(value, ("_modules", "_parameters")):
         return value.path
     return None

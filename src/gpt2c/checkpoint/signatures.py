@@ -6,9 +6,9 @@ from typing import Final
 
 ZIP: Final = b"PK\x03\x04"
 PICKLE: Final = b"\x80"
-# How the number that begins torch.save's format before archives does, in protocols 0 and 1.
+# torch.save's magic number from before archives begins like this in protocols 0 and 1.
 OLD_PICKLE: Final = b"L11954703"
-TORCH: Final = (ZIP, PICKLE, OLD_PICKLE)  # of which an archive may be NumPy's
+TORCH: Final = (ZIP, PICKLE, OLD_PICKLE)  # a ZIP archive may be NumPy's instead
 GGUF: Final = b"GGUF"
 LLMC: Final = (20240326).to_bytes(4, "little")
 BUNDLE_END: Final = (0xDB4775248B80FB57).to_bytes(8, "little")  # of TensorFlow's index

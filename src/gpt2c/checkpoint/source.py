@@ -96,7 +96,7 @@ class BytePairs:
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added: tuple[AddedToken, ...]
-    around: Around = ((), ())  # what is put before and behind every text
+    around: Around = ((), ())  # tokens put before and after every text
 
 
 @dataclass(eq=False)
@@ -113,7 +113,7 @@ class Checkpoint:
     files: tuple[BackingFile, ...] = ()
     # None: what lies in the folder. A str says why the file's own cannot be used.
     vocabulary: BytePairs | str | None = None
-    # nanoGPT's names of the data that it was trained on, and of the folder that it was saved in.
+    # nanoGPT's names for its training data and for the folder that it saves in.
     dataset: tuple[str, str] | None = None
     # "int8" or "int4" where the matrices are quantised: see checkpoint/quantized.py.
     packing: str | None = None
@@ -284,7 +284,7 @@ def _check_names(
     if missing == ["wte.weight"] and "lm_head.weight" in found:
         raise CheckpointError(
             f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not stand for it, "
-            "because tie_word_embeddings is false (say true in config.json if the two are one)"
+            "because tie_word_embeddings is false (set it to true in config.json if they are tied)"
         )
     if any(part in name for name in unexpected for part in ("crossattention.", "ln_cross_attn.")):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The state dict in what torch.save wrote: by itself, or in what a trainer put around it."""
+"""Finds the state dict in a file of torch.save: by itself, or inside a trainer's dicts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gpt2c.checkpoint.training_files import training_state
 from gpt2c.errors import CheckpointError
 from gpt2c.untrusted import show, show_list
 
-# Keys under which trainers save a model's weights; of several the first is taken.
+# Keys under which trainers save a model's weights, in order of preference.
 _KEYS: Final = ("model", "state_dict", "model_state_dict", "module", "model_state")
 _DEEPEST: Final = 4  # levels of dicts around a state dict
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A dict in a file: the keys that lead to it, and the dicts from the outermost to itself."""
+    """A dict in a file: the keys that lead to it, and the dicts from the outermost to this one."""
 
     keys: tuple[str, ...]
     dicts: tuple[Mapping[Any, Any], ...]
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """The smaller, the likelier it is the model; a key that is not known counts len(_KEYS)."""
+        """Smaller ranks are likelier to be the model; an unknown key counts len(_KEYS)."""
         return tuple(_KEYS.index(key) if key in _KEYS else len(_KEYS) for key in self.keys)
 
 
@@ -37,7 +37,7 @@ class _Place:
 class SavedState:
     """A state dict in a file: its tensors by their stored names, and the dicts around it.
 
-    `around` has the outermost dict first; it is empty where the state dict was saved by itself.
+    `around` has the outermost dict first; it is empty if the state dict was saved by itself.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -48,7 +48,7 @@ class StateDictFile(TorchFile):
     """A file of torch.save that holds a state dict: `tensors` maps names to tensors."""
 
     def __init__(self, path: Path) -> None:
-        """Raises as :class:`TorchFile`, and CheckpointError where it holds something else."""
+        """Raises as :class:`TorchFile`, and CheckpointError if it holds something else."""
         super().__init__(path)
         try:
             self.state = find_state(self)
@@ -69,8 +69,8 @@ class StateDictFile(TorchFile):
 def find_state(file: TorchFile) -> SavedState:
     """The state dict that a file holds.
 
-    Raises CheckpointError where there is none, where there are several, or where what GPT-2 needs
-    of it is not a tensor.
+    Raises CheckpointError if there is none, if there are several, or if an entry that GPT-2 needs
+    is not a tensor.
     """
     if (module := module_of(file.value)) is not None:
         raise _whole_module(file.path, module)
@@ -123,7 +123,7 @@ def _chosen(file: TorchFile, found: list[_Place]) -> tuple[Mapping[Any, Any], ..
 
 
 def _checked(file: TorchFile, chain: tuple[Mapping[Any, Any], ...]) -> SavedState:
-    """Of the last dict, the tensors; those of all names together are no more than the file has."""
+    """Check the last dict's tensors; together they must not exceed twice the file's size."""
     tensors: dict[str, StoredTensor] = {}
     n_bytes = 0
     for key, value in chain[-1].items():
@@ -137,9 +137,9 @@ def _checked(file: TorchFile, chain: tuple[Mapping[Any, Any], ...]) -> SavedStat
                 if problem
                 else f"{file.path}: {show(key)}: found {describe(value)}, expected a tensor"
             )
-    # A tied head's tensor is there twice; with more, a small file would stand for a large model.
+    # A tied head's tensor appears twice. More sharing would let a small file claim a large model.
     if n_bytes > 2 * file.size:
-        raise CheckpointError(f"{file.path}: has tensors that share more than the file holds")
+        raise CheckpointError(f"{file.path}: its tensors together exceed twice the file's size")
     return SavedState(tensors, chain[:-1])
 
 

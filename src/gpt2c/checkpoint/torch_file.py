@@ -1,7 +1,7 @@
-"""Files that ``torch.save`` wrote, read without torch: archives, and the format before 1.6.
+"""Reads files of ``torch.save`` without torch: archives, and the format before torch 1.6.
 
-Tensors are places in the file, read when they are needed. What else a file holds becomes plain
-values and records; see :mod:`gpt2c.checkpoint.pickle_values`.
+Tensors are read lazily from their places in the file. Everything else becomes plain values and
+records; see :mod:`gpt2c.checkpoint.pickle_values`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STORAGES: Final = {
     "torch.CharStorage": ("I8", 1),
     "torch.ByteStorage": ("U8", 1),
     "torch.BoolStorage": ("BOOL", 1),
-    # Of what is no weight, for the size of what lies in the file before a weight.
+    # Dtypes that no weight has, to know the size of such storages in the file before a weight.
     "torch.ComplexFloatStorage": ("C64", 8),
     "torch.ComplexDoubleStorage": ("C128", 16),
     "torch.QInt8Storage": ("QI8", 1),
@@ -75,10 +75,10 @@ class StoredTensor:
 
 
 class TorchFile(RawFile):
-    """An open file of torch.save, whose description was read and checked.
+    """An open file of torch.save; its pickle was read and checked.
 
-    `value` is what was saved: dicts, lists, numbers, texts, :class:`StoredTensor`, and records of
-    everything else.
+    `value` is the saved object: dicts, lists, numbers, strings, :class:`StoredTensor`, and records
+    of everything else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -196,7 +196,7 @@ class TorchFile(RawFile):
         return value
 
     def _load_persistent(self, identifier: object) -> object:
-        """What a persistent id stands for: a storage; two of one key must agree."""
+        """The storage of a persistent id; two storages with one key must agree."""
         value = _persistent(identifier)
         if isinstance(value, Storage) and self._storages.setdefault(value.key, value) != value:
             raise PickleError(f"has two storages called {show(value.key)}")
@@ -207,7 +207,7 @@ class TorchFile(RawFile):
 
 
 def _persistent(identifier: object) -> object:
-    """("storage", class, key, device, items), in old files with a view of None.
+    """Parse ("storage", class, key, device, items), followed by a view of None in old files.
 
     ("module", class, source, code) is the class of a whole module in an old file.
     """
@@ -263,7 +263,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_with_type(function: object, _: object, arguments: object, *__: object) -> object:
-    """A tensor that has attributes of its own, or is of a class derived from Tensor."""
+    """A tensor with extra attributes, or of a class derived from Tensor."""
     is_known = isinstance(function, Global) and function.path in _REBUILDS
     if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_RANK:
         return Record(_TENSOR)
@@ -286,7 +286,7 @@ def _parameter(tensor: object, *_: object) -> object:
 
 
 def _ordered_dict(*arguments: object) -> object:
-    # With arguments, as Python 2 wrote it, it is read when it is needed.
+    # Python 2 wrote it with arguments, which entries_of reads lazily.
     return Record("collections.OrderedDict", arguments) if arguments else {}
 
 
@@ -299,7 +299,7 @@ def _size(sizes: object) -> object:
 
 
 def _reconstructed(kind: object, *_: object) -> Record:
-    """An object in protocols 0 and 1: of the class that is the first argument."""
+    """An object in protocols 0 and 1; the first argument is its class."""
     return Record(kind.path if isinstance(kind, Global) else "copyreg._reconstructor")
 
 

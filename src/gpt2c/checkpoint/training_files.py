@@ -1,4 +1,4 @@
-"""What trainers save beside a model's weights, which is never taken for weights."""
+"""Recognises files that trainers save beside a model's weights; they are never read as weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 
 from gpt2c.checkpoint.pickle_values import Record, entries_of
 
-# Names of transformers' Trainer and of accelerate.
+# File names used by transformers' Trainer and by accelerate.
 _NAME = re.compile(
     r"(optimizer|scheduler|scaler|sampler|rng_state|random_states|training_args|trainer_state)"
     r"([_.-].*)?"
 )
-# The keys that such a file's dict has, and what it then is.
+# The keys of such a file's dict, and what the file then is.
 _KEYS: Final = (
     ({"state", "param_groups"}, "the state of an optimizer"),
     ({"last_epoch", "_step_count"}, "the state of a learning-rate scheduler"),
@@ -22,19 +22,16 @@ _KEYS: Final = (
 
 
 def is_training_file(name: str) -> bool:
-    """Whether a file's name is one that trainers give to what is not weights."""
+    """Whether trainers use this file name for something other than weights."""
     return _NAME.fullmatch(name) is not None
 
 
 def training_state(value: object, name: str) -> str | None:
-    """What a file called `name`, which holds `value`, is where it holds no weights, but a state
-
-    of training; None where it is another file.
-    """
+    """What training state a file called `name` that holds `value` is; None for other files."""
     if isinstance(value, Record) and value.path.endswith("TrainingArguments"):
-        return "the arguments of a training"
+        return "a trainer's arguments"
     keys = {key for key in entries_of(value) or {} if isinstance(key, str)}
     for wanted, what in _KEYS:
         if wanted <= keys:
             return what
-    return "the state of a training" if is_training_file(name) else None
+    return "a trainer's state" if is_training_file(name) else None

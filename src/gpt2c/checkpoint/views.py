@@ -53,7 +53,7 @@ def transposed(source: TensorSource) -> TensorSource:
 
 @dataclass(frozen=True, eq=False)
 class Renamed:
-    """A TensorSource over another, under another name."""
+    """Another TensorSource under a new name."""
 
     source: TensorSource
     name: str
@@ -74,9 +74,9 @@ class Renamed:
 
 
 def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Sources of a model whose head is tied, with the embedding from the head where it lacks.
+    """Sources of a model with a tied head; a missing embedding is taken from the head.
 
-    Of two names for one tensor, safetensors.torch.save_model keeps one, and it may be the head's.
+    safetensors.torch.save_model keeps only one of two names for a tensor, possibly the head's.
     """
     found = dict(sources)
     if "wte.weight" not in found and "lm_head.weight" in found:

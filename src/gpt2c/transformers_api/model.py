@@ -125,8 +125,8 @@ class GPT2LMHeadModel:
             Token ids, an integer tensor [n_prompts, n_tokens]; None begins with bos_token_id.
         attention_mask
             [n_prompts, n_tokens], 0 where there is padding, which is left of the prompts. None:
-            pad_token_id is padding, unless it ends texts too. Padding is not computed with at all.
-            A row of padding alone is an empty prompt, which begins with bos_token_id.
+            pad_token_id is padding, unless it is an EOS token too. Nothing is computed for padding.
+            A row of only padding is an empty prompt, which begins with bos_token_id.
         generation_config, options
             By transformers' names, with its meanings; those that are not given are the model's
             generation_config's, and else transformers' own. docs/transformers.md lists them.

@@ -56,7 +56,7 @@ def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
     else:
         _check_has_values("attention_mask", mask)
         kept = mask.cpu() != 0
-    # A row of padding alone is an empty prompt.
+    # A row of only padding is an empty prompt.
     wrong = (~kept[:, -1] & kept.any(dim=1)).nonzero()
     if len(wrong):
         raise OptionError(
@@ -79,8 +79,8 @@ def _check_has_values(name: str, tensor: Any) -> None:
 def prompts_of(ids: Any, mask: Any, n_positions: int, asked: GenerateOptions) -> list[list[int]]:
     """Each prompt without its padding; an empty one begins with bos_token_id.
 
-    Raises ContextError for one that is longer than the context, and OptionError for an empty one
-    where bos_token_id is None.
+    Raises ContextError for a prompt longer than the context, and OptionError for an empty prompt
+    if bos_token_id is None.
     """
     prompts = [
         row[kept].tolist() if kept.any() else [asked.bos_id]
