@@ -275,7 +275,7 @@ def test_other_models_are_for_the_package(tmp_path: Path, model: dict[str, Any])
     [
         (values_of({"a": 0}, [["a", "b"]]), "merge 1 joins 'a' and 'b', but .* no token 'b'"),
         (values_of({"a": 0, "b": 1}, [["a", "b"]]), "no token 'ab'"),
-        (values_of({"a": 0}, ["a"]), "merge 1 is 'a', expected two tokens"),
+        (values_of({"a": 0}, ["a"]), "merge 1 is 'a', expected a list of two tokens"),
         (values_of({"a": 0}, [["a", 1]]), r"merge 1 is \['a', 1\]"),
         (values_of({"a": 0}, {}), "found the merges {}"),  # type: ignore[arg-type]
         (values_of({"a": -1}, []), "the id of 'a' is -1"),

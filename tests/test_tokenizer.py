@@ -321,7 +321,7 @@ def test_tokens_that_no_text_becomes(tmp_path: Path, token: str) -> None:
     """The package tokenizers loads such a vocabulary too; it may be that of other merges."""
     files = write_files(tmp_path, {**GOOD, token: LAST + 1}, "a b\n")
     with pytest.warns(
-        TokenizerWarning, match=rf"no merge in .*txt makes '{token}', so that no tex"
+        TokenizerWarning, match=rf"no merge in .*txt makes '{token}', so text never encodes"
     ):
         tokenizer = Tokenizer.from_files(*files)
     assert tokenizer.encode(" the ab") == [GOOD[t] for t in ("Ġ", "t", "h", "e", "Ġ", "ab")]
