@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import warnings
@@ -9,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Thread
+from itertools import repeat
+from queue import SimpleQueue
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -101,9 +103,9 @@ def fill(
 class Loaders:
     """Threads that load pieces, the calling one among them.
 
-    None of them ever waits for another, so that all end whenever Ctrl-C comes: with an executor of
-    concurrent.futures an interrupt at the wrong moment leaves a thread that waits for ever, and the
-    process with it.
+    None of them ever waits for another, so that all end whenever Ctrl-C comes. With an executor of
+    concurrent.futures an interrupt at the wrong moment leaves a thread that waits for ever, and in
+    Thread.start it can turn into a RuntimeError; so threads are started and awaited in C.
     """
 
     def __init__(self, load: Callable[[_Piece], int], pieces: list[_Piece]) -> None:
@@ -112,22 +114,20 @@ class Loaders:
         self._left = deque(enumerate(pieces))
         self._sizes: deque[int] = deque()
         self._errors: list[tuple[int, BaseException]] = []
+        self._ends: SimpleQueue[None] = SimpleQueue()
 
     def run(self, n_threads: int, bar: LoadingBar | None) -> None:
         """Loads all; raises the error of the first piece that has one."""
-        threads = [Thread(target=self._help, daemon=True) for _ in range(n_threads - 1)]
+        n_helpers = min(n_threads, len(self._left)) - 1
+        helpers: list[int] = []  # which are there
         try:
-            for thread in threads[: len(self._left)]:
-                try:
-                    thread.start()
-                except RuntimeError:  # the system gives no more
-                    break
+            with suppress(_thread.error):  # the system gives no more
+                helpers.extend(map(_thread.start_new_thread, repeat(self._help), [()] * n_helpers))
             self._work(bar)
         finally:
             self._left.clear()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            for _ in helpers:
+                self._ends.get()
         if self._errors:
             raise min(self._errors, key=lambda error: error[0])[1]
         self._tell(bar)
@@ -135,6 +135,7 @@ class Loaders:
     def _help(self) -> None:
         with suppress(BaseException):  # which are among the errors
             self._work(None)
+        self._ends.put(None)
 
     def _work(self, bar: LoadingBar | None) -> None:
         while self._left:
