@@ -3,7 +3,7 @@
 # with each known fault put in, which must be found. Installs Debian's Spin where it can.
 # Usage: tools/soak/pool_model.sh [quick|long]
 #   quick  half a minute and 700 MB: every state of small sizes (the default; tools/ci/pool_model.sh)
-#   long   an hour or so and up to 6 GB: larger sizes
+#   long   a quarter of an hour and up to 6 GB: larger sizes
 set -euo pipefail
 cd "$(dirname "$0")"
 model=$PWD/pool.pml
