@@ -443,3 +443,16 @@ def test_a_value_that_cannot_be_is_no_harm_to_the_others(tmp_path: Path, text: s
     model = with_generation(tmp_path, f'{{{text}, "no_repeat_ngram_size": 2}}')
     assert model.generation_defaults["no_repeat_ngram_size"] == 2
     assert len(model.generate([1, 2], max_new_tokens=3)) == 3
+
+
+def test_the_command_line_shows_what_is_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path, generation_config={"no_such_key": 1}, **NEVER_ENDS)
+    assert main(["generate", "ab", "-n", "1", "--model", str(folder)]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("gpt2c: warning: ")
+    assert "no_such_key" in error
+    # After the command nothing is printed any more: the library itself never does.
+    load(folder)
+    assert capsys.readouterr().err == ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -476,6 +478,25 @@ def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
 # ---- the process ----
 
 
+class _LogToStderr(logging.Handler):
+    """Prints what the library logs, in the form of the command's other messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one line."""
+        print(f"gpt2c: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Shows the library's log, of warnings and worse, while a command runs."""
+    log, handler = logging.getLogger("gpt2c"), _LogToStderr(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"gpt2c: warning: {message}", file=sys.stderr)
 
@@ -494,7 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _shown_log():
             warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
             # What a terminal cannot show is no reason to lose the rest of the text.
