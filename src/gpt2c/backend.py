@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import _thread
 import os
-import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,7 +26,7 @@ from gpt2c.checkpoint.source import (
     tensor_shapes,
 )
 from gpt2c.config import GPT2Config
-from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError
+from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError, warn
 from gpt2c.options import choice
 from gpt2c.progress import LoadingBar
 
@@ -266,18 +264,9 @@ def compiled_engine(required: bool) -> Callable[[GPT2Config, int, str], EngineMo
     except BackendError as error:
         if required:
             raise
-        message = f"{error}; running on NumPy, far slower"
-        warnings.warn(message, FallbackWarning, stacklevel=_callers_level())
+        warn(f"{error}; running on NumPy, far slower", FallbackWarning)
         return None
     return lambda config, n_threads, dtype: module.Model(config, isa, n_threads, dtype)
-
-
-def _callers_level() -> int:
-    """warnings' stacklevel of the first frame outside this package: the user's own line."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _import_engine() -> ModuleType:

@@ -7,14 +7,13 @@ characters. This module reads it and saves it as a ``tokenizer.json`` that trans
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from gpt2c.errors import TokenizerError
 from gpt2c.tokenizer import Tokenizer, check_ids
-from gpt2c.untrusted import open_regular, show
+from gpt2c.untrusted import read_whole, show
 
 META: Final = "meta.pkl"
 _MAX_PICKLE: Final = 16 << 20
@@ -129,14 +128,7 @@ def read_meta(path: Path) -> Tokenizer:
     from gpt2c.checkpoint.pickle_reader import PickleReader
     from gpt2c.checkpoint.pickle_values import PickleError, describe
 
-    with open_regular(path, TokenizerError) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > _MAX_PICKLE:
-            raise TokenizerError(f"{path}: found {size} bytes, expected at most {_MAX_PICKLE}")
-        try:
-            raw = file.read(_MAX_PICKLE + 1) or b""
-        except OSError as reason:
-            raise TokenizerError(f"{path}: cannot be read: {reason.strerror}") from reason
+    raw = read_whole(path, limit=_MAX_PICKLE, error=TokenizerError)
     try:
         value = PickleReader(raw, {"collections.OrderedDict": dict}, _refuse).read()
     except PickleError as reason:

@@ -90,6 +90,21 @@ def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     return file
 
 
+def read_whole(path: Path, *, limit: int, error: type[Error]) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises CheckpointNotFoundError or `error`; the message names the file.
+    """
+    with open_regular(path, error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{path}: found {size} bytes, expected at most {limit}")
+        try:
+            return file.read(limit + 1) or b""
+        except OSError as reason:
+            raise error(f"{path}: cannot be read: {reason.strerror}") from reason
+
+
 def read_json_object(
     path: Path, *, limit: int, error: type[Error], strict: bool = False
 ) -> dict[str, Any]:
@@ -99,14 +114,7 @@ def read_json_object(
 
     Raises CheckpointNotFoundError or `error`; the message names the file.
     """
-    with open_regular(path, error) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise error(f"{path}: found {size} bytes, expected at most {limit}")
-        try:
-            raw = file.read(limit + 1) or b""
-        except OSError as reason:
-            raise error(f"{path}: cannot be read: {reason.strerror}") from reason
+    raw = read_whole(path, limit=limit, error=error)
     try:
         value = parse_json(raw) if strict else parse_json_leniently(raw)
     except ValueError as reason:
