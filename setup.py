@@ -1,4 +1,4 @@
-"""Builds the extension ``gpt2c._engine``: one abi3 module for Python 3.11 and later.
+"""Builds the extension ``gpt2c.engine._engine``: one abi3 module for Python 3.11 and later.
 
 GPT2C_BUILD=require  a build that fails fails the installation (tests, CI and releases)
 GPT2C_BUILD=auto     (default) without a working compiler gpt2c installs on NumPy alone
@@ -39,12 +39,12 @@ def extension() -> Extension:
         str(p) for p in sorted([*Path("csrc").glob("*.c"), *Path("csrc/kernels").glob("*.c")])
     ]
     return Extension(
-        "gpt2c._engine",
-        sources=["src/gpt2c/_engine.pyx", *sources],
+        "gpt2c.engine._engine",
+        sources=["src/gpt2c/engine/_engine.pyx", *sources],
         include_dirs=["csrc"],
         depends=[
-            "src/gpt2c/_capi.pxd",
-            *(str(p) for p in Path("src/gpt2c").glob("*.pxi")),
+            "src/gpt2c/engine/_capi.pxd",
+            *(str(p) for p in Path("src/gpt2c/engine").glob("*.pxi")),
             *(str(p) for p in Path("csrc").rglob("*.h")),
         ],
         define_macros=[("Py_LIMITED_API", "0x030B0000")],

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c import GPT2, _engine
-from gpt2c.checkpoint import open_checkpoint
-from gpt2c.checkpoint.quantized import GROUP, PANEL, widened
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c import GPT2
+from gpt2c.engine import _engine
+from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights.checkpoint import open_checkpoint
+from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, widened
 
 Logits = NDArray[np.float32]
 CHUNK = 128  # positions whose logits are in memory together

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import gpt2c
-from gpt2c.bench import endless_job
-from gpt2c.engine_types import Plan
-from gpt2c.sampling import Vocabulary, check_sampling
+from gpt2c.cli.bench import endless_job
+from gpt2c.engine.types import Plan
+from gpt2c.generate.sampling import Vocabulary, check_sampling
 
 HISTORY = 200  # tokens that penalties look at
 CHOICES = 40

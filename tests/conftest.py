@@ -16,9 +16,9 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from gpt2c import GPT2, GPT2Config
-from gpt2c.checkpoint import from_arrays
-from gpt2c.checkpoint.source import tensor_shapes
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.checkpoint.source import tensor_shapes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -35,7 +35,7 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 def _instruction_sets() -> list[str]:
     try:
-        from gpt2c import _engine
+        from gpt2c.engine import _engine
     except ImportError:
         return []
     return [name for name, runs in _engine.instruction_sets() if runs]
@@ -45,7 +45,7 @@ ISAS = _instruction_sets()
 if ISAS:
     # Models of three or seven threads run on as many, however few CPUs there are: tests of bits and
     # of waiting need them all.
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     _engine.pretend_cpus(16)
 # Of those that share all but their integer kernels the last, which runs wherever it can.

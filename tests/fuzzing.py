@@ -29,8 +29,8 @@ import numpy as np
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.checkpoint import open_checkpoint
 from gpt2c.errors import TokenizerWarning
+from gpt2c.weights.checkpoint import open_checkpoint
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = FIXTURES / "formats"
@@ -207,9 +207,9 @@ def _load(target: Path, deep: bool) -> None:
 
 def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
     """Endless, over the files of a small vocabulary with tokens added."""
-    from gpt2c.characters import read_meta
-    from gpt2c.tokenizer import Tokenizer
-    from gpt2c.tokenizer_json import JsonTokenizer, read_tokenizer_json
+    from gpt2c.text.characters import read_meta
+    from gpt2c.text.tokenizer import Tokenizer
+    from gpt2c.text.tokenizer_json import JsonTokenizer, read_tokenizer_json
 
     warnings.simplefilter("ignore", TokenizerWarning)
     model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf")
@@ -296,7 +296,7 @@ _NOT_FUZZED = {"callback", "logits_processor", "progress", "max_time"}
 
 def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
     """Endless calls of a small model, with one to three arguments that may be anything."""
-    from gpt2c.generation import CompleteOptions, GenerateOptions, StreamOptions
+    from gpt2c.generate.options import CompleteOptions, GenerateOptions, StreamOptions
 
     model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf", threads=1)
     options = {

@@ -11,9 +11,9 @@ from conftest import FIXTURES, ISAS, config_of, random_weights
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.checkpoint import from_arrays
-from gpt2c.threads import MAX_THREADS
-from gpt2c.tokenizer_files import tokenizer_of
+from gpt2c.engine.threads import MAX_THREADS
+from gpt2c.text.tokenizer_files import tokenizer_of
+from gpt2c.weights.checkpoint import from_arrays
 
 FOLDER = FIXTURES / "transformers" / "tiny"
 
@@ -23,8 +23,8 @@ needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 @pytest.fixture
 def no_engine(monkeypatch):
     """As if the package had been installed without a compiler."""
-    monkeypatch.setitem(sys.modules, "gpt2c._engine", None)
-    monkeypatch.delattr(gpt2c, "_engine", raising=False)
+    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
+    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
 
 
 @needs_engine
@@ -80,7 +80,7 @@ def test_without_the_engine_c_raises_with_the_line_that_reinstalls(no_engine, mo
 
 @needs_engine
 def test_a_cpu_that_runs_no_instruction_set_falls_back(monkeypatch):
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
     monkeypatch.delenv("GPT2C_ISA", raising=False)
@@ -119,7 +119,7 @@ def test_nothing_is_printed_and_import_loads_little():
 
 @needs_engine
 def test_the_engine_computes_the_packages_arithmetic():
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     assert _engine.ARITHMETIC == gpt2c.ARITHMETIC
     assert _engine.MAX_THREADS == MAX_THREADS  # NumPy's fallback has a bound without the engine
@@ -130,8 +130,8 @@ def test_engine_refuses_nonsense_without_crashing():
     """The private module too: wrong types and half-made objects are Python errors."""
     import numpy as np
 
-    from gpt2c import _engine
-    from gpt2c.engine_types import Plan, Stage
+    from gpt2c.engine import _engine
+    from gpt2c.engine.types import Plan, Stage
 
     def job_of(name, **values):
         return model.job(ids, 1, Plan((Stage(name, **values),)), 0, 0, stops)

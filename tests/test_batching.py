@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2c
-from gpt2c import batching
+from gpt2c.schedule import batching
 
 CONFIG = config_of(n_positions=100)
 WEIGHTS = random_weights(CONFIG)

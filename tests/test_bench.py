@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import ISAS, config_of, model_on, random_weights
 
-from gpt2c import OptionError, bench
-from gpt2c.checkpoint.source import tensor_shapes
-from gpt2c.cli import main
+from gpt2c import OptionError
+from gpt2c.cli import bench
+from gpt2c.cli.main import main
+from gpt2c.weights.checkpoint.source import tensor_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +110,7 @@ def test_bad_repeats_are_an_error(capsys):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_peak_memory_is_the_processs_own():
     program = (
-        "import sys, numpy; from gpt2c.bench import peak_bytes; before = peak_bytes();"
+        "import sys, numpy; from gpt2c.cli.bench import peak_bytes; before = peak_bytes();"
         "held = numpy.ones(50_000_000 // 8); print(before, peak_bytes())"
     )
     big = np.ones(300_000_000 // 8)  # in this process: a child's peak must not begin with it

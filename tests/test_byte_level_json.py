@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import Tokenizer
-from gpt2c.bpe import BYTE_ALPHABET, PairMerger, TiktokenModel
 from gpt2c.errors import TokenizerError, TokenizerWarning
-from gpt2c.tokenizer import StreamDecoder
-from gpt2c.tokenizer_json import JsonTokenizer, read_tokenizer_json
+from gpt2c.text.bpe import BYTE_ALPHABET, PairMerger, TiktokenModel
+from gpt2c.text.tokenizer import StreamDecoder
+from gpt2c.text.tokenizer_json import JsonTokenizer, read_tokenizer_json
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -300,7 +300,7 @@ def test_no_package_is_imported(tmp_path: Path) -> None:
     both(tmp_path, _vocabulary("whole"))
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; sys.modules['tokenizers'] = None\n"
-        "from pathlib import Path; from gpt2c.tokenizer_json import read_tokenizer_json\n"
+        "from pathlib import Path; from gpt2c.text.tokenizer_json import read_tokenizer_json\n"
         f"print(read_tokenizer_json(Path({str(tmp_path / 'tokenizer.json')!r})).encode('once'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -18,11 +18,11 @@ from conftest import FIXTURES, on_backend
 from test_tool_formats import changed_pickle
 
 from gpt2c import GPT2
-from gpt2c.characters import read_meta
-from gpt2c.cli import main
+from gpt2c.cli.main import main
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
-from gpt2c.tokenizer import MissingTokenizer, StreamDecoder
-from gpt2c.tokenizer_json import JsonTokenizer, read_tokenizer_json
+from gpt2c.text.characters import read_meta
+from gpt2c.text.tokenizer import MissingTokenizer, StreamDecoder
+from gpt2c.text.tokenizer_json import JsonTokenizer, read_tokenizer_json
 
 NANOGPT = FIXTURES / "formats" / "nanogpt" / "ckpt.pt"  # a vocabulary of 11
 CHARS = "\n é😀ab'c\r\u2028z"

@@ -17,7 +17,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from gpt2c import GPT2
-from gpt2c.checkpoint import (
+from gpt2c.cli.main import main
+from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Error, OptionError
+from gpt2c.weights.checkpoint import (
     Checkpoint,
     from_arrays,
     from_picogpt,
@@ -25,10 +27,8 @@ from gpt2c.checkpoint import (
     source,
     tensor_shapes,
 )
-from gpt2c.checkpoint.views import Whole
-from gpt2c.cli import main
-from gpt2c.config import GPT2Config
-from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Error, OptionError
+from gpt2c.weights.checkpoint.views import Whole
+from gpt2c.weights.config import GPT2Config
 
 SHARED = Path(os.environ.get("GPT2C_SHARED", Path(__file__).parents[2] / "shared"))
 Arrays = dict[str, NDArray[Any]]
@@ -380,12 +380,15 @@ def test_real_models_read_as_the_safetensors_package_reads_them(model: str, coun
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, gpt2c.checkpoint; print([m for m in sys.modules if 'safetensors' in m])"
+    code = (
+        "import sys, gpt2c.weights.checkpoint; "
+        "print([m for m in sys.modules if 'safetensors' in m])"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
-    assert result.stdout == "['gpt2c.checkpoint.safetensors_file']\n"
+    assert result.stdout == "['gpt2c.formats.safetensors_file']\n"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -13,8 +13,7 @@ import pytest
 from conftest import FIXTURES, config_of, on_backend, random_weights, shared_data
 
 from gpt2c import GPT2
-from gpt2c.checkpoint import open_checkpoint
-from gpt2c.cli import main
+from gpt2c.cli.main import main
 from gpt2c.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -22,7 +21,8 @@ from gpt2c.errors import (
     OptionError,
     OptionTypeError,
 )
-from gpt2c.hub import locate
+from gpt2c.weights.checkpoint import open_checkpoint
+from gpt2c.weights.hub import locate
 
 FORMATS = FIXTURES / "formats"
 TINY = FIXTURES / "transformers" / "tiny"
@@ -124,8 +124,8 @@ def test_hparams_that_do_not_fit(bare: Path) -> None:
 
 def test_sizes_are_openais() -> None:
     """The number of parameters that OpenAI calls each by, rounded to millions."""
-    from gpt2c.checkpoint.hparams import given_hparams
-    from gpt2c.config import GPT2Config
+    from gpt2c.weights.checkpoint.hparams import given_hparams
+    from gpt2c.weights.config import GPT2Config
 
     for name in ("124M", "355M", "774M", "1558M"):
         values = given_hparams(name)
@@ -201,7 +201,7 @@ def test_the_bench_of_a_checkpoint_that_tells_too_little(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its fresh process loads the model as it is loaded here."""
-    from gpt2c import bench
+    from gpt2c.cli import bench
 
     config = config_of(n_positions=64)
     stored = {

@@ -16,7 +16,7 @@ from conftest import FIXTURES, ISAS
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.cli import main
+from gpt2c.cli.main import main
 from gpt2c.coloring import html_page, terminal_text
 
 PLAIN = str(FIXTURES / "transformers" / "plain")
@@ -269,8 +269,8 @@ def test_a_closed_pipe_is_no_traceback(start):
 
 def test_a_fallback_is_said_in_one_line():
     program = (
-        "import sys; sys.modules['gpt2c._engine'] = None\n"
-        "from gpt2c.cli import main; sys.exit(main(['generate', 'Once', '-n', '1']))"
+        "import sys; sys.modules['gpt2c.engine._engine'] = None\n"
+        "from gpt2c.cli.main import main; sys.exit(main(['generate', 'Once', '-n', '1']))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == 0

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.cli import main
-from gpt2c.cli_input import read_lines, read_text
+from gpt2c.cli.input import read_lines, read_text
+from gpt2c.cli.main import main
 
 BOM = b"\xef\xbb\xbf"
 SORT_NANO = str(FIXTURES / "sort-nano")

@@ -28,7 +28,7 @@ from gpt2c.coloring import (
     wants_color,
 )
 from gpt2c.coloring.visible import visible
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.text.tokenizer import MissingTokenizer
 
 # By hand, of the 256-colour palette as the terminal module documents it: green to purple.
 PAINT = {1: 151, 2: 229, 3: 217, 4: 183}

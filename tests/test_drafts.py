@@ -16,15 +16,9 @@ from conftest import FLOAT_ISAS, ISAS, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2c import (
-    ClosedError,
-    ContextError,
-    NumericalError,
-    OptionError,
-    OptionTypeError,
-    drafting,
-    generation,
-)
+from gpt2c import ClosedError, ContextError, NumericalError, OptionError, OptionTypeError
+from gpt2c.generate import drafting
+from gpt2c.generate import options as generation
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
@@ -326,7 +320,7 @@ def test_drafts_are_the_default(monkeypatch):
 _WITHOUT_ROOM = """
 import gc, resource, sys
 from conftest import ISAS, config_of, model_on, random_weights
-from gpt2c import drafting
+from gpt2c.generate import drafting
 drafting._LEAST_BYTES = 0
 config = config_of(vocab_size=4096, n_embd=512, n_head=4, n_layer=16)
 model = model_on(ISAS[-1], config, random_weights(config))

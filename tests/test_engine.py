@@ -13,9 +13,10 @@ from conftest import FIXTURES, ISAS, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2c import GPT2Config, backend
-from gpt2c.checkpoint.source import tensor_shapes
-from gpt2c.reference import gpt2
+from gpt2c import GPT2Config
+from gpt2c.engine import select as backend
+from gpt2c.oracle.reference import gpt2
+from gpt2c.weights.checkpoint.source import tensor_shapes
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 

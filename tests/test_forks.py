@@ -18,8 +18,8 @@ import pytest
 from conftest import config_of, model_on, random_weights
 
 import gpt2c
-from gpt2c.checkpoint.views import Whole
 from gpt2c.forks import ProcessLock
+from gpt2c.weights.checkpoint.views import Whole
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),

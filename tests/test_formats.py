@@ -20,10 +20,10 @@ from conftest import FIXTURES
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.checkpoint import open_checkpoint
-from gpt2c.checkpoint.state_dict import StateDictFile
-from gpt2c.checkpoint.torch_file import TorchFile
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
+from gpt2c.formats.torch_file import TorchFile
+from gpt2c.weights.checkpoint import open_checkpoint
+from gpt2c.weights.checkpoint.state_dict import StateDictFile
 
 FORMATS = FIXTURES / "formats"
 TINY = FIXTURES / "transformers" / "tiny"

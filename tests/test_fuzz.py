@@ -46,7 +46,7 @@ def test_a_finding_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     def raises(*_: object) -> None:
         raise KeyError("foreign")
 
-    monkeypatch.setattr("gpt2c.checkpoint.llmc._header", raises)
+    monkeypatch.setattr("gpt2c.weights.checkpoint.llmc._header", raises)
     with pytest.raises(FindingError, match="KeyError: 'foreign'"):
         run("checkpoints", seed=7, n_inputs=500, keep=tmp_path / "kept")
     assert len(list((tmp_path / "kept").iterdir())) == 1

@@ -8,7 +8,7 @@ from conftest import FIXTURES
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
-from gpt2c.reference import gpt2
+from gpt2c.oracle.reference import gpt2
 
 
 class WordEncoder:

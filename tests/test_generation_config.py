@@ -18,9 +18,9 @@ from conftest import config_of, random_weights
 from model_folders import folder_of, load
 
 from gpt2c import GPT2, OptionError, OptionTypeError
-from gpt2c.checkpoint import from_arrays
-from gpt2c.cli import main
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.cli.main import main
+from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights.checkpoint import from_arrays
 
 
 def with_generation(tmp_path: Path, values: Any) -> GPT2:

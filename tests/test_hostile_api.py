@@ -16,7 +16,7 @@ from conftest import FIXTURES, config_of, model_on, random_weights
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
-from gpt2c.prompts import check_ids
+from gpt2c.generate.prompts import check_ids
 
 HUGE = 10**5000  # more digits than Python will print
 

@@ -13,7 +13,7 @@ from conftest import FIXTURES
 from hub_stand_in import COMMIT, TOKEN, Hub
 
 import gpt2c
-from gpt2c import hub
+from gpt2c.weights import hub
 
 pytest.importorskip("huggingface_hub")
 

@@ -23,9 +23,9 @@ import pytest
 from conftest import ISAS, config_of, model_on, random_weights
 
 import gpt2c
-from gpt2c.checkpoint import from_arrays
-from gpt2c.checkpoint.views import Whole
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.checkpoint.views import Whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +132,7 @@ def test_an_error_of_the_engine_has_a_traceback():
     with pytest.raises(gpt2c.OptionError) as caught:
         engine.score([], [], [], 0)
     entries = traceback.extract_tb(caught.value.__traceback__)
-    assert entries[-1].filename == "<gpt2c._engine>"
+    assert entries[-1].filename == "<gpt2c.engine._engine>"
 
 
 # ---- what an interrupted call leaves behind ----

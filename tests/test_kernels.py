@@ -10,10 +10,10 @@ from conftest import ISAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2c import reference
+from gpt2c.oracle import reference
 
 if ISAS:
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 

@@ -257,8 +257,8 @@ def test_what_is_wrong_is_named_and_changes_nothing() -> None:
 
 def test_without_the_engine_numpy_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
-    monkeypatch.setitem(sys.modules, "gpt2c._engine", None)
-    monkeypatch.delattr(gpt2c, "_engine", raising=False)
+    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
+    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
     params = random_params()
     with pytest.warns(FallbackWarning):
         logits = gpt2(IDS, **params, n_head=N_HEAD)

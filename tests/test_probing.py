@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2, ContextError, OptionError, OptionTypeError
-from gpt2c.engine_types import BLOCK_POINTS, MODEL_POINTS
-from gpt2c.probing import POINTS
-from gpt2c.reference import gpt2
+from gpt2c.engine.types import BLOCK_POINTS, MODEL_POINTS
+from gpt2c.look.probing import POINTS
+from gpt2c.oracle.reference import gpt2
 
 CONFIG = config_of(n_positions=70)
 IDS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 67)  # more than a page of the cache

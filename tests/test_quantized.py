@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import configs, ids_of
 
-from gpt2c import GPT2, OptionError, backend
-from gpt2c.checkpoint import from_arrays
-from gpt2c.checkpoint.quantized import metadata
-from gpt2c.cli import main
+from gpt2c import GPT2, OptionError
+from gpt2c.cli.main import main
+from gpt2c.engine import select as backend
 from gpt2c.errors import CheckpointError
-from gpt2c.reference import gpt2
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.oracle.reference import gpt2
+from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.checkpoint.quantized import metadata
 
 if ISAS:
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 

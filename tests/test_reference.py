@@ -12,8 +12,8 @@ import pytest
 from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
 
 from gpt2c import GPT2
-from gpt2c.checkpoint import open_checkpoint
-from gpt2c.reference import gelu_erf, gelu_tanh, gpt2, layer_norm, softmax
+from gpt2c.oracle.reference import gelu_erf, gelu_tanh, gpt2, layer_norm, softmax
+from gpt2c.weights.checkpoint import open_checkpoint
 
 SORT_NANO = FIXTURES / "sort-nano"
 MODELS = sorted(p.parent.name for p in (FIXTURES / "transformers").glob("*/expected.json"))

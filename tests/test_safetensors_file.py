@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from gpt2c.checkpoint import raw_file
-from gpt2c.checkpoint.safetensors_file import SafetensorsFile
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ClosedError, OptionError
+from gpt2c.formats import raw_file
+from gpt2c.formats.safetensors_file import SafetensorsFile
 
 
 def pack(header: bytes | dict[str, Any], data: bytes = b"") -> bytes:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import safetensors
 
-from gpt2c.checkpoint.safetensors_file import SafetensorsFile
 from gpt2c.errors import CheckpointError
+from gpt2c.formats.safetensors_file import SafetensorsFile
 
 ORIGIN = json.dumps(
     {

@@ -8,14 +8,14 @@ from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2c.engine_types import Plan, Stage
-from gpt2c.reference import softmax
-from gpt2c.reference_filters import top_k
-from gpt2c.reference_sampling import Sampler, gumbel_noise, philox4x32
-from gpt2c.sampling import Vocabulary, check_sampling
+from gpt2c.engine.types import Plan, Stage
+from gpt2c.generate.sampling import Vocabulary, check_sampling
+from gpt2c.oracle.filters import top_k
+from gpt2c.oracle.reference import softmax
+from gpt2c.oracle.sampling import Sampler, gumbel_noise, philox4x32
 
 if ISAS:
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
 
 def test_philox_has_its_published_values():

@@ -9,10 +9,11 @@ import pytest
 from conftest import config_of, model_on, random_weights
 
 import gpt2c
-from gpt2c import GPT2, Tokenizer, option_hints
-from gpt2c.checkpoint import from_arrays
-from gpt2c.generation import CompleteOptions
-from gpt2c.sampling import SamplingOptions
+from gpt2c import GPT2, Tokenizer
+from gpt2c.checks import option_hints
+from gpt2c.generate.options import CompleteOptions
+from gpt2c.generate.sampling import SamplingOptions
+from gpt2c.weights.checkpoint import from_arrays
 
 
 async def an_async_function(*_):

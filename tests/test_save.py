@@ -13,8 +13,8 @@ from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.checkpoint import open_checkpoint
-from gpt2c.cli import main
+from gpt2c.cli.main import main
+from gpt2c.weights.checkpoint import open_checkpoint
 
 TRANSFORMERS = FIXTURES / "transformers"
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2, Score
-from gpt2c.reference import gpt2
-from gpt2c.reference_scoring import token_scores
-from gpt2c.scoring import _windows, as_json
+from gpt2c.measure.scores import _windows, as_json
+from gpt2c.oracle.reference import gpt2
+from gpt2c.oracle.scoring import token_scores
 
 CONFIG = config_of(n_positions=40)
 WEIGHTS = random_weights(CONFIG)
@@ -118,7 +118,7 @@ def test_together_is_alone(lengths, seed):
 
 def test_bits_are_those_of_the_logits(isa):
     """log p = logit - (M + log S), of the logits that a session gives."""
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     model = model_on(isa, CONFIG, WEIGHTS)
     ids = random_ids(40)
@@ -270,7 +270,7 @@ SPECIAL = [0.0, -0.0, 1e-42, 1e30, -1e30, 88.0, -200.0]
 def test_log_total_and_rank_kernels(n, seed, spread, special):
     if not ISAS:
         pytest.skip("the engine is not compiled")
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     rng = np.random.default_rng(seed)
     logits = (spread * rng.standard_normal(n)).astype(np.float32)
@@ -288,7 +288,7 @@ def test_log_total_and_rank_kernels(n, seed, spread, special):
 
 
 def test_log_total_of_what_is_no_distribution(isa):
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     for bad in (np.nan, np.inf):
         for place in (0, 5, 1030, 2000):
@@ -302,7 +302,7 @@ def test_log_total_of_what_is_no_distribution(isa):
 
 
 def test_rank_counts_ties_by_id(isa):
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     logits = np.zeros(100, dtype=np.float32)
     assert [_engine.rank(isa, logits, id) for id in (0, 1, 50, 99)] == [1, 2, 51, 100]

@@ -16,10 +16,10 @@ from conftest import FIXTURES
 from model_folders import N_VOCAB, RECORDED, VOCAB, folder_of, load
 
 from gpt2c import GPT2, OptionTypeError, Tokenizer
-from gpt2c.added_tokens import read_tokenizer_config
-from gpt2c.cli import main
+from gpt2c.cli.main import main
 from gpt2c.coloring import terminal_text
-from gpt2c.special_tokens import template
+from gpt2c.text.added_tokens import read_tokenizer_config
+from gpt2c.text.special_tokens import template
 
 CASES = RECORDED["cases"]
 TEXTS = RECORDED["texts"]
@@ -55,7 +55,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("case", [name for name in CASES if "tokenizer" in CASES[name]["files"]])
 def test_ids_of_tokenizer_json_are_those_of_transformers(tmp_path: Path, case: str) -> None:
     pytest.importorskip("tokenizers")
-    from gpt2c.tokenizer_json import JsonTokenizer
+    from gpt2c.text.tokenizer_json import JsonTokenizer
 
     folder = write_tokenizer(tmp_path, CASES[case]["files"])
     config = read_tokenizer_config(folder)

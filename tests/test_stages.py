@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2
-from gpt2c import reference_filters as filters
-from gpt2c import reference_penalties as penalties
-from gpt2c.engine_types import Plan, Stage
-from gpt2c.reference_sampling import Sampler, chance
-from gpt2c.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
+from gpt2c.engine.types import Plan, Stage
+from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
+from gpt2c.oracle import filters, penalties
+from gpt2c.oracle.sampling import Sampler, chance
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 N_VOCAB = 300
@@ -279,7 +278,7 @@ def test_a_temperature_that_overflows_is_greedy(models):
 
 
 def test_the_chance_of_a_position():
-    from gpt2c import _engine
+    from gpt2c.engine import _engine
 
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):

@@ -10,7 +10,7 @@ import pytest
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.hub import embedded_folder
+from gpt2c.weights.hub import embedded_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.threads import choose_threads
+from gpt2c.engine.threads import choose_threads
 
 needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
@@ -165,7 +165,7 @@ def calls(n: int, lost: float, begin: float = 0.0, cpu: float = 1.0):
 
 @needs_engine
 def test_a_quiet_machine_rests_nobody():
-    from gpt2c._engine import learn_crowding
+    from gpt2c.engine._engine import learn_crowding
 
     assert learn_crowding(calls(50, lost=0.0, cpu=2.0), 0.2, 1) == (0, False)
     assert learn_crowding(calls(50, lost=0.1, cpu=1.9), 0.2, 1) == (0, False)
@@ -173,7 +173,7 @@ def test_a_quiet_machine_rests_nobody():
 
 @needs_engine
 def test_one_late_thread_is_no_crowd():
-    from gpt2c._engine import learn_crowding
+    from gpt2c.engine._engine import learn_crowding
 
     assert learn_crowding(calls(1, lost=0.9), 0.004, 1) == (0, False)
     twice = calls(1, lost=0.9) + calls(1, lost=0.9, begin=10.0)
@@ -182,7 +182,7 @@ def test_one_late_thread_is_no_crowd():
 
 @needs_engine
 def test_a_crowded_machine_rests_workers_and_then_asks_them_again():
-    from gpt2c._engine import learn_crowding
+    from gpt2c.engine._engine import learn_crowding
 
     crowded = calls(2, lost=0.6)
     assert learn_crowding(crowded, 0.008, 1) == (1, True)
@@ -195,7 +195,7 @@ def test_a_crowded_machine_rests_workers_and_then_asks_them_again():
 
 @needs_engine
 def test_nobody_rests_where_one_thread_gets_less_cpu_time_than_two():
-    from gpt2c._engine import learn_crowding
+    from gpt2c.engine._engine import learn_crowding
 
     alone = [(1, 1, 0.009, 0.013, 0.0024, 0.0016)]  # 60 % of a CPU, beside two busy processes
     assert learn_crowding(calls(2, lost=0.6, cpu=0.8) + alone, 0.0131, 1) == (0, True)
@@ -204,7 +204,7 @@ def test_nobody_rests_where_one_thread_gets_less_cpu_time_than_two():
 
 @needs_engine
 def test_more_workers_rest_while_that_is_not_enough():
-    from gpt2c._engine import learn_crowding
+    from gpt2c.engine._engine import learn_crowding
 
     eight = [(8, 0, 0.01 * i, 0.01 * (i + 1), 0.04, 0.006) for i in range(2)]
     assert learn_crowding(eight, 0.02, 7)[0] == 1

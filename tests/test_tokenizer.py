@@ -20,7 +20,6 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt2c.bpe import PairMerger, TiktokenModel
 from gpt2c.errors import (
     CheckpointNotFoundError,
     OptionError,
@@ -28,7 +27,8 @@ from gpt2c.errors import (
     TokenizerError,
     TokenizerWarning,
 )
-from gpt2c.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
+from gpt2c.text.bpe import PairMerger, TiktokenModel
+from gpt2c.text.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -568,7 +568,7 @@ def test_import_is_light_and_encoding_opens_no_connection_and_prints_nothing() -
         f"sys.path[:0] = {sys.path!r}\n"
         "def refuse(*_, **__): raise SystemExit('a connection was opened')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "import gpt2c.tokenizer as t\n"
+        "import gpt2c.text.tokenizer as t\n"
         "assert 'tiktoken' not in sys.modules and 'requests' not in sys.modules\n"
         "assert t.Tokenizer.gpt2().encode('Hello world') == [15496, 995]\n"
         "t.Tokenizer.gpt2().encode(' ' * 10**6 + 'a')\n"

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
-from gpt2c.checkpoint import from_arrays
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
-from gpt2c.tokenizer import BYTE_ALPHABET, MissingTokenizer, StreamDecoder
-from gpt2c.tokenizer_json import JsonTokenizer
+from gpt2c.text.tokenizer import BYTE_ALPHABET, MissingTokenizer, StreamDecoder
+from gpt2c.text.tokenizer_json import JsonTokenizer
+from gpt2c.weights.checkpoint import from_arrays
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -29,9 +29,9 @@ import safetensors.numpy
 from conftest import FIXTURES, config_of, on_backend, random_weights
 
 from gpt2c import GPT2, CheckpointError, CheckpointNotFoundError, ConfigError
-from gpt2c.checkpoint import open_checkpoint
-from gpt2c.checkpoint.names import bare_name, gpt2_names
-from gpt2c.checkpoint.pickle_values import fields_of, has_fields
+from gpt2c.formats.pickle_values import fields_of, has_fields
+from gpt2c.weights.checkpoint import open_checkpoint
+from gpt2c.weights.checkpoint.names import bare_name, gpt2_names
 
 TRAINERS = FIXTURES / "trainers"
 FORMATS = FIXTURES / "formats"
@@ -498,7 +498,7 @@ def test_extensions_are_not_looked_up(tmp_path: Path) -> None:
 
 def test_old_opcodes() -> None:
     """What today's picklers write no more: OBJ, INST, LIST, DICT, STRING, POP, DUP, ..."""
-    from gpt2c.checkpoint.pickle_reader import PickleReader
+    from gpt2c.formats.pickle_reader import PickleReader
 
     for part, value in (
         (b"S'a\\x41\\101\\n\\\\n\\q\\''\n.", "aAA\n\\n\\q'"),
@@ -517,7 +517,7 @@ def test_old_opcodes() -> None:
 
 def test_configurations_of_any_kind() -> None:
     """dicts, objects, slots, and OmegaConf's; NumPy's integers are integers."""
-    from gpt2c.checkpoint.pickle_reader import PickleReader
+    from gpt2c.formats.pickle_reader import PickleReader
 
     class Config:
         pass

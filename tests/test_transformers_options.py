@@ -12,8 +12,8 @@ import pytest
 from conftest import config_of
 
 import gpt2c
-from gpt2c.generation import CompleteOptions
-from gpt2c.transformers_api.options import GenerateOptions
+from gpt2c.compat.transformers.options import GenerateOptions
+from gpt2c.generate.options import CompleteOptions
 
 CONFIG = config_of()  # 50 tokens, 40 positions
 # Of GenerationConfig._get_default_generation_params(), what the tests are about.

@@ -10,8 +10,8 @@ import pytest
 from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
 
 from gpt2c import GPT2
-from gpt2c.sampling import Vocabulary, check_sampling
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.generate.sampling import Vocabulary, check_sampling
+from gpt2c.text.tokenizer import MissingTokenizer
 
 SAMPLING = json.loads((FIXTURES / "transformers_sampling.json").read_text())
 SCORES = json.loads((FIXTURES / "transformers_scores.json").read_text())

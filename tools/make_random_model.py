@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gpt2c import GPT2Config
-from gpt2c.checkpoint import tensor_shapes
+from gpt2c.weights.checkpoint import tensor_shapes
 
 SIZES = {
     "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768},

@@ -9,7 +9,7 @@
 import logging
 
 from gpt2c._version import __version__
-from gpt2c.config import GPT2Config
+from gpt2c.compat.transformers import from_transformers
 from gpt2c.errors import (
     BackendError,
     CacheMemoryError,
@@ -30,14 +30,14 @@ from gpt2c.errors import (
     TokenizerWarning,
 )
 from gpt2c.gen_text import gen_text
-from gpt2c.generation import Completion
+from gpt2c.generate.options import Completion
+from gpt2c.generate.sampling import SAMPLER_ORDER
+from gpt2c.measure.scores import Score
 from gpt2c.model import GPT2
 from gpt2c.pico import load_encoder_hparams_and_params
-from gpt2c.sampling import SAMPLER_ORDER
-from gpt2c.scoring import Score
 from gpt2c.session import Session
-from gpt2c.tokenizer import Tokenizer
-from gpt2c.transformers_api import from_transformers
+from gpt2c.text.tokenizer import Tokenizer
+from gpt2c.weights.config import GPT2Config
 
 # The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
 ARITHMETIC = 1

@@ -2,6 +2,6 @@
 
 import sys
 
-from gpt2c.cli import main
+from gpt2c.cli.main import main
 
 sys.exit(main())

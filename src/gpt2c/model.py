@@ -10,10 +10,10 @@ from typing import Any, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.completing import Completer
-from gpt2c.config import GPT2_VOCABULARY
+from gpt2c.checks.options import flag, integer, shows_options
 from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
-from gpt2c.generation import (
+from gpt2c.generate.completing import Completer
+from gpt2c.generate.options import (
     DEFAULTS,
     MOST_LOGPROBS,
     CompleteOptions,
@@ -23,16 +23,16 @@ from gpt2c.generation import (
     StreamOptions,
     check_options,
 )
-from gpt2c.generation_config import Lengths, with_usable_defaults
-from gpt2c.loaded_model import LoadedModel
-from gpt2c.options import flag, integer, shows_options
-from gpt2c.probing import Edit, Ints, Names, forward
-from gpt2c.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
-from gpt2c.sampling import Vocabulary
-from gpt2c.scoring import Score, score_texts
+from gpt2c.generate.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
+from gpt2c.generate.sampling import Vocabulary
+from gpt2c.generate.streaming import TextStream
+from gpt2c.look.probing import Edit, Ints, Names, forward
+from gpt2c.measure.scores import Score, score_texts
 from gpt2c.session import Session
-from gpt2c.streaming import TextStream
-from gpt2c.tokenizer import MissingTokenizer
+from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights.config import GPT2_VOCABULARY
+from gpt2c.weights.generation_config import Lengths, with_usable_defaults
+from gpt2c.weights.loaded_model import LoadedModel
 
 
 class GPT2(LoadedModel):

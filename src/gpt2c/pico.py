@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checkpoint import open_checkpoint, to_picogpt
-from gpt2c.config import GPT2Config
+from gpt2c.checks.options import INT32_MAX, integer
+from gpt2c.checks.untrusted import show
 from gpt2c.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -24,12 +24,12 @@ from gpt2c.errors import (
     OptionError,
     OptionTypeError,
 )
+from gpt2c.generate.prompts import Ids, check_ids
 from gpt2c.model import GPT2
-from gpt2c.options import INT32_MAX, integer
-from gpt2c.prompts import Ids, check_ids
-from gpt2c.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.tokenizer_files import tokenizer_of
-from gpt2c.untrusted import show
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.text.tokenizer_files import tokenizer_of
+from gpt2c.weights.checkpoint import open_checkpoint, to_picogpt
+from gpt2c.weights.config import GPT2Config
 
 
 def gpt2(

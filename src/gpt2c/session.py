@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.checks.options import flag, integer, is_integer
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.forks import ProcessLock
-from gpt2c.options import flag, integer, is_integer
-from gpt2c.prompts import Ids, check_ids
+from gpt2c.generate.prompts import Ids, check_ids
 
 if TYPE_CHECKING:
-    from gpt2c.backend import EngineModel, EngineSequence
+    from gpt2c.engine.select import EngineModel, EngineSequence
 
 
 class Session:

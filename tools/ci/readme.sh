@@ -13,6 +13,6 @@ test_line=$(grep -m 1 -E '^python3 -m venv .*pytest$' README.md)
 echo "+ $generate_line"
 bash -c "$generate_line"
 # Without a compiler that command installs the NumPy backend only; CI requires the engine.
-.venv/bin/python -c 'from gpt2c import _engine; print("engine:", _engine.instruction_sets())'
+.venv/bin/python -c 'from gpt2c.engine import _engine; print("engine:", _engine.instruction_sets())'
 echo "+ $test_line"
 bash -c "$test_line"

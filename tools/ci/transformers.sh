@@ -13,7 +13,7 @@ GPT2C_BUILD=require "$work/venv/bin/pip" install -q '.[transformers]'
 
 # The tests skip themselves where one of these is missing: here that is a failure.
 "$work/venv/bin/python" -c 'import torch, transformers
-from gpt2c import _engine
+from gpt2c.engine import _engine
 print("torch", torch.__version__, "transformers", transformers.__version__, "engine:",
       _engine.instruction_sets())'
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_from_transformers.py \

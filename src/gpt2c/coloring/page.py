@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gpt2c._version import __version__
+from gpt2c.checks.untrusted import show
 from gpt2c.coloring.spans import (
     CLASS_NAMES,
     HasTokenBytes,
@@ -24,8 +25,7 @@ from gpt2c.coloring.spans import (
 )
 from gpt2c.coloring.visible import one_line, visible
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.scoring import Score
-from gpt2c.untrusted import show
+from gpt2c.measure.scores import Score
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1c1e; --faint: #66666e; --line: #d8d8de;

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from gpt2c.errors import OptionError, TokenizerError
-from gpt2c.scoring import Score
+from gpt2c.measure.scores import Score
 
 # GLTR's classes: the greatest rank of each but the last, which has no bound.
 CLASS_BOUNDS: Final = (10, 100, 1000)

@@ -10,7 +10,7 @@ from typing import Final, TextIO, TypeAlias
 
 from gpt2c.coloring.spans import CLASS_NAMES, HasTokenBytes, class_of, shares, spans, summary
 from gpt2c.coloring.visible import LINE_END, TAB, visible
-from gpt2c.scoring import Score
+from gpt2c.measure.scores import Score
 
 # Black on a pale ground of the 256-colour palette: legible in dark and light terminals alike.
 _COLORS: Final = tuple(f"\033[38;5;16;48;5;{ground}m" for ground in (151, 229, 217, 183))

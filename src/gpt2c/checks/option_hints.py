@@ -1,0 +1,97 @@
+"""Other libraries' names for options, for messages about names that gpt2c does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from gpt2c.checks.options import similar
+
+# Our name, and the names for the same in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
+# CTranslate2, lm-evaluation-harness, gpt-2-simple, OpenAI's gpt-2 and picoGPT.
+_ELSEWHERE: Final = {
+    "max_new_tokens": "max_tokens max_length max_completion_tokens max_output_tokens max_gen_toks "
+    "max_gen_len num_predict n_predict num_tokens n_tokens length gen_length "
+    "n_tokens_to_generate max_generation_tokens",
+    "min_new_tokens": "min_tokens min_length min_generation_tokens",
+    "stop_strings": "stop stop_sequences stop_sequence stop_words stopping_strings until "
+    "truncate_text",
+    "stop_token_ids": "eos_token_id eos_token_ids eos_token end_token stop_tokens stop_token",
+    "num_return_sequences": "n n_samples nsamples num_samples num_hypotheses num_texts",
+    "repetition_penalty": "repeat_penalty rep_pen",
+    "num_beams": "beam_size beam_width n_beams beams",
+    "temperature": "temp",
+    "typical_p": "typical typ_p",
+    "mirostat_tau": "mirostat mirostat_ent mirostat_mode",
+    "mirostat_eta": "mirostat_lr",
+    "seed": "random_seed random_state rng_seed sampling_seed",
+    "bad_words": "bad_words_ids banned_tokens banned_strings",
+    "suppress_tokens": "suppress_sequences begin_suppress_tokens banned_token_ids",
+    "logit_bias": "sequence_bias logits_bias",
+    "logits_processor": "logits_processors",
+    "callback": "stopping_criteria on_token",
+    "max_time": "timeout time_limit",
+    "batch_size": "max_batch_size n_batch",
+    "num_assistant_tokens": "num_draft_tokens num_speculative_tokens prompt_lookup_num_tokens",
+    "draft": "assistant_model draft_model speculative_model",
+    "no_repeat_ngram_size": "no_repeat_ngram no_repeat_ngrams",
+    "truncate": "truncation truncate_prompt_tokens",
+    "logprobs": "output_scores output_logits top_logprobs",
+}
+_OURS: Final[Mapping[str, str]] = MappingProxyType(
+    {theirs: ours for ours, names in _ELSEWHERE.items() for theirs in names.split()}
+)
+
+# Names without an equivalent option, and what to do instead.
+_INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "stream": "use the method stream",
+        "streamer": "use the method stream",
+        "return_full_text": "only the new text is returned",
+        "use_cache": "the KV cache is always used",
+        "attention_mask": "prompts of different lengths need no padding",
+        "pad_token_id": "prompts of different lengths need no padding",
+        "pad_token": "prompts of different lengths need no padding",
+    }
+)
+_NOTES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "max_length": ", which does not count the prompt",
+        "min_length": ", which does not count the prompt",
+    }
+)
+
+
+def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> str:
+    """The hint that ends a message about an unknown option; empty if no option is similar.
+
+    known are the options of the called method, elsewhere those of ``complete``.
+    """
+    plain = name.lower().replace("-", "_")
+    ours = _OURS.get(plain, plain)
+    note = _NOTES.get(plain, "")
+    if ours in known and ours != name:
+        return f"; did you mean {ours}{note}?"
+    if ours in elsewhere and ours not in known:
+        return f"; complete has {ours}{note}" if ours != name else ", which complete has"
+    if plain in _INSTEAD:
+        return f"; {_INSTEAD[plain]}"
+    return similar(name, known)
+
+
+# Command line flags that differ from the option's name.
+_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
+    {"stop_strings": "--stop", "return_full_text": "--echo", "overflow": "--slide"}
+)
+
+
+def flag_hint(flag: str, known: Collection[str]) -> str:
+    """The hint for a flag such as "--max_tokens=5"; known are the command's flags."""
+    flag = flag.partition("=")[0]
+    plain = flag.lstrip("-").lower().replace("-", "_")
+    ours = _OURS.get(plain, plain)
+    found = _FLAGS.get(ours, "--" + ours.replace("_", "-"))
+    if found in known:
+        return f"; did you mean {found}{_NOTES.get(plain, '')}?"
+    return similar(flag, known)

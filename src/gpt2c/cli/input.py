@@ -1,0 +1,150 @@
+"""How the command line reads texts and prompts from files and standard input.
+
+Every text is read as ``open(path, encoding="utf-8-sig")`` reads it: UTF-8, without a byte-order
+mark at the beginning, and with CRLF and CR as line ends like LF. A file and a pipe with the same
+bytes therefore give the same texts on every system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import BinaryIO, Final, NoReturn, TypeAlias
+
+from gpt2c.checks.untrusted import parse_json, show
+from gpt2c.errors import OptionError
+
+READING: Final = (
+    "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
+    "CRLF, CR and LF all end a line."
+)
+JSON_LINES: Final = (".jsonl", ".ndjson")
+
+_BOM: Final = "\ufeff"
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+# A text, or token ids.
+Item: TypeAlias = "str | list[int]"
+
+
+def open_input(path: str) -> AbstractContextManager[BinaryIO]:
+    """Open the file for reading bytes; "-" is standard input, which is left open.
+
+    Raises OSError, and OptionError if standard input is closed.
+    """
+    if path != "-":
+        return open(path, "rb")
+    if sys.stdin is None:
+        raise OptionError("standard input is closed; give the name of a file")
+    return nullcontext(sys.stdin.buffer)
+
+
+def input_name(path: str) -> str:
+    """The name of this input in messages."""
+    return "standard input" if path == "-" else path
+
+
+def read_text(file: BinaryIO, name: str) -> str:
+    """Read all of a file as one text. Raises OptionError if it is not UTF-8."""
+    raw = file.read()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _refuse(raw, error.start, name)
+    return _with_plain_line_ends(text.removeprefix(_BOM))
+
+
+def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
+    """Yield each line's place, for messages, and the line without its end, as soon as it is read.
+
+    Raises OptionError at a line that is not UTF-8, after yielding the lines before it.
+    """
+    offset, number = 0, 0
+    for raw in file:
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            _refuse(raw, error.start, name, n_lines=number, offset=offset)
+        text = text if offset else text.removeprefix(_BOM)
+        offset += len(raw)
+        if not text:  # the file is only a byte order mark
+            return
+        # Any other line end left inside is a lone CR, as in files of the old Macintosh.
+        for line in _with_plain_line_ends(text).removesuffix("\n").split("\n"):
+            number += 1
+            yield f"{name}, line {number}", line
+
+
+def read_items(file: BinaryIO, name: str, *, is_json: bool, key: str) -> Iterator[tuple[str, Item]]:
+    """Yield each line's place and item; blank lines are skipped.
+
+    JSON lines are strings, lists of ids, or objects with `key` or "ids". Raises OptionError.
+    """
+    for place, line in read_lines(file, name):
+        if line.strip():
+            yield place, _of_json(line, place, key) if is_json else line
+
+
+def is_json_lines(options: argparse.Namespace) -> bool:
+    """Whether --jsonl or the suffix of options.file says that the file is JSON lines."""
+    return bool(options.jsonl) or options.file.lower().endswith(JSON_LINES)
+
+
+def read_prompts(options: argparse.Namespace) -> list[tuple[str, Item]]:
+    """The prompts of ``gpt2c generate``, each with its place for messages.
+
+    They come from --file, from the arguments, or from standard input. Standard input is one prompt,
+    without the final line end. Raises OptionError, OSError.
+    """
+    if options.file is not None:
+        if options.prompt:
+            raise OptionError("prompts are given both as arguments and with --file")
+        with open_input(options.file) as file:
+            name = input_name(options.file)
+            return list(read_items(file, name, is_json=is_json_lines(options), key="prompt"))
+    if options.jsonl:
+        raise OptionError("--jsonl is given without --file; --file - is standard input")
+    if options.prompt:
+        return [(f"prompt {n}", prompt) for n, prompt in enumerate(options.prompt, start=1)]
+    if sys.stdin is None or sys.stdin.isatty():
+        return [("the empty prompt", "")]
+    name = input_name("-")
+    return [(name, read_text(sys.stdin.buffer, name).removesuffix("\n"))]
+
+
+def _with_plain_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _refuse(raw: bytes, start: int, name: str, n_lines: int = 0, offset: int = 0) -> NoReturn:
+    """Raise the error for bytes that are not UTF-8 at raw[start].
+
+    n_lines lines and offset bytes of the file precede raw.
+    """
+    number = n_lines + _with_plain_line_ends(raw[:start].decode()).count("\n") + 1
+    seems = "; it seems to be UTF-16" if offset == 0 and raw.startswith(_UTF_16) else ""
+    raise OptionError(
+        f"{name}, line {number} is not UTF-8 at byte {offset + start} of the input: found "
+        f"0x{raw[start]:02x}{seems}; save it as UTF-8"
+    ) from None
+
+
+def _of_json(line: str, place: str, key: str) -> Item:
+    try:
+        value = parse_json(line.strip().removeprefix(_BOM).encode())
+    except ValueError as error:
+        raise OptionError(f"{place} {error}") from None
+    if isinstance(value, dict):
+        found = [value[name] for name in (key, "ids") if name in value]
+        if len(found) != 1:
+            raise OptionError(
+                f'{place}: expected an object with "{key}" or "ids", found {show(value)}'
+            )
+        value = found[0]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return value
+    raise OptionError(f"{place}: expected a text or a list of ids, found {show(value)}")

@@ -1,0 +1,273 @@
+"""The options of transformers' generate, in those of GPT2.complete. Needs no torch.
+
+What is said of transformers here is said of GenerationMixin.generate and GenerationConfig in
+version 5.24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gpt2c.checks.options import INT32_MAX, flag, integer, is_integer, items, similar
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generate.beams import NEUTRAL
+from gpt2c.weights.config import GPT2Config
+from gpt2c.weights.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
+
+_AS_THEY_ARE: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
+_BEAMS: Final[Mapping[str, tuple[object, ...]]] = {
+    name: (neutral,) for name, neutral in NEUTRAL.items() if name != "num_beams"
+}
+_OTHERS = """
+    max_length max_new_tokens min_length min_new_tokens do_sample num_beams bad_words_ids
+    stop_strings bos_token_id eos_token_id pad_token_id return_dict_in_generate output_scores
+    output_logits renormalize_logits num_return_sequences
+"""
+_HANDLED: Final = frozenset(_OTHERS.split()) | {*SAMPLING, *_AS_THEY_ARE, *_BEAMS}
+_UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
+    **{name: neutral for name, neutral in NOT_SUPPORTED.items() if name not in _HANDLED},
+    "remove_invalid_values": (False,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "use_mtp": (False,),
+    "prefix_allowed_tokens_fn": (),
+    "assistant_model": (),
+    "assistant_tokenizer": (),
+    "negative_prompt_ids": (),
+    "negative_prompt_attention_mask": (),
+    "custom_generate": (),
+    "position_ids": (),
+    "token_type_ids": (),
+    "past_key_values": (),
+    "cache": (),
+    "inputs_embeds": (),
+}
+# gpt2c's options that change single ids' logits; transformers' own processors come after them.
+_PENALTIES: Final = (
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words", "min_new_tokens", "suppress_tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call of transformers' generate asks for.
+
+    options
+        Of GPT2.complete; seeds, and what ends a text, are not among them.
+    eos_ids, pad_id
+        The tokens that end a text, of which the model may lack some; what fills the rows of those
+        that end before others, and None where there is neither.
+    """
+
+    options: Mapping[str, Any]
+    eos_ids: tuple[int, ...]
+    pad_id: int | None
+    stop_strings: tuple[str, ...]
+    returns_dict: bool
+    output_scores: bool
+    output_logits: bool
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn."""
+        return bool(self.options["do_sample"])
+
+    @property
+    def n_sequences(self) -> int:
+        """Texts of each prompt."""
+        return int(self.options["num_return_sequences"])
+
+    @property
+    def n_beams(self) -> int:
+        """1 where there is no beam search."""
+        return int(self.options.get("num_beams", 1))
+
+    def end_ids(self, n_vocab: int) -> list[int]:
+        """The tokens of the model that end a text."""
+        return sorted({id for id in self.eos_ids if 0 <= id < n_vocab})
+
+    def penalty(self) -> str | None:
+        """The first option that changes single ids' logits."""
+        neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+        for name in _PENALTIES:
+            value = self.options.get(name)
+            if value is not None and value != neutral.get(name):
+                return name
+        return None
+
+
+class GenerateOptions:
+    """The options of one call, those of the model and transformers' own, each in its place."""
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        config: Mapping[str, Any],
+        model_config: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+    ) -> None:
+        """What is given to a call counts before its generation_config, and that before the model's.
+
+        The configurations have what differs from an empty GenerationConfig. An option of the call
+        that is None is not asked for, whatever the configurations say.
+
+        Raises OptionError, or OptionTypeError for a name that there is not.
+        """
+        known = _HANDLED | FOR_SPEED | _UNSUPPORTED.keys()
+        for name in given:
+            if name not in known:
+                raise OptionTypeError(f"generate has no option {show(name)}{similar(name, known)}")
+        said: dict[str, Any] = {**model_config, **config, **given}
+        self._values: dict[str, Any] = {**defaults, **said}
+        self._default_new = int(defaults["max_length"])
+        # Each call's max_length counts, and not the default that a configuration's hides.
+        lengths = (source.get("max_length") for source in (given, config, model_config))
+        self._max_length = next((n for n in lengths if n is not None), None)
+        for name, neutral in _UNSUPPORTED.items():
+            if acts(self._values, name, neutral):
+                raise OptionError(
+                    f"{name} is {show(self._values[name])}; gpt2c does not support this option of "
+                    "transformers' generate: leave it out, or call transformers' own model"
+                )
+
+    @property
+    def bos_id(self) -> int:
+        """What a call without a prompt begins with."""
+        if (id := self._values.get("bos_token_id")) is None:
+            raise OptionError("bos_token_id is None, and there are no input_ids to begin with")
+        return integer("bos_token_id", id, 0, INT32_MAX)
+
+    @property
+    def padding(self) -> int | None:
+        """The token that stands for padding where no attention_mask says what is padding.
+
+        Only where it does not end texts too.
+        """
+        pad = self._pad_token()
+        return None if pad is None or pad in self._eos_ids() else pad
+
+    def call(self, n_prompt: int, config: GPT2Config) -> Call:
+        """What is asked for of prompts that are so many tokens long, padding included.
+
+        Raises OptionError or OptionTypeError naming the option, its value and its range.
+        """
+        v, eos = self._values, self._eos_ids()
+        options: dict[str, Any] = {
+            name: v[name] for name in _AS_THEY_ARE if v.get(name) is not None
+        }
+        n = v.get("num_return_sequences")
+        options["num_return_sequences"] = (
+            1 if n is None else integer("num_return_sequences", n, 1, INT32_MAX)
+        )
+        most = self._max_new_tokens(n_prompt, config.n_positions)
+        options["max_new_tokens"] = most
+        # A text can be asked to be longer than it may be: it then never ends by itself.
+        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), most)
+        options |= self._sampling() | self._beams()
+        if words := self._bad_words(eos):
+            options["bad_words"] = words
+        pad = self._pad_token()
+        call = Call(
+            options=options,
+            eos_ids=eos,
+            pad_id=eos[0] if pad is None and eos else pad,
+            stop_strings=_stop_strings(v.get("stop_strings")),
+            returns_dict=self._flag("return_dict_in_generate"),
+            output_scores=self._flag("output_scores"),
+            output_logits=self._flag("output_logits"),
+        )
+        # Where the logits are not looked at, a constant taken from all of them changes nothing.
+        if self._flag("renormalize_logits") and (call.n_beams > 1 or call.output_scores):
+            raise OptionError(
+                "renormalize_logits is True; gpt2c does not support it with beam search or "
+                "output_scores"
+            )
+        return call
+
+    def _flag(self, name: str) -> bool:
+        value = self._values.get(name)
+        return False if value is None else flag(name, value)
+
+    def _max_new_tokens(self, n_prompt: int, n_positions: int) -> int:
+        if (n := self._values.get("max_new_tokens")) is not None:
+            return integer("max_new_tokens", n, 1, INT32_MAX)
+        if self._max_length is None:  # counts new tokens, as far as the context goes
+            most, what = min(n_prompt + self._default_new, n_positions), "the context"
+        else:
+            most, what = integer("max_length", self._max_length, 1, INT32_MAX), "max_length"
+        if n_prompt >= most:
+            raise OptionError(
+                f"input_ids are {n_prompt} tokens long, and {what}, which counts them, is {most}: "
+                "nothing can be generated; pass max_new_tokens"
+            )
+        return most - n_prompt
+
+    def _min_new_tokens(self, n_prompt: int) -> int:
+        if (n := self._values.get("min_new_tokens")) is not None:
+            return integer("min_new_tokens", n, 0, INT32_MAX)
+        n = self._values.get("min_length")
+        return 0 if n is None else max(integer("min_length", n, 0, INT32_MAX) - n_prompt, 0)
+
+    def _sampling(self) -> dict[str, Any]:
+        """Greedy text goes without the options for sampling, which configurations often have."""
+        v = self._values
+        if not self._flag("do_sample"):
+            return {"do_sample": False}
+        if acts(v, "temperature", (1.0,)) and v["temperature"] == 0:
+            raise OptionError(
+                "temperature is 0; transformers' is greater: for greedy text pass do_sample=False"
+            )
+        given = {name: v[name] for name, neutral in SAMPLING.items() if acts(v, name, neutral)}
+        return {"do_sample": True, **given}
+
+    def _beams(self) -> dict[str, Any]:
+        """What is for beams alone is left out where there are none."""
+        v = self._values
+        n_beams = v.get("num_beams")
+        if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
+            return {}
+        if self._flag("do_sample"):
+            raise OptionError(
+                f"do_sample is True and num_beams is {n_beams}; gpt2c's beam search does not "
+                "sample: pass do_sample=False, or num_beams=1"
+            )
+        given = {name: v[name] for name, neutral in _BEAMS.items() if acts(v, name, neutral)}
+        return {"num_beams": n_beams, **given}
+
+    def _bad_words(self, eos: tuple[int, ...]) -> list[Any]:
+        """The words but for those that are one token that ends texts, as in transformers."""
+        given = self._values.get("bad_words_ids")
+        if given is None:
+            return []
+        name, what = "bad_words_ids", "lists of token ids"
+        words = [items(name, word, what) for word in items(name, given, what)]
+        return [word for word in words if not (len(word) == 1 and word[0] in eos)]
+
+    def _pad_token(self) -> int | None:
+        pad = self._values.get("pad_token_id")
+        return None if pad is None else integer("pad_token_id", pad, -INT32_MAX, INT32_MAX)
+
+    def _eos_ids(self) -> tuple[int, ...]:
+        """Negative ones, which some give to say that there is none, are never generated."""
+        given = self._values.get("eos_token_id")
+        if given is None:
+            return ()
+        if hasattr(given, "tolist"):  # NumPy's, or torch's
+            given = given.tolist()
+        ids = [given] if is_integer(given) else items("eos_token_id", given, "token ids")
+        return tuple(integer("eos_token_id", id, -INT32_MAX, INT32_MAX) for id in ids)
+
+
+def _stop_strings(given: object) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    texts = [given] if isinstance(given, str) else items("stop_strings", given, "texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise OptionTypeError(f"stop_strings has {show(text)}; it must be texts")
+        if not text:
+            raise OptionError("stop_strings has an empty text, which every text has in it")
+    return tuple(texts)

@@ -1,0 +1,1 @@
+"""What runs a model: the compiled engine, NumPy's, and the choice between them."""

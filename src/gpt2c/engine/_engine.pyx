@@ -1,0 +1,673 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False
+"""The thin line between Python and the C engine: checks, typed memoryviews, no GIL.
+
+Policy (options, batching, text) is Python's; arithmetic is C's. See ``_engine.pyi`` for types.
+"""
+
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from gpt2c.engine._capi cimport *
+
+import os
+import weakref
+from threading import get_ident
+
+import numpy as np
+
+from gpt2c.errors import (
+    BackendError,
+    CacheMemoryError,
+    ClosedError,
+    ContextError,
+    ForkError,
+    OptionError,
+)
+from gpt2c.engine.types import BLOCK_POINTS, MODEL_POINTS, SCORE_TYPE, TOP_TYPE
+
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+
+include "_traceback.pxi"
+
+
+ARITHMETIC = GPT2C_ARITHMETIC
+MAX_THREADS = GPT2C_MAX_THREADS
+
+# How long the engine runs before it lets Ctrl-C be noticed, in seconds.
+cdef double SIGNAL_INTERVAL = 0.02
+
+cdef dict ACTIVATIONS = {
+    "gelu_tanh": GPT2C_GELU_TANH,
+    "gelu_erf": GPT2C_GELU_ERF,
+    "quick_gelu": GPT2C_QUICK_GELU,
+    "relu": GPT2C_RELU,
+    "silu": GPT2C_SILU,
+    "tanh": GPT2C_TANH,
+}
+
+cdef dict TENSORS = {
+    "wte.weight": GPT2C_WTE,
+    "wpe.weight": GPT2C_WPE,
+    "ln_f.weight": GPT2C_LN_F_WEIGHT,
+    "ln_f.bias": GPT2C_LN_F_BIAS,
+    "lm_head.weight": GPT2C_LM_HEAD,
+    "ln_1.weight": GPT2C_LN_1_WEIGHT,
+    "ln_1.bias": GPT2C_LN_1_BIAS,
+    "attn.c_attn.weight": GPT2C_C_ATTN_WEIGHT,
+    "attn.c_attn.bias": GPT2C_C_ATTN_BIAS,
+    "attn.c_proj.weight": GPT2C_ATTN_C_PROJ_WEIGHT,
+    "attn.c_proj.bias": GPT2C_ATTN_C_PROJ_BIAS,
+    "ln_2.weight": GPT2C_LN_2_WEIGHT,
+    "ln_2.bias": GPT2C_LN_2_BIAS,
+    "mlp.c_fc.weight": GPT2C_C_FC_WEIGHT,
+    "mlp.c_fc.bias": GPT2C_C_FC_BIAS,
+    "mlp.c_proj.weight": GPT2C_MLP_C_PROJ_WEIGHT,
+    "mlp.c_proj.bias": GPT2C_MLP_C_PROJ_BIAS,
+}
+
+cdef dict FINISH_REASONS = {
+    <int>GPT2C_RUNNING: None,
+    <int>GPT2C_FINISHED_LENGTH: "length",
+    <int>GPT2C_FINISHED_STOP: "stop",
+    <int>GPT2C_FINISHED_CONTEXT: "context",
+    <int>GPT2C_FINISHED_NOT_A_NUMBER: "nan",
+    <int>GPT2C_FINISHED_NOTHING_LEFT: "nothing",
+}
+
+cdef dict WEIGHTS = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
+
+# Scales that are tried for a group of 4 bits: more than 16 gain less than a thousandth of the error.
+cdef int N_CANDIDATES = 16
+
+# Tokens after which the weights are packed for drafts. For GPT-2 124M it takes as long as some six
+# tokens do.
+cdef int DRAFT_AFTER = 8
+
+# By the names of options: see gpt2c.generate.sampling.
+cdef dict STAGES = {
+    "logit_bias": GPT2C_LOGIT_BIAS,
+    "repetition_penalty": GPT2C_REPETITION_PENALTY,
+    "presence_penalty": GPT2C_PRESENCE_PENALTY,
+    "frequency_penalty": GPT2C_FREQUENCY_PENALTY,
+    "dry": GPT2C_DRY,
+    "no_repeat_ngram_size": GPT2C_NO_REPEAT_NGRAM,
+    "bad_words": GPT2C_BAD_WORDS,
+    "min_new_tokens": GPT2C_MIN_NEW_TOKENS,
+    "suppress_tokens": GPT2C_SUPPRESS_TOKENS,
+    "temperature": GPT2C_TEMPERATURE,
+    "top_n_sigma": GPT2C_TOP_N_SIGMA,
+    "top_k": GPT2C_TOP_K,
+    "top_p": GPT2C_TOP_P,
+    "min_p": GPT2C_MIN_P,
+    "typical_p": GPT2C_TYPICAL_P,
+    "epsilon_cutoff": GPT2C_EPSILON_CUTOFF,
+    "eta_cutoff": GPT2C_ETA_CUTOFF,
+    "xtc": GPT2C_XTC,
+    "mirostat": GPT2C_MIROSTAT,
+}
+
+
+
+def instruction_sets():
+    """Names of the compiled instruction sets, slowest first, each with whether it runs here."""
+    names = []
+    cdef int i = 0
+    cdef const char *name = gpt2c_isa_compiled(0)
+    while name != NULL:
+        names.append((name.decode(), bool(gpt2c_isa_supported(name))))
+        i += 1
+        name = gpt2c_isa_compiled(i)
+    return names
+
+
+cdef tuple tensor_of(str name):
+    """The tensor that a name stands for, and its block."""
+    if not name.startswith("h."):
+        return TENSORS[name], 0
+    _, index, rest = name.split(".", 2)
+    return TENSORS[rest], int(index)
+
+
+cdef int raise_status(gpt2c_status status, str what) except -1:
+    if status == GPT2C_OK:
+        return 0
+    if status == GPT2C_NO_MEMORY:
+        raise CacheMemoryError(f"not enough memory for {what}")
+    if status == GPT2C_CONTEXT_FULL:
+        raise ContextError(f"{what}: more tokens than the context has positions")
+    if status == GPT2C_UNSUPPORTED_CPU:
+        raise BackendError(f"{what}: this CPU cannot run the instruction set that was asked for")
+    raise OptionError(f"{what}: the engine refused the arguments")
+
+
+cdef class Model
+
+
+include "_holding.pxi"
+
+
+cdef class Scratch:
+    """The buffers of one running call, and what it has learnt of drafts."""
+
+    cdef gpt2c_scratch *pointer
+    cdef gpt2c_drafter *drafter
+    # Whose buffers the drafter has, where it is another than the call's. Weak, for who drops a model
+    # wants its memory back.
+    cdef object draft_model
+
+    def __dealloc__(self):
+        gpt2c_drafter_free(self.drafter)
+        gpt2c_scratch_free(self.pointer)
+
+    cdef gpt2c_drafter *set_drafts(self, Model model, drafts) except NULL:
+        """The drafter, set to what a call's drafts are made by."""
+        cdef Model other = drafts.model
+        cdef const gpt2c_model *by = model.draft if drafts.packing else NULL
+        if self.drafter == NULL:
+            raise_status(gpt2c_drafter_create(&self.drafter), "drafts")
+        known = self.draft_model is not None
+        if known != (other is not None) or (known and self.draft_model() is not other):
+            # Another's memory may since be where the last one's was.
+            raise_status(gpt2c_drafter_set(self.drafter, NULL, 0, 0), "drafts")
+            self.draft_model = None if other is None else weakref.ref(other)
+        if other is not None:
+            by = other.pointer
+        sources = GPT2C_DRAFT_LOOKUP if drafts.lookup else 0
+        raise_status(
+            gpt2c_drafter_set(self.drafter, by, sources, drafts.n_tokens), "the draft's buffers"
+        )
+        return self.drafter
+
+
+cdef class Model:
+    """A model's packed weights: immutable once loaded, shared by every call."""
+
+    cdef object __weakref__
+    cdef gpt2c_model *pointer
+    cdef gpt2c_model *draft  # its own matrices in 4 bits, made when drafts first need them
+    cdef bint has_no_room_for_draft
+    cdef readonly str isa, dtype
+    cdef readonly int n_vocab, n_positions, n_layer, n_threads
+    cdef bint closed
+    cdef list free_scratches
+    cdef dict holders  # threads, and how many calls and blocks of `held` each is in
+    cdef Py_ssize_t n_forks  # when holders was last right
+
+    def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
+        cdef gpt2c_config c
+        c.weights = WEIGHTS[dtype]
+        # 4 bits of them alone would cost as much perplexity as those of all the blocks.
+        c.embeddings = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
+        c.narrow_cache = dtype != "float32"
+        c.n_candidates = N_CANDIDATES
+        c.n_vocab = config.vocab_size
+        c.n_positions = config.n_positions
+        c.n_embd = config.n_embd
+        c.n_layer = config.n_layer
+        c.n_head = config.n_head
+        c.n_inner = config.inner
+        c.activation = ACTIVATIONS[config.activation]
+        c.tied_head = config.tie_word_embeddings
+        c.scale_attn = config.scale_attn_weights
+        c.scale_by_inverse_layer = config.scale_attn_by_inverse_layer_idx
+        c.layer_norm_epsilon = config.layer_norm_epsilon
+        cdef bytes name = isa.encode()
+        raise_status(gpt2c_model_create(&c, name, n_threads, &self.pointer), "the model's weights")
+        self.isa, self.dtype = isa, dtype
+        self.n_threads = n_threads
+        self.n_vocab = c.n_vocab
+        self.n_positions = c.n_positions
+        self.n_layer = c.n_layer
+        self.free_scratches = []
+        self.holders = {}
+        self.n_forks = len(forking_threads)
+
+    def __dealloc__(self):
+        gpt2c_model_free(self.draft)
+        gpt2c_model_free(self.pointer)
+
+    def load(self, str name not None, const float[:, ::1] rows not None, size_t begin):
+        """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef gpt2c_status status
+        tensor, layer = tensor_of(name)
+        self.check_open()
+        if rows.shape[0] == 0 or rows.shape[1] == 0:
+            raise OptionError(f"{name}: no rows to load")
+        with nogil:
+            status = gpt2c_model_load(
+                self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
+            )
+        raise_status(status, name)
+
+    def read(self, str name not None, float[:, ::1] rows not None, size_t begin):
+        """Fills rows with those of a tensor from the begin-th on, as `load` was given them."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef gpt2c_status status
+        tensor, layer = tensor_of(name)
+        if rows.shape[0] == 0 or rows.shape[1] == 0:
+            raise OptionError(f"{name}: no rows to read")
+        with self.held(), nogil:
+            status = gpt2c_model_read(
+                self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
+            )
+        raise_status(status, name)
+
+    def packed(self, str name not None):
+        """uint8 [n]: the bytes of a matrix as it is packed, for who fills or saves the model.
+
+        Valid until the model is closed.
+        """
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef size_t n_bytes = 0
+        tensor, layer = tensor_of(name)
+        self.check_open()
+        cdef unsigned char *place = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
+        if place == NULL:
+            raise OptionError(f"{name}: is not packed")
+        return np.asarray(<uint8_t[:n_bytes]>place)
+
+    @property
+    def n_bytes(self):
+        """Memory of the packed weights, and of those that drafts are made with."""
+        if self.pointer == NULL:
+            return 0
+        return gpt2c_model_bytes(self.pointer) + self.draft_bytes
+
+    @property
+    def draft_bytes(self):
+        """Memory of the weights that drafts are made with; 0 before any were."""
+        return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
+
+    cdef bint needs_draft(self, drafts) except -1:
+        tries = not (self.has_no_room_for_draft and drafts.lookup)
+        return self.draft == NULL and drafts.packing and tries
+
+    cdef int make_draft(self, bint is_needed) except -1:
+        """Packs the matrices in 4 bits. To be called by a running call. Who only would like drafts
+        goes on without, where there is no memory for them."""
+        cdef gpt2c_model *draft = NULL
+        cdef gpt2c_status status
+        with nogil:
+            status = gpt2c_draft_model_create(self.pointer, &draft)
+        if status != GPT2C_OK:
+            self.has_no_room_for_draft = True
+            if is_needed:
+                raise_status(status, "the weights that drafts are made with")
+            return 0
+        if self.draft == NULL:
+            self.draft = draft
+        else:  # another thread was sooner
+            gpt2c_model_free(draft)
+        return 0
+
+    def stream_rate(self):
+        """Bytes a second at which this model's threads read its weights and only add them."""
+        cdef double rate
+        with self.held(), nogil:
+            rate = gpt2c_measure_stream(self.pointer)
+        return rate
+
+    def multiply_add_rate(self):
+        """Float operations a second that this model's threads do in registers (an FMA is two)."""
+        cdef double rate
+        with self.held(), nogil:
+            rate = gpt2c_measure_multiply_add(self.pointer)
+        return rate
+
+    def sequence(self):
+        """An empty sequence."""
+        self.check_held_or_open()
+        return Sequence(self)
+
+    def job(
+        self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top=None, sequence=None,
+        drafts=None,
+    ):
+        """A text to be continued from ids by `run`; sequence, which it takes, has the first.
+
+        plan and drafts are of gpt2c.engine.types. With n_top its tokens are scored, with as many
+        alternatives.
+        """
+        return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence, drafts)
+
+    def score(
+        self, list sequences not None, list ids not None, list targets not None, int n_top,
+    ):
+        """Feeds each sequence its ids, and scores the last len(targets) tokens that follow them.
+
+        ids and targets are int32 arrays, those of a sequence at least as many ids as targets.
+        Returns what is said of all targets in order: arrays of SCORE_TYPE [n] and of TOP_TYPE
+        [n, n_top].
+        """
+        if not len(sequences) == len(ids) == len(targets) > 0:
+            raise OptionError("score takes ids and targets for each of at least one sequence")
+        return Scoring(self, sequences, ids, targets, n_top).run()
+
+    def log_probs(self, list sequences not None, const int32_t[::1] ids not None):
+        """Feeds each sequence one id; float32 [n, n_vocab], log-probabilities of what follows."""
+        cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
+        cdef gpt2c_status status = GPT2C_OK
+        cdef Scratch scratch = None
+        cdef Sequence sequence
+        cdef Py_ssize_t n = len(sequences), done = 0
+        cdef int32_t i, n_rows
+        if not n == ids.shape[0] > 0:
+            raise OptionError("log_probs takes an id for each of at least one sequence")
+        try:
+            rows = np.empty((n, self.n_vocab), dtype=np.float32)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for {n} rows of logits ({error})") from None
+        cdef float[:, ::1] view = rows
+        claimed = []
+        try:
+            scratch = self.begin()
+            for sequence in sequences:
+                if sequence.model is not self:
+                    raise OptionError("log_probs takes its own sequences")
+                sequence.claim()
+                claimed.append(sequence)
+            while done < n:
+                n_rows = <int32_t>min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
+                for i in range(n_rows):
+                    sequence = sequences[done + i]
+                    feeds[i] = gpt2c_feed(sequence.pointer, &ids[done + i], 1, GPT2C_LOGITS_LAST)
+                with nogil:
+                    status = gpt2c_forward(
+                        self.pointer, scratch.pointer, feeds, n_rows, &view[done, 0]
+                    )
+                    if status == GPT2C_OK:
+                        gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
+                raise_status(status, "feeding tokens")
+                done += n_rows
+                PyErr_CheckSignals()
+        finally:
+            for sequence in claimed:
+                sequence.release()
+            if scratch is not None:
+                self.end(scratch)
+        return rows
+
+    def forward(self, const int32_t[::1] ids not None, shown, logit_rows, show):
+        """Feeds a whole text, and shows it between the steps.
+
+        shown are (point, block) of BLOCK_POINTS and MODEL_POINTS, block 0 of the latter; show is of
+        engine_types.Show. float32 [n, n_vocab], the logits of the rows where logit_rows [n_ids] is
+        true.
+        """
+        return Probing(self, ids, shown, logit_rows, show).run()
+
+    def run(self, list jobs not None, int max_steps):
+        """Advances the jobs until one finishes or tokens were generated for them max_steps times."""
+        cdef int n_jobs = len(jobs)
+        cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
+        if pointers == NULL:
+            raise CacheMemoryError("not enough memory to run the jobs")
+        cdef Job job
+        cdef Scratch scratch = None
+        cdef int32_t n_steps = 0
+        cdef gpt2c_status status = GPT2C_OK
+        cdef bint running = True
+        cdef int n_claimed = 0
+        cdef gpt2c_drafter *drafter = NULL
+        cdef Model other = None
+        thread = get_ident()
+        try:
+            drafts = drafts_of(jobs)
+            if drafts is not None and drafts.model is not None:
+                other = held_draft_model(drafts.model, thread)
+            scratch = self.begin()
+            for i in range(n_jobs):
+                job = jobs[i]
+                if job is None:
+                    raise OptionError("run takes jobs; found None")
+                job.check_model(self)
+                job.sequence.claim()
+                n_claimed += 1
+                pointers[i] = &job.job
+            while running:
+                if drafts is not None:
+                    if self.needs_draft(drafts) and is_under_way(jobs, drafts):
+                        self.make_draft(is_needed=not drafts.lookup)
+                    drafter = scratch.set_drafts(self, drafts)
+                with nogil:
+                    status = gpt2c_run(
+                        self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
+                        SIGNAL_INTERVAL, &n_steps,
+                    )
+                raise_status(status, "a cache page or the logits")
+                max_steps -= n_steps
+                running = max_steps > 0
+                for i in range(n_jobs):
+                    job = jobs[i]
+                    running = running and job.job.finish == GPT2C_RUNNING and not job.cancelled
+                PyErr_CheckSignals()
+        finally:
+            free(pointers)
+            for i in range(n_claimed):
+                job = jobs[i]
+                job.sequence.release()
+            if scratch is not None:
+                self.end(scratch)
+            if other is not None:
+                other.let_go(thread)
+
+    def held(self):
+        """Keeps the weights until the end of the block, even if the model is closed meanwhile.
+
+        What is held in a block of the same thread may be held again after that.
+        """
+        return Held(self)
+
+    cdef dict current_holders(self):
+        """The holders that are threads of this process, not of one that it was forked from."""
+        while self.n_forks < len(forking_threads):
+            thread = forking_threads[self.n_forks]
+            n = self.holders.get(thread)
+            self.holders = {} if n is None else {thread: n}
+            self.n_forks += 1
+        return self.holders
+
+    cdef int hold(self, thread) except -1:
+        holders = self.current_holders()
+        holders[thread] = holders.get(thread, 0) + 1
+        return 0
+
+    cdef int let_go(self, thread) except -1:
+        holders = self.current_holders()
+        n = holders.get(thread, 0)
+        if n > 1:
+            holders[thread] = n - 1
+        else:
+            holders.pop(thread, None)
+        return self.free_if_idle()
+
+    cdef int check_held_or_open(self) except -1:
+        if get_ident() not in self.current_holders():
+            self.check_open()
+        return 0
+
+    def check_open(self):
+        """Raises ClosedError after close."""
+        if self.closed:
+            raise ClosedError("the model was closed")
+
+    def close(self):
+        """Frees the weights once running calls are done."""
+        self.closed = True
+        self.free_if_idle()
+
+    cdef Scratch begin(self):
+        """Registers a running call and gives it buffers."""
+        if self.pointer == NULL:
+            raise ClosedError("the model was closed")
+        cdef Scratch scratch
+        if self.free_scratches:
+            scratch = self.free_scratches.pop()
+        else:
+            scratch = Scratch.__new__(Scratch)
+            raise_status(
+                gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer), "scratch buffers"
+            )
+        self.hold(get_ident())
+        return scratch
+
+    cdef int end(self, Scratch scratch) except -1:
+        if not self.closed:
+            self.free_scratches.append(scratch)
+        return self.let_go(get_ident())
+
+    cdef int free_if_idle(self) except -1:
+        if self.closed and not self.current_holders():
+            self.free_scratches = []
+            gpt2c_model_free(self.draft)
+            gpt2c_model_free(self.pointer)
+            self.pointer = self.draft = NULL
+        return 0
+
+
+cdef Model held_draft_model(Model model, thread):
+    model.check_open()
+    model.hold(thread)
+    return model
+
+
+cdef object drafts_of(list jobs):
+    """What the jobs' drafts are, where they all have the same."""
+    cdef Job job
+    drafts = None
+    for index, each in enumerate(jobs):
+        if each is None:
+            return None
+        job = each
+        if index == 0:
+            drafts = job.drafts
+        elif job.drafts is not drafts:
+            return None
+    return drafts
+
+
+cdef bint is_under_way(list jobs, drafts) except -1:
+    """Whether a text is so long that packing the weights for drafts can still pay."""
+    cdef Job job
+    for job in jobs:
+        if drafts.n_tokens or job.job.n_tokens >= DRAFT_AFTER:
+            return True
+    return False
+
+
+cdef class Sequence:
+    """Tokens that were fed, as keys and values in pages of the cache."""
+
+    cdef gpt2c_sequence *pointer
+    cdef readonly Model model
+    cdef object user  # the thread whose call has this sequence
+    cdef Py_ssize_t n_forks  # before that call
+
+    def __cinit__(self, Model model not None):
+        self.model = model
+        if model.pointer == NULL:
+            raise ClosedError("the model was closed")
+        raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
+
+    def __dealloc__(self):
+        gpt2c_sequence_free(self.pointer)
+
+    @property
+    def length(self):
+        """How many tokens were fed."""
+        return gpt2c_sequence_length(self.pointer)
+
+    cdef int claim(self) except -1:
+        """Takes the sequence for a call of this thread; `release` gives it back."""
+        if self.user is not None:
+            if is_of_this_process(self.user, self.n_forks):
+                raise OptionError("this session is in use by another thread; copy() it first")
+            gpt2c_sequence_forget_call(self.pointer)
+        self.user, self.n_forks = get_ident(), len(forking_threads)
+        return 0
+
+    cdef int release(self) noexcept:
+        self.user = None
+        return 0
+
+    def feed(self, const int32_t[::1] ids not None, int n_logits):
+        """Feeds ids; float32 [n_logits, n_vocab] of the last n_logits (0, 1 or all) of them."""
+        cdef Py_ssize_t n = ids.shape[0], done = 0, chunk
+        if n == 0 or n_logits not in (0, 1, n):
+            raise OptionError(f"feed takes at least one token; found {n}")
+        try:
+            logits = np.empty((n_logits, self.model.n_vocab), dtype=np.float32)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory for {n_logits} rows of logits ({error})") from None
+        cdef float[:, ::1] view = logits
+        cdef gpt2c_feed feed
+        cdef gpt2c_status status
+        cdef float *out
+        feed.sequence = self.pointer
+        self.claim()
+        cdef int32_t had = gpt2c_sequence_length(self.pointer)
+        cdef Scratch scratch = None
+        try:
+            scratch = self.model.begin()
+            while done < n:
+                chunk = min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
+                feed.tokens = &ids[done]
+                feed.n_tokens = <int32_t>chunk
+                out = NULL
+                if n_logits == n:
+                    feed.wanted = GPT2C_LOGITS_ALL
+                    out = &view[done, 0]
+                elif n_logits == 1 and done + chunk == n:
+                    feed.wanted = GPT2C_LOGITS_LAST
+                    out = &view[0, 0]
+                else:
+                    feed.wanted = GPT2C_LOGITS_NONE
+                with nogil:
+                    status = gpt2c_forward(self.model.pointer, scratch.pointer, &feed, 1, out)
+                raise_status(status, f"feeding {n} tokens after {had}")
+                done += chunk
+                PyErr_CheckSignals()
+        except BaseException:
+            gpt2c_sequence_truncate(self.pointer, had)
+            raise
+        finally:
+            self.release()
+            if scratch is not None:
+                self.model.end(scratch)
+        return logits
+
+    def truncate(self, int length):
+        """Forgets all but the first length tokens."""
+        self.claim()
+        try:
+            raise_status(
+                gpt2c_sequence_truncate(self.pointer, length), f"truncating to {length} tokens"
+            )
+        finally:
+            self.release()
+
+    def copy(self):
+        """A sequence that shares this one's pages until either writes to them."""
+        cdef Sequence other = Sequence(self.model)
+        self.claim()
+        try:
+            gpt2c_sequence_free(other.pointer)
+            other.pointer = NULL
+            raise_status(gpt2c_sequence_copy(self.pointer, &other.pointer), "a copy")
+        finally:
+            self.release()
+        return other
+
+
+include "_scoring.pxi"
+include "_probing.pxi"
+include "_job.pxi"
+include "_kernels.pxi"

@@ -1,0 +1,380 @@
+"""The engine's interface on the NumPy oracle: ``backend="numpy"``.
+
+It runs where the compiled engine cannot, with the same options and the same results up to
+rounding; see ``_engine.pyi`` for what each class and method is.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Collection
+from threading import local
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.engine.types import MODEL_POINTS, Drafts, Plan, Scores, Show
+from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
+from gpt2c.oracle.reference import Past, gpt2
+from gpt2c.oracle.sampling import Sampler
+from gpt2c.oracle.scoring import log_probabilities, token_scores
+from gpt2c.weights.checkpoint.source import tensor_shapes
+from gpt2c.weights.config import GPT2Config
+
+SCORE_ROWS = 48  # whose logits are held at a time
+
+
+class _Weights(dict[str, NDArray[Any]]):
+    """Tensors by name; unlike a dict's, there can be weak references to them."""
+
+
+class Model:
+    """A model's weights as NumPy arrays.
+
+    They live as long as something refers to them: the model until it is closed, and whatever holds
+    them meanwhile. So there is nothing that an interrupt could leave undone, and no lock.
+    """
+
+    isa = "numpy"
+    n_threads = 1  # of ours; what NumPy's BLAS runs on is its own affair
+
+    def __init__(self, config: GPT2Config, dtype: str = "float32") -> None:
+        """All weights zero until they are loaded."""
+        self.config = config
+        self.dtype = dtype
+        self.n_vocab = config.vocab_size
+        self.n_positions = config.n_positions
+        self.n_layer = config.n_layer
+        weights = _Weights(
+            {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
+        )
+        self._own: _Weights | None = weights
+        self._living = weakref.ref(weights)
+        self._threads = local()  # `held`: a weak reference to the outermost hold of a thread
+
+    @property
+    def weights(self) -> _Weights:
+        """Those of an open model, or of one that is held; raises ClosedError."""
+        weights = self._living()
+        if weights is None:
+            raise ClosedError("the model was closed")
+        return weights
+
+    def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
+        """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
+        weight = self.weights[name]
+        weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)] = rows
+
+    def read(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
+        """Fills rows with those of a tensor from the begin-th on."""
+        with self.held():
+            weight = self.weights[name]
+            rows[:] = weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the weights."""
+        weights = self._living()
+        return sum(weight.nbytes for weight in weights.values()) if weights is not None else 0
+
+    def stream_rate(self) -> float:
+        """Not a number: the machine's limits are measured by the compiled engine."""
+        return math.nan
+
+    def multiply_add_rate(self) -> float:
+        """Not a number."""
+        return math.nan
+
+    def sequence(self) -> Sequence:
+        """An empty sequence."""
+        if self._outer_hold() is None:
+            self.check_open()
+        return Sequence(self)
+
+    def job(
+        self,
+        ids: NDArray[np.int32],
+        max_new_tokens: int,
+        plan: Plan,
+        seed: int,
+        sample: int,
+        stop_ids: NDArray[np.int32],
+        n_top: int | None = None,
+        sequence: Sequence | None = None,
+        drafts: Drafts | None = None,
+    ) -> Job:
+        """A text to be continued from ids by `run`; sequence, which it takes, has the first.
+
+        Drafts, which never show in a text, are none here.
+        """
+        sampler = Sampler(plan, seed, sample, len(ids))
+        stops = frozenset(stop_ids.tolist())
+        return Job(ids, max_new_tokens, sampler, stops, n_top, sequence or self.sequence())
+
+    def run(self, jobs: list[Job], max_steps: int) -> None:
+        """Advances the jobs until one finishes or max_steps tokens were generated for each."""
+        for _ in range(max_steps):
+            for job in jobs:
+                job.step()
+            if any(job.finish_reason or job.cancelled for job in jobs):
+                return
+
+    def score(
+        self,
+        sequences: list[Sequence],
+        ids: list[NDArray[np.int32]],
+        targets: list[NDArray[np.int32]],
+        n_top: int,
+    ) -> Scores:
+        """Feeds each sequence its ids, and scores the last len(targets) tokens that follow them."""
+        parts = []
+        for sequence, fed, asked in zip(sequences, ids, targets, strict=True):
+            n_unscored = len(fed) - len(asked)
+            if n_unscored:
+                sequence.feed(fed[:n_unscored], 0)
+            # In pieces: the logits of a whole text are not stored.
+            for begin in range(0, len(asked), SCORE_ROWS):
+                rows = slice(begin, begin + SCORE_ROWS)
+                logits = sequence.feed(fed[n_unscored:][rows], len(asked[rows]))
+                parts.append(token_scores(logits, asked[rows], n_top))
+        if not parts:
+            parts.append(token_scores(np.empty((0, self.n_vocab)), np.empty(0, dtype=int), n_top))
+        scores, top = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(top)
+
+    def log_probs(self, sequences: list[Sequence], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Feeds each sequence one id; float32 [n, n_vocab], log-probabilities of what follows."""
+        rows = [s.feed(ids[i : i + 1], 1) for i, s in enumerate(sequences)]
+        return log_probabilities(np.concatenate(rows)).astype(np.float32)
+
+    def forward(
+        self,
+        ids: NDArray[np.int32],
+        shown: Collection[tuple[str, int]],
+        logit_rows: NDArray[np.bool_],
+        show: Show,
+    ) -> NDArray[np.float32]:
+        """Feeds a whole text, and shows it between the steps; the logits that logit_rows asks for.
+
+        shown are (point, block) of BLOCK_POINTS and MODEL_POINTS, block 0 of the latter.
+        """
+        places = {_name(*place): place for place in shown}
+        n = len(ids)
+
+        def record(name: str, value: NDArray[Any]) -> None:
+            if name not in places:
+                return
+            point, block = places[name]
+            if point in ("q", "k", "v"):
+                rows = value.swapaxes(0, 1).reshape(n, -1)  # [n, n_head * head_dim]
+                show(point, block, rows)
+                value[:] = rows.reshape(n, *value.shape[::2]).swapaxes(0, 1)
+            elif point in ("scores", "probs"):
+                show(point, block, value.reshape(-1, n))
+            elif point == "logits":
+                rows = value[logit_rows]
+                show(point, block, rows)
+                value[logit_rows] = rows
+            else:
+                show(point, block, value)
+
+        with self.held(), np.errstate(over="ignore", invalid="ignore"):
+            try:
+                logits = gpt2(ids, self.weights, self.config, record=record)
+            except MemoryError as error:
+                raise CacheMemoryError(f"not enough memory for {n} tokens ({error})") from None
+        return logits[logit_rows].astype(np.float32)
+
+    def held(self) -> _Held:
+        """Keeps the weights until the end of the block, even if the model is closed meanwhile.
+
+        What is held in a block of the same thread may be held again after that.
+        """
+        outer = self._outer_hold()
+        weights = self._own if outer is None else outer.weights
+        if weights is None:
+            raise ClosedError("the model was closed")
+        hold = _Held(weights)
+        if outer is None:
+            self._threads.held = weakref.ref(hold)
+        return hold
+
+    def _outer_hold(self) -> _Held | None:
+        """The hold in whose block this thread is."""
+        reference = getattr(self._threads, "held", None)
+        hold = reference() if reference is not None else None
+        return None if hold is None or hold.weights is None else hold
+
+    def close(self) -> None:
+        """Frees the weights once running calls are done."""
+        self._own = None
+
+    def check_open(self) -> None:
+        """Raises ClosedError after close."""
+        if self._own is None:
+            raise ClosedError("the model was closed")
+
+
+class _Held:
+    """A hold on weights for a with block: what refers to it keeps them, and nothing else does."""
+
+    def __init__(self, weights: _Weights) -> None:
+        self.weights: _Weights | None = weights
+
+    def __enter__(self) -> None:
+        """Nothing more: an interrupt may come before or after."""
+
+    def __exit__(self, *error: object) -> None:
+        self.weights = None
+
+
+def _name(point: str, block: int) -> str:
+    """What gpt2c.oracle.reference calls a point."""
+    return point if point in MODEL_POINTS else f"h.{block}.{point}"
+
+
+class Sequence:
+    """Tokens that were fed, as keys and values."""
+
+    def __init__(self, model: Model) -> None:
+        """No tokens yet."""
+        self.model = model
+        self.length = 0
+        self.past: Past = []
+
+    def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
+        """Feeds ids; float32 [n_logits, n_vocab] of the last n_logits of them."""
+        model = self.model
+        n = len(ids)
+        if n == 0:
+            raise OptionError("feed takes at least one token; found 0")
+        if self.length + n > model.n_positions:
+            raise ContextError(f"feeding {n} tokens after {self.length}: more than the context")
+        if ids.min() < 0 or ids.max() >= model.n_vocab:
+            raise OptionError(f"token ids must be in 0..{model.n_vocab - 1}")
+        # A copy of the list: an interrupted call leaves the sequence as it was.
+        past = list(self.past)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = gpt2(ids, model.weights, model.config, self.length, past)
+        except MemoryError as error:
+            raise CacheMemoryError(f"not enough memory to feed {n} tokens ({error})") from None
+        self.past = past
+        self.length += n
+        return logits[n - n_logits :].astype(np.float32)
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first length tokens."""
+        if not 0 <= length <= self.length:
+            raise OptionError(f"truncating to {length} tokens: there are {self.length}")
+        self.past = [(k[:, :length], v[:, :length]) for k, v in self.past] if length else []
+        self.length = length
+
+    def copy(self) -> Sequence:
+        """A sequence that shares this one's arrays, which are never written in place."""
+        self.model.check_open()
+        other = Sequence(self.model)
+        other.length = self.length
+        other.past = list(self.past)
+        return other
+
+
+class Job:
+    """One text being continued."""
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        max_new_tokens: int,
+        sampler: Sampler,
+        stop_ids: frozenset[int],
+        n_top: int | None,
+        sequence: Sequence,
+    ) -> None:
+        """Nothing more is fed before the first step."""
+        self.sequence = sequence
+        self.finish_reason: str | None = None
+        self.end_id: int | None = None
+        self.cancelled = False
+        self._prompt = ids.tolist()
+        self._next = ids[sequence.length :]
+        self._sampler = sampler
+        self._stop_ids = stop_ids
+        self._max_new_tokens = max_new_tokens
+        self._n_top = n_top
+        self._scores: list[Scores] = []
+        self._ids: list[int] = []
+
+    def cancel(self) -> None:
+        """Makes a `run` of this job in another thread return soon."""
+        self.cancelled = True
+
+    def prefill(self, n: int) -> None:
+        """Feeds the prompt's first n ids, less than all, unless that was done."""
+        if (n_new := n - self.sequence.length) > 0:
+            self.sequence.feed(self._next[:n_new], 0)
+            self._next = self._next[n_new:]
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens were generated."""
+        return len(self._ids)
+
+    @property
+    def draft_counts(self) -> tuple[int, int, int]:
+        """A forward call for each token, and no drafts."""
+        return len(self._ids), 0, 0
+
+    def new_ids(self, begin: int = 0) -> list[int]:
+        """The tokens generated, from the begin-th on."""
+        return self._ids[begin:]
+
+    def scores(self) -> Scores:
+        """What the model says of the tokens generated."""
+        none = token_scores(np.empty((0, 1)), np.empty(0, dtype=int), self._n_top or 0)
+        scores, top = zip(none, *self._scores, strict=True)
+        return np.concatenate(scores), np.concatenate(top)
+
+    def step(self) -> None:
+        """Feeds what is next and chooses one token."""
+        logits = self.next_logits()
+        if np.isnan(logits).any():
+            self.finish_reason = "nan"
+        else:
+            self.advance(logits, logits)
+
+    def next_logits(self) -> NDArray[np.float32]:
+        """Feeds what is next; [n_vocab], the logits of the token to be chosen."""
+        logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
+        return logits
+
+    def process(
+        self, logits: NDArray[np.float32], new_ids: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity.
+
+        With new_ids the text is the job's prompt and these, instead of the tokens generated.
+        """
+        new = self._ids if new_ids is None else new_ids.tolist()
+        processed: NDArray[np.float32] = self._sampler.process(logits, [*self._prompt, *new])
+        return processed
+
+    def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
+        """Chooses the next token from logits [n_vocab]; `own` are the model's, for its score."""
+        token = self._sampler.choose(logits, [*self._prompt, *self._ids])
+        if token is None:
+            self.finish_reason = "nothing"
+            return
+        if token in self._stop_ids:
+            self.finish_reason, self.end_id = "stop", token
+            return
+        if self._n_top is not None:
+            self._scores.append(token_scores(own[None], np.array([token]), self._n_top))
+        self._ids.append(token)
+        self._next = np.array([token], dtype=np.int32)
+        if len(self._ids) == self._max_new_tokens:
+            self.finish_reason = "length"
+        elif self.sequence.length == self.sequence.model.n_positions:
+            self.finish_reason = "context"

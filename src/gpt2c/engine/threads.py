@@ -1,0 +1,123 @@
+"""How many threads to use: what this process may, not what the machine has."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from gpt2c.checks.options import integer
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import OptionError
+
+MAX_THREADS: Final = 256
+# OpenMP's list has a number for each level of nested parallelism; we have one level.
+_OPENMP_LIST: Final = re.compile(r"\s*\+?\d{1,18}\s*(,\s*\+?\d{1,18}\s*)*", re.ASCII)
+
+
+def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
+    """The number of threads and why.
+
+    The requested number, else the environment's GPT2C_THREADS, else its OMP_NUM_THREADS (the first
+    number of a list; ignored if OpenMP would ignore it), else the least of: the CPUs that this
+    process may run on, its control group's quota (rounded down, but at least 1), and the physical
+    cores among those CPUs. Two threads on one core share its arithmetic units, and a thread beyond
+    the quota makes all of them wait.
+
+    Raises OptionError or OptionTypeError where what is asked for is not from 1 to 256.
+    """
+    if requested is not None:
+        return integer("threads", requested, 1, MAX_THREADS), "asked for by threads="
+    if named := os.environ.get("GPT2C_THREADS"):
+        if not (named.isascii() and named.isdigit() and len(named) <= 4):
+            raise OptionError(f"GPT2C_THREADS is {show(named)}; it must be from 1 to {MAX_THREADS}")
+        n = integer("GPT2C_THREADS", int(named), 1, MAX_THREADS)
+        return n, "asked for by GPT2C_THREADS"
+    if (n_openmp := _openmp_threads()) is not None:
+        return min(n_openmp, MAX_THREADS), "asked for by OMP_NUM_THREADS"
+    cpus = _allowed_cpus()
+    limits = [(len(cpus), "CPUs that this process may use")]
+    if (cores := _physical_cores(cpus, root)) is not None:
+        limits.append((cores, "physical cores that this process may use"))
+    if (quota := _quota(root)) is not None:
+        limits.append((max(1, int(quota)), f"the control group's quota of {quota:g} CPUs"))
+    n, why = min(limits, key=lambda limit: limit[0])
+    return min(n, MAX_THREADS), why
+
+
+def _openmp_threads() -> int | None:
+    """The number in OMP_NUM_THREADS; None if OpenMP would ignore its value."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if not _OPENMP_LIST.fullmatch(named):
+        return None
+    counts = [int(count) for count in named.split(",")]
+    return counts[0] if all(counts) else None
+
+
+def _allowed_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(cpus: set[int], root: Path) -> int | None:
+    """Cores among these CPUs; None where the system does not tell."""
+    cores = set()
+    for cpu in cpus:
+        file = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        siblings = _read(file)
+        if not siblings:
+            return None
+        cores.add(siblings)
+    return len(cores)
+
+
+def _quota(root: Path) -> float | None:
+    """CPUs that the control group, or one that it is in, allows; None where none does."""
+    quotas = [*_quotas_v2(root), *_quotas_v1(root)]
+    return min(quotas, default=None)
+
+
+def _groups(root: Path, controller: str) -> list[str]:
+    """This process's group in a hierarchy, "" being version 2's, and all that it is in."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controller in controllers.split(","):
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            return ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]
+    return [""]
+
+
+def _quotas_v2(root: Path) -> list[float]:
+    """cpu.max is "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
+    quotas = []
+    for group in _groups(root, ""):
+        quota, _, period = _read(root / "sys/fs/cgroup" / group / "cpu.max").partition(" ")
+        quotas += _ratio(quota, period)
+    return quotas
+
+
+def _quotas_v1(root: Path) -> list[float]:
+    """cpu.cfs_quota_us is -1 where there is no quota."""
+    quotas = []
+    for mount in ("cpu", "cpu,cpuacct"):
+        for group in _groups(root, "cpu"):
+            folder = root / "sys/fs/cgroup" / mount / group
+            quota = _read(folder / "cpu.cfs_quota_us")
+            quotas += _ratio(quota, _read(folder / "cpu.cfs_period_us"))
+    return quotas
+
+
+def _ratio(quota: str, period: str) -> list[float]:
+    if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
+        return [int(quota) / int(period)]
+    return []
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError):
+        return ""

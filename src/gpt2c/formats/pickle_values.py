@@ -1,0 +1,171 @@
+"""The values that a pickle is read into: plain values, and records of everything else.
+
+A record keeps the name that the file gives, with its arguments, state and contents. The name is
+never imported or called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from gpt2c.checks.untrusted import show
+
+_MAX_PAIRS: Final = 100_000
+
+
+class PickleError(ValueError):
+    """A malformed or unsafe pickle; the message continues a sentence after the file's name."""
+
+
+class Global:
+    """A name in the file, such as "collections.OrderedDict". Nothing is imported."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        """path is "module.name"."""
+        self.path = path
+
+
+class Record:
+    """Stands for an object of an unknown class or the result of an unknown call.
+
+    arguments are those of the call; state sets the object's attributes; entries and items were
+    added to it as to a dict and a list.
+    """
+
+    __slots__ = ("arguments", "entries", "items", "path", "problem", "state")
+
+    def __init__(
+        self, path: str, arguments: tuple[Any, ...] = (), problem: str | None = None
+    ) -> None:
+        """problem says, after "has", why a known object cannot be used."""
+        self.path = path
+        self.arguments = arguments
+        self.problem = problem
+        self.state: Any = None
+        self.entries: dict[Any, Any] | None = None
+        self.items: list[Any] | None = None
+
+
+class OddKey:
+    """A dict key that is neither a string nor a small integer.
+
+    Keys are compared by identity: a file could choose keys with equal hashes that take forever to
+    compare.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        """`value` is the key in the file."""
+        self.value = value
+
+
+def describe(value: object) -> str:
+    """A value for a message, never with a container's contents: it may contain itself."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return show(value)
+    if isinstance(value, Record):
+        return f"an object of {show(value.path)}"
+    if isinstance(value, Global):
+        return f"the name {show(value.path)}"
+    if isinstance(value, OddKey):
+        return describe(value.value)
+    return f"a {type(value).__name__}"
+
+
+def entries_of(value: object) -> Mapping[Any, Any] | None:
+    """The entries of a dict, or of an object derived from dict; None for other values."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, Record):
+        return None
+    # Python 2 wrote an OrderedDict as a call with a list of pairs. Convert it only once: a file may
+    # refer to it any number of times.
+    if value.entries is None and value.path == "collections.OrderedDict" and value.arguments:
+        value.entries, value.arguments = _of_pairs(value.arguments[0]), ()
+    return value.entries
+
+
+def _of_pairs(pairs: object) -> dict[Any, Any] | None:
+    if not isinstance(pairs, list) or len(pairs) > _MAX_PAIRS:
+        return None
+    result = {}
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            return None
+        result[pair[0]] = pair[1]
+    return result
+
+
+def _namings(value: object) -> tuple[Mapping[Any, Any], ...]:
+    """The mappings with a value's named parts: entries, attributes, or OmegaConf's content.
+
+    Nothing is copied: a file may refer to one value any number of times.
+    """
+    entries = entries_of(value)
+    if entries:
+        return (entries,)
+    state = value.state if isinstance(value, Record) else None
+    if isinstance(state, dict):
+        content = state.get("_content")
+        return (content,) if isinstance(content, dict) else (state,)
+    # The state of a class with __slots__ is a pair: its __dict__ or None, and its slots.
+    if isinstance(state, tuple) and len(state) == 2:
+        return tuple(part for part in state if isinstance(part, dict))
+    return ()
+
+
+def has_fields(value: object, names: Iterable[str]) -> bool:
+    """Whether a configuration (see :func:`fields_of`) has all these fields."""
+    namings = _namings(value)
+    return all(any(name in naming for naming in namings) for name in names)
+
+
+def fields_of(value: object, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """The named values of a configuration: a dict, an object, or one of OmegaConf's.
+
+    names selects fields; None means all. NumPy integers become int.
+    """
+    found = {}
+    for naming in _namings(value):
+        for key in naming if names is None else names:
+            if isinstance(key, str) and key in naming:
+                found[key] = _plain(naming[key])
+    return found
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, Record):
+        return value
+    if value.path.startswith("omegaconf.") and isinstance(value.state, dict):
+        return value.state.get("_val", value)
+    number = _numpy_integer(value)
+    return value if number is None else number
+
+
+def _numpy_integer(value: Record) -> int | None:
+    """The value of a NumPy integer, stored as dtype and bytes; None for anything else."""
+    if not value.path.endswith("core.multiarray.scalar") or len(value.arguments) != 2:
+        return None
+    dtype, raw = value.arguments
+    # Before protocol 3, bytes are stored as a call that encodes a string.
+    if isinstance(raw, Record) and raw.path == "_codecs.encode" and raw.arguments:
+        text = raw.arguments[0]
+        is_bytes = isinstance(text, str) and len(text) <= 8 and all(ord(c) < 256 for c in text)
+        raw = text.encode("latin-1") if is_bytes else None
+    kind = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
+    if kind not in ("i4", "i8", "u4", "u8", "i2", "u2", "i1", "u1"):
+        return None
+    if not isinstance(raw, bytes) or len(raw) != int(kind[1]):
+        return None
+    return int.from_bytes(raw, "little", signed=kind[0] == "i")
+
+
+def module_of(value: object) -> str | None:
+    """The class name of a pickled torch module; None for anything else."""
+    if isinstance(value, Record) and has_fields(value, ("_modules", "_parameters")):
+        return value.path
+    return None

@@ -1,0 +1,1 @@
+"""How sequences are continued: options, prompts, stops, streams."""

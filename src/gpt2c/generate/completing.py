@@ -1,0 +1,173 @@
+"""From prompts and options to requests for the engine, and from its results to completions."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generate.drafting import checked_drafts
+from gpt2c.generate.options import Completion, Logprobs, Options
+from gpt2c.generate.prompts import Prompt, fit_context, is_single
+from gpt2c.generate.stops import Stops
+from gpt2c.schedule.batching import Request, Result, TextBatch, run_requests
+from gpt2c.schedule.searching import SearchBatch
+from gpt2c.weights.progress import with_bar
+
+if TYPE_CHECKING:
+    from gpt2c.model import GPT2
+
+
+class Completer:
+    """One call of GPT2.complete, or of what is made of it."""
+
+    def __init__(self, model: GPT2, options: Options) -> None:
+        """The call's time begins now."""
+        self._model, self._engine, self._options = model, model._engine, options
+        self._stops = self._new_stops()
+        self._drafts = None
+        if options.logits_processor is None:  # which sees, and may change, every token's logits
+            draft, n_tokens = options.draft, options.num_assistant_tokens
+            self._drafts = checked_drafts(model, draft, n_tokens)
+
+    def all(self, prompts: Any) -> list[Any]:
+        """A completion for each prompt of a list; a single one is a list of one."""
+        options = self._options
+        prompt_list = [prompts] if is_single(prompts) else list(prompts)
+        if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
+            raise OptionError(
+                f"seed is a list of {len(options.seeds)}; it must have one for each of the "
+                f"{len(prompt_list)} prompts"
+            )
+        requests = [r for i, p in enumerate(prompt_list) for r in self.requests(p, i)]
+        with self._engine.held():
+            results = self._run(requests)
+            if options.progress:
+                results = with_bar(results, len(requests))
+            pairs = zip(requests, list(results), strict=True)
+        return list(self._grouped(pairs))
+
+    def each(self, prompts: Iterator[Prompt]) -> Iterator[Any]:
+        """The same for an iterator, lazily."""
+        options = self._options
+        begun: deque[Request] = deque()
+
+        def requests() -> Iterator[Request]:
+            for index, prompt in enumerate(prompts):
+                if not is_single(prompt) and len(prompt):
+                    raise OptionTypeError(
+                        f"prompt {index} of the iterator is a list of prompts; it must be one, a "
+                        "text or token ids"
+                    )
+                for request in self.requests(prompt, index):
+                    begun.append(request)
+                    yield request
+
+        results = self._run(requests())
+        if options.progress:
+            results = with_bar(results, None)
+        return self._grouped((begun.popleft(), result) for result in results)
+
+    def _run(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
+        """The texts of each request: a beam search has several."""
+        options = self._options
+        if options.beams is not None:
+            searches = SearchBatch(self._engine, options.batch_size, options.beams)
+            return run_requests(searches, requests)
+        texts = TextBatch(self._engine, options.batch_size)
+        return ([result] for result in run_requests(texts, requests))
+
+    def _grouped(self, pairs: Iterable[tuple[Request, list[Result]]]) -> Iterator[Any]:
+        """A completion for each prompt; where num_return_sequences is given, a list of them."""
+        group: list[Completion] = []
+        first: Result | None = None  # of the group: it has the prompt's scores
+        n_requests = 0
+        for request, results in pairs:
+            for number, result in enumerate(results):
+                first = result if first is None or not group else first
+                group.append(self._completion(request, result, first, request.sample + number))
+            n_requests += 1
+            if n_requests == self._options.n_samples:
+                yield group if self._options.num_return_sequences is not None else group[0]
+                group, n_requests = [], 0
+
+    def _completion(
+        self, request: Request, result: Result, first: Result, sample: int
+    ) -> Completion:
+        text = None
+        if request.is_text:
+            raw = b"".join(map(self._model._token_bytes, result.ids))[: result.end]
+            text = raw.decode("utf-8", "replace")
+        scores, echoed = Logprobs.of(result.scores), Logprobs()
+        if self._options.echo and first.finish_reason != "time":
+            n_prompt = 0 if request.is_empty else len(request.ids)
+            echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
+        return Completion(
+            text, result.ids, result.finish_reason, request.seed, sample,
+            scores.logprobs, scores.top, echoed.logprobs, echoed.top, *result.draft_counts,
+            result.sequence_score, result.end_id,
+        )  # fmt: skip
+
+    def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:
+        """One for each of the prompt's texts."""
+        model, options = self._model, self._options
+        where = f"prompt {index}"
+        ids = model._encode(prompt, where)
+        is_empty = len(ids) == 0
+        if is_empty:
+            ids = np.array([model._start_id(where)], dtype=np.int32)
+        n_positions = model.config.n_positions
+        if options.overflow == "slide" and len(ids) > n_positions:
+            ids = ids[-max(n_positions // 2, 1) :]
+        seed = options.seed_of(index)
+        plan, most = options.plan, options.max_new_tokens
+        most, fewest = options.lengths.new_tokens(len(ids), most)
+        if options.lengths.has_minimum:
+            plan = plan.with_fewest(fewest)
+        for sample in range(options.n_samples):
+            yield Request(
+                index=index,
+                is_text=isinstance(prompt, str),
+                is_empty=is_empty,
+                ids=fit_context(ids, n_positions, most, options.truncate == "left", where),
+                max_new_tokens=most,
+                plan=plan,
+                seed=seed,
+                sample=sample,
+                stop_ids=options.stop_ids,
+                stops=self._stops,
+                n_top=options.logprobs,
+                scores_prompt=options.echo and sample == 0,
+                slides=options.overflow == "slide",
+                logits_processor=options.logits_processor,
+                drafts=self._drafts,
+                n_best=options.n_texts,
+                pad_id=self._pad_id(),
+            )
+
+    def _pad_id(self) -> int | None:
+        """The padding token, or, as in transformers, the first that ends a text."""
+        config = self._model.config
+        ends = config.eos_token_id
+        if config.pad_token_id is not None:
+            return config.pad_token_id
+        if ends is not None:
+            return ends if isinstance(ends, int) else ends[0]
+        return int(self._options.stop_ids[0]) if len(self._options.stop_ids) else None
+
+    def _new_stops(self) -> Stops:
+        """What is watched for in the texts of a call that begins now."""
+        options, tokenizer = self._options, None
+        if options.stop_strings:
+            tokenizer = self._model.tokenizer
+            tokenizer.encode("")  # where there is none, to say so now
+        return Stops(
+            options.stop_strings,
+            self._model._token_bytes if tokenizer else None,
+            None if options.max_time is None else time.monotonic() + options.max_time,
+            options.callback,
+        )

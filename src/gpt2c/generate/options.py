@@ -1,0 +1,347 @@
+"""The options of continuing a text, checked before any work, and what it is continued with."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checks.option_hints import hint
+from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
+from gpt2c.checks.untrusted import show
+from gpt2c.engine.types import Plan, Scores
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generate.beams import BeamOptions, BeamPlan, check_beams
+from gpt2c.generate.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
+from gpt2c.generate.stops import Callback, StopString
+from gpt2c.weights.generation_config import Lengths
+
+# Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
+DEFAULT_BATCH_SIZE: Final = 32
+MOST_LOGPROBS: Final = 128
+_SEED_LIMIT: Final = 2**64
+_LONGEST_TIME: Final = 1e9  # seconds
+_MOST_SEQUENCES: Final = 65536
+
+# (the prompt's and the new ids, logits [n_vocab]) -> logits [n_vocab]
+LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
+
+
+class _LengthOption(TypedDict, total=False):
+    max_new_tokens: int
+
+
+class StreamOptions(_LengthOption, SamplingOptions, total=False):
+    """Keyword arguments of GPT2.stream; see GPT2.complete for what they are."""
+
+    seed: int | None
+    stop_strings: str | Sequence[str] | None
+    stop_token_ids: Sequence[int | str] | None
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
+    truncate: str | None
+    overflow: str
+    draft: Any
+    num_assistant_tokens: int | None
+
+
+class _ListOptions(_LengthOption, SamplingOptions, BeamOptions, total=False):
+    seed: int | Sequence[int] | None
+    stop_strings: str | Sequence[str] | None
+    stop_token_ids: Sequence[int | str] | None
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
+    truncate: str | None
+    overflow: str
+    draft: Any
+    num_assistant_tokens: int | None
+    num_return_sequences: int | None
+    batch_size: int
+    progress: bool
+
+
+class GenerateOptions(_ListOptions, total=False):
+    """Keyword arguments of GPT2.generate; see GPT2.complete for what they are."""
+
+
+class CompleteOptions(_ListOptions, total=False):
+    """Keyword arguments of GPT2.complete."""
+
+    logprobs: int | None
+    echo: bool
+
+
+# Of options that are not None where they are not given.
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "max_new_tokens": 40,
+    "overflow": "stop",
+    "draft": "auto",
+    "batch_size": DEFAULT_BATCH_SIZE,
+    "progress": False,
+    "echo": False,
+}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt was continued with.
+
+    text
+        The new text alone, without the stop string that ended it; None where the prompt was ids.
+    ids
+        The new ids. The token that ended the text is not among them; of those of a stop string
+        only one that also has some of the text before it.
+    finish_reason
+        "length": max_new_tokens were generated; "stop": the model ended the text, or a stop string
+        or token did; "context": the context is full; "time": max_time had passed; "callback": the
+        callback asked for it.
+    seed, sample
+        What reproduces this text: the seed (None where nothing was drawn), and its number among
+        num_return_sequences, of which beam search gives the best first.
+    logprobs, top_logprobs
+        Where they were asked for: each new token's log-probability by the model itself, in nats,
+        and the likeliest ids there with theirs.
+    sequence_score
+        Of beam search: the sum of the text's log-probabilities, after all options, the token that
+        ended it included, divided by its length to the power of length_penalty.
+    passes, drafted, accepted
+        Forward calls of the model for the new tokens, tokens that were drafted for them, and how
+        many of those the model chose too.
+    prompt_logprobs, prompt_top_logprobs
+        With echo=True the same of the prompt's tokens; the first, which nothing precedes, has NaN
+        and no alternatives.
+    end_id
+        The token that ended the text, which is not among ids; None where none did.
+    """
+
+    text: str | None
+    ids: list[int]
+    finish_reason: str
+    seed: int | None
+    sample: int = 0
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[float] | None = None
+    prompt_top_logprobs: list[dict[int, float]] | None = None
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    sequence_score: float | None = None
+    end_id: int | None = None
+
+    @property
+    def new(self) -> str | list[int]:
+        """What generate returns: the text, or, of a prompt that was ids, the ids."""
+        return self.ids if self.text is None else self.text
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """An engine's scores of a text's tokens, as lists; None where they were not asked for."""
+
+    logprobs: list[float] | None = None
+    top: list[dict[int, float]] | None = None
+
+    @classmethod
+    def of(cls, scores: Scores | None) -> Logprobs:
+        """Of new tokens."""
+        if scores is None:
+            return cls()
+        tokens, alternatives = scores
+        top = [{int(id): float(p) for p, id in row.tolist() if id >= 0} for row in alternatives]
+        return cls(tokens["log_prob"].astype(float).tolist(), top)
+
+    @classmethod
+    def of_prompt(cls, scores: Scores | None, n: int) -> Logprobs:
+        """Of a prompt of n tokens, the first of which nothing precedes."""
+        rest = cls.of(scores)
+        return cls([math.nan, *(rest.logprobs or [])][:n], [{}, *(rest.top or [])][:n])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked generation options."""
+
+    plan: Plan
+    beams: BeamPlan | None
+    max_new_tokens: int
+    seeds: int | tuple[int, ...] | None
+    stop_strings: tuple[StopString, ...]
+    stop_ids: NDArray[np.int32]
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
+    truncate: str | None
+    overflow: str
+    draft: Any
+    num_assistant_tokens: Any
+    num_return_sequences: int | None
+    batch_size: int
+    progress: bool
+    logprobs: int | None
+    echo: bool
+    lengths: Lengths = field(default_factory=Lengths)  # the model's defaults
+
+    @property
+    def n_samples(self) -> int:
+        """How many requests each prompt is: one for each text, or a beam search of them all."""
+        return 1 if self.beams is not None else self.n_texts
+
+    @property
+    def n_texts(self) -> int:
+        """How many texts each prompt gets."""
+        return self.num_return_sequences or 1
+
+    def seed_of(self, index: int) -> int | None:
+        """The seed of the prompt at this index; drawn where none was given, None if greedy.
+
+        Raises OptionError past the end of a list of seeds.
+        """
+        if isinstance(self.seeds, tuple) and index >= len(self.seeds):
+            raise OptionError(
+                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, and there "
+                f"is a prompt {index}"
+            )
+        if not self.plan.draws:
+            return None
+        if isinstance(self.seeds, tuple):
+            return self.seeds[index]
+        return int.from_bytes(os.urandom(4)) if self.seeds is None else self.seeds
+
+
+def check_options(
+    given: Mapping[str, Any], allowed: type, method: str, vocabulary: Vocabulary
+) -> Options:
+    """Checked options; allowed is the TypedDict that names those of the method.
+
+    Raises OptionError or OptionTypeError naming the option, its value and its range.
+    """
+    names = allowed.__annotations__
+    for name in given:
+        if name not in names:
+            more = hint(name, names, CompleteOptions.__annotations__)
+            raise OptionTypeError(f"{method} has no option {show(name)}{more}")
+    options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
+    stop_ids = set(vocabulary.stop_ids)
+    if (ids := options["stop_token_ids"]) is not None:
+        stop_ids |= {
+            vocabulary.id("stop_token_ids", id)
+            for id in items("stop_token_ids", ids, "ids or texts")
+        }
+    vocabulary = replace(vocabulary, stop_ids=frozenset(stop_ids))
+    plan = check_sampling({n: options[n] for n in SamplingOptions.__annotations__}, vocabulary)
+    checked = Options(
+        plan=plan,
+        beams=check_beams({n: options.get(n) for n in BeamOptions.__annotations__}),
+        max_new_tokens=integer("max_new_tokens", options["max_new_tokens"], 0, INT32_MAX),
+        seeds=_seeds(options["seed"]),
+        stop_strings=_stop_strings(options["stop_strings"]),
+        stop_ids=np.array(sorted(stop_ids), dtype=np.int32),
+        max_time=_optional(options["max_time"], _time),
+        callback=_function("callback", options["callback"]),
+        logits_processor=_function("logits_processor", options["logits_processor"]),
+        truncate=_optional(options["truncate"], lambda x: choice("truncate", x, ("left",))),
+        overflow=choice("overflow", options["overflow"], ("stop", "slide")),
+        draft=options["draft"],
+        num_assistant_tokens=options["num_assistant_tokens"],
+        num_return_sequences=_optional(options.get("num_return_sequences"), _n_sequences),
+        batch_size=integer("batch_size", options["batch_size"], 1, 256),
+        progress=flag("progress", options["progress"]),
+        logprobs=_optional(options.get("logprobs"), _n_logprobs),
+        echo=flag("echo", options["echo"]),
+    )
+    _check_together(checked, options)
+    return checked
+
+
+def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
+    if checked.beams is not None:
+        _check_with_beams(checked, checked.beams, asks_to_sample(options))
+    elif checked.n_texts > 1 and not checked.plan.draws:
+        raise OptionError(
+            f"num_return_sequences is {checked.n_texts}, but without sampling all of them would "
+            "be the same; pass do_sample=True or a temperature, or num_beams"
+        )
+    if checked.echo and checked.logprobs is None:
+        raise OptionError("echo is given without logprobs, of which it adds the prompt's")
+    if (options["min_new_tokens"] or 0) > checked.max_new_tokens:
+        raise OptionError(
+            f"min_new_tokens is {options['min_new_tokens']}, more than max_new_tokens, "
+            f"{checked.max_new_tokens}"
+        )
+
+
+def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) -> None:
+    """Refuses what a search of several beams cannot do."""
+    refused = [f"{name}, which is for sampling" for name in sampling]
+    if checked.callback is not None:
+        refused.append("a callback")
+    if checked.overflow == "slide":
+        refused.append("overflow='slide'")
+    if refused:
+        raise OptionError(
+            f"num_beams is {beams.n_beams}, and beam search does not go with {refused[0]}; pass "
+            "num_beams=1, or do without the other"
+        )
+    if checked.n_texts > beams.n_beams:
+        raise OptionError(
+            f"num_return_sequences is {checked.n_texts}, more than num_beams, {beams.n_beams}"
+        )
+
+
+def _optional(value: Any, check: Callable[[Any], Any]) -> Any:
+    return None if value is None else check(value)
+
+
+def _time(value: object) -> float:
+    return number("max_time", value, 0, _LONGEST_TIME)
+
+
+def _n_sequences(value: object) -> int:
+    return integer("num_return_sequences", value, 1, _MOST_SEQUENCES)
+
+
+def _n_logprobs(value: object) -> int:
+    return integer("logprobs", value, 0, MOST_LOGPROBS)
+
+
+def _function(name: str, value: object) -> Any:
+    if value is not None and not callable(value):
+        raise OptionTypeError(f"{name} is {show(value)}; it must be a function")
+    if inspect.iscoroutinefunction(value):
+        raise OptionTypeError(f"{name} is an async function; it must be a plain one")
+    return value
+
+
+def _stop_strings(value: object) -> tuple[StopString, ...]:
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else items("stop_strings", value, "texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise OptionTypeError(f"stop_strings has {show(text)}; it must be texts")
+        if not text:
+            raise OptionError("stop_strings has an empty text, which every text has in it")
+    try:
+        return tuple(StopString(text.encode()) for text in texts)
+    except UnicodeEncodeError as error:
+        raise OptionError(f"stop_strings has a text that is not Unicode: {error}") from None
+
+
+def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    if seed is None:
+        return None
+    if isinstance(seed, np.ndarray) and seed.ndim:
+        seed = seed.tolist()
+    if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
+        seeds = items("seed", seed, "seeds")
+        return tuple(integer("a seed", item, 0, _SEED_LIMIT - 1) for item in seeds)
+    return integer("seed", seed, 0, _SEED_LIMIT - 1)

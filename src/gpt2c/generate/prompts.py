@@ -1,0 +1,124 @@
+"""Prompts, checked before any work: texts, token ids, lists and iterators of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checks.options import is_integer
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import ContextError, OptionError, OptionTypeError
+
+IdArray: TypeAlias = "NDArray[np.integer[Any]]"
+Ids: TypeAlias = "Sequence[int] | IdArray"
+Prompt: TypeAlias = "str | Ids"
+
+
+def is_single(prompts: object) -> bool:
+    """Whether this is one prompt (a text, or a sequence of ids) rather than a list of prompts.
+
+    Raises OptionTypeError where it is neither.
+    """
+    if isinstance(prompts, str):
+        return True
+    if isinstance(prompts, np.ndarray):
+        if prompts.ndim not in (1, 2) or prompts.dtype.kind not in "iu":
+            raise OptionTypeError(
+                f"prompt ids are an array of {prompts.dtype} with {prompts.ndim} dimensions; "
+                "they must be integers with one (a prompt) or two (a list of them)"
+            )
+        return prompts.ndim == 1
+    if not isinstance(prompts, list | tuple):
+        raise OptionTypeError(
+            f"a prompt is of type {type(prompts).__name__}; it must be a text, a list or NumPy "
+            "array of token ids, or a list of prompts"
+        )
+    kinds = {_kind(item) for item in prompts}
+    if len(kinds) > 1:
+        raise OptionTypeError(
+            "a list of prompts must be all texts or all lists of ids (and a prompt of ids all "
+            f"integers); found {' and '.join(sorted(kinds))} together"
+        )
+    return kinds == {"ids"}
+
+
+def is_lazy(prompts: object) -> bool:
+    """Whether these are prompts to be taken one by one, as from a generator or an open file."""
+    # What holds numbers (tensors, series, ranges) or has no order is more likely a slip.
+    return isinstance(prompts, Iterable) and not (
+        isinstance(prompts, str | Sequence | Mapping | Set | memoryview)
+        or hasattr(prompts, "__array__")
+    )
+
+
+def _kind(item: object) -> str:
+    if isinstance(item, str):
+        return "texts"
+    if isinstance(item, list | tuple | np.ndarray):
+        return "lists"
+    if is_integer(item):
+        return "ids"
+    raise OptionTypeError(
+        f"a list of prompts holds {show(item)} of type {type(item).__name__}; it must hold texts, "
+        "lists of token ids, or be a list of token ids itself"
+    )
+
+
+def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
+    """Token ids as int32 [n], in memory of their own: nobody can change them under the engine.
+
+    Raises OptionTypeError where they are not integers, OptionError naming the first that the
+    vocabulary does not have.
+    """
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise OptionTypeError(
+                f"{where}: ids are an array of {ids.dtype} with {ids.ndim} dimensions; they must "
+                "be integers with one"
+            )
+        numbers = np.array(ids, subok=False)
+        outside = np.flatnonzero((numbers < 0) | (numbers >= n_vocab))
+        if len(outside):
+            _refuse_id(where, int(outside[0]), int(numbers[outside[0]]), n_vocab)
+        return numbers.astype(np.int32)
+    if not isinstance(ids, list | tuple):
+        raise OptionTypeError(f"{where}: ids must be a list or a NumPy array, found {show(ids)}")
+    checked = []
+    for position, item in enumerate(list(ids)):
+        if not is_integer(item):
+            raise OptionTypeError(
+                f"{where}: token {position} is {show(item)}; it must be an integer"
+            )
+        id = int(item)
+        if not 0 <= id < n_vocab:
+            _refuse_id(where, position, id, n_vocab)
+        checked.append(id)
+    return np.array(checked, dtype=np.int32)
+
+
+def _refuse_id(where: str, position: int, id: int, n_vocab: int) -> NoReturn:
+    raise OptionError(f"{where}: token {position} is {show(id)}; ids are from 0 to {n_vocab - 1}")
+
+
+def fit_context(
+    ids: NDArray[np.int32], n_positions: int, max_new_tokens: int, keep_end: bool, where: str
+) -> NDArray[np.int32]:
+    """The ids that are fed: all of them, or, with keep_end, the last ones.
+
+    So that there is something to generate, keep_end leaves room for max_new_tokens, but for at most
+    half of the context.
+
+    Raises ContextError where they do not fit.
+    """
+    if keep_end:
+        room = max(min(max_new_tokens - 1, n_positions // 2), 0)
+        return ids[-(n_positions - room) :]
+    if len(ids) > n_positions:
+        raise ContextError(
+            f"{where} has {len(ids)} tokens, more than the context's {n_positions} positions; "
+            "shorten it, or pass truncate='left' to keep its end"
+        )
+    return ids

@@ -1,0 +1,347 @@
+"""Sampling options, checked and put in order: what is done to logits before a token is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, NoReturn, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checks.options import INT32_MAX, integer, is_integer, items, number
+from gpt2c.checks.untrusted import show
+from gpt2c.engine.types import NO_IDS, Plan, Stage
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.text.special_tokens import encode_part
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+
+_MOST: Final = 1e4  # of a logit's change: beyond it float32 logits would lose their own digits
+_LEAST_TEMPERATURE: Final = 2e-38  # a normal float32
+DRY_BREAKERS: Final = ("\n", ":", '"', "*")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Keyword arguments that say how a token is chosen; see GPT2.complete for what they are."""
+
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    top_n_sigma: float | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_range: int | None
+    dry_sequence_breakers: Sequence[str] | None
+    no_repeat_ngram_size: int | None
+    bad_words: Sequence[str | Sequence[int]] | None
+    logit_bias: Mapping[int | str, float] | None
+    suppress_tokens: Sequence[int | str] | None
+    min_new_tokens: int | None
+    sampler_order: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What options about tokens are checked against."""
+
+    n: int
+    stop_ids: frozenset[int]
+    tokenizer: Callable[[], Tokenizer | MissingTokenizer]
+    n_padding: int = 0  # the last ids, which have no text: a vocabulary rounded up for speed
+    named: frozenset[int] = frozenset()  # ids that the model's files name, so not padding
+
+    def id(self, name: str, value: object) -> int:
+        """The token id of an option's value: an id, or a one-token text that is not only digits.
+
+        Raises OptionError or OptionTypeError naming the option.
+        """
+        if isinstance(value, str):
+            if value.isascii() and value.isdigit():
+                self._refuse_digits(name, value)
+            ids = encode_part(self.tokenizer(), value)
+            if len(ids) != 1:
+                raise OptionError(f"{name} has {show(value)}, which is {len(ids)} tokens, not one")
+            return ids[0]
+        if not is_integer(value):
+            raise OptionTypeError(f"{name} has {show(value)}; it must be token ids")
+        id: int = int(value)  # type: ignore[call-overload]
+        if not 0 <= id < self.n:
+            raise OptionError(f"{name} has {show(id)}; ids are from 0 to {self.n - 1}")
+        return id
+
+    def _refuse_digits(self, name: str, value: str) -> NoReturn:
+        """Raise for a string of digits: an id (JSON keys are strings) or another token's text."""
+        shown = show(value)
+        digits = value.lstrip("0") or "0"
+        is_id = len(digits) < 20 and int(digits) < self.n
+        as_id = digits if is_id else f"from 0 to {self.n - 1}"
+        tokenizer = self.tokenizer()
+        as_text = ""
+        if not isinstance(tokenizer, MissingTokenizer):
+            ids = encode_part(tokenizer, value[:1000])
+            as_text = f" (no single token has the text {shown})"
+            if len(ids) == 1:
+                as_text = f", or the int {ids[0]} for the token whose text is {shown}"
+        raise OptionError(
+            f"{name} has {shown}, which may be an id or a text; pass the int {as_id} for the token "
+            f"with that id{as_text}"
+        )
+
+
+# ---- from options to a plan ----
+
+
+def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
+    """The plan of SamplingOptions; options that are None were not given.
+
+    Sampling is on where do_sample says so or an option that needs it is given, and temperature is
+    not 0. Raises OptionError or OptionTypeError naming the option, its value and its range.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    do_sample = options.get("do_sample")
+    if do_sample is not None and not isinstance(do_sample, bool):
+        raise OptionTypeError(f"do_sample is {show(do_sample)}; it must be True, False or None")
+    order = _order(options.get("sampler_order"))
+    stages = {stage.name: stage for stage in _stages(options, vocabulary)}
+    drawing = [name for name in options if _STAGE_OF.get(name) in FILTERS]
+    if do_sample is False and drawing:
+        raise OptionError(f"do_sample is False, but {drawing[0]}, which is for sampling, is given")
+    draws = bool(asks_to_sample(options))
+    missing = [name for name in stages if name not in order]
+    if missing:
+        raise OptionError(f"sampler_order does not say when {missing[0]}, which is given, comes")
+    kept = order if draws else [name for name in order if name not in FILTERS]
+    padding = _padding(vocabulary, stages.values())
+    return Plan((*padding, *(stages[name] for name in kept if name in stages)), draws)
+
+
+def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
+    """The options that turn sampling on; none where temperature is 0, which turns it off."""
+    temperature = options.get("temperature")
+    if isinstance(temperature, int | float | np.number) and temperature == 0:
+        return []
+    given = [name for name, value in options.items() if value is not None]
+    drawing = [name for name in given if _STAGE_OF.get(name) in FILTERS]
+    return [*drawing, "do_sample"] if options.get("do_sample") is True else drawing
+
+
+def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
+    """Ban ids without a token, unless the model's files or an option name them."""
+    if not vocabulary.n_padding:
+        return
+    named = set(vocabulary.named | vocabulary.stop_ids)
+    for stage in stages:
+        if stage.name == "bad_words":
+            named.update(id for word in unpack_words(stage.ids) for id in word)
+        elif stage.name in ("logit_bias", "suppress_tokens"):
+            named.update(stage.ids.tolist())
+    first = vocabulary.n - vocabulary.n_padding
+    ids = [id for id in range(first, vocabulary.n) if id not in named]
+    if ids:
+        yield Stage("suppress_tokens", ids=_id_array(ids))
+
+
+def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
+    """The stages that the options ask for; values that change nothing ask for none."""
+    for name, (low, high, neutral) in _NUMBERS.items():
+        if name in options:
+            value = number(name, options[name], low, high)
+            if name == "temperature":
+                value = max(value, _LEAST_TEMPERATURE)
+            if value != neutral:
+                yield Stage(name, value=value)
+    for name in ("top_k", "no_repeat_ngram_size"):
+        if name in options and (count := integer(name, options[name], 0, INT32_MAX)):
+            yield Stage(name, count=count)
+    least = integer("min_new_tokens", options.get("min_new_tokens", 0), 0, INT32_MAX)
+    if least and vocabulary.stop_ids:
+        yield Stage("min_new_tokens", count=least, ids=_id_array(sorted(vocabulary.stop_ids)))
+    if "logit_bias" in options:
+        yield _logit_bias(options["logit_bias"], vocabulary)
+    if "suppress_tokens" in options:
+        ids = items("suppress_tokens", options["suppress_tokens"], "token ids")
+        yield Stage(
+            "suppress_tokens",
+            ids=_id_array([vocabulary.id("suppress_tokens", id) for id in ids]),
+        )
+    if "bad_words" in options:
+        yield Stage("bad_words", ids=_bad_words(options["bad_words"], vocabulary))
+    yield from _dry(options, vocabulary)
+    yield from _pair(options, "xtc", ("xtc_probability", 0, 1), ("xtc_threshold", 0, 1, 0.1))
+    yield from _pair(options, "mirostat", ("mirostat_tau", 0, 100), ("mirostat_eta", 0, 10, 0.1))
+
+
+def _pair(
+    options: dict[str, Any],
+    stage: str,
+    first: tuple[str, float, float],
+    second: tuple[str, float, float, float],
+) -> Iterator[Stage]:
+    """A stage of two numbers, which the first of them turns on."""
+    name, low, high = second[:3]
+    other = number(name, options.get(name, second[3]), low, high)
+    if first[0] in options:
+        yield Stage(stage, value=number(first[0], options[first[0]], *first[1:]), other=other)
+    elif name in options:
+        raise OptionError(f"{name} is given without {first[0]}, which turns it on")
+
+
+def _logit_bias(given: object, vocabulary: Vocabulary) -> Stage:
+    if not isinstance(given, Mapping):
+        raise OptionTypeError(f"logit_bias is {show(given)}; it must map token ids to numbers")
+    biases = {
+        vocabulary.id("logit_bias", id): number(f"logit_bias of {show(id)}", bias, -_MOST, _MOST)
+        for id, bias in given.items()
+    }
+    values = np.array(list(biases.values()), dtype=np.float32)
+    return Stage("logit_bias", ids=_id_array(list(biases)), values=values)
+
+
+def _bad_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """Each word as its length and then its ids.
+
+    A text is banned as it stands and, unless it begins with a space, after one.
+    """
+    packed: list[int] = []
+    for word in items("bad_words", given, "texts or lists of token ids"):
+        if isinstance(word, str):
+            spellings = [word] if word[:1].isspace() else [word, " " + word]
+            forms = [encode_part(vocabulary.tokenizer(), text) for text in spellings if word]
+        else:
+            forms = [items("bad_words", word, "texts or lists of token ids")]
+        if not forms or not all(forms):
+            raise OptionError("bad_words has an empty word")
+        for ids in forms:
+            packed += [len(ids), *(vocabulary.id("bad_words", id) for id in ids)]
+    return _id_array(packed)
+
+
+def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
+    """The words of a "bad_words" stage."""
+    words, at = [], 0
+    while at < len(packed):
+        words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
+        at += 1 + int(packed[at])
+    return words
+
+
+def _dry(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
+    base = number("dry_base", options.get("dry_base", 1.75), 1, 100)
+    allowed = integer("dry_allowed_length", options.get("dry_allowed_length", 2), 1, INT32_MAX)
+    span = integer("dry_range", options.get("dry_range", 0), 0, INT32_MAX)
+    breakers = options.get("dry_sequence_breakers")
+    if "dry_multiplier" not in options:
+        for name in ("dry_base", "dry_allowed_length", "dry_range", "dry_sequence_breakers"):
+            if name in options:
+                raise OptionError(f"{name} is given without dry_multiplier, which turns it on")
+        return
+    multiplier = number("dry_multiplier", options["dry_multiplier"], 0, 100)
+    ids = _breaker_ids(breakers, vocabulary)
+    if multiplier:
+        yield Stage("dry", value=multiplier, other=base, count=allowed, span=span, ids=ids)
+
+
+def _breaker_ids(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """The ids, ascending, of all tokens whose text has one of the breakers in it."""
+    if given is None and isinstance(vocabulary.tokenizer(), MissingTokenizer):
+        return NO_IDS
+    ids: set[int] = set()
+    for text in items("dry_sequence_breakers", DRY_BREAKERS if given is None else given, "texts"):
+        if not isinstance(text, str) or not text:
+            raise OptionTypeError(
+                f"dry_sequence_breakers has {show(text)}; it must be texts that are not empty"
+            )
+        vocabulary.tokenizer().encode(text)  # says so where there is none, or no such text
+        ids |= _ids_with(vocabulary.tokenizer(), text, vocabulary.n)
+    return _id_array(sorted(ids))
+
+
+@lru_cache(maxsize=64)
+def _ids_with(tokenizer: Tokenizer | MissingTokenizer, text: str, n_vocab: int) -> frozenset[int]:
+    part = text.encode()
+    n = min(n_vocab, tokenizer.n_vocab)
+    return frozenset(id for id in range(n) if part in tokenizer.token_bytes(id))
+
+
+def _id_array(ids: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(ids, dtype=np.int32)
+
+
+# ---- order ----
+
+# Hugging Face's order where it has the option: what changes single logits comes first, then
+# temperature, then what removes unlikely ids.
+PENALTIES: Final = (
+    "logit_bias",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "dry",
+    "no_repeat_ngram_size",
+    "bad_words",
+    "min_new_tokens",
+    "suppress_tokens",
+)
+FILTERS: Final = (
+    "temperature",
+    "top_n_sigma",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "xtc",
+    "mirostat",
+)
+SAMPLER_ORDER: Final = (*PENALTIES, *FILTERS)
+
+# Options of one number: its range, and the value that changes nothing.
+_NUMBERS: Final = {
+    "repetition_penalty": (0.01, 100.0, 1.0),
+    "presence_penalty": (-100.0, 100.0, 0.0),
+    "frequency_penalty": (-100.0, 100.0, 0.0),
+    "temperature": (0.0, 3e38, 1.0),
+    "top_n_sigma": (0.0, 1e6, math.inf),
+    "top_p": (0.0, 1.0, 1.0),
+    "min_p": (0.0, 1.0, 0.0),
+    "typical_p": (0.0, 1.0, 1.0),
+    "epsilon_cutoff": (0.0, 1.0, 0.0),
+    "eta_cutoff": (0.0, 1.0, 0.0),
+}
+
+_STAGE_OF: Final = {
+    **{name: name for name in SAMPLER_ORDER},
+    "xtc_probability": "xtc",
+    "mirostat_tau": "mirostat",
+    "dry_multiplier": "dry",
+}
+
+
+def _order(given: object) -> list[str]:
+    if given is None:
+        return list(SAMPLER_ORDER)
+    names = items("sampler_order", given, "names of stages")
+    for name in names:
+        if not isinstance(name, str) or name not in SAMPLER_ORDER:
+            raise OptionError(
+                f"sampler_order has {show(name)}; it may have {', '.join(SAMPLER_ORDER)}"
+            )
+    if len(set(names)) < len(names):
+        raise OptionError("sampler_order has a stage twice")
+    return names

@@ -1,0 +1,1 @@
+"""GPT-2 in NumPy: what every other part is tested against."""

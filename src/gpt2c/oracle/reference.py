@@ -1,0 +1,163 @@
+"""GPT-2 in plain NumPy: the oracle that every other result is tested against.
+
+To be read from :func:`gpt2` upwards. Weights have GPT-2's own names; dtype float32 or float64
+is that of the weights. Names in shapes: n tokens given now, of n_total in all with those before;
+n_embd = n_head * head_dim.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.weights.config import GPT2Config
+
+Array: TypeAlias = NDArray[Any]  # float32 or float64
+Past: TypeAlias = list[tuple[Array, Array]]  # a block's keys and values [n_head, n_past, head_dim]
+Record: TypeAlias = Callable[[str, Array], None]
+
+
+def relu(x: Array) -> Array:
+    return np.where(x < 0, x.dtype.type(0), x)
+
+
+def sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) is infinite: the sigmoid is 0
+        return 1 / (1 + np.exp(-x))
+
+
+def gelu_tanh(x: Array) -> Array:
+    """GPT-2's own GELU (Hendrycks and Gimpel 2016, with tanh for erf)."""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def gelu_erf(x: Array) -> Array:
+    erf = np.vectorize(math.erf, otypes=[x.dtype])
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu_tanh": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "relu": relu,
+    "silu": lambda x: x * sigmoid(x),
+    "tanh": np.tanh,
+}
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
+    """Each token on its own: mean 0 and variance 1 along n_embd, then scaled and shifted."""
+    mean = x.mean(axis=-1, keepdims=True)  # [n, 1]
+    variance = np.square(x - mean).mean(axis=-1, keepdims=True)  # [n, 1]
+    return (x - mean) / np.sqrt(variance + x.dtype.type(epsilon)) * weight + bias  # [n, n_embd]
+
+
+def linear(x: Array, w: Mapping[str, Array], name: str) -> Array:
+    return x @ w[name + ".weight"] + w[name + ".bias"]  # [n, in] -> [n, out]
+
+
+def split_heads(x: Array, n_head: int) -> Array:
+    n, n_embd = x.shape
+    return x.reshape(n, n_head, n_embd // n_head).swapaxes(0, 1)  # [n_head, n, head_dim]
+
+
+def attention(
+    x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, record: Record
+) -> Array:
+    """Every token looks at itself and those before it, in n_head ways at once."""
+    h = f"h.{block}."
+    q, k, v = np.split(linear(x, w, h + "attn.c_attn"), 3, axis=-1)  # each [n, n_embd]
+    q, k, v = (split_heads(part, config.n_head) for part in (q, k, v))  # [n_head, n, head_dim]
+    for name, part in (("q", q), ("k", k), ("v", v)):
+        record(h + name, part)
+    if block < len(past):
+        k = np.concatenate([past[block][0], k], axis=1)  # [n_head, n_total, head_dim]
+        v = np.concatenate([past[block][1], v], axis=1)  # [n_head, n_total, head_dim]
+        past[block] = k, v
+    else:
+        past.append((k, v))
+
+    scores = q @ k.swapaxes(1, 2)  # [n_head, n, n_total]
+    if config.scale_attn_weights:
+        scores = scores / math.sqrt(q.shape[-1])
+    if config.scale_attn_by_inverse_layer_idx:
+        scores = scores / (block + 1)
+    n, n_total = scores.shape[1:]
+    before = np.tri(n, n_total, n_total - n, dtype=bool)  # [n, n_total], True: may be seen
+    scores = np.where(before, scores, scores.dtype.type(-np.inf))
+    record(h + "scores", scores)
+    probs = softmax(scores)  # [n_head, n, n_total]
+    record(h + "probs", probs)
+    mixed = (probs @ v).swapaxes(0, 1).reshape(x.shape)  # [n, n_embd]
+    record(h + "mixed", mixed)
+    return linear(mixed, w, h + "attn.c_proj")  # [n, n_embd]
+
+
+def mlp(x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, record: Record) -> Array:
+    h = f"h.{block}."
+    before = linear(x, w, h + "mlp.c_fc")  # [n, n_inner]
+    record(h + "mlp_pre", before)
+    after = ACTIVATIONS[config.activation](before)  # [n, n_inner]
+    record(h + "mlp_act", after)
+    return linear(after, w, h + "mlp.c_proj")  # [n, n_embd]
+
+
+def transformer_block(
+    x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, record: Record
+) -> Array:
+    """x + attention(ln_1(x)), and then the same with the MLP and ln_2."""
+    h, epsilon = f"h.{block}.", config.layer_norm_epsilon
+    record(h + "resid_pre", x)
+    normed = layer_norm(x, w[h + "ln_1.weight"], w[h + "ln_1.bias"], epsilon)  # [n, n_embd]
+    record(h + "ln_1", normed)
+    attn_out = attention(normed, w, config, block, past, record)  # [n, n_embd]
+    record(h + "attn_out", attn_out)
+    x = x + attn_out
+    record(h + "resid_mid", x)
+    normed = layer_norm(x, w[h + "ln_2.weight"], w[h + "ln_2.bias"], epsilon)  # [n, n_embd]
+    record(h + "ln_2", normed)
+    mlp_out = mlp(normed, w, config, block, record)  # [n, n_embd]
+    record(h + "mlp_out", mlp_out)
+    x = x + mlp_out
+    record(h + "resid_post", x)
+    return x
+
+
+def gpt2(
+    ids: Array,
+    w: Mapping[str, Array],
+    config: GPT2Config,
+    n_past: int = 0,
+    past: Past | None = None,
+    record: Record = lambda name, value: None,
+) -> Array:
+    """Logits [n, n_vocab] of the token that follows each of ids [n].
+
+    A text may be given in parts: past then holds what earlier calls left in it for the n_past
+    tokens before these, and is extended in place. The whole text at once gives the same. record
+    is called with the name and the value of every step, which it may change in place.
+    """
+    past = [] if past is None else past
+    positions = np.arange(n_past, n_past + len(ids))
+    x = w["wte.weight"][ids] + w["wpe.weight"][positions]  # [n, n_embd]
+    record("embed", x)
+    for block in range(config.n_layer):
+        x = transformer_block(x, w, config, block, past, record)  # [n, n_embd]
+    x = layer_norm(x, w["ln_f.weight"], w["ln_f.bias"], config.layer_norm_epsilon)  # [n, n_embd]
+    record("ln_f", x)
+    head = w["wte.weight"] if config.tie_word_embeddings else w["lm_head.weight"]
+    logits: Array = x @ head.T  # [n, n_vocab]
+    record("logits", logits)
+    return logits

@@ -1,0 +1,155 @@
+"""Choosing a token, in plain NumPy: what the compiled sampler is tested against.
+
+A draw depends on the logits, the seed, the sample's number and the position of the token that is
+drawn: on nothing that runs beside it. It is the Gumbel-max trick with noise from a counter-based
+generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.engine.types import Plan, Stage
+from gpt2c.generate.sampling import unpack_words
+from gpt2c.oracle import filters, penalties
+
+Logits = NDArray[Any]
+
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+# ---- random numbers ----
+
+
+def philox4x32(
+    counter: NDArray[np.uint32], key: tuple[int, int], rounds: int = 10
+) -> NDArray[np.uint32]:
+    """Four random words [n, 4] for each counter [n, 4]."""
+    c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
+    key0, key1 = np.uint64(key[0]), np.uint64(key[1])
+    for _ in range(rounds):
+        a = np.uint64(0xD2511F53) * c0
+        b = np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (b >> _SHIFT) ^ c1 ^ key0, b & _LOW, (a >> _SHIFT) ^ c3 ^ key1, a & _LOW
+        key0 = (key0 + np.uint64(0x9E3779B9)) & _LOW
+        key1 = (key1 + np.uint64(0xBB67AE85)) & _LOW
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+
+
+def gumbel_noise(seed: int, sample: int, position: int, ids: NDArray[Any]) -> NDArray[np.float64]:
+    """-log(-log u) for each of ids; u = (word + 1/2) / 2^32.
+
+    The word is number id mod 4 of the counter (id / 4, position, sample, 0) under the key seed.
+    """
+    counter = np.zeros((len(ids), 4), dtype=np.uint32)
+    counter[:, 0] = ids // 4
+    counter[:, 1] = position
+    counter[:, 2] = sample
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[np.arange(len(ids)), ids % 4]
+    u = (words.astype(np.float64) + 0.5) / 2.0**32
+    return np.asarray(-np.log(-np.log(u)))
+
+
+def chance(seed: int, sample: int, position: int) -> float:
+    """From 0 up to 1: 24 bits of word 0 of the counter (0, position, sample, 1)."""
+    counter = np.array([[0, position, sample, 1]], dtype=np.uint32)
+    word = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[0, 0]
+    return float(int(word) >> 8) / 2.0**24
+
+
+# ---- the stages and the draw ----
+
+
+@dataclass
+class Sampler:
+    """One text's choices: what options ask for, and mirostat's memory of what was drawn."""
+
+    plan: Plan
+    seed: int
+    sample: int
+    n_prompt: int
+    mu: float | None = None  # bits; at first twice tau
+
+    def process(self, logits: Logits, history: Sequence[int]) -> Logits:
+        """Logits [n_vocab] after every stage; those of removed ids are -inf."""
+        for stage in self.plan.stages:
+            logits = self._stage(stage, logits, history)
+        return logits
+
+    def choose(self, logits: Logits, history: Sequence[int]) -> int | None:
+        """The token that follows history, by (score descending, id ascending); None: none is left.
+
+        Mirostat's memory advances.
+        """
+        before = logits
+        for stage in self.plan.stages:
+            before = logits if stage.name == "mirostat" else before
+            logits = self._stage(stage, logits, history)
+        if logits.max() == -np.inf:
+            return None
+        if not self.plan.draws or np.isinf(logits.max()):
+            return int(np.argmax(logits))
+        ids = np.flatnonzero(logits > -np.inf)
+        scores = logits[ids] + gumbel_noise(self.seed, self.sample, len(history), ids)
+        token = int(ids[np.argmax(scores)])
+        for stage in self.plan.stages:
+            if stage.name == "mirostat":
+                surprise = -math.log2(filters.probabilities(before)[token])
+                self.mu = self._mu(stage) - stage.other * (surprise - stage.value)
+        return token
+
+    def _mu(self, stage: Stage) -> float:
+        return 2 * stage.value if self.mu is None else self.mu
+
+    def _stage(self, stage: Stage, logits: Logits, history: Sequence[int]) -> Logits:
+        if stage.name in _PENALTIES:
+            logits = logits.copy()
+            with np.errstate(over="ignore", invalid="ignore"):
+                _PENALTIES[stage.name](logits, stage, history, history[self.n_prompt :])
+            return logits
+        if not np.isfinite(logits.max()):
+            return logits
+        if stage.name == "xtc":
+            is_on = chance(self.seed, self.sample, len(history)) < np.float32(stage.value)
+            return filters.xtc(logits, stage.other) if is_on else logits
+        if stage.name == "mirostat":
+            return filters.mirostat(logits, self._mu(stage))
+        argument = stage.count if stage.name == "top_k" else stage.value
+        filtered: Logits = getattr(filters, stage.name)(logits, argument)
+        return filtered
+
+
+def _logit_bias(x: Logits, stage: Stage, _: Sequence[int], __: Sequence[int]) -> None:
+    x[stage.ids] += stage.values
+
+
+def _suppress(x: Logits, stage: Stage, _: Sequence[int], __: Sequence[int]) -> None:
+    x[stage.ids] = -np.inf
+
+
+def _min_new(x: Logits, stage: Stage, _: Sequence[int], new: Sequence[int]) -> None:
+    if len(new) < stage.count:
+        x[stage.ids] = -np.inf
+
+
+_Penalty = Callable[[Logits, Stage, Sequence[int], Sequence[int]], None]
+_PENALTIES: dict[str, _Penalty] = {
+    "logit_bias": _logit_bias,
+    "suppress_tokens": _suppress,
+    "min_new_tokens": _min_new,
+    "repetition_penalty": lambda x, s, all, new: penalties.repetition_penalty(x, all, s.value),
+    "presence_penalty": lambda x, s, all, new: penalties.presence_penalty(x, new, s.value),
+    "frequency_penalty": lambda x, s, all, new: penalties.frequency_penalty(x, new, s.value),
+    "no_repeat_ngram_size": lambda x, s, all, new: penalties.no_repeat_ngram(x, all, s.count),
+    "bad_words": lambda x, s, all, new: penalties.bad_words(x, all, unpack_words(s.ids)),
+    "dry": lambda x, s, all, new: penalties.dry(
+        x, all, s.value, s.other, s.count, s.span, s.ids.tolist()
+    ),
+}

@@ -1,0 +1,142 @@
+"""``tokenizer.json`` with a byte-level BPE and added tokens, read without the package tokenizers.
+
+The ids equal those of the package. Files with any other model or option need the package itself
+(:mod:`gpt2c.text.tokenizer_json`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import TokenizerError
+from gpt2c.text.added_tokens import PLAIN, AddedToken, TokenizerConfig
+from gpt2c.text.bpe import Rules, model_of
+from gpt2c.text.special_tokens import template
+from gpt2c.text.tokenizer import Tokenizer, check_ids
+
+_FLAGS: Final = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+def byte_level_tokenizer(
+    values: Mapping[str, Any], path: Path, config: TokenizerConfig = PLAIN
+) -> Tokenizer | None:
+    """The tokenizer in a file's parsed contents; None if it is not a byte-level BPE.
+
+    The BOS and EOS tokens come from `config`; everything else from the file.
+
+    Raises TokenizerError, naming the file, if it is a malformed byte-level BPE.
+    """
+    model = values.get("model")
+    rules = _rules(values)
+    if rules is None or not isinstance(model, Mapping):
+        return None
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict):
+        raise TokenizerError(f"{path}: found the vocabulary {show(vocab)}, expected an object")
+    if len(set(map(str, vocab.values()))) < len(vocab):
+        return None  # duplicate ids: the package decides which token an id decodes to
+    check_ids(vocab, str(path))
+    engine = model_of(vocab, _pairs(model.get("merges"), path), (str(path),) * 2, rules)
+    added = _added(values.get("added_tokens"), vocab, path)
+    if not vocab and not added:
+        raise TokenizerError(f"{path}: found no tokens")
+    has_gaps = max(vocab.values(), default=-1) >= len(vocab)
+    if has_gaps and any(token.content not in vocab for token in added):
+        return None  # the ids depend on the package's version
+    prefix = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
+    config = replace(
+        config,
+        add_prefix_space=bool(prefix and prefix["add_prefix_space"]),
+        around=template(values.get("post_processor")),
+    )
+    return Tokenizer(engine, added, str(path), config)
+
+
+def _rules(values: Mapping[str, Any]) -> Rules | None:
+    """The rules; None unless every part of the file is that of a byte-level BPE."""
+    model = values.get("model")
+    split = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
+    decoder = _only(values.get("decoder"), "decoders", "ByteLevel")
+    if not isinstance(model, dict) or split is None or decoder is None:
+        return None
+    flags = {name: model.get(name) or False for name in ("fuse_unk", "byte_fallback")}
+    flags["ignore_merges"] = model.get("ignore_merges") or False
+    flags["use_regex"] = split.get("use_regex", True)
+    unk = model.get("unk_token")
+    is_plain = (
+        values.get("normalizer") is None
+        and model.get("type", "BPE") == "BPE"
+        and "merges" in model
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and model.get("dropout") in (None, 0)
+        and (unk is None or isinstance(unk, str))
+        and all(isinstance(flag, bool) for flag in flags.values())
+        and isinstance(split.get("add_prefix_space"), bool)
+    )
+    return Rules(unk_token=unk, **flags) if is_plain else None
+
+
+def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
+    """The part if it is of that kind or a Sequence with just one such part; else None."""
+    if not isinstance(part, dict):
+        return None
+    if part.get("type") == "Sequence":
+        parts = part.get(inner)
+        return _only(parts[0], inner, kind) if isinstance(parts, list) and len(parts) == 1 else None
+    return part if part.get("type") == kind else None
+
+
+def _pairs(merges: object, path: Path) -> list[tuple[str, str]]:
+    """The merges, which are strings in older files and pairs in newer ones."""
+    if not isinstance(merges, list):
+        raise TokenizerError(f"{path}: found the merges {show(merges)}, expected a list")
+    pairs: list[tuple[str, str]] = []
+    for number, merge in enumerate(merges, 1):
+        if isinstance(merge, str) and merge.startswith("#version"):
+            continue
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if (
+            not isinstance(parts, list)
+            or len(parts) != 2
+            or not all(isinstance(part, str) and part for part in parts)
+        ):
+            raise TokenizerError(
+                f"{path}: merge {number} is {show(merge)}, expected a list of two tokens, or a "
+                "string of two with one space between them"
+            )
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def _added(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedToken]:
+    """The added tokens, with the ids that the package tokenizers gives them.
+
+    A token that is in the vocabulary keeps its id; the others get the ids after the vocabulary,
+    in order. The ids in the file are ignored.
+    """
+    if tokens is None:
+        return []
+    if not isinstance(tokens, list):
+        raise TokenizerError(f"{path}: found added_tokens {show(tokens)}, expected a list")
+    found: dict[str, AddedToken] = {}
+    following = len(vocab)
+    for token in tokens:
+        content = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(content, str):
+            raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
+        flags = {name: token.get(name, False) for name in _FLAGS}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise TokenizerError(f"{path}: found {name} {show(flag)} of {show(content)}")
+        if not content or content in found:
+            continue
+        id = vocab.get(content)
+        if id is None:
+            id, following = following, following + 1
+        found[content] = AddedToken(content, id, **flags)
+    return list(found.values())

@@ -1,7 +1,0 @@
-"""For programs that use transformers: its model's generate, on gpt2c's engine."""
-
-from __future__ import annotations
-
-from gpt2c.transformers_api.model import from_transformers
-
-__all__ = ["from_transformers"]

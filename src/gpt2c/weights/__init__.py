@@ -1,0 +1,1 @@
+"""Where models are from: configurations, checkpoints, the hub."""

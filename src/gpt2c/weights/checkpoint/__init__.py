@@ -1,0 +1,27 @@
+"""Checkpoints: where the weights come from.
+
+Every loader ends in a :class:`Checkpoint`, and a backend knows nothing but that: a checked
+configuration, and one :class:`TensorSource` for each tensor it calls for. Nothing in a
+checkpoint is ever executed, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+from gpt2c.weights.checkpoint.arrays import from_arrays, from_picogpt, to_picogpt
+from gpt2c.weights.checkpoint.opening import open_checkpoint
+from gpt2c.weights.checkpoint.save import save_checkpoint
+from gpt2c.weights.checkpoint.source import BytePairs, Checkpoint, TensorSource, tensor_shapes
+from gpt2c.weights.checkpoint.torch_module import from_module
+
+__all__ = [
+    "BytePairs",
+    "Checkpoint",
+    "TensorSource",
+    "from_arrays",
+    "from_module",
+    "from_picogpt",
+    "open_checkpoint",
+    "save_checkpoint",
+    "tensor_shapes",
+    "to_picogpt",
+]

@@ -1,0 +1,205 @@
+"""GGUF files of architecture gpt2, as llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from gpt2c.checks.untrusted import show, show_list
+from gpt2c.errors import CheckpointError, ConfigError
+from gpt2c.formats.gguf_file import GGUFFile
+from gpt2c.text.added_tokens import AddedToken
+from gpt2c.text.special_tokens import Around
+from gpt2c.weights.checkpoint.source import (
+    BytePairs,
+    Checkpoint,
+    TensorSource,
+    checked_tensors,
+    merged,
+)
+from gpt2c.weights.checkpoint.views import transposed
+from gpt2c.weights.config import MAX_SIZE, GPT2Config
+
+_MODULES: Final = {
+    "token_embd": "wte",
+    "position_embd": "wpe",
+    "output_norm": "ln_f",
+    "output": "lm_head",
+}
+_BLOCK_MODULES: Final = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_BLOCK = re.compile(r"blk\.([0-9]{1,7})\.([a-z_]+)\.(weight|bias)", re.ASCII)
+
+# Configuration's names, and metadata's behind "gpt2.".
+_SIZES: Final = {
+    "n_positions": "context_length",
+    "n_embd": "embedding_length",
+    "n_layer": "block_count",
+    "n_head": "attention.head_count",
+    "n_inner": "feed_forward_length",
+}
+_EPSILON: Final = "attention.layer_norm_epsilon"
+# Metadata that would make it another model; llama.cpp's loader of gpt2 reads none of them.
+_HARMLESS: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_kv")
+
+# Kinds of tokens (ggml's docs/gguf.md): those that stand for themselves, and padding.
+_SPECIAL: Final = (2, 3, 4)
+_USER_DEFINED: Final = 4
+_UNUSED: Final = 5
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file whose general.architecture is gpt2.
+
+    Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
+    """
+    file = GGUFFile(path)
+    try:
+        architecture = file.metadata.get("general.architecture")
+        if architecture != "gpt2":
+            raise ConfigError(
+                f"{path}: found general.architecture {_shown(architecture)}, expected 'gpt2'"
+            )
+        found: list[tuple[str, TensorSource]] = []
+        for stored in file.tensors:
+            name = _gpt2_name(stored)
+            source = file.source(stored, name)
+            is_linear = name.startswith("h.") and name.endswith(".weight")
+            found.append((stored, transposed(source) if is_linear else source))
+        sources = merged(found, str(path))
+        config = _config(file, sources)
+        tensors = checked_tensors(config, sources, str(path))
+        vocabulary = _byte_pairs(file, config)
+        return Checkpoint(config, tensors, path.parent, (file,), vocabulary)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_vocabulary(path: Path) -> BytePairs | str:
+    """The vocabulary of a GGUF file of any model, or the reason why there is none.
+
+    Raises CheckpointNotFoundError or CheckpointError, naming the file.
+    """
+    file = GGUFFile(path)
+    try:
+        return _byte_pairs(file, GPT2Config(vocab_size=MAX_SIZE))
+    finally:
+        file.close()
+
+
+def _gpt2_name(stored: str) -> str:
+    if (match := _BLOCK.fullmatch(stored)) and match[2] in _BLOCK_MODULES:
+        return f"h.{int(match[1])}.{_BLOCK_MODULES[match[2]]}.{match[3]}"
+    module, _, leaf = stored.rpartition(".")
+    return f"{_MODULES[module]}.{leaf}" if module in _MODULES else stored
+
+
+def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
+    values: dict[str, Any] = {}
+    for name, key in _SIZES.items():
+        value = file.metadata.get(f"gpt2.{key}")
+        if type(value) is not int:
+            raise ConfigError(f"{file.path}: found gpt2.{key} {_shown(value)}, expected an integer")
+        values[name] = value
+    epsilon = file.metadata.get(f"gpt2.{_EPSILON}", 1e-5)
+    known = {*_SIZES.values(), _EPSILON, *_HARMLESS}
+    unknown = sorted(
+        key for key in file.metadata if key.startswith("gpt2.") and key[5:] not in known
+    )
+    if unknown:
+        raise ConfigError(
+            f"{file.path}: unknown metadata: {show_list(unknown)}; with it, it may be another model"
+        )
+    wte = sources.get("wte.weight")
+    if wte is None or len(wte.shape) != 2:
+        raise CheckpointError(f"{file.path}: missing tensors: 'token_embd.weight', with two axes")
+    ends = {
+        f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        for name in ("bos", "eos")
+    }
+    for name, id in ends.items():
+        if id is not None and type(id) is not int:
+            raise ConfigError(f"{file.path}: found tokenizer.ggml.{name} {_shown(id)}")
+    inner = values.pop("n_inner")
+    return GPT2Config.from_sizes(
+        str(file.path),
+        **values,
+        **{name: id for name, id in ends.items() if id is not None},
+        vocab_size=wte.shape[0],
+        n_inner=None if inner == 4 * values["n_embd"] else inner,
+        # Written as float32; 1e-5 is meant where its nearest is found.
+        layer_norm_epsilon=1e-5 if epsilon == float(np.float32(1e-5)) else epsilon,
+        tie_word_embeddings="lm_head.weight" not in sources,
+    )
+
+
+def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
+    """The vocabulary, or why there is none."""
+    get = file.metadata.get
+    if get("tokenizer.ggml.model") != "gpt2":
+        return f"{file.path}: its tokenizer is {_shown(get('tokenizer.ggml.model'))}, not 'gpt2'"
+    if get("tokenizer.ggml.pre", "gpt-2") not in ("gpt-2", "default"):
+        return f"{file.path}: its tokenizer splits like {_shown(get('tokenizer.ggml.pre'))}"
+    tokens, merges = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.merges")
+    if not isinstance(tokens, list) or not isinstance(merges, list):
+        return f"{file.path}: it has no tokens and merges"
+    try:
+        "".join(itertools.chain(tokens, merges)).encode()
+    except UnicodeEncodeError:
+        return f"{file.path}: it has tokens that are not UTF-8"
+    kinds = get("tokenizer.ggml.token_type")
+    if kinds is None:
+        kinds = np.ones(len(tokens), dtype=np.int32)
+    if (
+        not isinstance(kinds, np.ndarray)
+        or kinds.dtype.kind not in "iu"
+        or len(kinds) != len(tokens)
+    ):
+        return f"{file.path}: it has not one token_type for each of {len(tokens)} tokens"
+    # Padding, which rounds the vocabulary up, is at its end; it is no text.
+    n = len(tokens)
+    while n and kinds[n - 1] == _UNUSED:
+        n -= 1
+    added = tuple(
+        AddedToken(tokens[id], id, special=bool(kinds[id] != _USER_DEFINED))
+        for id in range(n)
+        if kinds[id] in _SPECIAL
+    )
+    vocab = {token: id for id, token in enumerate(tokens[:n])}
+    if len(vocab) != n or n > config.vocab_size:
+        return f"{file.path}: its {n} tokens are not different, or more than the model's"
+    pairs = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            return f"{file.path}: found the merge {show(merge)}, expected two tokens"
+        pairs.append((left, right))
+    return BytePairs(str(file.path), vocab, pairs, added, _around(file, n))
+
+
+def _around(file: GGUFFile, n_tokens: int) -> Around:
+    """The tokens that the file asks to put around a text, as llama.cpp does."""
+    get = file.metadata.get
+
+    def token(name: str) -> tuple[int, ...]:
+        id = get(f"tokenizer.ggml.{name}_token_id")
+        is_asked = get(f"tokenizer.ggml.add_{name}_token") is True
+        return (id,) if is_asked and type(id) is int and 0 <= id < n_tokens else ()
+
+    return token("bos"), token("eos")
+
+
+def _shown(value: object) -> str:
+    """A value for a message, whatever its size."""
+    return show(value) if isinstance(value, str | int | float) else type(value).__name__

@@ -1,0 +1,104 @@
+"""Names of tensors: GPT-2's own, wrappers' prefixes, and names that are not GPT-2's.
+
+GPT-2's names are "wte.weight", "wpe.weight", "h.0.ln_1.weight", ..., "ln_f.bias" and
+"lm_head.weight". Wrappers such as DataParallel put prefixes before them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from gpt2c.checks.untrusted import show_list
+
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())
+
+# Wrappers' prefixes: attributes that hold a model, DataParallel, torch.compile, TRL.
+_BEFORE: Final = ("module", "model", "transformer", "pretrained_model", "base_model")
+# Parts that a wrapper around a submodule inserts anywhere in a name.
+_WITHIN: Final = (
+    "_orig_mod",  # torch.compile
+    "_forward_module",  # Lightning's Fabric
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
+_PARTS: Final = ("h", "wte", "wpe", "ln_f", "lm_head")
+_BODY = re.compile(r"(wte|wpe|ln_f|h\.[0-9]{1,7}\.[a-z0-9_]+(\.[a-z0-9_]+)?)\.(weight|bias)")
+
+# The causal mask and its fill value, which old versions of transformers and nanoGPT stored. The
+# whole name has to match: "h.0.attn.c_attn.bias" is a weight.
+_BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
+
+# Tensors outside the blocks that would change what GPT-2 computes: another model's embeddings,
+# norms and positions, and those of an adapter or a tuned prompt.
+_OTHER_MODEL = re.compile(
+    r"(^|\.)(crossattention|cross_attn|ln_cross_attn|lora_|adapter|rotary|inv_freq|alibi"
+    r"|relative_attention|rel_pos|prompt_enc|prompt_emb|prefix_enc)"
+    r"|^(emb|embed\w*|ln_\w+|layer_?norm\w*|norm\w*|pos_\w+|position\w*|token_type\w*|wt\w+|wp\w+)\."
+)
+
+
+def bare_name(stored: str) -> str:
+    """Strip wrappers' parts from a stored name: "module.transformer.wte.weight" is "wte.weight".
+
+    They are stripped from names that are not GPT-2's too.
+    """
+    parts = [part for part in stored.split(".") if part not in _WITHIN]
+    first = 0
+    while first < len(parts) - 1 and parts[first] in _BEFORE:
+        first += 1
+    return ".".join(parts[first:])
+
+
+def is_gpt2s(name: str) -> bool:
+    """Whether a bare name belongs to GPT-2's blocks, embeddings, last norm or head."""
+    return name.split(".", 1)[0] in _PARTS
+
+
+def is_of_body(name: str) -> bool:
+    """Whether a bare name is a tensor of GPT-2's body, such as its embedding."""
+    return _BODY.fullmatch(name) is not None
+
+
+def is_buffer(name: str, n_layer: int | None = None) -> bool:
+    """Whether a bare name is the causal mask of one of n_layer blocks.
+
+    A buffer of a block that the model does not have is unexpected, so it does not count.
+    """
+    match = _BUFFER.fullmatch(name)
+    return match is not None and (n_layer is None or int(match[1]) < n_layer)
+
+
+def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
+    """Map the stored names that matter to bare names.
+
+    Tensors of other heads (a value head, a classifier) are dropped with a warning, as in
+    transformers. Unknown names inside GPT-2's body, or that look like another model's, are kept:
+    later checks refuse them.
+    """
+    bare = {name: bare_name(name) for name in stored}
+    bodies = {_before(name, bare[name]) for name in bare if is_of_body(bare[name])}
+    others = [
+        name
+        for name, short in bare.items()
+        if not is_gpt2s(short)
+        and not _OTHER_MODEL.search(short)
+        and not any(body and name.startswith(body) for body in bodies)
+    ]
+    if others and bodies:
+        _log.warning(
+            "%s: tensors that the GPT-2 language model does not have are left out: %s",
+            where,
+            show_list(sorted(others)),
+        )
+        for name in others:
+            del bare[name]
+    return bare
+
+
+def _before(stored: str, bare: str) -> str:
+    """The prefix of the stored name; "" if the two differ elsewhere too."""
+    return stored.removesuffix(bare) if stored.endswith(bare) else ""

@@ -1,0 +1,167 @@
+"""A checkpoint of quantised weights, as the engine has them in memory.
+
+``gpt2c.safetensors`` beside a ``config.json``: vectors and wpe in float32, under GPT-2's names, and
+each matrix as the bytes of its panels, uint8 [panels, groups, bytes of a block], so that loading is
+reading. The metadata names the layout (docs/quantization.md) and its version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import CheckpointError
+from gpt2c.formats.safetensors_file import SafetensorsFile, TensorInfo
+from gpt2c.weights.checkpoint.source import (
+    Checkpoint,
+    TensorSource,
+    check_rows,
+    checked_tensors,
+    tensor_shapes,
+)
+from gpt2c.weights.config import GPT2Config
+
+VERSION: Final = "1"
+GROUP: Final = 32  # steps of k that share a scale
+PANEL: Final = 32  # columns side by side
+# A block's values, before its words of 16 bits for each column.
+VALUE_BYTES: Final = {"int8": GROUP * PANEL, "int4": GROUP * PANEL // 2}
+# Rows are columns of the packed matrix; always in 8 bits.
+_EMBEDDINGS: Final = ("wte.weight", "lm_head.weight")
+_BLOCKS_AT_ONCE: Final = 2048  # some 2 MB
+
+
+def metadata(dtype: str) -> dict[str, str]:
+    """What the header of a file of this dtype says of it.
+
+    One entry, for safetensors writes several in any order, and the same weights should give the
+    same file.
+    """
+    embeddings = "" if dtype == "int8" else ", embeddings int8"
+    return {"gpt2c": f"{dtype}{embeddings}, group {GROUP}, panel {PANEL}, version {VERSION}"}
+
+
+def packing_of(name: str, dtype: str) -> str:
+    """What a matrix of a model of this dtype is in."""
+    return "int8" if name in _EMBEDDINGS else dtype
+
+
+def packed_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, int, int] | None:
+    """The shape of a tensor's panels [panels, groups, bytes]; None where it is kept in float32."""
+    if len(shape) == 1 or name == "wpe.weight":
+        return None
+    k, n = shape[::-1] if name in _EMBEDDINGS else shape
+    return -(-n // PANEL), -(-k // GROUP), VALUE_BYTES[packing_of(name, dtype)] + 2 * PANEL
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A TensorSource over a matrix's panels in a file."""
+
+    file: SafetensorsFile
+    info: TensorInfo
+    name: str
+    shape: tuple[int, ...]
+    packing: str
+    dtype: str = "F32"  # what it is read as
+
+    @property
+    def packed_shape(self) -> tuple[int, int, int]:
+        """See PackedSource."""
+        n_panels, n_groups, n_bytes = self.info.shape
+        return n_panels, n_groups, n_bytes
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        """See TensorSource; what is given is what the packed numbers stand for."""
+        check_rows(self, begin, end)
+        n_panels, n_groups, n_bytes = self.packed_shape
+        if self.name in _EMBEDDINGS:
+            first = begin // PANEL
+            panels = np.empty((-(-end // PANEL) - first, n_groups, n_bytes), dtype=np.uint8)
+            self.read_panels(first, panels)
+            columns = widened(panels, self.packing)[: self.shape[1], begin - first * PANEL :]
+            return np.ascontiguousarray(columns[:, : end - begin].T)
+        panels = np.empty((n_panels, n_groups, n_bytes), dtype=np.uint8)
+        self.read_panels(0, panels)
+        first = begin // GROUP
+        rows = widened(panels[:, first : -(-end // GROUP)], self.packing)
+        at = begin - first * GROUP
+        return np.ascontiguousarray(rows[at : at + end - begin, : self.shape[1]])
+
+    def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
+        """Fills panels [n, groups, bytes] with those from the begin-th on.
+
+        Raises CheckpointError where a scale is not a positive finite number.
+        """
+        offset = self.info.begin + begin * panels[0].size if len(panels) else 0
+        self.file.pread_into(panels.reshape(-1).data, offset, f"tensor {self.name!r}")
+        if self.packing == "int4":  # of whose words all are scales
+            return
+        for at in range(0, len(panels), step := max(1, _BLOCKS_AT_ONCE // panels.shape[1])):
+            words = panels[at : at + step, :, VALUE_BYTES["int8"] :].view("<u2")
+            if (words >= 0x7F80).any():  # infinite, not a number, or negative
+                where = show(self.name)
+                raise CheckpointError(
+                    f"{self.file.path}: tensor {where}: found a scale that is no positive finite "
+                    "number: the file is damaged"
+                )
+
+
+def widened(panels: NDArray[np.uint8], packing: str) -> NDArray[np.float32]:
+    """What panels [panels, groups, bytes] stand for: float32 [groups * GROUP, panels * PANEL]."""
+    n_panels, n_groups, _ = panels.shape
+    split = VALUE_BYTES[packing]
+    stored, words = panels[..., :split], panels[..., split:].view("<u2").astype(np.uint32)
+    # Four steps of k lie together in each column.
+    steps = stored.reshape(n_panels, n_groups, -1, PANEL, 4).swapaxes(3, 4)
+    values = steps.reshape(n_panels, n_groups, -1, PANEL)
+    if packing == "int8":
+        scales = (words << 16).view(np.float32)
+        numbers = values.astype(np.int16) - 128
+    else:
+        scales = (((words & 0xFFF0) << 14) + (32 << 23)).view(np.float32)
+        values = np.concatenate([values & 15, values >> 4], axis=2)
+        numbers = values.astype(np.int16) - (words & 15).astype(np.int16)[:, :, None]
+    wide = numbers.astype(np.float32) * scales[:, :, None]
+    return wide.transpose(1, 2, 0, 3).reshape(n_groups * GROUP, n_panels * PANEL)
+
+
+def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path) -> Checkpoint:
+    """A file of ours, whose header says that it is one.
+
+    Raises CheckpointError for another version or layout, missing, unexpected or mis-shaped
+    tensors.
+    """
+    packing = _packing(file.metadata, file.path)
+    shapes = tensor_shapes(config)
+    found: dict[str, TensorSource] = {}
+    for name, info in file.tensors.items():
+        shape = shapes.get(name)
+        packed = packed_shape(name, shape, packing) if shape else None
+        if packed is None or shape is None:
+            found[name] = file.named_source(name, name)
+            continue
+        if info.shape != packed or info.dtype != "U8":
+            raise CheckpointError(
+                f"{file.path}: tensor {show(name)}: found {info.dtype} {list(info.shape)}, "
+                f"expected U8 {list(packed)}"
+            )
+        found[name] = PackedTensor(file, info, name, shape, packing_of(name, packing))
+    tensors = checked_tensors(config, found, str(file.path))
+    return Checkpoint(config, tensors, folder, (file,), packing=packing)
+
+
+def _packing(said: dict[str, str], path: Path) -> str:
+    for dtype in VALUE_BYTES:
+        if said == metadata(dtype):
+            return dtype
+    raise CheckpointError(
+        f"{path}: found the layout {show(said)}, expected one of "
+        f"{', '.join(repr(metadata(dtype)) for dtype in VALUE_BYTES)}: it was written by another "
+        "gpt2c; quantize the original again"
+    )

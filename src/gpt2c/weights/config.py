@@ -1,0 +1,347 @@
+"""The configuration of a GPT-2 model: HF's ``config.json``, checked."""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from gpt2c.checks.untrusted import read_json_object, show, show_list
+from gpt2c.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_log.addHandler(logging.NullHandler())  # a library prints nothing unless it is asked to
+
+# Largest size that is believed: far above any GPT-2, small enough that products of three
+# sizes stay below 2**63.
+MAX_SIZE: Final = 2**20
+# GPT-2's own vocabulary, and it rounded up to a multiple of 64, as nanoGPT and llm.c have it.
+GPT2_VOCABULARY: Final = 50257
+PADDED_VOCABULARY: Final = 50304
+_MAX_FILE = 4 * 2**20  # classifiers keep all their labels in config.json
+
+# HF's names of activations -> the engine's. `gelu_fast` writes sqrt(2/pi) as 0.7978845608,
+# 4e-12 off, which float32 cannot see; the other tanh GELUs are one formula in several forms.
+ACTIVATIONS: Final = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+# HF's own second names (GPT2Config.attribute_map).
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+}
+
+# Keys that would make it another model, and the values with which they would not. null is
+# always such a value. Everything here is refused by name, never ignored.
+_ONLY: Mapping[str, tuple[object, ...]] = {
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "quantization_config": (),
+    "compression_config": (),
+    "pruned_heads": ({}, []),
+    "per_layer_config": ({}, []),
+    "layer_types": (),
+    "attention_layers": (),
+    "attention_types": (),
+    "sliding_window": (),
+    "attention_head_type": ("multihead",),
+    "multi_query": (False,),
+    "position_embedding_type": ("absolute",),
+    "alibi": (False,),
+    "use_alibi": (False,),
+    "rotary": (False,),
+    "rotary_dim": (),
+    "rotary_pct": (),
+    "rotary_emb_base": (),
+    "rope_theta": (),
+    "rope_scaling": (),
+    "rope_parameters": (),
+    "num_experts": (),
+    "num_local_experts": (),
+}
+
+# Keys of HF's GPT2Config and PretrainedConfig, of this and older versions, that cannot change
+# a logit: training, generation defaults, other heads, book-keeping.
+_HARMLESS_KEYS = """
+    model_type architectures transformers_version _name_or_path name_or_path _commit_hash
+    torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss use_cache output_past return_dict
+    output_attentions output_hidden_states chunk_size_feed_forward gradient_checkpointing
+    attn_implementation _attn_implementation _attn_implementation_autoset
+    attn_pdrop embd_pdrop resid_pdrop initializer_range n_ctx n_special predict_special_tokens
+    summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout id2label label2id num_labels _num_labels problem_type finetuning_task
+    task_specific_params tokenizer_class prefix is_decoder cross_attention_hidden_size
+    sep_token_id decoder_start_token_id max_length min_length do_sample early_stopping
+    num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids num_return_sequences output_scores return_dict_in_generate
+    forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens
+    begin_suppress_tokens exponential_decay_length_penalty
+"""
+_HARMLESS = frozenset(_HARMLESS_KEYS.split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config:
+    """What a GPT-2 model is, with HF's names and defaults.
+
+    Everything is checked on construction, so whoever holds a GPT2Config may rely on it: sizes
+    are ints in 1..2**20 (`n_layer` may be 0), `n_embd` is a multiple of `n_head` where there
+    are blocks, the activation is known and `layer_norm_epsilon` is finite and not negative.
+
+    A token id that the vocabulary does not have can be neither generated nor fed, so it
+    becomes None (in a tuple of end tokens it is dropped). That is also how the default 50256
+    means "none" for smaller vocabularies.
+
+    Raises ConfigError naming the field, the value found and what was expected.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False  # no difference where scores are float32 anyway
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | tuple[int, ...] | None = 50256
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field, and take integers of other types to int."""
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            if name != "n_inner" or self.n_inner is not None:
+                lowest = 0 if name == "n_layer" else 1
+                self._set(name, _size(name, getattr(self, name), lowest))
+        if self.n_layer > 0 and self.n_embd % self.n_head != 0:
+            raise ConfigError(
+                f"n_embd must be a multiple of n_head, found n_embd {self.n_embd} "
+                f"and n_head {self.n_head}"
+            )
+        function = self.activation_function
+        if not isinstance(function, str) or function not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation_function must be one of {', '.join(sorted(ACTIVATIONS))}, "
+                f"found {show(function)}"
+            )
+        self._set("layer_norm_epsilon", _epsilon(self.layer_norm_epsilon))
+        for name in (
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "reorder_and_upcast_attn",
+            "tie_word_embeddings",
+        ):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"{name} must be true or false, found {show(getattr(self, name))}"
+                )
+        self._set("bos_token_id", self._token("bos_token_id", self.bos_token_id))
+        self._set("pad_token_id", self._token("pad_token_id", self.pad_token_id))
+        self._set("eos_token_id", self._end_tokens())
+
+    @property
+    def inner(self) -> int:
+        """Width of the MLP's hidden layer: `n_inner`, or four times `n_embd`."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def activation(self) -> str:
+        """The engine's name of the activation: gelu_tanh, gelu_erf, quick_gelu, relu, silu or
+        tanh."""
+        return ACTIVATIONS[self.activation_function]
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """All end tokens as a set, empty where there is none."""
+        if self.eos_token_id is None:
+            return frozenset()
+        if isinstance(self.eos_token_id, tuple):
+            return frozenset(self.eos_token_id)
+        return frozenset((self.eos_token_id,))
+
+    @property
+    def n_parameters(self) -> int:
+        """How many weights a model of this shape has; a tied head counts once."""
+        width, inner = self.n_embd, self.inner
+        embeddings = (self.vocab_size + self.n_positions) * width
+        attention = 4 * width * width + 4 * width
+        mlp = 2 * width * inner + inner + width
+        block = attention + mlp + 4 * width  # two layer norms
+        head = 0 if self.tie_word_embeddings else self.vocab_size * width
+        return embeddings + self.n_layer * block + 2 * width + head
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> GPT2Config:
+        """Read a ``config.json``.
+
+        Raises CheckpointNotFoundError where there is none, else ConfigError naming the file.
+        """
+        path = Path(path)
+        return cls.from_dict(read_json_object(path, limit=_MAX_FILE, error=ConfigError), str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> GPT2Config:
+        """Make a configuration from HF's keys; absent ones take HF's defaults.
+
+        A key that would make it another model raises ConfigError. Other keys that are not
+        known are logged as a warning, not refused: people keep notes in their configurations.
+        `where` begins every message.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: found {show(values)}, expected an object")
+        _refuse_other_models(values, where)
+        names = {field.name for field in fields(cls)}
+        found: dict[str, Any] = {}
+        unknown: list[str] = []
+        for key, value in values.items():
+            name = _ALIASES.get(key, key)
+            if name in names:
+                if name in found and found[name] != value:
+                    raise ConfigError(
+                        f"{where}: {name} is given twice, as {show(found[name])} and, "
+                        f"by its other name, as {show(value)}"
+                    )
+                found[name] = value
+            elif key not in _HARMLESS and key not in _ONLY:
+                unknown.append(str(key))
+        if unknown:
+            _log.warning("%s: unknown keys are ignored: %s", where, show_list(sorted(unknown)))
+        _take_n_ctx(values, found, where)
+        try:
+            config = cls(**found)
+        except ConfigError as reason:
+            raise ConfigError(f"{where}: {reason}") from None
+        eos = found.get("eos_token_id")
+        if eos is not None and config.eos_token_id is None and eos != []:
+            _log.warning("%s: eos_token_id %s is not in the vocabulary", where, show(eos))
+        return config
+
+    @classmethod
+    def from_sizes(cls, where: str, **values: Any) -> GPT2Config:
+        """For checkpoints that tell little besides sizes; `where` begins every message.
+
+        The end token is GPT-2's in GPT-2's vocabulary, and else there is none.
+        """
+        if values.get("vocab_size") not in (GPT2_VOCABULARY, PADDED_VOCABULARY):
+            values = {"bos_token_id": None, "eos_token_id": None, **values}
+        try:
+            return cls(**values)
+        except ConfigError as reason:
+            raise ConfigError(f"{where}: {reason}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """HF's config.json: every field, and what tells transformers which model it is."""
+        values: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the one way to write to a frozen dataclass
+
+    def _token(self, name: str, value: object) -> int | None:
+        if value is None:
+            return None
+        token = _integer(value)
+        if token is None:
+            raise ConfigError(f"{name} must be a token id or null, found {show(value)}")
+        return token if 0 <= token < self.vocab_size else None
+
+    def _end_tokens(self) -> int | tuple[int, ...] | None:
+        value: object = self.eos_token_id
+        if not isinstance(value, list | tuple):
+            return self._token("eos_token_id", value)
+        if None in value:
+            raise ConfigError(f"eos_token_id must be token ids, found {show(value)}")
+        tokens = [self._token("eos_token_id", item) for item in value]
+        kept = tuple(dict.fromkeys(token for token in tokens if token is not None))
+        if len(kept) < 2:
+            return kept[0] if kept else None
+        return kept
+
+
+def _integer(value: object) -> int | None:
+    """The value as an int (NumPy's integers too), or None; a bool is not an integer."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _size(name: str, value: object, lowest: int) -> int:
+    size = _integer(value)
+    if size is None or not lowest <= size <= MAX_SIZE:
+        raise ConfigError(
+            f"{name} must be an integer from {lowest} to {MAX_SIZE}, found {show(value)}"
+        )
+    return size
+
+
+def _epsilon(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"layer_norm_epsilon must be a number, found {show(value)}")
+    # Compared before the conversion: float() of a very large int raises OverflowError.
+    if not 0 <= value <= 1e38 or not math.isfinite(value):
+        raise ConfigError(
+            f"layer_norm_epsilon must be finite and not negative, found {show(value)}"
+        )
+    return float(value)
+
+
+def _refuse_other_models(values: Mapping[str, Any], where: str) -> None:
+    if values.get("model_type", "gpt2") != "gpt2":
+        raise ConfigError(f"{where}: model_type must be 'gpt2', found {show(values['model_type'])}")
+    for key, allowed in _ONLY.items():
+        value = values.get(key)
+        if value is not None and value not in allowed:
+            raise ConfigError(
+                f"{where}: {key} {show(value)} is not supported: it would be another model "
+                "than the GPT-2 that gpt2c computes"
+            )
+
+
+def _take_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) -> None:
+    """Old configurations say n_ctx for n_positions, or carry both.
+
+    Where both are there, n_positions wins: it gives wpe its shape, and transformers has not
+    read n_ctx for years, so it is the one that people forget to change.
+    """
+    n_ctx = values.get("n_ctx")
+    if n_ctx is None:
+        return
+    if "n_positions" not in found:
+        found["n_positions"] = n_ctx
+    elif found["n_positions"] != n_ctx:
+        _log.warning(
+            "%s: n_positions %s is used and n_ctx %s ignored",
+            where,
+            show(found["n_positions"]),
+            show(n_ctx),
+        )

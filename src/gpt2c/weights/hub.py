@@ -1,0 +1,141 @@
+"""Where a model's files are: the embedded model, a folder, or a name on Hugging Face's hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import CheckpointNotFoundError, MissingDependencyError, OptionTypeError
+
+EMBEDDED: Final = "tales"
+
+# All that a model needs; a repository's other formats of the same weights stay where they are,
+# unless it has no safetensors.
+FILES: Final = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "adapter_config.json",  # lets the error say that it is an adapter
+)
+
+_OLDER_FILES: Final = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-*-of-*.bin",
+)
+
+_LONGEST_NAME = 200  # the hub's own limit is 96 for each part
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether this could be a model on the hub: "name" or "user/name".
+
+    Whatever begins with ``.``, ``/`` or ``~``, or has two slashes, is a path.
+    """
+    return len(name) <= _LONGEST_NAME and _HUB_NAME.fullmatch(name) is not None
+
+
+def locate(
+    path: str | os.PathLike[str] | None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a model's files, downloaded into huggingface_hub's cache where need be.
+
+    None, or "tales" where no such path exists, is the embedded model. A path that exists wins over
+    a name on the hub.
+
+    Raises CheckpointNotFoundError where there is neither, or the hub cannot be reached;
+    MissingDependencyError where huggingface_hub is needed and not installed.
+    """
+    if path is None:
+        return embedded_folder()
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise OptionTypeError(
+            f"the model is {show(path)}; it must be a folder or a name, a str or a Path"
+        )
+    name = os.fspath(path)
+    if not name:
+        raise CheckpointNotFoundError("the model's path is empty; it must be a folder or a name")
+    # A TensorFlow checkpoint is named by its prefix, without suffixes: "run1/model-9".
+    if os.path.lexists(name) or os.path.lexists(f"{name}.index"):
+        return Path(name)
+    if name == EMBEDDED:
+        return embedded_folder()
+    if not isinstance(path, str) or not is_hub_name(name):
+        return Path(name)  # for its reader to say what is missing
+    return _download(name, revision, token, local_files_only)
+
+
+def embedded_folder() -> Path:
+    """The folder of the model that is part of the package."""
+    return Path(__file__).parents[1] / "models" / EMBEDDED
+
+
+def _download(
+    name: str, revision: str | None, token: str | bool | None, local_files_only: bool
+) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise MissingDependencyError(
+            f"{name}: there is no such folder, and to look for it on Hugging Face's hub the "
+            "package huggingface_hub is needed: pip install huggingface_hub (the extra gpt2c[hub])"
+        ) from None
+    at = name if revision is None else f"{name} at revision {revision}"
+    try:
+        for files in (FILES, FILES + _OLDER_FILES):
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    name,
+                    revision=revision,
+                    token=token,
+                    local_files_only=local_files_only,
+                    allow_patterns=list(files),
+                )
+            )
+            if any(folder.glob("model*.safetensors")):
+                break
+    except errors.GatedRepoError:
+        why = "access to it must be asked for on the hub; then pass token= or log in"
+    except errors.RepositoryNotFoundError:
+        why = (
+            "there is no such folder here, and no such model on the hub, or it is private (token=)"
+        )
+    except errors.RevisionNotFoundError:
+        why = "the hub has the model, but not this revision"
+    except errors.LocalEntryNotFoundError as error:
+        why = f"there is no such folder here, and it is not in the hub's cache, {_why(error)}"
+    except Exception as error:  # what its HTTP client raises is not ours to list
+        why = f"the hub could not give it ({_first_line(error)})"
+    else:
+        return folder
+    raise CheckpointNotFoundError(f"{at}: {why}") from None
+
+
+def _why(error: BaseException) -> str:
+    if error.__cause__ is None:
+        return "which is all that local_files_only=True allows"
+    if type(error.__cause__).__name__ == "OfflineModeIsEnabled":
+        return "which is all that HF_HUB_OFFLINE=1 allows"
+    return f"and the hub cannot be reached ({_first_line(error.__cause__)})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
