@@ -1,7 +1,7 @@
 /* Pages, sharing, roll-back. */
 #include "cache.h"
 
-#include "os.h"
+#include "os/os.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 #include "cpu.h"
 
 #include "gpt2c.h"
-#include "os.h"
+#include "os/os.h"
 
 #include <string.h>
 

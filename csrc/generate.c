@@ -1,10 +1,10 @@
 /* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
  * one forward call, and chooses each next token. */
-#include "draft.h"
-#include "model.h"
-#include "os.h"
+#include "draft/draft.h"
+#include "model/model.h"
+#include "os/os.h"
 #include "pool.h"
-#include "sample.h"
+#include "sample/sample.h"
 
 #include <stdlib.h>
 

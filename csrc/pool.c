@@ -8,7 +8,7 @@
 
 #include "crowding.h"
 #include "fpenv.h"
-#include "os.h"
+#include "os/os.h"
 
 #include <stddef.h>
 

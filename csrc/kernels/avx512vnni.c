@@ -1,7 +1,7 @@
 /* Integer kernels for AVX-512's VNNI (Intel since Cascade Lake, AMD since Zen 4). */
-#include "../gpt2c.h"
-#include "../kernels.h"
-#include "inline.h"
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 
@@ -16,11 +16,11 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
 #endif
 
-#include "vec_avx512.h"
+#include "kernels/vec_avx512.h"
 
-#include "dot_avx512vnni.h"
+#include "kernels/dot_avx512vnni.h"
 
-#include "integer_body.h"
+#include "kernels/integer_body.h"
 
 const integer_table integer_avx512vnni = INTEGER_TABLE;
 

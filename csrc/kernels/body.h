@@ -1,19 +1,19 @@
 /* Every kernel, for the instruction set whose vector type the including file has defined. */
-#include "functions.h"
-#include "row.h"
+#include "kernels/functions.h"
+#include "kernels/row.h"
 
-#include "elementwise.h"
-#include "quantize_rows.h"
+#include "kernels/elementwise.h"
+#include "kernels/quantize_rows.h"
 
-#include "finish.h"
-#include "layer_norm.h"
-#include "limits.h"
-#include "matmul.h"
-#include "quantize.h"
+#include "kernels/finish.h"
+#include "kernels/layer_norm.h"
+#include "kernels/limits.h"
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
 
-#include "attention.h"
-#include "log_prob.h"
-#include "sampling.h"
+#include "kernels/attention.h"
+#include "kernels/log_prob.h"
+#include "kernels/sampling.h"
 
 #define KERNEL_TABLE                                                                               \
     {                                                                                              \

@@ -22,7 +22,7 @@ fi
 "$lint_python" -m ruff format --check .
 "$lint_python" -m mypy
 
-for source in csrc/*.c csrc/kernels/*.c; do
+for source in csrc/*.c csrc/*/*.c; do
     "${CC:-cc}" -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Wshadow -Wpointer-arith \
         -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Werror \
         -Icsrc -c "$source" -o "$objects/$(basename "$source").o"

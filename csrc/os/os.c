@@ -1,5 +1,5 @@
 #define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
-#include "os.h"
+#include "os/os.h"
 
 #include <limits.h>
 #include <signal.h>

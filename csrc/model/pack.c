@@ -1,5 +1,5 @@
 /* Packing matrices into panels, and reading them back. */
-#include "pack.h"
+#include "model/pack.h"
 
 #include <string.h>
 

@@ -1,10 +1,10 @@
 /* Packing and ownership of the weights. */
-#include "model.h"
+#include "model/model.h"
 
 #include "cache.h"
 #include "cpu.h"
 #include "fpenv.h"
-#include "os.h"
+#include "os/os.h"
 #include "pool.h"
 
 #include <stdlib.h>

@@ -3,7 +3,7 @@
 #define GPT2C_CANDIDATES_H
 
 #include "gpt2c.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define NOWHERE (-1)
 

@@ -1,6 +1,6 @@
 /* Attention of a call's rows: where sequences, pages and heads meet. */
 #include "cache.h"
-#include "pass.h"
+#include "pass/pass.h"
 
 #include <math.h>
 #include <string.h>

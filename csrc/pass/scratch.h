@@ -2,8 +2,8 @@
 #ifndef GPT2C_SCRATCH_H
 #define GPT2C_SCRATCH_H
 
-#include "candidates.h"
-#include "model.h"
+#include "model/model.h"
+#include "sample/candidates.h"
 
 typedef struct {
     gpt2c_sequence *sequence;

@@ -1,7 +1,7 @@
 /* Order among the ids that may be drawn. */
-#include "candidates.h"
+#include "sample/candidates.h"
 
-#include "os.h"
+#include "os/os.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 /* What a model says of a token, from its logits. */
-#include "scores.h"
+#include "sample/scores.h"
 
-#include "candidates.h"
 #include "fpenv.h"
+#include "sample/candidates.h"
 
 void score_token(const gpt2c_model *m, const float *logits, int32_t token, const gpt2c_scores *scores,
                  size_t at) {

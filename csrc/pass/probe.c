@@ -1,6 +1,6 @@
 /* Looking at a forward call, and changing it, between two steps. */
 #include "fpenv.h"
-#include "pass.h"
+#include "pass/pass.h"
 
 #include <stdlib.h>
 

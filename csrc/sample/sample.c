@@ -1,9 +1,9 @@
 /* From logits to a token: the stages that sampling options ask for, and the draw. */
-#include "candidates.h"
 #include "fpenv.h"
-#include "model.h"
-#include "sample.h"
-#include "scores.h"
+#include "model/model.h"
+#include "sample/candidates.h"
+#include "sample/sample.h"
+#include "sample/scores.h"
 
 #include <math.h>
 #include <string.h>

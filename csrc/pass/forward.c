@@ -5,8 +5,8 @@
  * only in their rows. */
 #include "cache.h"
 #include "fpenv.h"
-#include "pass.h"
-#include "scores.h"
+#include "pass/pass.h"
+#include "sample/scores.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
 #define GPT2C_PACK_H
 
 #include "gpt2c.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 /* Panels of PANEL columns, [ceil(n / PANEL)], zero beyond n: of floats [k][PANEL], or of blocks
  * [ceil(k / GROUP)], see kernels.h. */

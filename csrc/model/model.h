@@ -3,8 +3,8 @@
 #define GPT2C_MODEL_H
 
 #include "gpt2c.h"
-#include "kernels.h"
-#include "pack.h"
+#include "kernels/kernels.h"
+#include "model/pack.h"
 
 /* Vectors are padded with zeros to a multiple of PANEL. */
 typedef struct {

@@ -1,7 +1,7 @@
 /* Where the rows of forward.c lie. */
-#include "scratch.h"
+#include "pass/scratch.h"
 
-#include "os.h"
+#include "os/os.h"
 
 #include <stdlib.h>
 

@@ -3,8 +3,8 @@
 #ifndef GPT2C_PASS_H
 #define GPT2C_PASS_H
 
+#include "pass/scratch.h"
 #include "pool.h"
-#include "scratch.h"
 
 /* What a probed call needs besides. */
 typedef struct {

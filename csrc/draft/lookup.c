@@ -1,5 +1,5 @@
 /* An index of every three tokens of a text: where they came last. */
-#include "lookup.h"
+#include "draft/lookup.h"
 
 #include <stdlib.h>
 

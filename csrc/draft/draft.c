@@ -1,12 +1,12 @@
 /* Whether guessing pays is a matter of measured times and of how many guesses were right: both are
  * estimated as texts go on. */
-#include "draft.h"
+#include "draft/draft.h"
 
 #include "cache.h"
-#include "candidates.h"
-#include "model.h"
-#include "os.h"
-#include "sample.h"
+#include "model/model.h"
+#include "os/os.h"
+#include "sample/candidates.h"
+#include "sample/sample.h"
 
 #include <stdlib.h>
 

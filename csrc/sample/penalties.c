@@ -1,5 +1,5 @@
 /* The stages that change single ids' logits, most of them by what the text holds already. */
-#include "candidates.h"
+#include "sample/candidates.h"
 
 #include <math.h>
 #include <string.h>
