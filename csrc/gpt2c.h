@@ -210,7 +210,8 @@ typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t block, float
                           int32_t n_rows, int32_t width);
 
 typedef struct {
-    const uint8_t *points; /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
+    /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
+    const uint8_t *points;
     const uint8_t *wants_logits; /* [n_tokens] */
     gpt2c_show show;
     int (*poll)(void *context); /* before each block; what is not 0 stops the call */
@@ -296,7 +297,8 @@ typedef struct {
     int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the token that ended it */
     gpt2c_lookup *lookup;           /* NULL: nothing is drafted */
     gpt2c_sequence *draft_sequence; /* of a draft model that is another than this model's packing */
-    int32_t n_passes, n_drafted, n_accepted; /* forward calls after the prompt, and what they took */
+    /* Forward calls after the prompt, and what they took. */
+    int32_t n_passes, n_drafted, n_accepted;
 } gpt2c_job;
 
 /* Runs a job's stages over logits [n_vocab]; those of ids that were removed become -infinity. */
