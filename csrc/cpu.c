@@ -83,6 +83,4 @@ const instruction_set *cpu_instruction_set(const char *name) {
     return NULL;
 }
 
-int gpt2c_isa_supported(const char *name) {
-    return cpu_instruction_set(name) != NULL;
-}
+int gpt2c_isa_supported(const char *name) { return cpu_instruction_set(name) != NULL; }

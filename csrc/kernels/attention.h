@@ -57,9 +57,7 @@ typedef struct {
     size_t at;
 } stored;
 
-INLINE stored stored_at(stored s, int further) {
-    return (stored){s.page, s.at + (size_t)further};
-}
+INLINE stored stored_at(stored s, int further) { return (stored){s.page, s.at + (size_t)further}; }
 
 /* The first n of a vector of numbers of the cache. A processor waits for the cache line of a load even where
  * all of it is masked: those of short texts that nobody had fetched took near half of attention's time. */
@@ -90,8 +88,8 @@ INLINE int lines_of(const int is_narrow, int n) {
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
  * real. */
 INLINE void score_tile(const attention_args *a, const int is_narrow, const int rows,
-                       const int n_vectors, const float *q, stored key, int n,
-                       fetch_list *fetches, float *scores) {
+                       const int n_vectors, const float *q, stored key, int n, fetch_list *fetches,
+                       float *scores) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -279,9 +277,9 @@ INLINE void attend_rows(const attention_args *a, const int is_narrow) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
         switch (rows) { /* each its own unrolled copy */
-#define CASE(n)                                                                                    \
-    case n:                                                                                        \
-        attend_tile(a, is_narrow, n, row);                                                         \
+#define CASE(n)                            \
+    case n:                                \
+        attend_tile(a, is_narrow, n, row); \
         break;
             TILE_CASES
 #undef CASE
@@ -298,8 +296,9 @@ static void attention_kernel(const attention_args *a) {
 
 /* out[dim ..] (+)= sum(weights[i] * value[i][dim ..]) of a block of positions, for n_vectors vectors of
  * dimensions, of which n are real. */
-INLINE void add_block(const attention_args *a, const int is_narrow, const int n_vectors, stored value,
-                      int n, const float *weights, int n_positions, int is_first, float *out) {
+INLINE void add_block(const attention_args *a, const int is_narrow, const int n_vectors,
+                      stored value, int n, const float *weights, int n_positions, int is_first,
+                      float *out) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)

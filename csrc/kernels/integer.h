@@ -129,7 +129,8 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
  * each group those of a part of the rows. */
 #define FETCHING_OUT_ROWS 32
 
-INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group, int n_groups) {
+INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
+                      int n_groups) {
     int end = (int)((long)n_rows * (group + 1) / n_groups);
     for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
@@ -170,7 +171,8 @@ static void matmul_int4_kernel(const matmul_args *a, int panel_begin, int panel_
     integer_matmul(a, 4, panel_begin, panel_end);
 }
 
-#define INTEGER_TABLE                                                                              \
-    {                                                                                              \
-        .matmul_int8 = matmul_int8_kernel, .matmul_int4 = matmul_int4_kernel,                      \
+#define INTEGER_TABLE                      \
+    {                                      \
+        .matmul_int8 = matmul_int8_kernel, \
+        .matmul_int4 = matmul_int4_kernel, \
     }

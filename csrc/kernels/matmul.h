@@ -86,9 +86,9 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const float *panel,
                           fetch ahead, float *totals) {
     switch (rows) {
-#define CASE(n)                                                                                    \
-    case n:                                                                                        \
-        multiply_tile(n, a, x, panel, ahead, totals);                                              \
+#define CASE(n)                                       \
+    case n:                                           \
+        multiply_tile(n, a, x, panel, ahead, totals); \
         break;
         TILE_CASES
 #undef CASE

@@ -26,7 +26,7 @@ struct gpt2c_model {
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;
-    int32_t n_threads; /* most that a call uses */
+    int32_t n_threads;  /* most that a call uses */
     packed_matrix wte;  /* [n_embd, n_vocab]: the embedding reads its columns */
     packed_matrix head; /* wte where the head is tied */
     float *wpe;         /* [n_positions, n_embd] as given */
