@@ -15,7 +15,7 @@ from conftest import FIXTURES, ISAS, config_of, model_on, on_backend, random_wei
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.engine.types import Plan
+from gpt2c.engine.protocol import Plan
 from gpt2c.schedule.searching import Search
 
 CONFIG = config_of(n_positions=100, eos_token_id=7)
@@ -209,7 +209,7 @@ def test_stop_strings_end_beams(backend):
 
 def test_time_ends_a_search_with_what_it_has(model, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("gpt2c.generate.stops.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("gpt2c.schedule.stops.time.monotonic", lambda: now[0])
     engine, calls = model._engine, []
     score = type(engine).score
 

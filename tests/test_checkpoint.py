@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Error, OptionError
 from gpt2c.weights.checkpoint import (
     Checkpoint,
@@ -28,7 +29,6 @@ from gpt2c.weights.checkpoint import (
     tensor_shapes,
 )
 from gpt2c.weights.checkpoint.views import Whole
-from gpt2c.weights.config import GPT2Config
 
 SHARED = Path(os.environ.get("GPT2C_SHARED", Path(__file__).parents[2] / "shared"))
 Arrays = dict[str, NDArray[Any]]

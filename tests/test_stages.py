@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2
-from gpt2c.engine.types import Plan, Stage
+from gpt2c.engine.protocol import Plan, Stage
 from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, chance

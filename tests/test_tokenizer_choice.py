@@ -18,6 +18,7 @@ from conftest import FIXTURES, config_of, random_weights
 import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.cli.main import main
+from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -29,7 +30,6 @@ from gpt2c.errors import (
 from gpt2c.text.bpe import BYTE_ALPHABET
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
-from gpt2c.weights.config import GPT2Config
 
 TOKENS = [*BYTE_ALPHABET, "ab", "<|endoftext|>"]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

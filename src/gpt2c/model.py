@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import flag, integer, shows_options
+from gpt2c.config import GPT2_VOCABULARY
 from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
 from gpt2c.generate.completing import Completer
+from gpt2c.generate.generation_config import Lengths, with_usable_defaults
 from gpt2c.generate.options import (
     DEFAULTS,
     MOST_LOGPROBS,
@@ -30,8 +32,6 @@ from gpt2c.look.probing import Edit, Ints, Names, forward
 from gpt2c.measure.scores import Score, score_texts
 from gpt2c.session import Session
 from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.config import GPT2_VOCABULARY
-from gpt2c.weights.generation_config import Lengths, with_usable_defaults
 from gpt2c.weights.loaded_model import LoadedModel
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpt2c.engine.types import Drafts, Plan, Scores, Show
-from gpt2c.weights.config import GPT2Config
+from gpt2c.config import GPT2Config
+from gpt2c.engine.protocol import Drafts, Plan, Scores, Show
 
 ARITHMETIC: int
 MAX_THREADS: int

@@ -24,7 +24,7 @@ from gpt2c.errors import (
     ForkError,
     OptionError,
 )
-from gpt2c.engine.types import BLOCK_POINTS, MODEL_POINTS, SCORE_TYPE, TOP_TYPE
+from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, SCORE_TYPE, TOP_TYPE
 
 
 cdef extern from "Python.h":
@@ -333,7 +333,7 @@ cdef class Model:
     ):
         """A text to be continued from ids by `run`; sequence, which it takes, has the first.
 
-        plan and drafts are of gpt2c.engine.types. With n_top its tokens are scored, with as many
+        plan and drafts are of gpt2c.engine.protocol. With n_top its tokens are scored, with as many
         alternatives.
         """
         return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence, drafts)

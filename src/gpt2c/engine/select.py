@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import choice
+from gpt2c.config import GPT2Config
 from gpt2c.errors import BackendError, CacheMemoryError, FallbackWarning, OptionError, warn
+from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
 from gpt2c.weights.checkpoint.source import (
@@ -27,8 +29,6 @@ from gpt2c.weights.checkpoint.source import (
     check_rows,
     tensor_shapes,
 )
-from gpt2c.weights.config import GPT2Config
-from gpt2c.weights.progress import LoadingBar
 
 if TYPE_CHECKING:
     from gpt2c.engine import _engine, numpy_engine

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gpt2c.checks.options import integer
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import Drafts
+from gpt2c.engine.protocol import Drafts
 from gpt2c.errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from gpt2c.checks.option_hints import hint
 from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import Plan, Scores
+from gpt2c.engine.protocol import Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beams import BeamOptions, BeamPlan, check_beams
+from gpt2c.generate.generation_config import Lengths
 from gpt2c.generate.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
-from gpt2c.generate.stops import Callback, StopString
-from gpt2c.weights.generation_config import Lengths
+from gpt2c.schedule.stops import Callback, StopString
 
 # Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
 DEFAULT_BATCH_SIZE: Final = 32

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT32_MAX, integer, is_integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import NO_IDS, Plan, Stage
+from gpt2c.engine.protocol import NO_IDS, Plan, Stage
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.text.special_tokens import encode_part
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer

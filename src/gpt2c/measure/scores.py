@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
 from gpt2c.errors import NumericalError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.weights.config import GPT2Config
+from gpt2c.config import GPT2Config
 
 Array: TypeAlias = NDArray[Any]  # float32 or float64
 Past: TypeAlias = list[tuple[Array, Array]]  # a block's keys and values [n_head, n_past, head_dim]

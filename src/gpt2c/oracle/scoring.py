@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
 
 
 def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:

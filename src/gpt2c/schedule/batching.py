@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT32_MAX
-from gpt2c.engine.types import SCORE_TYPE, TOP_TYPE, Drafts, Plan, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Drafts, Plan, Scores
 from gpt2c.errors import NumericalError, OptionError
 from gpt2c.generate.options import LogitsProcessor
-from gpt2c.generate.stops import Stops, Watcher
+from gpt2c.schedule.stops import Stops, Watcher
 
 if TYPE_CHECKING:
     from gpt2c.engine.select import EngineJob, EngineModel, EngineSequence

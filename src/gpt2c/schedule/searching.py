@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import NO_IDS, Scores
+from gpt2c.engine.protocol import NO_IDS, Scores
 from gpt2c.generate.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
 from gpt2c.generate.options import MOST_LOGPROBS
-from gpt2c.generate.stops import Watcher
 from gpt2c.schedule.batching import (
     SHARED_PREFIX,
     Batch,
@@ -25,6 +24,7 @@ from gpt2c.schedule.batching import (
     fail,
     score_prompt,
 )
+from gpt2c.schedule.stops import Watcher
 
 if TYPE_CHECKING:
     from gpt2c.engine.select import EngineJob, EngineModel, EngineSequence

@@ -15,8 +15,8 @@ from gpt2c.checks.untrusted import open_regular, parse_json_leniently, read_json
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
 
 if TYPE_CHECKING:
+    from gpt2c.config import GPT2Config
     from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-    from gpt2c.weights.config import GPT2Config
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())

@@ -13,6 +13,7 @@ from typing import Final, NoReturn, Protocol
 
 from gpt2c.checks.options import flag
 from gpt2c.checks.untrusted import open_regular, read_json_object, show, show_list
+from gpt2c.config import MAX_SIZE
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError, TokenizerWarning, warn
 from gpt2c.text.added_tokens import (
     PLAIN,
@@ -24,7 +25,6 @@ from gpt2c.text.added_tokens import (
 from gpt2c.text.bpe import BYTE_ALPHABET, Model, Rules, TiktokenModel, is_of_bytes, model_of
 from gpt2c.text.bpe import Merges as _Merges
 from gpt2c.text.special_tokens import END_OF_TEXT, known_ids
-from gpt2c.weights.config import MAX_SIZE
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from gpt2c.checks.options import flag
 from gpt2c.checks.untrusted import read_json_object, show
+from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.text.added_tokens import PLAIN, TokenizerConfig
 from gpt2c.text.bpe import BYTE_ALPHABET
@@ -23,7 +24,6 @@ from gpt2c.text.tokenizer import (
     Tokenizer,
     check_text,
 )
-from gpt2c.weights.config import MAX_SIZE
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # of vocabularies that fall back to bytes
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gpt2c.checks.untrusted import show_list
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
@@ -20,7 +21,6 @@ from gpt2c.weights.checkpoint.shards import check_shard, read_index
 from gpt2c.weights.checkpoint.source import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.training_files import is_training_file
 from gpt2c.weights.checkpoint.views import with_embedding
-from gpt2c.weights.config import GPT2Config
 
 if TYPE_CHECKING:
     from gpt2c.weights.checkpoint.state_dict import StateDictFile

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show, show_list
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.formats.torch_file import TorchFile
@@ -26,7 +27,6 @@ from gpt2c.weights.checkpoint.source import (
 )
 from gpt2c.weights.checkpoint.state_dict import SavedState
 from gpt2c.weights.checkpoint.views import Zeros, transposed, with_embedding
-from gpt2c.weights.config import GPT2Config
 
 _NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
@@ -29,7 +30,6 @@ from gpt2c.weights.checkpoint.source import (
     widen_into,
 )
 from gpt2c.weights.checkpoint.views import FirstRows, Whole, transposed, with_embedding
-from gpt2c.weights.config import GPT2Config
 
 _CONFIG: Final = "config.json"
 _MAGIC: Final = b"\x93NUMPY"

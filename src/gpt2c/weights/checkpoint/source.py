@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show, show_list
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, OptionError
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
-from gpt2c.weights.config import GPT2Config
 
 # The dtypes that weights may have, as safetensors names them, and NumPy's type of the stored
 # bits. bfloat16 has no NumPy type: its bits are the upper half of a float32.

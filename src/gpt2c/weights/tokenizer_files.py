@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY
 from gpt2c.errors import (
     CheckpointNotFoundError,
     MissingDependencyError,
@@ -26,7 +27,6 @@ from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.text.tokenizer_json import read_tokenizer_json
 from gpt2c.weights.checkpoint import BytePairs, Checkpoint
 from gpt2c.weights.checkpoint.save import MAX_BESIDE, copy_beside
-from gpt2c.weights.config import GPT2_VOCABULARY, PADDED_VOCABULARY
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())

@@ -17,7 +17,8 @@ from gpt2c.formats import signatures
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.text.tokenizer_files import (
+from gpt2c.weights.checkpoint import Checkpoint
+from gpt2c.weights.tokenizer_files import (
     JSON,
     PAIRS,
     candidates_in,
@@ -27,7 +28,6 @@ from gpt2c.text.tokenizer_files import (
     of_pairs,
     tokenizer_of,
 )
-from gpt2c.weights.checkpoint import Checkpoint
 
 GPT2: Final = "gpt2"  # GPT-2's own, unless there is such a path
 _PICKLES: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
