@@ -25,9 +25,9 @@ from gpt2c.weights.checkpoint import (
     from_arrays,
     from_picogpt,
     open_checkpoint,
-    source,
     tensor_shapes,
 )
+from gpt2c.weights.checkpoint import checkpoint as checkpoint_module
 from gpt2c.weights.checkpoint.views import Whole
 
 SHARED = Path(os.environ.get("GPT2C_SHARED", Path(__file__).parents[2] / "shared"))
@@ -130,7 +130,7 @@ def test_what_is_nearly_a_buffer_is_unexpected(tmp_path: Path, name: str) -> Non
 
 
 def test_a_tied_head_that_is_stored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_COMPARE_ITEMS", 13)  # two rows of six at a time
+    monkeypatch.setattr(checkpoint_module, "_COMPARE_ITEMS", 13)  # two rows of six at a time
     arrays = random_arrays()
     arrays["wte.weight"][0, 0] = np.nan
     stored = arrays | {"lm_head.weight": arrays["wte.weight"].copy()}

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.options import flag, integer, shows_options
 from gpt2c.config import GPT2_VOCABULARY
+from gpt2c.engine.protocol import MOST_LOGPROBS
 from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
 from gpt2c.generate.completing import Completer
 from gpt2c.generate.generation_config import Lengths, with_usable_defaults
 from gpt2c.generate.options import (
     DEFAULTS,
-    MOST_LOGPROBS,
     CompleteOptions,
     Completion,
     GenerateOptions,

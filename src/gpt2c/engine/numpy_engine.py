@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.config import GPT2Config
+from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.engine.protocol import MODEL_POINTS, Drafts, Plan, Scores, Show
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.oracle.reference import Past, gpt2
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.oracle.scoring import log_probabilities, token_scores
-from gpt2c.weights.checkpoint.source import tensor_shapes
 
 SCORE_ROWS = 48  # whose logits are held at a time
 

@@ -76,3 +76,15 @@ class Plan:
             for stage in self.stages
         )
         return Plan(tuple(stages), self.draws)
+
+
+def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
+    """The words of a "bad_words" stage."""
+    words, at = [], 0
+    while at < len(packed):
+        words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
+        at += 1 + int(packed[at])
+    return words
+
+
+MOST_LOGPROBS: Final = 128

@@ -14,7 +14,8 @@ from gpt2c.generate.drafting import checked_drafts
 from gpt2c.generate.options import Completion, Logprobs, Options
 from gpt2c.generate.prompts import Prompt, fit_context, is_single
 from gpt2c.progress import with_bar
-from gpt2c.schedule.batching import Request, Result, TextBatch, run_requests
+from gpt2c.schedule.batching import TextBatch, run_requests
+from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.searching import SearchBatch
 from gpt2c.schedule.stops import Stops
 

@@ -19,7 +19,7 @@ from gpt2c.errors import (
     OptionTypeError,
     TokenizerError,
 )
-from gpt2c.generate.beams import NEUTRAL as BEAMS
+from gpt2c.generate.beam_options import NEUTRAL as BEAMS
 from gpt2c.generate.sampling import asks_to_sample
 from gpt2c.text.special_tokens import ids_in
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt2c.schedule.batching import Request, Text, at_once
+from gpt2c.schedule.batching import Text, at_once
+from gpt2c.schedule.requests import Request
 from gpt2c.text.tokenizer import StreamDecoder
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import Plan, Stage
-from gpt2c.generate.sampling import unpack_words
+from gpt2c.engine.protocol import Plan, Stage, unpack_words
 from gpt2c.oracle import filters, penalties
 
 Logits = NDArray[Any]

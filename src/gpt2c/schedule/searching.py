@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import NO_IDS, Scores
-from gpt2c.generate.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
-from gpt2c.generate.options import MOST_LOGPROBS
+from gpt2c.engine.protocol import MOST_LOGPROBS, NO_IDS, Scores
 from gpt2c.schedule.batching import (
     SHARED_PREFIX,
     Batch,
-    Request,
-    Result,
     at_once,
     checked_logits,
     common_prefix,
@@ -24,6 +20,8 @@ from gpt2c.schedule.batching import (
     fail,
     score_prompt,
 )
+from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
+from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
 if TYPE_CHECKING:

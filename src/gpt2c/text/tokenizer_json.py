@@ -18,12 +18,7 @@ from gpt2c.text.bpe import BYTE_ALPHABET
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
 from gpt2c.text.special_tokens import template
-from gpt2c.text.tokenizer import (
-    MAX_FILE_BYTES,
-    MAX_GAP,
-    Tokenizer,
-    check_text,
-)
+from gpt2c.text.tokenizer import MAX_FILE_BYTES, MAX_GAP, Tokenizer, check_text
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # of vocabularies that fall back to bytes
 

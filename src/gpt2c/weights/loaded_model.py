@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from gpt2c.checks.options import flag, similar
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.config import GPT2Config
-from gpt2c.engine.select import load_engine, loaded_checkpoint
 from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.generation_config import ModelDefaults, read_generation_config
@@ -25,6 +24,7 @@ from gpt2c.text.special_tokens import ids_in, with_named_tokens
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.weights.hub import locate
+from gpt2c.weights.loading import load_engine, loaded_checkpoint
 from gpt2c.weights.named_tokenizer import tokenizer_for
 from gpt2c.weights.tokenizer_files import save_tokenizer
 

@@ -14,7 +14,7 @@ from gpt2c.checks.options import INT32_MAX, flag, integer, is_integer, items, si
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.generate.beams import NEUTRAL
+from gpt2c.generate.beam_options import NEUTRAL
 from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
 
 _AS_THEY_ARE: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")

@@ -16,9 +16,9 @@ from gpt2c.errors import CheckpointNotFoundError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
 from gpt2c.formats.safetensors_file import SafetensorsFile
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.shards import check_shard, read_index
-from gpt2c.weights.checkpoint.source import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.training_files import is_training_file
 from gpt2c.weights.checkpoint.views import with_embedding
 

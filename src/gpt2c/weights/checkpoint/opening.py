@@ -14,9 +14,9 @@ from gpt2c.config import ACTIVATIONS
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, OptionError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, has_weights, open_hf_folder
 from gpt2c.weights.checkpoint.hparams import HPARAMS, given_hparams
-from gpt2c.weights.checkpoint.source import Checkpoint
 from gpt2c.weights.checkpoint.training_files import is_training_file
 
 # Other loaders are imported where they are needed: together they would double the time that
