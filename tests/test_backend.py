@@ -171,7 +171,7 @@ def test_engine_refuses_nonsense_without_crashing():
         lambda: job_of("bad_words", ids=np.array([1, 5], dtype=np.int32)),
         lambda: job_of("dry", count=1, ids=outside),
         lambda: model.job(ids, 1, Plan(), 0, 0, stops).advance(values, values),
-        lambda: model.job(ids, 1, Plan(), 0, 0, stops).process(values),
+        lambda: model.apply_stages(Plan(), values, ids, stops),
         lambda: model.job(ids, 1, Plan(), 0, 0, stops).scores(),
         lambda: model.score([], [], [], 0),
         lambda: model.score([model.sequence()], [ids], [np.zeros(3, dtype=np.int32)], 0),

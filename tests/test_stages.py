@@ -39,7 +39,7 @@ def some_logits(seed, spread=3.0, n=N_VOCAB):
 def processed(models, plan, logits, history, seed=0, sample=0):
     """What every instruction set makes of the logits, which is the same."""
     results = [
-        model._engine.job(ids_of(*history), 5, plan, seed, sample, NO_STOPS).process(logits)
+        model._engine.apply_stages(plan, logits, ids_of(*history), ids_of(), seed, sample)
         for model in models.values()
     ]
     for other in results[1:]:
@@ -122,21 +122,16 @@ HISTORY = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 )
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_penalties_count_what_they_should(models, name, history, n_new, seed, value):
-    """By a job that has generated tokens: those are what presence and frequency count."""
+    """With new tokens, which are what presence and frequency count."""
     logits = some_logits(seed)
     model = next(iter(models.values()))
     plan = Plan((Stage(name, value=value),))
-    job = model._engine.job(ids_of(*history), n_new + 1, plan, 0, 0, NO_STOPS)
     new = np.random.default_rng(seed).integers(0, 6, n_new).tolist()
-    for id in new:
-        sure = np.full(N_VOCAB, -1e9, dtype=np.float32)
-        sure[id] = 1e9
-        job.advance(sure, sure)
-    assert job.new_ids() == new
+    ours = model._engine.apply_stages(plan, logits, ids_of(*history), ids_of(*new))
     exact = logits.astype(np.float64)
     counted = [*history, *new] if name == "repetition_penalty" else new
     getattr(penalties, name)(exact, counted, value)
-    np.testing.assert_allclose(job.process(logits), exact, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=300)

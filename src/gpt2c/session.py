@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from threading import RLock
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import flag, integer, is_integer
+from gpt2c.engine.protocol import EngineModel, EngineSequence
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.forks import ProcessLock
 from gpt2c.generate.prompts import Ids, check_ids
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel, EngineSequence
 
 
 class Session:

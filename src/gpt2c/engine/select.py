@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
 
 from gpt2c.checks.options import choice
 from gpt2c.config import GPT2Config
+from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import BackendError, FallbackWarning, OptionError, warn
-from gpt2c.weights.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from gpt2c.engine import _engine, numpy_engine
-
-    EngineModel: TypeAlias = _engine.Model | numpy_engine.Model
-    EngineSequence: TypeAlias = _engine.Sequence | numpy_engine.Sequence
-    EngineJob: TypeAlias = _engine.Job | numpy_engine.Job
 
 REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall ."
 BACKENDS = ("auto", "c", "numpy")
@@ -25,15 +16,21 @@ DTYPES = ("auto", "float32", "float64", "int8", "int4")
 QUANTIZED = ("int8", "int4")
 
 
-def new_model(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) -> EngineModel:
-    """An engine's model for this checkpoint, its weights not loaded yet."""
+def new_model(
+    config: GPT2Config, packing: str | None, dtype: str, backend: str, n_threads: int
+) -> EngineModel:
+    """Return an engine's model whose weights are not loaded yet.
+
+    packing is what the checkpoint was quantised to, "int8" or "int4", or None.
+    Raises OptionError, and BackendError where the backend cannot run.
+    """
     choice("backend", backend, BACKENDS)
     choice("dtype", dtype, DTYPES)
     if backend == "auto":
         named = os.environ.get("GPT2C_BACKEND") or "auto"
         backend = choice("GPT2C_BACKEND", named, BACKENDS)
     if dtype == "auto":
-        dtype, may_widen = checkpoint.packing or "float32", True
+        dtype, may_widen = packing or "float32", True
     else:
         may_widen = False
     if dtype == "float64" and backend == "c":
@@ -45,26 +42,31 @@ def new_model(checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int) 
     if dtype != "float64" and backend != "numpy":
         engine = compiled_engine(required=backend == "c" or (dtype in QUANTIZED and not may_widen))
         if engine is not None:
-            return engine(checkpoint.config, n_threads, dtype)
+            return engine(config, n_threads, dtype)
     from gpt2c.engine import numpy_engine  # here because its import is a tenth of ours
 
-    return numpy_engine.Model(checkpoint.config, "float32" if dtype in QUANTIZED else dtype)
+    return numpy_engine.Model(config, "float32" if dtype in QUANTIZED else dtype)
 
 
 def compiled_engine(required: bool) -> Callable[[GPT2Config, int, str], EngineModel] | None:
     """What makes a model on the compiled engine; None, with a warning, where it cannot run."""
     try:
-        module = _import_engine()
-        isa = choose_isa(module)
+        isa = choose_isa()
     except BackendError as error:
         if required:
             raise
         warn(f"{error}; running on NumPy, far slower", FallbackWarning)
         return None
-    return lambda config, n_threads, dtype: module.Model(config, isa, n_threads, dtype)
+    from gpt2c.engine._engine import Model
+
+    return lambda config, n_threads, dtype: Model(config, isa, n_threads, dtype)
 
 
-def _import_engine() -> ModuleType:
+def instruction_sets() -> list[tuple[str, bool]]:
+    """Names of the compiled instruction sets, slowest first, each with whether it runs here.
+
+    Raises BackendError where the compiled engine is not installed.
+    """
     try:
         from gpt2c.engine import _engine
     except ImportError as error:
@@ -72,15 +74,15 @@ def _import_engine() -> ModuleType:
             f"gpt2c's compiled engine is not installed ({error}). "
             f"With a C compiler at hand, reinstall it from a clone: {REINSTALL}"
         ) from None
-    return _engine
+    return _engine.instruction_sets()
 
 
-def choose_isa(engine: ModuleType) -> str:
+def choose_isa() -> str:
     """The fastest instruction set that runs here, or the one that GPT2C_ISA names.
 
     Raises OptionError where GPT2C_ISA names none, BackendError where none runs.
     """
-    sets: dict[str, bool] = dict(engine.instruction_sets())
+    sets = dict(instruction_sets())
     supported = [name for name, runs in sets.items() if runs]
     forced = os.environ.get("GPT2C_ISA")
     if forced:

@@ -7,16 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, EngineModel, Scores
 from gpt2c.errors import NumericalError
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel
 
 # Short texts run together, up to so many rows; and so many pages of the cache, which are 64
 # positions: 150 MB for GPT-2 124M.
@@ -167,7 +164,7 @@ class _Scorer:
             return
         with self._engine.held():
             scores, top = self._engine.score(
-                [self._engine.sequence() for _ in group],  # type: ignore[misc]
+                [self._engine.sequence() for _ in group],
                 [window.fed for window in group],
                 [window.targets for window in group],
                 self._n_top,

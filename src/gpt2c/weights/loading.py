@@ -9,21 +9,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.config import GPT2Config, tensor_shapes
+from gpt2c.engine.protocol import EngineModel
 from gpt2c.engine.select import QUANTIZED, new_model
 from gpt2c.errors import CacheMemoryError
 from gpt2c.formats.tensors import PackedSource, TensorSource, check_finite, check_rows
 from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel
 
 # Tensors are read and packed this many bytes of float32 at a time: a half of it left the threads
 # waiting for each other, twice it left the cores' own caches (0.10 s for 124M; 0.12 and 0.11).
@@ -44,7 +41,7 @@ def load_engine(
     Raises OptionError for other values and BackendError where the backend cannot run.
     """
     try:
-        model = new_model(checkpoint, dtype, backend, n_threads)
+        model = new_model(checkpoint.config, checkpoint.packing, dtype, backend, n_threads)
         fill(model, checkpoint, n_threads, bar)
     except CacheMemoryError:
         raise
@@ -69,7 +66,7 @@ def fill(
         name, begin, end = piece.name, piece.begin, piece.end
         source = checkpoint.tensors[name]
         if piece.is_packed and isinstance(source, PackedSource):
-            panels = model.packed(name).reshape(source.packed_shape)[begin:end]  # type: ignore[union-attr]
+            panels = model.packed(name).reshape(source.packed_shape)[begin:end]
             source.read_panels(begin, panels)
             return _float_bytes(source, begin, end)
         rows = source.read(begin, end)
@@ -172,7 +169,7 @@ class LoadedMatrix(LoadedTensor):
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
         """See PackedSource."""
         with self.model.held():
-            whole = self.model.packed(self.name).reshape(self.packed_shape)  # type: ignore[union-attr]
+            whole = self.model.packed(self.name).reshape(self.packed_shape)
             panels[...] = whole[begin : begin + len(panels)]
 
 
