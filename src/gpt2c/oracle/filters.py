@@ -69,9 +69,9 @@ def top_k(logits: Logits, k: int) -> Logits:
 
 
 def top_p(logits: Logits, p: float) -> Logits:
-    """Keep the fewest most likely ids whose probabilities sum to at least p.
+    """Keep the smallest set of most likely ids with a total probability of at least p.
 
-    Nucleus sampling (Holtzman et al. 2020).
+    Nucleus sampling (Holtzman et al. 2020); ties go to the lower id.
     """
     order = descending(logits)
     return _keep_top_and_ids(logits, order[: _n_to_reach(p, probabilities(logits), order)])
@@ -84,10 +84,10 @@ def min_p(logits: Logits, p: float) -> Logits:
 
 
 def typical_p(logits: Logits, mass: float) -> Logits:
-    """Keep the fewest ids of most typical surprise whose probabilities sum to at least mass.
+    """Keep the smallest set of most typical ids with a total probability of at least mass.
 
-    Ids are taken by the distance of their surprise, -log p, from the entropy. Ids as far away as
-    the last one taken stay too (Meister et al. 2022).
+    An id is typical if its surprise, -log p, is near the entropy. Ids tied with the last one of
+    the set stay too (Meister et al. 2022).
     """
     p = probabilities(logits)
     with np.errstate(divide="ignore"):

@@ -51,10 +51,11 @@ def dry(
 
     p-e-w 2024 (oobabooga/text-generation-webui pull request 5677).
 
-    Any id in the history may be about to repeat itself: let `length` be how many ids right before
-    it equal the last ids of the history, the max over its occurrences. If length is at least
-    allowed_length, its logit loses multiplier * base ** (length - allowed_length). A match ends at
-    a breaker, and breakers are never penalised. Only the last `span` ids count; 0 means all.
+    If the last `length` ids of the history also occur earlier, the id that follows them there would
+    lengthen a repetition. If length is at least allowed_length, multiplier * base ** (length -
+    allowed_length) is subtracted from its logit; length is the max over all its occurrences. A
+    repetition cannot contain a breaker, and breakers are never penalised. Only the last `span` ids
+    of the history count; 0 means all.
     """
     recent = list(history)[-span:] if span else list(history)
     longest: dict[int, int] = {}

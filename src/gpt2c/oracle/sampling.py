@@ -117,7 +117,7 @@ class Sampler:
         scores = logits[ids] + gumbel_noise(self.seed, self.sample, len(history), ids)
         token = int(ids[np.argmax(scores)])
         for stage in self.plan.stages:
-            if stage.name == "mirostat":  # whose value is tau, and other is the learning rate
+            if stage.name == "mirostat":  # value is tau, other is eta
                 surprise = -math.log2(filters.probabilities(before_mirostat)[token])
                 self.mu = self._mu(stage) - stage.other * (surprise - stage.value)
         return token
