@@ -1,7 +1,8 @@
 """Checks of single option values.
 
-Each function returns the checked value, or raises OptionTypeError for a wrong type and OptionError
-for a wrong value; the message names the option, its value and the values it may have.
+integer, number, items, flag and choice return the checked value. They raise OptionTypeError for a
+wrong type and OptionError for a wrong value; the message names the option, its value and the values
+it may have.
 """
 
 from __future__ import annotations

@@ -130,14 +130,16 @@ class Merges:
         """
         pairs = {pair: rank for rank, pair in enumerate(self.parts, 256)}
         for rank, (x, y) in enumerate(self.parts, 256):
-            if self._crossed(pairs, x, y, rank):
+            if self._has_crossing_merge(pairs, x, y, rank):
                 raise TokenizerError(
                     f"{self.source}: merge {rank - 255} joins {show(self.data[x])} and"
                     f" {show(self.data[y])}, but earlier merges never leave these two side by"
                     " side; expected merges in the order in which BPE training finds them"
                 )
 
-    def _crossed(self, pairs: Mapping[tuple[int, int], int], x: int, y: int, limit: int) -> bool:
+    def _has_crossing_merge(
+        self, pairs: Mapping[tuple[int, int], int], x: int, y: int, limit: int
+    ) -> bool:
         """Whether a merge of rank below `limit` joins tokens across the border between x and y.
 
         Undo the merges of x and y one by one, latest first, so that x and y are always the two

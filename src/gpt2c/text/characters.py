@@ -71,7 +71,7 @@ class _Characters:
         return ()
 
 
-def _tokenizer_of(vocab: Mapping[str, int], source: str) -> Tokenizer:
+def _make_tokenizer(vocab: Mapping[str, int], source: str) -> Tokenizer:
     tokenizer = Tokenizer(_Characters(vocab, source), (), source)
     tokenizer.write_files = lambda folder: _write(vocab, folder)
     return tokenizer
@@ -113,7 +113,7 @@ def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | No
     if any(values.get(name) != _PARTS[name] for name in required):
         return None
     check_ids(vocab, str(path))
-    return _tokenizer_of(vocab, str(path))
+    return _make_tokenizer(vocab, str(path))
 
 
 # ---- meta.pkl ----
@@ -138,7 +138,7 @@ def read_meta(path: Path) -> Tokenizer:
             f"{path}: found {describe(value)} without stoi and itos, expected a dict of both, as "
             "nanoGPT's prepare.py writes it"
         )
-    return _tokenizer_of(_vocabulary(value, path), str(path))
+    return _make_tokenizer(_vocabulary(value, path), str(path))
 
 
 def _refuse(_: object) -> NoReturn:

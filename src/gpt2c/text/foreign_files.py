@@ -48,9 +48,14 @@ _GPT2_CLASSES: Final = ("GPT2Tokenizer", "GPT2TokenizerFast")
 def foreign_tokenizer(folder: Path) -> str | None:
     """Find a sign of a tokenizer that gpt2c cannot read in a checkpoint's folder.
 
-    Return it for a message, as "PATH: looks like a tokenizer"; None if there is none. Files that
-    cannot be read are skipped.
+    Return it for a message, as "PATH: looks like a tokenizer, which gpt2c does not read"; None if
+    there is none. Files that cannot be read are skipped.
     """
+    sign = _foreign_sign(folder)
+    return None if sign is None else f"{sign}, which gpt2c does not read"
+
+
+def _foreign_sign(folder: Path) -> str | None:
     try:
         with os.scandir(folder) as entries:
             found = sorted(

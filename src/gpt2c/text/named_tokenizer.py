@@ -71,17 +71,17 @@ def named_tokenizer(given: object) -> Tokenizer | MissingTokenizer:
         )
     path = Path(given)
     if os.path.isdir(path):
-        return _of_folder(path)
+        return _load_folder(path)
     if not os.path.lexists(path):
         if given == GPT2:
             return Tokenizer.gpt2()
         raise CheckpointNotFoundError(
             f"tokenizer: {path}: there is no such file or folder; expected {_KINDS}"
         )
-    return _of_file(path)
+    return _load_file(path)
 
 
-def _of_folder(folder: Path) -> Tokenizer:
+def _load_folder(folder: Path) -> Tokenizer:
     problems: list[TokenizerError | CheckpointNotFoundError | MissingDependencyError] = []
     for _, read in candidates_in(folder):
         try:
@@ -91,13 +91,13 @@ def _of_folder(folder: Path) -> Tokenizer:
     if problems:
         raise problems[0]
     foreign = foreign_tokenizer(folder)
-    also = "" if foreign is None else f"; {foreign}, which gpt2c does not read"
+    also = "" if foreign is None else f"; {foreign}"
     raise CheckpointNotFoundError(
         f"tokenizer: {folder}: found no tokenizer, expected {_KINDS}{also}"
     )
 
 
-def _of_file(path: Path) -> Tokenizer:
+def _load_file(path: Path) -> Tokenizer:
     """Load a file; its content decides the kind, except for pickles and pairs of files.
 
     Either file of a pair of vocabulary and merges may be named.
@@ -108,12 +108,12 @@ def _of_file(path: Path) -> Tokenizer:
         except OSError as reason:
             raise TokenizerError(f"{path}: cannot be read: {reason.strerror}") from reason
     if head.startswith(signatures.GGUF):
-        return _of_gguf(path)
+        return _load_gguf(path)
     is_safetensors = head[8:9] == signatures.SAFETENSORS_NINTH
     is_pickle = head.startswith(_PICKLE_MAGIC) and not is_safetensors
     if is_pickle or path.suffix in (".pkl", ".pickle"):
         return read_meta(path)
-    for names in _pairs_of(path.name):
+    for names in _pairs_for(path.name):
         vocab, merges = (path.parent / name for name in names)
         if path.name in names and os.path.lexists(vocab) and os.path.lexists(merges):
             return load_files(vocab, merges)
@@ -122,7 +122,7 @@ def _of_file(path: Path) -> Tokenizer:
     raise TokenizerError(f"{path}: found {show(head[:16])} at the beginning, expected {_KINDS}")
 
 
-def _pairs_of(name: str) -> tuple[tuple[str, str], ...]:
+def _pairs_for(name: str) -> tuple[tuple[str, str], ...]:
     """Return the pairs of vocabulary and merges file names that `name` may belong to.
 
     The tokenizers package can save both with a prefix: my-vocab.json, my-merges.txt.
@@ -134,7 +134,7 @@ def _pairs_of(name: str) -> tuple[tuple[str, str], ...]:
     return PAIRS
 
 
-def _of_gguf(path: Path) -> Tokenizer:
+def _load_gguf(path: Path) -> Tokenizer:
     from gpt2c.weights.checkpoint.gguf import read_vocabulary  # lazily: rarely needed
 
     pairs = read_vocabulary(path)

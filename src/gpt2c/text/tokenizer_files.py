@@ -64,12 +64,12 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
         if foreign is not None:
             warn(
-                f"{foreign}, which gpt2c does not read; text is encoded with GPT-2's own "
-                "vocabulary. If the model has another vocabulary, name its file with tokenizer=",
+                f"{foreign}; text is encoded with GPT-2's own vocabulary. If the model has another "
+                "vocabulary, name its file with tokenizer=",
                 TokenizerWarning,
             )
         return None
-    also = "" if foreign is None else f"; {foreign}, which gpt2c does not read"
+    also = "" if foreign is None else f"; {foreign}"
     return MissingTokenizer(
         f"{folder}: found no {JSON}, no {VOCABULARY} with {MERGES}, no {META}, and the model's "
         f"vocabulary of {n_vocab} tokens is not GPT-2's own{also}",
