@@ -14,7 +14,7 @@ from gpt2c import GPT2
 from gpt2c.engine.protocol import Plan, Stage
 from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
-from gpt2c.oracle.sampling import Sampler, chance
+from gpt2c.oracle.sampling import Sampler, uniform
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 N_VOCAB = 300
@@ -277,9 +277,9 @@ def test_the_chance_of_a_position():
 
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):
-            exact = chance(seed, 3, position)
+            exact = uniform(seed, 3, position)
             assert {_engine.chance(isa, seed, 3, position) for isa in ISAS} == {exact}
-    chances = [chance(1, 0, n) for n in range(2000)]
+    chances = [uniform(1, 0, n) for n in range(2000)]
     # Of 2,000 numbers from 0 to 1 the mean is off 1/2 by 5 standard errors at most.
     assert abs(np.mean(chances) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
 
@@ -292,7 +292,7 @@ def test_xtc_happens_as_often_as_it_should(models):
         processed(models, plan, logits, [1], seed=seed)[0] == -np.inf for seed in range(1000)
     ]
     assert abs(np.mean(happened) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1000)
-    assert happened[:50] == [chance(seed, 0, 1) < np.float32(0.3) for seed in range(50)]
+    assert happened[:50] == [uniform(seed, 0, 1) < np.float32(0.3) for seed in range(50)]
 
 
 def test_mirostat_holds_its_surprise():

@@ -392,7 +392,7 @@ def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
         (tmp_path / "none", CheckpointNotFoundError, "none: there is no such file or folder"),
         (tmp_path / "vocab.txt", TokenizerError, r"vocab\.txt: found b'x\\ny\\n' at the beginning"),
         (tmp_path, CheckpointNotFoundError, r"found no tokenizer, .*vocab\.txt: looks like"),
-        (5, OptionTypeError, "tokenizer is a int; it must be a path or a gpt2c.Tokenizer"),
+        (5, OptionTypeError, "tokenizer is a int; it must be a path, 'gpt2' or a gpt2c.Tok"),
         (b"x", OptionTypeError, "tokenizer is a bytes"),
         (folder / "model.safetensors", TokenizerError, "at the beginning"),
         (folder / "config.json", TokenizerError, r"config\.json: "),

@@ -9,13 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import (
-    MOST_LOGPROBS,
-    NO_IDS,
-    EngineModel,
-    EngineSequence,
-    Scores,
-)
+from gpt2c.engine.protocol import MOST_LOGPROBS, NO_IDS, EngineModel, EngineSequence, Scores
 from gpt2c.schedule.batching import (
     SHARED_PREFIX,
     Batch,
