@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -240,3 +243,79 @@ def test_exercise_10():
     parts = gpt2c.load_encoder_hparams_and_params("tales", folder)
     text = learn.gen_text("The old king", 12, answers.from_picogpt(*parts))
     assert text == gpt2c.gen_text("The old king", 12)
+
+
+# ---- the page ----
+
+PAGE = (DOCS / "learn.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_shows_the_code_as_it_is():
+    source = Path(learn.__file__).read_text(encoding="utf-8")
+    shown = blocks("python")
+    places = [source.find(block) for block in shown]
+    assert -1 not in places
+    assert places == sorted(places)
+    begin, end = source.index("# ---- 1. "), source.index("# ---- the numbers and the pictures")
+    for name in re.findall(r"^def (\w+)", source[begin:end], re.MULTILINE):
+        assert inspect.getsource(getattr(learn, name)) in "".join(shown)
+
+
+def test_the_page_has_an_exercise_for_each_answer_and_says_how_to_begin():
+    names = re.findall(r"^def (\w+)", Path(answers.__file__).read_text("utf-8"), re.MULTILINE)
+    assert len(names) == len(re.findall(r"\*\*Exercise", PAGE)) == 10
+    for name in names:
+        assert f"`{name}(" in PAGE
+    session = {}
+    exec("\n".join(line.removeprefix(">>> ") for line in blocks("pycon")[0].splitlines()), session)
+    assert session["w"].keys() == learn.load().w.keys()
+    assert session["tokenizer"].decode(session["ids"]) == learn.PROMPT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What the command of the page prints, and the folder that it is called in."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("learn")
+    command = [sys.executable, "-X", "utf8", learn.__file__]
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=True)
+    return done.stdout, folder
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_the_code_prints(run):
+    printed, _ = run
+    places = [printed.find(block) for block in blocks("text")]
+    assert -1 not in places
+    assert len(places) > 15
+
+
+@pytest.mark.slow
+def test_every_number_in_the_pages_sentences_is_printed_by_the_code(run):
+    printed, _ = run
+    prose = re.sub(r"^```.*?^```$", "", PAGE, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(
+        r"`[^`]*`|\]\([^)]*\)|^#.*|Exercise \d+|part\s\d+|124M|GPT-2", "", prose, flags=re.M
+    )
+    written, computed = (
+        set(re.findall(r"(?<![\w.])\d[\d.,]*\d|(?<![\w.])\d(?!\w)", text))
+        for text in (prose, printed)
+    )
+    # What exercise 8 asks about: GPT-2 124M.
+    assert written - computed <= {"12", "768", "1,024"}
+    assert {"0.47", "154.0", "512"} <= written
+
+
+@pytest.mark.slow
+def test_the_page_names_the_pictures_that_the_code_draws(run):
+    _, folder = run
+    named = re.findall(r"\*\*Picture\*\*, `(\w+\.png)`", PAGE)
+    drawn = {path.name: path for path in (folder / "learn-pictures").iterdir()}
+    assert sorted(named) == sorted(drawn)
+    assert len(named) == len(learn.PARTS)
+    for path in drawn.values():
+        assert path.read_bytes().startswith(b"\x89PNG")
