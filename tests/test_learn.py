@@ -15,8 +15,8 @@ from conftest import config_of, random_weights
 from test_gen_text import toy_parts
 
 import gpt2c
-from gpt2c import reference as oracle
-from gpt2c import reference_filters
+from gpt2c.oracle import filters
+from gpt2c.oracle import reference as oracle
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS / "examples"))
@@ -123,7 +123,7 @@ def test_a_sampler_draws_by_the_probabilities_of_the_top_k(random_case):
     logits, n_draws = random_case.seen["logits"][-1], 20_000
     choose = learn.sampler(temperature=5.0, top_k=6, seed=3)
     counts = np.bincount([choose(logits) for _ in range(n_draws)], minlength=len(logits))
-    p = reference_filters.probabilities(reference_filters.top_k(logits / 5.0, 6))
+    p = filters.probabilities(filters.top_k(logits / 5.0, 6))
     assert np.count_nonzero(counts) == 6
     # Five standard deviations of a binomial count.
     assert (np.abs(counts - n_draws * p) <= 5 * np.sqrt(n_draws * p * (1 - p))).all()
@@ -228,7 +228,7 @@ def test_exercise_8(case):
 def test_exercise_9(case):
     for p in (0.01, 0.3, 0.6, 0.9, 0.99):
         for logits in case.seen["logits"]:
-            kept = np.flatnonzero(reference_filters.top_p(logits, p) > -np.inf)
+            kept = np.flatnonzero(filters.top_p(logits, p) > -np.inf)
             ids = answers.top_p_ids(logits, p)
             assert sorted(ids) == kept.tolist()
             assert (np.diff(logits[ids]) <= 0).all()
