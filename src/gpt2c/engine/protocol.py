@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,6 +161,7 @@ class EngineJob(Protocol):
         """Choose the next token from logits [n_vocab]; `own` are the model's, for its score."""
 
 
+@runtime_checkable
 class EngineModel(Protocol):
     """A model's weights on an engine: immutable once loaded, shared by every call.
 

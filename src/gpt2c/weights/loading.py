@@ -13,10 +13,12 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.checks.options import similar
+from gpt2c.checks.untrusted import show, show_list
 from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.engine.select import QUANTIZED, new_model
-from gpt2c.errors import CacheMemoryError
+from gpt2c.errors import CacheMemoryError, OptionError
 from gpt2c.formats.tensors import PackedSource, TensorSource, check_finite, check_rows
 from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
@@ -184,6 +186,20 @@ def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
         else:
             tensors[name] = LoadedMatrix(model, name, shape, packed_shape=packed)
     return Checkpoint(config, tensors, packing=packing)
+
+
+def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np.float32]:
+    """Return a copy of a tensor by GPT-2's name for it. Raises OptionError for an unknown name."""
+    tensors = loaded_checkpoint(model, config).tensors
+    if name == "lm_head.weight" and config.tie_word_embeddings:
+        name = "wte.weight"
+    if not isinstance(name, str) or name not in tensors:
+        raise OptionError(
+            f"weight: {show(name)} is no tensor of this model; they are "
+            f"{show_list(list(tensors))}{similar(str(name)[:99], tensors)}"
+        )
+    source = tensors[name]
+    return source.read(0, source.shape[0]).reshape(source.shape)
 
 
 @dataclass(frozen=True)
