@@ -43,13 +43,13 @@ from gpt2c.look.probing import Edit, Ints, Names, forward
 from gpt2c.measure.scores import Score, score_texts
 from gpt2c.progress import LoadingBar
 from gpt2c.session import Session
-from gpt2c.text.special_tokens import ids_in, with_named_tokens
+from gpt2c.text.special_tokens import ids_in
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.weights.hub import locate
 from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor
 from gpt2c.weights.named_tokenizer import tokenizer_for
-from gpt2c.weights.tokenizer_files import save_tokenizer
+from gpt2c.weights.tokenizer_files import save_tokenizer, with_named_tokens
 
 
 class GPT2:

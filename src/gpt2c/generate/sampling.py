@@ -15,8 +15,7 @@ from gpt2c.checks.options import INT32_MAX, integer, is_integer, items, number
 from gpt2c.checks.untrusted import show
 from gpt2c.engine.protocol import NO_IDS, Plan, Stage, unpack_words
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.text.special_tokens import encode_part
-from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, encode_part
 
 _MOST: Final = 1e4  # of a logit's change: beyond it float32 logits would lose their own digits
 _LEAST_TEMPERATURE: Final = 2e-38  # a normal float32

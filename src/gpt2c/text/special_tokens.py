@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from gpt2c.checks.untrusted import parse_json_leniently, read_json_object, read_whole
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
-
-if TYPE_CHECKING:
-    from gpt2c.config import GPT2Config
-    from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -118,50 +114,11 @@ def known_ids(
     return tuple(id for id in ids if id is not None and 0 <= id < n_vocab)
 
 
-def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]:
-    """Encode a part of a text, without the tokens put around a whole text."""
-    if getattr(tokenizer, "prefix_ids", ()) or getattr(tokenizer, "suffix_ids", ()):
-        return tokenizer.encode(text, add_special_tokens=False)
-    return tokenizer.encode(text)
-
-
-def with_named_tokens(
-    config: GPT2Config, folder: Path | None, tokenizer: Tokenizer | MissingTokenizer | None
-) -> tuple[GPT2Config, Mapping[str, Any]]:
-    """Return the configuration with its BOS and EOS ids, and the raw values of ``config.json``.
-
-    Ids in ``config.json`` take precedence if they are in the vocabulary, and so does a null
-    eos_token_id. Missing keys come from the tokenizer. folder is None for a checkpoint without
-    such a file.
-    """
-    raw = {} if folder is None else _read_lenient(folder / "config.json")
-    if tokenizer is None:
-        return config, raw
-    bos, eos = ([id for id in ids if id is not None and id < config.vocab_size] for ids in (
-        (tokenizer.bos_id, tokenizer.eot_id), (tokenizer.eot_id,)
-    ))  # fmt: skip
-    has_bos = config.bos_token_id is not None and (folder is None or "bos_token_id" in raw)
-    if bos and not has_bos:
-        config = replace(config, bos_token_id=bos[0])
-    has_eos = "eos_token_id" in raw or (folder is None and config.eos_token_id is not None)
-    if eos and not has_eos:
-        config = replace(config, eos_token_id=eos[0])
-    return config, raw
-
-
 def read_optional(path: Path, *, strict: bool = False) -> dict[str, Any]:
     """Read a JSON object; empty if the file is missing. Raises TokenizerError, naming the file."""
     try:
         return read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=strict)
     except CheckpointNotFoundError:
-        return {}
-
-
-def _read_lenient(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if the file is missing or invalid."""
-    try:
-        return read_optional(path)
-    except TokenizerError:
         return {}
 
 

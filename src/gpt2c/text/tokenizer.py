@@ -391,3 +391,10 @@ def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: 
                 f"{source}: the added token {show(token.content)} has the id {token.id}, far beyond"
                 f" the vocabulary's {len(vocab)}"
             )
+
+
+def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]:
+    """Encode a part of a text, without the tokens put around a whole text."""
+    if getattr(tokenizer, "prefix_ids", ()) or getattr(tokenizer, "suffix_ids", ()):
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)

@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show
-from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY
+from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY, GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     MissingDependencyError,
@@ -23,6 +24,7 @@ from gpt2c.errors import (
 from gpt2c.text.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
+from gpt2c.text.special_tokens import read_optional
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.text.tokenizer_json import read_tokenizer_json
 from gpt2c.weights.checkpoint import BytePairs, Checkpoint
@@ -289,3 +291,35 @@ def _write_pairs(pairs: BytePairs, folder: Path) -> None:
             config |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
     text = json.dumps(config, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def with_named_tokens(
+    config: GPT2Config, folder: Path | None, tokenizer: Tokenizer | MissingTokenizer | None
+) -> tuple[GPT2Config, Mapping[str, Any]]:
+    """Return the configuration with its BOS and EOS ids, and the raw values of ``config.json``.
+
+    Ids in ``config.json`` take precedence if they are in the vocabulary, and so does a null
+    eos_token_id. Missing keys come from the tokenizer. folder is None for a checkpoint without
+    such a file.
+    """
+    raw = {} if folder is None else _read_lenient(folder / "config.json")
+    if tokenizer is None:
+        return config, raw
+    bos, eos = ([id for id in ids if id is not None and id < config.vocab_size] for ids in (
+        (tokenizer.bos_id, tokenizer.eot_id), (tokenizer.eot_id,)
+    ))  # fmt: skip
+    has_bos = config.bos_token_id is not None and (folder is None or "bos_token_id" in raw)
+    if bos and not has_bos:
+        config = replace(config, bos_token_id=bos[0])
+    has_eos = "eos_token_id" in raw or (folder is None and config.eos_token_id is not None)
+    if eos and not has_eos:
+        config = replace(config, eos_token_id=eos[0])
+    return config, raw
+
+
+def _read_lenient(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing or invalid."""
+    try:
+        return read_optional(path)
+    except TokenizerError:
+        return {}
