@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "pico": {"config", "generate", "model", "text", "weights"},
     "coloring": {"measure"},
     "compat": {*PROTOCOL, "generate", "model", "text", "weights"},
-    "cli": {*PROTOCOL, *CONTINUED, "coloring", "engine", "model", "text", "weights", ""},
+    "cli": {*PROTOCOL, *CONTINUED, "coloring", "engine", "formats", "model", "text", "weights", ""},
     "__main__": {"cli"},
     # The public face.
     "": {*CONTINUED, "compat", "config", "gen_text", "model", "pico", "session", "text"},
