@@ -353,36 +353,36 @@ def _quantize(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from gpt2c.cli import bench
+    from gpt2c.cli import bench_speed
 
     repeats = integer("--repeats", options.repeats, 1, 1000)
     if options.dtype == "all":
         _bench_dtypes(options, repeats)
         return
     if options.plot:
-        bench.new_figure()  # to say now, not after all the work, that it cannot be drawn
+        bench_speed.new_figure()  # to say now, not after all the work, that it cannot be drawn
     measurements = []
     with _load(options) as model:
         name = options.model or "tales (embedded)"
         title = f"gpt2c {gpt2c.__version__}, {name}, {model.backend}, {model.threads} threads"
         if not options.json:
             print(title)
-            print(bench.header())
-        for measurement in bench.measure(
+            print(bench_speed.header())
+        for measurement in bench_speed.measure(
             model, options.model, repeats, checkpoint_options(options)
         ):
             measurements.append(measurement)
             if not options.json:
-                print(bench.line(measurement), flush=True)
+                print(bench_speed.line(measurement), flush=True)
         if options.json:
             facts = {
                 "gpt2c": gpt2c.__version__, "model": name, "backend": model.backend,
                 "threads": model.threads, "weights_bytes": model.n_bytes,
             }  # fmt: skip
-            found = [bench.as_object(measurement) for measurement in measurements]
+            found = [bench_speed.as_object(measurement) for measurement in measurements]
             print(json.dumps({**facts, "measurements": found}))
     if options.plot:
-        bench.plot(measurements, title, options.plot)
+        bench_speed.plot(measurements, title, options.plot)
 
 
 def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:

@@ -48,7 +48,7 @@ next(stream)
 print(flush=True)
 for _ in stream:
     pass
-from gpt2c.cli.bench import peak_bytes
+from gpt2c.cli.bench_speed import peak_bytes
 print(peak_bytes())
 """
 
