@@ -1,9 +1,25 @@
-"""Options of every command that loads a model, for what its checkpoint does not say."""
+"""Options that several commands share, and loading the model that they name."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import Any, Final, TypeAlias
+
+import gpt2c
+from gpt2c.weights.progress import can_show
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+EXAMPLES: Final = """examples:
+  gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
+  gpt2c generate "The meaning of life is" --model openai-community/gpt2
+  gpt2c generate --file prompts.txt --json > texts.jsonl
+  echo "The old king" | gpt2c generate --model path/to/checkpoint
+  gpt2c score text.txt --color
+  gpt2c perplexity book.txt --model openai-community/gpt2
+  gpt2c info
+"""
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -20,3 +36,28 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
     """--activation and --hparams, as arguments of from_pretrained and open_checkpoint."""
     return {"activation": options.activation, "hparams": options.hparams}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, --dtype, --threads, --backend and the checkpoint options."""
+    add = parser.add_argument
+    add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
+        "default: tales, which is part of gpt2c")  # fmt: skip
+    add("--dtype", default="auto", help="float32, int8 or int4 (float64 on numpy); default: what "
+        "the checkpoint was quantized to, else float32")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="most threads to use")
+    add("--backend", default="auto", help="auto (default), c or numpy")
+    add_checkpoint_options(parser)
+
+
+def load(options: argparse.Namespace) -> gpt2c.GPT2:
+    """Loads the model that the options name."""
+    return gpt2c.GPT2.from_pretrained(
+        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
+        progress=progress(), tokenizer=options.tokenizer, **checkpoint_options(options),
+    )  # fmt: skip
+
+
+def progress() -> bool:
+    """Whether to show a loading bar: standard error is a terminal, and tqdm is installed."""
+    return sys.stderr is not None and sys.stderr.isatty() and can_show()

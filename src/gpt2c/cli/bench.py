@@ -1,0 +1,84 @@
+"""``gpt2c bench``: measure speed and memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+import gpt2c
+from gpt2c.checks.options import integer
+from gpt2c.cli.options import Commands, add_model_options, checkpoint_options, load
+from gpt2c.errors import OptionError
+
+
+def add_command(commands: Commands) -> None:
+    """Adds the command to argparse's subparsers."""
+    bench = commands.add_parser(
+        "bench", help="measure speed and memory", allow_abbrev=False,
+        description="Measures prompts, decoding at several depths, batches, the first token of a "
+        "fresh process and its memory; beside them the share of this machine's own streaming "
+        "bandwidth and multiply-add rate, measured between the repeats. With --dtype all speed, "
+        "size and quality of every dtype, side by side.",
+    )  # fmt: skip
+    bench.set_defaults(run=_bench)
+    add = bench.add_argument
+    add("--repeats", type=int, default=5, metavar="N", help="default: 5")
+    add("--json", action="store_true", help="print one object instead of the table")
+    add("--plot", metavar="FILE", help="draw a PNG too (with matplotlib)")
+    add_model_options(bench)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from gpt2c.cli import bench_speed
+
+    repeats = integer("--repeats", options.repeats, 1, 1000)
+    if options.dtype == "all":
+        _bench_dtypes(options, repeats)
+        return
+    if options.plot:
+        bench_speed.new_figure()  # to say now, not after all the work, that it cannot be drawn
+    measurements = []
+    with load(options) as model:
+        name = options.model or "tales (embedded)"
+        title = f"gpt2c {gpt2c.__version__}, {name}, {model.backend}, {model.threads} threads"
+        if not options.json:
+            print(title)
+            print(bench_speed.header())
+        for measurement in bench_speed.measure(
+            model, options.model, repeats, checkpoint_options(options)
+        ):
+            measurements.append(measurement)
+            if not options.json:
+                print(bench_speed.line(measurement), flush=True)
+        if options.json:
+            facts = {
+                "gpt2c": gpt2c.__version__, "model": name, "backend": model.backend,
+                "threads": model.threads, "weights_bytes": model.n_bytes,
+            }  # fmt: skip
+            found = [bench_speed.as_object(measurement) for measurement in measurements]
+            print(json.dumps({**facts, "measurements": found}))
+    if options.plot:
+        bench_speed.plot(measurements, title, options.plot)
+
+
+def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
+    from gpt2c.cli import bench_dtypes
+
+    if options.plot:
+        raise OptionError("--plot draws one dtype; --dtype all is shown as a table or as JSON")
+
+    def load_as(dtype: str) -> gpt2c.GPT2:
+        return load(argparse.Namespace(**{**vars(options), "dtype": dtype, "backend": "c"}))
+
+    name = options.model or "tales (embedded)"
+    if not options.json:
+        print(f"gpt2c {gpt2c.__version__}, {name}")
+        print(bench_dtypes.header())
+    rows = []
+    for row in bench_dtypes.compare_dtypes(load_as, repeats):
+        rows.append(asdict(row))
+        if not options.json:
+            print(bench_dtypes.line(row), flush=True)
+    if options.json:
+        print(json.dumps({"gpt2c": gpt2c.__version__, "model": name, "dtypes": rows}))

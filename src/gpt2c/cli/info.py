@@ -1,0 +1,87 @@
+"""``gpt2c info``: tell what runs here and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import gpt2c
+from gpt2c.cli.options import Commands, add_model_options, load
+from gpt2c.engine.threads import choose_threads
+
+
+def add_command(commands: Commands) -> None:
+    """Adds the command to argparse's subparsers."""
+    info = commands.add_parser(
+        "info", help="tell what runs here and why", allow_abbrev=False,
+        description="Tells the version, the backend and why it was chosen, and a model's facts.",
+    )  # fmt: skip
+    info.set_defaults(run=_info)
+    add_model_options(info)
+
+
+def _info(options: argparse.Namespace) -> None:
+    with load(options) as model:
+        facts = [
+            ("gpt2c", gpt2c.__version__),
+            ("arithmetic", str(gpt2c.ARITHMETIC)),
+            ("backend", _backend(model, options)),
+            ("instruction sets", _instruction_sets()),
+            ("threads", _threads(model, options)),
+            *_model_facts(model, options.model),
+        ]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
+
+
+def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
+    asked = [
+        f"{name}={value}"
+        for name, value in (
+            ("--backend", options.backend if options.backend != "auto" else None),
+            ("GPT2C_BACKEND", os.environ.get("GPT2C_BACKEND")),
+            ("GPT2C_ISA", os.environ.get("GPT2C_ISA")),
+        )
+        if value
+    ]
+    if model.backend == "numpy":
+        why = f"asked for by {', '.join(asked)}" if asked else "the compiled engine cannot run here"
+        return f"numpy ({why})"
+    why = f"asked for by {', '.join(asked)}" if asked else "the fastest that runs here"
+    return f"c, {model.backend} ({why})"
+
+
+def _threads(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
+    if model.backend == "numpy":
+        return "NumPy's own choice"
+    n, why = choose_threads(options.threads)
+    return f"{n} ({why})"
+
+
+def _instruction_sets() -> str:
+    try:
+        from gpt2c.engine import _engine
+    except ImportError:
+        return "none compiled"
+    sets = _engine.instruction_sets()
+    runs = [name for name, supported in sets if supported]
+    return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(runs) or 'none'}"
+
+
+def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
+    c = model.config
+    head = "tied" if c.tie_word_embeddings else "untied"
+    defaults = dict(model.generation_defaults)
+    return [
+        ("model", name or "tales (embedded)"),
+        ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {model.dtype})"),
+        ("shape", f"{c.n_layer} blocks, n_embd {c.n_embd}, {c.n_head} heads, n_inner {c.inner}"),
+        ("context", f"{c.n_positions} positions"),
+        ("vocabulary", f"{c.vocab_size} tokens, {head} head"),
+        ("activation", c.activation_function),
+        ("end token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
+        ("tokenizer", repr(model.tokenizer)),
+        ("defaults", json.dumps(defaults) if defaults else "none"),
+    ]
