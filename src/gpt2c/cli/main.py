@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import gpt2c
 from gpt2c.checks.option_hints import flag_hint
-from gpt2c.cli import bench, convert, generate, info, quantize, score
-from gpt2c.cli.options import EXAMPLES, add_model_options, load
+from gpt2c.cli import bench, convert, generate, info, perplexity, quantize, score
+from gpt2c.cli.options import EXAMPLES
 from gpt2c.errors import Error, Gpt2cWarning
 
 
@@ -43,10 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"gpt2c {gpt2c.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    generate.add_command(commands)
-    for scorer in score.add_commands(commands, load):
-        add_model_options(scorer)
-    for command in (convert, quantize, bench, info):
+    for command in (generate, score, perplexity, convert, quantize, bench, info):
         command.add_command(commands)
     return parser
 
