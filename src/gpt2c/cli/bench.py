@@ -13,18 +13,18 @@ from gpt2c.errors import OptionError
 
 
 def add_command(commands: Commands) -> None:
-    """Adds the command to argparse's subparsers."""
+    """Add the command's parser."""
     bench = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
-        description="Measures prompts, decoding at several depths, batches, the first token of a "
-        "fresh process and its memory; beside them the share of this machine's own streaming "
-        "bandwidth and multiply-add rate, measured between the repeats. With --dtype all speed, "
-        "size and quality of every dtype, side by side.",
+        description="Measures the speed of prefill, of decoding at several depths and of batches, "
+        "and the first token and the memory of a fresh process. Beside each speed stands its share "
+        "of this machine's streaming bandwidth and FMA rate, measured between the repeats. "
+        "--dtype all compares speed, size and quality of all dtypes.",
     )  # fmt: skip
     bench.set_defaults(run=_bench)
     add = bench.add_argument
     add("--repeats", type=int, default=5, metavar="N", help="default: 5")
-    add("--json", action="store_true", help="print one object instead of the table")
+    add("--json", action="store_true", help="print a JSON object instead of the table")
     add("--plot", metavar="FILE", help="draw a PNG too (with matplotlib)")
     add_model_options(bench)
 
@@ -37,7 +37,7 @@ def _bench(options: argparse.Namespace) -> None:
         _bench_dtypes(options, repeats)
         return
     if options.plot:
-        bench_speed.new_figure()  # to say now, not after all the work, that it cannot be drawn
+        bench_speed.new_figure()  # without matplotlib fail now, not after the measurements
     measurements = []
     with load(options) as model:
         name = options.model or "tales (embedded)"
@@ -56,8 +56,8 @@ def _bench(options: argparse.Namespace) -> None:
                 "gpt2c": gpt2c.__version__, "model": name, "backend": model.backend,
                 "threads": model.threads, "weights_bytes": model.n_bytes,
             }  # fmt: skip
-            found = [bench_speed.as_object(measurement) for measurement in measurements]
-            print(json.dumps({**facts, "measurements": found}))
+            objects = [bench_speed.as_object(measurement) for measurement in measurements]
+            print(json.dumps({**facts, "measurements": objects}))
     if options.plot:
         bench_speed.plot(measurements, title, options.plot)
 
@@ -66,7 +66,7 @@ def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
     from gpt2c.cli import bench_dtypes
 
     if options.plot:
-        raise OptionError("--plot draws one dtype; --dtype all is shown as a table or as JSON")
+        raise OptionError("--plot draws a single dtype; name one, or leave out --plot")
 
     def load_as(dtype: str) -> gpt2c.GPT2:
         return load(argparse.Namespace(**{**vars(options), "dtype": dtype, "backend": "c"}))

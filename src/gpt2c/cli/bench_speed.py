@@ -1,4 +1,4 @@
-"""What ``gpt2c bench`` measures: speed beside the machine's own limits, first token, memory."""
+"""What ``gpt2c bench`` measures: speed and its share of the machine's limits, start-up, memory."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from gpt2c.model import GPT2
     from gpt2c.weights.config import GPT2Config
 
-PROMPT: Final = 16  # tokens, before what is measured
-DECODED: Final = 24  # tokens a repeat
+PROMPT: Final = 16  # tokens of a prompt, before the measured ones
+DECODED: Final = 24  # tokens per repeat
 DEPTHS: Final = (16, 256, 1000)
 BATCHES: Final = (8, 32)
-BATCH_TOKENS: Final = 64  # new tokens of each text of a batch
+BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
 PREFILL: Final = 512
-_FLOAT = 4  # bytes
-# A repeat takes at least so long, in seconds, or a small model's would be the clock's noise.
+_FLOAT: Final = 4  # bytes
+# A repeat takes at least this many seconds: shorter ones of a small model would measure noise.
 _SHORTEST: Final = 0.1
 
-# Run by itself: from the start of a process to its first token, then to the end and its memory.
+# A program for a fresh process: it prints an empty line at its first token, then its peak memory.
 _FIRST_TOKEN = """
 import json
 import sys
@@ -57,8 +57,8 @@ print(peak_bytes())
 class Measurement:
     """One line of the table.
 
-    values has one number a repeat; bandwidth and fma are the shares of the machine's own rates,
-    measured around each repeat, that these amount to.
+    values has one number per repeat. bandwidth and fma are these values' shares of the machine's
+    own rates, which are measured before and after each repeat.
     """
 
     name: str
@@ -69,22 +69,24 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """The median of the values."""
         return statistics.median(self.values)
 
 
 def measure(
     model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any] | None = None
 ) -> Iterator[Measurement]:
-    """Yield each measurement as soon as it is made; path is where the model came from.
+    """Yield each measurement as soon as it is made.
 
-    options are the other arguments of from_pretrained that it was loaded with.
+    path and options are the arguments of from_pretrained that the model was loaded with.
 
     Raises OptionError if the context is too short to measure anything.
     """
     n_positions = model.config.n_positions
     if n_positions < PROMPT + DECODED:
-        raise OptionError(f"bench needs a context of {PROMPT + DECODED} positions: {n_positions}")
+        raise OptionError(
+            f"the model has a context of {n_positions} positions; bench needs {PROMPT + DECODED}"
+        )
     n = min(PREFILL, n_positions)
     yield _prefill(model, n, repeats)
     for depth in DEPTHS:
@@ -155,13 +157,12 @@ def _fresh_process(
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had resident at once."""
+    """Return this process's peak resident memory."""
     try:
         with open("/proc/self/status") as file:
             fields = dict(line.split(":", 1) for line in file)
         return int(fields["VmHWM"].split()[0]) << 10
-    except OSError:
-        # Elsewhere than on Linux, where this would begin with what the parent had.
+    except OSError:  # not Linux, where ru_maxrss would include the memory of the parent
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -177,7 +178,7 @@ def _repeated(
     n_bytes: float,
     flops: float,
 ) -> Measurement:
-    """Runs once to warm up, and then, each time, between two looks at the machine's limits."""
+    """Warm up with one run, then measure each repeat between two measurements of the limits."""
     n_inner = math.ceil(_SHORTEST / max(run(), 1e-6))
     speeds, bandwidth, fma = [], [], []
     before = _limits(model)
@@ -195,7 +196,10 @@ def _repeated(
 
 
 def _limits(model: GPT2) -> tuple[float, float]:
-    """Bytes and float operations a second; medians, for a single look may meet an interruption."""
+    """Return the machine's streaming bandwidth in bytes/s and its FMA rate in flop/s.
+
+    Medians of three, because another process may disturb a single measurement.
+    """
     engine = model._engine
     return (
         statistics.median(engine.stream_rate() for _ in range(3)),
@@ -210,7 +214,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def endless_job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
-    """A greedy one that no token ends."""
+    """Return a greedy job that no EOS token ends."""
     return model._engine.job(ids, n_new, Plan(), 0, 0, np.empty(0, dtype=np.int32))
 
 
@@ -219,7 +223,7 @@ def _random_ids(model: GPT2, n: int, seed: int = 0) -> NDArray[np.int32]:
     return rng.integers(0, model.config.vocab_size, n, dtype=np.int32)
 
 
-# ---- what a token costs ----
+# ---- bytes and float operations per token ----
 
 
 def _block_weights(c: GPT2Config) -> int:
@@ -227,19 +231,18 @@ def _block_weights(c: GPT2Config) -> int:
 
 
 def _weight_bytes(model: GPT2) -> int:
-    """Of the matrices that every token reads whole; those of quantised ones with their padding."""
+    """Return the size of the matrices that each token reads; packed with padding if quantised."""
     c = model.config
     if model.dtype in ("int8", "int4"):
         sources = loaded_checkpoint(model._engine, c).tensors
-        read = sources.items() if c.tie_word_embeddings else list(sources.items())[1:]
-        packed = [s.packed_shape for _, s in read if isinstance(s, PackedSource)]
-        return sum(math.prod(shape) for shape in packed)
+        read = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
+        return sum(math.prod(s.packed_shape) for s in read if isinstance(s, PackedSource))
     return _FLOAT * (_block_weights(c) + c.vocab_size * c.n_embd)
 
 
 def _cache_bytes(model: GPT2, position: int) -> int:
-    c, number = model.config, 2 if model.dtype in ("int8", "int4") else _FLOAT
-    return number * 2 * c.n_layer * c.n_embd * position
+    c, element = model.config, 2 if model.dtype in ("int8", "int4") else _FLOAT
+    return element * 2 * c.n_layer * c.n_embd * position
 
 
 def _head_flops(c: GPT2Config) -> int:
@@ -247,23 +250,21 @@ def _head_flops(c: GPT2Config) -> int:
 
 
 def _flops(c: GPT2Config, begin: int, n: int) -> int:
-    """Multiplications and additions of n tokens from position begin on, without the head."""
-    positions = n * begin + n * (n + 1) // 2  # that they attend to, together
-    return 2 * _block_weights(c) * n + 4 * c.n_layer * c.n_embd * positions
+    """Count the float operations of n tokens that start at position begin, without the head."""
+    attended = n * begin + n * (n + 1) // 2  # positions, summed over the tokens
+    return 2 * _block_weights(c) * n + 4 * c.n_layer * c.n_embd * attended
 
 
-# ---- how it is shown ----
+# ---- output ----
 
 
 def header() -> str:
-    """The table's first line."""
-    return (
-        f"{'':32}{'median':>12}  {'least .. most':>20}  {'of bandwidth':>12}  {'of FMA peak':>11}"
-    )
+    """Return the table's header."""
+    return f"{'':32}{'median':>12}  {'min .. max':>20}  {'of bandwidth':>12}  {'of FMA peak':>11}"
 
 
 def line(m: Measurement) -> str:
-    """One measurement as a line of the table."""
+    """Return a measurement as a line of the table."""
     digits = 2 if m.unit == "s" else 0
     extent = f"{min(m.values):,.{digits}f} .. {max(m.values):,.{digits}f}"
     median = f"{m.median:,.{digits}f} {m.unit}"
@@ -275,12 +276,12 @@ def _share(shares: list[float]) -> str:
 
 
 def as_object(m: Measurement) -> dict[str, Any]:
-    """One measurement for JSON."""
+    """Return a measurement for JSON."""
     return {**asdict(m), "median": m.median}
 
 
 def new_figure() -> Any:
-    """An empty matplotlib Figure. Raises MissingDependencyError without matplotlib."""
+    """Return an empty matplotlib Figure. Raises MissingDependencyError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -291,7 +292,7 @@ def new_figure() -> Any:
 
 
 def plot(measurements: list[Measurement], title: str, path: str) -> None:
-    """Draws speeds and their shares of the machine's limits as a PNG.
+    """Draw speeds and their shares of the machine's limits as a PNG.
 
     Raises MissingDependencyError without matplotlib.
     """
@@ -304,7 +305,7 @@ def plot(measurements: list[Measurement], title: str, path: str) -> None:
     bars = left.barh(names, [m.median for m in speeds], color="tab:blue")
     left.bar_label(bars, fmt="{:,.0f}", padding=3)
     left.margins(x=0.15)
-    left.set_xlabel("tokens a second")
+    left.set_xlabel("tokens per second")
     left.invert_yaxis()
     for shares, label, offset in (
         ([m.bandwidth for m in speeds], "streaming bandwidth", -0.2),
@@ -313,7 +314,7 @@ def plot(measurements: list[Measurement], title: str, path: str) -> None:
         percent = [100 * statistics.median(s) if s else 0 for s in shares]
         right.barh([i + offset for i in range(len(speeds))], percent, 0.4, label=label)
     right.axvline(100, color="gray", linewidth=1)
-    right.set_xlabel("% of what this machine does at most")
+    right.set_xlabel("% of this machine's limit")
     right.legend(loc="lower right")
     temporary = f"{path}.tmp"
     figure.savefig(temporary, format="png", dpi=120)

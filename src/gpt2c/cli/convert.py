@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import gpt2c
-from gpt2c.cli.options import Commands, add_checkpoint_options, checkpoint_options
+from gpt2c.cli.options import Commands, add_conversion_options, checkpoint_options
 from gpt2c.text.named_tokenizer import tokenizer_for
 from gpt2c.text.special_tokens import with_named_tokens
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
@@ -18,16 +18,14 @@ from gpt2c.weights.hub import locate
 
 
 def add_command(commands: Commands) -> None:
-    """Adds the command to argparse's subparsers."""
+    """Add the command's parser."""
     convert = commands.add_parser(
         "convert", help="write a checkpoint in Hugging Face's format", allow_abbrev=False,
         description="Reads a checkpoint in any format that gpt2c knows and writes a folder with "
         "config.json and model.safetensors (float32), which transformers loads too.",
     )  # fmt: skip
     convert.set_defaults(run=_convert)
-    convert.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
-    convert.add_argument("folder", metavar="DST", help="the folder to write")
-    add_checkpoint_options(convert)
+    add_conversion_options(convert)
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -35,14 +33,14 @@ def _convert(options: argparse.Namespace) -> None:
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
         config = _named_config(checkpoint, tokenizer)
-        wide = replace(checkpoint, packing=None, config=config)
+        in_float32 = replace(checkpoint, packing=None, config=config)
         save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
-        save_checkpoint(wide, Path(options.folder), save)
+        save_checkpoint(in_float32, Path(options.folder), save)
 
 
 def _named_config(
     checkpoint: Checkpoint, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> gpt2c.GPT2Config:
-    """The configuration with the BOS and EOS tokens that the tokenizer's files name."""
-    beside = checkpoint.folder if checkpoint.vocabulary is None else None
-    return with_named_tokens(checkpoint.config, beside, tokenizer)[0]
+    """Return the configuration with the BOS and EOS tokens that the tokenizer's files name."""
+    folder = checkpoint.folder if checkpoint.vocabulary is None else None
+    return with_named_tokens(checkpoint.config, folder, tokenizer)[0]

@@ -1,4 +1,4 @@
-"""``gpt2c info``: tell what runs here and why."""
+"""``gpt2c info``: show which backend runs here and why, and the facts of a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpt2c.engine.threads import choose_threads
 
 
 def add_command(commands: Commands) -> None:
-    """Adds the command to argparse's subparsers."""
+    """Add the command's parser."""
     info = commands.add_parser(
-        "info", help="tell what runs here and why", allow_abbrev=False,
-        description="Tells the version, the backend and why it was chosen, and a model's facts.",
+        "info", help="show what runs here and why", allow_abbrev=False,
+        description="Shows the version, the backend and why it was chosen, and facts of the model.",
     )  # fmt: skip
     info.set_defaults(run=_info)
     add_model_options(info)
@@ -37,7 +37,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
-    asked = [
+    requests = [
         f"{name}={value}"
         for name, value in (
             ("--backend", options.backend if options.backend != "auto" else None),
@@ -47,10 +47,12 @@ def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
         if value
     ]
     if model.backend == "numpy":
-        why = f"asked for by {', '.join(asked)}" if asked else "the compiled engine cannot run here"
-        return f"numpy ({why})"
-    why = f"asked for by {', '.join(asked)}" if asked else "the fastest that runs here"
-    return f"c, {model.backend} ({why})"
+        engine, why = "numpy", "the compiled engine cannot run here"
+    else:
+        engine, why = f"c, {model.backend}", "the fastest that runs here"
+    if requests:
+        why = f"asked for by {', '.join(requests)}"
+    return f"{engine} ({why})"
 
 
 def _threads(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
@@ -66,8 +68,8 @@ def _instruction_sets() -> str:
     except ImportError:
         return "none compiled"
     sets = _engine.instruction_sets()
-    runs = [name for name, supported in sets if supported]
-    return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(runs) or 'none'}"
+    usable = [name for name, is_supported in sets if is_supported]
+    return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(usable) or 'none'}"
 
 
 def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:

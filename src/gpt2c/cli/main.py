@@ -1,4 +1,4 @@
-"""The command ``gpt2c``: generate text, score it, and tell what runs here."""
+"""The command ``gpt2c``: the root parser, the dispatch, and exit codes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gpt2c.errors import Error, Gpt2cWarning
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Exits with status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Each command refuses what it does not know, so that the error names its own help."""
+        """Reject unknown arguments in the command's own parser, so the error names its help."""
         options, rest = super().parse_known_args(args, namespace)
         if rest:
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
@@ -49,16 +49,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _LogToStderr(logging.Handler):
-    """Prints what the library logs, in the form of the command's other messages."""
+    """Print the library's log records in the form of the command's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one line."""
+        """Print one record."""
         print(f"gpt2c: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
 
 
 @contextmanager
 def _shown_log() -> Iterator[None]:
-    """Shows the library's log, of warnings and worse, while a command runs."""
+    """Show the library's log records of level WARNING and above while a command runs."""
     log, handler = logging.getLogger("gpt2c"), _LogToStderr(logging.WARNING)
     log.addHandler(handler)
     try:
@@ -78,17 +78,17 @@ def _one_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns its exit status.
+    """Run the command line and return its exit status.
 
-    0; 2 after an error, which is one line on standard error; 130 after Ctrl-C; 141 where the reader
-    of the output went away, as for any program that SIGPIPE ends.
+    0 is success; 2 an error, described in one line on standard error; 130 Ctrl-C; 141 a closed
+    output pipe (128 + SIGPIPE, like a program that the signal ended).
     """
     try:
         options = _parser().parse_args(arguments)
         with warnings.catch_warnings(), _shown_log():
             warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
-            # What a terminal cannot show is no reason to lose the rest of the text.
+            # Replace characters that the terminal cannot show, instead of ending with an error.
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="replace")
             options.run(options)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Python flushes standard output once more at exit: let it go nowhere.
+        # Python flushes standard output again at exit; redirect it, or that flush would fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (Error, OSError, UnicodeError) as error:

@@ -1,4 +1,4 @@
-"""``gpt2c perplexity``: perplexity, and bits per byte."""
+"""``gpt2c perplexity``: print each text's perplexity and bits per byte."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gpt2c.model import GPT2
 
 
 def add_command(commands: Commands) -> None:
-    """Adds the command to argparse's subparsers."""
-    does = "perplexity, and bits per byte"
-    add_model_options(add_scoring_command(commands, "perplexity", does, _run))
+    """Add the command's parser."""
+    results = "each text's perplexity and bits per byte"
+    add_model_options(add_scoring_command(commands, "perplexity", results, _run))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -28,7 +28,7 @@ def _run(options: argparse.Namespace) -> None:
 def _perplexity_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
     n_bytes = 0
     if isinstance(text, str):
-        # Tokens that the tokenizer puts after a text are not among its bytes.
+        # The suffix that the tokenizer adds is not part of the text.
         is_text = score.ranks > 0
         is_text[len(is_text) - len(model.tokenizer.suffix_ids) :] = False
         n_bytes = len(model.tokenizer.decode_bytes(score.ids[is_text]))

@@ -1,4 +1,4 @@
-"""``gpt2c score``: each token's log-probability, rank and entropy."""
+"""``gpt2c score``: print each token's log-probability, rank and entropy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from gpt2c.cli.input import Item
@@ -19,24 +19,20 @@ from gpt2c.model import GPT2
 
 
 def add_command(commands: Commands) -> None:
-    """Adds the command to argparse's subparsers."""
-    does = "each token's log-probability, rank and entropy"
-    parser = add_scoring_command(commands, "score", does, _run)
-    _add_shows(parser.add_argument)
-    add_model_options(parser)
-
-
-def _add_shows(add: Callable[..., Any]) -> None:
-    """What ``gpt2c score`` can tell besides numbers, and in their place."""
-    add("--top-logprobs", type=int, metavar="N", default=0, help="tell the N likeliest tokens in "
-        "each one's place, too")  # fmt: skip
+    """Add the command's parser."""
+    results = "each token's log-probability, rank and entropy"
+    parser = add_scoring_command(commands, "score", results, _run)
+    add = parser.add_argument
+    add("--top-logprobs", type=int, metavar="N", default=0, help="print the N likeliest tokens at "
+        "each position too")  # fmt: skip
     add("--color", action="store_true", help="print the text instead, each token in the colour of "
         "its rank: green for the top 10, yellow for the top 100, red for the top 1000, purple for "
-        "the rest. In brackets where standard output is no terminal or NO_COLOR is set; "
-        "FORCE_COLOR=1 keeps the colours, as for a pipe to less -R")  # fmt: skip
-    add("--html", metavar="PAGE", help="write the same as an HTML file, which needs no other; "
-        "its tooltips have each token's numbers, and the likeliest if --top-logprobs is "
-        "given")  # fmt: skip
+        "the rest. If standard output is not a terminal or NO_COLOR is set, brackets replace the "
+        "colours; FORCE_COLOR=1 keeps them, for example for a pipe to less -R")  # fmt: skip
+    add("--html", metavar="PAGE", help="write the coloured text to a self-contained HTML file "
+        "instead; tooltips show each token's numbers, and with --top-logprobs the likeliest "
+        "tokens")  # fmt: skip
+    add_model_options(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -49,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _show(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:
-    """Prints the texts coloured, writes the page, or both."""
+    """Print the coloured texts, write the page, or both."""
     if options.color:
         scores = _printed(model, scores)
     if options.html is None:

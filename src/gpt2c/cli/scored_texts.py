@@ -1,4 +1,4 @@
-"""What ``gpt2c score`` and ``gpt2c perplexity`` share: files of texts in, lines of JSON out."""
+"""What ``gpt2c score`` and ``gpt2c perplexity`` share: reading texts and scoring them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from gpt2c.model import GPT2
 
 
 def add_scoring_command(
-    commands: Commands, name: str, does: str, run: Callable[[argparse.Namespace], None]
+    commands: Commands, name: str, results: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
-    """Adds a command that scores texts to argparse's subparsers."""
+    """Add a command that prints the results of scoring texts."""
     parser = commands.add_parser(
-        name, help=f"tell a text's {does}", allow_abbrev=False,
-        description=f"Reads texts and prints {does}, one JSON object a line for each; null "
-        "stands for what is no number. Short texts run together, so lines come some at a time."
-        f"{READING}",
+        name, help=f"print {results}", allow_abbrev=False,
+        description=f"Reads texts and prints {results}: one JSON object per text and line, with "
+        "null for a number that is undefined or infinite. Short texts are scored in batches, so "
+        f"several lines can appear at once.{READING}",
     )  # fmt: skip
     parser.set_defaults(run=run, top_logprobs=0)
     add = parser.add_argument
-    add("file", metavar="FILE", help="a file that is one text as a whole; or JSON lines "
-        "(.jsonl, .ndjson): texts, lists of ids, or objects with \"text\" or \"ids\"; "
+    add("file", metavar="FILE", help="a file with one text; or JSON lines (.jsonl, .ndjson), "
+        "each a text, a list of ids, or an object with \"text\" or \"ids\". "
         "- is standard input")  # fmt: skip
-    add("--lines", action="store_true", help="each line that is not blank is a text")
+    add("--lines", action="store_true", help="each line is a text; blank lines are skipped")
     add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
     add("--bos", action="store_true", help="score the first token too, after the BOS token")
-    add("--special-tokens", action="store_true", help="encode special tokens in a text, such "
-        "as <|endoftext|>, each as one token, not as plain characters")  # fmt: skip
-    add("--stride", type=int, metavar="N", help="how far apart windows begin in which a text "
-        "longer than the context is scored; default: half of the context")  # fmt: skip
+    add("--special-tokens", action="store_true", help="encode special tokens in a text, for "
+        "example <|endoftext|>, as one token each instead of plain characters")  # fmt: skip
+    add("--stride", type=int, metavar="N", help="score a text longer than the context in windows "
+        "that begin N tokens apart; default: half of the context")  # fmt: skip
     return parser
 
 
@@ -52,31 +52,31 @@ def add_scoring_command(
 def scored_texts(
     options: argparse.Namespace,
 ) -> Iterator[tuple[GPT2, Iterator[tuple[Item, Score]]]]:
-    """Gives the model, and the texts with their scores."""
+    """Provide the model, and each text with its score, lazily."""
     with open_input(options.file) as file, load(options) as model:
         yield model, _scored(model, file, options)
 
 
-def print_line(found: dict[str, Any]) -> None:
-    """Prints what a command found of one text."""
-    print(json.dumps(found, ensure_ascii=False, allow_nan=False), flush=True)
+def print_line(result: dict[str, Any]) -> None:
+    """Print one text's result as a line of JSON."""
+    print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def _scored(
     model: GPT2, file: BinaryIO, options: argparse.Namespace
 ) -> Iterator[tuple[Item, Score]]:
-    asked: deque[Item] = deque()
+    waiting: deque[Item] = deque()  # for their scores
 
     def texts() -> Iterator[Item]:
         for text in _texts(file, options):
-            asked.append(text)
+            waiting.append(text)
             yield text
 
     for score in model.score(
         texts(), bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
         top_logprobs=options.top_logprobs,
     ):  # fmt: skip
-        yield asked.popleft(), score
+        yield waiting.popleft(), score
 
 
 def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[Item]:
