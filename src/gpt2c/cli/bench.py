@@ -14,22 +14,22 @@ from gpt2c.errors import OptionError
 
 def add_command(commands: Commands) -> None:
     """Add the command's parser."""
-    bench = commands.add_parser(
+    parser = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
         description="Measures the speed of prefill, of decoding at several depths and of batches, "
         "and the first token and the memory of a fresh process. Beside each speed stands its share "
         "of this machine's streaming bandwidth and FMA rate, measured between the repeats. "
         "--dtype all compares speed, size and quality of all dtypes.",
     )  # fmt: skip
-    bench.set_defaults(run=_bench)
-    add = bench.add_argument
+    parser.set_defaults(run=_run)
+    add = parser.add_argument
     add("--repeats", type=int, default=5, metavar="N", help="default: 5")
     add("--json", action="store_true", help="print a JSON object instead of the table")
     add("--plot", metavar="FILE", help="draw a PNG too (with matplotlib)")
-    add_model_options(bench)
+    add_model_options(parser)
 
 
-def _bench(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     from gpt2c.cli import bench_speed
 
     repeats = integer("--repeats", options.repeats, 1, 1000)

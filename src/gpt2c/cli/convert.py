@@ -19,16 +19,16 @@ from gpt2c.weights.hub import locate
 
 def add_command(commands: Commands) -> None:
     """Add the command's parser."""
-    convert = commands.add_parser(
+    parser = commands.add_parser(
         "convert", help="write a checkpoint in Hugging Face's format", allow_abbrev=False,
         description="Reads a checkpoint in any format that gpt2c knows and writes a folder with "
         "config.json and model.safetensors (float32), which transformers loads too.",
     )  # fmt: skip
-    convert.set_defaults(run=_convert)
-    add_conversion_options(convert)
+    parser.set_defaults(run=_run)
+    add_conversion_options(parser)
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     source = locate(options.source)
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)

@@ -48,13 +48,13 @@ _EARLY_STOPPING: Final = {"true": True, "false": False, "never": "never"}
 def add_command(commands: Commands) -> None:
     """Add the command's parser."""
     layout = argparse.RawDescriptionHelpFormatter
-    generate = commands.add_parser(
+    parser = commands.add_parser(
         "generate", help="continue prompts", epilog=EXAMPLES, formatter_class=layout,
         description="Continues prompts and streams the new text. Greedy unless a sampling option "
         f"is given.{READING}", allow_abbrev=False,
     )  # fmt: skip
-    generate.set_defaults(run=_generate)
-    add = generate.add_argument
+    parser.set_defaults(run=_run)
+    add = parser.add_argument
     add("prompt", nargs="*", help="texts to continue; default: standard input, or, in a terminal, "
         "an empty prompt")  # fmt: skip
     add(
@@ -89,10 +89,10 @@ def add_command(commands: Commands) -> None:
         "the context")  # fmt: skip
     add("--echo", action="store_true", help="print the prompt before the new text")
     add("--json", action="store_true", help="print a JSON object per text, one per line")
-    add_model_options(generate)
+    add_model_options(parser)
 
 
-def _generate(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     named_prompts = read_prompts(options)
     prompts = [prompt for _, prompt in named_prompts]
     arguments = _arguments(options)

@@ -13,15 +13,15 @@ from gpt2c.engine.threads import choose_threads
 
 def add_command(commands: Commands) -> None:
     """Add the command's parser."""
-    info = commands.add_parser(
+    parser = commands.add_parser(
         "info", help="show what runs here and why", allow_abbrev=False,
         description="Shows the version, the backend and why it was chosen, and facts of the model.",
     )  # fmt: skip
-    info.set_defaults(run=_info)
-    add_model_options(info)
+    parser.set_defaults(run=_run)
+    add_model_options(parser)
 
 
-def _info(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> None:
     with load(options) as model:
         facts = [
             ("gpt2c", gpt2c.__version__),

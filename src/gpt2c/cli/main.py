@@ -57,7 +57,7 @@ class _LogToStderr(logging.Handler):
 
 
 @contextmanager
-def _shown_log() -> Iterator[None]:
+def _show_log() -> Iterator[None]:
     """Show the library's log records of level WARNING and above while a command runs."""
     log, handler = logging.getLogger("gpt2c"), _LogToStderr(logging.WARNING)
     log.addHandler(handler)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = _parser().parse_args(arguments)
-        with warnings.catch_warnings(), _shown_log():
+        with warnings.catch_warnings(), _show_log():
             warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
             # Replace characters that the terminal cannot show, instead of ending with an error.
