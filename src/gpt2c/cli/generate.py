@@ -57,31 +57,20 @@ def add_command(commands: Commands) -> None:
     add = parser.add_argument
     add("prompt", nargs="*", help="texts to continue; default: standard input, or, in a terminal, "
         "an empty prompt")  # fmt: skip
-    add(
-        "--file",
-        metavar="FILE",
-        help="read prompts from a file, one per line, skipping blank lines. A line of JSON lines "
-        '(.jsonl, .ndjson) is a text, a list of ids, or an object with "prompt" or "ids". '
-        "- is standard input",
-    )
+    add("--file", metavar="FILE", help="read prompts from a file, one per line, skipping blank "
+        "lines. A line of JSON lines (.jsonl, .ndjson) is a text, a list of ids, or an object with "
+        "\"prompt\" or \"ids\". - is standard input")  # fmt: skip
     add("-n", "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens; "
         "default: from the model's generation_config.json, else 40")  # fmt: skip
     add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
     for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
-    add(
-        "--early-stopping",
-        choices=_EARLY_STOPPING,
-        help="the beam search ends once N texts are complete (true), or, besides, only if no beam "
-        "scores better (false, the default) or none can become better (never)",
-    )
-    add(
-        "--draft",
-        choices=[*drafting.KINDS, "none"],
-        default="auto",
-        help="how speculative decoding drafts tokens: with the model in 4 bits (packing), by "
-        "prompt lookup, or whichever is faster (auto, the default). The text is the same",
-    )
+    add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends: once N texts "
+        "are complete (true), once also no beam scores better (false, the default), or once also "
+        "no beam can become better (never)")  # fmt: skip
+    add("--draft", choices=[*drafting.KINDS, "none"], default="auto", help="how speculative "
+        "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or "
+        "whichever is faster (auto, the default). The text is the same")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
         "may be repeated")  # fmt: skip
     add("--slide", action="store_true", help="when the context is full, go on from its second half")

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import gpt2c
 from gpt2c.weights.progress import can_show
 
+# What add_subparsers returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXAMPLES: Final = """examples:

@@ -50,8 +50,8 @@ def from_transformers(
     hf_model is a ``transformers.GPT2LMHeadModel`` with floating-point parameters of any width, on
     any device. The parameters are copied, so hf_model may be freed or changed afterwards.
     tokenizer is the transformers tokenizer that matches stop_strings in calls that pass none.
-    dtype, threads and backend are those of :meth:`gpt2c.GPT2.from_pretrained`. The computation is
-    in float32, whatever the parameters' dtype, so results are those of ``hf_model.float()``.
+    dtype, threads and backend are those of :meth:`gpt2c.GPT2.from_pretrained`. The default dtype
+    is float32, whatever the parameters' dtype, so results are those of ``hf_model.float()``.
 
     Raises MissingDependencyError without torch and transformers; OptionTypeError for another kind
     of model; ConfigError or CheckpointError for a GPT-2 that gpt2c does not support (an unknown
@@ -83,7 +83,7 @@ class GPT2LMHeadModel:
     """The text generation of a transformers model, computed by gpt2c.
 
     The class has the name of transformers' class, because ``transformers.pipeline`` looks a model's
-    abilities up by the name. It has no forward pass, gradients or training: for those keep
+    abilities up by this name. It has no forward pass, gradients or training: for those keep
     transformers' model. For scores see :meth:`gpt2c.GPT2.score`.
     """
 

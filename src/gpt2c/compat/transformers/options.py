@@ -17,6 +17,7 @@ from gpt2c.generate.beams import NEUTRAL
 from gpt2c.weights.config import GPT2Config
 from gpt2c.weights.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
 
+# Options with the same name and meaning in GPT2.complete.
 _SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
 _BEAMS: Final[Mapping[str, tuple[object, ...]]] = {
     name: (neutral,) for name, neutral in NEUTRAL.items() if name != "num_beams"
@@ -159,10 +160,10 @@ class GenerateOptions:
         options["num_return_sequences"] = (
             1 if n is None else integer("num_return_sequences", n, 1, INT32_MAX)
         )
-        most = self._max_new_tokens(n_prompt, config.n_positions)
-        options["max_new_tokens"] = most
+        limit = self._max_new_tokens(n_prompt, config.n_positions)
+        options["max_new_tokens"] = limit
         # min_new_tokens may exceed the maximum: then no EOS token ends the sequence.
-        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), most)
+        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), limit)
         options |= self._sampling() | self._beams()
         if words := self._bad_words(eos):
             options["bad_words"] = words
@@ -193,15 +194,15 @@ class GenerateOptions:
         if (n := self._values.get("max_new_tokens")) is not None:
             return integer("max_new_tokens", n, 1, INT32_MAX)
         if self._max_length is None:  # the default counts new tokens, up to the context's end
-            most, what = min(n_prompt + self._default_new, n_positions), "the context"
+            limit, what = min(n_prompt + self._default_new, n_positions), "the context"
         else:
-            most, what = integer("max_length", self._max_length, 1, INT32_MAX), "max_length"
-        if n_prompt >= most:
+            limit, what = integer("max_length", self._max_length, 1, INT32_MAX), "max_length"
+        if n_prompt >= limit:
             raise OptionError(
-                f"input_ids are {n_prompt} tokens long, and {what}, which counts them, is {most}: "
+                f"input_ids are {n_prompt} tokens long, and {what}, which counts them, is {limit}: "
                 "nothing can be generated; pass max_new_tokens"
             )
-        return most - n_prompt
+        return limit - n_prompt
 
     def _min_new_tokens(self, n_prompt: int) -> int:
         if (n := self._values.get("min_new_tokens")) is not None:
