@@ -102,13 +102,13 @@ class LogitsProcessor:
         return processed
 
     def logits(self, prompt: list[int], new_ids: list[int]) -> list[NDArray[np.float32]]:
-        """Return the model's logits [n_vocab] from which each new id was chosen."""
+        """Return the model's unprocessed logits [n_vocab] before each new id."""
         return [self._kept[key][0] for key in _keys(prompt, new_ids)]
 
     def scores(
         self, prompt: list[int], new_ids: list[int], plan: Plan
     ) -> list[NDArray[np.float32]]:
-        """Return the same logits after all processors and sampling stages."""
+        """Return the same after all processors and stages: what each id was chosen from."""
         sampler = Sampler(plan, 0, 0, len(prompt))
         rows = []
         for i, key in enumerate(_keys(prompt, new_ids)):
@@ -127,11 +127,11 @@ def _key(ids: list[int]) -> bytes:
 
 def functions(name: str, given: Any) -> list[Callable[..., Any]]:
     """Return the functions as a list (transformers' list classes too). Raises OptionTypeError."""
-    found = [] if given is None else items(name, given, "functions")
-    for each in found:
-        if not callable(each):
-            raise OptionTypeError(f"{name} has {show(each)}; it must hold functions")
-    return found
+    checked = [] if given is None else items(name, given, "functions")
+    for function in checked:
+        if not callable(function):
+            raise OptionTypeError(f"{name} has {show(function)}; it must hold functions")
+    return checked
 
 
 def all_criteria(stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any]) -> list[Any]:

@@ -147,14 +147,14 @@ class GPT2LMHeadModel:
             "synced_gpus": synced_gpus,
             "assistant_model": assistant_model,
         }
-        asked = self._asked({**arguments, **options}, generation_config)
+        merged = self._merged_options({**arguments, **options}, generation_config)
         if inputs is not None and input_ids is not None:
             raise OptionError("inputs and input_ids are both given; they are the same argument")
         given = inputs if input_ids is None else input_ids
-        ids = checked_ids(given, asked)
-        mask = checked_mask(attention_mask, ids, asked.padding)
-        call = asked.resolve(ids.shape[1], self._gpt2.config)
-        prompts = prompts_of(ids, mask, self._gpt2.config.n_positions, asked)
+        ids = checked_ids(given, merged)
+        mask = checked_mask(attention_mask, ids, merged.padding)
+        call = merged.resolve(ids.shape[1], self._gpt2.config)
+        prompts = prompts_of(ids, mask, self._gpt2.config.n_positions, merged)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         criteria = functions("stopping_criteria", stopping_criteria)
         criteria = all_criteria(call.stop_strings, tokenizer, criteria)
@@ -176,7 +176,7 @@ class GPT2LMHeadModel:
         row_prompts = [prompts[i // call.n_sequences] for i in range(len(done))]
         return self._output(sequences, call, done, row_prompts, new_ids, processor)
 
-    def _asked(self, given: Mapping[str, Any], config: Any) -> GenerateOptions:
+    def _merged_options(self, given: Mapping[str, Any], config: Any) -> GenerateOptions:
         from transformers import GenerationConfig
 
         if config is not None and not isinstance(config, GenerationConfig):

@@ -13,12 +13,12 @@ from gpt2c.compat.transformers.options import Call, GenerateOptions
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 
 
-def checked_ids(ids: Any, asked: GenerateOptions) -> Any:
+def checked_ids(ids: Any, merged: GenerateOptions) -> Any:
     """Return input_ids as int64 [n_prompts, n_tokens] on the CPU; without any, bos_token_id."""
     import torch
 
     if ids is None:
-        return torch.tensor([[asked.bos_id]])
+        return torch.tensor([[merged.bos_id]])
     if not isinstance(ids, torch.Tensor):
         hint = "call the tokenizer with return_tensors='pt'"
         if isinstance(ids, Mapping):
@@ -76,14 +76,14 @@ def _check_has_values(name: str, tensor: Any) -> None:
         )
 
 
-def prompts_of(ids: Any, mask: Any, n_positions: int, asked: GenerateOptions) -> list[list[int]]:
+def prompts_of(ids: Any, mask: Any, n_positions: int, merged: GenerateOptions) -> list[list[int]]:
     """Return each prompt without its padding; an empty one becomes bos_token_id.
 
     Raises ContextError for a prompt longer than the context, and OptionError for an empty prompt
     if bos_token_id is None.
     """
     prompts = [
-        row[kept].tolist() if kept.any() else [asked.bos_id]
+        row[kept].tolist() if kept.any() else [merged.bos_id]
         for row, kept in zip(ids, mask, strict=True)
     ]
     for number, prompt in enumerate(prompts):
