@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import gpt2c
-from gpt2c.cli.bench import endless_job
+from gpt2c.cli.bench_speed import endless_job
 from gpt2c.engine.protocol import Plan
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 
