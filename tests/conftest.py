@@ -15,12 +15,18 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+import gpt2c
 from gpt2c import GPT2, GPT2Config
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.checkpoint.source import tensor_shapes
 
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+FORMATS = FIXTURES / "formats"
+TRAINERS = FIXTURES / "trainers"
+TINY = FIXTURES / "transformers" / "tiny"
+TALES = Path(gpt2c.__file__).parent / "models" / "tales"
 
 # A failure must come again in the next run and on other machines: no random seed, no deadline.
 settings.register_profile("gpt2c", derandomize=True, deadline=None)
@@ -42,6 +48,7 @@ def _instruction_sets() -> list[str]:
 
 
 ISAS = _instruction_sets()
+needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 if ISAS:
     # Models of three or seven threads run on as many, however few CPUs there are: tests of bits and
     # of waiting need them all.

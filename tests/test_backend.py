@@ -7,7 +7,7 @@ import sys
 import warnings
 
 import pytest
-from conftest import FIXTURES, ISAS, config_of, random_weights
+from conftest import FIXTURES, ISAS, config_of, needs_engine, random_weights
 
 import gpt2c
 from gpt2c import GPT2
@@ -16,8 +16,6 @@ from gpt2c.text.tokenizer_files import tokenizer_of
 from gpt2c.weights.checkpoint import from_arrays
 
 FOLDER = FIXTURES / "transformers" / "tiny"
-
-needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ISAS, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, config_of, model_on, needs_engine, on_backend, random_weights
 
 import gpt2c
 from gpt2c import GPT2
@@ -328,13 +328,12 @@ def test_a_finished_prompt_makes_room(model):
     assert all(len(call) <= 256 for call in engine.calls)
 
 
+@needs_engine
 @pytest.mark.skipif(
     "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves more"
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux alone")
 def test_beams_share_the_pages_of_what_they_have_in_common():
-    if not ISAS:
-        pytest.skip("not compiled")
     # 32 blocks of 128 dimensions: 2 MB a page, 32 MB for the prompt; 1 GB for 32 of it.
     text = """
 import resource, sys

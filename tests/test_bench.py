@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import config_of, model_on, needs_engine, random_weights
 
 from gpt2c import OptionError
 from gpt2c.cli import bench
@@ -120,9 +120,8 @@ def test_peak_memory_is_the_processs_own():
     assert after < big.nbytes
 
 
+@needs_engine
 def test_every_dtype_side_by_side(capsys):
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     assert main(["bench", "--dtype", "all", "--repeats", "1", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["dtypes"]}
     assert list(rows) == ["float32", "int8", "int4", "float32, drafts"]

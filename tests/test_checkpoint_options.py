@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, on_backend, random_weights, shared_data
+from conftest import FORMATS, TINY, config_of, on_backend, random_weights, shared_data
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
@@ -24,8 +24,6 @@ from gpt2c.errors import (
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.hub import locate
 
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
 KINDS = (
     FORMATS / "nanogpt", FORMATS / "build_nanogpt", FORMATS / "mingpt", FORMATS / "llmc_float32",
     FORMATS / "gguf" / "f32.gguf", FORMATS / "tensorflow", FORMATS / "torch_zip", TINY,

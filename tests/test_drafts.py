@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLOAT_ISAS, ISAS, config_of, model_on, random_weights
+from conftest import FLOAT_ISAS, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from gpt2c import ClosedError, ContextError, NumericalError, OptionError, Option
 from gpt2c.generate import drafting
 from gpt2c.generate import options as generation
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 CONFIG = config_of(vocab_size=60, n_positions=90, n_embd=36, n_layer=2, n_head=3)
 SAMPLING = {

@@ -9,7 +9,7 @@ import platform
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ISAS, config_of, model_on, random_weights
+from conftest import FIXTURES, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ from gpt2c.engine import select as backend
 from gpt2c.oracle.reference import gpt2
 from gpt2c.weights.checkpoint.source import tensor_shapes
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 # Shapes that no vector width, panel, block or page divides, and their neighbours.
 configs = st.builds(

@@ -10,12 +10,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock, RLock
 
 import numpy as np
 import pytest
-from conftest import config_of, model_on, random_weights
+from conftest import ROOT, config_of, model_on, random_weights
 
 import gpt2c
 from gpt2c.forks import ProcessLock
@@ -26,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # fork beside threads
 ]
 
-ROOT = Path(__file__).parents[1]
 SECONDS = 60  # after which a child stands still
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FORMATS, TINY
 
 import gpt2c
 from gpt2c import GPT2
@@ -25,8 +25,6 @@ from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.state_dict import StateDictFile
 
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
 INDEX = "model.safetensors.index.json"
 
 

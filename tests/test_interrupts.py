@@ -16,21 +16,17 @@ import threading
 import time
 import traceback
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, ROOT, config_of, model_on, needs_engine, random_weights
 
 import gpt2c
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.checkpoint.views import Whole
 
-ROOT = Path(__file__).parents[1]
-
 needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there is no SIGALRM")
-needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
 
 def fail_interrupted(*given):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS
+from conftest import ISAS, needs_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from gpt2c.oracle import reference
 if ISAS:
     from gpt2c.engine import _engine
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 EPS = float(np.finfo(np.float32).eps)
 FUNCTIONS = ["exp", "gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh"]

@@ -10,11 +10,11 @@ import threading
 import time
 
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 
 import gpt2c
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, FIXTURES
+from conftest import BACKENDS, FIXTURES, FORMATS
 
 import gpt2c
 from gpt2c import GPT2, gen_text, load_encoder_hparams_and_params
 from gpt2c.errors import CheckpointNotFoundError, ConfigError, FallbackWarning
 from gpt2c.pico import generate, gpt2
 
-FORMATS = FIXTURES / "formats"
 TALES = Path(gpt2c.__file__).parent / "models"
 
 

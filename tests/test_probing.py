@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
+from conftest import BACKENDS, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,7 +118,7 @@ shapes = st.builds(
 )
 
 
-@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+@needs_engine
 @settings(max_examples=60)
 @given(
     config=shapes,
@@ -138,7 +138,7 @@ def test_looking_changes_no_bit(config, n, names, isa, dtype, threads, edits):
     np.testing.assert_array_equal(seen["logits"], model.logits(ids))
 
 
-@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+@needs_engine
 def test_captured_bits_are_the_same_on_every_instruction_set_and_alone():
     weights = random_weights(CONFIG)
     first = model_on(ISAS[0], CONFIG, weights).forward(IDS, capture=POINTS)
@@ -254,7 +254,7 @@ def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
     np.testing.assert_array_equal(model.forward(IDS, edit={"embed": close})["logits"], before)
 
 
-@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+@needs_engine
 def test_an_edit_that_raises_stops_every_thread():
     """Once a thread that was late saw that the call was over where the others still went on."""
     program = textwrap.dedent("""
@@ -409,6 +409,7 @@ def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@needs_engine
 @pytest.mark.skipif(
     "tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer holds signals back"
 )
@@ -430,8 +431,6 @@ def test_ctrl_c_is_noticed_where_nothing_is_looked_at():
         except KeyboardInterrupt:
             print((time.perf_counter() - begin) / whole)
     """)
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=True,

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import configs, ids_of
@@ -24,7 +24,7 @@ from gpt2c.weights.checkpoint.quantized import metadata
 if ISAS:
     from gpt2c.engine import _engine
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 GROUP, PANEL = 32, 32
 DTYPES = ["int8", "int4"]

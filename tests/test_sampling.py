@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
+from conftest import BACKENDS, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,14 +31,13 @@ def test_philox_has_its_published_values():
         assert philox4x32(np.array([counter], dtype=np.uint32), key)[0].tolist() == words
 
 
+@needs_engine
 @given(
     seed=st.integers(0, 2**64 - 1),
     sample=st.integers(0, 2**32 - 1),
     position=st.integers(0, 2**20),
 )
 def test_compiled_noise_is_the_stated_noise(seed, sample, position):
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     ids = np.arange(67, dtype=np.int32)
     zero = np.zeros(1, dtype=np.float32)
     noise = [
@@ -51,10 +50,9 @@ def test_compiled_noise_is_the_stated_noise(seed, sample, position):
     np.testing.assert_allclose(noise[0], exact, rtol=2e-6, atol=1e-6)
 
 
+@needs_engine
 def test_noise_of_extreme_words():
     """The words next to 0 and to 2^32, found by search, keep their resolution."""
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     exact = gumbel_noise(7, 0, 0, np.arange(400_000))
     extreme = np.argsort(exact)[[*range(200), *range(-200, 0)]].astype(np.int32)
     zero = np.zeros(1, dtype=np.float32)
@@ -64,6 +62,7 @@ def test_noise_of_extreme_words():
     np.testing.assert_allclose(ours, exact[extreme], rtol=2e-6, atol=1e-6)
 
 
+@needs_engine
 @settings(max_examples=150)
 @given(
     n=st.integers(1, 400),
@@ -73,8 +72,6 @@ def test_noise_of_extreme_words():
 )
 def test_draw_kernel_takes_the_best(n, seed, spread, special):
     """Ids in any order, remainders of every length, blocks without hope."""
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     rng = np.random.default_rng(seed)
     ids = rng.permutation(1000)[:n].astype(np.int32)
     logits = (spread * rng.standard_normal(n)).astype(np.float32)

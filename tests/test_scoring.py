@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,6 +260,7 @@ def test_bad_texts(model):
 SPECIAL = [0.0, -0.0, 1e-42, 1e30, -1e30, 88.0, -200.0]
 
 
+@needs_engine
 @settings(max_examples=200)
 @given(
     n=st.integers(1, 2500),
@@ -268,8 +269,6 @@ SPECIAL = [0.0, -0.0, 1e-42, 1e30, -1e30, 88.0, -200.0]
     special=st.lists(st.sampled_from(SPECIAL), max_size=4),
 )
 def test_log_total_and_rank_kernels(n, seed, spread, special):
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     from gpt2c.engine import _engine
 
     rng = np.random.default_rng(seed)

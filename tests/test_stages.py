@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, chance
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 N_VOCAB = 300
 CONFIG = config_of(vocab_size=N_VOCAB, n_positions=200, n_layer=0)
 WEIGHTS = random_weights(CONFIG)

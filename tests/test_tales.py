@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.weights.hub import embedded_folder
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.engine.threads import choose_threads
-
-needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
 
 @needs_engine

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
+from conftest import FIXTURES, ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,8 +31,6 @@ from gpt2c.errors import (
 from gpt2c.text.bpe import PairMerger, TiktokenModel
 from gpt2c.text.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
 
-ROOT = Path(__file__).parents[1]
-FIXTURES = Path(__file__).parent / "fixtures"
 END = "<|endoftext|>"
 GPT2_SPLIT = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

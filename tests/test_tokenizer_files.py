@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, random_weights
+from conftest import TALES, TINY, config_of, random_weights
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -24,8 +24,6 @@ from gpt2c.weights.checkpoint import from_arrays
 
 tokenizers = pytest.importorskip("tokenizers")
 
-TALES = Path(gpt2c.__file__).parent / "models" / "tales"
-TINY = FIXTURES / "transformers" / "tiny"
 
 ADDED = [
     {"content": "<|user|>", "special": True},

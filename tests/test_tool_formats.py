@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, on_backend
+from conftest import FORMATS, TINY, on_backend
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
@@ -24,9 +24,6 @@ from gpt2c.formats.gguf_file import GGUFFile
 from gpt2c.formats.tensor_bundle import TensorBundle
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.config import GPT2Config
-
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
 
 
 def expected_of(folder: Path) -> tuple[list[int], np.ndarray]:

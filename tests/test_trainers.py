@@ -26,16 +26,12 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import FIXTURES, config_of, on_backend, random_weights
+from conftest import FORMATS, TINY, TRAINERS, config_of, on_backend, random_weights
 
 from gpt2c import GPT2, CheckpointError, CheckpointNotFoundError, ConfigError
 from gpt2c.formats.pickle_values import fields_of, has_fields
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.names import bare_name, gpt2_names
-
-TRAINERS = FIXTURES / "trainers"
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
