@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import gpt2c
 from gpt2c import GPT2, GPT2Config
 from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.checkpoint import from_arrays, open_checkpoint
 from gpt2c.weights.checkpoint.source import tensor_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +108,46 @@ def on_backend(backend: str, make: Callable[[str], GPT2]) -> GPT2:
             os.environ["GPT2C_ISA"] = before
 
 
+def load(path: Path, backend: str = "numpy", **options: Any) -> GPT2:
+    """Load a checkpoint on a backend that the fixture of that name gives."""
+    return on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b, **options))
+
+
+def arrays_of(path: Path, **options: Any) -> dict[str, NDArray[np.float32]]:
+    """Read every tensor of a checkpoint."""
+    with open_checkpoint(path, **options) as checkpoint:
+        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
+
+
+def assert_arrays_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """The same names in the same order, and the same numbers."""
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def assert_logits_close(found: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
+    """Compare with another library's logits, which round in a different order.
+
+    Both are float32, so they may differ by a few ULP of the largest logit.
+    """
+    atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()
+    np.testing.assert_allclose(found, theirs.reshape(found.shape), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="session")
+def tales() -> GPT2:
+    """The embedded model, on the fastest engine."""
+    return GPT2.from_pretrained()
+
+
+@pytest.fixture
+def no_preferences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the environment variables that choose a backend."""
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    monkeypatch.delenv("GPT2C_ISA", raising=False)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend in turn: NumPy, and every instruction set that this CPU has."""
@@ -171,9 +211,15 @@ def shared_data() -> Path | None:
     return folder / "data" if (folder / "data").is_dir() else None
 
 
+def shared_file(path: str) -> Path:
+    """Return a file or folder of the shared data, or skip the test where it is missing."""
+    folder = shared_data()
+    if folder is None or not (folder / path).exists():
+        pytest.skip(f"the folder shared/ with data/{path} is not beside the checkout")
+    return folder / path
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    folder = shared_data()
-    if folder is None:
-        pytest.skip("the folder shared/ with models and texts is not beside the checkout")
-    return folder
+    """The shared data."""
+    return shared_file("")

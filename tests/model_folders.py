@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
-
-from gpt2c import GPT2
+from conftest import FIXTURES, config_of, model_on, random_weights
 
 RECORDED = json.loads((FIXTURES / "special_tokens.json").read_text())
 VOCAB: dict[str, int] = RECORDED["vocab"]  # single bytes and <|endoftext|>, which is 256
 N_VOCAB = 270
+
+
+def random_folder(path: Path, **shape: Any) -> Path:
+    """Save a random model of a shape without a tokenizer."""
+    config = config_of(**{"vocab_size": 258, "n_layer": 1, "n_embd": 6, **shape})
+    model_on("numpy", config, random_weights(config)).save_pretrained(path)
+    return path
 
 
 def folder_of(
@@ -47,8 +52,3 @@ def folder_of(
         text = content if isinstance(content, str) else json.dumps(content)
         (path / f"{name}.json").write_text(text, encoding="utf-8")
     return path
-
-
-def load(path: Path, backend: str = "numpy") -> GPT2:
-    """The model of a folder, on a backend as the fixture of that name has it."""
-    return on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FIXTURES, on_backend
+from conftest import FIXTURES, load
 from test_tool_formats import changed_pickle
 
 from gpt2c import GPT2
@@ -68,7 +68,7 @@ def test_text_in_text_out(tmp_path: Path, backend: str) -> None:
     path = checkpoint_of(tmp_path)
     write_meta(tmp_path)
     for place in (path, tmp_path):
-        model = on_backend(backend, lambda b, place=place: GPT2.from_pretrained(place, backend=b))
+        model = load(place, backend)
         check_texts(model)
     assert model.tokenizer.encode(CHARS) == list(range(11))
     assert model.tokenizer.decode(range(11)) == CHARS

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import shared_file
 from numpy.typing import NDArray
 
 from gpt2c import GPT2
@@ -30,7 +31,6 @@ from gpt2c.weights.checkpoint import (
 from gpt2c.weights.checkpoint.views import Whole
 from gpt2c.weights.config import GPT2Config
 
-SHARED = Path(os.environ.get("GPT2C_SHARED", Path(__file__).parents[2] / "shared"))
 Arrays = dict[str, NDArray[Any]]
 
 TINY = GPT2Config(vocab_size=7, n_positions=5, n_embd=6, n_layer=2, n_head=3, n_inner=11)
@@ -366,9 +366,7 @@ def test_picogpt_params_that_do_not_fit() -> None:
 
 @pytest.mark.parametrize(("model", "count"), [("sort-nano", 85_728), ("prose-21m", 21_274_624)])
 def test_real_models_read_as_the_safetensors_package_reads_them(model: str, count: int) -> None:
-    folder = SHARED / "data" / "models" / model
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not on this machine")
+    folder = shared_file(f"models/{model}")
     theirs = safetensors.numpy.load_file(folder / "model.safetensors")
     ours = read_all(open_checkpoint(folder))
     assert sum(array.size for array in ours.values()) == count

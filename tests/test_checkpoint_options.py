@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FORMATS, TINY, config_of, on_backend, random_weights, shared_data
+from conftest import (
+    FORMATS,
+    TINY,
+    arrays_of,
+    assert_arrays_equal,
+    config_of,
+    load,
+    random_weights,
+    shared_data,
+)
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
@@ -30,11 +39,6 @@ KINDS = (
 )  # fmt: skip
 
 
-def arrays_of(path: Path, **options: Any) -> dict[str, np.ndarray]:
-    with open_checkpoint(path, **options) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
-
-
 # ---- activation ----
 
 
@@ -43,17 +47,13 @@ def test_activation_overrides_every_kind(path: Path, backend: str, tmp_path: Pat
     """What is computed is what a config.json with that activation_function says."""
     ids = [2, 1, 0, 2]
     for activation in ("gelu_new", "gelu", "relu"):
-        with on_backend(
-            backend, lambda b, a=activation: GPT2.from_pretrained(path, backend=b, activation=a)
-        ) as model:
+        with load(path, backend, activation=activation) as model:
             assert model.config.activation_function == activation
             found = model.logits(ids)
             model.save_pretrained(tmp_path / activation)
         values = json.loads((tmp_path / activation / "config.json").read_text())
         assert values["activation_function"] == activation
-        saved = on_backend(
-            backend, lambda b, a=activation: GPT2.from_pretrained(tmp_path / a, backend=b)
-        )
+        saved = load(tmp_path / activation, backend)
         np.testing.assert_array_equal(saved.logits(ids), found)
     relu = GPT2.from_pretrained(path, activation="relu").logits(ids)
     assert not np.array_equal(relu, GPT2.from_pretrained(path, activation="gelu").logits(ids))
@@ -96,9 +96,7 @@ def test_a_folder_without_hparams(bare: Path, tmp_path: Path) -> None:
                   str(tmp_path)):  # fmt: skip
         for path in (bare, bare / "model-9"):
             found = arrays_of(path, hparams=given)
-            assert list(found) == list(expected)
-            for name, array in expected.items():
-                np.testing.assert_array_equal(found[name], array)
+            assert_arrays_equal(found, expected)
     # What is given counts more than what lies there.
     (bare / "hparams.json").write_text('{"n_head": 99}')
     with pytest.raises((CheckpointError, ConfigError), match="n_head 99"):

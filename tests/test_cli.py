@@ -15,23 +15,12 @@ import pytest
 from conftest import FIXTURES, ISAS
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.cli.main import main
 from gpt2c.coloring import html_page, terminal_text
 
 PLAIN = str(FIXTURES / "transformers" / "plain")
 COMMAND = [sys.executable, "-m", "gpt2c"]
-
-
-@pytest.fixture(scope="module")
-def tales():
-    return GPT2.from_pretrained()
-
-
-@pytest.fixture(autouse=True)
-def no_preferences(monkeypatch):
-    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
-    monkeypatch.delenv("GPT2C_ISA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_preferences")
 
 
 def run(*arguments: str, stdin: bytes = b"", **environment: str):

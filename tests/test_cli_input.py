@@ -15,28 +15,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.cli.input import read_lines, read_text
 from gpt2c.cli.main import main
 
 BOM = b"\xef\xbb\xbf"
 SORT_NANO = str(FIXTURES / "sort-nano")
+pytestmark = pytest.mark.usefixtures("no_preferences")
 
 # Line ends of every kind, what only str.splitlines takes for one, and bytes that are not UTF-8.
 PARTS = [
     b"a", b"\n", b"\r", b"\r\n", b" ", "é".encode(), "😀".encode(), BOM, b"\x0b", b"\x0c", b"\0",
     "\x85".encode(), "\u2028".encode(), b"\xc3", b"\xff", b"\xfe", b"\xed\xa0\x80", b"\x1a",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tales():
-    return GPT2.from_pretrained()
-
-
-@pytest.fixture(autouse=True)
-def no_preferences(monkeypatch):
-    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

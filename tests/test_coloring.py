@@ -61,11 +61,6 @@ def score_of(ranks: list[int], **given: Any) -> Score:
     return Score(**{**parts, **given})
 
 
-@pytest.fixture(scope="module")
-def tales() -> GPT2:
-    return GPT2.from_pretrained()
-
-
 # ---- which tokens make which characters ----
 
 

@@ -16,21 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FORMATS, TINY
+from conftest import FORMATS, TINY, arrays_of, load
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.state_dict import StateDictFile
 
 INDEX = "model.safetensors.index.json"
-
-
-def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(folder) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
 
 
 @pytest.mark.parametrize(
@@ -46,10 +40,9 @@ def test_the_same_weights_in_every_container(name: str, backend: str) -> None:
             array = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view("f4")
         np.testing.assert_array_equal(found[tensor], array)
     if name != "torch_bfloat16":
-        kind = "numpy" if backend == "numpy" else "c"
         ids = json.loads((TINY / "expected.json").read_text())["cases"][0]["ids"]
-        logits = GPT2.from_pretrained(FORMATS / name, backend=kind).logits(ids)
-        np.testing.assert_array_equal(logits, GPT2.from_pretrained(TINY, backend=kind).logits(ids))
+        logits = load(FORMATS / name, backend).logits(ids)
+        np.testing.assert_array_equal(logits, load(TINY, backend).logits(ids))
 
 
 def test_safetensors_come_before_torchs(tmp_path: Path) -> None:

@@ -14,20 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import config_of, random_weights
-from model_folders import folder_of, load
+from conftest import load
+from model_folders import folder_of, random_folder
 
 from gpt2c import GPT2, OptionError, OptionTypeError
 from gpt2c.cli.main import main
-from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.checkpoint import from_arrays
 
 
 def with_generation(tmp_path: Path, values: Any) -> GPT2:
     """A model without a tokenizer; values are the file's, or its text."""
-    shape = config_of(vocab_size=21)
-    checkpoint = from_arrays(shape, random_weights(shape))
-    GPT2(checkpoint, MissingTokenizer("a test")).save_pretrained(tmp_path / "model")
+    random_folder(tmp_path / "model", vocab_size=21, n_layer=2, n_embd=24)
     text = values if isinstance(values, str) else json.dumps(values)
     (tmp_path / "model" / "generation_config.json").write_text(text)
     return GPT2.from_pretrained(tmp_path / "model")

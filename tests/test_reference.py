@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, TINY, assert_logits_close, config_of, load, model_on, random_weights
 
-from gpt2c import GPT2
 from gpt2c.oracle.reference import gelu_erf, gelu_tanh, gpt2, layer_norm, softmax
 from gpt2c.weights.checkpoint import open_checkpoint
 
@@ -68,7 +67,7 @@ def test_every_tensor_of_sort_nano_is_as_published(dtype):
 
 
 def test_logits_of_sort_nano_are_as_published(backend):
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(SORT_NANO, backend=b))
+    model = load(SORT_NANO, backend)
     published = np.load(SORT_NANO / "activations.npz")
     for row in range(3):
         logits = model.logits(published["idx"][row].astype(int))
@@ -76,7 +75,7 @@ def test_logits_of_sort_nano_are_as_published(backend):
 
 
 def test_sort_nano_sorts_every_input(backend):
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(SORT_NANO, backend=b))
+    model = load(SORT_NANO, backend)
     inputs = [list(digits) for digits in itertools.product(range(3), repeat=6)]
     assert len(inputs) == 729
     assert model.generate(inputs, batch_size=64) == [sorted(digits) for digits in inputs]
@@ -86,13 +85,10 @@ def test_sort_nano_sorts_every_input(backend):
 def test_logits_and_greedy_ids_are_those_of_transformers(name, backend):
     folder = FIXTURES / "transformers" / name
     expected = json.loads((folder / "expected.json").read_text())
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    model = load(folder, backend)
     for case in expected["cases"]:
         theirs = np.frombuffer(base64.b64decode(case["logits"]), dtype="<f4")
-        theirs = theirs.reshape(len(case["ids"]), -1)
-        # Both are float32 and round in different orders: a few ULP of the largest logit.
-        atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()
-        np.testing.assert_allclose(model.logits(case["ids"]), theirs, rtol=0, atol=atol)
+        assert_logits_close(model.logits(case["ids"]), theirs)
         if "greedy" in case:
             n = len(case["greedy"])
             assert model.generate(case["ids"], max_new_tokens=n) == case["greedy"]
@@ -103,15 +99,13 @@ VARIANTS = json.loads((FIXTURES / "transformers" / "variants.json").read_text())
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(variant["config"]))
 def test_every_activation_and_switch_of_transformers(variant, backend, tmp_path):
-    folder = FIXTURES / "transformers" / "tiny"
-    config = json.loads((folder / "config.json").read_text()) | variant["config"]
+    config = json.loads((TINY / "config.json").read_text()) | variant["config"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(tmp_path, backend=b))
+    (tmp_path / "model.safetensors").symlink_to(TINY / "model.safetensors")
+    model = load(tmp_path, backend)
     ids = [i % config["vocab_size"] for i in range(config["n_positions"])]
-    theirs = np.frombuffer(base64.b64decode(variant["logits"]), dtype="<f4").reshape(len(ids), -1)
-    atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()  # as above
-    np.testing.assert_allclose(model.logits(ids), theirs, rtol=0, atol=atol)
+    theirs = np.frombuffer(base64.b64decode(variant["logits"]), dtype="<f4")
+    assert_logits_close(model.logits(ids), theirs)
 
 
 def test_parts_with_a_past_equal_the_whole():

@@ -9,32 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import (
+    FIXTURES,
+    arrays_of,
+    assert_arrays_equal,
+    config_of,
+    load,
+    model_on,
+    random_weights,
+)
 
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.cli.main import main
-from gpt2c.weights.checkpoint import open_checkpoint
 
 TRANSFORMERS = FIXTURES / "transformers"
-
-
-def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(folder) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
 
 
 @pytest.mark.parametrize("name", ["tiny", "untied_inverse", "relu_inner", "no_blocks", "bfloat16"])
 def test_saved_is_read_back(backend: str, name: str, tmp_path: Path) -> None:
     source = TRANSFORMERS / name
-    with on_backend(backend, lambda b: GPT2.from_pretrained(source, backend=b)) as model:
+    with load(source, backend) as model:
         model.save_pretrained(tmp_path / "a" / "saved")
-        before, after = arrays_of(source), arrays_of(tmp_path / "a" / "saved")
-        assert list(before) == list(after)
-        for tensor, array in before.items():
-            np.testing.assert_array_equal(after[tensor], array)
+        assert_arrays_equal(arrays_of(tmp_path / "a" / "saved"), arrays_of(source))
         ids = list(range(min(model.config.vocab_size, model.config.n_positions)))
-        saved = on_backend(backend, lambda b: GPT2.from_pretrained(tmp_path / "a/saved", backend=b))
+        saved = load(tmp_path / "a/saved", backend)
         assert saved.config == model.config
         np.testing.assert_array_equal(saved.logits(ids), model.logits(ids))
 

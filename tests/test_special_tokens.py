@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
-from model_folders import N_VOCAB, RECORDED, VOCAB, folder_of, load
+from conftest import FIXTURES, load
+from model_folders import N_VOCAB, RECORDED, VOCAB, folder_of
 
 from gpt2c import GPT2, OptionTypeError, Tokenizer
 from gpt2c.cli.main import main

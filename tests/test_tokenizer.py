@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES, shared_file
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -37,21 +36,13 @@ GPT2_SPLIT = regex.compile(
 )
 
 
-def shared_data(path: str) -> Path:
-    """A file or folder of the project's shared data; skips where it is absent."""
-    place = Path(os.environ.get("GPT2C_SHARED", ROOT.parent / "shared")) / "data" / path
-    if not place.exists():
-        pytest.skip(f"the project's shared data is not here: {place}")
-    return place
-
-
 def fixture(name: str) -> Any:
     return json.loads((FIXTURES / name).read_text(encoding="utf-8"))
 
 
 @functools.cache
 def prose() -> Tokenizer:
-    folder = shared_data("models/prose-21m")
+    folder = shared_file("models/prose-21m")
     return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
 
 
@@ -170,7 +161,7 @@ def test_facts_of_gpt2() -> None:
 
 
 def test_packaged_vocabulary_is_openais() -> None:
-    folder = shared_data("tokenizer")
+    folder = shared_file("tokenizer")
     theirs = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     for token, id in theirs.items():
         data = bytes(map(ALPHABET.index, token)) if token != END else END.encode()
@@ -185,7 +176,7 @@ def test_packaged_vocabulary_is_openais() -> None:
     ("name", "count"), [("wikitext-2-raw-test.txt", 287_644), ("tiny-shakespeare.txt", 338_025)]
 )
 def test_token_counts_of_whole_texts(name: str, count: int) -> None:
-    text = (shared_data("eval") / name).read_bytes().decode("utf-8")
+    text = (shared_file("eval") / name).read_bytes().decode("utf-8")
     for tokenizer in (Tokenizer.gpt2(), prose()):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, random_weights
+from conftest import FIXTURES
+from model_folders import random_folder
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
@@ -28,18 +29,10 @@ from gpt2c.errors import (
 )
 from gpt2c.text.bpe import BYTE_ALPHABET
 from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.config import GPT2Config
 
 TOKENS = [*BYTE_ALPHABET, "ab", "<|endoftext|>"]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-
-
-def model_folder(folder: Path, **shape: Any) -> Path:
-    config = config_of(**{"vocab_size": 258, "n_layer": 1, "n_embd": 6, **shape})
-    checkpoint = from_arrays(config, random_weights(config))
-    GPT2(checkpoint, MissingTokenizer("a test")).save_pretrained(folder)
-    return folder
 
 
 def vocabulary(first: int = 0) -> dict[str, int]:
@@ -92,7 +85,7 @@ def check_ids_alone(folder: Path, message: str) -> None:
 
 def test_tokenizer_json_comes_first(tmp_path: Path) -> None:
     """As in transformers 5.24's AutoTokenizer."""
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder, 2, ("encoder.json", "vocab.bpe"))
     assert first_of(GPT2.from_pretrained(folder).tokenizer) == 2
     write_pair(folder)
@@ -122,7 +115,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 def test_the_one_that_can_be_read_is_used(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     BROKEN[how](folder / "tokenizer.json")
     check_ids_alone(folder, r"no tokenizer: .*tokenizer\.json")
     write_pair(folder)
@@ -135,7 +128,7 @@ def test_the_one_that_can_be_read_is_used(
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 @pytest.mark.parametrize("how", ["not json", "binary", "folder", "link"])
 def test_a_broken_pair(tmp_path: Path, name: str, how: str) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder)
     (folder / name).unlink()
     BROKEN[how](folder / name)
@@ -153,14 +146,14 @@ def test_a_broken_pair(tmp_path: Path, name: str, how: str) -> None:
     ],
 )
 def test_broken_files_beside_it(tmp_path: Path, name: str, text: str) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder)
     (folder / name).write_text(text)
     check_ids_alone(folder, "no tokenizer: ")
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m", vocab_size=100)
+    folder = random_folder(tmp_path / "m", vocab_size=100)
     write_pair(folder)
     check_ids_alone(
         folder, r"vocab\.json: found a token with id 256, but the model's vocabulary has"
@@ -170,7 +163,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
 def test_convert_says_that_files_are_copied_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     (folder / "tokenizer.json").write_text("{")
     assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
     assert "warning: the tokenizer's files are copied unchanged: " in capsys.readouterr().err
@@ -180,7 +173,7 @@ def test_convert_says_that_files_are_copied_as_they_are(
 def test_without_the_package_another_file_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     model = {"type": "WordLevel", "vocab": {"ab": 0}, "unk_token": "ab"}
     (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
     write_pair(folder)
@@ -208,7 +201,7 @@ JUNK = [
     ["config.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"],
 )
 def test_unused_keys_may_hold_anything(tmp_path: Path, name: str, junk: str) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder)
     expected = GPT2.from_pretrained(folder).generate("ab", max_new_tokens=3)
     values = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
@@ -237,7 +230,7 @@ def test_unused_keys_may_hold_anything(tmp_path: Path, name: str, junk: str) -> 
     ],
 )
 def test_keys_that_are_used_are_checked(tmp_path: Path, old: str, new: str, message: str) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     text = (folder / "config.json").read_text()
     assert old in text
     (folder / "config.json").write_text(text.replace(old, new))
@@ -247,7 +240,7 @@ def test_keys_that_are_used_are_checked(tmp_path: Path, old: str, new: str, mess
 
 
 def test_equal_keys_of_equal_values_are_one(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     text = (folder / "config.json").read_text().replace('"n_embd": 6', '"n_embd": 6, "n_embd": 6')
     (folder / "config.json").write_text(text)
     assert GPT2Config.from_json(folder / "config.json").n_embd == 6
@@ -260,7 +253,7 @@ def test_equal_keys_of_equal_values_are_one(tmp_path: Path) -> None:
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of GPT-2's size of vocabulary, without a tokenizer."""
     folder = tmp_path_factory.mktemp("own") / "m"
-    return model_folder(folder, vocab_size=50257, n_embd=3, n_layer=0)
+    return random_folder(folder, vocab_size=50257, n_embd=3, n_layer=0)
 
 
 def copy_of(own: Path, to: Path) -> Path:
@@ -329,7 +322,7 @@ def test_other_files_are_not_warned_of(own: Path, tmp_path: Path, name: str) -> 
 
 
 def test_of_another_size_the_file_is_named_too(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     (folder / "vocab.txt").write_text("x")
     model = GPT2.from_pretrained(folder)
     with pytest.raises(TokenizerError, match=r"vocab\.txt: looks like part of a tokenizer, which"):
@@ -340,7 +333,7 @@ def test_of_another_size_the_file_is_named_too(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_named(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_json(folder, 3)
     other = tmp_path / "other"
     other.mkdir()
@@ -368,7 +361,7 @@ def test_the_tokenizer_of_a_gguf_file(tmp_path: Path) -> None:
     path = FIXTURES / "formats" / "gguf" / "f32.gguf"
     inside = GPT2.from_pretrained(path)
     size = inside.config.vocab_size
-    model = GPT2.from_pretrained(model_folder(tmp_path / "m", vocab_size=size), tokenizer=path)
+    model = GPT2.from_pretrained(random_folder(tmp_path / "m", vocab_size=size), tokenizer=path)
     assert model.tokenizer.encode("a b") == inside.tokenizer.encode("a b")
 
 
@@ -386,7 +379,7 @@ def test_gpt2s_own_can_be_named(own: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     (tmp_path / "vocab.txt").write_text("x\ny\n")
     for given, kind, message in (
         (tmp_path / "none", CheckpointNotFoundError, "none: there is no such file or folder"),
@@ -404,7 +397,7 @@ def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
 
 
 def test_the_command_line_takes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(tmp_path, 7)
     options = ["--model", str(folder), "--tokenizer", str(tmp_path / "vocab.json")]
     assert main(["info", *options]) == 0
@@ -416,7 +409,7 @@ def test_the_command_line_takes_one(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_tokenizer_from_memory_cannot_be_saved(tmp_path: Path) -> None:
-    model = GPT2.from_pretrained(model_folder(tmp_path / "m"))
+    model = GPT2.from_pretrained(random_folder(tmp_path / "m"))
     model.tokenizer = Tokenizer.from_vocabulary(vocabulary(), [("a", "b")], ("memory", "memory"))
     with pytest.raises(TokenizerError, match="memory: this tokenizer was made in memory"):
         model.save_pretrained(tmp_path / "new")

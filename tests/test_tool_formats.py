@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FORMATS, TINY, on_backend
+from conftest import FORMATS, TINY, arrays_of, assert_logits_close, load
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
@@ -36,11 +36,6 @@ def expected_of(folder: Path) -> tuple[list[int], np.ndarray]:
 def config_of(path: Path) -> GPT2Config:
     with open_checkpoint(path) as checkpoint:
         return checkpoint.config
-
-
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
 
 
 FIXTURE_FILES = {
@@ -66,17 +61,11 @@ def test_logits_are_those_of_the_tool(name: str, backend: str, tmp_path: Path) -
     """And, saved in Hugging Face's format, the same bits again."""
     source = FIXTURE_FILES[name]
     ids, logits = expected_of(FORMATS / source if source else TINY)
-    with on_backend(backend, lambda b: GPT2.from_pretrained(FORMATS / name, backend=b)) as model:
+    with load(FORMATS / name, backend) as model:
         found = model.logits(ids)
-        n_vocab = model.config.vocab_size
-        # Both are float32 and round in different orders: a few ULP of the largest logit.
-        atol = 16 * np.finfo(np.float32).eps * np.abs(logits).max()
-        np.testing.assert_allclose(found, logits[:, :n_vocab], rtol=0, atol=atol)
+        assert_logits_close(found, logits[:, : model.config.vocab_size])
         model.save_pretrained(tmp_path / "saved")
-    kind = "numpy" if backend == "numpy" else "c"
-    saved = GPT2.from_pretrained(tmp_path / "saved", backend=kind)
-    if backend in ("numpy", saved.backend):
-        np.testing.assert_array_equal(saved.logits(ids), found)
+    np.testing.assert_array_equal(load(tmp_path / "saved", backend).logits(ids), found)
 
 
 def renamed(source: Path, to: Path) -> Path:

@@ -26,23 +26,22 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import FORMATS, TINY, TRAINERS, config_of, on_backend, random_weights
+from conftest import (
+    FORMATS,
+    TINY,
+    TRAINERS,
+    arrays_of,
+    assert_arrays_equal,
+    assert_logits_close,
+    config_of,
+    load,
+    random_weights,
+)
 
-from gpt2c import GPT2, CheckpointError, CheckpointNotFoundError, ConfigError
+from gpt2c import CheckpointError, CheckpointNotFoundError, ConfigError
 from gpt2c.formats.pickle_values import fields_of, has_fields
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.names import bare_name, gpt2_names
-
-
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
-
-
-def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert list(found) == list(expected)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
 
 
 def config_file(folder: Path, **values: Any) -> None:
@@ -64,11 +63,9 @@ def test_logits_are_those_of_the_library(name: str, backend: str) -> None:
     path = TRAINERS / name
     values = json.loads((TRAINERS / name.split("/")[0] / "expected.json").read_text())
     expected = np.frombuffer(base64.b64decode(values["logits"]), "<f4")
-    with on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b)) as model:
+    with load(path, backend) as model:
         found = model.logits(values["ids"])
-    # Both are float32 and round in different orders: a few ULP of the largest logit.
-    atol = 16 * np.finfo(np.float32).eps * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=atol)
+    assert_logits_close(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -117,12 +114,12 @@ def test_a_trainers_folder(tmp_path: Path) -> None:
         open_checkpoint(folder)
     (folder / "scaler.pt").write_bytes(b"whatever it holds, it is not looked at")
     shutil.copy(TRAINERS / "lightning" / "last.ckpt", folder)
-    check_same(arrays_of(folder), arrays_of(TRAINERS / "lightning"))
+    assert_arrays_equal(arrays_of(folder), arrays_of(TRAINERS / "lightning"))
     # Also beside what holds its own configuration, as accelerate leaves it.
     shutil.copy(FORMATS / "nanogpt" / "ckpt.pt", tmp_path)
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "rng_state_1.pth"):
         (tmp_path / name).write_bytes(b"")
-    check_same(arrays_of(tmp_path), arrays_of(FORMATS / "nanogpt"))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(FORMATS / "nanogpt"))
 
 
 @pytest.mark.parametrize("name", ["archive.pt", "in_a_dict.pt", "legacy.pt", "script.pt"])
@@ -148,7 +145,7 @@ def test_adapters_are_named(tmp_path: Path) -> None:
     shutil.copy(TINY / "config.json", folder)
     with pytest.raises(CheckpointError, match="is an adapter"):
         open_checkpoint(folder)
-    check_same(arrays_of(folder / "model.safetensors"), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(folder / "model.safetensors"), arrays_of(TINY))
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is an adapter, which changes the weights of anoth"):
         open_checkpoint(folder)
@@ -234,7 +231,7 @@ def test_what_wraps_a_model_is_taken_off(kind: str, prefix: str, tmp_path: Path)
     """With both names of a tied pair, and with either alone."""
     for drop in (None, "wte.weight", "lm_head.weight"):
         write_container(kind, tmp_path / str(drop), stored_tensors(prefix, drop))
-        check_same(arrays_of(tmp_path / str(drop)), arrays_of(TINY))
+        assert_arrays_equal(arrays_of(tmp_path / str(drop)), arrays_of(TINY))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
@@ -306,7 +303,7 @@ def test_other_heads_are_left_out(
         write_container(kind, tmp_path, stored_tensors("transformer.", "lm_head.weight") | more)
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="gpt2c"):
-            check_same(arrays_of(tmp_path), arrays_of(TINY))
+            assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
         assert [r for r in caplog.records if f"left out: '{name}'" in r.getMessage()]
 
 
@@ -344,7 +341,7 @@ def test_dicts_around_a_state_dict(keys: list[str], tmp_path: Path) -> None:
         value = {key: value, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": np.ones(2)}}}}
     torch_archive(tmp_path / "pytorch_model.bin", value)
     config_file(tmp_path)
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
 
 
 def test_several_state_dicts(tmp_path: Path) -> None:
@@ -352,12 +349,12 @@ def test_several_state_dicts(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     config_file(tmp_path)
     torch_archive(path, {"ema": other, "model": stored_tensors("")})
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
     torch_archive(path, {"ema": other, "best": stored_tensors("")})
     with pytest.raises(CheckpointError, match="found weights under the keys 'ema', 'best'"):
         open_checkpoint(tmp_path)
     torch_archive(path, {**stored_tensors(""), "epoch": 3, "note": None, "extra": {"a": 1}})
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
 
 
 @pytest.mark.parametrize(
@@ -475,7 +472,7 @@ def test_what_lies_beside_weights_is_let_be(protocol: int, tmp_path: Path) -> No
         config_file(folder)
         saved = {key: value, "model": stored_tensors("transformer.")}
         torch_archive(folder / "pytorch_model.bin", saved, protocol)
-        check_same(arrays_of(folder), arrays_of(TINY))
+        assert_arrays_equal(arrays_of(folder), arrays_of(TINY))
     assert not marker.exists()
 
 
@@ -489,7 +486,7 @@ def test_extensions_are_not_looked_up(tmp_path: Path) -> None:
     finally:
         copyreg.remove_extension(__name__, "Settings", 240)
     config_file(tmp_path)
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
 
 
 def test_old_opcodes() -> None:

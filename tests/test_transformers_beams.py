@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, on_backend
-
-from gpt2c import GPT2
+from conftest import FIXTURES, load
 
 PLAIN = json.loads((FIXTURES / "transformers_beams.json").read_text())
 GROUPS = json.loads((FIXTURES / "transformers_beam_groups.json").read_text())
@@ -26,7 +24,7 @@ def options_of(case):
 @pytest.mark.parametrize("name", PLAIN["models"])
 def test_texts_and_scores_are_transformers(backend, fixture, name):
     folder = FIXTURES / "transformers" / name
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    model = load(folder, backend)
     config = model.config
     for case in fixture["models"][name]:
         eos, options = case["eos"], options_of(case)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import folder_of, load
+from conftest import load
+from model_folders import folder_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", minversion="5.24")

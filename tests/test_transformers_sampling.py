@@ -7,9 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, config_of, load, model_on, random_weights
 
-from gpt2c import GPT2
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 from gpt2c.text.tokenizer import MissingTokenizer
 
@@ -51,7 +50,7 @@ def test_processed_logits_are_transformers(backend, weights, number):
 def test_log_probabilities_are_transformers(backend, name):
     expected = SCORES["models"][name]
     folder = FIXTURES / "transformers" / name
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    model = load(folder, backend)
     for text, exact, score in zip(
         expected["texts"], expected["logprobs"], model.score(expected["texts"]), strict=True
     ):
