@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: every backend, random models, the data beside the project."""
+"""Fixtures shared by the tests: every backend, random models, the data beside the checkout."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TRAINERS = FIXTURES / "trainers"
 TINY = FIXTURES / "transformers" / "tiny"
 TALES = Path(gpt2c.__file__).parent / "models" / "tales"
 
-# A failure must come again in the next run and on other machines: no random seed, no deadline.
+# A failure must be reproducible in the next run and on other machines: fixed seeds, no deadline.
 settings.register_profile("gpt2c", derandomize=True, deadline=None)
 settings.load_profile("gpt2c")
 
-# A background job of a script, nohup and some CI systems start programs with SIGINT ignored (or
-# blocked), and their children inherit that: nobody would notice the Ctrl-C that tests send.
+# Background jobs of scripts, nohup and some CI systems start programs with SIGINT ignored or
+# blocked. Child processes inherit that and would not see the SIGINT that tests send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -50,12 +50,13 @@ def _instruction_sets() -> list[str]:
 ISAS = _instruction_sets()
 needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 if ISAS:
-    # Models of three or seven threads run on as many, however few CPUs there are: tests of bits and
-    # of waiting need them all.
+    # Models with three or seven threads really run on that many, even on fewer CPUs: the tests of
+    # equal bits and of idle workers need them all.
     from gpt2c.engine import _engine
 
     _engine.pretend_cpus(16)
-# Of those that share all but their integer kernels the last, which runs wherever it can.
+# Pairs that differ only in their integer kernels. Tests of float kernels run the first of each pair
+# where the CPU has it, and the second otherwise.
 _SAME_FLOATS = {"avxvnni": "avx2", "avx512vnni": "avx512", "neondot": "neon"}
 FLOAT_ISAS = [i for i in ISAS if i not in {_SAME_FLOATS.get(other) for other in ISAS}]
 BACKENDS = ["numpy", *FLOAT_ISAS]
@@ -75,7 +76,7 @@ def config_of(**options: Any) -> GPT2Config:
 
 
 def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Weights large enough that every part of the model matters to the logits."""
+    """Return weights large enough that every part of the model affects the logits."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in tensor_shapes(config).items():
@@ -87,7 +88,7 @@ def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.fl
 
 
 def model_on(backend: str, config: GPT2Config, weights: Mapping[str, Any], **options: Any) -> GPT2:
-    """A model on "numpy" or on a named instruction set of the compiled engine."""
+    """Return a model on "numpy" or on a named instruction set of the compiled engine."""
     checkpoint = from_arrays(config, weights)
     return on_backend(
         backend, lambda b: GPT2(checkpoint, MissingTokenizer("a test"), backend=b, **options)
@@ -159,19 +160,19 @@ _NONE = [pytest.param("none", marks=pytest.mark.skip("not compiled"))]
 
 @pytest.fixture(params=FLOAT_ISAS or _NONE)
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set of the compiled engine that has float kernels of its own, in turn."""
+    """Each instruction set of the compiled engine that has its own float kernels, in turn."""
     return str(request.param)
 
 
 @pytest.fixture(params=ISAS or _NONE)
 def any_isa(request: pytest.FixtureRequest) -> str:
-    """Every instruction set of the compiled engine in turn, for what integer kernels compute."""
+    """Every instruction set of the compiled engine in turn, for tests of integer kernels."""
     return str(request.param)
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
-    """subprocess.Popen, but no process outlives the test, however that ends."""
+    """subprocess.Popen that kills the process at the end of the test, passed or failed."""
     started: list[subprocess.Popen[Any]] = []
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
@@ -180,32 +181,32 @@ def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
 
     yield start
     for process in started:
-        process.kill()  # nothing where it has ended and was waited for
+        process.kill()  # does nothing if the process has ended and was waited for
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
-                with suppress(OSError):  # what nobody will read is still to be written
+                with suppress(OSError):  # close() flushes to a process that is gone
                     pipe.close()
 
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal's two descriptors: the one that sees what programs show, and theirs.
+    """The two descriptors of a pseudo-terminal: ours, to read its output, and the program's.
 
-    They are closed after the test, not in it.
+    The fixture closes them; the test must not.
     """
     pty = pytest.importorskip("pty")
     try:
         ours, theirs = pty.openpty()
     except OSError as reason:
-        pytest.skip(f"there are no pseudo-terminals here: {reason}")
+        pytest.skip(f"no pseudo-terminals here: {reason}")
     yield ours, theirs
     os.close(theirs)
     os.close(ours)
 
 
 def shared_data() -> Path | None:
-    """The folder of models and texts that lies beside the project's checkout, where it does."""
+    """Return the folder of models and texts beside the checkout, or None if it is missing."""
     named = os.environ.get("GPT2C_SHARED")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
     return folder / "data" if (folder / "data").is_dir() else None

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format with a small random model, and whatever files a test wants."""
+"""Folders in Hugging Face's format: a small random model, and the files that a test adds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from conftest import FIXTURES, config_of, model_on, random_weights
 
 RECORDED = json.loads((FIXTURES / "special_tokens.json").read_text())
-VOCAB: dict[str, int] = RECORDED["vocab"]  # single bytes and <|endoftext|>, which is 256
+VOCAB: dict[str, int] = RECORDED["vocab"]  # 256 single bytes; <|endoftext|> has id 256
 N_VOCAB = 270
 
 
 def random_folder(path: Path, **shape: Any) -> Path:
-    """Save a random model of a shape without a tokenizer."""
+    """Save a random model of the given shape, without a tokenizer."""
     config = config_of(**{"vocab_size": 258, "n_layer": 1, "n_embd": 6, **shape})
     model_on("numpy", config, random_weights(config)).save_pretrained(path)
     return path
@@ -30,15 +30,16 @@ def folder_of(
     has_tokenizer: bool = True,
     **files: Any,
 ) -> Path:
-    """A model folder; files are JSON files by their names, config and without change config.json.
+    """Save a model folder with the JSON files given by name.
 
-    likeliest is the id that the model generates after everything.
+    `config` adds keys to config.json and `without` removes keys from it. `likeliest` is the id that
+    the model generates after every prompt.
     """
     shape = config_of(vocab_size=N_VOCAB, n_positions=64, n_layer=1, n_embd=12, n_head=2)
     weights = random_weights(shape, seed=5)
     if likeliest is not None:
         weights["ln_f.weight"] = np.zeros(12, dtype=np.float32)
-        weights["wte.weight"][likeliest] *= 10  # so that no other row is nearer to it
+        weights["wte.weight"][likeliest] *= 10  # so that no other row has a larger product
         weights["ln_f.bias"] = weights["wte.weight"][likeliest]
     model_on("numpy", shape, weights).save_pretrained(path)
     values = json.loads((path / "config.json").read_text())
