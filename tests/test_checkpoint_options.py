@@ -1,4 +1,4 @@
-"""What a checkpoint does not tell, and the call does; names of TensorFlow's checkpoints."""
+"""Options for what a checkpoint does not state; the file names of TensorFlow checkpoints."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KINDS = (
 
 @pytest.mark.parametrize("path", KINDS, ids=lambda path: path.name)
 def test_activation_overrides_every_kind(path: Path, backend: str, tmp_path: Path) -> None:
-    """What is computed is what a config.json with that activation_function says."""
+    """The option acts like activation_function in config.json."""
     ids = [2, 1, 0, 2]
     for activation in ("gelu_new", "gelu", "relu"):
         with load(path, backend, activation=activation) as model:
@@ -59,7 +59,7 @@ def test_activation_overrides_every_kind(path: Path, backend: str, tmp_path: Pat
     assert not np.array_equal(relu, GPT2.from_pretrained(path, activation="gelu").logits(ids))
 
 
-def test_activations_that_there_are_not() -> None:
+def test_unknown_activations() -> None:
     with pytest.raises(OptionError, match=r"activation is 'gelu_old'; it must be one of.*gelu_new"):
         GPT2.from_pretrained(TINY, activation="gelu_old")
     with pytest.raises(OptionTypeError, match="activation is 5"):
@@ -71,7 +71,7 @@ def test_activations_that_there_are_not() -> None:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A folder of TensorFlow's without hparams.json."""
+    """A TensorFlow checkpoint folder without hparams.json."""
     folder = shutil.copytree(FORMATS / "tensorflow", tmp_path / "run1")
     (folder / "hparams.json").unlink()
     for file in list(folder.glob("model.ckpt.*")):
@@ -97,14 +97,14 @@ def test_a_folder_without_hparams(bare: Path, tmp_path: Path) -> None:
         for path in (bare, bare / "model-9"):
             found = arrays_of(path, hparams=given)
             assert_arrays_equal(found, expected)
-    # What is given counts more than what lies there.
+    # The option overrides the file.
     (bare / "hparams.json").write_text('{"n_head": 99}')
     with pytest.raises((CheckpointError, ConfigError), match="n_head 99"):
         open_checkpoint(bare)
     assert GPT2.from_pretrained(bare, hparams=hparams()).config.n_head == hparams()["n_head"]
 
 
-def test_hparams_that_do_not_fit(bare: Path) -> None:
+def test_mismatched_hparams(bare: Path) -> None:
     with pytest.raises(CheckpointError, match="hparams: n_vocab is 50257, and the tensors have 3"):
         open_checkpoint(bare, hparams="124M")
     with pytest.raises(OptionError, match=r"hparams is '125M', and there is no such file.*124M"):
@@ -118,8 +118,8 @@ def test_hparams_that_do_not_fit(bare: Path) -> None:
             open_checkpoint(path, hparams={"n_head": 2})
 
 
-def test_sizes_are_openais() -> None:
-    """The number of parameters that OpenAI calls each by, rounded to millions."""
+def test_named_sizes_are_those_of_openai() -> None:
+    """OpenAI names each size by its number of parameters, rounded to millions."""
     from gpt2c.weights.checkpoint.hparams import given_hparams
     from gpt2c.weights.config import GPT2Config
 
@@ -133,8 +133,10 @@ def test_sizes_are_openais() -> None:
         assert config.n_embd // config.n_head == 64
 
 
-def test_names_of_tensorflow(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "run1/model-9" is not taken for a name on the hub."""
+def test_every_file_of_a_tensorflow_checkpoint_names_it(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "run1/model-9" is a path here, not a name on the hub."""
     (bare / "hparams.json").write_text(json.dumps(hparams()))
     monkeypatch.chdir(bare.parent)
     assert locate("run1/model-9") == Path("run1/model-9")
@@ -147,7 +149,7 @@ def test_names_of_tensorflow(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         open_checkpoint(Path("run1/model-8"))
 
 
-def test_the_latest_of_several(bare: Path) -> None:
+def test_the_latest_of_several_checkpoints_is_read(bare: Path) -> None:
     (bare / "hparams.json").write_text(json.dumps(hparams()))
     for file in list(bare.glob("model-9.*")):
         shutil.copy(file, bare / file.name.replace("-9", "-10"))
@@ -171,7 +173,9 @@ def test_hparams_of_an_npz(tmp_path: Path) -> None:
 # ---- the command line ----
 
 
-def test_every_command_takes_them(bare: Path, tmp_path: Path, capsys: Any) -> None:
+def test_every_command_accepts_hparams_and_activation(
+    bare: Path, tmp_path: Path, capsys: Any
+) -> None:
     options = ["--hparams", str(FORMATS / "tensorflow" / "hparams.json"), "--activation", "relu"]
     for command in ("convert", "quantize"):
         assert main([command, str(bare), str(tmp_path / command), *options]) == 0
@@ -193,10 +197,10 @@ def test_every_command_takes_them(bare: Path, tmp_path: Path, capsys: Any) -> No
     assert "activation is 'elu'" in capsys.readouterr().err
 
 
-def test_the_bench_of_a_checkpoint_that_tells_too_little(
+def test_bench_passes_the_options_to_its_fresh_process(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its fresh process loads the model as it is loaded here."""
+    """The fresh process of the benchmark gets the same options."""
     from gpt2c.cli import bench
 
     config = config_of(n_positions=64)
@@ -220,11 +224,11 @@ def _openai_name(name: str) -> str:
     return "/".join([*block, leaf])
 
 
-# ---- GPT-2's own tokenizer goes along ----
+# ---- GPT-2's own tokenizer is saved too ----
 
 
-def test_gpt2s_own_tokenizer_is_written(tmp_path: Path) -> None:
-    """vocab.json and merges.txt are OpenAI's own, so that transformers reads them."""
+def test_gpt2s_own_tokenizer_is_saved(tmp_path: Path) -> None:
+    """The saved vocab.json and merges.txt equal OpenAI's, so transformers reads them."""
     config = config_of(vocab_size=50257, n_embd=6, n_layer=1)
     np.savez(tmp_path / "x.npz", **random_weights(config), n_head=3)
     assert main(["convert", str(tmp_path / "x.npz"), str(tmp_path / "converted")]) == 0
@@ -246,12 +250,12 @@ def test_gpt2s_own_tokenizer_is_written(tmp_path: Path) -> None:
             assert vocab == json.loads((data / "tokenizer" / "encoder.json").read_text())
 
 
-def test_other_sizes_have_no_tokenizer_to_write(tmp_path: Path) -> None:
+def test_no_tokenizer_is_saved_for_other_vocabulary_sizes(tmp_path: Path) -> None:
     assert main(["convert", str(TINY), str(tmp_path / "tiny")]) == 0
     assert sorted(os.listdir(tmp_path / "tiny")) == ["config.json", "model.safetensors"]
 
 
-def test_transformers_reads_what_was_converted(tmp_path: Path) -> None:
+def test_transformers_reads_a_converted_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = config_of(vocab_size=50257, n_embd=6, n_layer=1)
     np.savez(tmp_path / "x.npz", **random_weights(config), n_head=3)
