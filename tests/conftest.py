@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -117,7 +118,7 @@ def load(path: Path, backend: str = "numpy", **options: Any) -> GPT2:
 def arrays_of(path: Path, **options: Any) -> dict[str, NDArray[np.float32]]:
     """Read every tensor of a checkpoint."""
     with open_checkpoint(path, **options) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
+        return checkpoint.read_all()
 
 
 def assert_arrays_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -127,19 +128,31 @@ def assert_arrays_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def assert_logits_close(found: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
-    """Compare with another library's logits, which round in a different order.
+def logit_atol(logits: NDArray[Any]) -> float:
+    """Return how far two float32 computations of logits that round in different orders may differ.
 
-    Both are float32, so they may differ by a few ULP of the largest logit.
+    That is a few ULP of the largest logit.
     """
-    atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()
-    np.testing.assert_allclose(found, theirs.reshape(found.shape), rtol=0, atol=atol)
+    return 16 * float(np.finfo(np.float32).eps) * float(np.abs(logits).max())
+
+
+def assert_logits_close(found: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
+    """Compare with another library's float32 logits."""
+    theirs = theirs.reshape(found.shape)
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=logit_atol(theirs))
 
 
 @pytest.fixture(scope="session")
 def tales() -> GPT2:
     """The embedded model, on the fastest engine."""
     return GPT2.from_pretrained()
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the package look as if it was installed without a compiler."""
+    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
+    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import warnings
 
 import pytest
-from conftest import FIXTURES, ISAS, config_of, needs_engine, random_weights
+from conftest import ISAS, TINY, config_of, needs_engine, random_weights
 
 import gpt2c
 from gpt2c import GPT2
@@ -15,50 +15,41 @@ from gpt2c.engine.threads import MAX_THREADS
 from gpt2c.text.tokenizer_files import tokenizer_of
 from gpt2c.weights.checkpoint import from_arrays
 
-FOLDER = FIXTURES / "transformers" / "tiny"
-
-
-@pytest.fixture
-def no_engine(monkeypatch):
-    """Make the package look as if it was installed without a compiler."""
-    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
-    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
-
 
 @needs_engine
 def test_auto_picks_the_fastest_instruction_set(monkeypatch):
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
     monkeypatch.delenv("GPT2C_ISA", raising=False)
-    assert GPT2.from_pretrained(FOLDER).backend == ISAS[-1]
+    assert GPT2.from_pretrained(TINY).backend == ISAS[-1]
 
 
 @needs_engine
 def test_the_environment_sets_the_backend_only_for_auto(monkeypatch):
     monkeypatch.setenv("GPT2C_BACKEND", "numpy")
-    assert GPT2.from_pretrained(FOLDER).backend == "numpy"
-    assert GPT2.from_pretrained(FOLDER, backend="c").backend == ISAS[-1]
+    assert GPT2.from_pretrained(TINY).backend == "numpy"
+    assert GPT2.from_pretrained(TINY, backend="c").backend == ISAS[-1]
     monkeypatch.setenv("GPT2C_BACKEND", "c")
-    assert GPT2.from_pretrained(FOLDER).backend == ISAS[-1]
+    assert GPT2.from_pretrained(TINY).backend == ISAS[-1]
     monkeypatch.setenv("GPT2C_BACKEND", "fortran")
     with pytest.raises(gpt2c.OptionError, match="GPT2C_BACKEND is 'fortran'"):
-        GPT2.from_pretrained(FOLDER)
+        GPT2.from_pretrained(TINY)
 
 
 @needs_engine
 def test_the_environment_forces_an_instruction_set(monkeypatch):
     for isa in ISAS:
         monkeypatch.setenv("GPT2C_ISA", isa)
-        assert GPT2.from_pretrained(FOLDER).backend == isa
+        assert GPT2.from_pretrained(TINY).backend == isa
     monkeypatch.setenv("GPT2C_ISA", "avx9000")
     with pytest.raises(gpt2c.OptionError, match=r"avx9000.*may be .*scalar"):
-        GPT2.from_pretrained(FOLDER)
+        GPT2.from_pretrained(TINY)
 
 
 def test_without_the_engine_auto_warns_once_and_runs(no_engine, monkeypatch):
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = GPT2.from_pretrained(FOLDER)
+        model = GPT2.from_pretrained(TINY)
     assert model.backend == "numpy"
     assert model.generate([1], max_new_tokens=3)
     (warning,) = caught
@@ -70,10 +61,10 @@ def test_without_the_engine_auto_warns_once_and_runs(no_engine, monkeypatch):
 
 def test_backend_c_without_the_engine_raises_with_the_reinstall_command(no_engine, monkeypatch):
     with pytest.raises(gpt2c.BackendError, match="GPT2C_BUILD=require pip install"):
-        GPT2.from_pretrained(FOLDER, backend="c")
+        GPT2.from_pretrained(TINY, backend="c")
     monkeypatch.setenv("GPT2C_BACKEND", "c")
     with pytest.raises(RuntimeError):
-        GPT2.from_pretrained(FOLDER)
+        GPT2.from_pretrained(TINY)
 
 
 @needs_engine
@@ -84,21 +75,21 @@ def test_a_cpu_without_any_supported_instruction_set_falls_back(monkeypatch):
     monkeypatch.delenv("GPT2C_ISA", raising=False)
     monkeypatch.setattr(_engine, "instruction_sets", lambda: [("scalar", False)])
     with pytest.warns(RuntimeWarning, match="FMA"):
-        assert GPT2.from_pretrained(FOLDER).backend == "numpy"
+        assert GPT2.from_pretrained(TINY).backend == "numpy"
 
 
 @pytest.mark.parametrize("options", [{"backend": "cuda"}, {"dtype": "float8"}, {"threads": 0}])
 def test_errors_name_the_invalid_option(options):
     (name,) = options
     with pytest.raises(gpt2c.OptionError, match=f"{name} is"):
-        GPT2.from_pretrained(FOLDER, **options)
+        GPT2.from_pretrained(TINY, **options)
 
 
 def test_float64_runs_on_numpy():
-    model = GPT2.from_pretrained(FOLDER, dtype="float64")
+    model = GPT2.from_pretrained(TINY, dtype="float64")
     assert model.backend == "numpy"
     with pytest.raises(gpt2c.OptionError, match="float64"):
-        GPT2.from_pretrained(FOLDER, dtype="float64", backend="c")
+        GPT2.from_pretrained(TINY, dtype="float64", backend="c")
 
 
 def test_import_is_light_and_prints_nothing():
@@ -110,7 +101,7 @@ def test_import_is_light_and_prints_nothing():
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(FOLDER)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(TINY)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -282,7 +282,7 @@ def test_more_prompts_than_the_batch_size(model):
 
 
 def test_help_shows_the_options_of_all_methods():
-    """The options of generate, complete and stream are listed in several places; they must agree."""
+    """The options of generate, complete and stream are listed in several places that must agree."""
 
     def options(method):
         return [n for n in inspect.signature(method).parameters if n not in ("self", "prompt")]

@@ -208,18 +208,15 @@ def test_a_length_above_the_context_has_no_effect(tmp_path: Path) -> None:
     for huge in (10**6, 10**18, int(1e30), 1e30):
         model = load(folder_of(tmp_path, generation_config={"max_length": huge}, **NEVER_ENDS))
         done = model.complete([1] * 4)
-        assert (len(done.ids), done.finish_reason) == (
-            61,
-            "context",
-        )  # 64 positions give 65 tokens with the prompt
+        # 64 positions give 65 tokens, and the prompt has 4.
+        assert (len(done.ids), done.finish_reason) == (61, "context")
 
 
 def test_max_length_counts_the_truncated_prompt(tmp_path: Path) -> None:
     model = load(folder_of(tmp_path, generation_config={"max_length": 40}, **NEVER_ENDS))
     assert len(model.generate([1] * 30, truncate="left")) == 10
-    assert (
-        len(model.generate([1] * 100, overflow="slide")) == 8
-    )  # half of the 64 positions remain of the prompt
+    # Half of the 64 positions remain of the prompt.
+    assert len(model.generate([1] * 100, overflow="slide")) == 8
 
 
 def test_the_command_line_uses_the_models_lengths(

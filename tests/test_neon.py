@@ -1,4 +1,4 @@
-"""ARM NEON under an emulator: the same bits as on this machine.
+"""ARM NEON in an emulator gives the same bits as this machine.
 
 Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user (tools/ci/neon.sh installs them).
 """
@@ -36,7 +36,7 @@ def digests(*command: str | Path) -> str:
     not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
     reason=f"{COMPILER} and {EMULATOR} are not installed (tools/ci/neon.sh does)",
 )
-def test_neon_gives_this_machines_bits(tmp_path):
+def test_neon_has_the_same_bits_as_this_machine(tmp_path):
     here = build("cc", tmp_path / "here")
     there = build(COMPILER, tmp_path / "there", "-static")
     expected = digests(here, ISAS[0], 1)

@@ -1,4 +1,4 @@
-"""The oracle against what others published or computed."""
+"""The oracle compared with published values and with transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weights_of(folder: Path, dtype: str = "float32"):
         return checkpoint.config, weights
 
 
-# Names of sort-nano's authors for the steps that `record` is called with.
+# The names that sort-nano's authors gave to the steps recorded here.
 PUBLISHED = {
     "embed": "x",
     "h.0.ln_1": "ln1",
@@ -51,14 +51,14 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_tensor_of_sort_nano_is_as_published(dtype):
+def test_sort_nanos_activations_equal_the_published_ones(dtype):
     config, weights = weights_of(SORT_NANO, dtype)
     published = np.load(SORT_NANO / "activations.npz")
     for row in range(3):
         seen = {}
         logits = gpt2(published["idx"][row].astype(int), weights, config, record=seen.__setitem__)
         for ours, theirs in PUBLISHED.items():
-            # 1e-5: float32 activations of magnitude up to some 10, rounded in another order.
+            # 1e-5: float32 activations up to about 10, rounded in a different order.
             np.testing.assert_allclose(seen[ours], published[theirs][row], rtol=0, atol=1e-5)
         seen_scores = np.where(np.tri(11, dtype=bool), seen["h.0.scores"], 0)
         scores = np.where(np.tri(11, dtype=bool), published["att"][row], 0)
@@ -66,7 +66,7 @@ def test_every_tensor_of_sort_nano_is_as_published(dtype):
         np.testing.assert_allclose(softmax(logits), published["probs"][row], rtol=0, atol=1e-5)
 
 
-def test_logits_of_sort_nano_are_as_published(backend):
+def test_sort_nanos_logits_equal_the_published_ones(backend):
     model = load(SORT_NANO, backend)
     published = np.load(SORT_NANO / "activations.npz")
     for row in range(3):
@@ -82,7 +82,7 @@ def test_sort_nano_sorts_every_input(backend):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_and_greedy_ids_are_those_of_transformers(name, backend):
+def test_logits_and_greedy_ids_equal_those_of_transformers(name, backend):
     folder = FIXTURES / "transformers" / name
     expected = json.loads((folder / "expected.json").read_text())
     model = load(folder, backend)
@@ -108,13 +108,13 @@ def test_every_activation_and_switch_of_transformers(variant, backend, tmp_path)
     assert_logits_close(model.logits(ids), theirs)
 
 
-def test_parts_with_a_past_equal_the_whole():
+def test_parts_with_a_cache_equal_the_whole():
     config = config_of()
     weights = {n: w.astype(np.float64) for n, w in random_weights(config).items()}
     ids = np.arange(20) % 50
     past = []
     parts = [gpt2(ids[a:b], weights, config, a, past) for a, b in [(0, 7), (7, 8), (8, 20)]]
-    # float64, where BLAS may sum in another order for other shapes.
+    # float64: BLAS may sum in a different order for other shapes.
     np.testing.assert_allclose(np.concatenate(parts), gpt2(ids, weights, config), atol=1e-12)
 
 
@@ -127,10 +127,10 @@ def test_layer_norm_is_per_token():
     np.testing.assert_array_equal(both[:1], layer_norm(x[:1], ones, zeros, 0.0))
 
 
-def test_gelu_has_the_values_of_its_definition():
+def test_gelu_follows_its_definition():
     # x Phi(x): Phi(1) = 0.8413447460685429 (any table of the normal distribution).
     assert gelu_erf(np.array([1.0]))[0] == pytest.approx(0.8413447460685429, abs=1e-15)
-    # The tanh form was fitted to be within 5e-4 of it (Hendrycks and Gimpel 2016).
+    # The tanh approximation is within 5e-4 of it (Hendrycks and Gimpel 2016).
     x = np.linspace(-5, 5, 101)
     np.testing.assert_allclose(gelu_tanh(x), gelu_erf(x), atol=5e-4)
 
@@ -139,6 +139,6 @@ def test_later_tokens_do_not_change_earlier_logits(backend):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     a, b = list(range(12)), [*range(6), 40, 41, 42, 43, 44, 45]
-    # NumPy's BLAS promises the same sums only for the same shapes, and they are.
+    # BLAS gives the same sums for the same shapes, and both prompts have 12 tokens.
     np.testing.assert_array_equal(model.logits(a)[:6], model.logits(b)[:6])
     assert not np.array_equal(model.logits(a)[6:], model.logits(b)[6:])

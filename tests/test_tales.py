@@ -1,4 +1,4 @@
-"""The embedded model: its files, its tokenizer, and the samples that its card shows."""
+"""The embedded model: its files, its tokenizer, and the samples on its model card."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_it_is_the_default_model(tales):
     assert gpt2c.gen_text("Once upon a time", 15, model="tales") == text
 
 
-def test_its_tokenizer_takes_any_text(tales):
+def test_its_tokenizer_encodes_any_text(tales):
     for text in ("Once upon a time", "“Ah!” naïve 🐺\n\n\t", "<|endoftext|>The End", ""):
         assert tales.tokenizer.decode(tales.tokenizer.encode(text)) == text
     assert tales.tokenizer.encode("<|endoftext|>") == [tales.config.eos_token_id]
 
 
-def test_the_card_shows_the_samples_that_the_seeds_give(tales):
+def test_the_samples_on_the_card_are_reproducible(tales):
     card = (embedded_folder() / "MODEL_CARD.md").read_text(encoding="utf-8")
     for seed in (1, 2, 3):
         shown = card.split(f"Seed {seed}:\n\n")[1].split("\nSeed ")[0]
@@ -44,7 +44,7 @@ def test_the_card_shows_the_samples_that_the_seeds_give(tales):
 
 
 @pytest.mark.slow
-def test_its_samples_are_words_and_no_copies(shared):
+def test_its_samples_are_words_and_not_copied_from_training(shared):
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         from check_tales import draw_samples, measure
