@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,15 @@ def isa(request: pytest.FixtureRequest) -> str:
 def any_isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set of the compiled engine in turn, for tests of integer kernels."""
     return str(request.param)
+
+
+def in_threads(work: Callable[[Any], object], arguments: Iterable[Any]) -> None:
+    """Call work(argument) in a thread for each argument at the same time; wait for all."""
+    threads = [threading.Thread(target=work, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format: a small random model, and the files that a test adds."""
+"""Folders in Hugging Face's format with a small random model, and hostile pickles."""
 
 from __future__ import annotations
 
@@ -19,6 +19,27 @@ def random_folder(path: Path, **shape: Any) -> Path:
     config = config_of(**{"vocab_size": 258, "n_layer": 1, "n_embd": 6, **shape})
     model_on("numpy", config, random_weights(config)).save_pretrained(path)
     return path
+
+
+def as_hub_cache(folder: Path, repository: Path) -> Path:
+    """Move a folder's files into a repository of the hub's cache; return the snapshot of links."""
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for n, file in enumerate(sorted(folder.iterdir())):
+        file.rename(blobs / str(n))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(n))
+    return snapshot
+
+
+class PickledCall:
+    """An object whose pickle calls function(*arguments) when it is loaded."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.function, self.arguments
 
 
 def folder_of(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import FIXTURES, load
+from model_folders import PickledCall
 from test_tool_formats import changed_pickle
 
 from gpt2c import GPT2
@@ -136,15 +137,13 @@ def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:
     check_texts(model)
 
 
-class Evil:
-    def __reduce__(self) -> Any:
-        return (os.system, ("touch " + str(Path("executed").absolute()),))
+EVIL = PickledCall(os.system, "touch executed")
 
 
 @pytest.mark.parametrize(
     "meta",
     [
-        Evil(), {"stoi": Evil()}, {"stoi": STOI, "itos": Evil()}, 5, [], {}, {"vocab_size": 11},
+        EVIL, {"stoi": EVIL}, {"stoi": STOI, "itos": EVIL}, 5, [], {}, {"vocab_size": 11},
         {"stoi": {"a": "b"}}, {"stoi": {"a": -1}}, {"stoi": {"a": 0, "b": 0}}, {"stoi": {"": 0}},
         {"stoi": {"a": 10**6}}, {"stoi": {"a": True}}, {"stoi": {}}, {"stoi": [1]},
         {"stoi": {"a": 0}, "itos": {0: "b"}}, {"stoi": {"a": 0}, "itos": {1: "a"}},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLOAT_ISAS, ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import FLOAT_ISAS, ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -247,11 +247,7 @@ def test_threads_share_a_model_and_its_drafts():
             prompts[i], max_new_tokens=60, draft="packing", num_assistant_tokens=1 + i
         )
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert [results[i] for i in range(8)] == expected
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FORMATS, TINY, arrays_of, load
+from model_folders import PickledCall, as_hub_cache
 
 import gpt2c
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
@@ -90,12 +91,7 @@ def test_a_shard_cannot_link_out_of_the_folder(sharded: Path, tmp_path: Path) ->
 
 
 def test_links_of_the_hubs_cache_are_followed(sharded: Path, tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    for n, file in enumerate(sorted(sharded.iterdir())):
-        file.rename(blobs / str(n))
-        (snapshot / file.name).symlink_to(Path("../../blobs") / str(n))
+    snapshot = as_hub_cache(sharded, tmp_path / "repo")
     assert list(arrays_of(snapshot)) == list(arrays_of(TINY))
 
 
@@ -136,16 +132,6 @@ def test_a_shard_changed_while_it_is_read_is_an_error(sharded: Path) -> None:
 # ---- torch's files ----
 
 
-class Evil:
-    """An object whose pickle calls a function."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.function, self.arguments
-
-
 def archive(path: Path, entries: dict[str, bytes], **options: Any) -> Path:
     with zipfile.ZipFile(path, "w", **options) as file:
         for name, content in entries.items():
@@ -176,7 +162,7 @@ def state_dict(value: bytes) -> bytes:
 @pytest.mark.parametrize("protocol", range(6))
 def test_nothing_in_a_file_is_called(tmp_path: Path, function: Any, protocol: int) -> None:
     marker = tmp_path / "called"
-    evil = Evil(function, f"touch {marker}")
+    evil = PickledCall(function, f"touch {marker}")
     for raw in (pickle.dumps(evil, protocol), pickle.dumps({"a": [evil]}, protocol)):
         file = TorchFile(with_pickle(tmp_path / "x.bin", raw))
         record = file.value["a"][0] if isinstance(file.value, dict) else file.value

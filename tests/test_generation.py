@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-import threading
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import BACKENDS, FIXTURES, config_of, in_threads, model_on, on_backend, random_weights
 
 import gpt2c
 from gpt2c import GPT2
@@ -267,11 +266,7 @@ def test_threads_share_a_model(model):
     def work(i):
         results[i] = model.generate(prompts[i], max_new_tokens=30)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert results == expected
 
 

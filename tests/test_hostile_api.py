@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, random_weights
+from conftest import FIXTURES, config_of, in_threads, model_on, random_weights
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
@@ -47,11 +47,7 @@ def test_two_threads_do_not_corrupt_a_session(model):
             except gpt2c.OptionError:
                 time.sleep(0)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, (1, 2))
     fresh = model.session()
     fresh.feed(session.ids)
     # NumPy's last bits may differ with the shape.

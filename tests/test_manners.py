@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 
 import gpt2c
 
@@ -126,7 +126,7 @@ def test_a_session_in_use_by_another_thread_is_refused():
     session = model.session()
     outcomes = []
 
-    def work():
+    def work(_):
         try:
             session.feed([1] * 120)
             outcomes.append("fed")
@@ -134,10 +134,6 @@ def test_a_session_in_use_by_another_thread_is_refused():
             assert "in use by another thread" in str(error)  # noqa: PT017
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(2))
     assert "fed" in outcomes
     assert len(session) == 120 * outcomes.count("fed")

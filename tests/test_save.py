@@ -18,6 +18,7 @@ from conftest import (
     model_on,
     random_weights,
 )
+from model_folders import as_hub_cache
 
 import gpt2c
 from gpt2c import GPT2
@@ -151,13 +152,8 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
         assert main(["convert", str(source), str(tmp_path / name / "to")]) == 2
         assert os.listdir(tmp_path / name) == ["model"]
     # The hub's cache consists of links.
-    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
     GPT2.from_pretrained().save_pretrained(tmp_path / "plain")
-    for n, file in enumerate(sorted((tmp_path / "plain").iterdir())):
-        file.rename(blobs / str(n))
-        (snapshot / file.name).symlink_to(Path("../../blobs") / str(n))
+    snapshot = as_hub_cache(tmp_path / "plain", tmp_path / "repo")
     assert main(["convert", str(snapshot), str(tmp_path / "to")]) == 0
     assert (tmp_path / "to" / "vocab.json").is_file()
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,11 +73,7 @@ def test_calls_from_several_threads_share_the_workers():
             if model.generate(prompts[i], max_new_tokens=60) != expected[i]:
                 wrong.append(i)
 
-    callers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    in_threads(work, range(6))
     assert wrong == []
 
 

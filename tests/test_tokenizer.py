@@ -8,7 +8,6 @@ import json
 import random
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
-from conftest import FIXTURES, shared_file
+from conftest import FIXTURES, in_threads, shared_file
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -544,11 +543,7 @@ def test_threads_encode_concurrently() -> None:
             if Tokenizer.gpt2().encode(texts[index]) != expected[index]:
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(n % 4,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, [n % 4 for n in range(8)])
     assert wrong == []
 
 

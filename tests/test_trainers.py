@@ -37,6 +37,7 @@ from conftest import (
     load,
     random_weights,
 )
+from model_folders import PickledCall
 
 from gpt2c import CheckpointError, CheckpointNotFoundError, ConfigError
 from gpt2c.formats.pickle_values import fields_of, has_fields
@@ -431,14 +432,6 @@ def called(marker: str) -> None:
     Path(marker).touch()
 
 
-class Calling:
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> Any:
-        return called, (self.marker,)
-
-
 def other_values(protocol: int) -> dict[str, Any]:
     itself: dict[str, Any] = {}
     itself["me"] = itself
@@ -465,7 +458,7 @@ def other_values(protocol: int) -> dict[str, Any]:
 @pytest.mark.parametrize("protocol", range(6))
 def test_other_values_in_a_file_are_ignored(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "called"
-    beside = {**other_values(protocol), "calls": Calling(marker)}
+    beside = {**other_values(protocol), "calls": PickledCall(called, str(marker))}
     for n, (key, value) in enumerate([*beside.items(), ("all", beside)]):
         folder = tmp_path / str(n)
         folder.mkdir()
