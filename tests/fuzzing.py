@@ -1,7 +1,7 @@
 """Mutated checkpoints, tokenizers and calls, which may raise only our own errors.
 
 A finding is an input that raises any other exception, takes more than 5 seconds, or takes more
-memory than MOST_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds,
+memory than MAX_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds,
 tools/soak/fuzz.py as many as you ask for.
 """
 
@@ -36,11 +36,11 @@ FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = FIXTURES / "formats"
 TRAINERS = FIXTURES / "trainers"
 TALES = Path(gpt2c.__file__).parent / "models" / "tales"
-MOST_SECONDS = 5
+MAX_SECONDS = 5
 # Growth in bytes; an input has at most 150 KB. AddressSanitizer keeps freed memory.
-MOST_MEMORY = (1 << 30) if "ASAN_OPTIONS" in os.environ else (96 << 20)
+MAX_MEMORY = (1 << 30) if "ASAN_OPTIONS" in os.environ else (96 << 20)
 # Bytes of virtual memory: a larger allocation raises MemoryError, which is a finding.
-MOST_ADDRESSES = 2 << 30
+MAX_ADDRESSES = 2 << 30
 
 WORDS = [
     b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u0000", b"\\ud800", b"\xff", b"\0", b"\n",
@@ -334,8 +334,8 @@ def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[
         if "max_new_tokens" in options[method]:
             given.setdefault("max_new_tokens", 2)
         argument = _hostile(rng) if rng.randrange(3) else rng.choice(["the", [1, 2], ["a", "b"]])
-        said = f"{method}({argument!r}, {given!r})".encode("utf-8", "backslashreplace")[:2000]
-        yield method, said, partial(call, method, argument, given)
+        shown = f"{method}({argument!r}, {given!r})".encode("utf-8", "backslashreplace")[:2000]
+        yield method, shown, partial(call, method, argument, given)
 
 
 # ---- running ----
@@ -354,7 +354,7 @@ def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counte
             name, changed, call = next(cases)
             if n == 100:  # all modules are imported by now
                 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
             try:
                 call()
                 counts[f"{name}: accepted"] += 1
@@ -371,13 +371,13 @@ def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counte
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
-            if n > 100 and grown > MOST_MEMORY:
+            if n > 100 and grown > MAX_MEMORY:
                 raise _finding(name, changed, n, keep, f"{grown >> 20} MB of memory")
     return counts
 
 
 def _too_slow(*_: object) -> None:
-    raise TimeoutError(f"over {MOST_SECONDS} seconds")
+    raise TimeoutError(f"over {MAX_SECONDS} seconds")
 
 
 def _finding(name: str, changed: bytes, n: int, keep: Path | None, what: str) -> FindingError:

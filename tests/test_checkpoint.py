@@ -400,9 +400,9 @@ def test_non_finite_weights_in_a_file_are_an_error(
     arrays["h.1.mlp.c_fc.weight"][4, 3] = value
     with pytest.raises(CheckpointError) as caught:
         GPT2.from_pretrained(save(tmp_path, arrays), backend=backend)
-    said = str(caught.value)
-    assert str(tmp_path / "model.safetensors") in said
-    assert f"tensor 'h.1.mlp.c_fc.weight': found {value} in row 4, expected finite" in said
+    message = str(caught.value)
+    assert str(tmp_path / "model.safetensors") in message
+    assert f"tensor 'h.1.mlp.c_fc.weight': found {value} in row 4, expected finite" in message
     assert main(["convert", str(tmp_path), str(tmp_path / "to")]) == 2
     assert not (tmp_path / "to").exists()
     # Arrays in memory are not checked: the caller can inspect them.

@@ -203,5 +203,5 @@ def test_jsonl_requires_a_file(capsys):
 def test_the_help_says_how_text_is_read(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "read as UTF-8; a byte order mark at the beginning is dropped" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "read as UTF-8; a byte order mark at the beginning is dropped" in text

@@ -327,10 +327,10 @@ def test_a_tooltip_shows_the_values_of_the_score(tales: GPT2) -> None:
     assert kind == f"k{class_of(int(score.ranks[index]))}"
     token, numbers, entropy, blank, heading, *likeliest = tooltip.split("\n")
     assert (token, blank, heading) == ("“ time”", "", "likeliest here:")
-    said = re.fullmatch(r"rank ([\d,]+), probability ([\d.e-]+) %", numbers)
-    assert said is not None
-    assert int(said[1].replace(",", "")) == score.ranks[index]
-    assert float(said[2]) == pytest.approx(100 * math.exp(score.logprobs[index]), rel=5e-3)
+    shown = re.fullmatch(r"rank ([\d,]+), probability ([\d.e-]+) %", numbers)
+    assert shown is not None
+    assert int(shown[1].replace(",", "")) == score.ranks[index]
+    assert float(shown[2]) == pytest.approx(100 * math.exp(score.logprobs[index]), rel=5e-3)
     assert entropy == f"entropy here {score.entropies[index]:.2f} nats"
     best = [tales.tokenizer.decode([id]) for id in score.top_ids[index]]
     assert [line.rpartition(" ")[0].rpartition(" ")[0] for line in likeliest] == [

@@ -190,10 +190,10 @@ def test_the_callers_floating_point_environment_has_no_effect(isa, set_mxcsr):
     weights["lm_head.weight"] *= np.float32(1e-20)  # the logits, about 1e-41, are denormal
     model = model_on(isa, config, weights)
     expected = model.logits([1, 2, 3])
-    least_normal = float(np.finfo(np.float32).tiny)
+    min_normal = float(np.finfo(np.float32).tiny)
     bits = expected.view(np.uint32) & 0x7FFFFFFF  # compare bits: NumPy may flush denormals to zero
     assert (bits > 0).any()
-    assert (bits < np.float32(least_normal).view(np.uint32)).all()
+    assert (bits < np.float32(min_normal).view(np.uint32)).all()
     flush_and_round_down = 0x1F80 | 0x8000 | 0x0040 | 0x2000
     before = set_mxcsr(flush_and_round_down)
     logits = model.logits([1, 2, 3])

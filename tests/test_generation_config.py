@@ -125,7 +125,7 @@ def n_new(model: GPT2, n_prompt: int, **options: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "n_prompt", "most"),
+    ("values", "options", "n_prompt", "n_max"),
     [
         ({"max_length": 20}, {}, 3, 17),
         ({"max_length": 20}, {}, 12, 8),
@@ -139,17 +139,17 @@ def n_new(model: GPT2, n_prompt: int, **options: Any) -> int:
     ],
 )
 def test_maximum_lengths(
-    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, most: int
+    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, n_max: int
 ) -> None:
     model = load(folder_of(tmp_path, generation_config=values, **NEVER_ENDS), backend)
-    assert n_new(model, n_prompt, **options) == most
-    assert len(list(model.stream([1] * n_prompt, **options))) == most
+    assert n_new(model, n_prompt, **options) == n_max
+    assert len(list(model.stream([1] * n_prompt, **options))) == n_max
     both = model.generate([[1] * n_prompt, [1]], **options)
-    assert len(both[0]) == most
+    assert len(both[0]) == n_max
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "n_prompt", "fewest"),
+    ("values", "options", "n_prompt", "n_min"),
     [
         ({"min_length": 20}, {}, 3, 17),
         ({"min_length": 20}, {}, 12, 8),
@@ -168,12 +168,12 @@ def test_maximum_lengths(
     ],
 )
 def test_minimum_lengths(
-    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, fewest: int
+    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, n_min: int
 ) -> None:
     model = load(folder_of(tmp_path, generation_config=values, **ALWAYS_ENDS), backend)
-    assert n_new(model, n_prompt, **options) == fewest
+    assert n_new(model, n_prompt, **options) == n_min
     both = model.generate([[1] * n_prompt, [1] * 30], **options)
-    assert len(both[0]) == fewest
+    assert len(both[0]) == n_min
 
 
 @pytest.mark.parametrize(

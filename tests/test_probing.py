@@ -287,10 +287,10 @@ def test_a_point_named_twice_is_kept_once(model):
     model.forward(IDS, capture="probs")
     tracemalloc.start()
     seen = model.forward(IDS, capture=["probs"] * 100)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert list(seen) == ["probs"]
-    assert most < 20 * seen["probs"].nbytes
+    assert peak < 20 * seen["probs"].nbytes
 
 
 # ---- errors ----

@@ -203,8 +203,8 @@ def few_bits(rng, shape):
 def test_integer_products_follow_the_defined_arithmetic(n_rows, n_groups, n, bits, extremes, seed):
     rng = np.random.default_rng(seed)
     n_panels = -(-n // PANEL)
-    most = np.array([-127, 127]) if extremes else np.arange(-127, 128)
-    values = rng.choice(most, (n_groups, n_rows, GROUP)).astype(np.int8)
+    levels = np.array([-127, 127]) if extremes else np.arange(-127, 128)
+    values = rng.choice(levels, (n_groups, n_rows, GROUP)).astype(np.int8)
     scales = few_bits(rng, (n_groups, n_rows))
     rows = values, scales, -values.sum(axis=-1, dtype=np.int32)
     size = GROUP * PANEL if bits == 8 else GROUP * PANEL // 2
@@ -430,10 +430,10 @@ def rewrite(folder, change):
     path = folder / "gpt2c.safetensors"
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    said = json.loads(raw[8 : 8 + length])["__metadata__"]
+    values = json.loads(raw[8 : 8 + length])["__metadata__"]
     tensors = {name: array.copy() for name, array in safetensors.numpy.load_file(path).items()}
-    change(tensors, said)
-    safetensors.numpy.save_file(tensors, path, metadata=said)
+    change(tensors, values)
+    safetensors.numpy.save_file(tensors, path, metadata=values)
 
 
 @pytest.mark.parametrize(

@@ -172,8 +172,8 @@ ELSEWHERE = [
 @pytest.mark.parametrize(("theirs", "ours"), ELSEWHERE)
 def test_other_libraries_option_names_get_a_suggestion(model, theirs, ours):
     for method in (model.generate, model.complete, model.stream, model.stream_async):
-        said = f"{method.__name__} has no option '{theirs}'; did you mean {ours}?"
-        check(lambda o, m=method: m([1], **o), {theirs: 5}, said)
+        message = f"{method.__name__} has no option '{theirs}'; did you mean {ours}?"
+        check(lambda o, m=method: m([1], **o), {theirs: 5}, message)
 
 
 def test_suggestions_depend_on_the_method(model):
@@ -181,8 +181,8 @@ def test_suggestions_depend_on_the_method(model):
         check(lambda o: model.generate([1], **o), {name: 2}, "did you mean num_return_sequences?")
         check(lambda o: model.stream([1], **o), {name: 2}, "complete has num_return_sequences")
     check(lambda o: model.generate([1], **o), {"stream": True}, "; use the method stream")
-    said = "only the new text is returned"
-    check(lambda o: model.generate([1], **o), {"return_full_text": False}, said)
+    message = "only the new text is returned"
+    check(lambda o: model.generate([1], **o), {"return_full_text": False}, message)
 
 
 def test_every_hint_names_an_existing_option():

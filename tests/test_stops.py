@@ -160,11 +160,11 @@ def test_stop_token_ids(model):
     assert (done.finish_reason, done.end_id) == ("stop", stop)
     short = model.complete([1, 2], max_new_tokens=2, stop_token_ids=[stop], **SAMPLED)
     assert (short.finish_reason, short.end_id) == ("length", None)
-    least = ids.index(stop) + 3
+    n_min = ids.index(stop) + 3
     longer = model.complete(
-        [1, 2], max_new_tokens=30, min_new_tokens=least, stop_token_ids=[stop], **SAMPLED
+        [1, 2], max_new_tokens=30, min_new_tokens=n_min, stop_token_ids=[stop], **SAMPLED
     )
-    assert len(longer.ids) >= least
+    assert len(longer.ids) >= n_min
     assert stop not in longer.ids
 
 

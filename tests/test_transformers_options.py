@@ -45,7 +45,7 @@ def test_a_call_without_options_is_greedy():
 
 
 @pytest.mark.parametrize(
-    ("given", "n_prompt", "most", "least"),
+    ("given", "n_prompt", "n_max", "n_min"),
     [
         ({}, 5, 20, 0),
         ({}, 30, 10, 0),  # limited by the context
@@ -60,10 +60,10 @@ def test_a_call_without_options_is_greedy():
         ({"min_new_tokens": 30}, 5, 20, 20),
     ],
 )
-def test_lengths(given, n_prompt, most, least):
+def test_lengths(given, n_prompt, n_max, n_min):
     for places in ((given,), ((), given), ((), (), given)):
         options = call_of(*places, n_prompt=n_prompt).options
-        assert (options["max_new_tokens"], options["min_new_tokens"]) == (most, least)
+        assert (options["max_new_tokens"], options["min_new_tokens"]) == (n_max, n_min)
 
 
 def test_a_calls_options_override_its_configuration_and_that_the_models():
