@@ -68,7 +68,7 @@ def test_prompts_are_read_lazily(model):
     assert next(answers, None) is None
 
 
-def test_a_slow_prompt_bounds_the_results_kept_waiting(backend):
+def test_results_waiting_for_a_slow_prompt_are_bounded(backend):
     # Token 1 is EOS. The model generates it after every token except 0.
     model = model_on(
         backend, config_of(n_positions=2000, n_layer=0, eos_token_id=1), _weights_generating_one()

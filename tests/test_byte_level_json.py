@@ -149,7 +149,7 @@ def test_ids_equal_those_of_the_package(kind: str, text: str, special: bool) -> 
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip)
 
 
-def test_tiktoken_runs_where_it_gives_the_same_ids() -> None:
+def test_tiktoken_runs_if_the_vocabulary_has_all_bytes() -> None:
     assert isinstance(pair_of("whole")[0]._model, TiktokenModel)
     assert isinstance(pair_of("part")[0]._model, PairMerger)
 

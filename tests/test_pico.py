@@ -212,7 +212,7 @@ def test_a_program_written_for_picogpt() -> None:
     assert ids == encoder.encode("Once upon a time") + new
 
 
-def test_eos_is_ignored_and_the_context_limits() -> None:
+def test_eos_is_ignored_and_the_context_is_the_limit() -> None:
     params = random_params()
     params["ln_f"]["g"][:] = params["ln_f"]["b"][:] = 0  # all logits are 0: the lowest id is chosen
     assert generate(IDS[:1], params, N_HEAD, N_CTX) == [0] * N_CTX  # the last one is never fed

@@ -45,7 +45,7 @@ def prose() -> Tokenizer:
     return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
 
 
-# A plain slow BPE and small vocabularies.
+# ---- a plain slow BPE, and small vocabularies ----
 
 
 def alphabet() -> list[str]:
@@ -121,7 +121,7 @@ def write_files(
     return folder / "vocab.json", folder / "merges.txt"
 
 
-# GPT-2's own vocabulary.
+# ---- GPT-2's own vocabulary ----
 
 
 @pytest.mark.parametrize("case", fixture("tokenizer_vectors.json")["cases"], ids=lambda c: None)
@@ -190,7 +190,7 @@ def test_special_tokens_in_a_text() -> None:
     assert tokenizer.encode(f"a  {END}", special=False)[:2] == [64, 220]
 
 
-# Vocabularies from files.
+# ---- vocabularies from files ----
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -337,7 +337,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         Tokenizer.from_files(vocab, merges)
 
 
-# Any text.
+# ---- encoding ----
 
 SPACES = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000"
 TEXTS = st.lists(
@@ -440,7 +440,7 @@ def test_lone_surrogates(special: bool) -> None:
         Tokenizer.gpt2().encode("\ud83d\ude00")
 
 
-# Ids to text.
+# ---- decoding ----
 
 
 def test_decode_replaces_invalid_utf8() -> None:
@@ -513,7 +513,7 @@ def test_stream_ending_inside_a_character() -> None:
     assert (stream.push(first), stream.finish(), stream.finish()) == ("", "\ufffd", "")
 
 
-# Everything else.
+# ---- other behaviour ----
 
 
 def test_missing_tokenizer() -> None:
