@@ -129,9 +129,7 @@ def test_names_similar_to_buffers_are_unexpected(tmp_path: Path, name: str) -> N
         open_checkpoint(save(tmp_path, random_arrays() | {name: np.ones(1, dtype=bool)}))
 
 
-def test_a_stored_copy_of_a_tied_head_must_equal_the_embedding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tied_head_that_is_stored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_COMPARE_ITEMS", 13)  # two rows of six at a time
     arrays = random_arrays()
     arrays["wte.weight"][0, 0] = np.nan
