@@ -75,7 +75,7 @@ def config_of_added(folder: Path, n_vocab: int, **more: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: Any) -> Path:
+def tales(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("tales")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(TALES / name, folder / name)
@@ -86,20 +86,18 @@ def vocabulary(tmp_path_factory: Any) -> Path:
 @given(text=TEXTS)
 @example(text="éé   z")  # white space that a token strips and that is itself a token
 @pytest.mark.parametrize("add_prefix_space", [False, True])
-def test_added_tokens_match_like_the_package(
-    vocabulary: Path, text: str, add_prefix_space: bool
-) -> None:
-    n_vocab = len(json.loads((vocabulary / "vocab.json").read_text()))
-    config_of_added(vocabulary, n_vocab, add_prefix_space=add_prefix_space)
-    ours = Tokenizer.from_files(vocabulary / "vocab.json", vocabulary / "merges.txt")
-    theirs = theirs_of(vocabulary, add_prefix_space=add_prefix_space)
+def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_space: bool) -> None:
+    n_vocab = len(json.loads((tales / "vocab.json").read_text()))
+    config_of_added(tales, n_vocab, add_prefix_space=add_prefix_space)
+    ours = Tokenizer.from_files(tales / "vocab.json", tales / "merges.txt")
+    theirs = theirs_of(tales, add_prefix_space=add_prefix_space)
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
     assert ours.n_vocab == theirs.get_vocab_size()
 
 
-def test_thousands_of_added_tokens_in_long_texts(vocabulary: Path, tmp_path: Path) -> None:
+def test_thousands_of_added_tokens_in_long_texts(tales: Path, tmp_path: Path) -> None:
     """As in models of music. This takes at most a second; once it took minutes."""
-    folder = shutil.copytree(vocabulary, tmp_path / "m")
+    folder = shutil.copytree(tales, tmp_path / "m")
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     notes = {f"<note_{n}>": 4096 + n for n in range(20_000)}
     (folder / "added_tokens.json").write_text(json.dumps(notes))
@@ -146,8 +144,8 @@ def _package_gpt2(folder: Path) -> Any:
     return tokenizer
 
 
-def test_added_tokens_of_older_versions(vocabulary: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(vocabulary, tmp_path / "m")
+def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tales, tmp_path / "m")
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     (folder / "added_tokens.json").write_text(json.dumps({"<end>": 4096, "<pad>": 4099}))
     tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
@@ -190,9 +188,9 @@ def test_added_tokens_of_older_versions(vocabulary: Path, tmp_path: Path) -> Non
     ],
 )
 def test_refused_added_tokens(
-    vocabulary: Path, tmp_path: Path, name: str, text: str, message: str
+    tales: Path, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
-    folder = shutil.copytree(vocabulary, tmp_path / "m")
+    folder = shutil.copytree(tales, tmp_path / "m")
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     (folder / name).write_text(text)
     with pytest.raises(TokenizerError, match=message):
@@ -243,8 +241,8 @@ def letters(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("make", [byte_level, word_piece, unigram, letters])
-def test_tokenizer_json(make: Any, vocabulary: Path, tmp_path: Path) -> None:
-    theirs = make(vocabulary)
+def test_tokenizer_json(make: Any, tales: Path, tmp_path: Path) -> None:
+    theirs = make(tales)
     theirs.save(str(tmp_path / "tokenizer.json"))
     theirs.no_truncation()
     theirs.no_padding()
@@ -261,8 +259,8 @@ def test_tokenizer_json(make: Any, vocabulary: Path, tmp_path: Path) -> None:
             assert streamed.lstrip() == theirs.decode(ids, skip_special_tokens=False).lstrip()
 
 
-def test_special_tokens_as_characters(vocabulary: Path, tmp_path: Path) -> None:
-    byte_level(vocabulary).save(str(tmp_path / "tokenizer.json"))
+def test_special_tokens_as_characters(tales: Path, tmp_path: Path) -> None:
+    byte_level(tales).save(str(tmp_path / "tokenizer.json"))
     ours = JsonTokenizer(tmp_path / "tokenizer.json")
     end = ours.special_tokens["<|endoftext|>"]
     assert ours.encode("a<|endoftext|>") == [*ours.encode("a"), end]
@@ -335,9 +333,9 @@ def test_ids_of_added_tokens_are_the_packages(tmp_path: Path) -> None:
     assert tokenizer.encode("zz") == [tokenizer.special_tokens["zz"]]
 
 
-def test_a_model_with_tokenizer_json(vocabulary: Path, tmp_path: Path) -> None:
+def test_a_model_with_tokenizer_json(tales: Path, tmp_path: Path) -> None:
     folder = random_folder(tmp_path / "model", vocab_size=21)
-    letters(vocabulary).save(str(folder / "tokenizer.json"))
+    letters(tales).save(str(folder / "tokenizer.json"))
     model = GPT2.from_pretrained(folder)
     text = model.generate("MKV", max_new_tokens=5)
     assert len(text) == 5
@@ -350,10 +348,10 @@ def test_a_model_with_tokenizer_json(vocabulary: Path, tmp_path: Path) -> None:
 
 
 def test_ids_work_without_the_package(
-    vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = random_folder(tmp_path / "model", vocab_size=21)
-    letters(vocabulary).save(str(folder / "tokenizer.json"))
+    letters(tales).save(str(folder / "tokenizer.json"))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     model = GPT2.from_pretrained(folder)
     assert len(model.generate([1, 2], max_new_tokens=2)) == 2
@@ -361,9 +359,9 @@ def test_ids_work_without_the_package(
         model.generate("MKV")
 
 
-def test_tokens_outside_the_models_vocabulary(vocabulary: Path, tmp_path: Path) -> None:
+def test_tokens_outside_the_models_vocabulary(tales: Path, tmp_path: Path) -> None:
     folder = random_folder(tmp_path / "model", vocab_size=20)
-    letters(vocabulary).save(str(folder / "tokenizer.json"))
+    letters(tales).save(str(folder / "tokenizer.json"))
     model = GPT2.from_pretrained(folder)
     assert len(model.generate([1, 2], max_new_tokens=2)) == 2
     with pytest.raises(
@@ -371,7 +369,7 @@ def test_tokens_outside_the_models_vocabulary(vocabulary: Path, tmp_path: Path) 
     ):
         model.generate("MKV")
     # A padding token that was added without enlarging the model is accepted.
-    tokenizer = letters(vocabulary)
+    tokenizer = letters(tales)
     tokenizer.add_special_tokens(["[PAD]"])
     folder = random_folder(tmp_path / "b" / "model", vocab_size=21)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,6 +1,6 @@
-/* Prints digests of what an instruction set computes: the results of each elementwise kernel on many
- * floats, and the logits and sampled ids of small models. It is built without Python so that it can
- * run in an emulator; test_neon.py compares the digests of two machines.
+/* Prints digests of what an instruction set computes: the results of each elementwise kernel on
+ * many floats, and the logits and sampled ids of small models. It is built without Python so that
+ * it can run in an emulator; test_neon.py compares the digests of two machines.
  *
  *     engine_bits INSTRUCTION_SET N_THREADS */
 #include "cpu.h"
