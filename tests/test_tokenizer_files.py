@@ -76,6 +76,7 @@ def config_of_added(folder: Path, n_vocab: int, **more: Any) -> None:
 
 @pytest.fixture(scope="module")
 def tales(tmp_path_factory: Any) -> Path:
+    """A folder with the embedded model's vocabulary. Here it replaces the shared fixture."""
     folder = tmp_path_factory.mktemp("tales")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(TALES / name, folder / name)
