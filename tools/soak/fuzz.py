@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from fuzzing import KINDS, MOST_ADDRESSES, FindingError, run
+from fuzzing import KINDS, MAX_ADDRESSES, FindingError, run
 
 # Inputs of one kind before the next kind's turn. Each round has its own seed.
 ROUND = 5000
@@ -29,7 +29,7 @@ def main() -> int:
     options = arguments()
     seed = int.from_bytes(os.urandom(3)) if options.seed is None else options.seed
     kinds = options.kinds or list(KINDS)
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     begin = time.monotonic()
     counts: Counter[str] = Counter()
     n_round = 0
