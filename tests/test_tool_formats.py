@@ -322,7 +322,10 @@ GGUF_REFUSED = {
     "big-endian": (gguf_of([], [], version=3 << 24), "version 50331648 of GGUF"),
     "many tensors": (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0), "tensors and 0 keys"),
     "many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63), "9223372036854775808 keys"),
-    "a long key": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62), "a text of 4611686018427387904"),
+    "a long key": (
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62),
+        "a string of 4611686018427387904",
+    ),
     "a key beyond the end": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 900), "where 0 are left"),
     "an unknown type": (gguf_of([("k", 99, b"")], []), "a value of type 99"),
     "an unknown array": (gguf_of([("k", 9, struct.pack("<IQ", 99, 1))], []), "a value of type 99"),
@@ -331,7 +334,7 @@ GGUF_REFUSED = {
     "an array beyond": (gguf_of([("k", 9, struct.pack("<IQ", 4, 999999))], []), "bytes at byte"),
     "a key twice": (gguf_of([("k", 7, b"\1"), ("k", 7, b"\1")], []), "has the key 'k' twice"),
     "alignment 0": (
-        gguf_of([("general.alignment", 4, struct.pack("<I", 0))], []), "found alignment 0"
+        gguf_of([("general.alignment", 4, struct.pack("<I", 0))], []), "found general.alignment 0"
     ),
     "alignment of text": (gguf_of([("general.alignment", 8, text_of("32"))], []), "alignment '32'"),
     "five axes": (gguf_of([], [("a", (1,) * 5, 0, 0)]), "has 5 axes"),
@@ -339,14 +342,14 @@ GGUF_REFUSED = {
     "a wild offset": (gguf_of([], [("a", (4,), 0, 2**60)]), "the numbers overflow"),
     "an odd offset": (gguf_of([], [("a", (4,), 0, 8)], bytes(64)), "expected a multiple of 32"),
     "an unknown ggml type": (gguf_of([], [("a", (4,), 4, 0)]), "ggml's type 4, expected one"),
-    "half a block": (gguf_of([], [("a", (40,), 8, 0)]), "a multiple of Q8_0's 32"),
+    "half a block": (gguf_of([], [("a", (40,), 8, 0)]), r"multiple of 32 \(a block of Q8_0\)"),
     "cut short": (gguf_of([], [ONE], bytes(12)), "it is cut short"),
     "too long": (gguf_of([], [ONE], bytes(64)), "expected the "),
     "a tensor twice": (gguf_of([], [ONE, ONE], bytes(64)), "has tensor 'a' twice"),
     "tensors over each other": (
         gguf_of([], [("a", (16,), 0, 0), ("b", (4,), 0, 32)], bytes(64)), "overlaps"
     ),
-    "a hole": (gguf_of([], [("a", (4,), 0, 0), ("b", (4,), 0, 96)], bytes(128)), "leaves a hole"),
+    "a gap": (gguf_of([], [("a", (4,), 0, 0), ("b", (4,), 0, 96)], bytes(128)), "leaves a gap"),
     "another architecture": (
         gguf_of([("general.architecture", 8, text_of("llama"))], []), "'llama', expected 'gpt2'"
     ),
@@ -622,12 +625,12 @@ def test_npz_sizes_and_bombs(tmp_path: Path) -> None:
     raw[at : at + 4] = struct.pack("<I", 2**30)
     path.write_bytes(raw)
     with pytest.raises(
-        CheckpointError, match="that stand for 1073741824, expected at most 1048576"
+        CheckpointError, match="that expand to 1073741824, expected at most 1048576"
     ):
         open_checkpoint(path)
     raw[at : at + 4] = struct.pack("<I", 2000)
     path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="inflates to other than the 2000 bytes"):
+    with pytest.raises(CheckpointError, match="does not inflate to the 2000 bytes"):
         open_checkpoint(path)
 
 
@@ -637,7 +640,7 @@ def test_zeros_that_inflate(tmp_path: Path) -> None:
     np.savez_compressed(path, **{**arrays_of(TINY), "h.0.ln_1.bias": np.zeros(10), "n_head": 5})
     assert config_of(path).n_layer == 2
     np.savez_compressed(path, wte=np.zeros((2**20, 8), dtype="f4"))
-    with pytest.raises(CheckpointError, match=r"stand for 33554560, expected at most"):
+    with pytest.raises(CheckpointError, match=r"expand to 33554560, expected at most"):
         open_checkpoint(path)
 
 
