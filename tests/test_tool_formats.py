@@ -448,7 +448,7 @@ BUNDLES_REFUSED = {
     "a million shards": (index_of([(b"", field(1, 10**6))]), "has 1000000 shards"),
     "big-endian": (index_of([(b"", field(1, 1) + field(2, 1))]), "big-endian"),
     "compressed": (index_of([HEADER], compression=1), "compressed block"),
-    "a block outside": (index_of([HEADER], offset=10**6), "outside of the file|footer"),
+    "a block outside": (index_of([HEADER], offset=10**6), "outside the file|footer"),
     "a block of 2^60": (index_of([HEADER], size=2**60), "footer begins|outside"),
     "a block twice": (index_of([HEADER, FLOATS], repeat=2), "overlaps the one before"),
     "restarts beyond": (
@@ -472,8 +472,8 @@ BUNDLES_REFUSED = {
     "another shard": (
         index_of([HEADER, (b"a", entry(1, (1,), 0, 4, s=field(3, 5)))]), "in shard 5 of 1"
     ),
-    "no table": (bytes(100), "is no index of a TensorFlow checkpoint"),
-    "nothing": (b"", "is no index of a TensorFlow checkpoint"),
+    "no table": (bytes(100), "is not the index of a TensorFlow checkpoint"),
+    "nothing": (b"", "is not the index of a TensorFlow checkpoint"),
 }  # fmt: skip
 
 
@@ -680,8 +680,8 @@ def test_pickles_that_would_take_long(tmp_path: Path) -> None:
     large = b"q\0(" + b"K\1" * 1000 + b"tq\1"
     for raw, message in (
         (b"\x80\x02}(" + keys + b"u.", "found a dict of [0-9]{19,}, "),
-        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1R.", "no tuple of at most 16"),
-        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1\x85R.", "no sizes"),
+        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1R.", "1000 arguments, expected at most 16"),
+        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1\x85R.", "not sizes"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(torch_file(tmp_path / "x.pt", raw, {}))

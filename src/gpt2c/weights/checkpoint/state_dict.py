@@ -129,7 +129,7 @@ def _checked(file: TorchFile, chain: tuple[Mapping[Any, Any], ...]) -> SavedStat
     for key, value in chain[-1].items():
         if isinstance(key, str) and isinstance(value, StoredTensor):
             tensors[key] = value
-            n_bytes += value.n_items * value.storage.item_bytes
+            n_bytes += value.n_elements * value.storage.element_bytes
         elif isinstance(key, str) and value is not None and _is_needed(bare_name(key)):
             problem = value.problem if isinstance(value, Record) else None
             raise CheckpointError(
