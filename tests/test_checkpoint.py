@@ -130,7 +130,7 @@ def test_what_is_nearly_a_buffer_is_unexpected(tmp_path: Path, name: str) -> Non
 
 
 def test_a_tied_head_that_is_stored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_COMPARE_ITEMS", 13)  # two rows of six at a time
+    monkeypatch.setattr(source, "_COMPARED_ELEMENTS", 13)  # two rows of six at a time
     arrays = random_arrays()
     arrays["wte.weight"][0, 0] = np.nan
     stored = arrays | {"lm_head.weight": arrays["wte.weight"].copy()}
@@ -196,7 +196,7 @@ def test_missing_head(tmp_path: Path) -> None:
 def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     arrays = random_arrays()
     arrays["transformer.ln_f.bias"] = arrays["ln_f.bias"]
-    with pytest.raises(CheckpointError, match=r"'ln_f.bias' is there twice"):
+    with pytest.raises(CheckpointError, match=r"'ln_f.bias' appears twice"):
         open_checkpoint(save(tmp_path, arrays))
 
 
@@ -268,7 +268,7 @@ def test_arrays_of_any_layout() -> None:
     assert got.flags.c_contiguous
     got[:] = 0
     assert_same(read_all(checkpoint), arrays)
-    with pytest.raises(CheckpointError, match="is no array"):
+    with pytest.raises(CheckpointError, match="is not an array"):
         from_arrays(TINY, {**arrays, "ln_f.bias": [[1.0], [2.0, 3.0]]})
 
 

@@ -295,7 +295,7 @@ def test_float64_rounds(path: Path) -> None:
 
 def test_rows_outside(small: SafetensorsFile) -> None:
     for begin, end in ((-1, 2), (2, 1), (0, 5), (5, 5)):
-        with pytest.raises(OptionError, match="it has 4"):
+        with pytest.raises(OptionError, match="in its 4 rows"):
             small.named_source("a", "a").read(begin, end)
 
 

@@ -1,4 +1,4 @@
-"""The one interface between loaders and backends, and the checks that all loaders share."""
+"""The interface between loaders and engines, and the checks that all loaders share."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
 from gpt2c.weights.config import GPT2Config
 
-# The dtypes that weights may have, as safetensors names them, and NumPy's type of the stored
-# bits. bfloat16 has no NumPy type: its bits are the upper half of a float32.
+# The dtypes that weights may have: safetensors' name, and the NumPy dtype of the stored bits. NumPy
+# has no bfloat16, whose bits are the upper half of a float32.
 STORED_TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -27,62 +27,66 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 
-_COMPARE_ITEMS = 2**20  # of a tied head that is stored twice, at a time: 4 MB on either side
+_COMPARED_ELEMENTS = 2**20  # at a time, when a tied head is stored twice: 4 MB on either side
 
 
 class TensorSource(Protocol):
-    """One tensor of a checkpoint, read piece by piece so that it can go straight to its place.
+    """One tensor of a checkpoint, read by rows so that they can be packed as they come.
 
-    Reads keep no state, so several threads may read from one source at once.
+    Several threads may read from one source at once.
     """
 
     @property
     def name(self) -> str:
-        """GPT-2's name without a prefix: "wte.weight", "h.0.attn.c_attn.weight"."""
+        """GPT-2's name, without a prefix: "wte.weight", "h.0.attn.c_attn.weight"."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Matrices are [in, out], as HF's Conv1D stores them; embeddings are [rows, n_embd]."""
+        """Matrices are [in, out], as in HF's Conv1D; embeddings and the head [rows, n_embd]."""
 
     @property
     def dtype(self) -> str:
-        """As it is stored: "F32", "F16", "BF16" or "F64"."""
+        """The stored dtype, by safetensors' name: "F32", "F16", "BF16" or "F64"."""
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Rows [begin, end) of the first axis, C-contiguous, the caller's own.
+        """Return rows [begin, end) of the first axis, as a new C-contiguous array.
 
-        float16 and bfloat16 are widened exactly; float64 is rounded to nearest even, to an
-        infinity beyond float32. NaNs and infinities pass; see :func:`check_finite`.
+        float16 and bfloat16 are widened exactly; float64 is rounded to nearest even, and to an
+        infinity beyond float32's range. NaNs and infinities are not an error here; see
+        :func:`check_finite`.
 
-        Raises CheckpointError where the file was cut or cannot be read, ClosedError after
+        Raises CheckpointError if the file was truncated or cannot be read, ClosedError after
         close, OptionError unless 0 <= begin <= end <= shape[0].
         """
 
 
 @runtime_checkable
 class PackedSource(Protocol):
-    """A TensorSource whose matrix is there as the panels of quantised groups that the engine has.
+    """A TensorSource whose quantised matrix is stored as the engine's panels.
 
-    checkpoint/quantized.py says what is in them.
+    checkpoint/quantized.py defines their layout.
     """
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
-        """Panels, groups in each, and the bytes of a group's block."""
+        """The number of panels, the groups in a panel, and the bytes of a group's block."""
 
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
-        """Fills panels [n, groups, bytes] with those from the begin-th on."""
+        """Fill panels [n, groups, bytes] with the stored panels [begin, begin + n).
+
+        Raises CheckpointError if they cannot be read or a scale is not positive and finite.
+        """
 
 
 class BackingFile(Protocol):
-    """A file that sources read from."""
+    """An open file that sources read from."""
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The file's path."""
 
     def verify_unchanged(self) -> None:
-        """Raises CheckpointError if the file is not what it was when it was opened."""
+        """Raise CheckpointError if the file changed after it was opened."""
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -90,43 +94,47 @@ class BackingFile(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BytePairs:
-    """A vocabulary that a checkpoint's own file has; `source` names it in messages."""
+    """A byte-level BPE vocabulary that is stored in the checkpoint's own file."""
 
-    source: str
+    source: str  # the file, for messages
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added: tuple[AddedToken, ...]
-    around: Around = ((), ())  # tokens put before and after every text
+    around: Around = ((), ())  # the ids put before and after every text
 
 
 @dataclass(eq=False)
 class Checkpoint:
-    """What a loader hands to a backend.
+    """An open checkpoint, as a loader hands it to an engine.
 
-    `tensors` holds exactly what `config` calls for (see :func:`tensor_shapes`), under GPT-2's
-    names, complete and well shaped. "lm_head.weight" is there only where the head is not tied.
+    `tensors` holds exactly the tensors that `config` needs (see :func:`tensor_shapes`), under
+    GPT-2's names and with the right shapes. "lm_head.weight" is among them only if the head is not
+    tied.
     """
 
     config: GPT2Config
     tensors: Mapping[str, TensorSource]
     folder: Path | None = None  # None: the weights are in memory
     files: tuple[BackingFile, ...] = ()
-    # None: what lies in the folder. A str says why the file's own cannot be used.
+    # None: the folder's files have it. A str tells why the checkpoint's own cannot be used.
     vocabulary: BytePairs | str | None = None
-    # nanoGPT's names for its training data and for the folder that it saves in.
+    # nanoGPT's `dataset` (its training data) and `out_dir` (the folder it saves in).
     dataset: tuple[str, str] | None = None
-    # "int8" or "int4" where the matrices are quantised: see checkpoint/quantized.py.
+    # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
     packing: str | None = None
 
     @property
     def where(self) -> str:
-        """What begins a message about its weights: the file, or, of several, their folder."""
+        """The start of messages about the weights: the file, or the folder of several files."""
         if len(self.files) == 1:
             return str(self.files[0].path)
         return "arrays" if self.folder is None else str(self.folder)
 
     def read_all(self) -> dict[str, NDArray[np.float32]]:
-        """Every tensor. Raises CheckpointError where weights of a file are not finite."""
+        """Read every tensor; return arrays by name.
+
+        Raises CheckpointError if weights from a file are not finite, or as a source's read.
+        """
         arrays = {}
         for name, source in self.tensors.items():
             arrays[name] = source.read(0, source.shape[0])
@@ -135,21 +143,21 @@ class Checkpoint:
         return arrays
 
     def verify_unchanged(self) -> None:
-        """To be called when everything was read.
+        """Check, after everything was read, that no file changed in the meantime.
 
-        Raises CheckpointError if a file's size or time of change is not what it was when it
-        was opened: what was read would be neither the old nor the new weights.
+        Raises CheckpointError if a file's size or modification time changed after it was opened:
+        the weights would be a mixture of old and new ones.
         """
         for file in self.files:
             file.verify_unchanged()
 
     def close(self) -> None:
-        """Close the files; a second call does nothing. Not to be called during a read."""
+        """Close the files; a second call does nothing. Do not call it during a read."""
         for file in self.files:
             file.close()
 
     def __enter__(self) -> Checkpoint:
-        """The checkpoint itself."""
+        """Return the checkpoint itself."""
         return self
 
     def __exit__(
@@ -158,7 +166,7 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; where the block ended well, verify_unchanged first."""
+        """Close the files; if the block did not raise, call verify_unchanged first."""
         try:
             if kind is None:
                 self.verify_unchanged()
@@ -167,7 +175,7 @@ class Checkpoint:
 
 
 def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a configuration calls for, in the model's order."""
+    """Return the names and shapes of the tensors that `config` needs, in the model's order."""
     width, inner = config.n_embd, config.inner
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),
@@ -197,15 +205,16 @@ def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 def checked_tensors(
     config: GPT2Config, found: Mapping[str, TensorSource], where: str
 ) -> dict[str, TensorSource]:
-    """The tensors that `config` calls for, in the model's order, out of those that were found.
+    """Return the tensors that `config` needs, in the model's order, from those that were found.
 
-    Raises CheckpointError, beginning with `where`, for missing, unexpected or mis-shaped
-    tensors, dtypes that are no floats, and a tied head that differs from wte.
+    Raises CheckpointError, with a message that begins with `where`, for tensors that are missing,
+    unexpected, of the wrong shape or not of a float dtype, and for a tied head that differs from
+    wte.
     """
     check_n_layer(config, len(found), where)
     shapes = tensor_shapes(config)
     head = found.get("lm_head.weight") if config.tie_word_embeddings else None
-    if head is not None:  # stored although it is tied: compared below, then left out
+    if head is not None:  # stored although it is tied: it is compared below and then dropped
         shapes["lm_head.weight"] = shapes["wte.weight"]
     _check_names(shapes, found, where)
     for name, shape in shapes.items():
@@ -217,9 +226,9 @@ def checked_tensors(
 
 
 def check_n_layer(config: GPT2Config, n_found: int, where: str) -> None:
-    """A million blocks in a configuration must not cost a gigabyte of names to refuse.
+    """Raise CheckpointError if there are more blocks than tensors (and more than 1000).
 
-    Raises CheckpointError where there are more blocks than tensors.
+    Listing the missing names of a million blocks would take a gigabyte of memory.
     """
     if config.n_layer > max(n_found, 1000):
         raise CheckpointError(
@@ -228,46 +237,48 @@ def check_n_layer(config: GPT2Config, n_found: int, where: str) -> None:
 
 
 def check_rows(source: TensorSource, begin: int, end: int) -> None:
-    """Raises OptionError unless 0 <= begin <= end <= shape[0]."""
+    """Raise OptionError unless 0 <= begin <= end <= shape[0]."""
     if not 0 <= begin <= end <= source.shape[0]:
         raise OptionError(
-            f"{source.name}: rows {begin} to {end} were asked for, it has {source.shape[0]}"
+            f"{source.name}: found rows [{begin}, {end}), expected a range in its "
+            f"{source.shape[0]} rows"
         )
 
 
 def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dtype: str) -> None:
-    """Write stored little-endian items to `out` [n]: exact but for float64, which is rounded.
+    """Convert stored little-endian elements to float32 in `out` [n].
 
-    In place, for a fresh array of some megabytes costs more in page faults than its filling.
+    The conversion is exact, except that float64 is rounded. It is in place because a fresh array
+    of a few megabytes costs more in page faults than in filling it.
     """
-    items = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
+    stored = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
     if dtype == "BF16":
         bits = out.view(np.uint32)
-        bits[...] = items
+        bits[...] = stored
         np.left_shift(bits, 16, out=bits)
     elif dtype == "F16":
-        # "wrap" because it writes without a buffer between; no index is outside of the table.
-        np.take(_half_table(), items.view("<u2"), out=out, mode="wrap")
+        # mode="wrap" makes NumPy write to `out` without a temporary; no index ever wraps.
+        np.take(_half_table(), stored.view("<u2"), out=out, mode="wrap")
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and signalling NaNs
-            np.copyto(out, items, casting="same_kind")
+            np.copyto(out, stored, casting="same_kind")
 
 
 @functools.cache
 def _half_table() -> NDArray[np.float32]:
-    """float16 bits -> float32 [65536]: over twice as fast as NumPy's conversion."""
+    """Return float32 [65536] by float16 bits: over twice as fast as NumPy's conversion."""
     with np.errstate(invalid="ignore"):  # signalling NaNs
         return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def check_finite(rows: NDArray[np.float32], name: str, begin: int, where: str) -> None:
-    """Raises CheckpointError where rows [begin, ...) of a tensor have what is no finite number."""
+    """Raise CheckpointError if `rows`, read from row `begin` on, are not all finite."""
     finite = np.isfinite(rows)
     if not finite.all():
         at = np.argwhere(~finite)[0]
         raise CheckpointError(
             f"{where}: tensor {show(name)}: found {rows[tuple(at)]} in row {begin + at[0]}, "
-            "expected finite numbers: the file is damaged, or the training had failed before"
+            "expected finite numbers: the file is damaged, or the training diverged"
         )
 
 
@@ -283,7 +294,7 @@ def _check_names(
         )
     if missing == ["wte.weight"] and "lm_head.weight" in found:
         raise CheckpointError(
-            f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not stand for it, "
+            f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not replace it, "
             "because tie_word_embeddings is false (set it to true in config.json if they are tied)"
         )
     if any(part in name for name in unexpected for part in ("crossattention.", "ln_cross_attn.")):
@@ -296,7 +307,7 @@ def _check_names(
     if unexpected:
         problems.append(f"unexpected tensors: {show_list(unexpected)}")
     if any("lora_" in name for name in unexpected):
-        problems.append("they are an adapter's: merge it with its model and save that")
+        problems.append("they are an adapter's: merge it into its base model and save the result")
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
 
@@ -319,24 +330,27 @@ def _check_tensor(source: TensorSource, shape: tuple[int, ...], where: str) -> N
 
 def _check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
     rows, width = wte.shape
-    step = max(1, _COMPARE_ITEMS // width)
+    step = max(1, _COMPARED_ELEMENTS // width)
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
         if not np.array_equal(wte.read(begin, end), head.read(begin, end), equal_nan=True):
             raise CheckpointError(
                 f"{where}: 'lm_head.weight' differs from 'wte.weight' in rows {begin} to "
-                f"{end - 1}, expected the same because tie_word_embeddings is true (say false "
-                "in config.json if the head is meant to be its own)"
+                f"{end - 1}, expected them equal because tie_word_embeddings is true (set it to "
+                "false in config.json if the head has weights of its own)"
             )
 
 
 def merged(sources: Iterable[tuple[str, TensorSource]], where: str) -> dict[str, TensorSource]:
-    """Sources by name. Raises CheckpointError where a name comes twice."""
+    """Return sources by name, from pairs of a stored name and a source.
+
+    Raises CheckpointError if two sources have the same name.
+    """
     result: dict[str, TensorSource] = {}
     for stored, source in sources:
         if source.name in result:
             raise CheckpointError(
-                f"{where}: tensor {show(source.name)} is there twice, the second time as "
+                f"{where}: tensor {show(source.name)} appears twice, the second time as "
                 f"{show(stored)}"
             )
         result[source.name] = source
