@@ -580,8 +580,8 @@ def npy(header: str, data: bytes = b"") -> bytes:
 
 GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
 NPZ_REFUSED = {
-    "no array": (b"hello", "is no NumPy array"),
-    "nothing": (b"", "is no NumPy array"),
+    "no array": (b"hello", "is not a NumPy array"),
+    "nothing": (b"", "is not a NumPy array"),
     "code": (npy("__import__('os').system('true')"), "expected that of an array"),
     "objects": (npy(GOOD.replace("<f4", "|O")), "expected that of an array"),
     "big-endian": (npy(GOOD.replace("<f4", ">f4"), bytes(16)), "expected that of an array"),
@@ -654,7 +654,7 @@ def test_places_beyond_the_file(tmp_path: Path) -> None:
         directory = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", *head) + name + extra
         end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), len(local), 0)
         (tmp_path / "x.npz").write_bytes(local + directory + end)
-        with pytest.raises(CheckpointError, match=r"cut short|no readable archive"):
+        with pytest.raises(CheckpointError, match=r"cut short|not a readable archive"):
             open_checkpoint(tmp_path / "x.npz")
 
 
@@ -699,7 +699,7 @@ def test_biases_all_or_none(tmp_path: Path) -> None:
         lambda raw: re.sub(rb"(biasr....)\x88", lambda m: m[1] + b"\x89", raw, flags=re.DOTALL),
     )  # fmt: skip
     with pytest.raises(
-        CheckpointError, match=r"'h\.0\.attn\.c_attn\.bias'.* say that there are no"
+        CheckpointError, match=r"'h\.0\.attn\.c_attn\.bias'.* says that there are no"
     ):
         open_checkpoint(path)
 
