@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +98,32 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
             other.save_pretrained(tmp_path / name)
     assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
     assert sorted(os.listdir(tmp_path)) == ["model"]
+
+
+def test_only_writing_needs_safetensors(tmp_path: Path) -> None:
+    """Importing, reading and generating work without the package; saving says what to install."""
+    program = f"""
+        import sys
+        sys.modules["safetensors"] = sys.modules["safetensors.numpy"] = None
+        import gpt2c
+        from gpt2c.weights.checkpoint import open_checkpoint
+        with open_checkpoint({str(TRANSFORMERS / "tiny")!r}) as checkpoint:
+            assert checkpoint.read_all()
+        for path in (None, {str(TRANSFORMERS / "tiny")!r}):
+            model = gpt2c.GPT2.from_pretrained(path)
+            assert len(model.generate([1, 2], max_new_tokens=3)) == 3
+        try:
+            model.save_pretrained({str(tmp_path / "new")!r})
+        except gpt2c.MissingDependencyError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert "pip install safetensors" in result.stdout
+    assert not (tmp_path / "new").exists()
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
-from gpt2c.errors import CheckpointError
+from gpt2c.errors import CheckpointError, MissingDependencyError
 from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
 from gpt2c.weights.checkpoint.shards import lies_inside
 from gpt2c.weights.checkpoint.source import Checkpoint, PackedSource
@@ -35,8 +35,13 @@ def save_checkpoint(
 
     Raises CheckpointError where it cannot be written, or weights of a file are not finite.
     """
-    import safetensors.numpy  # here because importing gpt2c should not pay for it
-
+    try:
+        import safetensors.numpy  # lazily: reading does not need it
+    except ImportError:
+        raise MissingDependencyError(
+            f"{show(str(folder))}: to write weights the package safetensors is needed: "
+            "pip install safetensors"
+        ) from None
     try:
         folder = Path(os.path.abspath(folder))  # "." has no name of its own
         is_path = b"\0" not in os.fsencode(folder)
