@@ -353,7 +353,7 @@ def test_picogpt_params_that_do_not_fit() -> None:
     rejected(lambda p: p.update(blocks=5), "params['blocks']: found 5, expected a list")
     rejected(lambda p: p["blocks"].append(5), "params['blocks'][2]: found 5, expected a dict")
     rejected(lambda p: p["blocks"].pop(), "hparams: n_layer is 2, and the tensors have 1")
-    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte': found shape [3]")
+    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte.weight': found shape [3]")
     rejected(
         lambda p: p["blocks"][1]["attn"]["c_attn"].pop("b"),
         "params['blocks'][1]['attn']['c_attn']: missing keys: 'b'",

@@ -24,7 +24,6 @@ from gpt2c.text.special_tokens import ids_in
 from gpt2c.weights.config import GPT2Config
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 FILE: Final = "generation_config.json"
 _MAX_FILE: Final = 16 << 20  # bytes

@@ -11,11 +11,12 @@ from typing import Any, Final
 import numpy as np
 
 from gpt2c.checks.untrusted import show, show_list
-from gpt2c.errors import CheckpointError, ConfigError
+from gpt2c.errors import ConfigError
 from gpt2c.formats.gguf_file import GGUFFile
 from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
+from gpt2c.weights.checkpoint.hparams import matrix_shape
 from gpt2c.weights.checkpoint.source import (
     BytePairs,
     Checkpoint,
@@ -117,9 +118,6 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
         raise ConfigError(
             f"{file.path}: unknown metadata: {show_list(unknown)}; they may mean another model"
         )
-    wte = sources.get("wte.weight")
-    if wte is None or len(wte.shape) != 2:
-        raise CheckpointError(f"{file.path}: missing tensors: 'token_embd.weight' with two axes")
     ends = {
         f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         for name in ("bos", "eos")
@@ -134,7 +132,7 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
         str(file.path),
         **values,
         **{name: id for name, id in ends.items() if id is not None},
-        vocab_size=wte.shape[0],
+        vocab_size=matrix_shape(sources, "wte.weight", str(file.path))[0],
         n_inner=None if inner == 4 * values["n_embd"] else inner,
         # It is stored as float32; the float32 nearest to 1e-5 means 1e-5.
         layer_norm_epsilon=1e-5 if epsilon == float(np.float32(1e-5)) else epsilon,

@@ -20,7 +20,6 @@ HPARAMS: Final = "hparams.json"
 _MAX_FILE: Final = 1 << 20  # bytes
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 # OpenAI's names of its models; two were renamed after a recount of their parameters.
 _SMALL: Final = {"n_embd": 768, "n_head": 12, "n_layer": 12}
@@ -82,12 +81,7 @@ def config_of_hparams(
     Raises CheckpointError if hparams and tensors disagree or a size is missing, ConfigError if the
     sizes are not those of a GPT-2; messages begin with `where`.
     """
-    for name in ("wte", "wpe"):
-        source = tensors.get(f"{name}.weight")
-        if source is None or len(source.shape) != 2:
-            found = "none" if source is None else f"shape {list(source.shape)}"
-            raise CheckpointError(f"{where}: tensor {name!r}: found {found}, expected two axes")
-    wte, wpe = tensors["wte.weight"].shape, tensors["wpe.weight"].shape
+    wte, wpe = (matrix_shape(tensors, name, where) for name in ("wte.weight", "wpe.weight"))
     n_layer = count_blocks(tensors)
     sizes = {"n_vocab": wte[0], "n_embd": wte[1], "n_layer": n_layer}
     for name, size in sizes.items():
@@ -113,6 +107,20 @@ def config_of_hparams(
         n_head=hparams["n_head"] if n_layer > 0 else 1,
         n_inner=mlp_width(tensors, wte[1]),
     )
+
+
+def matrix_shape(tensors: Mapping[str, TensorSource], name: str, where: str) -> tuple[int, int]:
+    """Return the shape of a matrix.
+
+    Raises CheckpointError if it is missing or does not have two axes; `where` begins the message.
+    """
+    if (source := tensors.get(name)) is None:
+        raise CheckpointError(f"{where}: missing tensors: {name!r}")
+    if len(source.shape) != 2:
+        raise CheckpointError(
+            f"{where}: tensor {name!r}: found shape {list(source.shape)}, expected two axes"
+        )
+    return source.shape[0], source.shape[1]
 
 
 def mlp_width(tensors: Mapping[str, TensorSource], n_embd: int) -> int | None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor, closed_on_error
-from gpt2c.weights.checkpoint.source import Checkpoint, TensorSource, checked_tensors
+from gpt2c.weights.checkpoint.source import Checkpoint, TensorSource, checked_tensors, tensor_shapes
 from gpt2c.weights.checkpoint.views import FirstRows, from_linear
 from gpt2c.weights.config import GPT2Config
 
@@ -23,6 +23,7 @@ _HEADER: Final = 1024  # bytes
 _VERSIONS: Final = {3: ("F32", 4), 5: ("BF16", 2)}  # dtype, bytes of an element
 _MAX_VOCABULARY: Final = 2**20
 
+# In the order of the file.
 _BLOCK_TENSORS: Final = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
@@ -81,31 +82,21 @@ def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
 def _sources(
     file: RawFile, config: GPT2Config, n_padded: int, dtype: str, element_bytes: int
 ) -> dict[str, TensorSource]:
-    """Return the tensors by name, in the order of the file."""
-    width = config.n_embd
+    """Return the tensors by name."""
+    names = (
+        "wte.weight",
+        "wpe.weight",
+        *(f"h.{block}.{kind}" for kind in _BLOCK_TENSORS for block in range(config.n_layer)),
+        "ln_f.weight",
+        "ln_f.bias",
+    )
+    shapes = {**tensor_shapes(config), "wte.weight": (n_padded, config.n_embd)}
     found: dict[str, TensorSource] = {}
     offset = _HEADER
-
-    def add(name: str, shape: tuple[int, ...]) -> None:
-        nonlocal offset
+    for name in names:
+        shape = shapes[name][::-1] if name.startswith("h.") else shapes[name]
         found[name] = from_linear(RawTensor(file, name, shape, dtype, offset))
         offset += math.prod(shape) * element_bytes
-
-    add("wte.weight", (n_padded, width))
-    add("wpe.weight", (config.n_positions, width))
-    shapes = {
-        "c_attn": (3 * width, width),
-        "c_fc": (4 * width, width),
-        "mlp.c_proj": (width, 4 * width),
-        "attn.c_proj": (width, width),
-    }
-    for kind in _BLOCK_TENSORS:
-        module, _, leaf = kind.rpartition(".")
-        rows, columns = next((s for n, s in shapes.items() if module.endswith(n)), (width, 0))
-        for block in range(config.n_layer):
-            add(f"h.{block}.{kind}", (rows, columns) if leaf == "weight" and columns else (rows,))
-    add("ln_f.weight", (width,))
-    add("ln_f.bias", (width,))
     # Drop the padding rows: their tokens do not exist.
     found["wte.weight"] = FirstRows(found["wte.weight"], config.vocab_size)
     return found

@@ -15,7 +15,6 @@ from typing import Final
 from gpt2c.checks.untrusted import show_list
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 # Prefixes: attributes in which DataParallel, TRL and others keep the model that they wrap.
 _PREFIXES: Final = ("module", "model", "transformer", "pretrained_model", "base_model")

@@ -8,14 +8,13 @@ alone, and a ``config.json`` in a format of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.formats.torch_file import TorchFile
-from gpt2c.weights.checkpoint.hparams import mlp_width
+from gpt2c.weights.checkpoint.hparams import matrix_shape, mlp_width
 from gpt2c.weights.checkpoint.names import bare_name, count_blocks, gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.source import (
     Checkpoint,
@@ -84,45 +83,46 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.
     """
+    where = str(file.path)
     if unknown := [describe(key) for key in arguments if key not in _REQUIRED + _OPTIONAL]:
         raise ConfigError(
-            f"{file.path}: unknown model_args: {show_list(unknown)}; they may mean another model "
+            f"{where}: unknown model_args: {show_list(unknown)}; they may mean another model "
             "than nanoGPT's"
         )
     if missing := [key for key in _REQUIRED if key not in arguments]:
-        raise ConfigError(f"{file.path}: model_args lacks {show_list(missing)}")
+        raise ConfigError(f"{where}: model_args lacks {show_list(missing)}")
     sizes = {key: arguments[key] for key in _REQUIRED}
     if arguments.get("vocab_size") is not None:  # nanoGPT's first versions did not save it
         sizes["vocab_size"] = arguments["vocab_size"]
     for key, value in sizes.items():
         if type(value) is not int:
             raise ConfigError(
-                f"{file.path}: model_args: {key} is {describe(value)}, expected an integer"
+                f"{where}: model_args: {key} is {describe(value)}, expected an integer"
             )
     has_bias = arguments.get("bias", True)
     if not isinstance(has_bias, bool):
-        raise ConfigError(f"{file.path}: model_args: bias is {describe(has_bias)}, expected a bool")
+        raise ConfigError(f"{where}: model_args: bias is {describe(has_bias)}, expected a bool")
     sources = with_embedding(_sources(file, state))
-    sizes.setdefault("vocab_size", _matrix(sources, "wte.weight", file.path).shape[0])
+    sizes.setdefault("vocab_size", matrix_shape(sources, "wte.weight", where)[0])
     config = GPT2Config.from_sizes(
-        str(file.path),
+        where,
         n_positions=sizes.pop("block_size"),
         activation_function="gelu" if "bias" in arguments else "gelu_new",
         tie_word_embeddings="lm_head.weight" not in sources,
         n_inner=mlp_width(sources, sizes["n_embd"]),
         **sizes,
     )
-    check_n_layer(config, len(sources), str(file.path))
+    check_n_layer(config, len(sources), where)
     if not has_bias:
         if biases := sorted(name for name in sources if name.endswith(".bias")):
             raise CheckpointError(
-                f"{file.path}: unexpected tensors: {show_list(biases)}; model_args says that there "
+                f"{where}: unexpected tensors: {show_list(biases)}; model_args says that there "
                 "are no biases"
             )
         for name, shape in tensor_shapes(config).items():
             if name.endswith(".bias"):
                 sources[name] = Zeros(name, shape)
-    tensors = checked_tensors(config, sources, str(file.path))
+    tensors = checked_tensors(config, sources, where)
     return Checkpoint(config, tensors, file.path.parent, (file,), dataset=_dataset(state))
 
 
@@ -130,44 +130,44 @@ def _dataset(state: SavedState) -> tuple[str, str] | None:
     """Return dataset and out_dir from nanoGPT's training configuration, or None."""
     for values in state.around:
         config = values.get("config")
-        dataset = config.get("dataset") if isinstance(config, dict) else None
-        if isinstance(config, dict) and isinstance(dataset, str):
+        if isinstance(config, dict) and isinstance(dataset := config.get("dataset"), str):
             out_dir = config.get("out_dir")
             return dataset, out_dir if isinstance(out_dir, str) else ""
     return None
 
 
 def open_mingpt(
-    file: TorchFile, state: SavedState, values: Mapping[str, Any], where: str
+    file: TorchFile, state: SavedState, values: Mapping[str, Any], config_name: str
 ) -> Checkpoint:
     """Return minGPT's checkpoint; it owns the file.
 
-    `values` is "model" of minGPT's config.json, and `where` that file's name. The number of heads
-    comes from it; the other sizes come from the tensors, because minGPT writes its configuration
-    before it knows them all.
+    `values` is "model" of minGPT's config.json, and `config_name` that file's path. The number of
+    heads comes from it. The other sizes come from the tensors, because minGPT writes its
+    configuration before it knows them all.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.
     """
+    where = str(file.path)
     sources = _sources(file, state)
     n_head = values.get("n_head") or _MINGPT_HEADS.get(str(values.get("model_type")))
     if n_head is None:
         raise ConfigError(
-            f"{where}: found model_type {show(values.get('model_type'))} and no n_head, expected "
-            f"one of the two; the known types are {', '.join(_MINGPT_HEADS)}"
+            f"{config_name}: found model_type {show(values.get('model_type'))} and no n_head, "
+            f"expected one of the two; the known types are {', '.join(_MINGPT_HEADS)}"
         )
-    wte, wpe = (_matrix(sources, name, file.path) for name in ("wte.weight", "wpe.weight"))
+    wte, wpe = (matrix_shape(sources, name, where) for name in ("wte.weight", "wpe.weight"))
     config = GPT2Config.from_sizes(
-        str(file.path),
-        vocab_size=wte.shape[0],
-        n_embd=wte.shape[1],
-        n_positions=wpe.shape[0],
+        where,
+        vocab_size=wte[0],
+        n_embd=wte[1],
+        n_positions=wpe[0],
         n_layer=count_blocks(sources),
         n_head=n_head,
-        n_inner=mlp_width(sources, wte.shape[1]),
+        n_inner=mlp_width(sources, wte[1]),
         tie_word_embeddings="lm_head.weight" not in sources,
     )
-    tensors = checked_tensors(config, sources, str(file.path))
+    tensors = checked_tensors(config, sources, where)
     return Checkpoint(config, tensors, file.path.parent, (file,))
 
 
@@ -182,14 +182,3 @@ def _sources(file: TorchFile, state: SavedState) -> dict[str, TensorSource]:
             continue
         found.append((stored, from_linear(file.source(tensor, name))))
     return merged(found, str(file.path))
-
-
-def _matrix(sources: Mapping[str, TensorSource], name: str, path: Path) -> TensorSource:
-    source = sources.get(name)
-    if source is None:
-        raise CheckpointError(f"{path}: missing tensors: {name!r}")
-    if len(source.shape) != 2:
-        raise CheckpointError(
-            f"{path}: tensor {name!r}: found shape {list(source.shape)}, expected two axes"
-        )
-    return source

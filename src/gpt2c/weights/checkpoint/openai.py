@@ -18,7 +18,6 @@ from gpt2c.weights.checkpoint.source import Checkpoint, TensorSource, checked_te
 from gpt2c.weights.checkpoint.views import FirstRows
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 LATEST: Final = "checkpoint"  # TensorFlow's file that names the latest checkpoint
 

@@ -23,7 +23,7 @@ from gpt2c.weights.config import ACTIVATIONS
 # The other loaders are imported lazily: together they would double the time of `import gpt2c`.
 
 # The usual names of files that hold a whole model.
-_ALONE: Final = ("*.gguf", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.bin")
+_WHOLE_MODELS: Final = ("*.gguf", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.bin")
 _ADAPTER_CONFIG: Final = "adapter_config.json"
 _ADAPTER: Final = "adapter_model."  # the beginning of an adapter's file name
 _MAX_CONFIG: Final = 4 << 20  # bytes
@@ -90,19 +90,20 @@ def _tensorflow_index(path: Path) -> Path | None:
 
 
 def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
+    """Open a folder of minGPT, else of Hugging Face (without hparams), TensorFlow, or one file."""
     if os.path.lexists(folder / _ADAPTER_CONFIG):
         raise _adapter_error(folder)
     if hparams is None and (values := _mingpt_values(folder)) is not None:
         return _open_torch(_only_file(folder, ("*.pt", "*.pth")), values)
     if hparams is not None or not weights_of(folder):
-        alone = _files(folder, _ALONE)
+        whole = _files(folder, _WHOLE_MODELS)
         has_hparams = hparams is not None or os.path.lexists(folder / HPARAMS)
-        if any(folder.glob("*.index")) and (has_hparams or not alone):
+        if any(folder.glob("*.index")) and (has_hparams or not whole):
             from gpt2c.weights.checkpoint.openai import open_openai_folder
 
             return open_openai_folder(folder, None, hparams)
-        if alone:
-            return _open_file(_only_file(folder, _ALONE), hparams)
+        if whole:
+            return _open_file(_only_file(folder, _WHOLE_MODELS), hparams)
     _refuse_hparams(folder, hparams)
     return open_hf_folder(folder)
 
