@@ -343,8 +343,8 @@ GGUF_REFUSED = {
     "an odd offset": (gguf_of([], [("a", (4,), 0, 8)], bytes(64)), "expected a multiple of 32"),
     "an unknown ggml type": (gguf_of([], [("a", (4,), 4, 0)]), "ggml's type 4, expected one"),
     "half a block": (gguf_of([], [("a", (40,), 8, 0)]), r"multiple of 32 \(a block of Q8_0\)"),
-    "cut short": (gguf_of([], [ONE], bytes(12)), "it is cut short"),
-    "too long": (gguf_of([], [ONE], bytes(64)), "expected the "),
+    "cut short": (gguf_of([], [ONE], bytes(12)), "the file is cut short"),
+    "too long": (gguf_of([], [ONE], bytes(64)), "of its tensors"),
     "a tensor twice": (gguf_of([], [ONE, ONE], bytes(64)), "has tensor 'a' twice"),
     "tensors over each other": (
         gguf_of([], [("a", (16,), 0, 0), ("b", (4,), 0, 32)], bytes(64)), "overlaps"

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checks.untrusted import open_regular
+from gpt2c.checks.untrusted import open_regular, show
 from gpt2c.errors import CheckpointError, ClosedError
 from gpt2c.weights.checkpoint.source import STORED_TYPES, check_rows, widen_into
 
@@ -116,6 +116,35 @@ class RawFile:
             raise CheckpointError(
                 f"{self.path}: was changed while it was read: found size and time {state}, "
                 f"expected {self._state}"
+            )
+
+    def check_contiguous(
+        self, parts: Iterable[tuple[str, int, int]], begin: int, alignment: int = 1
+    ) -> None:
+        """Check that tensors follow each other from `begin` to the end of the file.
+
+        `parts` has each tensor's name and the offsets of its begin and end, in order. Less than
+        `alignment` bytes of padding may precede a tensor or end the file. Overlaps would let a
+        small file claim terabytes; another file could hide in a gap.
+
+        Raises CheckpointError for an overlap, a gap, and a file that is too short or too long.
+        """
+        end = begin
+        for name, part_begin, part_end in parts:
+            what = f"{self.path}: tensor {show(name)}"
+            if not end <= part_begin < end + alignment:
+                problem = "overlaps the one before it" if part_begin < end else "leaves a gap"
+                raise CheckpointError(
+                    f"{what} {problem}: found it at byte {part_begin}, expected {end}"
+                )
+            end = part_end
+            if end > self.size:
+                raise CheckpointError(
+                    f"{what} ends at byte {end}, and the file at {self.size}: the file is cut short"
+                )
+        if self.size >= end + alignment:
+            raise CheckpointError(
+                f"{self.path}: found {self.size} bytes, expected the {end} of its tensors"
             )
 
     def close(self) -> None:

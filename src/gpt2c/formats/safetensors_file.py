@@ -59,23 +59,23 @@ class SafetensorsFile(RawFile):
         """
         super().__init__(path)
         with closed_on_error(self):
-            self.tensors, self.metadata = self._read_header(self.size)
+            self.tensors, self.metadata = self._read_header()
 
     def named_source(self, stored: str, name: str) -> RawTensor:
         """Return the tensor called `stored` in the file as a source called `name`."""
         info = self.tensors[stored]
         return RawTensor(self, name, info.shape, info.dtype, info.begin)
 
-    def _read_header(self, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-        if size < 8:
+    def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+        if self.size < 8:
             raise CheckpointError(
-                f"{self.path}: found {size} bytes, expected at least 8, the header's length"
+                f"{self.path}: found {self.size} bytes, expected at least 8, the header's length"
             )
         length = int.from_bytes(self.pread(8, 0, "header length"), "little")
-        if length > min(size - 8, MAX_HEADER):
+        if length > min(self.size - 8, MAX_HEADER):
             raise CheckpointError(
                 f"{self.path}: found a header length of {length}, expected at most "
-                f"{min(size - 8, MAX_HEADER)}"
+                f"{min(self.size - 8, MAX_HEADER)}"
             )
         raw = bytes(self.pread(length, 8, "header"))
         if not raw.startswith(b"{"):
@@ -88,9 +88,10 @@ class SafetensorsFile(RawFile):
             tensors = {
                 name: _tensor_info(entry, name, 8 + length) for name, entry in header.items()
             }
-            _check_layout(tensors, 8 + length, size)
         except ValueError as reason:
             raise CheckpointError(f"{self.path}: header {reason}") from None
+        parts = [(name, info.begin, info.end) for name, info in tensors.items()]
+        self.check_contiguous(sorted(parts, key=lambda part: part[1:]), 8 + length)
         return tensors, metadata
 
 
@@ -141,28 +142,3 @@ def _numbers(value: object, what: str) -> list[int]:
                 f"{what}: found {show(number)}, expected an integer from 0 to {MAX_NUMBER}"
             )
     return value
-
-
-def _check_layout(tensors: dict[str, TensorInfo], start: int, size: int) -> None:
-    """Check that the tensors' bytes follow each other from `start` to the end of the file.
-
-    Overlaps would let a small file claim terabytes; another file could hide in a gap.
-    """
-    end = start
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if info.begin != end:
-            problem = "overlaps the one before it" if info.begin < end else "leaves a gap"
-            raise ValueError(
-                f"has tensor {show(name)}: it {problem}: found data_offsets from "
-                f"{info.begin - start}, expected {end - start}"
-            )
-        end = info.end
-        if end > size:
-            raise ValueError(
-                f"has tensor {show(name)}: found data_offsets to {end - start}, expected at most "
-                f"{size - start}: the file is cut short"
-            )
-    if end != size:
-        raise ValueError(
-            f"is followed by {size - start} bytes, expected the {end - start} of its tensors"
-        )
