@@ -92,7 +92,7 @@ class TensorBundle:
     def source(self, stored: str, name: str, shape: tuple[int, ...]) -> RawTensor:
         """Return the tensor called `stored` as a source called `name`.
 
-        shape may differ from the stored one, but must have as many elements.
+        shape may differ from the stored shape, but must have the same number of elements.
         """
         entry = self.tensors[stored]
         return RawTensor(self.files[1 + entry.shard], name, shape, entry.dtype, entry.offset)
@@ -131,8 +131,8 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     tensors: dict[str, BundleEntry] = {}
     n_shards = None
     end, footer_begin = 0, len(raw) - _FOOTER
-    for _, value in _block(raw, footer.varint(), footer.varint()):
-        handle = _ByteReader(value)
+    for _, block_handle in _block(raw, footer.varint(), footer.varint()):
+        handle = _ByteReader(block_handle)
         offset, size = handle.varint(), handle.varint()
         # Blocks in order and without overlaps bound the work by the file's size.
         if offset < end:

@@ -188,7 +188,8 @@ def _cleaned(name: str, value: Any, config: GPT2Config) -> Any:
         ends = [[id] for id in config.eos_token_ids]
         return [word for word in value if word not in ends]
     if name in (*_COUNTS, *_LENGTHS) and (
-        (isinstance(value, Unusable) and value.is_huge) or (_is_number(value) and value > INT32_MAX)
+        (isinstance(value, Unusable) and value.is_huge)
+        or (_is_integral_or_inf(value) and value > INT32_MAX)
     ):
         return INT32_MAX
     return value
@@ -221,7 +222,7 @@ class Lengths:
         for name in ("min_new_tokens", *_LENGTHS):
             if (value := defaults.options.get(name)) is None:
                 continue
-            if _is_number(value) and value >= (1 if name == "max_length" else 0):
+            if _is_integral_or_inf(value) and value >= (1 if name == "max_length" else 0):
                 found[name] = int(min(value, INT32_MAX))
             else:
                 _log.warning(
@@ -267,7 +268,7 @@ class Lengths:
         return most, min(fewest, most)
 
 
-def _is_number(value: object) -> bool:
+def _is_integral_or_inf(value: object) -> bool:
     return _is_integral(value) or value == math.inf
 
 

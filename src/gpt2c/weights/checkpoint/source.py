@@ -27,11 +27,12 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 
-_COMPARED_ELEMENTS = 2**20  # at a time, when a tied head is stored twice: 4 MB on either side
+# How many elements of wte and of a tied head are compared at a time: 4 MB each.
+_COMPARED_ELEMENTS = 2**20
 
 
 class TensorSource(Protocol):
-    """One tensor of a checkpoint, read by rows so that they can be packed as they come.
+    """One tensor of a checkpoint, read by rows, so that each can be packed at once.
 
     Several threads may read from one source at once.
     """
