@@ -142,7 +142,7 @@ class TorchFile(RawFile):
         return value
 
     def _check_entries(self, entries: Mapping[str, Entry]) -> None:
-        # First, because TorchScript's archives are deflated: its message is the more helpful one.
+        # Before the check for deflated entries, which TorchScript has too: this message helps more.
         if any(name.endswith("/constants.pkl") for name in entries):
             raise CheckpointError(
                 f"{self.path}: found a TorchScript program, which gpt2c never runs, expected a "
@@ -158,6 +158,10 @@ class TorchFile(RawFile):
     # ---- the format before archives ----
 
     def _read_legacy(self) -> Any:
+        """Read five pickles: magic number, version, system, the saved object, and storage keys.
+
+        The storages follow: each is its number of elements, in eight bytes, and the elements.
+        """
         raw = self.pread(min(self.size, MAX_PICKLE), 0, "pickles")
         reader = PickleReader(raw, _BUILDERS, self._load_persistent)
         try:
