@@ -130,7 +130,7 @@ def test_names_similar_to_buffers_are_unexpected(tmp_path: Path, name: str) -> N
 
 
 def test_a_tied_head_that_is_stored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_COMPARE_ITEMS", 13)  # two rows of six at a time
+    monkeypatch.setattr(checkpoint_module, "_COMPARED_ELEMENTS", 13)  # two rows of six at a time
     arrays = random_arrays()
     arrays["wte.weight"][0, 0] = np.nan
     stored = arrays | {"lm_head.weight": arrays["wte.weight"].copy()}
@@ -196,7 +196,7 @@ def test_missing_head(tmp_path: Path) -> None:
 def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     arrays = random_arrays()
     arrays["transformer.ln_f.bias"] = arrays["ln_f.bias"]
-    with pytest.raises(CheckpointError, match=r"'ln_f.bias' is there twice"):
+    with pytest.raises(CheckpointError, match=r"'ln_f.bias' appears twice"):
         open_checkpoint(save(tmp_path, arrays))
 
 
@@ -268,7 +268,7 @@ def test_arrays_in_any_memory_layout() -> None:
     assert got.flags.c_contiguous
     got[:] = 0
     assert_same(read_all(checkpoint), arrays)
-    with pytest.raises(CheckpointError, match="is no array"):
+    with pytest.raises(CheckpointError, match="is not an array"):
         from_arrays(TINY, {**arrays, "ln_f.bias": [[1.0], [2.0, 3.0]]})
 
 
@@ -353,7 +353,7 @@ def test_mismatched_picogpt_params() -> None:
     rejected(lambda p: p.update(blocks=5), "params['blocks']: found 5, expected a list")
     rejected(lambda p: p["blocks"].append(5), "params['blocks'][2]: found 5, expected a dict")
     rejected(lambda p: p["blocks"].pop(), "hparams: n_layer is 2, and the tensors have 1")
-    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte': found shape [3]")
+    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte.weight': found shape [3]")
     rejected(
         lambda p: p["blocks"][1]["attn"]["c_attn"].pop("b"),
         "params['blocks'][1]['attn']['c_attn']: missing keys: 'b'",

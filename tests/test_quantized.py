@@ -465,7 +465,7 @@ def rewrite(folder, change):
                 lambda t, m, word=word: (
                     t["h.1.mlp.c_fc.weight"][0, 1, 1024:].view("<u2").fill(word)
                 ),
-                r"'h\.1\.mlp\.c_fc\.weight'.*no positive finite",
+                r"'h\.1\.mlp\.c_fc\.weight'.*not positive and finite",
             )
             for word in (0x7F80, 0x7FC0, 0x8000, 0xBF80)
         ],

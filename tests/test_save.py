@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import safetensors.numpy
 from conftest import (
     FIXTURES,
+    TINY,
     arrays_of,
     assert_arrays_equal,
     config_of,
@@ -97,6 +101,32 @@ def test_a_failed_save_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
+def test_only_writing_needs_safetensors(tmp_path: Path) -> None:
+    """Importing, reading and generating work without the package; saving says what to install."""
+    program = f"""
+        import sys
+        sys.modules["safetensors"] = sys.modules["safetensors.numpy"] = None
+        import gpt2c
+        from gpt2c.weights.checkpoint import open_checkpoint
+        with open_checkpoint({str(TINY)!r}) as checkpoint:
+            assert checkpoint.read_all()
+        for path in (None, {str(TINY)!r}):
+            model = gpt2c.GPT2.from_pretrained(path)
+            assert len(model.generate([1, 2], max_new_tokens=3)) == 3
+        try:
+            model.save_pretrained({str(tmp_path / "new")!r})
+        except gpt2c.MissingDependencyError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert "pip install safetensors" in result.stdout
+    assert not (tmp_path / "new").exists()
+
+
 def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     config = config_of()
     model = model_on("numpy", config, random_weights(config))
@@ -131,7 +161,7 @@ def test_engine_reads_back_any_rows(isa: str) -> None:
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("torch_legacy", "safetensors_sharded"):
         assert main(["convert", str(FIXTURES / "formats" / name), str(tmp_path / name)]) == 0
-        expected = arrays_of(TRANSFORMERS / "tiny")
+        expected = arrays_of(TINY)
         for tensor, array in arrays_of(tmp_path / name).items():
             np.testing.assert_array_equal(array, expected[tensor])
     assert capsys.readouterr().out == ""

@@ -302,7 +302,10 @@ GGUF_REFUSED = {
     "big-endian": (gguf_of([], [], version=3 << 24), "version 50331648 of GGUF"),
     "many tensors": (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0), "tensors and 0 keys"),
     "many keys": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63), "9223372036854775808 keys"),
-    "a long key": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62), "a text of 4611686018427387904"),
+    "a long key": (
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62),
+        "a string of 4611686018427387904",
+    ),
     "a key beyond the end": (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 900), "where 0 are left"),
     "an unknown type": (gguf_of([("k", 99, b"")], []), "a value of type 99"),
     "an unknown array": (gguf_of([("k", 9, struct.pack("<IQ", 99, 1))], []), "a value of type 99"),
@@ -311,7 +314,7 @@ GGUF_REFUSED = {
     "an array beyond": (gguf_of([("k", 9, struct.pack("<IQ", 4, 999999))], []), "bytes at byte"),
     "a key twice": (gguf_of([("k", 7, b"\1"), ("k", 7, b"\1")], []), "has the key 'k' twice"),
     "alignment 0": (
-        gguf_of([("general.alignment", 4, struct.pack("<I", 0))], []), "found alignment 0"
+        gguf_of([("general.alignment", 4, struct.pack("<I", 0))], []), "found general.alignment 0"
     ),
     "alignment of text": (gguf_of([("general.alignment", 8, text_of("32"))], []), "alignment '32'"),
     "five axes": (gguf_of([], [("a", (1,) * 5, 0, 0)]), "has 5 axes"),
@@ -319,14 +322,14 @@ GGUF_REFUSED = {
     "a wild offset": (gguf_of([], [("a", (4,), 0, 2**60)]), "the numbers overflow"),
     "an odd offset": (gguf_of([], [("a", (4,), 0, 8)], bytes(64)), "expected a multiple of 32"),
     "an unknown ggml type": (gguf_of([], [("a", (4,), 4, 0)]), "ggml's type 4, expected one"),
-    "half a block": (gguf_of([], [("a", (40,), 8, 0)]), "a multiple of Q8_0's 32"),
-    "cut short": (gguf_of([], [ONE], bytes(12)), "it is cut short"),
-    "too long": (gguf_of([], [ONE], bytes(64)), "expected the "),
+    "half a block": (gguf_of([], [("a", (40,), 8, 0)]), r"multiple of 32 \(a block of Q8_0\)"),
+    "cut short": (gguf_of([], [ONE], bytes(12)), "the file is cut short"),
+    "too long": (gguf_of([], [ONE], bytes(64)), "of its tensors"),
     "a tensor twice": (gguf_of([], [ONE, ONE], bytes(64)), "has tensor 'a' twice"),
     "tensors over each other": (
         gguf_of([], [("a", (16,), 0, 0), ("b", (4,), 0, 32)], bytes(64)), "overlaps"
     ),
-    "a hole": (gguf_of([], [("a", (4,), 0, 0), ("b", (4,), 0, 96)], bytes(128)), "leaves a hole"),
+    "a gap": (gguf_of([], [("a", (4,), 0, 0), ("b", (4,), 0, 96)], bytes(128)), "leaves a gap"),
     "another architecture": (
         gguf_of([("general.architecture", 8, text_of("llama"))], []), "'llama', expected 'gpt2'"
     ),
@@ -425,7 +428,7 @@ BUNDLES_REFUSED = {
     "a million shards": (index_of([(b"", field(1, 10**6))]), "has 1000000 shards"),
     "big-endian": (index_of([(b"", field(1, 1) + field(2, 1))]), "big-endian"),
     "compressed": (index_of([HEADER], compression=1), "compressed block"),
-    "a block outside": (index_of([HEADER], offset=10**6), "outside of the file|footer"),
+    "a block outside": (index_of([HEADER], offset=10**6), "outside the file|footer"),
     "a block of 2^60": (index_of([HEADER], size=2**60), "footer begins|outside"),
     "a block twice": (index_of([HEADER, FLOATS], repeat=2), "overlaps the one before"),
     "restarts beyond": (
@@ -449,8 +452,8 @@ BUNDLES_REFUSED = {
     "another shard": (
         index_of([HEADER, (b"a", entry(1, (1,), 0, 4, s=field(3, 5)))]), "in shard 5 of 1"
     ),
-    "no table": (bytes(100), "is no index of a TensorFlow checkpoint"),
-    "nothing": (b"", "is no index of a TensorFlow checkpoint"),
+    "no table": (bytes(100), "is not the index of a TensorFlow checkpoint"),
+    "nothing": (b"", "is not the index of a TensorFlow checkpoint"),
 }  # fmt: skip
 
 
@@ -554,8 +557,8 @@ def npy(header: str, data: bytes = b"") -> bytes:
 
 GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
 NPZ_REFUSED = {
-    "no array": (b"hello", "is no NumPy array"),
-    "nothing": (b"", "is no NumPy array"),
+    "no array": (b"hello", "is not a NumPy array"),
+    "nothing": (b"", "is not a NumPy array"),
     "code": (npy("__import__('os').system('true')"), "expected that of an array"),
     "objects": (npy(GOOD.replace("<f4", "|O")), "expected that of an array"),
     "big-endian": (npy(GOOD.replace("<f4", ">f4"), bytes(16)), "expected that of an array"),
@@ -599,12 +602,12 @@ def test_npz_sizes_and_archive_bombs(tmp_path: Path) -> None:
     raw[at : at + 4] = struct.pack("<I", 2**30)
     path.write_bytes(raw)
     with pytest.raises(
-        CheckpointError, match="that stand for 1073741824, expected at most 1048576"
+        CheckpointError, match="that expand to 1073741824, expected at most 1048576"
     ):
         open_checkpoint(path)
     raw[at : at + 4] = struct.pack("<I", 2000)
     path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="inflates to other than the 2000 bytes"):
+    with pytest.raises(CheckpointError, match="does not inflate to the 2000 bytes"):
         open_checkpoint(path)
 
 
@@ -614,7 +617,7 @@ def test_npz_of_zeros_that_would_expand(tmp_path: Path) -> None:
     np.savez_compressed(path, **{**arrays_of(TINY), "h.0.ln_1.bias": np.zeros(10), "n_head": 5})
     assert config_in(path).n_layer == 2
     np.savez_compressed(path, wte=np.zeros((2**20, 8), dtype="f4"))
-    with pytest.raises(CheckpointError, match=r"stand for 33554560, expected at most"):
+    with pytest.raises(CheckpointError, match=r"expand to 33554560, expected at most"):
         open_checkpoint(path)
 
 
@@ -628,7 +631,7 @@ def test_npz_offsets_beyond_the_file(tmp_path: Path) -> None:
         directory = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", *head) + name + extra
         end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), len(local), 0)
         (tmp_path / "x.npz").write_bytes(local + directory + end)
-        with pytest.raises(CheckpointError, match=r"cut short|no readable archive"):
+        with pytest.raises(CheckpointError, match=r"cut short|not a readable archive"):
             open_checkpoint(tmp_path / "x.npz")
 
 
@@ -654,8 +657,8 @@ def test_pickles_that_would_take_long_to_read(tmp_path: Path) -> None:
     large = b"q\0(" + b"K\1" * 1000 + b"tq\1"
     for raw, message in (
         (b"\x80\x02}(" + keys + b"u.", "found a dict of [0-9]{19,}, "),
-        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1R.", "no tuple of at most 16"),
-        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1\x85R.", "no sizes"),
+        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1R.", "1000 arguments, expected at most 16"),
+        (b"\x80\x02ctorch\nSize\n" + large + b"h\0h\1\x85R.", "not sizes"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(torch_file(tmp_path / "x.pt", raw, {}))
@@ -673,7 +676,7 @@ def test_biases_are_all_present_or_all_missing(tmp_path: Path) -> None:
         lambda raw: re.sub(rb"(biasr....)\x88", lambda m: m[1] + b"\x89", raw, flags=re.DOTALL),
     )  # fmt: skip
     with pytest.raises(
-        CheckpointError, match=r"'h\.0\.attn\.c_attn\.bias'.* say that there are no"
+        CheckpointError, match=r"'h\.0\.attn\.c_attn\.bias'.* says that there are no"
     ):
         open_checkpoint(path)
 

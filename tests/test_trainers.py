@@ -274,7 +274,7 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     arrays = stored_tensors("transformer.")
     arrays["module.transformer.wpe.weight"] = arrays["transformer.wpe.weight"].copy()
     write_container("safetensors", tmp_path, arrays)
-    with pytest.raises(CheckpointError, match=r"'wpe\.weight' is there twice"):
+    with pytest.raises(CheckpointError, match=r"'wpe\.weight' appears twice"):
         open_checkpoint(tmp_path)
 
 
