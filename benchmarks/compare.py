@@ -12,13 +12,12 @@ import argparse
 import json
 import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from convert import read_config
 from peers import ENGINES, FLOAT32
-from processes import EngineError, Launcher, Worker, first_token
+from processes import EngineError, Launcher, Worker, add_options, first_token, launcher_for
 from tasks import AGREEMENT, TASKS, Task, share
 
 Samples = dict[str, list[float]]  # of each engine
@@ -38,12 +37,10 @@ class Comparison:
 
     def start(self, names: list[str]) -> None:
         for name in names:
-            kind = ENGINES[name].files
             try:
                 if name == "llama-batched-bench" and not self.launcher.env["LLAMA_BATCHED_BENCH"]:
                     raise EngineError("give its path with --llama-batched-bench")
-                self.launcher.prepare(name, kind)
-                self.workers[name] = Worker(self.launcher, name, kind)
+                self.workers[name] = self.launcher.worker(name)
             except EngineError as error:
                 self.skip(name, str(error))
 
@@ -98,7 +95,7 @@ class Comparison:
     def turn(self, name: str, task: Task, prompts: list[list[int]]) -> tuple[float, list[float]]:
         """What was measured, and the share of the machine's limit where that is known."""
         if task.measure is None:
-            return first_token(self.launcher, name, ENGINES[name].files, prompts[0]), []
+            return first_token(self.launcher, name, prompts[0]), []
 
         def generate(prompts: list[list[int]], n_new: int) -> float:
             return float(worker.ask("generate", prompts=prompts, n_new=n_new)["seconds"])
@@ -165,19 +162,14 @@ def names_of(known: dict[str, Any], text: str) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    add_options(parser)
     parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*FLOAT32],
                         help="the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[],
-                        help="the interpreter that runs an engine; this one otherwise")  # fmt: skip
     parser.add_argument("--llama-batched-bench", metavar="PATH", help="llama.cpp's program",
                         default=os.environ.get("LLAMA_BATCHED_BENCH", ""))  # fmt: skip
-    parser.add_argument("--work-folder", type=Path, help="for converted files and logs",
-                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
     parser.add_argument("--no-agreement", action="store_true", help="do not compare greedy ids")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every sample, to a file")
     return parser.parse_args()
@@ -185,12 +177,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    options.work_folder.mkdir(parents=True, exist_ok=True)
-    pythons = dict(pair.split("=", 1) for pair in options.python)
-    launcher = Launcher(
-        options.checkpoint, options.work_folder, pythons, options.threads,
-        options.llama_batched_bench,
-    )  # fmt: skip
+    launcher = launcher_for(options, options.llama_batched_bench)
     result = Comparison(launcher, options.seed, options.repeats, options.engines[0])
     try:
         result.start(options.engines)

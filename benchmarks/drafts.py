@@ -12,15 +12,14 @@ in editing: prompts are the model's own greedy texts, of which it goes on in cir
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers import ENGINES
-from processes import EngineError, Launcher, Worker
+from processes import EngineError, Worker, add_options, launcher_for, spread
 
 import gpt2c
 
@@ -116,10 +115,6 @@ def measure(
     return ways, peers
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):8.0f} tok/s ({min(values):.0f} - {max(values):.0f})"
-
-
 def show(ways: list[Way], peers: dict[str, list[float]]) -> None:
     for plain, drafted in zip(ways[::2], ways[1::2], strict=True):
         times = [b / a for a, b in zip(plain.rates, drafted.rates, strict=True)]
@@ -136,41 +131,32 @@ def show(ways: list[Way], peers: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    add_options(parser)
     parser.add_argument("text", type=Path)
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=150)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--engines", default="", help="float32 peers, by compare.py's names")
-    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[])
-    parser.add_argument("--work-folder", type=Path,
-                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
     options = parser.parse_args()
-    options.work_folder.mkdir(parents=True, exist_ok=True)
-    pythons = dict(pair.split("=", 1) for pair in options.python)
-    launcher = Launcher(options.checkpoint, options.work_folder, pythons, options.threads, "")
+    launcher = launcher_for(options)
     model = gpt2c.GPT2.from_pretrained(options.checkpoint, threads=options.threads)
     paragraphs = [line for line in options.text.read_text().split("\n") if len(line) > 200]
     step = max(len(paragraphs) // options.prompts, 1)
     texts = [model.tokenizer.encode(line) for line in paragraphs[::step][: options.prompts]]
+    prompts = [ids[:N_PROMPT] for ids in texts]
     workers: dict[str, Worker] = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for name in filter(None, options.engines.split(",")):
             try:
-                launcher.prepare(name, ENGINES[name].files)
-                workers[name] = Worker(launcher, name, ENGINES[name].files)
+                workers[name] = launcher.worker(name)
+                stack.callback(workers[name].close)
             except EngineError as error:
                 print(f"without {name}: {error}", flush=True)
-        show(*measure(model, workers, [ids[:N_PROMPT] for ids in texts], options.tokens))
-        print("\nwhere the answer repeats the prompt:")
-        starts = [ids[:N_PROMPT] for ids in texts]
-        circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in starts]
-        circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
-        print(f"{len(circles)} prompts:")
-        show(*measure(model, {}, circles, 100, counts_all=True))
-    finally:
-        for worker in workers.values():
-            worker.close()
+        show(*measure(model, workers, prompts, options.tokens))
+    print("\nwhere the answer repeats the prompt:")
+    circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
+    circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
+    print(f"{len(circles)} prompts:")
+    show(*measure(model, {}, circles, 100, counts_all=True))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 import time
 
 import numpy as np
+from peers import Ids
 
 import gpt2c
 from gpt2c.cli.bench import endless_job
@@ -23,13 +24,17 @@ N_NEW = 64
 PROMPT = list(range(16))
 
 
-def plain_seconds(model: gpt2c.GPT2) -> float:
+def token_seconds(model: gpt2c.GPT2, ids: Ids, n_new: int) -> float:
     """A token's time where the engine runs all of them in one call."""
-    job = endless_job(model, np.array(PROMPT, dtype=np.int32), N_NEW + 1)
+    job = endless_job(model, np.array(ids, dtype=np.int32), n_new + 1)
     model._engine.run([job], 1)
     begin = time.perf_counter()
-    model._engine.run([job], N_NEW)
-    return (time.perf_counter() - begin) / N_NEW
+    model._engine.run([job], n_new)
+    return (time.perf_counter() - begin) / n_new
+
+
+def plain_seconds(model: gpt2c.GPT2) -> float:
+    return token_seconds(model, PROMPT, N_NEW)
 
 
 def streamed_seconds(model: gpt2c.GPT2) -> float:

@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from convert import converted
+from peers import ENGINES
 
 HERE = Path(__file__).parent
 
 
 class EngineError(Exception):
     """An engine cannot run here; the message says why in a line."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options from which `launcher_for` makes a launcher."""
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[],
+                        help="the interpreter that runs an engine; this one otherwise")  # fmt: skip
+    parser.add_argument("--work-folder", type=Path, help="for converted files and logs",
+                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
+
+
+def launcher_for(options: argparse.Namespace, bench: str = "") -> Launcher:
+    """A launcher with the options of `add_options`; makes the work folder."""
+    options.work_folder.mkdir(parents=True, exist_ok=True)
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    return Launcher(options.checkpoint, options.work_folder, pythons, options.threads, bench)
+
+
+def spread(values: list[float], digits: int = 0) -> str:
+    """The median, min and max of rates in tokens a second."""
+    median, least, most = statistics.median(values), min(values), max(values)
+    return f"{median:8.{digits}f} tok/s ({least:.{digits}f} - {most:.{digits}f})"
 
 
 class Launcher:
@@ -43,8 +70,14 @@ class Launcher:
     def python(self, name: str) -> str:
         return self.pythons.get(name, sys.executable)
 
-    def prepare(self, name: str, kind: str) -> None:
+    def worker(self, name: str) -> Worker:
+        """The engine, loaded, after its files were made. Raises EngineError."""
+        self.prepare(name)
+        return Worker(self, name)
+
+    def prepare(self, name: str) -> None:
         """Makes the engine's files unless they are there."""
+        kind = ENGINES[name].files
         if converted(self.work, self.checkpoint, kind).exists():
             return
         script = [self.python(name), str(HERE / "convert.py"), kind]
@@ -56,8 +89,8 @@ class Launcher:
         if done.returncode:
             raise EngineError(f"no {kind} files: {self.last_line(name)}")
 
-    def start(self, name: str, kind: str, *more: str) -> subprocess.Popen[str]:
-        folder = str(converted(self.work, self.checkpoint, kind))
+    def start(self, name: str, *more: str) -> subprocess.Popen[str]:
+        folder = str(converted(self.work, self.checkpoint, ENGINES[name].files))
         worker = [self.python(name), str(HERE / "worker.py"), name, folder, str(self.threads)]
         with self.log(name).open("w") as log:
             # A group of its own takes SIGSTOP whole; of the same session, the kernel ends it
@@ -75,9 +108,9 @@ class Launcher:
 class Worker:
     """One engine, loaded; it runs only inside `with worker.turn():`."""
 
-    def __init__(self, launcher: Launcher, name: str, kind: str) -> None:
+    def __init__(self, launcher: Launcher, name: str) -> None:
         self.launcher, self.name = launcher, name
-        self.process = launcher.start(name, kind)
+        self.process = launcher.start(name)
         try:
             self.versions: dict[str, str] = self.read()["versions"]
         except BaseException:
@@ -121,10 +154,10 @@ class Worker:
         self.process.communicate()
 
 
-def first_token(launcher: Launcher, name: str, kind: str, prompt: list[int]) -> float:
+def first_token(launcher: Launcher, name: str, prompt: list[int]) -> float:
     """Seconds from the start of a process to the first new token that it tells."""
     begin = time.perf_counter()
-    process = launcher.start(name, kind, json.dumps(prompt))
+    process = launcher.start(name, json.dumps(prompt))
     assert process.stdout
     line = process.stdout.readline()
     seconds = time.perf_counter() - begin

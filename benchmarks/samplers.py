@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 import numpy as np
+from manners import token_seconds
 
 import gpt2c
-from gpt2c.cli.bench import endless_job
 from gpt2c.engine.types import Plan
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 
@@ -64,14 +64,6 @@ def choice_seconds(model: gpt2c.GPT2, plan: Plan, ids: Any, logits: Any) -> floa
     return min(times)
 
 
-def token_seconds(model: gpt2c.GPT2, ids: Any) -> float:
-    job = endless_job(model, ids, CHOICES + 1)
-    model._engine.run([job], 1)
-    begin = time.perf_counter()
-    model._engine.run([job], CHOICES)
-    return (time.perf_counter() - begin) / CHOICES
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?")
@@ -88,7 +80,7 @@ def main() -> None:
     vocabulary = Vocabulary(n_vocab, frozenset(), lambda: model.tokenizer)
     tokens, costs = [], {}
     for name, given in CASES.items():
-        tokens.append(token_seconds(model, ids))
+        tokens.append(token_seconds(model, ids, CHOICES))
         costs[name] = choice_seconds(model, check_sampling(given, vocabulary), ids, logits)
     token = statistics.median(tokens)
     print(f"{n_vocab} ids, a spread of {logits.std():.2f}; a token takes {1e3 * token:.2f} ms")
