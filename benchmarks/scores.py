@@ -1,9 +1,9 @@
-"""Scores a text with gpt2c and with transformers' float32 forward, in turns.
+"""Scores a text with gpt2c and with transformers' float32 forward, alternating.
 
     python benchmarks/scores.py CHECKPOINT TEXT [--tokens 8192] [--stride 512] [--repeats 5]
 
-Both follow the usual recipe: windows of the whole context every `stride` tokens, each token scored
-once. Prints scored tokens/s and what both say of the text.
+Both use windows of the whole context that start every `stride` tokens, and score each token once.
+Prints scored tokens per second and the total log-probability of the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--tokens", type=int, default=8192, help="so much of the text's beginning")
+    parser.add_argument("--tokens", type=int, default=8192, help="score only this many")
     parser.add_argument("--stride", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
         ids = ids[: options.tokens]
         rates: dict[str, list[float]] = {name: [] for name in NAMES}
         totals: dict[str, float] = {}
-        for repeat in range(-1, options.repeats):  # one that is not counted
+        for repeat in range(-1, options.repeats):  # repeat -1 is a warm-up
             for name, worker in workers.items():
                 with worker.turn():
                     reply = worker.ask("score", ids=ids, stride=options.stride)
@@ -48,9 +48,10 @@ def main() -> None:
                 if repeat >= 0:
                     rates[name].append((len(ids) - 1) / reply["seconds"])
     ours = statistics.median(rates["gpt2c"])
-    print(f"{len(ids)} tokens, stride {options.stride}, {options.threads} threads")
+    print(f"{len(ids)} tokens, stride {options.stride}, {options.threads} threads; "
+          "N x: gpt2c is N times as fast")  # fmt: skip
     for name, values in rates.items():
-        print(f"  {name:12}{spread(values, 1)}   gpt2c/it {ours / statistics.median(values):.2f}"
+        print(f"  {name:12}{spread(values, 1)}   {ours / statistics.median(values):.2f} x"
               f"   total {totals[name]:.4f}")  # fmt: skip
 
 
