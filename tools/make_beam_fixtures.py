@@ -13,15 +13,14 @@ their fixture, a later one that of plain beam search.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from fixtures import FIXTURES, transformers_options
 from transformers import GPT2LMHeadModel
 
-FIXTURES = Path("tests/fixtures")
 HAS_GROUPS = hasattr(transformers.GenerationMixin, "_group_beam_search")
 MODELS = ("plain", "relu_inner", "untied_inverse", "unscaled_silu", "tanh")
 
@@ -84,17 +83,6 @@ GROUPS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def theirs(options: dict[str, Any]) -> dict[str, Any]:
-    """The options by transformers' names."""
-    renamed = dict(options)
-    if "bad_words" in renamed:
-        renamed["bad_words_ids"] = renamed.pop("bad_words")
-    if "logit_bias" in renamed:
-        biases = renamed.pop("logit_bias").items()
-        renamed["sequence_bias"] = [[[int(id)], bias] for id, bias in biases]
-    return renamed
-
-
 def until_end(ids: list[int], eos: list[int]) -> list[int]:
     """Without the padding after an end token (beam_indices of groups do not tell lengths)."""
     ends = [i + 1 for i, id in enumerate(ids) if id in eos]
@@ -107,7 +95,7 @@ def searched(
     out = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         do_sample=False, return_dict_in_generate=True, output_scores=True,
-        eos_token_id=eos or None, pad_token_id=pad, **theirs(options),
+        eos_token_id=eos or None, pad_token_id=pad, **transformers_options(options),
     )  # fmt: skip
     new = [until_end(row[len(ids) :].tolist(), eos) for row in out.sequences]
     return {

@@ -12,17 +12,15 @@ checkpoints in tests/fixtures/transformers.
 
 from __future__ import annotations
 
-import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from fixtures import FIXTURES, encoded, transformers_options
 from transformers import GPT2Config, GPT2LMHeadModel
 
-FIXTURES = Path("tests/fixtures")
 N_VOCAB = 120
 EOS = 7
 
@@ -62,25 +60,10 @@ CASES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def encoded(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
-
-
-def theirs(options: dict[str, Any]) -> dict[str, Any]:
-    """The options by transformers' names."""
-    renamed = dict(options)
-    if "bad_words" in renamed:
-        renamed["bad_words_ids"] = renamed.pop("bad_words")
-    if "logit_bias" in renamed:
-        biases = renamed.pop("logit_bias").items()
-        renamed["sequence_bias"] = [[[int(id)], bias] for id, bias in biases]
-    return renamed
-
-
 def processed(model: GPT2LMHeadModel, options: dict[str, Any], ids: list[int], logits: Any) -> Any:
     config = transformers.GenerationConfig(
         do_sample=True, top_k=options.get("top_k", 0), eos_token_id=EOS, pad_token_id=EOS,
-        **{k: v for k, v in theirs(options).items() if k != "top_k"},
+        **{k: v for k, v in transformers_options(options).items() if k != "top_k"},
     )  # fmt: skip
     model._prepare_special_tokens(config, device="cpu")
     chain = model._get_logits_processor(

@@ -9,7 +9,6 @@ and the ids of bos and eos.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from fixtures import byte_alphabet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 END = "<|endoftext|>"
@@ -26,14 +26,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def alphabet() -> list[str]:
-    """GPT-2's character of each byte 0 to 255."""
-    kept = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    shifted = itertools.count(256)
-    return [chr(byte) if byte in kept else chr(next(shifted)) for byte in range(256)]
-
-
-VOCAB = {token: id for id, token in enumerate([*alphabet(), END])}
+VOCAB = {token: id for id, token in enumerate([*byte_alphabet(), END])}
 
 
 def added(*tokens: tuple[str, bool]) -> dict[str, Any]:

@@ -11,15 +11,14 @@ under the names and shapes of OpenAI's model.py, saved by tf.train.Saver.
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from fixtures import FIXTURES, new_folder
 from safetensors.numpy import load_file
 
-TINY = Path("tests/fixtures/transformers/tiny")
-OUT = Path("tests/fixtures/formats")
+TINY = FIXTURES / "transformers" / "tiny"
+OUT = FIXTURES / "formats"
 
 
 def openai_name(name: str) -> str:
@@ -32,9 +31,7 @@ def openai_name(name: str) -> str:
 
 
 def save(name: str, prefix: str, *, training: bool) -> None:
-    folder = OUT / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = new_folder(OUT / name)
     config = json.loads((TINY / "config.json").read_text())
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for stored, array in load_file(TINY / "model.safetensors").items():

@@ -11,16 +11,16 @@ holds the RMS error of torch's float32 logits against its own float64, which gpt
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from fixtures import FIXTURES, encoded
 from transformers import GPT2Config, GPT2LMHeadModel
 
-OUT = Path("tests/fixtures/transformers")
+OUT = FIXTURES / "transformers"
 COMMON = {"bos_token_id": None, "eos_token_id": None}
 
 # name: (configuration, stored dtype); sizes that no vector width divides are among them.
@@ -129,8 +129,8 @@ def expected_of(model: GPT2LMHeadModel, rng: np.random.Generator) -> list[dict]:
     cases = []
     for length in sorted({1, n_positions // 2 or 1, n_positions}):
         ids = rng.integers(0, n_vocab, length)
-        logits = model(torch.from_numpy(ids)[None]).logits[0].numpy().astype("<f4")
-        case = {"ids": ids.tolist(), "logits": base64.b64encode(logits.tobytes()).decode()}
+        logits = model(torch.from_numpy(ids)[None]).logits[0]
+        case = {"ids": ids.tolist(), "logits": encoded(logits)}
         n_new = min(20, n_positions - length)
         if n_new:
             out = model.generate(
@@ -185,8 +185,7 @@ VARIANTS = [
 def variant_of(changes: dict, folder: Path) -> dict:
     model = GPT2LMHeadModel.from_pretrained(folder, **changes).eval()
     logits = model(torch.arange(model.config.n_positions)[None] % model.config.vocab_size).logits
-    values = logits[0].numpy().astype("<f4")
-    return {"config": changes, "logits": base64.b64encode(values.tobytes()).decode()}
+    return {"config": changes, "logits": encoded(logits[0])}
 
 
 def main() -> None:
