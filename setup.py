@@ -35,9 +35,7 @@ LAST_LINES = 15
 
 
 def extension() -> Extension:
-    sources = [
-        str(p) for p in sorted([*Path("csrc").glob("*.c"), *Path("csrc/kernels").glob("*.c")])
-    ]
+    sources = [str(p) for p in sorted(Path("csrc").rglob("*.c"))]
     return Extension(
         "gpt2c.engine._engine",
         sources=["src/gpt2c/engine/_engine.pyx", *sources],

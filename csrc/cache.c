@@ -1,7 +1,7 @@
 /* Pages, sharing, roll-back. */
 #include "cache.h"
 
-#include "os.h"
+#include "os/os.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
  * freed, by different threads: hence the atomic count. */
 typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
-    size_t bytes; /* with this header */
+    size_t bytes;             /* with this header */
     struct page_header *next; /* where it is spare */
 } page_header;
 
@@ -110,9 +110,7 @@ static int page_is_shared(void *page) {
     return atomic_load_explicit(&header_of(page)->n_owners, memory_order_acquire) > 1;
 }
 
-static int32_t pages_for(int32_t length) {
-    return (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
-}
+static int32_t pages_for(int32_t length) { return (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS; }
 
 gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence) {
     gpt2c_sequence *s = calloc(1, sizeof *s);
@@ -154,9 +152,7 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence) {
     free(sequence);
 }
 
-int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) {
-    return sequence->length;
-}
+int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) { return sequence->length; }
 
 /* The call may have been anywhere in cache_reserve: pages beyond the length are lost, not freed. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence) {

@@ -7,7 +7,7 @@
 #ifndef GPT2C_CACHE_H
 #define GPT2C_CACHE_H
 
-#include "model.h"
+#include "model/model.h"
 
 struct gpt2c_sequence {
     const gpt2c_model *model;

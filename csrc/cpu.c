@@ -1,7 +1,7 @@
 #include "cpu.h"
 
 #include "gpt2c.h"
-#include "os.h"
+#include "os/os.h"
 
 #include <string.h>
 
@@ -83,6 +83,4 @@ const instruction_set *cpu_instruction_set(const char *name) {
     return NULL;
 }
 
-int gpt2c_isa_supported(const char *name) {
-    return cpu_instruction_set(name) != NULL;
-}
+int gpt2c_isa_supported(const char *name) { return cpu_instruction_set(name) != NULL; }

@@ -2,7 +2,7 @@
 #ifndef GPT2C_CPU_H
 #define GPT2C_CPU_H
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 typedef struct {
     const char *name;

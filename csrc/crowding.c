@@ -103,9 +103,7 @@ void crowding_learn(const call_report *call) {
         crowding.rest_end = call->end + crowding.rest_seconds;
 }
 
-int crowding_is_felt(void) {
-    return atomic_load_explicit(&is_felt, memory_order_relaxed);
-}
+int crowding_is_felt(void) { return atomic_load_explicit(&is_felt, memory_order_relaxed); }
 
 void crowding_forget(void) {
     crowding.n_resting = 0;

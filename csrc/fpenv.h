@@ -17,9 +17,7 @@ static inline fp_state fp_enter(void) {
     return caller;
 }
 
-static inline void fp_leave(fp_state caller) {
-    _mm_setcsr(caller);
-}
+static inline void fp_leave(fp_state caller) { _mm_setcsr(caller); }
 
 #elif defined(__aarch64__)
 
@@ -33,9 +31,7 @@ static inline fp_state fp_enter(void) {
     return caller;
 }
 
-static inline void fp_leave(fp_state caller) {
-    __asm__ volatile("msr fpcr, %0" : : "r"(caller));
-}
+static inline void fp_leave(fp_state caller) { __asm__ volatile("msr fpcr, %0" : : "r"(caller)); }
 
 #else
 #include <fenv.h>
@@ -49,9 +45,7 @@ static inline fp_state fp_enter(void) {
     return caller;
 }
 
-static inline void fp_leave(fp_state caller) {
-    fesetenv(&caller);
-}
+static inline void fp_leave(fp_state caller) { fesetenv(&caller); }
 #endif
 
 #endif

@@ -1,10 +1,10 @@
 /* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
  * one forward call, and chooses each next token. */
-#include "draft.h"
-#include "model.h"
-#include "os.h"
+#include "draft/draft.h"
+#include "model/model.h"
+#include "os/os.h"
 #include "pool.h"
-#include "sample.h"
+#include "sample/sample.h"
 
 #include <stdlib.h>
 
@@ -112,9 +112,8 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     const workspace *w = context;
     for (int32_t i = worker; i < w->n_choosing; i += n_workers) {
         int32_t f = w->choosing[i];
-        candidates *c = is_greedy(w->fed[f])
-                            ? NULL
-                            : gpt2c_scratch_candidates(w->scratch, w->model, worker);
+        candidates *c =
+            is_greedy(w->fed[f]) ? NULL : gpt2c_scratch_candidates(w->scratch, w->model, worker);
         choose(w, f, c);
     }
 }
@@ -225,8 +224,7 @@ static int32_t tokens_generated(gpt2c_job *const *jobs, int32_t n_jobs) {
 static int job_is_possible(const gpt2c_job *job) {
     return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
            job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&
-           job->n_tokens < job->max_new_tokens &&
-           (job->n_fed < job->n_prompt || job->n_tokens > 0);
+           job->n_tokens < job->max_new_tokens && (job->n_fed < job->n_prompt || job->n_tokens > 0);
 }
 
 gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_drafter *drafter,

@@ -42,8 +42,8 @@ typedef enum {
 typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_weights;
 
 typedef struct {
-    int32_t weights; /* a gpt2c_weights: of the blocks' matrices */
-    int32_t embeddings; /* the same of wte and lm_head, both quantised or neither */
+    int32_t weights;      /* a gpt2c_weights: of the blocks' matrices */
+    int32_t embeddings;   /* the same of wte and lm_head, both quantised or neither */
     int32_t narrow_cache; /* keys and values are kept in bfloat16 */
     int32_t n_candidates; /* of each scale of int4, at least 1 */
     int32_t n_vocab;
@@ -52,32 +52,32 @@ typedef struct {
     int32_t n_layer; /* may be 0 */
     int32_t n_head;
     int32_t n_inner;
-    int32_t activation;            /* a gpt2c_activation */
-    int32_t tied_head;             /* 1: the head is wte; 0: LM_HEAD is loaded too */
-    int32_t scale_attn;            /* scores are divided by sqrt(head_dim) */
+    int32_t activation;             /* a gpt2c_activation */
+    int32_t tied_head;              /* 1: the head is wte; 0: LM_HEAD is loaded too */
+    int32_t scale_attn;             /* scores are divided by sqrt(head_dim) */
     int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
     float layer_norm_epsilon;
 } gpt2c_config;
 
 /* GPT-2's tensors; the ones from LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once a block. */
 typedef enum {
-    GPT2C_WTE = 0,           /* [n_vocab, n_embd] */
-    GPT2C_WPE,               /* [n_positions, n_embd] */
-    GPT2C_LN_F_WEIGHT,       /* [n_embd] */
-    GPT2C_LN_F_BIAS,         /* [n_embd] */
-    GPT2C_LM_HEAD,           /* [n_vocab, n_embd] */
-    GPT2C_LN_1_WEIGHT,       /* [n_embd] */
-    GPT2C_LN_1_BIAS,         /* [n_embd] */
-    GPT2C_C_ATTN_WEIGHT,     /* [n_embd, 3 n_embd] */
-    GPT2C_C_ATTN_BIAS,       /* [3 n_embd] */
+    GPT2C_WTE = 0,            /* [n_vocab, n_embd] */
+    GPT2C_WPE,                /* [n_positions, n_embd] */
+    GPT2C_LN_F_WEIGHT,        /* [n_embd] */
+    GPT2C_LN_F_BIAS,          /* [n_embd] */
+    GPT2C_LM_HEAD,            /* [n_vocab, n_embd] */
+    GPT2C_LN_1_WEIGHT,        /* [n_embd] */
+    GPT2C_LN_1_BIAS,          /* [n_embd] */
+    GPT2C_C_ATTN_WEIGHT,      /* [n_embd, 3 n_embd] */
+    GPT2C_C_ATTN_BIAS,        /* [3 n_embd] */
     GPT2C_ATTN_C_PROJ_WEIGHT, /* [n_embd, n_embd] */
-    GPT2C_ATTN_C_PROJ_BIAS,  /* [n_embd] */
-    GPT2C_LN_2_WEIGHT,       /* [n_embd] */
-    GPT2C_LN_2_BIAS,         /* [n_embd] */
-    GPT2C_C_FC_WEIGHT,       /* [n_embd, n_inner] */
-    GPT2C_C_FC_BIAS,         /* [n_inner] */
-    GPT2C_MLP_C_PROJ_WEIGHT, /* [n_inner, n_embd] */
-    GPT2C_MLP_C_PROJ_BIAS,   /* [n_embd] */
+    GPT2C_ATTN_C_PROJ_BIAS,   /* [n_embd] */
+    GPT2C_LN_2_WEIGHT,        /* [n_embd] */
+    GPT2C_LN_2_BIAS,          /* [n_embd] */
+    GPT2C_C_FC_WEIGHT,        /* [n_embd, n_inner] */
+    GPT2C_C_FC_BIAS,          /* [n_inner] */
+    GPT2C_MLP_C_PROJ_WEIGHT,  /* [n_inner, n_embd] */
+    GPT2C_MLP_C_PROJ_BIAS,    /* [n_embd] */
     GPT2C_N_TENSORS,
 } gpt2c_tensor;
 
@@ -129,7 +129,8 @@ void gpt2c_sequence_forget_call(gpt2c_sequence *sequence);
 /* ---- forward (forward.c) ---- */
 
 /* For calls of up to n_rows rows: GPT2C_MAX_ROWS, or for gpt2c_forward_probed the tokens of its text. */
-gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows, gpt2c_scratch **scratch);
+gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
+                                  gpt2c_scratch **scratch);
 void gpt2c_scratch_free(gpt2c_scratch *scratch);
 /* Room for n_rows of logits, at most GPT2C_MAX_ROWS, which lasts as long as the scratch; NULL without
  * memory. */
@@ -206,11 +207,12 @@ typedef enum {
 
 /* Gets rows [n_rows, width], each a stride after the last, which it may change; block is n_layer for points
  * of the model. What is not 0 stops the call. Called by the call's own thread. */
-typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t block, float *rows, size_t stride,
-                          int32_t n_rows, int32_t width);
+typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t block, float *rows,
+                          size_t stride, int32_t n_rows, int32_t width);
 
 typedef struct {
-    const uint8_t *points; /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
+    /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
+    const uint8_t *points;
     const uint8_t *wants_logits; /* [n_tokens] */
     gpt2c_show show;
     int (*poll)(void *context); /* before each block; what is not 0 stops the call */
@@ -285,7 +287,7 @@ typedef struct {
     int32_t n_prompt;
     int32_t n_fed; /* of the prompt */
     gpt2c_sampling sampling;
-    float mirostat_mu; /* at first twice tau */
+    float mirostat_mu;       /* at first twice tau */
     const int32_t *stop_ids; /* [n_stop_ids] */
     int32_t n_stop_ids;
     int32_t max_new_tokens;
@@ -296,7 +298,8 @@ typedef struct {
     int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the token that ended it */
     gpt2c_lookup *lookup;           /* NULL: nothing is drafted */
     gpt2c_sequence *draft_sequence; /* of a draft model that is another than this model's packing */
-    int32_t n_passes, n_drafted, n_accepted; /* forward calls after the prompt, and what they took */
+    /* Forward calls after the prompt, and what they took. */
+    int32_t n_passes, n_drafted, n_accepted;
 } gpt2c_job;
 
 /* Runs a job's stages over logits [n_vocab]; those of ids that were removed become -infinity. */

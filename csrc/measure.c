@@ -1,8 +1,8 @@
 /* The machine's own limits, for benchmarks: how fast a model's bytes can be read at all, and how
  * many multiplications and additions a second there are, on the threads that the model uses. */
 #include "fpenv.h"
-#include "model.h"
-#include "os.h"
+#include "model/model.h"
+#include "os/os.h"
 #include "pool.h"
 
 /* Steps of the multiply-add kernel: some 2 milliseconds. */

@@ -8,7 +8,7 @@
 
 #include "crowding.h"
 #include "fpenv.h"
-#include "os.h"
+#include "os/os.h"
 
 #include <stddef.h>
 
@@ -23,7 +23,7 @@
 /* A count that only goes up, and that threads wait for. */
 typedef struct {
     atomic_uint count;
-    atomic_uint n_sleepers; /* spares the system call that wakes where nobody sleeps */
+    atomic_uint n_sleepers;      /* spares the system call that wakes where nobody sleeps */
     _Atomic double announced_at; /* set where somebody seems to sleep */
 } event;
 
@@ -49,14 +49,14 @@ typedef struct {
     _Alignas(64) event orders; /* something to do */
     _Alignas(64) event done;
     pool_team *team;
-    int index; /* in the team */
+    int index;          /* in the team */
     thread_share share; /* of its last call */
-    int is_taken; /* by a call; under the pool's lock */
+    int is_taken;       /* by a call; under the pool's lock */
 } worker;
 
 static struct {
     os_lock lock;
-    int n_workers; /* started; under the lock */
+    int n_workers;    /* started; under the lock */
     unsigned process; /* forks between the process that loaded the library and this one */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
@@ -64,9 +64,7 @@ static struct {
 /* Seconds that this thread slept, in the call it takes part in, because it had nothing to do. */
 static _Thread_local double idle_seconds;
 
-static unsigned count_of(event *e) {
-    return atomic_load_explicit(&e->count, memory_order_acquire);
-}
+static unsigned count_of(event *e) { return atomic_load_explicit(&e->count, memory_order_acquire); }
 
 /* Sequentially consistent, both here and in announce: either the sleeper sees the new count, or the
  * announcer sees the sleeper. */
@@ -116,7 +114,8 @@ static thread_share take_part(pool_team *t, int index) {
     t->function(t->context, t, index, t->n_workers);
     if (!atomic_load_explicit(&t->has_slept, memory_order_relaxed))
         return (thread_share){os_seconds() - t->begin, 0};
-    double cpu = os_thread_seconds() - cpu_begin, lost = os_seconds() - t->begin - cpu - idle_seconds;
+    double cpu = os_thread_seconds() - cpu_begin,
+           lost = os_seconds() - t->begin - cpu - idle_seconds;
     return (thread_share){cpu, lost > 0 ? lost : 0};
 }
 
@@ -199,8 +198,8 @@ void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
     int n = bounded(max_workers) - 1, n_resting = 0;
-    pool_team t = {.function = function, .context = context, .process = pool.process,
-                   .begin = os_seconds()};
+    pool_team t = {
+        .function = function, .context = context, .process = pool.process, .begin = os_seconds()};
     n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;
     t.n_workers = n + 1;
     /* Alone, nobody sleeps, and how much CPU time it gets shows what resting is worth. */
@@ -218,14 +217,15 @@ void pool_run(team_function function, void *context, int max_workers) {
         wait_while(&taken[i]->done, done_before[i]);
     if (n == 0 && n_resting == 0)
         return;
-    call_report call = {.n_threads = n + 1, .n_resting = n_resting, .begin = t.begin,
-                        .cpu_seconds = own.cpu_seconds, .lost_seconds = own.lost_seconds};
+    call_report call = {.n_threads = n + 1,
+                        .n_resting = n_resting,
+                        .begin = t.begin,
+                        .cpu_seconds = own.cpu_seconds,
+                        .lost_seconds = own.lost_seconds};
     give_back(taken, n, &call);
 }
 
-int team_was_lost(const pool_team *t) {
-    return t->n_workers > 1 && t->process != pool.process;
-}
+int team_was_lost(const pool_team *t) { return t->n_workers > 1 && t->process != pool.process; }
 
 void team_barrier(pool_team *t) {
     if (t->n_workers == 1 || team_was_lost(t))

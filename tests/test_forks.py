@@ -64,7 +64,7 @@ def model(backend, request):
 @pytest.mark.parametrize("flags", [[], ["-DOS_NO_FUTEX"]], ids=["futex", "condition"])
 def test_a_fork_during_the_first_call_of_the_pool(tmp_path, flags):
     program = tmp_path / "pool_forks"
-    core = [ROOT / "csrc" / name for name in ("pool.c", "crowding.c", "os.c")]
+    core = [ROOT / "csrc" / name for name in ("pool.c", "crowding.c", "os/os.c")]
     sources = [ROOT / "tests/c/pool_forks.c", *core]
     subprocess.run(
         ["cc", "-std=c11", "-O1", "-pthread", *flags, "-I", ROOT / "csrc", *sources, "-o", program],

@@ -18,11 +18,7 @@ FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-W
 
 
 def build(compiler: str, to: Path, *flags: str) -> Path:
-    sources = [
-        *ROOT.glob("csrc/*.c"),
-        *ROOT.glob("csrc/kernels/*.c"),
-        ROOT / "tests/c/engine_bits.c",
-    ]
+    sources = [*ROOT.glob("csrc/**/*.c"), ROOT / "tests/c/engine_bits.c"]
     command = [compiler, *FLAGS, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(to)]
     subprocess.run([*command, "-lm", "-lpthread"], check=True)
     return to

@@ -57,9 +57,7 @@ typedef struct {
     size_t at;
 } stored;
 
-INLINE stored stored_at(stored s, int further) {
-    return (stored){s.page, s.at + (size_t)further};
-}
+INLINE stored stored_at(stored s, int further) { return (stored){s.page, s.at + (size_t)further}; }
 
 /* The first n of a vector of numbers of the cache. A processor waits for the cache line of a load even where
  * all of it is masked: those of short texts that nobody had fetched took near half of attention's time. */
@@ -90,14 +88,15 @@ INLINE int lines_of(const int is_narrow, int n) {
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
  * real. */
 INLINE void score_tile(const attention_args *a, const int is_narrow, const int rows,
-                       const int n_vectors, const float *q, stored key, int n,
-                       fetch_list *fetches, float *scores) {
+                       const int n_vectors, const float *q, stored key, int n, fetch_list *fetches,
+                       float *scores) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             sum[r][v] = vf_set1(0.0f);
+    }
     for (int d = 0; d < a->head_dim; d++) {
         vf k[MOST_VECTORS];
         if (rows == 1)
@@ -115,11 +114,12 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
         }
     }
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             vf_store_first(scores + (size_t)r * a->scores_stride + v * VF_WIDTH,
                            vf_mul(sum[r][v], vf_set1(a->scale)), n - v * VF_WIDTH);
+    }
 }
 
 /* The scores of one page's first n positions; what lies beyond is never read. */
@@ -146,7 +146,7 @@ static float exponentials(float *scores, int n, float m) {
         int end = n - block < POSITION_BLOCK ? n : block + POSITION_BLOCK;
         lanes sum = lanes_zero();
         int i = block;
-        for (; i + LANES <= end; i += LANES)
+        for (; i + LANES <= end; i += LANES) {
             UNROLL
             for (int v = 0; v < LANE_VECTORS; v++) {
                 float *at = scores + i + v * VF_WIDTH;
@@ -154,6 +154,7 @@ static float exponentials(float *scores, int n, float m) {
                 vf_store(at, e);
                 sum.part[v] = vf_add(sum.part[v], e);
             }
+        }
         for (; i < end; i += LANES)
             for (int v = 0; v < LANE_VECTORS; v++) {
                 int at = i + v * VF_WIDTH;
@@ -193,39 +194,44 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
                        float *out) {
     vf total[TILE_ROWS][MOST_VECTORS], sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
+    }
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
         stored value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
+        }
         for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim)
             add_value(a, is_narrow, rows, 0, n_vectors, value, n, scores + i, sum);
         /* Later rows go on to their own position. */
-        if (block + end == n_positions)
+        if (block + end == n_positions) {
             UNROLL
             for (int first = 1; first < rows; first++, value.at += (size_t)a->head_dim)
                 add_value(a, is_narrow, rows, first, n_vectors, value, n, scores + end + first - 1,
                           sum);
+        }
         UNROLL
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 total[r][v] = block ? vf_add(total[r][v], sum[r][v]) : sum[r][v];
+        }
     }
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             vf_store_first(out + (size_t)r * a->out_stride + dim + v * VF_WIDTH,
                            vf_div(total[r][v], vf_set1(divisor[r])), n - v * VF_WIDTH);
+    }
 }
 
 /* A tile of rows, from the row-th on: their scores; */
@@ -271,9 +277,9 @@ INLINE void attend_rows(const attention_args *a, const int is_narrow) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
         switch (rows) { /* each its own unrolled copy */
-#define CASE(n)                                                                                    \
-    case n:                                                                                        \
-        attend_tile(a, is_narrow, n, row);                                                         \
+#define CASE(n)                            \
+    case n:                                \
+        attend_tile(a, is_narrow, n, row); \
         break;
             TILE_CASES
 #undef CASE
@@ -290,8 +296,9 @@ static void attention_kernel(const attention_args *a) {
 
 /* out[dim ..] (+)= sum(weights[i] * value[i][dim ..]) of a block of positions, for n_vectors vectors of
  * dimensions, of which n are real. */
-INLINE void add_block(const attention_args *a, const int is_narrow, const int n_vectors, stored value,
-                      int n, const float *weights, int n_positions, int is_first, float *out) {
+INLINE void add_block(const attention_args *a, const int is_narrow, const int n_vectors,
+                      stored value, int n, const float *weights, int n_positions, int is_first,
+                      float *out) {
     vf sum[TILE_ROWS][MOST_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)

@@ -1,7 +1,7 @@
 /* The kernels for AVX2 and FMA (Intel since Haswell, AMD since Zen). */
-#include "../gpt2c.h"
-#include "../kernels.h"
-#include "inline.h"
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 
@@ -16,13 +16,13 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#include "vec_avx2.h"
+#include "kernels/vec_avx2.h"
 
-#include "dot_avx2.h"
+#include "kernels/dot_avx2.h"
 
-#include "body.h"
+#include "kernels/body.h"
 
-#include "integer.h"
+#include "kernels/integer.h"
 
 const kernel_table kernels_avx2 = KERNEL_TABLE;
 const integer_table integer_avx2 = INTEGER_TABLE;

@@ -1,7 +1,7 @@
 /* Integer kernels for AVX-VNNI (Intel since Alder Lake, AMD since Zen 5). */
-#include "../gpt2c.h"
-#include "../kernels.h"
-#include "inline.h"
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 
@@ -16,11 +16,11 @@
 #pragma GCC target("avx2,fma,avxvnni")
 #endif
 
-#include "vec_avx2.h"
+#include "kernels/vec_avx2.h"
 
-#include "dot_avxvnni.h"
+#include "kernels/dot_avxvnni.h"
 
-#include "integer_body.h"
+#include "kernels/integer_body.h"
 
 const integer_table integer_avxvnni = INTEGER_TABLE;
 

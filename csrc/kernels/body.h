@@ -1,31 +1,43 @@
 /* Every kernel, for the instruction set whose vector type the including file has defined. */
-#include "functions.h"
-#include "row.h"
+#include "kernels/functions.h"
+#include "kernels/row.h"
 
-#include "elementwise.h"
-#include "quantize_rows.h"
+#include "kernels/elementwise.h"
+#include "kernels/quantize_rows.h"
 
-#include "finish.h"
-#include "layer_norm.h"
-#include "limits.h"
-#include "matmul.h"
-#include "quantize.h"
+#include "kernels/finish.h"
+#include "kernels/layer_norm.h"
+#include "kernels/limits.h"
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
 
-#include "attention.h"
-#include "log_prob.h"
-#include "sampling.h"
+#include "kernels/attention.h"
+#include "kernels/log_prob.h"
+#include "kernels/sampling.h"
 
-#define KERNEL_TABLE                                                                               \
-    {                                                                                              \
-        .matmul = matmul_kernel, .layer_norm = layer_norm_kernel, .attention = attention_kernel,   \
-        .attention_heads = attention_heads_kernel,                                             \
-        .attention_scores = attention_scores_kernel,                                           \
-        .attention_weights = attention_weights_kernel,                                         \
-        .attention_values = attention_values_kernel,                                           \
-        .store = store_kernel, .add = add_kernel, .quantize_rows = quantize_rows_kernel,                              \
-        .quantize_int8 = quantize_int8_kernel, .quantize_int4 = quantize_int4_kernel,              \
-        .arg_max = arg_max_kernel, .draw = draw_kernel, .divide = divide_kernel,                   \
-        .chance = chance_kernel, .log_total = log_total_kernel, .rank = rank_kernel,               \
-        .exp = exp_kernel, .log = log_kernel, .activate = activate_kernel,                         \
-        .stream = stream_kernel, .multiply_add = multiply_add_kernel,                              \
+#define KERNEL_TABLE                                   \
+    {                                                  \
+        .matmul = matmul_kernel,                       \
+        .layer_norm = layer_norm_kernel,               \
+        .attention = attention_kernel,                 \
+        .attention_heads = attention_heads_kernel,     \
+        .attention_scores = attention_scores_kernel,   \
+        .attention_weights = attention_weights_kernel, \
+        .attention_values = attention_values_kernel,   \
+        .store = store_kernel,                         \
+        .add = add_kernel,                             \
+        .quantize_rows = quantize_rows_kernel,         \
+        .quantize_int8 = quantize_int8_kernel,         \
+        .quantize_int4 = quantize_int4_kernel,         \
+        .arg_max = arg_max_kernel,                     \
+        .draw = draw_kernel,                           \
+        .divide = divide_kernel,                       \
+        .chance = chance_kernel,                       \
+        .log_total = log_total_kernel,                 \
+        .rank = rank_kernel,                           \
+        .exp = exp_kernel,                             \
+        .log = log_kernel,                             \
+        .activate = activate_kernel,                   \
+        .stream = stream_kernel,                       \
+        .multiply_add = multiply_add_kernel,           \
     }

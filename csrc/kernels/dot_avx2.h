@@ -18,9 +18,7 @@ INLINE vi dot_int8(vi sum, vi w, vi x) {
 }
 
 /* Sums of 16 bits: a group's are 8 * 2 * 15 * 127 at most. */
-INLINE vi dot_int4(vi sum, vi w, vi x) {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
-}
+INLINE vi dot_int4(vi sum, vi w, vi x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
 
 INLINE vi int4_total(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 INLINE vi times(vi a, vi b) { return _mm256_madd_epi16(a, b); }

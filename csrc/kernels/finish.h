@@ -33,7 +33,8 @@ INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int pane
 }
 
 /* Bias, activation and residual, and the store of a panel's n_columns real columns. */
-static void finish_panel(const matmul_args *a, int row, int n_rows, int panel, const float *totals) {
+static void finish_panel(const matmul_args *a, int row, int n_rows, int panel,
+                         const float *totals) {
     if (a->quantized_out.values) {
         finish_quantized(a, row, n_rows, panel, totals);
         return;

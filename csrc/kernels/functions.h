@@ -9,9 +9,7 @@ INLINE vi vi_nearest(vf x) {
     return vi_sub(vi_bits(vf_add(x, vf_set1(ROUND_MAGIC))), vi_bits(vf_set1(ROUND_MAGIC)));
 }
 
-INLINE vf vf_magnitude(vf x) {
-    return vf_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff)));
-}
+INLINE vf vf_magnitude(vf x) { return vf_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff))); }
 
 /* A float's bits with so many fewer of mantissa, to nearest even. */
 INLINE vi vi_round_off(vi bits, int n) {
@@ -25,9 +23,7 @@ INLINE vi vi_round_off(vi bits, int n) {
 #define LN2_LOW -2.12194440e-4f
 
 /* 2^n for n from -126 to 127, put together from its exponent bits. */
-INLINE vf power_of_two(vi n) {
-    return vf_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23));
-}
+INLINE vf power_of_two(vi n) { return vf_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23)); }
 
 /* a * 2^n of an integer n, rounded once: in two factors, because n may run from -150 (results below the
  * least normal float are rounded gradually) to 128 (infinity). */
@@ -118,17 +114,16 @@ INLINE vf gelu_erf(vf x) {
     vf z = vf_mul(vf_mul(x, x), vf_set1(0.5f));
 
     /* (2 / sqrt(pi)) sum of (-1)^n t^(2n+1) / (n! (2n + 1)) */
-    static const float series[] = {1.12837917f,     -0.376126389f,    0.112837917f,
-                                   -0.0268661706f,  5.22397762e-3f,   -8.54832701e-4f,
-                                   1.20553330e-4f,  -1.49256504e-5f,  1.64621144e-6f,
-                                   -1.63658447e-7f, 1.48071928e-8f};
+    static const float series[] = {1.12837917f,    -0.376126389f,   0.112837917f,   -0.0268661706f,
+                                   5.22397762e-3f, -8.54832701e-4f, 1.20553330e-4f, -1.49256504e-5f,
+                                   1.64621144e-6f, -1.63658447e-7f, 1.48071928e-8f};
     vf small = vf_set1(series[10]);
     for (int i = 9; i >= 0; i--)
         small = vf_fma(small, z, vf_set1(series[i]));
     vf signed_t = vf_mul(x, vf_set1(0.707106781f));
     vf phi_small = vf_fma(vf_mul(small, signed_t), vf_set1(0.5f), vf_set1(0.5f));
 
-    static const float fit[] = {0.282097489f,  0.28205654f,   0.246834069f,  0.17930986f,
+    static const float fit[] = {0.282097489f,  0.28205654f,   0.246834069f, 0.17930986f,
                                 0.0597534664f, 0.0841747522f, -0.22753273f, 0.0938845128f};
     vf y = vf_div(vf_set1(1.0f), vf_fma(t, vf_set1(0.5f), vf_set1(1.0f)));
     vf p = vf_set1(fit[7]);

@@ -28,10 +28,11 @@ typedef struct {
 INLINE void load_int8(group_columns *g, const uint8_t *block, int column) {
     const uint8_t *words = block + GROUP * PANEL + 2 * column;
     UNROLL
-    for (int s = 0; s < BYTES_STEPS; s++)
+    for (int s = 0; s < BYTES_STEPS; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++)
             g->weights[s][v] = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+    }
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
@@ -43,13 +44,14 @@ INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
     const uint8_t *words = block + GROUP / 2 * PANEL + 2 * column;
     const vi nibble = vi_set1(0x0f0f0f0f);
     UNROLL
-    for (int s = 0; s < BYTES_STEPS / 2; s++)
+    for (int s = 0; s < BYTES_STEPS / 2; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++) {
             vi both = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
             g->weights[s][v] = vi_and(both, nibble);
             g->weights[s + BYTES_STEPS / 2][v] = vi_and(vi_shift_right_unsigned(both, 4), nibble);
         }
+    }
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
@@ -127,7 +129,8 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
  * each group those of a part of the rows. */
 #define FETCHING_OUT_ROWS 32
 
-INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group, int n_groups) {
+INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
+                      int n_groups) {
     int end = (int)((long)n_rows * (group + 1) / n_groups);
     for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
@@ -168,7 +171,8 @@ static void matmul_int4_kernel(const matmul_args *a, int panel_begin, int panel_
     integer_matmul(a, 4, panel_begin, panel_end);
 }
 
-#define INTEGER_TABLE                                                                              \
-    {                                                                                              \
-        .matmul_int8 = matmul_int8_kernel, .matmul_int4 = matmul_int4_kernel,                      \
+#define INTEGER_TABLE                      \
+    {                                      \
+        .matmul_int8 = matmul_int8_kernel, \
+        .matmul_int4 = matmul_int4_kernel, \
     }

@@ -1,7 +1,7 @@
 /* The integer kernels alone, for an instruction set that shares all others with a lesser one. */
-#include "functions.h"
+#include "kernels/functions.h"
 
-#include "quantize_rows.h"
+#include "kernels/quantize_rows.h"
 
-#include "finish.h"
-#include "integer.h"
+#include "kernels/finish.h"
+#include "kernels/integer.h"

@@ -1,7 +1,7 @@
 /* Layer norm of one row (Ba et al. 2016), in two passes: the mean, then the mean square deviation
  * from it. */
-static void layer_norm_kernel(const float *x, const float *weight, const float *bias,
-                              float epsilon, int n, float *out) {
+static void layer_norm_kernel(const float *x, const float *weight, const float *bias, float epsilon,
+                              int n, float *out) {
     lanes sum = lanes_zero();
     for (int i = 0; i < n; i += LANES)
         for (int v = 0; v < LANE_VECTORS; v++) {

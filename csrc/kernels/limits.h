@@ -8,10 +8,11 @@ static float stream_kernel(const float *x, size_t n) {
     UNROLL
     for (int v = 0; v < STREAM_CHAINS; v++)
         sum[v] = vf_set1(0.0f);
-    for (size_t i = 0; i < n; i += STREAM_CHAINS * VF_WIDTH)
+    for (size_t i = 0; i < n; i += STREAM_CHAINS * VF_WIDTH) {
         UNROLL
         for (int v = 0; v < STREAM_CHAINS; v++)
             sum[v] = vf_add(sum[v], vf_load(x + i + (size_t)v * VF_WIDTH));
+    }
     for (int v = 1; v < STREAM_CHAINS; v++)
         sum[0] = vf_add(sum[0], sum[v]);
     float lanes_of[VF_WIDTH];
@@ -31,12 +32,13 @@ static double multiply_add_kernel(long long steps, float factor, float *result) 
         sum[0][v] = vf_set1((float)v);
         sum[1][v] = vf_set1((float)-v - 1.0f);
     }
-    for (long long i = 0; i < steps; i++)
+    for (long long i = 0; i < steps; i++) {
         UNROLL
         for (int v = 0; v < FMA_CHAINS; v++) {
             sum[0][v] = vf_fma(sum[0][v], f, f);
             sum[1][v] = vf_fma(sum[1][v], f, f);
         }
+    }
     vf total = vf_set1(0.0f);
     UNROLL
     for (int v = 0; v < FMA_CHAINS; v++)

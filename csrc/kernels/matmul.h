@@ -30,17 +30,19 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
     const int n_vectors = VECTORS_OF(rows);
     vf total[TILE_ROWS][ROW_VECTORS], sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
+    }
     for (int block = 0; block < a->k; block += K_BLOCK) {
         int end = a->k - block < K_BLOCK ? a->k : block + K_BLOCK;
         UNROLL
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
+        }
         for (int i = block; i < end; i++) {
             vf weights[ROW_VECTORS];
             UNROLL
@@ -57,16 +59,18 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
             }
         }
         UNROLL
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++) {
             UNROLL
             for (int v = 0; v < n_vectors; v++)
                 total[r][v] = block ? vf_add(total[r][v], sum[r][v]) : sum[r][v];
+        }
     }
     UNROLL
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
             vf_store(totals + r * PANEL + v * VF_WIDTH, total[r][v]);
+    }
 }
 
 /* The row counts of a tile; CASE is what to do for one. */
@@ -82,9 +86,9 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const float *panel,
                           fetch ahead, float *totals) {
     switch (rows) {
-#define CASE(n)                                                                                    \
-    case n:                                                                                        \
-        multiply_tile(n, a, x, panel, ahead, totals);                                              \
+#define CASE(n)                                       \
+    case n:                                           \
+        multiply_tile(n, a, x, panel, ahead, totals); \
         break;
         TILE_CASES
 #undef CASE

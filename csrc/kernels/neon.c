@@ -1,20 +1,20 @@
 /* The kernels for NEON, which every AArch64 CPU has. */
-#include "../gpt2c.h"
-#include "../kernels.h"
-#include "inline.h"
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 
 #include <math.h>
 #include <string.h>
 
-#include "vec_neon.h"
+#include "kernels/vec_neon.h"
 
-#include "dot_neon.h"
+#include "kernels/dot_neon.h"
 
-#include "body.h"
+#include "kernels/body.h"
 
-#include "integer.h"
+#include "kernels/integer.h"
 
 const kernel_table kernels_neon = KERNEL_TABLE;
 const integer_table integer_neon = INTEGER_TABLE;

@@ -1,7 +1,7 @@
 /* Integer kernels for NEON with the dot product (ARMv8.2 and later, all of Apple's). */
-#include "../gpt2c.h"
-#include "../kernels.h"
-#include "inline.h"
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 
@@ -17,11 +17,11 @@
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 
-#include "vec_neon.h"
+#include "kernels/vec_neon.h"
 
-#include "dot_neondot.h"
+#include "kernels/dot_neondot.h"
 
-#include "integer_body.h"
+#include "kernels/integer_body.h"
 
 const integer_table integer_neondot = INTEGER_TABLE;
 

@@ -67,9 +67,7 @@ INLINE vf int4_scale(vf x) {
     return vf_clamp(rounded, INT4_LEAST_SCALE, INT4_GREATEST_SCALE);
 }
 
-INLINE vf vf_nearest(vf x) {
-    return vf_sub(vf_add(x, vf_set1(ROUND_MAGIC)), vf_set1(ROUND_MAGIC));
-}
+INLINE vf vf_nearest(vf x) { return vf_sub(vf_add(x, vf_set1(ROUND_MAGIC)), vf_set1(ROUND_MAGIC)); }
 
 /* A weight's nibble. */
 INLINE vf int4_value(vf weight, vf factor, vf zero) {

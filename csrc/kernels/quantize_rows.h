@@ -7,7 +7,8 @@
 #define GROUP_VECTORS (GROUP / VF_WIDTH)
 
 /* A group of the r-th row. */
-INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *out, int group, int r) {
+INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *out, int group,
+                           int r) {
     int8_t *values = out->values + (size_t)group * out->values_stride + (size_t)r * GROUP;
     const size_t at = (size_t)group * out->stride + (size_t)r;
     vi most = vi_set1(0); /* of bits: what is no number is the greatest */
@@ -37,7 +38,7 @@ INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *o
 }
 
 static inline void quantize_rows_kernel(const float *x, size_t x_stride, int begin, int end, int k,
-                                 const quantized_rows *out) {
+                                        const quantized_rows *out) {
     for (int r = begin; r < end; r++)
         for (int g = 0; g * GROUP < k; g++) {
             const float *group = x + (size_t)r * x_stride + (size_t)g * GROUP;

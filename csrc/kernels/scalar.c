@@ -1,8 +1,8 @@
 /* The scalar kernels: one float at a time, the twin that every other instruction set is tested
  * against. On x86-64 they need the FMA instruction, since a software fma would be 50 times slower. */
-#include "../gpt2c.h"
-#include "../kernels.h"
-#include "inline.h"
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 
 #if defined(GPT2C_HAS_SCALAR_FMA)
 
@@ -19,13 +19,13 @@
 #endif
 #endif
 
-#include "vec_scalar.h"
+#include "kernels/vec_scalar.h"
 
-#include "dot_scalar.h"
+#include "kernels/dot_scalar.h"
 
-#include "body.h"
+#include "kernels/body.h"
 
-#include "integer.h"
+#include "kernels/integer.h"
 
 const kernel_table kernels_scalar = KERNEL_TABLE;
 const integer_table integer_scalar = INTEGER_TABLE;

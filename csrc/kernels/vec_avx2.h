@@ -82,7 +82,8 @@ INLINE void vi_store_bytes(int8_t *p, vi a) {
 }
 INLINE void vi_store_16(uint16_t *p, vi a) {
     vi lower = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
-    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1));
+    __m128i words =
+        _mm_packus_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1));
     _mm_storeu_si128((__m128i *)(void *)p, words);
 }
 INLINE vi vi_load_16(const uint16_t *p) {

@@ -20,9 +20,7 @@ INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
 INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 INLINE vf vf_load_first(const float *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
-INLINE void vf_store_first(float *p, vf a, int n) {
-    _mm512_mask_storeu_ps(p, first_lanes(n), a);
-}
+INLINE void vf_store_first(float *p, vf a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a); }
 INLINE vf vf_keep_first(vf a, int n) { return _mm512_maskz_mov_ps(first_lanes(n), a); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }

@@ -21,9 +21,7 @@ static uint32_t next_word(void) {
 }
 
 /* A multiple of 2^-12 between -1/2 and 1/2. */
-static float next_weight(void) {
-    return (float)((int32_t)(next_word() >> 20) - 2048) / 4096.0f;
-}
+static float next_weight(void) { return (float)((int32_t)(next_word() >> 20) - 2048) / 4096.0f; }
 
 /* FNV-1a; every NaN counts as the same one. */
 static uint64_t digest(uint64_t hash, const float *x, size_t n) {
@@ -146,9 +144,13 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     check(gpt2c_sequence_truncate(sequence, 0));
     int32_t drawn[30];
     int32_t n_steps;
-    gpt2c_job job = {.sequence = sequence, .prompt = tokens, .n_prompt = 5, .tokens = drawn,
+    gpt2c_job job = {.sequence = sequence,
+                     .prompt = tokens,
+                     .n_prompt = 5,
+                     .tokens = drawn,
                      .max_new_tokens = 30,
-                     .sampling = {stages, N_STAGES, 1, 1234567890123u, 0}, .mirostat_mu = 9.0f};
+                     .sampling = {stages, N_STAGES, 1, 1234567890123u, 0},
+                     .mirostat_mu = 9.0f};
     gpt2c_job *jobs[] = {&job};
     check(gpt2c_run(model, scratch, NULL, jobs, 1, 30, 1e9, &n_steps));
     printf("draws");
@@ -170,11 +172,26 @@ int main(int argc, char **argv) {
     }
     print_elementwise(set->kernels);
     gpt2c_config configs[] = {
-        {.n_vocab = 100, .n_positions = 150, .n_embd = 64, .n_layer = 2, .n_head = 4,
-         .n_inner = 256, .activation = GPT2C_GELU_TANH, .tied_head = 1, .scale_attn = 1,
+        {.n_vocab = 100,
+         .n_positions = 150,
+         .n_embd = 64,
+         .n_layer = 2,
+         .n_head = 4,
+         .n_inner = 256,
+         .activation = GPT2C_GELU_TANH,
+         .tied_head = 1,
+         .scale_attn = 1,
          .layer_norm_epsilon = 1e-5f},
-        {.n_vocab = 65, .n_positions = 70, .n_embd = 33, .n_layer = 2, .n_head = 3, .n_inner = 50,
-         .activation = GPT2C_SILU, .tied_head = 1, .scale_attn = 1, .scale_by_inverse_layer = 1,
+        {.n_vocab = 65,
+         .n_positions = 70,
+         .n_embd = 33,
+         .n_layer = 2,
+         .n_head = 3,
+         .n_inner = 50,
+         .activation = GPT2C_SILU,
+         .tied_head = 1,
+         .scale_attn = 1,
+         .scale_by_inverse_layer = 1,
          .layer_norm_epsilon = 1e-3f},
     };
     for (size_t i = 0; i < sizeof configs / sizeof *configs; i++)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style and types of the Python, and the C core with every warning an error.
+# Style and types of the Python, style of the C core, and the C core with every warning an error.
 # Usage: tools/ci/lint.sh [python of an environment with the extras test and dev]
 # Without one it makes an environment of its own.
 set -euo pipefail
@@ -22,7 +22,8 @@ fi
 "$lint_python" -m ruff format --check .
 "$lint_python" -m mypy
 
-for source in csrc/*.c csrc/kernels/*.c; do
+"$(dirname "$lint_python")/clang-format" --dry-run --Werror csrc/*.[ch] csrc/*/*.[ch] tests/c/*.c
+for source in csrc/*.c csrc/*/*.c; do
     "${CC:-cc}" -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Wshadow -Wpointer-arith \
         -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Werror \
         -Icsrc -c "$source" -o "$objects/$(basename "$source").o"

@@ -26,6 +26,7 @@ copy_tree() {
     else
         tar -C "$root" --exclude='./.*' --exclude=./build --exclude=./dist --exclude='*.so' \
             --exclude=__pycache__ --exclude='*.egg-info' -cf - . | tar -C "$1" -xf -
+        cp "$root/.clang-format" "$1"
     fi
 }
 

@@ -231,7 +231,7 @@ cdef extern from "gpt2c.h" nogil:
     double gpt2c_measure_multiply_add(const gpt2c_model *)
 
 
-cdef extern from "kernels.h" nogil:
+cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct noise_key:
         uint64_t seed
         uint32_t sample
@@ -311,7 +311,7 @@ cdef extern from "cpu.h" nogil:
 
     const instruction_set *cpu_instruction_set(const char *)
 
-cdef extern from "os.h" nogil:
+cdef extern from "os/os.h" nogil:
     void os_pretend_cpus(int n)
 
 cdef extern from "crowding.h" nogil:

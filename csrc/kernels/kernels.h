@@ -50,8 +50,8 @@
 /* Rows in 8 bits, a scale and the values' negative sum for each group: the rows of a group side by side, so that
  * one address finds them all. */
 typedef struct {
-    int8_t *values;   /* group g of row r: values + g * values_stride + r * GROUP */
-    float *scales;    /* scales[g * stride + r]; 0 for a group of zeros, NaN for one that has any */
+    int8_t *values; /* group g of row r: values + g * values_stride + r * GROUP */
+    float *scales;  /* scales[g * stride + r]; 0 for a group of zeros, NaN for one that has any */
     int32_t *minus_sums; /* minus_sums[g * stride + r] */
     size_t stride, values_stride;
 } quantized_rows;
@@ -90,14 +90,14 @@ typedef struct {
 
 /* Attention of one head for rows at consecutive positions, all in one page, of one sequence. */
 typedef struct {
-    const float *q;            /* [n_rows, head_dim] */
+    const float *q; /* [n_rows, head_dim] */
     size_t q_stride;
     int n_rows;
-    void *const *pages;        /* the sequence's, PAGE_POSITIONS positions each */
-    int is_narrow;             /* pages hold bfloat16 and not float */
-    size_t keys, values;       /* where in a page, in numbers, this head's lie: */
-                               /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
-    int n_positions;           /* the first row's own position + 1 */
+    void *const *pages;  /* the sequence's, PAGE_POSITIONS positions each */
+    int is_narrow;       /* pages hold bfloat16 and not float */
+    size_t keys, values; /* where in a page, in numbers, this head's lie: */
+                         /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
+    int n_positions;     /* the first row's own position + 1 */
     int head_dim;
     /* Of a single row: */
     int n_heads;         /* that follow each other in all arrays; up to ATTENTION_ROWS */
@@ -119,8 +119,8 @@ typedef struct {
 
 typedef struct {
     void (*matmul)(const matmul_args *args, int panel_begin, int panel_end);
-    void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon,
-                       int n, float *out);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int n,
+                       float *out);
     void (*attention)(const attention_args *args);
     /* The same of a single row and several heads: page by page, so that memory is read in long runs. */
     void (*attention_heads)(const attention_args *args);

@@ -2,8 +2,8 @@
 #ifndef GPT2C_SCRATCH_H
 #define GPT2C_SCRATCH_H
 
-#include "candidates.h"
-#include "model.h"
+#include "model/model.h"
+#include "sample/candidates.h"
 
 typedef struct {
     gpt2c_sequence *sequence;
@@ -22,9 +22,7 @@ typedef struct {
     size_t stride;
 } float_rows;
 
-static inline float *row_of(float_rows m, int r) {
-    return m.floats + (size_t)r * m.stride;
-}
+static inline float *row_of(float_rows m, int r) { return m.floats + (size_t)r * m.stride; }
 
 /* Rows between two steps: floats or, where they meet quantised weights, 8 bits. */
 typedef struct {
@@ -52,20 +50,20 @@ static inline quantized_rows part_of(quantized_rows q, int r, size_t g) {
 
 /* What a worker has to itself. */
 typedef struct {
-    float_rows scores;  /* [ATTENTION_ROWS, n_positions] */
-    activations normed; /* [OWN_NORM_ROWS, n_embd] */
+    float_rows scores;      /* [ATTENTION_ROWS, n_positions] */
+    activations normed;     /* [OWN_NORM_ROWS, n_embd] */
     candidates *candidates; /* taken when they are asked for */
 } worker_scratch;
 
 struct gpt2c_scratch {
-    int32_t n_rows;  /* at most, of a call */
-    input_row *rows; /* [n_rows] */
+    int32_t n_rows;       /* at most, of a call */
+    input_row *rows;      /* [n_rows] */
     float_rows residual;  /* [rows, n_embd] */
     activations normed;   /* [rows, n_embd] */
     float_rows qkv;       /* [rows, 3 n_embd] */
     activations attended; /* [rows, n_embd] */
     activations inner;    /* [rows, n_inner], floats or 8 bits */
-    float *logits; /* taken when they are asked for: [n_logits_rows, n_vocab] */
+    float *logits;        /* taken when they are asked for: [n_logits_rows, n_vocab] */
     int32_t n_logits_rows;
     int n_workers;
     worker_scratch *workers; /* [n_workers] */

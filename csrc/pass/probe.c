@@ -1,6 +1,6 @@
 /* Looking at a forward call, and changing it, between two steps. */
 #include "fpenv.h"
-#include "pass.h"
+#include "pass/pass.h"
 
 #include <stdlib.h>
 
@@ -37,8 +37,8 @@ void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, in
         return;
     const gpt2c_probe *probe = at->pass->probe;
     if (at->worker == 0 && !at->pass->buffers->is_stopped)
-        end_callback(at, probe->show(probe->context, point, block, rows.floats, rows.stride, n_rows,
-                                     width));
+        end_callback(
+            at, probe->show(probe->context, point, block, rows.floats, rows.stride, n_rows, width));
     team_barrier(at->team);
 }
 

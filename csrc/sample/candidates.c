@@ -1,7 +1,7 @@
 /* Order among the ids that may be drawn. */
-#include "candidates.h"
+#include "sample/candidates.h"
 
-#include "os.h"
+#include "os/os.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -53,9 +53,7 @@ void candidates_fill(candidates *c, const float *logits) {
     c->is_sorted = c->has_slots = 0;
 }
 
-int32_t candidates_greatest(const candidates *c) {
-    return c->kernels->arg_max(c->logits, c->n);
-}
+int32_t candidates_greatest(const candidates *c) { return c->kernels->arg_max(c->logits, c->n); }
 
 double candidates_weigh(candidates *c) {
     int32_t place = candidates_greatest(c);

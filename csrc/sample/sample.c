@@ -1,9 +1,9 @@
 /* From logits to a token: the stages that sampling options ask for, and the draw. */
-#include "candidates.h"
+#include "sample/sample.h"
 #include "fpenv.h"
-#include "model.h"
-#include "sample.h"
-#include "scores.h"
+#include "model/model.h"
+#include "sample/candidates.h"
+#include "sample/scores.h"
 
 #include <math.h>
 #include <string.h>
@@ -92,9 +92,7 @@ static noise_key key_of_job(const gpt2c_job *job) {
                        (uint32_t)(job->n_prompt + job->n_tokens)};
 }
 
-int is_greedy(const gpt2c_job *job) {
-    return !job->sampling.draws && !job->sampling.n_stages;
-}
+int is_greedy(const gpt2c_job *job) { return !job->sampling.draws && !job->sampling.n_stages; }
 
 static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                            int32_t *token) {
@@ -105,8 +103,9 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
     if (isinf(logits[greatest]) && logits[greatest] < 0.0f)
         return GPT2C_NOTHING_LEFT;
     if (c && c->wants_margin)
-        c->margin =
-            is_greedy(job) ? margin_of_greatest(m->kernels, logits, m->config.n_vocab, greatest) : NAN;
+        c->margin = is_greedy(job)
+                        ? margin_of_greatest(m->kernels, logits, m->config.n_vocab, greatest)
+                        : NAN;
     if (is_greedy(job))
         return GPT2C_OK;
     noise_key key = key_of_job(job);

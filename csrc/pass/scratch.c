@@ -1,7 +1,7 @@
 /* Where the rows of forward.c lie. */
-#include "scratch.h"
+#include "pass/scratch.h"
 
-#include "os.h"
+#include "os/os.h"
 
 #include <stdlib.h>
 
@@ -35,7 +35,8 @@ static void free_activations(activations *a) {
     os_aligned_free(a->quantized.minus_sums);
 }
 
-gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows, gpt2c_scratch **scratch) {
+gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
+                                  gpt2c_scratch **scratch) {
     const gpt2c_config *c = &model->config;
     gpt2c_scratch *s = calloc(1, sizeof *s);
     if (!s)

@@ -1,5 +1,5 @@
 /* The stages that change single ids' logits, most of them by what the text holds already. */
-#include "candidates.h"
+#include "sample/candidates.h"
 
 #include <math.h>
 #include <string.h>
@@ -23,8 +23,8 @@ static void penalize_repetition(candidates *c, float penalty) {
         int32_t id = c->history[i];
         int32_t slot = c->counts[id]++ ? NOWHERE : candidates_slot(c, id);
         if (slot != NOWHERE)
-            c->logits[slot] = c->logits[slot] < 0.0f ? c->logits[slot] * penalty
-                                                     : c->logits[slot] / penalty;
+            c->logits[slot] =
+                c->logits[slot] < 0.0f ? c->logits[slot] * penalty : c->logits[slot] / penalty;
     }
     for (int32_t i = 0; i < c->n_history; i++)
         c->counts[c->history[i]] = 0;

@@ -2,7 +2,7 @@
 #ifndef GPT2C_SAMPLE_H
 #define GPT2C_SAMPLE_H
 
-#include "candidates.h"
+#include "sample/candidates.h"
 
 /* Whether a job takes the greatest of the logits as they are, and needs no candidates. */
 int is_greedy(const gpt2c_job *job);

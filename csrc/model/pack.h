@@ -3,7 +3,7 @@
 #define GPT2C_PACK_H
 
 #include "gpt2c.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 /* Panels of PANEL columns, [ceil(n / PANEL)], zero beyond n: of floats [k][PANEL], or of blocks
  * [ceil(k / GROUP)], see kernels.h. */
@@ -13,13 +13,9 @@ typedef struct {
     gpt2c_weights weights;
 } packed_matrix;
 
-static inline size_t panels_of(size_t n) {
-    return (n + PANEL - 1) / PANEL;
-}
+static inline size_t panels_of(size_t n) { return (n + PANEL - 1) / PANEL; }
 
-static inline size_t groups_of(size_t k) {
-    return (k + GROUP - 1) / GROUP;
-}
+static inline size_t groups_of(size_t k) { return (k + GROUP - 1) / GROUP; }
 
 /* The bytes of a panel; k is at most 2^23. */
 size_t pack_panel_bytes(gpt2c_weights weights, size_t k);

@@ -2,7 +2,7 @@
  *
  * Probabilities are weights over their sum: weights in float by the engine's own exp, sums in double in
  * the candidates' order, so that every machine keeps the same ids. */
-#include "candidates.h"
+#include "sample/candidates.h"
 
 #include <math.h>
 

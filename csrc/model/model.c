@@ -1,10 +1,10 @@
 /* Packing and ownership of the weights. */
-#include "model.h"
+#include "model/model.h"
 
 #include "cache.h"
 #include "cpu.h"
 #include "fpenv.h"
-#include "os.h"
+#include "os/os.h"
 #include "pool.h"
 
 #include <stdlib.h>
@@ -34,9 +34,7 @@ static packed_matrix take_matrix(arena_walk *walk, int32_t weights, size_t k, si
     return (packed_matrix){take(walk, panels_of(n), width), k, n, (gpt2c_weights)weights};
 }
 
-static float *take_vector(arena_walk *walk, size_t n) {
-    return take(walk, panels_of(n), PANEL);
-}
+static float *take_vector(arena_walk *walk, size_t n) { return take(walk, panels_of(n), PANEL); }
 
 /* In the order of use, so that a token reads the arena from front to back; the head's matrix,
  * which ends a token, is last. */
@@ -201,9 +199,7 @@ void gpt2c_model_free(gpt2c_model *model) {
     free(model);
 }
 
-size_t gpt2c_model_bytes(const gpt2c_model *model) {
-    return model->arena_bytes;
-}
+size_t gpt2c_model_bytes(const gpt2c_model *model) { return model->arena_bytes; }
 
 /* How a tensor's rows are stored: as they come; as steps of k, the columns spread over panels; or
  * as columns of panels. */

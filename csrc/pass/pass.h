@@ -3,8 +3,8 @@
 #ifndef GPT2C_PASS_H
 #define GPT2C_PASS_H
 
+#include "pass/scratch.h"
 #include "pool.h"
-#include "scratch.h"
 
 /* What a probed call needs besides. */
 typedef struct {
@@ -74,7 +74,8 @@ activations attend(const place *at, int32_t block, activations normed, layer c_a
 int is_probed(const place *at, gpt2c_point point, int32_t block);
 /* Shows rows [n_rows, width] that all workers have completed, where they are asked for: when it returns they
  * are what they were changed to, for all. */
-void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows, int32_t width);
+void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
+          int32_t width);
 /* Whether who looked wants no more: the same for all workers. A step like any other. */
 int was_stopped(const place *at);
 

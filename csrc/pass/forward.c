@@ -5,8 +5,8 @@
  * only in their rows. */
 #include "cache.h"
 #include "fpenv.h"
-#include "pass.h"
-#include "scores.h"
+#include "pass/pass.h"
+#include "sample/scores.h"
 
 #include <string.h>
 
@@ -38,8 +38,8 @@ static void norm_row(const place *at, int r, const float *weight, const float *b
 }
 
 /* Layer norm of the rows whose residual is complete; returns where they are. */
-static activations layer_norm(const place *at, gpt2c_point point, int32_t block, const float *weight,
-                              const float *bias) {
+static activations layer_norm(const place *at, gpt2c_point point, int32_t block,
+                              const float *weight, const float *bias) {
     const int32_t n_embd = at->model->config.n_embd;
     int begin = 0, n_rows = at->pass->n_rows, end = n_rows, is_shown = is_probed(at, point, block);
     int is_shared = is_shown || n_rows > OWN_NORM_ROWS;
@@ -297,7 +297,8 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
                                   const gpt2c_probe *probe, float *logits) {
     probe_buffers buffers = {0};
-    pass p = {.model = model, .scratch = scratch, .logits = logits, .probe = probe, .buffers = &buffers};
+    pass p = {
+        .model = model, .scratch = scratch, .logits = logits, .probe = probe, .buffers = &buffers};
     const gpt2c_feed whole = {sequence, tokens, n_tokens, GPT2C_LOGITS_NONE};
     if (sequence->length)
         return GPT2C_BAD_ARGUMENT;

@@ -3,7 +3,7 @@
 #define GPT2C_CANDIDATES_H
 
 #include "gpt2c.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define NOWHERE (-1)
 
@@ -13,8 +13,8 @@ typedef struct {
     float *logits; /* [n] */
     int32_t *ids;  /* [n] */
     int32_t n;
-    int is_sorted;  /* by (logit descending, id ascending); otherwise by id */
-    float *weights; /* [n], exp(logit - greatest), after candidates_weigh */
+    int is_sorted;               /* by (logit descending, id ascending); otherwise by id */
+    float *weights;              /* [n], exp(logit - greatest), after candidates_weigh */
     uint64_t *keys, *spare_keys; /* [n_vocab], for sorting */
     int32_t *slots;              /* [n_vocab], see candidates_slot */
     int has_slots;

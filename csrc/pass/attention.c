@@ -1,6 +1,6 @@
 /* Attention of a call's rows: where sequences, pages and heads meet. */
 #include "cache.h"
-#include "pass.h"
+#include "pass/pass.h"
 
 #include <math.h>
 #include <string.h>
@@ -44,7 +44,8 @@ static int end_of_page(const place *at, int r, int end) {
     return in_page < end ? in_page : end;
 }
 
-static attention_args attention_of(const place *at, int32_t block, int32_t head, int r, int n_rows) {
+static attention_args attention_of(const place *at, int32_t block, int32_t head, int r,
+                                   int n_rows) {
     const gpt2c_model *m = at->model;
     const input_row *row = &at->scratch->rows[r];
     size_t column = (size_t)head * (size_t)m->head_dim;
@@ -67,12 +68,11 @@ static attention_args attention_of(const place *at, int32_t block, int32_t head,
 }
 
 /* Whether heads are whole panels, and so whole groups of what they are quantised to. */
-static int heads_are_panels(const place *at) {
-    return at->model->head_dim % PANEL == 0;
-}
+static int heads_are_panels(const place *at) { return at->model->head_dim % PANEL == 0; }
 
 /* What rows [begin, end) have of a worker's heads, in 8 bits: nobody else need wait for it. */
-static void quantize_heads(const place *at, activations x, int first, int last, int begin, int end) {
+static void quantize_heads(const place *at, activations x, int first, int last, int begin,
+                           int end) {
     size_t head_dim = (size_t)at->model->head_dim, column = (size_t)first * head_dim;
     const quantized_rows out = part_of(x.quantized, 0, column / GROUP);
     at->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
@@ -182,7 +182,8 @@ static void attend_rows(const place *at, int32_t block, int head, int begin, int
 
 /* Attention of all rows by heads [first, last). A sequence's heads follow each other, as they do in its
  * pages. */
-static void attend_heads(const place *at, int32_t block, int first, int last, activations attended) {
+static void attend_heads(const place *at, int32_t block, int first, int last,
+                         activations attended) {
     int n_rows = at->pass->n_rows;
     for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
         end = end_of_sequence(at, begin);

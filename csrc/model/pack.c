@@ -1,5 +1,5 @@
 /* Packing matrices into panels, and reading them back. */
-#include "pack.h"
+#include "model/pack.h"
 
 #include <string.h>
 
@@ -41,9 +41,7 @@ static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_
         kernels->quantize_int4(tile, n_candidates, block);
 }
 
-static size_t least(size_t a, size_t b) {
-    return a < b ? a : b;
-}
+static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
                  const float *rows, size_t begin, size_t n_rows) {
@@ -130,7 +128,8 @@ static void column_of_block(const unsigned char *block, gpt2c_weights weights, s
 }
 
 /* Steps [first, first + n) of k of a column, all in one group. */
-static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n, float *values) {
+static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
+                      float *values) {
     size_t panel = column / PANEL, in_group = first % GROUP;
     if (m->weights == GPT2C_FLOAT32) {
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
@@ -139,7 +138,8 @@ static void column_of(const packed_matrix *m, size_t column, size_t first, size_
         return;
     }
     float all[GROUP];
-    column_of_block(block_of(m, panel, first / GROUP), m->weights, column % PANEL, in_group + n, all);
+    column_of_block(block_of(m, panel, first / GROUP), m->weights, column % PANEL, in_group + n,
+                    all);
     memcpy(values, all + in_group, n * sizeof(float));
 }
 

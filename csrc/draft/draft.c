@@ -1,12 +1,12 @@
 /* Whether guessing pays is a matter of measured times and of how many guesses were right: both are
  * estimated as texts go on. */
-#include "draft.h"
+#include "draft/draft.h"
 
 #include "cache.h"
-#include "candidates.h"
-#include "model.h"
-#include "os.h"
-#include "sample.h"
+#include "model/model.h"
+#include "os/os.h"
+#include "sample/candidates.h"
+#include "sample/sample.h"
 
 #include <stdlib.h>
 
@@ -14,7 +14,7 @@
  * one is not. */
 typedef struct {
     double right, decided;
-    double prior; /* what is believed before any was */
+    double prior;           /* what is believed before any was */
     int32_t n_waited, wait; /* passes without a guess, and after how many one is made to see */
 } estimate;
 
@@ -30,7 +30,8 @@ typedef struct {
  * is of guesses of which nobody knows. */
 #define N_MARGINS 9
 static const float margin_ends[N_MARGINS - 2] = {0.1f, 0.2f, 0.4f, 0.7f, 1.0f, 1.5f, 2.5f};
-static const double margin_priors[N_MARGINS] = {0.5, 0.6, 0.75, 0.85, 0.93, 0.97, 0.985, 0.995, 0.9};
+static const double margin_priors[N_MARGINS] = {0.5,  0.6,   0.75,  0.85, 0.93,
+                                                0.97, 0.985, 0.995, 0.9};
 
 /* Seconds: of a pass that verifies nothing, of each further row, of one token of the draft model. For
  * passes of so many jobs. */
@@ -53,13 +54,9 @@ struct gpt2c_drafter {
     gpt2c_feed feeds[MOST_DRAFTING_JOBS];
 };
 
-static int32_t least(int32_t a, int32_t b) {
-    return a < b ? a : b;
-}
+static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
-static estimate believe(double prior) {
-    return (estimate){.prior = prior, .wait = SHORTEST_WAIT};
-}
+static estimate believe(double prior) { return (estimate){.prior = prior, .wait = SHORTEST_WAIT}; }
 
 static void forget_model(gpt2c_drafter *d) {
     d->by_model = believe(0.9);
@@ -243,8 +240,8 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t mo
 
 /* Guesses by the model. Where n of them pay by their average chance, as many are made as each is worth its
  * time by its own: a guess takes time in which tokens come at the rate that is gained. */
-static draft by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n, int32_t most,
-                      double step, double gained) {
+static draft by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
+                      int32_t most, double step, double gained) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
     if (gained <= WORTH_IT) /* to see whether it pays */
         return result;

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
-#include "os.h"
+#include "os/os.h"
 
 #include <limits.h>
 #include <signal.h>
@@ -20,9 +20,7 @@
 #define CACHE_LINE 64
 #define HUGE_PAGE ((size_t)2 << 20)
 
-static size_t round_up(size_t bytes, size_t unit) {
-    return (bytes + unit - 1) / unit * unit;
-}
+static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 /* Two threads were seen to stream 1.2 times faster from huge pages than from ordinary ones.
  * The kernel gives them only for aligned ranges, so one page more is mapped and its ends are
@@ -69,9 +67,7 @@ void *os_aligned_alloc(size_t bytes) {
     return memory;
 }
 
-void os_aligned_free(void *memory) {
-    free(memory);
-}
+void os_aligned_free(void *memory) { free(memory); }
 
 typedef struct {
     void (*function)(void *);
@@ -105,21 +101,13 @@ int os_start_thread(void (*function)(void *), void *argument) {
     return 1;
 }
 
-void os_after_fork_in_child(void (*function)(void)) {
-    pthread_atfork(NULL, NULL, function);
-}
+void os_after_fork_in_child(void (*function)(void)) { pthread_atfork(NULL, NULL, function); }
 
-void os_lock_take(os_lock *lock) {
-    pthread_mutex_lock(lock);
-}
+void os_lock_take(os_lock *lock) { pthread_mutex_lock(lock); }
 
-void os_lock_release(os_lock *lock) {
-    pthread_mutex_unlock(lock);
-}
+void os_lock_release(os_lock *lock) { pthread_mutex_unlock(lock); }
 
-int os_lock_try(os_lock *lock) {
-    return pthread_mutex_trylock(lock) == 0;
-}
+int os_lock_try(os_lock *lock) { return pthread_mutex_trylock(lock) == 0; }
 
 /* OS_NO_FUTEX is for tests, on Linux, of what other systems run. */
 #if defined(__linux__) && !defined(OS_NO_FUTEX)
@@ -167,14 +155,9 @@ static double seconds_of(clockid_t clock) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-double os_seconds(void) {
-    return seconds_of(CLOCK_MONOTONIC);
-}
+double os_seconds(void) { return seconds_of(CLOCK_MONOTONIC); }
 
-double os_thread_seconds(void) {
-    return seconds_of(CLOCK_THREAD_CPUTIME_ID);
-}
-
+double os_thread_seconds(void) { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }
 
 #if defined(__linux__)
 /* One bit a CPU, of the calling thread. The kernel refuses a set smaller than its own. */
@@ -197,9 +180,7 @@ static int allowed_cpus(void) {
 
 static atomic_int pretended_cpus;
 
-void os_pretend_cpus(int n) {
-    atomic_store_explicit(&pretended_cpus, n, memory_order_relaxed);
-}
+void os_pretend_cpus(int n) { atomic_store_explicit(&pretended_cpus, n, memory_order_relaxed); }
 
 int os_n_cpus(void) {
     int pretended = atomic_load_explicit(&pretended_cpus, memory_order_relaxed);

@@ -3,8 +3,8 @@
 #define GPT2C_MODEL_H
 
 #include "gpt2c.h"
-#include "kernels.h"
-#include "pack.h"
+#include "kernels/kernels.h"
+#include "model/pack.h"
 
 /* Vectors are padded with zeros to a multiple of PANEL. */
 typedef struct {
@@ -26,7 +26,7 @@ struct gpt2c_model {
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;
-    int32_t n_threads; /* most that a call uses */
+    int32_t n_threads;  /* most that a call uses */
     packed_matrix wte;  /* [n_embd, n_vocab]: the embedding reads its columns */
     packed_matrix head; /* wte where the head is tied */
     float *wpe;         /* [n_positions, n_embd] as given */

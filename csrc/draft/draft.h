@@ -4,8 +4,8 @@
 #ifndef GPT2C_DRAFT_H
 #define GPT2C_DRAFT_H
 
+#include "draft/lookup.h"
 #include "gpt2c.h"
-#include "lookup.h"
 
 /* Most tokens that are guessed at a time, and most jobs that are guessed for at once. */
 #define MOST_DRAFTS 24

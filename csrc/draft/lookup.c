@@ -1,11 +1,11 @@
 /* An index of every three tokens of a text: where they came last. */
-#include "lookup.h"
+#include "draft/lookup.h"
 
 #include <stdlib.h>
 
 /* Places are by a hash of three tokens; of several with the same one the last stays. */
 struct gpt2c_lookup {
-    int32_t *places; /* [n_places]: where the tokens end, 0: nowhere */
+    int32_t *places;   /* [n_places]: where the tokens end, 0: nowhere */
     uint32_t n_places; /* a power of two */
     int32_t n_indexed; /* tokens that were taken up */
 };

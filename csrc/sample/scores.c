@@ -1,11 +1,11 @@
 /* What a model says of a token, from its logits. */
-#include "scores.h"
+#include "sample/scores.h"
 
-#include "candidates.h"
 #include "fpenv.h"
+#include "sample/candidates.h"
 
-void score_token(const gpt2c_model *m, const float *logits, int32_t token, const gpt2c_scores *scores,
-                 size_t at) {
+void score_token(const gpt2c_model *m, const float *logits, int32_t token,
+                 const gpt2c_scores *scores, size_t at) {
     int32_t n_vocab = m->config.n_vocab, n_top = scores->n_top;
     gpt2c_token_score *score = &scores->scores[at];
     float log_total;

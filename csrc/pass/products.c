@@ -1,5 +1,5 @@
 /* Products of rows and a layer's weights, shared out by panels of columns. */
-#include "pass.h"
+#include "pass/pass.h"
 
 static matmul_args matmul_of(activations x, layer l, int n_rows) {
     return (matmul_args){
