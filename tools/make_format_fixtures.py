@@ -1,11 +1,11 @@
-"""Makes tests/fixtures/formats: one small model as transformers and torch write it.
+"""Makes files in tests/fixtures/formats: one small model as transformers and torch write it.
 
 Needs torch and transformers; run from the repository's root:
 
     python tools/make_format_fixtures.py
 
 The model is tests/fixtures/transformers/tiny, whose logits are in its expected.json. Each folder
-is what `save_pretrained` or `torch.save` wrote, in shards where its name says so.
+is the output of `save_pretrained` or `torch.save`; names with "sharded" are in shards.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
         (OUT / "safetensors_sharded" / name).unlink(missing_ok=True)
     shutil.copy(TINY / "config.json", OUT / "safetensors_sharded")
 
-    state = model.state_dict()  # the head too, as transformers 4 saved it
+    state = model.state_dict()  # with the head, as transformers 4 saved it
     torch.save(state, folder_with_config("torch_zip") / "pytorch_model.bin")
     torch.save(
         state, folder_with_config("torch_legacy") / "pytorch_model.bin",
@@ -50,7 +50,7 @@ def main() -> None:
     names = sorted(state)
     shards = {
         f"pytorch_model-{i + 1:05}-of-00003.bin": names[i::3] for i in range(3)
-    }  # the parts of one module apart, as large models have them
+    }  # spreads the tensors of one module over shards, as in large models
     for file, part in shards.items():
         torch.save({name: state[name].clone() for name in part}, folder / file)
     index = {

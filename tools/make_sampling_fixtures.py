@@ -4,9 +4,9 @@ Needs torch and transformers; run from the repository's root:
 
     python tools/make_sampling_fixtures.py
 
-The first holds logits, ids before them and options, with what transformers' own chain of
-processors, built by generate's own code, makes of them. The second holds log-probabilities of
-ragged batches, left- and right-padded with an attention mask, by transformers in float64, for the
+The first holds logits, the ids before them, options, and the logits after transformers' own chain
+of processors, which generate's own code builds. The second holds log-probabilities of ragged
+batches, left- and right-padded with an attention mask, computed by transformers in float64 for the
 checkpoints in tests/fixtures/transformers.
 """
 
@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 N_VOCAB = 120
 EOS = 7
 
-# gpt2c's options, which are transformers' but for bad_words and logit_bias.
+# gpt2c's options.
 CASES: list[dict[str, Any]] = [
     {"temperature": 0.7},
     {"temperature": 1.9},
@@ -95,7 +95,7 @@ def sampling_fixture() -> dict[str, Any]:
 
 
 def log_probabilities(model: GPT2LMHeadModel, texts: list[list[int]], left: bool) -> list[Any]:
-    """log p(ids[i] | ids[:i]) for i >= 1, all texts in one padded batch."""
+    """Return log p(ids[i] | ids[:i]) for i >= 1, with all texts in one padded batch."""
     longest = max(map(len, texts))
     ids = torch.zeros((len(texts), longest), dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -119,7 +119,7 @@ def scores_fixture() -> dict[str, Any]:
     models = {}
     for name in ("plain", "untied_inverse", "relu_inner"):
         folder = FIXTURES / "transformers" / name
-        # Upcasting is for half precision and refuses float64, which needs none.
+        # Upcasting is meant for half precision and fails in float64.
         model = GPT2LMHeadModel.from_pretrained(
             folder, attn_implementation="eager", reorder_and_upcast_attn=False
         )

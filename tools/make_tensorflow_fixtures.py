@@ -1,11 +1,11 @@
-"""Makes tests/fixtures/formats/tensorflow*: a small model as OpenAI's scripts save it.
+"""Makes tests/fixtures/formats/tensorflow*: a small model as OpenAI's scripts save one.
 
 Needs tensorflow and safetensors; run from the repository's root:
 
     python tools/make_tensorflow_fixtures.py
 
-The weights are those of tests/fixtures/transformers/tiny, whose logits are in its expected.json,
-under the names and shapes of OpenAI's model.py, saved by tf.train.Saver.
+The weights come from tests/fixtures/transformers/tiny, whose logits are in its expected.json. They
+have the names and shapes of OpenAI's model.py, and tf.train.Saver saves them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files of tools that write their own.
+"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files of tools with own formats.
 
 Needs torch, gguf and llama-cpp-python; run from the repository's root:
 
     python tools/make_tool_fixtures.py
 
-nanoGPT's family and llm.c come as scripts, not as packages: their modules are in nanogpt_model.py,
-and what is written is what their train.py, trainer.py and train_gpt2.py write. GGUF is written by
-the package gguf with the names of llama.cpp's converter, and quantised by llama.cpp itself, which
-also widens it again: a sample of that is what our reader is compared with.
+nanoGPT's family and llm.c are scripts, not packages. nanogpt_model.py rewrites their modules, and
+this script writes what their train.py, trainer.py and train_gpt2.py write. The package gguf writes
+GGUF, with the names of llama.cpp's converter. llama.cpp itself quantises these files and
+dequantises them again; tests compare gpt2c's reader with samples of the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nanogpt_model import GPT, GPTConfig
 
 OUT = FIXTURES / "formats"
 GGUF_VERSION = importlib.metadata.version("gguf")
-SAMPLES = 24  # of each matrix
+SAMPLES = 24  # elements of each matrix
 
 
 @torch.no_grad()
@@ -43,13 +43,13 @@ def write_logits(folder: Path, model: GPT) -> None:
 
 
 def nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
-    """As its train.py saves: the optimiser and the settings too."""
+    """Save as train.py does, with the optimizer and the settings."""
     torch.manual_seed(1)
     config = GPTConfig()
     model = GPT(config, bias=bias, mask=mask)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
     model(torch.tensor([[1, 2]])).sum().backward()
-    optimizer.step()  # of nothing, but then it has a state
+    optimizer.step()  # changes nothing, but creates the optimizer's state
     state = {("_orig_mod." if compiled else "") + k: v for k, v in model.state_dict().items()}
     checkpoint = {
         "model": state,
@@ -65,12 +65,12 @@ def nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
 
 
 def build_nanogpt() -> None:
-    """As its train_gpt2.py saves: the configuration is an object of the script's own class."""
+    """Save as train_gpt2.py does: the configuration is an object of the script's own class."""
     torch.manual_seed(2)
     config = GPTConfig(vocab_size=128)
     model = GPT(config, exact_gelu=False)
     GPTConfig.__module__ = "__main__"
-    sys.modules["__main__"].GPTConfig = GPTConfig  # where the script that is run defines it
+    sys.modules["__main__"].GPTConfig = GPTConfig  # as if the running script defined it
     folder = new_folder(OUT / "build_nanogpt")
     checkpoint = {"model": model.state_dict(), "config": config, "step": 19072, "val_loss": 3.1}
     torch.save(checkpoint, folder / "model_19072.pt")
@@ -78,7 +78,7 @@ def build_nanogpt() -> None:
 
 
 def mingpt() -> None:
-    """As its trainer's projects save: the weights, and their settings as they were at the start."""
+    """Save as minGPT's projects do: the weights, and the settings from before the training."""
     torch.manual_seed(3)
     model = GPT(GPTConfig(n_head=3, n_embd=12, n_layer=3), exact_gelu=False, tied=False, mask=True)
     folder = new_folder(OUT / "mingpt")
@@ -130,7 +130,7 @@ def nn_pad(wte: torch.Tensor, n_rows: int) -> torch.Tensor:
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
-    """256 bytes, three merges, the end, and two tokens of padding."""
+    """Return 256 bytes, three merges, <|endoftext|> and two padding tokens; and the merges."""
     merges = ["t h", "th e", "Ġ the"]
     tokens = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
     return [*tokens, "[PAD260]", "[PAD261]"], merges
@@ -178,11 +178,11 @@ def quantize(source: Path, to: Path, file_type: int, embedding: int | None = Non
         options.token_embedding_type = embedding
     paths = str(source).encode(), str(to).encode()
     if llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
-        raise SystemExit(f"llama.cpp could not write {to}")
+        raise SystemExit(f"llama.cpp could not quantise {source} to {to} (file type {file_type})")
 
 
 def sample_of(path: Path) -> dict[str, list[float]]:
-    """Items evenly spread over each tensor, as llama.cpp widens them to float32."""
+    """Return evenly spaced elements of each matrix, as llama.cpp dequantises them to float32."""
     with tempfile.TemporaryDirectory() as folder:
         wide = Path(folder, "wide.gguf")
         quantize(path, wide, llama_cpp.LLAMA_FTYPE_ALL_F32)
@@ -215,7 +215,7 @@ def gguf_files() -> None:
     wide_config = GPTConfig(vocab_size=262, n_embd=256, n_head=4, n_layer=1)
     wide = GPT(wide_config, exact_gelu=False)
     block = wide.transformer.h[0]
-    block.mlp.c_fc = torch.nn.Linear(256, 256)  # as narrow as blocks of 256 allow
+    block.mlp.c_fc = torch.nn.Linear(256, 256)  # the min width for quantised blocks of 256
     block.mlp.c_proj = torch.nn.Linear(256, 256)
     samples = {}
     with tempfile.TemporaryDirectory() as temporary:

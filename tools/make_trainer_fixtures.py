@@ -1,12 +1,12 @@
-"""Makes tests/fixtures/trainers: models as trainers and their libraries write them.
+"""Makes tests/fixtures/trainers: models as trainers and their libraries save them.
 
 Needs torch, transformers, accelerate, pytorch-lightning, peft, safetensors and omegaconf; run from
 the repository's root:
 
     python tools/make_trainer_fixtures.py
 
-Each folder is what its library wrote. Where a model is to be loaded, expected.json beside it has
-the logits of transformers' GPT2LMHeadModel, or of nanoGPT's module (nanogpt_model.py).
+Each folder is the output of its library. If gpt2c should load the model, expected.json holds the
+logits of transformers' GPT2LMHeadModel, or of nanoGPT's module (nanogpt_model.py).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def logits_of(model: Any) -> torch.Tensor:
 
 
 class Texts(torch.utils.data.Dataset):
-    """Four texts of the same ids."""
+    """Four texts with the same ids."""
 
     def __len__(self) -> int:
         return 4
@@ -70,7 +70,7 @@ class Texts(torch.utils.data.Dataset):
 
 
 def heads() -> None:
-    """Models of transformers with another head; their language model is what transformers loads."""
+    """Models with other heads, which transformers loads as language models."""
     for name in ("DoubleHeadsModel", "ForSequenceClassification", "ForTokenClassification",
                  "ForQuestionAnswering", "Model"):  # fmt: skip
         torch.manual_seed(2)
@@ -81,7 +81,7 @@ def heads() -> None:
 
 
 def save_model() -> None:
-    """What safetensors keeps of a tied pair: one name."""
+    """A tied pair, of which safetensors keeps one name."""
     model, folder = language_model(), new_folder(OUT / "save_model")
     safetensors.torch.save_model(model, str(folder / "model.safetensors"))
     CONFIG.save_pretrained(folder)
@@ -92,7 +92,7 @@ def save_model() -> None:
 
 
 def trainer() -> None:
-    """A checkpoint of transformers' Trainer, without its weights."""
+    """A checkpoint of transformers' Trainer, without the weights."""
     with tempfile.TemporaryDirectory() as work:
         arguments = transformers.TrainingArguments(
             output_dir=work, max_steps=1, save_steps=1, use_cpu=True, report_to=[],
@@ -105,7 +105,7 @@ def trainer() -> None:
 
 
 class Lightning(pytorch_lightning.LightningModule):
-    """A model inside of a LightningModule, as its users write it."""
+    """A model inside a LightningModule, as users write it."""
 
     def __init__(self, lr: float, config: Any) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def adapter() -> None:
 
 
 def extras() -> None:
-    """A file of torch.save with what people put beside their weights, in both of its formats."""
+    """Files of torch.save, in both of its formats, with objects that people save with weights."""
     model = language_model()
     wrapped = nn.DataParallel(torch.compile(model))
     beside = {
@@ -181,7 +181,7 @@ def whole_modules() -> None:
     module = nn.Linear(2, 2)
     torch.save(module, folder / "archive.pt")
     torch.save({"model": module, "epoch": 1}, folder / "in_a_dict.pt")
-    # The old format keeps the source of a class that has one; of this one there is none.
+    # The old format stores the source of a class if there is any; this class has none.
     Bare = type("Bare", (nn.Module,), {"__module__": "__main__"})
     sys.modules["__main__"].Bare = Bare  # type: ignore[attr-defined]
     torch.save(Bare(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -192,12 +192,12 @@ def whole_modules() -> None:
 
 
 def nanogpt_old() -> None:
-    """As nanoGPT saved until it could do without biases: the tanh form of GELU, no vocab_size."""
+    """As nanoGPT saved before it had `bias`: the tanh form of GELU, no vocab_size."""
     torch.manual_seed(6)
     config = GPTConfig(vocab_size=13)
     model = GPT(config, exact_gelu=False)
     with torch.no_grad():
-        for parameter in model.parameters():  # large, so that the two forms differ
+        for parameter in model.parameters():  # large, so that the two forms of GELU differ
             parameter.mul_(8)
     arguments = {k: v for k, v in vars(config).items() if k != "vocab_size"} | {"dropout": 0.0}
     folder = new_folder(OUT / "nanogpt_old")

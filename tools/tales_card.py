@@ -1,11 +1,11 @@
-"""The model card of "tales", written from what was measured."""
+"""Writes the model card of "tales" from the measurements of its training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import tales_corpus
-from check_tales import LEAST_DISTINCT, LEAST_KNOWN_WORDS, LONGEST_COPY, Measures
+from check_tales import MAX_COPY, MIN_DISTINCT, MIN_KNOWN_WORDS, Measures
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Facts:
     parameters: int
     training_tokens: int
     corpus: tales_corpus.Corpus
-    curve: list[dict[str, float]]  # now and then: step, train_loss, bits per byte of each book
+    curve: list[dict[str, float]]  # step, train_loss, bits per byte of each book
     scores: dict[str, float]  # bits per byte of each held-out book and of "all"
     measures: Measures
-    samples: list[str]  # of seeds 1, 2, 3
+    samples: list[str]  # for the seeds 1, 2, 3
 
 
 def model_card(facts: Facts) -> str:
-    """The text of MODEL_CARD.md."""
+    """Return the text of MODEL_CARD.md."""
     recipe, measures = facts.recipe, facts.measures
     seen = int(recipe["steps"]) * int(recipe["batch"]) * int(recipe["positions"])
     books = [
@@ -93,10 +93,10 @@ the stored float16 weights. No scored tale of the Violet Fairy Book shares a run
 
 In fifty samples of 150 tokens (temperature 0.8, top-k 40, seeds 1 to 50, from `<|endoftext|>`
 alone), {measures.known_words:.1%} of the words occur in the training text (required: at least
-{LEAST_KNOWN_WORDS:.0%}), the longest run of words that also occurs there is
-{measures.longest_copy or "under 8"} (required: at most {LONGEST_COPY}), and
+{MIN_KNOWN_WORDS:.0%}), the longest run of words that also occurs there is
+{measures.longest_copy or "under 8"} (required: at most {MAX_COPY}), and
 {measures.distinct_4grams:.1%} of the runs of four words are distinct (required: at least
-{LEAST_DISTINCT:.0%}).
+{MIN_DISTINCT:.0%}).
 
 ## Limits
 
@@ -110,5 +110,5 @@ can repeat. Use it to try, test and measure an inference engine, not for childre
 
 
 def quote(text: str) -> str:
-    """Markdown quotation of every line, each a paragraph of its own."""
+    """Quote a text in Markdown, each line as a paragraph of its own."""
     return "\n".join(f"> {line}\n>" for line in text.split("\n")).removesuffix("\n>")
