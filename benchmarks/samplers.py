@@ -17,7 +17,7 @@ import numpy as np
 from manners import token_seconds
 
 import gpt2c
-from gpt2c.engine.types import Plan
+from gpt2c.engine.protocol import Plan
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 
 HISTORY = 200  # tokens that penalties see

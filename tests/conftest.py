@@ -16,9 +16,9 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from gpt2c import GPT2, GPT2Config
+from gpt2c.config import tensor_shapes
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
-from gpt2c.weights.checkpoint.source import tensor_shapes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -9,7 +9,7 @@ import numpy as np
 from conftest import config_of, model_on
 
 from gpt2c import GPT2Config
-from gpt2c.weights.checkpoint.source import tensor_shapes
+from gpt2c.config import tensor_shapes
 
 # Shapes with whole and broken panels, blocks of k, pages and blocks of positions; each activation.
 CONFIGS = {

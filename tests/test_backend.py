@@ -12,8 +12,8 @@ from conftest import FIXTURES, ISAS, config_of, random_weights
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.engine.threads import MAX_THREADS
-from gpt2c.text.tokenizer_files import tokenizer_of
 from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.tokenizer_files import tokenizer_of
 
 FOLDER = FIXTURES / "transformers" / "tiny"
 
@@ -131,7 +131,7 @@ def test_engine_refuses_nonsense_without_crashing():
     import numpy as np
 
     from gpt2c.engine import _engine
-    from gpt2c.engine.types import Plan, Stage
+    from gpt2c.engine.protocol import Plan, Stage
 
     def job_of(name, **values):
         return model.job(ids, 1, Plan((Stage(name, **values),)), 0, 0, stops)
@@ -171,7 +171,7 @@ def test_engine_refuses_nonsense_without_crashing():
         lambda: job_of("bad_words", ids=np.array([1, 5], dtype=np.int32)),
         lambda: job_of("dry", count=1, ids=outside),
         lambda: model.job(ids, 1, Plan(), 0, 0, stops).advance(values, values),
-        lambda: model.job(ids, 1, Plan(), 0, 0, stops).process(values),
+        lambda: model.apply_stages(Plan(), values, ids, stops),
         lambda: model.job(ids, 1, Plan(), 0, 0, stops).scores(),
         lambda: model.score([], [], [], 0),
         lambda: model.score([model.sequence()], [ids], [np.zeros(3, dtype=np.int32)], 0),

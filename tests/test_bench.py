@@ -14,7 +14,7 @@ from conftest import ISAS, config_of, model_on, random_weights
 from gpt2c import OptionError
 from gpt2c.cli import bench
 from gpt2c.cli.main import main
-from gpt2c.weights.checkpoint.source import tensor_shapes
+from gpt2c.config import tensor_shapes
 
 
 @pytest.fixture(autouse=True)

@@ -283,8 +283,11 @@ def test_other_models_are_for_the_package(tmp_path: Path, model: dict[str, Any])
         (values_of({"a": True}, []), "the id of 'a' is True"),
         (values_of([], []), r"found the vocabulary \[\]"),  # type: ignore[arg-type]
         (values_of({}, []), "found no tokens"),
-        (values_of({"a": 0}, [], [5]), "found added token 5"),
-        (values_of({"a": 0}, [], [added(1, "<s>", lstrip=None)]), "lstrip None of '<s>'"),  # type: ignore[arg-type]
+        (values_of({"a": 0}, [], [5]), "found the added token 5"),
+        (
+            values_of({"a": 0}, [], [added(1, "<s>", lstrip=None)]),
+            "lstrip of the added token '<s>' is None",
+        ),  # type: ignore[arg-type]
         (values_of({"a": 0}, []) | {"added_tokens": 5}, "added_tokens 5"),
     ],
 )

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, Error, OptionError
 from gpt2c.weights.checkpoint import (
     Checkpoint,
     from_arrays,
     from_picogpt,
     open_checkpoint,
-    source,
     tensor_shapes,
 )
+from gpt2c.weights.checkpoint import checkpoint as checkpoint_module
 from gpt2c.weights.checkpoint.views import Whole
-from gpt2c.weights.config import GPT2Config
 
 SHARED = Path(os.environ.get("GPT2C_SHARED", Path(__file__).parents[2] / "shared"))
 Arrays = dict[str, NDArray[Any]]
@@ -130,7 +130,7 @@ def test_what_is_nearly_a_buffer_is_unexpected(tmp_path: Path, name: str) -> Non
 
 
 def test_a_tied_head_that_is_stored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_COMPARE_ITEMS", 13)  # two rows of six at a time
+    monkeypatch.setattr(checkpoint_module, "_COMPARE_ITEMS", 13)  # two rows of six at a time
     arrays = random_arrays()
     arrays["wte.weight"][0, 0] = np.nan
     stored = arrays | {"lm_head.weight": arrays["wte.weight"].copy()}

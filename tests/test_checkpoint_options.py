@@ -124,8 +124,8 @@ def test_hparams_that_do_not_fit(bare: Path) -> None:
 
 def test_sizes_are_openais() -> None:
     """The number of parameters that OpenAI calls each by, rounded to millions."""
+    from gpt2c.config import GPT2Config
     from gpt2c.weights.checkpoint.hparams import given_hparams
-    from gpt2c.weights.config import GPT2Config
 
     for name in ("124M", "355M", "774M", "1558M"):
         values = given_hparams(name)

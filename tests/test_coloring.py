@@ -18,15 +18,7 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2, Score
-from gpt2c.coloring import (
-    class_of,
-    html_page,
-    save_html,
-    shares,
-    spans,
-    terminal_text,
-    wants_color,
-)
+from gpt2c.coloring import class_of, html_page, save_html, shares, spans, terminal_text, wants_color
 from gpt2c.coloring.visible import visible
 from gpt2c.text.tokenizer import MissingTokenizer
 

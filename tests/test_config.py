@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2c.config import ACTIVATIONS, GPT2Config
 from gpt2c.errors import CheckpointNotFoundError, ConfigError, Error
-from gpt2c.weights.config import ACTIVATIONS, GPT2Config
 
 # transformers 5.23: GPT2Config().to_json_string(use_diff=False)
 TRANSFORMERS_KEYS: dict[str, Any] = {

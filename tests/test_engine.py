@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2Config
-from gpt2c.engine import select as backend
+from gpt2c.config import tensor_shapes
 from gpt2c.oracle.reference import gpt2
-from gpt2c.weights.checkpoint.source import tensor_shapes
+from gpt2c.weights import loading
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
@@ -154,7 +154,7 @@ def test_weights_read_in_any_chunks_are_the_same(isa, monkeypatch):
     weights = random_weights(config)
     expected = model_on(isa, config, weights).logits([1, 2, 3])
     for n_rows in (1, 7, 64, 100):
-        monkeypatch.setattr(backend, "CHUNK_BYTES", n_rows * 4 * config.n_embd)
+        monkeypatch.setattr(loading, "CHUNK_BYTES", n_rows * 4 * config.n_embd)
         np.testing.assert_array_equal(model_on(isa, config, weights).logits([1, 2, 3]), expected)
 
 

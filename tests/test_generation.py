@@ -13,10 +13,10 @@ from conftest import BACKENDS, FIXTURES, config_of, model_on, on_backend, random
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.generate.beams import BeamOptions
+from gpt2c.generate.beam_options import BeamOptions
 from gpt2c.generate.options import DEFAULT_BATCH_SIZE
-from gpt2c.text.tokenizer_files import tokenizer_of
 from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.tokenizer_files import tokenizer_of
 
 
 @pytest.fixture

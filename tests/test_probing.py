@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2, ContextError, OptionError, OptionTypeError
-from gpt2c.engine.types import BLOCK_POINTS, MODEL_POINTS
+from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS
 from gpt2c.look.probing import POINTS
 from gpt2c.oracle.reference import gpt2
 

@@ -14,10 +14,10 @@ from test_engine import configs, ids_of
 
 from gpt2c import GPT2, OptionError
 from gpt2c.cli.main import main
-from gpt2c.engine import select as backend
 from gpt2c.errors import CheckpointError
 from gpt2c.oracle.reference import gpt2
 from gpt2c.text.tokenizer import MissingTokenizer
+from gpt2c.weights import loading
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.checkpoint.quantized import metadata
 
@@ -260,7 +260,7 @@ def test_keys_and_values_are_stored_where_pages_have_them(head_dim, narrow, seed
 
 def dequantized(model, config):
     """The weights as a quantised model has them, by its own reading."""
-    sources = backend.loaded_checkpoint(model._engine, config).tensors
+    sources = loading.loaded_checkpoint(model._engine, config).tensors
     return {name: source.read(0, source.shape[0]) for name, source in sources.items()}
 
 
@@ -412,7 +412,7 @@ def test_a_quantized_file_in_other_dtypes(folder, dtype, monkeypatch):
     assert load(folder / "q", dtype=other).dtype == other
     assert main(["convert", *map(str, (folder / "q", folder / "wide"))]) == 0
     np.testing.assert_array_equal(load(folder / "wide").logits([1, 2]), wide.logits([1, 2]))
-    monkeypatch.setattr(backend, "CHUNK_BYTES", 1)  # a group, or a panel, at a time
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 1)  # a group, or a panel, at a time
     again = load(folder / "q", dtype="float32")
     np.testing.assert_array_equal(again.logits([1, 2]), wide.logits([1, 2]))
     np.testing.assert_array_equal(load(folder / "q").logits([1, 2]), model.logits([1, 2]))

@@ -8,7 +8,7 @@ from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2c.engine.types import Plan, Stage
+from gpt2c.engine.protocol import Plan, Stage
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 from gpt2c.oracle.filters import top_k
 from gpt2c.oracle.reference import softmax

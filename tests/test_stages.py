@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2
-from gpt2c.engine.types import Plan, Stage
+from gpt2c.engine.protocol import Plan, Stage
 from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
-from gpt2c.oracle.sampling import Sampler, chance
+from gpt2c.oracle.sampling import Sampler, uniform
 
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 N_VOCAB = 300
@@ -39,7 +39,7 @@ def some_logits(seed, spread=3.0, n=N_VOCAB):
 def processed(models, plan, logits, history, seed=0, sample=0):
     """What every instruction set makes of the logits, which is the same."""
     results = [
-        model._engine.job(ids_of(*history), 5, plan, seed, sample, NO_STOPS).process(logits)
+        model._engine.apply_stages(plan, logits, ids_of(*history), ids_of(), seed, sample)
         for model in models.values()
     ]
     for other in results[1:]:
@@ -122,21 +122,16 @@ HISTORY = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 )
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_penalties_count_what_they_should(models, name, history, n_new, seed, value):
-    """By a job that has generated tokens: those are what presence and frequency count."""
+    """With new tokens, which are what presence and frequency count."""
     logits = some_logits(seed)
     model = next(iter(models.values()))
     plan = Plan((Stage(name, value=value),))
-    job = model._engine.job(ids_of(*history), n_new + 1, plan, 0, 0, NO_STOPS)
     new = np.random.default_rng(seed).integers(0, 6, n_new).tolist()
-    for id in new:
-        sure = np.full(N_VOCAB, -1e9, dtype=np.float32)
-        sure[id] = 1e9
-        job.advance(sure, sure)
-    assert job.new_ids() == new
+    ours = model._engine.apply_stages(plan, logits, ids_of(*history), ids_of(*new))
     exact = logits.astype(np.float64)
     counted = [*history, *new] if name == "repetition_penalty" else new
     getattr(penalties, name)(exact, counted, value)
-    np.testing.assert_allclose(job.process(logits), exact, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=300)
@@ -282,9 +277,9 @@ def test_the_chance_of_a_position():
 
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):
-            exact = chance(seed, 3, position)
+            exact = uniform(seed, 3, position)
             assert {_engine.chance(isa, seed, 3, position) for isa in ISAS} == {exact}
-    chances = [chance(1, 0, n) for n in range(2000)]
+    chances = [uniform(1, 0, n) for n in range(2000)]
     # Of 2,000 numbers from 0 to 1 the mean is off 1/2 by 5 standard errors at most.
     assert abs(np.mean(chances) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
 
@@ -297,7 +292,7 @@ def test_xtc_happens_as_often_as_it_should(models):
         processed(models, plan, logits, [1], seed=seed)[0] == -np.inf for seed in range(1000)
     ]
     assert abs(np.mean(happened) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1000)
-    assert happened[:50] == [chance(seed, 0, 1) < np.float32(0.3) for seed in range(50)]
+    assert happened[:50] == [uniform(seed, 0, 1) < np.float32(0.3) for seed in range(50)]
 
 
 def test_mirostat_holds_its_surprise():

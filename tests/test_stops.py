@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.cli.main import main
-from gpt2c.generate.stops import Stops, StopString, Watcher
 from gpt2c.measure import scores as scoring
+from gpt2c.schedule.stops import Stops, StopString, Watcher
 
 CONFIG = config_of()
 WEIGHTS = random_weights(CONFIG)
@@ -493,7 +493,7 @@ def test_cancelling_the_task_stops_the_work(model):
 
 def test_a_cancelled_job_comes_back_soon(isa):
     """A run looks up 50 times a second; 1,000 tokens of any model take longer."""
-    from gpt2c.engine.types import Plan
+    from gpt2c.engine.protocol import Plan
 
     config = config_of(n_positions=1024, n_embd=192, n_layer=4)
     model = model_on(isa, config, random_weights(config))
@@ -555,7 +555,7 @@ def test_loading_shows_a_bar_when_it_takes_long(
 ) -> None:
     GPT2.from_pretrained(progress=True)
     assert capsys.readouterr().err == ""  # within two seconds, nothing
-    monkeypatch.setattr("gpt2c.weights.progress._PATIENCE", 0)
+    monkeypatch.setattr("gpt2c.progress._PATIENCE", 0)
     GPT2.from_pretrained()
     assert capsys.readouterr().err == ""
     GPT2.from_pretrained(progress=True)

@@ -18,6 +18,7 @@ from conftest import FIXTURES, config_of, random_weights
 import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.cli.main import main
+from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -29,7 +30,6 @@ from gpt2c.errors import (
 from gpt2c.text.bpe import BYTE_ALPHABET
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
-from gpt2c.weights.config import GPT2Config
 
 TOKENS = [*BYTE_ALPHABET, "ab", "<|endoftext|>"]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -392,7 +392,7 @@ def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
         (tmp_path / "none", CheckpointNotFoundError, "none: there is no such file or folder"),
         (tmp_path / "vocab.txt", TokenizerError, r"vocab\.txt: found b'x\\ny\\n' at the beginning"),
         (tmp_path, CheckpointNotFoundError, r"found no tokenizer, .*vocab\.txt: looks like"),
-        (5, OptionTypeError, "tokenizer is a int; it must be a path or a gpt2c.Tokenizer"),
+        (5, OptionTypeError, "tokenizer is a int; it must be a path, 'gpt2' or a gpt2c.Tok"),
         (b"x", OptionTypeError, "tokenizer is a bytes"),
         (folder / "model.safetensors", TokenizerError, "at the beginning"),
         (folder / "config.json", TokenizerError, r"config\.json: "),

@@ -19,11 +19,11 @@ from conftest import FIXTURES, on_backend
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, TokenizerError
 from gpt2c.formats.gguf_file import GGUFFile
 from gpt2c.formats.tensor_bundle import TensorBundle
 from gpt2c.weights.checkpoint import open_checkpoint
-from gpt2c.weights.config import GPT2Config
 
 FORMATS = FIXTURES / "formats"
 TINY = FIXTURES / "transformers" / "tiny"

@@ -38,9 +38,9 @@ def test_processed_logits_are_transformers(backend, weights, number):
     plan = check_sampling({"do_sample": True, **options}, vocabulary)
     model = model_on(backend, config_of(vocab_size=N_VOCAB, n_layer=0), weights)
     # None of these options asks which ids are new, but min_new_tokens, of which there are less.
-    ids, no_stops = np.array(case["ids"], dtype=np.int32), np.empty(0, dtype=np.int32)
-    job = model._engine.job(ids, 1, plan, 0, 0, no_stops)
-    ours, theirs = job.process(decoded(case["logits"])), decoded(case["processed"])
+    ids, none = np.array(case["ids"], dtype=np.int32), np.empty(0, dtype=np.int32)
+    ours = model._engine.apply_stages(plan, decoded(case["logits"]), ids, none)
+    theirs = decoded(case["processed"])
     np.testing.assert_array_equal(ours > -np.inf, theirs > -np.inf)
     kept = ours > -np.inf
     # One division or product, each rounded once on either side.

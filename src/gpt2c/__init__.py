@@ -10,6 +10,7 @@ import logging
 
 from gpt2c._version import __version__
 from gpt2c.compat.transformers import from_transformers
+from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     BackendError,
     CacheMemoryError,
@@ -37,7 +38,6 @@ from gpt2c.model import GPT2
 from gpt2c.pico import load_encoder_hparams_and_params
 from gpt2c.session import Session
 from gpt2c.text.tokenizer import Tokenizer
-from gpt2c.weights.config import GPT2Config
 
 # The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
 ARITHMETIC = 1

@@ -1,8 +1,7 @@
-"""Every exception that gpt2c raises on purpose.
+"""The exceptions and warnings of gpt2c.
 
-All derive from :class:`Error`, so ``except gpt2c.Error`` catches whatever the library
-rejects; each is also the builtin that a reader would expect, so ``except ValueError``
-keeps working in programs that know nothing of gpt2c.
+Every exception derives from :class:`Error`, so ``except gpt2c.Error`` catches them all. Each also
+derives from the closest builtin exception, so a program's ``except ValueError`` works too.
 """
 
 from __future__ import annotations
@@ -12,47 +11,47 @@ import warnings
 
 
 class Error(Exception):
-    """The base of every exception gpt2c raises on purpose."""
+    """The base class of gpt2c's exceptions."""
 
 
 class OptionError(Error, ValueError):
-    """An argument's value is out of its range; the message names both."""
+    """An argument has an invalid value; the message says which values are valid."""
 
 
 class OptionTypeError(Error, TypeError):
-    """An argument is of the wrong type; the message names what is accepted."""
+    """An argument has the wrong type; the message says which types are accepted."""
 
 
 class ConfigError(Error, ValueError):
-    """A model configuration is impossible, unknown or unsupported."""
+    """A model configuration is invalid, unknown or unsupported."""
 
 
 class CheckpointError(Error, ValueError):
-    """A checkpoint's file is malformed or does not fit its configuration."""
+    """A checkpoint's file is malformed or does not match its configuration."""
 
 
 class CheckpointNotFoundError(Error, FileNotFoundError):
-    """There is no checkpoint at the place that was named."""
+    """There is no checkpoint, or no file, at the given path."""
 
 
 class TokenizerError(Error, ValueError):
-    """A text or a vocabulary cannot be used by the tokenizer."""
+    """A tokenizer's file is invalid, or the tokenizer cannot encode a text."""
 
 
 class ContextError(Error, ValueError):
-    """More tokens were given than the model has positions."""
+    """The tokens do not fit in the context: the model has fewer positions."""
 
 
 class NumericalError(Error, ArithmeticError):
-    """A logit is not a number, so no token can be chosen from it."""
+    """A logit is NaN, so no token can be chosen."""
 
 
 class CacheMemoryError(Error, MemoryError):
-    """The memory for a model, a cache page or a call's scratch could not be had."""
+    """The memory for a model, a KV cache page or a call's activations cannot be allocated."""
 
 
 class BackendError(Error, RuntimeError):
-    """The backend that was asked for cannot run here."""
+    """The requested backend cannot run on this machine."""
 
 
 class ClosedError(Error, RuntimeError):
@@ -60,7 +59,7 @@ class ClosedError(Error, RuntimeError):
 
 
 class ForkError(Error, RuntimeError):
-    """A call was forked in its middle, and the child lacks the threads that it runs on."""
+    """The process forked during a call; the child lacks the threads that the call needs."""
 
 
 class MissingDependencyError(Error, ImportError):
@@ -68,19 +67,19 @@ class MissingDependencyError(Error, ImportError):
 
 
 class Gpt2cWarning(UserWarning):
-    """The base of every warning that gpt2c gives."""
+    """The base class of gpt2c's warnings."""
 
 
 class FallbackWarning(Gpt2cWarning, RuntimeWarning):
-    """The compiled engine is not available and NumPy is used instead."""
+    """The compiled engine is not available, so NumPy is used."""
 
 
 class TokenizerWarning(Gpt2cWarning):
-    """Text may be encoded to other token ids than the model was trained with."""
+    """Text may be encoded to token ids that differ from those in the model's training."""
 
 
 def warn(message: str, kind: type[Gpt2cWarning]) -> None:
-    """Issue a warning that points at the caller's line outside this package."""
+    """Issue a warning that points at the line outside this package that called into it."""
     level, frame = 1, sys._getframe(0)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
         level, frame = level + 1, frame.f_back

@@ -1,7 +1,7 @@
-"""Locks in a process that forks.
+"""Locks that survive a fork.
 
-A child has only the thread that forked. A lock that another thread held at that moment is copied
-taken, and nothing in the child will ever release it.
+A forked child has only the thread that called fork. A lock that another thread held at that moment
+is locked in the child too, and no thread there will ever release it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Generic, TypeVar
 
 _L = TypeVar("_L")
 
-# Forks between the process that imported this module and this one.
-_n_forks = 0
+_n_forks = 0  # between the process that imported this module and this one
 
 
 def _count_fork() -> None:
@@ -26,20 +25,20 @@ if hasattr(os, "register_at_fork"):
 
 
 class ProcessLock(Generic[_L]):
-    """A lock for the threads of one process: each forked child has a free one of its own."""
+    """A lock for the threads of one process; each forked child gets an unlocked one of its own."""
 
-    def __init__(self, kind: Callable[[], _L]) -> None:
-        """kind makes a lock: threading.Lock or RLock."""
-        self._kind = kind
-        self._locks = {_n_forks: kind()}
+    def __init__(self, make_lock: Callable[[], _L]) -> None:
+        """make_lock is threading.Lock or threading.RLock."""
+        self._make_lock = make_lock
+        self._locks = {_n_forks: make_lock()}
 
     @property
     def lock(self) -> _L:
         """This process's lock.
 
-        It is used in a with statement alone, where Ctrl-C cannot come between taking it and the
-        block.
+        Use it only in a with statement: there, Ctrl-C cannot interrupt between acquiring the lock
+        and entering the block.
         """
         found = self._locks.get(_n_forks)
-        # setdefault, so that two threads of a child that ask at once get the same.
-        return found or self._locks.setdefault(_n_forks, self._kind())
+        # setdefault is atomic, so two threads of a child get the same lock.
+        return found or self._locks.setdefault(_n_forks, self._make_lock())

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, Unpack, overload
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, NoReturn, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import flag, integer, shows_options
-from gpt2c.errors import ContextError, OptionError, OptionTypeError, TokenizerError
+from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config
+from gpt2c.engine.protocol import MOST_LOGPROBS, EngineModel
+from gpt2c.engine.threads import choose_threads
+from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.generate.completing import Completer
+from gpt2c.generate.encoder import Encoder
+from gpt2c.generate.generation_config import (
+    Lengths,
+    ModelDefaults,
+    read_generation_config,
+    with_usable_defaults,
+)
 from gpt2c.generate.options import (
     DEFAULTS,
-    MOST_LOGPROBS,
     CompleteOptions,
     Completion,
     GenerateOptions,
@@ -23,19 +36,23 @@ from gpt2c.generate.options import (
     StreamOptions,
     check_options,
 )
-from gpt2c.generate.prompts import IdArray, Ids, Prompt, check_ids, is_lazy, is_single
+from gpt2c.generate.prompts import IdArray, Ids, Prompt, is_lazy, is_single
 from gpt2c.generate.sampling import Vocabulary
 from gpt2c.generate.streaming import TextStream
 from gpt2c.look.probing import Edit, Ints, Names, forward
 from gpt2c.measure.scores import Score, score_texts
+from gpt2c.progress import LoadingBar
 from gpt2c.session import Session
-from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.config import GPT2_VOCABULARY
-from gpt2c.weights.generation_config import Lengths, with_usable_defaults
-from gpt2c.weights.loaded_model import LoadedModel
+from gpt2c.text.special_tokens import ids_in
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
+from gpt2c.weights.hub import locate
+from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor
+from gpt2c.weights.named_tokenizer import tokenizer_for
+from gpt2c.weights.tokenizer_files import save_tokenizer, with_named_tokens
 
 
-class GPT2(LoadedModel):
+class GPT2:
     """A GPT-2 on the CPU.
 
     >>> model = GPT2.from_pretrained()  # the embedded one; or a folder, or a name on the hub
@@ -44,6 +61,103 @@ class GPT2(LoadedModel):
     A model is immutable: any number of threads may use it at once, each call with a cache of its
     own. ``close()``, or leaving a ``with`` block, frees its memory once running calls are done.
     """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer | MissingTokenizer | None,
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        backend: str = "auto",
+        progress: bool = False,
+    ) -> None:
+        """Read the checkpoint's weights; :meth:`from_pretrained` is the usual way here.
+
+        A tokenizer of None is GPT-2's own.
+        """
+        n_threads, _ = choose_threads(threads)
+        self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
+        beside = self._folder if checkpoint.vocabulary is None else None
+        config, named = with_named_tokens(checkpoint.config, beside, tokenizer)
+        self._defaults = ModelDefaults()
+        if self._folder is not None:
+            config, self._defaults = read_generation_config(self._folder, config)
+        self.config: GPT2Config = config
+        self._named_ids = ids_in(named) | self._defaults.named_ids
+        self._encoder = Encoder(config, tokenizer)
+        bar = LoadingBar(4 * config.n_parameters) if flag("progress", progress) else None
+        try:
+            self._engine: EngineModel = load_engine(checkpoint, dtype, backend, n_threads, bar)
+        finally:
+            if bar is not None:
+                bar.close()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        backend: str = "auto",
+        progress: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        tokenizer: str | os.PathLike[str] | Tokenizer | MissingTokenizer | None = None,
+        activation: str | None = None,
+        hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Load a checkpoint from disk or the hub, or the embedded model.
+
+        path is a checkpoint of any kind that docs/checkpoints.md lists, told by its content: a
+        folder in Hugging Face's format (``config.json`` with ``model.safetensors`` or
+        ``pytorch_model.bin``, whole or in shards), OpenAI's own, or a file of nanoGPT, minGPT,
+        llm.c, GGUF or NumPy. Or, where there is nothing of that name, a name on Hugging Face's hub
+        such as "openai-community/gpt2" (extra ``hub``; revision, token and local_files_only are for
+        this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
+        is part of the package, "tales".
+
+        The tokenizer comes from the file or its folder: ``tokenizer.json``, ``vocab.json`` with
+        ``merges.txt``, or nanoGPT's ``meta.pkl``; without any, it is GPT-2's own, if the vocabulary
+        has its size (``model.tokenizer.source`` says which). If it cannot be read, passing text is
+        an error, but token ids work. tokenizer names another: a path to one of these files, or to a
+        folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. ``generation_config.json``
+        gives EOS tokens, and defaults for the options of calls.
+
+        activation overrides the checkpoint's activation function, by transformers' names:
+        "gelu_new" for a nanoGPT trained before 17 May 2023 (docs/checkpoints.md). hparams replaces
+        ``hparams.json`` if a TensorFlow or NumPy checkpoint has none: a path, a dict such as
+        {"n_head": 12}, or an OpenAI size such as "124M".
+
+        progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
+        what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
+        the time of a token, or "int4", in a fifth of both (docs/quantization.md); on the NumPy
+        backend "float64"; or "auto", what the checkpoint was quantised to, and otherwise float32.
+        threads is the max number of threads; the default is GPT2C_THREADS, else OMP_NUM_THREADS,
+        else the least of this process's CPUs, physical cores and control group quota. backend is
+        "c", the compiled engine; "numpy"; or "auto", which takes the first that runs.
+
+        Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
+        file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
+        MissingDependencyError, naming the package, where one is needed and not installed.
+        """
+        folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
+        with open_checkpoint(folder, activation=activation, hparams=hparams) as checkpoint:
+            found = tokenizer_for(checkpoint, tokenizer)
+            return cls(
+                checkpoint, found, dtype=dtype, threads=threads, backend=backend,
+                progress=progress,
+            )  # fmt: skip
+
+    @classmethod
+    def from_picogpt(
+        cls, hparams: Mapping[str, Any], params: Mapping[str, Any], **options: Any
+    ) -> Self:
+        """A model from picoGPT's hparams and params, for ids; see checkpoint.from_picogpt."""
+        missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
+        return cls(from_picogpt(hparams, params), missing, **options)
 
     # ---- generation ----
 
@@ -85,9 +199,9 @@ class GPT2(LoadedModel):
             return [c.new for c in completion] if isinstance(completion, list) else completion.new
 
         if is_lazy(prompts):
-            return (new(done) for done in Completer(self, checked).each(iter(prompts)))
+            return (new(done) for done in self._completer(checked).each(iter(prompts)))
         single = is_single(prompts)  # asked before the work, which may outlive what was given
-        completions = Completer(self, checked).all(prompts)
+        completions = self._completer(checked).all(prompts)
         return new(completions[0]) if single else list(map(new, completions))
 
     @overload
@@ -192,35 +306,32 @@ class GPT2(LoadedModel):
         """
         checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
-            return Completer(self, checked).each(iter(prompts))
+            return self._completer(checked).each(iter(prompts))
         single = is_single(prompts)
-        completions = Completer(self, checked).all(prompts)
+        completions = self._completer(checked).all(prompts)
         return completions[0] if single else completions
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
         c = self.config
         vocabulary = Vocabulary(
-            c.vocab_size, frozenset(c.eos_token_ids), lambda: self.tokenizer, self._n_padding(),
+            c.vocab_size, frozenset(c.eos_token_ids), lambda: self.tokenizer,
+            self._encoder.n_unnamed,
             self._named_ids | {id for id in (c.bos_token_id, c.pad_token_id) if id is not None},
         )  # fmt: skip
 
         def check(options: Mapping[str, Any]) -> Options:
             checked = check_options(options, allowed, method, vocabulary)
-            if checked.stop_strings and isinstance(self._tokenizer, MissingTokenizer):
-                self._tokenizer.encode("")  # says that there is none
+            if checked.stop_strings and isinstance(self._encoder.given, MissingTokenizer):
+                self._encoder.given.encode("")  # says that there is none
             return checked
 
         checked = with_usable_defaults(given, self._defaults, allowed.__annotations__, check)
         self._engine.check_open()
         return replace(checked, lengths=Lengths.of(given, self._defaults))
 
-    def _n_padding(self) -> int:
-        """How many ids the model has and its tokenizer has not."""
-        if isinstance(self._tokenizer, MissingTokenizer):
-            return 0
-        # GPT-2's own is not made to ask for its size.
-        known = GPT2_VOCABULARY if self._tokenizer is None else self._tokenizer.n_vocab
-        return max(self.config.vocab_size - known, 0)
+    def _completer(self, options: Options) -> Completer:
+        draft = options.draft._engine if isinstance(options.draft, GPT2) else options.draft
+        return Completer(self._engine, self.config, self._encoder, replace(options, draft=draft))
 
     @overload
     def stream(self, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[str]: ...
@@ -259,9 +370,9 @@ class GPT2(LoadedModel):
             raise OptionTypeError(f"{method} takes one prompt; found a list of them")
         if isinstance(options.seeds, tuple):
             raise OptionTypeError(f"{method} takes one prompt and so one seed; found a list")
-        (request,) = Completer(self, options).requests(prompt, 0)
+        (request,) = self._completer(options).requests(prompt, 0)
         return TextStream(
-            self._engine, request, self._token_bytes if isinstance(prompt, str) else None
+            self._engine, request, self._encoder.token_bytes if isinstance(prompt, str) else None
         )
 
     # ---- scores ----
@@ -334,14 +445,16 @@ class GPT2(LoadedModel):
         if stride is not None:
             step = integer("stride", stride, 1, n_positions)
         n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
-        start = self._start_id("bos=True: the text before a text") if flag("bos", bos) else None
+        encoder, start = self._encoder, None
+        if flag("bos", bos):
+            start = encoder.start_id("bos=True: the text before a text")
         self._engine.check_open()
         if is_lazy(texts):
-            ids = (self._text_ids(text, i, special, start) for i, text in enumerate(texts))
+            ids = (encoder.encode_scored(text, i, special, start) for i, text in enumerate(texts))
             return score_texts(self._engine, ids, start, step, n_top)
         single = is_single(texts)
         text_list = [texts] if single else list(texts)
-        all_ids = [self._text_ids(text, i, special, start) for i, text in enumerate(text_list)]
+        all_ids = [encoder.encode_scored(t, i, special, start) for i, t in enumerate(text_list)]
         with self._engine.held():
             scores = list(score_texts(self._engine, all_ids, start, step, n_top))
         return scores[0] if single else scores
@@ -386,43 +499,6 @@ class GPT2(LoadedModel):
         scores = self.score(texts, bos=bos, special_tokens=special_tokens, stride=stride)
         return scores.perplexity if isinstance(scores, Score) else [s.perplexity for s in scores]
 
-    def _text_ids(
-        self, text: Any, index: int, special: bool, start: int | None
-    ) -> NDArray[np.int32]:
-        """The ids of what is scored; start is the id that is fed before them, if one is."""
-        where = f"text {index}"
-        if not is_single(text) and len(text):
-            raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
-        ids = text
-        if isinstance(text, str):
-            ids = self._ids_of(text, where, special)
-            # The tokenizer's own bos token does not come twice.
-            if start is not None and getattr(self.tokenizer, "prefix_ids", ())[:1] == (start,):
-                ids = ids[1:]
-        return check_ids(ids, self.config.vocab_size, where)
-
-    def _ids_of(self, text: str, where: str, special: bool) -> list[int]:
-        try:
-            return self.tokenizer.encode(text, special=special)
-        except TokenizerError as error:
-            raise TokenizerError(f"{where}: {error}") from None
-
-    def _encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
-        ids = self._ids_of(prompt, where, special=True) if isinstance(prompt, str) else prompt
-        return check_ids(ids, self.config.vocab_size, where)
-
-    def _start_id(self, where: str) -> int:
-        """What the empty prompt starts from: bos, or end-of-text, after which a new one begins."""
-        if self.config.bos_token_id is not None:
-            return self.config.bos_token_id
-        for id in [self.tokenizer.eot_id, *sorted(self.config.eos_token_ids)]:
-            if id is not None and id < self.config.vocab_size:
-                return id
-        raise OptionError(
-            f"{where} is empty, and this model has no bos token and no end-of-text token to start "
-            "from"
-        )
-
     # ---- logits ----
 
     def logits(self, ids: Prompt) -> NDArray[np.float32]:
@@ -430,7 +506,7 @@ class GPT2(LoadedModel):
 
         Raises ContextError where there are more of them than positions.
         """
-        checked = self._encode(ids, "logits")
+        checked = self._encoder.encode(ids, "logits")
         if len(checked) > self.config.n_positions:
             raise ContextError(
                 f"logits: {len(checked)} tokens are more than the context's "
@@ -474,9 +550,8 @@ class GPT2(LoadedModel):
         CacheMemoryError; and whatever a function of edit raises. Where it forks and the child
         returns, ForkError in the child, unless the call ran on one thread.
         """
-        return forward(
-            self._engine, self.config, self._encode(ids, "forward"), capture, edit, positions
-        )
+        checked = self._encoder.encode(ids, "forward")
+        return forward(self._engine, self.config, checked, capture, edit, positions)
 
     def session(self) -> Session:
         """An empty session, to be fed step by step."""
@@ -486,3 +561,107 @@ class GPT2(LoadedModel):
     def generation_defaults(self) -> Mapping[str, Any]:
         """Options that the model's ``generation_config.json`` gives where a call does not."""
         return MappingProxyType(dict(self._defaults.options))
+
+    # ---- the tokenizer and the weights ----
+
+    @property
+    def tokenizer(self) -> Tokenizer | MissingTokenizer:
+        """Text to ids and back. GPT-2's own is made when it is first needed."""
+        return self._encoder.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer | MissingTokenizer) -> None:
+        self._encoder.given = tokenizer
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a folder in Hugging Face's format, which transformers loads too.
+
+        It has ``config.json``, ``model.safetensors`` in float32 (of a quantised model
+        ``gpt2c.safetensors``, which gpt2c alone loads), and the tokenizer's files and
+        ``generation_config.json`` of the checkpoint that the model was loaded from. A new folder
+        appears when all of it is written; in one that is there each file is replaced as a whole,
+        and files of other names, such as those of another tokenizer, stay.
+
+        Raises CheckpointError where it cannot be written.
+        """
+        if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+            raise OptionTypeError(f"folder is {show(folder)}; it must be a str or a Path")
+        checkpoint = replace(
+            loaded_checkpoint(self._engine, self.config),
+            folder=self._folder,
+            vocabulary=self._vocabulary,
+        )
+        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.given)
+        save_checkpoint(checkpoint, Path(folder), save)
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A copy of a tensor by GPT-2's own name for it, such as "wte.weight" or "h.0.ln_1.bias".
+
+        float32, in the shape that GPT-2 has it in: c_attn, c_proj and c_fc are [in, out]. Of a
+        quantised model it is what is computed with, widened. "lm_head.weight", where it is tied, is
+        "wte.weight".
+
+        Raises OptionError for a name that this model does not have.
+        """
+        return read_tensor(self._engine, self.config, name)
+
+    # ---- what runs, and its memory ----
+
+    @property
+    def backend(self) -> str:
+        """What runs this model: "numpy", or the compiled engine's instruction set."""
+        return self._engine.isa
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are in: "float32", "int8", "int4" or "float64"."""
+        return self._engine.dtype
+
+    @property
+    def threads(self) -> int:
+        """The most threads that one call runs on."""
+        return self._engine.n_threads
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the weights take, as they are packed for the engine."""
+        return self._engine.n_bytes
+
+    def close(self) -> None:
+        """Frees the weights once running calls are done; later calls raise ClosedError."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        """The model itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the model."""
+        self.close()
+
+    def __copy__(self) -> Self:
+        """The model itself: it is immutable."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """The model itself: it is immutable."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """A model is not pickled; load it where it is needed."""
+        raise OptionTypeError(
+            "a model cannot be pickled; call GPT2.from_pretrained in the other process"
+        )
+
+    def __repr__(self) -> str:
+        """The model's shape and what runs it."""
+        c = self.config
+        return (
+            f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "
+            f"{c.n_positions} positions, vocabulary {c.vocab_size}, {self.dtype} on {self.backend}>"
+        )

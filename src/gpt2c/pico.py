@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT32_MAX, integer
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -27,9 +28,8 @@ from gpt2c.errors import (
 from gpt2c.generate.prompts import Ids, check_ids
 from gpt2c.model import GPT2
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.text.tokenizer_files import tokenizer_of
 from gpt2c.weights.checkpoint import open_checkpoint, to_picogpt
-from gpt2c.weights.config import GPT2Config
+from gpt2c.weights.tokenizer_files import tokenizer_of
 
 
 def gpt2(

@@ -1,56 +1,53 @@
-"""A sequence that is fed step by step, with its cache."""
+"""A sequence that the user feeds step by step, with its KV cache."""
 
 from __future__ import annotations
 
 from threading import RLock
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import flag, integer, is_integer
+from gpt2c.engine.protocol import EngineModel, EngineSequence
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.forks import ProcessLock
 from gpt2c.generate.prompts import Ids, check_ids
 
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel, EngineSequence
-
 
 class Session:
-    """Tokens fed so far, and their keys and values.
+    """The tokens fed so far, and their KV cache; :meth:`GPT2.session` makes one.
 
-    Made by :meth:`GPT2.session`. Threads that share a session take turns, call by
-    call; copies are independent.
+    Threads may share a session: its calls run one at a time. Copies are independent.
     """
 
     def __init__(self, engine: EngineModel) -> None:
-        """An empty session."""
+        """Make an empty session."""
         self._engine = engine
         self._sequence: EngineSequence = engine.sequence()
-        # What was fed and, after an error or Ctrl-C, perhaps more: the engine's length decides, so
-        # that an interrupt between two statements cannot part the ids from the cache.
+        # The ids that were fed. After an error or Ctrl-C it may have more of them than the cache:
+        # only the first `self._sequence.length` count, so the two always agree.
         self._fed: list[int] = []
-        self._turns = ProcessLock(RLock)  # which makes threads take turns
+        self._calls = ProcessLock(RLock)  # held during a call
 
     @property
     def ids(self) -> list[int]:
-        """The tokens fed so far."""
+        """The ids of the tokens fed so far."""
         return self._fed[: self._sequence.length]
 
     def __len__(self) -> int:
-        """How many tokens were fed."""
+        """The number of tokens fed so far."""
         return self._sequence.length
 
     def feed(self, ids: int | Ids, *, all: bool = False) -> NDArray[np.float32]:
-        """Feeds ids after what was fed before.
+        """Feed ids after those fed before; return the logits of the next token.
 
-        Returns float32 [n_vocab], the logits of the token that follows, or with all=True
-        [n, n_vocab], those after each of the n ids. Fed whole, in parts or one by one, the bits
-        are the same. An error leaves the session as it was.
+        The logits are float32 [n_vocab]; with all=True [n, n_vocab], row i being the logits after
+        ids[i]. Feeding ids in parts or one by one gives the same bits. An error leaves the session
+        unchanged.
 
-        Raises OptionError where there is no id or one is not in the vocabulary, ContextError where
-        they are more than the positions left.
+        Raises OptionError if ids is empty or an id is not in the vocabulary, OptionTypeError if an
+        id is not an integer, ContextError if fewer than n positions are left, and ClosedError.
         """
         self._engine.check_open()
         all = flag("all", all)
@@ -59,12 +56,12 @@ class Session:
         checked = check_ids(ids, self._engine.n_vocab, "feed")
         n, n_positions = len(checked), self._engine.n_positions
         if n == 0 and not all:
-            raise OptionError("feed: there is no id to feed")
-        with self._turns.lock:
+            raise OptionError("feed: ids is empty; expected at least one id, or all=True")
+        with self._calls.lock:
             length = self._sequence.length
             if length + n > n_positions:
                 raise ContextError(
-                    f"feed: {n} tokens after {length} are more than the context's "
+                    f"feed: {n} tokens after {length} do not fit in the context of "
                     f"{n_positions} positions"
                 )
             if n == 0:
@@ -74,22 +71,22 @@ class Session:
         return logits if all else logits[0]
 
     def rollback(self, n: int) -> None:
-        """Forgets the last n tokens.
+        """Remove the last n tokens; the next tokens fed take their place.
 
-        Raises OptionError where fewer were fed.
+        Raises OptionError if fewer than n tokens were fed, and OptionTypeError.
         """
-        with self._turns.lock:
+        with self._calls.lock:
             length = self._sequence.length
             self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
-        """A session with the same tokens, which shares cache pages until one of the two writes."""
-        with self._turns.lock:
+        """Return a session with the same tokens; they share cache pages until one writes."""
+        with self._calls.lock:
             other = object.__new__(Session)
             other._engine = self._engine
             other._sequence = self._sequence.copy()
             other._fed = self.ids
-            other._turns = ProcessLock(RLock)
+            other._calls = ProcessLock(RLock)
             return other
 
     def __copy__(self) -> Session:
@@ -97,13 +94,13 @@ class Session:
         return self.copy()
 
     def __deepcopy__(self, memo: object) -> Session:
-        """The same as copy(): pages that are shared are never written."""
+        """The same as copy(): shared pages are copied before they are written."""
         return self.copy()
 
     def __reduce__(self) -> NoReturn:
-        """A session is not pickled; its ids are what to keep."""
+        """Raise OptionTypeError: a session cannot be pickled, but its ids can."""
         raise OptionTypeError("a session cannot be pickled; keep its ids and feed them again")
 
     def __repr__(self) -> str:
-        """How full it is."""
+        """The number of tokens and positions."""
         return f"<gpt2c.Session: {len(self)} of {self._engine.n_positions} positions>"

@@ -1,1 +1,1 @@
-"""Checks of options and of untrusted input."""
+"""Checks of option values and of untrusted files."""

@@ -1,4 +1,4 @@
-"""Other libraries' names for options, for messages about names that gpt2c does not have."""
+"""Hints for unknown options: what other libraries call an option that gpt2c has."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 from gpt2c.checks.options import similar
 
-# Our name, and the names for the same in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
+# Our name of each option, and its names in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
 # CTranslate2, lm-evaluation-harness, gpt-2-simple, OpenAI's gpt-2 and picoGPT.
-_ELSEWHERE: Final = {
+_ALIASES: Final = {
     "max_new_tokens": "max_tokens max_length max_completion_tokens max_output_tokens max_gen_toks "
     "max_gen_len num_predict n_predict num_tokens n_tokens length gen_length "
     "n_tokens_to_generate max_generation_tokens",
@@ -40,10 +40,10 @@ _ELSEWHERE: Final = {
     "logprobs": "output_scores output_logits top_logprobs",
 }
 _OURS: Final[Mapping[str, str]] = MappingProxyType(
-    {theirs: ours for ours, names in _ELSEWHERE.items() for theirs in names.split()}
+    {theirs: ours for ours, names in _ALIASES.items() for theirs in names.split()}
 )
 
-# Names without an equivalent option, and what to do instead.
+# Names without an equivalent option, and what to do about them.
 _INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
     {
         "stream": "use the method stream",
@@ -55,6 +55,7 @@ _INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
         "pad_token": "prompts of different lengths need no padding",
     }
 )
+# Differences between an alias and our option.
 _NOTES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "max_length": ", which does not count the prompt",
@@ -64,9 +65,10 @@ _NOTES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> str:
-    """The hint that ends a message about an unknown option; empty if no option is similar.
+    """Return the hint to append to a message about an unknown option; empty if there is none.
 
-    known are the options of the called method, elsewhere those of ``complete``.
+    known are the options of the called method; elsewhere are those of ``complete``, which the hint
+    points to if the called method lacks the option.
     """
     plain = name.lower().replace("-", "_")
     ours = _OURS.get(plain, plain)
@@ -80,14 +82,14 @@ def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> 
     return similar(name, known)
 
 
-# Command line flags that differ from the option's name.
+# Options whose command line flag has another name.
 _FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {"stop_strings": "--stop", "return_full_text": "--echo", "overflow": "--slide"}
 )
 
 
 def flag_hint(flag: str, known: Collection[str]) -> str:
-    """The hint for a flag such as "--max_tokens=5"; known are the command's flags."""
+    """Return the hint for an unknown flag, "--max_tokens=5"; known are the command's flags."""
     flag = flag.partition("=")[0]
     plain = flag.lstrip("-").lower().replace("-", "_")
     ours = _OURS.get(plain, plain)

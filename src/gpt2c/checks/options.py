@@ -1,4 +1,9 @@
-"""Checks of single options; each error names the option, its value and what it may be."""
+"""Checks of single option values.
+
+integer, number, items, flag and choice return the checked value. They raise OptionTypeError for a
+wrong type and OptionError for a wrong value; the message names the option, its value and the values
+it may have.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +18,20 @@ import numpy as np
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
 
-MOST_ITEMS: Final = 2**24
-INT32_MAX: Final = 2**31 - 1  # what the engine counts in
+MAX_ITEMS: Final = 2**24
+INT32_MAX: Final = 2**31 - 1  # the engine counts in int32
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def is_integer(value: object) -> bool:
-    """Whether this is an int or a NumPy integer; a bool and a time span are not."""
+    """Whether this is an int or a NumPy integer; bool and np.timedelta64 do not count."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
 def integer(name: str, value: object, lowest: int, highest: int) -> int:
-    """The value as an int in its range (NumPy's integers too; a bool is not one)."""
+    """Return an integer of any type but bool as an int from `lowest` to `highest`."""
     if isinstance(value, bool | np.bool_):
         raise OptionTypeError(f"{name} is {value}; it must be an integer")
     try:
@@ -39,7 +44,7 @@ def integer(name: str, value: object, lowest: int, highest: int) -> int:
 
 
 def number(name: str, value: object, lowest: float, highest: float) -> float:
-    """The value as a finite float in its range."""
+    """Return a number of any type but bool as a finite float from `lowest` to `highest`."""
     if not is_integer(value) and not isinstance(value, float | np.floating):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a number")
     try:
@@ -54,25 +59,25 @@ def number(name: str, value: object, lowest: float, highest: float) -> float:
 
 
 def items(name: str, value: object, what: str) -> list[Any]:
-    """The items of a list, tuple, set or array of `what`, of which there are not too many."""
+    """Return the items of a list, tuple, set or array; `what` names them in messages."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a list of {what}")
-    if len(value) > MOST_ITEMS:  # a range has them for nothing; a list of them has not
-        raise OptionError(f"{name} has {len(value)} items; it may have {MOST_ITEMS}")
+    if len(value) > MAX_ITEMS:  # a huge range would need the memory of a huge list
+        raise OptionError(f"{name} has {len(value)} items; it may have at most {MAX_ITEMS}")
     return list(value)
 
 
 def flag(name: str, value: object) -> bool:
-    """The value, True or False."""
+    """Return True or False; nothing else is accepted."""
     if not isinstance(value, bool):
         raise OptionTypeError(f"{name} is {show(value)}; it must be True or False")
     return value
 
 
 def choice(name: str, value: object, choices: Sequence[str]) -> str:
-    """The value, one of the choices."""
+    """Return a string that is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         allowed = ", ".join(map(repr, choices))
         kind = OptionError if isinstance(value, str) else OptionTypeError
@@ -81,7 +86,7 @@ def choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def similar(name: str, names: Iterable[str]) -> str:
-    """What ends a message about a name that there is not, where another is like it."""
+    """A "did you mean ...?" suffix for an unknown name; empty if no name is similar."""
     import difflib
 
     found = difflib.get_close_matches(name, list(names), n=1)
@@ -91,9 +96,9 @@ def similar(name: str, names: Iterable[str]) -> str:
 def shows_options(
     options: type, defaults: Mapping[str, object]
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Makes help() and editors show a method's **options by name.
+    """Decorator: make help() and editors show the names of a method's ``**options``.
 
-    options is the TypedDict of them; those that defaults lacks are None where they are not given.
+    options is their TypedDict, defaults has their default values; others default to None.
     """
 
     def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:

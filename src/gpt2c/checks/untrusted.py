@@ -1,11 +1,12 @@
-"""Opening untrusted files and parsing untrusted JSON.
+"""Open untrusted files and parse untrusted JSON.
 
 Configurations, tensor headers and vocabularies are untrusted. ``json.loads`` alone is too lenient:
-it keeps the last of two equal keys, accepts NaN as a number, and only the interpreter's stack
-bounds its recursion.
+it keeps the last of two equal keys, accepts NaN as a number, and limits nesting only by the
+interpreter's stack.
 
-A value that cannot be read becomes an :class:`Unusable`. Code that needs the value finds that its
-type is wrong; unused values do no harm.
+There are two parsers. The strict one raises for such a value. The lenient one replaces it by an
+:class:`Unusable`: code that needs the value rejects its type, and a value that nobody needs does no
+harm.
 """
 
 from __future__ import annotations
@@ -18,21 +19,20 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 from gpt2c.errors import CheckpointNotFoundError, Error, OptionTypeError
 
-# The deepest JSON that is read. A configuration needs about four levels. Checked before
-# parsing, because a program may have raised Python's recursion limit beyond what the C stack
-# of the JSON scanner bears.
+# Max nesting of JSON; a configuration needs about four levels. Checked before parsing, because a
+# program may have raised Python's recursion limit so far that the JSON scanner overflows the stack.
 MAX_DEPTH = 32
 
-# A string (also one that is never closed, so that the search stays linear), or one bracket.
+# A string or one bracket. An unclosed string matches too, so that the search stays linear.
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 class Unusable:
-    """Stands for a JSON value that is unsafe to represent, such as a number of 31 digits."""
+    """Replaces a JSON value that is unsafe to represent, such as a number of 31 digits."""
 
     def __init__(self, text: str) -> None:
         """`text` shows the value in messages."""
@@ -49,9 +49,9 @@ class Unusable:
 
 
 def show(value: object, limit: int = 120) -> str:
-    """``repr(value)``, cut to `limit` characters: names from a file can be megabytes long.
+    """Return ``repr(value)`` for a message, cut to `limit` characters.
 
-    It never fails: a message about a bad value must not become another error.
+    It never raises, so a message about a bad value cannot become another error.
     """
     try:
         text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
@@ -61,7 +61,7 @@ def show(value: object, limit: int = 120) -> str:
 
 
 def show_list(names: Sequence[str], limit: int = 8) -> str:
-    """The first `limit` names, and how many more there are."""
+    """Return the first `limit` names, and "and N more" if there are others."""
     text = ", ".join(show(name) for name in names[:limit])
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
@@ -69,12 +69,12 @@ def show_list(names: Sequence[str], limit: int = 8) -> str:
 def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     """Open a regular file for reading, unbuffered; links are followed.
 
-    Raises CheckpointNotFoundError where there is none, and `error` for a folder, a pipe or a
-    device, or when the system refuses.
+    Raises CheckpointNotFoundError if it does not exist, `error` if it is a folder, a pipe or a
+    device or cannot be opened, and OptionTypeError if `path` is not a path.
     """
-    # O_NONBLOCK: opening a named pipe would otherwise wait for somebody to write to it.
+    # O_NONBLOCK: without it, opening a named pipe would wait for a writer.
     try:
-        path = Path(os.fspath(path))  # an int would be taken for an open descriptor, and closed
+        path = Path(os.fspath(path))  # FileIO would use an int as an open descriptor and close it
     except TypeError:
         raise OptionTypeError(f"a path is {show(path)}; it must be a str or a Path") from None
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -93,7 +93,7 @@ def open_regular(path: Path, error: type[Error]) -> io.FileIO:
 def read_whole(path: Path, *, limit: int, error: type[Error]) -> bytes:
     """Read a regular file of at most `limit` bytes.
 
-    Raises CheckpointNotFoundError or `error`; the message names the file.
+    Raises CheckpointNotFoundError, `error` or OptionTypeError; the message names the file.
     """
     with open_regular(path, error) as file:
         size = os.fstat(file.fileno()).st_size
@@ -110,9 +110,9 @@ def read_json_object(
 ) -> dict[str, Any]:
     """Read a whole JSON file of at most `limit` bytes; its top level must be an object.
 
-    A value that :func:`parse_json` refuses is an Unusable, unless `strict`: then it is an error.
+    If `strict`, it is parsed by :func:`parse_json`, else by :func:`parse_json_leniently`.
 
-    Raises CheckpointNotFoundError or `error`; the message names the file.
+    Raises CheckpointNotFoundError, `error` or OptionTypeError; the message names the file.
     """
     raw = read_whole(path, limit=limit, error=error)
     try:
@@ -127,22 +127,23 @@ def read_json_object(
 def parse_json(raw: bytes) -> Any:
     """Parse UTF-8 JSON strictly.
 
-    Raises ValueError, with a message for the caller to put the file's name before, on bad
-    UTF-8 or JSON, equal keys, NaN or infinities, integers beyond 64 bits, "-0", unpaired
-    surrogates in keys or values, and more than 32 levels.
+    Raises ValueError for invalid UTF-8 or JSON, duplicate keys, NaN and infinities, numbers beyond
+    float64, integers of more than 20 characters, "-0", unpaired surrogates, and more than MAX_DEPTH
+    levels. The message lacks its subject: the caller puts the file's name before it.
     """
     text = _decoded(raw)
-    _check_depth(text)
+    if _without_deep_values(text) is not text:
+        raise ValueError(f"is JSON nested more than {MAX_DEPTH} levels deep")
     return _parsed(text, _object, _integer, _number, _constant)
 
 
 def parse_json_leniently(raw: bytes) -> Any:
-    """Parse UTF-8 JSON; values that :func:`parse_json` refuses become Unusable.
+    """Parse UTF-8 JSON; values that :func:`parse_json` rejects become Unusable.
 
-    Raises ValueError on bad UTF-8 or JSON; the caller puts the file's name before the message.
+    Raises ValueError for invalid UTF-8 or JSON; the caller puts the file's name before the message.
     """
     text = _without_deep_values(_decoded(raw))
-    return _parsed(text, _lenient_object, _lenient_integer, _lenient_number, Unusable)
+    return _parsed(text, _lenient_object, _leniently(_integer), _leniently(_number), Unusable)
 
 
 def _decoded(raw: bytes) -> str:
@@ -169,20 +170,8 @@ def _parsed(
         )
     except json.JSONDecodeError as reason:
         raise ValueError(f"is not JSON: {reason}") from None
-    except RecursionError:  # called with the stack nearly used up
+    except RecursionError:  # the caller had nearly used up the stack
         raise ValueError("is JSON nested too deeply") from None
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for match in _BRACKETS.finditer(text):
-        bracket = text[match.start()]
-        if bracket in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError(f"is JSON nested more than {MAX_DEPTH} levels deep")
-        elif bracket in "]}":
-            depth -= 1
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,7 +179,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in result:
             raise ValueError(f"has the key {show(key)} twice")
-        # "\ud800" alone is legal JSON and not a text: it could not even be printed.
+        # A lone "\ud800" is valid JSON but not valid Unicode: printing it would fail.
         for text in (key, value):
             if isinstance(text, str) and not text.isascii():
                 try:
@@ -219,13 +208,8 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"has {name}, which is not JSON")
 
 
-# ---- the same, leniently ----
-
-_DEEP: Final = "NaN"  # becomes an Unusable
-
-
 def _without_deep_values(text: str) -> str:
-    """The text with each value nested deeper than MAX_DEPTH replaced by an unusable one."""
+    """Replace each value nested deeper than MAX_DEPTH by NaN; return `text` itself without one."""
     kept: list[str] = []
     depth = at = 0
     for match in _BRACKETS.finditer(text):
@@ -233,8 +217,8 @@ def _without_deep_values(text: str) -> str:
         if bracket in "[{":
             depth += 1
             if depth == MAX_DEPTH + 1:
-                kept += text[at : match.start()], _DEEP
-                at = len(text)  # unless it is closed
+                kept += text[at : match.start()], "NaN"
+                at = len(text)  # drops the rest, unless the bracket is closed
         elif bracket in "]}":
             depth -= 1
             if depth == MAX_DEPTH:
@@ -242,19 +226,23 @@ def _without_deep_values(text: str) -> str:
     return "".join([*kept, text[at:]]) if kept else text
 
 
+# ---- lenient parsing ----
+
+
 def _lenient_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
-        known = _lenient_text(value)
-        if key in result and not _is_same(result[key], known):
-            known = Unusable(f"two values, {show(result[key], 40)} and {show(known, 40)}")
-        result[key] = known
+        usable = _lenient_string(value)
+        if key in result and not _is_same(result[key], usable):
+            usable = Unusable(f"two values, {show(result[key], 40)} and {show(usable, 40)}")
+        result[key] = usable
     return result
 
 
-def _lenient_text(value: Any) -> Any:
+def _lenient_string(value: Any) -> Any:
+    """Replace a string, or strings of a list, with an unpaired surrogate."""
     if isinstance(value, list):
-        return [_lenient_text(item) if isinstance(item, str) else item for item in value]
+        return [_lenient_string(item) if isinstance(item, str) else item for item in value]
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode("utf-8")
@@ -267,15 +255,13 @@ def _is_same(first: Any, second: Any) -> bool:
     return type(first) is type(second) and bool(first == second)
 
 
-def _lenient_integer(digits: str) -> Any:
-    try:
-        return _integer(digits)
-    except ValueError:
-        return Unusable(digits if len(digits) <= 60 else f"a number of {len(digits)} digits")
+def _leniently(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return `parse` with its ValueError replaced by an Unusable."""
 
+    def parse_or_replace(digits: str) -> Any:
+        try:
+            return parse(digits)
+        except ValueError:
+            return Unusable(digits if len(digits) <= 60 else f"a number of {len(digits)} digits")
 
-def _lenient_number(digits: str) -> Any:
-    try:
-        return _number(digits)
-    except ValueError:
-        return Unusable(digits if len(digits) <= 60 else f"a number of {len(digits)} digits")
+    return parse_or_replace

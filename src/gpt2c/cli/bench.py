@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.select import loaded_checkpoint
-from gpt2c.engine.types import Plan
+from gpt2c.engine.protocol import Plan
 from gpt2c.errors import MissingDependencyError, OptionError
-from gpt2c.weights.checkpoint.source import PackedSource
+from gpt2c.formats.tensors import PackedSource
+from gpt2c.weights.loading import loaded_checkpoint
 
 if TYPE_CHECKING:
+    from gpt2c.config import GPT2Config
     from gpt2c.model import GPT2
-    from gpt2c.weights.config import GPT2Config
 
 PROMPT: Final = 16  # tokens, before what is measured
 DECODED: Final = 24  # tokens a repeat

@@ -26,13 +26,12 @@ from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import ContextError, Error, Gpt2cWarning, OptionError
 from gpt2c.generate import drafting
 from gpt2c.generate.prompts import check_ids
-from gpt2c.text.named_tokenizer import tokenizer_for
-from gpt2c.text.special_tokens import with_named_tokens
+from gpt2c.progress import can_show
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.text.tokenizer_files import save_tokenizer
 from gpt2c.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from gpt2c.weights.hub import locate
-from gpt2c.weights.progress import can_show
+from gpt2c.weights.named_tokenizer import tokenizer_for
+from gpt2c.weights.tokenizer_files import save_tokenizer, with_named_tokens
 
 _EXAMPLES: Final = """examples:
   gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1

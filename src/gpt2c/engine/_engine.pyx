@@ -7,6 +7,7 @@ Policy (options, batching, text) is Python's; arithmetic is C's. See ``_engine.p
 
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from gpt2c.engine._capi cimport *
 
@@ -24,7 +25,7 @@ from gpt2c.errors import (
     ForkError,
     OptionError,
 )
-from gpt2c.engine.types import BLOCK_POINTS, MODEL_POINTS, SCORE_TYPE, TOP_TYPE
+from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, NO_IDS, SCORE_TYPE, TOP_TYPE
 
 
 cdef extern from "Python.h":
@@ -155,6 +156,7 @@ cdef class Scratch:
 
     cdef gpt2c_scratch *pointer
     cdef gpt2c_drafter *drafter
+    cdef list sequences  # that the call has for itself
     # Whose buffers the drafter has, where it is another than the call's. Weak, for who drops a model
     # wants its memory back.
     cdef object draft_model
@@ -333,7 +335,7 @@ cdef class Model:
     ):
         """A text to be continued from ids by `run`; sequence, which it takes, has the first.
 
-        plan and drafts are of gpt2c.engine.types. With n_top its tokens are scored, with as many
+        plan and drafts are of gpt2c.engine.protocol. With n_top its tokens are scored, with as many
         alternatives.
         """
         return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence, drafts)
@@ -351,34 +353,43 @@ cdef class Model:
             raise OptionError("score takes ids and targets for each of at least one sequence")
         return Scoring(self, sequences, ids, targets, n_top).run()
 
-    def log_probs(self, list sequences not None, const int32_t[::1] ids not None):
-        """Feeds each sequence one id; float32 [n, n_vocab], log-probabilities of what follows."""
+    def top_log_probs(self, list sequences not None, list ids not None, int n_top):
+        """See EngineModel.top_log_probs."""
+        if not len(sequences) == len(ids) > 0:
+            raise OptionError("top_log_probs takes ids for each of at least one sequence")
+        # The alternatives of a score do not depend on its target, and its log-probability is NaN
+        # where any logit is.
+        targets = [np.zeros(1, dtype=np.int32)] * len(ids)
+        scores, top = Scoring(self, sequences, ids, targets, n_top).run()
+        top["log_prob"][np.isnan(scores["log_prob"])] = np.nan
+        return top
+
+    def log_probs(self, list sequences not None, list ids not None):
+        """See EngineModel.log_probs."""
         cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
         cdef gpt2c_status status = GPT2C_OK
-        cdef Scratch scratch = None
         cdef Sequence sequence
         cdef Py_ssize_t n = len(sequences), done = 0
         cdef int32_t i, n_rows
-        if not n == ids.shape[0] > 0:
-            raise OptionError("log_probs takes an id for each of at least one sequence")
+        if not n == len(ids) > 0 or not all(map(len, ids)):
+            raise OptionError("log_probs takes ids for each of at least one sequence")
         try:
             rows = np.empty((n, self.n_vocab), dtype=np.float32)
         except MemoryError as error:
             raise CacheMemoryError(f"not enough memory for {n} rows of logits ({error})") from None
         cdef float[:, ::1] view = rows
-        claimed = []
+        longer = [(each, part[:-1]) for each, part in zip(sequences, ids) if len(part) > 1]
+        if longer:
+            firsts = [part for _, part in longer]
+            Scoring(self, [each for each, _ in longer], firsts, [NO_IDS] * len(longer), 0).run()
+        cdef const int32_t[::1] last = np.array([part[-1] for part in ids], dtype=np.int32)
+        cdef Scratch scratch = self.begin(sequences)
         try:
-            scratch = self.begin()
-            for sequence in sequences:
-                if sequence.model is not self:
-                    raise OptionError("log_probs takes its own sequences")
-                sequence.claim()
-                claimed.append(sequence)
             while done < n:
                 n_rows = <int32_t>min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
                 for i in range(n_rows):
                     sequence = sequences[done + i]
-                    feeds[i] = gpt2c_feed(sequence.pointer, &ids[done + i], 1, GPT2C_LOGITS_LAST)
+                    feeds[i] = gpt2c_feed(sequence.pointer, &last[done + i], 1, GPT2C_LOGITS_LAST)
                 with nogil:
                     status = gpt2c_forward(
                         self.pointer, scratch.pointer, feeds, n_rows, &view[done, 0]
@@ -389,11 +400,43 @@ cdef class Model:
                 done += n_rows
                 PyErr_CheckSignals()
         finally:
-            for sequence in claimed:
-                sequence.release()
-            if scratch is not None:
-                self.end(scratch)
+            self.end(scratch)
         return rows
+
+    def apply_stages(
+        self, plan, logits, const int32_t[::1] ids not None, const int32_t[::1] new_ids not None,
+        uint64_t seed=0, uint32_t sample=0,
+    ):
+        """See EngineModel.apply_stages."""
+        cdef gpt2c_job job
+        cdef gpt2c_status status
+        cdef Stages stages = Stages(plan.stages, self.n_vocab)
+        result = np.array(logits, dtype=np.float32)
+        if result.shape != (self.n_vocab,):
+            raise OptionError("apply_stages takes a logit for each id")
+        if ids.shape[0] == 0 or ids.shape[0] + new_ids.shape[0] > self.n_positions:
+            raise OptionError(
+                f"apply_stages takes 1 to {self.n_positions} ids; found {ids.shape[0]} and "
+                f"{new_ids.shape[0]} new ones"
+            )
+        check_ids(ids, self.n_vocab)
+        check_ids(new_ids, self.n_vocab)
+        memset(&job, 0, sizeof(job))
+        job.prompt, job.n_prompt = &ids[0], <int32_t>ids.shape[0]
+        job.n_tokens = <int32_t>new_ids.shape[0]
+        if job.n_tokens:
+            job.tokens = <int32_t *>&new_ids[0]
+        job.sampling.seed, job.sampling.sample = seed, sample
+        stages.give(&job)
+        cdef float[::1] view = result
+        cdef Scratch scratch = self.begin([])
+        try:
+            with nogil:
+                status = gpt2c_process(self.pointer, scratch.pointer, &job, &view[0])
+        finally:
+            self.end(scratch)
+        raise_status(status, "sampling")
+        return result
 
     def forward(self, const int32_t[::1] ids not None, shown, logit_rows, show):
         """Feeds a whole text, and shows it between the steps.
@@ -405,57 +448,52 @@ cdef class Model:
         return Probing(self, ids, shown, logit_rows, show).run()
 
     def run(self, list jobs not None, int max_steps):
-        """Advances the jobs until one finishes or tokens were generated for them max_steps times."""
+        """See EngineModel.run."""
         cdef int n_jobs = len(jobs)
-        cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
-        if pointers == NULL:
-            raise CacheMemoryError("not enough memory to run the jobs")
         cdef Job job
-        cdef Scratch scratch = None
+        cdef Scratch scratch
         cdef int32_t n_steps = 0
         cdef gpt2c_status status = GPT2C_OK
         cdef bint running = True
-        cdef int n_claimed = 0
         cdef gpt2c_drafter *drafter = NULL
         cdef Model other = None
+        if None in jobs:
+            raise OptionError("run takes jobs; found None")
+        drafts = drafts_of(jobs)
+        sequences = sequences_of(jobs)
+        cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
+        if pointers == NULL:
+            raise CacheMemoryError("not enough memory to run the jobs")
+        for i in range(n_jobs):
+            job = jobs[i]
+            pointers[i] = &job.job
         thread = get_ident()
         try:
-            drafts = drafts_of(jobs)
             if drafts is not None and drafts.model is not None:
                 other = held_draft_model(drafts.model, thread)
-            scratch = self.begin()
-            for i in range(n_jobs):
-                job = jobs[i]
-                if job is None:
-                    raise OptionError("run takes jobs; found None")
-                job.check_model(self)
-                job.sequence.claim()
-                n_claimed += 1
-                pointers[i] = &job.job
-            while running:
-                if drafts is not None:
-                    if self.needs_draft(drafts) and is_under_way(jobs, drafts):
-                        self.make_draft(is_needed=not drafts.lookup)
-                    drafter = scratch.set_drafts(self, drafts)
-                with nogil:
-                    status = gpt2c_run(
-                        self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
-                        SIGNAL_INTERVAL, &n_steps,
-                    )
-                raise_status(status, "a cache page or the logits")
-                max_steps -= n_steps
-                running = max_steps > 0
-                for i in range(n_jobs):
-                    job = jobs[i]
-                    running = running and job.job.finish == GPT2C_RUNNING and not job.cancelled
-                PyErr_CheckSignals()
+            scratch = self.begin(sequences)
+            try:
+                while running:
+                    if drafts is not None:
+                        if self.needs_draft(drafts) and is_under_way(jobs, drafts):
+                            self.make_draft(is_needed=not drafts.lookup)
+                        drafter = scratch.set_drafts(self, drafts)
+                    with nogil:
+                        status = gpt2c_run(
+                            self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
+                            SIGNAL_INTERVAL, &n_steps,
+                        )
+                    raise_status(status, "a cache page or the logits")
+                    max_steps -= n_steps
+                    running = max_steps > 0
+                    for i in range(n_jobs):
+                        job = jobs[i]
+                        running = running and job.job.finish == GPT2C_RUNNING and not job.cancelled
+                    PyErr_CheckSignals()
+            finally:
+                self.end(scratch)
         finally:
             free(pointers)
-            for i in range(n_claimed):
-                job = jobs[i]
-                job.sequence.release()
-            if scratch is not None:
-                self.end(scratch)
             if other is not None:
                 other.let_go(thread)
 
@@ -504,11 +542,15 @@ cdef class Model:
         self.closed = True
         self.free_if_idle()
 
-    cdef Scratch begin(self):
-        """Registers a running call and gives it buffers."""
+    cdef Scratch begin(self, list sequences):
+        """Begin a call: register it, and give it buffers and the sequences to itself.
+
+        `end` undoes all of it.
+        """
         if self.pointer == NULL:
             raise ClosedError("the model was closed")
         cdef Scratch scratch
+        cdef Sequence sequence
         if self.free_scratches:
             scratch = self.free_scratches.pop()
         else:
@@ -516,10 +558,25 @@ cdef class Model:
             raise_status(
                 gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer), "scratch buffers"
             )
+        scratch.sequences = []
         self.hold(get_ident())
+        try:
+            for sequence in sequences:
+                if sequence is None or sequence.model is not self:
+                    raise OptionError("the sequence belongs to another model")
+                sequence.claim()
+                scratch.sequences.append(sequence)
+        except BaseException:
+            self.end(scratch)
+            raise
         return scratch
 
     cdef int end(self, Scratch scratch) except -1:
+        """End the call that `begin` began."""
+        cdef Sequence sequence
+        for sequence in scratch.sequences:
+            sequence.release()
+        scratch.sequences = None
         if not self.closed:
             self.free_scratches.append(scratch)
         return self.let_go(get_ident())
@@ -543,15 +600,29 @@ cdef object drafts_of(list jobs):
     """What the jobs' drafts are, where they all have the same."""
     cdef Job job
     drafts = None
-    for index, each in enumerate(jobs):
-        if each is None:
-            return None
-        job = each
+    for index, job in enumerate(jobs):
         if index == 0:
             drafts = job.drafts
         elif job.drafts is not drafts:
             return None
     return drafts
+
+
+cdef list sequences_of(list jobs):
+    cdef Job job
+    sequences = []
+    for job in jobs:
+        sequences.append(job.sequence)
+    return sequences
+
+
+cdef int check_ids(const int32_t[::1] ids, int n_vocab) except -1:
+    """Raise OptionError unless all ids are in the vocabulary: C uses them as places in tables."""
+    cdef Py_ssize_t i
+    for i in range(ids.shape[0]):
+        if not 0 <= ids[i] < n_vocab:
+            raise OptionError(f"id {ids[i]} is not in the vocabulary")
+    return 0
 
 
 cdef bint is_under_way(list jobs, drafts) except -1:
@@ -612,11 +683,9 @@ cdef class Sequence:
         cdef gpt2c_status status
         cdef float *out
         feed.sequence = self.pointer
-        self.claim()
+        cdef Scratch scratch = self.model.begin([self])
         cdef int32_t had = gpt2c_sequence_length(self.pointer)
-        cdef Scratch scratch = None
         try:
-            scratch = self.model.begin()
             while done < n:
                 chunk = min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
                 feed.tokens = &ids[done]
@@ -639,9 +708,7 @@ cdef class Sequence:
             gpt2c_sequence_truncate(self.pointer, had)
             raise
         finally:
-            self.release()
-            if scratch is not None:
-                self.model.end(scratch)
+            self.model.end(scratch)
         return logits
 
     def truncate(self, int length):
@@ -667,6 +734,7 @@ cdef class Sequence:
         return other
 
 
+include "_stages.pxi"
 include "_scoring.pxi"
 include "_probing.pxi"
 include "_job.pxi"

@@ -6,8 +6,7 @@ cdef class Job:
     cdef gpt2c_job job
     cdef readonly Sequence sequence
     cdef readonly bint cancelled
-    cdef gpt2c_stage *stages
-    cdef list arrays  # what the stages point to
+    cdef Stages stages
     cdef object score_array, top_array
     cdef object drafts
     cdef Sequence draft_sequence
@@ -28,7 +27,7 @@ cdef class Job:
         if self.sequence.length >= ids.shape[0]:
             raise OptionError(f"a job's sequence has all of its {ids.shape[0]} ids already")
         self.prompt = ids
-        self.check_ids(ids)
+        check_ids(ids, model.n_vocab)
         self.job.n_fed = <int32_t>self.sequence.length
         self.stop_ids = stop_ids
         # The context ends a job before its tokens outgrow this buffer.
@@ -39,7 +38,8 @@ cdef class Job:
         self.job.sampling.seed = seed
         self.job.sampling.sample = sample
         self.job.sampling.draws = plan.draws
-        self.take_stages(plan.stages)
+        self.stages = Stages(plan.stages, model.n_vocab)
+        self.stages.give(&self.job)
         self.job.n_stop_ids = <int32_t>stop_ids.shape[0]
         if self.job.n_stop_ids:
             self.job.stop_ids = &self.stop_ids[0]
@@ -52,7 +52,6 @@ cdef class Job:
 
     def __dealloc__(self):
         gpt2c_lookup_free(self.job.lookup)
-        free(self.stages)
 
     cdef int take_drafts(self, drafts) except -1:
         cdef Model model = self.sequence.model
@@ -63,58 +62,6 @@ cdef class Job:
                 raise OptionError("a draft model's vocabulary has the same size")
             self.draft_sequence = Sequence(drafts.model)
             self.job.draft_sequence = self.draft_sequence.pointer
-        return 0
-
-    cdef int check_ids(self, const int32_t[::1] ids) except -1:
-        """Penalties use ids as places in tables."""
-        cdef Py_ssize_t i
-        for i in range(ids.shape[0]):
-            if not 0 <= ids[i] < self.sequence.model.n_vocab:
-                raise OptionError(f"id {ids[i]} is not in the vocabulary")
-        return 0
-
-    cdef int take_stages(self, stages) except -1:
-        cdef gpt2c_stage *stage
-        cdef const int32_t[::1] ids
-        cdef const float[::1] values
-        cdef Py_ssize_t i
-        self.arrays = []
-        self.stages = <gpt2c_stage *>calloc(len(stages) or 1, sizeof(gpt2c_stage))
-        if self.stages == NULL:
-            raise CacheMemoryError("not enough memory for the sampling options")
-        for i, given in enumerate(stages):
-            stage = &self.stages[i]
-            stage.kind = STAGES[given.name]
-            stage.value, stage.other = given.value, given.other
-            stage.count, stage.span = given.count, given.span
-            ids, values = given.ids, given.values
-            if stage.kind == GPT2C_BAD_WORDS:
-                self.check_words(ids)
-            else:
-                self.check_ids(ids)
-            stage.n_ids = <int32_t>ids.shape[0]
-            if stage.kind == GPT2C_LOGIT_BIAS and values.shape[0] != ids.shape[0]:
-                raise OptionError("logit_bias needs a value for each id")
-            self.arrays.append((ids, values))
-            if ids.shape[0]:
-                stage.ids = &ids[0]
-            if values.shape[0]:
-                stage.values = &values[0]
-            if stage.kind == GPT2C_MIROSTAT:
-                self.job.mirostat_mu = 2 * stage.value
-            if stage.kind in (GPT2C_TOP_K, GPT2C_NO_REPEAT_NGRAM, GPT2C_DRY) and stage.count < 1:
-                raise OptionError(f"{given.name}: its count is {stage.count}")
-        self.job.sampling.stages = self.stages
-        self.job.sampling.n_stages = <int32_t>len(stages)
-        return 0
-
-    cdef int check_words(self, const int32_t[::1] ids) except -1:
-        cdef Py_ssize_t at = 0
-        while at < ids.shape[0]:
-            if ids[at] < 1 or ids[at] >= ids.shape[0] - at:
-                raise OptionError("bad_words: a word's length is wrong")
-            self.check_ids(ids[at + 1:at + 1 + ids[at]])
-            at += 1 + ids[at]
         return 0
 
     cdef int take_scores(self, int n_top) except -1:
@@ -165,49 +112,14 @@ cdef class Job:
         cdef Model model = self.sequence.model
         if not logits.shape[0] == own.shape[0] == model.n_vocab:
             raise OptionError("advance takes a logit for each id")
-        cdef Scratch scratch = None
-        self.sequence.claim()
+        cdef Scratch scratch = model.begin([self.sequence])
         try:
-            scratch = model.begin()
             status = gpt2c_advance(
                 model.pointer, scratch.pointer, &self.job, &logits[0], &own[0]
             )
         finally:
-            self.sequence.release()
-            if scratch is not None:
-                model.end(scratch)
+            model.end(scratch)
         raise_status(status, "choosing a token")
-
-    def process(self, logits, const int32_t[::1] new_ids=None):
-        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity.
-
-        With new_ids the text is the job's prompt and these, instead of the tokens generated.
-        """
-        cdef Model model = self.sequence.model
-        cdef gpt2c_job job = self.job
-        result = np.array(logits, dtype=np.float32)
-        if result.shape != (model.n_vocab,):
-            raise OptionError("process takes a logit for each id")
-        if new_ids is not None:
-            if new_ids.shape[0] > model.n_positions - job.n_prompt:
-                raise OptionError("process: prompt and new ids are more than the context")
-            self.check_ids(new_ids)
-            job.n_tokens = <int32_t>new_ids.shape[0]
-            if job.n_tokens:
-                job.tokens = <int32_t *>&new_ids[0]
-        cdef float[::1] view = result
-        cdef gpt2c_status status
-        cdef Scratch scratch = None
-        self.sequence.claim()
-        try:
-            scratch = model.begin()
-            status = gpt2c_process(model.pointer, scratch.pointer, &job, &view[0])
-        finally:
-            self.sequence.release()
-            if scratch is not None:
-                model.end(scratch)
-        raise_status(status, "sampling")
-        return result
 
     @property
     def n_tokens(self):

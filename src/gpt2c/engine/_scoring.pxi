@@ -12,7 +12,6 @@ cdef class Scoring:
     cdef Py_ssize_t n_fed, n_scored
 
     def __cinit__(self, Model model, list sequences, list ids, list targets, int n_top):
-        cdef Sequence sequence
         cdef Py_ssize_t i
         self.model, self.sequences = model, sequences
         self.ids, self.targets = np.concatenate(ids), np.concatenate(targets)
@@ -20,9 +19,8 @@ cdef class Scoring:
         n_scored = np.array([len(part) for part in targets], dtype=np.int32)
         self.n_unscored = np.asarray(self.n_left) - n_scored
         for i in range(len(sequences)):
-            sequence = sequences[i]
-            if sequence.model is not model or self.n_unscored[i] < 0 or self.n_left[i] < 1:
-                raise OptionError("score takes its own sequences, and ids for every target")
+            if self.n_unscored[i] < 0 or self.n_left[i] < 1:
+                raise OptionError("score takes ids for every target")
         for i in range(self.targets.shape[0]):
             if not 0 <= self.targets[i] < model.n_vocab:
                 raise OptionError(f"target {self.targets[i]} is not in the vocabulary")
@@ -77,18 +75,12 @@ cdef class Scoring:
         """The scores, and the alternatives."""
         cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
         cdef gpt2c_status status
-        cdef Scratch scratch = None
-        cdef Sequence sequence
         cdef gpt2c_scores out
         cdef const int32_t *asked
         cdef int32_t n_feeds
         cdef Py_ssize_t i
-        claimed = []
+        cdef Scratch scratch = self.model.begin(self.sequences)
         try:
-            scratch = self.model.begin()
-            for sequence in self.sequences:
-                sequence.claim()
-                claimed.append(sequence)
             while self.n_fed < self.ids.shape[0]:
                 out = self.rest()
                 asked = &self.targets[self.n_scored] if out.scores != NULL else NULL
@@ -103,8 +95,5 @@ cdef class Scoring:
                         self.n_scored += feeds[i].n_tokens
                 PyErr_CheckSignals()
         finally:
-            for sequence in claimed:
-                sequence.release()
-            if scratch is not None:
-                self.model.end(scratch)
+            self.model.end(scratch)
         return self.scores, self.top

@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import MODEL_POINTS, Drafts, Plan, Scores, Show
+from gpt2c.config import GPT2Config, tensor_shapes
+from gpt2c.engine.protocol import (
+    MODEL_POINTS,
+    Drafts,
+    EngineJob,
+    EngineSequence,
+    Plan,
+    Scores,
+    Show,
+)
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.oracle.reference import Past, gpt2
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.oracle.scoring import log_probabilities, token_scores
-from gpt2c.weights.checkpoint.source import tensor_shapes
-from gpt2c.weights.config import GPT2Config
 
 SCORE_ROWS = 48  # whose logits are held at a time
 
@@ -79,6 +86,15 @@ class Model:
         weights = self._living()
         return sum(weight.nbytes for weight in weights.values()) if weights is not None else 0
 
+    @property
+    def draft_bytes(self) -> int:
+        """None: there are no drafts on NumPy."""
+        return 0
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """Raise OptionError: NumPy packs nothing."""
+        raise OptionError(f"{name}: is not packed")
+
     def stream_rate(self) -> float:
         """Not a number: the machine's limits are measured by the compiled engine."""
         return math.nan
@@ -102,7 +118,7 @@ class Model:
         sample: int,
         stop_ids: NDArray[np.int32],
         n_top: int | None = None,
-        sequence: Sequence | None = None,
+        sequence: EngineSequence | None = None,
         drafts: Drafts | None = None,
     ) -> Job:
         """A text to be continued from ids by `run`; sequence, which it takes, has the first.
@@ -111,19 +127,30 @@ class Model:
         """
         sampler = Sampler(plan, seed, sample, len(ids))
         stops = frozenset(stop_ids.tolist())
-        return Job(ids, max_new_tokens, sampler, stops, n_top, sequence or self.sequence())
+        return Job(
+            ids,
+            max_new_tokens,
+            sampler,
+            stops,
+            n_top,
+            sequence or self.sequence(),
+            self.n_positions,
+        )
 
-    def run(self, jobs: list[Job], max_steps: int) -> None:
-        """Advances the jobs until one finishes or max_steps tokens were generated for each."""
+    def run(self, jobs: list[EngineJob], max_steps: int) -> None:
+        """See EngineModel.run."""
+        own = [job for job in jobs if isinstance(job, Job)]
+        if len(own) != len(jobs):
+            raise OptionError("run takes jobs of this engine")
         for _ in range(max_steps):
-            for job in jobs:
+            for job in own:
                 job.step()
-            if any(job.finish_reason or job.cancelled for job in jobs):
+            if any(job.finish_reason or job.cancelled for job in own):
                 return
 
     def score(
         self,
-        sequences: list[Sequence],
+        sequences: list[EngineSequence],
         ids: list[NDArray[np.int32]],
         targets: list[NDArray[np.int32]],
         n_top: int,
@@ -144,10 +171,40 @@ class Model:
         scores, top = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(top)
 
-    def log_probs(self, sequences: list[Sequence], ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Feeds each sequence one id; float32 [n, n_vocab], log-probabilities of what follows."""
-        rows = [s.feed(ids[i : i + 1], 1) for i, s in enumerate(sequences)]
-        return log_probabilities(np.concatenate(rows)).astype(np.float32)
+    def top_log_probs(
+        self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_top: int
+    ) -> NDArray[np.void]:
+        """See EngineModel.top_log_probs."""
+        logits = self._last_logits(sequences, ids)
+        scores, top = token_scores(logits, np.zeros(len(ids), dtype=int), n_top)
+        top["log_prob"][np.isnan(scores["log_prob"])] = np.nan
+        return top
+
+    def log_probs(
+        self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]]
+    ) -> NDArray[np.float32]:
+        """See EngineModel.log_probs."""
+        return log_probabilities(self._last_logits(sequences, ids)).astype(np.float32)
+
+    def _last_logits(
+        self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]]
+    ) -> NDArray[np.float32]:
+        fed = [s.feed(part, 1) for s, part in zip(sequences, ids, strict=True)]
+        return np.concatenate(fed)
+
+    def apply_stages(
+        self,
+        plan: Plan,
+        logits: NDArray[np.float32],
+        ids: NDArray[np.int32],
+        new_ids: NDArray[np.int32],
+        seed: int = 0,
+        sample: int = 0,
+    ) -> NDArray[np.float32]:
+        """See EngineModel.apply_stages."""
+        sampler = Sampler(plan, seed, sample, len(ids))
+        processed = sampler.process(logits, [*ids.tolist(), *new_ids.tolist()])
+        return processed.astype(np.float32)
 
     def forward(
         self,
@@ -291,10 +348,12 @@ class Job:
         sampler: Sampler,
         stop_ids: frozenset[int],
         n_top: int | None,
-        sequence: Sequence,
+        sequence: EngineSequence,
+        n_positions: int,
     ) -> None:
         """Nothing more is fed before the first step."""
         self.sequence = sequence
+        self._n_positions = n_positions
         self.finish_reason: str | None = None
         self.end_id: int | None = None
         self.cancelled = False
@@ -350,17 +409,6 @@ class Job:
         logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
         return logits
 
-    def process(
-        self, logits: NDArray[np.float32], new_ids: NDArray[np.int32] | None = None
-    ) -> NDArray[np.float32]:
-        """Logits [n_vocab] after the job's stages; those of removed ids are -infinity.
-
-        With new_ids the text is the job's prompt and these, instead of the tokens generated.
-        """
-        new = self._ids if new_ids is None else new_ids.tolist()
-        processed: NDArray[np.float32] = self._sampler.process(logits, [*self._prompt, *new])
-        return processed
-
     def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
         """Chooses the next token from logits [n_vocab]; `own` are the model's, for its score."""
         token = self._sampler.choose(logits, [*self._prompt, *self._ids])
@@ -376,5 +424,5 @@ class Job:
         self._next = np.array([token], dtype=np.int32)
         if len(self._ids) == self._max_new_tokens:
             self.finish_reason = "length"
-        elif self.sequence.length == self.sequence.model.n_positions:
+        elif self.sequence.length == self._n_positions:
             self.finish_reason = "context"

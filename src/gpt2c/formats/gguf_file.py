@@ -19,7 +19,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError, MissingDependencyError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, RawTensor
-from gpt2c.weights.checkpoint.source import TensorSource, check_rows
+from gpt2c.formats.tensors import TensorSource, check_rows
 
 _VERSIONS: Final = (2, 3)
 _MAX_KEYS: Final = 10_000

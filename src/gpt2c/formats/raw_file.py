@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import open_regular
 from gpt2c.errors import CheckpointError, ClosedError
-from gpt2c.weights.checkpoint.source import STORED_TYPES, check_rows, widen_into
+from gpt2c.formats.tensors import STORED_TYPES, check_rows, widen_into
 
 _CHUNK = 2**20  # bytes read at a time: it stays in the cache until it is widened
 

@@ -5,34 +5,38 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from gpt2c.config import GPT2Config
+from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.drafting import checked_drafts
+from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.options import Completion, Logprobs, Options
 from gpt2c.generate.prompts import Prompt, fit_context, is_single
-from gpt2c.generate.stops import Stops
-from gpt2c.schedule.batching import Request, Result, TextBatch, run_requests
+from gpt2c.progress import with_bar
+from gpt2c.schedule.batching import TextBatch, run_requests
+from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.searching import SearchBatch
-from gpt2c.weights.progress import with_bar
-
-if TYPE_CHECKING:
-    from gpt2c.model import GPT2
+from gpt2c.schedule.stops import Stops
 
 
 class Completer:
     """One call of GPT2.complete, or of what is made of it."""
 
-    def __init__(self, model: GPT2, options: Options) -> None:
+    def __init__(
+        self, engine: EngineModel, config: GPT2Config, encoder: Encoder, options: Options
+    ) -> None:
         """The call's time begins now."""
-        self._model, self._engine, self._options = model, model._engine, options
+        self._engine, self._config, self._encoder = engine, config, encoder
+        self._options = options
         self._stops = self._new_stops()
         self._drafts = None
         if options.logits_processor is None:  # which sees, and may change, every token's logits
             draft, n_tokens = options.draft, options.num_assistant_tokens
-            self._drafts = checked_drafts(model, draft, n_tokens)
+            self._drafts = checked_drafts(engine, draft, n_tokens)
 
     def all(self, prompts: Any) -> list[Any]:
         """A completion for each prompt of a list; a single one is a list of one."""
@@ -100,7 +104,7 @@ class Completer:
     ) -> Completion:
         text = None
         if request.is_text:
-            raw = b"".join(map(self._model._token_bytes, result.ids))[: result.end]
+            raw = b"".join(map(self._encoder.token_bytes, result.ids))[: result.end]
             text = raw.decode("utf-8", "replace")
         scores, echoed = Logprobs.of(result.scores), Logprobs()
         if self._options.echo and first.finish_reason != "time":
@@ -114,13 +118,13 @@ class Completer:
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:
         """One for each of the prompt's texts."""
-        model, options = self._model, self._options
+        encoder, options = self._encoder, self._options
         where = f"prompt {index}"
-        ids = model._encode(prompt, where)
+        ids = encoder.encode(prompt, where)
         is_empty = len(ids) == 0
         if is_empty:
-            ids = np.array([model._start_id(where)], dtype=np.int32)
-        n_positions = model.config.n_positions
+            ids = np.array([encoder.start_id(where)], dtype=np.int32)
+        n_positions = self._config.n_positions
         if options.overflow == "slide" and len(ids) > n_positions:
             ids = ids[-max(n_positions // 2, 1) :]
         seed = options.seed_of(index)
@@ -151,7 +155,7 @@ class Completer:
 
     def _pad_id(self) -> int | None:
         """The padding token, or, as in transformers, the first that ends a text."""
-        config = self._model.config
+        config = self._config
         ends = config.eos_token_id
         if config.pad_token_id is not None:
             return config.pad_token_id
@@ -163,11 +167,11 @@ class Completer:
         """What is watched for in the texts of a call that begins now."""
         options, tokenizer = self._options, None
         if options.stop_strings:
-            tokenizer = self._model.tokenizer
+            tokenizer = self._encoder.tokenizer
             tokenizer.encode("")  # where there is none, to say so now
         return Stops(
             options.stop_strings,
-            self._model._token_bytes if tokenizer else None,
+            self._encoder.token_bytes if tokenizer else None,
             None if options.max_time is None else time.monotonic() + options.max_time,
             options.callback,
         )

@@ -6,15 +6,12 @@ its log-probabilities; they are a matter of speed alone (docs/drafts.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from gpt2c.checks.options import integer
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import Drafts
+from gpt2c.engine.protocol import Drafts, EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
-
-if TYPE_CHECKING:
-    from gpt2c.model import GPT2
 
 KINDS: Final = ("auto", "packing", "lookup")
 MOST_DRAFTED: Final = 24  # tokens at a time
@@ -22,8 +19,10 @@ MOST_DRAFTED: Final = 24  # tokens at a time
 _LEAST_BYTES: Final = 32 << 20
 
 
-def checked_drafts(model: GPT2, draft: Any, n_tokens: Any) -> Drafts | None:
+def checked_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | None:
     """The drafts that the options `draft` and `num_assistant_tokens` ask for; None: none.
+
+    draft is what the option is, a draft model by its engine's.
 
     Raises OptionError or OptionTypeError for what is none of GPT2.complete's, and where there is no
     compiled engine.
@@ -40,36 +39,34 @@ def checked_drafts(model: GPT2, draft: Any, n_tokens: Any) -> Drafts | None:
             f"draft is {show(draft)}; it must be {', '.join(map(repr, KINDS))}, a gpt2c.GPT2, or "
             "None"
         )
-    if model.backend == "numpy":
+    if engine.isa == "numpy":
         if draft == "auto":
             return None
         raise OptionError(f"draft is {show(draft)}, which runs on the compiled engine alone")
     if isinstance(draft, str):
-        may_pack = model.dtype in ("float32", "int8")
+        may_pack = engine.dtype in ("float32", "int8")
         if draft == "packing" and not may_pack:
             raise OptionError(
-                f"draft is 'packing', the model in 4 bits, and the model is {model.dtype} itself"
+                f"draft is 'packing', the model in 4 bits, and the model is {engine.dtype} itself"
             )
         packs = draft == "packing" or (
-            draft == "auto" and may_pack and model.n_bytes >= _LEAST_BYTES
+            draft == "auto" and may_pack and engine.n_bytes >= _LEAST_BYTES
         )
         return Drafts(lookup=draft != "packing", packing=packs, n_tokens=fixed)
-    return Drafts(lookup=True, model=_other_engine(model, draft), n_tokens=fixed)
+    return Drafts(lookup=True, model=_draft_model(engine, draft), n_tokens=fixed)
 
 
-def _other_engine(model: GPT2, draft: Any) -> Any:
-    from gpt2c.model import GPT2
-
-    if not isinstance(draft, GPT2):
+def _draft_model(engine: EngineModel, draft: Any) -> EngineModel:
+    if not isinstance(draft, EngineModel):
         raise OptionTypeError(
             f"draft is {show(draft)}; it must be {', '.join(map(repr, KINDS))}, a gpt2c.GPT2, or "
             "None"
         )
-    if draft.backend == "numpy":
+    if draft.isa == "numpy":
         raise OptionError("draft is a model on NumPy; drafts run on the compiled engine alone")
-    if draft.config.vocab_size != model.config.vocab_size:
+    if draft.n_vocab != engine.n_vocab:
         raise OptionError(
-            f"draft is a model of {draft.config.vocab_size} tokens; it must have this one's "
-            f"vocabulary, of {model.config.vocab_size}"
+            f"draft is a model of {draft.n_vocab} tokens; it must have this one's vocabulary, of "
+            f"{engine.n_vocab}"
         )
-    return draft._engine
+    return draft

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +15,20 @@ from numpy.typing import NDArray
 from gpt2c.checks.option_hints import hint
 from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import Plan, Scores
+from gpt2c.engine.protocol import MOST_LOGPROBS, Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.generate.beams import BeamOptions, BeamPlan, check_beams
+from gpt2c.generate.beam_options import BeamOptions, check_beams
+from gpt2c.generate.generation_config import Lengths
 from gpt2c.generate.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
-from gpt2c.generate.stops import Callback, StopString
-from gpt2c.weights.generation_config import Lengths
+from gpt2c.schedule.beams import BeamPlan
+from gpt2c.schedule.requests import LogitsProcessor
+from gpt2c.schedule.stops import Callback, StopString
 
 # Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
 DEFAULT_BATCH_SIZE: Final = 32
-MOST_LOGPROBS: Final = 128
 _SEED_LIMIT: Final = 2**64
 _LONGEST_TIME: Final = 1e9  # seconds
 _MOST_SEQUENCES: Final = 65536
-
-# (the prompt's and the new ids, logits [n_vocab]) -> logits [n_vocab]
-LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 
 
 class _LengthOption(TypedDict, total=False):

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT32_MAX, integer, is_integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import NO_IDS, Plan, Stage
+from gpt2c.engine.protocol import NO_IDS, Plan, Stage, unpack_words
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.text.special_tokens import encode_part
-from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, encode_part
 
 _MOST: Final = 1e4  # of a logit's change: beyond it float32 logits would lose their own digits
 _LEAST_TEMPERATURE: Final = 2e-38  # a normal float32
@@ -229,15 +228,6 @@ def _bad_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
         for ids in forms:
             packed += [len(ids), *(vocabulary.id("bad_words", id) for id in ids)]
     return _id_array(packed)
-
-
-def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
-    """The words of a "bad_words" stage."""
-    words, at = [], 0
-    while at < len(packed):
-        words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
-        at += 1 + int(packed[at])
-    return words
 
 
 def _dry(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gpt2c.schedule.batching import Request, Text, at_once
+from gpt2c.engine.protocol import EngineModel
+from gpt2c.schedule.batching import Text, at_once
+from gpt2c.schedule.requests import Request
 from gpt2c.text.tokenizer import StreamDecoder
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel
 
 _END = object()
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.checks.options import integer, is_integer, items, similar
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import BLOCK_POINTS, MODEL_POINTS
+from gpt2c.config import GPT2Config
+from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, EngineModel
 from gpt2c.errors import CacheMemoryError, ContextError, OptionError, OptionTypeError
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel
-    from gpt2c.weights.config import GPT2Config
 
 Array: TypeAlias = NDArray[Any]
 Edit: TypeAlias = Callable[[Array], ArrayLike] | ArrayLike

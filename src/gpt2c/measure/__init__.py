@@ -1,1 +1,1 @@
-"""What a model says about given text."""
+"""How likely a model finds a given text."""

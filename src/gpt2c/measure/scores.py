@@ -1,4 +1,4 @@
-"""What a model says of a text: log-probabilities, ranks and entropies, token by token."""
+"""Score texts: the log-probability, rank and entropy of every token under a model."""
 
 from __future__ import annotations
 
@@ -7,48 +7,44 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, EngineModel, Scores
 from gpt2c.errors import NumericalError
 
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineModel
-
-# Short texts run together, up to so many rows; and so many pages of the cache, which are 64
-# positions: 150 MB for GPT-2 124M.
-_ROWS_TOGETHER: Final = 256
-_PAGES_TOGETHER: Final = 32
+# Limits of a group of windows that runs in one call of the engine. 32 pages of the KV cache, which
+# have 64 positions each, take 150 MB for GPT-2 124M.
+_MAX_ROWS: Final = 256
+_MAX_PAGES: Final = 32
 _PAGE: Final = 64
-# Texts that wait for one before them: those without a token to score cost nothing but this.
-_TEXTS_WAITING: Final = 10_000
-
-_Pair: TypeAlias = tuple[NDArray[np.int32], NDArray[np.int32]]
+# Limit of queued texts: a text without a token to score adds no rows, so it fills no group.
+_MAX_QUEUED: Final = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What the model says of a text's n tokens.
+    """The scores of a text's n tokens.
 
     ids
         int32 [n]. Special tokens in a text are encoded as plain characters, unless
         special_tokens=True.
     logprobs
-        float32 [n], in nats: entry i is log p(ids[i] | ids[:i]), or given the part of ids[:i] that
-        fits in the window. The first is NaN; with bos=True it is given the BOS token.
+        float32 [n], in nats: entry i is log p(ids[i] | ids[:i]). If the text is longer than the
+        context, only the part of ids[:i] inside the window counts. The first entry is NaN; with
+        bos=True it is conditioned on the BOS token.
     ranks
-        int32 [n]: 1 where no id was more likely; 0 where there is no log-probability. Of equally
-        likely ids the lower comes first.
+        int32 [n]: 1 for the most likely id of the vocabulary; ties go to the lower id. 0 where
+        logprobs is NaN.
     entropies
-        float32 [n], in nats, of the distribution that the entry was drawn from; NaN where logprobs
-        is.
+        float32 [n], in nats: the entropy of the distribution that predicts each token; NaN where
+        logprobs is NaN.
     top_ids, top_logprobs
-        int32 and float32 [n, top_logprobs as it was asked for]: the likeliest ids in each token's
-        place, the likeliest first, and their log-probabilities; -1 and NaN where logprobs is NaN,
-        and past the vocabulary's end.
+        int32 and float32 [n, k], k being the argument top_logprobs: the k most likely ids in each
+        token's place, the most likely first, and their log-probabilities. -1 and NaN where logprobs
+        is NaN, and past n_vocab entries.
     """
 
     ids: NDArray[np.int32]
@@ -60,44 +56,44 @@ class Score:
 
     @property
     def n_scored(self) -> int:
-        """How many tokens have a log-probability."""
+        """The number of tokens that have a log-probability."""
         return int(np.count_nonzero(self.ranks))
 
     @cached_property
     def total(self) -> float:
-        """The log-probability of the whole text; 0.0 where no token has one."""
+        """The log-probability of the whole text, in nats; 0.0 if no token has one."""
         return float(np.sum(self.logprobs[self.ranks > 0], dtype=np.float64))
 
     @property
     def perplexity(self) -> float:
-        """exp(-total / n_scored); NaN where no token has a log-probability."""
+        """exp(-total / n_scored); NaN if no token has a log-probability."""
         if self.n_scored == 0:
             return math.nan
         mean = -self.total / self.n_scored
         return math.exp(mean) if mean < 700 else math.inf
 
     def __repr__(self) -> str:
-        """The sums."""
+        """The number of tokens, the total and the perplexity."""
         return (
             f"<gpt2c.Score: {len(self.ids)} tokens, total {self.total:.6g}, perplexity "
             f"{self.perplexity:.6g}>"
         )
 
 
+class _Window(NamedTuple):
+    """Ids to feed, and the targets to score: the ids that follow the last len(targets) fed ones."""
+
+    fed: NDArray[np.int32]
+    targets: NDArray[np.int32]
+
+
 @dataclass(eq=False)
 class _Text:
+    """A queued text: its ids, its number of windows, and the scores of those that have run."""
+
     ids: NDArray[np.int32]
     n_windows: int
     parts: list[Scores] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class _Window:
-    """Tokens that are fed, and the last of those that follow them, which are scored."""
-
-    text: _Text
-    fed: NDArray[np.int32]
-    targets: NDArray[np.int32]
 
 
 def score_texts(
@@ -107,12 +103,14 @@ def score_texts(
     stride: int,
     n_top: int = 0,
 ) -> Iterator[Score]:
-    """The score of each text's ids, in order; texts are asked for as they are needed.
+    """Yield the score of each text, given as ids int32 [n], in order; texts are read lazily.
 
     A text longer than the context is scored in windows of n_positions tokens that begin `stride`
-    apart, each token in the first that holds it. Where asking raises, those before are yielded.
+    tokens apart; each token is scored in the first window that contains it. bos is the id to put
+    before each text, if any. n_top is how many of the most likely ids to return per token. If
+    reading `texts` raises, the scores of the texts before are yielded first.
 
-    Raises NumericalError naming the text and the position of a logit that is not a number.
+    Raises NumericalError, naming the text and the position, if a logit is NaN.
     """
     scorer = _Scorer(engine, n_top)
     failure: Exception | None = None
@@ -134,107 +132,107 @@ def score_texts(
 
 
 class _Scorer:
-    """Windows that wait to run together, and texts that wait for their windows."""
+    """Collects windows of short texts into groups, so that one call of the engine scores many."""
 
     def __init__(self, engine: EngineModel, n_top: int) -> None:
-        """Nothing waits."""
+        """Begin with an empty group and an empty queue."""
         self._engine, self._n_top = engine, n_top
-        self._group: list[_Window] = []
-        self._n_rows = self._n_pages = 0
-        self._texts: deque[_Text] = deque()
+        self._group: list[tuple[_Text, _Window]] = []
+        self._n_rows = self._n_pages = 0  # of the group
+        self._queue: deque[_Text] = deque()
         self._n_finished = 0
 
-    def add(self, ids: NDArray[np.int32], windows: list[_Pair]) -> None:
-        """The next text, and its windows."""
+    def add(self, ids: NDArray[np.int32], windows: list[_Window]) -> None:
+        """Queue the next text and its windows; run the group whenever it is full."""
         text = _Text(ids, len(windows))
-        self._texts.append(text)
-        if len(self._texts) > _TEXTS_WAITING:
+        self._queue.append(text)
+        if len(self._queue) > _MAX_QUEUED:
             self.run()
-        for fed, targets in windows:
-            n_rows = self._n_rows + len(fed)
-            n_pages = self._n_pages + _n_pages(fed)
-            if n_rows > _ROWS_TOGETHER or n_pages > _PAGES_TOGETHER:
+        for window in windows:
+            n_rows, n_pages = len(window.fed), -(-len(window.fed) // _PAGE)
+            if self._n_rows + n_rows > _MAX_ROWS or self._n_pages + n_pages > _MAX_PAGES:
                 self.run()
-            self._group.append(_Window(text, fed, targets))
-            self._n_rows += len(fed)
-            self._n_pages += _n_pages(fed)
+            self._group.append((text, window))
+            self._n_rows += n_rows
+            self._n_pages += n_pages
 
     def run(self) -> None:
-        """Scores the windows that wait."""
+        """Score the windows of the group, and empty it."""
         group, self._group = self._group, []
         self._n_rows = self._n_pages = 0
         if not group:
             return
         with self._engine.held():
             scores, top = self._engine.score(
-                [self._engine.sequence() for _ in group],  # type: ignore[misc]
-                [window.fed for window in group],
-                [window.targets for window in group],
+                [self._engine.sequence() for _ in group],
+                [window.fed for _, window in group],
+                [window.targets for _, window in group],
                 self._n_top,
             )
-        ends = np.cumsum([len(window.targets) for window in group])[:-1]
-        for window, *part in zip(group, np.split(scores, ends), np.split(top, ends), strict=True):
-            window.text.parts.append((part[0], part[1]))
+        ends = np.cumsum([len(window.targets) for _, window in group])[:-1]
+        for (text, _), *part in zip(
+            group, np.split(scores, ends), np.split(top, ends), strict=True
+        ):
+            text.parts.append((part[0], part[1]))
 
     def finished(self) -> Iterator[Score]:
-        """The texts at the front all of whose windows were scored."""
-        while self._texts and len(self._texts[0].parts) == self._texts[0].n_windows:
-            text = self._texts.popleft()
-            yield _score(self._n_finished, text, self._n_top)
+        """Remove texts from the front of the queue while all their windows have run."""
+        while self._queue and len(self._queue[0].parts) == self._queue[0].n_windows:
+            text = self._queue.popleft()
+            yield _joined(text, self._n_finished, self._n_top)
             self._n_finished += 1
 
 
-def _windows(ids: NDArray[np.int32], bos: int | None, n_positions: int, stride: int) -> list[_Pair]:
-    """What is fed, and the last of the tokens that follow it, which are scored: a pair a window.
-
-    None where there is nothing to score.
-    """
+def _windows(
+    ids: NDArray[np.int32], bos: int | None, n_positions: int, stride: int
+) -> list[_Window]:
+    """Cut a text into windows; the list is empty if there is no token to score."""
     if bos is not None:
         ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
     windows = []
-    n_done, begin = 1, 0  # the first has nothing before it
+    n_done, begin = 1, 0  # nothing precedes the first token, so it is not scored
     while n_done < len(ids):
         end = min(begin + n_positions, len(ids))
-        # Where windows do not overlap, a window's first token is scored after the one before it.
+        # If windows do not overlap, feed the token before this window to score its first token.
         first_fed = min(begin, n_done - 1)
         if end > n_done:
-            windows.append((ids[first_fed : end - 1], ids[n_done:end]))
+            windows.append(_Window(ids[first_fed : end - 1], ids[n_done:end]))
         n_done = end
         begin += stride
     return windows
 
 
-def _n_pages(ids: NDArray[np.int32]) -> int:
-    return -(-len(ids) // _PAGE)
-
-
-def _score(index: int, text: _Text, n_top: int) -> Score:
-    nothing = np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
-    scores, top = map(np.concatenate, zip(nothing, *text.parts, strict=True))
-    n_before = len(text.ids) - len(scores)
+def _joined(text: _Text, index: int, n_top: int) -> Score:
+    """Join the scores of a text's windows; `index` is the text's number in messages."""
+    empty = np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
+    scores, top = map(np.concatenate, zip(empty, *text.parts, strict=True))
+    n_before = len(text.ids) - len(scores)  # tokens without a score: 1, or 0 with BOS
     if np.isnan(scores["log_prob"]).any():
         position = n_before + int(np.flatnonzero(np.isnan(scores["log_prob"]))[0])
         raise NumericalError(
-            f"text {index}: a logit at position {position} is not a number; are there NaN or "
-            "infinite values in the weights?"
+            f"text {index}: a logit at position {position} is NaN; do the weights have NaN or "
+            "infinite values?"
         )
-    no_number = np.full(n_before, np.nan, dtype=np.float32)
+    nans = np.full(n_before, np.nan, dtype=np.float32)
     no_top = np.full((n_before, n_top), -1, dtype=np.int32)
     top_ids = np.concatenate([no_top, top["id"]])
     top_logprobs = np.concatenate([no_top.astype(np.float32), top["log_prob"]])
     top_logprobs[top_ids < 0] = np.nan
     return Score(
         text.ids,
-        np.concatenate([no_number, scores["log_prob"]]),
+        np.concatenate([nans, scores["log_prob"]]),
         np.concatenate([np.zeros(n_before, dtype=np.int32), scores["rank"]]),
-        np.concatenate([no_number, scores["entropy"]]),
+        np.concatenate([nans, scores["entropy"]]),
         top_ids,
         top_logprobs,
     )
 
 
 def as_json(score: Score) -> dict[str, object]:
-    """A score as JSON has it: null for what is no finite number; no alternatives unless asked."""
+    """Return a score's fields for JSON; NaN and infinities become None.
+
+    top_ids and top_logprobs are left out if none were requested.
+    """
 
     def numbers(values: Iterable[float]) -> list[float | None]:
         return [float(value) if math.isfinite(value) else None for value in values]

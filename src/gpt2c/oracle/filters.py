@@ -1,7 +1,8 @@
-"""The options that remove unlikely ids, in plain NumPy, each as its paper states it.
+"""The sampling stages that remove unlikely ids, in plain NumPy, as their papers define them.
 
-Each takes logits [n_vocab], where -inf is an id that was removed before, and returns them with
-more ids removed. What the compiled engine does is tested against this.
+Each function takes logits [n_vocab], float32 or float64, in which -inf marks an id that an earlier
+stage removed, and returns new logits in which further ids are -inf. The compiled engine is tested
+against these functions.
 """
 
 from __future__ import annotations
@@ -15,103 +16,121 @@ Logits = NDArray[Any]
 
 
 def probabilities(logits: Logits) -> NDArray[np.float64]:
-    """The soft-max, in float64."""
+    """Return the softmax, computed in float64."""
     e = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(e / e.sum())
 
 
 def entropy(p: NDArray[np.float64]) -> float:
-    """In nats; an id that cannot come adds nothing."""
+    """Return the entropy of probabilities, in nats; removed ids add nothing."""
     return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
 
 def descending(logits: Logits) -> NDArray[np.int64]:
-    """Ids by (logit descending, id ascending)."""
+    """Return all ids, the most likely first; ties go to the lower id."""
     return np.argsort(-logits, kind="stable")
 
 
 def _keep(logits: Logits, kept: NDArray[np.bool_]) -> Logits:
-    """The most likely id always stays."""
-    kept[np.argmax(logits)] = True
+    """Remove the ids that are False in `kept`."""
     return np.where(kept, logits, logits.dtype.type(-np.inf))
 
 
-def _smallest_reaching(p: NDArray[np.float64], order: NDArray[np.int64], mass: float) -> int:
-    """How many of the ids in order it takes for their probabilities to reach mass."""
+def _keep_top_and(logits: Logits, kept: NDArray[np.bool_]) -> Logits:
+    """Remove the ids that are False in `kept`, but never the most likely one."""
+    kept[np.argmax(logits)] = True
+    return _keep(logits, kept)
+
+
+def _keep_top_and_ids(logits: Logits, ids: NDArray[np.int64]) -> Logits:
+    """Remove all but `ids` and the most likely one."""
+    kept = np.zeros(len(logits), dtype=bool)
+    kept[ids] = True
+    return _keep_top_and(logits, kept)
+
+
+def _n_to_reach(mass: float, p: NDArray[np.float64], order: NDArray[np.int64]) -> int:
+    """Return how many ids, counted in `order`, it takes until their probabilities sum to mass."""
     return min(int(np.searchsorted(np.cumsum(p[order]), mass)) + 1, len(order))
 
 
 def temperature(logits: Logits, t: float) -> Logits:
-    """Divided by it; where that overflows, the most likely id alone is left."""
+    """Divide by t; if that overflows, keep only the most likely id."""
     with np.errstate(over="ignore", invalid="ignore"):
         divided = logits / logits.dtype.type(t)
     if np.isinf(divided.max()):
-        return _keep(logits, np.zeros(len(logits), dtype=bool))
+        return _keep_top_and(logits, np.zeros(len(logits), dtype=bool))
     return np.asarray(divided)
 
 
 def top_k(logits: Logits, k: int) -> Logits:
-    """The k likeliest ids; of equal ones the lower come first (Fan et al. 2018)."""
-    kept = np.zeros(len(logits), dtype=bool)
-    kept[descending(logits)[:k]] = True
-    return _keep(logits, kept)
+    """Keep the k most likely ids; ties go to the lower id (Fan et al. 2018)."""
+    return _keep_top_and_ids(logits, descending(logits)[:k])
 
 
 def top_p(logits: Logits, p: float) -> Logits:
-    """The fewest likeliest ids whose probabilities reach p (Holtzman et al. 2020)."""
+    """Keep the smallest set of most likely ids with a total probability of at least p.
+
+    Nucleus sampling (Holtzman et al. 2020); ties go to the lower id.
+    """
     order = descending(logits)
-    kept = np.zeros(len(logits), dtype=bool)
-    kept[order[: _smallest_reaching(probabilities(logits), order, p)]] = True
-    return _keep(logits, kept)
+    return _keep_top_and_ids(logits, order[: _n_to_reach(p, probabilities(logits), order)])
 
 
 def min_p(logits: Logits, p: float) -> Logits:
-    """Ids at least p times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keep ids at least p times as likely as the most likely one (Nguyen et al. 2024)."""
     likelihood = probabilities(logits)
-    return _keep(logits, likelihood >= p * likelihood.max())
+    return _keep_top_and(logits, likelihood >= p * likelihood.max())
 
 
 def typical_p(logits: Logits, mass: float) -> Logits:
-    """Ids whose surprise is nearest to the entropy, until they reach mass (Meister et al. 2022)."""
+    """Keep the smallest set of most typical ids with a total probability of at least mass.
+
+    An id is typical if its surprise, -log p, is near the entropy. Ids tied with the last one of
+    the set stay too (Meister et al. 2022).
+    """
     p = probabilities(logits)
     with np.errstate(divide="ignore"):
         distance = np.abs(-np.log(p) - entropy(p))
     order = np.argsort(distance, kind="stable")
-    farthest = distance[order[_smallest_reaching(p, order, mass) - 1]]
-    return np.where(distance <= farthest, logits, logits.dtype.type(-np.inf))
+    farthest = distance[order[_n_to_reach(mass, p, order) - 1]]
+    return _keep(logits, distance <= farthest)
 
 
 def top_n_sigma(logits: Logits, n: float) -> Logits:
-    """Logits within n of their standard deviations below the greatest (Tang et al. 2024)."""
+    """Keep logits at most n standard deviations below the max (Tang et al. 2024)."""
     finite = logits[np.isfinite(logits)].astype(np.float64)
-    return _keep(logits, logits >= finite.max() - n * finite.std())
+    return _keep_top_and(logits, logits >= finite.max() - n * finite.std())
 
 
 def epsilon_cutoff(logits: Logits, epsilon: float) -> Logits:
-    """Ids that are at least epsilon likely (Hewitt et al. 2022)."""
-    return _keep(logits, probabilities(logits) >= epsilon)
+    """Keep ids of probability at least epsilon (Hewitt et al. 2022)."""
+    return _keep_top_and(logits, probabilities(logits) >= epsilon)
 
 
 def eta_cutoff(logits: Logits, epsilon: float) -> Logits:
-    """The same, with a bound that falls where the distribution is flat (Hewitt et al. 2022)."""
+    """Keep ids of probability at least eta = min(epsilon, sqrt(epsilon) * exp(-entropy)).
+
+    The threshold falls as the distribution flattens (Hewitt et al. 2022).
+    """
     p = probabilities(logits)
-    return _keep(logits, p >= min(epsilon, np.sqrt(epsilon) * np.exp(-entropy(p))))
+    return _keep_top_and(logits, p >= min(epsilon, np.sqrt(epsilon) * np.exp(-entropy(p))))
 
 
 def xtc(logits: Logits, threshold: float) -> Logits:
-    """Of the ids that reach the threshold all but the least likely go.
+    """Remove all ids of probability at least threshold, except the least likely of them.
 
-    "Exclude top choices", p-e-w 2024 (oobabooga/text-generation-webui pull request 6335); its
-    caller draws whether it happens.
+    "Exclude top choices", p-e-w 2024 (oobabooga/text-generation-webui pull request 6335). The
+    caller draws whether a step applies it.
     """
     order = descending(logits)
     p = probabilities(logits)
     n_likely = int(((p >= threshold) & (p > 0)).sum())
     kept = np.ones(len(logits), dtype=bool)
     kept[order[: max(n_likely - 1, 0)]] = False
-    return np.where(kept, logits, logits.dtype.type(-np.inf))
+    return _keep(logits, kept)
 
 
 def mirostat(logits: Logits, mu: float) -> Logits:
-    """Ids whose surprise is at most mu bits (Basu et al. 2021, version 2)."""
-    return _keep(logits, probabilities(logits) >= 2.0**-mu)
+    """Keep ids whose surprise, -log2 p, is at most mu bits (Basu et al. 2021, version 2)."""
+    return _keep_top_and(logits, probabilities(logits) >= 2.0**-mu)

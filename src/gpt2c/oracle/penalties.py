@@ -1,7 +1,8 @@
-"""The options that change single logits by what the text holds, in plain NumPy.
+"""The sampling stages that penalise or ban ids by the tokens so far, in plain NumPy.
 
-Each function takes logits [n_vocab] of any float type and changes them in place. history is the
-prompt's ids and the new ones; what the compiled engine does is tested against this.
+Each function changes logits [n_vocab], float32 or float64, in place. `history` holds the ids of the
+prompt and of the new tokens, `new_ids` only the latter. The compiled engine is tested against these
+functions.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ Logits = NDArray[Any]
 
 
 def repetition_penalty(logits: Logits, history: Sequence[int], penalty: float) -> None:
-    """Keskar et al. 2019, "CTRL": ids of the text are divided by it, negative ones multiplied."""
+    """Divide the logits of the history's ids by penalty; multiply negative ones by it.
+
+    Keskar et al. 2019, "CTRL".
+    """
     ids = sorted(set(history))
     x = logits[ids]
     logits[ids] = np.where(x < 0, x * penalty, x / penalty)
 
 
 def presence_penalty(logits: Logits, new_ids: Sequence[int], penalty: float) -> None:
-    """As OpenAI's API: once for each id that was generated."""
+    """Subtract penalty once from each generated id, as OpenAI's API does."""
     logits[sorted(set(new_ids))] -= penalty
 
 
 def frequency_penalty(logits: Logits, new_ids: Sequence[int], penalty: float) -> None:
-    """As OpenAI's API: for each time that an id was generated."""
+    """Subtract penalty for each occurrence of a generated id, as OpenAI's API does."""
     for id, count in Counter(new_ids).items():
         logits[id] -= penalty * count
 
@@ -43,23 +47,27 @@ def dry(
     span: int,
     breakers: Sequence[int],
 ) -> None:
-    """p-e-w 2024 (oobabooga/text-generation-webui pull request 5677), "don't repeat yourself".
+    """Penalise ids that would lengthen a repetition ("don't repeat yourself").
 
-    An id that would lengthen a repetition of at least allowed_length ids loses
-    multiplier * base ** (length - allowed_length). A repetition holds no breaker. span is how much
-    of the text's end is looked at; 0: all.
+    p-e-w 2024 (oobabooga/text-generation-webui pull request 5677).
+
+    If the last `length` ids of the history also occur earlier, the id that follows them there would
+    lengthen a repetition. If length is at least allowed_length, multiplier * base ** (length -
+    allowed_length) is subtracted from its logit; length is the max over all its occurrences. A
+    repetition cannot contain a breaker, and breakers are never penalised. Only the last `span` ids
+    of the history count; 0 means all.
     """
-    text = list(history)[-span:] if span else list(history)
+    recent = list(history)[-span:] if span else list(history)
     longest: dict[int, int] = {}
-    for i in range(1, len(text)):
+    for i in range(1, len(recent)):
         length = 0
         while (
             length < i
-            and text[i - 1 - length] == text[-1 - length]
-            and text[-1 - length] not in breakers
+            and recent[i - 1 - length] == recent[-1 - length]
+            and recent[-1 - length] not in breakers
         ):
             length += 1
-        longest[text[i]] = max(longest.get(text[i], 0), length)
+        longest[recent[i]] = max(longest.get(recent[i], 0), length)
     for id, length in longest.items():
         if length >= max(allowed_length, 1) and id not in breakers:
             with np.errstate(over="ignore"):
@@ -67,20 +75,20 @@ def dry(
 
 
 def no_repeat_ngram(logits: Logits, history: Sequence[int], n: int) -> None:
-    """Paulus et al. 2017: no n ids in a row come twice."""
-    text = list(history)
-    if len(text) < n:
+    """Ban each id that would complete an n-gram of the history again (Paulus et al. 2017)."""
+    ids = list(history)
+    if len(ids) < n:
         return
-    last = text[len(text) - (n - 1) :]
-    for i in range(len(text) - n + 1):
-        if text[i : i + n - 1] == last:
-            logits[text[i + n - 1]] = -np.inf
+    last = ids[len(ids) - (n - 1) :]
+    for i in range(len(ids) - n + 1):
+        if ids[i : i + n - 1] == last:
+            logits[ids[i + n - 1]] = -np.inf
 
 
 def bad_words(logits: Logits, history: Sequence[int], words: Sequence[Sequence[int]]) -> None:
-    """What would complete one of the words is banned."""
-    text = list(history)
+    """Ban each id that would complete one of the words, which are sequences of ids."""
+    ids = list(history)
     for word in words:
         *before, last = word
-        if len(before) <= len(text) and text[len(text) - len(before) :] == before:
+        if len(before) <= len(ids) and ids[len(ids) - len(before) :] == before:
             logits[last] = -np.inf

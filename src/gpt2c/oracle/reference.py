@@ -1,10 +1,15 @@
 """GPT-2 in plain NumPy: the oracle that every other result is tested against.
 
-To be read from :func:`gpt2` upwards. Weights have GPT-2's own names; dtype float32 or float64
-is that of the weights. Names in shapes: n tokens given now, of n_total in all with those before;
-n_embd = n_head * head_dim.
+Start reading at :func:`gpt2`, at the end, and go upwards. The model is that of Radford et al. 2019,
+"Language Models are Unsupervised Multitask Learners".
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+The weights `w` have GPT-2's own names, such as "h.0.attn.c_attn.weight". All arithmetic is in their
+dtype, float32 or float64. Comments give shapes in these names:
+
+    n          tokens of this call
+    n_total    tokens of the sequence so far: those in the KV cache and the n new ones
+    n_embd     width of the residual stream x; n_embd = n_head * head_dim
+    n_inner    width of the MLP's hidden layer, usually 4 * n_embd
 """
 
 from __future__ import annotations
@@ -16,11 +21,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.weights.config import GPT2Config
+from gpt2c.config import GPT2Config
 
 Array: TypeAlias = NDArray[Any]  # float32 or float64
-Past: TypeAlias = list[tuple[Array, Array]]  # a block's keys and values [n_head, n_past, head_dim]
-Record: TypeAlias = Callable[[str, Array], None]
+Past: TypeAlias = list[
+    tuple[Array, Array]
+]  # KV cache: a block's k and v, [n_head, n_past, head_dim]
+Record: TypeAlias = Callable[[str, Array], None]  # gets the name and the value of an activation
 
 
 def relu(x: Array) -> Array:
@@ -28,16 +35,17 @@ def relu(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(-x) is infinite: the sigmoid is 0
+    with np.errstate(over="ignore"):  # where exp(-x) overflows, the sigmoid is 0
         return 1 / (1 + np.exp(-x))
 
 
 def gelu_tanh(x: Array) -> Array:
-    """GPT-2's own GELU (Hendrycks and Gimpel 2016, with tanh for erf)."""
+    """GPT-2's GELU: the tanh approximation of Hendrycks and Gimpel 2016."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def gelu_erf(x: Array) -> Array:
+    """The exact GELU."""
     erf = np.vectorize(math.erf, otypes=[x.dtype])
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
@@ -53,19 +61,20 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def softmax(x: Array) -> Array:
+    """Softmax over the last axis; subtracting the max keeps exp from overflowing."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
-    """Each token on its own: mean 0 and variance 1 along n_embd, then scaled and shifted."""
+    """Normalise each token to mean 0 and variance 1 over n_embd, then scale and shift."""
     mean = x.mean(axis=-1, keepdims=True)  # [n, 1]
     variance = np.square(x - mean).mean(axis=-1, keepdims=True)  # [n, 1]
     return (x - mean) / np.sqrt(variance + x.dtype.type(epsilon)) * weight + bias  # [n, n_embd]
 
 
 def linear(x: Array, w: Mapping[str, Array], name: str) -> Array:
-    return x @ w[name + ".weight"] + w[name + ".bias"]  # [n, in] -> [n, out]
+    return x @ w[name + ".weight"] + w[name + ".bias"]  # [n, in] @ [in, out] -> [n, out]
 
 
 def split_heads(x: Array, n_head: int) -> Array:
@@ -76,7 +85,7 @@ def split_heads(x: Array, n_head: int) -> Array:
 def attention(
     x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, record: Record
 ) -> Array:
-    """Every token looks at itself and those before it, in n_head ways at once."""
+    """Causal multi-head attention: each token attends to itself and to all tokens before it."""
     h = f"h.{block}."
     q, k, v = np.split(linear(x, w, h + "attn.c_attn"), 3, axis=-1)  # each [n, n_embd]
     q, k, v = (split_heads(part, config.n_head) for part in (q, k, v))  # [n_head, n, head_dim]
@@ -95,8 +104,8 @@ def attention(
     if config.scale_attn_by_inverse_layer_idx:
         scores = scores / (block + 1)
     n, n_total = scores.shape[1:]
-    before = np.tri(n, n_total, n_total - n, dtype=bool)  # [n, n_total], True: may be seen
-    scores = np.where(before, scores, scores.dtype.type(-np.inf))
+    causal = np.tri(n, n_total, n_total - n, dtype=bool)  # [n, n_total], False for later tokens
+    scores = np.where(causal, scores, scores.dtype.type(-np.inf))
     record(h + "scores", scores)
     probs = softmax(scores)  # [n_head, n, n_total]
     record(h + "probs", probs)
@@ -107,17 +116,17 @@ def attention(
 
 def mlp(x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, record: Record) -> Array:
     h = f"h.{block}."
-    before = linear(x, w, h + "mlp.c_fc")  # [n, n_inner]
-    record(h + "mlp_pre", before)
-    after = ACTIVATIONS[config.activation](before)  # [n, n_inner]
-    record(h + "mlp_act", after)
-    return linear(after, w, h + "mlp.c_proj")  # [n, n_embd]
+    hidden = linear(x, w, h + "mlp.c_fc")  # [n, n_inner]
+    record(h + "mlp_pre", hidden)
+    activated = ACTIVATIONS[config.activation](hidden)  # [n, n_inner]
+    record(h + "mlp_act", activated)
+    return linear(activated, w, h + "mlp.c_proj")  # [n, n_embd]
 
 
 def transformer_block(
     x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, record: Record
 ) -> Array:
-    """x + attention(ln_1(x)), and then the same with the MLP and ln_2."""
+    """Add attention(ln_1(x)) to the residual stream x, then mlp(ln_2(x))."""
     h, epsilon = f"h.{block}.", config.layer_norm_epsilon
     record(h + "resid_pre", x)
     normed = layer_norm(x, w[h + "ln_1.weight"], w[h + "ln_1.bias"], epsilon)  # [n, n_embd]
@@ -143,11 +152,11 @@ def gpt2(
     past: Past | None = None,
     record: Record = lambda name, value: None,
 ) -> Array:
-    """Logits [n, n_vocab] of the token that follows each of ids [n].
+    """Return logits [n, n_vocab]: row i is for the token that follows ids[i]; ids are int [n].
 
-    A text may be given in parts: past then holds what earlier calls left in it for the n_past
-    tokens before these, and is extended in place. The whole text at once gives the same. record
-    is called with the name and the value of every step, which it may change in place.
+    A sequence may be fed in parts: past is the KV cache of the n_past tokens fed before, and each
+    call extends it in place. Feeding the whole sequence at once gives the same logits. record is
+    called with the name and the value of every activation, and may change the value in place.
     """
     past = [] if past is None else past
     positions = np.arange(n_past, n_past + len(ids))
@@ -158,6 +167,6 @@ def gpt2(
     x = layer_norm(x, w["ln_f.weight"], w["ln_f.bias"], config.layer_norm_epsilon)  # [n, n_embd]
     record("ln_f", x)
     head = w["wte.weight"] if config.tie_word_embeddings else w["lm_head.weight"]
-    logits: Array = x @ head.T  # [n, n_vocab]
+    logits: Array = x @ head.T  # [n, n_embd] @ [n_embd, n_vocab] -> [n, n_vocab]
     record("logits", logits)
     return logits

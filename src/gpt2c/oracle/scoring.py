@@ -7,42 +7,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
 
 
 def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
-    """What logits [n, n_vocab] say of ids [n]: arrays of SCORE_TYPE [n] and TOP_TYPE [n, n_top].
+    """Score ids [n] by logits [n, n_vocab]; return SCORE_TYPE [n] and TOP_TYPE [n, n_top].
 
-    "log_prob" is log p(id), a NaN where a logit is one; "entropy" that of the whole distribution,
-    in nats; "rank" is 1 for the likeliest id, the lower of two equally likely ones being first.
-    Past the vocabulary's end the alternatives' id is -1.
+    "log_prob" is log p(id), or NaN if a logit of the row is NaN. "entropy" is that of the whole
+    distribution, in nats. "rank" is 1 for the most likely id; ties go to the lower id. The second
+    array has the n_top most likely ids of each row; if n_top exceeds n_vocab, the rest have id -1
+    and log_prob 0.
     """
-    x = logits.astype(np.float64)  # [n, n_vocab]
-    n, n_vocab = x.shape
+    below_max, e, total = _softmax_terms(logits)
+    n, n_vocab = logits.shape
     rows = np.arange(n)
     with np.errstate(invalid="ignore", divide="ignore"):
-        below = x - x.max(axis=1, keepdims=True)  # [n, n_vocab]
-        e = np.exp(below)  # [n, n_vocab]
-        total = e.sum(axis=1)  # [n]
-        log_probs = below - np.log(total)[:, None]  # [n, n_vocab]
-        terms = np.where(e > 0, e * below, e)  # 0 * log 0 is 0; a NaN stays
+        log_probs = below_max - np.log(total)  # [n, n_vocab]
+        terms = np.where(e > 0, e * below_max, e)  # [n, n_vocab]; 0 * log 0 is 0, a NaN stays NaN
         scores = np.empty(n, dtype=SCORE_TYPE)
         scores["log_prob"] = log_probs[rows, ids]
-        scores["entropy"] = np.log(total) - terms.sum(axis=1) / total
+        scores["entropy"] = np.log(total[:, 0]) - terms.sum(axis=1) / total[:, 0]
         own = logits[rows, ids][:, None]  # [n, 1]
-        before = np.arange(n_vocab) < np.asarray(ids)[:, None]  # [n, n_vocab]
-        scores["rank"] = 1 + ((logits > own) | (before & (logits == own))).sum(axis=1)
+        is_lower_id = np.arange(n_vocab) < np.asarray(ids)[:, None]  # [n, n_vocab]
+        scores["rank"] = 1 + ((logits > own) | (is_lower_id & (logits == own))).sum(axis=1)
     top = np.empty((n, n_top), dtype=TOP_TYPE)
     top["id"], top["log_prob"] = -1, 0
-    likeliest = np.argsort(-logits, axis=1, kind="stable")[:, :n_top]  # [n, up to n_top]
-    top["id"][:, : likeliest.shape[1]] = likeliest
-    top["log_prob"][:, : likeliest.shape[1]] = np.take_along_axis(log_probs, likeliest, axis=1)
+    most_likely = np.argsort(-logits, axis=1, kind="stable")[:, :n_top]  # [n, <= n_top]
+    top["id"][:, : most_likely.shape[1]] = most_likely
+    top["log_prob"][:, : most_likely.shape[1]] = np.take_along_axis(log_probs, most_likely, axis=1)
     return scores, top
 
 
 def log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """log p of every id, by logits [n, n_vocab]; all of a row are NaN where a logit is one."""
-    x = logits.astype(np.float64)  # [n, n_vocab]
+    """Return log p of every id for logits [n, n_vocab]; a row with a NaN logit is all NaN."""
+    below_max, _, total = _softmax_terms(logits)
     with np.errstate(invalid="ignore", divide="ignore"):
-        below = x - x.max(axis=1, keepdims=True)  # [n, n_vocab]
-        return np.asarray(below - np.log(np.exp(below).sum(axis=1, keepdims=True)))
+        return np.asarray(below_max - np.log(total))
+
+
+def _softmax_terms(
+    logits: NDArray[Any],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return logits minus their row's max, exp of that, and its sum per row [n, 1]."""
+    x = logits.astype(np.float64)  # [n, n_vocab]
+    with np.errstate(invalid="ignore"):
+        below_max = x - x.max(axis=1, keepdims=True)  # [n, n_vocab]
+        e = np.exp(below_max)  # [n, n_vocab]
+    return below_max, e, e.sum(axis=1, keepdims=True)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT32_MAX
-from gpt2c.engine.types import SCORE_TYPE, TOP_TYPE, Drafts, Plan, Scores
+from gpt2c.engine.protocol import (
+    SCORE_TYPE,
+    TOP_TYPE,
+    EngineJob,
+    EngineModel,
+    EngineSequence,
+    Scores,
+)
 from gpt2c.errors import NumericalError, OptionError
-from gpt2c.generate.options import LogitsProcessor
-from gpt2c.generate.stops import Stops, Watcher
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineJob, EngineModel, EngineSequence
+from gpt2c.schedule.requests import LogitsProcessor, Request, Result
+from gpt2c.schedule.stops import Watcher
 
 # Prompts that begin with so many equal tokens share them: fewer are fed sooner than copied.
 SHARED_PREFIX: Final = 16
@@ -25,43 +28,6 @@ SHARED_PREFIX: Final = 16
 _BATCHES_AHEAD: Final = 4
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One text to be generated, ready for the engine."""
-
-    index: int  # of its prompt
-    is_text: bool  # rather than ids
-    is_empty: bool  # ids are then what the model starts a text from
-    ids: NDArray[np.int32]
-    max_new_tokens: int
-    plan: Plan
-    seed: int | None
-    sample: int
-    stop_ids: NDArray[np.int32]
-    stops: Stops = field(default_factory=Stops)
-    n_top: int | None = None  # alternatives of scored tokens; None: no scores
-    scores_prompt: bool = False
-    slides: bool = False
-    logits_processor: LogitsProcessor | None = None
-    drafts: Drafts | None = None
-    n_best: int = 1  # of a beam search's texts
-    pad_id: int | None = None  # what transformers' groups of beams go on with when they are done
-
-
-@dataclass(frozen=True)
-class Result:
-    """A text that is complete."""
-
-    ids: list[int]
-    finish_reason: str
-    end: int | None = None  # in bytes, where the text ends before its ids do
-    scores: Scores | None = None
-    prompt_scores: Scores | None = None
-    draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
-    sequence_score: float | None = None  # of a beam
-    end_id: int | None = None
 
 
 class Text:
@@ -76,7 +42,7 @@ class Text:
         self.result: Result | None = None
         self.watcher = Watcher(request.stops, request.index)
         self._scores: list[Scores] = []
-        self._draft_counts: tuple[int, ...] = (0, 0, 0)
+        self._draft_counts = (0, 0, 0)
         self._prompt_scores: Scores | None = None
         if request.scores_prompt:
             sequence, self._prompt_scores = score_prompt(engine, request)
@@ -85,7 +51,7 @@ class Text:
     def run(self) -> None:
         """Chooses one token by itself."""
         if self.request.logits_processor is None:
-            self._engine.run([self.job], 1)  # type: ignore[list-item]
+            self._engine.run([self.job], 1)
         else:
             self._run_processed(self.request.logits_processor)
         self.look()
@@ -134,7 +100,7 @@ class Text:
         plan = r.plan.after(len(self.watcher.ids))
         return self._engine.job(
             ids, max_new_tokens, plan, r.seed or 0, r.sample, r.stop_ids, r.n_top,
-            sequence, r.drafts,  # type: ignore[arg-type]
+            sequence, r.drafts,
         )  # fmt: skip
 
     def _run_processed(self, process: LogitsProcessor) -> None:
@@ -155,8 +121,9 @@ class Text:
 
     def _keep_what_is_known(self) -> None:
         """Of the job, which ends."""
-        counts = zip(self._draft_counts, self.job.draft_counts, strict=True)
-        self._draft_counts = tuple(a + b for a, b in counts)
+        passes, drafted, accepted = self._draft_counts
+        new_passes, new_drafted, new_accepted = self.job.draft_counts
+        self._draft_counts = (passes + new_passes, drafted + new_drafted, accepted + new_accepted)
         if self.request.n_top is not None:
             self._scores.append(self.job.scores())
 
@@ -165,11 +132,11 @@ class Text:
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
         if self._scores:
-            parts = zip(*self._scores, strict=True)
-            scores = tuple(np.concatenate(part)[: len(ids)] for part in parts)
+            tokens, top = map(np.concatenate, zip(*self._scores, strict=True))
+            scores = tokens[: len(ids)], top[: len(ids)]
         self.result = Result(
-            ids, reason, self.watcher.end, scores,  # type: ignore[arg-type]
-            self._prompt_scores, self._draft_counts, end_id=end_id,  # type: ignore[arg-type]
+            ids, reason, self.watcher.end, scores,
+            self._prompt_scores, self._draft_counts, end_id=end_id,
         )  # fmt: skip
 
     def _fail(self, reason: str) -> NoReturn:
@@ -329,7 +296,7 @@ class TextBatch(Batch[Result]):
                 text.run()
             return
         n_steps = 1 if any(text.request.stops.are_watched for text in running) else INT32_MAX
-        self._engine.run([text.job for text in running], n_steps)  # type: ignore[misc]
+        self._engine.run([text.job for text in running], n_steps)
         for text in running:
             text.look()
 
@@ -365,7 +332,7 @@ def score_prompt(
         return None, None
     with engine.held():
         sequence = engine.sequence()
-        scores = engine.score([sequence], [ids[:-1]], [ids[1:]], request.n_top or 0)  # type: ignore[list-item]
+        scores = engine.score([sequence], [ids[:-1]], [ids[1:]], request.n_top or 0)
     return sequence, scores
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.types import NO_IDS, Scores
-from gpt2c.generate.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
-from gpt2c.generate.options import MOST_LOGPROBS
-from gpt2c.generate.stops import Watcher
+from gpt2c.engine.protocol import MOST_LOGPROBS, NO_IDS, EngineModel, EngineSequence, Scores
 from gpt2c.schedule.batching import (
     SHARED_PREFIX,
     Batch,
-    Request,
-    Result,
     at_once,
     checked_logits,
     common_prefix,
@@ -25,9 +20,9 @@ from gpt2c.schedule.batching import (
     fail,
     score_prompt,
 )
-
-if TYPE_CHECKING:
-    from gpt2c.engine.select import EngineJob, EngineModel, EngineSequence
+from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
+from gpt2c.schedule.requests import Request, Result
+from gpt2c.schedule.stops import Watcher
 
 # Beams that run together: the rows of one forward call, and, where options have to see all
 # log-probabilities, the rows of a vocabulary's size that are held.
@@ -75,9 +70,6 @@ class _Row:
         return _Row(x, self.ids)
 
 
-_NAN: Final = _Row(np.full(1, np.nan, dtype=np.float32))
-
-
 class Search:
     """One prompt's beam search."""
 
@@ -101,9 +93,6 @@ class Search:
         self._groups = [Group(plan, first, self._most_ids) for _ in range(plan.n_groups)]
         self._beams = [first]  # that are fed
         self.n_top = self._n_top()
-        self._job: EngineJob | None = None
-        if self.n_top is None and request.plan.stages:
-            self._job = engine.job(request.ids, 1, request.plan, 0, 0, NO_IDS)
 
     def _n_top(self) -> int | None:
         """How many of each row's likeliest ids are enough; None: all have to be seen."""
@@ -191,8 +180,9 @@ class Search:
         if self.request.logits_processor is not None:
             before = [*self.request.ids.tolist(), *beam.ids]
             x = checked_logits(self.request.logits_processor(before, x.copy()), len(x))
-        if self._job is not None:
-            x = self._job.process(x, np.array(beam.ids, dtype=np.int32))
+        if self.request.plan.stages:
+            ids, new_ids = self.request.ids, np.array(beam.ids, dtype=np.int32)
+            x = self._engine.apply_stages(self.request.plan, x, ids, new_ids)
         return row if x is row.log_probs else _Row(x)
 
     def _banned_ids(self) -> NDArray[np.int32]:
@@ -268,8 +258,7 @@ class Search:
         if not targets:
             return [empty_scores(n_top)] * len(texts)
         fed = [np.concatenate([self.request.ids[-1:], ids[:-1]]) for ids in targets]
-        engine: Any = self._engine
-        scores, top = engine.score(sequences, fed, targets, n_top)
+        scores, top = self._engine.score(sequences, fed, targets, n_top)
         ends = np.cumsum([len(ids) for ids in all_ids])[:-1]
         return list(zip(np.split(scores, ends), np.split(top, ends), strict=True))
 
@@ -303,17 +292,7 @@ class SearchBatch(Batch[list[Result]]):
         self, feeds: list[tuple[EngineSequence, NDArray[np.int32]]], n_top: int | None
     ) -> list[_Row]:
         sequences, ids = [sequence for sequence, _ in feeds], [ids for _, ids in feeds]
-        engine: Any = self._engine
-        if n_top is not None:
-            # Any target does: what is wanted are the likeliest ids, and whether all are numbers.
-            scores, top = engine.score(sequences, ids, [np.zeros(1, np.int32)] * len(ids), n_top)
-            are_numbers = ~np.isnan(scores["log_prob"])
-            each = zip(top, are_numbers, strict=True)
-            return [
-                _Row.of_top(row[row["id"] >= 0]) if is_number else _NAN for row, is_number in each
-            ]
-        longer = [(s, i[:-1]) for s, i in feeds if len(i) > 1]
-        if longer:
-            engine.score([s for s, _ in longer], [i for _, i in longer], [NO_IDS] * len(longer), 0)
-        last = np.array([i[-1] for i in ids], dtype=np.int32)
-        return [_Row(x) for x in engine.log_probs(sequences, last)]
+        if n_top is None:
+            return [_Row(x) for x in self._engine.log_probs(sequences, ids)]
+        top = self._engine.top_log_probs(sequences, ids, n_top)
+        return [_Row.of_top(row[row["id"] >= 0]) for row in top]

@@ -1,4 +1,4 @@
-"""Tokens that stand for themselves wherever a text has them: special ones, and ones added later."""
+"""Added tokens: special tokens and later additions, which are matched verbatim in text."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from gpt2c.checks.untrusted import read_json_object, show
-from gpt2c.errors import CheckpointNotFoundError, TokenizerError
-from gpt2c.text.special_tokens import END_OF_TEXT, Around, NamedTokens, named_tokens, tokens_around
+from gpt2c.checks.untrusted import show
+from gpt2c.errors import TokenizerError
+from gpt2c.text.special_tokens import (
+    END_OF_TEXT,
+    Around,
+    NamedTokens,
+    named_tokens,
+    read_optional,
+    tokens_around,
+)
 
-_MAX_BYTES: Final = 1 << 26
 _MAX_ID: Final = 2**31
+_MAX_LENGTH: Final = 128  # characters of an added token
 
-# Unicode's White_Space; Python's own also holds U+001C to U+001F.
+# Unicode's White_Space; Python's str.isspace also accepts U+001C to U+001F.
 WHITE_SPACE: Final = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-
-
-_NOT_SPACE = re.compile(f"[^{WHITE_SPACE}]")
-
-_LONGEST: Final = 128  # characters
+_NOT_SPACE: Final = re.compile(f"[^{WHITE_SPACE}]")
+_FLAGS: Final = ("lstrip", "rstrip", "single_word", "special", "normalized")
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """One such token, with the names of Hugging Face's tokenizers.
+    """An added token and its flags, named as in the tokenizers package.
 
-    lstrip and rstrip take the white space before and behind it; single_word finds it only where no
-    other letter stands beside it. Texts that are scored keep special tokens as characters.
-    normalized ones are looked for after all others.
+    lstrip, rstrip
+        Whether a match also removes the white space before it, or after it.
+    single_word
+        Whether it matches only between characters that are not part of a word.
+    special
+        Whether `encode(special=False)`, which scoring uses, treats it as plain text.
+    normalized
+        Whether it is matched after all tokens that are not normalized.
     """
 
     content: str
@@ -47,19 +56,20 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Finds them in texts: the first, and of those that begin at one place the longest.
+    """Finds added tokens in texts: leftmost first, and the longest of those at one position.
 
-    What is found, and in which order, is as in the package tokenizers: contents first, one behind
-    the other, and only then the white space and the words beside them.
+    Matches equal those of the tokenizers package: it finds all contents first, without overlaps,
+    and then applies single_word, lstrip and rstrip to each match.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        """The contents differ from each other."""
+        """The contents must be distinct."""
         tokens = list(tokens)
         late = [token for token in tokens if token.normalized]
         self._late = AddedTokens(late) if late and len(late) < len(tokens) else None
         self._tokens = {t.content: t for t in tokens if self._late is None or not t.normalized}
-        # There may be thousands: at each place where one may begin, a few lengths are looked up.
+        # There may be thousands of tokens. So find each of their first characters, and look up the
+        # few lengths that tokens with this first character have.
         lengths: dict[str, set[int]] = {}
         for content in self._tokens:
             lengths.setdefault(content[0], set()).add(len(content))
@@ -70,7 +80,7 @@ class AddedTokens:
     def split(self, text: str, special: bool = True) -> Iterator[tuple[str, int | None]]:
         """Yield the plain texts between added tokens, each with the id of the token after it.
 
-        Unless `special`, special tokens are part of the plain texts.
+        The last id is None. Unless `special`, special tokens are part of the plain texts.
         """
         if self._late is None:
             yield from self._split(text, special)
@@ -88,7 +98,7 @@ class AddedTokens:
             end = begin + len(token.content)
             if token.single_word and _has_word(text, begin - 1, end):
                 continue
-            before = text[at:begin]  # nothing, where the one before it took it as white space
+            before = text[at:begin]  # empty if the previous token's rstrip went past `begin`
             if token.lstrip:
                 before = before.rstrip(WHITE_SPACE)
             if token.rstrip:
@@ -99,21 +109,21 @@ class AddedTokens:
         yield text[at:] if at else text, None
 
     def _found(self, text: str) -> Iterator[tuple[int, AddedToken]]:
-        place = 0
-        while self._first is not None and (match := self._first.search(text, place)):
+        at = 0
+        while self._first is not None and (match := self._first.search(text, at)):
             begin = match.start()
-            place = begin + 1
+            at = begin + 1
             for n in self._lengths[match.group()]:
                 token = self._tokens.get(text[begin : begin + n])
                 if token is not None:
                     yield begin, token
-                    place = begin + n
+                    at = begin + n
                     break
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What ``tokenizer_config.json`` says, as far as it changes ids; by default nothing."""
+    """The parts of ``tokenizer_config.json`` that change ids; by default it changes none."""
 
     added: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
@@ -125,75 +135,90 @@ class TokenizerConfig:
 PLAIN: Final = TokenizerConfig()
 
 
-def read_tokenizer_config(folder: Path) -> TokenizerConfig:
-    """``tokenizer_config.json``, and of older versions ``added_tokens.json``; either may be absent.
+def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerConfig:
+    """Read ``tokenizer_config.json`` and, of older versions, ``added_tokens.json``, if present.
 
-    Raises TokenizerError, naming the file.
+    `for_json` leaves `around` empty, since the template of a ``tokenizer.json`` replaces it.
+
+    Raises TokenizerError, naming the file, if a file or an added token in it is invalid.
     """
     path = folder / "tokenizer_config.json"
-    values = _object(path)
+    values = read_optional(path)
     named = named_tokens(folder, values)
     decoder = values.get("added_tokens_decoder")
     if decoder is None:
         path = folder / "added_tokens.json"
         added = tuple(
             AddedToken(token, _id(path, id), special=token in named.special)
-            for token, id in _object(path, True).items()
+            for token, id in read_optional(path, strict=True).items()
         )
     elif isinstance(decoder, dict):
         added = tuple(_described(path, id, token, named) for id, token in decoder.items())
     else:
-        raise TokenizerError(f"{path}: found added_tokens_decoder {show(decoder)}")
+        raise TokenizerError(
+            f"{path}: found added_tokens_decoder {show(decoder)}, expected an object"
+        )
     if len({token.content for token in added}) < len(added):
-        raise TokenizerError(f"{path}: found an added token twice")
+        raise TokenizerError(f"{path}: found an added token twice, expected distinct tokens")
     for token in added:
-        if not 0 < len(token.content) <= _LONGEST:
+        if not 0 < len(token.content) <= _MAX_LENGTH:
             raise TokenizerError(
-                f"{path}: found the added token {show(token.content)}, of "
-                f"{len(token.content)} characters; expected from 1 to {_LONGEST}"
+                f"{path}: found the added token {show(token.content)} of {len(token.content)} "
+                f"characters, expected 1 to {_MAX_LENGTH}"
             )
     return TokenizerConfig(
-        added, values.get("add_prefix_space") is True, named.eos, named.bos,
-        tokens_around(folder, values, named),
-    )  # fmt: skip
+        added=added,
+        add_prefix_space=values.get("add_prefix_space") is True,
+        eos_token=named.eos,
+        bos_token=named.bos,
+        around=((), ()) if for_json else tokens_around(folder, values, named),
+    )
 
 
-def _object(path: Path, strict: bool = False) -> dict[str, Any]:
-    try:
-        return read_json_object(path, limit=_MAX_BYTES, error=TokenizerError, strict=strict)
-    except CheckpointNotFoundError:
-        return {}
+def content_and_flags(path: Path, token: object) -> tuple[str, dict[str, bool]]:
+    """Return the content and the flags of an added token, given as a parsed JSON value.
+
+    Raises TokenizerError, naming the file.
+    """
+    content = token.get("content") if isinstance(token, Mapping) else None
+    if not isinstance(token, Mapping) or not isinstance(content, str):
+        raise TokenizerError(
+            f'{path}: found the added token {show(token)}, expected an object with a "content"'
+        )
+    flags = {name: token.get(name, False) for name in _FLAGS}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TokenizerError(
+                f"{path}: {name} of the added token {show(content)} is {show(flag)}, expected true "
+                "or false"
+            )
+    return content, flags
 
 
 def _described(path: Path, id: str, token: object, named: NamedTokens) -> AddedToken:
-    content = token.get("content") if isinstance(token, Mapping) else None
-    if not isinstance(token, Mapping) or not isinstance(content, str):
-        raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
+    content, flags = content_and_flags(path, token)
     if not id.isascii() or not id.isdecimal() or len(id) > 10:
-        raise TokenizerError(f"{path}: found the id {show(id)} of {show(content)}")
-    names = ("lstrip", "rstrip", "single_word", "special", "normalized")
-    flags = {name: token.get(name, False) for name in names}
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TokenizerError(f"{path}: found {name} {show(flag)} of {show(content)}")
+        raise TokenizerError(
+            f"{path}: the id of the added token {show(content)} is {show(id)}, expected digits"
+        )
     flags["special"] |= content in named.special
     return AddedToken(content, _id(path, int(id)), **flags)
 
 
 def _id(path: Path, id: object) -> int:
     if type(id) is not int or not 0 <= id < _MAX_ID:
-        raise TokenizerError(f"{path}: found the id {show(id)}, expected an integer from 0")
+        raise TokenizerError(
+            f"{path}: found the id {show(id)}, expected an integer from 0 to {_MAX_ID - 1}"
+        )
     return id
 
 
-def _has_word(text: str, before: int, behind: int) -> bool:
-    """Whether either character, where there is one, is part of a word."""
-    return (before >= 0 and _is_word(text[before])) or (
-        behind < len(text) and _is_word(text[behind])
-    )
+def _has_word(text: str, before: int, after: int) -> bool:
+    """Whether the character at either index, if the text has it, is part of a word."""
+    return any(_is_word(text[at]) for at in (before, after) if 0 <= at < len(text))
 
 
 def _is_word(char: str) -> bool:
-    """Unicode's word characters (UTS 18): letters, marks, digits, connectors, joiners."""
+    """Whether this is a word character of UTS 18: a letter, mark, digit, connector or joiner."""
     category = unicodedata.category(char)
     return category[0] in "LM" or category in ("Nl", "Nd", "Pc") or char in "\u200c\u200d"

@@ -1,10 +1,11 @@
-"""Byte-level BPE: the ids of texts without added tokens.
+"""Byte-level BPE: plain text, without added tokens, to ids.
 
-There are two engines. tiktoken merges the adjacent pair whose *concatenation* is the known token of
-lowest rank; GPT-2 merges the listed *pair* of lowest rank. The two agree on every text exactly when
-each token, encoded by itself, ends in the merge that made it. :class:`Merges` checks this. It holds
-for GPT-2's vocabulary, and for any other that BPE training produced and that has all 256 bytes.
-:class:`PairMerger` handles the rest, in Python, with the same ids as the package tokenizers.
+There are two implementations. tiktoken merges the adjacent pair whose *concatenation* is the token
+of lowest rank; GPT-2 merges the listed *pair* of lowest rank. The two agree on every text exactly
+if each token, when it is encoded by itself, ends with the merge that made it.
+:meth:`Merges.check_order` checks this. It holds for GPT-2's vocabulary, and for all others that BPE
+training produced and that have all 256 bytes. :class:`PairMerger` handles the rest, in Python, with
+the same ids as the tokenizers package.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError, TokenizerWarning, warn
 from gpt2c.text.added_tokens import WHITE_SPACE
 
-# GPT-2's split pattern with possessive quantifiers, as in tiktoken: the same pieces without
-# backtracking inside a run of letters.
+# GPT-2's split pattern with possessive quantifiers, as in tiktoken: it gives the same pieces, but
+# does not backtrack inside a run of letters.
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` still backtracks, and tiktoken panics on a run of some 500,000 spaces before a
-# letter. So long runs of white space, as tiktoken's `\s` defines it, are cut out first.
+# letter. So long runs of white space, as tiktoken's `\s` defines it, are separated first.
 _LONG_SPACE = re.compile(f"[{WHITE_SPACE}]{{256,}}")
 
 # The same pattern for a text whose non-ASCII characters were replaced by ASCII: see _Kinds.
 _ASCII_SPLIT = re.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
 )
-_LONGEST_KEPT: Final = 64  # max characters of a piece whose ids are cached
-_MOST_KEPT: Final = 1 << 14  # max cached pieces
+_MAX_CACHED_LENGTH: Final = 64  # characters of a piece whose ids are cached
+_MAX_CACHED: Final = 1 << 14  # pieces
 _NO_TOKENS: Final[Mapping[str, int]] = {}
 
 
@@ -51,7 +52,7 @@ _CHARACTERS: Final = {byte: char for char, byte in BYTE_ALPHABET.items()}
 
 
 def bytes_of_token(token: str) -> bytes:
-    """The bytes of a vocabulary token; a token not in the byte alphabet is taken as UTF-8 text."""
+    """Return the bytes of a token; one not in the byte alphabet is encoded as UTF-8."""
     try:
         return bytes(map(BYTE_ALPHABET.__getitem__, token))
     except KeyError:
@@ -60,7 +61,7 @@ def bytes_of_token(token: str) -> bytes:
 
 @dataclass(frozen=True)
 class Rules:
-    """Options of a BPE in ``tokenizer.json`` besides its merges, with its names."""
+    """The options of a BPE, named as in ``tokenizer.json``."""
 
     use_regex: bool = True  # False: a text is one piece
     ignore_merges: bool = False  # True: a piece that is itself a token skips the merges
@@ -70,29 +71,36 @@ class Rules:
 
 
 class Model(Protocol):
-    """Encodes text with one vocabulary."""
+    """A vocabulary and its encoding algorithm."""
 
     def encode(self, text: str, ids: list[int]) -> None:
         """Append the ids of `text`; added tokens in it are plain characters."""
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token as the vocabulary spells it, or None."""
+        """Return the id of a token as the vocabulary writes it, or None."""
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
-        """Every id that encoding can produce, with its bytes."""
+        """Return every id that encoding can produce, with its bytes."""
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """The vocabulary's other ids, which encoding never produces, with their bytes."""
+        """Return the ids that encoding never produces, with their bytes."""
 
 
 class Merges:
-    """The tokens that a list of merges makes; a token's rank is its place in the lists.
+    """The tokens that a list of merges makes, in order of rank.
 
-    The single bytes have ranks 0 to 255 and the merges' results follow in order.
+    The single bytes have ranks 0 to 255; merge n, counted from 1, makes the token of rank 255 + n.
+
+    rank
+        Tokens, in the byte alphabet, to their ranks.
+    data
+        The bytes of each token, by rank.
+    parts
+        The ranks of the two tokens that each merge joins.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]], source: str) -> None:
-        """Raise TokenizerError, naming `source`, if the merges are inconsistent."""
+        """Raises TokenizerError, naming `source`, if the merges are inconsistent."""
         self.source = source
         self.rank: dict[str, int] = {char: rank for rank, char in enumerate(BYTE_ALPHABET)}
         self.data: list[bytes] = [bytes([byte]) for byte in BYTE_ALPHABET.values()]
@@ -110,7 +118,7 @@ class Merges:
             if rank != len(self.data):
                 raise TokenizerError(
                     f"{source}: merge {number} makes {show(left + right)}, as merge {rank - 255}"
-                    " does; expected a token of its own from each merge"
+                    " does; expected each merge to make a new token"
                 )
             self.data.append(self.data[x] + self.data[y])
             self.parts.append((x, y))
@@ -122,19 +130,21 @@ class Merges:
         """
         pairs = {pair: rank for rank, pair in enumerate(self.parts, 256)}
         for rank, (x, y) in enumerate(self.parts, 256):
-            if self._crossed(pairs, x, y, rank):
+            if self._has_crossing_merge(pairs, x, y, rank):
                 raise TokenizerError(
                     f"{self.source}: merge {rank - 255} joins {show(self.data[x])} and"
                     f" {show(self.data[y])}, but earlier merges never leave these two side by"
                     " side; expected merges in the order in which BPE training finds them"
                 )
 
-    def _crossed(self, pairs: Mapping[tuple[int, int], int], x: int, y: int, limit: int) -> bool:
-        """Whether a merge of rank below `limit` joins across the border between x and y.
+    def _has_crossing_merge(
+        self, pairs: Mapping[tuple[int, int], int], x: int, y: int, limit: int
+    ) -> bool:
+        """Whether a merge of rank below `limit` joins tokens across the border between x and y.
 
-        Undoes merges one by one: of the two tokens that meet at the border, the one that was
-        merged last is split. Equal ranks merge from left to right, so a crossing merge with
-        x's rank would come after x's own, and one with y's rank before y's own.
+        Undo the merges of x and y one by one, latest first, so that x and y are always the two
+        tokens that meet at the border. Equal ranks merge from left to right: a crossing merge of
+        x's rank would come after x's own merge, and one of y's rank before y's own.
         """
         while True:
             if pairs.get((x, y), limit) < limit:
@@ -148,16 +158,16 @@ class Merges:
 
 
 class TiktokenModel:
-    """A vocabulary of all 256 bytes and of merges in the order of training, on tiktoken's engine.
+    """Encodes with tiktoken; the vocabulary has all 256 bytes, and merges in training order.
 
-    Its order must have passed :meth:`Merges.check_order`.
+    The merges must have passed :meth:`Merges.check_order`.
     """
 
     def __init__(
         self, merges: Merges, ids: Sequence[int], others: Mapping[str, int] = _NO_TOKENS
     ) -> None:
         """`ids[rank]` is the id of a merged token; encoding never produces `others`."""
-        # Imported lazily: it would slow `import gpt2c` by some 35 ms.
+        # Imported lazily: it takes some 35 ms.
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(merges.data)}
@@ -168,79 +178,83 @@ class TiktokenModel:
         self._merges, self._all_ids, self._others = merges, ids, others
 
     def encode(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`."""
+        """Append the ids of `text` to `ids`."""
         for part in _cut_long_space(text):
             ranks = self.engine.encode_ordinary(part)
             ids += ranks if self._ids is None else map(self._ids.__getitem__, ranks)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token, or None."""
+        """Return the id of a token, or None."""
         rank = self._merges.rank.get(token)
         return self._others.get(token) if rank is None else self._all_ids[rank]
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
-        """Every id that texts become."""
+        """Return every id that encoding can produce, with its bytes."""
         return zip(self._all_ids, self._merges.data, strict=True)
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """The others."""
+        """Return the ids that encoding never produces, with their bytes."""
         return ((id, bytes_of_token(token)) for token, id in self._others.items())
 
 
 class PairMerger:
-    """Any byte-level BPE that the package tokenizers reads, with the same ids."""
+    """Encodes with any byte-level BPE that the tokenizers package reads, with the same ids."""
 
     def __init__(
         self, vocab: Mapping[str, int], pairs: Sequence[tuple[str, str]], rules: Rules, source: str
     ) -> None:
-        """`vocab` must have both tokens of each pair and their merge; `source` begins messages."""
+        """`vocab` must have both tokens of each pair and the token they make.
+
+        `source` begins messages.
+        """
         self._vocab, self._rules, self._source = vocab, rules, source
-        # The last of two equal pairs wins, as in the package tokenizers.
+        # The last of two equal pairs wins, as in the tokenizers package.
         self._merges = {
             (vocab[left], vocab[right]): (rank, vocab[left + right])
             for rank, (left, right) in enumerate(pairs)
         }
         made = {left + right for left, right in pairs}
         self._used = {t for t in vocab if t in made or t in BYTE_ALPHABET or rules.ignore_merges}
-        self._known: dict[str, list[int]] = {}
+        self._cache: dict[str, list[int]] = {}
         self._has_warned = False
 
     def encode(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`.
+        """Append the ids of `text` to `ids`.
 
         Raises TokenizerError if the vocabulary lacks one of its bytes and also lacks the
         unk_token that should replace it.
         """
         for piece in _pieces(text) if self._rules.use_regex else [text] * bool(text):
-            found = self._known.get(piece)
+            found = self._cache.get(piece)
             if found is None:
                 found = self._encode_piece("".join(map(_CHARACTERS.__getitem__, piece.encode())))
-                if len(piece) <= _LONGEST_KEPT and len(self._known) < _MOST_KEPT:
-                    self._known[piece] = found
+                if len(piece) <= _MAX_CACHED_LENGTH and len(self._cache) < _MAX_CACHED:
+                    self._cache[piece] = found
             ids += found
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token, or None."""
+        """Return the id of a token, or None."""
         return self._vocab.get(token)
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
-        """Every id that texts become."""
+        """Return every id that encoding can produce, with its bytes."""
         return ((self._vocab[token], bytes_of_token(token)) for token in self._used)
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """The others."""
+        """Return the ids that encoding never produces, with their bytes."""
         others = (token for token in self._vocab if token not in self._used)
         return ((self._vocab[token], bytes_of_token(token)) for token in others)
 
     def _encode_piece(self, piece: str) -> list[int]:
+        """Encode a piece, given in the byte alphabet."""
         if self._rules.ignore_merges and piece in self._vocab:
             return [self._vocab[piece]]
         return self._merged(self._symbols(piece))
 
     def _symbols(self, piece: str) -> list[int]:
-        """The ids of the piece's bytes, before any merge."""
+        """Return the ids of the piece's bytes, before any merge."""
         symbols: list[int] = []
-        unknown: list[int] = []  # appended before the next known byte
+        unknown: list[int] = []  # ids of unk_token, appended before the next known byte
         for char in piece:
             id = self._vocab.get(char)
             if id is not None:
@@ -253,7 +267,7 @@ class PairMerger:
                 if None not in spelled:
                     symbols += [id for id in spelled if id is not None]
                     continue
-            self._warn(char)
+            self._warn_once(char)
             if self._rules.unk_token is not None:
                 if not self._rules.fuse_unk:
                     symbols += unknown
@@ -270,7 +284,7 @@ class PairMerger:
             )
         return self._vocab[unk]
 
-    def _warn(self, char: str) -> None:
+    def _warn_once(self, char: str) -> None:
         if self._has_warned:
             return
         self._has_warned = True
@@ -284,10 +298,11 @@ class PairMerger:
         )
 
     def _merged(self, ids: list[int]) -> list[int]:
-        """Merge until no pair is left: lowest rank first, equal ranks from left to right.
+        """Merge pairs until none is left: lowest rank first, equal ranks from left to right.
 
-        A queued pair may be stale; it still counts if the pair now in its place makes the same
-        token.
+        Tokens form a linked list, by their index before any merge; a queue holds the pairs to
+        merge. A queued pair may be outdated; it still counts if the pair that is now at its index
+        makes the same token.
         """
         merges, n = self._merges, len(ids)
         queue = [
@@ -296,7 +311,7 @@ class PairMerger:
             if pair in merges
         ]
         heapq.heapify(queue)
-        before, behind = list(range(-1, n - 1)), list(range(1, n + 1))
+        before, after = list(range(-1, n - 1)), list(range(1, n + 1))
         is_alive = [True] * n
 
         def push(left: int, right: int) -> None:
@@ -305,7 +320,7 @@ class PairMerger:
 
         while queue:
             _, at, made = heapq.heappop(queue)
-            right = behind[at]
+            right = after[at]
             if not is_alive[at] or right >= n:
                 continue
             found = merges.get((ids[at], ids[right]))
@@ -313,11 +328,11 @@ class PairMerger:
                 continue
             ids[at] = made
             is_alive[right] = False
-            behind[at] = behind[right]
-            if behind[at] < n:
-                before[behind[at]] = at
+            after[at] = after[right]
+            if after[at] < n:
+                before[after[at]] = at
             push(before[at], at)
-            push(at, behind[at])
+            push(at, after[at])
         return list(itertools.compress(ids, is_alive))
 
 
@@ -327,17 +342,20 @@ def model_of(
     sources: tuple[str, str],
     rules: Rules,
 ) -> Model:
-    """The faster of the two engines that gives the package tokenizers' ids.
+    """Return the faster of the two implementations that gives the tokenizers package' ids.
 
-    `sources` names the vocabulary and the merges. Raises TokenizerError, naming the latter, if a
-    merge joins or makes a token that the vocabulary lacks.
+    `sources` names the vocabulary and the merges in messages.
+
+    Raises TokenizerError, naming the merges, if a merge joins or makes a token that the vocabulary
+    lacks.
     """
     for number, (left, right) in enumerate(pairs, 1):
         for token in (left, right, left + right):
             if token not in vocab:
                 raise TokenizerError(
                     f"{sources[1]}: merge {number} joins {show(left)} and {show(right)}, but "
-                    f"{sources[0]} has no token {show(token)}: are the two of the same vocabulary?"
+                    f"{sources[0]} has no token {show(token)}: are both files of the same "
+                    "vocabulary?"
                 )
     if rules.use_regex and all(char in vocab for char in BYTE_ALPHABET):
         try:
@@ -357,9 +375,10 @@ def is_of_bytes(token: str) -> bool:
 
 
 def _cut_long_space(text: str) -> Iterator[str]:
-    """Cut `text` where GPT-2's pattern splits it too, so that no part has a long run of spaces.
+    """Cut `text` so that each long run of white space is a part by itself.
 
-    A run of white space is one piece except for its last character, which joins what follows.
+    GPT-2's pattern splits it at the same places: a run of white space is one piece, except for its
+    last character, which belongs to the text that follows.
     """
     at = 0
     for match in _LONG_SPACE.finditer(text):
@@ -378,7 +397,7 @@ class _Kinds(dict[int, str]):
         import tiktoken
 
         bytes_alone = {bytes([byte]): byte for byte in range(256)}
-        # Ask tiktoken, so that both engines use the same version of Unicode.
+        # Ask tiktoken, so that both implementations use the same version of Unicode.
         self._kinds = {
             kind: tiktoken.Encoding(
                 "gpt2c", pat_str=pattern, mergeable_ranks=bytes_alone, special_tokens={}
@@ -400,10 +419,10 @@ _kinds: _Kinds | None = None
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The pieces that GPT-2's pattern splits `text` into."""
+    """Yield the pieces that GPT-2's pattern splits `text` into."""
     global _kinds
     if text.isascii():
-        replaced: Any = text
+        replaced = text
     else:
         if _kinds is None:
             _kinds = _Kinds()

@@ -1,7 +1,7 @@
-"""``tokenizer.json`` with a byte-level BPE and added tokens, read without the package tokenizers.
+"""``tokenizer.json`` files with a byte-level BPE, read without the tokenizers package.
 
-The ids equal those of the package. Files with any other model or option need the package itself
-(:mod:`gpt2c.text.tokenizer_json`).
+The ids equal those of the package. Files with another model or option need the package itself: see
+:mod:`gpt2c.text.tokenizer_json`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError
-from gpt2c.text.added_tokens import PLAIN, AddedToken, TokenizerConfig
+from gpt2c.text.added_tokens import PLAIN, AddedToken, TokenizerConfig, content_and_flags
 from gpt2c.text.bpe import Rules, model_of
 from gpt2c.text.special_tokens import template
 from gpt2c.text.tokenizer import Tokenizer, check_ids
-
-_FLAGS: Final = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
 def byte_level_tokenizer(
     values: Mapping[str, Any], path: Path, config: TokenizerConfig = PLAIN
 ) -> Tokenizer | None:
-    """The tokenizer in a file's parsed contents; None if it is not a byte-level BPE.
+    """Return the tokenizer in a file's parsed contents; None if it needs the tokenizers package.
 
-    The BOS and EOS tokens come from `config`; everything else from the file.
+    The BOS and EOS tokens come from `config`, everything else from the file, whose `path` is for
+    messages.
 
     Raises TokenizerError, naming the file, if it is a malformed byte-level BPE.
     """
@@ -40,10 +39,10 @@ def byte_level_tokenizer(
     if len(set(map(str, vocab.values()))) < len(vocab):
         return None  # duplicate ids: the package decides which token an id decodes to
     check_ids(vocab, str(path))
-    engine = model_of(vocab, _pairs(model.get("merges"), path), (str(path),) * 2, rules)
-    added = _added(values.get("added_tokens"), vocab, path)
+    bpe = model_of(vocab, _merges(model.get("merges"), path), (str(path),) * 2, rules)
+    added = _added_tokens(values.get("added_tokens"), vocab, path)
     if not vocab and not added:
-        raise TokenizerError(f"{path}: found no tokens")
+        raise TokenizerError(f"{path}: found no tokens, expected a vocabulary")
     has_gaps = max(vocab.values(), default=-1) >= len(vocab)
     if has_gaps and any(token.content not in vocab for token in added):
         return None  # the ids depend on the package's version
@@ -53,11 +52,11 @@ def byte_level_tokenizer(
         add_prefix_space=bool(prefix and prefix["add_prefix_space"]),
         around=template(values.get("post_processor")),
     )
-    return Tokenizer(engine, added, str(path), config)
+    return Tokenizer(bpe, added, str(path), config)
 
 
 def _rules(values: Mapping[str, Any]) -> Rules | None:
-    """The rules; None unless every part of the file is that of a byte-level BPE."""
+    """Return the rules of the BPE; None if a part of the file is not that of a byte-level BPE."""
     model = values.get("model")
     split = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
     decoder = _only(values.get("decoder"), "decoders", "ByteLevel")
@@ -82,7 +81,10 @@ def _rules(values: Mapping[str, Any]) -> Rules | None:
 
 
 def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
-    """The part if it is of that kind or a Sequence with just one such part; else None."""
+    """Return a part of the given kind; None if it is another.
+
+    A Sequence of a single part, whose parts are under the key `inner`, counts as that part.
+    """
     if not isinstance(part, dict):
         return None
     if part.get("type") == "Sequence":
@@ -91,8 +93,8 @@ def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
     return part if part.get("type") == kind else None
 
 
-def _pairs(merges: object, path: Path) -> list[tuple[str, str]]:
-    """The merges, which are strings in older files and pairs in newer ones."""
+def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
+    """Check the merges, which are strings in older files and pairs in newer ones."""
     if not isinstance(merges, list):
         raise TokenizerError(f"{path}: found the merges {show(merges)}, expected a list")
     pairs: list[tuple[str, str]] = []
@@ -107,14 +109,14 @@ def _pairs(merges: object, path: Path) -> list[tuple[str, str]]:
         ):
             raise TokenizerError(
                 f"{path}: merge {number} is {show(merge)}, expected a list of two tokens, or a "
-                "string of two with one space between them"
+                "string of two tokens with one space between them"
             )
         pairs.append((parts[0], parts[1]))
     return pairs
 
 
-def _added(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedToken]:
-    """The added tokens, with the ids that the package tokenizers gives them.
+def _added_tokens(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedToken]:
+    """Return the added tokens, with the ids that the tokenizers package gives them.
 
     A token that is in the vocabulary keeps its id; the others get the ids after the vocabulary,
     in order. The ids in the file are ignored.
@@ -124,19 +126,13 @@ def _added(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedTo
     if not isinstance(tokens, list):
         raise TokenizerError(f"{path}: found added_tokens {show(tokens)}, expected a list")
     found: dict[str, AddedToken] = {}
-    following = len(vocab)
+    next_id = len(vocab)
     for token in tokens:
-        content = token.get("content") if isinstance(token, dict) else None
-        if not isinstance(content, str):
-            raise TokenizerError(f"{path}: found added token {show(token)}, expected its content")
-        flags = {name: token.get(name, False) for name in _FLAGS}
-        for name, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise TokenizerError(f"{path}: found {name} {show(flag)} of {show(content)}")
+        content, flags = content_and_flags(path, token)
         if not content or content in found:
             continue
         id = vocab.get(content)
         if id is None:
-            id, following = following, following + 1
+            id, next_id = next_id, next_id + 1
         found[content] = AddedToken(content, id, **flags)
     return list(found.values())

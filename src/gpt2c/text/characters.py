@@ -1,7 +1,7 @@
-"""Vocabularies of single characters: nanoGPT's ``meta.pkl`` and an equal ``tokenizer.json``.
+"""Vocabularies of single characters: nanoGPT's ``meta.pkl``, and a ``tokenizer.json`` of one.
 
 nanoGPT's data/*_char/prepare.py pickles a dict of `stoi`, characters to ids, and `itos`, ids to
-characters. This module reads it and saves it as a ``tokenizer.json`` that transformers can load.
+characters. This module reads it, and writes it as a ``tokenizer.json`` that transformers can load.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gpt2c.errors import TokenizerError
 from gpt2c.text.tokenizer import Tokenizer, check_ids
 
 META: Final = "meta.pkl"
-_MAX_PICKLE: Final = 16 << 20
+_MAX_PICKLE: Final = 16 << 20  # bytes
 _KEYS: Final = ("stoi", "itos")
 
-# The rest of tokenizer.json. "Split" on an empty pattern makes each character a piece. unk_token
-# is not in the vocabulary, so that an unknown character is an error in the package too.
+# A tokenizer.json without its model. "Split" at an empty pattern makes each character a piece. The
+# unk_token is not in the vocabulary, so that the package raises for an unknown character too.
 _UNKNOWN: Final = "<unk>"
 _PARTS: Final[Mapping[str, Any]] = {
     "version": "1.0",
@@ -37,41 +37,41 @@ _PARTS: Final[Mapping[str, Any]] = {
     "post_processor": None,
     "decoder": {"type": "Fuse"},
 }
-# Without this, transformers would load the file as GPT-2's tokenizer.
+# Without it, transformers would load the file as GPT-2's tokenizer.
 _CONFIG: Final = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 class _Characters:
-    """The model of a :class:`gpt2c.text.tokenizer.Tokenizer` with one id per character."""
+    """The :class:`gpt2c.text.bpe.Model` of a tokenizer with one id per character."""
 
     def __init__(self, vocab: Mapping[str, int], source: str) -> None:
         self._vocab, self._source = vocab, source
 
     def encode(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`; raise TokenizerError for an unknown character."""
+        """Append the ids of `text` to `ids`; raise TokenizerError for an unknown character."""
         try:
             ids += map(self._vocab.__getitem__, text)
         except KeyError as missing:
             char = missing.args[0]
             raise TokenizerError(
                 f"the text has the character {char!r} (U+{ord(char):04X}) at {text.index(char)}; "
-                f"the vocabulary of {self._source} has {len(self._vocab)} characters without it"
+                f"the vocabulary of {self._source} has {len(self._vocab)} other characters"
             ) from None
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token, or None."""
+        """Return the id of a token, or None."""
         return self._vocab.get(token)
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
-        """Every id."""
+        """Return every id, with its bytes."""
         return ((id, token.encode("utf-8", "replace")) for token, id in self._vocab.items())
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """None."""
+        """Return no ids: encoding can produce all of them."""
         return ()
 
 
-def _tokenizer_of(vocab: Mapping[str, int], source: str) -> Tokenizer:
+def _make_tokenizer(vocab: Mapping[str, int], source: str) -> Tokenizer:
     tokenizer = Tokenizer(_Characters(vocab, source), (), source)
     tokenizer.write_files = lambda folder: _write(vocab, folder)
     return tokenizer
@@ -88,7 +88,7 @@ def _write(vocab: Mapping[str, int], folder: Path) -> None:
 
 
 def _unknown(vocab: Mapping[str, int]) -> str:
-    """A token that the vocabulary does not have."""
+    """Return a token that the vocabulary does not have."""
     name = _UNKNOWN
     while name in vocab:
         name = f"<{name}>"
@@ -99,7 +99,7 @@ def _unknown(vocab: Mapping[str, int]) -> str:
 
 
 def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | None:
-    """The tokenizer in a tokenizer.json's contents; None unless it has the form that we write.
+    """Return the tokenizer of a parsed tokenizer.json; None unless it has the form that we write.
 
     Raises TokenizerError, naming the file, for invalid ids.
     """
@@ -107,13 +107,13 @@ def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | No
     if not isinstance(model, dict) or model.get("type") != "WordLevel":
         return None
     vocab, unknown = model.get("vocab"), model.get("unk_token")
-    decisive = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
+    required = ("added_tokens", "normalizer", "pre_tokenizer", "decoder")
     if not isinstance(vocab, dict) or not isinstance(unknown, str) or unknown in vocab:
         return None
-    if any(values.get(name) != _PARTS[name] for name in decisive):
+    if any(values.get(name) != _PARTS[name] for name in required):
         return None
     check_ids(vocab, str(path))
-    return _tokenizer_of(vocab, str(path))
+    return _make_tokenizer(vocab, str(path))
 
 
 # ---- meta.pkl ----
@@ -122,9 +122,9 @@ def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | No
 def read_meta(path: Path) -> Tokenizer:
     """Read nanoGPT's meta.pkl without executing anything in it.
 
-    Raises CheckpointNotFoundError, or TokenizerError, naming the file, if it is something else.
+    Raises CheckpointNotFoundError; TokenizerError, naming the file, if it is not such a file.
     """
-    # Imported lazily, since most models need no pickles.
+    # Imported lazily: most models need no pickles.
     from gpt2c.formats.pickle_reader import PickleReader
     from gpt2c.formats.pickle_values import PickleError, describe
 
@@ -138,7 +138,7 @@ def read_meta(path: Path) -> Tokenizer:
             f"{path}: found {describe(value)} without stoi and itos, expected a dict of both, as "
             "nanoGPT's prepare.py writes it"
         )
-    return _tokenizer_of(_vocabulary(value, path), str(path))
+    return _make_tokenizer(_vocabulary(value, path), str(path))
 
 
 def _refuse(_: object) -> NoReturn:
@@ -148,7 +148,7 @@ def _refuse(_: object) -> NoReturn:
 
 
 def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
-    """The vocabulary from stoi and itos, which must agree where they overlap."""
+    """Join stoi and itos, which must agree on the tokens in both."""
     from gpt2c.formats.pickle_values import describe
 
     stoi, itos = (meta.get(key) for key in _KEYS)
@@ -164,12 +164,14 @@ def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
             token, id = (key, value) if name == "stoi" else (value, key)
             if not isinstance(token, str) or not token or type(id) is not int:
                 raise TokenizerError(
-                    f"{path}: {name} has {describe(key)}: {describe(value)}, expected a text and "
-                    "an id"
+                    f"{path}: {name} has {describe(key)}: {describe(value)}, expected a character "
+                    "and its id"
                 )
             if vocab.setdefault(token, id) != id:
-                raise TokenizerError(f"{path}: {show(token)} has two ids, {vocab[token]} and {id}")
+                raise TokenizerError(
+                    f"{path}: {show(token)} has two ids, {vocab[token]} and {id}; expected one"
+                )
     if not vocab:
-        raise TokenizerError(f"{path}: found no characters")
+        raise TokenizerError(f"{path}: found no characters, expected a vocabulary")
     check_ids(vocab, str(path))
     return vocab

@@ -1,4 +1,7 @@
-"""Detects tokenizer files that gpt2c does not read, where using GPT-2's vocabulary is a guess."""
+"""Detects files of tokenizers that gpt2c cannot read.
+
+If a folder has one, its model may not use GPT-2's vocabulary, and the user is told.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +14,66 @@ from typing import Final
 from gpt2c.checks.untrusted import open_regular, read_json_object, show
 from gpt2c.errors import Error, TokenizerError
 
-_MOST_FILES: Final = 10_000  # max entries checked in a folder
-_MOST_READ: Final = 8  # max JSON files whose first bytes are read
-_SNIFFED: Final = 1 << 16  # bytes read of each
-_MOST_CONFIG: Final = 4 << 20
+_MAX_ENTRIES: Final = 10_000  # checked in a folder
+_MAX_SNIFFED: Final = 8  # JSON files whose first bytes are read
+_HEAD: Final = 1 << 16  # bytes read of each
+_MAX_CONFIG: Final = 4 << 20  # bytes
 
 # Files that describe a tokenizer but do not contain one.
-_HARMLESS: Final = (
+_DESCRIPTIONS: Final = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
     "generation_config.json",
     "config.json",
 )
-_NAMES: Final = re.compile(
+_TOKENIZER_NAMES: Final = re.compile(
     r"tokeni[sz]er|tokeni[sz]ation|tokens?\.|vocab|merges|(^|[^a-z])bpe|spiece|sentencepiece"
     r"|(^|[^a-z])spm|^encoder\.|^dict\.|charset|alphabet|^meta\.pkl$"
     r"|\.(model|spm|tiktoken|bpe|codes)$",
     re.IGNORECASE,
 )
-# Suffixes of weights, data and texts, whose names prove nothing.
-_OTHER_KINDS: Final = re.compile(
+# Suffixes of weights, data and texts: such a file is not a tokenizer, whatever its name.
+_OTHER_SUFFIXES: Final = re.compile(
     r"\.(bin|npy|npz|pt|pth|ckpt|safetensors|gguf|h5|msgpack|onnx|arrow|parquet|md|log|png|svg)$",
     re.IGNORECASE,
 )
-# Contents of a renamed tokenizer.json, or of a vocab.json, whose values are all integers.
-_DUMP: Final = re.compile(rb'"(merges|added_tokens|pre_tokenizer)"\s*:')
-_ENTRIES: Final = re.compile(rb'\A\s*\{(\s*"(?:[^"\\]|\\.)*"\s*:\s*\d+\s*,){20}')
+# What a tokenizer.json contains, and how a vocab.json begins: with 20 or more integers by name.
+_JSON_KEYS: Final = re.compile(rb'"(merges|added_tokens|pre_tokenizer)"\s*:')
+_VOCABULARY: Final = re.compile(rb'\A\s*\{(\s*"(?:[^"\\]|\\.)*"\s*:\s*\d+\s*,){20}')
 
 _GPT2_CLASSES: Final = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def foreign_tokenizer(folder: Path) -> str | None:
-    """Describe, for a message, a sign of a tokenizer that we do not read; None without one."""
+    """Find a sign of a tokenizer that gpt2c cannot read in a checkpoint's folder.
+
+    Return it for a message, as "PATH: looks like a tokenizer, which gpt2c does not read"; None if
+    there is none. Files that cannot be read are skipped.
+    """
+    sign = _foreign_sign(folder)
+    return None if sign is None else f"{sign}, which gpt2c does not read"
+
+
+def _foreign_sign(folder: Path) -> str | None:
     try:
         with os.scandir(folder) as entries:
             found = sorted(
-                (entry.name, entry.is_dir()) for entry in itertools.islice(entries, _MOST_FILES)
+                (entry.name, entry.is_dir()) for entry in itertools.islice(entries, _MAX_ENTRIES)
             )
     except OSError:
         return None
     for name, is_folder in found:
-        if name in _HARMLESS or (not is_folder and _OTHER_KINDS.search(name)):
+        if name in _DESCRIPTIONS or (not is_folder and _OTHER_SUFFIXES.search(name)):
             continue
-        if _NAMES.search(name):
+        if _TOKENIZER_NAMES.search(name):
             return f"{folder / name}: looks like {'a' if is_folder else 'part of a'} tokenizer"
-    others = [n for n, is_dir in found if n.endswith(".json") and not is_dir and n not in _HARMLESS]
-    for name in others[:_MOST_READ]:
+    others = [
+        name
+        for name, is_folder in found
+        if name.endswith(".json") and not is_folder and name not in _DESCRIPTIONS
+    ]
+    for name in others[:_MAX_SNIFFED]:
         if _holds_tokens(folder / name):
             return f"{folder / name}: looks like a tokenizer"
     for name in ("tokenizer_config.json", "config.json"):
@@ -70,16 +86,16 @@ def foreign_tokenizer(folder: Path) -> str | None:
 def _holds_tokens(path: Path) -> bool:
     try:
         with open_regular(path, TokenizerError) as file:
-            head = file.read(_SNIFFED) or b""
+            head = file.read(_HEAD) or b""
     except (Error, OSError):
         return False
-    return bool(_DUMP.search(head) or _ENTRIES.match(head))
+    return bool(_JSON_KEYS.search(head) or _VOCABULARY.match(head))
 
 
 def _named_class(path: Path) -> object:
-    """The tokenizer_class in a configuration; None if it is GPT-2's."""
+    """Return the tokenizer_class that a configuration names; None if it is GPT-2's or unnamed."""
     try:
-        values = read_json_object(path, limit=_MOST_CONFIG, error=TokenizerError)
+        values = read_json_object(path, limit=_MAX_CONFIG, error=TokenizerError)
     except Error:
         return None
     kind = values.get("tokenizer_class")

@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, with added tokens, from local files."""
+"""Tokenizers: GPT-2's byte-level BPE with added tokens, read from local files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Final, NoReturn, Protocol
 
 from gpt2c.checks.options import flag
-from gpt2c.checks.untrusted import open_regular, read_json_object, show, show_list
+from gpt2c.checks.untrusted import read_json_object, read_whole, show, show_list
+from gpt2c.config import MAX_SIZE
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError, TokenizerWarning, warn
 from gpt2c.text.added_tokens import (
     PLAIN,
@@ -21,39 +22,36 @@ from gpt2c.text.added_tokens import (
     TokenizerConfig,
     read_tokenizer_config,
 )
-from gpt2c.text.bpe import BYTE_ALPHABET, Model, Rules, TiktokenModel, is_of_bytes, model_of
-from gpt2c.text.bpe import Merges as _Merges
-from gpt2c.text.special_tokens import END_OF_TEXT, known_ids
-from gpt2c.weights.config import MAX_SIZE
+from gpt2c.text.bpe import BYTE_ALPHABET, Merges, Model, Rules, TiktokenModel, is_of_bytes, model_of
+from gpt2c.text.special_tokens import END_OF_TEXT, MAX_FILE_BYTES, known_ids
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 
 _GPT2_MERGES = Path(__file__).parents[1] / "data" / "gpt2" / "vocab.bpe"
-_DECODE_PART = 65536  # ids
-MAX_GAP = 65536  # ids that may be left free before those of added tokens
-MAX_FILE_BYTES = 1 << 26  # GPT-2's own vocab.json has 1 MB; far beyond it is not a vocabulary
+_DECODE_CHUNK = 65536  # ids
+MAX_GAP = 65536  # max unused ids below those of added tokens
 GPT2_SOURCE: Final = "GPT-2's own vocabulary, which is part of gpt2c"
 _PLAIN_RULES: Final = Rules()
 _ADVICE: Final = (
-    "pass token ids instead of text, or put the vocabulary's vocab.json and merges.txt beside the "
-    "weights, or name its file with tokenizer="
+    "put the vocabulary's vocab.json and merges.txt beside the weights, or name its file with "
+    "tokenizer="
 )
 
 
 class Tokenizer:
     """A byte-level BPE vocabulary: `encode` text to ids, `decode` ids to text.
 
-    Nothing is ever fetched. Instances do not change and may be used by several threads.
+    It never downloads anything. It is immutable, and several threads may use it.
     """
 
-    n_vocab: int  # the number of ids, which are 0 to n_vocab - 1
-    eot_id: int | None  # the id of <|endoftext|>; None where the vocabulary has none
+    n_vocab: int  # ids are 0 to n_vocab - 1
+    eot_id: int | None  # the EOS token that the files name, or <|endoftext|>; None without one
     bos_id: int | None  # the BOS token that the files name; None without one
-    prefix_ids: tuple[int, ...]  # put by encode before and after every text; usually empty
-    suffix_ids: tuple[int, ...]
-    special_tokens: Mapping[str, int]  # those that stand for themselves wherever a text has them
-    source: str  # where the vocabulary came from, usually a path
-    # Writes the vocabulary's files into a folder; None if there are no such files.
+    prefix_ids: tuple[int, ...]  # encode puts them before every text; usually empty
+    suffix_ids: tuple[int, ...]  # encode puts them after every text; usually empty
+    special_tokens: Mapping[str, int]  # the ids of added tokens, which encode matches verbatim
+    source: str  # where the vocabulary is from, usually a path
+    # Writes the vocabulary's files into a folder; None if it was not read from files.
     write_files: Callable[[Path], None] | None = None
 
     def __init__(
@@ -66,26 +64,24 @@ class Tokenizer:
         """Private: use `gpt2`, `from_files` or `from_vocabulary`."""
         self._model, self.source = model, source
         by_content = {token.content: token for token in added}
-        # Ids that encoding can produce decode to their bytes, even if they are also added tokens.
-        spelled = dict(model.unused())
-        spelled |= {token.id: token.content.encode() for token in by_content.values()}
-        spelled.update(model.tokens())
-        self.n_vocab = 1 + max(spelled, default=-1)
-        self._bytes = [spelled.get(id, b"") for id in range(self.n_vocab)]
+        # If two tokens share an id, it decodes to the one that encoding plain text can produce.
+        bytes_by_id = dict(model.unused())
+        bytes_by_id |= {token.id: token.content.encode() for token in by_content.values()}
+        bytes_by_id.update(model.tokens())
+        self.n_vocab = 1 + max(bytes_by_id, default=-1)
+        self._bytes = [bytes_by_id.get(id, b"") for id in range(self.n_vocab)]
         self._added = AddedTokens(by_content.values())
-        self._skipped = frozenset(t.id for t in by_content.values() if t.special)
+        self._special_ids = frozenset(t.id for t in by_content.values() if t.special)
         self.special_tokens = MappingProxyType({t.content: t.id for t in by_content.values()})
-        self._name_special_tokens(config, self._id_of)
+        self._set_roles(config, self._id_of)
         self._add_prefix_space = config.add_prefix_space
 
     def _id_of(self, token: str) -> int | None:
         id = self.special_tokens.get(token)
         return self._model.id_of(token) if id is None else id
 
-    def _name_special_tokens(
-        self, config: TokenizerConfig, id_of: Callable[[str], int | None]
-    ) -> None:
-        """Set the ids with a role; a token that the vocabulary lacks gets no id."""
+    def _set_roles(self, config: TokenizerConfig, id_of: Callable[[str], int | None]) -> None:
+        """Set the BOS, EOS, prefix and suffix ids; tokens that the vocabulary lacks get none."""
         end = id_of(config.eos_token or END_OF_TEXT)
         self.eot_id = id_of(END_OF_TEXT) if end is None else end
         self.bos_id = None if config.bos_token is None else id_of(config.bos_token)
@@ -94,17 +90,17 @@ class Tokenizer:
         self.suffix_ids = known_ids(after, id_of, self.n_vocab)
 
     def __repr__(self) -> str:
-        """The sizes and the source, not the tokens."""
+        """The number of ids, the EOS id and the source."""
         return f"<gpt2c.Tokenizer n_vocab={self.n_vocab} eot_id={self.eot_id} from {self.source}>"
 
     @classmethod
     @functools.cache
     def gpt2(cls) -> Tokenizer:
-        """GPT-2's own vocabulary of 50,257 tokens, from the data inside the package.
+        """Return GPT-2's own vocabulary of 50,257 tokens, which is part of the package.
 
         Raises TokenizerError or CheckpointNotFoundError if the installed package is damaged.
         """
-        merges = _Merges(_read_merges(_GPT2_MERGES), str(_GPT2_MERGES))
+        merges = _gpt2_merges()
         size = len(merges.data)
         if size != 50256:
             raise TokenizerError(f"{_GPT2_MERGES}: found {size - 256} merges, expected 50000")
@@ -113,12 +109,13 @@ class Tokenizer:
 
     @classmethod
     def from_files(cls, vocab_json: Path, merges_txt: Path) -> Tokenizer:
-        """The vocabulary of a `vocab.json` and `merges.txt`, whatever its ids.
+        """Read the vocabulary of a `vocab.json` and a `merges.txt`, with ids in any order.
 
         Entries that are neither a single byte nor the result of a merge are special tokens; the
-        folder's `tokenizer_config.json` and `added_tokens.json`, if present, add more. Raises
-        TokenizerError, naming the file, if they cannot be read or do not fit each other;
-        CheckpointNotFoundError if one is absent.
+        folder's `tokenizer_config.json` and `added_tokens.json`, if present, add more.
+
+        Raises TokenizerError, naming the file, if a file cannot be read or the two do not match;
+        CheckpointNotFoundError if one is missing.
         """
         sources = str(vocab_json), str(merges_txt)
         vocab, pairs = _read_vocab(vocab_json), _read_merges(merges_txt)
@@ -133,20 +130,23 @@ class Tokenizer:
         sources: tuple[str, str],
         config: TokenizerConfig = PLAIN,
     ) -> Tokenizer:
-        """The same of a vocabulary in memory; `sources` name it and its merges in messages."""
+        """Make a tokenizer of a vocabulary and its merges, `pairs`, as `from_files` does.
+
+        `sources` name the vocabulary and the merges in messages. Raises TokenizerError.
+        """
         pairs = list(pairs)
         model = model_of(vocab, pairs, sources, _PLAIN_RULES)
         _check_added(config.added, vocab, sources[0])
-        reached = {*BYTE_ALPHABET, *(left + right for left, right in pairs)}
+        reachable = {*BYTE_ALPHABET, *(left + right for left, right in pairs)}
         declared = {token.content: token for token in config.added}
-        others = [t for t in vocab if t not in reached and t not in declared]
-        # A character that GPT-2's byte alphabet remaps, such as the space's, marks a token of
-        # ordinary text: its merge is missing.
+        others = [t for t in vocab if t not in reachable and t not in declared]
+        # A token with a character that only the byte alphabet uses, such as the one for a space, is
+        # ordinary text whose merge is missing, not a special token.
         unused = [t for t in others if not t or (is_of_bytes(t) and max(map(ord, t)) > 255)]
         if unused:
             warn(
                 f"{sources[0]}: no merge in {sources[1]} makes {show_list(unused)}, so text never"
-                " encodes to them: are the two of the same vocabulary?",
+                " encodes to them: are both files of the same vocabulary?",
                 TokenizerWarning,
             )
         added = {t: AddedToken(t, vocab[t]) for t in others if t not in unused} | declared
@@ -157,16 +157,16 @@ class Tokenizer:
     def encode(
         self, text: str, *, special: bool = True, add_special_tokens: bool = True
     ) -> list[int]:
-        """The ids of `text`.
+        """Return the ids of `text`.
 
-        A special token such as `<|endoftext|>` in the text becomes one id, unless `special` is
-        False: then it is encoded as plain characters. Other added tokens are always one id.
+        A special token such as `<|endoftext|>` in the text becomes one id; with `special=False` it
+        is encoded as plain characters. Other added tokens always become one id.
 
-        If the tokenizer's files ask for tokens before or after every text (`prefix_ids`,
-        `suffix_ids`), they are added, unless `add_special_tokens` is False.
+        The tokens that the tokenizer's files put around every text (`prefix_ids`, `suffix_ids`) are
+        added, unless `add_special_tokens` is False.
 
-        Raises TokenizerError for a text with a lone surrogate, which has no bytes, and
-        OptionTypeError for anything but a str.
+        Raises TokenizerError if the text has a lone surrogate, which has no UTF-8 bytes, or a
+        character that the vocabulary cannot encode; OptionTypeError if it is not a str.
         """
         check_text(text)
         ids = list(self.prefix_ids) if flag("add_special_tokens", add_special_tokens) else []
@@ -181,25 +181,27 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `ids`; bytes that are not valid UTF-8 become U+FFFD.
 
-        With `skip_special_tokens` special tokens such as `<|endoftext|>` are left out.
+        `skip_special_tokens` leaves out special tokens such as `<|endoftext|>`.
 
-        Raises OptionError for an id that is not in the vocabulary, and OptionTypeError for
-        anything but integers.
+        Raises OptionError if an id is not in the vocabulary, and OptionTypeError if `ids` are not
+        integers.
         """
         return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
-        """The bytes of `ids`, UTF-8 or not; raises as `decode` does."""
-        skipped = self._skipped if flag("skip_special_tokens", skip_special_tokens) else frozenset()
+        """Return the bytes of `ids`, valid UTF-8 or not; raises as `decode` does."""
+        skipped = (
+            self._special_ids if flag("skip_special_tokens", skip_special_tokens) else frozenset()
+        )
         if isinstance(ids, (str, bytes, bytearray)):
             raise OptionTypeError(f"ids must be integers, not {type(ids).__name__}")
         result = b""
         try:
             rest = map(operator.index, ids)
-            # By parts, so that range(2**40) ends at the first id that is none.
-            while numbers := list(itertools.islice(rest, _DECODE_PART)):
+            # In chunks, so that range(2**40) fails at its first invalid id, not out of memory.
+            while numbers := list(itertools.islice(rest, _DECODE_CHUNK)):
                 if min(numbers) < 0 or max(numbers) >= self.n_vocab:
                     for id in numbers:
                         self._check_id(id)
@@ -209,7 +211,7 @@ class Tokenizer:
         return result
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token, perhaps only part of a character; raises as `decode` does."""
+        """Return the bytes of one token, perhaps part of a character; raises as `decode` does."""
         try:
             number = operator.index(id)
         except TypeError:
@@ -228,7 +230,7 @@ class Tokenizer:
 
 
 class MissingTokenizer:
-    """Stands where a checkpoint has no tokenizer: ids work, text is a clear error."""
+    """Takes the place of a checkpoint's missing tokenizer: every method raises TokenizerError."""
 
     eot_id: None = None
     bos_id: None = None
@@ -237,19 +239,21 @@ class MissingTokenizer:
     special_tokens: Mapping[str, int] = MappingProxyType({})
 
     def __repr__(self) -> str:
-        """States that there is no tokenizer, and why."""
+        """The reason why there is no tokenizer."""
         return f"<no tokenizer, token ids only: {self.reason}>"
 
     def __init__(self, reason: str, *, n_vocab: int = 0, advice: str = _ADVICE) -> None:
-        """`reason` says what is wrong, `advice` what to do; `n_vocab` is the model's."""
+        """`reason` says what is wrong, `advice` how to mend it; `n_vocab` is the model's."""
         self.reason, self._advice = reason, advice
         self.n_vocab = n_vocab
 
     def encode(
         self, text: str, *, special: bool = True, add_special_tokens: bool = True
     ) -> NoReturn:
-        """Raise TokenizerError, as every method does."""
-        raise TokenizerError(f"no tokenizer: {self.reason}; {self._advice}")
+        """Raise TokenizerError."""
+        raise TokenizerError(
+            f"no tokenizer: {self.reason}; pass token ids instead of text, or {self._advice}"
+        )
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> NoReturn:
         """Raise TokenizerError."""
@@ -267,21 +271,21 @@ class _HasTokenBytes(Protocol):
 
 
 class StreamDecoder:
-    """Decodes a stream of ids into text as it comes, never half a character.
+    """Decodes ids to text one by one, and never returns part of a character.
 
-    All that `push` returned and then what `finish` returns is `tokenizer.decode` of all ids.
+    The texts that `push` and `finish` return, joined, equal `tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: _HasTokenBytes) -> None:
-        """Any object with a method `token_bytes` will do."""
+        """`tokenizer` may be any object with a method `token_bytes`."""
         self._token_bytes = tokenizer.token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._n_bytes = 0
 
     def push(self, id: int, end: int | None = None) -> str:
-        """The text that is complete with this id, perhaps empty; raises as `token_bytes`.
+        """Return the text that this id completes, perhaps empty; raises as `token_bytes` does.
 
-        end is where, in bytes of all ids, the text ends: what lies beyond is left out.
+        `end`, if given, is the length in bytes of the whole text: bytes beyond it are dropped.
         """
         new = self._token_bytes(id)
         if end is not None:
@@ -290,7 +294,7 @@ class StreamDecoder:
         return self._decoder.decode(new)
 
     def finish(self) -> str:
-        """What is left: U+FFFD for a character cut short, else empty. Then all begins anew."""
+        """Return U+FFFD for an incomplete last character, else "", and reset the decoder."""
         rest = self._decoder.decode(b"", True)
         self._decoder.reset()
         self._n_bytes = 0
@@ -298,6 +302,7 @@ class StreamDecoder:
 
 
 def check_text(text: str) -> None:
+    """Raise OptionTypeError unless `text` is a str, TokenizerError if it has a lone surrogate."""
     if not isinstance(text, str):
         raise OptionTypeError(f"text must be a str, not {type(text).__name__}")
     try:
@@ -305,34 +310,31 @@ def check_text(text: str) -> None:
     except UnicodeEncodeError as error:
         raise TokenizerError(
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at {error.start};"
-            " it stands for no character, so the text has no UTF-8 bytes to encode"
+            " it is not a character and has no UTF-8 bytes: remove or replace it"
         ) from None
 
 
 def _read_text(path: Path) -> str:
-    """The file's text; raise TokenizerError or CheckpointNotFoundError if it cannot be had."""
-    with open_regular(path, TokenizerError) as file:
-        try:
-            data = file.read(MAX_FILE_BYTES + 1) or b""
-        except OSError as error:
-            raise TokenizerError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise TokenizerError(f"{path}: expected a vocabulary, at most {MAX_FILE_BYTES} bytes")
+    """Read a UTF-8 file; raise TokenizerError or CheckpointNotFoundError if that fails."""
     try:
-        return data.decode("utf-8")
+        return read_whole(path, limit=MAX_FILE_BYTES, error=TokenizerError).decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: is not UTF-8 at byte {error.start}") from None
 
 
 def gpt2_files() -> tuple[dict[str, int], Path]:
-    """GPT-2's own vocabulary, as in vocab.json, and the path of its merges file."""
-    rank = _Merges(_read_merges(_GPT2_MERGES), str(_GPT2_MERGES)).rank
+    """Return GPT-2's own vocabulary, as in its vocab.json, and the path of its merges file."""
+    rank = _gpt2_merges().rank
     return {**rank, END_OF_TEXT: len(rank)}, _GPT2_MERGES
 
 
+def _gpt2_merges() -> Merges:
+    return Merges(_read_merges(_GPT2_MERGES), str(_GPT2_MERGES))
+
+
 def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
-    """The pairs of a merges.txt in order; raise TokenizerError where a line is none."""
-    # Not splitlines: only a line feed ends a line here.
+    """Yield the pairs of a merges.txt; raise TokenizerError if a line is not a pair."""
+    # Not splitlines: it would also split at other line separators, which may be in tokens.
     lines = _read_text(path).rstrip("\r\n").split("\n")
     for number, line in enumerate(lines, 1):
         if line.startswith("#version") or (number == 1 and not line):
@@ -347,30 +349,31 @@ def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
-    """The entries of a vocab.json; raise TokenizerError for an invalid or duplicate id."""
+    """Read a vocab.json; raise TokenizerError for an invalid or duplicate id."""
     vocab = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
     check_ids(vocab, str(path))
     return vocab
 
 
 def check_ids(vocab: Mapping[str, object], source: str) -> None:
-    """Raise TokenizerError, naming `source`, unless ids are distinct and have no wide gaps."""
+    """Raise TokenizerError, naming `source`, unless ids are distinct and without wide gaps."""
     limit = min(len(vocab) + MAX_GAP, MAX_SIZE)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
         if type(id) is not int or not 0 <= id < limit:
             raise TokenizerError(
                 f"{source}: the id of {show(token)} is {show(id)}; expected an integer from 0 to"
-                f" {limit - 1}, as there are {len(vocab)} tokens"
+                f" {limit - 1}, because there are {len(vocab)} tokens"
             )
         if by_id.setdefault(id, token) != token:
             raise TokenizerError(
-                f"{source}: {show(by_id[id])} and {show(token)} have the same id, {id}"
+                f"{source}: {show(by_id[id])} and {show(token)} have the same id, {id}; expected"
+                " an id for each token"
             )
 
 
 def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: str) -> None:
-    """Raise TokenizerError if an added token's id is another's, or is far from all others."""
+    """Raise TokenizerError if an added token's id is another token's, or far beyond all others."""
     by_id = {id: token for token, id in vocab.items()}
     for number, token in enumerate(added):
         if by_id.setdefault(token.id, token.content) != token.content:
@@ -380,11 +383,18 @@ def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: 
             )
         if vocab.get(token.content, token.id) != token.id:
             raise TokenizerError(
-                f"{source}: {show(token.content)} has the id {vocab[token.content]}, and as an"
-                f" added token {token.id}"
+                f"{source}: {show(token.content)} has the id {vocab[token.content]}, but as an"
+                f" added token {token.id}; expected the same id"
             )
         if token.id > len(vocab) + MAX_GAP + number:
             raise TokenizerError(
                 f"{source}: the added token {show(token.content)} has the id {token.id}, far beyond"
                 f" the vocabulary's {len(vocab)}"
             )
+
+
+def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]:
+    """Encode a part of a text, without the tokens put around a whole text."""
+    if getattr(tokenizer, "prefix_ids", ()) or getattr(tokenizer, "suffix_ids", ()):
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)

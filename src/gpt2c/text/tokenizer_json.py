@@ -1,4 +1,8 @@
-"""``tokenizer.json``: GPT-2's kind is read without a package, others by the package tokenizers."""
+"""``tokenizer.json`` files of any kind.
+
+Byte-level BPE and our own files of character vocabularies are read without the tokenizers package,
+which reads all others.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +15,40 @@ from typing import Any, Final
 
 from gpt2c.checks.options import flag
 from gpt2c.checks.untrusted import read_json_object, show
+from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.text.added_tokens import PLAIN, TokenizerConfig
-from gpt2c.text.bpe import BYTE_ALPHABET
+from gpt2c.text.bpe import bytes_of_token, is_of_bytes
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
-from gpt2c.text.special_tokens import template
-from gpt2c.text.tokenizer import (
-    MAX_FILE_BYTES,
-    MAX_GAP,
-    Tokenizer,
-    check_text,
-)
-from gpt2c.weights.config import MAX_SIZE
+from gpt2c.text.special_tokens import MAX_FILE_BYTES, template
+from gpt2c.text.tokenizer import MAX_GAP, Tokenizer, check_text
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # of vocabularies that fall back to bytes
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
 
-# The library multiplies what a file says: a text that replaces another could make petabytes, and
-# ends the process where it cannot have them. So texts in a file are held to what is usual.
-_LONGEST_TOKEN: Final = 1000  # characters
-_LONGEST_PATTERN: Final = 1000
-_LONGEST_REPLACEMENT: Final = 16
-_LONGEST_CHARSMAP: Final = 4 << 20  # of SentencePiece's normaliser, in base64
+# Files are untrusted. A rule that replaces each character by a long string could need petabytes,
+# and the package aborts the process when it runs out of memory. So strings have max lengths, in
+# characters.
+_MAX_TOKEN: Final = 1000
+_MAX_STRING: Final = 1000
+_MAX_REPLACEMENT: Final = 16
+_MAX_CHARSMAP: Final = 4 << 20  # of SentencePiece's normaliser, in base64
 _PARTS: Final = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _LIMITS: Final = {
-    "content": _LONGEST_REPLACEMENT,
-    "prepend": _LONGEST_REPLACEMENT,
-    "replacement": _LONGEST_REPLACEMENT,
-    "precompiled_charsmap": _LONGEST_CHARSMAP,
+    "content": _MAX_REPLACEMENT,
+    "prepend": _MAX_REPLACEMENT,
+    "replacement": _MAX_REPLACEMENT,
+    "precompiled_charsmap": _MAX_CHARSMAP,
 }
 
 
 def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenizer:
-    """The tokenizer of a ``tokenizer.json`` of any kind.
+    """Read a ``tokenizer.json`` of any kind.
 
-    Raises TokenizerError, naming the file; CheckpointNotFoundError; or MissingDependencyError if it
-    needs the package and that is not installed. GPT-2's kind and our files for character-level
-    nanoGPTs do not need it.
+    The BOS and EOS tokens come from `config`, which is that of the same folder.
+
+    Raises TokenizerError, naming the file; CheckpointNotFoundError; and MissingDependencyError if
+    the file needs the tokenizers package and it is not installed.
     """
     values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
     own = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
@@ -55,131 +56,133 @@ def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenize
 
 
 class JsonTokenizer(Tokenizer):
-    """A vocabulary of ``tokenizer.json``: `encode` text to ids, `decode` ids to text.
+    """A tokenizer that the tokenizers package runs.
 
-    What a token stands for does not depend on its neighbours here, so that texts can be streamed:
-    where the library would drop a space before the first word, decoding keeps it.
+    A token decodes to the same bytes in every text, so that texts can be streamed. This differs
+    from the package in one way: decoding keeps a space before the first word, which the package may
+    drop.
     """
 
     def __init__(self, path: Path, config: TokenizerConfig = PLAIN) -> None:
-        """Raises TokenizerError, naming the file, CheckpointNotFoundError, or
+        """Read `path`.
 
-        MissingDependencyError where the package is not installed.
+        Raises TokenizerError, naming the file; CheckpointNotFoundError; and MissingDependencyError
+        if the package is not installed.
         """
         try:
             import tokenizers
         except ImportError:
             raise MissingDependencyError(
-                f"{path}: to read it the package tokenizers is needed: pip install tokenizers (the "
+                f"{path}: reading it needs the tokenizers package: pip install tokenizers (the "
                 "extra gpt2c[tokenizers])"
             ) from None
-        # Parsed here too: strictly, bounded, and for what the library does not tell.
+        # Parsed here too, strictly and with limits, and for facts that the package does not expose.
         values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
         self._path, self.source = path, str(path)
         for part in _PARTS:
             _check_part(values.get(part), part, path)
-        # A second one, for texts whose special tokens are mere characters.
-        self._library, self._literal = (self._loaded(tokenizers) for _ in range(2))
-        self._literal.encode_special_tokens = True
-        vocab: dict[str, int] = self._ask(self._library.get_vocab, with_added_tokens=True)
+        # A second instance, which encodes special tokens as plain characters.
+        self._library, self._plain_library = (self._load(tokenizers) for _ in range(2))
+        self._plain_library.encode_special_tokens = True
+        vocab: dict[str, int] = self._call(self._library.get_vocab, with_added_tokens=True)
         self.n_vocab = 1 + max(vocab.values(), default=-1)
         if not vocab or self.n_vocab > min(len(vocab) + MAX_GAP, MAX_SIZE):
             raise TokenizerError(
-                f"{path}: found {len(vocab)} tokens, with ids to {self.n_vocab - 1}"
+                f"{path}: found {len(vocab)} tokens with ids up to {self.n_vocab - 1}, expected at "
+                f"least one token, and ids without wide gaps"
             )
-        if (longest := max(vocab, key=len)) and len(longest) > _LONGEST_TOKEN:
+        if (longest := max(map(len, vocab))) > _MAX_TOKEN:
             raise TokenizerError(
-                f"{path}: found a token of {len(longest)} characters, expected at most "
-                f"{_LONGEST_TOKEN}"
+                f"{path}: found a token of {longest} characters, expected at most {_MAX_TOKEN}"
             )
-        # By the library's ids, whatever the file says of them.
+        # The package ignores the ids in the file and gives its own.
         added = {token: vocab[token] for token in _added(values, path) if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
-        self._name_special_tokens(
-            replace(config, around=template(values.get("post_processor"))), vocab.get
-        )
+        self._set_roles(replace(config, around=template(values.get("post_processor"))), vocab.get)
         specials = _added(values, path, only_special=True)
-        self._skipped = frozenset(added[token] for token in specials if token in added)
+        self._special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
-        self._is_byte_level = _mentions(values.get("decoder"), "ByteLevel")
-        self._known: dict[int, bytes] = {}
+        self._is_byte_level = _has_decoder(values.get("decoder"), "ByteLevel")
+        self._bytes_by_id: dict[int, bytes] = {}  # filled lazily
 
     def encode(
         self, text: str, *, special: bool = True, add_special_tokens: bool = True
     ) -> list[int]:
-        """The ids of `text`, with what the file's template puts around it.
+        """Return the ids of `text`, with the tokens that the file's template puts around it.
 
-        Without `add_special_tokens` nothing is put around it. Special tokens in the text become
-        their ids, unless `special` is False; other added tokens always do.
+        `add_special_tokens=False` leaves those out. Special tokens in the text become one id each;
+        with `special=False` they are encoded as plain characters. Other added tokens always become
+        one id.
 
-        Raises TokenizerError for a text with a lone surrogate, and where the file's rules cannot
-        be applied to it; OptionTypeError for anything but a str.
+        Raises TokenizerError if the text has a lone surrogate or the file's rules cannot be applied
+        to it; OptionTypeError if it is not a str.
         """
         check_text(text)
-        library = self._library if flag("special", special) else self._literal
-        ids: list[int] = self._ask(library.encode, text, add_special_tokens=False).ids
+        library = self._library if flag("special", special) else self._plain_library
+        ids: list[int] = self._call(library.encode, text, add_special_tokens=False).ids
         if not flag("add_special_tokens", add_special_tokens):
             return ids
         return [*self.prefix_ids, *ids, *self.suffix_ids]
 
-    def _loaded(self, tokenizers: Any) -> Any:
-        library = self._ask(tokenizers.Tokenizer.from_file, str(self._path))
+    def _load(self, tokenizers: Any) -> Any:
+        library = self._call(tokenizers.Tokenizer.from_file, str(self._path))
         library.no_truncation()
         library.no_padding()
         return library
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call the package; raise TokenizerError if it fails."""
         try:
             return function(*arguments, **options)
-        except BaseException as reason:  # a panic of its Rust code is no Exception
+        except BaseException as reason:  # a panic of its Rust code is not an Exception
             if isinstance(reason, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
-            text = show(str(reason))
-            raise TokenizerError(f"{self._path}: the package tokenizers says: {text}") from None
+            message = show(str(reason))
+            raise TokenizerError(f"{self._path}: the tokenizers package says: {message}") from None
 
     def _bytes_of(self, id: int) -> bytes:
-        """Asked for when an id is first met: the library takes seconds for all of a vocabulary."""
-        found = self._known.get(id)
+        """Return the bytes of a token; lazily, for the package takes seconds for a vocabulary."""
+        found = self._bytes_by_id.get(id)
         if found is None:
-            found = self._known[id] = self._ask_bytes(id)
+            found = self._bytes_by_id[id] = self._decode_token(id)
         return found
 
-    def _ask_bytes(self, id: int) -> bytes:
+    def _decode_token(self, id: int) -> bytes:
         token = self._tokens.get(id, "")
         if token in self.special_tokens or not token:
             return token.encode("utf-8", "replace")
-        if self._is_byte_level and all(char in BYTE_ALPHABET for char in token):
-            return bytes(map(BYTE_ALPHABET.__getitem__, token))
+        if self._is_byte_level and is_of_bytes(token):
+            return bytes_of_token(token)
         if match := _BYTE.fullmatch(token):
             return bytes([int(match[1], 16)])
         decoder = self._library.decoder
         if decoder is None:
             return token.encode("utf-8", "replace")
-        # Between two others, for the library trims what stands at either end.
-        alone = self._ask(decoder.decode, ["a", "a"])
-        between = self._ask(decoder.decode, ["a", token, "a"])
-        half = alone.partition("a")[2]  # what joins a word to the next
-        if between.startswith("a") and between.endswith(half):
-            return str(between[1 : len(between) - len(half)]).encode("utf-8", "replace")
-        return str(self._ask(decoder.decode, [token])).encode("utf-8", "replace")
+        # Decode it between two others, because the decoder may trim the ends of a text.
+        without = self._call(decoder.decode, ["a", "a"])
+        between = self._call(decoder.decode, ["a", token, "a"])
+        rest = without.partition("a")[2]  # the last "a", and the space before it if there is one
+        if between.startswith("a") and between.endswith(rest):
+            return str(between[1 : len(between) - len(rest)]).encode("utf-8", "replace")
+        return str(self._call(decoder.decode, [token])).encode("utf-8", "replace")
 
 
 def _check_part(part: object, name: str, path: Path) -> None:
-    """Raises TokenizerError where a text in a part of the file is longer than any should be."""
+    """Raise TokenizerError if a string in a part of the file is too long."""
     if isinstance(part, dict):
         for key, value in part.items():
             _check_part(value, key, path)
     elif isinstance(part, list):
         for item in part:
             _check_part(item, name, path)
-    elif isinstance(part, str) and len(part) > (limit := _LIMITS.get(name, _LONGEST_PATTERN)):
+    elif isinstance(part, str) and len(part) > (limit := _LIMITS.get(name, _MAX_STRING)):
         raise TokenizerError(
-            f"{path}: {show(name)} is a text of {len(part)} characters, expected at most {limit}"
+            f"{path}: {show(name)} is a string of {len(part)} characters, expected at most {limit}"
         )
 
 
 def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) -> list[str]:
-    """What the added tokens are written as; the library has checked their form."""
+    """Return the contents of the added tokens; the package has checked their form."""
     try:
         return [
             str(token["content"])
@@ -187,12 +190,16 @@ def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) ->
             if token["special"] or not only_special
         ]
     except (TypeError, KeyError):
-        raise TokenizerError(f"{path}: found the added tokens {show(values)}") from None
+        found = show(values.get("added_tokens"))
+        raise TokenizerError(
+            f"{path}: found the added tokens {found}, expected a list of objects"
+        ) from None
 
 
-def _mentions(decoder: object, kind: str) -> bool:
+def _has_decoder(decoder: object, kind: str) -> bool:
+    """Whether a decoder is of a kind, or is a Sequence with one of that kind."""
     if not isinstance(decoder, dict):
         return False
     inner = decoder.get("decoders")
     parts: Iterable[object] = inner if isinstance(inner, list) else ()
-    return decoder.get("type") == kind or any(_mentions(part, kind) for part in parts)
+    return decoder.get("type") == kind or any(_has_decoder(part, kind) for part in parts)

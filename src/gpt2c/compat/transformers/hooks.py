@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.options import items
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.types import Plan
+from gpt2c.engine.protocol import Plan
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.oracle.sampling import Sampler
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from gpt2c.checks.options import INT32_MAX, flag, integer, is_integer, items, similar
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.generate.beams import NEUTRAL
-from gpt2c.weights.config import GPT2Config
-from gpt2c.weights.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
+from gpt2c.generate.beam_options import NEUTRAL
+from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
 
 _AS_THEY_ARE: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
 _BEAMS: Final[Mapping[str, tuple[object, ...]]] = {

@@ -7,10 +7,12 @@ checkpoint is ever executed, and nothing is fetched.
 
 from __future__ import annotations
 
+from gpt2c.config import tensor_shapes
+from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.arrays import from_arrays, from_picogpt, to_picogpt
+from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint
 from gpt2c.weights.checkpoint.opening import open_checkpoint
 from gpt2c.weights.checkpoint.save import save_checkpoint
-from gpt2c.weights.checkpoint.source import BytePairs, Checkpoint, TensorSource, tensor_shapes
 from gpt2c.weights.checkpoint.torch_module import from_module
 
 __all__ = [

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.checks.untrusted import show, show_list
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
+from gpt2c.formats.tensors import check_rows
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
 from gpt2c.weights.checkpoint.hparams import config_of_hparams
-from gpt2c.weights.checkpoint.source import Checkpoint, check_rows, checked_tensors
-from gpt2c.weights.config import GPT2Config
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
 

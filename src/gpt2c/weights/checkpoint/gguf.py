@@ -10,19 +10,14 @@ from typing import Any, Final
 import numpy as np
 
 from gpt2c.checks.untrusted import show, show_list
+from gpt2c.config import MAX_SIZE, GPT2Config
 from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.formats.gguf_file import GGUFFile
+from gpt2c.formats.tensors import TensorSource
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
-from gpt2c.weights.checkpoint.source import (
-    BytePairs,
-    Checkpoint,
-    TensorSource,
-    checked_tensors,
-    merged,
-)
+from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.views import transposed
-from gpt2c.weights.config import MAX_SIZE, GPT2Config
 
 _MODULES: Final = {
     "token_embd": "wte",

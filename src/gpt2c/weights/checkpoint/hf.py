@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gpt2c.checks.untrusted import show_list
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
 from gpt2c.formats.safetensors_file import SafetensorsFile
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.shards import check_shard, read_index
-from gpt2c.weights.checkpoint.source import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.training_files import is_training_file
 from gpt2c.weights.checkpoint.views import with_embedding
-from gpt2c.weights.config import GPT2Config
 
 if TYPE_CHECKING:
     from gpt2c.weights.checkpoint.state_dict import StateDictFile

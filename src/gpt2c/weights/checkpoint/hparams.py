@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from gpt2c.checks.untrusted import read_json_object, show, show_list
+from gpt2c.config import GPT2_VOCABULARY, GPT2Config
 from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
-from gpt2c.weights.checkpoint.source import TensorSource
-from gpt2c.weights.config import GPT2_VOCABULARY, GPT2Config
+from gpt2c.formats.tensors import TensorSource
 
 HPARAMS: Final = "hparams.json"
 _MAX_FILE: Final = 1 << 20

@@ -10,11 +10,12 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor
-from gpt2c.weights.checkpoint.source import Checkpoint, TensorSource, checked_tensors
+from gpt2c.formats.tensors import TensorSource
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
 from gpt2c.weights.checkpoint.views import FirstRows, transposed
-from gpt2c.weights.config import GPT2Config
 
 _HEADER: Final = 1024  # bytes
 _VERSIONS: Final = {3: ("F32", 4), 5: ("BF16", 2)}

@@ -12,21 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show, show_list
+from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
+from gpt2c.formats.tensors import TensorSource
 from gpt2c.formats.torch_file import TorchFile
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, check_n_layer, checked_tensors, merged
 from gpt2c.weights.checkpoint.names import bare_name, gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.source import (
-    Checkpoint,
-    TensorSource,
-    check_n_layer,
-    checked_tensors,
-    merged,
-    tensor_shapes,
-)
 from gpt2c.weights.checkpoint.state_dict import SavedState
 from gpt2c.weights.checkpoint.views import Zeros, transposed, with_embedding
-from gpt2c.weights.config import GPT2Config
 
 _NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")

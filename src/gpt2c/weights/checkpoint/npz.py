@@ -15,21 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor
+from gpt2c.formats.tensors import TensorSource, widen_into
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
 from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.openai import gpt2_name, gpt2_shape
-from gpt2c.weights.checkpoint.source import (
-    Checkpoint,
-    TensorSource,
-    checked_tensors,
-    merged,
-    widen_into,
-)
 from gpt2c.weights.checkpoint.views import FirstRows, Whole, transposed, with_embedding
-from gpt2c.weights.config import GPT2Config
 
 _CONFIG: Final = "config.json"
 _MAGIC: Final = b"\x93NUMPY"

@@ -12,8 +12,9 @@ from typing import Any, Final
 from gpt2c.checks.untrusted import open_regular, show, show_list
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.formats.tensor_bundle import TensorBundle
+from gpt2c.formats.tensors import TensorSource
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
-from gpt2c.weights.checkpoint.source import Checkpoint, TensorSource, checked_tensors, merged
 from gpt2c.weights.checkpoint.views import FirstRows
 
 _log = logging.getLogger(__name__)

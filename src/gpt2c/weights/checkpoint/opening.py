@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from gpt2c.checks.options import choice
 from gpt2c.checks.untrusted import read_json_object, show, show_list
+from gpt2c.config import ACTIVATIONS
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, OptionError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, has_weights, open_hf_folder
 from gpt2c.weights.checkpoint.hparams import HPARAMS, given_hparams
-from gpt2c.weights.checkpoint.source import Checkpoint
 from gpt2c.weights.checkpoint.training_files import is_training_file
-from gpt2c.weights.config import ACTIVATIONS
 
 # Other loaders are imported where they are needed: together they would double the time that
 # `import gpt2c` takes.

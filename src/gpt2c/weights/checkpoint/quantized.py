@@ -15,16 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.safetensors_file import SafetensorsFile, TensorInfo
-from gpt2c.weights.checkpoint.source import (
-    Checkpoint,
-    TensorSource,
-    check_rows,
-    checked_tensors,
-    tensor_shapes,
-)
-from gpt2c.weights.config import GPT2Config
+from gpt2c.formats.tensors import TensorSource, check_rows
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
 
 VERSION: Final = "1"
 GROUP: Final = 32  # steps of k that share a scale

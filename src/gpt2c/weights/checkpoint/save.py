@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError
+from gpt2c.formats.tensors import PackedSource
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
 from gpt2c.weights.checkpoint.shards import lies_inside
-from gpt2c.weights.checkpoint.source import Checkpoint, PackedSource
 
 GENERATION_CONFIG = "generation_config.json"
 MAX_BESIDE: Final = 1 << 26  # bytes of a vocabulary

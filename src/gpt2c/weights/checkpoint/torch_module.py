@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
+from gpt2c.formats.tensors import check_rows
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.names import bare_name
-from gpt2c.weights.checkpoint.source import Checkpoint, check_rows, checked_tensors, merged
-from gpt2c.weights.config import GPT2Config
 
 _WHERE: Final = "the transformers model"
 _DTYPES: Final[Mapping[str, str]] = {

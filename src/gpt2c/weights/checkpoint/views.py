@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.forks import ProcessLock
-from gpt2c.weights.checkpoint.source import TensorSource, check_rows
+from gpt2c.formats.tensors import TensorSource, check_rows
 
 
 class Whole:

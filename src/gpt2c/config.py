@@ -345,3 +345,31 @@ def _take_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) ->
             show(found["n_positions"]),
             show(n_ctx),
         )
+
+
+def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a configuration calls for, in the model's order."""
+    width, inner = config.n_embd, config.inner
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config.vocab_size, width),
+        "wpe.weight": (config.n_positions, width),
+    }
+    for block in range(config.n_layer):
+        h = f"h.{block}."
+        shapes[h + "ln_1.weight"] = (width,)
+        shapes[h + "ln_1.bias"] = (width,)
+        shapes[h + "attn.c_attn.weight"] = (width, 3 * width)
+        shapes[h + "attn.c_attn.bias"] = (3 * width,)
+        shapes[h + "attn.c_proj.weight"] = (width, width)
+        shapes[h + "attn.c_proj.bias"] = (width,)
+        shapes[h + "ln_2.weight"] = (width,)
+        shapes[h + "ln_2.bias"] = (width,)
+        shapes[h + "mlp.c_fc.weight"] = (width, inner)
+        shapes[h + "mlp.c_fc.bias"] = (inner,)
+        shapes[h + "mlp.c_proj.weight"] = (inner, width)
+        shapes[h + "mlp.c_proj.bias"] = (width,)
+    shapes["ln_f.weight"] = (width,)
+    shapes["ln_f.bias"] = (width,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes

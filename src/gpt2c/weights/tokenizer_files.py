@@ -1,4 +1,4 @@
-"""Which tokenizer belongs to a checkpoint, and its files where a model is saved."""
+"""Find a checkpoint's tokenizer among its files, and save it with a model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show
+from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY, GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     MissingDependencyError,
@@ -22,11 +24,11 @@ from gpt2c.errors import (
 from gpt2c.text.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
+from gpt2c.text.special_tokens import read_optional
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.text.tokenizer_json import read_tokenizer_json
 from gpt2c.weights.checkpoint import BytePairs, Checkpoint
 from gpt2c.weights.checkpoint.save import MAX_BESIDE, copy_beside
-from gpt2c.weights.config import GPT2_VOCABULARY, PADDED_VOCABULARY
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -34,101 +36,104 @@ _log.addHandler(logging.NullHandler())
 JSON: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.json"
 MERGES: Final = "merges.txt"
-# Hugging Face's names, and OpenAI's.
-PAIRS: Final = ((VOCABULARY, MERGES), ("encoder.json", "vocab.bpe"))
-_BESIDE: Final = (JSON, "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
-_MEND: Final = (
-    "pass token ids instead of text, or mend the file, or name another tokenizer with tokenizer="
+PAIRS: Final = ((VOCABULARY, MERGES), ("encoder.json", "vocab.bpe"))  # the latter are OpenAI's
+_HUGGING_FACE_FILES: Final = (
+    JSON,
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
 )
-_GET_PACKAGE: Final = (
-    "pass token ids instead of text, or put the vocabulary's vocab.json and merges.txt beside the "
-    "weights"
-)
+_MEND_FILE: Final = "mend the file, or name another tokenizer with tokenizer="
+_GET_PACKAGE: Final = "put the vocabulary's vocab.json and merges.txt beside the weights"
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
-    """The tokenizer in a checkpoint's file or beside it; None means GPT-2's own, which fits.
+    """Return the tokenizer in a checkpoint's file or beside it; None means GPT-2's own.
 
-    The first readable file wins; tokenizer.json comes before the others, as in transformers. If
-    none is readable, passing text is an error that says why, but token ids work.
+    The first file that can be read is used; tokenizer.json comes first, as in transformers. If none
+    can be read, or there is none and the model's vocabulary is not of GPT-2's size, it returns a
+    MissingTokenizer that says why.
     """
     n_vocab = checkpoint.config.vocab_size
     if isinstance(checkpoint.vocabulary, BytePairs):
-        return _first([("", partial(of_pairs, checkpoint.vocabulary))], n_vocab)
+        return _first_usable([("", partial(load_pairs, checkpoint.vocabulary))], n_vocab)
     if isinstance(checkpoint.vocabulary, str):
         return MissingTokenizer(checkpoint.vocabulary, n_vocab=n_vocab)
     folder = checkpoint.folder
-    if folder is not None and (found := _first(_candidates(checkpoint, folder), n_vocab)):
+    if folder is not None and (found := _first_usable(_candidates(checkpoint, folder), n_vocab)):
         return found
     foreign = None if folder is None else foreign_tokenizer(folder)
     if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
         if foreign is not None:
             warn(
-                f"{foreign}, which gpt2c does not read; text is encoded with GPT-2's own "
-                "vocabulary. If the model has another one, name its file with tokenizer=",
+                f"{foreign}; text is encoded with GPT-2's own vocabulary. If the model has another "
+                "vocabulary, name its file with tokenizer=",
                 TokenizerWarning,
             )
         return None
-    also = "" if foreign is None else f"; {foreign}, which gpt2c does not read"
+    also = "" if foreign is None else f"; {foreign}"
     return MissingTokenizer(
-        f"{folder}: there is no {JSON}, no {VOCABULARY} with {MERGES}, no {META}, and a vocabulary "
-        f"of {n_vocab} tokens is not GPT-2's own{also}",
+        f"{folder}: found no {JSON}, no {VOCABULARY} with {MERGES}, no {META}, and the model's "
+        f"vocabulary of {n_vocab} tokens is not GPT-2's own{also}",
         n_vocab=n_vocab,
     )
 
 
-# A function that reads a tokenizer, and the path to name in messages.
+# The path to name in messages, and a function that reads the tokenizer.
 _Candidate = tuple[str, Callable[[], Tokenizer]]
 
 
 def _candidates(checkpoint: Checkpoint, folder: Path) -> Iterator[_Candidate]:
-    """The places that may hold a checkpoint's tokenizer, likeliest first."""
+    """Yield the files that may be a checkpoint's tokenizer, the first to try first."""
     yield from candidates_in(folder)
     for path in _meta_of_dataset(checkpoint, folder):
         yield str(path), partial(read_meta, path)
 
 
 def candidates_in(folder: Path) -> Iterator[_Candidate]:
-    """The tokenizers in a folder. A dangling link counts, as a broken tokenizer."""
+    """Yield the tokenizers in a folder, the first to try first.
+
+    A dangling link counts: it is a broken tokenizer, not a missing one.
+    """
     if os.path.lexists(folder / JSON):
-        yield str(folder / JSON), partial(of_json, folder / JSON)
+        yield str(folder / JSON), partial(load_json, folder / JSON)
     for names in PAIRS:
         if all(os.path.lexists(folder / name) for name in names):
-            yield str(folder / names[0]), partial(of_files, *(folder / name for name in names))
+            yield str(folder / names[0]), partial(load_files, *(folder / name for name in names))
     if os.path.lexists(folder / META):
         yield str(folder / META), partial(read_meta, folder / META)
 
 
-def of_json(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json with any file name; raises as the readers do."""
-    tokenizer = read_tokenizer_json(path, read_tokenizer_config(path.parent))
+def load_json(path: Path) -> Tokenizer:
+    """Read a tokenizer.json of any file name; raises as read_tokenizer_json does."""
+    tokenizer = read_tokenizer_json(path, read_tokenizer_config(path.parent, for_json=True))
     if tokenizer.write_files is None:
         tokenizer.write_files = partial(_copy_files, {**_files_in(path.parent), JSON: path})
     return tokenizer
 
 
-def of_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
-    """The tokenizer of a vocab.json and merges.txt with any names; raises as the readers do."""
+def load_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
+    """Read a vocab.json and a merges.txt of any names; raises as Tokenizer.from_files does."""
     tokenizer = Tokenizer.from_files(vocab_json, merges_txt)
     files = {**_files_in(vocab_json.parent), VOCABULARY: vocab_json, MERGES: merges_txt}
     tokenizer.write_files = partial(_copy_files, files)
     return tokenizer
 
 
-def of_pairs(pairs: BytePairs) -> Tokenizer:
-    """The tokenizer of a vocabulary inside a checkpoint's file; raises TokenizerError."""
+def load_pairs(pairs: BytePairs) -> Tokenizer:
+    """Return the tokenizer of a vocabulary inside a checkpoint's file; raises TokenizerError."""
     config = TokenizerConfig(added=pairs.added, around=pairs.around)
     tokenizer = Tokenizer.from_vocabulary(pairs.vocab, pairs.merges, (pairs.source,) * 2, config)
     tokenizer.write_files = partial(_write_pairs, pairs)
     return tokenizer
 
 
-def _first(
+def _first_usable(
     candidates: Iterator[_Candidate] | list[_Candidate], n_vocab: int
 ) -> Tokenizer | MissingTokenizer | None:
-    """The first tokenizer that can be read and fits the model; None without candidates."""
+    """Return the first tokenizer that can be read and fits the model; None without candidates."""
     problems: list[str] = []
-    advice = _MEND
+    advice = _MEND_FILE
     for path, read in candidates:
         try:
             tokenizer = check_size(read(), n_vocab)
@@ -148,17 +153,17 @@ def _first(
 
 
 def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
-    """Raises TokenizerError where a text's ids may be ids that the model does not have.
+    """Return the tokenizer; raise TokenizerError if plain text may encode to ids >= n_vocab.
 
-    Tokens that were added without enlarging the model, as padding often is, are let pass: they are
-    refused where a text has them.
+    Added tokens may have such ids: people often add padding without enlarging the model. A text
+    that has one of them raises later.
     """
     added = set(tokenizer.special_tokens.values())
     largest = next((id for id in reversed(range(tokenizer.n_vocab)) if id not in added), -1)
     if largest >= n_vocab:
         raise TokenizerError(
             f"{tokenizer.source}: found a token with id {largest}, but the model's vocabulary has "
-            f"{n_vocab} tokens: are the two of the same model?"
+            f"{n_vocab} tokens: do both belong to the same model?"
         )
     return tokenizer
 
@@ -167,17 +172,18 @@ def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
 
 
 def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
-    """Find data/DATASET/meta.pkl of the nanoGPT that wrote a checkpoint, if it is still there.
+    """Yield data/DATASET/meta.pkl of the nanoGPT folder that a checkpoint was trained in.
 
-    The checkpoint's configuration names the dataset. data/ is searched for in the checkpoint's
-    folder, in its parent and, if the folder's path ends in out_dir, in the folder that out_dir is
-    relative to. Only a file of this name is read, and no link at or below data/ is followed.
+    The checkpoint names DATASET and the folder it was written to, out_dir. data/ may be in the
+    checkpoint's folder, in its parent and, if the folder's path ends with out_dir, in the folder
+    that out_dir is relative to. The checkpoint is untrusted, so only a file of this name is read,
+    and links at or below data/ are not followed.
     """
     if checkpoint.dataset is None:
         return
     dataset, out_dir = checkpoint.dataset
     if not is_file_name(dataset):
-        _log.warning("%s: the dataset %s is not the name of a folder", folder, show(dataset))
+        _log.warning("%s: the dataset %s is not a folder's name; ignored", folder, show(dataset))
         return
     roots = [folder, folder.parent]
     try:
@@ -194,7 +200,7 @@ def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
                 yield path
             else:
                 _log.warning(
-                    "%s: is not read, because its path has a link: name it with tokenizer=", path
+                    "%s: not read, because its path has a link: name it with tokenizer=", path
                 )
     except (OSError, RuntimeError, ValueError) as reason:  # link loops; invalid names
         _log.warning("%s: cannot look for the dataset %s: %s", folder, show(dataset), reason)
@@ -211,11 +217,13 @@ def is_file_name(name: str) -> bool:
 def save_tokenizer(
     checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> None:
-    """Write the files of a checkpoint's tokenizer, as tokenizer_of returned it, by the usual names.
+    """Write the files of a model's tokenizer into `folder`, under Hugging Face's names.
 
-    The files of an unreadable tokenizer are copied unchanged, with a warning.
+    None means GPT-2's own. If the checkpoint's tokenizer cannot be read, its files are copied
+    unchanged, with a TokenizerWarning.
 
-    Raises CheckpointError if one of them is a link out of its folder.
+    Raises TokenizerError if the tokenizer was not read from files, and CheckpointError if a file is
+    a link out of its folder.
     """
     if isinstance(tokenizer, Tokenizer) and tokenizer.write_files is not None:
         tokenizer.write_files(folder)
@@ -226,13 +234,13 @@ def save_tokenizer(
                 f"{tokenizer.source}: this tokenizer was made in memory and cannot be saved: give "
                 "the model one that was read from a file, with tokenizer="
             )
-        _save_gpt2s_own(folder)
+        _write_gpt2_files(folder)
         return
     if checkpoint.folder is None or checkpoint.vocabulary is not None:
         return
     files = _files_in(checkpoint.folder)
     if tokenizer is None:
-        _save_gpt2s_own(folder)
+        _write_gpt2_files(folder)
     if isinstance(tokenizer, MissingTokenizer) and (checkpoint.folder / META).is_file():
         files[META] = checkpoint.folder / META
     if isinstance(tokenizer, MissingTokenizer) and files:
@@ -241,8 +249,8 @@ def save_tokenizer(
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    """The tokenizer files in a folder, by the names to save them under."""
-    files = {name: folder / name for name in _BESIDE}
+    """Return the tokenizer files in a folder, by the names to save them under."""
+    files = {name: folder / name for name in _HUGGING_FACE_FILES}
     for names in reversed(PAIRS):
         if all((folder / name).is_file() for name in names):
             files |= {new: folder / name for name, new in zip(names, PAIRS[0], strict=True)}
@@ -252,12 +260,16 @@ def _files_in(folder: Path) -> dict[str, Path]:
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
     for name, path in files.items():
         if path.is_file() and path.stat().st_size > MAX_BESIDE:
-            warn(f"{path}: is not copied: found more than {MAX_BESIDE} bytes", TokenizerWarning)
+            warn(
+                f"{path}: not copied: it has more than {MAX_BESIDE} bytes, the limit for a "
+                "tokenizer's file",
+                TokenizerWarning,
+            )
         else:
             copy_beside(path, folder / name)
 
 
-def _save_gpt2s_own(folder: Path) -> None:
+def _write_gpt2_files(folder: Path) -> None:
     vocab, merges = gpt2_files()
     text = json.dumps(vocab, ensure_ascii=False)
     (folder / VOCABULARY).write_text(text, encoding="utf-8")
@@ -272,10 +284,42 @@ def _write_pairs(pairs: BytePairs, folder: Path) -> None:
     decoder = {
         str(token.id): {"content": token.content, "special": token.special} for token in pairs.added
     }
-    values: dict[str, Any] = {"added_tokens_decoder": decoder}
+    config: dict[str, Any] = {"added_tokens_decoder": decoder}
     tokens = {id: token for token, id in pairs.vocab.items()}
     for name, ids in zip(("bos", "eos"), pairs.around, strict=True):
         for id in ids:
-            values |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
-    text = json.dumps(values, ensure_ascii=False)
+            config |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
+    text = json.dumps(config, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def with_named_tokens(
+    config: GPT2Config, folder: Path | None, tokenizer: Tokenizer | MissingTokenizer | None
+) -> tuple[GPT2Config, Mapping[str, Any]]:
+    """Return the configuration with its BOS and EOS ids, and the raw values of ``config.json``.
+
+    Ids in ``config.json`` take precedence if they are in the vocabulary, and so does a null
+    eos_token_id. Missing keys come from the tokenizer. folder is None for a checkpoint without
+    such a file.
+    """
+    raw = {} if folder is None else _read_lenient(folder / "config.json")
+    if tokenizer is None:
+        return config, raw
+    bos, eos = ([id for id in ids if id is not None and id < config.vocab_size] for ids in (
+        (tokenizer.bos_id, tokenizer.eot_id), (tokenizer.eot_id,)
+    ))  # fmt: skip
+    has_bos = config.bos_token_id is not None and (folder is None or "bos_token_id" in raw)
+    if bos and not has_bos:
+        config = replace(config, bos_token_id=bos[0])
+    has_eos = "eos_token_id" in raw or (folder is None and config.eos_token_id is not None)
+    if eos and not has_eos:
+        config = replace(config, eos_token_id=eos[0])
+    return config, raw
+
+
+def _read_lenient(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing or invalid."""
+    try:
+        return read_optional(path)
+    except TokenizerError:
+        return {}

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from gpt2c.checks.options import INT32_MAX, is_integer
 from gpt2c.checks.untrusted import Unusable, read_json_object, show, show_list
+from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -18,10 +19,9 @@ from gpt2c.errors import (
     OptionTypeError,
     TokenizerError,
 )
-from gpt2c.generate.beams import NEUTRAL as BEAMS
+from gpt2c.generate.beam_options import NEUTRAL as BEAMS
 from gpt2c.generate.sampling import asks_to_sample
 from gpt2c.text.special_tokens import ids_in
-from gpt2c.weights.config import GPT2Config
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""The tokenizer that a user names: a file or folder of a supported kind, or a Tokenizer."""
+"""The tokenizer that a user names with tokenizer=: a file, a folder or a Tokenizer."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from gpt2c.formats import signatures
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.text.tokenizer_files import (
+from gpt2c.weights.checkpoint import Checkpoint
+from gpt2c.weights.tokenizer_files import (
     JSON,
     PAIRS,
     candidates_in,
     check_size,
-    of_files,
-    of_json,
-    of_pairs,
+    load_files,
+    load_json,
+    load_pairs,
     tokenizer_of,
 )
-from gpt2c.weights.checkpoint import Checkpoint
 
-GPT2: Final = "gpt2"  # GPT-2's own, unless there is such a path
-_PICKLES: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+GPT2: Final = "gpt2"  # names GPT-2's own, unless a path of that name exists
+_PICKLE_MAGIC: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _KINDS: Final = (
     f"{JSON}, {' or '.join(' with '.join(names) for names in PAIRS)}, nanoGPT's {META}, a GGUF "
     'file, a folder that has one of them, or "gpt2" for GPT-2\'s own'
@@ -40,9 +40,9 @@ _KINDS: Final = (
 def tokenizer_for(
     checkpoint: Checkpoint, given: object = None
 ) -> Tokenizer | MissingTokenizer | None:
-    """The given tokenizer, else the checkpoint's; None means GPT-2's own.
+    """Return the given tokenizer, or else the checkpoint's; None means GPT-2's own.
 
-    Raises as named_tokenizer; TokenizerError also if the given one does not fit the model.
+    Raises as named_tokenizer does, and TokenizerError if the given one does not fit the model.
     """
     if given is None:
         return tokenizer_of(checkpoint)
@@ -53,10 +53,11 @@ def tokenizer_for(
 
 
 def named_tokenizer(given: object) -> Tokenizer | MissingTokenizer:
-    """Load the tokenizer of a path or of "gpt2"; a Tokenizer is returned unchanged.
+    """Load the tokenizer at a path, or GPT-2's own for "gpt2"; return a Tokenizer unchanged.
 
-    Raises OptionTypeError for anything else; CheckpointNotFoundError if the path does not exist and
-    TokenizerError if it cannot be read, both naming the file; MissingDependencyError.
+    Raises OptionTypeError for anything else; CheckpointNotFoundError if the path does not exist, or
+    is a folder without a tokenizer; TokenizerError, naming the file, if it cannot be read; and
+    MissingDependencyError if reading it needs a package that is not installed.
     """
     if isinstance(given, Tokenizer | MissingTokenizer):
         return given
@@ -65,21 +66,22 @@ def named_tokenizer(given: object) -> Tokenizer | MissingTokenizer:
         if hasattr(given, "save_pretrained"):
             hint = "; save transformers' tokenizer with its save_pretrained and give that folder"
         raise OptionTypeError(
-            f"tokenizer is a {type(given).__name__}; it must be a path or a gpt2c.Tokenizer{hint}"
+            f"tokenizer is a {type(given).__name__}; it must be a path, {GPT2!r} or a "
+            f"gpt2c.Tokenizer{hint}"
         )
     path = Path(given)
     if os.path.isdir(path):
-        return _of_folder(path)
+        return _load_folder(path)
     if not os.path.lexists(path):
         if given == GPT2:
             return Tokenizer.gpt2()
         raise CheckpointNotFoundError(
             f"tokenizer: {path}: there is no such file or folder; expected {_KINDS}"
         )
-    return _of_file(path)
+    return _load_file(path)
 
 
-def _of_folder(folder: Path) -> Tokenizer:
+def _load_folder(folder: Path) -> Tokenizer:
     problems: list[TokenizerError | CheckpointNotFoundError | MissingDependencyError] = []
     for _, read in candidates_in(folder):
         try:
@@ -89,40 +91,41 @@ def _of_folder(folder: Path) -> Tokenizer:
     if problems:
         raise problems[0]
     foreign = foreign_tokenizer(folder)
-    also = "" if foreign is None else f"; {foreign}, which gpt2c does not read"
+    also = "" if foreign is None else f"; {foreign}"
     raise CheckpointNotFoundError(
         f"tokenizer: {folder}: found no tokenizer, expected {_KINDS}{also}"
     )
 
 
-def _of_file(path: Path) -> Tokenizer:
-    """Load a file by its contents; either file of a vocabulary-and-merges pair may be named."""
+def _load_file(path: Path) -> Tokenizer:
+    """Load a file; its content decides the kind, except for pickles and pairs of files.
+
+    Either file of a pair of vocabulary and merges may be named.
+    """
     with open_regular(path, TokenizerError) as file:
         try:
             head = file.read(64) or b""
         except OSError as reason:
             raise TokenizerError(f"{path}: cannot be read: {reason.strerror}") from reason
     if head.startswith(signatures.GGUF):
-        return _of_gguf(path)
+        return _load_gguf(path)
     is_safetensors = head[8:9] == signatures.SAFETENSORS_NINTH
-    if path.suffix in (".pkl", ".pickle") or (head.startswith(_PICKLES) and not is_safetensors):
+    is_pickle = head.startswith(_PICKLE_MAGIC) and not is_safetensors
+    if is_pickle or path.suffix in (".pkl", ".pickle"):
         return read_meta(path)
-    for names in _pairs_of(path.name):
+    for names in _pairs_for(path.name):
         vocab, merges = (path.parent / name for name in names)
         if path.name in names and os.path.lexists(vocab) and os.path.lexists(merges):
-            return of_files(vocab, merges)
+            return load_files(vocab, merges)
     if head.lstrip().startswith(b"{"):
-        return of_json(path)
-    raise TokenizerError(
-        f"{path}: found {show(head[:16])} at the beginning, expected a tokenizer that gpt2c reads: "
-        f"{_KINDS}"
-    )
+        return load_json(path)
+    raise TokenizerError(f"{path}: found {show(head[:16])} at the beginning, expected {_KINDS}")
 
 
-def _pairs_of(name: str) -> tuple[tuple[str, str], ...]:
-    """Pairs of vocabulary and merges file names that `name` may belong to.
+def _pairs_for(name: str) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of vocabulary and merges file names that `name` may belong to.
 
-    The package tokenizers can put a prefix before both: my-vocab.json, my-merges.txt.
+    The tokenizers package can save both with a prefix: my-vocab.json, my-merges.txt.
     """
     for own in PAIRS[0]:
         if name.endswith("-" + own):
@@ -131,10 +134,10 @@ def _pairs_of(name: str) -> tuple[tuple[str, str], ...]:
     return PAIRS
 
 
-def _of_gguf(path: Path) -> Tokenizer:
+def _load_gguf(path: Path) -> Tokenizer:
     from gpt2c.weights.checkpoint.gguf import read_vocabulary  # lazily: rarely needed
 
     pairs = read_vocabulary(path)
     if isinstance(pairs, str):
         raise TokenizerError(pairs)
-    return of_pairs(pairs)
+    return load_pairs(pairs)

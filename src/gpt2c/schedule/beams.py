@@ -8,39 +8,11 @@ knows where log-probabilities are from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypedDict, TypeVar
-
-from gpt2c.checks.options import flag, integer, number
-from gpt2c.checks.untrusted import show
-from gpt2c.errors import OptionError, OptionTypeError
-
-MOST_BEAMS: Final = 1024
-_MOST_LENGTH_PENALTY: Final = 50.0  # beyond it powers of a length would leave the floats
-_MOST_DIVERSITY: Final = 1e4  # as of a logit's bias
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-class BeamOptions(TypedDict, total=False):
-    """Keyword arguments of beam search; see GPT2.complete for what they are."""
-
-    num_beams: int | None
-    length_penalty: float | None
-    early_stopping: bool | str | None
-    num_beam_groups: int | None
-    diversity_penalty: float | None
-
-
-# With which the options do nothing, as in transformers.
-NEUTRAL: Final[Mapping[str, object]] = {
-    "num_beams": 1,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -57,59 +29,6 @@ class BeamPlan:
     def group_size(self) -> int:
         """Beams of each group."""
         return self.n_beams // self.n_groups
-
-
-def check_beams(given: Mapping[str, Any]) -> BeamPlan | None:
-    """The plan of BeamOptions, those that are None not being given; None: there is one beam.
-
-    Raises OptionError or OptionTypeError naming the option, its value and its range.
-    """
-    options = {**NEUTRAL, **{name: value for name, value in given.items() if value is not None}}
-    n_beams = integer("num_beams", options["num_beams"], 1, MOST_BEAMS)
-    plan = BeamPlan(
-        n_beams,
-        number(
-            "length_penalty",
-            options["length_penalty"],
-            -_MOST_LENGTH_PENALTY,
-            _MOST_LENGTH_PENALTY,
-        ),
-        _early_stopping(options["early_stopping"]),
-        integer("num_beam_groups", options["num_beam_groups"], 1, MOST_BEAMS),
-        number("diversity_penalty", options["diversity_penalty"], 0, _MOST_DIVERSITY),
-    )
-    if n_beams == 1:
-        for name, neutral in NEUTRAL.items():
-            if options[name] != neutral:
-                raise OptionError(f"{name} is given without num_beams, which turns beams on")
-        return None
-    if n_beams % plan.n_groups:
-        raise OptionError(
-            f"num_beam_groups is {plan.n_groups}; it must divide num_beams, which is {n_beams}"
-        )
-    if plan.n_groups > 1 and not plan.diversity_penalty:
-        raise OptionError(
-            "num_beam_groups is given without a diversity_penalty above 0, so that all groups "
-            "would find the same"
-        )
-    if plan.n_groups == 1 and plan.diversity_penalty:
-        raise OptionError(
-            "diversity_penalty is given without num_beam_groups, which it keeps apart"
-        )
-    return plan
-
-
-def _early_stopping(value: object) -> bool | str:
-    if isinstance(value, str):
-        if value != "never":
-            raise OptionError(f"early_stopping is {show(value)}; it must be True, False or 'never'")
-        return value
-    try:
-        return flag("early_stopping", value)
-    except OptionTypeError:
-        raise OptionTypeError(
-            f"early_stopping is {show(value)}; it must be True, False or 'never'"
-        ) from None
 
 
 @dataclass(frozen=True)

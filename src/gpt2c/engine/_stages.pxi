@@ -1,0 +1,62 @@
+# The stages of a plan, as C takes them. Included by _engine.pyx.
+
+cdef class Stages:
+    """Checked stages of one vocabulary."""
+
+    cdef gpt2c_stage *pointer
+    cdef int32_t n
+    cdef list arrays  # what the stages point to
+
+    def __cinit__(self, stages, int n_vocab):
+        cdef gpt2c_stage *stage
+        cdef const int32_t[::1] ids
+        cdef const float[::1] values
+        cdef Py_ssize_t i
+        self.arrays = []
+        self.n = <int32_t>len(stages)
+        self.pointer = <gpt2c_stage *>calloc(self.n or 1, sizeof(gpt2c_stage))
+        if self.pointer == NULL:
+            raise CacheMemoryError("not enough memory for the sampling options")
+        for i, given in enumerate(stages):
+            stage = &self.pointer[i]
+            stage.kind = STAGES[given.name]
+            stage.value, stage.other = given.value, given.other
+            stage.count, stage.span = given.count, given.span
+            ids, values = given.ids, given.values
+            if stage.kind == GPT2C_BAD_WORDS:
+                check_words(ids, n_vocab)
+            else:
+                check_ids(ids, n_vocab)
+            stage.n_ids = <int32_t>ids.shape[0]
+            if stage.kind == GPT2C_LOGIT_BIAS and values.shape[0] != ids.shape[0]:
+                raise OptionError("logit_bias needs a value for each id")
+            self.arrays.append((ids, values))
+            if ids.shape[0]:
+                stage.ids = &ids[0]
+            if values.shape[0]:
+                stage.values = &values[0]
+            if stage.kind in (GPT2C_TOP_K, GPT2C_NO_REPEAT_NGRAM, GPT2C_DRY) and stage.count < 1:
+                raise OptionError(f"{given.name}: its count is {stage.count}")
+
+    def __dealloc__(self):
+        free(self.pointer)
+
+    cdef int give(self, gpt2c_job *job) except -1:
+        """Set the stages of a job, and what they begin with."""
+        cdef int32_t i
+        job.sampling.stages, job.sampling.n_stages = self.pointer, self.n
+        for i in range(self.n):
+            if self.pointer[i].kind == GPT2C_MIROSTAT:
+                job.mirostat_mu = 2 * self.pointer[i].value
+        return 0
+
+
+cdef int check_words(const int32_t[::1] packed, int n_vocab) except -1:
+    """Raise OptionError unless packed are words: each its length, and then its ids."""
+    cdef Py_ssize_t at = 0
+    while at < packed.shape[0]:
+        if packed[at] < 1 or packed[at] >= packed.shape[0] - at:
+            raise OptionError("bad_words: a word's length is wrong")
+        check_ids(packed[at + 1:at + 1 + packed[at]], n_vocab)
+        at += 1 + packed[at]
+    return 0

@@ -1,0 +1,88 @@
+"""A model's texts and ids: its tokenizer, and the special tokens that its files name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.config import GPT2_VOCABULARY, GPT2Config
+from gpt2c.errors import OptionError, OptionTypeError, TokenizerError
+from gpt2c.generate.prompts import Prompt, check_ids, is_single
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+
+
+class Encoder:
+    """Turns prompts and texts into checked ids, int32 [n], and ids into bytes."""
+
+    def __init__(self, config: GPT2Config, tokenizer: Tokenizer | MissingTokenizer | None) -> None:
+        """A tokenizer of None is GPT-2's own, made when it is first needed."""
+        self._config = config
+        self.given = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer | MissingTokenizer:
+        """The tokenizer. Making GPT-2's own takes 0.15 s, and calls with ids do without it."""
+        if self.given is None:
+            self.given = Tokenizer.gpt2()
+        return self.given
+
+    @property
+    def n_unnamed(self) -> int:
+        """The number of ids that the model has and its tokenizer lacks: padding."""
+        if isinstance(self.given, MissingTokenizer):
+            return 0
+        known = GPT2_VOCABULARY if self.given is None else self.given.n_vocab
+        return max(self._config.vocab_size - known, 0)
+
+    def token_bytes(self, id: int) -> bytes:
+        """Return the bytes of a token; none if the tokenizer lacks it."""
+        tokenizer = self.tokenizer
+        return tokenizer.token_bytes(id) if id < getattr(tokenizer, "n_vocab", id + 1) else b""
+
+    def encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
+        """Return the ids of a prompt; a special token in a text is its id.
+
+        Raises OptionError, OptionTypeError or TokenizerError, beginning with `where`.
+        """
+        ids = self._text_ids(prompt, where, special=True) if isinstance(prompt, str) else prompt
+        return check_ids(ids, self._config.vocab_size, where)
+
+    def encode_scored(
+        self, text: Any, index: int, special: bool, start: int | None
+    ) -> NDArray[np.int32]:
+        """Return the ids of a text that is scored; start is the id that is fed before it, if any.
+
+        With special, a special token in the text is its id. Raises what `encode` raises.
+        """
+        where = f"text {index}"
+        if not is_single(text) and len(text):
+            raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
+        ids = text
+        if isinstance(text, str):
+            ids = self._text_ids(text, where, special)
+            # A BOS token that the tokenizer itself adds does not come twice.
+            if start is not None and getattr(self.tokenizer, "prefix_ids", ())[:1] == (start,):
+                ids = ids[1:]
+        return check_ids(ids, self._config.vocab_size, where)
+
+    def start_id(self, where: str) -> int:
+        """Return the id that an empty prompt starts from: BOS, or else EOS.
+
+        Raises OptionError if the model has neither.
+        """
+        if self._config.bos_token_id is not None:
+            return self._config.bos_token_id
+        for id in [self.tokenizer.eot_id, *sorted(self._config.eos_token_ids)]:
+            if id is not None and id < self._config.vocab_size:
+                return id
+        raise OptionError(
+            f"{where} is empty, and this model has no BOS token and no EOS token to start from"
+        )
+
+    def _text_ids(self, text: str, where: str, special: bool) -> list[int]:
+        try:
+            return self.tokenizer.encode(text, special=special)
+        except TokenizerError as error:
+            raise TokenizerError(f"{where}: {error}") from None
