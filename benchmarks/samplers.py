@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import numpy as np
-from manners import token_seconds
+from overhead import token_seconds
 
 import gpt2c
 from gpt2c.engine.protocol import Plan

@@ -1,6 +1,6 @@
 """Measures Python's overhead in `stream`, and decoding next to a busy process.
 
-    python benchmarks/manners.py CHECKPOINT [--threads 2] [--repeats 5]
+    python benchmarks/overhead.py CHECKPOINT [--threads 2] [--repeats 5]
 
 Prints how much longer a token takes in `stream` than in the engine alone, and what share of its
 speed decoding keeps while another process keeps a core busy. Quiet and disturbed runs alternate.
