@@ -18,7 +18,7 @@ import numpy as np
 from peers import Ids
 
 import gpt2c
-from gpt2c.cli.bench import endless_job
+from gpt2c.cli.bench_speed import endless_job
 
 N_NEW = 64
 PROMPT = list(range(16))

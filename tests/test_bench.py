@@ -12,14 +12,14 @@ import pytest
 from conftest import ISAS, config_of, model_on, random_weights
 
 from gpt2c import OptionError
-from gpt2c.cli import bench
+from gpt2c.cli import bench_speed
 from gpt2c.cli.main import main
 from gpt2c.config import tensor_shapes
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "_SHORTEST", 0.001)
+    monkeypatch.setattr(bench_speed, "_SHORTEST", 0.001)
 
 
 def test_the_table_names_every_measurement(capsys):
@@ -50,15 +50,15 @@ def test_json_has_every_repeat(capsys):
 def test_numpy_has_no_limits_beside_it(capsys):
     config = config_of(n_positions=64)
     model = model_on("numpy", config, random_weights(config))
-    measured = bench._decode(model, 16, 1)
+    measured = bench_speed._decode(model, 16, 1)
     assert measured.values[0] > 0
     assert measured.bandwidth == measured.fma == []
 
 
 def test_a_context_too_short_is_an_error():
     config = config_of(n_positions=20)
-    with pytest.raises(OptionError, match="context of 40 positions: 20"):
-        next(bench.measure(model_on("numpy", config, random_weights(config)), None, 1))
+    with pytest.raises(OptionError, match="context of 20 positions; bench needs 40"):
+        next(bench_speed.measure(model_on("numpy", config, random_weights(config)), None, 1))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -69,23 +69,23 @@ def test_what_a_token_costs_is_counted_right(tied):
     head = shapes["wte.weight"]  # as wide as the head, tied or not
     blocks = [s for name, s in shapes.items() if name.startswith("h.") and len(s) == 2]
     n_weights = sum(rows * columns for rows, columns in blocks)
-    assert bench._weight_bytes(model) == 4 * (n_weights + head[0] * head[1])
+    assert bench_speed._weight_bytes(model) == 4 * (n_weights + head[0] * head[1])
     attention = sum(
         2 * 2 * config.n_embd * (position + 1)  # scores and mixed values
         for _ in range(config.n_layer)
         for position in range(5, 5 + 7)
     )
-    assert bench._flops(config, 5, 7) == 7 * 2 * n_weights + attention
+    assert bench_speed._flops(config, 5, 7) == 7 * 2 * n_weights + attention
 
 
 def test_the_plot_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     measurements = [
-        bench.Measurement("prompt of 512", "tok/s", [900.0, 950.0], [], [0.7, 0.8]),
-        bench.Measurement("decode at 16", "tok/s", [60.0, 61.0], [0.9, 0.95], [0.1, 0.1]),
-        bench.Measurement("first token", "s", [0.5]),
+        bench_speed.Measurement("prompt of 512", "tok/s", [900.0, 950.0], [], [0.7, 0.8]),
+        bench_speed.Measurement("decode at 16", "tok/s", [60.0, 61.0], [0.9, 0.95], [0.1, 0.1]),
+        bench_speed.Measurement("first token", "s", [0.5]),
     ]
-    bench.plot(measurements, "a title", str(tmp_path / "speed.png"))
+    bench_speed.plot(measurements, "a title", str(tmp_path / "speed.png"))
     assert [path.name for path in tmp_path.iterdir()] == ["speed.png"]
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -110,7 +110,7 @@ def test_bad_repeats_are_an_error(capsys):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_peak_memory_is_the_processs_own():
     program = (
-        "import sys, numpy; from gpt2c.cli.bench import peak_bytes; before = peak_bytes();"
+        "import sys, numpy; from gpt2c.cli.bench_speed import peak_bytes; before = peak_bytes();"
         "held = numpy.ones(50_000_000 // 8); print(before, peak_bytes())"
     )
     big = np.ones(300_000_000 // 8)  # in this process: a child's peak must not begin with it

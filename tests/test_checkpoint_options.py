@@ -201,7 +201,7 @@ def test_the_bench_of_a_checkpoint_that_tells_too_little(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its fresh process loads the model as it is loaded here."""
-    from gpt2c.cli import bench
+    from gpt2c.cli import bench_speed
 
     config = config_of(n_positions=64)
     stored = {
@@ -210,7 +210,7 @@ def test_the_bench_of_a_checkpoint_that_tells_too_little(
     np.savez(tmp_path / "x.npz", **stored)
     options = {"activation": None, "hparams": {"n_head": config.n_head}}
     with GPT2.from_pretrained(tmp_path / "x.npz", backend="numpy", **options) as model:  # type: ignore[arg-type]
-        *_, last = bench._fresh_process(model, str(tmp_path / "x.npz"), 1, options)
+        *_, last = bench_speed._fresh_process(model, str(tmp_path / "x.npz"), 1, options)
         assert last.values[0] > 0
     assert last.unit == "MB"
 

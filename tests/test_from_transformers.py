@@ -552,7 +552,7 @@ def test_a_pipeline_finds_nothing_amiss(tales, caplog):
         ({"logits_processor": [lambda ids, scores: scores[0]]}, rf"shape \[1, {N_VOCAB}\]"),
         ({"stopping_criteria": 3}, "stopping_criteria is 3"),
         ({"stopping_criteria": [3]}, "stopping_criteria has 3"),
-        ({"stopping_criteria": [lambda ids, scores: None]}, "stopping_criteria answers None"),
+        ({"stopping_criteria": [lambda ids, scores: None]}, "stopping_criteria returned None"),
         ({"streamer": 3}, "streamer is 3; it must have the methods"),
     ],
 )
@@ -593,7 +593,7 @@ def test_other_models_are_refused():
     with pytest.raises(gpt2c.OptionTypeError, match="it must be a transformers GPT2LMHeadModel"):
         gpt2c.from_transformers(random_model().transformer)
     for ours in (gpt2c.GPT2.from_pretrained(), gpt2c.from_transformers(random_model())):
-        with pytest.raises(gpt2c.OptionTypeError, match="is a model of gpt2c's already"):
+        with pytest.raises(gpt2c.OptionTypeError, match="is already a gpt2c model"):
             gpt2c.from_transformers(ours)
     model = random_model()
     model.transformer.h[0].attn.lora = torch.nn.Linear(3, 3)

@@ -307,14 +307,14 @@ class ConvertsToNothing:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capture": "resid"}, "'resid' is no point.*did you mean resid_"),
+        ({"capture": "resid"}, "'resid' is not a point.*did you mean resid_"),
         ({"capture": "h.0.reisd_mid"}, "did you mean resid_mid"),
-        ({"capture": ["h.2.q"]}, "is of block '2'; this model's are 0 to 1"),
-        ({"capture": ["h.-1.q"]}, "is of block '-1'; this model's are 0 to 1"),
-        ({"capture": ["h..q"]}, "is of block ''; this model's"),
+        ({"capture": ["h.2.q"]}, "names block '2'; this model's blocks are 0 to 1"),
+        ({"capture": ["h.-1.q"]}, "names block '-1'; this model's blocks are 0 to 1"),
+        ({"capture": ["h..q"]}, "names block ''; this model's"),
         ({"capture": ["h.99999999999.q"]}, "0 to 1"),
-        ({"capture": ["h.0.embed"]}, "no point"),
-        ({"edit": {"nothing": 0}}, "edit: 'nothing' is no point"),
+        ({"capture": ["h.0.embed"]}, "not a point"),
+        ({"edit": {"nothing": 0}}, "edit: 'nothing' is not a point"),
         ({"edit": {"q": 0, "h.1.q": 0}}, "names the point h.1.q twice"),
         (
             {"edit": {"embed": lambda x: x[:5]}},
@@ -350,7 +350,7 @@ def test_refused_types(model, options):
 
 
 def test_refused_texts(model):
-    with pytest.raises(OptionError, match="no id"):
+    with pytest.raises(OptionError, match="ids is empty"):
         model.forward([])
     with pytest.raises(ContextError, match="71 tokens are more than the context's 70"):
         model.forward([0] * 71)

@@ -32,7 +32,7 @@ GREEDY = {
 
 def call_of(given=(), config=(), model_config=(), n_prompt=5):
     asked = GenerateOptions(dict(given), dict(config), dict(model_config), DEFAULTS)
-    return asked.call(n_prompt, CONFIG)
+    return asked.resolve(n_prompt, CONFIG)
 
 
 def test_a_call_without_options_is_greedy():
@@ -157,7 +157,7 @@ def test_what_is_for_speed_alone_is_taken():
         ({"pad_token_id": [1]}, "pad_token_id is "),
         ({"bad_words_ids": [5]}, "bad_words_ids is 5"),
         ({"stop_strings": [5]}, "stop_strings has 5"),
-        ({"stop_strings": ""}, "stop_strings has an empty text"),
+        ({"stop_strings": ""}, "stop_strings has an empty string"),
         ({"return_dict_in_generate": "yes"}, "return_dict_in_generate is 'yes'"),
     ],
 )
