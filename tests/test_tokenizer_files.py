@@ -85,6 +85,7 @@ def tales(tmp_path_factory: Any) -> Path:
 
 @settings(max_examples=400, deadline=None)
 @given(text=TEXTS)
+@example(text="ééⓐ")  # a letter by its property alone, not by its category
 @example(text="éé   z")  # white space that a token strips and that is itself a token
 @pytest.mark.parametrize("add_prefix_space", [False, True])
 def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_space: bool) -> None:
