@@ -37,8 +37,8 @@ INLINE vf vf_times_power(vf a, vf n) {
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), so |r| <= 0.347, where Taylor's polynomial of
  * degree 7 is off by 5e-9. A NaN goes through all of it. */
 INLINE vf vf_exp(vf x) {
-    vf clamped = vf_greater(vf_set1(-104.0f), x);
-    clamped = vf_lesser(vf_set1(89.0f), clamped);
+    vf clamped = vf_max(vf_set1(-104.0f), x);
+    clamped = vf_min(vf_set1(89.0f), clamped);
     vf shifted = vf_fma(clamped, vf_set1(1.44269504f), vf_set1(ROUND_MAGIC));
     vf n = vf_sub(shifted, vf_set1(ROUND_MAGIC));
     vf r = vf_fma(n, vf_set1(-LN2_HIGH), clamped);
@@ -91,7 +91,7 @@ INLINE vf vf_sigmoid(vf x) {
 /* x sigmoid(y), where an infinite x times a zero sigmoid is the limit, zero. */
 INLINE vf gated(vf x, vf y) {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), y));
-    vf finite = vf_greater(vf_set1(-3e38f), x);
+    vf finite = vf_max(vf_set1(-3e38f), x);
     return vf_div(finite, vf_add(vf_set1(1.0f), e));
 }
 

@@ -35,13 +35,13 @@ static float greatest(const float *row, int n) {
     vf most = vf_set1(row[0]), nan = vf_set1(0.0f);
     for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
-        most = vf_greater(x, most);
+        most = vf_max(x, most);
         nan = vf_if_nan(x, nan);
     }
     /* The last vector has some elements again, or, where there are fewer than a vector's, each its own. */
     for (int i = n < VF_WIDTH ? 0 : n - VF_WIDTH; i < n; i += n < VF_WIDTH ? 1 : VF_WIDTH) {
         vf x = n < VF_WIDTH ? vf_set1(row[i]) : vf_load(row + i);
-        most = vf_greater(x, most);
+        most = vf_max(x, most);
         nan = vf_if_nan(x, nan);
     }
     float lane[VF_WIDTH], nans[VF_WIDTH];

@@ -28,8 +28,8 @@ INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
-INLINE vf vf_greater(vf a, vf b) { return _mm512_max_ps(a, b); }
-INLINE vf vf_lesser(vf a, vf b) { return _mm512_min_ps(a, b); }
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 /* a * 2^n of an integer n, rounded once. */
 #define HAS_TIMES_POWER
 INLINE vf vf_times_power(vf a, vf n) { return _mm512_scalef_ps(a, n); }

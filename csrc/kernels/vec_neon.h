@@ -48,8 +48,8 @@ INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
-INLINE vf vf_greater(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
-INLINE vf vf_lesser(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
 INLINE vf vf_if_nan(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
 

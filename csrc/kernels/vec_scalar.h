@@ -27,8 +27,8 @@ INLINE vf vf_div(vf a, vf b) { return a / b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
 /* a > b ? a : b, and a < b ? a : b: b where either is a NaN */
-INLINE vf vf_greater(vf a, vf b) { return a > b ? a : b; }
-INLINE vf vf_lesser(vf a, vf b) { return a < b ? a : b; }
+INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
+INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
 /* a < b ? x : y */
 INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
 /* a where a is a NaN, else x */
