@@ -23,7 +23,7 @@
 
 /* A float's upper half, to nearest even; a NaN that was computed has a bit there, and stays one. */
 INLINE vi narrow(vf x) {
-    vf rounded = vf_if_nan(x, vf_bits(vi_round_off(vi_bits(x), 16)));
+    vf rounded = vf_nan_or(x, vf_bits(vi_round_off(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
 }
 

@@ -109,7 +109,7 @@ INLINE vf gelu_tanh(vf x) {
  * was fitted at 200 Chebyshev nodes over t from 1 to 11 (relative error 1.4e-8). */
 INLINE vf gelu_erf(vf x) {
     vf negated = vf_sub(vf_set1(0.0f), x);
-    vf magnitude = vf_if_less(x, vf_set1(0.0f), negated, x);
+    vf magnitude = vf_select_less(x, vf_set1(0.0f), negated, x);
     vf t = vf_mul(magnitude, vf_set1(0.707106781f));
     vf z = vf_mul(vf_mul(x, x), vf_set1(0.5f));
 
@@ -130,11 +130,11 @@ INLINE vf gelu_erf(vf x) {
     for (int i = 6; i >= 0; i--)
         p = vf_fma(p, y, vf_set1(fit[i]));
     vf tail = vf_mul(vf_mul(vf_exp(vf_sub(vf_set1(0.0f), z)), y), vf_mul(p, vf_set1(0.5f)));
-    vf phi_large = vf_if_less(x, vf_set1(0.0f), tail, vf_sub(vf_set1(1.0f), tail));
+    vf phi_large = vf_select_less(x, vf_set1(0.0f), tail, vf_sub(vf_set1(1.0f), tail));
 
-    vf phi = vf_if_less(t, vf_set1(1.0f), phi_small, phi_large);
-    vf finite = vf_if_less(x, vf_set1(-3e38f), vf_set1(-3e38f), x);
-    return vf_if_nan(x, vf_mul(finite, phi));
+    vf phi = vf_select_less(t, vf_set1(1.0f), phi_small, phi_large);
+    vf finite = vf_select_less(x, vf_set1(-3e38f), vf_set1(-3e38f), x);
+    return vf_nan_or(x, vf_mul(finite, phi));
 }
 
 /* Near zero Lambert's continued fraction cut after four terms (relative error 8e-10 up to 0.625),
@@ -146,12 +146,12 @@ INLINE vf vf_tanh(vf x) {
     vf near_zero = vf_mul(x, vf_div(above, below));
 
     vf negated = vf_sub(vf_set1(0.0f), x);
-    vf magnitude = vf_if_less(x, vf_set1(0.0f), negated, x);
+    vf magnitude = vf_select_less(x, vf_set1(0.0f), negated, x);
     vf e = vf_exp(vf_add(magnitude, magnitude));
     vf far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
-    far = vf_if_less(x, vf_set1(0.0f), vf_sub(vf_set1(0.0f), far), far);
-    vf result = vf_if_less(magnitude, vf_set1(0.625f), near_zero, far);
-    return vf_if_nan(x, result);
+    far = vf_select_less(x, vf_set1(0.0f), vf_sub(vf_set1(0.0f), far), far);
+    vf result = vf_select_less(magnitude, vf_set1(0.625f), near_zero, far);
+    return vf_nan_or(x, result);
 }
 
 INLINE vf activated(vf x, int activation) {
@@ -163,7 +163,7 @@ INLINE vf activated(vf x, int activation) {
     case GPT2C_QUICK_GELU:
         return gated(x, vf_mul(x, vf_set1(1.702f)));
     case GPT2C_RELU: /* as torch: a NaN stays one */
-        return vf_if_less(x, vf_set1(0.0f), vf_set1(0.0f), x);
+        return vf_select_less(x, vf_set1(0.0f), vf_set1(0.0f), x);
     case GPT2C_SILU:
         return gated(x, x);
     case GPT2C_TANH:

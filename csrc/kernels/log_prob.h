@@ -38,7 +38,7 @@ static denominator denominator_of_tile(const float *logits, int n) {
             if (at < n) {
                 vf below = vf_sub(vf_load_first(logits + at, n - at), vf_set1(tile.greatest));
                 vf e = vf_keep_first(vf_exp(below), n - at);
-                below = vf_if_less(below, vf_set1(LEAST_EXPONENT), vf_set1(0.0f), below);
+                below = vf_select_less(below, vf_set1(LEAST_EXPONENT), vf_set1(0.0f), below);
                 below = vf_keep_first(below, n - at);
                 sum.part[v] = vf_add(sum.part[v], e);
                 scaled.part[v] = vf_fma(e, below, scaled.part[v]);
@@ -92,8 +92,8 @@ static int count_above(const float *logits, int n, float x, int ties) {
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf loaded = vf_load(logits + i);
-        count = vf_add(count, ties ? vf_if_less(loaded, bound, zero, one)
-                                   : vf_if_less(bound, loaded, one, zero));
+        count = vf_add(count, ties ? vf_select_less(loaded, bound, zero, one)
+                                   : vf_select_less(bound, loaded, one, zero));
     }
     for (; i < n; i++)
         total += ties ? logits[i] >= x : logits[i] > x;

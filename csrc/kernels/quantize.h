@@ -7,8 +7,8 @@
 
 /* x within [low, high]; a NaN is high. */
 INLINE vf vf_clamp(vf x, float low, float high) {
-    x = vf_if_less(x, vf_set1(high), x, vf_set1(high));
-    return vf_if_less(vf_set1(low), x, x, vf_set1(low));
+    x = vf_select_less(x, vf_set1(high), x, vf_set1(high));
+    return vf_select_less(vf_set1(low), x, x, vf_set1(low));
 }
 
 INLINE void store_words(uint8_t *words, vi a) {
@@ -37,7 +37,7 @@ static void quantize_int8_kernel(const float *weights, uint8_t *block) {
         vf most = vf_set1(0.0f);
         for (int i = 0; i < GROUP; i++) {
             vf magnitude = vf_magnitude(vf_load(weights + i * PANEL + c));
-            most = vf_if_less(most, magnitude, magnitude, most);
+            most = vf_select_less(most, magnitude, magnitude, most);
         }
         vi bits = vi_round_off(vi_bits(vf_div(most, vf_set1(127.0f))), 16);
         vf scale = vf_bits(bits);
@@ -45,7 +45,7 @@ static void quantize_int8_kernel(const float *weights, uint8_t *block) {
             vi value[4];
             for (int i = 0; i < 4; i++) {
                 vf ratio = vf_div(vf_load(weights + (4 * step + i) * PANEL + c), scale);
-                ratio = vf_if_less(vf_set1(0.0f), scale, ratio, vf_set1(0.0f));
+                ratio = vf_select_less(vf_set1(0.0f), scale, ratio, vf_set1(0.0f));
                 value[i] = vi_nearest(vf_add(vf_clamp(ratio, -127.0f, 127.0f), vf_set1(128.0f)));
             }
             store_lanes(block, step, c, four_bytes(value));
@@ -75,9 +75,9 @@ INLINE vf int4_value(vf weight, vf factor, vf zero) {
 }
 
 INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf error) {
-    best->scale = vf_if_less(error, best->error, scale, best->scale);
-    best->zero = vf_if_less(error, best->error, zero, best->zero);
-    best->error = vf_if_less(error, best->error, error, best->error);
+    best->scale = vf_select_less(error, best->error, scale, best->scale);
+    best->zero = vf_select_less(error, best->error, zero, best->zero);
+    best->error = vf_select_less(error, best->error, error, best->error);
 }
 
 /* What an error of a group's weights costs: sum(d^2) + BIAS_COST sum(w d)^2 / sum(w^2), d being
@@ -125,13 +125,13 @@ INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     int4_weights w = {.square = vf_set1(0.0f)};
     for (int i = 0; i < GROUP; i++) {
         vf weight = vf_load(weights + i * PANEL);
-        low = vf_if_less(weight, low, weight, low);
-        high = vf_if_less(high, weight, weight, high);
+        low = vf_select_less(weight, low, weight, low);
+        high = vf_select_less(high, weight, weight, high);
         w.square = vf_fma(weight, weight, w.square);
     }
     /* Squares so small that they are 0, or nearly, say nothing of their sum's part. */
-    w.factor = vf_if_less(w.square, vf_set1(0x1p-100f), vf_set1(0.0f),
-                          vf_div(vf_set1(BIAS_COST), w.square));
+    w.factor = vf_select_less(w.square, vf_set1(0x1p-100f), vf_set1(0.0f),
+                              vf_div(vf_set1(BIAS_COST), w.square));
     vf range = vf_sub(high, low), middle = vf_mul(vf_add(high, low), vf_set1(0.5f));
     int4_choice best = {.scale = vf_set1(INT4_LEAST_SCALE), .zero = vf_set1(0.0f)};
     best.error = int4_error(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));

@@ -36,13 +36,13 @@ static float greatest(const float *row, int n) {
     for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
         most = vf_max(x, most);
-        nan = vf_if_nan(x, nan);
+        nan = vf_nan_or(x, nan);
     }
     /* The last vector has some elements again, or, where there are fewer than a vector's, each its own. */
     for (int i = n < VF_WIDTH ? 0 : n - VF_WIDTH; i < n; i += n < VF_WIDTH ? 1 : VF_WIDTH) {
         vf x = n < VF_WIDTH ? vf_set1(row[i]) : vf_load(row + i);
         most = vf_max(x, most);
-        nan = vf_if_nan(x, nan);
+        nan = vf_nan_or(x, nan);
     }
     float lane[VF_WIDTH], nans[VF_WIDTH];
     vf_store(lane, most);

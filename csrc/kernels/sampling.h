@@ -44,7 +44,7 @@ INLINE vi random_word(const noise_key *key, vi id) {
     philox(counter, (uint32_t)key->seed, (uint32_t)(key->seed >> 32));
     vi which = vi_and(id, vi_set1(3)), word = counter[0];
     for (int w = 1; w < 4; w++)
-        word = vi_if_equal(which, vi_set1(w), counter[w], word);
+        word = vi_select_equal(which, vi_set1(w), counter[w], word);
     return word;
 }
 
@@ -62,7 +62,7 @@ INLINE vf exponential_variate(vi r) {
     vf distance = vf_mul(vf_add(vf_from_unsigned(vi_xor(r, vi_set1(-1))), half), unit);
     vf far_from_one = vf_log(u);
     vf near_one = log_of_one_plus(vf_sub(vf_set1(0.0f), distance));
-    vf log_u = vf_if_less(distance, vf_set1(0.25f), near_one, far_from_one);
+    vf log_u = vf_select_less(distance, vf_set1(0.25f), near_one, far_from_one);
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
@@ -80,10 +80,10 @@ typedef struct {
 INLINE void draw_among(best_draws *best, vf logit, vi id, const noise_key *key) {
     vf score = perturbed(logit, id, key);
     vf number = vf_from_int(id);
-    vf lower = vf_if_less(number, best->id, number, best->id);
-    vf otherwise = vf_if_less(score, best->score, best->id, lower);
-    best->id = vf_if_less(best->score, score, number, otherwise);
-    best->score = vf_if_less(best->score, score, score, best->score);
+    vf lower = vf_select_less(number, best->id, number, best->id);
+    vf otherwise = vf_select_less(score, best->score, best->id, lower);
+    best->id = vf_select_less(best->score, score, number, otherwise);
+    best->score = vf_select_less(best->score, score, score, best->score);
 }
 
 /* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9: an id further below the

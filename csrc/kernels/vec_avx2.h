@@ -32,10 +32,10 @@ INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
-INLINE vf vf_if_nan(vf a, vf x) {
+INLINE vf vf_nan_or(vf a, vf x) {
     return _mm256_blendv_ps(x, a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 
@@ -47,7 +47,7 @@ INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) {
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi32(a, b));
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm256_srli_epi32(a, n); }

@@ -33,10 +33,10 @@ INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 /* a * 2^n of an integer n, rounded once. */
 #define HAS_TIMES_POWER
 INLINE vf vf_times_power(vf a, vf n) { return _mm512_scalef_ps(a, n); }
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
-INLINE vf vf_if_nan(vf a, vf x) {
+INLINE vf vf_nan_or(vf a, vf x) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), x, a);
 }
 
@@ -48,7 +48,7 @@ INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) {
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm512_mask_blend_epi32(_mm512_cmpeq_epi32_mask(a, b), y, x);
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }

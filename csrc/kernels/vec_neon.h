@@ -50,8 +50,8 @@ INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
-INLINE vf vf_if_nan(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+INLINE vf vf_nan_or(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
 
 INLINE vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
 INLINE vf vf_bits(vi a) { return vreinterpretq_f32_s32(a); }
@@ -61,7 +61,7 @@ INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 INLINE vi vi_load(const int32_t *p) { return vld1q_s32(p); }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) { return vbslq_s32(vceqq_s32(a, b), x, y); }
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return vbslq_s32(vceqq_s32(a, b), x, y); }
 INLINE vi vi_shift_right_unsigned(vi a, int n) {
     return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
 }

@@ -30,9 +30,9 @@ INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
 INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
 /* a < b ? x : y */
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
 /* a where a is a NaN, else x */
-INLINE vf vf_if_nan(vf a, vf x) { return a != a ? a : x; }
+INLINE vf vf_nan_or(vf a, vf x) { return a != a ? a : x; }
 
 INLINE vi vi_bits(vf a) {
     vi bits;
@@ -50,7 +50,7 @@ INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 INLINE vi vi_and(vi a, vi b) { return a & b; }
 INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
 INLINE vi vi_load(const int32_t *p) { return *p; }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return (vi)((uint32_t)a >> n); }
 /* The product's lower half; both are taken as unsigned. */
 INLINE vi vi_multiply(vi a, vi b, vi *upper) {
