@@ -23,7 +23,7 @@
 
 /* A float's upper half, to nearest even; a NaN that was computed has a bit there, and stays one. */
 INLINE vi narrow(vf x) {
-    vf rounded = vf_nan_or(x, vf_bits(vi_round_off(vi_bits(x), 16)));
+    vf rounded = vf_nan_or(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
 }
 
@@ -65,7 +65,8 @@ INLINE vf load_stored(stored s, const int is_narrow, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
     if (is_narrow)
-        return vf_bits(vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.at, n), 16));
+        return vf_from_bits(
+            vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.at, n), 16));
     return vf_load_first((const float *)s.page + s.at, n);
 }
 

@@ -5,14 +5,14 @@
 #define ROUND_MAGIC 12582912.0f
 
 /* The nearest integer, ties to even, of |x| < 2^22. */
-INLINE vi vi_nearest(vf x) {
+INLINE vi vi_round(vf x) {
     return vi_sub(vi_bits(vf_add(x, vf_set1(ROUND_MAGIC))), vi_bits(vf_set1(ROUND_MAGIC)));
 }
 
-INLINE vf vf_magnitude(vf x) { return vf_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff))); }
+INLINE vf vf_abs(vf x) { return vf_from_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff))); }
 
 /* A float's bits with so many fewer of mantissa, to nearest even. */
-INLINE vi vi_round_off(vi bits, int n) {
+INLINE vi vi_round_mantissa(vi bits, int n) {
     vi odd = vi_and(vi_shift_right_unsigned(bits, n), vi_set1(1));
     vi rounded = vi_add(vi_add(bits, odd), vi_set1((1 << (n - 1)) - 1));
     return vi_and(rounded, vi_set1((int32_t)(~0u << n)));
@@ -23,13 +23,13 @@ INLINE vi vi_round_off(vi bits, int n) {
 #define LN2_LOW -2.12194440e-4f
 
 /* 2^n for n from -126 to 127, put together from its exponent bits. */
-INLINE vf power_of_two(vi n) { return vf_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23)); }
+INLINE vf power_of_two(vi n) { return vf_from_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23)); }
 
 /* a * 2^n of an integer n, rounded once: in two factors, because n may run from -150 (results below the
  * least normal float are rounded gradually) to 128 (infinity). */
-#ifndef HAS_TIMES_POWER
-INLINE vf vf_times_power(vf a, vf n) {
-    vi exponent = vi_nearest(n), half = vi_shift_right(exponent, 1);
+#ifndef HAS_VF_LDEXP
+INLINE vf vf_ldexp(vf a, vf n) {
+    vi exponent = vi_round(n), half = vi_shift_right(exponent, 1);
     return vf_mul(vf_mul(a, power_of_two(half)), power_of_two(vi_sub(exponent, half)));
 }
 #endif
@@ -53,7 +53,7 @@ INLINE vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set1(1.0f));
     p = vf_fma(p, r, vf_set1(1.0f));
 
-    return vf_times_power(p, n);
+    return vf_ldexp(p, n);
 }
 
 /* log(1 + f) for f in [-0.293, 0.415]: with s = f / (2 + f) it is 2 (s + s^3/3 + s^5/5 + ...),
@@ -76,7 +76,7 @@ INLINE vf vf_log(vf x) {
     const int32_t root_half = 0x3f3504f3;
     vi offset = vi_sub(vi_bits(x), vi_set1(root_half));
     vi exponent = vi_shift_right(offset, 23);
-    vf m = vf_bits(vi_add(vi_and(offset, vi_set1(0x007fffff)), vi_set1(root_half)));
+    vf m = vf_from_bits(vi_add(vi_and(offset, vi_set1(0x007fffff)), vi_set1(root_half)));
     vf e = vf_from_int(exponent);
     vf log_m = log_of_one_plus(vf_sub(m, vf_set1(1.0f)));
     return vf_fma(e, vf_set1(LN2_HIGH), vf_fma(e, vf_set1(LN2_LOW), log_m));

@@ -36,7 +36,7 @@ INLINE void load_int8(group_columns *g, const uint8_t *block, int column) {
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
-        g->scale[v] = vf_bits(vi_shift_left(word, 16));
+        g->scale[v] = vf_from_bits(vi_shift_left(word, 16));
     }
 }
 
@@ -56,7 +56,7 @@ INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
         vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_MANTISSA - 4);
-        g->scale[v] = vf_bits(vi_add(bits, vi_set1(INT4_EXPONENT << 23)));
+        g->scale[v] = vf_from_bits(vi_add(bits, vi_set1(INT4_EXPONENT << 23)));
         g->zero[v] = vi_and(word, vi_set1(0xf));
     }
 }

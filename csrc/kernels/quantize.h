@@ -36,17 +36,17 @@ static void quantize_int8_kernel(const float *weights, uint8_t *block) {
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
         vf most = vf_set1(0.0f);
         for (int i = 0; i < GROUP; i++) {
-            vf magnitude = vf_magnitude(vf_load(weights + i * PANEL + c));
+            vf magnitude = vf_abs(vf_load(weights + i * PANEL + c));
             most = vf_select_less(most, magnitude, magnitude, most);
         }
-        vi bits = vi_round_off(vi_bits(vf_div(most, vf_set1(127.0f))), 16);
-        vf scale = vf_bits(bits);
+        vi bits = vi_round_mantissa(vi_bits(vf_div(most, vf_set1(127.0f))), 16);
+        vf scale = vf_from_bits(bits);
         for (int step = 0; step < GROUP / 4; step++) {
             vi value[4];
             for (int i = 0; i < 4; i++) {
                 vf ratio = vf_div(vf_load(weights + (4 * step + i) * PANEL + c), scale);
                 ratio = vf_select_less(vf_set1(0.0f), scale, ratio, vf_set1(0.0f));
-                value[i] = vi_nearest(vf_add(vf_clamp(ratio, -127.0f, 127.0f), vf_set1(128.0f)));
+                value[i] = vi_round(vf_add(vf_clamp(ratio, -127.0f, 127.0f), vf_set1(128.0f)));
             }
             store_lanes(block, step, c, four_bytes(value));
         }
@@ -63,15 +63,15 @@ typedef struct {
 } int4_choice;
 
 INLINE vf int4_scale(vf x) {
-    vf rounded = vf_bits(vi_round_off(vi_bits(x), INT4_MANTISSA));
+    vf rounded = vf_from_bits(vi_round_mantissa(vi_bits(x), INT4_MANTISSA));
     return vf_clamp(rounded, INT4_LEAST_SCALE, INT4_GREATEST_SCALE);
 }
 
-INLINE vf vf_nearest(vf x) { return vf_sub(vf_add(x, vf_set1(ROUND_MAGIC)), vf_set1(ROUND_MAGIC)); }
+INLINE vf vf_round(vf x) { return vf_sub(vf_add(x, vf_set1(ROUND_MAGIC)), vf_set1(ROUND_MAGIC)); }
 
 /* A weight's nibble. */
 INLINE vf int4_value(vf weight, vf factor, vf zero) {
-    return vf_nearest(vf_clamp(vf_fma(weight, factor, zero), 0.0f, 15.0f));
+    return vf_round(vf_clamp(vf_fma(weight, factor, zero), 0.0f, 15.0f));
 }
 
 INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf error) {
@@ -104,7 +104,7 @@ INLINE void try_scale(const float *weights, const int4_weights *w, vf scale, vf 
                       int4_choice *best) {
     vf factor = vf_div(vf_set1(1.0f), scale);
     vf zero = vf_fma(middle, vf_sub(vf_set1(0.0f), factor), vf_set1(7.5f));
-    zero = vf_nearest(vf_clamp(zero, 0.0f, 15.0f));
+    zero = vf_round(vf_clamp(zero, 0.0f, 15.0f));
     vf product = vf_set1(0.0f), square = vf_set1(0.0f);
     for (int i = 0; i < GROUP; i++) {
         vf weight = vf_load(weights + i * PANEL);
@@ -150,16 +150,16 @@ static void quantize_int4_kernel(const float *weights, int n_candidates, uint8_t
             vi lower[4], upper[4];
             for (int i = 0; i < 4; i++) {
                 const float *weight = weights + (4 * step + i) * PANEL + c;
-                lower[i] = vi_nearest(int4_value(vf_load(weight), factor, best.zero));
+                lower[i] = vi_round(int4_value(vf_load(weight), factor, best.zero));
                 weight += GROUP / 2 * PANEL;
-                upper[i] = vi_nearest(int4_value(vf_load(weight), factor, best.zero));
+                upper[i] = vi_round(int4_value(vf_load(weight), factor, best.zero));
             }
             vi nibbles = vi_or(four_bytes(lower), vi_shift_left(four_bytes(upper), 4));
             store_lanes(block, step, c, nibbles);
         }
         vi scale = vi_shift_right_unsigned(vi_bits(best.scale), INT4_MANTISSA);
         scale = vi_sub(scale, vi_set1(INT4_EXPONENT << (23 - INT4_MANTISSA)));
-        vi word = vi_or(vi_shift_left(scale, 4), vi_nearest(best.zero));
+        vi word = vi_or(vi_shift_left(scale, 4), vi_round(best.zero));
         store_words(block + GROUP / 2 * PANEL + 2 * c, word);
     }
 }

@@ -14,8 +14,8 @@ INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *o
     vi most = vi_set1(0); /* of bits: what is no number is the greatest */
     UNROLL
     for (int v = 0; v < GROUP_VECTORS; v++)
-        most = vi_max(most, vi_bits(vf_magnitude(part[v])));
-    int32_t bits = vi_greatest(most);
+        most = vi_max(most, vi_bits(vf_abs(part[v])));
+    int32_t bits = vi_reduce_max(most);
     float magnitude;
     memcpy(&magnitude, &bits, sizeof magnitude);
     float scale = magnitude / 127.0f;
@@ -29,12 +29,12 @@ INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *o
     vi total = vi_set1(0);
     UNROLL
     for (int v = 0; v < GROUP_VECTORS; v++) {
-        vi nearest = vi_nearest(vf_mul(part[v], factor));
+        vi nearest = vi_round(vf_mul(part[v], factor));
         total = vi_sub(total, nearest);
-        vi_store_bytes(values + v * VF_WIDTH, nearest);
+        vi_store_8(values + v * VF_WIDTH, nearest);
     }
     out->scales[at] = scale;
-    out->minus_sums[at] = vi_total(total);
+    out->minus_sums[at] = vi_reduce_add(total);
 }
 
 static inline void quantize_rows_kernel(const float *x, size_t x_stride, int begin, int end, int k,

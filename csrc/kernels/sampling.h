@@ -25,8 +25,8 @@ static int arg_max_kernel(const float *logits, int n) {
 INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; round++) {
         vi upper0, upper2;
-        vi lower0 = vi_multiply(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
-        vi lower2 = vi_multiply(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
+        vi lower0 = vi_mul_wide(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
+        vi lower2 = vi_mul_wide(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
         counter[0] = vi_xor(vi_xor(upper2, counter[1]), vi_set1((int32_t)key0));
         counter[1] = lower2;
         counter[2] = vi_xor(vi_xor(upper0, counter[3]), vi_set1((int32_t)key1));

@@ -40,7 +40,7 @@ INLINE vf vf_nan_or(vf a, vf x) {
 }
 
 INLINE vi vi_bits(vf a) { return _mm256_castps_si256(a); }
-INLINE vf vf_bits(vi a) { return _mm256_castsi256_ps(a); }
+INLINE vf vf_from_bits(vi a) { return _mm256_castsi256_ps(a); }
 INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
@@ -51,7 +51,7 @@ INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi32(a, b));
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm256_srli_epi32(a, n); }
-INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
     vi even = _mm256_mul_epu32(a, b);
     vi odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
     *upper = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
@@ -62,13 +62,13 @@ INLINE vi vi_shift_left(vi a, int n) { return _mm256_slli_epi32(a, n); }
 INLINE vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
-INLINE int32_t vi_greatest(vi a) {
+INLINE int32_t vi_reduce_max(vi a) {
     __m128i half = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
     return _mm_cvtsi128_si32(half);
 }
-INLINE int32_t vi_total(vi a) {
+INLINE int32_t vi_reduce_add(vi a) {
     __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
@@ -76,7 +76,7 @@ INLINE int32_t vi_total(vi a) {
 }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
 /* For values that a byte holds. */
-INLINE void vi_store_bytes(int8_t *p, vi a) {
+INLINE void vi_store_8(int8_t *p, vi a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
 }

@@ -39,7 +39,7 @@ INLINE vi vi_bits(vf a) {
     memcpy(&bits, &a, sizeof bits);
     return bits;
 }
-INLINE vf vf_bits(vi a) {
+INLINE vf vf_from_bits(vi a) {
     vf value;
     memcpy(&value, &a, sizeof value);
     return value;
@@ -53,7 +53,7 @@ INLINE vi vi_load(const int32_t *p) { return *p; }
 INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return (vi)((uint32_t)a >> n); }
 /* The product's lower half; both are taken as unsigned. */
-INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
     uint64_t product = (uint64_t)(uint32_t)a * (uint32_t)b;
     *upper = (vi)(uint32_t)(product >> 32);
     return (vi)(uint32_t)product;
@@ -65,11 +65,11 @@ INLINE vf vf_from_int(vi a) { return (float)a; }
 INLINE vi vi_or(vi a, vi b) { return a | b; }
 INLINE vi vi_max(vi a, vi b) { return a < b ? b : a; }
 /* The greatest lane, and the lanes' sum. */
-INLINE int32_t vi_greatest(vi a) { return a; }
-INLINE int32_t vi_total(vi a) { return a; }
+INLINE int32_t vi_reduce_max(vi a) { return a; }
+INLINE int32_t vi_reduce_add(vi a) { return a; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
 /* The lanes' low bytes. */
-INLINE void vi_store_bytes(int8_t *p, vi a) { *p = (int8_t)a; }
+INLINE void vi_store_8(int8_t *p, vi a) { *p = (int8_t)a; }
 /* The lanes' lower halves. */
 INLINE void vi_store_16(uint16_t *p, vi a) { *p = (uint16_t)a; }
 INLINE vi vi_load_16(const uint16_t *p) { return *p; }
