@@ -3,7 +3,7 @@
  *
  * A page holds, for every block, the keys [head][dim][position], so that scores run along positions,
  * and then the values [head][position][dim], so that their sum runs along dimensions; all in float,
- * or in bfloat16 where the model's cache is narrow. */
+ * or in bfloat16 where the model's configuration says so. */
 #ifndef GPT2C_CACHE_H
 #define GPT2C_CACHE_H
 
@@ -26,7 +26,7 @@ void cache_free_spares(void);
 
 /* The bytes of a number in a page. */
 static inline size_t cache_number(const gpt2c_model *m) {
-    return m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+    return m->config.bfloat16_cache ? sizeof(uint16_t) : sizeof(float);
 }
 
 /* Where in a page a head's keys and values begin. */

@@ -42,10 +42,10 @@ typedef enum {
 typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_weights;
 
 typedef struct {
-    int32_t weights;      /* a gpt2c_weights: of the blocks' matrices */
-    int32_t embeddings;   /* the same of wte and lm_head, both quantised or neither */
-    int32_t narrow_cache; /* keys and values are kept in bfloat16 */
-    int32_t n_candidates; /* of each scale of int4, at least 1 */
+    int32_t weights;        /* a gpt2c_weights: of the blocks' matrices */
+    int32_t embeddings;     /* the same of wte and lm_head, both quantised or neither */
+    int32_t bfloat16_cache; /* keys and values are kept in bfloat16 */
+    int32_t n_candidates;   /* of each scale of int4, at least 1 */
     int32_t n_vocab;
     int32_t n_positions;
     int32_t n_embd;

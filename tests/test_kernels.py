@@ -182,10 +182,10 @@ def test_attention_bits_equal_the_scalar_twins(head_dim, n_before, n_rows, seed,
         for r, n in enumerate(range(n_before + 1, n_before + n_rows + 1))
     ]
     assert_same_bits([results[-1], np.array(alone)])
-    # A narrow cache is one of floats whose lower halves are cut off.
+    # A bfloat16 cache is one of floats whose lower halves are cut off.
     cut = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (keys, mixed)]
-    narrow = [_engine.attention(isa, q, keys, mixed, 0.125, is_narrow=True) for isa in ISAS]
-    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *narrow])
+    bfloat16 = [_engine.attention(isa, q, keys, mixed, 0.125, is_bfloat16=True) for isa in ISAS]
+    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *bfloat16])
 
 
 def test_attention_is_right(isa):

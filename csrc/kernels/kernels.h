@@ -94,7 +94,7 @@ typedef struct {
     size_t q_stride;
     int n_rows;
     void *const *pages;  /* the sequence's, PAGE_POSITIONS positions each */
-    int is_narrow;       /* pages hold bfloat16 and not float */
+    int is_bfloat16;     /* pages hold bfloat16 and not float */
     size_t keys, values; /* where in a page, in numbers, this head's lie: */
                          /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
     int n_positions;     /* the first row's own position + 1 */
@@ -131,7 +131,7 @@ typedef struct {
     void (*attention_values)(const attention_args *args);
     /* Puts a head's key and value of one position, [head_dim] each, where a page has them: the key's numbers
      * PAGE_POSITIONS apart, the value's side by side. */
-    void (*store)(const float *key, const float *value, int head_dim, int is_narrow, void *keys,
+    void (*store)(const float *key, const float *value, int head_dim, int is_bfloat16, void *keys,
                   void *values);
     void (*add)(const float *added, int n, float *x);
     /* Rows [begin, end) of x, [.., k], in 8 bits. */

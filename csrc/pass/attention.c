@@ -17,7 +17,7 @@ static void store_keys_values(const place *at, int32_t block, int32_t head, int 
         size_t values = cache_values(m, block, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
         size_t number = cache_number(m);
-        m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
+        m->kernels->store(key, key + n_embd, m->head_dim, m->config.bfloat16_cache,
                           (char *)page + keys * number, (char *)page + values * number);
     }
 }
@@ -54,7 +54,7 @@ static attention_args attention_of(const place *at, int32_t block, int32_t head,
         .q_stride = at->scratch->qkv.stride,
         .n_rows = n_rows,
         .pages = row->sequence->pages,
-        .is_narrow = m->config.narrow_cache,
+        .is_bfloat16 = m->config.bfloat16_cache,
         .keys = cache_keys(m, block, head),
         .values = cache_values(m, block, head),
         .n_positions = row->position + 1,

@@ -198,7 +198,7 @@ int main(int argc, char **argv) {
         for (int weights = GPT2C_FLOAT32; weights <= GPT2C_INT4; weights++) {
             configs[i].weights = weights;
             configs[i].embeddings = weights == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
-            configs[i].narrow_cache = weights != GPT2C_FLOAT32;
+            configs[i].bfloat16_cache = weights != GPT2C_FLOAT32;
             configs[i].n_candidates = 16;
             print_model(&configs[i], argv[1], atoi(argv[2]));
         }

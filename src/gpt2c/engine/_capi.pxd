@@ -23,7 +23,7 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_INT4
 
     ctypedef struct gpt2c_config:
-        int32_t weights, embeddings, narrow_cache, n_candidates
+        int32_t weights, embeddings, bfloat16_cache, n_candidates
         int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
         int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
         float layer_norm_epsilon
@@ -270,7 +270,7 @@ cdef extern from "kernels/kernels.h" nogil:
         size_t q_stride
         int n_rows
         const void *const *pages
-        int is_narrow
+        int is_bfloat16
         size_t keys, values
         int n_positions, head_dim, n_heads
         void *fetches

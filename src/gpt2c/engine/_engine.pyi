@@ -137,7 +137,7 @@ def integer_matmul(
     quantizes: bool = False,
 ) -> Any: ...
 def store(
-    isa: str, key: NDArray[np.float32], value: NDArray[np.float32], narrow: bool
+    isa: str, key: NDArray[np.float32], value: NDArray[np.float32], is_bfloat16: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def attention(
     isa: str,
@@ -145,7 +145,7 @@ def attention(
     keys: NDArray[np.float32],
     values: NDArray[np.float32],
     scale: float,
-    is_narrow: bool = False,
+    is_bfloat16: bool = False,
 ) -> NDArray[np.float32]: ...
 def arg_max(isa: str, logits: NDArray[np.float32]) -> int: ...
 def add(isa: str, x: NDArray[np.float32], added: NDArray[np.float32]) -> NDArray[np.float32]: ...

@@ -202,7 +202,7 @@ cdef class Model:
         c.weights = WEIGHTS[dtype]
         # 4 bits of them alone would cost as much perplexity as those of all the blocks.
         c.embeddings = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
-        c.narrow_cache = dtype != "float32"
+        c.bfloat16_cache = dtype != "float32"
         c.n_candidates = N_CANDIDATES
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions

@@ -153,12 +153,12 @@ def integer_matmul(
 
 
 def attention(
-    str isa not None, const float[:, ::1] q not None, keys, values, float scale, is_narrow=False,
+    str isa not None, const float[:, ::1] q not None, keys, values, float scale, is_bfloat16=False,
 ):
     """A kernel's causal attention of one head: q [n_rows, head_dim] are the last n_rows positions
 
-    of keys and values [n_positions, head_dim], all n_rows in one page of the cache. Where it is
-    narrow, keys and values are cut off to bfloat16.
+    of keys and values [n_positions, head_dim], all n_rows in one page of the cache. With is_bfloat16
+    the keys and values are cut off to bfloat16.
     """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef int n_rows = <int>q.shape[0], head_dim = <int>q.shape[1], n_positions = keys.shape[0]
@@ -172,7 +172,7 @@ def attention(
     for i in range(n_pages):
         page = padded[:, i * PAGE_POSITIONS:(i + 1) * PAGE_POSITIONS]
         stored[i, 0], stored[i, 1] = page[0].T.ravel(), page[1].ravel()
-    if is_narrow:
+    if is_bfloat16:
         stored = (stored.view(np.uint32) >> 16).astype(np.uint16)
     cdef const uint8_t[:, :, ::1] pages = stored.view(np.uint8)
     cdef const void *pointers[64]
@@ -189,25 +189,27 @@ def attention(
     args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
     args.scores, args.scores_stride = &scores[0, 0], n_positions
     args.out, args.out_stride = &out[0, 0], head_dim
-    args.is_narrow, args.fetches = is_narrow, NULL
+    args.is_bfloat16, args.fetches = is_bfloat16, NULL
     kernels.attention(&args)
     return result
 
 
-def store(str isa not None, const float[::1] key not None, const float[::1] value not None, narrow):
+def store(
+    str isa not None, const float[::1] key not None, const float[::1] value not None, is_bfloat16,
+):
     """(keys [head_dim, PAGE_POSITIONS], values [head_dim]) of a page, by a kernel.
 
     Of the keys the first position is written, and zeros are left elsewhere; in bfloat16 (uint16)
-    where it is narrow.
+    where is_bfloat16 is true.
     """
     if not key.shape[0] == value.shape[0] > 0:
         raise OptionError("store takes two vectors of one length")
-    number = np.uint16 if narrow else np.float32
+    number = np.uint16 if is_bfloat16 else np.float32
     keys = np.zeros((key.shape[0], PAGE_POSITIONS), dtype=number)
     values = np.zeros(key.shape[0], dtype=number)
     cdef uint8_t[::1] to_keys = keys.reshape(-1).view(np.uint8), to_values = values.view(np.uint8)
     kernels_of(isa).store(
-        &key[0], &value[0], <int>key.shape[0], narrow, &to_keys[0], &to_values[0]
+        &key[0], &value[0], <int>key.shape[0], is_bfloat16, &to_keys[0], &to_values[0]
     )
     return keys, values
 
