@@ -33,7 +33,7 @@
         .draw = draw_kernel,                           \
         .divide = divide_kernel,                       \
         .chance = chance_kernel,                       \
-        .log_total = log_total_kernel,                 \
+        .log_sum_exp = log_sum_exp_kernel,             \
         .rank = rank_kernel,                           \
         .exp = exp_kernel,                             \
         .log = log_kernel,                             \

@@ -143,7 +143,7 @@ typedef struct {
     /* The lowest id of the greatest logit, or -1 where any is NaN. */
     int (*arg_max)(const float *logits, int n);
     /* What to take from a logit for its log-probability, and the entropy: see log_prob.h. */
-    void (*log_total)(const float *logits, int n, float *log_total, float *entropy);
+    void (*log_sum_exp)(const float *logits, int n, float *log_sum_exp, float *entropy);
     /* 1 for the most likely id; of equal logits the lower id comes first. */
     int (*rank)(const float *logits, int n, int id);
     /* The id, below 2^24, whose logit plus Gumbel noise is the greatest; of equal ones the lowest. */

@@ -74,14 +74,14 @@ static denominator denominator_of(const float *logits, int n) {
 
 /* M + log S, so that log p(id) = logit - (M + log S), and the entropy in nats; both are NaN where a
  * logit is one or none is finite. */
-static void log_total_kernel(const float *logits, int n, float *log_total, float *entropy) {
+static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
     denominator all = denominator_of(logits, n);
     if (!(all.sum > 0.0f) || all.greatest - all.greatest != 0.0f) {
-        *log_total = *entropy = __builtin_nanf("");
+        *log_sum_exp = *entropy = __builtin_nanf("");
         return;
     }
     float log_sum = log_of(all.sum);
-    *log_total = all.greatest + log_sum;
+    *log_sum_exp = all.greatest + log_sum;
     *entropy = log_sum - all.sum_scaled / all.sum;
 }
 

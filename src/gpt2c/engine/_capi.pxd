@@ -293,7 +293,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*quantize_int8)(const float *, uint8_t *)
         void (*quantize_int4)(const float *, int, uint8_t *)
         int (*arg_max)(const float *, int)
-        void (*log_total)(const float *, int, float *, float *)
+        void (*log_sum_exp)(const float *, int, float *, float *)
         int (*rank)(const float *, int, int)
         int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
         float (*chance)(const noise_key *)

@@ -232,13 +232,13 @@ def add(str isa not None, const float[::1] x not None, const float[::1] added no
     return result
 
 
-def log_total(str isa not None, const float[::1] logits not None):
+def log_sum_exp(str isa not None, const float[::1] logits not None):
     """What to take from a logit for its log-probability, and the entropy, by a kernel."""
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef float total, entropy
     if logits.shape[0] == 0:
-        raise OptionError("log_total takes at least one logit")
-    kernels.log_total(&logits[0], <int>logits.shape[0], &total, &entropy)
+        raise OptionError("log_sum_exp takes at least one logit")
+    kernels.log_sum_exp(&logits[0], <int>logits.shape[0], &total, &entropy)
     return total, entropy
 
 
