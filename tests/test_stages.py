@@ -283,7 +283,7 @@ def test_the_chance_of_a_position():
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):
             exact = chance(seed, 3, position)
-            assert {_engine.chance(isa, seed, 3, position) for isa in ISAS} == {exact}
+            assert {_engine.uniform(isa, seed, 3, position) for isa in ISAS} == {exact}
     chances = [chance(1, 0, n) for n in range(2000)]
     # Of 2,000 numbers from 0 to 1 the mean is off 1/2 by 5 standard errors at most.
     assert abs(np.mean(chances) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)

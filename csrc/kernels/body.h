@@ -32,7 +32,7 @@
         .arg_max = arg_max_kernel,                     \
         .draw = draw_kernel,                           \
         .divide = divide_kernel,                       \
-        .chance = chance_kernel,                       \
+        .uniform = uniform_kernel,                     \
         .log_sum_exp = log_sum_exp_kernel,             \
         .rank = rank_kernel,                           \
         .exp = exp_kernel,                             \

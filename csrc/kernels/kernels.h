@@ -150,7 +150,7 @@ typedef struct {
     int (*draw)(const float *logits, const int32_t *ids, int n, const noise_key *key, float *score);
     void (*divide)(float *x, int n, float by);
     /* From 0 up to, and not, 1. */
-    float (*chance)(const noise_key *key);
+    float (*uniform)(const noise_key *key);
     /* Elementwise functions, here so that tests reach them: exp, log, and the activations. */
     void (*exp)(float *x, int n);
     void (*log)(float *x, int n);

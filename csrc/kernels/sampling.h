@@ -133,7 +133,7 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
 }
 
 /* A number from 0 up to, and not, 1 that belongs to the position: 24 bits of its counter's word 0. */
-static float chance_kernel(const noise_key *key) {
+static float uniform_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
                      vi_set1(1)};
     philox(counter, (uint32_t)key->seed, (uint32_t)(key->seed >> 32));

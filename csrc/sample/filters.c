@@ -112,7 +112,7 @@ static void keep_eta(candidates *c, float epsilon) {
  * of the ids that reach a threshold all but the least likely go. The chance is drawn at the token's
  * position, like its noise. */
 static void exclude_top(candidates *c, float probability, float threshold, const noise_key *key) {
-    if (c->kernels->chance(key) >= probability)
+    if (c->kernels->uniform(key) >= probability)
         return;
     candidates_sort(c);
     double sum = candidates_weigh(c);

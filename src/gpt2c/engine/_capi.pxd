@@ -296,7 +296,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*log_sum_exp)(const float *, int, float *, float *)
         int (*rank)(const float *, int, int)
         int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
-        float (*chance)(const noise_key *)
+        float (*uniform)(const noise_key *)
 
 
     ctypedef struct integer_table:

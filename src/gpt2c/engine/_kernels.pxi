@@ -264,11 +264,11 @@ def draw(
     return id, score
 
 
-def chance(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
+def uniform(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
     """The number from 0 to 1 that belongs to a position."""
     cdef noise_key key
     key.seed, key.sample, key.position = seed, sample, position
-    return kernels_of(isa).chance(&key)
+    return kernels_of(isa).uniform(&key)
 
 
 # ---- how many threads run ----
