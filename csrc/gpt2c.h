@@ -164,9 +164,9 @@ typedef struct {
     int32_t id; /* -1 past the vocabulary's end */
 } gpt2c_alternative;
 
-#define GPT2C_MOST_TOP 128
+#define GPT2C_MAX_TOP 128
 
-/* Where scores go: one for each token, and the n_top most likely ids, up to GPT2C_MOST_TOP, in order. */
+/* Where scores go: one for each token, and the n_top most likely ids, up to GPT2C_MAX_TOP, in order. */
 typedef struct {
     gpt2c_token_score *scores; /* [n], or NULL: none are asked for */
     int32_t n_top;

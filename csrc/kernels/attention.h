@@ -18,8 +18,8 @@
 
 /* A single row, which comes from decoding and has to fetch the cache from memory, goes through a page
  * line by line: its tile is as wide as a page. */
-#define MOST_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
-#define ATTENTION_VECTORS(rows) ((rows) == 1 ? MOST_VECTORS : TILE_VECTORS)
+#define MAX_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
+#define ATTENTION_VECTORS(rows) ((rows) == 1 ? MAX_VECTORS : TILE_VECTORS)
 
 /* A float's upper half, to nearest even; a NaN that was computed has a bit there, and stays one. */
 INLINE vi to_bfloat16(vf x) {
@@ -91,7 +91,7 @@ INLINE int lines_of(const int is_bfloat16, int n) {
 INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int rows,
                        const int n_vectors, const float *q, stored key, int n, fetch_list *fetches,
                        float *scores) {
-    vf sum[TILE_ROWS][MOST_VECTORS];
+    vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
         UNROLL
@@ -99,7 +99,7 @@ INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int
             sum[r][v] = vf_set1(0.0f);
     }
     for (int d = 0; d < a->head_dim; d++) {
-        vf k[MOST_VECTORS];
+        vf k[MAX_VECTORS];
         if (rows == 1)
             fetch_lines(fetches, lines_of(is_bfloat16, PAGE_POSITIONS));
         UNROLL
@@ -174,8 +174,8 @@ static float exponentials(float *scores, int n, float m) {
 /* sum[r] = fma(scores[r][i], value, sum[r]) for the rows of the tile from the first-th on. */
 INLINE void add_value(const attention_args *a, const int is_bfloat16, const int rows,
                       const int first, const int n_vectors, stored value, int n,
-                      const float *scores, vf sum[TILE_ROWS][MOST_VECTORS]) {
-    vf loaded[MOST_VECTORS];
+                      const float *scores, vf sum[TILE_ROWS][MAX_VECTORS]) {
+    vf loaded[MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
         loaded[v] = load_stored(stored_at(value, v * VF_WIDTH), is_bfloat16, n - v * VF_WIDTH);
@@ -193,7 +193,7 @@ INLINE void add_value(const attention_args *a, const int is_bfloat16, const int 
 INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int rows,
                        const int n_vectors, int dim, int n, int n_positions, const float *divisor,
                        float *out) {
-    vf total[TILE_ROWS][MOST_VECTORS], sum[TILE_ROWS][MOST_VECTORS];
+    vf total[TILE_ROWS][MAX_VECTORS], sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
         UNROLL
@@ -251,7 +251,7 @@ INLINE void tile_weights(const attention_args *a, const int rows, int row, float
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
         int n_positions = a->n_positions + row + r;
-        sum[r] = exponentials(scores, n_positions, greatest(scores, n_positions));
+        sum[r] = exponentials(scores, n_positions, row_max(scores, n_positions));
     }
 }
 
@@ -301,7 +301,7 @@ static void attention_kernel(const attention_args *a) {
 INLINE void add_block(const attention_args *a, const int is_bfloat16, const int n_vectors,
                       stored value, int n, const float *weights, int n_positions, int is_first,
                       float *out) {
-    vf sum[TILE_ROWS][MOST_VECTORS];
+    vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
         sum[0][v] = vf_set1(0.0f);
@@ -319,14 +319,14 @@ INLINE void add_block(const attention_args *a, const int is_bfloat16, const int 
 
 /* The values of a page by the weights of a head. */
 INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, int page) {
-    const int width = MOST_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
+    const int width = MAX_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
     int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
     stored value = {a->pages[page], a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
     const float *weights = a->scores + (size_t)head * a->scores_stride + first;
     float *out = a->out + head * a->head_dim;
     int dim = 0;
     for (; dim + width <= a->head_dim; dim += width)
-        add_block(a, is_bfloat16, MOST_VECTORS, stored_at(value, dim), width, weights, n, page == 0,
+        add_block(a, is_bfloat16, MAX_VECTORS, stored_at(value, dim), width, weights, n, page == 0,
                   out + dim);
     for (; dim < a->head_dim; dim += VF_WIDTH)
         add_block(a, is_bfloat16, 1, stored_at(value, dim), a->head_dim - dim, weights, n,
@@ -346,7 +346,7 @@ INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
     float sum[ATTENTION_ROWS];
     for (int h = 0; h < a->n_heads; h++) {
         float *scores = a->scores + (size_t)h * a->scores_stride;
-        sum[h] = exponentials(scores, a->n_positions, greatest(scores, a->n_positions));
+        sum[h] = exponentials(scores, a->n_positions, row_max(scores, a->n_positions));
     }
     for (int page = 0; page < n_pages; page++)
         for (int h = 0; h < a->n_heads; h++)

@@ -75,13 +75,13 @@ typedef struct {
 } matmul_args;
 
 /* Lines of memory that a kernel fetches on its way, a step apart, in the order in which they are read. */
-#define MOST_FETCHES 128
+#define MAX_FETCHES 128
 
 typedef struct {
     struct {
         const char *next, *end;
         size_t step;
-    } parts[MOST_FETCHES];
+    } parts[MAX_FETCHES];
     int n_parts, part; /* the one that is under way */
 } fetch_list;
 

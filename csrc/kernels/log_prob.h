@@ -1,18 +1,18 @@
 /* Log-probabilities from logits.
  *
- * The soft-max's denominator runs over tiles of TILE_IDS ids: each has its own greatest logit m and
+ * The soft-max's softmax_sums runs over tiles of TILE_IDS ids: each has its own greatest logit m and
  * the sums, in 16 lanes, of e = exp(x - m) and of e * (x - m); tiles are merged ascending. */
 
 #define TILE_IDS 1024
 
 /* Below this difference exp is zero, and the product with it nothing rather than 0 * -infinity. */
-#define LEAST_EXPONENT -104.0f
+#define MIN_EXPONENT -104.0f
 
 typedef struct {
-    float greatest;   /* m */
+    float max;        /* m */
     float sum;        /* of e */
     float sum_scaled; /* of e * (x - m) */
-} denominator;
+} softmax_sums;
 
 INLINE float exp_of(float x) {
     float lane[VF_WIDTH];
@@ -26,19 +26,19 @@ INLINE float log_of(float x) {
     return lane[0];
 }
 
-static denominator denominator_of_tile(const float *logits, int n) {
+static softmax_sums sums_of_tile(const float *logits, int n) {
     /* A NaN logit makes its own exp, and so the sum, a NaN. */
-    denominator tile = {greatest(logits, n), 0.0f, 0.0f};
-    if (tile.greatest == -__builtin_inff())
+    softmax_sums tile = {row_max(logits, n), 0.0f, 0.0f};
+    if (tile.max == -__builtin_inff())
         return tile;
     lanes sum = lanes_zero(), scaled = lanes_zero();
     for (int i = 0; i < n; i += LANES)
         for (int v = 0; v < LANE_VECTORS; v++) {
             int at = i + v * VF_WIDTH;
             if (at < n) {
-                vf below = vf_sub(vf_load_first(logits + at, n - at), vf_set1(tile.greatest));
+                vf below = vf_sub(vf_load_first(logits + at, n - at), vf_set1(tile.max));
                 vf e = vf_keep_first(vf_exp(below), n - at);
-                below = vf_select_less(below, vf_set1(LEAST_EXPONENT), vf_set1(0.0f), below);
+                below = vf_select_less(below, vf_set1(MIN_EXPONENT), vf_set1(0.0f), below);
                 below = vf_keep_first(below, n - at);
                 sum.part[v] = vf_add(sum.part[v], e);
                 scaled.part[v] = vf_fma(e, below, scaled.part[v]);
@@ -50,11 +50,11 @@ static denominator denominator_of_tile(const float *logits, int n) {
 }
 
 /* b's sums, brought to a's greatest logit, which is no less, are added to a's. */
-static denominator with_smaller(denominator a, denominator b) {
+static softmax_sums merge_smaller(softmax_sums a, softmax_sums b) {
     if (b.sum == 0.0f)
         return a; /* its greatest logit is minus infinity */
-    float below = b.greatest - a.greatest;
-    if (below < LEAST_EXPONENT)
+    float below = b.max - a.max;
+    if (below < MIN_EXPONENT)
         return a;
     float factor = exp_of(below);
     a.sum = __builtin_fmaf(b.sum, factor, a.sum);
@@ -62,12 +62,12 @@ static denominator with_smaller(denominator a, denominator b) {
     return a;
 }
 
-static denominator denominator_of(const float *logits, int n) {
-    denominator all = denominator_of_tile(logits, n < TILE_IDS ? n : TILE_IDS);
+static softmax_sums sums_of_row(const float *logits, int n) {
+    softmax_sums all = sums_of_tile(logits, n < TILE_IDS ? n : TILE_IDS);
     for (int begin = TILE_IDS; begin < n; begin += TILE_IDS) {
         int length = n - begin < TILE_IDS ? n - begin : TILE_IDS;
-        denominator tile = denominator_of_tile(logits + begin, length);
-        all = tile.greatest > all.greatest ? with_smaller(tile, all) : with_smaller(all, tile);
+        softmax_sums tile = sums_of_tile(logits + begin, length);
+        all = tile.max > all.max ? merge_smaller(tile, all) : merge_smaller(all, tile);
     }
     return all;
 }
@@ -75,13 +75,13 @@ static denominator denominator_of(const float *logits, int n) {
 /* M + log S, so that log p(id) = logit - (M + log S), and the entropy in nats; both are NaN where a
  * logit is one or none is finite. */
 static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
-    denominator all = denominator_of(logits, n);
-    if (!(all.sum > 0.0f) || all.greatest - all.greatest != 0.0f) {
+    softmax_sums all = sums_of_row(logits, n);
+    if (!(all.sum > 0.0f) || all.max - all.max != 0.0f) {
         *log_sum_exp = *entropy = __builtin_nanf("");
         return;
     }
     float log_sum = log_of(all.sum);
-    *log_sum_exp = all.greatest + log_sum;
+    *log_sum_exp = all.max + log_sum;
     *entropy = log_sum - all.sum_scaled / all.sum;
 }
 

@@ -34,12 +34,12 @@ INLINE void store_lanes(uint8_t *block, int step, int column, vi a) {
 
 static void quantize_int8_kernel(const float *weights, uint8_t *block) {
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
-        vf most = vf_set1(0.0f);
+        vf max = vf_set1(0.0f);
         for (int i = 0; i < GROUP; i++) {
             vf magnitude = vf_abs(vf_load(weights + i * PANEL + c));
-            most = vf_select_less(most, magnitude, magnitude, most);
+            max = vf_select_less(max, magnitude, magnitude, max);
         }
-        vi bits = vi_round_mantissa(vi_bits(vf_div(most, vf_set1(127.0f))), 16);
+        vi bits = vi_round_mantissa(vi_bits(vf_div(max, vf_set1(127.0f))), 16);
         vf scale = vf_from_bits(bits);
         for (int step = 0; step < GROUP / 4; step++) {
             vi value[4];
@@ -55,8 +55,8 @@ static void quantize_int8_kernel(const float *weights, uint8_t *block) {
 }
 
 /* What the scales of 4 bits can be. */
-#define INT4_LEAST_SCALE 0x1p-95f
-#define INT4_GREATEST_SCALE 0x1.f8p32f
+#define INT4_MIN_SCALE 0x1p-95f
+#define INT4_MAX_SCALE 0x1.f8p32f
 
 typedef struct {
     vf scale, zero, error;
@@ -64,7 +64,7 @@ typedef struct {
 
 INLINE vf int4_scale(vf x) {
     vf rounded = vf_from_bits(vi_round_mantissa(vi_bits(x), INT4_MANTISSA));
-    return vf_clamp(rounded, INT4_LEAST_SCALE, INT4_GREATEST_SCALE);
+    return vf_clamp(rounded, INT4_MIN_SCALE, INT4_MAX_SCALE);
 }
 
 INLINE vf vf_round(vf x) { return vf_sub(vf_add(x, vf_set1(ROUND_MAGIC)), vf_set1(ROUND_MAGIC)); }
@@ -133,7 +133,7 @@ INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     w.factor = vf_select_less(w.square, vf_set1(0x1p-100f), vf_set1(0.0f),
                               vf_div(vf_set1(BIAS_COST), w.square));
     vf range = vf_sub(high, low), middle = vf_mul(vf_add(high, low), vf_set1(0.5f));
-    int4_choice best = {.scale = vf_set1(INT4_LEAST_SCALE), .zero = vf_set1(0.0f)};
+    int4_choice best = {.scale = vf_set1(INT4_MIN_SCALE), .zero = vf_set1(0.0f)};
     best.error = int4_error(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));
     for (int i = 0; i < n_candidates; i++) {
         float part = n_candidates == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_candidates;

@@ -11,11 +11,11 @@ INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *o
                            int r) {
     int8_t *values = out->values + (size_t)group * out->values_stride + (size_t)r * GROUP;
     const size_t at = (size_t)group * out->stride + (size_t)r;
-    vi most = vi_set1(0); /* of bits: what is no number is the greatest */
+    vi max = vi_set1(0); /* of bits: what is no number is the greatest */
     UNROLL
     for (int v = 0; v < GROUP_VECTORS; v++)
-        most = vi_max(most, vi_bits(vf_abs(part[v])));
-    int32_t bits = vi_reduce_max(most);
+        max = vi_max(max, vi_bits(vf_abs(part[v])));
+    int32_t bits = vi_reduce_max(max);
     float magnitude;
     memcpy(&magnitude, &bits, sizeof magnitude);
     float scale = magnitude / 127.0f;

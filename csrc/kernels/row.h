@@ -31,21 +31,21 @@ INLINE float lanes_total(const lanes *sum) {
 
 /* The greatest of n elements; a NaN where any is one. The order of comparisons shows only in the sign
  * of a zero. */
-static float greatest(const float *row, int n) {
-    vf most = vf_set1(row[0]), nan = vf_set1(0.0f);
+static float row_max(const float *row, int n) {
+    vf max = vf_set1(row[0]), nan = vf_set1(0.0f);
     for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
-        most = vf_max(x, most);
+        max = vf_max(x, max);
         nan = vf_nan_or(x, nan);
     }
     /* The last vector has some elements again, or, where there are fewer than a vector's, each its own. */
     for (int i = n < VF_WIDTH ? 0 : n - VF_WIDTH; i < n; i += n < VF_WIDTH ? 1 : VF_WIDTH) {
         vf x = n < VF_WIDTH ? vf_set1(row[i]) : vf_load(row + i);
-        most = vf_max(x, most);
+        max = vf_max(x, max);
         nan = vf_nan_or(x, nan);
     }
     float lane[VF_WIDTH], nans[VF_WIDTH];
-    vf_store(lane, most);
+    vf_store(lane, max);
     vf_store(nans, nan);
     float result = lane[0];
     for (int i = 0; i < VF_WIDTH; i++) {

@@ -6,11 +6,11 @@ static int arg_max_kernel(const float *logits, int n) {
     float best = 0.0f;
     int best_block = -1;
     for (int begin = 0; begin < n; begin += block) {
-        float most = greatest(logits + begin, n - begin < block ? n - begin : block);
-        if (most != most)
+        float max = row_max(logits + begin, n - begin < block ? n - begin : block);
+        if (max != max)
             return -1;
-        if (best_block < 0 || most > best) {
-            best = most;
+        if (best_block < 0 || max > best) {
+            best = max;
             best_block = begin;
         }
     }
@@ -113,11 +113,11 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
 static int draw_kernel(const float *logits, const int32_t *ids, int n, const noise_key *key,
                        float *best_score) {
     const float lowest = -3.402823466e38f;
-    float floor = greatest(logits, n) - NOISE_RANGE;
+    float floor = row_max(logits, n) - NOISE_RANGE;
     best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
     for (int i = 0; i < n; i += DRAW_BLOCK) {
         int rest = n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK;
-        if (greatest(logits + i, rest) >= floor)
+        if (row_max(logits + i, rest) >= floor)
             draw_from_block(&best, logits + i, ids + i, rest, key);
     }
     float scores[VF_WIDTH], numbers[VF_WIDTH];

@@ -87,7 +87,7 @@ static void quantize_heads(const place *at, activations x, int first, int last, 
 #define FETCHED_ROW ((size_t)256 << 10)
 
 static void list_lines(fetch_list *list, const char *begin, const char *end, size_t step) {
-    if (list->n_parts == MOST_FETCHES || begin >= end)
+    if (list->n_parts == MAX_FETCHES || begin >= end)
         return;
     list->parts[list->n_parts].next = begin;
     list->parts[list->n_parts].end = end;

@@ -214,7 +214,7 @@ void candidates_keep_first(candidates *c, int32_t k) {
 }
 
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids) {
-    uint64_t keys[GPT2C_MOST_TOP];
+    uint64_t keys[GPT2C_MAX_TOP];
     int32_t n_found = k < n ? k : n;
     if (n_found)
         select_keys(keys, logits, NULL, n, n_found);

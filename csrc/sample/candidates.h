@@ -54,7 +54,7 @@ uint32_t ascending_key(float x);
 /* Sorts by a key's upper half; equal ones keep their order. */
 void candidates_sort_keys(candidates *c, int32_t n);
 
-/* The ids of the k greatest of n logits, k up to GPT2C_MOST_TOP, by (logit descending, id ascending);
+/* The ids of the k greatest of n logits, k up to GPT2C_MAX_TOP, by (logit descending, id ascending);
  * past the n-th NOWHERE. */
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids);
 

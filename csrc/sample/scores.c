@@ -12,7 +12,7 @@ void score_token(const gpt2c_model *m, const float *logits, int32_t token,
     m->kernels->log_sum_exp(logits, n_vocab, &log_sum_exp, &score->entropy);
     score->log_prob = logits[token] - log_sum_exp;
     score->rank = m->kernels->rank(logits, n_vocab, token);
-    int32_t ids[GPT2C_MOST_TOP];
+    int32_t ids[GPT2C_MAX_TOP];
     top_ids(logits, n_vocab, n_top, ids);
     for (int32_t i = 0; i < n_top; i++) {
         int32_t id = ids[i];

@@ -125,7 +125,7 @@ cdef extern from "gpt2c.h" nogil:
         const gpt2c_probe *, float *,
     )
 
-    enum: GPT2C_MOST_TOP
+    enum: GPT2C_MAX_TOP
 
     ctypedef struct gpt2c_token_score:
         float log_prob, entropy
