@@ -2,7 +2,7 @@
  * magnitudes of 127 at most, and nibbles. */
 #define DOT_VECTORS 1 /* its 8 registers of weights leave 8 of 16 */
 #define INT8_OFFSET 0
-#define INT4_SUMS_ARE_WIDE 0
+#define INT4_SUMS_ARE_32_BITS 0
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;
@@ -20,5 +20,5 @@ INLINE vi dot_int8(vi sum, vi w, vi x) {
 /* Sums of 16 bits: a group's are 8 * 2 * 15 * 127 at most. */
 INLINE vi dot_int4(vi sum, vi w, vi x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
 
-INLINE vi int4_total(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
-INLINE vi times(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+INLINE vi int4_sum(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+INLINE vi mul_zero_point(vi a, vi b) { return _mm256_madd_epi16(a, b); }

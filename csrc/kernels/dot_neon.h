@@ -1,7 +1,7 @@
 /* Products of bytes with NEON, by way of 16 bits. */
 #define DOT_VECTORS 2 /* 16 registers of weights of 32 */
 #define INT8_OFFSET 0
-#define INT4_SUMS_ARE_WIDE 1
+#define INT4_SUMS_ARE_32_BITS 1
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;
@@ -24,5 +24,5 @@ INLINE vi dot_int4(vi sum, vi w, vi x) {
     return dot_signed(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
 }
 
-INLINE vi int4_total(vi sum) { return sum; }
-INLINE vi times(vi a, vi b) { return vmulq_s32(a, b); }
+INLINE vi int4_sum(vi sum) { return sum; }
+INLINE vi mul_zero_point(vi a, vi b) { return vmulq_s32(a, b); }

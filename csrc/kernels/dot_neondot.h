@@ -1,7 +1,7 @@
 /* Products of bytes with NEON's dot product. */
 #define DOT_VECTORS 2 /* 16 registers of weights of 32 */
 #define INT8_OFFSET 0
-#define INT4_SUMS_ARE_WIDE 1
+#define INT4_SUMS_ARE_32_BITS 1
 
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;
@@ -18,5 +18,5 @@ INLINE vi dot_int4(vi sum, vi w, vi x) {
     return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
 }
 
-INLINE vi int4_total(vi sum) { return sum; }
-INLINE vi times(vi a, vi b) { return vmulq_s32(a, b); }
+INLINE vi int4_sum(vi sum) { return sum; }
+INLINE vi mul_zero_point(vi a, vi b) { return vmulq_s32(a, b); }

@@ -5,8 +5,8 @@
  * memory, ascending. How many rows there are never shows.
  *
  * Of an instruction set dot_*.h defines: dot_int8(sum, w, x), which adds the products of four bytes a
- * lane, w being a value plus INT8_OFFSET; dot_int4, the same of nibbles, whose sum int4_total makes
- * one of 32 bits where INT4_SUMS_ARE_WIDE does not say that it is; and times(a, b) of a, 0 to 15, and b of 16 bits. */
+ * lane, w being a value plus INT8_OFFSET; dot_int4, the same of nibbles, whose sum int4_sum makes
+ * one of 32 bits where INT4_SUMS_ARE_32_BITS does not say that it is; and mul_zero_point(a, b) of a, 0 to 15, and b of 16 bits. */
 
 #define BYTES_STEPS (GROUP / 4)
 
@@ -25,13 +25,13 @@ typedef struct {
     vi zero[DOT_VECTORS]; /* of 4 bits */
 } group_columns;
 
-INLINE void load_int8(group_columns *g, const uint8_t *block, int column) {
-    const uint8_t *words = block + GROUP * PANEL + 2 * column;
+INLINE void load_int8(group_columns *g, const uint8_t *packed, int column) {
+    const uint8_t *words = packed + GROUP * PANEL + 2 * column;
     UNROLL
     for (int s = 0; s < BYTES_STEPS; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++)
-            g->weights[s][v] = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+            g->weights[s][v] = load_bytes(packed + (s * PANEL + column + v * VF_WIDTH) * 4);
     }
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
@@ -40,14 +40,14 @@ INLINE void load_int8(group_columns *g, const uint8_t *block, int column) {
     }
 }
 
-INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
-    const uint8_t *words = block + GROUP / 2 * PANEL + 2 * column;
+INLINE void load_int4(group_columns *g, const uint8_t *packed, int column) {
+    const uint8_t *words = packed + GROUP / 2 * PANEL + 2 * column;
     const vi nibble = vi_set1(0x0f0f0f0f);
     UNROLL
     for (int s = 0; s < BYTES_STEPS / 2; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++) {
-            vi both = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+            vi both = load_bytes(packed + (s * PANEL + column + v * VF_WIDTH) * 4);
             g->weights[s][v] = vi_and(both, nibble);
             g->weights[s + BYTES_STEPS / 2][v] = vi_and(vi_shift_right_unsigned(both, 4), nibble);
         }
@@ -55,8 +55,8 @@ INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
-        vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_MANTISSA - 4);
-        g->scale[v] = vf_from_bits(vi_add(bits, vi_set1(INT4_EXPONENT << 23)));
+        vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_SCALE_SHIFT - 4);
+        g->scale[v] = vf_from_bits(vi_add(bits, vi_set1(INT4_SCALE_EXPONENT << 23)));
         g->zero[v] = vi_and(word, vi_set1(0xf));
     }
 }
@@ -71,12 +71,12 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
             total = dot_int8(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
         return total;
     }
-    const vi offset = times(g->zero[v], minus_sum);
-    total = INT4_SUMS_ARE_WIDE ? offset : vi_set1(0);
+    const vi offset = mul_zero_point(g->zero[v], minus_sum);
+    total = INT4_SUMS_ARE_32_BITS ? offset : vi_set1(0);
     UNROLL
     for (int s = 0; s < BYTES_STEPS; s++)
         total = dot_int4(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
-    return INT4_SUMS_ARE_WIDE ? total : vi_add(int4_total(total), offset);
+    return INT4_SUMS_ARE_32_BITS ? total : vi_add(int4_sum(total), offset);
 }
 
 /* Weights are fetched so many bytes before they are multiplied (4 KB was seen to be too few), some at each
@@ -102,13 +102,13 @@ INLINE void fetch_at_row(fetching *f) {
 
 /* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
 INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
-                           const uint8_t *block, int column, fetching ahead, float *totals) {
+                           const uint8_t *packed, int column, fetching ahead, float *totals) {
     const int is_first = group == 0; /* of the sums, which begin with +0 */
     group_columns g;
     if (bits == 8)
-        load_int8(&g, block, column);
+        load_int8(&g, packed, column);
     else
-        load_int4(&g, block, column);
+        load_int4(&g, packed, column);
     const int8_t *values = x->values + (size_t)group * x->values_stride + (size_t)row * GROUP;
     const float *scales = x->scales + (size_t)group * x->stride + (size_t)row;
     const int32_t *minus_sums = x->minus_sums + (size_t)group * x->stride + (size_t)row;
@@ -141,21 +141,21 @@ INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int 
 
 INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin, int panel_end) {
     float totals[PASS_ROWS * PANEL];
-    const size_t block_bytes = bits == 8 ? INT8_BLOCK : INT4_BLOCK;
+    const size_t group_bytes = bits == 8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES;
     const int width = DOT_VECTORS * VF_WIDTH;
-    const size_t width_bytes = block_bytes * (size_t)width / PANEL;
+    const size_t width_bytes = group_bytes * (size_t)width / PANEL;
     const int n_groups = (a->k + GROUP - 1) / GROUP;
     const uint8_t *panels = a->panels;
     for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
         int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
-            const uint8_t *blocks = panels + (size_t)panel * (size_t)n_groups * block_bytes;
-            for (int g = 0; g < n_groups; g++, blocks += block_bytes) {
-                const uint8_t *ahead = blocks + FETCH_AHEAD;
+            const uint8_t *packed = panels + (size_t)panel * (size_t)n_groups * group_bytes;
+            for (int g = 0; g < n_groups; g++, packed += group_bytes) {
+                const uint8_t *ahead = packed + FETCH_AHEAD;
                 if (n_rows >= FETCHING_OUT_ROWS)
                     fetch_out(a, row, n_rows, panel, g, n_groups);
                 for (int c = 0; c < PANEL; c += width, ahead += width_bytes)
-                    multiply_group(&a->quantized, bits, g, row, n_rows, blocks, c,
+                    multiply_group(&a->quantized, bits, g, row, n_rows, packed, c,
                                    fetch_for_rows(ahead, width_bytes, n_rows), totals);
             }
             finish_panel(a, row, n_rows, panel, totals);

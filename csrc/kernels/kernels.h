@@ -25,10 +25,10 @@
 /* One group of a panel's columns, in bytes: values, [GROUP / 4][PANEL][4] of 8 bits, or with the upper
  * half of the group in the upper bits [GROUP / 8][PANEL][4] of 4; then a word of 16 bits for each
  * column (quantize.h). 8.5 and 4.5 bits a weight. */
-#define INT8_BLOCK (GROUP * PANEL + 2 * PANEL)
-#define INT4_BLOCK (GROUP * PANEL / 2 + 2 * PANEL)
-#define INT4_MANTISSA 18 /* bits that a float has more than a scale of 4 bits */
-#define INT4_EXPONENT 32 /* of a float's, where such a scale's is 0 */
+#define INT8_GROUP_BYTES (GROUP * PANEL + 2 * PANEL)
+#define INT4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
+#define INT4_SCALE_SHIFT 18    /* bits that a float has more than a scale of 4 bits */
+#define INT4_SCALE_EXPONENT 32 /* of a float's, where such a scale's is 0 */
 
 /* Positions in a page of the cache. Not part of the arithmetic. */
 #define PAGE_POSITIONS 64
@@ -138,8 +138,8 @@ typedef struct {
     void (*quantize_rows)(const float *x, size_t x_stride, int begin, int end, int k,
                           const quantized_rows *out);
     /* A group of a panel's columns, [GROUP][PANEL], all finite, as a block: see quantize.h. */
-    void (*quantize_int8)(const float *weights, uint8_t *block);
-    void (*quantize_int4)(const float *weights, int n_candidates, uint8_t *block);
+    void (*quantize_int8)(const float *weights, uint8_t *packed);
+    void (*quantize_int4)(const float *weights, int n_candidates, uint8_t *packed);
     /* The lowest id of the greatest logit, or -1 where any is NaN. */
     int (*arg_max)(const float *logits, int n);
     /* What to take from a logit for its log-probability, and the entropy: see log_prob.h. */

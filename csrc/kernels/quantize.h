@@ -26,13 +26,13 @@ INLINE vi four_bytes(const vi *values) {
     return vi_or(low, vi_or(vi_shift_left(values[2], 16), vi_shift_left(values[3], 24)));
 }
 
-INLINE void store_lanes(uint8_t *block, int step, int column, vi a) {
+INLINE void store_lanes(uint8_t *packed, int step, int column, vi a) {
     int32_t lane[VF_WIDTH];
     vi_store(lane, a);
-    memcpy(block + (step * PANEL + column) * 4, lane, sizeof lane);
+    memcpy(packed + (step * PANEL + column) * 4, lane, sizeof lane);
 }
 
-static void quantize_int8_kernel(const float *weights, uint8_t *block) {
+static void quantize_int8_kernel(const float *weights, uint8_t *packed) {
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
         vf max = vf_set1(0.0f);
         for (int i = 0; i < GROUP; i++) {
@@ -48,9 +48,9 @@ static void quantize_int8_kernel(const float *weights, uint8_t *block) {
                 ratio = vf_select_less(vf_set1(0.0f), scale, ratio, vf_set1(0.0f));
                 value[i] = vi_round(vf_add(vf_clamp(ratio, -127.0f, 127.0f), vf_set1(128.0f)));
             }
-            store_lanes(block, step, c, four_bytes(value));
+            store_lanes(packed, step, c, four_bytes(value));
         }
-        store_words(block + GROUP * PANEL + 2 * c, vi_shift_right_unsigned(bits, 16));
+        store_words(packed + GROUP * PANEL + 2 * c, vi_shift_right_unsigned(bits, 16));
     }
 }
 
@@ -63,7 +63,7 @@ typedef struct {
 } int4_choice;
 
 INLINE vf int4_scale(vf x) {
-    vf rounded = vf_from_bits(vi_round_mantissa(vi_bits(x), INT4_MANTISSA));
+    vf rounded = vf_from_bits(vi_round_mantissa(vi_bits(x), INT4_SCALE_SHIFT));
     return vf_clamp(rounded, INT4_MIN_SCALE, INT4_MAX_SCALE);
 }
 
@@ -142,7 +142,7 @@ INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     return best;
 }
 
-static void quantize_int4_kernel(const float *weights, int n_candidates, uint8_t *block) {
+static void quantize_int4_kernel(const float *weights, int n_candidates, uint8_t *packed) {
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
         int4_choice best = choose_int4(weights + c, n_candidates);
         vf factor = vf_div(vf_set1(1.0f), best.scale);
@@ -155,11 +155,11 @@ static void quantize_int4_kernel(const float *weights, int n_candidates, uint8_t
                 upper[i] = vi_round(int4_value(vf_load(weight), factor, best.zero));
             }
             vi nibbles = vi_or(four_bytes(lower), vi_shift_left(four_bytes(upper), 4));
-            store_lanes(block, step, c, nibbles);
+            store_lanes(packed, step, c, nibbles);
         }
-        vi scale = vi_shift_right_unsigned(vi_bits(best.scale), INT4_MANTISSA);
-        scale = vi_sub(scale, vi_set1(INT4_EXPONENT << (23 - INT4_MANTISSA)));
+        vi scale = vi_shift_right_unsigned(vi_bits(best.scale), INT4_SCALE_SHIFT);
+        scale = vi_sub(scale, vi_set1(INT4_SCALE_EXPONENT << (23 - INT4_SCALE_SHIFT)));
         vi word = vi_or(vi_shift_left(scale, 4), vi_round(best.zero));
-        store_words(block + GROUP / 2 * PANEL + 2 * c, word);
+        store_words(packed + GROUP / 2 * PANEL + 2 * c, word);
     }
 }

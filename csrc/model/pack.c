@@ -10,9 +10,9 @@
 size_t pack_panel_bytes(gpt2c_weights weights, size_t k) {
     switch (weights) {
     case GPT2C_INT8:
-        return groups_of(k) * INT8_BLOCK;
+        return groups_of(k) * INT8_GROUP_BYTES;
     case GPT2C_INT4:
-        return groups_of(k) * INT4_BLOCK;
+        return groups_of(k) * INT4_GROUP_BYTES;
     default:
         return k * PANEL * sizeof(float);
     }
@@ -27,7 +27,8 @@ static float *float_panel(const packed_matrix *m, size_t panel) {
 }
 
 static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t group) {
-    return panel_of(m, panel) + group * (m->weights == GPT2C_INT8 ? INT8_BLOCK : INT4_BLOCK);
+    return panel_of(m, panel) +
+           group * (m->weights == GPT2C_INT8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES);
 }
 
 /* ---- packing ---- */
@@ -117,8 +118,8 @@ static void column_of_block(const unsigned char *block, gpt2c_weights weights, s
     }
     unsigned word = word_of(block + GROUP / 2 * PANEL, column);
     int zero = (int)(word & 15);
-    float scale =
-        float_of(((uint32_t)(word & 0xfff0) << (INT4_MANTISSA - 4)) + (INT4_EXPONENT << 23));
+    float scale = float_of(((uint32_t)(word & 0xfff0) << (INT4_SCALE_SHIFT - 4)) +
+                           (INT4_SCALE_EXPONENT << 23));
     for (size_t i = 0; i < n; i++) {
         size_t half = i % (GROUP / 2);
         unsigned byte = bytes[half / 4 * PANEL * 4 + half % 4];

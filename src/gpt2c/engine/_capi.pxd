@@ -242,8 +242,8 @@ cdef extern from "kernels/kernels.h" nogil:
     enum: ATTENTION_ROWS
 
     enum: GROUP
-    enum: INT8_BLOCK
-    enum: INT4_BLOCK
+    enum: INT8_GROUP_BYTES
+    enum: INT4_GROUP_BYTES
 
     ctypedef struct quantized_rows:
         int8_t *values

@@ -112,7 +112,7 @@ def quantize_block(str isa not None, int bits, const float[:, ::1] weights not N
     """A group of a panel's columns [GROUP, PANEL] as a block of bytes, by a kernel."""
     if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
         raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
-    block = np.empty(INT8_BLOCK if bits == 8 else INT4_BLOCK, dtype=np.uint8)
+    block = np.empty(INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES, dtype=np.uint8)
     cdef uint8_t[::1] out = block
     if bits == 8:
         kernels_of(isa).quantize_int8(&weights[0, 0], &out[0])
@@ -131,7 +131,7 @@ def integer_matmul(
     """
     cdef const integer_table *kernels = set_of(isa).integer
     cdef int n_groups = rows[0].shape[0], n_rows = rows[0].shape[1]
-    expected = ((n + PANEL - 1) // PANEL, n_groups, INT8_BLOCK if bits == 8 else INT4_BLOCK)
+    expected = ((n + PANEL - 1) // PANEL, n_groups, INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES)
     if (panels.shape[0], panels.shape[1], panels.shape[2]) != expected:
         raise OptionError(f"integer_matmul takes blocks {expected}")
     result = np.zeros((n_rows, n), dtype=np.float32)
