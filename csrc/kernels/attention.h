@@ -55,13 +55,15 @@ static void store_kernel(const float *key, const float *value, int head_dim, int
 typedef struct {
     const void *page;
     size_t at;
-} stored;
+} cache_pointer;
 
-INLINE stored stored_at(stored s, int further) { return (stored){s.page, s.at + (size_t)further}; }
+INLINE cache_pointer cache_offset(cache_pointer s, int further) {
+    return (cache_pointer){s.page, s.at + (size_t)further};
+}
 
 /* The first n of a vector of numbers of the cache. A processor waits for the cache line of a load even where
  * all of it is masked: those of short texts that nobody had fetched took near half of attention's time. */
-INLINE vf load_stored(stored s, const int is_bfloat16, int n) {
+INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
     if (is_bfloat16)
@@ -81,7 +83,7 @@ INLINE void fetch_lines(fetch_list *f, int n) {
 }
 
 /* Of so many numbers of the cache. */
-INLINE int lines_of(const int is_bfloat16, int n) {
+INLINE int lines_in(const int is_bfloat16, int n) {
     const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* in numbers */
     return (n + line - 1) / line;
 }
@@ -89,8 +91,8 @@ INLINE int lines_of(const int is_bfloat16, int n) {
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
  * real. */
 INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int rows,
-                       const int n_vectors, const float *q, stored key, int n, fetch_list *fetches,
-                       float *scores) {
+                       const int n_vectors, const float *q, cache_pointer key, int n,
+                       fetch_list *fetches, float *scores) {
     vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -101,10 +103,10 @@ INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int
     for (int d = 0; d < a->head_dim; d++) {
         vf k[MAX_VECTORS];
         if (rows == 1)
-            fetch_lines(fetches, lines_of(is_bfloat16, PAGE_POSITIONS));
+            fetch_lines(fetches, lines_in(is_bfloat16, PAGE_POSITIONS));
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            k[v] = load_stored(stored_at(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_bfloat16,
+            k[v] = load_cached(cache_offset(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_bfloat16,
                                n - v * VF_WIDTH);
         UNROLL
         for (int r = 0; r < rows; r++) {
@@ -125,18 +127,19 @@ INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int
 
 /* The scores of one page's first n positions; what lies beyond is never read. */
 INLINE void page_scores(const attention_args *a, const int is_bfloat16, const int rows,
-                        const float *q, stored key, int n, fetch_list *fetches, float *scores) {
+                        const float *q, cache_pointer key, int n, fetch_list *fetches,
+                        float *scores) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     int i = 0;
     for (; i + width <= n; i += width)
-        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), width,
+        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), width,
                    i ? NULL : fetches, scores + i);
     /* A single row would be one chain at a time, and wait for it. */
     for (; rows == 1 && i < n; i += width)
-        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), n - i,
+        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), n - i,
                    i ? NULL : fetches, scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, is_bfloat16, rows, 1, q, stored_at(key, i), n - i, NULL, scores + i);
+        score_tile(a, is_bfloat16, rows, 1, q, cache_offset(key, i), n - i, NULL, scores + i);
 }
 
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
@@ -173,12 +176,12 @@ static float exponentials(float *scores, int n, float m) {
 
 /* sum[r] = fma(scores[r][i], value, sum[r]) for the rows of the tile from the first-th on. */
 INLINE void add_value(const attention_args *a, const int is_bfloat16, const int rows,
-                      const int first, const int n_vectors, stored value, int n,
+                      const int first, const int n_vectors, cache_pointer value, int n,
                       const float *scores, vf sum[TILE_ROWS][MAX_VECTORS]) {
     vf loaded[MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
-        loaded[v] = load_stored(stored_at(value, v * VF_WIDTH), is_bfloat16, n - v * VF_WIDTH);
+        loaded[v] = load_cached(cache_offset(value, v * VF_WIDTH), is_bfloat16, n - v * VF_WIDTH);
     UNROLL
     for (int r = first; r < rows; r++) {
         vf weight = vf_set1(scores[(size_t)r * a->scores_stride]);
@@ -201,7 +204,7 @@ INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
     }
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
-        stored value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
+        cache_pointer value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
@@ -241,7 +244,7 @@ INLINE void tile_scores(const attention_args *a, const int is_bfloat16, const in
     int all = a->n_positions + row + rows - 1;
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
-        stored key = {a->pages[i / PAGE_POSITIONS], a->keys};
+        cache_pointer key = {a->pages[i / PAGE_POSITIONS], a->keys};
         page_scores(a, is_bfloat16, rows, q, key, n, NULL, a->scores + i);
     }
 }
@@ -299,14 +302,14 @@ static void attention_kernel(const attention_args *a) {
 /* out[dim ..] (+)= sum(weights[i] * value[i][dim ..]) of a block of positions, for n_vectors vectors of
  * dimensions, of which n are real. */
 INLINE void add_block(const attention_args *a, const int is_bfloat16, const int n_vectors,
-                      stored value, int n, const float *weights, int n_positions, int is_first,
-                      float *out) {
+                      cache_pointer value, int n, const float *weights, int n_positions,
+                      int is_first, float *out) {
     vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
         sum[0][v] = vf_set1(0.0f);
     for (int i = 0; i < n_positions; i++, value.at += (size_t)a->head_dim) {
-        fetch_lines(a->fetches, lines_of(is_bfloat16, n_vectors * VF_WIDTH));
+        fetch_lines(a->fetches, lines_in(is_bfloat16, n_vectors * VF_WIDTH));
         add_value(a, is_bfloat16, 1, 0, n_vectors, value, n, weights + i, sum);
     }
     UNROLL
@@ -321,15 +324,16 @@ INLINE void add_block(const attention_args *a, const int is_bfloat16, const int 
 INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, int page) {
     const int width = MAX_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
     int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
-    stored value = {a->pages[page], a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
+    cache_pointer value = {a->pages[page],
+                           a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
     const float *weights = a->scores + (size_t)head * a->scores_stride + first;
     float *out = a->out + head * a->head_dim;
     int dim = 0;
     for (; dim + width <= a->head_dim; dim += width)
-        add_block(a, is_bfloat16, MAX_VECTORS, stored_at(value, dim), width, weights, n, page == 0,
-                  out + dim);
+        add_block(a, is_bfloat16, MAX_VECTORS, cache_offset(value, dim), width, weights, n,
+                  page == 0, out + dim);
     for (; dim < a->head_dim; dim += VF_WIDTH)
-        add_block(a, is_bfloat16, 1, stored_at(value, dim), a->head_dim - dim, weights, n,
+        add_block(a, is_bfloat16, 1, cache_offset(value, dim), a->head_dim - dim, weights, n,
                   page == 0, out + dim);
 }
 
@@ -338,7 +342,8 @@ INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
     for (int page = 0, first = 0; page < n_pages; page++, first += PAGE_POSITIONS) {
         int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
         for (int h = 0; h < a->n_heads; h++) {
-            stored key = {a->pages[page], a->keys + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
+            cache_pointer key = {a->pages[page],
+                                 a->keys + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
             page_scores(a, is_bfloat16, 1, a->q + h * a->head_dim, key, n, a->fetches,
                         a->scores + (size_t)h * a->scores_stride + first);
         }

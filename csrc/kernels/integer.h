@@ -83,18 +83,18 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
  * row: all at once they take every place that a core has for what it waits for, the rows' too, which cost a
  * third of the speed at 32 rows and near half at 8. Past the end nothing is read, so that nothing need
  * be there. */
-#define FETCH_AHEAD 16384
+#define PREFETCH_AHEAD 16384
 
 typedef struct {
     const uint8_t *next, *until;
     size_t row_bytes;
-} fetching;
+} prefetch_cursor;
 
-INLINE fetching fetch_for_rows(const uint8_t *begin, size_t bytes, int n_rows) {
-    return (fetching){begin, begin, bytes / (size_t)n_rows + 1};
+INLINE prefetch_cursor prefetch_for_rows(const uint8_t *begin, size_t bytes, int n_rows) {
+    return (prefetch_cursor){begin, begin, bytes / (size_t)n_rows + 1};
 }
 
-INLINE void fetch_at_row(fetching *f) {
+INLINE void prefetch_at_row(prefetch_cursor *f) {
     f->until += f->row_bytes;
     for (; f->next < f->until; f->next += CACHE_LINE * sizeof(float))
         __builtin_prefetch(f->next, 0, 2);
@@ -102,7 +102,8 @@ INLINE void fetch_at_row(fetching *f) {
 
 /* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
 INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
-                           const uint8_t *packed, int column, fetching ahead, float *totals) {
+                           const uint8_t *packed, int column, prefetch_cursor ahead,
+                           float *totals) {
     const int is_first = group == 0; /* of the sums, which begin with +0 */
     group_columns g;
     if (bits == 8)
@@ -113,7 +114,7 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
     const float *scales = x->scales + (size_t)group * x->stride + (size_t)row;
     const int32_t *minus_sums = x->minus_sums + (size_t)group * x->stride + (size_t)row;
     for (int r = 0; r < n_rows; r++) {
-        fetch_at_row(&ahead);
+        prefetch_at_row(&ahead);
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++) {
             vi sum = dot_group(&g, bits, v, values + (size_t)r * GROUP, vi_set1(minus_sums[r]));
@@ -127,10 +128,10 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
 
 /* Many rows wait for the places of their results too, which are fetched while a panel is multiplied: at
  * each group those of a part of the rows. */
-#define FETCHING_OUT_ROWS 32
+#define PREFETCH_OUT_MIN_ROWS 32
 
-INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
-                      int n_groups) {
+INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
+                         int n_groups) {
     int end = (int)((long)n_rows * (group + 1) / n_groups);
     for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
@@ -151,12 +152,12 @@ INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin
         for (int panel = panel_begin; panel < panel_end; panel++) {
             const uint8_t *packed = panels + (size_t)panel * (size_t)n_groups * group_bytes;
             for (int g = 0; g < n_groups; g++, packed += group_bytes) {
-                const uint8_t *ahead = packed + FETCH_AHEAD;
-                if (n_rows >= FETCHING_OUT_ROWS)
-                    fetch_out(a, row, n_rows, panel, g, n_groups);
+                const uint8_t *ahead = packed + PREFETCH_AHEAD;
+                if (n_rows >= PREFETCH_OUT_MIN_ROWS)
+                    prefetch_out(a, row, n_rows, panel, g, n_groups);
                 for (int c = 0; c < PANEL; c += width, ahead += width_bytes)
                     multiply_group(&a->quantized, bits, g, row, n_rows, packed, c,
-                                   fetch_for_rows(ahead, width_bytes, n_rows), totals);
+                                   prefetch_for_rows(ahead, width_bytes, n_rows), totals);
             }
             finish_panel(a, row, n_rows, panel, totals);
         }

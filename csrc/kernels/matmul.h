@@ -13,9 +13,9 @@
 typedef struct {
     const float *from;
     int lines, shift;
-} fetch;
+} tile_prefetch;
 
-INLINE void fetch_at(fetch f, int i) {
+INLINE void prefetch_at(tile_prefetch f, int i) {
     if (f.lines == 0 || i & ((1 << f.shift) - 1))
         return;
     const float *line = f.from + (size_t)((i >> f.shift) * f.lines) * CACHE_LINE;
@@ -26,7 +26,7 @@ INLINE void fetch_at(fetch f, int i) {
 
 /* totals[rows][PANEL] = x[rows, k] @ panel[k, columns c .. c + VECTORS_OF(rows) vectors] */
 INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, const float *panel,
-                          fetch ahead, float *totals) {
+                          tile_prefetch ahead, float *totals) {
     const int n_vectors = VECTORS_OF(rows);
     vf total[TILE_ROWS][ROW_VECTORS], sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
@@ -49,7 +49,7 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
             for (int v = 0; v < n_vectors; v++)
                 weights[v] = vf_load(panel + (size_t)i * PANEL + v * VF_WIDTH);
             if (rows > 1)
-                fetch_at(ahead, i);
+                prefetch_at(ahead, i);
             UNROLL
             for (int r = 0; r < rows; r++) {
                 vf broadcast = vf_set1(x[(size_t)r * a->x_stride + (size_t)i]);
@@ -84,7 +84,7 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 
 /* Each row count is its own unrolled copy, its sums in registers. */
 INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const float *panel,
-                          fetch ahead, float *totals) {
+                          tile_prefetch ahead, float *totals) {
     switch (rows) {
 #define CASE(n)                                       \
     case n:                                           \
@@ -99,20 +99,22 @@ INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const 
  * tile fetches what it will need a block later, several share the next panel out among them. (With few
  * rows it looks ahead by itself, and to fetch more was seen to cost decoding a sixth.) Past the last
  * panel's end nothing is read, so that nothing need be there. */
-#define FETCHING_ROWS 5
+#define PREFETCH_MIN_ROWS 5
 
-INLINE fetch fetch_of_tile(const matmul_args *a, const float *panel, int n_tiles, int tile) {
-    if (a->n_rows < FETCHING_ROWS)
-        return (fetch){panel, 0, 0};
+INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const float *panel, int n_tiles,
+                                      int tile) {
+    if (a->n_rows < PREFETCH_MIN_ROWS)
+        return (tile_prefetch){panel, 0, 0};
     if (n_tiles == 1)
-        return (fetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE, 0};
+        return (tile_prefetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE, 0};
     int shift = 0, n_shares = PANEL / CACHE_LINE; /* at a line a step */
     while (2 * n_shares <= n_tiles) {
         n_shares *= 2;
         shift++;
     }
     size_t share = (size_t)((a->k >> shift) + 1) * CACHE_LINE;
-    return (fetch){panel + (size_t)a->k * PANEL + (size_t)tile * share, tile < n_shares, shift};
+    return (tile_prefetch){panel + (size_t)a->k * PANEL + (size_t)tile * share, tile < n_shares,
+                           shift};
 }
 
 /* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. */
@@ -121,7 +123,7 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     int n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int tile = 0, row = 0; tile < n_tiles; tile++) {
         int rows = (n_rows - row + n_tiles - tile - 1) / (n_tiles - tile);
-        fetch ahead = fetch_of_tile(a, panel, n_tiles, tile);
+        tile_prefetch ahead = prefetch_of_tile(a, panel, n_tiles, tile);
         for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH)
             multiply_rows(rows, a, x + (size_t)row * a->x_stride, panel + c, ahead,
                           totals + row * PANEL + c);
