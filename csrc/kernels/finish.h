@@ -5,11 +5,11 @@
 #define PASS_ROWS 128
 
 /* A vector of a row's columns, from c on, with the bias and through the activation. */
-INLINE vf finished(const matmul_args *a, const float *totals, int column, int c) {
+INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, int c) {
     vf value = vf_load(totals + c);
     if (a->bias)
         value = vf_add(value, vf_load(a->bias + column + c));
-    return activated(value, a->activation);
+    return activate(value, a->activation);
 }
 
 #if PANEL != GROUP
@@ -24,7 +24,7 @@ INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int pane
         vf part[PANEL / VF_WIDTH];
         UNROLL
         for (int v = 0; v < PANEL / VF_WIDTH; v++) {
-            part[v] = finished(a, totals + r * PANEL, panel * PANEL, v * VF_WIDTH);
+            part[v] = finish_vector(a, totals + r * PANEL, panel * PANEL, v * VF_WIDTH);
             if (n_columns < PANEL)
                 part[v] = vf_keep_first(part[v], n_columns - v * VF_WIDTH);
         }
@@ -46,7 +46,7 @@ static void finish_panel(const matmul_args *a, int row, int n_rows, int panel,
         const float *residual =
             a->residual ? a->residual + (size_t)(row + r) * a->residual_stride + column : NULL;
         for (int c = 0; c < n_columns; c += VF_WIDTH) {
-            vf value = finished(a, totals + r * PANEL, column, c);
+            vf value = finish_vector(a, totals + r * PANEL, column, c);
             if (residual)
                 value = vf_add(value, vf_load_first(residual + c, n_columns - c));
             vf_store_first(out + c, value, n_columns - c);

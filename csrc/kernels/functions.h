@@ -82,14 +82,8 @@ INLINE vf vf_log(vf x) {
     return vf_fma(e, vf_set1(LN2_HIGH), vf_fma(e, vf_set1(LN2_LOW), log_m));
 }
 
-/* 1 / (1 + exp(-x)) */
-INLINE vf vf_sigmoid(vf x) {
-    vf e = vf_exp(vf_sub(vf_set1(0.0f), x));
-    return vf_div(vf_set1(1.0f), vf_add(vf_set1(1.0f), e));
-}
-
 /* x sigmoid(y), where an infinite x times a zero sigmoid is the limit, zero. */
-INLINE vf gated(vf x, vf y) {
+INLINE vf times_sigmoid(vf x, vf y) {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), y));
     vf finite = vf_max(vf_set1(-3e38f), x);
     return vf_div(finite, vf_add(vf_set1(1.0f), e));
@@ -101,7 +95,7 @@ INLINE vf gelu_tanh(vf x) {
     const float two_root = 1.59576912f; /* 2 sqrt(2 / pi) */
     vf square = vf_mul(x, x);
     vf u = vf_mul(x, vf_fma(square, vf_set1(two_root * 0.044715f), vf_set1(two_root)));
-    return gated(x, u);
+    return times_sigmoid(x, u);
 }
 
 /* x Phi(x), Phi the normal distribution function. With t = |x| / sqrt(2): below t = 1 Phi comes
@@ -154,18 +148,18 @@ INLINE vf vf_tanh(vf x) {
     return vf_nan_or(x, result);
 }
 
-INLINE vf activated(vf x, int activation) {
+INLINE vf activate(vf x, int activation) {
     switch (activation) {
     case GPT2C_GELU_TANH:
         return gelu_tanh(x);
     case GPT2C_GELU_ERF:
         return gelu_erf(x);
     case GPT2C_QUICK_GELU:
-        return gated(x, vf_mul(x, vf_set1(1.702f)));
+        return times_sigmoid(x, vf_mul(x, vf_set1(1.702f)));
     case GPT2C_RELU: /* as torch: a NaN stays one */
         return vf_select_less(x, vf_set1(0.0f), vf_set1(0.0f), x);
     case GPT2C_SILU:
-        return gated(x, x);
+        return times_sigmoid(x, x);
     case GPT2C_TANH:
         return vf_tanh(x);
     default:

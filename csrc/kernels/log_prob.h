@@ -14,13 +14,13 @@ typedef struct {
     float sum_scaled; /* of e * (x - m) */
 } softmax_sums;
 
-INLINE float exp_of(float x) {
+INLINE float exp_scalar(float x) {
     float lane[VF_WIDTH];
     vf_store(lane, vf_exp(vf_set1(x)));
     return lane[0];
 }
 
-INLINE float log_of(float x) {
+INLINE float log_scalar(float x) {
     float lane[VF_WIDTH];
     vf_store(lane, vf_log(vf_set1(x)));
     return lane[0];
@@ -56,7 +56,7 @@ static softmax_sums merge_smaller(softmax_sums a, softmax_sums b) {
     float below = b.max - a.max;
     if (below < MIN_EXPONENT)
         return a;
-    float factor = exp_of(below);
+    float factor = exp_scalar(below);
     a.sum = __builtin_fmaf(b.sum, factor, a.sum);
     a.sum_scaled = __builtin_fmaf(__builtin_fmaf(b.sum, below, b.sum_scaled), factor, a.sum_scaled);
     return a;
@@ -80,7 +80,7 @@ static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, f
         *log_sum_exp = *entropy = __builtin_nanf("");
         return;
     }
-    float log_sum = log_of(all.sum);
+    float log_sum = log_scalar(all.sum);
     *log_sum_exp = all.max + log_sum;
     *entropy = log_sum - all.sum_scaled / all.sum;
 }

@@ -67,7 +67,7 @@ INLINE vf exponential_variate(vi r) {
 }
 
 /* The Gumbel-max trick: the arg max over ids of logit - log(-log u) is a draw from the soft-max. */
-INLINE vf perturbed(vf logit, vi id, const noise_key *key) {
+INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     vf exponential = exponential_variate(random_word(key, id));
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
 }
@@ -77,8 +77,8 @@ typedef struct {
     vf score, id;
 } best_draws;
 
-INLINE void draw_among(best_draws *best, vf logit, vi id, const noise_key *key) {
-    vf score = perturbed(logit, id, key);
+INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
+    vf score = add_gumbel_noise(logit, id, key);
     vf number = vf_from_int(id);
     vf lower = vf_select_less(number, best->id, number, best->id);
     vf otherwise = vf_select_less(score, best->score, best->id, lower);
@@ -95,7 +95,7 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
                             const noise_key *key) {
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH)
-        draw_among(best, vf_load(logits + i), vi_load(ids + i), key);
+        keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
     if (i == n)
         return;
     /* The rest, and its first one again where a vector has more lanes. */
@@ -106,7 +106,7 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
         last_logits[j] = logits[at];
         last_ids[j] = ids[at];
     }
-    draw_among(best, vf_load(last_logits), vi_load(last_ids), key);
+    keep_best(best, vf_load(last_logits), vi_load(last_ids), key);
 }
 
 /* No logit is NaN, and the greatest is finite; -infinity never wins. */
