@@ -5,7 +5,7 @@
 #include "gpt2c.h"
 #include "kernels/kernels.h"
 
-#define NOWHERE (-1)
+#define NOT_FOUND (-1)
 
 typedef struct {
     const kernel_table *kernels;
@@ -16,8 +16,8 @@ typedef struct {
     int is_sorted;               /* by (logit descending, id ascending); otherwise by id */
     float *weights;              /* [n], exp(logit - greatest), after candidates_weigh */
     uint64_t *keys, *spare_keys; /* [n_vocab], for sorting */
-    int32_t *slots;              /* [n_vocab], see candidates_slot */
-    int has_slots;
+    int32_t *indices;            /* [n_vocab], see candidates_index */
+    int has_indices;
     int32_t *counts;  /* [n_vocab], zero between uses */
     int32_t *history; /* [n_history], the prompt's ids and the new ones */
     int32_t n_history, n_prompt;
@@ -35,27 +35,27 @@ candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *
 /* All ids, with these logits. */
 void candidates_fill(candidates *c, const float *logits);
 /* The greatest logit's place; -1 where a logit is NaN. Of equal ones, the lowest id's. */
-int32_t candidates_greatest(const candidates *c);
+int32_t candidates_argmax(const candidates *c);
 /* Sets the weights; returns their sum, or -1 where a logit is NaN or the greatest is infinite. */
 double candidates_weigh(candidates *c);
 void candidates_sort(candidates *c);
 /* Back to the order of ids, in which logits may be changed. */
 void candidates_unsort(candidates *c);
-/* Where an id is, or NOWHERE if it was removed. To be called on unsorted candidates. */
-int32_t candidates_slot(candidates *c, int32_t id);
+/* Where an id is, or NOT_FOUND if it was removed. To be called on unsorted candidates. */
+int32_t candidates_index(candidates *c, int32_t id);
 /* Sorts, and keeps the first k. */
-void candidates_keep_first(candidates *c, int32_t k);
+void candidates_keep_top(candidates *c, int32_t k);
 /* Keeps those whose weight is at least this. */
-void candidates_keep_from(candidates *c, double least);
+void candidates_keep_at_least(candidates *c, double min_weight);
 /* The same, and in any case the most likely; no logit is NaN. */
-void candidates_keep_heavy(candidates *c, double least);
+void candidates_keep_best_or_at_least(candidates *c, double min_weight);
 /* A key that sorts ascending as the number does. */
 uint32_t ascending_key(float x);
 /* Sorts by a key's upper half; equal ones keep their order. */
 void candidates_sort_keys(candidates *c, int32_t n);
 
 /* The ids of the k greatest of n logits, k up to GPT2C_MAX_TOP, by (logit descending, id ascending);
- * past the n-th NOWHERE. */
+ * past the n-th NOT_FOUND. */
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids);
 
 /* The stages that change single logits by what was said before (penalties.c), and those that remove

@@ -17,24 +17,24 @@ static void keep_top_p(candidates *c, float p) {
     while (n < c->n && (n == 0 || reached < (double)p * sum))
         reached += (double)c->weights[n++];
     c->n = n;
-    c->has_slots = 0;
+    c->has_indices = 0;
 }
 
 /* Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling": at least p times the likeliest's. */
 static void keep_min_p(candidates *c, float p) {
     if (candidates_weigh(c) >= 0.0)
-        candidates_keep_heavy(c, (double)p);
+        candidates_keep_best_or_at_least(c, (double)p);
 }
 
 /* Entropy in nats, given that the weights are set. */
 static double entropy_of(const candidates *c, double sum) {
-    float greatest = c->logits[candidates_greatest(c)];
+    float max = c->logits[candidates_argmax(c)];
     float log_sum = (float)sum;
     c->kernels->log(&log_sum, 1);
     double scaled = 0.0;
     for (int32_t i = 0; i < c->n; i++)
         if (c->weights[i] > 0.0f)
-            scaled += (double)c->weights[i] * (double)(c->logits[i] - greatest);
+            scaled += (double)c->weights[i] * (double)(c->logits[i] - max);
     return (double)log_sum - scaled / sum;
 }
 
@@ -46,10 +46,10 @@ static void keep_typical(candidates *c, float p) {
     if (sum < 0.0)
         return;
     double entropy = entropy_of(c, sum);
-    float greatest = c->logits[candidates_greatest(c)], log_sum = (float)sum;
+    float max = c->logits[candidates_argmax(c)], log_sum = (float)sum;
     c->kernels->log(&log_sum, 1);
     for (int32_t i = 0; i < c->n; i++) {
-        double surprise = (double)log_sum - (double)(c->logits[i] - greatest);
+        double surprise = (double)log_sum - (double)(c->logits[i] - max);
         c->keys[i] = (uint64_t)ascending_key((float)fabs(surprise - entropy)) << 32 | (uint32_t)i;
     }
     candidates_sort_keys(c, c->n);
@@ -64,7 +64,7 @@ static void keep_typical(candidates *c, float p) {
         c->weights[i] = 0.0f;
     for (int32_t i = 0; i < n_kept; i++)
         c->weights[(uint32_t)c->keys[i]] = 1.0f;
-    candidates_keep_from(c, 1.0);
+    candidates_keep_at_least(c, 1.0);
 }
 
 /* Tang et al. 2024, "Top-nsigma: Not All Logits Are You Need": logits no further below the greatest
@@ -77,24 +77,24 @@ static void keep_top_n_sigma(candidates *c, float n_sigma) {
             sum += (double)c->logits[i];
             n++;
         }
-    int32_t greatest = candidates_greatest(c);
-    if (greatest < 0 || n == 0 || isinf(c->logits[greatest]))
+    int32_t best = candidates_argmax(c);
+    if (best < 0 || n == 0 || isinf(c->logits[best]))
         return;
     double mean = sum / n;
     for (int32_t i = 0; i < c->n; i++)
         if (!isinf(c->logits[i]))
             squares += ((double)c->logits[i] - mean) * ((double)c->logits[i] - mean);
-    double least = (double)c->logits[greatest] - (double)n_sigma * sqrt(squares / n);
+    double min = (double)c->logits[best] - (double)n_sigma * sqrt(squares / n);
     for (int32_t i = 0; i < c->n; i++)
-        c->weights[i] = (double)c->logits[i] >= least ? 1.0f : 0.0f;
-    candidates_keep_heavy(c, 1.0);
+        c->weights[i] = (double)c->logits[i] >= min ? 1.0f : 0.0f;
+    candidates_keep_best_or_at_least(c, 1.0);
 }
 
 /* Hewitt et al. 2022, "Truncation Sampling as Language Model Desmoothing": at least epsilon likely. */
 static void keep_epsilon(candidates *c, float epsilon) {
     double sum = candidates_weigh(c);
     if (sum >= 0.0)
-        candidates_keep_heavy(c, (double)epsilon * sum);
+        candidates_keep_best_or_at_least(c, (double)epsilon * sum);
 }
 
 /* The same paper's eta sampling: the bound falls where the distribution is flat. */
@@ -102,16 +102,17 @@ static void keep_eta(candidates *c, float epsilon) {
     double sum = candidates_weigh(c);
     if (sum < 0.0)
         return;
-    float flatness = (float)-entropy_of(c, sum);
-    c->kernels->exp(&flatness, 1);
-    double eta = sqrt((double)epsilon) * (double)flatness;
-    candidates_keep_heavy(c, (eta < (double)epsilon ? eta : (double)epsilon) * sum);
+    float inverse_perplexity = (float)-entropy_of(c, sum);
+    c->kernels->exp(&inverse_perplexity, 1);
+    double eta = sqrt((double)epsilon) * (double)inverse_perplexity;
+    candidates_keep_best_or_at_least(c, (eta < (double)epsilon ? eta : (double)epsilon) * sum);
 }
 
 /* "Exclude top choices" (p-e-w 2024, oobabooga/text-generation-webui pull request 6335): with a chance,
  * of the ids that reach a threshold all but the least likely go. The chance is drawn at the token's
  * position, like its noise. */
-static void exclude_top(candidates *c, float probability, float threshold, const noise_key *key) {
+static void exclude_top_choices(candidates *c, float probability, float threshold,
+                                const noise_key *key) {
     if (c->kernels->uniform(key) >= probability)
         return;
     candidates_sort(c);
@@ -129,28 +130,28 @@ static void exclude_top(candidates *c, float probability, float threshold, const
         c->ids[i - n_likely + 1] = c->ids[i];
     }
     c->n -= n_likely - 1;
-    c->has_slots = 0;
+    c->has_indices = 0;
 }
 
 /* Basu et al. 2021, "Mirostat", version 2: a surprise of at most mu, in bits. */
-static void keep_unsurprising(candidates *c, float mu) {
+static void keep_mirostat(candidates *c, float mu) {
     double sum = candidates_weigh(c);
-    float least = -mu * 0.693147181f;
-    c->kernels->exp(&least, 1);
+    float min = -mu * 0.693147181f;
+    c->kernels->exp(&min, 1);
     if (sum >= 0.0)
-        candidates_keep_heavy(c, (double)least * sum);
+        candidates_keep_best_or_at_least(c, (double)min * sum);
 }
 
 /* A temperature so low that the logits overflow is the greedy limit. */
 static void divide(candidates *c, float temperature) {
-    int32_t greatest = candidates_greatest(c);
-    if (greatest < 0)
+    int32_t best = candidates_argmax(c);
+    if (best < 0)
         return;
-    if (isinf(c->logits[greatest] / temperature)) {
-        c->logits[0] = c->logits[greatest];
-        c->ids[0] = c->ids[greatest];
+    if (isinf(c->logits[best] / temperature)) {
+        c->logits[0] = c->logits[best];
+        c->ids[0] = c->ids[best];
         c->n = 1;
-        c->has_slots = 0;
+        c->has_indices = 0;
         return;
     }
     c->kernels->divide(c->logits, c->n, temperature);
@@ -165,7 +166,7 @@ int filter(candidates *c, const gpt2c_stage *stage, const noise_key *key, float 
         keep_top_n_sigma(c, stage->value);
         return 1;
     case GPT2C_TOP_K:
-        candidates_keep_first(c, stage->count);
+        candidates_keep_top(c, stage->count);
         return 1;
     case GPT2C_TOP_P:
         keep_top_p(c, stage->value);
@@ -183,10 +184,10 @@ int filter(candidates *c, const gpt2c_stage *stage, const noise_key *key, float 
         keep_eta(c, stage->value);
         return 1;
     case GPT2C_XTC:
-        exclude_top(c, stage->value, stage->other, key);
+        exclude_top_choices(c, stage->value, stage->other, key);
         return 1;
     case GPT2C_MIROSTAT:
-        keep_unsurprising(c, mirostat_mu);
+        keep_mirostat(c, mirostat_mu);
         return 1;
     default:
         return 0;

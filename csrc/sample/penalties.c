@@ -5,15 +5,15 @@
 #include <string.h>
 
 static void add(candidates *c, int32_t id, float amount) {
-    int32_t slot = candidates_slot(c, id);
-    if (slot != NOWHERE)
-        c->logits[slot] += amount;
+    int32_t index = candidates_index(c, id);
+    if (index != NOT_FOUND)
+        c->logits[index] += amount;
 }
 
 static void ban(candidates *c, int32_t id) {
-    int32_t slot = candidates_slot(c, id);
-    if (slot != NOWHERE)
-        c->logits[slot] = -INFINITY;
+    int32_t index = candidates_index(c, id);
+    if (index != NOT_FOUND)
+        c->logits[index] = -INFINITY;
 }
 
 /* Keskar et al. 2019, "CTRL": every id that the text holds is divided by the penalty, or where it is
@@ -21,10 +21,10 @@ static void ban(candidates *c, int32_t id) {
 static void penalize_repetition(candidates *c, float penalty) {
     for (int32_t i = 0; i < c->n_history; i++) {
         int32_t id = c->history[i];
-        int32_t slot = c->counts[id]++ ? NOWHERE : candidates_slot(c, id);
-        if (slot != NOWHERE)
-            c->logits[slot] =
-                c->logits[slot] < 0.0f ? c->logits[slot] * penalty : c->logits[slot] / penalty;
+        int32_t index = c->counts[id]++ ? NOT_FOUND : candidates_index(c, id);
+        if (index != NOT_FOUND)
+            c->logits[index] =
+                c->logits[index] < 0.0f ? c->logits[index] * penalty : c->logits[index] / penalty;
     }
     for (int32_t i = 0; i < c->n_history; i++)
         c->counts[c->history[i]] = 0;

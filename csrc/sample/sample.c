@@ -40,42 +40,42 @@ static void update_mirostat(gpt2c_job *job, const kernel_table *kernels, float b
 }
 
 /* By how much the greatest of logits, which is at `greatest`, is ahead of the next. */
-static float margin_of_greatest(const kernel_table *kernels, const float *logits, int32_t n,
-                                int32_t greatest) {
+static float margin_of_argmax(const kernel_table *kernels, const float *logits, int32_t n,
+                              int32_t best) {
     float next = -INFINITY;
-    const float *parts[] = {logits, logits + greatest + 1};
-    const int32_t lengths[] = {greatest, n - greatest - 1};
+    const float *parts[] = {logits, logits + best + 1};
+    const int32_t lengths[] = {best, n - best - 1};
     for (int i = 0; i < 2; i++) {
         int32_t at = lengths[i] ? kernels->arg_max(parts[i], lengths[i]) : -1;
         if (at >= 0 && parts[i][at] > next)
             next = parts[i][at];
     }
-    return logits[greatest] - next;
+    return logits[best] - next;
 }
 
 /* The same of a draw, whose score is the drawn one's logit and noise. */
 static float margin_of_draw(candidates *c, const noise_key *key, int32_t token, float score) {
-    int32_t place = 0;
-    while (c->ids[place] != token)
-        place++;
-    float logit = c->logits[place], next;
-    c->logits[place] = -INFINITY;
+    int32_t index = 0;
+    while (c->ids[index] != token)
+        index++;
+    float logit = c->logits[index], next;
+    c->logits[index] = -INFINITY;
     (void)c->kernels->draw(c->logits, c->ids, c->n, key, &next);
-    c->logits[place] = logit;
+    c->logits[index] = logit;
     return c->n > 1 ? score - next : INFINITY;
 }
 
 static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, int32_t *token) {
     float sum_before = 0.0f;
     run_stages(c, job, key, &sum_before);
-    int32_t place = c->n ? candidates_greatest(c) : -1;
-    if (place < 0)
+    int32_t index = c->n ? candidates_argmax(c) : -1;
+    if (index < 0)
         return GPT2C_NOT_A_NUMBER;
-    float greatest = c->logits[place];
-    if (isinf(greatest) && greatest < 0.0f)
+    float max = c->logits[index];
+    if (isinf(max) && max < 0.0f)
         return GPT2C_NOTHING_LEFT;
-    *token = c->ids[place];
-    if (!job->sampling.draws || isinf(greatest))
+    *token = c->ids[index];
+    if (!job->sampling.draws || isinf(max))
         return GPT2C_OK;
     float score;
     *token = c->kernels->draw(c->logits, c->ids, c->n, key, &score);
@@ -83,7 +83,7 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, in
         c->margin = margin_of_draw(c, key, *token, score);
     for (int32_t i = 0; sum_before > 0.0f && i < c->n; i++)
         if (c->ids[i] == *token)
-            update_mirostat(job, c->kernels, c->logits[i] - greatest, sum_before);
+            update_mirostat(job, c->kernels, c->logits[i] - max, sum_before);
     return GPT2C_OK;
 }
 
@@ -96,16 +96,15 @@ int is_greedy(const gpt2c_job *job) { return !job->sampling.draws && !job->sampl
 
 static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                            int32_t *token) {
-    int32_t greatest = m->kernels->arg_max(logits, m->config.n_vocab);
-    if (greatest < 0)
+    int32_t best = m->kernels->arg_max(logits, m->config.n_vocab);
+    if (best < 0)
         return GPT2C_NOT_A_NUMBER;
-    *token = greatest;
-    if (isinf(logits[greatest]) && logits[greatest] < 0.0f)
+    *token = best;
+    if (isinf(logits[best]) && logits[best] < 0.0f)
         return GPT2C_NOTHING_LEFT;
     if (c && c->wants_margin)
-        c->margin = is_greedy(job)
-                        ? margin_of_greatest(m->kernels, logits, m->config.n_vocab, greatest)
-                        : NAN;
+        c->margin =
+            is_greedy(job) ? margin_of_argmax(m->kernels, logits, m->config.n_vocab, best) : NAN;
     if (is_greedy(job))
         return GPT2C_OK;
     noise_key key = key_of_job(job);

@@ -16,7 +16,7 @@ void score_token(const gpt2c_model *m, const float *logits, int32_t token,
     top_ids(logits, n_vocab, n_top, ids);
     for (int32_t i = 0; i < n_top; i++) {
         int32_t id = ids[i];
-        float log_prob = id == NOWHERE ? 0.0f : logits[id] - log_sum_exp;
+        float log_prob = id == NOT_FOUND ? 0.0f : logits[id] - log_sum_exp;
         scores->top[at * (size_t)n_top + (size_t)i] = (gpt2c_alternative){log_prob, id};
     }
 }
