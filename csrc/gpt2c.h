@@ -305,9 +305,9 @@ typedef struct {
 /* Runs a job's stages over logits [n_vocab]; those of ids that were removed become -infinity. */
 gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
                            float *logits);
-/* Chooses a job's next token from logits [n_vocab], and scores it by `own`, the model's. */
+/* Chooses a job's next token from logits [n_vocab], and scores it by model_logits, the model's. */
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, const float *own);
+                           const float *logits, const float *model_logits);
 
 /* Advances all running jobs together until one of them finishes, tokens have been generated in
  * max_steps forward calls, or `seconds` have passed (at least one call is always made). *n_steps

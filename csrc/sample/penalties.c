@@ -85,15 +85,15 @@ static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
 
 /* lengths[i]: how many ids before place i are those that the text ends with (Gusfield's Z algorithm,
  * read backwards): linear, whatever repeats. */
-static void match_endings(const int32_t *text, int32_t n, int32_t *lengths) {
-    int32_t begin = n, end = n; /* the match that reaches furthest back: text[begin, end) */
+static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
+    int32_t begin = n, end = n; /* the match that reaches furthest back: history[begin, end) */
     for (int32_t i = n - 1; i > 0; i--) {
         int32_t length = 0;
         if (i > begin) {
             int32_t known = lengths[n - (end - i)];
             length = known < i - begin ? known : i - begin;
         }
-        while (length < i && text[i - 1 - length] == text[n - 1 - length])
+        while (length < i && history[i - 1 - length] == history[n - 1 - length])
             length++;
         lengths[i] = length;
         if (i - length < begin) {
@@ -108,29 +108,29 @@ static void match_endings(const int32_t *text, int32_t n, int32_t *lengths) {
  * Breakers end a repetition. */
 static void penalize_repeated_runs(candidates *c, const gpt2c_stage *stage) {
     int32_t n = c->n_history;
-    const int32_t *text = c->history;
+    const int32_t *history = c->history;
     if (stage->span > 0 && stage->span < n) {
-        text += n - stage->span;
+        history += n - stage->span;
         n = stage->span;
     }
-    int32_t most = 0;
-    while (most < n && !is_among(text[n - 1 - most], stage->ids, stage->n_ids))
-        most++;
-    match_endings(text, n, c->lengths);
+    int32_t longest = 0;
+    while (longest < n && !is_among(history[n - 1 - longest], stage->ids, stage->n_ids))
+        longest++;
+    match_endings(history, n, c->lengths);
     for (int32_t i = 1; i < n; i++) {
-        int32_t length = c->lengths[i] < most ? c->lengths[i] : most;
-        if (length > c->counts[text[i]])
-            c->counts[text[i]] = length;
+        int32_t length = c->lengths[i] < longest ? c->lengths[i] : longest;
+        if (length > c->counts[history[i]])
+            c->counts[history[i]] = length;
     }
     for (int32_t i = 1; i < n; i++) {
-        int32_t length = c->counts[text[i]];
-        c->counts[text[i]] = 0;
-        if (length < stage->count || length == 0 || is_among(text[i], stage->ids, stage->n_ids))
+        int32_t length = c->counts[history[i]];
+        c->counts[history[i]] = 0;
+        if (length < stage->count || length == 0 || is_among(history[i], stage->ids, stage->n_ids))
             continue;
         float penalty = stage->value;
         for (int32_t k = stage->count; k < length && !isinf(penalty); k++)
             penalty *= stage->other;
-        add(c, text[i], -penalty);
+        add(c, history[i], -penalty);
     }
 }
 

@@ -121,14 +121,14 @@ static int is_stop(const gpt2c_job *job, int32_t token) {
 
 /* The token that ends a text is not part of it. The last token need not be fed, so a full context still
  * yields one. */
-static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *own) {
+static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *model_logits) {
     if (is_stop(job, token)) {
         job->finish = GPT2C_FINISHED_STOP;
         job->end_id = token;
         return;
     }
     if (job->scores.scores)
-        score_token(m, own, token, &job->scores, (size_t)job->n_tokens);
+        score_token(m, model_logits, token, &job->scores, (size_t)job->n_tokens);
     job->tokens[job->n_tokens++] = token;
     if (job->n_tokens == job->max_new_tokens)
         job->finish = GPT2C_FINISHED_LENGTH;
@@ -137,7 +137,7 @@ static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const fl
 }
 
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
-                 const float *own) {
+                 const float *model_logits) {
     int32_t token = 0;
     fp_state caller = fp_enter();
     gpt2c_status status = choose(m, c, job, logits, &token);
@@ -146,18 +146,18 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
     else if (status == GPT2C_NOTHING_LEFT)
         job->finish = GPT2C_FINISHED_NOTHING_LEFT;
     else
-        append(m, job, token, own);
+        append(m, job, token, model_logits);
     fp_leave(caller);
 }
 
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, const float *own) {
+                           const float *logits, const float *model_logits) {
     if (job->finish != GPT2C_RUNNING) /* there may be no room for another token */
         return GPT2C_BAD_ARGUMENT;
     candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)
         return GPT2C_NO_MEMORY;
-    advance_job(model, c, job, logits, own);
+    advance_job(model, c, job, logits, model_logits);
     return GPT2C_OK;
 }
 

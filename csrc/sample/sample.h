@@ -6,8 +6,8 @@
 
 /* Whether a job takes the greatest of the logits as they are, and needs no candidates. */
 int is_greedy(const gpt2c_job *job);
-/* Chooses the next token by `logits`, appends it, and scores it by `own`, the model's. */
+/* Chooses the next token by `logits`, appends it, and scores it by `model_logits`, the model's. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
-                 const float *own);
+                 const float *model_logits);
 
 #endif
