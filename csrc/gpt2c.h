@@ -228,31 +228,45 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
 
 /* ---- generation (sample.c, generate.c) ---- */
 
-/* What is done to the logits before a token is chosen. */
+/* The stages that change the logits before a token is chosen, in their usual order: STAGE(kind,
+ * option) for each. The enum below, the dispatch (sample.c) and the names that Python uses follow from these
+ * two lists. Beside a stage stands what it reads of its gpt2c_stage. */
+
+/* Penalties change the logits of single ids. */
+#define GPT2C_PENALTIES(STAGE)                                                                  \
+    STAGE(LOGIT_BIAS, logit_bias)                 /* adds values to the logits of ids */        \
+    STAGE(REPETITION_PENALTY, repetition_penalty) /* value */                                   \
+    STAGE(PRESENCE_PENALTY, presence_penalty)     /* value */                                   \
+    STAGE(FREQUENCY_PENALTY, frequency_penalty)   /* value */                                   \
+    STAGE(DRY, dry)                               /* see apply_dry */                           \
+    STAGE(NO_REPEAT_NGRAM, no_repeat_ngram_size)  /* count */                                   \
+    STAGE(BAD_WORDS, bad_words)             /* ids: each word as its length and then its ids */ \
+    STAGE(MIN_NEW_TOKENS, min_new_tokens)   /* count: bans ids until so many tokens follow */   \
+    STAGE(SUPPRESS_TOKENS, suppress_tokens) /* ids */
+
+/* Filters change or remove ids by the distribution. */
+#define GPT2C_FILTERS(STAGE)                                                         \
+    STAGE(TEMPERATURE, temperature)       /* value */                                \
+    STAGE(TOP_N_SIGMA, top_n_sigma)       /* value */                                \
+    STAGE(TOP_K, top_k)                   /* count */                                \
+    STAGE(TOP_P, top_p)                   /* value */                                \
+    STAGE(MIN_P, min_p)                   /* value */                                \
+    STAGE(TYPICAL_P, typical_p)           /* value */                                \
+    STAGE(EPSILON_CUTOFF, epsilon_cutoff) /* value */                                \
+    STAGE(ETA_CUTOFF, eta_cutoff)         /* value */                                \
+    STAGE(XTC, xtc)                       /* value: probability, other: threshold */ \
+    STAGE(MIROSTAT, mirostat)             /* value: tau in bits, other: eta */
+
 typedef enum {
-    GPT2C_LOGIT_BIAS,         /* values are added to the logits of ids */
-    GPT2C_REPETITION_PENALTY, /* value */
-    GPT2C_PRESENCE_PENALTY,   /* value */
-    GPT2C_FREQUENCY_PENALTY,  /* value */
-    GPT2C_DRY,                /* value: multiplier, other: base, count: allowed length, span; ids
-                               * ascending: breakers */
-    GPT2C_NO_REPEAT_NGRAM,    /* count */
-    GPT2C_BAD_WORDS,          /* ids: each word as its length and then its ids */
-    GPT2C_MIN_NEW_TOKENS,     /* count, of ids that may not come before */
-    GPT2C_SUPPRESS_TOKENS,    /* ids */
-    GPT2C_LAST_PENALTY = GPT2C_SUPPRESS_TOKENS,
-    GPT2C_TEMPERATURE,    /* value */
-    GPT2C_TOP_N_SIGMA,    /* value */
-    GPT2C_TOP_K,          /* count */
-    GPT2C_TOP_P,          /* value */
-    GPT2C_MIN_P,          /* value */
-    GPT2C_TYPICAL_P,      /* value */
-    GPT2C_EPSILON_CUTOFF, /* value */
-    GPT2C_ETA_CUTOFF,     /* value */
-    GPT2C_XTC,            /* value: probability, other: threshold */
-    GPT2C_MIROSTAT,       /* value: tau in bits, other: eta */
-    GPT2C_N_STAGES,
+#define GPT2C_KIND(kind, option) GPT2C_##kind,
+    GPT2C_PENALTIES(GPT2C_KIND) GPT2C_N_PENALTIES,
+    GPT2C_LAST_PENALTY = GPT2C_N_PENALTIES - 1, /* the next kind is again GPT2C_N_PENALTIES */
+    GPT2C_FILTERS(GPT2C_KIND) GPT2C_N_STAGES,
+#undef GPT2C_KIND
 } gpt2c_stage_kind;
+
+/* The option that asks for a stage. */
+const char *gpt2c_stage_name(gpt2c_stage_kind kind);
 
 typedef struct {
     gpt2c_stage_kind kind;

@@ -16,6 +16,9 @@ from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, chance
 
+if ISAS:
+    from gpt2c.engine import _engine
+
 pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 N_VOCAB = 300
 CONFIG = config_of(vocab_size=N_VOCAB, n_positions=200, n_layer=0)
@@ -278,8 +281,6 @@ def test_a_temperature_that_overflows_is_greedy(models):
 
 
 def test_the_chance_of_a_position():
-    from gpt2c.engine import _engine
-
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):
             exact = chance(seed, 3, position)
@@ -333,4 +334,5 @@ def test_mirostat_remembers_as_stated(backend, seed):
 
 def test_the_order_is_complete_and_documented():
     assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
+    assert tuple(_engine.STAGES) == SAMPLER_ORDER
     assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

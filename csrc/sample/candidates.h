@@ -21,9 +21,12 @@ typedef struct {
     int32_t *counts;  /* [n_vocab], zero between uses */
     int32_t *history; /* [n_history], the prompt's ids and the new ones */
     int32_t n_history, n_prompt;
-    int32_t *lengths; /* [n_history], scratch of penalties.c */
-    int wants_margin; /* set by who wants to know, for a choice: */
-    float margin;     /* by how much it was ahead of the next best; NaN where nobody looked */
+    int32_t *lengths;   /* [n_history], scratch of penalties.c */
+    noise_key noise;    /* of this draw */
+    float mirostat_mu;  /* the largest surprise in bits that mirostat keeps */
+    float mirostat_sum; /* of the weights that mirostat saw; 0 without mirostat */
+    int wants_margin;   /* set by who wants to know, for a choice: */
+    float margin;       /* by how much it was ahead of the next best; NaN where nobody looked */
 } candidates;
 
 /* Room for one draw at a time; NULL without memory. */
@@ -58,9 +61,10 @@ void candidates_sort_keys(candidates *c, int32_t n);
  * past the n-th NOT_FOUND. */
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids);
 
-/* The stages that change single logits by what was said before (penalties.c), and those that remove
- * unlikely ids (filters.c). Both return 0 where the kind is not theirs. */
-int penalize(candidates *c, const gpt2c_stage *stage);
-int filter(candidates *c, const gpt2c_stage *stage, const noise_key *key, float mirostat_mu);
+/* Every stage: apply_top_k, apply_dry, ... (penalties.c, filters.c). */
+#define DECLARE_STAGE(kind, option) void apply_##option(candidates *c, const gpt2c_stage *stage);
+GPT2C_PENALTIES(DECLARE_STAGE)
+GPT2C_FILTERS(DECLARE_STAGE)
+#undef DECLARE_STAGE
 
 #endif

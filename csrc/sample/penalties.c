@@ -1,4 +1,5 @@
-/* The stages that change single ids' logits, most of them by what the text holds already. */
+/* The stages that change the logits of single ids, most of them by the ids that came before: the
+ * prompt's and the new ones, c->history. The candidates are in the order of ids (sample.c). */
 #include "sample/candidates.h"
 
 #include <math.h>
@@ -16,9 +17,15 @@ static void ban(candidates *c, int32_t id) {
         c->logits[index] = -INFINITY;
 }
 
-/* Keskar et al. 2019, "CTRL": every id that the text holds is divided by the penalty, or where it is
- * negative multiplied. */
-static void penalize_repetition(candidates *c, float penalty) {
+void apply_logit_bias(candidates *c, const gpt2c_stage *stage) {
+    for (int32_t i = 0; i < stage->n_ids; i++)
+        add(c, stage->ids[i], stage->values[i]);
+}
+
+/* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": divides the logit of each id
+ * in the history by the penalty, or multiplies it where it is negative. */
+void apply_repetition_penalty(candidates *c, const gpt2c_stage *stage) {
+    float penalty = stage->value;
     for (int32_t i = 0; i < c->n_history; i++) {
         int32_t id = c->history[i];
         int32_t index = c->counts[id]++ ? NOT_FOUND : candidates_index(c, id);
@@ -30,45 +37,60 @@ static void penalize_repetition(candidates *c, float penalty) {
         c->counts[c->history[i]] = 0;
 }
 
-/* As OpenAI's API: by the ids that were generated, once for each or once for each time. */
-static void penalize_presence(candidates *c, float penalty) {
+/* As in OpenAI's API: subtracts the penalty once for each id that was generated. */
+void apply_presence_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         if (!c->counts[c->history[i]]++)
-            add(c, c->history[i], -penalty);
+            add(c, c->history[i], -stage->value);
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         c->counts[c->history[i]] = 0;
 }
 
-static void penalize_frequency(candidates *c, float penalty) {
+/* As in OpenAI's API: subtracts the penalty as often as the id was generated. */
+void apply_frequency_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         c->counts[c->history[i]]++;
     for (int32_t i = c->n_prompt; i < c->n_history; i++) {
         int32_t id = c->history[i];
         if (c->counts[id])
-            add(c, id, -penalty * (float)c->counts[id]);
+            add(c, id, -stage->value * (float)c->counts[id]);
         c->counts[id] = 0;
     }
 }
 
-/* Paulus et al. 2017, "A Deep Reinforced Model for Abstractive Summarization": no n ids in a row come
- * twice. */
-static void ban_repeated_ngrams(candidates *c, int32_t n) {
+/* Paulus et al. 2017, "A Deep Reinforced Model for Abstractive Summarization": bans each id that would
+ * repeat an n-gram of the history. */
+void apply_no_repeat_ngram_size(candidates *c, const gpt2c_stage *stage) {
+    int32_t n = stage->count;
+    if (c->n_history < n)
+        return;
     const int32_t *last = c->history + c->n_history - (n - 1);
     for (int32_t i = 0; i + n <= c->n_history; i++)
         if (!memcmp(c->history + i, last, (size_t)(n - 1) * sizeof *last))
             ban(c, c->history[i + n - 1]);
 }
 
-/* ids are words as their length and then their ids: where a word's beginning ends the text, what would
- * complete it is banned. */
-static void ban_words(candidates *c, const int32_t *ids, int32_t n_ids) {
-    for (int32_t at = 0; at < n_ids; at += 1 + ids[at]) {
-        const int32_t *word = ids + at + 1;
-        int32_t before = ids[at] - 1;
+/* Bans the last id of each bad word whose other ids end the history. stage->ids holds each word as its
+ * length followed by its ids. */
+void apply_bad_words(candidates *c, const gpt2c_stage *stage) {
+    for (int32_t at = 0; at < stage->n_ids; at += 1 + stage->ids[at]) {
+        const int32_t *word = stage->ids + at + 1;
+        int32_t before = stage->ids[at] - 1;
         if (before <= c->n_history &&
             !memcmp(c->history + c->n_history - before, word, (size_t)before * sizeof *word))
             ban(c, word[before]);
     }
+}
+
+void apply_suppress_tokens(candidates *c, const gpt2c_stage *stage) {
+    for (int32_t i = 0; i < stage->n_ids; i++)
+        ban(c, stage->ids[i]);
+}
+
+/* Bans the stop ids until `count` tokens are generated. */
+void apply_min_new_tokens(candidates *c, const gpt2c_stage *stage) {
+    if (c->n_history - c->n_prompt < stage->count)
+        apply_suppress_tokens(c, stage);
 }
 
 static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
@@ -83,8 +105,8 @@ static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
     return begin < n && ascending[begin] == id;
 }
 
-/* lengths[i]: how many ids before place i are those that the text ends with (Gusfield's Z algorithm,
- * read backwards): linear, whatever repeats. */
+/* Sets lengths[i] to the length of the longest run of ids that ends just before i and also ends the
+ * history. This is Gusfield's Z algorithm read backwards: linear in n, however much repeats. */
 static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
     int32_t begin = n, end = n; /* the match that reaches furthest back: history[begin, end) */
     for (int32_t i = n - 1; i > 0; i--) {
@@ -103,10 +125,16 @@ static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
     }
 }
 
-/* "Don't repeat yourself" (p-e-w 2024, oobabooga/text-generation-webui pull request 5677): an id that
- * would lengthen a repetition of at least allowed ids loses multiplier * base^(length - allowed).
- * Breakers end a repetition. */
-static void penalize_repeated_runs(candidates *c, const gpt2c_stage *stage) {
+/* DRY, "don't repeat yourself" (p-e-w 2024, oobabooga/text-generation-webui pull request 5677):
+ * subtracts multiplier * base^(length - allowed) from the logit of an id that would lengthen a
+ * repetition of `length` ids to one more, if length is at least `allowed`. A repetition does not
+ * cross a breaker, and no breaker is penalised.
+ *
+ * stage->value is the multiplier, other the base, count the allowed length, ids the breakers, ascending;
+ * a span above 0 limits the search to as many of the last ids.
+ *
+ * For each id, c->counts holds the length of the longest repetition that the id would continue. */
+void apply_dry(candidates *c, const gpt2c_stage *stage) {
     int32_t n = c->n_history;
     const int32_t *history = c->history;
     if (stage->span > 0 && stage->span < n) {
@@ -132,46 +160,4 @@ static void penalize_repeated_runs(candidates *c, const gpt2c_stage *stage) {
             penalty *= stage->other;
         add(c, history[i], -penalty);
     }
-}
-
-int penalize(candidates *c, const gpt2c_stage *stage) {
-    if (stage->kind > GPT2C_LAST_PENALTY)
-        return 0;
-    candidates_unsort(c);
-    switch (stage->kind) {
-    case GPT2C_LOGIT_BIAS:
-        for (int32_t i = 0; i < stage->n_ids; i++)
-            add(c, stage->ids[i], stage->values[i]);
-        break;
-    case GPT2C_SUPPRESS_TOKENS:
-        for (int32_t i = 0; i < stage->n_ids; i++)
-            ban(c, stage->ids[i]);
-        break;
-    case GPT2C_MIN_NEW_TOKENS:
-        for (int32_t i = 0; c->n_history - c->n_prompt < stage->count && i < stage->n_ids; i++)
-            ban(c, stage->ids[i]);
-        break;
-    case GPT2C_REPETITION_PENALTY:
-        penalize_repetition(c, stage->value);
-        break;
-    case GPT2C_PRESENCE_PENALTY:
-        penalize_presence(c, stage->value);
-        break;
-    case GPT2C_FREQUENCY_PENALTY:
-        penalize_frequency(c, stage->value);
-        break;
-    case GPT2C_DRY:
-        penalize_repeated_runs(c, stage);
-        break;
-    case GPT2C_NO_REPEAT_NGRAM:
-        if (c->n_history >= stage->count)
-            ban_repeated_ngrams(c, stage->count);
-        break;
-    case GPT2C_BAD_WORDS:
-        ban_words(c, stage->ids, stage->n_ids);
-        break;
-    default:
-        break;
-    }
-    return 1;
 }

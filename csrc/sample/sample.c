@@ -1,4 +1,5 @@
-/* From logits to a token: the stages that sampling options ask for, and the draw. */
+/* From logits to a token: the stages of the sampling options (filters.c, penalties.c), then the
+ * largest logit or a draw. */
 #include "sample/sample.h"
 #include "fpenv.h"
 #include "model/model.h"
@@ -8,30 +9,45 @@
 #include <math.h>
 #include <string.h>
 
+/* ---- the stages ---- */
+
+static const struct {
+    const char *name;
+    void (*apply)(candidates *c, const gpt2c_stage *stage);
+} stage_table[] = {
+#define ROW(kind, option) [GPT2C_##kind] = {#option, apply_##option},
+    GPT2C_PENALTIES(ROW) GPT2C_FILTERS(ROW)
+#undef ROW
+};
+
+const char *gpt2c_stage_name(gpt2c_stage_kind kind) { return stage_table[kind].name; }
+
 static void fill(candidates *c, const gpt2c_job *job, const float *logits) {
     candidates_fill(c, logits);
     memcpy(c->history, job->prompt, (size_t)job->n_prompt * sizeof(int32_t));
     memcpy(c->history + job->n_prompt, job->tokens, (size_t)job->n_tokens * sizeof(int32_t));
     c->n_prompt = job->n_prompt;
     c->n_history = job->n_prompt + job->n_tokens;
+    c->noise = (noise_key){job->sampling.seed, job->sampling.sample, (uint32_t)c->n_history};
+    c->mirostat_mu = job->mirostat_mu;
+    c->mirostat_sum = 0.0f;
 }
 
-/* Runs the stages; where one of them is mirostat, *before is the weights' sum that it saw. */
-static void run_stages(candidates *c, const gpt2c_job *job, const noise_key *key, float *before) {
+static void run_stages(candidates *c, const gpt2c_job *job) {
     for (int32_t s = 0; s < job->sampling.n_stages; s++) {
         const gpt2c_stage *stage = &job->sampling.stages[s];
-        if (stage->kind == GPT2C_MIROSTAT)
-            *before = (float)candidates_weigh(c);
-        if (!penalize(c, stage))
-            filter(c, stage, key, job->mirostat_mu);
+        if (stage->kind <= GPT2C_LAST_PENALTY)
+            candidates_unsort(c);
+        stage_table[stage->kind].apply(c, stage);
     }
 }
 
-/* Mirostat's step: the surprise, in bits, of what was drawn, by the distribution before its cut, is
- * brought towards tau. */
-static void update_mirostat(gpt2c_job *job, const kernel_table *kernels, float below, float sum) {
-    kernels->log(&sum, 1);
-    float surprise = (sum - below) * 1.44269504f;
+/* Moves mu so that the surprise of the next tokens approaches tau. The surprise of the drawn token, in
+ * bits, is that of the distribution before mirostat's cut; `below` is its logit minus the largest. */
+static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
+    float log_sum = c->mirostat_sum;
+    c->kernels->log(&log_sum, 1);
+    float surprise = (log_sum - below) * 1.44269504f;
     for (int32_t s = 0; s < job->sampling.n_stages; s++) {
         const gpt2c_stage *stage = &job->sampling.stages[s];
         if (stage->kind == GPT2C_MIROSTAT)
@@ -39,7 +55,9 @@ static void update_mirostat(gpt2c_job *job, const kernel_table *kernels, float b
     }
 }
 
-/* By how much the greatest of logits, which is at `greatest`, is ahead of the next. */
+/* ---- the choice ---- */
+
+/* How far the largest logit, logits[best], is above the second largest. */
 static float margin_of_argmax(const kernel_table *kernels, const float *logits, int32_t n,
                               int32_t best) {
     float next = -INFINITY;
@@ -53,43 +71,38 @@ static float margin_of_argmax(const kernel_table *kernels, const float *logits, 
     return logits[best] - next;
 }
 
-/* The same of a draw, whose score is the drawn one's logit and noise. */
-static float margin_of_draw(candidates *c, const noise_key *key, int32_t token, float score) {
+/* How far the score (logit + noise) of the drawn token is above the next best score: draws again
+ * without the token. */
+static float margin_of_draw(candidates *c, int32_t token, float score) {
     int32_t index = 0;
     while (c->ids[index] != token)
         index++;
     float logit = c->logits[index], next;
     c->logits[index] = -INFINITY;
-    (void)c->kernels->draw(c->logits, c->ids, c->n, key, &next);
+    (void)c->kernels->draw(c->logits, c->ids, c->n, &c->noise, &next);
     c->logits[index] = logit;
     return c->n > 1 ? score - next : INFINITY;
 }
 
-static gpt2c_status draw(candidates *c, gpt2c_job *job, const noise_key *key, int32_t *token) {
-    float sum_before = 0.0f;
-    run_stages(c, job, key, &sum_before);
-    int32_t index = c->n ? candidates_argmax(c) : -1;
-    if (index < 0)
+static gpt2c_status draw(candidates *c, gpt2c_job *job, int32_t *token) {
+    run_stages(c, job);
+    int32_t best = c->n ? candidates_argmax(c) : -1;
+    if (best < 0)
         return GPT2C_NOT_A_NUMBER;
-    float max = c->logits[index];
+    float max = c->logits[best];
     if (isinf(max) && max < 0.0f)
         return GPT2C_NOTHING_LEFT;
-    *token = c->ids[index];
+    *token = c->ids[best];
     if (!job->sampling.draws || isinf(max))
         return GPT2C_OK;
     float score;
-    *token = c->kernels->draw(c->logits, c->ids, c->n, key, &score);
+    *token = c->kernels->draw(c->logits, c->ids, c->n, &c->noise, &score);
     if (c->wants_margin)
-        c->margin = margin_of_draw(c, key, *token, score);
-    for (int32_t i = 0; sum_before > 0.0f && i < c->n; i++)
+        c->margin = margin_of_draw(c, *token, score);
+    for (int32_t i = 0; c->mirostat_sum > 0.0f && i < c->n; i++)
         if (c->ids[i] == *token)
-            update_mirostat(job, c->kernels, c->logits[i] - max, sum_before);
+            update_mirostat(job, c, c->logits[i] - max);
     return GPT2C_OK;
-}
-
-static noise_key key_of_job(const gpt2c_job *job) {
-    return (noise_key){job->sampling.seed, job->sampling.sample,
-                       (uint32_t)(job->n_prompt + job->n_tokens)};
 }
 
 int is_greedy(const gpt2c_job *job) { return !job->sampling.draws && !job->sampling.n_stages; }
@@ -107,9 +120,8 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
             is_greedy(job) ? margin_of_argmax(m->kernels, logits, m->config.n_vocab, best) : NAN;
     if (is_greedy(job))
         return GPT2C_OK;
-    noise_key key = key_of_job(job);
     fill(c, job, logits);
-    return draw(c, job, &key, token);
+    return draw(c, job, token);
 }
 
 static int is_stop(const gpt2c_job *job, int32_t token) {
@@ -119,8 +131,8 @@ static int is_stop(const gpt2c_job *job, int32_t token) {
     return 0;
 }
 
-/* The token that ends a text is not part of it. The last token need not be fed, so a full context still
- * yields one. */
+/* A stop token is not appended. The last token of the context is never fed, so a job may have one
+ * token more than the context has positions. */
 static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *model_logits) {
     if (is_stop(job, token)) {
         job->finish = GPT2C_FINISHED_STOP;
@@ -167,10 +179,8 @@ gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, con
     if (!c)
         return GPT2C_NO_MEMORY;
     fp_state caller = fp_enter();
-    noise_key key = key_of_job(job);
-    float sum_before;
     fill(c, job, logits);
-    run_stages(c, job, &key, &sum_before);
+    run_stages(c, job);
     for (int32_t id = 0; id < c->n_vocab; id++)
         logits[id] = -INFINITY;
     for (int32_t i = 0; i < c->n; i++)

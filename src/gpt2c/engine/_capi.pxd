@@ -149,24 +149,14 @@ cdef extern from "gpt2c.h" nogil:
 
     ctypedef enum gpt2c_stage_kind:
         GPT2C_LOGIT_BIAS
-        GPT2C_REPETITION_PENALTY
-        GPT2C_PRESENCE_PENALTY
-        GPT2C_FREQUENCY_PENALTY
         GPT2C_DRY
         GPT2C_NO_REPEAT_NGRAM
         GPT2C_BAD_WORDS
-        GPT2C_MIN_NEW_TOKENS
-        GPT2C_SUPPRESS_TOKENS
-        GPT2C_TEMPERATURE
-        GPT2C_TOP_N_SIGMA
         GPT2C_TOP_K
-        GPT2C_TOP_P
-        GPT2C_MIN_P
-        GPT2C_TYPICAL_P
-        GPT2C_EPSILON_CUTOFF
-        GPT2C_ETA_CUTOFF
-        GPT2C_XTC
         GPT2C_MIROSTAT
+        GPT2C_N_STAGES
+
+    const char *gpt2c_stage_name(gpt2c_stage_kind)
 
     ctypedef struct gpt2c_stage:
         gpt2c_stage_kind kind

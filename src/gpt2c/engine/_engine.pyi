@@ -12,6 +12,7 @@ from gpt2c.weights.config import GPT2Config
 
 ARITHMETIC: int
 MAX_THREADS: int
+STAGES: dict[str, int]
 
 def instruction_sets() -> list[tuple[str, bool]]:
     """Names of the compiled instruction sets, slowest first, each with whether it runs here."""

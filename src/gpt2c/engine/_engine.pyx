@@ -87,29 +87,10 @@ cdef int N_CANDIDATES = 16
 # tokens do.
 cdef int DRAFT_AFTER = 8
 
-# By the names of options: see gpt2c.generate.sampling.
-cdef dict STAGES = {
-    "logit_bias": GPT2C_LOGIT_BIAS,
-    "repetition_penalty": GPT2C_REPETITION_PENALTY,
-    "presence_penalty": GPT2C_PRESENCE_PENALTY,
-    "frequency_penalty": GPT2C_FREQUENCY_PENALTY,
-    "dry": GPT2C_DRY,
-    "no_repeat_ngram_size": GPT2C_NO_REPEAT_NGRAM,
-    "bad_words": GPT2C_BAD_WORDS,
-    "min_new_tokens": GPT2C_MIN_NEW_TOKENS,
-    "suppress_tokens": GPT2C_SUPPRESS_TOKENS,
-    "temperature": GPT2C_TEMPERATURE,
-    "top_n_sigma": GPT2C_TOP_N_SIGMA,
-    "top_k": GPT2C_TOP_K,
-    "top_p": GPT2C_TOP_P,
-    "min_p": GPT2C_MIN_P,
-    "typical_p": GPT2C_TYPICAL_P,
-    "epsilon_cutoff": GPT2C_EPSILON_CUTOFF,
-    "eta_cutoff": GPT2C_ETA_CUTOFF,
-    "xtc": GPT2C_XTC,
-    "mirostat": GPT2C_MIROSTAT,
+# The sampler's stages by the names of their options; tests compare them with gpt2c.SAMPLER_ORDER.
+STAGES = {
+    gpt2c_stage_name(<gpt2c_stage_kind>kind).decode(): kind for kind in range(GPT2C_N_STAGES)
 }
-
 
 
 def instruction_sets():
