@@ -9,9 +9,6 @@
  * Rows go through in tiles, so that a key or value loaded serves all rows of a tile. How many they
  * are never shows: each row has its own chains. */
 
-#if TILE_ROWS > ATTENTION_ROWS
-#error "the scores of a tile have no room"
-#endif
 #if PAGE_POSITIONS != POSITION_BLOCK
 #error "a page must be a block of the sums"
 #endif

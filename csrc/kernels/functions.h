@@ -1,3 +1,5 @@
+#include "kernels/vec.h"
+
 /* exp, log and the activations, in fma, mul, add and div alone: no libm, so that every
  * instruction set and every machine gives the same bits. */
 

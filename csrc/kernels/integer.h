@@ -1,12 +1,10 @@
+#include "kernels/dot.h"
+
 /* Matrix products of quantised rows and packed, quantised weights.
  *
  * A group's weights of some columns are put into registers once, and all rows go past them: an output's
  * sum over the group is exact, so the order inside does not matter, and the groups' sums are added in
- * memory, ascending. How many rows there are never shows.
- *
- * Of an instruction set dot_*.h defines: dot_int8(sum, w, x), which adds the products of four bytes a
- * lane, w being a value plus INT8_OFFSET; dot_int4, the same of nibbles, whose sum int4_sum makes
- * one of 32 bits where INT4_SUMS_ARE_32_BITS does not say that it is; and mul_zero_point(a, b) of a, 0 to 15, and b of 16 bits. */
+ * memory, ascending. How many rows there are never shows. */
 
 #define BYTES_STEPS (GROUP / 4)
 

@@ -1,12 +1,12 @@
-/* Eight floats in an AVX2 register, with FMA. */
+/* Eight floats in an AVX2 register, with FMA. vec.h is the contract. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define VF_WIDTH 8
-/* 6 x 2 accumulators, 2 weights and a broadcast are 15 of 16 registers. */
+/* 6 x 2 accumulators, 2 weights and a broadcast: 15 of 16 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
-#define ROW_VECTORS 4 /* of a single row */
+#define ROW_VECTORS 4 /* of a tile of one row */
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -75,7 +75,6 @@ INLINE int32_t vi_reduce_add(vi a) {
     return _mm_cvtsi128_si32(half);
 }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
-/* For values that a byte holds. */
 INLINE void vi_store_8(int8_t *p, vi a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));

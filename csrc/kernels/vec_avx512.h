@@ -1,13 +1,13 @@
-/* Sixteen floats in an AVX-512 register. */
+/* Sixteen floats in an AVX-512 register. vec.h is the contract. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define VF_WIDTH 16
-/* 8 x 2 accumulators, 2 weights and a broadcast are 19 of 32 registers, and 8 addresses of rows most of
- * the general ones: 12 rows were seen to be half as fast. */
+/* 8 x 2 accumulators, 2 weights and a broadcast: 19 of 32 vector registers. The 8 row addresses take
+ * most of the general registers: 12 rows were half as fast. */
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
-#define ROW_VECTORS 2 /* of a single row */
+#define ROW_VECTORS 2 /* of a tile of one row */
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -30,7 +30,6 @@ INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-/* a * 2^n of an integer n, rounded once. */
 #define HAS_VF_LDEXP
 INLINE vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {

@@ -1,12 +1,12 @@
-/* Four floats in a NEON register (AArch64). */
+/* Four floats in a NEON register (AArch64). vec.h is the contract. */
 #include <arm_neon.h>
 #include <stdint.h>
 
 #define VF_WIDTH 4
-/* 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. */
+/* 6 x 4 accumulators, 4 weights and a broadcast: 29 of 32 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8 /* of a single row */
+#define ROW_VECTORS 8 /* of a tile of one row */
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;
@@ -20,7 +20,7 @@ INLINE uint32x4_t first_lanes(int n) {
 INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
 INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
 INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
-/* NEON has no masked load: a tail goes through memory that may be read whole. */
+/* NEON has no masked load: a tail is copied to memory that may be read whole. */
 INLINE vf vf_load_first(const float *p, int n) {
     if (n >= 4)
         return vld1q_f32(p);
