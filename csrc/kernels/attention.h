@@ -72,7 +72,7 @@ INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
 INLINE void fetch_lines(fetch_list *f, int n) {
     for (int i = 0; f && i < n && f->part < f->n_parts; i++) {
         const char *line = f->parts[f->part].next;
-        __builtin_prefetch(line, 0, 2);
+        prefetch(line);
         line += f->parts[f->part].step;
         f->parts[f->part].next = line;
         f->part += line >= f->parts[f->part].end;

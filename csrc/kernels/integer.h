@@ -95,7 +95,7 @@ INLINE prefetch_cursor prefetch_for_rows(const uint8_t *begin, size_t bytes, int
 INLINE void prefetch_at_row(prefetch_cursor *f) {
     f->until += f->row_bytes;
     for (; f->next < f->until; f->next += CACHE_LINE * sizeof(float))
-        __builtin_prefetch(f->next, 0, 2);
+        prefetch(f->next);
 }
 
 /* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
