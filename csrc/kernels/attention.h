@@ -1,24 +1,36 @@
-/* Causal attention of one head for rows of one sequence that follow each other and whose own
- * positions lie in one page; each over the positions 0 .. its own.
+/* Causal attention of one head for consecutive rows of one sequence whose positions lie in one
+ * page. Each row attends to all positions up to and including its own.
  *
- * A score is one FMA chain over the head's dimensions, ascending, then scaled. The soft-max is
- * two-pass: the greatest score, then exp of the differences. Its sum, and the sum of values, run
- * over blocks of POSITION_BLOCK positions, block sums added ascending; the sum of values is divided
- * once.
+ * A score is one FMA chain over the head's dimensions, ascending, then scaled. The softmax takes
+ * two passes: the largest score, then exp of the differences. The sum of these and the weighted sum
+ * of the values run over blocks of POSITION_BLOCK positions, block sums added ascending; the
+ * weighted sum is divided once.
  *
- * Rows go through in tiles, so that a key or value loaded serves all rows of a tile. How many they
- * are never shows: each row has its own chains. */
+ * Rows are processed in tiles, so that each key or value that is loaded serves all rows of a tile.
+ * The size of a tile changes no bit, because each row has sums of its own.
+ *
+ * Two kernels do this. attention_kernel is for a prompt: many rows share the keys and values of one
+ * head, which stay in the CPU's caches. attention_heads_kernel is for decoding: one row reads all
+ * of its keys and values once, so memory is the limit, and it visits page by page, all heads of a
+ * page together, because these are contiguous.
+ *
+ * Prefetching. A page's keys and values are short runs, which a hardware prefetcher notices too
+ * late. The caller (pass/attention.c) therefore lists the cache lines that will be read a little
+ * later: the row's own, 32 KB ahead, or all of the next row's where these are few. Wherever the
+ * kernel reads n cache lines it prefetches the next n lines of the list, so prefetches come at the
+ * pace of the reads and stay the same distance ahead of them. */
 
 #if PAGE_POSITIONS != POSITION_BLOCK
 #error "a page must be a block of the sums"
 #endif
 
-/* A single row, which comes from decoding and has to fetch the cache from memory, goes through a page
- * line by line: its tile is as wide as a page. */
+/* A single row (decoding) reads a page's keys in the order of memory: its tile is as wide as a
+ * page. */
 #define MAX_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
 #define ATTENTION_VECTORS(rows) ((rows) == 1 ? MAX_VECTORS : TILE_VECTORS)
 
-/* A float's upper half, to nearest even; a NaN that was computed has a bit there, and stays one. */
+/* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is cut off instead, which
+ * keeps it a NaN: one that was computed has a bit set in the upper half of its mantissa. */
 INLINE vi to_bfloat16(vf x) {
     vf rounded = vf_nan_or(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
@@ -48,25 +60,26 @@ static void store_kernel(const float *key, const float *value, int head_dim, int
     memcpy(values, value, (size_t)head_dim * sizeof(float));
 }
 
-/* Where in a page: of float, or of bfloat16. */
+/* An element of a page, float or bfloat16, by its index. */
 typedef struct {
     const void *page;
-    size_t at;
+    size_t index;
 } cache_pointer;
 
-INLINE cache_pointer cache_offset(cache_pointer s, int further) {
-    return (cache_pointer){s.page, s.at + (size_t)further};
+INLINE cache_pointer cache_offset(cache_pointer s, int n) {
+    return (cache_pointer){s.page, s.index + (size_t)n};
 }
 
-/* The first n of a vector of numbers of the cache. A processor waits for the cache line of a load even where
- * all of it is masked: those of short texts that nobody had fetched took near half of attention's time. */
+/* Loads the first n of a vector of a page's elements. With none of them it does not touch memory: a
+ * processor waits for the cache line of a masked load even if the whole mask is off, which took
+ * near half of attention's time for short sequences that were not in the CPU's cache. */
 INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
     if (is_bfloat16)
         return vf_from_bits(
-            vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.at, n), 16));
-    return vf_load_first((const float *)s.page + s.at, n);
+            vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.index, n), 16));
+    return vf_load_first((const float *)s.page + s.index, n);
 }
 
 INLINE void fetch_lines(fetch_list *f, int n) {
@@ -79,14 +92,14 @@ INLINE void fetch_lines(fetch_list *f, int n) {
     }
 }
 
-/* Of so many numbers of the cache. */
+/* The cache lines that n elements of a page take. */
 INLINE int lines_in(const int is_bfloat16, int n) {
     const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* in numbers */
     return (n + line - 1) / line;
 }
 
-/* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
- * real. */
+/* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which the first
+ * n positions exist. */
 INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int rows,
                        const int n_vectors, const float *q, cache_pointer key, int n,
                        fetch_list *fetches, float *scores) {
@@ -122,7 +135,7 @@ INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int
     }
 }
 
-/* The scores of one page's first n positions; what lies beyond is never read. */
+/* The scores of a page's first n positions; later positions are never read. */
 INLINE void page_scores(const attention_args *a, const int is_bfloat16, const int rows,
                         const float *q, cache_pointer key, int n, fetch_list *fetches,
                         float *scores) {
@@ -131,7 +144,8 @@ INLINE void page_scores(const attention_args *a, const int is_bfloat16, const in
     for (; i + width <= n; i += width)
         score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), width,
                    i ? NULL : fetches, scores + i);
-    /* A single row would be one chain at a time, and wait for it. */
+    /* For a single row the rest is one wide tile too: tiles of one vector would be one FMA chain
+     * each, limited by its latency. */
     for (; rows == 1 && i < n; i += width)
         score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), n - i,
                    i ? NULL : fetches, scores + i);
@@ -139,8 +153,8 @@ INLINE void page_scores(const attention_args *a, const int is_bfloat16, const in
         score_tile(a, is_bfloat16, rows, 1, q, cache_offset(key, i), n - i, NULL, scores + i);
 }
 
-/* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
- * sum a NaN, whatever m is. */
+/* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp, and so
+ * the sum, a NaN, whatever m is. */
 static float exponentials(float *scores, int n, float m) {
     float total = 0.0f;
     for (int block = 0; block < n; block += POSITION_BLOCK) {
@@ -171,7 +185,7 @@ static float exponentials(float *scores, int n, float m) {
     return total;
 }
 
-/* sum[r] = fma(scores[r][i], value, sum[r]) for the rows of the tile from the first-th on. */
+/* sum[r] = fma(scores[r][i], value, sum[r]) for rows `first` and later of the tile. */
 INLINE void add_value(const attention_args *a, const int is_bfloat16, const int rows,
                       const int first, const int n_vectors, cache_pointer value, int n,
                       const float *scores, vf sum[TILE_ROWS][MAX_VECTORS]) {
@@ -189,7 +203,8 @@ INLINE void add_value(const attention_args *a, const int is_bfloat16, const int 
 }
 
 /* out[r][dim ..] = sum(scores[r][i] * value[i][dim ..]) / divisor[r] for n_vectors vectors of
- * dimensions, of which n are real. The first row sees n_positions, each later one more. */
+ * dimensions, of which the first n dimensions exist. The first row sees n_positions, each later row
+ * one more. */
 INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int rows,
                        const int n_vectors, int dim, int n, int n_positions, const float *divisor,
                        float *out) {
@@ -210,12 +225,12 @@ INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
         }
-        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim)
+        for (int i = 0; i < end; i++, value.index += (size_t)a->head_dim)
             add_value(a, is_bfloat16, rows, 0, n_vectors, value, n, scores + i, sum);
-        /* Later rows go on to their own position. */
+        /* Later rows continue to their own position. */
         if (block + end == n_positions) {
             UNROLL
-            for (int first = 1; first < rows; first++, value.at += (size_t)a->head_dim)
+            for (int first = 1; first < rows; first++, value.index += (size_t)a->head_dim)
                 add_value(a, is_bfloat16, rows, first, n_vectors, value, n,
                           scores + end + first - 1, sum);
         }
@@ -235,7 +250,7 @@ INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int
     }
 }
 
-/* A tile of rows, from the row-th on: their scores; */
+/* The scores of a tile of rows that begins at `row`. */
 INLINE void tile_scores(const attention_args *a, const int is_bfloat16, const int rows, int row) {
     const float *q = a->q + (size_t)row * a->q_stride;
     int all = a->n_positions + row + rows - 1;
@@ -246,7 +261,7 @@ INLINE void tile_scores(const attention_args *a, const int is_bfloat16, const in
     }
 }
 
-/* the weights that become of them, and their sums; */
+/* Replaces a tile's scores by softmax weights, not yet divided by their sums, sum[rows]. */
 INLINE void tile_weights(const attention_args *a, const int rows, int row, float *sum) {
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
@@ -255,7 +270,7 @@ INLINE void tile_weights(const attention_args *a, const int rows, int row, float
     }
 }
 
-/* and the values' sum by these. */
+/* The weighted sums of the values for a tile of rows, divided by sum[rows]. */
 INLINE void tile_values(const attention_args *a, const int is_bfloat16, const int rows, int row,
                         const float *sum) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
@@ -278,7 +293,7 @@ INLINE void attend_tile(const attention_args *a, const int is_bfloat16, const in
 INLINE void attend_rows(const attention_args *a, const int is_bfloat16) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
-        switch (rows) { /* each its own unrolled copy */
+        switch (rows) { /* one unrolled copy for each count */
 #define CASE(n)                              \
     case n:                                  \
         attend_tile(a, is_bfloat16, n, row); \
@@ -296,8 +311,8 @@ static void attention_kernel(const attention_args *a) {
         attend_rows(a, 0);
 }
 
-/* out[dim ..] (+)= sum(weights[i] * value[i][dim ..]) of a block of positions, for n_vectors vectors of
- * dimensions, of which n are real. */
+/* out[dim ..] += sum(weights[i] * value[i][dim ..]) over one block of positions, for n_vectors
+ * vectors of dimensions, of which the first n dimensions exist. The first block overwrites out. */
 INLINE void add_block(const attention_args *a, const int is_bfloat16, const int n_vectors,
                       cache_pointer value, int n, const float *weights, int n_positions,
                       int is_first, float *out) {
@@ -305,7 +320,7 @@ INLINE void add_block(const attention_args *a, const int is_bfloat16, const int 
     UNROLL
     for (int v = 0; v < n_vectors; v++)
         sum[0][v] = vf_set1(0.0f);
-    for (int i = 0; i < n_positions; i++, value.at += (size_t)a->head_dim) {
+    for (int i = 0; i < n_positions; i++, value.index += (size_t)a->head_dim) {
         fetch_lines(a->fetches, lines_in(is_bfloat16, n_vectors * VF_WIDTH));
         add_value(a, is_bfloat16, 1, 0, n_vectors, value, n, weights + i, sum);
     }
@@ -317,7 +332,7 @@ INLINE void add_block(const attention_args *a, const int is_bfloat16, const int 
     }
 }
 
-/* The values of a page by the weights of a head. */
+/* Adds the weighted values of one head and page to the head's output. */
 INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, int page) {
     const int width = MAX_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
     int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;

@@ -1,4 +1,4 @@
-/* Integer kernels for AVX-512's VNNI (Intel since Cascade Lake, AMD since Zen 4). */
+/* Integer kernels for AVX-512 VNNI (Intel since Cascade Lake, AMD since Zen 4). */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"

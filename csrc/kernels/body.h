@@ -1,4 +1,4 @@
-/* Every kernel, for the instruction set whose vector type the including file has defined. */
+/* Every kernel, in the vector type that the including file has defined (vec.h). */
 #include "kernels/functions.h"
 #include "kernels/row.h"
 

@@ -1,5 +1,5 @@
-/* Products of bytes with NEON, by way of 16 bits. */
-#define DOT_VECTORS 2 /* 16 registers of weights of 32 */
+/* Products of bytes with NEON, widened to 16 bits. */
+#define DOT_VECTORS 2 /* 16 registers of weights, half of 32 */
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 1
 

@@ -1,4 +1,4 @@
-/* The functions by themselves, for tests and for sampling. */
+/* Elementwise kernels: a function over a whole array. */
 static void exp_kernel(float *x, int n) {
     for (int i = 0; i < n; i += VF_WIDTH)
         vf_store_first(x + i, vf_exp(vf_load_first(x + i, n - i)), n - i);

@@ -1,7 +1,7 @@
 /* How kernels are compiled: what is inlined and unrolled, and for which instructions. */
 
-/* Kernels are small functions that must be inlined and loops that must be unrolled, or their vectors
- * would not stay in registers. */
+/* Kernels are small functions that must be inlined and loops that must be unrolled, or their
+ * vectors would not stay in registers. */
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__clang__)
@@ -10,8 +10,8 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* The functions between TARGET_BEGIN and TARGET_END may use the named instructions. System headers are
- * included before, so that their functions are not compiled for these. */
+/* The functions between TARGET_BEGIN and TARGET_END may use the named instructions. System headers
+ * are included before, so that their functions are not compiled for these. */
 #define PRAGMA(tokens) _Pragma(#tokens)
 #if defined(__clang__)
 #define TARGET_BEGIN(names) \

@@ -1,26 +1,28 @@
-#include "kernels/dot.h"
-
 /* Matrix products of quantised rows and packed, quantised weights.
  *
- * A group's weights of some columns are put into registers once, and all rows go past them: an output's
- * sum over the group is exact, so the order inside does not matter, and the groups' sums are added in
- * memory, ascending. How many rows there are never shows. */
+ * Tiles. The weights of a group (32 steps of k) for DOT_VECTORS vectors of columns are loaded into
+ * registers once, GROUP / 4 registers for each vector, and all rows are multiplied by them. A row's
+ * sum over the group is an exact integer, so the order inside a group does not matter. It is scaled
+ * and added to the row's float totals in memory, groups ascending. The number of rows changes no
+ * bit. matmul.h does the reverse, with sums in registers and weights loaded again for each tile:
+ * here a group's weights are few enough to stay, and a total is touched only once in 32 steps. */
+#include "kernels/dot.h"
 
 #define BYTES_STEPS (GROUP / 4)
 
-/* In the order of memory, which what a processor fetches by itself depends on: left to the compiler, which
- * likes to reorder loads, a single row was a fifth slower. */
+/* Loads weights in the order of memory. The hardware prefetcher depends on the order, and a
+ * compiler likes to change it: a single row was a fifth slower. */
 INLINE vi load_bytes(const uint8_t *p) {
     vi bytes = vi_load((const int32_t *)(const void *)p);
     __asm__ volatile("" ::: "memory");
     return bytes;
 }
 
-/* What a group's columns are, in registers. */
+/* A group's weights for some columns, in registers. */
 typedef struct {
     vi weights[BYTES_STEPS][DOT_VECTORS];
     vf scale[DOT_VECTORS];
-    vi zero[DOT_VECTORS]; /* of 4 bits */
+    vi zero[DOT_VECTORS]; /* the zero points, int4 only */
 } group_columns;
 
 INLINE void load_int8(group_columns *g, const uint8_t *packed, int column) {
@@ -59,7 +61,7 @@ INLINE void load_int4(group_columns *g, const uint8_t *packed, int column) {
     }
 }
 
-/* The exact sum of a group of one row, for a vector of columns. */
+/* The exact sum over a group for one row and a vector of columns. */
 INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t *x, vi minus_sum) {
     vi total;
     if (bits == 8) {
@@ -77,10 +79,10 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
     return INT4_SUMS_ARE_32_BITS ? total : vi_add(int4_sum(total), offset);
 }
 
-/* Weights are fetched so many bytes before they are multiplied (4 KB was seen to be too few), some at each
- * row: all at once they take every place that a core has for what it waits for, the rows' too, which cost a
- * third of the speed at 32 rows and near half at 8. Past the end nothing is read, so that nothing need
- * be there. */
+/* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), a share of
+ * them at each row. All at once they would fill the core's list of outstanding loads, and the loads
+ * of rows would wait: that cost a third of the speed at 32 rows and near half at 8. A prefetch
+ * beyond the weights' end is harmless, because it does not read. */
 #define PREFETCH_AHEAD 16384
 
 typedef struct {
@@ -98,11 +100,11 @@ INLINE void prefetch_at_row(prefetch_cursor *f) {
         prefetch(f->next);
 }
 
-/* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
+/* totals[r][column ..] += x[r, group] @ weights[group, column ..] for n_rows rows from `row`. */
 INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
                            const uint8_t *packed, int column, prefetch_cursor ahead,
                            float *totals) {
-    const int is_first = group == 0; /* of the sums, which begin with +0 */
+    const int is_first = group == 0; /* the totals begin at +0 */
     group_columns g;
     if (bits == 8)
         load_int8(&g, packed, column);
@@ -124,8 +126,8 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
     }
 }
 
-/* Many rows wait for the places of their results too, which are fetched while a panel is multiplied: at
- * each group those of a part of the rows. */
+/* With many rows the stores of the results would wait for memory too, so their cache lines are
+ * prefetched while a panel is multiplied: at each group, those of a share of the rows. */
 #define PREFETCH_OUT_MIN_ROWS 32
 
 INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,

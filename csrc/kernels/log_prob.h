@@ -1,11 +1,11 @@
-/* Log-probabilities from logits.
+/* Log-probabilities and entropy from logits.
  *
- * The soft-max's softmax_sums runs over tiles of TILE_IDS ids: each has its own greatest logit m and
- * the sums, in 16 lanes, of e = exp(x - m) and of e * (x - m); tiles are merged ascending. */
+ * The sums run over tiles of TILE_IDS ids. A tile has its own largest logit m and adds, in 16
+ * lanes, e = exp(x - m) and e * (x - m); tiles are merged ascending. */
 
 #define TILE_IDS 1024
 
-/* Below this difference exp is zero, and the product with it nothing rather than 0 * -infinity. */
+/* Below it exp is zero, and the product with it is left out instead of being 0 * -infinity. */
 #define MIN_EXPONENT -104.0f
 
 typedef struct {
@@ -27,7 +27,7 @@ INLINE float log_scalar(float x) {
 }
 
 static softmax_sums sums_of_tile(const float *logits, int n) {
-    /* A NaN logit makes its own exp, and so the sum, a NaN. */
+    /* A NaN logit makes its own exp, and so the sum, NaN. */
     softmax_sums tile = {row_max(logits, n), 0.0f, 0.0f};
     if (tile.max == -__builtin_inff())
         return tile;
@@ -49,10 +49,10 @@ static softmax_sums sums_of_tile(const float *logits, int n) {
     return tile;
 }
 
-/* b's sums, brought to a's greatest logit, which is no less, are added to a's. */
+/* Adds b's sums, rescaled to a's max, to a's; b's max is at most a's. */
 static softmax_sums merge_smaller(softmax_sums a, softmax_sums b) {
     if (b.sum == 0.0f)
-        return a; /* its greatest logit is minus infinity */
+        return a; /* its largest logit is -infinity */
     float below = b.max - a.max;
     if (below < MIN_EXPONENT)
         return a;
@@ -72,8 +72,8 @@ static softmax_sums sums_of_row(const float *logits, int n) {
     return all;
 }
 
-/* M + log S, so that log p(id) = logit - (M + log S), and the entropy in nats; both are NaN where a
- * logit is one or none is finite. */
+/* With the merged max M and sum S: M + log S, so that log p(id) = logit - (M + log S), and the
+ * entropy in nats. Both are NaN if a logit is NaN or the largest is infinite. */
 static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
     softmax_sums all = sums_of_row(logits, n);
     if (!(all.sum > 0.0f) || all.max - all.max != 0.0f) {
@@ -85,10 +85,10 @@ static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, f
     *entropy = log_sum - all.sum_scaled / all.sum;
 }
 
-/* How many of n logits are greater than x, or, with ties set, no less. */
+/* Counts the logits greater than x or, with ties, greater than or equal to x. */
 static int count_above(const float *logits, int n, float x, int ties) {
     vf bound = vf_set1(x), one = vf_set1(1.0f), zero = vf_set1(0.0f), count = zero;
-    float total = 0.0f; /* counts below 2^24 are exact */
+    float total = 0.0f; /* exact below 2^24 */
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf loaded = vf_load(logits + i);
@@ -104,7 +104,7 @@ static int count_above(const float *logits, int n, float x, int ties) {
     return (int)total;
 }
 
-/* 1 for the most likely id; of equal logits the lower id comes first. */
+/* 1 for the most likely id. Of equal logits the lower id comes first. */
 static int rank_kernel(const float *logits, int n, int id) {
     return 1 + count_above(logits, id, logits[id], 1) +
            count_above(logits + id + 1, n - id - 1, logits[id], 0);

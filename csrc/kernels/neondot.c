@@ -1,4 +1,4 @@
-/* Integer kernels for NEON with the dot product (ARMv8.2 and later, all of Apple's). */
+/* Integer kernels for NEON with dot product instructions (ARMv8.2 and later, all Apple CPUs). */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"

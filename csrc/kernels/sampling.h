@@ -1,6 +1,11 @@
-/* Choosing a token from logits. */
+/* Choosing a token from logits: the largest, or a draw.
+ *
+ * A draw uses the Gumbel-max trick: the id with the largest logit + Gumbel noise is a draw from the
+ * softmax. The noise is a function of the seed, the sample, the position and the id, by a
+ * counter-based generator; so a draw depends on nothing that runs beside it, and no sum over the
+ * logits is needed. */
 
-/* Goes by blocks, so that only one has to be searched for its greatest logit's id. */
+/* Finds the block with the largest logit first, so only that one is searched for the id. */
 static int arg_max_kernel(const float *logits, int n) {
     const int block = 1024;
     float best = 0.0f;
@@ -20,8 +25,8 @@ static int arg_max_kernel(const float *logits, int n) {
     return id;
 }
 
-/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four words
- * that depend on nothing but the counter and the key. */
+/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four random
+ * words from a counter and a key. */
 INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; round++) {
         vi upper0, upper2;
@@ -36,8 +41,8 @@ INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     }
 }
 
-/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, 0). The last
- * word of a counter is its use: 0 for noise, 1 for a chance that belongs to the position. */
+/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, use). The
+ * use is 0 for noise and 1 for uniform_kernel. */
 INLINE vi random_word(const noise_key *key, vi id) {
     vi counter[4] = {vi_shift_right_unsigned(id, 2), vi_set1((int32_t)key->position),
                      vi_set1((int32_t)key->sample), vi_set1(0)};
@@ -54,8 +59,8 @@ INLINE vf vf_from_unsigned(vi r) {
     return vf_fma(upper, vf_set1(65536.0f), vf_from_int(vi_and(r, vi_set1(0xffff))));
 }
 
-/* -log(u) of u = (r + 1/2) / 2^32. Near u = 1 it comes from the distance to 1, which keeps all of
- * its 32 bits: the likeliest ids of a draw are decided there. */
+/* -log(u) for u = (r + 1/2) / 2^32. Near u = 1 it is computed from 1 - u, which keeps all 32 bits
+ * of r: the most likely ids of a draw are decided there. */
 INLINE vf exponential_variate(vi r) {
     const vf unit = vf_set1(2.32830644e-10f), half = vf_set1(0.5f); /* 2^-32 */
     vf u = vf_mul(vf_add(vf_from_unsigned(r), half), unit);
@@ -66,13 +71,13 @@ INLINE vf exponential_variate(vi r) {
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
-/* The Gumbel-max trick: the arg max over ids of logit - log(-log u) is a draw from the soft-max. */
+/* logit - log(-log u). */
 INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     vf exponential = exponential_variate(random_word(key, id));
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
 }
 
-/* The best scores so far, lane by lane, and their ids, which as floats are exact. */
+/* The best score of each lane so far, and its id. Ids are exact as floats. */
 typedef struct {
     vf score, id;
 } best_draws;
@@ -86,8 +91,8 @@ INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
     best->score = vf_select_less(best->score, score, score, best->score);
 }
 
-/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9: an id further below the
- * most likely one cannot win, and a block that holds no other is passed over. */
+/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9, so an id further
+ * below the largest logit cannot win, and a block of such ids is skipped. */
 #define NOISE_RANGE 26.5f
 #define DRAW_BLOCK 64
 
@@ -98,7 +103,7 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
         keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
     if (i == n)
         return;
-    /* The rest, and its first one again where a vector has more lanes. */
+    /* The last, incomplete vector, filled up with its first element. */
     float last_logits[VF_WIDTH];
     int32_t last_ids[VF_WIDTH];
     for (int j = 0; j < VF_WIDTH; j++) {
@@ -109,7 +114,7 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
     keep_best(best, vf_load(last_logits), vi_load(last_ids), key);
 }
 
-/* No logit is NaN, and the greatest is finite; -infinity never wins. */
+/* Requires that no logit is NaN and the largest is finite. -infinity never wins. */
 static int draw_kernel(const float *logits, const int32_t *ids, int n, const noise_key *key,
                        float *best_score) {
     const float lowest = -3.402823466e38f;
@@ -132,7 +137,7 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     return (int)numbers[first];
 }
 
-/* A number from 0 up to, and not, 1 that belongs to the position: 24 bits of its counter's word 0. */
+/* 24 bits of word 0 of the counter (0, position, sample, 1). */
 static float uniform_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
                      vi_set1(1)};

@@ -1,20 +1,19 @@
-/* What a vector header (vec_scalar.h, vec_avx2.h, vec_avx512.h, vec_neon.h) must define, and exactly
- * what each operation returns. All kernels are written in these operations alone, so if every header
- * keeps this contract, every instruction set gives the same bits.
+/* What a vector header (vec_scalar.h, vec_avx2.h, vec_avx512.h, vec_neon.h) must define, and
+ * exactly what each operation returns. All kernels are written in these operations, so if every
+ * header keeps this contract, every instruction set gives the same bits.
  *
  * A header defines
- *   VF_WIDTH       the lanes of a vector: 1, 2, 4, 8 or 16
- *   vf, vi         the types of VF_WIDTH floats and of VF_WIDTH int32
+ *   VF_WIDTH    the lanes of a vector: 1, 2, 4, 8 or 16
+ *   vf, vi      the types of VF_WIDTH floats and of VF_WIDTH int32
  *   TILE_ROWS, TILE_VECTORS, ROW_VECTORS
- *                  the shape of a matmul's tile (matmul.h), which is a budget of registers
- *   the functions  declared below, as INLINE functions; kernels include this file after the header,
- *                  so the compiler compares the types and reports a function that is missing.
- * It may define HAS_VF_LDEXP and vf_ldexp, where one instruction does what functions.h does in five.
+ *               the shape of a matmul's tile (matmul.h): a budget of registers
+ *   functions   those declared below, as INLINE functions. Kernels include this file after the
+ *               header, so the compiler compares the types and reports a function that is missing.
+ * It may define HAS_VF_LDEXP and vf_ldexp (functions.h) if one instruction does that.
  *
- * Each operation works lane by lane. Float arithmetic is IEEE 754 binary32, rounded to nearest, ties
- * to even, with denormals (fpenv.h sets the mode). An operation with a NaN operand returns some NaN;
- * its bits are unspecified except where an operation only selects or moves lanes. Pointers need the
- * alignment of their element only. */
+ * Each operation works lane by lane. Float arithmetic is IEEE 754 binary32, rounded to nearest,
+ * ties to even, with denormals (fpenv.h sets the mode). Arithmetic with a NaN returns some NaN,
+ * whose bits are unspecified. Pointers need only the alignment of their element. */
 
 _Static_assert(16 % VF_WIDTH == 0, "the 16 lanes of a sum (row.h) are whole vectors");
 _Static_assert(sizeof(vf) == VF_WIDTH * sizeof(float), "vf has VF_WIDTH floats");
@@ -31,8 +30,8 @@ INLINE void vf_store(float *p, vf a);
 INLINE vi vi_set1(int32_t a);
 INLINE vi vi_load(const int32_t *p);
 INLINE void vi_store(int32_t *p, vi a);
-/* The first n lanes; n may be negative or more than VF_WIDTH. A load sets the other lanes to +0, and
- * memory past the n-th element is neither read nor written. */
+/* The first n lanes; n may be negative or more than VF_WIDTH. A load sets the other lanes to +0,
+ * and memory past the n-th element is neither read nor written. */
 INLINE vf vf_load_first(const float *p, int n);
 INLINE void vf_store_first(float *p, vf a, int n);
 INLINE vi vi_load_first_16(const uint16_t *p, int n);

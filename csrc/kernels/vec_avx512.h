@@ -3,8 +3,8 @@
 #include <stdint.h>
 
 #define VF_WIDTH 16
-/* 8 x 2 accumulators, 2 weights and a broadcast: 19 of 32 vector registers. The 8 row addresses take
- * most of the general registers: 12 rows were half as fast. */
+/* 8 x 2 accumulators, 2 weights and a broadcast: 19 of 32 vector registers. The 8 row addresses
+ * take most of the general registers: 12 rows were half as fast. */
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
 #define ROW_VECTORS 2 /* of a tile of one row */
