@@ -229,19 +229,19 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
 /* ---- generation (sample.c, generate.c) ---- */
 
 /* The stages that change the logits before a token is chosen, in their usual order: STAGE(kind,
- * option) for each. The enum below, the dispatch (sample.c) and the names that Python uses follow from these
- * two lists. Beside a stage stands what it reads of its gpt2c_stage. */
+ * option) for each. The enum below, the dispatch (sample.c) and the names that Python uses follow
+ * from these two lists. The comment beside a stage says what it reads of its gpt2c_stage. */
 
 /* Penalties change the logits of single ids. */
-#define GPT2C_PENALTIES(STAGE)                                                                  \
-    STAGE(LOGIT_BIAS, logit_bias)                 /* adds values to the logits of ids */        \
-    STAGE(REPETITION_PENALTY, repetition_penalty) /* value */                                   \
-    STAGE(PRESENCE_PENALTY, presence_penalty)     /* value */                                   \
-    STAGE(FREQUENCY_PENALTY, frequency_penalty)   /* value */                                   \
-    STAGE(DRY, dry)                               /* see apply_dry */                           \
-    STAGE(NO_REPEAT_NGRAM, no_repeat_ngram_size)  /* count */                                   \
-    STAGE(BAD_WORDS, bad_words)             /* ids: each word as its length and then its ids */ \
-    STAGE(MIN_NEW_TOKENS, min_new_tokens)   /* count: bans ids until so many tokens follow */   \
+#define GPT2C_PENALTIES(STAGE)                                                                     \
+    STAGE(LOGIT_BIAS, logit_bias)                 /* adds values to the logits of ids */           \
+    STAGE(REPETITION_PENALTY, repetition_penalty) /* value */                                      \
+    STAGE(PRESENCE_PENALTY, presence_penalty)     /* value */                                      \
+    STAGE(FREQUENCY_PENALTY, frequency_penalty)   /* value */                                      \
+    STAGE(DRY, dry)                               /* see apply_dry */                              \
+    STAGE(NO_REPEAT_NGRAM, no_repeat_ngram_size)  /* count */                                      \
+    STAGE(BAD_WORDS, bad_words)             /* ids: each word as its length and then its ids */    \
+    STAGE(MIN_NEW_TOKENS, min_new_tokens)   /* count: bans ids until count tokens are generated */ \
     STAGE(SUPPRESS_TOKENS, suppress_tokens) /* ids */
 
 /* Filters change or remove ids by the distribution. */

@@ -75,7 +75,7 @@ def test_a_fork_during_the_first_call_of_the_pool(tmp_path, flags):
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     command = [program, "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "0 of 100 children stood still\n"
+    assert done.stdout == "0 of 100 children hung\n"
 
 
 # ---- a call that forks ----

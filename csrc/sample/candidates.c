@@ -1,4 +1,14 @@
-/* Order among the ids that may be drawn. */
+/* The candidates of a draw and their order.
+ *
+ * Sorting. A key has a logit's order in its upper 32 bits and the id (or another payload) in its
+ * lower 32 bits. The keys are radix-sorted by the upper half: three passes of 11 bits, linear in n
+ * and stable, so ties keep the order of ids without being compared.
+ *
+ * Selecting. For the k largest of n logits, with k far below n, a sort would be wasted. select_keys
+ * keeps the best k keys seen so far in a heap whose root is the worst of them. A logit that does
+ * not beat the root costs one comparison of floats; one that does replaces the root and sifts down,
+ * log k steps. Few do: about k ln(n / k) of logits in random order. The heap is then sorted in
+ * place. Ids are visited ascending, so of equal logits the lower id is already there and stays. */
 #include "sample/candidates.h"
 
 #include "os/os.h"
@@ -70,7 +80,6 @@ double candidates_weigh(candidates *c) {
 
 /* ---- sorting ---- */
 
-/* A float's bits, turned so that they compare as the numbers do; both zeros are one. */
 uint32_t ascending_key(float x) {
     uint32_t bits;
     x += 0.0f;
@@ -85,7 +94,7 @@ static float logit_of_key(uint32_t key) {
     return x;
 }
 
-/* Ascending keys are the order (logit descending, id ascending). */
+/* Ascending keys are in the order (logit descending, id ascending). */
 static uint64_t key_of(float logit, int32_t id) {
     return (uint64_t)~ascending_key(logit) << 32 | (uint32_t)id;
 }
@@ -161,9 +170,9 @@ int32_t candidates_index(candidates *c, int32_t id) {
     return c->indices[id];
 }
 
-/* ---- the k greatest ---- */
+/* ---- the k largest ---- */
 
-/* Restores the heap below i: the root is the greatest key. */
+/* Restores the heap below i, whose root is the largest key: the worst of the candidates kept. */
 static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     for (;;) {
         int32_t largest = i, left = 2 * i + 1, right = 2 * i + 2;
@@ -180,7 +189,7 @@ static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     }
 }
 
-/* The k least keys of n logits, whose ids ascend (NULL: they are 0, 1, ...), in order. */
+/* The k smallest keys of n logits, in order. ids ascend; NULL means 0, 1, ... */
 static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids, int32_t n,
                         int32_t k) {
     for (int32_t i = 0; i < k; i++)
@@ -189,7 +198,7 @@ static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids,
         sift_down(keys, k, i);
     float min = logit_of_key(~(uint32_t)(keys[0] >> 32));
     for (int32_t i = k; i < n; i++)
-        if (logits[i] > min) { /* at a tie the lower id, already there, stays */
+        if (logits[i] > min) { /* of equal logits the lower id is already there */
             keys[0] = key_of(logits[i], ids ? ids[i] : i);
             sift_down(keys, k, 0);
             min = logit_of_key(~(uint32_t)(keys[0] >> 32));

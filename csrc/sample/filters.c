@@ -49,8 +49,8 @@ void apply_top_n_sigma(candidates *c, const gpt2c_stage *stage) {
 
 void apply_top_k(candidates *c, const gpt2c_stage *stage) { candidates_keep_top(c, stage->count); }
 
-/* Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (nucleus sampling): keeps the
- * smallest set of the most likely ids whose probabilities sum to p or more. */
+/* Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (nucleus sampling): keeps
+ * the smallest set of the most likely ids whose probabilities sum to p or more. */
 void apply_top_p(candidates *c, const gpt2c_stage *stage) {
     candidates_sort(c);
     double sum = candidates_weigh(c), reached = 0.0;
@@ -82,9 +82,9 @@ static double entropy_of(const candidates *c, double sum) {
     return (double)log_sum - scaled / sum;
 }
 
-/* Meister et al. 2022, "Locally Typical Sampling": orders the ids by how far their surprise, -log p,
- * is from the entropy, and keeps the nearest ones until their probabilities sum to p or more. The
- * ids that tie with the last one kept are kept too. */
+/* Meister et al. 2022, "Locally Typical Sampling": orders the ids by how far their surprise, -log
+ * p, is from the entropy, and keeps the nearest ones until their probabilities sum to p or more.
+ * The ids that tie with the last one kept are kept too. */
 void apply_typical_p(candidates *c, const gpt2c_stage *stage) {
     candidates_unsort(c);
     double sum = candidates_weigh(c);
@@ -119,8 +119,8 @@ void apply_epsilon_cutoff(candidates *c, const gpt2c_stage *stage) {
         candidates_keep_best_or_at_least(c, (double)stage->value * sum);
 }
 
-/* The same paper's eta sampling: keeps the ids whose probability is at least
- * min(epsilon, sqrt(epsilon) * exp(-entropy)). The bound falls as the distribution flattens. */
+/* The same paper's eta sampling: keeps the ids whose probability is at least min(epsilon,
+ * sqrt(epsilon) * exp(-entropy)). The bound falls as the distribution flattens. */
 void apply_eta_cutoff(candidates *c, const gpt2c_stage *stage) {
     double epsilon = (double)stage->value, sum = candidates_weigh(c);
     if (sum < 0.0)

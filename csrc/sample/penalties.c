@@ -22,8 +22,8 @@ void apply_logit_bias(candidates *c, const gpt2c_stage *stage) {
         add(c, stage->ids[i], stage->values[i]);
 }
 
-/* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": divides the logit of each id
- * in the history by the penalty, or multiplies it where it is negative. */
+/* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": divides the logit of each
+ * id in the history by the penalty, or multiplies it where it is negative. */
 void apply_repetition_penalty(candidates *c, const gpt2c_stage *stage) {
     float penalty = stage->value;
     for (int32_t i = 0; i < c->n_history; i++) {
@@ -58,8 +58,8 @@ void apply_frequency_penalty(candidates *c, const gpt2c_stage *stage) {
     }
 }
 
-/* Paulus et al. 2017, "A Deep Reinforced Model for Abstractive Summarization": bans each id that would
- * repeat an n-gram of the history. */
+/* Paulus et al. 2017, "A Deep Reinforced Model for Abstractive Summarization": bans each id that
+ * would repeat an n-gram of the history. */
 void apply_no_repeat_ngram_size(candidates *c, const gpt2c_stage *stage) {
     int32_t n = stage->count;
     if (c->n_history < n)
@@ -70,8 +70,8 @@ void apply_no_repeat_ngram_size(candidates *c, const gpt2c_stage *stage) {
             ban(c, c->history[i + n - 1]);
 }
 
-/* Bans the last id of each bad word whose other ids end the history. stage->ids holds each word as its
- * length followed by its ids. */
+/* Bans the last id of each bad word whose other ids end the history. stage->ids holds each word as
+ * its length followed by its ids. */
 void apply_bad_words(candidates *c, const gpt2c_stage *stage) {
     for (int32_t at = 0; at < stage->n_ids; at += 1 + stage->ids[at]) {
         const int32_t *word = stage->ids + at + 1;
@@ -130,8 +130,8 @@ static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
  * repetition of `length` ids to one more, if length is at least `allowed`. A repetition does not
  * cross a breaker, and no breaker is penalised.
  *
- * stage->value is the multiplier, other the base, count the allowed length, ids the breakers, ascending;
- * a span above 0 limits the search to as many of the last ids.
+ * stage->value is the multiplier, other the base, count the allowed length, ids the breakers,
+ * ascending; a span above 0 limits the search to as many of the last ids.
  *
  * For each id, c->counts holds the length of the longest repetition that the id would continue. */
 void apply_dry(candidates *c, const gpt2c_stage *stage) {

@@ -42,8 +42,9 @@ static void run_stages(candidates *c, const gpt2c_job *job) {
     }
 }
 
-/* Moves mu so that the surprise of the next tokens approaches tau. The surprise of the drawn token, in
- * bits, is that of the distribution before mirostat's cut; `below` is its logit minus the largest. */
+/* Moves mu so that the surprise of the next tokens approaches tau. The surprise of the drawn token,
+ * in bits, is that of the distribution before mirostat's cut; `below` is its logit minus the
+ * largest. */
 static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
     float log_sum = c->mirostat_sum;
     c->kernels->log(&log_sum, 1);
@@ -164,7 +165,7 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
 
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *model_logits) {
-    if (job->finish != GPT2C_RUNNING) /* there may be no room for another token */
+    if (job->finish != GPT2C_RUNNING) /* a finished job may have no room for another token */
         return GPT2C_BAD_ARGUMENT;
     candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)

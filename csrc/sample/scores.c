@@ -1,4 +1,4 @@
-/* What a model says of a token, from its logits. */
+/* The scores of tokens: log-probability, entropy, rank and the most likely alternatives. */
 #include "sample/scores.h"
 
 #include "fpenv.h"
