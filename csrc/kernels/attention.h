@@ -155,7 +155,7 @@ INLINE void page_scores(const attention_args *a, const int is_bfloat16, const in
 
 /* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp, and so
  * the sum, a NaN, whatever m is. */
-static float exponentials(float *scores, int n, float m) {
+static float exp_and_sum(float *scores, int n, float m) {
     float total = 0.0f;
     for (int block = 0; block < n; block += POSITION_BLOCK) {
         int end = n - block < POSITION_BLOCK ? n : block + POSITION_BLOCK;
@@ -266,7 +266,7 @@ INLINE void tile_weights(const attention_args *a, const int rows, int row, float
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
         int n_positions = a->n_positions + row + r;
-        sum[r] = exponentials(scores, n_positions, row_max(scores, n_positions));
+        sum[r] = exp_and_sum(scores, n_positions, row_max(scores, n_positions));
     }
 }
 
@@ -363,7 +363,7 @@ INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
     float sum[ATTENTION_ROWS];
     for (int h = 0; h < a->n_heads; h++) {
         float *scores = a->scores + (size_t)h * a->scores_stride;
-        sum[h] = exponentials(scores, a->n_positions, row_max(scores, a->n_positions));
+        sum[h] = exp_and_sum(scores, a->n_positions, row_max(scores, a->n_positions));
     }
     for (int page = 0; page < n_pages; page++)
         for (int h = 0; h < a->n_heads; h++)

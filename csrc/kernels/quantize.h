@@ -67,7 +67,7 @@ static void quantize_int8_kernel(const float *weights, uint8_t *packed) {
 #define INT4_MAX_SCALE 0x1.f8p32f
 
 typedef struct {
-    vf scale, zero, error;
+    vf scale, zero, cost;
 } int4_choice;
 
 INLINE vf int4_scale(vf x) {
@@ -82,10 +82,10 @@ INLINE vf int4_value(vf weight, vf factor, vf zero) {
     return vf_round(vf_clamp(vf_fma(weight, factor, zero), 0.0f, 15.0f));
 }
 
-INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf error) {
-    best->scale = vf_select_less(error, best->error, scale, best->scale);
-    best->zero = vf_select_less(error, best->error, zero, best->zero);
-    best->error = vf_select_less(error, best->error, error, best->error);
+INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf cost) {
+    best->scale = vf_select_less(cost, best->cost, scale, best->scale);
+    best->zero = vf_select_less(cost, best->cost, zero, best->zero);
+    best->cost = vf_select_less(cost, best->cost, cost, best->cost);
 }
 
 /* The cost of a column's errors d = w - scale * v is sum(d^2) + BIAS_COST * sum(w d)^2 / sum(w^2).
@@ -97,10 +97,10 @@ INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf error) {
 typedef struct {
     vf square; /* sum(w^2) */
     vf factor; /* BIAS_COST / square */
-} int4_weights;
+} weight_norm;
 
 /* The cost of a scale, less the constant sum(w^2); product is sum(w v), square sum(v^2). */
-INLINE vf int4_error(const int4_weights *w, vf scale, vf product, vf square) {
+INLINE vf int4_cost(const weight_norm *w, vf scale, vf product, vf square) {
     vf minus = vf_sub(vf_set1(0.0f), vf_add(product, product));
     vf error = vf_mul(scale, vf_fma(scale, square, minus));
     vf along = vf_sub(w->square, vf_mul(scale, product));
@@ -108,7 +108,7 @@ INLINE vf int4_error(const int4_weights *w, vf scale, vf product, vf square) {
 }
 
 /* Tries a scale and, with its nibbles, the least-squares scale; `middle` is that of the range. */
-INLINE void try_scale(const float *weights, const int4_weights *w, vf scale, vf middle,
+INLINE void try_scale(const float *weights, const weight_norm *w, vf scale, vf middle,
                       int4_choice *best) {
     vf factor = vf_div(vf_set1(1.0f), scale);
     vf zero = vf_fma(middle, vf_sub(vf_set1(0.0f), factor), vf_set1(7.5f));
@@ -120,15 +120,15 @@ INLINE void try_scale(const float *weights, const int4_weights *w, vf scale, vf 
         product = vf_fma(weight, value, product);
         square = vf_fma(value, value, square);
     }
-    keep_better(best, scale, zero, int4_error(w, scale, product, square));
+    keep_better(best, scale, zero, int4_cost(w, scale, product, square));
     vf refined = int4_scale(vf_div(product, square));
-    keep_better(best, refined, zero, int4_error(w, refined, product, square));
+    keep_better(best, refined, zero, int4_cost(w, refined, product, square));
 }
 
 /* The best scale and zero point for a vector of columns of a group: see above. */
 INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     vf low = vf_set1(0.0f), high = vf_set1(0.0f);
-    int4_weights w = {.square = vf_set1(0.0f)};
+    weight_norm w = {.square = vf_set1(0.0f)};
     for (int i = 0; i < GROUP; i++) {
         vf weight = vf_load(weights + i * PANEL);
         low = vf_select_less(weight, low, weight, low);
@@ -140,7 +140,7 @@ INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
                               vf_div(vf_set1(BIAS_COST), w.square));
     vf range = vf_sub(high, low), middle = vf_mul(vf_add(high, low), vf_set1(0.5f));
     int4_choice best = {.scale = vf_set1(INT4_MIN_SCALE), .zero = vf_set1(0.0f)};
-    best.error = int4_error(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));
+    best.cost = int4_cost(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));
     for (int i = 0; i < n_candidates; i++) {
         float part = n_candidates == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_candidates;
         try_scale(weights, &w, int4_scale(vf_mul(range, vf_set1(part / 15.0f))), middle, &best);

@@ -118,11 +118,11 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
 static int draw_kernel(const float *logits, const int32_t *ids, int n, const noise_key *key,
                        float *best_score) {
     const float lowest = -3.402823466e38f;
-    float floor = row_max(logits, n) - NOISE_RANGE;
+    float threshold = row_max(logits, n) - NOISE_RANGE;
     best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
     for (int i = 0; i < n; i += DRAW_BLOCK) {
         int rest = n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK;
-        if (row_max(logits + i, rest) >= floor)
+        if (row_max(logits + i, rest) >= threshold)
             draw_from_block(&best, logits + i, ids + i, rest, key);
     }
     float scores[VF_WIDTH], numbers[VF_WIDTH];
