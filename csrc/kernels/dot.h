@@ -10,8 +10,6 @@
 _Static_assert(PANEL % (DOT_VECTORS * VF_WIDTH) == 0, "a panel is whole sets of columns");
 _Static_assert(INT8_OFFSET == 0 || INT8_OFFSET == 128, "the offset is none or all of the byte's");
 
-/* Each lane is the four bytes at p. */
-INLINE vi broadcast_bytes(const int8_t *p);
 /* Adds to each lane of sum the four products (w_i - 128 + INT8_OFFSET) * x_i of the lane's bytes:
  * w_i is unsigned, from 1 to 255, and x_i signed, from -127 to 127. */
 INLINE vi dot_int8(vi sum, vi w, vi x);

@@ -4,12 +4,6 @@
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 0
 
-INLINE vi broadcast_bytes(const int8_t *p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return _mm256_set1_epi32(bytes);
-}
-
 /* |w| * (x with the sign of w). Two products are at most 2 * 127 * 127. */
 INLINE vi dot_int8(vi sum, vi w, vi x) {
     vi value = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));

@@ -3,12 +3,6 @@
 #define INT8_OFFSET 128
 #define INT4_SUMS_ARE_32_BITS 1
 
-INLINE vi broadcast_bytes(const int8_t *p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return _mm256_set1_epi32(bytes);
-}
-
 INLINE vi dot_int8(vi sum, vi w, vi x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
 INLINE vi dot_int4(vi sum, vi w, vi x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
 INLINE vi int4_sum(vi sum) { return sum; }

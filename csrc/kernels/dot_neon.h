@@ -3,12 +3,6 @@
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 1
 
-INLINE vi broadcast_bytes(const int8_t *p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return vdupq_n_s32(bytes);
-}
-
 INLINE vi dot_signed(vi sum, int8x16_t w, int8x16_t x) {
     int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
     int16x8_t high = vmull_high_s8(w, x);

@@ -3,12 +3,6 @@
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 1
 
-INLINE vi broadcast_bytes(const int8_t *p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return vdupq_n_s32(bytes);
-}
-
 INLINE vi dot_int8(vi sum, vi w, vi x) {
     int8x16_t value = veorq_s8(vreinterpretq_s8_s32(w), vdupq_n_s8(-128));
     return vdotq_s32(sum, value, vreinterpretq_s8_s32(x));

@@ -3,12 +3,6 @@
 #define INT8_OFFSET 128
 #define INT4_SUMS_ARE_32_BITS 1
 
-INLINE vi broadcast_bytes(const int8_t *p) {
-    vi bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return bytes;
-}
-
 INLINE vi dot_int8(vi sum, vi w, vi x) {
     for (int i = 0; i < 32; i += 8)
         sum += (vi)((uint32_t)w >> i & 255) * (int8_t)((uint32_t)x >> i);

@@ -18,6 +18,13 @@ INLINE vi load_bytes(const uint8_t *p) {
     return bytes;
 }
 
+/* Each lane is the four bytes at p. */
+INLINE vi broadcast_bytes(const int8_t *p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return vi_set1(bytes);
+}
+
 /* A group's weights for some columns, in registers. */
 typedef struct {
     vi weights[BYTES_STEPS][DOT_VECTORS];
