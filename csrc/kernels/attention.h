@@ -94,7 +94,7 @@ INLINE void fetch_lines(fetch_list *f, int n) {
 
 /* The cache lines that n elements of a page take. */
 INLINE int lines_in(const int is_bfloat16, int n) {
-    const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* in numbers */
+    const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* elements in a line */
     return (n + line - 1) / line;
 }
 

@@ -1,7 +1,7 @@
 /* The end of a product, float or quantised: bias, activation, residual and the store of a panel. */
 
-/* A matmul takes PASS_ROWS rows through all panels, then the next rows. 48 rows made prompts some 5
- * % slower; 256 were no faster. */
+/* A matmul takes PASS_ROWS rows through all panels, then the next rows. 48 rows made prompts about
+ * 5% slower; 256 were no faster. */
 #define PASS_ROWS 128
 
 /* A vector of a row from column c of the panel, with the bias added and the activation applied. */

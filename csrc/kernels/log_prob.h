@@ -85,18 +85,18 @@ static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, f
     *entropy = log_sum - all.sum_scaled / all.sum;
 }
 
-/* Counts the logits greater than x or, with ties, greater than or equal to x. */
-static int count_above(const float *logits, int n, float x, int ties) {
+/* Counts the logits greater than x, or with or_equal greater than or equal to x. */
+static int count_above(const float *logits, int n, float x, int or_equal) {
     vf bound = vf_set1(x), one = vf_set1(1.0f), zero = vf_set1(0.0f), count = zero;
     float total = 0.0f; /* exact below 2^24 */
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf loaded = vf_load(logits + i);
-        count = vf_add(count, ties ? vf_select_less(loaded, bound, zero, one)
-                                   : vf_select_less(bound, loaded, one, zero));
+        count = vf_add(count, or_equal ? vf_select_less(loaded, bound, zero, one)
+                                       : vf_select_less(bound, loaded, one, zero));
     }
     for (; i < n; i++)
-        total += ties ? logits[i] >= x : logits[i] > x;
+        total += or_equal ? logits[i] >= x : logits[i] > x;
     float lane[VF_WIDTH];
     vf_store(lane, count);
     for (i = 0; i < VF_WIDTH; i++)

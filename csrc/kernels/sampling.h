@@ -91,8 +91,8 @@ INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
     best->score = vf_select_less(best->score, score, score, best->score);
 }
 
-/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9, so an id further
- * below the largest logit cannot win, and a block of such ids is skipped. */
+/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9. An id whose logit
+ * is NOISE_RANGE below the largest cannot win, so a block of such ids is skipped. */
 #define NOISE_RANGE 26.5f
 #define DRAW_BLOCK 64
 

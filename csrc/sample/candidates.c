@@ -8,7 +8,8 @@
  * keeps the best k keys seen so far in a heap whose root is the worst of them. A logit that does
  * not beat the root costs one comparison of floats; one that does replaces the root and sifts down,
  * log k steps. Few do: about k ln(n / k) of logits in random order. The heap is then sorted in
- * place. Ids are visited ascending, so of equal logits the lower id is already there and stays. */
+ * place. Ids are visited ascending, so of equal logits the lower id is already there and stays.
+ * candidates_keep_top sorts instead if k is more than n / 8. */
 #include "sample/candidates.h"
 
 #include "os/os.h"

@@ -2,7 +2,8 @@
  *
  * A probability is a weight divided by the sum of all weights. Weights are float, from the engine's
  * own exp; sums are double, added in the order of the candidates. So every machine keeps the same
- * ids. A stage changes nothing if a logit is NaN or the largest is infinite (candidates_weigh). */
+ * ids. Stages that weigh the candidates change nothing if a logit is NaN or the largest is
+ * infinite. */
 #include "sample/candidates.h"
 
 #include <math.h>

@@ -126,12 +126,12 @@ static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
 }
 
 /* DRY, "don't repeat yourself" (p-e-w 2024, oobabooga/text-generation-webui pull request 5677):
- * subtracts multiplier * base^(length - allowed) from the logit of an id that would lengthen a
- * repetition of `length` ids to one more, if length is at least `allowed`. A repetition does not
- * cross a breaker, and no breaker is penalised.
+ * subtracts multiplier * base^(length - allowed) from the logit of an id that would continue a
+ * repetition of `length` ids, if length is at least `allowed`. A repetition does not cross a
+ * breaker, and no breaker is penalised.
  *
  * stage->value is the multiplier, other the base, count the allowed length, ids the breakers,
- * ascending; a span above 0 limits the search to as many of the last ids.
+ * ascending; a span above 0 limits the search to the last `span` ids.
  *
  * For each id, c->counts holds the length of the longest repetition that the id would continue. */
 void apply_dry(candidates *c, const gpt2c_stage *stage) {
