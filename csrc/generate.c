@@ -220,7 +220,7 @@ static int32_t tokens_generated(gpt2c_job *const *jobs, int32_t n_jobs) {
     return total;
 }
 
-/* A job must have something to feed, room for its tokens, and not be finish_vector. */
+/* A job must have something to feed, room for its tokens, and not be finished. */
 static int job_is_possible(const gpt2c_job *job) {
     return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
            job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&

@@ -1,6 +1,6 @@
 /* Threads and barriers.
  *
- * Waiting is a short spin and then sleep: workers that have just finish_vector are likely to be needed
+ * Waiting is a short spin and then sleep: workers that have just finished are likely to be needed
  * again within microseconds, but one that spins beside another busy process takes the CPU from the
  * very thread it waits for. All hand-over is through the count waited for, without fences, so that
  * ThreadSanitizer can follow it. */
