@@ -209,9 +209,9 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
     const gpt2c_config *c = &p->model->config;
     embed(&at);
     show(&at, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
-    for (int32_t block = 0; block < c->n_layer && !was_stopped(&at); block++)
+    for (int32_t block = 0; block < c->n_layer && !poll_stop_collective(&at); block++)
         run_block(&at, block);
-    if (!was_stopped(&at))
+    if (!poll_stop_collective(&at))
         run_head(&at);
 }
 

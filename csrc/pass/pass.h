@@ -76,8 +76,8 @@ int is_probed(const place *at, gpt2c_point point, int32_t block);
  * are what they were changed to, for all. */
 void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
           int32_t width);
-/* Whether who looked wants no more: the same for all workers. A step like any other. */
-int was_stopped(const place *at);
+/* Polls whether the call should stop: the same result on all workers, who must all call it. */
+int poll_stop_collective(const place *at);
 
 gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
                                 const gpt2c_config *config, int32_t n_rows);

@@ -16,9 +16,9 @@ static void end_callback(const place *at, int stops) {
     (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
 }
 
-/* All workers take the same way: none looks before it is known whether the call was stopped, and none goes on
- * to where it may be before all have looked. */
-int was_stopped(const place *at) {
+/* Collective. Worker 0 polls; the first barrier publishes the result, the second keeps it stable
+ * until all have read it. */
+int poll_stop_collective(const place *at) {
     const gpt2c_probe *probe = at->pass->probe;
     if (!probe)
         return 0;
