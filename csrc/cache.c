@@ -32,7 +32,7 @@ static page_header *header_of(void *page) {
 
 static size_t page_bytes(const gpt2c_model *m) {
     return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS *
-           cache_number(m);
+           cache_element_bytes(m);
 }
 
 /* Under the lock. */

@@ -24,19 +24,19 @@ gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
 /* Frees the pages that no sequence has but that were kept for the next. */
 void cache_free_spares(void);
 
-/* The bytes of a number in a page. */
-static inline size_t cache_number(const gpt2c_model *m) {
+/* The bytes of one element of a key or value. */
+static inline size_t cache_element_bytes(const gpt2c_model *m) {
     return m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
 }
 
-/* Where in a page a head's keys and values begin. */
-static inline size_t cache_keys(const gpt2c_model *m, int32_t layer, int32_t head) {
+/* The index in a page, in elements, at which the keys and the values of a head begin. */
+static inline size_t cache_key_offset(const gpt2c_model *m, int32_t layer, int32_t head) {
     size_t width = (size_t)m->config.n_embd * PAGE_POSITIONS;
     return 2 * (size_t)layer * width + (size_t)head * (size_t)m->head_dim * PAGE_POSITIONS;
 }
 
-static inline size_t cache_values(const gpt2c_model *m, int32_t layer, int32_t head) {
-    return cache_keys(m, layer, head) + (size_t)m->config.n_embd * PAGE_POSITIONS;
+static inline size_t cache_value_offset(const gpt2c_model *m, int32_t layer, int32_t head) {
+    return cache_key_offset(m, layer, head) + (size_t)m->config.n_embd * PAGE_POSITIONS;
 }
 
 #endif

@@ -13,12 +13,13 @@ static void store_keys_values(const place *at, int32_t block, int32_t head, int 
         const input_row *row = &at->scratch->rows[r];
         void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
         size_t slot = (size_t)(row->position % PAGE_POSITIONS);
-        size_t keys = cache_keys(m, block, head) + slot;
-        size_t values = cache_values(m, block, head) + slot * head_dim;
+        size_t keys = cache_key_offset(m, block, head) + slot;
+        size_t values = cache_value_offset(m, block, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
-        size_t number = cache_number(m);
+        size_t element_bytes = cache_element_bytes(m);
         m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
-                          (char *)page + keys * number, (char *)page + values * number);
+                          (char *)page + keys * element_bytes,
+                          (char *)page + values * element_bytes);
     }
 }
 
@@ -55,8 +56,8 @@ static attention_args attention_of(const place *at, int32_t block, int32_t head,
         .n_rows = n_rows,
         .pages = row->sequence->pages,
         .is_narrow = m->config.narrow_cache,
-        .keys = cache_keys(m, block, head),
-        .values = cache_values(m, block, head),
+        .keys = cache_key_offset(m, block, head),
+        .values = cache_value_offset(m, block, head),
         .n_positions = row->position + 1,
         .head_dim = m->head_dim,
         .scale = attention_scale(&m->config, m->head_dim, block),
@@ -97,9 +98,9 @@ static void list_lines(fetch_list *list, const char *begin, const char *end, siz
 /* Bytes [begin, end) of the keys that some heads have in a page, n positions of which are filled. */
 static void list_keys(const place *at, fetch_list *list, const char *keys, int n, size_t begin,
                       size_t end) {
-    const size_t line = CACHE_LINE * sizeof(float), number = cache_number(at->model);
+    const size_t line = CACHE_LINE * sizeof(float), element_bytes = cache_element_bytes(at->model);
     list_lines(list, keys + begin, keys + end,
-               (size_t)n * number <= line ? PAGE_POSITIONS * number : line);
+               (size_t)n * element_bytes <= line ? PAGE_POSITIONS * element_bytes : line);
 }
 
 /* Of the row's page that begins at a position, how many positions are filled. */
@@ -112,16 +113,17 @@ static int filled(const input_row *row, int first) {
 static void list_row(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
                      const input_row *row, size_t skipped) {
     const gpt2c_model *m = at->model;
-    const size_t number = cache_number(m), of_head = (size_t)m->head_dim * PAGE_POSITIONS * number;
+    const size_t element_bytes = cache_element_bytes(m),
+                 of_head = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
     const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE * sizeof(float);
-    const size_t keys = cache_keys(m, block, head) * number;
-    const size_t values = cache_values(m, block, head) * number;
+    const size_t keys = cache_key_offset(m, block, head) * element_bytes;
+    const size_t values = cache_value_offset(m, block, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
         list_keys(at, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
                   filled(row, i), i ? 0 : skipped, all);
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
         const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
-        size_t bytes = (size_t)filled(row, i) * (size_t)m->head_dim * number;
+        size_t bytes = (size_t)filled(row, i) * (size_t)m->head_dim * element_bytes;
         if (filled(row, i) == PAGE_POSITIONS) /* the heads' follow each other */
             list_lines(list, begin, begin + all, line);
         else
@@ -134,7 +136,8 @@ static void list_row(const place *at, fetch_list *list, int32_t block, int head,
 static void list_fetches(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
                          const input_row *row, const input_row *next, int next_head) {
     const gpt2c_model *m = at->model;
-    const size_t number = cache_number(m), width = (size_t)n_heads * (size_t)m->head_dim * number;
+    const size_t element_bytes = cache_element_bytes(m),
+                 width = (size_t)n_heads * (size_t)m->head_dim * element_bytes;
     const size_t all = width * PAGE_POSITIONS, ahead = FETCHED_AHEAD < all ? FETCHED_AHEAD : all;
     list->n_parts = list->part = 0;
     if (next && next != row && 2 * (size_t)next->position * width <= FETCHED_ROW) {
@@ -144,7 +147,8 @@ static void list_fetches(const place *at, fetch_list *list, int32_t block, int h
     list_row(at, list, block, head, n_heads, row, ahead);
     if (next)
         list_keys(at, list,
-                  (const char *)next->sequence->pages[0] + cache_keys(m, block, next_head) * number,
+                  (const char *)next->sequence->pages[0] +
+                      cache_key_offset(m, block, next_head) * element_bytes,
                   filled(next, 0), 0, ahead);
 }
 
