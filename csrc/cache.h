@@ -26,7 +26,7 @@ void cache_free_spares(void);
 
 /* The bytes of one element of a key or value. */
 static inline size_t cache_element_bytes(const gpt2c_model *m) {
-    return m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+    return m->config.bfloat16_cache ? sizeof(uint16_t) : sizeof(float);
 }
 
 /* The index in a page, in elements, at which the keys and the values of a head begin. */

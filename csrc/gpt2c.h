@@ -39,13 +39,13 @@ typedef enum {
 } gpt2c_activation;
 
 /* What the matrices are kept in. Quantised ones meet rows in 8 bits, by group (kernels.h). */
-typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_weights;
+typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_dtype;
 
 typedef struct {
-    int32_t weights;      /* a gpt2c_weights: of the blocks' matrices */
-    int32_t embeddings;   /* the same of wte and lm_head, both quantised or neither */
-    int32_t narrow_cache; /* keys and values are kept in bfloat16 */
-    int32_t n_candidates; /* of each scale of int4, at least 1 */
+    int32_t layer_dtype;     /* a gpt2c_dtype: of the blocks' matrices */
+    int32_t embedding_dtype; /* the same of wte and lm_head, both quantised or neither */
+    int32_t bfloat16_cache;  /* keys and values are kept in bfloat16 */
+    int32_t n_candidates;    /* of each scale of int4, at least 1 */
     int32_t n_vocab;
     int32_t n_positions;
     int32_t n_embd;

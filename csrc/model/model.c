@@ -29,9 +29,9 @@ static float *take(arena_walk *walk, size_t rows, size_t width) {
     return place;
 }
 
-static packed_matrix take_matrix(arena_walk *walk, int32_t weights, size_t k, size_t n) {
-    size_t width = pack_panel_bytes((gpt2c_weights)weights, k) / sizeof(float);
-    return (packed_matrix){take(walk, panels_of(n), width), k, n, (gpt2c_weights)weights};
+static packed_matrix take_matrix(arena_walk *walk, int32_t dtype, size_t k, size_t n) {
+    size_t width = pack_panel_bytes((gpt2c_dtype)dtype, k) / sizeof(float);
+    return (packed_matrix){take(walk, panels_of(n), width), k, n, (gpt2c_dtype)dtype};
 }
 
 static float *take_vector(arena_walk *walk, size_t n) { return take(walk, panels_of(n), PANEL); }
@@ -46,21 +46,21 @@ static void lay_out(gpt2c_model *m, arena_walk *walk) {
         block_weights *b = &m->blocks[layer];
         b->ln_1_weight = take_vector(walk, n_embd);
         b->ln_1_bias = take_vector(walk, n_embd);
-        b->c_attn_weight = take_matrix(walk, c->weights, n_embd, 3 * n_embd);
+        b->c_attn_weight = take_matrix(walk, c->layer_dtype, n_embd, 3 * n_embd);
         b->c_attn_bias = take_vector(walk, 3 * n_embd);
-        b->attn_c_proj_weight = take_matrix(walk, c->weights, n_embd, n_embd);
+        b->attn_c_proj_weight = take_matrix(walk, c->layer_dtype, n_embd, n_embd);
         b->attn_c_proj_bias = take_vector(walk, n_embd);
         b->ln_2_weight = take_vector(walk, n_embd);
         b->ln_2_bias = take_vector(walk, n_embd);
-        b->c_fc_weight = take_matrix(walk, c->weights, n_embd, n_inner);
+        b->c_fc_weight = take_matrix(walk, c->layer_dtype, n_embd, n_inner);
         b->c_fc_bias = take_vector(walk, n_inner);
-        b->mlp_c_proj_weight = take_matrix(walk, c->weights, n_inner, n_embd);
+        b->mlp_c_proj_weight = take_matrix(walk, c->layer_dtype, n_inner, n_embd);
         b->mlp_c_proj_bias = take_vector(walk, n_embd);
     }
     m->ln_f_weight = take_vector(walk, n_embd);
     m->ln_f_bias = take_vector(walk, n_embd);
-    m->wte = take_matrix(walk, c->embeddings, n_embd, n_vocab);
-    m->head = c->tied_head ? m->wte : take_matrix(walk, c->embeddings, n_embd, n_vocab);
+    m->wte = take_matrix(walk, c->embedding_dtype, n_embd, n_vocab);
+    m->head = c->tied_head ? m->wte : take_matrix(walk, c->embedding_dtype, n_embd, n_vocab);
 }
 
 static int config_is_possible(const gpt2c_config *c) {
@@ -70,9 +70,9 @@ static int config_is_possible(const gpt2c_config *c) {
            c->n_layer >= 0 && c->n_layer <= most && c->n_head > 0 && c->n_head <= most &&
            (c->n_layer == 0 || c->n_embd % c->n_head == 0) && c->activation >= GPT2C_GELU_TANH &&
            c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f &&
-           c->weights >= GPT2C_FLOAT32 && c->weights <= GPT2C_INT4 &&
-           c->embeddings >= GPT2C_FLOAT32 && c->embeddings <= GPT2C_INT4 &&
-           (c->weights == GPT2C_FLOAT32) == (c->embeddings == GPT2C_FLOAT32) &&
+           c->layer_dtype >= GPT2C_FLOAT32 && c->layer_dtype <= GPT2C_INT4 &&
+           c->embedding_dtype >= GPT2C_FLOAT32 && c->embedding_dtype <= GPT2C_INT4 &&
+           (c->layer_dtype == GPT2C_FLOAT32) == (c->embedding_dtype == GPT2C_FLOAT32) &&
            c->n_candidates >= 1;
 }
 
@@ -126,8 +126,9 @@ static int32_t n_matrices(const gpt2c_model *m) {
 static void lay_out_draft(gpt2c_model *m, arena_walk *walk) {
     for (int32_t i = 0; i < n_matrices(m); i++) {
         packed_matrix *matrix = matrix_of(m, i);
-        int32_t weights = i < 4 * m->config.n_layer ? m->config.weights : m->config.embeddings;
-        *matrix = take_matrix(walk, weights, matrix->k, matrix->n);
+        int32_t dtype =
+            i < 4 * m->config.n_layer ? m->config.layer_dtype : m->config.embedding_dtype;
+        *matrix = take_matrix(walk, dtype, matrix->k, matrix->n);
     }
     if (m->config.tied_head)
         m->head = m->wte;
@@ -158,8 +159,8 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
     if (!m)
         return GPT2C_NO_MEMORY;
     *m = *base;
-    m->config.weights = GPT2C_INT4;
-    m->config.embeddings = GPT2C_INT8;
+    m->config.layer_dtype = GPT2C_INT4;
+    m->config.embedding_dtype = GPT2C_INT8;
     m->base = base;
     m->arena = NULL;
     size_t n_blocks = (size_t)base->config.n_layer + 1;
@@ -169,7 +170,7 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
         memcpy(m->blocks, base->blocks, n_blocks * sizeof *m->blocks);
         lay_out_draft(m, &walk);
         if ((double)(walk.used * sizeof(float)) > MOST_DRAFT_PART * (double)base->arena_bytes) {
-            m->config.embeddings = GPT2C_INT4;
+            m->config.embedding_dtype = GPT2C_INT4;
             walk = (arena_walk){0};
             lay_out_draft(m, &walk);
         }
@@ -284,7 +285,7 @@ static int has_rows(destination d, size_t begin, size_t n_rows, size_t width) {
 
 /* Groups are quantised whole. */
 static int are_groups(destination d, size_t begin, size_t n_rows) {
-    return !d.matrix || d.matrix->weights == GPT2C_FLOAT32 ||
+    return !d.matrix || d.matrix->dtype == GPT2C_FLOAT32 ||
            (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == d.n_rows));
 }
 
@@ -336,6 +337,6 @@ unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor,
     const packed_matrix *m = find_tensor(model, tensor, layer).matrix;
     if (!m)
         return NULL;
-    *n_bytes = panels_of(m->n) * pack_panel_bytes(m->weights, m->k);
+    *n_bytes = panels_of(m->n) * pack_panel_bytes(m->dtype, m->k);
     return m->panels;
 }

@@ -7,8 +7,8 @@
 #error "a chunk of rows must be groups of k and panels of n alike"
 #endif
 
-size_t pack_panel_bytes(gpt2c_weights weights, size_t k) {
-    switch (weights) {
+size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k) {
+    switch (dtype) {
     case GPT2C_INT8:
         return groups_of(k) * INT8_BLOCK;
     case GPT2C_INT4:
@@ -19,7 +19,7 @@ size_t pack_panel_bytes(gpt2c_weights weights, size_t k) {
 }
 
 static unsigned char *panel_of(const packed_matrix *m, size_t panel) {
-    return (unsigned char *)m->panels + panel * pack_panel_bytes(m->weights, m->k);
+    return (unsigned char *)m->panels + panel * pack_panel_bytes(m->dtype, m->k);
 }
 
 static float *float_panel(const packed_matrix *m, size_t panel) {
@@ -27,7 +27,7 @@ static float *float_panel(const packed_matrix *m, size_t panel) {
 }
 
 static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t group) {
-    return panel_of(m, panel) + group * (m->weights == GPT2C_INT8 ? INT8_BLOCK : INT4_BLOCK);
+    return panel_of(m, panel) + group * (m->dtype == GPT2C_INT8 ? INT8_BLOCK : INT4_BLOCK);
 }
 
 /* ---- packing ---- */
@@ -35,7 +35,7 @@ static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t grou
 static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
                      const float *tile, size_t panel, size_t group) {
     unsigned char *block = block_of(m, panel, group);
-    if (m->weights == GPT2C_INT8)
+    if (m->dtype == GPT2C_INT8)
         kernels->quantize_int8(tile, block);
     else
         kernels->quantize_int4(tile, n_candidates, block);
@@ -51,7 +51,7 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
         for (size_t panel = 0; panel < panels_of(m->n); panel++) {
             size_t count = least(m->n - panel * PANEL, PANEL);
             const float *from = rows + r * m->n + panel * PANEL;
-            if (m->weights == GPT2C_FLOAT32) {
+            if (m->dtype == GPT2C_FLOAT32) {
                 float *to = float_panel(m, panel) + (begin + r) * PANEL;
                 for (size_t i = 0; i < in_group; i++)
                     memcpy(to + i * PANEL, from + i * m->n, count * sizeof(float));
@@ -80,7 +80,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
         size_t row = begin + r, panel = row / PANEL;
         const float *from = rows + r * m->k;
         count = least(PANEL - row % PANEL, n_rows - r);
-        if (m->weights == GPT2C_FLOAT32) {
+        if (m->dtype == GPT2C_FLOAT32) {
             transpose(float_panel(m, panel) + row % PANEL, from, count, m->k, m->k);
             continue;
         }
@@ -106,10 +106,10 @@ static float float_of(uint32_t bits) {
 }
 
 /* A column of a block, of its n first steps of k: exact, values of 9 bits times a scale of 8. */
-static void column_of_block(const unsigned char *block, gpt2c_weights weights, size_t column,
-                            size_t n, float *values) {
+static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
+                            float *values) {
     const unsigned char *bytes = block + 4 * column; /* four steps, then other columns' */
-    if (weights == GPT2C_INT8) {
+    if (dtype == GPT2C_INT8) {
         float scale = float_of(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
             values[i] = (float)((int)bytes[i / 4 * PANEL * 4 + i % 4] - 128) * scale;
@@ -131,15 +131,14 @@ static void column_of_block(const unsigned char *block, gpt2c_weights weights, s
 static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
                       float *values) {
     size_t panel = column / PANEL, in_group = first % GROUP;
-    if (m->weights == GPT2C_FLOAT32) {
+    if (m->dtype == GPT2C_FLOAT32) {
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
         for (size_t i = 0; i < n; i++)
             values[i] = from[i * PANEL];
         return;
     }
     float all[GROUP];
-    column_of_block(block_of(m, panel, first / GROUP), m->weights, column % PANEL, in_group + n,
-                    all);
+    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL, in_group + n, all);
     memcpy(values, all + in_group, n * sizeof(float));
 }
 
@@ -168,7 +167,7 @@ void pack_again(const packed_matrix *m, const kernel_table *kernels, const packe
         for (size_t group = 0; group < groups_of(m->k); group++) {
             size_t first = group * GROUP, in_group = least(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
-            if (from->weights != GPT2C_FLOAT32 || in_group < GROUP) {
+            if (from->dtype != GPT2C_FLOAT32 || in_group < GROUP) {
                 memset(tile, 0, sizeof tile);
                 for (size_t column = 0; column < PANEL; column++) {
                     float values[GROUP];

@@ -10,7 +10,7 @@
 typedef struct {
     void *panels;
     size_t k, n;
-    gpt2c_weights weights;
+    gpt2c_dtype dtype;
 } packed_matrix;
 
 static inline size_t panels_of(size_t n) { return (n + PANEL - 1) / PANEL; }
@@ -18,7 +18,7 @@ static inline size_t panels_of(size_t n) { return (n + PANEL - 1) / PANEL; }
 static inline size_t groups_of(size_t k) { return (k + GROUP - 1) / GROUP; }
 
 /* The bytes of a panel; k is at most 2^23. */
-size_t pack_panel_bytes(gpt2c_weights weights, size_t k);
+size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k);
 
 /* Stores rows [begin, begin + n_rows) of a matrix [k, n], or, transposed, of [n, k]. Of one that is
  * quantised begin, and n_rows but at the end, are multiples of GROUP; int4 searches its scales among

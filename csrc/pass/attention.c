@@ -17,7 +17,7 @@ static void store_keys_values(const place *at, int32_t block, int32_t head, int 
         size_t values = cache_value_offset(m, block, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
         size_t element_bytes = cache_element_bytes(m);
-        m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
+        m->kernels->store(key, key + n_embd, m->head_dim, m->config.bfloat16_cache,
                           (char *)page + keys * element_bytes,
                           (char *)page + values * element_bytes);
     }
@@ -55,7 +55,7 @@ static attention_args attention_of(const place *at, int32_t block, int32_t head,
         .q_stride = at->scratch->qkv.stride,
         .n_rows = n_rows,
         .pages = row->sequence->pages,
-        .is_narrow = m->config.narrow_cache,
+        .is_narrow = m->config.bfloat16_cache,
         .keys = cache_key_offset(m, block, head),
         .values = cache_value_offset(m, block, head),
         .n_positions = row->position + 1,

@@ -37,7 +37,7 @@ typedef struct {
 } place;
 
 static inline int is_quantized(const place *at) {
-    return at->model->config.weights != GPT2C_FLOAT32;
+    return at->model->config.layer_dtype != GPT2C_FLOAT32;
 }
 
 /* Rows [begin, end) of x, k wide, in 8 bits too, where that is how they are read; without a barrier. */

@@ -15,21 +15,21 @@ static matmul_args matmul_of(activations x, layer l, int n_rows) {
     };
 }
 
-static void multiply(const place *at, const matmul_args *args, gpt2c_weights weights, int begin,
+static void multiply(const place *at, const matmul_args *args, gpt2c_dtype dtype, int begin,
                      int end) {
     const gpt2c_model *m = at->model;
-    if (weights == GPT2C_INT8)
+    if (dtype == GPT2C_INT8)
         m->integer->matmul_int8(args, begin, end);
-    else if (weights == GPT2C_INT4)
+    else if (dtype == GPT2C_INT4)
         m->integer->matmul_int4(args, begin, end);
     else
         m->kernels->matmul(args, begin, end);
 }
 
-static void run(const place *at, const matmul_args *args, gpt2c_weights weights) {
+static void run(const place *at, const matmul_args *args, gpt2c_dtype dtype) {
     int begin, end;
     team_share((int)panels_of((size_t)args->n), at->worker, at->n_workers, &begin, &end);
-    multiply(at, args, weights, begin, end);
+    multiply(at, args, dtype, begin, end);
     team_barrier(at->team);
 }
 
@@ -38,7 +38,7 @@ void matmul(const place *at, activations x, layer l, float_rows out, int n_rows,
     args.residual = add ? out.floats : NULL;
     args.out = out.floats;
     args.residual_stride = args.out_stride = out.stride;
-    run(at, &args, l.weight->weights);
+    run(at, &args, l.weight->dtype);
 }
 
 activations matmul_between(const place *at, activations x, layer l, activations out, int n_rows) {
@@ -47,7 +47,7 @@ activations matmul_between(const place *at, activations x, layer l, activations 
     args.out_stride = out.floats.stride;
     if (is_quantized(at))
         args.quantized_out = out.quantized = arranged(out.quantized, n_rows);
-    run(at, &args, l.weight->weights);
+    run(at, &args, l.weight->dtype);
     return out;
 }
 
@@ -56,5 +56,5 @@ void matmul_panels(const place *at, activations x, layer l, float_rows out, int 
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats;
     args.out_stride = out.stride;
-    multiply(at, &args, l.weight->weights, begin, end);
+    multiply(at, &args, l.weight->dtype, begin, end);
 }

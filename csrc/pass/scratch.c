@@ -23,7 +23,7 @@ static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
 }
 
 static int take_activations(activations *a, const gpt2c_model *model, int n_rows, int32_t width) {
-    int is_float = model->config.weights == GPT2C_FLOAT32;
+    int is_float = model->config.layer_dtype == GPT2C_FLOAT32;
     return take_rows(&a->floats, n_rows, width) &&
            (is_float || take_quantized(&a->quantized, n_rows, width));
 }

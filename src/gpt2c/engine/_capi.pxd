@@ -17,13 +17,13 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_UNSUPPORTED_CPU
         GPT2C_STOPPED
 
-    ctypedef enum gpt2c_weights:
+    ctypedef enum gpt2c_dtype:
         GPT2C_FLOAT32
         GPT2C_INT8
         GPT2C_INT4
 
     ctypedef struct gpt2c_config:
-        int32_t weights, embeddings, narrow_cache, n_candidates
+        int32_t layer_dtype, embedding_dtype, bfloat16_cache, n_candidates
         int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
         int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
         float layer_norm_epsilon

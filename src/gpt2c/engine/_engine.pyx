@@ -78,7 +78,7 @@ cdef dict FINISH_REASONS = {
     <int>GPT2C_FINISHED_NOTHING_LEFT: "nothing",
 }
 
-cdef dict WEIGHTS = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
+cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
 
 # Scales that are tried for a group of 4 bits: more than 16 gain less than a thousandth of the error.
 cdef int N_CANDIDATES = 16
@@ -199,10 +199,10 @@ cdef class Model:
 
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
-        c.weights = WEIGHTS[dtype]
+        c.layer_dtype = DTYPES[dtype]
         # 4 bits of them alone would cost as much perplexity as those of all the blocks.
-        c.embeddings = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
-        c.narrow_cache = dtype != "float32"
+        c.embedding_dtype = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
+        c.bfloat16_cache = dtype != "float32"
         c.n_candidates = N_CANDIDATES
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions
