@@ -202,7 +202,7 @@ static void attend_heads(const place *at, int32_t block, int first, int last,
 }
 
 /* q, k and v of heads [first, last), which are panels each. */
-static void project_heads(const place *at, activations normed, layer c_attn, int first, int last) {
+static void project_heads(const place *at, activations normed, linear c_attn, int first, int last) {
     int in_head = at->model->head_dim / PANEL, in_part = at->model->config.n_embd / PANEL;
     for (int part = 0; part < 3; part++)
         matmul_panels(at, normed, c_attn, at->scratch->qkv, at->pass->n_rows,
@@ -319,7 +319,7 @@ static void attend_shown(const place *at, int32_t block) {
 /* Heads are shared out whole: the worker that stores a head's keys and values is the one that attends to
  * them, so rows of one prompt see each other and nobody waits in between; nor before, where it projects its
  * heads' q, k and v itself. */
-static void attend_fused(const place *at, int32_t block, activations normed, layer c_attn,
+static void attend_fused(const place *at, int32_t block, activations normed, linear c_attn,
                          int projects, activations attended) {
     int first, last, n_rows = at->pass->n_rows, n_head = at->model->config.n_head;
     team_share(n_head, at->worker, at->n_workers, &first, &last);
@@ -333,7 +333,7 @@ static void attend_fused(const place *at, int32_t block, activations normed, lay
     team_barrier(at->team);
 }
 
-activations attend(const place *at, int32_t block, activations normed, layer c_attn) {
+activations attend(const place *at, int32_t block, activations normed, linear c_attn) {
     int begin, end, n_rows = at->pass->n_rows;
     int is_shown = shows_any(at, block, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
     int projects = heads_are_panels(at) && at->model->config.n_head % at->n_workers == 0 &&

@@ -60,7 +60,8 @@ static activations layer_norm(const place *at, gpt2c_point point, int32_t block,
 }
 
 /* residual += x @ weight + bias; where that is looked at, by itself first, which changes no bit. */
-static void add_product(const place *at, gpt2c_point point, int32_t block, activations x, layer l) {
+static void add_product(const place *at, gpt2c_point point, int32_t block, activations x,
+                        linear l) {
     const float_rows residual = at->scratch->residual;
     const float_rows product = at->scratch->normed.floats; /* which has had its use */
     int begin, end, n_rows = at->pass->n_rows;
@@ -77,7 +78,7 @@ static void add_product(const place *at, gpt2c_point point, int32_t block, activ
 }
 
 /* activation(x @ c_fc + bias); where that is looked at, one after the other. */
-static activations expand(const place *at, int32_t block, activations x, layer c_fc) {
+static activations expand(const place *at, int32_t block, activations x, linear c_fc) {
     activations inner = at->scratch->inner;
     const int32_t n_inner = at->model->config.n_inner, activation = c_fc.activation;
     int begin, end, n_rows = at->pass->n_rows;
@@ -102,10 +103,10 @@ static void run_block(const place *at, int32_t block) {
     const float_rows residual = at->scratch->residual;
     const int32_t n_embd = at->model->config.n_embd;
     int n_rows = at->pass->n_rows;
-    const layer c_attn = {&w->c_attn_weight, w->c_attn_bias, GPT2C_IDENTITY};
-    const layer attn_c_proj = {&w->attn_c_proj_weight, w->attn_c_proj_bias, GPT2C_IDENTITY};
-    const layer c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
-    const layer mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
+    const linear c_attn = {&w->c_attn_weight, w->c_attn_bias, GPT2C_IDENTITY};
+    const linear attn_c_proj = {&w->attn_c_proj_weight, w->attn_c_proj_bias, GPT2C_IDENTITY};
+    const linear c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
+    const linear mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
     show(at, GPT2C_POINT_RESID_PRE, block, residual, n_rows, n_embd);
     activations normed = layer_norm(at, GPT2C_POINT_LN_1, block, w->ln_1_weight, w->ln_1_bias);
@@ -178,7 +179,7 @@ static void score_rows(const place *at, float_rows logits, int begin, int end) {
 
 static void run_head(const place *at) {
     const gpt2c_model *m = at->model;
-    const layer head = {&m->head, NULL, GPT2C_IDENTITY};
+    const linear head = {&m->head, NULL, GPT2C_IDENTITY};
     const float_rows logits = {at->pass->logits, (size_t)m->config.n_vocab};
     int n_wanted = count_wanted(at), is_shown = is_probed(at, GPT2C_POINT_LN_F, m->config.n_layer);
     activations normed = is_shown ? norm_shown(at, n_wanted) : norm_wanted(at, n_wanted);

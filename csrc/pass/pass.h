@@ -53,20 +53,20 @@ typedef struct {
     const packed_matrix *weight;
     const float *bias; /* or NULL */
     int32_t activation;
-} layer;
+} linear;
 
 /* out = activation(x @ weight + bias), plus what out held where `add` is set. */
-void matmul(const place *at, activations x, layer l, float_rows out, int n_rows, int add);
+void matmul(const place *at, activations x, linear l, float_rows out, int n_rows, int add);
 /* The same where another matmul comes next, which takes the result as it reads it. */
-activations matmul_between(const place *at, activations x, layer l, activations out, int n_rows);
+activations matmul_between(const place *at, activations x, linear l, activations out, int n_rows);
 /* Some of the result's columns, for this worker alone: panels [begin, end), without a barrier. */
-void matmul_panels(const place *at, activations x, layer l, float_rows out, int n_rows, int begin,
+void matmul_panels(const place *at, activations x, linear l, float_rows out, int n_rows, int begin,
                    int end);
 
 /* ---- attention.c ---- */
 
 /* Attention of all rows, from their norm to what attn.c_proj reads. */
-activations attend(const place *at, int32_t block, activations normed, layer c_attn);
+activations attend(const place *at, int32_t block, activations normed, linear c_attn);
 
 /* ---- probe.c ---- */
 

@@ -1,7 +1,7 @@
 /* Products of rows and a layer's weights, shared out by panels of columns. */
 #include "pass/pass.h"
 
-static matmul_args matmul_of(activations x, layer l, int n_rows) {
+static matmul_args matmul_of(activations x, linear l, int n_rows) {
     return (matmul_args){
         .x = x.floats.floats,
         .x_stride = x.floats.stride,
@@ -33,7 +33,7 @@ static void run(const place *at, const matmul_args *args, gpt2c_dtype dtype) {
     team_barrier(at->team);
 }
 
-void matmul(const place *at, activations x, layer l, float_rows out, int n_rows, int add) {
+void matmul(const place *at, activations x, linear l, float_rows out, int n_rows, int add) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.residual = add ? out.floats : NULL;
     args.out = out.floats;
@@ -41,7 +41,7 @@ void matmul(const place *at, activations x, layer l, float_rows out, int n_rows,
     run(at, &args, l.weight->dtype);
 }
 
-activations matmul_between(const place *at, activations x, layer l, activations out, int n_rows) {
+activations matmul_between(const place *at, activations x, linear l, activations out, int n_rows) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats.floats;
     args.out_stride = out.floats.stride;
@@ -51,7 +51,7 @@ activations matmul_between(const place *at, activations x, layer l, activations 
     return out;
 }
 
-void matmul_panels(const place *at, activations x, layer l, float_rows out, int n_rows, int begin,
+void matmul_panels(const place *at, activations x, linear l, float_rows out, int n_rows, int begin,
                    int end) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats;
