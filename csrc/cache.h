@@ -1,7 +1,7 @@
 /* The key/value cache: pages of PAGE_POSITIONS positions, so that sequences grow as they need,
  * copies share what they have in common, and rolling back is free.
  *
- * A page holds, for every block, the keys [head][dim][position], so that scores run along positions,
+ * A page holds, for every layer, the keys [head][dim][position], so that scores run along positions,
  * and then the values [head][position][dim], so that their sum runs along dimensions; all in float,
  * or in bfloat16 where the model's cache is narrow. */
 #ifndef GPT2C_CACHE_H

@@ -42,7 +42,7 @@ typedef enum {
 typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_dtype;
 
 typedef struct {
-    int32_t layer_dtype;     /* a gpt2c_dtype: of the blocks' matrices */
+    int32_t layer_dtype;     /* a gpt2c_dtype: of the layers' matrices */
     int32_t embedding_dtype; /* the same of wte and lm_head, both quantised or neither */
     int32_t bfloat16_cache;  /* keys and values are kept in bfloat16 */
     int32_t n_candidates;    /* of each scale of int4, at least 1 */
@@ -59,7 +59,7 @@ typedef struct {
     float layer_norm_epsilon;
 } gpt2c_config;
 
-/* GPT-2's tensors; the ones from LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once a block. */
+/* GPT-2's tensors; the ones from LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once per layer. */
 typedef enum {
     GPT2C_WTE = 0,            /* [n_vocab, n_embd] */
     GPT2C_WPE,                /* [n_positions, n_embd] */
@@ -199,15 +199,15 @@ typedef enum {
     GPT2C_POINT_MLP_ACT, /* [n, n_inner] */
     GPT2C_POINT_MLP_OUT,
     GPT2C_POINT_RESID_POST,
-    GPT2C_POINT_EMBED, /* this and the next are points of the model, the others of each block */
+    GPT2C_POINT_EMBED, /* this and the next are points of the model, the others of each layer */
     GPT2C_POINT_LN_F,
     GPT2C_POINT_LOGITS, /* [rows that want them, n_vocab] */
     GPT2C_N_POINTS,
 } gpt2c_point;
 
-/* Gets rows [n_rows, width], each a stride after the last, which it may change; block is n_layer for points
+/* Gets rows [n_rows, width], each a stride after the last, which it may change; layer is n_layer for points
  * of the model. What is not 0 stops the call. Called by the call's own thread. */
-typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t block, float *rows,
+typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t layer, float *rows,
                           size_t stride, int32_t n_rows, int32_t width);
 
 typedef struct {
@@ -215,7 +215,7 @@ typedef struct {
     const uint8_t *points;
     const uint8_t *wants_logits; /* [n_tokens] */
     gpt2c_show show;
-    int (*poll)(void *context); /* before each block; what is not 0 stops the call */
+    int (*poll)(void *context); /* before each layer; what is not 0 stops the call */
     void *context;
 } gpt2c_probe;
 

@@ -43,7 +43,7 @@ static void lay_out(gpt2c_model *m, arena_walk *walk) {
     size_t n_embd = (size_t)c->n_embd, n_inner = (size_t)c->n_inner, n_vocab = (size_t)c->n_vocab;
     m->wpe = take(walk, (size_t)m->config.n_positions, n_embd);
     for (int32_t layer = 0; layer < m->config.n_layer; layer++) {
-        block_weights *b = &m->blocks[layer];
+        layer_tensors *b = &m->layers[layer];
         b->ln_1_weight = take_vector(walk, n_embd);
         b->ln_1_bias = take_vector(walk, n_embd);
         b->c_attn_weight = take_matrix(walk, c->layer_dtype, n_embd, 3 * n_embd);
@@ -91,11 +91,11 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     m->integer = set->integer;
     m->n_threads = n_threads;
     m->head_dim = config->n_layer ? config->n_embd / config->n_head : 0;
-    m->blocks = calloc((size_t)config->n_layer + 1, sizeof *m->blocks);
+    m->layers = calloc((size_t)config->n_layer + 1, sizeof *m->layers);
     arena_walk walk = {0};
-    if (m->blocks)
+    if (m->layers)
         lay_out(m, &walk);
-    if (m->blocks && !walk.overflow) {
+    if (m->layers && !walk.overflow) {
         m->arena_bytes = walk.used * sizeof(float);
         m->arena = os_arena_alloc(m->arena_bytes);
     }
@@ -113,7 +113,7 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
 static packed_matrix *matrix_of(gpt2c_model *m, int32_t i) {
     if (i >= 4 * m->config.n_layer)
         return i == 4 * m->config.n_layer ? &m->wte : &m->head;
-    block_weights *b = &m->blocks[i / 4];
+    layer_tensors *b = &m->layers[i / 4];
     packed_matrix *matrices[] = {&b->c_attn_weight, &b->attn_c_proj_weight, &b->c_fc_weight,
                                  &b->mlp_c_proj_weight};
     return matrices[i % 4];
@@ -163,11 +163,11 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
     m->config.embedding_dtype = GPT2C_INT8;
     m->base = base;
     m->arena = NULL;
-    size_t n_blocks = (size_t)base->config.n_layer + 1;
-    m->blocks = calloc(n_blocks, sizeof *m->blocks);
+    size_t n_layers = (size_t)base->config.n_layer + 1;
+    m->layers = calloc(n_layers, sizeof *m->layers);
     arena_walk walk = {0};
-    if (m->blocks) {
-        memcpy(m->blocks, base->blocks, n_blocks * sizeof *m->blocks);
+    if (m->layers) {
+        memcpy(m->layers, base->layers, n_layers * sizeof *m->layers);
         lay_out_draft(m, &walk);
         if ((double)(walk.used * sizeof(float)) > MOST_DRAFT_PART * (double)base->arena_bytes) {
             m->config.embedding_dtype = GPT2C_INT4;
@@ -196,7 +196,7 @@ void gpt2c_model_free(gpt2c_model *model) {
         return;
     os_arena_free(model->arena, model->arena_bytes);
     cache_free_spares();
-    free(model->blocks);
+    free(model->layers);
     free(model);
 }
 
@@ -225,7 +225,8 @@ static destination transposed(const packed_matrix *m) {
     return (destination){NULL, m, ROWS_ARE_N, m->n, m->k};
 }
 
-static destination block_tensor(const gpt2c_model *m, const block_weights *b, gpt2c_tensor tensor) {
+static destination find_layer_tensor(const gpt2c_model *m, const layer_tensors *b,
+                                     gpt2c_tensor tensor) {
     size_t n_embd = (size_t)m->config.n_embd, n_inner = (size_t)m->config.n_inner;
     switch (tensor) {
     case GPT2C_LN_1_WEIGHT:
@@ -273,7 +274,7 @@ static destination find_tensor(const gpt2c_model *m, gpt2c_tensor tensor, int32_
     default:
         if (layer < 0 || layer >= m->config.n_layer)
             return (destination){0};
-        return block_tensor(m, &m->blocks[layer], tensor);
+        return find_layer_tensor(m, &m->layers[layer], tensor);
     }
 }
 

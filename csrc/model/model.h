@@ -18,7 +18,7 @@ typedef struct {
     float *c_fc_bias;
     packed_matrix mlp_c_proj_weight;
     float *mlp_c_proj_bias;
-} block_weights;
+} layer_tensors;
 
 struct gpt2c_model {
     gpt2c_config config;
@@ -31,7 +31,7 @@ struct gpt2c_model {
     packed_matrix head; /* wte where the head is tied */
     float *wpe;         /* [n_positions, n_embd] as given */
     float *ln_f_weight, *ln_f_bias;
-    block_weights *blocks; /* [n_layer] */
+    layer_tensors *layers; /* [n_layer] */
     float *arena;
     size_t arena_bytes;
 };

@@ -6,15 +6,15 @@
 #include <string.h>
 
 /* Puts a head's keys and values of rows [begin, end) into their pages. */
-static void store_keys_values(const place *at, int32_t block, int32_t head, int begin, int end) {
+static void store_keys_values(const place *at, int32_t layer, int32_t head, int begin, int end) {
     const gpt2c_model *m = at->model;
     size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
     for (int r = begin; r < end; r++) {
         const input_row *row = &at->scratch->rows[r];
         void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
         size_t slot = (size_t)(row->position % PAGE_POSITIONS);
-        size_t keys = cache_key_offset(m, block, head) + slot;
-        size_t values = cache_value_offset(m, block, head) + slot * head_dim;
+        size_t keys = cache_key_offset(m, layer, head) + slot;
+        size_t values = cache_value_offset(m, layer, head) + slot * head_dim;
         const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
         size_t element_bytes = cache_element_bytes(m);
         m->kernels->store(key, key + n_embd, m->head_dim, m->config.bfloat16_cache,
@@ -23,10 +23,10 @@ static void store_keys_values(const place *at, int32_t block, int32_t head, int 
     }
 }
 
-static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t block) {
+static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t layer) {
     double divisor = c->scale_attn ? sqrt((double)head_dim) : 1.0;
     if (c->scale_by_inverse_layer)
-        divisor *= (double)block + 1.0;
+        divisor *= (double)layer + 1.0;
     return (float)(1.0 / divisor);
 }
 
@@ -45,7 +45,7 @@ static int end_of_page(const place *at, int r, int end) {
     return in_page < end ? in_page : end;
 }
 
-static attention_args attention_of(const place *at, int32_t block, int32_t head, int r,
+static attention_args attention_of(const place *at, int32_t layer, int32_t head, int r,
                                    int n_rows) {
     const gpt2c_model *m = at->model;
     const input_row *row = &at->scratch->rows[r];
@@ -56,11 +56,11 @@ static attention_args attention_of(const place *at, int32_t block, int32_t head,
         .n_rows = n_rows,
         .pages = row->sequence->pages,
         .is_narrow = m->config.bfloat16_cache,
-        .keys = cache_key_offset(m, block, head),
-        .values = cache_value_offset(m, block, head),
+        .keys = cache_key_offset(m, layer, head),
+        .values = cache_value_offset(m, layer, head),
         .n_positions = row->position + 1,
         .head_dim = m->head_dim,
-        .scale = attention_scale(&m->config, m->head_dim, block),
+        .scale = attention_scale(&m->config, m->head_dim, layer),
         .scores = at->own->scores.floats,
         .scores_stride = at->own->scores.stride,
         .out = row_of(at->scratch->attended.floats, r) + column,
@@ -110,14 +110,14 @@ static int filled(const input_row *row, int first) {
 }
 
 /* Keys, but for their first bytes, and values of some heads of a row. */
-static void list_row(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
+static void list_row(const place *at, fetch_list *list, int32_t layer, int head, int n_heads,
                      const input_row *row, size_t skipped) {
     const gpt2c_model *m = at->model;
     const size_t element_bytes = cache_element_bytes(m),
                  of_head = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
     const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE * sizeof(float);
-    const size_t keys = cache_key_offset(m, block, head) * element_bytes;
-    const size_t values = cache_value_offset(m, block, head) * element_bytes;
+    const size_t keys = cache_key_offset(m, layer, head) * element_bytes;
+    const size_t values = cache_value_offset(m, layer, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
         list_keys(at, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
                   filled(row, i), i ? 0 : skipped, all);
@@ -133,7 +133,7 @@ static void list_row(const place *at, fetch_list *list, int32_t block, int head,
 }
 
 /* next is the row that comes after some heads of a row, and its first head next_head; or NULL. */
-static void list_fetches(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
+static void list_fetches(const place *at, fetch_list *list, int32_t layer, int head, int n_heads,
                          const input_row *row, const input_row *next, int next_head) {
     const gpt2c_model *m = at->model;
     const size_t element_bytes = cache_element_bytes(m),
@@ -141,61 +141,61 @@ static void list_fetches(const place *at, fetch_list *list, int32_t block, int h
     const size_t all = width * PAGE_POSITIONS, ahead = FETCHED_AHEAD < all ? FETCHED_AHEAD : all;
     list->n_parts = list->part = 0;
     if (next && next != row && 2 * (size_t)next->position * width <= FETCHED_ROW) {
-        list_row(at, list, block, next_head, n_heads, next, 0);
+        list_row(at, list, layer, next_head, n_heads, next, 0);
         return;
     }
-    list_row(at, list, block, head, n_heads, row, ahead);
+    list_row(at, list, layer, head, n_heads, row, ahead);
     if (next)
         list_keys(at, list,
                   (const char *)next->sequence->pages[0] +
-                      cache_key_offset(m, block, next_head) * element_bytes,
+                      cache_key_offset(m, layer, next_head) * element_bytes,
                   filled(next, 0), 0, ahead);
 }
 
 /* ---- attention of sequences ---- */
 
 /* Row r by some heads, ATTENTION_ROWS at a time; next_row comes after it, or -1. */
-static void attend_row(const place *at, int32_t block, int first, int last, int r, int next_row) {
+static void attend_row(const place *at, int32_t layer, int first, int last, int r, int next_row) {
     const input_row *rows = at->scratch->rows;
     fetch_list list;
     for (int32_t head = first; head < last; head++)
-        store_keys_values(at, block, head, r, r + 1);
+        store_keys_values(at, layer, head, r, r + 1);
     for (int32_t head = first, n_heads; head < last; head += n_heads) {
         n_heads = last - head < ATTENTION_ROWS ? last - head : ATTENTION_ROWS;
-        attention_args args = attention_of(at, block, head, r, 1);
+        attention_args args = attention_of(at, layer, head, r, 1);
         args.n_heads = n_heads;
         args.fetches = &list;
         if (head + n_heads < last)
-            list_fetches(at, &list, block, head, n_heads, &rows[r], &rows[r], head + n_heads);
+            list_fetches(at, &list, layer, head, n_heads, &rows[r], &rows[r], head + n_heads);
         else
-            list_fetches(at, &list, block, head, n_heads, &rows[r],
+            list_fetches(at, &list, layer, head, n_heads, &rows[r],
                          next_row < 0 ? NULL : &rows[next_row], first);
         at->model->kernels->attention_heads(&args);
     }
 }
 
 /* The rows [begin, end) of a sequence, by a head. */
-static void attend_rows(const place *at, int32_t block, int head, int begin, int end) {
+static void attend_rows(const place *at, int32_t layer, int head, int begin, int end) {
     for (int r = begin, next; r < end; r = next) {
         next = end_of_page(at, r, end);
-        store_keys_values(at, block, head, r, next);
-        const attention_args args = attention_of(at, block, head, r, next - r);
+        store_keys_values(at, layer, head, r, next);
+        const attention_args args = attention_of(at, layer, head, r, next - r);
         at->model->kernels->attention(&args);
     }
 }
 
 /* Attention of all rows by heads [first, last). A sequence's heads follow each other, as they do in its
  * pages. */
-static void attend_heads(const place *at, int32_t block, int first, int last,
+static void attend_heads(const place *at, int32_t layer, int first, int last,
                          activations attended) {
     int n_rows = at->pass->n_rows;
     for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
         end = end_of_sequence(at, begin);
         if (end == begin + 1)
-            attend_row(at, block, first, last, begin, end < n_rows ? end : -1);
+            attend_row(at, layer, first, last, begin, end < n_rows ? end : -1);
         else
             for (int head = first; head < last; head++)
-                attend_rows(at, block, head, begin, end);
+                attend_rows(at, layer, head, begin, end);
         if (is_quantized(at) && heads_are_panels(at))
             quantize_heads(at, attended, first, last, begin, end);
     }
@@ -215,9 +215,9 @@ static void project_heads(const place *at, activations normed, linear c_attn, in
 
 /* ---- attention that is looked at: the same kernels, one after the other ---- */
 
-static int shows_any(const place *at, int32_t block, gpt2c_point first, gpt2c_point last) {
+static int shows_any(const place *at, int32_t layer, gpt2c_point first, gpt2c_point last) {
     for (int point = (int)first; point <= (int)last; point++)
-        if (is_probed(at, (gpt2c_point)point, block))
+        if (is_probed(at, (gpt2c_point)point, layer))
             return 1;
     return 0;
 }
@@ -229,13 +229,13 @@ static float_rows scores_of(const place *at, int head) {
     return (float_rows){at->pass->buffers->scores + (size_t)head * n * n, n};
 }
 
-static void for_each_row(const place *at, int32_t block,
+static void for_each_row(const place *at, int32_t layer,
                          void (*work)(const place *, int head, int row, attention_args *)) {
     int first, last;
     team_share(at->model->config.n_head, at->worker, at->n_workers, &first, &last);
     for (int head = first; head < last; head++)
         for (int r = 0; r < at->pass->n_rows; r++) {
-            attention_args args = attention_of(at, block, head, r, 1);
+            attention_args args = attention_of(at, layer, head, r, 1);
             args.scores = row_of(scores_of(at, head), r);
             args.sums = &at->pass->buffers->sums[head * at->pass->n_rows + r];
             work(at, head, r, &args);
@@ -289,29 +289,29 @@ static void sum_row(const place *at, int head, int r, attention_args *args) {
     at->model->kernels->attention_values(args);
 }
 
-static void show_queries_keys_values(const place *at, int32_t block) {
+static void show_queries_keys_values(const place *at, int32_t layer) {
     float_rows part = at->scratch->qkv;
     for (int point = GPT2C_POINT_Q; point <= GPT2C_POINT_V; point++) {
-        show(at, (gpt2c_point)point, block, part, at->pass->n_rows, at->model->config.n_embd);
+        show(at, (gpt2c_point)point, layer, part, at->pass->n_rows, at->model->config.n_embd);
         part.floats += at->model->config.n_embd;
     }
 }
 
-static void attend_shown(const place *at, int32_t block) {
+static void attend_shown(const place *at, int32_t layer) {
     int n_rows = at->pass->n_rows, n_head = at->model->config.n_head, first, last;
     team_share(n_head, at->worker, at->n_workers, &first, &last);
     for (int head = first; head < last; head++)
-        store_keys_values(at, block, head, 0, n_rows);
-    for_each_row(at, block, score_row);
-    show(at, GPT2C_POINT_SCORES, block, scores_of(at, 0), n_head * n_rows, n_rows);
-    for_each_row(at, block, weigh_row);
-    if (is_probed(at, GPT2C_POINT_PROBS, block)) {
-        for_each_row(at, block, divide_row);
+        store_keys_values(at, layer, head, 0, n_rows);
+    for_each_row(at, layer, score_row);
+    show(at, GPT2C_POINT_SCORES, layer, scores_of(at, 0), n_head * n_rows, n_rows);
+    for_each_row(at, layer, weigh_row);
+    if (is_probed(at, GPT2C_POINT_PROBS, layer)) {
+        for_each_row(at, layer, divide_row);
         const float_rows probs = {at->pass->buffers->probs, (size_t)n_rows};
-        show(at, GPT2C_POINT_PROBS, block, probs, n_head * n_rows, n_rows);
-        for_each_row(at, block, take_row);
+        show(at, GPT2C_POINT_PROBS, layer, probs, n_head * n_rows, n_rows);
+        for_each_row(at, layer, take_row);
     }
-    for_each_row(at, block, sum_row);
+    for_each_row(at, layer, sum_row);
 }
 
 /* ---- attention as a step ---- */
@@ -319,7 +319,7 @@ static void attend_shown(const place *at, int32_t block) {
 /* Heads are shared out whole: the worker that stores a head's keys and values is the one that attends to
  * them, so rows of one prompt see each other and nobody waits in between; nor before, where it projects its
  * heads' q, k and v itself. */
-static void attend_fused(const place *at, int32_t block, activations normed, linear c_attn,
+static void attend_fused(const place *at, int32_t layer, activations normed, linear c_attn,
                          int projects, activations attended) {
     int first, last, n_rows = at->pass->n_rows, n_head = at->model->config.n_head;
     team_share(n_head, at->worker, at->n_workers, &first, &last);
@@ -328,26 +328,26 @@ static void attend_fused(const place *at, int32_t block, activations normed, lin
         int end = last - begin < step ? last : begin + step;
         if (projects)
             project_heads(at, normed, c_attn, begin, end);
-        attend_heads(at, block, begin, end, attended);
+        attend_heads(at, layer, begin, end, attended);
     }
     team_barrier(at->team);
 }
 
-activations attend(const place *at, int32_t block, activations normed, linear c_attn) {
+activations attend(const place *at, int32_t layer, activations normed, linear c_attn) {
     int begin, end, n_rows = at->pass->n_rows;
-    int is_shown = shows_any(at, block, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
+    int is_shown = shows_any(at, layer, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
     int projects = heads_are_panels(at) && at->model->config.n_head % at->n_workers == 0 &&
-                   !shows_any(at, block, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
+                   !shows_any(at, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
     activations attended = at->scratch->attended;
     attended.quantized = arranged(attended.quantized, n_rows);
     if (!projects) {
         matmul(at, normed, c_attn, at->scratch->qkv, n_rows, 0);
-        show_queries_keys_values(at, block);
+        show_queries_keys_values(at, layer);
     }
     if (is_shown)
-        attend_shown(at, block);
+        attend_shown(at, layer);
     else
-        attend_fused(at, block, normed, c_attn, projects, attended);
+        attend_fused(at, layer, normed, c_attn, projects, attended);
     if (is_quantized(at) && (is_shown || !heads_are_panels(at))) {
         team_share(n_rows, at->worker, at->n_workers, &begin, &end);
         quantize(at, attended, begin, end, at->model->config.n_embd);

@@ -1,4 +1,4 @@
-/* GPT-2 itself: the only file that knows what a block is.
+/* GPT-2 itself: the only file that knows what a layer is.
  *
  * Everything is one call over rows. A row is (sequence, position, token): matmuls see all rows as
  * one matrix, attention sees each row's own sequence. Prompts, decoding, batches and scoring differ
@@ -14,7 +14,7 @@
  * which stay in a third-level cache. */
 #define SCORE_ROWS 48
 
-/* ---- the steps of a block, each worker's share of them ---- */
+/* ---- the steps of a layer, each worker's share of them ---- */
 
 /* residual[r] = wte[token] + wpe[position]; wte's row of a token is a column of its panels. */
 static void embed(const place *at) {
@@ -38,10 +38,10 @@ static void norm_row(const place *at, int r, const float *weight, const float *b
 }
 
 /* Layer norm of the rows whose residual is complete; returns where they are. */
-static activations layer_norm(const place *at, gpt2c_point point, int32_t block,
+static activations layer_norm(const place *at, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
     const int32_t n_embd = at->model->config.n_embd;
-    int begin = 0, n_rows = at->pass->n_rows, end = n_rows, is_shown = is_probed(at, point, block);
+    int begin = 0, n_rows = at->pass->n_rows, end = n_rows, is_shown = is_probed(at, point, layer);
     int is_shared = is_shown || n_rows > OWN_NORM_ROWS;
     activations normed = is_shared ? at->scratch->normed : at->own->normed;
     normed.quantized = arranged(normed.quantized, n_rows);
@@ -51,7 +51,7 @@ static activations layer_norm(const place *at, gpt2c_point point, int32_t block,
         norm_row(at, r, weight, bias, row_of(normed.floats, r));
     if (is_shown) {
         team_barrier(at->team);
-        show(at, point, block, normed.floats, n_rows, n_embd);
+        show(at, point, layer, normed.floats, n_rows, n_embd);
     }
     quantize(at, normed, begin, end, n_embd);
     if (is_shared)
@@ -60,17 +60,17 @@ static activations layer_norm(const place *at, gpt2c_point point, int32_t block,
 }
 
 /* residual += x @ weight + bias; where that is looked at, by itself first, which changes no bit. */
-static void add_product(const place *at, gpt2c_point point, int32_t block, activations x,
+static void add_product(const place *at, gpt2c_point point, int32_t layer, activations x,
                         linear l) {
     const float_rows residual = at->scratch->residual;
     const float_rows product = at->scratch->normed.floats; /* which has had its use */
     int begin, end, n_rows = at->pass->n_rows;
-    if (!is_probed(at, point, block)) {
+    if (!is_probed(at, point, layer)) {
         matmul(at, x, l, residual, n_rows, 1);
         return;
     }
     matmul(at, x, l, product, n_rows, 0);
-    show(at, point, block, product, n_rows, at->model->config.n_embd);
+    show(at, point, layer, product, n_rows, at->model->config.n_embd);
     team_share(n_rows, at->worker, at->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         at->model->kernels->add(row_of(product, r), at->model->config.n_embd, row_of(residual, r));
@@ -78,28 +78,28 @@ static void add_product(const place *at, gpt2c_point point, int32_t block, activ
 }
 
 /* activation(x @ c_fc + bias); where that is looked at, one after the other. */
-static activations expand(const place *at, int32_t block, activations x, linear c_fc) {
+static activations expand(const place *at, int32_t layer, activations x, linear c_fc) {
     activations inner = at->scratch->inner;
     const int32_t n_inner = at->model->config.n_inner, activation = c_fc.activation;
     int begin, end, n_rows = at->pass->n_rows;
-    if (!is_probed(at, GPT2C_POINT_MLP_PRE, block) && !is_probed(at, GPT2C_POINT_MLP_ACT, block))
+    if (!is_probed(at, GPT2C_POINT_MLP_PRE, layer) && !is_probed(at, GPT2C_POINT_MLP_ACT, layer))
         return matmul_between(at, x, c_fc, inner, n_rows);
     c_fc.activation = GPT2C_IDENTITY;
     inner.quantized = arranged(inner.quantized, n_rows);
     matmul(at, x, c_fc, inner.floats, n_rows, 0);
-    show(at, GPT2C_POINT_MLP_PRE, block, inner.floats, n_rows, n_inner);
+    show(at, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
     team_share(n_rows, at->worker, at->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         at->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
     team_barrier(at->team);
-    show(at, GPT2C_POINT_MLP_ACT, block, inner.floats, n_rows, n_inner);
+    show(at, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
     quantize(at, inner, begin, end, n_inner);
     team_barrier(at->team);
     return inner;
 }
 
-static void run_block(const place *at, int32_t block) {
-    const block_weights *w = &at->model->blocks[block];
+static void run_layer(const place *at, int32_t layer) {
+    const layer_tensors *w = &at->model->layers[layer];
     const float_rows residual = at->scratch->residual;
     const int32_t n_embd = at->model->config.n_embd;
     int n_rows = at->pass->n_rows;
@@ -108,16 +108,16 @@ static void run_block(const place *at, int32_t block) {
     const linear c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
     const linear mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
-    show(at, GPT2C_POINT_RESID_PRE, block, residual, n_rows, n_embd);
-    activations normed = layer_norm(at, GPT2C_POINT_LN_1, block, w->ln_1_weight, w->ln_1_bias);
-    activations attended = attend(at, block, normed, c_attn);
-    add_product(at, GPT2C_POINT_ATTN_OUT, block, attended, attn_c_proj);
-    show(at, GPT2C_POINT_RESID_MID, block, residual, n_rows, n_embd);
+    show(at, GPT2C_POINT_RESID_PRE, layer, residual, n_rows, n_embd);
+    activations normed = layer_norm(at, GPT2C_POINT_LN_1, layer, w->ln_1_weight, w->ln_1_bias);
+    activations attended = attend(at, layer, normed, c_attn);
+    add_product(at, GPT2C_POINT_ATTN_OUT, layer, attended, attn_c_proj);
+    show(at, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
 
-    normed = layer_norm(at, GPT2C_POINT_LN_2, block, w->ln_2_weight, w->ln_2_bias);
-    activations inner = expand(at, block, normed, c_fc);
-    add_product(at, GPT2C_POINT_MLP_OUT, block, inner, mlp_c_proj);
-    show(at, GPT2C_POINT_RESID_POST, block, residual, n_rows, n_embd);
+    normed = layer_norm(at, GPT2C_POINT_LN_2, layer, w->ln_2_weight, w->ln_2_bias);
+    activations inner = expand(at, layer, normed, c_fc);
+    add_product(at, GPT2C_POINT_MLP_OUT, layer, inner, mlp_c_proj);
+    show(at, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
 }
 
 static int count_wanted(const place *at) {
@@ -210,8 +210,8 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
     const gpt2c_config *c = &p->model->config;
     embed(&at);
     show(&at, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
-    for (int32_t block = 0; block < c->n_layer && !poll_stop_collective(&at); block++)
-        run_block(&at, block);
+    for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&at); layer++)
+        run_layer(&at, layer);
     if (!poll_stop_collective(&at))
         run_head(&at);
 }

@@ -66,15 +66,15 @@ void matmul_panels(const place *at, activations x, linear l, float_rows out, int
 /* ---- attention.c ---- */
 
 /* Attention of all rows, from their norm to what attn.c_proj reads. */
-activations attend(const place *at, int32_t block, activations normed, linear c_attn);
+activations attend(const place *at, int32_t layer, activations normed, linear c_attn);
 
 /* ---- probe.c ---- */
 
-/* Whether a point of a block is asked for: the same for all workers, and 0 where nothing is probed. */
-int is_probed(const place *at, gpt2c_point point, int32_t block);
+/* Whether a point of a layer is asked for: the same for all workers, and 0 where nothing is probed. */
+int is_probed(const place *at, gpt2c_point point, int32_t layer);
 /* Shows rows [n_rows, width] that all workers have completed, where they are asked for: when it returns they
  * are what they were changed to, for all. */
-void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
+void show(const place *at, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
           int32_t width);
 /* Polls whether the call should stop: the same result on all workers, who must all call it. */
 int poll_stop_collective(const place *at);

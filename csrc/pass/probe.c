@@ -4,9 +4,9 @@
 
 #include <stdlib.h>
 
-int is_probed(const place *at, gpt2c_point point, int32_t block) {
+int is_probed(const place *at, gpt2c_point point, int32_t layer) {
     const gpt2c_probe *probe = at->pass->probe;
-    return probe && probe->points[block * GPT2C_N_POINTS + point];
+    return probe && probe->points[layer * GPT2C_N_POINTS + point];
 }
 
 /* After a callback has run: what it returned stops the call, and so does a callback that forked, in
@@ -31,20 +31,20 @@ int poll_stop_collective(const place *at) {
 }
 
 /* The call's own thread is worker 0. */
-void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
+void show(const place *at, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
           int32_t width) {
-    if (!is_probed(at, point, block))
+    if (!is_probed(at, point, layer))
         return;
     const gpt2c_probe *probe = at->pass->probe;
     if (at->worker == 0 && !at->pass->buffers->is_stopped)
         end_callback(
-            at, probe->show(probe->context, point, block, rows.floats, rows.stride, n_rows, width));
+            at, probe->show(probe->context, point, layer, rows.floats, rows.stride, n_rows, width));
     team_barrier(at->team);
 }
 
-static int any_block_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
-    for (int32_t block = 0; block < c->n_layer; block++)
-        if (probe->points[block * GPT2C_N_POINTS + point])
+static int any_layer_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
+    for (int32_t layer = 0; layer < c->n_layer; layer++)
+        if (probe->points[layer * GPT2C_N_POINTS + point])
             return 1;
     return 0;
 }
@@ -52,8 +52,8 @@ static int any_block_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2
 gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
                                 const gpt2c_config *config, int32_t n_rows) {
     size_t n = (size_t)config->n_head * (size_t)n_rows; /* at most 2^40 */
-    int probs = any_block_shows(probe, config, GPT2C_POINT_PROBS);
-    int scores = probs || any_block_shows(probe, config, GPT2C_POINT_SCORES);
+    int probs = any_layer_shows(probe, config, GPT2C_POINT_PROBS);
+    int scores = probs || any_layer_shows(probe, config, GPT2C_POINT_SCORES);
     if (scores) {
         buffers->scores = malloc(n * (size_t)n_rows * sizeof(float));
         buffers->sums = malloc(n * sizeof(float));
