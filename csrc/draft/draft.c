@@ -231,7 +231,7 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t mo
         return result;
     if (d->model)
         result.source = DRAFT_BY_MODEL;
-    else if (match.place)
+    else if (match.continuation)
         result.source = DRAFT_BY_LOOKUP;
     else
         result.n = 0;
@@ -262,7 +262,7 @@ static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int3
     if (c->n_plain < 2)
         return result;
     double best = 0, gained;
-    if (match.place) {
+    if (match.continuation) {
         estimate *e = estimate_of(d, DRAFT_BY_LOOKUP, match);
         int32_t n = number_by(d, n_jobs, most, e, 0, &gained);
         if (n)
@@ -283,7 +283,7 @@ static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int3
 /* What followed the match; past the end, what was guessed itself: a loop goes on. */
 static void copy_guess(gpt2c_job *job, const draft *guessed) {
     for (int32_t i = 0; i < guessed->n; i++)
-        job->tokens[job->n_tokens + i] = lookup_token(job, guessed->match.place + i);
+        job->tokens[job->n_tokens + i] = lookup_token(job, guessed->match.continuation + i);
 }
 
 /* The sequence that the draft model continues a job on: its own, or, of the model's own packing, the

@@ -24,9 +24,9 @@ static float *take(arena_walk *walk, size_t rows, size_t width) {
         walk->overflow = 1;
     if (walk->overflow)
         return NULL;
-    float *place = walk->base ? walk->base + walk->used : NULL;
+    float *memory = walk->base ? walk->base + walk->used : NULL;
     walk->used = (count + PANEL - 1) / PANEL * PANEL;
-    return place;
+    return memory;
 }
 
 static packed_matrix take_matrix(arena_walk *walk, int32_t dtype, size_t k, size_t n) {
@@ -213,8 +213,8 @@ typedef struct {
     size_t n_rows, width;
 } destination;
 
-static destination vectors(float *place, size_t n_rows, size_t width) {
-    return (destination){place, NULL, AS_GIVEN, n_rows, width};
+static destination vectors(float *memory, size_t n_rows, size_t width) {
+    return (destination){memory, NULL, AS_GIVEN, n_rows, width};
 }
 
 static destination matrix(const packed_matrix *m) {

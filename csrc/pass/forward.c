@@ -17,188 +17,193 @@
 /* ---- the steps of a layer, each worker's share of them ---- */
 
 /* residual[r] = wte[token] + wpe[position]; wte's row of a token is a column of its panels. */
-static void embed(const place *at) {
-    const gpt2c_model *m = at->model;
+static void embed(const worker_view *view) {
+    const gpt2c_model *m = view->model;
     size_t n_embd = (size_t)m->config.n_embd;
     int begin, end;
-    team_share(at->pass->n_rows, at->worker, at->n_workers, &begin, &end);
+    team_share(view->pass->n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++) {
-        const input_row *row = &at->scratch->rows[r];
-        float *out = row_of(at->scratch->residual, r);
+        const input_row *row = &view->scratch->rows[r];
+        float *out = row_of(view->scratch->residual, r);
         unpack_n_rows(&m->wte, out, (size_t)row->token, 1);
         m->kernels->add(m->wpe + (size_t)row->position * n_embd, (int)n_embd, out);
     }
-    team_barrier(at->team);
+    team_barrier(view->team);
 }
 
-static void norm_row(const place *at, int r, const float *weight, const float *bias, float *out) {
-    const gpt2c_model *m = at->model;
-    m->kernels->layer_norm(row_of(at->scratch->residual, r), weight, bias,
+static void norm_row(const worker_view *view, int r, const float *weight, const float *bias,
+                     float *out) {
+    const gpt2c_model *m = view->model;
+    m->kernels->layer_norm(row_of(view->scratch->residual, r), weight, bias,
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
 /* Layer norm of the rows whose residual is complete; returns where they are. */
-static activations layer_norm(const place *at, gpt2c_point point, int32_t layer,
+static activations layer_norm(const worker_view *view, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
-    const int32_t n_embd = at->model->config.n_embd;
-    int begin = 0, n_rows = at->pass->n_rows, end = n_rows, is_shown = is_probed(at, point, layer);
+    const int32_t n_embd = view->model->config.n_embd;
+    int begin = 0, n_rows = view->pass->n_rows, end = n_rows,
+        is_shown = is_probed(view, point, layer);
     int is_shared = is_shown || n_rows > OWN_NORM_ROWS;
-    activations normed = is_shared ? at->scratch->normed : at->own->normed;
+    activations normed = is_shared ? view->scratch->normed : view->own->normed;
     normed.quantized = arranged(normed.quantized, n_rows);
     if (is_shared)
-        team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+        team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        norm_row(at, r, weight, bias, row_of(normed.floats, r));
+        norm_row(view, r, weight, bias, row_of(normed.floats, r));
     if (is_shown) {
-        team_barrier(at->team);
-        show(at, point, layer, normed.floats, n_rows, n_embd);
+        team_barrier(view->team);
+        show(view, point, layer, normed.floats, n_rows, n_embd);
     }
-    quantize(at, normed, begin, end, n_embd);
+    quantize(view, normed, begin, end, n_embd);
     if (is_shared)
-        team_barrier(at->team);
+        team_barrier(view->team);
     return normed;
 }
 
 /* residual += x @ weight + bias; where that is looked at, by itself first, which changes no bit. */
-static void add_product(const place *at, gpt2c_point point, int32_t layer, activations x,
+static void add_product(const worker_view *view, gpt2c_point point, int32_t layer, activations x,
                         linear l) {
-    const float_rows residual = at->scratch->residual;
-    const float_rows product = at->scratch->normed.floats; /* which has had its use */
-    int begin, end, n_rows = at->pass->n_rows;
-    if (!is_probed(at, point, layer)) {
-        matmul(at, x, l, residual, n_rows, 1);
+    const float_rows residual = view->scratch->residual;
+    const float_rows product = view->scratch->normed.floats; /* which has had its use */
+    int begin, end, n_rows = view->pass->n_rows;
+    if (!is_probed(view, point, layer)) {
+        matmul(view, x, l, residual, n_rows, 1);
         return;
     }
-    matmul(at, x, l, product, n_rows, 0);
-    show(at, point, layer, product, n_rows, at->model->config.n_embd);
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+    matmul(view, x, l, product, n_rows, 0);
+    show(view, point, layer, product, n_rows, view->model->config.n_embd);
+    team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        at->model->kernels->add(row_of(product, r), at->model->config.n_embd, row_of(residual, r));
-    team_barrier(at->team);
+        view->model->kernels->add(row_of(product, r), view->model->config.n_embd,
+                                  row_of(residual, r));
+    team_barrier(view->team);
 }
 
 /* activation(x @ c_fc + bias); where that is looked at, one after the other. */
-static activations expand(const place *at, int32_t layer, activations x, linear c_fc) {
-    activations inner = at->scratch->inner;
-    const int32_t n_inner = at->model->config.n_inner, activation = c_fc.activation;
-    int begin, end, n_rows = at->pass->n_rows;
-    if (!is_probed(at, GPT2C_POINT_MLP_PRE, layer) && !is_probed(at, GPT2C_POINT_MLP_ACT, layer))
-        return matmul_between(at, x, c_fc, inner, n_rows);
+static activations expand(const worker_view *view, int32_t layer, activations x, linear c_fc) {
+    activations inner = view->scratch->inner;
+    const int32_t n_inner = view->model->config.n_inner, activation = c_fc.activation;
+    int begin, end, n_rows = view->pass->n_rows;
+    if (!is_probed(view, GPT2C_POINT_MLP_PRE, layer) &&
+        !is_probed(view, GPT2C_POINT_MLP_ACT, layer))
+        return matmul_between(view, x, c_fc, inner, n_rows);
     c_fc.activation = GPT2C_IDENTITY;
     inner.quantized = arranged(inner.quantized, n_rows);
-    matmul(at, x, c_fc, inner.floats, n_rows, 0);
-    show(at, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+    matmul(view, x, c_fc, inner.floats, n_rows, 0);
+    show(view, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
+    team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        at->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
-    team_barrier(at->team);
-    show(at, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
-    quantize(at, inner, begin, end, n_inner);
-    team_barrier(at->team);
+        view->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
+    team_barrier(view->team);
+    show(view, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
+    quantize(view, inner, begin, end, n_inner);
+    team_barrier(view->team);
     return inner;
 }
 
-static void run_layer(const place *at, int32_t layer) {
-    const layer_tensors *w = &at->model->layers[layer];
-    const float_rows residual = at->scratch->residual;
-    const int32_t n_embd = at->model->config.n_embd;
-    int n_rows = at->pass->n_rows;
+static void run_layer(const worker_view *view, int32_t layer) {
+    const layer_tensors *w = &view->model->layers[layer];
+    const float_rows residual = view->scratch->residual;
+    const int32_t n_embd = view->model->config.n_embd;
+    int n_rows = view->pass->n_rows;
     const linear c_attn = {&w->c_attn_weight, w->c_attn_bias, GPT2C_IDENTITY};
     const linear attn_c_proj = {&w->attn_c_proj_weight, w->attn_c_proj_bias, GPT2C_IDENTITY};
-    const linear c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
+    const linear c_fc = {&w->c_fc_weight, w->c_fc_bias, view->model->config.activation};
     const linear mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
-    show(at, GPT2C_POINT_RESID_PRE, layer, residual, n_rows, n_embd);
-    activations normed = layer_norm(at, GPT2C_POINT_LN_1, layer, w->ln_1_weight, w->ln_1_bias);
-    activations attended = attend(at, layer, normed, c_attn);
-    add_product(at, GPT2C_POINT_ATTN_OUT, layer, attended, attn_c_proj);
-    show(at, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
+    show(view, GPT2C_POINT_RESID_PRE, layer, residual, n_rows, n_embd);
+    activations normed = layer_norm(view, GPT2C_POINT_LN_1, layer, w->ln_1_weight, w->ln_1_bias);
+    activations attended = attend(view, layer, normed, c_attn);
+    add_product(view, GPT2C_POINT_ATTN_OUT, layer, attended, attn_c_proj);
+    show(view, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
 
-    normed = layer_norm(at, GPT2C_POINT_LN_2, layer, w->ln_2_weight, w->ln_2_bias);
-    activations inner = expand(at, layer, normed, c_fc);
-    add_product(at, GPT2C_POINT_MLP_OUT, layer, inner, mlp_c_proj);
-    show(at, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
+    normed = layer_norm(view, GPT2C_POINT_LN_2, layer, w->ln_2_weight, w->ln_2_bias);
+    activations inner = expand(view, layer, normed, c_fc);
+    add_product(view, GPT2C_POINT_MLP_OUT, layer, inner, mlp_c_proj);
+    show(view, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
 }
 
-static int count_wanted(const place *at) {
+static int count_wanted(const worker_view *view) {
     int n_wanted = 0;
-    for (int r = 0; r < at->pass->n_rows; r++)
-        n_wanted += at->scratch->rows[r].wants_logits != 0;
+    for (int r = 0; r < view->pass->n_rows; r++)
+        n_wanted += view->scratch->rows[r].wants_logits != 0;
     return n_wanted;
 }
 
 /* ln_f of the rows whose logits are wanted, the only ones that meet the head. */
-static activations norm_wanted(const place *at, int n_wanted) {
-    const gpt2c_model *m = at->model;
-    activations normed = at->scratch->normed;
+static activations norm_wanted(const worker_view *view, int n_wanted) {
+    const gpt2c_model *m = view->model;
+    activations normed = view->scratch->normed;
     normed.quantized = arranged(normed.quantized, n_wanted);
-    for (int r = 0, i = 0; r < at->pass->n_rows; r++) {
-        if (!at->scratch->rows[r].wants_logits)
+    for (int r = 0, i = 0; r < view->pass->n_rows; r++) {
+        if (!view->scratch->rows[r].wants_logits)
             continue;
-        if (i % at->n_workers == at->worker) {
-            norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, i));
-            quantize(at, normed, i, i + 1, m->config.n_embd);
+        if (i % view->n_workers == view->worker) {
+            norm_row(view, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, i));
+            quantize(view, normed, i, i + 1, m->config.n_embd);
         }
         i++;
     }
     if (n_wanted)
-        team_barrier(at->team);
+        team_barrier(view->team);
     return normed;
 }
 
 /* The same where it is looked at: of all rows, of which those that are wanted are then moved together. */
-static activations norm_shown(const place *at, int n_wanted) {
-    const gpt2c_model *m = at->model;
-    int n_rows = at->pass->n_rows, begin, end;
-    activations normed = at->scratch->normed;
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+static activations norm_shown(const worker_view *view, int n_wanted) {
+    const gpt2c_model *m = view->model;
+    int n_rows = view->pass->n_rows, begin, end;
+    activations normed = view->scratch->normed;
+    team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, r));
-    team_barrier(at->team);
-    show(at, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
-    for (int r = 0, i = 0; at->worker == 0 && r < n_rows; r++)
-        if (at->scratch->rows[r].wants_logits)
+        norm_row(view, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, r));
+    team_barrier(view->team);
+    show(view, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
+    for (int r = 0, i = 0; view->worker == 0 && r < n_rows; r++)
+        if (view->scratch->rows[r].wants_logits)
             memmove(row_of(normed.floats, i++), row_of(normed.floats, r),
                     (size_t)m->config.n_embd * sizeof(float));
-    team_barrier(at->team);
+    team_barrier(view->team);
     normed.quantized = arranged(normed.quantized, n_wanted);
-    team_share(n_wanted, at->worker, at->n_workers, &begin, &end);
-    quantize(at, normed, begin, end, m->config.n_embd);
-    team_barrier(at->team);
+    team_share(n_wanted, view->worker, view->n_workers, &begin, &end);
+    quantize(view, normed, begin, end, m->config.n_embd);
+    team_barrier(view->team);
     return normed;
 }
 
 /* Scores rows [begin, end) of those that want it, from their logits. */
-static void score_rows(const place *at, float_rows logits, int begin, int end) {
-    const gpt2c_model *m = at->model;
-    for (int r = begin + at->worker; r < end; r += at->n_workers)
-        score_token(m, row_of(logits, r - begin), at->pass->targets[r], at->pass->scores,
+static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
+    const gpt2c_model *m = view->model;
+    for (int r = begin + view->worker; r < end; r += view->n_workers)
+        score_token(m, row_of(logits, r - begin), view->pass->targets[r], view->pass->scores,
                     (size_t)r);
-    team_barrier(at->team);
+    team_barrier(view->team);
 }
 
-static void run_head(const place *at) {
-    const gpt2c_model *m = at->model;
+static void run_head(const worker_view *view) {
+    const gpt2c_model *m = view->model;
     const linear head = {&m->head, NULL, GPT2C_IDENTITY};
-    const float_rows logits = {at->pass->logits, (size_t)m->config.n_vocab};
-    int n_wanted = count_wanted(at), is_shown = is_probed(at, GPT2C_POINT_LN_F, m->config.n_layer);
-    activations normed = is_shown ? norm_shown(at, n_wanted) : norm_wanted(at, n_wanted);
-    if (!at->pass->scores && n_wanted) {
-        matmul(at, normed, head, logits, n_wanted, 0);
-        show(at, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted, m->config.n_vocab);
+    const float_rows logits = {view->pass->logits, (size_t)m->config.n_vocab};
+    int n_wanted = count_wanted(view),
+        is_shown = is_probed(view, GPT2C_POINT_LN_F, m->config.n_layer);
+    activations normed = is_shown ? norm_shown(view, n_wanted) : norm_wanted(view, n_wanted);
+    if (!view->pass->scores && n_wanted) {
+        matmul(view, normed, head, logits, n_wanted, 0);
+        show(view, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted, m->config.n_vocab);
     }
-    for (int begin = 0; at->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
+    for (int begin = 0; view->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
         activations x = {{row_of(normed.floats, begin), normed.floats.stride},
                          part_of(normed.quantized, begin, 0)};
-        matmul(at, x, head, logits, end - begin, 0);
-        score_rows(at, logits, begin, end);
+        matmul(view, x, head, logits, end - begin, 0);
+        score_rows(view, logits, begin, end);
     }
 }
 
 static void run_pass(void *context, pool_team *team, int worker, int n_workers) {
     const pass *p = context;
-    const place at = {
+    const worker_view view = {
         .pass = p,
         .model = p->model,
         .scratch = p->scratch,
@@ -208,12 +213,12 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
         .n_workers = n_workers,
     };
     const gpt2c_config *c = &p->model->config;
-    embed(&at);
-    show(&at, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
-    for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&at); layer++)
-        run_layer(&at, layer);
-    if (!poll_stop_collective(&at))
-        run_head(&at);
+    embed(&view);
+    show(&view, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
+    for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&view); layer++)
+        run_layer(&view, layer);
+    if (!poll_stop_collective(&view))
+        run_head(&view);
 }
 
 /* ---- the call ---- */

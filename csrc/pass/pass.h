@@ -34,17 +34,17 @@ typedef struct {
     worker_scratch *own;
     pool_team *team;
     int worker, n_workers;
-} place;
+} worker_view;
 
-static inline int is_quantized(const place *at) {
-    return at->model->config.layer_dtype != GPT2C_FLOAT32;
+static inline int is_quantized(const worker_view *view) {
+    return view->model->config.layer_dtype != GPT2C_FLOAT32;
 }
 
 /* Rows [begin, end) of x, k wide, in 8 bits too, where that is how they are read; without a barrier. */
-static inline void quantize(const place *at, activations x, int begin, int end, int32_t k) {
-    if (is_quantized(at))
-        at->model->kernels->quantize_rows(x.floats.floats, x.floats.stride, begin, end, k,
-                                          &x.quantized);
+static inline void quantize(const worker_view *view, activations x, int begin, int end, int32_t k) {
+    if (is_quantized(view))
+        view->model->kernels->quantize_rows(x.floats.floats, x.floats.stride, begin, end, k,
+                                            &x.quantized);
 }
 
 /* ---- products.c ---- */
@@ -56,28 +56,29 @@ typedef struct {
 } linear;
 
 /* out = activation(x @ weight + bias), plus what out held where `add` is set. */
-void matmul(const place *at, activations x, linear l, float_rows out, int n_rows, int add);
+void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add);
 /* The same where another matmul comes next, which takes the result as it reads it. */
-activations matmul_between(const place *at, activations x, linear l, activations out, int n_rows);
+activations matmul_between(const worker_view *view, activations x, linear l, activations out,
+                           int n_rows);
 /* Some of the result's columns, for this worker alone: panels [begin, end), without a barrier. */
-void matmul_panels(const place *at, activations x, linear l, float_rows out, int n_rows, int begin,
-                   int end);
+void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
+                   int begin, int end);
 
 /* ---- attention.c ---- */
 
 /* Attention of all rows, from their norm to what attn.c_proj reads. */
-activations attend(const place *at, int32_t layer, activations normed, linear c_attn);
+activations attend(const worker_view *view, int32_t layer, activations normed, linear c_attn);
 
 /* ---- probe.c ---- */
 
 /* Whether a point of a layer is asked for: the same for all workers, and 0 where nothing is probed. */
-int is_probed(const place *at, gpt2c_point point, int32_t layer);
+int is_probed(const worker_view *view, gpt2c_point point, int32_t layer);
 /* Shows rows [n_rows, width] that all workers have completed, where they are asked for: when it returns they
  * are what they were changed to, for all. */
-void show(const place *at, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
+void show(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
           int32_t width);
 /* Polls whether the call should stop: the same result on all workers, who must all call it. */
-int poll_stop_collective(const place *at);
+int poll_stop_collective(const worker_view *view);
 
 gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
                                 const gpt2c_config *config, int32_t n_rows);

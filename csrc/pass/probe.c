@@ -4,42 +4,42 @@
 
 #include <stdlib.h>
 
-int is_probed(const place *at, gpt2c_point point, int32_t layer) {
-    const gpt2c_probe *probe = at->pass->probe;
+int is_probed(const worker_view *view, gpt2c_point point, int32_t layer) {
+    const gpt2c_probe *probe = view->pass->probe;
     return probe && probe->points[layer * GPT2C_N_POINTS + point];
 }
 
 /* After a callback has run: what it returned stops the call, and so does a callback that forked, in
  * the child. */
-static void end_callback(const place *at, int stops) {
-    at->pass->buffers->is_stopped = stops || team_was_lost(at->team);
+static void end_callback(const worker_view *view, int stops) {
+    view->pass->buffers->is_stopped = stops || team_was_lost(view->team);
     (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
 }
 
 /* Collective. Worker 0 polls; the first barrier publishes the result, the second keeps it stable
  * until all have read it. */
-int poll_stop_collective(const place *at) {
-    const gpt2c_probe *probe = at->pass->probe;
+int poll_stop_collective(const worker_view *view) {
+    const gpt2c_probe *probe = view->pass->probe;
     if (!probe)
         return 0;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped)
-        end_callback(at, probe->poll(probe->context));
-    team_barrier(at->team);
-    int is_stopped = at->pass->buffers->is_stopped;
-    team_barrier(at->team);
+    if (view->worker == 0 && !view->pass->buffers->is_stopped)
+        end_callback(view, probe->poll(probe->context));
+    team_barrier(view->team);
+    int is_stopped = view->pass->buffers->is_stopped;
+    team_barrier(view->team);
     return is_stopped;
 }
 
 /* The call's own thread is worker 0. */
-void show(const place *at, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
+void show(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
           int32_t width) {
-    if (!is_probed(at, point, layer))
+    if (!is_probed(view, point, layer))
         return;
-    const gpt2c_probe *probe = at->pass->probe;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped)
-        end_callback(
-            at, probe->show(probe->context, point, layer, rows.floats, rows.stride, n_rows, width));
-    team_barrier(at->team);
+    const gpt2c_probe *probe = view->pass->probe;
+    if (view->worker == 0 && !view->pass->buffers->is_stopped)
+        end_callback(view, probe->show(probe->context, point, layer, rows.floats, rows.stride,
+                                       n_rows, width));
+    team_barrier(view->team);
 }
 
 static int any_layer_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {

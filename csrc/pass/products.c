@@ -15,9 +15,9 @@ static matmul_args matmul_of(activations x, linear l, int n_rows) {
     };
 }
 
-static void multiply(const place *at, const matmul_args *args, gpt2c_dtype dtype, int begin,
+static void multiply(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype, int begin,
                      int end) {
-    const gpt2c_model *m = at->model;
+    const gpt2c_model *m = view->model;
     if (dtype == GPT2C_INT8)
         m->integer->matmul_int8(args, begin, end);
     else if (dtype == GPT2C_INT4)
@@ -26,35 +26,36 @@ static void multiply(const place *at, const matmul_args *args, gpt2c_dtype dtype
         m->kernels->matmul(args, begin, end);
 }
 
-static void run(const place *at, const matmul_args *args, gpt2c_dtype dtype) {
+static void run(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
     int begin, end;
-    team_share((int)panels_of((size_t)args->n), at->worker, at->n_workers, &begin, &end);
-    multiply(at, args, dtype, begin, end);
-    team_barrier(at->team);
+    team_share((int)panels_of((size_t)args->n), view->worker, view->n_workers, &begin, &end);
+    multiply(view, args, dtype, begin, end);
+    team_barrier(view->team);
 }
 
-void matmul(const place *at, activations x, linear l, float_rows out, int n_rows, int add) {
+void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.residual = add ? out.floats : NULL;
     args.out = out.floats;
     args.residual_stride = args.out_stride = out.stride;
-    run(at, &args, l.weight->dtype);
+    run(view, &args, l.weight->dtype);
 }
 
-activations matmul_between(const place *at, activations x, linear l, activations out, int n_rows) {
+activations matmul_between(const worker_view *view, activations x, linear l, activations out,
+                           int n_rows) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats.floats;
     args.out_stride = out.floats.stride;
-    if (is_quantized(at))
+    if (is_quantized(view))
         args.quantized_out = out.quantized = arranged(out.quantized, n_rows);
-    run(at, &args, l.weight->dtype);
+    run(view, &args, l.weight->dtype);
     return out;
 }
 
-void matmul_panels(const place *at, activations x, linear l, float_rows out, int n_rows, int begin,
-                   int end) {
+void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
+                   int begin, int end) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats;
     args.out_stride = out.stride;
-    multiply(at, &args, l.weight->dtype, begin, end);
+    multiply(view, &args, l.weight->dtype, begin, end);
 }
