@@ -207,14 +207,14 @@ typedef enum {
 
 /* Gets rows [n_rows, width], each a stride after the last, which it may change; layer is n_layer for points
  * of the model. What is not 0 stops the call. Called by the call's own thread. */
-typedef int (*gpt2c_show)(void *context, gpt2c_point point, int32_t layer, float *rows,
-                          size_t stride, int32_t n_rows, int32_t width);
+typedef int (*gpt2c_on_point)(void *context, gpt2c_point point, int32_t layer, float *rows,
+                              size_t stride, int32_t n_rows, int32_t width);
 
 typedef struct {
     /* [n_layer + 1, GPT2C_N_POINTS]: which are shown; the last row is the model's */
     const uint8_t *points;
     const uint8_t *wants_logits; /* [n_tokens] */
-    gpt2c_show show;
+    gpt2c_on_point on_point;
     int (*poll)(void *context); /* before each layer; what is not 0 stops the call */
     void *context;
 } gpt2c_probe;

@@ -219,7 +219,8 @@ static void project_heads(const worker_view *view, activations normed, linear c_
 
 /* ---- attention that is looked at: the same kernels, one after the other ---- */
 
-static int shows_any(const worker_view *view, int32_t layer, gpt2c_point first, gpt2c_point last) {
+static int any_point_probed(const worker_view *view, int32_t layer, gpt2c_point first,
+                            gpt2c_point last) {
     for (int point = (int)first; point <= (int)last; point++)
         if (is_probed(view, (gpt2c_point)point, layer))
             return 1;
@@ -293,26 +294,27 @@ static void sum_row(const worker_view *view, int head, int r, attention_args *ar
     view->model->kernels->attention_values(args);
 }
 
-static void show_queries_keys_values(const worker_view *view, int32_t layer) {
+static void probe_queries_keys_values(const worker_view *view, int32_t layer) {
     float_rows part = view->scratch->qkv;
     for (int point = GPT2C_POINT_Q; point <= GPT2C_POINT_V; point++) {
-        show(view, (gpt2c_point)point, layer, part, view->pass->n_rows, view->model->config.n_embd);
+        probe_point(view, (gpt2c_point)point, layer, part, view->pass->n_rows,
+                    view->model->config.n_embd);
         part.floats += view->model->config.n_embd;
     }
 }
 
-static void attend_shown(const worker_view *view, int32_t layer) {
+static void attend_probed(const worker_view *view, int32_t layer) {
     int n_rows = view->pass->n_rows, n_head = view->model->config.n_head, first, last;
     team_share(n_head, view->worker, view->n_workers, &first, &last);
     for (int head = first; head < last; head++)
         store_keys_values(view, layer, head, 0, n_rows);
     for_each_row(view, layer, score_row);
-    show(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
+    probe_point(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
     for_each_row(view, layer, weigh_row);
     if (is_probed(view, GPT2C_POINT_PROBS, layer)) {
         for_each_row(view, layer, divide_row);
         const float_rows probs = {view->pass->buffers->probs, (size_t)n_rows};
-        show(view, GPT2C_POINT_PROBS, layer, probs, n_head * n_rows, n_rows);
+        probe_point(view, GPT2C_POINT_PROBS, layer, probs, n_head * n_rows, n_rows);
         for_each_row(view, layer, take_row);
     }
     for_each_row(view, layer, sum_row);
@@ -339,20 +341,20 @@ static void attend_fused(const worker_view *view, int32_t layer, activations nor
 
 activations attend(const worker_view *view, int32_t layer, activations normed, linear c_attn) {
     int begin, end, n_rows = view->pass->n_rows;
-    int is_shown = shows_any(view, layer, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
+    int probed = any_point_probed(view, layer, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
     int projects = heads_are_panels(view) && view->model->config.n_head % view->n_workers == 0 &&
-                   !shows_any(view, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
+                   !any_point_probed(view, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
     activations attended = view->scratch->attended;
     attended.quantized = arranged(attended.quantized, n_rows);
     if (!projects) {
         matmul(view, normed, c_attn, view->scratch->qkv, n_rows, 0);
-        show_queries_keys_values(view, layer);
+        probe_queries_keys_values(view, layer);
     }
-    if (is_shown)
-        attend_shown(view, layer);
+    if (probed)
+        attend_probed(view, layer);
     else
         attend_fused(view, layer, normed, c_attn, projects, attended);
-    if (is_quantized(view) && (is_shown || !heads_are_panels(view))) {
+    if (is_quantized(view) && (probed || !heads_are_panels(view))) {
         team_share(n_rows, view->worker, view->n_workers, &begin, &end);
         quantize(view, attended, begin, end, view->model->config.n_embd);
         team_barrier(view->team);

@@ -43,17 +43,17 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
                               const float *weight, const float *bias) {
     const int32_t n_embd = view->model->config.n_embd;
     int begin = 0, n_rows = view->pass->n_rows, end = n_rows,
-        is_shown = is_probed(view, point, layer);
-    int is_shared = is_shown || n_rows > OWN_NORM_ROWS;
+        probed = is_probed(view, point, layer);
+    int is_shared = probed || n_rows > OWN_NORM_ROWS;
     activations normed = is_shared ? view->scratch->normed : view->own->normed;
     normed.quantized = arranged(normed.quantized, n_rows);
     if (is_shared)
         team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         norm_row(view, r, weight, bias, row_of(normed.floats, r));
-    if (is_shown) {
+    if (probed) {
         team_barrier(view->team);
-        show(view, point, layer, normed.floats, n_rows, n_embd);
+        probe_point(view, point, layer, normed.floats, n_rows, n_embd);
     }
     quantize(view, normed, begin, end, n_embd);
     if (is_shared)
@@ -72,7 +72,7 @@ static void add_product(const worker_view *view, gpt2c_point point, int32_t laye
         return;
     }
     matmul(view, x, l, product, n_rows, 0);
-    show(view, point, layer, product, n_rows, view->model->config.n_embd);
+    probe_point(view, point, layer, product, n_rows, view->model->config.n_embd);
     team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         view->model->kernels->add(row_of(product, r), view->model->config.n_embd,
@@ -91,12 +91,12 @@ static activations expand(const worker_view *view, int32_t layer, activations x,
     c_fc.activation = GPT2C_IDENTITY;
     inner.quantized = arranged(inner.quantized, n_rows);
     matmul(view, x, c_fc, inner.floats, n_rows, 0);
-    show(view, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
+    probe_point(view, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
     team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         view->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
     team_barrier(view->team);
-    show(view, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
+    probe_point(view, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
     quantize(view, inner, begin, end, n_inner);
     team_barrier(view->team);
     return inner;
@@ -112,16 +112,16 @@ static void run_layer(const worker_view *view, int32_t layer) {
     const linear c_fc = {&w->c_fc_weight, w->c_fc_bias, view->model->config.activation};
     const linear mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
-    show(view, GPT2C_POINT_RESID_PRE, layer, residual, n_rows, n_embd);
+    probe_point(view, GPT2C_POINT_RESID_PRE, layer, residual, n_rows, n_embd);
     activations normed = layer_norm(view, GPT2C_POINT_LN_1, layer, w->ln_1_weight, w->ln_1_bias);
     activations attended = attend(view, layer, normed, c_attn);
     add_product(view, GPT2C_POINT_ATTN_OUT, layer, attended, attn_c_proj);
-    show(view, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
+    probe_point(view, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
 
     normed = layer_norm(view, GPT2C_POINT_LN_2, layer, w->ln_2_weight, w->ln_2_bias);
     activations inner = expand(view, layer, normed, c_fc);
     add_product(view, GPT2C_POINT_MLP_OUT, layer, inner, mlp_c_proj);
-    show(view, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
+    probe_point(view, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
 }
 
 static int count_wanted(const worker_view *view) {
@@ -151,7 +151,7 @@ static activations norm_wanted(const worker_view *view, int n_wanted) {
 }
 
 /* The same where it is looked at: of all rows, of which those that are wanted are then moved together. */
-static activations norm_shown(const worker_view *view, int n_wanted) {
+static activations norm_probed(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     int n_rows = view->pass->n_rows, begin, end;
     activations normed = view->scratch->normed;
@@ -159,7 +159,7 @@ static activations norm_shown(const worker_view *view, int n_wanted) {
     for (int r = begin; r < end; r++)
         norm_row(view, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, r));
     team_barrier(view->team);
-    show(view, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
+    probe_point(view, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
     for (int r = 0, i = 0; view->worker == 0 && r < n_rows; r++)
         if (view->scratch->rows[r].wants_logits)
             memmove(row_of(normed.floats, i++), row_of(normed.floats, r),
@@ -186,11 +186,12 @@ static void run_head(const worker_view *view) {
     const linear head = {&m->head, NULL, GPT2C_IDENTITY};
     const float_rows logits = {view->pass->logits, (size_t)m->config.n_vocab};
     int n_wanted = count_wanted(view),
-        is_shown = is_probed(view, GPT2C_POINT_LN_F, m->config.n_layer);
-    activations normed = is_shown ? norm_shown(view, n_wanted) : norm_wanted(view, n_wanted);
+        probed = is_probed(view, GPT2C_POINT_LN_F, m->config.n_layer);
+    activations normed = probed ? norm_probed(view, n_wanted) : norm_wanted(view, n_wanted);
     if (!view->pass->scores && n_wanted) {
         matmul(view, normed, head, logits, n_wanted, 0);
-        show(view, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted, m->config.n_vocab);
+        probe_point(view, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted,
+                    m->config.n_vocab);
     }
     for (int begin = 0; view->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
@@ -214,7 +215,7 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
     };
     const gpt2c_config *c = &p->model->config;
     embed(&view);
-    show(&view, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
+    probe_point(&view, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
     for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&view); layer++)
         run_layer(&view, layer);
     if (!poll_stop_collective(&view))

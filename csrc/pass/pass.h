@@ -75,8 +75,8 @@ activations attend(const worker_view *view, int32_t layer, activations normed, l
 int is_probed(const worker_view *view, gpt2c_point point, int32_t layer);
 /* Shows rows [n_rows, width] that all workers have completed, where they are asked for: when it returns they
  * are what they were changed to, for all. */
-void show(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
-          int32_t width);
+void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
+                 int n_rows, int32_t width);
 /* Polls whether the call should stop: the same result on all workers, who must all call it. */
 int poll_stop_collective(const worker_view *view);
 

@@ -31,18 +31,18 @@ int poll_stop_collective(const worker_view *view) {
 }
 
 /* The call's own thread is worker 0. */
-void show(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows, int n_rows,
-          int32_t width) {
+void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
+                 int n_rows, int32_t width) {
     if (!is_probed(view, point, layer))
         return;
     const gpt2c_probe *probe = view->pass->probe;
     if (view->worker == 0 && !view->pass->buffers->is_stopped)
-        end_callback(view, probe->show(probe->context, point, layer, rows.floats, rows.stride,
-                                       n_rows, width));
+        end_callback(view, probe->on_point(probe->context, point, layer, rows.floats, rows.stride,
+                                           n_rows, width));
     team_barrier(view->team);
 }
 
-static int any_layer_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
+static int any_layer_probes(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
     for (int32_t layer = 0; layer < c->n_layer; layer++)
         if (probe->points[layer * GPT2C_N_POINTS + point])
             return 1;
@@ -52,8 +52,8 @@ static int any_layer_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2
 gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
                                 const gpt2c_config *config, int32_t n_rows) {
     size_t n = (size_t)config->n_head * (size_t)n_rows; /* at most 2^40 */
-    int probs = any_layer_shows(probe, config, GPT2C_POINT_PROBS);
-    int scores = probs || any_layer_shows(probe, config, GPT2C_POINT_SCORES);
+    int probs = any_layer_probes(probe, config, GPT2C_POINT_PROBS);
+    int scores = probs || any_layer_probes(probe, config, GPT2C_POINT_SCORES);
     if (scores) {
         buffers->scores = malloc(n * (size_t)n_rows * sizeof(float));
         buffers->sums = malloc(n * sizeof(float));

@@ -109,14 +109,14 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_POINT_EMBED
         GPT2C_N_POINTS
 
-    ctypedef int (*gpt2c_show)(
+    ctypedef int (*gpt2c_on_point)(
         void *, gpt2c_point, int32_t, float *, size_t, int32_t, int32_t
     ) noexcept with gil
 
     ctypedef struct gpt2c_probe:
         const uint8_t *points
         const uint8_t *wants_logits
-        gpt2c_show show
+        gpt2c_on_point on_point
         int (*poll)(void *) noexcept with gil
         void *context
 

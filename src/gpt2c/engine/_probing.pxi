@@ -1,6 +1,6 @@
 # Looking at a forward call: one call of Model.forward. Included by _engine.pyx.
 
-cdef int show_rows(
+cdef int on_point(
     void *context, gpt2c_point point, int32_t layer, float *rows, size_t stride, int32_t n_rows,
     int32_t width,
 ) noexcept with gil:
@@ -82,7 +82,7 @@ cdef class Probing:
         cdef float[::1] flat = logits.reshape(-1)
         out = &flat[0] if flat.shape[0] else NULL
         probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]
-        probe.show, probe.poll, probe.context = show_rows, poll_signals, <void *>self
+        probe.on_point, probe.poll, probe.context = on_point, poll_signals, <void *>self
         with model.held():
             raise_status(gpt2c_scratch_create(model.pointer, n, &scratch), "scratch buffers")
             try:
