@@ -24,7 +24,7 @@ typedef struct {
 } workspace;
 
 /* Rows of logits, at most, for guesses: for GPT-2's vocabulary 13 MB. */
-#define MOST_DRAFT_ROWS 64
+#define MAX_DRAFT_ROWS 64
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
@@ -50,9 +50,9 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
                                      gpt2c_drafter *drafter, gpt2c_job *const *jobs,
                                      int32_t n_jobs) {
     int32_t n_rows = n_jobs;
-    if (drafter && n_jobs <= MOST_DRAFTING_JOBS)
-        n_rows = n_jobs * (1 + MOST_DRAFTS) < MOST_DRAFT_ROWS ? n_jobs * (1 + MOST_DRAFTS)
-                                                              : MOST_DRAFT_ROWS;
+    if (drafter && n_jobs <= MAX_DRAFTING_JOBS)
+        n_rows =
+            n_jobs * (1 + MAX_DRAFTS) < MAX_DRAFT_ROWS ? n_jobs * (1 + MAX_DRAFTS) : MAX_DRAFT_ROWS;
     size_t n = (size_t)n_jobs;
     *w = (workspace){
         .model = m,
@@ -75,12 +75,12 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
 
 /* What the job has to feed next: the rest of its prompt, or the token chosen last with the guesses that
  * follow it. */
-static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t most_rows) {
+static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t max_rows) {
     if (job->n_fed == job->n_prompt)
         return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + guessed->n,
                             GPT2C_LOGITS_ALL};
     int32_t rest = job->n_prompt - job->n_fed;
-    int32_t n = rest < most_rows ? rest : most_rows;
+    int32_t n = rest < max_rows ? rest : max_rows;
     return (gpt2c_feed){job->sequence, job->prompt + job->n_fed, n,
                         n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
 }
@@ -151,7 +151,7 @@ static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
 static gpt2c_status guess(workspace *w, int32_t n_decoding, int32_t n_fed) {
     for (int32_t f = 0; f < n_fed; f++)
         w->drafts[f] = (draft){.source = NO_DRAFT};
-    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MOST_DRAFTING_JOBS;
+    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS;
     for (int32_t f = 0; f < n_decoding; f++)
         may_draft &= w->fed[f]->lookup != NULL;
     if (!may_draft)
@@ -198,7 +198,7 @@ static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     if (status)
         return status;
     choose_tokens(w);
-    if (w->drafter && n_decoding == n_fed && n_fed <= MOST_DRAFTING_JOBS) {
+    if (w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS) {
         draft_learn_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
         for (int32_t f = 0; f < n_fed; f++)
             draft_learn_job(w->drafter, &w->drafts[f]);

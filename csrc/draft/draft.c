@@ -21,8 +21,8 @@ typedef struct {
 /* So much the prior counts, and after so many the past is forgotten by half. */
 #define PRIOR_WEIGHT 1.5
 #define REMEMBERED 64.0
-#define SHORTEST_WAIT 16
-#define LONGEST_WAIT 1024
+#define MIN_WAIT 16
+#define MAX_WAIT 1024
 #define DRAFTS_TO_SEE 2
 
 /* How sure a model was of a guess tells how likely it is right: by how much, in logits with their noise, the
@@ -49,14 +49,14 @@ struct gpt2c_drafter {
     int32_t fixed;            /* guess always so many, from the model where there is one */
     int32_t sources;
     estimate by_lookup[N_LENGTHS], by_model, by_margin[N_MARGINS];
-    pass_costs costs[MOST_DRAFTING_JOBS + 1];
-    gpt2c_job guessing[MOST_DRAFTING_JOBS]; /* the jobs, as if what is guessed were theirs */
-    gpt2c_feed feeds[MOST_DRAFTING_JOBS];
+    pass_costs costs[MAX_DRAFTING_JOBS + 1];
+    gpt2c_job guessing[MAX_DRAFTING_JOBS]; /* the jobs, as if what is guessed were theirs */
+    gpt2c_feed feeds[MAX_DRAFTING_JOBS];
 };
 
-static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+static int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 
-static estimate believe(double prior) { return (estimate){.prior = prior, .wait = SHORTEST_WAIT}; }
+static estimate believe(double prior) { return (estimate){.prior = prior, .wait = MIN_WAIT}; }
 
 static void forget_model(gpt2c_drafter *d) {
     d->by_model = believe(0.9);
@@ -69,7 +69,7 @@ static void forget(gpt2c_drafter *d) {
     d->by_lookup[1] = believe(0.65);
     d->by_lookup[2] = believe(0.9);
     forget_model(d);
-    for (int n = 0; n <= MOST_DRAFTING_JOBS; n++)
+    for (int n = 0; n <= MAX_DRAFTING_JOBS; n++)
         d->costs[n] = (pass_costs){0};
 }
 
@@ -91,7 +91,7 @@ void gpt2c_drafter_free(gpt2c_drafter *drafter) {
 
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32_t sources,
                                int32_t fixed) {
-    d->fixed = least(fixed, MOST_DRAFTS);
+    d->fixed = min_int32(fixed, MAX_DRAFTS);
     d->sources = sources;
     if (d->model == model)
         return GPT2C_OK;
@@ -124,22 +124,22 @@ static void learn(estimate *e, int32_t n_right, int32_t n_decided) {
     e->decided += n_decided;
     e->n_waited = 0;
     if (n_right)
-        e->wait = SHORTEST_WAIT;
-    else if (e->wait < LONGEST_WAIT)
+        e->wait = MIN_WAIT;
+    else if (e->wait < MAX_WAIT)
         e->wait *= 2;
 }
 
 static estimate *estimate_of(gpt2c_drafter *d, draft_source source, lookup_match match) {
     if (source == DRAFT_BY_MODEL)
         return &d->by_model;
-    return &d->by_lookup[match.length <= LOOKUP_SHORTEST ? 0 : match.length < 8 ? 1 : 2];
+    return &d->by_lookup[match.length <= LOOKUP_MIN ? 0 : match.length < 8 ? 1 : 2];
 }
 
 static double average(double old, double new) {
     if (old == 0)
         return new;
-    double most = 3 * old; /* an interruption says nothing */
-    return 0.8 * old + 0.2 * (new < most ? new : most);
+    double max = 3 * old; /* an interruption says nothing */
+    return 0.8 * old + 0.2 * (new < max ? new : max);
 }
 
 void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds) {
@@ -188,13 +188,13 @@ static double rate(const pass_costs *c, int32_t n_jobs, int32_t k, double chance
 
 #define WORTH_IT 1.02 /* times the rate without guesses */
 
-/* How many to guess, up to most, and in *gained what that makes of the rate without. */
-static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t most, double chance,
+/* How many to guess, up to max, and in *gained what that makes of the rate without. */
+static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t max, double chance,
                            double step, double *gained) {
     int32_t best = 0;
     double plain = rate(c, n_jobs, 0, 0, 0);
     *gained = WORTH_IT;
-    for (int32_t k = 1; k <= most; k++) {
+    for (int32_t k = 1; k <= max; k++) {
         double gain = rate(c, n_jobs, k, chance, step) / plain;
         if (gain > *gained) {
             *gained = gain;
@@ -206,27 +206,27 @@ static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t most, do
 
 /* The number for a source. Where guessing does not pay, now and then a few are made to see whether it
  * still does not. */
-static int32_t number_by(gpt2c_drafter *d, int32_t n_jobs, int32_t most, estimate *e, double step,
+static int32_t number_by(gpt2c_drafter *d, int32_t n_jobs, int32_t max, estimate *e, double step,
                          double *gained) {
     const pass_costs *c = &d->costs[n_jobs];
-    int32_t n = best_number(c, n_jobs, most, chance_of(e), step, gained);
+    int32_t n = best_number(c, n_jobs, max, chance_of(e), step, gained);
     if (n == 0 && e->n_waited++ >= e->wait)
         n = DRAFTS_TO_SEE;
-    return least(n, most);
+    return min_int32(n, max);
 }
 
 /* A guess must leave room for the token after it, in the text and in the contexts of both models. */
-static int32_t most_for(const gpt2c_drafter *d, const gpt2c_job *job) {
+static int32_t max_drafts_for(const gpt2c_drafter *d, const gpt2c_job *job) {
     int32_t n_positions = job->sequence->model->config.n_positions;
     if (d->model)
-        n_positions = least(n_positions, d->model->config.n_positions);
+        n_positions = min_int32(n_positions, d->model->config.n_positions);
     int32_t room = n_positions - gpt2c_sequence_length(job->sequence) - 1;
-    int32_t most = least(least(job->max_new_tokens - job->n_tokens - 1, room), MOST_DRAFTS);
-    return most < 0 ? 0 : most;
+    int32_t max = min_int32(min_int32(job->max_new_tokens - job->n_tokens - 1, room), MAX_DRAFTS);
+    return max < 0 ? 0 : max;
 }
 
-static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t most) {
-    draft result = {.n = least(d->fixed, most), .match = match};
+static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t max) {
+    draft result = {.n = min_int32(d->fixed, max), .match = match};
     if (result.n == 0)
         return result;
     if (d->model)
@@ -241,22 +241,22 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t mo
 /* Guesses by the model. Where n of them pay by their average chance, as many are made as each is worth its
  * time by its own: a guess takes time in which tokens come at the rate that is gained. */
 static draft by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
-                      int32_t most, double step, double gained) {
+                      int32_t max, double step, double gained) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
     if (gained <= WORTH_IT) /* to see whether it pays */
         return result;
-    result.n = most;
+    result.n = max;
     result.chance = 1;
-    result.least = (row_cost(c, n_jobs) + step) * gained * n_jobs / c->plain;
+    result.min_chance = (row_cost(c, n_jobs) + step) * gained * n_jobs / c->plain;
     return result;
 }
 
-static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t most) {
+static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t max) {
     lookup_match match = {0, 0};
     if (d->sources & GPT2C_DRAFT_LOOKUP)
         match = lookup_find(job->lookup, job);
     if (d->fixed)
-        return decide_fixed(d, match, most);
+        return decide_fixed(d, match, max);
     const pass_costs *c = &d->costs[n_jobs];
     draft result = {.match = match};
     if (c->n_plain < 2)
@@ -264,16 +264,16 @@ static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int3
     double best = 0, gained;
     if (match.continuation) {
         estimate *e = estimate_of(d, DRAFT_BY_LOOKUP, match);
-        int32_t n = number_by(d, n_jobs, most, e, 0, &gained);
+        int32_t n = number_by(d, n_jobs, max, e, 0, &gained);
         if (n)
             result = (draft){.source = DRAFT_BY_LOOKUP, .n = n, .match = match};
         best = gained;
     }
     if (d->model) {
         double step = (c->step > 0 ? c->step : 0.2 * c->plain) / n_jobs;
-        int32_t n = number_by(d, n_jobs, most, &d->by_model, step, &gained);
+        int32_t n = number_by(d, n_jobs, max, &d->by_model, step, &gained);
         if (n && (gained > best || result.source == NO_DRAFT))
-            result = by_model(c, n_jobs, match, n, most, step, gained);
+            result = by_model(c, n_jobs, match, n, max, step, gained);
     }
     return result;
 }
@@ -301,7 +301,7 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     while (at < end) {
         int in_prompt = at < job->n_prompt;
         int32_t stop = in_prompt && job->n_prompt < end ? job->n_prompt : end;
-        int32_t n = least(stop - at, GPT2C_MAX_ROWS);
+        int32_t n = min_int32(stop - at, GPT2C_MAX_ROWS);
         const int32_t *tokens = in_prompt ? job->prompt + at : job->tokens + (at - job->n_prompt);
         gpt2c_feed feed = {job->draft_sequence, tokens, n, GPT2C_LOGITS_NONE};
         gpt2c_status status = gpt2c_forward(d->model, d->scratch, &feed, 1, NULL);
@@ -317,14 +317,14 @@ static void look_at_margin(const gpt2c_drafter *d, draft *guessed, int32_t i, fl
     int range = range_of(margin);
     guessed->margins[i] = (uint8_t)range;
     guessed->chance *= chance_of(&d->by_margin[range]);
-    if (guessed->chance * chance_of(&d->by_model) < guessed->least)
+    if (guessed->chance * chance_of(&d->by_model) < guessed->min_chance)
         guessed->n = i + 1;
 }
 
 /* One more token for each job that wants one; returns in *n_fed how many there were. */
 static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                draft *drafts, int32_t i, int32_t *n_fed) {
-    int32_t fed[MOST_DRAFTING_JOBS];
+    int32_t fed[MAX_DRAFTING_JOBS];
     *n_fed = 0;
     for (int32_t j = 0; j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL && i < drafts[j].n) {
@@ -355,7 +355,7 @@ static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
 
 static gpt2c_status guess_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                    draft *drafts) {
-    int32_t length[MOST_DRAFTING_JOBS], n_fed = 0;
+    int32_t length[MAX_DRAFTING_JOBS], n_fed = 0;
     gpt2c_status status = GPT2C_OK;
     for (int32_t j = 0; !status && j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL) {
@@ -366,7 +366,7 @@ static gpt2c_status guess_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int
     for (int32_t j = 0; j < n_jobs; j++)
         length[j] = gpt2c_sequence_length(sequence_of(jobs[j]));
     pass_costs *costs = &d->costs[n_jobs];
-    for (int32_t i = 0; !status && i < MOST_DRAFTS; i++) {
+    for (int32_t i = 0; !status && i < MAX_DRAFTS; i++) {
         double begin = os_seconds();
         status = guess_step(d, jobs, n_jobs, drafts, i, &n_fed);
         if (n_fed == 0)
@@ -387,12 +387,12 @@ void draft_settle(const gpt2c_job *job) {
         gpt2c_sequence_truncate(job->draft_sequence, right);
 }
 
-gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t most,
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
                           draft *drafts) {
     int by_model = 0;
     for (int32_t j = 0; j < n_jobs; j++) {
-        int32_t room = most_for(d, jobs[j]);
-        drafts[j] = decide(d, jobs[j], n_jobs, least(room, most));
+        int32_t room = max_drafts_for(d, jobs[j]);
+        drafts[j] = decide(d, jobs[j], n_jobs, min_int32(room, max));
         if (drafts[j].source == DRAFT_BY_LOOKUP)
             copy_guess(jobs[j], &drafts[j]);
         by_model |= drafts[j].source == DRAFT_BY_MODEL;

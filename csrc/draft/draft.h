@@ -8,8 +8,8 @@
 #include "gpt2c.h"
 
 /* Most tokens that are guessed at a time, and most jobs that are guessed for at once. */
-#define MOST_DRAFTS 24
-#define MOST_DRAFTING_JOBS 32
+#define MAX_DRAFTS 24
+#define MAX_DRAFTING_JOBS 32
 
 /* Where guesses come from. */
 typedef enum { NO_DRAFT = 0, DRAFT_BY_LOOKUP, DRAFT_BY_MODEL } draft_source;
@@ -22,13 +22,13 @@ typedef struct {
     int32_t n_right; /* of them, once they are verified */
     /* Of a model's guesses: how sure each was (draft.c); that all so far are right; and the least chance of
      * the next one, with them, at which it is worth its time. 0: any. */
-    uint8_t margins[MOST_DRAFTS];
-    double chance, least;
+    uint8_t margins[MAX_DRAFTS];
+    double chance, min_chance;
 } draft;
 
-/* At most `most` guesses each for jobs that all have a token to feed and a `lookup`; at most
- * MOST_DRAFTING_JOBS. */
-gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t most,
+/* At most `max` guesses each for jobs that all have a token to feed and a `lookup`; at most
+ * MAX_DRAFTING_JOBS. */
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
                           draft *drafts);
 
 /* Takes back what a draft sequence has of guesses that were wrong. */

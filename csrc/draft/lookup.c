@@ -42,10 +42,10 @@ static int32_t *slot_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end
     return &l->slots[(hash ^ hash >> 15) & (l->n_slots - 1)];
 }
 
-/* How many tokens before the two indices are equal, up to LOOKUP_LONGEST. */
+/* How many tokens before the two indices are equal, up to LOOKUP_MAX. */
 static int32_t same_before(const gpt2c_job *job, int32_t continuation, int32_t end) {
     int32_t n = 0;
-    while (n < LOOKUP_LONGEST && n < continuation &&
+    while (n < LOOKUP_MAX && n < continuation &&
            lookup_token(job, continuation - 1 - n) == lookup_token(job, end - 1 - n))
         n++;
     return n;
@@ -55,12 +55,12 @@ lookup_match lookup_find(gpt2c_lookup *lookup, const gpt2c_job *job) {
     int32_t end = job->n_prompt + job->n_tokens;
     /* The last trigram itself is not indexed yet: the search must find an earlier one. */
     for (int32_t i = lookup->n_indexed + 1; i < end; i++)
-        if (i >= LOOKUP_SHORTEST)
+        if (i >= LOOKUP_MIN)
             *slot_of(lookup, job, i) = i;
     lookup->n_indexed = end - 1;
-    if (end < LOOKUP_SHORTEST)
+    if (end < LOOKUP_MIN)
         return (lookup_match){0, 0};
     int32_t continuation = *slot_of(lookup, job, end);
     int32_t length = continuation ? same_before(job, continuation, end) : 0;
-    return length < LOOKUP_SHORTEST ? (lookup_match){0, 0} : (lookup_match){continuation, length};
+    return length < LOOKUP_MIN ? (lookup_match){0, 0} : (lookup_match){continuation, length};
 }

@@ -9,11 +9,11 @@
 typedef struct {
     int32_t
         continuation; /* in the prompt and the new tokens: where the guess begins; 0: there is none */
-    int32_t length;   /* how many tokens before it are the same, up to LOOKUP_LONGEST */
+    int32_t length;   /* how many tokens before it are the same, up to LOOKUP_MAX */
 } lookup_match;
 
-#define LOOKUP_SHORTEST 3
-#define LOOKUP_LONGEST 16
+#define LOOKUP_MIN 3
+#define LOOKUP_MAX 16
 
 /* Indexes the tokens that the job got since the last call, and finds the previous occurrence of its
  * last tokens. */

@@ -64,10 +64,10 @@ static void lay_out(gpt2c_model *m, arena_walk *walk) {
 }
 
 static int config_is_possible(const gpt2c_config *c) {
-    const int32_t most = 1 << 20; /* so that no product of two sizes overflows */
-    return c->n_vocab > 0 && c->n_vocab <= most && c->n_positions > 0 && c->n_positions <= most &&
-           c->n_embd > 0 && c->n_embd <= most && c->n_inner > 0 && c->n_inner <= 4 * most &&
-           c->n_layer >= 0 && c->n_layer <= most && c->n_head > 0 && c->n_head <= most &&
+    const int32_t max = 1 << 20; /* so that no product of two sizes overflows */
+    return c->n_vocab > 0 && c->n_vocab <= max && c->n_positions > 0 && c->n_positions <= max &&
+           c->n_embd > 0 && c->n_embd <= max && c->n_inner > 0 && c->n_inner <= 4 * max &&
+           c->n_layer >= 0 && c->n_layer <= max && c->n_head > 0 && c->n_head <= max &&
            (c->n_layer == 0 || c->n_embd % c->n_head == 0) && c->activation >= GPT2C_GELU_TANH &&
            c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f &&
            c->layer_dtype >= GPT2C_FLOAT32 && c->layer_dtype <= GPT2C_INT4 &&
@@ -152,7 +152,7 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
 
 /* A head in 8 bits guesses right more often, and is taken where the whole stays within this part of the
  * base. */
-#define MOST_DRAFT_PART 0.155
+#define MAX_DRAFT_SHARE 0.155
 
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
     gpt2c_model *m = calloc(1, sizeof *m);
@@ -169,7 +169,7 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
     if (m->layers) {
         memcpy(m->layers, base->layers, n_layers * sizeof *m->layers);
         lay_out_draft(m, &walk);
-        if ((double)(walk.used * sizeof(float)) > MOST_DRAFT_PART * (double)base->arena_bytes) {
+        if ((double)(walk.used * sizeof(float)) > MAX_DRAFT_SHARE * (double)base->arena_bytes) {
             m->config.embedding_dtype = GPT2C_INT4;
             walk = (arena_walk){0};
             lay_out_draft(m, &walk);

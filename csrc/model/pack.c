@@ -41,15 +41,15 @@ static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_
         kernels->quantize_int4(tile, n_candidates, block);
 }
 
-static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
                  const float *rows, size_t begin, size_t n_rows) {
     float tile[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
-        size_t in_group = least(n_rows - r, GROUP);
+        size_t in_group = min_size(n_rows - r, GROUP);
         for (size_t panel = 0; panel < panels_of(m->n); panel++) {
-            size_t count = least(m->n - panel * PANEL, PANEL);
+            size_t count = min_size(m->n - panel * PANEL, PANEL);
             const float *from = rows + r * m->n + panel * PANEL;
             if (m->dtype == GPT2C_FLOAT32) {
                 float *to = float_panel(m, panel) + (begin + r) * PANEL;
@@ -79,7 +79,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
     for (size_t r = 0, count; r < n_rows; r += count) {
         size_t row = begin + r, panel = row / PANEL;
         const float *from = rows + r * m->k;
-        count = least(PANEL - row % PANEL, n_rows - r);
+        count = min_size(PANEL - row % PANEL, n_rows - r);
         if (m->dtype == GPT2C_FLOAT32) {
             transpose(float_panel(m, panel) + row % PANEL, from, count, m->k, m->k);
             continue;
@@ -87,7 +87,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
         for (size_t group = 0; group < groups_of(m->k); group++) {
             memset(tile, 0, sizeof tile);
             transpose(tile[0], from + group * GROUP, count, m->k,
-                      least(m->k - group * GROUP, GROUP));
+                      min_size(m->k - group * GROUP, GROUP));
             quantize(m, kernels, n_candidates, tile[0], panel, group);
         }
     }
@@ -145,7 +145,7 @@ static void column_of(const packed_matrix *m, size_t column, size_t first, size_
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
     float values[GROUP];
     for (size_t r = 0, n; r < n_rows; r += n) {
-        n = least(n_rows - r, GROUP - (begin + r) % GROUP);
+        n = min_size(n_rows - r, GROUP - (begin + r) % GROUP);
         for (size_t column = 0; column < m->n; column++) {
             column_of(m, column, begin + r, n, values);
             for (size_t i = 0; i < n; i++)
@@ -157,7 +157,7 @@ void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
 void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
     for (size_t r = 0; r < n_rows; r++)
         for (size_t i = 0; i < m->k; i += GROUP)
-            column_of(m, begin + r, i, least(m->k - i, GROUP), rows + r * m->k + i);
+            column_of(m, begin + r, i, min_size(m->k - i, GROUP), rows + r * m->k + i);
 }
 
 void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
@@ -165,7 +165,7 @@ void pack_again(const packed_matrix *m, const kernel_table *kernels, const packe
     float tile[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < groups_of(m->k); group++) {
-            size_t first = group * GROUP, in_group = least(m->k - first, GROUP);
+            size_t first = group * GROUP, in_group = min_size(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
             if (from->dtype != GPT2C_FLOAT32 || in_group < GROUP) {
                 memset(tile, 0, sizeof tile);

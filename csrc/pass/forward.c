@@ -225,10 +225,10 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
 /* ---- the call ---- */
 
 static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int n_rows,
-                               int most_rows) {
+                               int max_rows) {
     const gpt2c_model *owner = feed->sequence->model;
     if ((owner != m && owner != m->base) || feed->sequence->in_forward || feed->n_tokens < 1 ||
-        feed->n_tokens > most_rows - n_rows)
+        feed->n_tokens > max_rows - n_rows)
         return GPT2C_BAD_ARGUMENT;
     if (feed->n_tokens > m->config.n_positions - feed->sequence->length)
         return GPT2C_CONTEXT_FULL;
