@@ -75,9 +75,9 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
 
 /* What the job has to feed next: the rest of its prompt, or the token chosen last with the guesses that
  * follow it. */
-static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t max_rows) {
+static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t max_rows) {
     if (job->n_fed == job->n_prompt)
-        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + guessed->n,
+        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + drafted->n,
                             GPT2C_LOGITS_ALL};
     int32_t rest = job->n_prompt - job->n_fed;
     int32_t n = rest < max_rows ? rest : max_rows;
@@ -90,20 +90,20 @@ static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t 
 static void choose(const workspace *w, int32_t f, candidates *c) {
     gpt2c_job *job = w->fed[f];
     const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
-    int32_t n = w->drafts[f].n, n_right = 0;
-    for (;; n_right++, logits += w->model->config.n_vocab) {
-        int32_t guessed = n_right < n ? job->tokens[job->n_tokens] : -1;
+    int32_t n = w->drafts[f].n, n_accepted = 0;
+    for (;; n_accepted++, logits += w->model->config.n_vocab) {
+        int32_t drafted = n_accepted < n ? job->tokens[job->n_tokens] : -1;
         advance_job(w->model, c, job, logits, logits);
-        if (job->finish != GPT2C_RUNNING || job->tokens[job->n_tokens - 1] != guessed)
+        if (job->finish != GPT2C_RUNNING || job->tokens[job->n_tokens - 1] != drafted)
             break;
     }
     if (n == 0)
         return;
-    gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence) - n + n_right);
+    gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence) - n + n_accepted);
     job->n_drafted += n;
-    job->n_accepted += n_right;
-    w->drafts[f].n_right = n_right;
-    draft_settle(job);
+    job->n_accepted += n_accepted;
+    w->drafts[f].n_accepted = n_accepted;
+    draft_roll_back(job);
 }
 
 /* Each worker chooses the tokens of its share of the jobs. */
@@ -148,7 +148,7 @@ static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
 }
 
 /* Guesses are made where all jobs decode: prompts keep the processor busy by themselves. */
-static gpt2c_status guess(workspace *w, int32_t n_decoding, int32_t n_fed) {
+static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_fed) {
     for (int32_t f = 0; f < n_fed; f++)
         w->drafts[f] = (draft){.source = NO_DRAFT};
     int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS;
@@ -190,7 +190,7 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
 /* One forward call for the running jobs. */
 static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     int32_t n_decoding = 0, n_rows, n_fed = list_jobs(w, jobs, n_jobs, &n_decoding);
-    gpt2c_status status = guess(w, n_decoding, n_fed);
+    gpt2c_status status = make_drafts(w, n_decoding, n_fed);
     if (status)
         return status;
     double begin = os_seconds();
@@ -199,9 +199,9 @@ static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
         return status;
     choose_tokens(w);
     if (w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS) {
-        draft_learn_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
+        draft_record_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
         for (int32_t f = 0; f < n_fed; f++)
-            draft_learn_job(w->drafter, &w->drafts[f]);
+            draft_record_job(w->drafter, &w->drafts[f]);
     }
     return GPT2C_OK;
 }

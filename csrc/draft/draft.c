@@ -13,17 +13,17 @@
 /* How often guesses of one kind are right: of those that were decided, since one that follows a wrong
  * one is not. */
 typedef struct {
-    double right, decided;
+    double accepted, verified;
     double prior;           /* what is believed before any was */
     int32_t n_waited, wait; /* passes without a guess, and after how many one is made to see */
-} estimate;
+} acceptance;
 
 /* So much the prior counts, and after so many the past is forgotten by half. */
 #define PRIOR_WEIGHT 1.5
-#define REMEMBERED 64.0
+#define MAX_VERIFIED 64.0
 #define MIN_WAIT 16
 #define MAX_WAIT 1024
-#define DRAFTS_TO_SEE 2
+#define TRIAL_DRAFTS 2
 
 /* How sure a model was of a guess tells how likely it is right: by how much, in logits with their noise, the
  * guess was ahead of the next best. Upper ends of the ranges, and what is believed of each at first; the last
@@ -41,34 +41,36 @@ typedef struct {
 } pass_costs;
 
 /* Matches of 3, of 4 to 7, and of more tokens. */
-#define N_LENGTHS 3
+#define N_MATCH_LENGTHS 3
 
 struct gpt2c_drafter {
     const gpt2c_model *model; /* that guesses, or NULL */
     gpt2c_scratch *scratch;   /* the model's */
     int32_t fixed;            /* guess always so many, from the model where there is one */
     int32_t sources;
-    estimate by_lookup[N_LENGTHS], by_model, by_margin[N_MARGINS];
+    acceptance by_lookup[N_MATCH_LENGTHS], by_model, by_margin[N_MARGINS];
     pass_costs costs[MAX_DRAFTING_JOBS + 1];
-    gpt2c_job guessing[MAX_DRAFTING_JOBS]; /* the jobs, as if what is guessed were theirs */
+    gpt2c_job shadow_jobs[MAX_DRAFTING_JOBS]; /* the jobs, as if what is drafted were theirs */
     gpt2c_feed feeds[MAX_DRAFTING_JOBS];
 };
 
 static int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 
-static estimate believe(double prior) { return (estimate){.prior = prior, .wait = MIN_WAIT}; }
-
-static void forget_model(gpt2c_drafter *d) {
-    d->by_model = believe(0.9);
-    for (int i = 0; i < N_MARGINS; i++)
-        d->by_margin[i] = believe(margin_priors[i]);
+static acceptance prior_only(double prior) {
+    return (acceptance){.prior = prior, .wait = MIN_WAIT};
 }
 
-static void forget(gpt2c_drafter *d) {
-    d->by_lookup[0] = believe(0.4);
-    d->by_lookup[1] = believe(0.65);
-    d->by_lookup[2] = believe(0.9);
-    forget_model(d);
+static void reset_model(gpt2c_drafter *d) {
+    d->by_model = prior_only(0.9);
+    for (int i = 0; i < N_MARGINS; i++)
+        d->by_margin[i] = prior_only(margin_priors[i]);
+}
+
+static void reset(gpt2c_drafter *d) {
+    d->by_lookup[0] = prior_only(0.4);
+    d->by_lookup[1] = prior_only(0.65);
+    d->by_lookup[2] = prior_only(0.9);
+    reset_model(d);
     for (int n = 0; n <= MAX_DRAFTING_JOBS; n++)
         d->costs[n] = (pass_costs){0};
 }
@@ -77,7 +79,7 @@ gpt2c_status gpt2c_drafter_create(gpt2c_drafter **drafter) {
     gpt2c_drafter *d = calloc(1, sizeof *d);
     if (!d)
         return GPT2C_NO_MEMORY;
-    forget(d);
+    reset(d);
     *drafter = d;
     return GPT2C_OK;
 }
@@ -104,57 +106,57 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
             return status;
         d->model = model;
     }
-    forget_model(d);
+    reset_model(d);
     return GPT2C_OK;
 }
 
 /* ---- estimates ---- */
 
-static double chance_of(const estimate *e) {
-    double chance = (e->right + PRIOR_WEIGHT * e->prior) / (e->decided + PRIOR_WEIGHT);
-    return chance < 0.995 ? chance : 0.995;
+static double acceptance_rate(const acceptance *e) {
+    double rate = (e->accepted + PRIOR_WEIGHT * e->prior) / (e->verified + PRIOR_WEIGHT);
+    return rate < 0.995 ? rate : 0.995;
 }
 
-static void learn(estimate *e, int32_t n_right, int32_t n_decided) {
-    if (e->decided > REMEMBERED) {
-        e->right *= 0.5;
-        e->decided *= 0.5;
+static void record(acceptance *e, int32_t n_accepted, int32_t n_verified) {
+    if (e->verified > MAX_VERIFIED) {
+        e->accepted *= 0.5;
+        e->verified *= 0.5;
     }
-    e->right += n_right;
-    e->decided += n_decided;
+    e->accepted += n_accepted;
+    e->verified += n_verified;
     e->n_waited = 0;
-    if (n_right)
+    if (n_accepted)
         e->wait = MIN_WAIT;
     else if (e->wait < MAX_WAIT)
         e->wait *= 2;
 }
 
-static estimate *estimate_of(gpt2c_drafter *d, draft_source source, lookup_match match) {
+static acceptance *acceptance_of(gpt2c_drafter *d, draft_source source, lookup_match match) {
     if (source == DRAFT_BY_MODEL)
         return &d->by_model;
     return &d->by_lookup[match.length <= LOOKUP_MIN ? 0 : match.length < 8 ? 1 : 2];
 }
 
-static double average(double old, double new) {
+static double smoothed(double old, double new) {
     if (old == 0)
         return new;
     double max = 3 * old; /* an interruption says nothing */
     return 0.8 * old + 0.2 * (new < max ? new : max);
 }
 
-void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds) {
+void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds) {
     pass_costs *c = &d->costs[n_jobs];
     if (n_drafts == 0) {
         /* The first pass may have met cold caches. */
-        c->plain = c->n_plain < 2 ? seconds : average(c->plain, seconds);
+        c->plain = c->n_plain < 2 ? seconds : smoothed(c->plain, seconds);
         c->n_plain += c->n_plain < 2;
     } else if (c->plain > 0) {
         double more = (seconds - c->plain) / n_drafts;
-        c->row = average(c->row, more > 0.005 * c->plain ? more : 0.005 * c->plain);
+        c->row = smoothed(c->row, more > 0.005 * c->plain ? more : 0.005 * c->plain);
     }
 }
 
-static int range_of(float margin) {
+static int margin_range(float margin) {
     if (margin != margin)
         return N_MARGINS - 1;
     int i = 0;
@@ -163,13 +165,13 @@ static int range_of(float margin) {
     return i;
 }
 
-void draft_learn_job(gpt2c_drafter *d, const draft *guessed) {
-    int32_t n_decided = guessed->n_right + (guessed->n_right < guessed->n);
-    if (guessed->source == NO_DRAFT)
+void draft_record_job(gpt2c_drafter *d, const draft *drafted) {
+    int32_t n_verified = drafted->n_accepted + (drafted->n_accepted < drafted->n);
+    if (drafted->source == NO_DRAFT)
         return;
-    learn(estimate_of(d, guessed->source, guessed->match), guessed->n_right, n_decided);
-    for (int32_t i = 0; guessed->source == DRAFT_BY_MODEL && i < n_decided; i++)
-        learn(&d->by_margin[guessed->margins[i]], i < guessed->n_right, 1);
+    record(acceptance_of(d, drafted->source, drafted->match), drafted->n_accepted, n_verified);
+    for (int32_t i = 0; drafted->source == DRAFT_BY_MODEL && i < n_verified; i++)
+        record(&d->by_margin[drafted->margins[i]], i < drafted->n_accepted, 1);
 }
 
 /* ---- the decision ---- */
@@ -178,26 +180,27 @@ static double row_cost(const pass_costs *c, int32_t n_jobs) {
     return c->row > 0 ? c->row : 0.04 * c->plain / n_jobs;
 }
 
-/* Tokens a second for one of n_jobs when k are guessed, of a chance each. */
-static double rate(const pass_costs *c, int32_t n_jobs, int32_t k, double chance, double step) {
-    double row = row_cost(c, n_jobs), tokens = 1, all_right = 1;
+/* Tokens a second for one of n_jobs when k are drafted, of a chance each. */
+static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, double rate,
+                                double step) {
+    double row = row_cost(c, n_jobs), tokens = 1, all_accepted = 1;
     for (int32_t i = 0; i < k; i++)
-        tokens += all_right *= chance;
+        tokens += all_accepted *= rate;
     return tokens / (c->plain / n_jobs + k * (row + step));
 }
 
-#define WORTH_IT 1.02 /* times the rate without guesses */
+#define MIN_GAIN 1.02 /* times the rate without guesses */
 
-/* How many to guess, up to max, and in *gained what that makes of the rate without. */
-static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t max, double chance,
-                           double step, double *gained) {
+/* How many to guess, up to max, and in *gain what that makes of the rate without. */
+static int32_t best_length(const pass_costs *c, int32_t n_jobs, int32_t max, double rate,
+                           double step, double *gain) {
     int32_t best = 0;
-    double plain = rate(c, n_jobs, 0, 0, 0);
-    *gained = WORTH_IT;
+    double plain = tokens_per_second(c, n_jobs, 0, 0, 0);
+    *gain = MIN_GAIN;
     for (int32_t k = 1; k <= max; k++) {
-        double gain = rate(c, n_jobs, k, chance, step) / plain;
-        if (gain > *gained) {
-            *gained = gain;
+        double this_gain = tokens_per_second(c, n_jobs, k, rate, step) / plain;
+        if (this_gain > *gain) {
+            *gain = this_gain;
             best = k;
         }
     }
@@ -206,12 +209,12 @@ static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t max, dou
 
 /* The number for a source. Where guessing does not pay, now and then a few are made to see whether it
  * still does not. */
-static int32_t number_by(gpt2c_drafter *d, int32_t n_jobs, int32_t max, estimate *e, double step,
-                         double *gained) {
+static int32_t draft_length(gpt2c_drafter *d, int32_t n_jobs, int32_t max, acceptance *e,
+                            double step, double *gain) {
     const pass_costs *c = &d->costs[n_jobs];
-    int32_t n = best_number(c, n_jobs, max, chance_of(e), step, gained);
+    int32_t n = best_length(c, n_jobs, max, acceptance_rate(e), step, gain);
     if (n == 0 && e->n_waited++ >= e->wait)
-        n = DRAFTS_TO_SEE;
+        n = TRIAL_DRAFTS;
     return min_int32(n, max);
 }
 
@@ -239,15 +242,15 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
 }
 
 /* Guesses by the model. Where n of them pay by their average chance, as many are made as each is worth its
- * time by its own: a guess takes time in which tokens come at the rate that is gained. */
-static draft by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
-                      int32_t max, double step, double gained) {
+ * time by its own: a guess takes time in which tokens come at the rate that is gain. */
+static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
+                             int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
-    if (gained <= WORTH_IT) /* to see whether it pays */
+    if (gain <= MIN_GAIN) /* to see whether it pays */
         return result;
     result.n = max;
-    result.chance = 1;
-    result.min_chance = (row_cost(c, n_jobs) + step) * gained * n_jobs / c->plain;
+    result.all_accepted = 1;
+    result.min_probability = (row_cost(c, n_jobs) + step) * gain * n_jobs / c->plain;
     return result;
 }
 
@@ -261,34 +264,34 @@ static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int3
     draft result = {.match = match};
     if (c->n_plain < 2)
         return result;
-    double best = 0, gained;
+    double best = 0, gain;
     if (match.continuation) {
-        estimate *e = estimate_of(d, DRAFT_BY_LOOKUP, match);
-        int32_t n = number_by(d, n_jobs, max, e, 0, &gained);
+        acceptance *e = acceptance_of(d, DRAFT_BY_LOOKUP, match);
+        int32_t n = draft_length(d, n_jobs, max, e, 0, &gain);
         if (n)
             result = (draft){.source = DRAFT_BY_LOOKUP, .n = n, .match = match};
-        best = gained;
+        best = gain;
     }
     if (d->model) {
         double step = (c->step > 0 ? c->step : 0.2 * c->plain) / n_jobs;
-        int32_t n = number_by(d, n_jobs, max, &d->by_model, step, &gained);
-        if (n && (gained > best || result.source == NO_DRAFT))
-            result = by_model(c, n_jobs, match, n, max, step, gained);
+        int32_t n = draft_length(d, n_jobs, max, &d->by_model, step, &gain);
+        if (n && (gain > best || result.source == NO_DRAFT))
+            result = decide_by_model(c, n_jobs, match, n, max, step, gain);
     }
     return result;
 }
 
 /* ---- guessing ---- */
 
-/* What followed the match; past the end, what was guessed itself: a loop goes on. */
-static void copy_guess(gpt2c_job *job, const draft *guessed) {
-    for (int32_t i = 0; i < guessed->n; i++)
-        job->tokens[job->n_tokens + i] = lookup_token(job, guessed->match.continuation + i);
+/* What followed the match; past the end, what was drafted itself: a loop goes on. */
+static void copy_continuation(gpt2c_job *job, const draft *drafted) {
+    for (int32_t i = 0; i < drafted->n; i++)
+        job->tokens[job->n_tokens + i] = lookup_token(job, drafted->match.continuation + i);
 }
 
 /* The sequence that the draft model continues a job on: its own, or, of the model's own packing, the
  * job's, whose keys and values serve both. */
-static gpt2c_sequence *sequence_of(const gpt2c_job *job) {
+static gpt2c_sequence *draft_sequence_of(const gpt2c_job *job) {
     return job->draft_sequence ? job->draft_sequence : job->sequence;
 }
 
@@ -313,23 +316,24 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
 }
 
 /* Takes note of how sure the i-th guess was, and stops where the next one is not worth its time. */
-static void look_at_margin(const gpt2c_drafter *d, draft *guessed, int32_t i, float margin) {
-    int range = range_of(margin);
-    guessed->margins[i] = (uint8_t)range;
-    guessed->chance *= chance_of(&d->by_margin[range]);
-    if (guessed->chance * chance_of(&d->by_model) < guessed->min_chance)
-        guessed->n = i + 1;
+static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, float margin) {
+    int range = margin_range(margin);
+    drafted->margins[i] = (uint8_t)range;
+    drafted->all_accepted *= acceptance_rate(&d->by_margin[range]);
+    if (drafted->all_accepted * acceptance_rate(&d->by_model) < drafted->min_probability)
+        drafted->n = i + 1;
 }
 
 /* One more token for each job that wants one; returns in *n_fed how many there were. */
-static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
+static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                draft *drafts, int32_t i, int32_t *n_fed) {
     int32_t fed[MAX_DRAFTING_JOBS];
     *n_fed = 0;
     for (int32_t j = 0; j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL && i < drafts[j].n) {
             const int32_t *token = &jobs[j]->tokens[jobs[j]->n_tokens - 1 + i];
-            d->feeds[*n_fed] = (gpt2c_feed){sequence_of(jobs[j]), token, 1, GPT2C_LOGITS_LAST};
+            d->feeds[*n_fed] =
+                (gpt2c_feed){draft_sequence_of(jobs[j]), token, 1, GPT2C_LOGITS_LAST};
             fed[(*n_fed)++] = j;
         }
     float *logits = gpt2c_scratch_logits(d->scratch, d->model, n_jobs);
@@ -341,47 +345,47 @@ static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
         return GPT2C_OK;
     gpt2c_status status = gpt2c_forward(d->model, d->scratch, d->feeds, *n_fed, logits);
     for (int32_t f = 0; !status && f < *n_fed; f++) {
-        gpt2c_job *guessing = &d->guessing[fed[f]];
+        gpt2c_job *shadow = &d->shadow_jobs[fed[f]];
         const float *row = logits + (size_t)f * (size_t)d->model->config.n_vocab;
-        int32_t before = guessing->n_tokens;
-        advance_job(d->model, c, guessing, row, row);
-        look_at_margin(d, &drafts[fed[f]], i, c->margin);
-        /* What ends the text, or is no token, is not guessed; nothing is after it. */
-        if (guessing->finish != GPT2C_RUNNING)
-            drafts[fed[f]].n = i + guessing->n_tokens - before;
+        int32_t before = shadow->n_tokens;
+        advance_job(d->model, c, shadow, row, row);
+        record_margin(d, &drafts[fed[f]], i, c->margin);
+        /* What ends the text, or is no token, is not drafted; nothing is after it. */
+        if (shadow->finish != GPT2C_RUNNING)
+            drafts[fed[f]].n = i + shadow->n_tokens - before;
     }
     return status;
 }
 
-static gpt2c_status guess_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
+static gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                    draft *drafts) {
     int32_t length[MAX_DRAFTING_JOBS], n_fed = 0;
     gpt2c_status status = GPT2C_OK;
     for (int32_t j = 0; !status && j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL) {
-            d->guessing[j] = *jobs[j];
-            d->guessing[j].scores.scores = NULL;
+            d->shadow_jobs[j] = *jobs[j];
+            d->shadow_jobs[j].scores.scores = NULL;
             status = catch_up(d, jobs[j]);
         }
     for (int32_t j = 0; j < n_jobs; j++)
-        length[j] = gpt2c_sequence_length(sequence_of(jobs[j]));
+        length[j] = gpt2c_sequence_length(draft_sequence_of(jobs[j]));
     pass_costs *costs = &d->costs[n_jobs];
     for (int32_t i = 0; !status && i < MAX_DRAFTS; i++) {
         double begin = os_seconds();
-        status = guess_step(d, jobs, n_jobs, drafts, i, &n_fed);
+        status = draft_step(d, jobs, n_jobs, drafts, i, &n_fed);
         if (n_fed == 0)
             break;
         if (n_fed == n_jobs)
-            costs->step = average(costs->step, os_seconds() - begin);
+            costs->step = smoothed(costs->step, os_seconds() - begin);
     }
     /* What the packing wrote is overwritten when it is verified. */
     for (int32_t j = 0; j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL && (status || !jobs[j]->draft_sequence))
-            gpt2c_sequence_truncate(sequence_of(jobs[j]), length[j]);
+            gpt2c_sequence_truncate(draft_sequence_of(jobs[j]), length[j]);
     return status;
 }
 
-void draft_settle(const gpt2c_job *job) {
+void draft_roll_back(const gpt2c_job *job) {
     int32_t right = job->n_prompt + job->n_tokens - 1;
     if (job->draft_sequence && gpt2c_sequence_length(job->draft_sequence) > right)
         gpt2c_sequence_truncate(job->draft_sequence, right);
@@ -394,8 +398,8 @@ gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jo
         int32_t room = max_drafts_for(d, jobs[j]);
         drafts[j] = decide(d, jobs[j], n_jobs, min_int32(room, max));
         if (drafts[j].source == DRAFT_BY_LOOKUP)
-            copy_guess(jobs[j], &drafts[j]);
+            copy_continuation(jobs[j], &drafts[j]);
         by_model |= drafts[j].source == DRAFT_BY_MODEL;
     }
-    return by_model ? guess_by_model(d, jobs, n_jobs, drafts) : GPT2C_OK;
+    return by_model ? draft_by_model(d, jobs, n_jobs, drafts) : GPT2C_OK;
 }

@@ -1,5 +1,5 @@
 /* Guessing a text's next tokens, so that one forward call can verify several: whether that pays, how
- * many, and from where. What is guessed never shows in the text (Leviathan et al. 2023; here a token is
+ * many, and from where. What is drafted never shows in the text (Leviathan et al. 2023; here a token is
  * accepted where it is the very one that the model itself chooses). */
 #ifndef GPT2C_DRAFT_H
 #define GPT2C_DRAFT_H
@@ -7,23 +7,23 @@
 #include "draft/lookup.h"
 #include "gpt2c.h"
 
-/* Most tokens that are guessed at a time, and most jobs that are guessed for at once. */
+/* Most tokens that are drafted at a time, and most jobs that are drafted for at once. */
 #define MAX_DRAFTS 24
 #define MAX_DRAFTING_JOBS 32
 
 /* Where guesses come from. */
 typedef enum { NO_DRAFT = 0, DRAFT_BY_LOOKUP, DRAFT_BY_MODEL } draft_source;
 
-/* What is guessed for one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
+/* What is drafted for one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
 typedef struct {
     draft_source source;
     int32_t n;
     lookup_match match;
-    int32_t n_right; /* of them, once they are verified */
+    int32_t n_accepted; /* of them, once they are verified */
     /* Of a model's guesses: how sure each was (draft.c); that all so far are right; and the least chance of
      * the next one, with them, at which it is worth its time. 0: any. */
     uint8_t margins[MAX_DRAFTS];
-    double chance, min_chance;
+    double all_accepted, min_probability;
 } draft;
 
 /* At most `max` guesses each for jobs that all have a token to feed and a `lookup`; at most
@@ -32,10 +32,10 @@ gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jo
                           draft *drafts);
 
 /* Takes back what a draft sequence has of guesses that were wrong. */
-void draft_settle(const gpt2c_job *job);
+void draft_roll_back(const gpt2c_job *job);
 
 /* What came of it: the seconds that verifying and choosing took, and how many guesses were right. */
-void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
-void draft_learn_job(gpt2c_drafter *d, const draft *guessed);
+void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
+void draft_record_job(gpt2c_drafter *d, const draft *drafted);
 
 #endif
