@@ -56,21 +56,21 @@ struct gpt2c_drafter {
 
 static int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 
-static acceptance prior_only(double prior) {
+static acceptance acceptance_prior(double prior) {
     return (acceptance){.prior = prior, .wait = MIN_WAIT};
 }
 
-static void reset_model(gpt2c_drafter *d) {
-    d->by_model = prior_only(0.9);
+static void estimates_reset_model(gpt2c_drafter *d) {
+    d->by_model = acceptance_prior(0.9);
     for (int i = 0; i < N_MARGINS; i++)
-        d->by_margin[i] = prior_only(margin_priors[i]);
+        d->by_margin[i] = acceptance_prior(margin_priors[i]);
 }
 
-static void reset(gpt2c_drafter *d) {
-    d->by_lookup[0] = prior_only(0.4);
-    d->by_lookup[1] = prior_only(0.65);
-    d->by_lookup[2] = prior_only(0.9);
-    reset_model(d);
+static void estimates_reset(gpt2c_drafter *d) {
+    d->by_lookup[0] = acceptance_prior(0.4);
+    d->by_lookup[1] = acceptance_prior(0.65);
+    d->by_lookup[2] = acceptance_prior(0.9);
+    estimates_reset_model(d);
     for (int n = 0; n <= MAX_DRAFTING_JOBS; n++)
         d->costs[n] = (pass_costs){0};
 }
@@ -79,7 +79,7 @@ gpt2c_status gpt2c_drafter_create(gpt2c_drafter **drafter) {
     gpt2c_drafter *d = calloc(1, sizeof *d);
     if (!d)
         return GPT2C_NO_MEMORY;
-    reset(d);
+    estimates_reset(d);
     *drafter = d;
     return GPT2C_OK;
 }
@@ -106,7 +106,7 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
             return status;
         d->model = model;
     }
-    reset_model(d);
+    estimates_reset_model(d);
     return GPT2C_OK;
 }
 
@@ -117,7 +117,7 @@ static double acceptance_rate(const acceptance *e) {
     return rate < 0.995 ? rate : 0.995;
 }
 
-static void record(acceptance *e, int32_t n_accepted, int32_t n_verified) {
+static void acceptance_record(acceptance *e, int32_t n_accepted, int32_t n_verified) {
     if (e->verified > MAX_VERIFIED) {
         e->accepted *= 0.5;
         e->verified *= 0.5;
@@ -137,7 +137,7 @@ static acceptance *acceptance_of(gpt2c_drafter *d, draft_source source, lookup_m
     return &d->by_lookup[match.length <= LOOKUP_MIN ? 0 : match.length < 8 ? 1 : 2];
 }
 
-static double smoothed(double old, double new) {
+static double cost_smoothed(double old, double new) {
     if (old == 0)
         return new;
     double max = 3 * old; /* an interruption says nothing */
@@ -148,11 +148,11 @@ void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, doubl
     pass_costs *c = &d->costs[n_jobs];
     if (n_drafts == 0) {
         /* The first pass may have met cold caches. */
-        c->plain = c->n_plain < 2 ? seconds : smoothed(c->plain, seconds);
+        c->plain = c->n_plain < 2 ? seconds : cost_smoothed(c->plain, seconds);
         c->n_plain += c->n_plain < 2;
     } else if (c->plain > 0) {
         double more = (seconds - c->plain) / n_drafts;
-        c->row = smoothed(c->row, more > 0.005 * c->plain ? more : 0.005 * c->plain);
+        c->row = cost_smoothed(c->row, more > 0.005 * c->plain ? more : 0.005 * c->plain);
     }
 }
 
@@ -169,21 +169,22 @@ void draft_record_job(gpt2c_drafter *d, const draft *drafted) {
     int32_t n_verified = drafted->n_accepted + (drafted->n_accepted < drafted->n);
     if (drafted->source == NO_DRAFT)
         return;
-    record(acceptance_of(d, drafted->source, drafted->match), drafted->n_accepted, n_verified);
+    acceptance_record(acceptance_of(d, drafted->source, drafted->match), drafted->n_accepted,
+                      n_verified);
     for (int32_t i = 0; drafted->source == DRAFT_BY_MODEL && i < n_verified; i++)
-        record(&d->by_margin[drafted->margins[i]], i < drafted->n_accepted, 1);
+        acceptance_record(&d->by_margin[drafted->margins[i]], i < drafted->n_accepted, 1);
 }
 
 /* ---- the decision ---- */
 
-static double row_cost(const pass_costs *c, int32_t n_jobs) {
+static double cost_of_row(const pass_costs *c, int32_t n_jobs) {
     return c->row > 0 ? c->row : 0.04 * c->plain / n_jobs;
 }
 
 /* Tokens a second for one of n_jobs when k are drafted, of a chance each. */
 static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, double rate,
                                 double step) {
-    double row = row_cost(c, n_jobs), tokens = 1, all_accepted = 1;
+    double row = cost_of_row(c, n_jobs), tokens = 1, all_accepted = 1;
     for (int32_t i = 0; i < k; i++)
         tokens += all_accepted *= rate;
     return tokens / (c->plain / n_jobs + k * (row + step));
@@ -250,11 +251,11 @@ static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match m
         return result;
     result.n = max;
     result.all_accepted = 1;
-    result.min_probability = (row_cost(c, n_jobs) + step) * gain * n_jobs / c->plain;
+    result.min_probability = (cost_of_row(c, n_jobs) + step) * gain * n_jobs / c->plain;
     return result;
 }
 
-static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t max) {
+static draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t max) {
     lookup_match match = {0, 0};
     if (d->sources & GPT2C_DRAFT_LOOKUP)
         match = lookup_find(job->lookup, job);
@@ -376,7 +377,7 @@ static gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int
         if (n_fed == 0)
             break;
         if (n_fed == n_jobs)
-            costs->step = smoothed(costs->step, os_seconds() - begin);
+            costs->step = cost_smoothed(costs->step, os_seconds() - begin);
     }
     /* What the packing wrote is overwritten when it is verified. */
     for (int32_t j = 0; j < n_jobs; j++)
@@ -396,7 +397,7 @@ gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jo
     int by_model = 0;
     for (int32_t j = 0; j < n_jobs; j++) {
         int32_t room = max_drafts_for(d, jobs[j]);
-        drafts[j] = decide(d, jobs[j], n_jobs, min_int32(room, max));
+        drafts[j] = draft_decide(d, jobs[j], n_jobs, min_int32(room, max));
         if (drafts[j].source == DRAFT_BY_LOOKUP)
             copy_continuation(jobs[j], &drafts[j]);
         by_model |= drafts[j].source == DRAFT_BY_MODEL;
