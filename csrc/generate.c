@@ -23,9 +23,6 @@ typedef struct {
     int32_t n_choosing;
 } workspace;
 
-/* Rows of logits, at most, for guesses: for GPT-2's vocabulary 13 MB. */
-#define MAX_DRAFT_ROWS 64
-
 static void workspace_free(workspace *w) {
     free(w->feeds);
     free(w->fed);

@@ -1,10 +1,12 @@
 #include "cache.h"
+/* How many tokens are drafted for a job, and by what: the most tokens per second decide. */
 #include "draft/drafter.h"
 #include "model/model.h"
 
-#define TRIAL_DRAFTS 2
+#define TRIAL_DRAFTS 2 /* of a source that does not pay, to see whether it still does not */
 
-/* Tokens a second for one of n_jobs when k are drafted, of a chance each. */
+/* Tokens per second of one of n_jobs with k drafts, each of which is accepted at this rate if the one
+ * before was. A step is the time to make one draft. */
 static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, double rate,
                                 double step) {
     double row = cost_of_row(c, n_jobs), tokens = 1, all_accepted = 1;
@@ -13,9 +15,8 @@ static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, 
     return tokens / (c->plain / n_jobs + k * (row + step));
 }
 
-#define MIN_GAIN 1.02 /* times the rate without guesses */
-
-/* How many to guess, up to max, and in *gain what that makes of the rate without. */
+/* The number of drafts, up to max, with the most tokens per second; *gain is the ratio to the tokens
+ * per second without drafts. 0, and MIN_GAIN, if no number pays. */
 static int32_t best_length(const pass_costs *c, int32_t n_jobs, int32_t max, double rate,
                            double step, double *gain) {
     int32_t best = 0;
@@ -31,8 +32,7 @@ static int32_t best_length(const pass_costs *c, int32_t n_jobs, int32_t max, dou
     return best;
 }
 
-/* The number for a source. Where guessing does not pay, now and then a few are made to see whether it
- * still does not. */
+/* The number of drafts from a source; a few now and then if it does not pay. */
 static int32_t draft_length(gpt2c_drafter *d, int32_t n_jobs, int32_t max, acceptance *e,
                             double step, double *gain) {
     const pass_costs *c = &d->costs[n_jobs];
@@ -42,7 +42,6 @@ static int32_t draft_length(gpt2c_drafter *d, int32_t n_jobs, int32_t max, accep
     return min_int32(n, max);
 }
 
-/* A guess must leave room for the token after it, in the text and in the contexts of both models. */
 int32_t max_drafts_for(const gpt2c_drafter *d, const gpt2c_job *job) {
     int32_t n_positions = job->sequence->model->config.n_positions;
     if (d->model)
@@ -65,12 +64,14 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
     return result;
 }
 
-/* Guesses by the model. Where n of them pay by their average chance, as many are made as each is worth its
- * time by its own: a guess takes time in which tokens come at the rate that is gain. */
+/* Drafts by the model. If n of them pay at the average rate, drafting goes on for as long as each next
+ * draft is worth its time by its own margin. In the time of one draft, the job gets gain * n_jobs / plain
+ * tokens per second, so the draft must be accepted with at least the probability of that many tokens. A
+ * trial has n drafts. */
 static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
                              int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
-    if (gain <= MIN_GAIN) /* to see whether it pays */
+    if (gain <= MIN_GAIN)
         return result;
     result.n = max;
     result.all_accepted = 1;
@@ -86,7 +87,7 @@ draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32
         return decide_fixed(d, match, max);
     const pass_costs *c = &d->costs[n_jobs];
     draft result = {.match = match};
-    if (c->n_plain < 2)
+    if (c->n_plain < N_PLAIN_PASSES)
         return result;
     double best = 0, gain;
     if (match.continuation) {
@@ -97,7 +98,7 @@ draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32
         best = gain;
     }
     if (d->model) {
-        double step = (c->step > 0 ? c->step : 0.2 * c->plain) / n_jobs;
+        double step = cost_of_step(c, n_jobs);
         int32_t n = draft_length(d, n_jobs, max, &d->by_model, step, &gain);
         if (n && (gain > best || result.source == NO_DRAFT))
             result = decide_by_model(c, n_jobs, match, n, max, step, gain);

@@ -1,22 +1,23 @@
+/* Makes drafts: copies them from an earlier occurrence, or runs the draft model. */
 #include "draft/drafter.h"
 #include "model/model.h"
 #include "os/os.h"
 #include "sample/candidates.h"
 #include "sample/sample.h"
 
-/* What followed the match; past the end, what was drafted itself: a loop goes on. */
+/* Past the end of the sequence it copies its own drafts, which continues a loop. */
 void copy_continuation(gpt2c_job *job, const draft *drafted) {
     for (int32_t i = 0; i < drafted->n; i++)
         job->tokens[job->n_tokens + i] = lookup_token(job, drafted->match.continuation + i);
 }
 
-/* The sequence that the draft model continues a job on: its own, or, of the model's own packing, the
- * job's, whose keys and values serve both. */
+/* The sequence on which the draft model continues a job. Another model has its own; the model's own
+ * packing reads and overwrites the job's keys and values. */
 static gpt2c_sequence *draft_sequence_of(const gpt2c_job *job) {
     return job->draft_sequence ? job->draft_sequence : job->sequence;
 }
 
-/* What a draft sequence has not seen of a text, but for the token that is fed next. */
+/* Feeds a draft sequence the tokens it lacks, except the last one, which the next draft_step feeds. */
 static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     if (!job->draft_sequence)
         return GPT2C_OK;
@@ -36,7 +37,7 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     return GPT2C_OK;
 }
 
-/* Takes note of how sure the i-th guess was, and stops where the next one is not worth its time. */
+/* Records the margin of draft i, and ends the job's drafts if the next one is not worth its time. */
 static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, float margin) {
     int range = margin_range(margin);
     drafted->margins[i] = (uint8_t)range;
@@ -45,7 +46,7 @@ static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, flo
         drafted->n = i + 1;
 }
 
-/* One more token for each job that wants one; returns in *n_fed how many there were. */
+/* Drafts token i of each job that still drafts; *n_fed is the number of these jobs. */
 static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                draft *drafts, int32_t i, int32_t *n_fed) {
     int32_t fed[MAX_DRAFTING_JOBS];
@@ -71,7 +72,7 @@ static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
         int32_t before = shadow->n_tokens;
         advance_job(d->model, c, shadow, row, row);
         record_margin(d, &drafts[fed[f]], i, c->margin);
-        /* What ends the text, or is no token, is not drafted; nothing is after it. */
+        /* An EOS, or a NaN, is no draft, and nothing follows it. */
         if (shadow->finish != GPT2C_RUNNING)
             drafts[fed[f]].n = i + shadow->n_tokens - before;
     }
@@ -99,7 +100,7 @@ gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_
         if (n_fed == n_jobs)
             costs->step = cost_smoothed(costs->step, os_seconds() - begin);
     }
-    /* What the packing wrote is overwritten when it is verified. */
+    /* Verification overwrites the keys and values that the packing wrote. */
     for (int32_t j = 0; j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL && (status || !jobs[j]->draft_sequence))
             gpt2c_sequence_truncate(draft_sequence_of(jobs[j]), length[j]);
