@@ -1,6 +1,7 @@
-#include "cache.h"
 /* How many tokens are drafted for a job, and by what: the most tokens per second decide. */
 #include "draft/drafter.h"
+
+#include "cache.h"
 #include "model/model.h"
 
 #define TRIAL_DRAFTS 2 /* of a source that does not pay, to see whether it still does not */

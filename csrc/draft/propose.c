@@ -1,5 +1,6 @@
 /* Makes drafts: copies them from an earlier occurrence, or runs the draft model. */
 #include "draft/drafter.h"
+
 #include "model/model.h"
 #include "os/os.h"
 #include "sample/candidates.h"
