@@ -59,27 +59,31 @@ typedef struct {
     float layer_norm_epsilon;
 } gpt2c_config;
 
-/* GPT-2's tensors; the ones from LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once per layer. */
+/* GPT-2's tensors, in the order of use; model/tensors.c has their shapes. Those from LN_1_WEIGHT to
+ * MLP_C_PROJ_BIAS exist once per layer. */
 typedef enum {
-    GPT2C_WTE = 0,            /* [n_vocab, n_embd] */
-    GPT2C_WPE,                /* [n_positions, n_embd] */
-    GPT2C_LN_F_WEIGHT,        /* [n_embd] */
-    GPT2C_LN_F_BIAS,          /* [n_embd] */
-    GPT2C_LM_HEAD,            /* [n_vocab, n_embd] */
-    GPT2C_LN_1_WEIGHT,        /* [n_embd] */
-    GPT2C_LN_1_BIAS,          /* [n_embd] */
-    GPT2C_C_ATTN_WEIGHT,      /* [n_embd, 3 n_embd] */
-    GPT2C_C_ATTN_BIAS,        /* [3 n_embd] */
-    GPT2C_ATTN_C_PROJ_WEIGHT, /* [n_embd, n_embd] */
-    GPT2C_ATTN_C_PROJ_BIAS,   /* [n_embd] */
-    GPT2C_LN_2_WEIGHT,        /* [n_embd] */
-    GPT2C_LN_2_BIAS,          /* [n_embd] */
-    GPT2C_C_FC_WEIGHT,        /* [n_embd, n_inner] */
-    GPT2C_C_FC_BIAS,          /* [n_inner] */
-    GPT2C_MLP_C_PROJ_WEIGHT,  /* [n_inner, n_embd] */
-    GPT2C_MLP_C_PROJ_BIAS,    /* [n_embd] */
+    GPT2C_WPE = 0,
+    GPT2C_LN_1_WEIGHT,
+    GPT2C_LN_1_BIAS,
+    GPT2C_C_ATTN_WEIGHT,
+    GPT2C_C_ATTN_BIAS,
+    GPT2C_ATTN_C_PROJ_WEIGHT,
+    GPT2C_ATTN_C_PROJ_BIAS,
+    GPT2C_LN_2_WEIGHT,
+    GPT2C_LN_2_BIAS,
+    GPT2C_C_FC_WEIGHT,
+    GPT2C_C_FC_BIAS,
+    GPT2C_MLP_C_PROJ_WEIGHT,
+    GPT2C_MLP_C_PROJ_BIAS,
+    GPT2C_LN_F_WEIGHT,
+    GPT2C_LN_F_BIAS,
+    GPT2C_WTE,
+    GPT2C_LM_HEAD, /* where the head is not tied */
     GPT2C_N_TENSORS,
 } gpt2c_tensor;
+
+/* GPT-2's name of a tensor; of a layer's tensor without its prefix "h.N.". */
+const char *gpt2c_tensor_name(gpt2c_tensor tensor);
 
 typedef struct gpt2c_model gpt2c_model;
 typedef struct gpt2c_sequence gpt2c_sequence;

@@ -24,7 +24,7 @@ static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 #define MAX_OUTLIER 3
 /* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. Before a row or a
  * step was measured it is assumed to cost these; a step reads a packing of MAX_DRAFT_SHARE of the
- * weights (model/draft_model.c), and some more. */
+ * weights (model/model.c), and some more. */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2

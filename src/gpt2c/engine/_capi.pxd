@@ -38,23 +38,9 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_IDENTITY
 
     ctypedef enum gpt2c_tensor:
-        GPT2C_WTE
-        GPT2C_WPE
-        GPT2C_LN_F_WEIGHT
-        GPT2C_LN_F_BIAS
-        GPT2C_LM_HEAD
-        GPT2C_LN_1_WEIGHT
-        GPT2C_LN_1_BIAS
-        GPT2C_C_ATTN_WEIGHT
-        GPT2C_C_ATTN_BIAS
-        GPT2C_ATTN_C_PROJ_WEIGHT
-        GPT2C_ATTN_C_PROJ_BIAS
-        GPT2C_LN_2_WEIGHT
-        GPT2C_LN_2_BIAS
-        GPT2C_C_FC_WEIGHT
-        GPT2C_C_FC_BIAS
-        GPT2C_MLP_C_PROJ_WEIGHT
-        GPT2C_MLP_C_PROJ_BIAS
+        GPT2C_N_TENSORS
+
+    const char *gpt2c_tensor_name(gpt2c_tensor)
 
     ctypedef struct gpt2c_model
     ctypedef struct gpt2c_sequence
