@@ -169,7 +169,7 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length) {
 }
 
 /* Gives the sequence its own copy of the page it is about to write into the middle of. */
-static gpt2c_status own_last_page(gpt2c_sequence *s) {
+static gpt2c_status unshare_last_page(gpt2c_sequence *s) {
     int32_t last = s->length / PAGE_POSITIONS;
     if (s->length % PAGE_POSITIONS == 0 || !page_is_shared(s->pages[last]))
         return GPT2C_OK;
@@ -194,7 +194,7 @@ gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
         }
         s->pages[s->n_pages++] = page;
     }
-    gpt2c_status status = own_last_page(s);
+    gpt2c_status status = unshare_last_page(s);
     if (status)
         drop_pages(s, had);
     return status;

@@ -32,8 +32,8 @@ static void workspace_free(workspace *w) {
 }
 
 /* Room for every worker's draws, where anything is drawn. Returns 0 without memory. */
-static int take_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
-                           int32_t n_jobs) {
+static int alloc_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
+                            int32_t n_jobs) {
     int all_greedy = 1;
     for (int32_t j = 0; j < n_jobs; j++)
         all_greedy &= is_greedy(jobs[j]);
@@ -64,7 +64,7 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
         .n_logits_rows = n_rows,
     };
     if (w->feeds && w->fed && w->drafts && w->first_row && w->choosing && w->logits &&
-        take_candidates(m, scratch, jobs, n_jobs))
+        alloc_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
     return GPT2C_NO_MEMORY;
@@ -218,7 +218,7 @@ static int32_t tokens_generated(gpt2c_job *const *jobs, int32_t n_jobs) {
 }
 
 /* A job must have something to feed, room for its tokens, and not be finished. */
-static int job_is_possible(const gpt2c_job *job) {
+static int job_is_valid(const gpt2c_job *job) {
     return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
            job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&
            job->n_tokens < job->max_new_tokens && (job->n_fed < job->n_prompt || job->n_tokens > 0);
@@ -231,7 +231,7 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_d
     if (n_jobs < 1 || n_jobs > GPT2C_MAX_ROWS)
         return GPT2C_BAD_ARGUMENT;
     for (int32_t j = 0; j < n_jobs; j++)
-        if (!job_is_possible(jobs[j]))
+        if (!job_is_valid(jobs[j]))
             return GPT2C_BAD_ARGUMENT;
     workspace w;
     gpt2c_status status = workspace_create(&w, model, scratch, drafter, jobs, n_jobs);

@@ -119,7 +119,7 @@ static thread_share take_part(pool_team *t, int index) {
     return (thread_share){cpu, lost > 0 ? lost : 0};
 }
 
-static void work(void *argument) {
+static void worker_main(void *argument) {
     worker *w = argument;
     (void)fp_enter(); /* for good: nothing else runs on this thread */
     for (unsigned seen = 0;; seen++) {
@@ -150,7 +150,7 @@ static int start_worker(void) {
         return 0;
     worker *w = &pool.workers[pool.n_workers];
     *w = (worker){.is_taken = 0};
-    if (!os_start_thread(work, w))
+    if (!os_start_thread(worker_main, w))
         return 0;
     pool.n_workers++;
     return 1;
@@ -188,7 +188,7 @@ static void give_back(worker **taken, int n, call_report *call) {
 }
 
 /* Threads for a call: no more than CPUs, for one that waits for another's CPU only costs. */
-static int bounded(int n_threads) {
+static int usable_threads(int n_threads) {
     int n_cpus = os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;
     return n_threads < GPT2C_MAX_THREADS ? n_threads : GPT2C_MAX_THREADS;
@@ -197,7 +197,7 @@ static int bounded(int n_threads) {
 void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
-    int n = bounded(max_workers) - 1, n_resting = 0;
+    int n = usable_threads(max_workers) - 1, n_resting = 0;
     pool_team t = {
         .function = function, .context = context, .process = pool.process, .begin = os_seconds()};
     n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;

@@ -51,7 +51,7 @@ static void lay_out(gpt2c_model *m, arena_walk *walk) {
         m->head = m->wte;
 }
 
-static int config_is_possible(const gpt2c_config *c) {
+static int config_is_valid(const gpt2c_config *c) {
     const int32_t max = 1 << 20; /* so that no product of two sizes overflows */
     return c->n_vocab > 0 && c->n_vocab <= max && c->n_positions > 0 && c->n_positions <= max &&
            c->n_embd > 0 && c->n_embd <= max && c->n_inner > 0 && c->n_inner <= 4 * max &&
@@ -66,7 +66,7 @@ static int config_is_possible(const gpt2c_config *c) {
 
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model) {
-    if (!config_is_possible(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
+    if (!config_is_valid(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
         return GPT2C_BAD_ARGUMENT;
     const instruction_set *set = cpu_instruction_set(isa);
     if (!set)
@@ -111,8 +111,8 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
         if (!from)
             continue;
         team_share((int)panels_of(from->n), worker, n_workers, &begin, &end);
-        pack_again(tensor_at(r->draft, i).matrix, r->draft->kernels, from, (size_t)begin,
-                   (size_t)end);
+        repack_panels(tensor_at(r->draft, i).matrix, r->draft->kernels, from, (size_t)begin,
+                      (size_t)end);
     }
 }
 
@@ -174,7 +174,7 @@ static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t wi
 }
 
 /* Groups are quantised whole. */
-static int are_groups(const tensor_view *t, size_t begin, size_t n_rows) {
+static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows) {
     return !t->matrix || t->dtype == GPT2C_FLOAT32 ||
            (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == t->n_rows));
 }
@@ -182,7 +182,7 @@ static int are_groups(const tensor_view *t, size_t begin, size_t n_rows) {
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               const float *rows, size_t begin, size_t n_rows, size_t width) {
     const tensor_view to = tensor_find(model, tensor, layer);
-    if (!has_rows(&to, begin, n_rows, width) || !are_groups(&to, begin, n_rows))
+    if (!has_rows(&to, begin, n_rows, width) || !covers_whole_groups(&to, begin, n_rows))
         return GPT2C_BAD_ARGUMENT;
     int n_candidates = model->config.n_candidates;
     fp_state caller = fp_enter();

@@ -160,8 +160,8 @@ void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
             column_of(m, begin + r, i, min_size(m->k - i, GROUP), rows + r * m->k + i);
 }
 
-void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
-                size_t begin, size_t end) {
+void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
+                   size_t begin, size_t end) {
     float tile[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < groups_of(m->k); group++) {

@@ -29,8 +29,8 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
                  const float *rows, size_t begin, size_t n_rows);
 
 /* Quantises panels [begin, end) of what another matrix of this shape has, without a search. */
-void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
-                size_t begin, size_t end);
+void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
+                   size_t begin, size_t end);
 
 /* The same rows, as far as they were kept. */
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows);

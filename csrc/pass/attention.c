@@ -76,7 +76,7 @@ static int heads_are_panels(const worker_view *view) { return view->model->head_
 static void quantize_heads(const worker_view *view, activations x, int first, int last, int begin,
                            int end) {
     size_t head_dim = (size_t)view->model->head_dim, column = (size_t)first * head_dim;
-    const quantized_rows out = part_of(x.quantized, 0, column / GROUP);
+    const quantized_rows out = quantized_slice(x.quantized, 0, column / GROUP);
     view->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
                                         (last - first) * view->model->head_dim, &out);
 }
@@ -106,7 +106,7 @@ static void list_keys(const worker_view *view, fetch_list *list, const char *key
 }
 
 /* Of the row's page that begins at a position, how many positions are filled. */
-static int filled(const input_row *row, int first) {
+static int n_filled(const input_row *row, int first) {
     int n = row->position + 1 - first;
     return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
 }
@@ -122,11 +122,11 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
     const size_t values = cache_value_offset(m, layer, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
         list_keys(view, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
-                  filled(row, i), i ? 0 : skipped, all);
+                  n_filled(row, i), i ? 0 : skipped, all);
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
         const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
-        size_t bytes = (size_t)filled(row, i) * (size_t)m->head_dim * element_bytes;
-        if (filled(row, i) == PAGE_POSITIONS) /* the heads' follow each other */
+        size_t bytes = (size_t)n_filled(row, i) * (size_t)m->head_dim * element_bytes;
+        if (n_filled(row, i) == PAGE_POSITIONS) /* the heads' follow each other */
             list_lines(list, begin, begin + all, line);
         else
             for (int h = 0; h < n_heads; h++, begin += of_head)
@@ -151,7 +151,7 @@ static void list_fetches(const worker_view *view, fetch_list *list, int32_t laye
         list_keys(view, list,
                   (const char *)next->sequence->pages[0] +
                       cache_key_offset(m, layer, next_head) * element_bytes,
-                  filled(next, 0), 0, ahead);
+                  n_filled(next, 0), 0, ahead);
 }
 
 /* ---- attention of sequences ---- */
@@ -256,7 +256,7 @@ static void score_row(const worker_view *view, int head, int r, attention_args *
         scores[i] = -INFINITY;
 }
 
-static void weigh_row(const worker_view *view, int head, int r, attention_args *args) {
+static void softmax_row(const worker_view *view, int head, int r, attention_args *args) {
     (void)head;
     (void)r;
     view->model->kernels->attention_weights(args);
@@ -268,14 +268,14 @@ static float *probs_of(const worker_view *view, int head, int r) {
 }
 
 /* Weights are divided by their sum after the values are summed; here they are for who looks. */
-static void divide_row(const worker_view *view, int head, int r, attention_args *args) {
+static void normalize_row(const worker_view *view, int head, int r, attention_args *args) {
     float *probs = probs_of(view, head, r);
     for (int i = 0; i < view->pass->n_rows; i++)
         probs[i] = i <= r ? args->scores[i] / *args->sums : 0.0f;
 }
 
 /* Probabilities that were changed are weights whose sum is 1; the others keep their bits. */
-static void take_row(const worker_view *view, int head, int r, attention_args *args) {
+static void apply_edited_probs(const worker_view *view, int head, int r, attention_args *args) {
     const float *probs = probs_of(view, head, r);
     int is_changed = 0;
     for (int i = 0; i <= r; i++) {
@@ -288,7 +288,7 @@ static void take_row(const worker_view *view, int head, int r, attention_args *a
     *args->sums = 1.0f;
 }
 
-static void sum_row(const worker_view *view, int head, int r, attention_args *args) {
+static void sum_values(const worker_view *view, int head, int r, attention_args *args) {
     (void)head;
     (void)r;
     view->model->kernels->attention_values(args);
@@ -310,14 +310,14 @@ static void attend_probed(const worker_view *view, int32_t layer) {
         store_keys_values(view, layer, head, 0, n_rows);
     for_each_row(view, layer, score_row);
     probe_point(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
-    for_each_row(view, layer, weigh_row);
+    for_each_row(view, layer, softmax_row);
     if (is_probed(view, GPT2C_POINT_PROBS, layer)) {
-        for_each_row(view, layer, divide_row);
+        for_each_row(view, layer, normalize_row);
         const float_rows probs = {view->pass->buffers->probs, (size_t)n_rows};
         probe_point(view, GPT2C_POINT_PROBS, layer, probs, n_head * n_rows, n_rows);
-        for_each_row(view, layer, take_row);
+        for_each_row(view, layer, apply_edited_probs);
     }
-    for_each_row(view, layer, sum_row);
+    for_each_row(view, layer, sum_values);
 }
 
 /* ---- attention as a step ---- */
@@ -345,7 +345,7 @@ activations attend(const worker_view *view, int32_t layer, activations normed, l
     int projects = heads_are_panels(view) && view->model->config.n_head % view->n_workers == 0 &&
                    !any_point_probed(view, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
     activations attended = view->scratch->attended;
-    attended.quantized = arranged(attended.quantized, n_rows);
+    attended.quantized = quantized_layout(attended.quantized, n_rows);
     if (!projects) {
         matmul(view, normed, c_attn, view->scratch->qkv, n_rows, 0);
         probe_queries_keys_values(view, layer);

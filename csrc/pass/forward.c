@@ -46,7 +46,7 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
         probed = is_probed(view, point, layer);
     int is_shared = probed || n_rows > OWN_NORM_ROWS;
     activations normed = is_shared ? view->scratch->normed : view->own->normed;
-    normed.quantized = arranged(normed.quantized, n_rows);
+    normed.quantized = quantized_layout(normed.quantized, n_rows);
     if (is_shared)
         team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
@@ -81,15 +81,15 @@ static void add_product(const worker_view *view, gpt2c_point point, int32_t laye
 }
 
 /* activation(x @ c_fc + bias); where that is looked at, one after the other. */
-static activations expand(const worker_view *view, int32_t layer, activations x, linear c_fc) {
+static activations mlp_inner(const worker_view *view, int32_t layer, activations x, linear c_fc) {
     activations inner = view->scratch->inner;
     const int32_t n_inner = view->model->config.n_inner, activation = c_fc.activation;
     int begin, end, n_rows = view->pass->n_rows;
     if (!is_probed(view, GPT2C_POINT_MLP_PRE, layer) &&
         !is_probed(view, GPT2C_POINT_MLP_ACT, layer))
-        return matmul_between(view, x, c_fc, inner, n_rows);
+        return matmul_to_activations(view, x, c_fc, inner, n_rows);
     c_fc.activation = GPT2C_IDENTITY;
-    inner.quantized = arranged(inner.quantized, n_rows);
+    inner.quantized = quantized_layout(inner.quantized, n_rows);
     matmul(view, x, c_fc, inner.floats, n_rows, 0);
     probe_point(view, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
     team_share(n_rows, view->worker, view->n_workers, &begin, &end);
@@ -119,7 +119,7 @@ static void run_layer(const worker_view *view, int32_t layer) {
     probe_point(view, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
 
     normed = layer_norm(view, GPT2C_POINT_LN_2, layer, w->ln_2_weight, w->ln_2_bias);
-    activations inner = expand(view, layer, normed, c_fc);
+    activations inner = mlp_inner(view, layer, normed, c_fc);
     add_product(view, GPT2C_POINT_MLP_OUT, layer, inner, mlp_c_proj);
     probe_point(view, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
 }
@@ -135,7 +135,7 @@ static int count_wanted(const worker_view *view) {
 static activations norm_wanted(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     activations normed = view->scratch->normed;
-    normed.quantized = arranged(normed.quantized, n_wanted);
+    normed.quantized = quantized_layout(normed.quantized, n_wanted);
     for (int r = 0, i = 0; r < view->pass->n_rows; r++) {
         if (!view->scratch->rows[r].wants_logits)
             continue;
@@ -165,7 +165,7 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
             memmove(row_of(normed.floats, i++), row_of(normed.floats, r),
                     (size_t)m->config.n_embd * sizeof(float));
     team_barrier(view->team);
-    normed.quantized = arranged(normed.quantized, n_wanted);
+    normed.quantized = quantized_layout(normed.quantized, n_wanted);
     team_share(n_wanted, view->worker, view->n_workers, &begin, &end);
     quantize(view, normed, begin, end, m->config.n_embd);
     team_barrier(view->team);
@@ -196,7 +196,7 @@ static void run_head(const worker_view *view) {
     for (int begin = 0; view->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
         activations x = {{row_of(normed.floats, begin), normed.floats.stride},
-                         part_of(normed.quantized, begin, 0)};
+                         quantized_slice(normed.quantized, begin, 0)};
         matmul(view, x, head, logits, end - begin, 0);
         score_rows(view, logits, begin, end);
     }
@@ -262,7 +262,7 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
 }
 
 /* Either every sequence grows by its tokens or, when an error is returned, none has changed. */
-static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
+static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     gpt2c_status status = list_rows(p, feeds, n_feeds);
     if (!status) {
         fp_state caller = fp_enter();
@@ -285,7 +285,7 @@ static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
     pass p = {.model = model, .scratch = scratch, .logits = logits};
-    return feed(&p, feeds, n_feeds);
+    return run_feeds(&p, feeds, n_feeds);
 }
 
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
@@ -297,7 +297,7 @@ gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const
         .targets = targets,
         .scores = scores,
     };
-    return p.logits ? feed(&p, feeds, n_feeds) : GPT2C_NO_MEMORY;
+    return p.logits ? run_feeds(&p, feeds, n_feeds) : GPT2C_NO_MEMORY;
 }
 
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
@@ -309,9 +309,9 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
     const gpt2c_feed whole = {sequence, tokens, n_tokens, GPT2C_LOGITS_NONE};
     if (sequence->length)
         return GPT2C_BAD_ARGUMENT;
-    gpt2c_status status = probe_buffers_take(&buffers, probe, &model->config, n_tokens);
+    gpt2c_status status = probe_buffers_alloc(&buffers, probe, &model->config, n_tokens);
     if (!status)
-        status = feed(&p, &whole, 1);
+        status = run_feeds(&p, &whole, 1);
     if (!status && buffers.is_stopped)
         status = GPT2C_STOPPED;
     probe_buffers_free(&buffers);

@@ -58,8 +58,8 @@ typedef struct {
 /* out = activation(x @ weight + bias), plus what out held where `add` is set. */
 void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add);
 /* The same where another matmul comes next, which takes the result as it reads it. */
-activations matmul_between(const worker_view *view, activations x, linear l, activations out,
-                           int n_rows);
+activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
+                                  int n_rows);
 /* Some of the result's columns, for this worker alone: panels [begin, end), without a barrier. */
 void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
                    int begin, int end);
@@ -80,8 +80,8 @@ void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, floa
 /* Polls whether the call should stop: the same result on all workers, who must all call it. */
 int poll_stop_collective(const worker_view *view);
 
-gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
-                                const gpt2c_config *config, int32_t n_rows);
+gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_probe *probe,
+                                 const gpt2c_config *config, int32_t n_rows);
 void probe_buffers_free(probe_buffers *buffers);
 
 #endif

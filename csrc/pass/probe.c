@@ -49,8 +49,8 @@ static int any_layer_probes(const gpt2c_probe *probe, const gpt2c_config *c, gpt
     return 0;
 }
 
-gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
-                                const gpt2c_config *config, int32_t n_rows) {
+gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_probe *probe,
+                                 const gpt2c_config *config, int32_t n_rows) {
     size_t n = (size_t)config->n_head * (size_t)n_rows; /* at most 2^40 */
     int probs = any_layer_probes(probe, config, GPT2C_POINT_PROBS);
     int scores = probs || any_layer_probes(probe, config, GPT2C_POINT_SCORES);

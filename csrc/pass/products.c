@@ -41,13 +41,13 @@ void matmul(const worker_view *view, activations x, linear l, float_rows out, in
     run(view, &args, l.weight->dtype);
 }
 
-activations matmul_between(const worker_view *view, activations x, linear l, activations out,
-                           int n_rows) {
+activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
+                                  int n_rows) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats.floats;
     args.out_stride = out.floats.stride;
     if (is_quantized(view))
-        args.quantized_out = out.quantized = arranged(out.quantized, n_rows);
+        args.quantized_out = out.quantized = quantized_layout(out.quantized, n_rows);
     run(view, &args, l.weight->dtype);
     return out;
 }

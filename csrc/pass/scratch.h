@@ -34,14 +34,14 @@ typedef struct {
 #define GROUP_SPACE 64
 
 /* Quantised rows where n_rows of them are. */
-static inline quantized_rows arranged(quantized_rows q, int n_rows) {
+static inline quantized_rows quantized_layout(quantized_rows q, int n_rows) {
     q.stride = (size_t)n_rows;
     q.values_stride = q.stride * GROUP + GROUP_SPACE;
     return q;
 }
 
 /* The same rows from the r-th on, and of these the groups from the g-th on. */
-static inline quantized_rows part_of(quantized_rows q, int r, size_t g) {
+static inline quantized_rows quantized_slice(quantized_rows q, int r, size_t g) {
     q.values += g * q.values_stride + (size_t)r * GROUP;
     q.scales += g * q.stride + (size_t)r;
     q.minus_sums += g * q.stride + (size_t)r;
