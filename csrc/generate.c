@@ -1,5 +1,6 @@
-/* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
- * one forward call, and chooses each next token. */
+/* The generation loop. Each step is one forward call for all running jobs, which feeds chunks of
+ * prompts (prefill) and chosen tokens with their drafts (decode), and then chooses the next
+ * tokens. */
 #include "draft/draft.h"
 #include "model/model.h"
 #include "os/os.h"
@@ -8,18 +9,18 @@
 
 #include <stdlib.h>
 
-/* The memory of one gpt2c_run, taken before its first token. */
+/* The memory of one gpt2c_run, allocated before its first token. */
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     gpt2c_drafter *drafter; /* or NULL */
     gpt2c_feed *feeds;      /* [n_jobs] */
-    gpt2c_job **fed;        /* [n_jobs], in the order of the feeds */
-    draft *drafts;          /* [n_jobs], of those fed */
-    size_t *first_row;      /* [n_jobs], of those fed, among the logits */
-    float *logits;          /* [n_logits_rows, n_vocab], the scratch's */
+    gpt2c_job **fed;        /* [n_jobs]: the jobs in the order of the feeds */
+    draft *drafts;          /* [n_jobs], of the fed jobs */
+    size_t *first_row;      /* [n_jobs]: of each fed job, among the logits */
+    float *logits;          /* [n_logits_rows, n_vocab], owned by the scratch */
     int32_t n_logits_rows;
-    int32_t *choosing; /* [n_jobs]: which of those fed get a token */
+    int32_t *choosing; /* [n_jobs]: which of the fed jobs get a token */
     int32_t n_choosing;
 } workspace;
 
@@ -31,7 +32,7 @@ static void workspace_free(workspace *w) {
     free(w->choosing);
 }
 
-/* Room for every worker's draws, where anything is drawn. Returns 0 without memory. */
+/* Allocates the workers' candidates, unless all jobs are greedy. Returns 0 without memory. */
 static int alloc_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
                             int32_t n_jobs) {
     int all_greedy = 1;
@@ -70,8 +71,7 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
     return GPT2C_NO_MEMORY;
 }
 
-/* What the job has to feed next: the rest of its prompt, or the token chosen last with the guesses that
- * follow it. */
+/* The job's next feed: the next chunk of its prompt, or the token chosen last and its drafts. */
 static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t max_rows) {
     if (job->n_fed == job->n_prompt)
         return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + drafted->n,
@@ -82,8 +82,8 @@ static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t 
                         n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
 }
 
-/* Chooses a job's next tokens, as long as the guesses are what is chosen; what was fed of the others is
- * taken back. */
+/* Chooses a job's next tokens: one, and another for each accepted draft. Rolls back the positions
+ * of rejected drafts. */
 static void choose(const workspace *w, int32_t f, candidates *c) {
     gpt2c_job *job = w->fed[f];
     const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
@@ -115,7 +115,7 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* An arg max is done sooner than the other workers are woken. */
+/* Greedy argmax is cheaper than waking the workers. */
 static void choose_tokens(workspace *w) {
     int32_t n_working = 0;
     for (int32_t i = 0; i < w->n_choosing; i++) {
@@ -128,8 +128,8 @@ static void choose_tokens(workspace *w) {
         choose_share(w, NULL, 0, 1);
 }
 
-/* Lists what to feed. Jobs that decode come first and take a row each, or with guesses several; prompts
- * share the rows that are left. Sets *n_decoding, and returns how many feeds there are. */
+/* Lists the running jobs, those that decode before those in their prompts, which share the rows
+ * that are left. Sets *n_decoding, and returns the number of jobs. */
 static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
                          int32_t *n_decoding) {
     int32_t n_fed = 0;
@@ -144,7 +144,7 @@ static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
     return n_fed;
 }
 
-/* Guesses are made where all jobs decode: prompts keep the processor busy by themselves. */
+/* Makes drafts if all jobs decode. A prefill keeps the CPU busy by itself. */
 static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_fed) {
     for (int32_t f = 0; f < n_fed; f++)
         w->drafts[f] = (draft){.source = NO_DRAFT};
@@ -156,7 +156,7 @@ static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_fed)
     return draft_tokens(w->drafter, w->fed, n_fed, w->n_logits_rows / n_fed - 1, w->drafts);
 }
 
-/* Feeds the jobs; sets which of them get a token, and returns in *n_rows how many rows that were. */
+/* Feeds the jobs, and lists which of them get a token. *n_rows is the number of rows fed. */
 static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
     int32_t n_feeds = 0;
     *n_rows = 0;
@@ -217,7 +217,7 @@ static int32_t tokens_generated(gpt2c_job *const *jobs, int32_t n_jobs) {
     return total;
 }
 
-/* A job must have something to feed, room for its tokens, and not be finished. */
+/* A job must be running, with something to feed and room for a token. */
 static int job_is_valid(const gpt2c_job *job) {
     return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
            job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&

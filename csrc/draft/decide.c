@@ -6,8 +6,8 @@
 
 #define TRIAL_DRAFTS 2 /* of a source that does not pay, to see whether it still does not */
 
-/* Tokens per second of one of n_jobs with k drafts, each of which is accepted at this rate if the one
- * before was. A step is the time to make one draft. */
+/* Tokens per second of one of n_jobs with k drafts, each of which is accepted at this rate if the
+ * one before was. A step is the time to make one draft. */
 static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, double rate,
                                 double step) {
     double row = cost_of_row(c, n_jobs), tokens = 1, all_accepted = 1;
@@ -16,8 +16,8 @@ static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, 
     return tokens / (c->plain / n_jobs + k * (row + step));
 }
 
-/* The number of drafts, up to max, with the most tokens per second; *gain is the ratio to the tokens
- * per second without drafts. 0, and MIN_GAIN, if no number pays. */
+/* The number of drafts, up to max, with the most tokens per second; *gain is the ratio to the
+ * tokens per second without drafts. 0, and MIN_GAIN, if no number pays. */
 static int32_t best_length(const pass_costs *c, int32_t n_jobs, int32_t max, double rate,
                            double step, double *gain) {
     int32_t best = 0;
@@ -65,10 +65,10 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
     return result;
 }
 
-/* Drafts by the model. If n of them pay at the average rate, drafting goes on for as long as each next
- * draft is worth its time by its own margin. In the time of one draft, the job gets gain * n_jobs / plain
- * tokens per second, so the draft must be accepted with at least the probability of that many tokens. A
- * trial has n drafts. */
+/* Drafts by the model. If n of them pay at the average rate, drafting goes on for as long as each
+ * next draft is worth its time by its own margin. In the time of one draft, the job gets gain *
+ * n_jobs / plain tokens per second, so the draft must be accepted with at least the probability
+ * of that many tokens. A trial has n drafts. */
 static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
                              int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};

@@ -36,8 +36,8 @@ gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jo
 /* Removes rejected drafts from a job's draft sequence. */
 void draft_roll_back(const gpt2c_job *job);
 
-/* Record what a pass cost (the seconds of verifying and choosing), and how many drafts of a job were
- * accepted. */
+/* Record what a pass cost (the seconds of verifying and choosing), and how many drafts of a job
+ * were accepted. */
 void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
 void draft_record_job(gpt2c_drafter *d, const draft *drafted);
 

@@ -12,15 +12,15 @@ typedef struct {
     int32_t n_waited, wait; /* passes without drafts; after `wait` of them a trial is made */
 } acceptance;
 
-/* The margin of a draft is its lead over the second best token, in logits with their noise. It tells
- * how sure the model is. Margins fall into the ranges that these upper ends divide, and one range is for
- * drafts whose margin nobody measured. */
+/* The margin of a draft is its lead over the second best token, in logits with their noise. It
+ * tells how sure the model is. Margins fall into the ranges that these upper ends divide, and one
+ * range is for drafts whose margin nobody measured. */
 #define N_MARGIN_ENDS 7
 #define N_MARGINS (N_MARGIN_ENDS + 2)
 #define UNKNOWN_MARGIN (N_MARGINS - 1)
 
-/* Seconds, measured for one number of jobs: a pass without drafts, each further row, and one token of
- * every job by the draft model. 0: not measured yet. */
+/* Seconds, measured for one number of jobs: a pass without drafts, each further row, and one
+ * token of every job by the draft model. 0: not measured yet. */
 typedef struct {
     double plain, row, step;
     int32_t n_plain; /* up to N_PLAIN_PASSES */
@@ -29,13 +29,13 @@ typedef struct {
 /* Plain passes before the first drafts. The first one may have met cold caches. */
 #define N_PLAIN_PASSES 2
 
-/* Acceptance grows with the length of a lookup's match: LOOKUP_MIN tokens, up to LONG_MATCH - 1, and
- * more. */
+/* Acceptance grows with the length of a lookup's match: LOOKUP_MIN tokens, up to LONG_MATCH - 1,
+ * and more. */
 #define N_MATCH_LENGTHS 3
 #define LONG_MATCH 8
 
-/* Drafts pay if they raise the tokens per second by this factor. A smaller gain is lost in the noise
- * of the measured times. */
+/* Drafts pay if they raise the tokens per second by this factor. A smaller gain is lost in the
+ * noise of the measured times. */
 #define MIN_GAIN 1.02
 
 struct gpt2c_drafter {

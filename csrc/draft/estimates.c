@@ -3,7 +3,8 @@
 
 /* The prior weighs as much as this many verified drafts: two verdicts outweigh it. */
 #define PRIOR_WEIGHT 1.5
-/* Beyond this many verified drafts the record is halved, so that the rate follows a text as it changes. */
+/* Beyond this many verified drafts the record is halved, so that the rate follows a text as it
+ * changes. */
 #define MAX_VERIFIED 64.0
 /* A rate of 1 would promise tokens without end. */
 #define MAX_RATE 0.995
@@ -13,18 +14,18 @@
 #define MIN_WAIT 16
 #define MAX_WAIT (MIN_WAIT << 6)
 
-/* Rates assumed at first. They only have to last for a few drafts: see PRIOR_WEIGHT. The model's own
- * 4-bit packing was measured to draft 94 to 96 % right. */
+/* Rates assumed at first. They only have to last for a few drafts: see PRIOR_WEIGHT. The model's
+ * own 4-bit packing was measured to draft 94 to 96 % right. */
 #define MODEL_PRIOR 0.9
 static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 
-/* A new cost counts for a fifth of the average. One that is 3 times the average was an interruption,
- * and is cut off there. */
+/* A new cost counts for a fifth of the average. One that is 3 times the average was an
+ * interruption, and is cut off there. */
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
-/* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. Before a row or a
- * step was measured it is assumed to cost these; a step reads a packing of MAX_DRAFT_SHARE of the
- * weights (model/model.c), and some more. */
+/* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. Before a row
+ * or a step was measured it is assumed to cost these; a step reads a packing of MAX_DRAFT_SHARE
+ * of the weights (model/model.c), and some more. */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2

@@ -1,5 +1,5 @@
-/* Prompt lookup decoding (Saxena 2023): where the last tokens occurred before, what followed them is
- * the draft. */
+/* Prompt lookup decoding (Saxena 2023): where the last tokens occurred before, what followed them
+ * is the draft. */
 #ifndef GPT2C_LOOKUP_H
 #define GPT2C_LOOKUP_H
 
@@ -7,9 +7,8 @@
 
 /* An earlier occurrence of a sequence's last tokens. */
 typedef struct {
-    int32_t
-        continuation; /* in the prompt and the new tokens: where the guess begins; 0: there is none */
-    int32_t length;   /* how many tokens before it are the same, up to LOOKUP_MAX */
+    int32_t continuation; /* index of the token after it, in prompt and new tokens; 0: no match */
+    int32_t length;       /* how many tokens match, up to LOOKUP_MAX */
 } lookup_match;
 
 #define LOOKUP_MIN 3

@@ -18,7 +18,8 @@ static gpt2c_sequence *draft_sequence_of(const gpt2c_job *job) {
     return job->draft_sequence ? job->draft_sequence : job->sequence;
 }
 
-/* Feeds a draft sequence the tokens it lacks, except the last one, which the next draft_step feeds. */
+/* Feeds a draft sequence the tokens it lacks, except the last one, which the next draft_step
+ * feeds. */
 static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     if (!job->draft_sequence)
         return GPT2C_OK;
@@ -38,7 +39,7 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     return GPT2C_OK;
 }
 
-/* Records the margin of draft i, and ends the job's drafts if the next one is not worth its time. */
+/* Records the margin of draft i, and ends the drafts if the next one is not worth its time. */
 static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, float margin) {
     int range = margin_range(margin);
     drafted->margins[i] = (uint8_t)range;

@@ -1,4 +1,4 @@
-/* Packing and ownership of the weights. */
+/* The memory of a model's weights; loading and reading them. */
 #include "model/model.h"
 
 #include "cache.h"
@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Walks the arena: the first walk (base NULL) counts floats, the second hands out places. */
+/* Lays tensors out in the arena. A first walk, with base NULL, only counts floats; the second
+ * assigns the memory. */
 typedef struct {
     float *base;
     size_t used; /* floats */
@@ -35,8 +36,8 @@ static packed_matrix take_matrix(arena_walk *walk, gpt2c_dtype dtype, size_t k, 
     return (packed_matrix){take(walk, panels_of(n), width), k, n, dtype};
 }
 
-/* In the order of use, so that a token reads the arena from front to back; the head's matrix, which
- * ends a token, is last. A draft model has matrices alone: its vectors are the base's. */
+/* Tensors lie in the order of use, so that a pass reads the arena from front to back. A draft
+ * model has matrices only, and shares the base's vectors. */
 static void lay_out(gpt2c_model *m, arena_walk *walk) {
     for (int32_t i = 0; i < tensor_count(m); i++) {
         tensor_view t = tensor_at(m, i);
@@ -116,9 +117,13 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* A head in 8 bits guesses right more often, and is taken where the whole stays within this part of the
- * base. */
-#define MAX_DRAFT_SHARE 0.155
+/* A draft model with 8-bit embeddings (wte and the head) is right more often than one with 4
+ * bits. It has them if they are up to this share of the weights: so it never takes more than
+ * MAX_DRAFT_SHARE of the base's memory. */
+#define MAX_8_BIT_SHARE 0.115
+#define MAX_DRAFT_SHARE                                                    \
+    (((1 - MAX_8_BIT_SHARE) * INT4_BLOCK + MAX_8_BIT_SHARE * INT8_BLOCK) / \
+     (GROUP * PANEL * sizeof(float)))
 
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
     gpt2c_model *m = calloc(1, sizeof *m);
@@ -168,12 +173,12 @@ void gpt2c_model_free(gpt2c_model *model) {
 
 size_t gpt2c_model_bytes(const gpt2c_model *model) { return model->arena_bytes; }
 
-/* Whether these rows are the tensor's. */
+/* Whether the model has this tensor with rows [begin, begin + n_rows) of this width. */
 static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t width) {
     return t->n_rows && width == t->width && begin <= t->n_rows && n_rows <= t->n_rows - begin;
 }
 
-/* Groups are quantised whole. */
+/* A group is quantised as a whole, so rows must come in whole groups. */
 static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows) {
     return !t->matrix || t->dtype == GPT2C_FLOAT32 ||
            (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == t->n_rows));

@@ -65,8 +65,8 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
     }
 }
 
-/* Transposes up to PANEL rows at a time: the writes run on, and the rows read, a cache line of each,
- * fit the first-level cache. */
+/* Transposes up to PANEL rows. Writes are sequential; the cache line of each row that is being
+ * read stays in the L1 cache. */
 static void transpose(float *to, const float *rows, size_t n_rows, size_t stride, size_t k) {
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < n_rows; j++)
@@ -105,10 +105,12 @@ static float float_of(uint32_t bits) {
     return x;
 }
 
-/* A column of a block, of its n first steps of k: exact, values of 9 bits times a scale of 8. */
+/* The first n values of a column in a block. Products of a 9-bit value and an 8-bit scale are
+ * exact. */
 static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
                             float *values) {
-    const unsigned char *bytes = block + 4 * column; /* four steps, then other columns' */
+    const unsigned char *bytes =
+        block + 4 * column; /* four values, then those of the other columns */
     if (dtype == GPT2C_INT8) {
         float scale = float_of(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
@@ -127,7 +129,7 @@ static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_
     }
 }
 
-/* Steps [first, first + n) of k of a column, all in one group. */
+/* Rows [first, first + n) of a column, all in one group. */
 static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
                       float *values) {
     size_t panel = column / PANEL, in_group = first % GROUP;

@@ -5,8 +5,8 @@
 
 #include "model/model.h"
 
-/* How a tensor is kept: a vector or wpe as it is given; a matrix in panels, its rows being the steps of
- * k, or (the embeddings) the columns. */
+/* How a tensor is kept: a vector or wpe as it is given; a matrix in panels, its rows being the
+ * steps of k, or (the embeddings) the columns. */
 typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
 
 /* One tensor of a model. */

@@ -1,11 +1,11 @@
-/* Attention of a call's rows: where sequences, pages and heads meet. */
+/* Attention: connects the rows of a call with the pages of their sequences, head by head. */
 #include "cache.h"
 #include "pass/pass.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Puts a head's keys and values of rows [begin, end) into their pages. */
+/* Writes the keys and values of a head, of rows [begin, end), into the KV cache. */
 static void store_keys_values(const worker_view *view, int32_t layer, int32_t head, int begin,
                               int end) {
     const gpt2c_model *m = view->model;
@@ -31,7 +31,7 @@ static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t la
     return (float)(1.0 / divisor);
 }
 
-/* The end of the rows that from r on belong to one sequence. */
+/* The end of the consecutive rows that belong to the same sequence as row r. */
 static int end_of_sequence(const worker_view *view, int r) {
     const input_row *rows = view->scratch->rows;
     int end = r + 1;
@@ -40,7 +40,7 @@ static int end_of_sequence(const worker_view *view, int r) {
     return end;
 }
 
-/* The end of those, before `end`, whose positions lie in one page. */
+/* The end of the rows, up to `end`, whose positions lie in the same page as row r's. */
 static int end_of_page(const worker_view *view, int r, int end) {
     int in_page = r + PAGE_POSITIONS - view->scratch->rows[r].position % PAGE_POSITIONS;
     return in_page < end ? in_page : end;
@@ -69,10 +69,10 @@ static attention_args attention_of(const worker_view *view, int32_t layer, int32
     };
 }
 
-/* Whether heads are whole panels, and so whole groups of what they are quantised to. */
+/* Whether a head is a whole number of panels, and hence of groups. */
 static int heads_are_panels(const worker_view *view) { return view->model->head_dim % PANEL == 0; }
 
-/* What rows [begin, end) have of a worker's heads, in 8 bits: nobody else need wait for it. */
+/* Quantises the outputs of this worker's heads in rows [begin, end), without a barrier. */
 static void quantize_heads(const worker_view *view, activations x, int first, int last, int begin,
                            int end) {
     size_t head_dim = (size_t)view->model->head_dim, column = (size_t)first * head_dim;
@@ -81,11 +81,25 @@ static void quantize_heads(const worker_view *view, activations x, int first, in
                                         (last - first) * view->model->head_dim, &out);
 }
 
-/* ---- what a single row fetches while it attends: what is read a little later ---- */
+/* ---- prefetch lists ----
+ *
+ * In decoding, attention waits for keys and values to come from memory: in short sequences that
+ * took almost half of its time. So the kernel of a single row gets a list of the cache lines that
+ * will be read a little later, and prefetches some of them at every step.
+ *
+ * A worker goes through the rows, and for each row through its heads, ATTENTION_ROWS at a time.
+ * While some heads of a row attend, the list holds
+ *   - the keys and values of the next row, if those are at most FETCHED_ROW bytes;
+ *   - otherwise what these heads themselves still have to read, from FETCHED_AHEAD bytes after
+ *     their first key on, and then the first FETCHED_AHEAD bytes of the keys that are read next:
+ *     of the row's next heads, or of the next row.
+ * Lines are listed in the order in which they are read: keys page by page, then values. In a page
+ * with so few positions that the keys of one dimension fit a cache line, one line per dimension
+ * is listed. */
 
-/* Of its own cache, so far ahead. */
+/* How far the kernel reads ahead in its own keys: bytes. */
 #define FETCHED_AHEAD ((size_t)32 << 10)
-/* Or all of the next row's, if that is no more: it has to stay in a second-level cache until then. */
+/* The most that is prefetched for the next row: it must stay in an L2 cache until it is read. */
 #define FETCHED_ROW ((size_t)256 << 10)
 
 static void list_lines(fetch_list *list, const char *begin, const char *end, size_t step) {
@@ -96,7 +110,7 @@ static void list_lines(fetch_list *list, const char *begin, const char *end, siz
     list->parts[list->n_parts++].step = step;
 }
 
-/* Bytes [begin, end) of the keys that some heads have in a page, n positions of which are filled. */
+/* Lists bytes [begin, end) of the keys of some heads in a page with n filled positions. */
 static void list_keys(const worker_view *view, fetch_list *list, const char *keys, int n,
                       size_t begin, size_t end) {
     const size_t line = CACHE_LINE * sizeof(float),
@@ -105,13 +119,13 @@ static void list_keys(const worker_view *view, fetch_list *list, const char *key
                (size_t)n * element_bytes <= line ? PAGE_POSITIONS * element_bytes : line);
 }
 
-/* Of the row's page that begins at a position, how many positions are filled. */
+/* How many positions are filled in the row's page that begins at position `first`. */
 static int n_filled(const input_row *row, int first) {
     int n = row->position + 1 - first;
     return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
 }
 
-/* Keys, but for their first bytes, and values of some heads of a row. */
+/* Lists the keys, except the first `skipped` bytes, and the values of some heads of a row. */
 static void list_row(const worker_view *view, fetch_list *list, int32_t layer, int head,
                      int n_heads, const input_row *row, size_t skipped) {
     const gpt2c_model *m = view->model;
@@ -126,7 +140,7 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
         const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
         size_t bytes = (size_t)n_filled(row, i) * (size_t)m->head_dim * element_bytes;
-        if (n_filled(row, i) == PAGE_POSITIONS) /* the heads' follow each other */
+        if (n_filled(row, i) == PAGE_POSITIONS) /* the heads' values are contiguous */
             list_lines(list, begin, begin + all, line);
         else
             for (int h = 0; h < n_heads; h++, begin += of_head)
@@ -134,7 +148,8 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
     }
 }
 
-/* next is the row that comes after some heads of a row, and its first head next_head; or NULL. */
+/* Lists what to prefetch while n_heads heads of a row attend. next, which may be NULL, is the row
+ * that attends after that, from head next_head on. */
 static void list_fetches(const worker_view *view, fetch_list *list, int32_t layer, int head,
                          int n_heads, const input_row *row, const input_row *next, int next_head) {
     const gpt2c_model *m = view->model;
@@ -156,7 +171,8 @@ static void list_fetches(const worker_view *view, fetch_list *list, int32_t laye
 
 /* ---- attention of sequences ---- */
 
-/* Row r by some heads, ATTENTION_ROWS at a time; next_row comes after it, or -1. */
+/* Attention of a single row by heads [first, last), ATTENTION_ROWS heads at a time. next_row
+ * attends next; -1: no row does. */
 static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
                        int next_row) {
     const input_row *rows = view->scratch->rows;
@@ -177,7 +193,7 @@ static void attend_row(const worker_view *view, int32_t layer, int first, int la
     }
 }
 
-/* The rows [begin, end) of a sequence, by a head. */
+/* Attention of rows [begin, end) of a sequence by one head. */
 static void attend_rows(const worker_view *view, int32_t layer, int head, int begin, int end) {
     for (int r = begin, next; r < end; r = next) {
         next = end_of_page(view, r, end);
@@ -187,8 +203,8 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
     }
 }
 
-/* Attention of all rows by heads [first, last). A sequence's heads follow each other, as they do in its
- * pages. */
+/* Attention of all rows by heads [first, last). All heads of a sequence come before the next
+ * sequence, since they lie together in its pages. */
 static void attend_heads(const worker_view *view, int32_t layer, int first, int last,
                          activations attended) {
     int n_rows = view->pass->n_rows;
@@ -204,7 +220,7 @@ static void attend_heads(const worker_view *view, int32_t layer, int first, int 
     }
 }
 
-/* q, k and v of heads [first, last), which are panels each. */
+/* Computes q, k and v of heads [first, last). A head must be whole panels. */
 static void project_heads(const worker_view *view, activations normed, linear c_attn, int first,
                           int last) {
     int in_head = view->model->head_dim / PANEL, in_part = view->model->config.n_embd / PANEL;
@@ -213,11 +229,11 @@ static void project_heads(const worker_view *view, activations normed, linear c_
                       part * in_part + first * in_head, part * in_part + last * in_head);
 }
 
-/* With so many rows the q, k and v of more than a head would not stay in the second-level cache until
- * attention has read them: 64 rows of all 12 of GPT-2 124M are 590 KB. */
+/* From this many rows on, q, k and v are computed head by head. Otherwise they would not stay in
+ * the L2 cache until attention reads them: 64 rows of all 12 heads of GPT-2 124M are 590 KB. */
 #define ROWS_HEAD_BY_HEAD 64
 
-/* ---- attention that is looked at: the same kernels, one after the other ---- */
+/* ---- probed attention: the parts of the kernel, one after the other ---- */
 
 static int any_point_probed(const worker_view *view, int32_t layer, gpt2c_point first,
                             gpt2c_point last) {
@@ -227,8 +243,7 @@ static int any_point_probed(const worker_view *view, int32_t layer, gpt2c_point 
     return 0;
 }
 
-/* Where the scores of a head's rows are, [n_rows, n_rows], and their sum: the call is of one sequence from its
- * beginning. */
+/* The scores of a head, [n_rows, n_rows]. A probed call feeds one sequence from its beginning. */
 static float_rows scores_of(const worker_view *view, int head) {
     size_t n = (size_t)view->pass->n_rows;
     return (float_rows){view->pass->buffers->scores + (size_t)head * n * n, n};
@@ -248,7 +263,7 @@ static void for_each_row(const worker_view *view, int32_t layer,
     team_barrier(view->team);
 }
 
-/* What comes after a row's own position is not seen. */
+/* The causal mask: positions after the row's own get -infinity. */
 static void score_row(const worker_view *view, int head, int r, attention_args *args) {
     view->model->kernels->attention_scores(args);
     float *scores = row_of(scores_of(view, head), r);
@@ -267,14 +282,16 @@ static float *probs_of(const worker_view *view, int head, int r) {
     return view->pass->buffers->probs + ((size_t)head * n + (size_t)r) * n;
 }
 
-/* Weights are divided by their sum after the values are summed; here they are for who looks. */
+/* The kernel divides by the sum of the weights after the values are summed. Probabilities exist
+ * only for the probe. */
 static void normalize_row(const worker_view *view, int head, int r, attention_args *args) {
     float *probs = probs_of(view, head, r);
     for (int i = 0; i < view->pass->n_rows; i++)
         probs[i] = i <= r ? args->scores[i] / *args->sums : 0.0f;
 }
 
-/* Probabilities that were changed are weights whose sum is 1; the others keep their bits. */
+/* Edited probabilities become weights with the sum 1. Without an edit the weights keep their
+ * bits. */
 static void apply_edited_probs(const worker_view *view, int head, int r, attention_args *args) {
     const float *probs = probs_of(view, head, r);
     int is_changed = 0;
@@ -322,9 +339,9 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 
 /* ---- attention as a step ---- */
 
-/* Heads are shared out whole: the worker that stores a head's keys and values is the one that attends to
- * them, so rows of one prompt see each other and nobody waits in between; nor before, where it projects its
- * heads' q, k and v itself. */
+/* Each worker has whole heads. It stores their keys and values and then attends to them, so no
+ * barrier is needed in between, though the rows of a prompt read each other's keys. If it also
+ * computes the heads' q, k and v (`projects`), none is needed before. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          int projects, activations attended) {
     int first, last, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;

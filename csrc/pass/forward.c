@@ -1,8 +1,8 @@
-/* GPT-2 itself: the only file that knows what a layer is.
+/* GPT-2 itself: the only file that knows what a layer consists of.
  *
  * Everything is one call over rows. A row is (sequence, position, token): matmuls see all rows as
- * one matrix, attention sees each row's own sequence. Prompts, decoding, batches and scoring differ
- * only in their rows. */
+ * one matrix, attention sees each row's own sequence. Prefill, decode, batches, scoring and the
+ * verification of drafts differ only in their rows. */
 #include "cache.h"
 #include "fpenv.h"
 #include "pass/pass.h"
@@ -10,13 +10,13 @@
 
 #include <string.h>
 
-/* So many rows' logits are computed, and forgotten, at a time: for GPT-2's vocabulary they are 10 MB,
- * which stay in a third-level cache. */
+/* Scoring computes the logits of this many rows at a time: 10 MB with GPT-2's vocabulary, which
+ * stay in an L3 cache. */
 #define SCORE_ROWS 48
 
-/* ---- the steps of a layer, each worker's share of them ---- */
+/* ---- the steps of a layer ---- */
 
-/* residual[r] = wte[token] + wpe[position]; wte's row of a token is a column of its panels. */
+/* residual[r] = wte[token] + wpe[position]. A token's embedding is a column of wte's panels. */
 static void embed(const worker_view *view) {
     const gpt2c_model *m = view->model;
     size_t n_embd = (size_t)m->config.n_embd;
@@ -38,7 +38,8 @@ static void norm_row(const worker_view *view, int r, const float *weight, const 
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Layer norm of the rows whose residual is complete; returns where they are. */
+/* Layer norm of the residual stream. The result is in the scratch, or in this worker's own
+ * buffer. */
 static activations layer_norm(const worker_view *view, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
     const int32_t n_embd = view->model->config.n_embd;
@@ -61,11 +62,12 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
     return normed;
 }
 
-/* residual += x @ weight + bias; where that is looked at, by itself first, which changes no bit. */
+/* residual += x @ weight + bias. If the point is probed, the product is computed first and then
+ * added, which gives the same bits. */
 static void add_product(const worker_view *view, gpt2c_point point, int32_t layer, activations x,
                         linear l) {
     const float_rows residual = view->scratch->residual;
-    const float_rows product = view->scratch->normed.floats; /* which has had its use */
+    const float_rows product = view->scratch->normed.floats; /* no longer needed */
     int begin, end, n_rows = view->pass->n_rows;
     if (!is_probed(view, point, layer)) {
         matmul(view, x, l, residual, n_rows, 1);
@@ -80,7 +82,7 @@ static void add_product(const worker_view *view, gpt2c_point point, int32_t laye
     team_barrier(view->team);
 }
 
-/* activation(x @ c_fc + bias); where that is looked at, one after the other. */
+/* activation(x @ c_fc + bias). If a point is probed, the activation is a step of its own. */
 static activations mlp_inner(const worker_view *view, int32_t layer, activations x, linear c_fc) {
     activations inner = view->scratch->inner;
     const int32_t n_inner = view->model->config.n_inner, activation = c_fc.activation;
@@ -131,7 +133,7 @@ static int count_wanted(const worker_view *view) {
     return n_wanted;
 }
 
-/* ln_f of the rows whose logits are wanted, the only ones that meet the head. */
+/* ln_f of the rows whose logits are wanted. Only these reach the head. */
 static activations norm_wanted(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     activations normed = view->scratch->normed;
@@ -150,7 +152,7 @@ static activations norm_wanted(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* The same where it is looked at: of all rows, of which those that are wanted are then moved together. */
+/* The same if ln_f is probed: computes all rows, and then moves the wanted ones together. */
 static activations norm_probed(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     int n_rows = view->pass->n_rows, begin, end;
@@ -172,7 +174,7 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* Scores rows [begin, end) of those that want it, from their logits. */
+/* Scores rows [begin, end) of the wanted rows by their logits. */
 static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
     const gpt2c_model *m = view->model;
     for (int r = begin + view->worker; r < end; r += view->n_workers)
@@ -238,7 +240,7 @@ static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int
     return GPT2C_OK;
 }
 
-/* Checks the feeds, takes their pages and lists their rows. */
+/* Checks the feeds, reserves their pages and lists their rows. */
 static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     for (int32_t f = 0; f < n_feeds; f++) {
         const gpt2c_feed *feed = &feeds[f];
@@ -261,7 +263,7 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
     return GPT2C_OK;
 }
 
-/* Either every sequence grows by its tokens or, when an error is returned, none has changed. */
+/* On success every sequence has grown by its tokens; on an error no sequence has changed. */
 static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     gpt2c_status status = list_rows(p, feeds, n_feeds);
     if (!status) {
@@ -271,7 +273,7 @@ static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
     }
     for (int r = 0; r < p->n_rows; r++)
         p->scratch->rows[r].sequence->in_forward = 0;
-    /* Pages taken for tokens that were not fed are given back. */
+    /* On an error this releases the reserved pages. */
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_sequence *sequence = feeds[f].sequence;
         if (status)

@@ -1,4 +1,4 @@
-/* Looking at a forward call, and changing it, between two steps. */
+/* Probing: callbacks that read and edit activations between two steps of a forward call. */
 #include "fpenv.h"
 #include "pass/pass.h"
 
@@ -9,15 +9,15 @@ int is_probed(const worker_view *view, gpt2c_point point, int32_t layer) {
     return probe && probe->points[layer * GPT2C_N_POINTS + point];
 }
 
-/* After a callback has run: what it returned stops the call, and so does a callback that forked, in
- * the child. */
+/* To be called after a callback. The call stops if the callback says so, or if it forked and this
+ * is the child. */
 static void end_callback(const worker_view *view, int stops) {
     view->pass->buffers->is_stopped = stops || team_was_lost(view->team);
-    (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
+    (void)fp_enter(); /* the callback may have changed it, for instance by loading a library */
 }
 
-/* Collective. Worker 0 polls; the first barrier publishes the result, the second keeps it stable
- * until all have read it. */
+/* Worker 0 polls; the first barrier publishes the result, the second keeps it stable until all
+ * have read it. */
 int poll_stop_collective(const worker_view *view) {
     const gpt2c_probe *probe = view->pass->probe;
     if (!probe)
@@ -30,7 +30,7 @@ int poll_stop_collective(const worker_view *view) {
     return is_stopped;
 }
 
-/* The call's own thread is worker 0. */
+/* Worker 0 is the call's own thread. */
 void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
                  int n_rows, int32_t width) {
     if (!is_probed(view, point, layer))
