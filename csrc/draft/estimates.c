@@ -24,8 +24,8 @@ static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
 /* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. Before a row
- * or a step was measured it is assumed to cost these; a step reads a packing of MAX_DRAFT_SHARE
- * of the weights (model/model.c), and some more. */
+ * or a step was measured it is assumed to cost these; the model's own
+ * 4-bit packing has up to MAX_DRAFT_SHARE of the weights (model/model.c). */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2

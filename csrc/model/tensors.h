@@ -5,8 +5,8 @@
 
 #include "model/model.h"
 
-/* How a tensor is kept: a vector or wpe as it is given; a matrix in panels, its rows being the
- * steps of k, or (the embeddings) the columns. */
+/* How a tensor is kept. Vectors and wpe are kept AS_GIVEN. Matrices are packed into panels: their
+ * rows are the rows of [k, n], or (wte and lm_head) its columns. */
 typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
 
 /* One tensor of a model. */
@@ -14,10 +14,11 @@ typedef struct {
     packing packing;
     size_t n_rows, width;  /* a vector is one row; 0 rows: the model has no such tensor */
     gpt2c_dtype dtype;     /* of a matrix */
-    float **floats;        /* where the model keeps it: AS_GIVEN */
-    packed_matrix *matrix; /* otherwise; NULL for AS_GIVEN */
+    float **floats;        /* the model's pointer to a tensor AS_GIVEN, or NULL */
+    packed_matrix *matrix; /* the model's matrix, or NULL */
 } tensor_view;
 
+/* The layer is ignored for tensors of the model. */
 tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer);
 
 /* How many tensors a model has, and the i-th of them in the order of the arena. */
