@@ -1,7 +1,7 @@
 /* A model of csrc/pool.c for the model checker Spin: events, barriers, calls, and forks.
  *
  * Callers make calls on teams of pool workers, as pool_run does. The function of a call passes two
- * barriers a step, as was_stopped in probe.c does, and worker 0 may stop the call or fork in a callback.
+ * barriers a step, as poll_stop_collective in probe.c does, and worker 0 may stop the call or fork in a callback.
  * A caller may also fork between its calls, while the other one is anywhere in a call of its own.
  *
  * Checked in every interleaving:

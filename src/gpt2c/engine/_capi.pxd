@@ -17,13 +17,13 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_UNSUPPORTED_CPU
         GPT2C_STOPPED
 
-    ctypedef enum gpt2c_weights:
+    ctypedef enum gpt2c_dtype:
         GPT2C_FLOAT32
         GPT2C_INT8
         GPT2C_INT4
 
     ctypedef struct gpt2c_config:
-        int32_t weights, embeddings, bfloat16_cache, n_candidates
+        int32_t layer_dtype, embedding_dtype, bfloat16_cache, n_candidates
         int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
         int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
         float layer_norm_epsilon
@@ -38,23 +38,9 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_IDENTITY
 
     ctypedef enum gpt2c_tensor:
-        GPT2C_WTE
-        GPT2C_WPE
-        GPT2C_LN_F_WEIGHT
-        GPT2C_LN_F_BIAS
-        GPT2C_LM_HEAD
-        GPT2C_LN_1_WEIGHT
-        GPT2C_LN_1_BIAS
-        GPT2C_C_ATTN_WEIGHT
-        GPT2C_C_ATTN_BIAS
-        GPT2C_ATTN_C_PROJ_WEIGHT
-        GPT2C_ATTN_C_PROJ_BIAS
-        GPT2C_LN_2_WEIGHT
-        GPT2C_LN_2_BIAS
-        GPT2C_C_FC_WEIGHT
-        GPT2C_C_FC_BIAS
-        GPT2C_MLP_C_PROJ_WEIGHT
-        GPT2C_MLP_C_PROJ_BIAS
+        GPT2C_N_TENSORS
+
+    const char *gpt2c_tensor_name(gpt2c_tensor)
 
     ctypedef struct gpt2c_model
     ctypedef struct gpt2c_sequence
@@ -109,14 +95,14 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_POINT_EMBED
         GPT2C_N_POINTS
 
-    ctypedef int (*gpt2c_show)(
+    ctypedef int (*gpt2c_on_point)(
         void *, gpt2c_point, int32_t, float *, size_t, int32_t, int32_t
     ) noexcept with gil
 
     ctypedef struct gpt2c_probe:
         const uint8_t *points
         const uint8_t *wants_logits
-        gpt2c_show show
+        gpt2c_on_point on_point
         int (*poll)(void *) noexcept with gil
         void *context
 
