@@ -16,13 +16,12 @@ typedef struct page_header {
 } page_header;
 
 /* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB,
- * about 5 % of the time of a prefill. All spares have the size requested last. Their total is
- * limited to 2.7 full contexts of GPT-2 124M. */
+ * about 5 % of the time of a prefill. All spares have one size. Their total is limited to
+ * 2.7 full contexts of GPT-2 124M. */
 #define SPARE_BYTES ((size_t)192 << 20)
 
 static struct {
-    os_lock
-        lock; /* tried, never waited for: a child that was forked while it was held has no spares */
+    os_lock lock; /* tried, never waited for: in a forked child it may stay locked */
     page_header *first;
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};

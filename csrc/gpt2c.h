@@ -55,7 +55,7 @@ typedef struct {
     int32_t n_head;
     int32_t n_inner;
     int32_t activation;             /* a gpt2c_activation */
-    int32_t tied_head;              /* 1: the head is wte; 0: LM_HEAD is loaded too */
+    int32_t tied_head;              /* 1: the head is wte; 0: it is LM_HEAD */
     int32_t scale_attn;             /* scores are divided by sqrt(head_dim) */
     int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
     float layer_norm_epsilon;
@@ -80,7 +80,7 @@ typedef enum {
     GPT2C_LN_F_WEIGHT,
     GPT2C_LN_F_BIAS,
     GPT2C_WTE,
-    GPT2C_LM_HEAD, /* where the head is not tied */
+    GPT2C_LM_HEAD, /* only if the head is not tied */
     GPT2C_N_TENSORS,
 } gpt2c_tensor;
 
@@ -97,7 +97,7 @@ typedef struct gpt2c_drafter gpt2c_drafter;
 
 /* The name of instruction set i compiled into this build, slowest first; NULL past the last. */
 const char *gpt2c_isa_compiled(int i);
-/* 1 where this CPU and operating system can run it. */
+/* Whether this CPU and operating system can run it. */
 int gpt2c_isa_supported(const char *name);
 
 /* ---- model (model.c) ---- */

@@ -6,9 +6,9 @@
  * worker to arrive resets the count for the next barrier, and then announces that the barrier is
  * passed. It must do so in this order, since the others may arrive at the next barrier at once.
  * Each worker reads the event's count before it arrives, so it cannot miss the announcement. The
- * team lies on the caller's stack; the call returns only after every worker has announced that it
- * is done, the last access to it. tools/soak/pool.pml is a model of this protocol, with forks, in
- * which every interleaving is checked.
+ * team lies on the caller's stack: a worker does not touch it after it has announced that it is
+ * done, and the call returns only after all have. tools/soak/pool.pml is a model of this protocol,
+ * with forks, in which every interleaving is checked.
  *
  * A wait spins for a short time and then sleeps. Workers that have just finished are likely to be
  * needed again within microseconds, but a thread that spins beside another busy process may take
@@ -66,9 +66,8 @@ typedef struct {
 
 static struct {
     os_lock lock;
-    int n_workers; /* started so far; needs the lock */
-    unsigned
-        process; /* the number of forks between the process that loaded the library and this one */
+    int n_workers;    /* started so far; needs the lock */
+    unsigned process; /* forks between the process that loaded the library and this one */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 

@@ -13,8 +13,8 @@ typedef struct {
 } acceptance;
 
 /* The margin of a draft is its lead over the second best token, in logits with their noise. It
- * tells how sure the model is. Margins fall into the ranges that these upper ends divide, and one
- * range is for drafts whose margin nobody measured. */
+ * tells how sure the model is. Margins are sorted into ranges by their upper ends (estimates.c);
+ * the last range but one has no end, and the last is for unknown margins. */
 #define N_MARGIN_ENDS 7
 #define N_MARGINS (N_MARGIN_ENDS + 2)
 #define UNKNOWN_MARGIN (N_MARGINS - 1)

@@ -1,7 +1,7 @@
 /* What drafting learns while texts are generated: acceptance rates, and what passes cost. */
 #include "draft/drafter.h"
 
-/* The prior weighs as much as this many verified drafts: two verdicts outweigh it. */
+/* The prior weighs as much as this many verified drafts: two of them outweigh it. */
 #define PRIOR_WEIGHT 1.5
 /* Beyond this many verified drafts the record is halved, so that the rate follows a text as it
  * changes. */
@@ -14,8 +14,8 @@
 #define MIN_WAIT 16
 #define MAX_WAIT (MIN_WAIT << 6)
 
-/* Rates assumed at first. They only have to last for a few drafts: see PRIOR_WEIGHT. The model's
- * own 4-bit packing was measured to draft 94 to 96 % right. */
+/* Rates assumed before any draft was verified; longer matches are right more often. A model's
+ * drafts by its own 4-bit packing were measured to be right in 94 to 96 % of cases. */
 #define MODEL_PRIOR 0.9
 static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 
@@ -23,14 +23,14 @@ static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
  * interruption, and is cut off there. */
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
-/* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. Before a row
- * or a step was measured it is assumed to cost these; the model's own
- * 4-bit packing has up to MAX_DRAFT_SHARE of the weights (model/model.c). */
+/* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. ROW_SHARE and
+ * STEP_SHARE are assumed until they are measured. A step reads the draft model; the 4-bit packing
+ * has up to MAX_DRAFT_SHARE of the weights (model/model.c). */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2
 
-/* The rates assumed at first for the margin ranges, which end here. */
+/* The upper ends of the margin ranges, and their assumed rates. */
 static const float margin_ends[N_MARGIN_ENDS] = {0.1f, 0.2f, 0.4f, 0.7f, 1.0f, 1.5f, 2.5f};
 static const double margin_priors[N_MARGINS] = {0.5,  0.6,   0.75,     0.85,       0.93,
                                                 0.97, 0.985, MAX_RATE, MODEL_PRIOR};
