@@ -329,10 +329,10 @@ typedef struct {
 /* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */
 gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
                            float *logits);
-/* Chooses a job's next token from logits [n_vocab]. Its score is by model_logits, the model's
- * logits before any stage. */
+/* Chooses a job's next token from logits [n_vocab], and scores it by raw_logits, the model's before
+ * any edit. */
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, const float *model_logits);
+                           const float *logits, const float *raw_logits);
 
 /* Runs all jobs together until one of them finishes, max_steps forward calls have generated
  * tokens, or `seconds` have passed; at least one call is made. *n_steps is the number of calls

@@ -134,14 +134,14 @@ static int is_stop(const gpt2c_job *job, int32_t token) {
 
 /* A stop token is not appended. The last token of the context is never fed, so a job may have one
  * token more than the context has positions. */
-static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *model_logits) {
+static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *raw_logits) {
     if (is_stop(job, token)) {
         job->finish = GPT2C_FINISHED_STOP;
         job->end_id = token;
         return;
     }
     if (job->scores.scores)
-        score_token(m, model_logits, token, &job->scores, (size_t)job->n_tokens);
+        score_token(m, raw_logits, token, &job->scores, (size_t)job->n_tokens);
     job->tokens[job->n_tokens++] = token;
     if (job->n_tokens == job->max_new_tokens)
         job->finish = GPT2C_FINISHED_LENGTH;
@@ -150,7 +150,7 @@ static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const fl
 }
 
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
-                 const float *model_logits) {
+                 const float *raw_logits) {
     int32_t token = 0;
     fp_state caller = fp_enter();
     gpt2c_status status = choose(m, c, job, logits, &token);
@@ -159,18 +159,18 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
     else if (status == GPT2C_NOTHING_LEFT)
         job->finish = GPT2C_FINISHED_NOTHING_LEFT;
     else
-        append(m, job, token, model_logits);
+        append(m, job, token, raw_logits);
     fp_leave(caller);
 }
 
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, const float *model_logits) {
+                           const float *logits, const float *raw_logits) {
     if (job->finish != GPT2C_RUNNING) /* a finished job may have no room for another token */
         return GPT2C_BAD_ARGUMENT;
     candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)
         return GPT2C_NO_MEMORY;
-    advance_job(model, c, job, logits, model_logits);
+    advance_job(model, c, job, logits, raw_logits);
     return GPT2C_OK;
 }
 

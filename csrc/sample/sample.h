@@ -7,9 +7,9 @@
 /* Whether a job takes the largest of the model's logits, without stages, and so needs no
  * candidates. */
 int is_greedy(const gpt2c_job *job);
-/* Chooses the next token by `logits` and appends it; its score is by model_logits, which no stage
- * or caller has changed. */
+/* Chooses the next token by `logits` and appends it; its score is by raw_logits, which no stage or
+ * caller has changed. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
-                 const float *model_logits);
+                 const float *raw_logits);
 
 #endif
