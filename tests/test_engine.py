@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gpt2c import GPT2Config
 from gpt2c.config import tensor_shapes
+from gpt2c.errors import OptionError
 from gpt2c.oracle.reference import gpt2
 from gpt2c.weights import loading
 
@@ -146,6 +147,26 @@ def test_huge_values_do_not_crash(isa):
         weights["wpe.weight"][1] = value
         bits = [model_on(i, config, weights).logits([1, 2, 3]) for i in (ISAS[0], isa)]
         np.testing.assert_array_equal(*bits)
+
+
+def test_the_core_and_python_agree_on_every_tensor():
+    from gpt2c.engine import _engine
+
+    for tied in (True, False):
+        config = config_of(
+            n_embd=6, n_head=2, vocab_size=5, n_positions=7, n_inner=11, tie_word_embeddings=tied
+        )
+        model = _engine.Model(config, ISAS[0], 1)
+        shapes = tensor_shapes(config)
+        for name, shape in shapes.items():
+            n_rows, width = shape if len(shape) == 2 else (1, shape[0])
+            model.load(name, np.zeros((n_rows, width), np.float32), 0)
+            for wrong in ((n_rows + 1, width), (n_rows, width + 1)):
+                with pytest.raises(OptionError, match=name):
+                    model.load(name, np.zeros(wrong, np.float32), 0)
+    model = _engine.Model(config_of(n_embd=6, n_head=2, tie_word_embeddings=True), ISAS[0], 1)
+    with pytest.raises(OptionError, match="lm_head"):
+        model.load("lm_head.weight", np.zeros((1, 6), np.float32), 0)
 
 
 def test_same_bits_for_weights_loaded_in_any_chunks(isa, monkeypatch):

@@ -185,8 +185,8 @@ def test_attention_bits_equal_the_scalar_kernels(head_dim, n_before, n_rows, see
     assert_same_bits([results[-1], np.array(alone)])
     # A bfloat16 cache equals a float32 cache whose lower 16 bits are zero.
     cut = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (keys, mixed)]
-    narrow = [_engine.attention(isa, q, keys, mixed, 0.125, is_narrow=True) for isa in ISAS]
-    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *narrow])
+    bfloat16 = [_engine.attention(isa, q, keys, mixed, 0.125, is_bfloat16=True) for isa in ISAS]
+    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *bfloat16])
 
 
 def test_attention_is_close_to_float64(isa):

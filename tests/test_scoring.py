@@ -125,7 +125,7 @@ def test_same_bits_as_from_the_logits(isa):
     logits = model.logits(ids)
     score = model.score(ids)
     for i in range(1, len(ids)):
-        total, entropy = _engine.log_total(isa, logits[i - 1])
+        total, entropy = _engine.log_sum_exp(isa, logits[i - 1])
         assert score.logprobs[i] == logits[i - 1][ids[i]] - np.float32(total)
         assert score.entropies[i] == np.float32(entropy)
         assert score.ranks[i] == _engine.rank(isa, logits[i - 1], ids[i])
@@ -275,7 +275,7 @@ def test_log_total_and_rank_kernels(n, seed, spread, special):
     logits = (spread * rng.standard_normal(n)).astype(np.float32)
     logits[rng.integers(0, n, len(special))] = special
     id = int(rng.integers(0, n))
-    results = [(*_engine.log_total(isa, logits), _engine.rank(isa, logits, id)) for isa in ISAS]
+    results = [(*_engine.log_sum_exp(isa, logits), _engine.rank(isa, logits, id)) for isa in ISAS]
     assert all(result == results[0] for result in results)
     total, entropy, rank = results[0]
     (exact,), ((top,),) = token_scores(logits[None], np.array([id]), 1)
@@ -293,11 +293,11 @@ def test_log_total_of_nan_and_infinite_logits(isa):
         for place in (0, 5, 1030, 2000):
             logits = np.zeros(2001, dtype=np.float32)
             logits[place] = bad
-            assert all(np.isnan(_engine.log_total(isa, logits)))
-    assert all(np.isnan(_engine.log_total(isa, np.full(2000, -np.inf, dtype=np.float32))))
+            assert all(np.isnan(_engine.log_sum_exp(isa, logits)))
+    assert all(np.isnan(_engine.log_sum_exp(isa, np.full(2000, -np.inf, dtype=np.float32))))
     logits = np.full(2001, -np.inf, dtype=np.float32)
     logits[1500] = 3.0
-    assert _engine.log_total(isa, logits) == (3.0, 0.0)
+    assert _engine.log_sum_exp(isa, logits) == (3.0, 0.0)
 
 
 def test_rank_counts_ties_by_id(isa):

@@ -17,6 +17,9 @@ from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, uniform
 
 pytestmark = needs_engine
+if ISAS:
+    from gpt2c.engine import _engine
+
 N_VOCAB = 300
 CONFIG = config_of(vocab_size=N_VOCAB, n_positions=200, n_layer=0)
 WEIGHTS = random_weights(CONFIG)
@@ -277,12 +280,10 @@ def test_a_temperature_that_overflows_is_greedy(models):
 
 
 def test_chance_of_a_position():
-    from gpt2c.engine import _engine
-
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):
             exact = uniform(seed, 3, position)
-            assert {_engine.chance(isa, seed, 3, position) for isa in ISAS} == {exact}
+            assert {_engine.uniform(isa, seed, 3, position) for isa in ISAS} == {exact}
     chances = [uniform(1, 0, n) for n in range(2000)]
     # The mean of 2,000 numbers from 0 to 1 is within 5 standard errors of 1/2.
     assert abs(np.mean(chances) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
@@ -332,4 +333,5 @@ def test_mirostat_updates_mu_like_the_reference(backend, seed):
 
 def test_sampler_order_has_every_stage():
     assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
+    assert tuple(_engine.STAGES) == SAMPLER_ORDER
     assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

@@ -5,17 +5,10 @@
 
 #if defined(__x86_64__)
 
-/* The target holds for this file alone and for no header of the system: those come first. */
 #include <math.h>
 #include <string.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
-#endif
+TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
 
 #include "kernels/vec_avx512.h"
 
@@ -23,10 +16,6 @@
 
 const kernel_table kernels_avx512 = KERNEL_TABLE;
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+TARGET_END
 
 #endif

@@ -1,22 +1,14 @@
-/* Integer kernels for AVX-512's VNNI (Intel since Cascade Lake, AMD since Zen 4). */
+/* Integer kernels for AVX-512 VNNI (Intel since Cascade Lake, AMD since Zen 4). */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 
-/* The target holds for this file alone and for no header of the system: those come first. */
 #include <math.h>
 #include <string.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                     \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
-#endif
+TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
 
 #include "kernels/vec_avx512.h"
 
@@ -26,10 +18,6 @@
 
 const integer_table integer_avx512vnni = INTEGER_TABLE;
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+TARGET_END
 
 #endif

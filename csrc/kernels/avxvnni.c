@@ -5,16 +5,10 @@
 
 #if defined(__x86_64__)
 
-/* The target holds for this file alone and for no header of the system: those come first. */
 #include <math.h>
 #include <string.h>
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avxvnni")
-#endif
+TARGET_BEGIN("avx2,fma,avxvnni")
 
 #include "kernels/vec_avx2.h"
 
@@ -24,10 +18,6 @@
 
 const integer_table integer_avxvnni = INTEGER_TABLE;
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+TARGET_END
 
 #endif

@@ -1,15 +1,9 @@
 /* Products of bytes with AVX-VNNI. */
-#define DOT_VECTORS 1 /* its 8 registers of weights leave 8 of 16 */
+#define DOT_VECTORS 1 /* 8 registers of weights, half of 16 */
 #define INT8_OFFSET 128
-#define INT4_SUMS_ARE_WIDE 1
-
-INLINE vi broadcast_bytes(const int8_t *p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return _mm256_set1_epi32(bytes);
-}
+#define INT4_SUMS_ARE_32_BITS 1
 
 INLINE vi dot_int8(vi sum, vi w, vi x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
 INLINE vi dot_int4(vi sum, vi w, vi x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
-INLINE vi int4_total(vi sum) { return sum; }
-INLINE vi times(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+INLINE vi int4_sum(vi sum) { return sum; }
+INLINE vi mul_zero_point(vi a, vi b) { return _mm256_madd_epi16(a, b); }

@@ -1,20 +1,18 @@
-/* Integer kernels for NEON with the dot product (ARMv8.2 and later, all of Apple's). */
+/* Integer kernels for NEON with dot product instructions (ARMv8.2 and later, all Apple CPUs). */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 
-/* The target holds for this file alone and for no header of the system: those come first. */
 #include <arm_neon.h>
 #include <math.h>
 #include <string.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+TARGET_BEGIN("dotprod")
 #else
-#pragma GCC push_options
-#pragma GCC target("arch=armv8.2-a+dotprod")
+TARGET_BEGIN("arch=armv8.2-a+dotprod")
 #endif
 
 #include "kernels/vec_neon.h"
@@ -25,10 +23,6 @@
 
 const integer_table integer_neondot = INTEGER_TABLE;
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+TARGET_END
 
 #endif

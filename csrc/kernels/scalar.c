@@ -1,22 +1,16 @@
 /* The scalar kernels: one float at a time, the twin that every other instruction set is tested
- * against. On x86-64 they need the FMA instruction, since a software fma would be 50 times slower. */
+ * against. On x86-64 they need the FMA instruction: an fma in software is 50 times slower. */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"
 
 #if defined(GPT2C_HAS_SCALAR_FMA)
 
-/* The target holds for this file alone and for no header of the system: those come first. */
 #include <math.h>
 #include <string.h>
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("fma")
-#endif
+TARGET_BEGIN("fma")
 #endif
 
 #include "kernels/vec_scalar.h"
@@ -31,11 +25,7 @@ const kernel_table kernels_scalar = KERNEL_TABLE;
 const integer_table integer_scalar = INTEGER_TABLE;
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+TARGET_END
 #endif
 
 #endif

@@ -130,7 +130,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL};
     check(gpt2c_forward(model, scratch, &feed, 1, logits));
     uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
-    printf("logits %d %d %016llx\n", (int)c->weights, (int)c->n_embd, (unsigned long long)hash);
+    printf("logits %d %d %016llx\n", (int)c->layer_dtype, (int)c->n_embd, (unsigned long long)hash);
 
     check(gpt2c_sequence_truncate(sequence, 0));
     for (int32_t i = 0; i < n; i++) {
@@ -195,10 +195,10 @@ int main(int argc, char **argv) {
          .layer_norm_epsilon = 1e-3f},
     };
     for (size_t i = 0; i < sizeof configs / sizeof *configs; i++)
-        for (int weights = GPT2C_FLOAT32; weights <= GPT2C_INT4; weights++) {
-            configs[i].weights = weights;
-            configs[i].embeddings = weights == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
-            configs[i].narrow_cache = weights != GPT2C_FLOAT32;
+        for (int dtype = GPT2C_FLOAT32; dtype <= GPT2C_INT4; dtype++) {
+            configs[i].layer_dtype = dtype;
+            configs[i].embedding_dtype = dtype == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
+            configs[i].bfloat16_cache = dtype != GPT2C_FLOAT32;
             configs[i].n_candidates = 16;
             print_model(&configs[i], argv[1], atoi(argv[2]));
         }

@@ -12,6 +12,7 @@ from gpt2c.engine.protocol import Drafts, EngineJob, EngineSequence, Plan, Score
 
 ARITHMETIC: int
 MAX_THREADS: int
+STAGES: dict[str, int]
 
 def instruction_sets() -> list[tuple[str, bool]]:
     """Names of the compiled instruction sets, slowest first, each with whether it runs here."""
@@ -139,7 +140,7 @@ def integer_matmul(
     quantizes: bool = False,
 ) -> Any: ...
 def store(
-    isa: str, key: NDArray[np.float32], value: NDArray[np.float32], narrow: bool
+    isa: str, key: NDArray[np.float32], value: NDArray[np.float32], is_bfloat16: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def attention(
     isa: str,
@@ -147,11 +148,11 @@ def attention(
     keys: NDArray[np.float32],
     values: NDArray[np.float32],
     scale: float,
-    is_narrow: bool = False,
+    is_bfloat16: bool = False,
 ) -> NDArray[np.float32]: ...
 def arg_max(isa: str, logits: NDArray[np.float32]) -> int: ...
 def add(isa: str, x: NDArray[np.float32], added: NDArray[np.float32]) -> NDArray[np.float32]: ...
-def log_total(isa: str, logits: NDArray[np.float32]) -> tuple[float, float]: ...
+def log_sum_exp(isa: str, logits: NDArray[np.float32]) -> tuple[float, float]: ...
 def rank(isa: str, logits: NDArray[np.float32], id: int) -> int: ...
 def draw(
     isa: str,
@@ -161,7 +162,7 @@ def draw(
     sample: int,
     position: int,
 ) -> tuple[int, float]: ...
-def chance(isa: str, seed: int, sample: int, position: int) -> float: ...
+def uniform(isa: str, seed: int, sample: int, position: int) -> float: ...
 def pretend_cpus(n: int) -> None: ...
 def learn_crowding(
     reports: Iterable[tuple[int, int, float, float, float, float]], now: float, n_workers: int

@@ -65,8 +65,8 @@ cdef class Job:
         return 0
 
     cdef int take_scores(self, int n_top) except -1:
-        if not 0 <= n_top <= GPT2C_MOST_TOP:
-            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+        if not 0 <= n_top <= GPT2C_MAX_TOP:
+            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MAX_TOP}")
         cdef unsigned char[::1] view
         self.score_array = np.empty(self.tokens.shape[0], dtype=SCORE_TYPE)
         self.top_array = np.empty((self.tokens.shape[0], n_top), dtype=TOP_TYPE)

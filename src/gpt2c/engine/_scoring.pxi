@@ -24,8 +24,8 @@ cdef class Scoring:
         for i in range(self.targets.shape[0]):
             if not 0 <= self.targets[i] < model.n_vocab:
                 raise OptionError(f"target {self.targets[i]} is not in the vocabulary")
-        if not 0 <= n_top <= GPT2C_MOST_TOP:
-            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+        if not 0 <= n_top <= GPT2C_MAX_TOP:
+            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MAX_TOP}")
         try:
             self.scores = np.empty(self.targets.shape[0], dtype=SCORE_TYPE)
             self.top = np.empty((self.targets.shape[0], n_top), dtype=TOP_TYPE)
