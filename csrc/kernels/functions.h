@@ -1,6 +1,6 @@
 /* exp, log and the activations, computed with fma, mul, add and div alone: without libm, so that
  * every instruction set and every machine gives the same bits. */
-#include "kernels/vec.h"
+#include "kernels/isa/vec.h"
 
 /* Adding 1.5 * 2^23 leaves a float's nearest integer (ties to even) in its low bits. */
 #define ROUND_MAGIC 12582912.0f

@@ -6,7 +6,7 @@
  * and added to the row's float totals in memory, groups ascending. The number of rows changes no
  * bit. matmul.h does the reverse, with sums in registers and weights loaded again for each tile:
  * here a group's weights are few enough to stay, and a total is touched only once in 32 steps. */
-#include "kernels/dot.h"
+#include "kernels/isa/dot.h"
 
 #define BYTES_STEPS (GROUP / 4)
 

@@ -10,9 +10,9 @@
 
 TARGET_BEGIN("avx2,fma")
 
-#include "kernels/vec_avx2.h"
+#include "kernels/isa/vec_avx2.h"
 
-#include "kernels/dot_avx2.h"
+#include "kernels/isa/dot_avx2.h"
 
 #include "kernels/body.h"
 

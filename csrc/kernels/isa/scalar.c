@@ -13,9 +13,9 @@
 TARGET_BEGIN("fma")
 #endif
 
-#include "kernels/vec_scalar.h"
+#include "kernels/isa/vec_scalar.h"
 
-#include "kernels/dot_scalar.h"
+#include "kernels/isa/dot_scalar.h"
 
 #include "kernels/body.h"
 

@@ -10,9 +10,9 @@
 
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
 
-#include "kernels/vec_avx512.h"
+#include "kernels/isa/vec_avx512.h"
 
-#include "kernels/dot_avx512vnni.h"
+#include "kernels/isa/dot_avx512vnni.h"
 
 #include "kernels/integer_body.h"
 

@@ -10,7 +10,7 @@
 
 TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
 
-#include "kernels/vec_avx512.h"
+#include "kernels/isa/vec_avx512.h"
 
 #include "kernels/body.h"
 

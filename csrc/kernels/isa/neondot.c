@@ -15,9 +15,9 @@ TARGET_BEGIN("dotprod")
 TARGET_BEGIN("arch=armv8.2-a+dotprod")
 #endif
 
-#include "kernels/vec_neon.h"
+#include "kernels/isa/vec_neon.h"
 
-#include "kernels/dot_neondot.h"
+#include "kernels/isa/dot_neondot.h"
 
 #include "kernels/integer_body.h"
 

@@ -10,9 +10,9 @@
 
 TARGET_BEGIN("avx2,fma,avxvnni")
 
-#include "kernels/vec_avx2.h"
+#include "kernels/isa/vec_avx2.h"
 
-#include "kernels/dot_avxvnni.h"
+#include "kernels/isa/dot_avxvnni.h"
 
 #include "kernels/integer_body.h"
 
