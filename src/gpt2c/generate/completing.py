@@ -17,7 +17,7 @@ from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.options import Completion, Logprobs, Options
 from gpt2c.generate.prompts import Prompt, fit_context, is_single
 from gpt2c.progress import with_bar
-from gpt2c.schedule.batching import TextBatch, run_requests
+from gpt2c.schedule.batching import ContinuationBatch, run_requests
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.searching import SearchBatch
 from gpt2c.schedule.stops import Stops
@@ -82,7 +82,7 @@ class Completer:
         if options.beams is not None:
             searches = SearchBatch(self._engine, options.batch_size, options.beams)
             return run_requests(searches, requests)
-        texts = TextBatch(self._engine, options.batch_size)
+        texts = ContinuationBatch(self._engine, options.batch_size)
         return ([result] for result in run_requests(texts, requests))
 
     def _grouped(self, pairs: Iterable[tuple[Request, list[Result]]]) -> Iterator[Any]:
