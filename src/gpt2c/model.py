@@ -199,9 +199,9 @@ class GPT2:
             return [c.new for c in completion] if isinstance(completion, list) else completion.new
 
         if is_lazy(prompts):
-            return (new(done) for done in self._completer(checked).each(iter(prompts)))
+            return (new(done) for done in self._completer(checked).complete_lazily(iter(prompts)))
         single = is_single(prompts)  # asked before the work, which may outlive what was given
-        completions = self._completer(checked).all(prompts)
+        completions = self._completer(checked).complete_list(prompts)
         return new(completions[0]) if single else list(map(new, completions))
 
     @overload
@@ -306,23 +306,23 @@ class GPT2:
         """
         checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
-            return self._completer(checked).each(iter(prompts))
+            return self._completer(checked).complete_lazily(iter(prompts))
         single = is_single(prompts)
-        completions = self._completer(checked).all(prompts)
+        completions = self._completer(checked).complete_list(prompts)
         return completions[0] if single else completions
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
         c = self.config
         vocabulary = Vocabulary(
             c.vocab_size, frozenset(c.eos_token_ids), lambda: self.tokenizer,
-            self._encoder.n_unnamed,
+            self._encoder.n_padding,
             self._named_ids | {id for id in (c.bos_token_id, c.pad_token_id) if id is not None},
         )  # fmt: skip
 
         def check(options: Mapping[str, Any]) -> Options:
             checked = check_options(options, allowed, method, vocabulary)
-            if checked.stop_strings and isinstance(self._encoder.given, MissingTokenizer):
-                self._encoder.given.encode("")  # says that there is none
+            if checked.stop_strings and isinstance(self._encoder.given_tokenizer, MissingTokenizer):
+                self._encoder.given_tokenizer.encode("")  # says that there is none
             return checked
 
         checked = with_usable_defaults(given, self._defaults, allowed.__annotations__, check)
@@ -447,7 +447,7 @@ class GPT2:
         n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
         encoder, start = self._encoder, None
         if flag("bos", bos):
-            start = encoder.start_id("bos=True: the text before a text")
+            start = encoder.start_id("bos=True")
         self._engine.check_open()
         if is_lazy(texts):
             ids = (encoder.encode_scored(text, i, special, start) for i, text in enumerate(texts))
@@ -571,7 +571,7 @@ class GPT2:
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | MissingTokenizer) -> None:
-        self._encoder.given = tokenizer
+        self._encoder.given_tokenizer = tokenizer
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder in Hugging Face's format, which transformers loads too.
@@ -591,7 +591,7 @@ class GPT2:
             folder=self._folder,
             vocabulary=self._vocabulary,
         )
-        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.given)
+        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.given_tokenizer)
         save_checkpoint(checkpoint, Path(folder), save)
 
     def weight(self, name: str) -> NDArray[np.float32]:
