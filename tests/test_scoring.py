@@ -253,7 +253,7 @@ def test_bad_texts(model):
     for bad in (None, 5, [[1], "a"], [[[1]]], {"a": 1}, [1.5]):
         with pytest.raises((gpt2c.OptionError, gpt2c.OptionTypeError)):
             list(model.score(bad))
-    with pytest.raises(gpt2c.OptionTypeError, match="an iterator is for score"):
+    with pytest.raises(gpt2c.OptionTypeError, match="not an iterator; pass a list"):
         model.perplexity(iter([[1, 2]]))
 
 
