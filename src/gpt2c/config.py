@@ -348,7 +348,7 @@ def _take_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) ->
 
 
 def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a configuration calls for, in the model's order."""
+    """Return the names and shapes of the tensors that `config` needs, in the model's order."""
     width, inner = config.n_embd, config.inner
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),
