@@ -120,12 +120,12 @@ class Continuation:
         )  # fmt: skip
 
     def _step_processed(self, process: LogitsProcessor) -> None:
-        own = self.job.next_logits()
-        if np.isnan(own).any():
+        raw = self.job.next_logits()
+        if np.isnan(raw).any():
             self._fail("nan")
         before = [*self._ids.tolist(), *self.job.new_ids()]
-        logits = check_logits(process(before, own.copy()), len(own))
-        self.job.advance(logits, own)
+        logits = check_logits(process(before, raw.copy()), len(raw))
+        self.job.advance(logits, raw)
 
     def _slide(self) -> None:
         """Continue with the last half of the context as the prompt of a new job."""

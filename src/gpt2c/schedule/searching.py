@@ -124,10 +124,10 @@ class Search:
 
     def copy_prefix(self, n: int) -> EngineSequence:
         """Return a sequence of the prompt's first n tokens; n is at most a shared_length."""
-        own = self._beams[0].state.sequence
-        if own.length < n:  # before the first step, which feeds the prompt
-            own.feed(self.request.ids[own.length : n], 0)
-        sequence = own.copy()
+        first = self._beams[0].state.sequence
+        if first.length < n:  # before the first step, which feeds the prompt
+            first.feed(self.request.ids[first.length : n], 0)
+        sequence = first.copy()
         sequence.truncate(n)
         return sequence
 
@@ -257,10 +257,10 @@ class Search:
         n_top = self.request.n_top
         if n_top is None:
             return [None] * len(hypotheses)
-        own = self._beams[0].state.sequence  # begins with the prompt, like every beam's
+        first = self._beams[0].state.sequence  # begins with the prompt, as all beams do
         all_ids = [np.array(h.ids, dtype=np.int32) for h in hypotheses]
         targets = [ids for ids in all_ids if len(ids)]
-        sequences = [own.copy() for _ in targets]
+        sequences = [first.copy() for _ in targets]
         for sequence in sequences:
             sequence.truncate(len(self.request.ids) - 1)
         if not targets:
@@ -290,10 +290,10 @@ class SearchBatch(Batch[list[Result]]):
         """Run one step of all searches."""
         inputs = [search.inputs() for search in running]
         # n_top is the same in all searches: it depends on the call's options only.
-        rows = self._rows([each for own in inputs for each in own], running[0].n_top)
-        for search, own in zip(running, inputs, strict=True):
-            search.advance(rows[: len(own)])
-            rows = rows[len(own) :]
+        rows = self._rows([pair for pairs in inputs for pair in pairs], running[0].n_top)
+        for search, pairs in zip(running, inputs, strict=True):
+            search.advance(rows[: len(pairs)])
+            rows = rows[len(pairs) :]
 
     def _rows(
         self, inputs: list[tuple[EngineSequence, NDArray[np.int32]]], n_top: int | None
