@@ -155,13 +155,13 @@ def test_ten_thousand_short_prompts(model):
 def shared_lengths(monkeypatch):
     """Record how many tokens of each request were already in a shared cache."""
     lengths = []
-    create = batching.Text.__init__
+    create = batching.Continuation.__init__
 
     def spy(self, engine, request, sequence=None):
         lengths.append(sequence.length if sequence else 0)
         create(self, engine, request, sequence)
 
-    monkeypatch.setattr(batching.Text, "__init__", spy)
+    monkeypatch.setattr(batching.Continuation, "__init__", spy)
     return lengths
 
 
@@ -181,7 +181,7 @@ def test_a_shared_prefix_outlives_its_first_prompt(model, shared_lengths):
 
 
 def test_short_prefixes_are_not_shared(model, shared_lengths):
-    header = list(range(batching.SHARED_PREFIX - 1))
+    header = list(range(batching.MIN_SHARED_PREFIX - 1))
     model.generate([[*header, 40], [*header, 41]], max_new_tokens=2)
     assert shared_lengths == [0, 0]
 

@@ -48,7 +48,7 @@ def sharp_weights(config, seed):
 @pytest.fixture(autouse=True)
 def pack_small_models(monkeypatch):
     """Pack even small models for drafting, and draft only where a test asks for it."""
-    monkeypatch.setattr(drafting, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(drafting, "_MIN_BYTES", 0)
     monkeypatch.setitem(generation.DEFAULTS, "draft", None)
 
 
@@ -304,7 +304,7 @@ def test_an_unreferenced_draft_model_is_freed():
 
 def test_drafts_are_the_default(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(drafting, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(drafting, "_MIN_BYTES", 0)
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     n_bytes = model.n_bytes
     plain = model.generate([1, 2], max_new_tokens=50, draft=None)
@@ -318,7 +318,7 @@ _LIMITED_MEMORY = """
 import gc, resource, sys
 from conftest import ISAS, config_of, model_on, random_weights
 from gpt2c.generate import drafting
-drafting._LEAST_BYTES = 0
+drafting._MIN_BYTES = 0
 config = config_of(vocab_size=4096, n_embd=512, n_head=4, n_layer=16)
 model = model_on(ISAS[-1], config, random_weights(config))
 plain = model.generate([1, 2], max_new_tokens=30, draft="lookup")

@@ -373,8 +373,8 @@ def test_invalid_eos_ids_are_ignored(
         ({"num_beams": 3}, {"callback": lambda i, ids: False}, "a callback"),
         ({"num_beams": 3, "length_penalty": 2.0}, {"overflow": "slide"}, "overflow='slide'"),
         ({"num_beams": 2}, {"num_return_sequences": 3}, None),
-        ({"no_repeat_ngram_size": 2}, {"sampler_order": ["top_k"]}, "sampler_order does not say"),
-        ({"min_length": 4}, {"sampler_order": ["top_k"]}, "sampler_order does not say"),
+        ({"no_repeat_ngram_size": 2}, {"sampler_order": ["top_k"]}, "sampler_order lacks"),
+        ({"min_length": 4}, {"sampler_order": ["top_k"]}, "sampler_order lacks"),
         ({"do_sample": True, "temperature": 0.0}, {"do_sample": True, "seed": 1}, "temperature is"),
     ],
 )

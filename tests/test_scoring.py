@@ -98,7 +98,7 @@ def test_bos_gives_the_first_token_its_probability(backend):
     assert with_bos.total == after_eos.total
     assert model.score(ids[:1], bos=True).n_scored == 1
     assert model.score(np.array([], dtype=int), bos=True).total == 0.0
-    with pytest.raises(gpt2c.OptionError, match="no end-of-text token"):
+    with pytest.raises(gpt2c.OptionError, match="bos=True: this model has no BOS token"):
         model_on(backend, CONFIG, WEIGHTS).score(ids, bos=True)
 
 
@@ -253,7 +253,7 @@ def test_bad_texts(model):
     for bad in (None, 5, [[1], "a"], [[[1]]], {"a": 1}, [1.5]):
         with pytest.raises((gpt2c.OptionError, gpt2c.OptionTypeError)):
             list(model.score(bad))
-    with pytest.raises(gpt2c.OptionTypeError, match="an iterator is for score"):
+    with pytest.raises(gpt2c.OptionTypeError, match="not an iterator; pass a list"):
         model.perplexity(iter([[1, 2]]))
 
 

@@ -366,13 +366,13 @@ def test_samples_share_the_cache_of_their_prompt(isa, monkeypatch):
     from gpt2c.schedule import batching
 
     fed = []
-    create = batching.Text.__init__
+    create = batching.Continuation.__init__
 
     def spy(self, engine, request, sequence=None):
         fed.append(len(request.ids) - (sequence.length if sequence else 0))
         create(self, engine, request, sequence)
 
-    monkeypatch.setattr(batching.Text, "__init__", spy)
+    monkeypatch.setattr(batching.Continuation, "__init__", spy)
     model = model_on(isa, CONFIG, WEIGHTS)
     model.generate([1] * 30, num_return_sequences=5, max_new_tokens=2, **SAMPLED)
     assert fed == [30, 1, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""The model as its users see it."""
+"""GPT2: the class that loads a model, and generates and scores text with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, NoReturn, Self, Unpack, overload
+from typing import Any, NoReturn, Self, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,14 +52,28 @@ from gpt2c.weights.named_tokenizer import tokenizer_for
 from gpt2c.weights.tokenizer_files import save_tokenizer, with_named_tokens
 
 
-class GPT2:
-    """A GPT-2 on the CPU.
+class PerplexityOptions(TypedDict, total=False):
+    """Keyword arguments of GPT2.perplexity; GPT2.score describes them."""
 
-    >>> model = GPT2.from_pretrained()  # the embedded one; or a folder, or a name on the hub
+    bos: bool
+    special_tokens: bool
+    stride: int | None
+
+
+class ScoreOptions(PerplexityOptions, total=False):
+    """Keyword arguments of GPT2.score."""
+
+    top_logprobs: int
+
+
+class GPT2:
+    """A GPT-2 model on the CPU.
+
+    >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name
     >>> model.generate("Once upon a time", max_new_tokens=40)
 
-    A model is immutable: any number of threads may use it at once, each call with a cache of its
-    own. ``close()``, or leaving a ``with`` block, frees its memory once running calls are done.
+    A model is immutable. Any number of threads may use it at once; each call has its own KV cache.
+    ``close()``, or the end of a ``with`` block, frees the memory once running calls have ended.
     """
 
     def __init__(
@@ -72,14 +86,14 @@ class GPT2:
         backend: str = "auto",
         progress: bool = False,
     ) -> None:
-        """Read the checkpoint's weights; :meth:`from_pretrained` is the usual way here.
+        """Read the checkpoint's weights. Most callers use :meth:`from_pretrained` instead.
 
-        A tokenizer of None is GPT-2's own.
+        If the tokenizer is None, the model uses GPT-2's own.
         """
         n_threads, _ = choose_threads(threads)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
-        beside = self._folder if checkpoint.vocabulary is None else None
-        config, named = with_named_tokens(checkpoint.config, beside, tokenizer)
+        tokenizer_folder = self._folder if checkpoint.vocabulary is None else None
+        config, named = with_named_tokens(checkpoint.config, tokenizer_folder, tokenizer)
         self._defaults = ModelDefaults()
         if self._folder is not None:
             config, self._defaults = read_generation_config(self._folder, config)
@@ -109,39 +123,49 @@ class GPT2:
         activation: str | None = None,
         hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Load a checkpoint from disk or the hub, or the embedded model.
+        """Load a model from disk or from Hugging Face's hub, or the embedded model.
 
-        path is a checkpoint of any kind that docs/checkpoints.md lists, told by its content: a
-        folder in Hugging Face's format (``config.json`` with ``model.safetensors`` or
-        ``pytorch_model.bin``, whole or in shards), OpenAI's own, or a file of nanoGPT, minGPT,
-        llm.c, GGUF or NumPy. Or, where there is nothing of that name, a name on Hugging Face's hub
-        such as "openai-community/gpt2" (extra ``hub``; revision, token and local_files_only are for
-        this alone, and HF_HOME and HF_HUB_OFFLINE are honoured). Without it, it is the model that
-        is part of the package, "tales".
+        path
+            A checkpoint on disk, in any format of docs/checkpoints.md; the content decides which.
+            It may be a folder in Hugging Face's format (``config.json`` with ``model.safetensors``
+            or ``pytorch_model.bin``, whole or in shards), OpenAI's original files, or a file of
+            nanoGPT, minGPT, llm.c, GGUF or NumPy. If there is no such path, it is a name on the
+            hub, such as "openai-community/gpt2" (needs the extra ``hub``). By default, the model is
+            "tales", which is part of the package.
+        dtype
+            The format of the weights: "float32"; "int8", which takes about a quarter of the memory
+            and a third of the time per token; "int4", a fifth of both (docs/quantization.md);
+            "float64", on the NumPy backend only. "auto", the default, keeps the format of a
+            quantised checkpoint, and is float32 for others.
+        threads
+            The max number of threads. The default is GPT2C_THREADS, else OMP_NUM_THREADS, else the
+            min of this process's CPUs, the physical cores and the control group's quota.
+        backend
+            "c", the compiled engine; "numpy"; or "auto", the first of these that runs.
+        progress
+            Show a bar if loading takes over two seconds (needs the package tqdm).
+        revision, token, local_files_only
+            How to fetch a name on the hub. HF_HOME and HF_HUB_OFFLINE are honoured.
+        tokenizer
+            Another tokenizer than the checkpoint's: the path of a tokenizer file or of a folder
+            that has one, "gpt2" for GPT-2's own, or a Tokenizer. By default it is read from the
+            checkpoint's file or folder: ``tokenizer.json``, ``vocab.json`` with ``merges.txt``, or
+            nanoGPT's ``meta.pkl``. If there is none, it is GPT-2's own, provided that the
+            vocabulary has GPT-2's size (``model.tokenizer.source`` says which it is). If it cannot
+            be read, the model takes token ids, and raises an error for texts.
+        activation
+            The activation function, by transformers' name, instead of the checkpoint's: "gelu_new"
+            for a nanoGPT model trained before 17 May 2023 (docs/checkpoints.md).
+        hparams
+            Hyperparameters for a TensorFlow or NumPy checkpoint without ``hparams.json``: a path to
+            such a file, a dict such as {"n_head": 12}, or an OpenAI size such as "124M".
 
-        The tokenizer comes from the file or its folder: ``tokenizer.json``, ``vocab.json`` with
-        ``merges.txt``, or nanoGPT's ``meta.pkl``; without any, it is GPT-2's own, if the vocabulary
-        has its size (``model.tokenizer.source`` says which). If it cannot be read, passing text is
-        an error, but token ids work. tokenizer names another: a path to one of these files, or to a
-        folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. ``generation_config.json``
-        gives EOS tokens, and defaults for the options of calls.
-
-        activation overrides the checkpoint's activation function, by transformers' names:
-        "gelu_new" for a nanoGPT trained before 17 May 2023 (docs/checkpoints.md). hparams replaces
-        ``hparams.json`` if a TensorFlow or NumPy checkpoint has none: a path, a dict such as
-        {"n_head": 12}, or an OpenAI size such as "124M".
-
-        progress shows a bar where loading takes over two seconds (with the package tqdm). dtype is
-        what is computed with: "float32"; "int8", in about a quarter of the memory and a third of
-        the time of a token, or "int4", in a fifth of both (docs/quantization.md); on the NumPy
-        backend "float64"; or "auto", what the checkpoint was quantised to, and otherwise float32.
-        threads is the max number of threads; the default is GPT2C_THREADS, else OMP_NUM_THREADS,
-        else the least of this process's CPUs, physical cores and control group quota. backend is
-        "c", the compiled engine; "numpy"; or "auto", which takes the first that runs.
+        The checkpoint's ``generation_config.json`` sets EOS tokens and defaults for the options of
+        calls.
 
         Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError, naming the
-        file and what is wrong with it; OptionError; BackendError where backend="c" cannot run;
-        MissingDependencyError, naming the package, where one is needed and not installed.
+        file and what is wrong with it; OptionError; BackendError if backend="c" cannot run; and
+        MissingDependencyError, naming the package to install.
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
         with open_checkpoint(folder, activation=activation, hparams=hparams) as checkpoint:
@@ -155,7 +179,11 @@ class GPT2:
     def from_picogpt(
         cls, hparams: Mapping[str, Any], params: Mapping[str, Any], **options: Any
     ) -> Self:
-        """A model from picoGPT's hparams and params, for ids; see checkpoint.from_picogpt."""
+        """Make a model from picoGPT's hparams and params; see checkpoint.from_picogpt.
+
+        The model has no tokenizer, so it takes ids. The options are
+        dtype, threads, backend and progress, as in :meth:`from_pretrained`.
+        """
         missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
         return cls(from_picogpt(hparams, params), missing, **options)
 
@@ -186,12 +214,11 @@ class GPT2:
 
     @shows_options(GenerateOptions, DEFAULTS)
     def generate(self, prompts: Any, **options: Any) -> Any:
-        """Continues a prompt, or each of a list of prompts: the new text, or ids, alone.
+        """Continue a prompt, or each prompt of a list; return only the new text, or the new ids.
 
-        prompts is a text, a list or NumPy array of token ids, or a list of one kind of them. An
-        iterator of prompts (a generator, an open file) is answered by an iterator, lazily.
-        :meth:`complete` says what the options are, and what is raised. With num_return_sequences
-        each prompt's result is a list of so many.
+        :meth:`complete` describes prompts, options and errors. The result is a text for a text, ids
+        for ids, a list for a list of prompts, and an iterator for an iterator of prompts. With
+        num_return_sequences, each prompt's result is a list.
         """
         checked = self._options(options, GenerateOptions, "generate")
 
@@ -199,9 +226,9 @@ class GPT2:
             return [c.new for c in completion] if isinstance(completion, list) else completion.new
 
         if is_lazy(prompts):
-            return (new(done) for done in self._completer(checked).each(iter(prompts)))
-        single = is_single(prompts)  # asked before the work, which may outlive what was given
-        completions = self._completer(checked).all(prompts)
+            return (new(done) for done in self._completer(checked).complete_lazily(iter(prompts)))
+        single = is_single(prompts)  # before the work, during which the list may change
+        completions = self._completer(checked).complete_list(prompts)
         return new(completions[0]) if single else list(map(new, completions))
 
     @overload
@@ -229,100 +256,140 @@ class GPT2:
 
     @shows_options(CompleteOptions, DEFAULTS)
     def complete(self, prompts: Any, **options: Any) -> Any:
-        """Continues a prompt, or each of a list: a :class:`Completion`, or a list of them.
+        """Continue a prompt, or each prompt of a list; return a :class:`Completion` for each.
 
-        The prompts of a list run together, whatever their lengths, and tokens that they begin with
-        alike are computed once. An iterator of prompts is answered by an iterator of completions in
-        their order: prompts are taken from it as places come free, so that there may be any number.
-        docs/sampling.md has the options' definitions, their papers and their order.
+        prompts is a text, a list or NumPy array of token ids, or a list of one kind of these. The
+        prompts of a list run together, whatever their lengths, and a prefix that they share is
+        computed once. For an iterator of prompts (a generator, an open file), the result is an
+        iterator of completions in the same order. It reads the prompts lazily, so there may be any
+        number of them.
+
+        Options that are not given have the defaults of the model's ``generation_config.json``, or
+        those named here. docs/sampling.md has exact definitions, the papers, and the order in
+        which the options act.
+
+        Where a text ends:
 
         max_new_tokens
-            Most tokens to generate. The model's end token, or a full context, ends a text before.
-        do_sample, temperature, top_k, top_p, min_p, typical_p, top_n_sigma, epsilon_cutoff,
-        eta_cutoff, xtc_probability, xtc_threshold, mirostat_tau, mirostat_eta
-            Greedy unless do_sample is True or one of the others is given. temperature divides the
-            logits (default 1; 0 is greedy); the others remove unlikely ids (xtc: likely ones).
-        repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size,
-        dry_multiplier, dry_base, dry_allowed_length, dry_range, dry_sequence_breakers
-            Against repetition. presence and frequency count the new tokens, the others the prompt
-            too.
-        logit_bias, suppress_tokens, bad_words, min_new_tokens
-            Numbers added to ids' logits; ids, and texts or lists of ids, that never come; how many
-            tokens come before one may end the text. A text that is one token stands for its id.
-        sampler_order
-            The stages' names in another order than gpt2c.SAMPLER_ORDER.
-        seed
-            An int from 0 to 2**64 - 1, or a list of one for each prompt; by itself it does not
-            turn sampling on. The text is a function of
-            the prompt, the options and the seed, whatever runs beside it. None draws one for each
-            prompt, and the completion tells it.
-        num_return_sequences
-            So many texts for each prompt, all drawn from its seed, or the best of num_beams, best
-            first; its result is then a list.
-        num_beams, length_penalty, early_stopping
-            Beam search with so many beams, as transformers does it: the texts of the greatest
-            sequence_score. Above 0 (default: 1) length_penalty rewards length. early_stopping ends
-            the search with the first num_beams texts (True), when better ones are unlikely (False,
-            the default), or are impossible ("never"). With sampling, a callback or
-            overflow="slide" it is an error; drafts are not used.
-        num_beam_groups, diversity_penalty
-            Beams in so many groups, each of which is kept by the penalty, taken from
-            log-probabilities, from the ids that the groups before chose at the same place.
+            The max number of new tokens (default 40). A text ends earlier at one of the model's EOS
+            tokens, or when the context is full.
+        min_new_tokens
+            The number of new tokens that must come before an EOS token or one of stop_token_ids.
         stop_strings, stop_token_ids
-            What ends a text, besides the model's end token; none of it is part of the text.
+            Strings and token ids that end a text, besides the EOS tokens. The text ends before
+            them.
         max_time
-            Seconds from the call after which every text ends; those not begun by then are empty.
+            Seconds from the call after which all texts end. Texts that have not begun are empty.
         callback
-            callback(index of the prompt, its new ids so far) after each token; what is true ends
-            the text. Of num_return_sequences all have their prompt's index.
-        logits_processor
-            logits_processor(ids of prompt and text, float32 [n_vocab]) returns the logits that are
-            used, before every other option; with num_beams it is given log-probabilities. Slower:
-            without num_beams prompts run one after the other.
-        logprobs, echo
-            From 0 to 128: log-probabilities of the new tokens, and of so many alternatives; with
-            echo of the prompt's tokens too, of those that truncate or overflow kept. In a prompt,
-            unlike in a text that is scored, special tokens stand for themselves.
+            A function that is called after each token, as callback(index of the prompt, its new ids
+            so far). A truthy result ends the text. With num_return_sequences, all texts of a prompt
+            have its index.
         overflow
-            What a full context does: "stop" ends the text, "slide" goes on from the last half of
-            the context as from a new prompt, which costs feeding that half again; all options then
-            see that half alone. A prompt longer than the context is cut to its last half.
-        draft, num_assistant_tokens
-            "auto" (the default), "packing", "lookup" or a smaller GPT2 guesses tokens, which are
-            verified together: the same text, to the bit of its log-probabilities, in fewer passes;
-            None does not (docs/drafts.md). num_assistant_tokens, from 1 to 24, guesses always so
-            many.
+            What a full context does. "stop", the default, ends the text. "slide" continues with the
+            last half of the context as a new prompt, which takes the time to feed that half again;
+            from then on, options that depend on earlier tokens see only that half. A prompt longer
+            than the context is cut to its last n_positions // 2 tokens.
         truncate
-            "left" keeps the end of a prompt that leaves no room in the context; otherwise a prompt
-            longer than the context is an error.
+            "left" drops the beginning of a prompt that leaves too little room for new tokens in the
+            context. Without it, a prompt longer than the context is an error.
+
+        How a token is chosen; by default, the most likely one (greedy decoding):
+
+        do_sample, temperature
+            do_sample=True turns sampling on, and so does temperature or any of the filters that
+            follow. temperature divides the logits (default 1); 0 means greedy.
+        top_k, top_p, min_p, typical_p, top_n_sigma, epsilon_cutoff, eta_cutoff
+            Filters that remove unlikely ids.
+        xtc_probability, xtc_threshold
+            A filter that sometimes removes the most likely ids.
+        mirostat_tau, mirostat_eta
+            A filter that removes unlikely ids, adjusted to keep the surprisal near tau.
+        repetition_penalty, no_repeat_ngram_size, dry_multiplier, dry_base, dry_allowed_length,
+        dry_range, dry_sequence_breakers
+            Against the repetition of tokens in the prompt and the new text.
+        presence_penalty, frequency_penalty
+            Against the repetition of new tokens only.
+        logit_bias
+            A dict of ids and the numbers to add to their logits. Here, in suppress_tokens and in
+            stop_token_ids, a text that is one token may replace its id.
+        suppress_tokens, bad_words
+            Ids that are never generated; texts or lists of ids that are never generated.
+        sampler_order
+            A list of the stages' names, if they should run in another order than
+            gpt2c.SAMPLER_ORDER.
+        logits_processor
+            A function that returns the logits to use, called before all other options as
+            logits_processor(ids of the prompt and the new tokens, float32 [n_vocab]). With
+            num_beams it gets log-probabilities. Without num_beams, prompts no longer run together,
+            which is slower.
+        seed
+            An int from 0 to 2**64 - 1, or a list with one for each prompt. The prompt, the options
+            and the seed determine the text, whatever runs beside it. By default each prompt gets a
+            random seed, which its completion has. A seed alone does not turn sampling on.
+        num_return_sequences
+            The number of texts for each prompt, whose result is then a list. They are all drawn
+            from the prompt's seed, or are the best of num_beams, best first.
+
+        Beam search, as in transformers:
+
+        num_beams
+            The number of beams (default 1, no beam search). The results are the texts with the
+            highest sequence_score. Sampling, callback and overflow="slide" are errors with
+            num_beams, and drafts are not used.
+        length_penalty
+            Longer texts are rewarded if it is above 0 (default 1).
+        early_stopping
+            When the search ends, once num_beams texts are finished: at once (True); when better
+            texts are unlikely (False, the default); or when they are impossible ("never").
+        num_beam_groups, diversity_penalty
+            Split the beams into that many groups. An id loses the penalty from its log-probability
+            for each beam of an earlier group that chose it at the same place.
+
+        What is returned besides the text:
+
+        logprobs
+            From 0 to 128: the log-probabilities of the new tokens, and of that many of the most
+            likely ids in each one's place.
+        echo
+            Return them for the prompt's tokens too, except those that truncate or overflow cut off.
+            In a prompt, unlike in a text passed to :meth:`score`, the name of a special token
+            becomes its id.
+
+        Speed:
+
+        draft, num_assistant_tokens
+            Speculative decoding (docs/drafts.md): "auto" (the default), "packing", "lookup" or a
+            smaller GPT2 drafts tokens, and the model verifies several in one pass. The text and the
+            bits of its log-probabilities stay the same. None turns it off. num_assistant_tokens,
+            from 1 to 24, fixes the number of tokens to draft at a time.
         batch_size
-            How many prompts run together, from 1 to 256.
+            The max number of sequences, or beam searches, that run together: 1 to 256 (default 32).
         progress
-            Show a bar of finished texts (with the package tqdm).
+            Show a bar of finished texts (needs the package tqdm).
 
         Raises OptionError or OptionTypeError naming the option, its value and its range;
-        ContextError, TokenizerError; NumericalError where the weights give a logit that is not a
-        number; CacheMemoryError.
+        ContextError; TokenizerError; NumericalError if the weights give a NaN logit; and
+        CacheMemoryError.
         """
         checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
-            return self._completer(checked).each(iter(prompts))
+            return self._completer(checked).complete_lazily(iter(prompts))
         single = is_single(prompts)
-        completions = self._completer(checked).all(prompts)
+        completions = self._completer(checked).complete_list(prompts)
         return completions[0] if single else completions
 
     def _options(self, given: Mapping[str, Any], allowed: type, method: str) -> Options:
         c = self.config
         vocabulary = Vocabulary(
             c.vocab_size, frozenset(c.eos_token_ids), lambda: self.tokenizer,
-            self._encoder.n_unnamed,
+            self._encoder.n_padding,
             self._named_ids | {id for id in (c.bos_token_id, c.pad_token_id) if id is not None},
         )  # fmt: skip
 
         def check(options: Mapping[str, Any]) -> Options:
             checked = check_options(options, allowed, method, vocabulary)
-            if checked.stop_strings and isinstance(self._encoder.given, MissingTokenizer):
-                self._encoder.given.encode("")  # says that there is none
+            if checked.stop_strings and isinstance(self._encoder.given_tokenizer, MissingTokenizer):
+                self._encoder.given_tokenizer.encode("")  # raises TokenizerError
             return checked
 
         checked = with_usable_defaults(given, self._defaults, allowed.__annotations__, check)
@@ -340,11 +407,11 @@ class GPT2:
 
     @shows_options(StreamOptions, DEFAULTS)
     def stream(self, prompt: Any, **options: Any) -> Any:
-        """Continues one prompt and yields the new text, or ids, as they come.
+        """Continue one prompt; return an iterator that yields the new text, or ids, piece by piece.
 
-        The pieces of a text never split a character nor show part of a stop string, and joined are
-        what :meth:`generate` returns. Options and errors are those of :meth:`complete`; errors in
-        them are raised at once.
+        A piece never splits a character and never shows part of a stop string. Joined, the pieces
+        are what :meth:`generate` returns. :meth:`complete` describes the options and errors; an
+        error in the options is raised by this call, before the first piece is read.
         """
         return self._stream(prompt, options, "stream").pieces()
 
@@ -355,10 +422,10 @@ class GPT2:
 
     @shows_options(StreamOptions, DEFAULTS)
     def stream_async(self, prompt: Any, **options: Any) -> Any:
-        """The same for ``async for``: the work is done in a thread, beside the event loop.
+        """Do the same for ``async for``; a thread does the work, so the event loop is not blocked.
 
-        When the iterator is closed, or its task cancelled, the work stops within a token, or, in a
-        long prompt, 256 of its tokens.
+        If the iterator is closed or its task cancelled, the work stops within one token, or within
+        256 tokens of a long prompt.
         """
         return self._stream(prompt, options, "stream_async").pieces_async()
 
@@ -367,9 +434,9 @@ class GPT2:
         if not is_single(prompt):
             if isinstance(prompt, list) and not prompt:
                 raise OptionError(f"{method} takes one prompt; found an empty list")
-            raise OptionTypeError(f"{method} takes one prompt; found a list of them")
+            raise OptionTypeError(f"{method} takes one prompt; found a list of prompts")
         if isinstance(options.seeds, tuple):
-            raise OptionTypeError(f"{method} takes one prompt and so one seed; found a list")
+            raise OptionTypeError(f"{method} takes one prompt, so one seed; found a list of seeds")
         (request,) = self._completer(options).requests(prompt, 0)
         return TextStream(
             self._engine, request, self._encoder.token_bytes if isinstance(prompt, str) else None
@@ -379,33 +446,17 @@ class GPT2:
 
     @overload
     def score(
-        self,
-        texts: str | Sequence[int] | IdArray,
-        *,
-        bos: bool = False,
-        special_tokens: bool = False,
-        stride: int | None = None,
-        top_logprobs: int = 0,
+        self, texts: str | Sequence[int] | IdArray, **options: Unpack[ScoreOptions]
     ) -> Score: ...
     @overload
     def score(
         self,
         texts: list[str] | tuple[str, ...] | Sequence[Ids],
-        *,
-        bos: bool = False,
-        special_tokens: bool = False,
-        stride: int | None = None,
-        top_logprobs: int = 0,
+        **options: Unpack[ScoreOptions],
     ) -> list[Score]: ...
     @overload
     def score(
-        self,
-        texts: Iterator[Prompt],
-        *,
-        bos: bool = False,
-        special_tokens: bool = False,
-        stride: int | None = None,
-        top_logprobs: int = 0,
+        self, texts: Iterator[Prompt], **options: Unpack[ScoreOptions]
     ) -> Iterator[Score]: ...
 
     def score(
@@ -417,27 +468,28 @@ class GPT2:
         stride: int | None = None,
         top_logprobs: int = 0,
     ) -> Any:
-        """What the model says of a text's or ids' tokens, or of each of a list: a :class:`Score`.
+        """Score a text or ids, or each of a list; return a :class:`Score` for each.
 
-        Short texts run together; the bits are those of each alone. An iterator of texts is answered
-        by an iterator, lazily and in memory that is bounded. The ids of a text are those of a
-        prompt, but for its special tokens.
+        A score has each token's log-probability, rank and entropy. Short texts run together and
+        get the same bits as alone. For an iterator of texts the result is an iterator, which reads
+        them lazily and in bounded memory. A text is encoded like a prompt, except for the names of
+        special tokens.
 
         bos
-            Score the first token too, as what follows the bos token. A bos token that the tokenizer
-            itself puts before every text is then not among the text's own ids.
+            Score the first token too, given the BOS token before it. A BOS token that the tokenizer
+            itself puts before every text is then left out of the text's ids.
         special_tokens
-            Whether a special token in a text, such as "<|endoftext|>", is its one id, as in a
-            prompt. By default it is the characters that it is written with.
+            Whether the name of a special token in a text, such as "<|endoftext|>", is encoded as
+            its id, as in a prompt. By default it is encoded as plain characters.
         stride
-            How far apart the windows begin in which a text longer than the context is scored;
-            default half of the context. Each token is scored in the first window that holds it,
-            given what of that window precedes it.
+            A text longer than the context is scored in windows of n_positions tokens that begin
+            `stride` tokens apart (default: half of the context). Each token is scored in the first
+            window that holds it, given the tokens before it in that window.
         top_logprobs
-            From 0 to 128: so many of the likeliest ids in each token's place, too.
+            From 0 to 128: return that many of the most likely ids in each token's place, too.
 
-        Raises OptionError, OptionTypeError, TokenizerError; NumericalError where the weights give a
-        logit that is not a number; CacheMemoryError.
+        Raises OptionError, OptionTypeError or TokenizerError; NumericalError if the weights give a
+        NaN logit; and CacheMemoryError.
         """
         n_positions = self.config.n_positions
         special = flag("special_tokens", special_tokens)
@@ -447,7 +499,7 @@ class GPT2:
         n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
         encoder, start = self._encoder, None
         if flag("bos", bos):
-            start = encoder.start_id("bos=True: the text before a text")
+            start = encoder.start_id("bos=True")
         self._engine.check_open()
         if is_lazy(texts):
             ids = (encoder.encode_scored(text, i, special, start) for i, text in enumerate(texts))
@@ -461,21 +513,13 @@ class GPT2:
 
     @overload
     def perplexity(
-        self,
-        texts: str | Sequence[int] | IdArray,
-        *,
-        bos: bool = False,
-        special_tokens: bool = False,
-        stride: int | None = None,
+        self, texts: str | Sequence[int] | IdArray, **options: Unpack[PerplexityOptions]
     ) -> float: ...
     @overload
     def perplexity(
         self,
         texts: list[str] | tuple[str, ...] | Sequence[Ids],
-        *,
-        bos: bool = False,
-        special_tokens: bool = False,
-        stride: int | None = None,
+        **options: Unpack[PerplexityOptions],
     ) -> list[float]: ...
 
     def perplexity(
@@ -486,25 +530,27 @@ class GPT2:
         special_tokens: bool = False,
         stride: int | None = None,
     ) -> Any:
-        """Of a text, or of each of a list: exp of the mean negative log-probability of its tokens.
+        """Return the perplexity of a text or ids, or of each of a list.
 
-        Windows of n_positions tokens every `stride` (default half of them) are the usual recipe for
-        a text that is longer than the context, as transformers' documentation has it. The options
-        are those of :meth:`score`.
+        That is exp of the mean negative log-probability of its tokens. A text longer than the
+        context is scored in windows, as transformers' documentation recommends; the options are
+        those of :meth:`score`.
 
         Raises what :meth:`score` raises.
         """
         if is_lazy(texts):
-            raise OptionTypeError("perplexity takes texts or ids; an iterator is for score")
+            raise OptionTypeError(
+                "perplexity takes texts or ids, not an iterator; pass a list, or use score"
+            )
         scores = self.score(texts, bos=bos, special_tokens=special_tokens, stride=stride)
         return scores.perplexity if isinstance(scores, Score) else [s.perplexity for s in scores]
 
     # ---- logits ----
 
     def logits(self, ids: Prompt) -> NDArray[np.float32]:
-        """Logits float32 [n_tokens, n_vocab] of the token that follows each of ids (or of a text).
+        """Return float32 [n_tokens, n_vocab]: the logits after each token of ids, or of a text.
 
-        Raises ContextError where there are more of them than positions.
+        Raises ContextError if there are more tokens than positions.
         """
         checked = self._encoder.encode(ids, "logits")
         if len(checked) > self.config.n_positions:
@@ -522,67 +568,70 @@ class GPT2:
         edit: Mapping[str, Edit] | None = None,
         positions: int | Ints | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """What the model computes of ids (or a text) on its way, and what it would if that changed.
+        """Run ids, or a text, through the model; capture activations, and edit them on the way.
 
         >>> seen = model.forward("Once upon a time", capture=["resid_post", "h.0.probs", "logits"])
         >>> seen["resid_post"].shape, seen["h.0.probs"].shape  # n_layer first; heads first
-        >>> model.forward(ids, edit={"h.3.attn_out": lambda x: 0 * x})["logits"]  # without it
+        >>> ablated = model.forward(ids, edit={"h.3.attn_out": lambda x: 0 * x})["logits"]
 
         capture
-            Names of points: embed, ln_f, logits, and of each block resid_pre, ln_1, q, k, v,
-            scores, probs, attn_out, resid_mid, ln_2, mlp_pre, mlp_act, mlp_out, resid_post.
-            "h.3.probs" is block 3's, "probs" all blocks' in one array. Only these are kept.
+            The names of the points to return. The model's points are embed, ln_f and logits; each
+            block's are resid_pre, ln_1, q, k, v, scores, probs, attn_out, resid_mid, ln_2,
+            mlp_pre, mlp_act, mlp_out and resid_post. "h.3.probs" is block 3's; "probs" is all
+            blocks', in one array. Memory is used only for these.
         edit
-            By the same names: a function of a point's values that returns others, or an array of
-            them (or what broadcasts to it), for all tokens of the text. Without a block's number it
-            is for each. It may keep what it is given, and is called once a block. What is captured
-            is what came of it. A token never looks at later ones, whatever its scores are.
+            A dict from the same names to new values: a function that gets a point's values and
+            returns others, or an array. The new values must broadcast to the shape of the old ones,
+            for all tokens. A name without a block's number edits every block. A function is called
+            once per block, and may keep the array that it gets. Captured values are those after the
+            edit. A token never attends to later ones, whatever scores an edit returns.
         positions
-            Tokens whose values are captured (ascending; negative ones count from the end); None:
-            all. Logits are computed of these alone.
+            The tokens whose values are captured, ascending; negative numbers count from the end.
+            The default is all. Logits are computed for these only.
 
-        Returns a dict by the names of capture: float32 [n, n_embd]; of mlp_pre and mlp_act
-        [n, n_inner]; of q, k and v [n_head, n, head_dim]; of scores (-inf where a token does not
-        look) and probs [n_head, n, n_tokens]; of logits [n, n_vocab]; of all blocks with n_layer
-        before that. Their bits are those of :meth:`logits`; what no edit changes keeps them.
+        Returns a dict with the names of capture. The arrays are float32 [n, n_embd], n being the
+        number of captured tokens, with these exceptions: mlp_pre and mlp_act are [n, n_inner]; q, k
+        and v [n_head, n, head_dim]; scores (-inf where a token does not attend) and probs
+        [n_head, n, n_tokens]; logits [n, n_vocab]. For all blocks, n_layer comes before that. The
+        bits are those of :meth:`logits`; values that no edit affects keep theirs.
 
         Raises OptionError or OptionTypeError naming what is wrong with an option; ContextError;
-        CacheMemoryError; and whatever a function of edit raises. Where it forks and the child
-        returns, ForkError in the child, unless the call ran on one thread.
+        CacheMemoryError; and whatever a function of edit raises. If such a function forks, the call
+        raises ForkError in the child, unless it ran on one thread.
         """
         checked = self._encoder.encode(ids, "forward")
         return forward(self._engine, self.config, checked, capture, edit, positions)
 
     def session(self) -> Session:
-        """An empty session, to be fed step by step."""
+        """Return an empty session: a sequence that the caller feeds step by step."""
         return Session(self._engine)
 
     @property
     def generation_defaults(self) -> Mapping[str, Any]:
-        """Options that the model's ``generation_config.json`` gives where a call does not."""
+        """The default options of calls, from the model's ``generation_config.json``."""
         return MappingProxyType(dict(self._defaults.options))
 
     # ---- the tokenizer and the weights ----
 
     @property
     def tokenizer(self) -> Tokenizer | MissingTokenizer:
-        """Text to ids and back. GPT-2's own is made when it is first needed."""
+        """Encodes texts to ids, and decodes ids. GPT-2's own is made lazily."""
         return self._encoder.tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | MissingTokenizer) -> None:
-        self._encoder.given = tokenizer
+        self._encoder.given_tokenizer = tokenizer
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a folder in Hugging Face's format, which transformers loads too.
+        """Write the model to a folder in Hugging Face's format, which transformers loads too.
 
-        It has ``config.json``, ``model.safetensors`` in float32 (of a quantised model
-        ``gpt2c.safetensors``, which gpt2c alone loads), and the tokenizer's files and
-        ``generation_config.json`` of the checkpoint that the model was loaded from. A new folder
-        appears when all of it is written; in one that is there each file is replaced as a whole,
-        and files of other names, such as those of another tokenizer, stay.
+        The folder has ``config.json``, ``model.safetensors`` in float32, and the tokenizer's files
+        and ``generation_config.json`` of the checkpoint that the model was loaded from. A quantised
+        model is written as ``gpt2c.safetensors`` instead, which only gpt2c loads. A new folder
+        appears atomically, once all files are written. In an existing folder, each file is replaced
+        atomically, and files with other names stay, such as those of another tokenizer.
 
-        Raises CheckpointError where it cannot be written.
+        Raises CheckpointError if it cannot be written.
         """
         if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
             raise OptionTypeError(f"folder is {show(folder)}; it must be a str or a Path")
@@ -591,15 +640,14 @@ class GPT2:
             folder=self._folder,
             vocabulary=self._vocabulary,
         )
-        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.given)
+        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.given_tokenizer)
         save_checkpoint(checkpoint, Path(folder), save)
 
     def weight(self, name: str) -> NDArray[np.float32]:
-        """A copy of a tensor by GPT-2's own name for it, such as "wte.weight" or "h.0.ln_1.bias".
+        """Return a copy of a tensor, by GPT-2's name for it: "wte.weight" or "h.0.ln_1.bias".
 
-        float32, in the shape that GPT-2 has it in: c_attn, c_proj and c_fc are [in, out]. Of a
-        quantised model it is what is computed with, widened. "lm_head.weight", where it is tied, is
-        "wte.weight".
+        It is float32, in GPT-2's shape: c_attn, c_proj and c_fc are [in, out]. Quantised weights
+        are dequantised. "lm_head.weight" is "wte.weight" if the two are tied.
 
         Raises OptionError for a name that this model does not have.
         """
@@ -609,30 +657,30 @@ class GPT2:
 
     @property
     def backend(self) -> str:
-        """What runs this model: "numpy", or the compiled engine's instruction set."""
+        """What runs the model: "numpy", or the compiled engine's instruction set."""
         return self._engine.isa
 
     @property
     def dtype(self) -> str:
-        """What the weights are in: "float32", "int8", "int4" or "float64"."""
+        """The format of the weights: "float32", "int8", "int4" or "float64"."""
         return self._engine.dtype
 
     @property
     def threads(self) -> int:
-        """The most threads that one call runs on."""
+        """The max number of threads of a call."""
         return self._engine.n_threads
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the weights take, as they are packed for the engine."""
+        """The memory of the weights, in bytes, as the engine packs them."""
         return self._engine.n_bytes
 
     def close(self) -> None:
-        """Frees the weights once running calls are done; later calls raise ClosedError."""
+        """Free the weights once running calls have ended; later calls raise ClosedError."""
         self._engine.close()
 
     def __enter__(self) -> Self:
-        """The model itself; it is closed at the end of the block."""
+        """Return the model itself; the end of the block closes it."""
         return self
 
     def __exit__(
@@ -641,19 +689,19 @@ class GPT2:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes the model."""
+        """Close the model."""
         self.close()
 
     def __copy__(self) -> Self:
-        """The model itself: it is immutable."""
+        """Return the model itself, because it is immutable."""
         return self
 
     def __deepcopy__(self, memo: object) -> Self:
-        """The model itself: it is immutable."""
+        """Return the model itself, because it is immutable."""
         return self
 
     def __reduce__(self) -> NoReturn:
-        """A model is not pickled; load it where it is needed."""
+        """Raise OptionTypeError: a model cannot be pickled."""
         raise OptionTypeError(
             "a model cannot be pickled; call GPT2.from_pretrained in the other process"
         )

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from gpt2c.checks.options import flag, integer, number
+from gpt2c.checks.options import integer, number
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.schedule.beams import BeamPlan
 
-MOST_BEAMS: Final = 1024
-_MOST_LENGTH_PENALTY: Final = 50.0  # beyond it powers of a length would leave the floats
-_MOST_DIVERSITY: Final = 1e4  # as of a logit's bias
+_MAX_BEAMS: Final = 1024
+_MAX_LENGTH_PENALTY: Final = 50.0  # larger powers of a length could overflow a float
+_MAX_DIVERSITY: Final = 1e4  # the same limit as logit_bias has
 
 
 class BeamOptions(TypedDict, total=False):
-    """Keyword arguments of beam search; see GPT2.complete for what they are."""
+    """Keyword arguments of beam search; GPT2.complete describes them."""
 
     num_beams: int | None
     length_penalty: float | None
@@ -25,7 +25,7 @@ class BeamOptions(TypedDict, total=False):
     diversity_penalty: float | None
 
 
-# With which the options do nothing, as in transformers.
+# The values with which the options have no effect, as in transformers.
 NEUTRAL: Final[Mapping[str, object]] = {
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -36,28 +36,28 @@ NEUTRAL: Final[Mapping[str, object]] = {
 
 
 def check_beams(given: Mapping[str, Any]) -> BeamPlan | None:
-    """The plan of BeamOptions, those that are None not being given; None: there is one beam.
+    """Return the plan for BeamOptions, or None if num_beams is 1. A value of None means not given.
 
     Raises OptionError or OptionTypeError naming the option, its value and its range.
     """
     options = {**NEUTRAL, **{name: value for name, value in given.items() if value is not None}}
-    n_beams = integer("num_beams", options["num_beams"], 1, MOST_BEAMS)
+    n_beams = integer("num_beams", options["num_beams"], 1, _MAX_BEAMS)
     plan = BeamPlan(
         n_beams,
         number(
             "length_penalty",
             options["length_penalty"],
-            -_MOST_LENGTH_PENALTY,
-            _MOST_LENGTH_PENALTY,
+            -_MAX_LENGTH_PENALTY,
+            _MAX_LENGTH_PENALTY,
         ),
         _early_stopping(options["early_stopping"]),
-        integer("num_beam_groups", options["num_beam_groups"], 1, MOST_BEAMS),
-        number("diversity_penalty", options["diversity_penalty"], 0, _MOST_DIVERSITY),
+        integer("num_beam_groups", options["num_beam_groups"], 1, _MAX_BEAMS),
+        number("diversity_penalty", options["diversity_penalty"], 0, _MAX_DIVERSITY),
     )
     if n_beams == 1:
         for name, neutral in NEUTRAL.items():
             if options[name] != neutral:
-                raise OptionError(f"{name} is given without num_beams, which turns beams on")
+                raise OptionError(f"{name} is given without num_beams, which turns on beam search")
         return None
     if n_beams % plan.n_groups:
         raise OptionError(
@@ -65,24 +65,18 @@ def check_beams(given: Mapping[str, Any]) -> BeamPlan | None:
         )
     if plan.n_groups > 1 and not plan.diversity_penalty:
         raise OptionError(
-            "num_beam_groups is given without a diversity_penalty above 0, so that all groups "
-            "would find the same"
+            "num_beam_groups is given without a diversity_penalty above 0; without one, all groups "
+            "would find the same texts"
         )
     if plan.n_groups == 1 and plan.diversity_penalty:
         raise OptionError(
-            "diversity_penalty is given without num_beam_groups, which it keeps apart"
+            "diversity_penalty is given without num_beam_groups; it acts only between groups"
         )
     return plan
 
 
 def _early_stopping(value: object) -> bool | str:
-    if isinstance(value, str):
-        if value != "never":
-            raise OptionError(f"early_stopping is {show(value)}; it must be True, False or 'never'")
+    if isinstance(value, bool) or (isinstance(value, str) and value == "never"):
         return value
-    try:
-        return flag("early_stopping", value)
-    except OptionTypeError:
-        raise OptionTypeError(
-            f"early_stopping is {show(value)}; it must be True, False or 'never'"
-        ) from None
+    kind = OptionError if isinstance(value, str) else OptionTypeError
+    raise kind(f"early_stopping is {show(value)}; it must be True, False or 'never'")

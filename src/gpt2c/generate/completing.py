@@ -1,4 +1,4 @@
-"""From prompts and options to requests for the engine, and from its results to completions."""
+"""A call's prompts and options become requests; their results become completions."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ import numpy as np
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.generate.drafting import checked_drafts
+from gpt2c.generate.drafting import check_drafts
 from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.options import Completion, Logprobs, Options
 from gpt2c.generate.prompts import Prompt, fit_context, is_single
 from gpt2c.progress import with_bar
-from gpt2c.schedule.batching import TextBatch, run_requests
+from gpt2c.schedule.batching import ContinuationBatch, run_requests
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.searching import SearchBatch
 from gpt2c.schedule.stops import Stops
 
 
 class Completer:
-    """One call of GPT2.complete, or of what is made of it."""
+    """One call of GPT2.complete, or of a method based on it."""
 
     def __init__(
         self, engine: EngineModel, config: GPT2Config, encoder: Encoder, options: Options
     ) -> None:
-        """The call's time begins now."""
+        """Begin the call; max_time counts from here."""
         self._engine, self._config, self._encoder = engine, config, encoder
         self._options = options
         self._stops = self._new_stops()
         self._drafts = None
-        if options.logits_processor is None:  # which sees, and may change, every token's logits
+        if options.logits_processor is None:  # which must see each token's logits one by one
             draft, n_tokens = options.draft, options.num_assistant_tokens
-            self._drafts = checked_drafts(engine, draft, n_tokens)
+            self._drafts = check_drafts(engine, draft, n_tokens)
 
-    def all(self, prompts: Any) -> list[Any]:
-        """A completion for each prompt of a list; a single one is a list of one."""
+    def complete_list(self, prompts: Any) -> list[Any]:
+        """Return a completion for each prompt of a list; a single prompt counts as a list of one.
+
+        With num_return_sequences it is a list of completions for each prompt, here and in
+        complete_lazily.
+        """
         options = self._options
         prompt_list = [prompts] if is_single(prompts) else list(prompts)
         if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
@@ -55,8 +59,8 @@ class Completer:
             pairs = zip(requests, list(results), strict=True)
         return list(self._grouped(pairs))
 
-    def each(self, prompts: Iterator[Prompt]) -> Iterator[Any]:
-        """The same for an iterator, lazily."""
+    def complete_lazily(self, prompts: Iterator[Prompt]) -> Iterator[Any]:
+        """Yield a completion for each prompt of an iterator."""
         options = self._options
         begun: deque[Request] = deque()
 
@@ -64,8 +68,8 @@ class Completer:
             for index, prompt in enumerate(prompts):
                 if not is_single(prompt) and len(prompt):
                     raise OptionTypeError(
-                        f"prompt {index} of the iterator is a list of prompts; it must be one, a "
-                        "text or token ids"
+                        f"prompt {index} of the iterator is a list of prompts; it must be one "
+                        "prompt, a text or token ids"
                     )
                 for request in self.requests(prompt, index):
                     begun.append(request)
@@ -77,25 +81,25 @@ class Completer:
         return self._grouped((begun.popleft(), result) for result in results)
 
     def _run(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """The texts of each request: a beam search has several."""
+        """Yield the results of each request: one, or several if it is a beam search."""
         options = self._options
         if options.beams is not None:
             searches = SearchBatch(self._engine, options.batch_size, options.beams)
             return run_requests(searches, requests)
-        texts = TextBatch(self._engine, options.batch_size)
-        return ([result] for result in run_requests(texts, requests))
+        continuations = ContinuationBatch(self._engine, options.batch_size)
+        return ([result] for result in run_requests(continuations, requests))
 
     def _grouped(self, pairs: Iterable[tuple[Request, list[Result]]]) -> Iterator[Any]:
-        """A completion for each prompt; where num_return_sequences is given, a list of them."""
+        """Yield each prompt's completion; with num_return_sequences, a list of its completions."""
         group: list[Completion] = []
-        first: Result | None = None  # of the group: it has the prompt's scores
+        first: Result | None = None  # the group's first result, which has the prompt's scores
         n_requests = 0
         for request, results in pairs:
             for number, result in enumerate(results):
                 first = result if first is None or not group else first
                 group.append(self._completion(request, result, first, request.sample + number))
             n_requests += 1
-            if n_requests == self._options.n_samples:
+            if n_requests == self._options.n_requests:
                 yield group if self._options.num_return_sequences is not None else group[0]
                 group, n_requests = [], 0
 
@@ -117,28 +121,28 @@ class Completer:
         )  # fmt: skip
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:
-        """One for each of the prompt's texts."""
+        """Yield the requests of a prompt: one for each of its sequences, or one beam search."""
         encoder, options = self._encoder, self._options
         where = f"prompt {index}"
         ids = encoder.encode(prompt, where)
         is_empty = len(ids) == 0
         if is_empty:
-            ids = np.array([encoder.start_id(where)], dtype=np.int32)
+            ids = np.array([encoder.start_id(f"{where} is empty")], dtype=np.int32)
         n_positions = self._config.n_positions
         if options.overflow == "slide" and len(ids) > n_positions:
             ids = ids[-max(n_positions // 2, 1) :]
         seed = options.seed_of(index)
-        plan, most = options.plan, options.max_new_tokens
-        most, fewest = options.lengths.new_tokens(len(ids), most)
+        plan = options.plan
+        max_new, min_new = options.lengths.new_tokens(len(ids), options.max_new_tokens)
         if options.lengths.has_minimum:
-            plan = plan.with_fewest(fewest)
-        for sample in range(options.n_samples):
+            plan = plan.with_fewest(min_new)
+        for sample in range(options.n_requests):
             yield Request(
                 index=index,
                 is_text=isinstance(prompt, str),
                 is_empty=is_empty,
-                ids=fit_context(ids, n_positions, most, options.truncate == "left", where),
-                max_new_tokens=most,
+                ids=fit_context(ids, n_positions, max_new, options.truncate == "left", where),
+                max_new_tokens=max_new,
                 plan=plan,
                 seed=seed,
                 sample=sample,
@@ -154,21 +158,21 @@ class Completer:
             )
 
     def _pad_id(self) -> int | None:
-        """The padding token, or, as in transformers, the first that ends a text."""
+        """Return the padding token or else, as in transformers, the first EOS token."""
         config = self._config
-        ends = config.eos_token_id
+        eos = config.eos_token_id
         if config.pad_token_id is not None:
             return config.pad_token_id
-        if ends is not None:
-            return ends if isinstance(ends, int) else ends[0]
+        if eos is not None:
+            return eos if isinstance(eos, int) else eos[0]
         return int(self._options.stop_ids[0]) if len(self._options.stop_ids) else None
 
     def _new_stops(self) -> Stops:
-        """What is watched for in the texts of a call that begins now."""
+        """Return the stop conditions of a call that begins now."""
         options, tokenizer = self._options, None
         if options.stop_strings:
             tokenizer = self._encoder.tokenizer
-            tokenizer.encode("")  # where there is none, to say so now
+            tokenizer.encode("")  # raises TokenizerError if there is no tokenizer
         return Stops(
             options.stop_strings,
             self._encoder.token_bytes if tokenizer else None,

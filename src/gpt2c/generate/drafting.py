@@ -1,7 +1,7 @@
-"""Which drafts a text is generated with: tokens that are guessed cheaply and verified together.
+"""Speculative decoding: which drafts a call uses.
 
-What is verified is what the model itself chooses, so drafts never show in a text, nor in a bit of
-its log-probabilities; they are a matter of speed alone (docs/drafts.md).
+The model accepts only the drafted tokens that it would have chosen itself, so drafts change the
+speed, but no token and no bit of a log-probability (docs/drafts.md).
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from gpt2c.engine.protocol import Drafts, EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
 
 KINDS: Final = ("auto", "packing", "lookup")
-MOST_DRAFTED: Final = 24  # tokens at a time
-# Smaller weights are read from a processor's caches, and guessing costs what it saves.
-_LEAST_BYTES: Final = 32 << 20
+_MAX_DRAFTED: Final = 24  # tokens at a time
+# The min size of a model that drafts with its 4-bit copy. Smaller weights stay in the processor's
+# caches, where drafting costs as much as it saves.
+_MIN_BYTES: Final = 32 << 20
 
 
-def checked_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | None:
-    """The drafts that the options `draft` and `num_assistant_tokens` ask for; None: none.
+def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | None:
+    """Return the drafts for the options `draft` and `num_assistant_tokens`, or None.
 
-    draft is what the option is, a draft model by its engine's.
-
-    Raises OptionError or OptionTypeError for what is none of GPT2.complete's, and where there is no
-    compiled engine.
+    A draft model is given as its engine's model. Raises OptionError or OptionTypeError for invalid
+    values, and for drafts without the compiled engine.
     """
     fixed = 0
     if n_tokens is not None:
-        fixed = integer("num_assistant_tokens", n_tokens, 1, MOST_DRAFTED)
+        fixed = integer("num_assistant_tokens", n_tokens, 1, _MAX_DRAFTED)
         if draft is None:
-            raise OptionError("num_assistant_tokens is given without a draft, whose length it is")
+            raise OptionError(
+                "num_assistant_tokens is given without a draft; leave it out, or pass a draft"
+            )
     if draft is None:
         return None
     if isinstance(draft, str) and draft not in KINDS:
-        raise OptionError(
-            f"draft is {show(draft)}; it must be {', '.join(map(repr, KINDS))}, a gpt2c.GPT2, or "
-            "None"
-        )
+        raise OptionError(_must_be(draft))
     if engine.isa == "numpy":
         if draft == "auto":
             return None
-        raise OptionError(f"draft is {show(draft)}, which runs on the compiled engine alone")
+        raise OptionError(
+            f"draft is {show(draft)}, which needs the compiled engine; it must be 'auto' or None"
+        )
     if isinstance(draft, str):
         may_pack = engine.dtype in ("float32", "int8")
         if draft == "packing" and not may_pack:
             raise OptionError(
-                f"draft is 'packing', the model in 4 bits, and the model is {engine.dtype} itself"
+                f"draft is 'packing', a 4-bit copy of the model, but the model is {engine.dtype} "
+                "itself; pass draft='lookup' or leave it out"
             )
         packs = draft == "packing" or (
-            draft == "auto" and may_pack and engine.n_bytes >= _LEAST_BYTES
+            draft == "auto" and may_pack and engine.n_bytes >= _MIN_BYTES
         )
         return Drafts(lookup=draft != "packing", packing=packs, n_tokens=fixed)
     return Drafts(lookup=True, model=_draft_model(engine, draft), n_tokens=fixed)
@@ -58,15 +59,17 @@ def checked_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | N
 
 def _draft_model(engine: EngineModel, draft: Any) -> EngineModel:
     if not isinstance(draft, EngineModel):
-        raise OptionTypeError(
-            f"draft is {show(draft)}; it must be {', '.join(map(repr, KINDS))}, a gpt2c.GPT2, or "
-            "None"
-        )
+        raise OptionTypeError(_must_be(draft))
     if draft.isa == "numpy":
-        raise OptionError("draft is a model on NumPy; drafts run on the compiled engine alone")
+        raise OptionError("draft is a model on NumPy; it must be on the compiled engine")
     if draft.n_vocab != engine.n_vocab:
         raise OptionError(
-            f"draft is a model of {draft.n_vocab} tokens; it must have this one's vocabulary, of "
-            f"{engine.n_vocab}"
+            f"draft is a model with {draft.n_vocab} token ids; it must have this model's "
+            f"vocabulary, with {engine.n_vocab}"
         )
     return draft
+
+
+def _must_be(draft: Any) -> str:
+    kinds = ", ".join(map(repr, KINDS))
+    return f"draft is {show(draft)}; it must be {kinds}, a gpt2c.GPT2, or None"

@@ -1,4 +1,4 @@
-"""A model's texts and ids: its tokenizer, and the special tokens that its files name."""
+"""Texts to ids with a model's tokenizer, the BOS token of an empty prompt, and ids to bytes."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 
 
 class Encoder:
-    """Turns prompts and texts into checked ids, int32 [n], and ids into bytes."""
+    """Encodes prompts and texts to checked ids, int32 [n], and returns the bytes of ids."""
 
     def __init__(self, config: GPT2Config, tokenizer: Tokenizer | MissingTokenizer | None) -> None:
-        """A tokenizer of None is GPT-2's own, made when it is first needed."""
+        """If the tokenizer is None, GPT-2's own is made lazily."""
         self._config = config
-        self.given = tokenizer
+        self.given_tokenizer = tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer | MissingTokenizer:
-        """The tokenizer. Making GPT-2's own takes 0.15 s, and calls with ids do without it."""
-        if self.given is None:
-            self.given = Tokenizer.gpt2()
-        return self.given
+        """The tokenizer. GPT-2's own takes 0.15 s to make, and calls with ids do not need it."""
+        if self.given_tokenizer is None:
+            self.given_tokenizer = Tokenizer.gpt2()
+        return self.given_tokenizer
 
     @property
-    def n_unnamed(self) -> int:
+    def n_padding(self) -> int:
         """The number of ids that the model has and its tokenizer lacks: padding."""
-        if isinstance(self.given, MissingTokenizer):
+        given = self.given_tokenizer
+        if isinstance(given, MissingTokenizer):
             return 0
-        known = GPT2_VOCABULARY if self.given is None else self.given.n_vocab
+        known = GPT2_VOCABULARY if given is None else given.n_vocab
         return max(self._config.vocab_size - known, 0)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the bytes of a token; none if the tokenizer lacks it."""
+        """Return the bytes of a token; b"" if the tokenizer lacks it."""
         tokenizer = self.tokenizer
         return tokenizer.token_bytes(id) if id < getattr(tokenizer, "n_vocab", id + 1) else b""
 
     def encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
-        """Return the ids of a prompt; a special token in a text is its id.
+        """Return the ids of a prompt; the name of a special token in a text becomes its id.
 
-        Raises OptionError, OptionTypeError or TokenizerError, beginning with `where`.
+        Raises OptionError, OptionTypeError or TokenizerError, with a message that begins with
+        `where`.
         """
         ids = self._text_ids(prompt, where, special=True) if isinstance(prompt, str) else prompt
         return check_ids(ids, self._config.vocab_size, where)
@@ -52,34 +54,33 @@ class Encoder:
     def encode_scored(
         self, text: Any, index: int, special: bool, start: int | None
     ) -> NDArray[np.int32]:
-        """Return the ids of a text that is scored; start is the id that is fed before it, if any.
+        """Return the ids of a text to score; start is the id that is fed before them, or None.
 
-        With special, a special token in the text is its id. Raises what `encode` raises.
+        If `special`, the name of a special token becomes its id; otherwise it is plain characters.
+        Raises what `encode` raises.
         """
         where = f"text {index}"
         if not is_single(text) and len(text):
-            raise OptionTypeError(f"{where} is a list of texts; it must be one, or token ids")
+            raise OptionTypeError(f"{where} is a list of texts; it must be one text, or token ids")
         ids = text
         if isinstance(text, str):
             ids = self._text_ids(text, where, special)
-            # A BOS token that the tokenizer itself adds does not come twice.
+            # If the tokenizer adds the same BOS token, drop it: it must not come twice.
             if start is not None and getattr(self.tokenizer, "prefix_ids", ())[:1] == (start,):
                 ids = ids[1:]
         return check_ids(ids, self._config.vocab_size, where)
 
     def start_id(self, where: str) -> int:
-        """Return the id that an empty prompt starts from: BOS, or else EOS.
+        """Return the id to feed before anything else: BOS, or else EOS.
 
-        Raises OptionError if the model has neither.
+        Raises OptionError if the model has neither, with a message that begins with `where`.
         """
         if self._config.bos_token_id is not None:
             return self._config.bos_token_id
         for id in [self.tokenizer.eot_id, *sorted(self._config.eos_token_ids)]:
             if id is not None and id < self._config.vocab_size:
                 return id
-        raise OptionError(
-            f"{where} is empty, and this model has no BOS token and no EOS token to start from"
-        )
+        raise OptionError(f"{where}: this model has no BOS token and no EOS token to start from")
 
     def _text_ids(self, text: str, where: str, special: bool) -> list[int]:
         try:

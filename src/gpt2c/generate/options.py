@@ -1,4 +1,4 @@
-"""The options of continuing a text, checked before any work, and what it is continued with."""
+"""The options of generation calls, their checks, and `Completion`, what a call returns."""
 
 from __future__ import annotations
 
@@ -24,50 +24,45 @@ from gpt2c.schedule.beams import BeamPlan
 from gpt2c.schedule.requests import LogitsProcessor
 from gpt2c.schedule.stops import Callback, StopString
 
-# Rows that decode together. More share the weights' bandwidth better, at the price of cache pages.
+# The number of sequences that decode together. A larger batch reads the weights less often per
+# token, but its KV caches take more memory.
 DEFAULT_BATCH_SIZE: Final = 32
 _SEED_LIMIT: Final = 2**64
-_LONGEST_TIME: Final = 1e9  # seconds
-_MOST_SEQUENCES: Final = 65536
+_MAX_TIME: Final = 1e9  # seconds
+_MAX_SEQUENCES: Final = 65536
 
 
 class _LengthOption(TypedDict, total=False):
     max_new_tokens: int
 
 
-class StreamOptions(_LengthOption, SamplingOptions, total=False):
-    """Keyword arguments of GPT2.stream; see GPT2.complete for what they are."""
+class _CommonOptions(_LengthOption, SamplingOptions, total=False):
+    stop_strings: str | Sequence[str] | None
+    stop_token_ids: Sequence[int | str] | None
+    max_time: float | None
+    callback: Callback | None
+    logits_processor: LogitsProcessor | None
+    truncate: str | None
+    overflow: str
+    draft: Any
+    num_assistant_tokens: int | None
+
+
+class StreamOptions(_CommonOptions, total=False):
+    """Keyword arguments of GPT2.stream; GPT2.complete describes them."""
 
     seed: int | None
-    stop_strings: str | Sequence[str] | None
-    stop_token_ids: Sequence[int | str] | None
-    max_time: float | None
-    callback: Callback | None
-    logits_processor: LogitsProcessor | None
-    truncate: str | None
-    overflow: str
-    draft: Any
-    num_assistant_tokens: int | None
 
 
-class _ListOptions(_LengthOption, SamplingOptions, BeamOptions, total=False):
+class _ListOptions(_CommonOptions, BeamOptions, total=False):
     seed: int | Sequence[int] | None
-    stop_strings: str | Sequence[str] | None
-    stop_token_ids: Sequence[int | str] | None
-    max_time: float | None
-    callback: Callback | None
-    logits_processor: LogitsProcessor | None
-    truncate: str | None
-    overflow: str
-    draft: Any
-    num_assistant_tokens: int | None
     num_return_sequences: int | None
     batch_size: int
     progress: bool
 
 
 class GenerateOptions(_ListOptions, total=False):
-    """Keyword arguments of GPT2.generate; see GPT2.complete for what they are."""
+    """Keyword arguments of GPT2.generate; GPT2.complete describes them."""
 
 
 class CompleteOptions(_ListOptions, total=False):
@@ -77,7 +72,7 @@ class CompleteOptions(_ListOptions, total=False):
     echo: bool
 
 
-# Of options that are not None where they are not given.
+# The defaults that are not None.
 DEFAULTS: Final[Mapping[str, Any]] = {
     "max_new_tokens": 40,
     "overflow": "stop",
@@ -90,34 +85,35 @@ DEFAULTS: Final[Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Completion:
-    """What a prompt was continued with.
+    """The continuation of a prompt.
 
     text
-        The new text alone, without the stop string that ended it; None where the prompt was ids.
+        The new text without the prompt, and without the stop string that ended it; None if the
+        prompt was ids.
     ids
-        The new ids. The token that ended the text is not among them; of those of a stop string
-        only one that also has some of the text before it.
+        The new ids, without the token that ended the text. A stop string's ids are left out, except
+        an id that also holds text before the string.
     finish_reason
-        "length": max_new_tokens were generated; "stop": the model ended the text, or a stop string
-        or token did; "context": the context is full; "time": max_time had passed; "callback": the
-        callback asked for it.
+        Why the text ended. "length": there are max_new_tokens; "stop": at an EOS token, a stop
+        string or a stop token; "context": the context is full; "time": max_time has passed;
+        "callback": the callback ended it.
     seed, sample
-        What reproduces this text: the seed (None where nothing was drawn), and its number among
-        num_return_sequences, of which beam search gives the best first.
+        The seed (None without sampling), and the number of this text among num_return_sequences,
+        from 0; together they reproduce it. The texts of a beam search are numbered best first.
     logprobs, top_logprobs
-        Where they were asked for: each new token's log-probability by the model itself, in nats,
-        and the likeliest ids there with theirs.
-    sequence_score
-        Of beam search: the sum of the text's log-probabilities, after all options, the token that
-        ended it included, divided by its length to the power of length_penalty.
-    passes, drafted, accepted
-        Forward calls of the model for the new tokens, tokens that were drafted for them, and how
-        many of those the model chose too.
+        With logprobs: the log-probability of each new token, by the model itself, in nats; and for
+        each place a dict of the most likely ids and their log-probabilities.
     prompt_logprobs, prompt_top_logprobs
-        With echo=True the same of the prompt's tokens; the first, which nothing precedes, has NaN
-        and no alternatives.
+        With echo=True: the same for the prompt's tokens. The first token has NaN and no
+        alternatives, because nothing precedes it.
+    passes, drafted, accepted
+        The number of forward passes for the new tokens, of drafted tokens, and of those that the
+        model accepted.
+    sequence_score
+        With beam search: the sum of the log-probabilities, after all options, divided by
+        length^length_penalty. The token that ended the text counts in both.
     end_id
-        The token that ended the text, which is not among ids; None where none did.
+        The token that ended the text, which is not in ids; None if no token did.
     """
 
     text: str | None
@@ -137,20 +133,20 @@ class Completion:
 
     @property
     def new(self) -> str | list[int]:
-        """What generate returns: the text, or, of a prompt that was ids, the ids."""
+        """What generate returns: the text, or the ids if the prompt was ids."""
         return self.ids if self.text is None else self.text
 
 
 @dataclass(frozen=True)
 class Logprobs:
-    """An engine's scores of a text's tokens, as lists; None where they were not asked for."""
+    """An engine's scores of tokens, as lists; None if they were not computed."""
 
     logprobs: list[float] | None = None
     top: list[dict[int, float]] | None = None
 
     @classmethod
     def of(cls, scores: Scores | None) -> Logprobs:
-        """Of new tokens."""
+        """Convert the scores of new tokens."""
         if scores is None:
             return cls()
         tokens, alternatives = scores
@@ -159,7 +155,7 @@ class Logprobs:
 
     @classmethod
     def of_prompt(cls, scores: Scores | None, n: int) -> Logprobs:
-        """Of a prompt of n tokens, the first of which nothing precedes."""
+        """Convert the scores of a prompt of n tokens; the first has NaN."""
         rest = cls.of(scores)
         return cls([math.nan, *(rest.logprobs or [])][:n], [{}, *(rest.top or [])][:n])
 
@@ -189,19 +185,19 @@ class Options:
     lengths: Lengths = field(default_factory=Lengths)  # the model's defaults
 
     @property
-    def n_samples(self) -> int:
-        """How many requests each prompt is: one for each text, or a beam search of them all."""
+    def n_requests(self) -> int:
+        """The number of requests per prompt: one per text, or one beam search for all of them."""
         return 1 if self.beams is not None else self.n_texts
 
     @property
     def n_texts(self) -> int:
-        """How many texts each prompt gets."""
+        """The number of texts per prompt."""
         return self.num_return_sequences or 1
 
     def seed_of(self, index: int) -> int | None:
-        """The seed of the prompt at this index; drawn where none was given, None if greedy.
+        """Return the seed of the prompt at this index: a random one by default, None if greedy.
 
-        Raises OptionError past the end of a list of seeds.
+        Raises OptionError if the list of seeds is too short.
         """
         if isinstance(self.seeds, tuple) and index >= len(self.seeds):
             raise OptionError(
@@ -218,7 +214,7 @@ class Options:
 def check_options(
     given: Mapping[str, Any], allowed: type, method: str, vocabulary: Vocabulary
 ) -> Options:
-    """Checked options; allowed is the TypedDict that names those of the method.
+    """Return checked options; allowed is the TypedDict with the names that the method takes.
 
     Raises OptionError or OptionTypeError naming the option, its value and its range.
     """
@@ -265,11 +261,11 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
         _check_with_beams(checked, checked.beams, asks_to_sample(options))
     elif checked.n_texts > 1 and not checked.plan.draws:
         raise OptionError(
-            f"num_return_sequences is {checked.n_texts}, but without sampling all of them would "
-            "be the same; pass do_sample=True or a temperature, or num_beams"
+            f"num_return_sequences is {checked.n_texts}, but without sampling all texts would be "
+            "the same; pass do_sample=True, a temperature or num_beams"
         )
     if checked.echo and checked.logprobs is None:
-        raise OptionError("echo is given without logprobs, of which it adds the prompt's")
+        raise OptionError("echo is given without logprobs; pass logprobs=0 or more")
     if (options["min_new_tokens"] or 0) > checked.max_new_tokens:
         raise OptionError(
             f"min_new_tokens is {options['min_new_tokens']}, more than max_new_tokens, "
@@ -278,7 +274,7 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
 
 
 def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) -> None:
-    """Refuses what a search of several beams cannot do."""
+    """Raise for options that cannot be combined with beam search."""
     refused = [f"{name}, which is for sampling" for name in sampling]
     if checked.callback is not None:
         refused.append("a callback")
@@ -287,7 +283,7 @@ def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) ->
     if refused:
         raise OptionError(
             f"num_beams is {beams.n_beams}, and beam search does not go with {refused[0]}; pass "
-            "num_beams=1, or do without the other"
+            "num_beams=1, or leave out the other"
         )
     if checked.n_texts > beams.n_beams:
         raise OptionError(
@@ -300,11 +296,11 @@ def _optional(value: Any, check: Callable[[Any], Any]) -> Any:
 
 
 def _time(value: object) -> float:
-    return number("max_time", value, 0, _LONGEST_TIME)
+    return number("max_time", value, 0, _MAX_TIME)
 
 
 def _n_sequences(value: object) -> int:
-    return integer("num_return_sequences", value, 1, _MOST_SEQUENCES)
+    return integer("num_return_sequences", value, 1, _MAX_SEQUENCES)
 
 
 def _n_logprobs(value: object) -> int:
@@ -315,23 +311,23 @@ def _function(name: str, value: object) -> Any:
     if value is not None and not callable(value):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a function")
     if inspect.iscoroutinefunction(value):
-        raise OptionTypeError(f"{name} is an async function; it must be a plain one")
+        raise OptionTypeError(f"{name} is an async function; it must be a plain function")
     return value
 
 
 def _stop_strings(value: object) -> tuple[StopString, ...]:
     if value is None:
         return ()
-    texts = [value] if isinstance(value, str) else items("stop_strings", value, "texts")
-    for text in texts:
-        if not isinstance(text, str):
-            raise OptionTypeError(f"stop_strings has {show(text)}; it must be texts")
-        if not text:
-            raise OptionError("stop_strings has an empty text, which every text has in it")
+    strings = [value] if isinstance(value, str) else items("stop_strings", value, "strings")
+    for string in strings:
+        if not isinstance(string, str):
+            raise OptionTypeError(f"stop_strings has {show(string)}; it must hold strings")
+        if not string:
+            raise OptionError("stop_strings has an empty string, which every text contains")
     try:
-        return tuple(StopString(text.encode()) for text in texts)
+        return tuple(StopString(string.encode()) for string in strings)
     except UnicodeEncodeError as error:
-        raise OptionError(f"stop_strings has a text that is not Unicode: {error}") from None
+        raise OptionError(f"stop_strings has a string that is not Unicode: {error}") from None
 
 
 def _seeds(seed: int | Sequence[int] | None) -> int | tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""Prompts, checked before any work: texts, token ids, lists and iterators of them."""
+"""Checks of prompts: texts, token ids, and lists and iterators of them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Prompt: TypeAlias = "str | Ids"
 
 
 def is_single(prompts: object) -> bool:
-    """Whether this is one prompt (a text, or a sequence of ids) rather than a list of prompts.
+    """Whether this is one prompt, a text or token ids, rather than a list of prompts.
 
-    Raises OptionTypeError where it is neither.
+    Raises OptionTypeError if it is neither.
     """
     if isinstance(prompts, str):
         return True
     if isinstance(prompts, np.ndarray):
         if prompts.ndim not in (1, 2) or prompts.dtype.kind not in "iu":
             raise OptionTypeError(
-                f"prompt ids are an array of {prompts.dtype} with {prompts.ndim} dimensions; "
-                "they must be integers with one (a prompt) or two (a list of them)"
+                f"prompt ids are an array of {prompts.dtype} with {prompts.ndim} dimensions; they "
+                "must be integers, with one dimension (a prompt) or two (a list of prompts)"
             )
         return prompts.ndim == 1
     if not isinstance(prompts, list | tuple):
@@ -39,15 +39,15 @@ def is_single(prompts: object) -> bool:
     kinds = {_kind(item) for item in prompts}
     if len(kinds) > 1:
         raise OptionTypeError(
-            "a list of prompts must be all texts or all lists of ids (and a prompt of ids all "
-            f"integers); found {' and '.join(sorted(kinds))} together"
+            "a list of prompts must hold only texts or only lists of ids, and a list of ids only "
+            f"integers; found {' and '.join(sorted(kinds))} together"
         )
     return kinds == {"ids"}
 
 
 def is_lazy(prompts: object) -> bool:
-    """Whether these are prompts to be taken one by one, as from a generator or an open file."""
-    # What holds numbers (tensors, series, ranges) or has no order is more likely a slip.
+    """Whether this is an iterable to read lazily, such as a generator or an open file."""
+    # Tensors, series, ranges, sets and mappings are iterable too, but more likely a mistake.
     return isinstance(prompts, Iterable) and not (
         isinstance(prompts, str | Sequence | Mapping | Set | memoryview)
         or hasattr(prompts, "__array__")
@@ -68,16 +68,16 @@ def _kind(item: object) -> str:
 
 
 def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
-    """Token ids as int32 [n], in memory of their own: nobody can change them under the engine.
+    """Return token ids as int32 [n], copied so that the caller cannot change them meanwhile.
 
-    Raises OptionTypeError where they are not integers, OptionError naming the first that the
-    vocabulary does not have.
+    Raises OptionTypeError for an id that is not an integer, and OptionError for the first id that
+    is not in the vocabulary. The messages begin with `where`.
     """
     if isinstance(ids, np.ndarray):
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise OptionTypeError(
                 f"{where}: ids are an array of {ids.dtype} with {ids.ndim} dimensions; they must "
-                "be integers with one"
+                "be integers, with one dimension"
             )
         numbers = np.array(ids, subok=False)
         outside = np.flatnonzero((numbers < 0) | (numbers >= n_vocab))
@@ -106,12 +106,10 @@ def _refuse_id(where: str, position: int, id: int, n_vocab: int) -> NoReturn:
 def fit_context(
     ids: NDArray[np.int32], n_positions: int, max_new_tokens: int, keep_end: bool, where: str
 ) -> NDArray[np.int32]:
-    """The ids that are fed: all of them, or, with keep_end, the last ones.
+    """Return the ids of a prompt that fit in the context: all, or with keep_end the last ones.
 
-    So that there is something to generate, keep_end leaves room for max_new_tokens, but for at most
-    half of the context.
-
-    Raises ContextError where they do not fit.
+    keep_end leaves room for max_new_tokens, up to half of the context. Without it, a prompt longer
+    than the context raises ContextError.
     """
     if keep_end:
         room = max(min(max_new_tokens - 1, n_positions // 2), 0)

@@ -1,4 +1,4 @@
-"""Sampling options, checked and put in order: what is done to logits before a token is chosen."""
+"""Sampling options: their checks, and the plan of stages that logits pass through."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gpt2c.engine.protocol import NO_IDS, Plan, Stage, unpack_words
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, encode_part
 
-_MOST: Final = 1e4  # of a logit's change: beyond it float32 logits would lose their own digits
-_LEAST_TEMPERATURE: Final = 2e-38  # a normal float32
-DRY_BREAKERS: Final = ("\n", ":", '"', "*")
+_MAX_BIAS: Final = 1e4  # a larger bias would round away the digits of float32 logits
+_MIN_TEMPERATURE: Final = 2e-38  # a normal float32
+_DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments that say how a token is chosen; see GPT2.complete for what they are."""
+    """Keyword arguments that control how tokens are chosen; GPT2.complete describes them."""
 
     do_sample: bool | None
     temperature: float | None
@@ -56,16 +56,16 @@ class SamplingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What options about tokens are checked against."""
+    """The vocabulary that token ids and texts in options are checked against."""
 
-    n: int
+    n: int  # the number of ids
     stop_ids: frozenset[int]
     tokenizer: Callable[[], Tokenizer | MissingTokenizer]
-    n_padding: int = 0  # the last ids, which have no text: a vocabulary rounded up for speed
-    named: frozenset[int] = frozenset()  # ids that the model's files name, so not padding
+    n_padding: int = 0  # how many of the last ids have no token: they round the size up, for speed
+    named: frozenset[int] = frozenset()  # ids that the model's files name, which are not padding
 
     def id(self, name: str, value: object) -> int:
-        """The token id of an option's value: an id, or a one-token text that is not only digits.
+        """Return the token id for an id, or for a text of one token that is not only digits.
 
         Raises OptionError or OptionTypeError naming the option.
         """
@@ -84,7 +84,7 @@ class Vocabulary:
         return id
 
     def _refuse_digits(self, name: str, value: str) -> NoReturn:
-        """Raise for a string of digits: an id (JSON keys are strings) or another token's text."""
+        """Raise for a string of digits, which may be an id (a JSON key) or another token's text."""
         shown = show(value)
         digits = value.lstrip("0") or "0"
         is_id = len(digits) < 20 and int(digits) < self.n
@@ -106,10 +106,10 @@ class Vocabulary:
 
 
 def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
-    """The plan of SamplingOptions; options that are None were not given.
+    """Return the plan for SamplingOptions; a value of None means not given.
 
-    Sampling is on where do_sample says so or an option that needs it is given, and temperature is
-    not 0. Raises OptionError or OptionTypeError naming the option, its value and its range.
+    Sampling is on if do_sample is True or an option that needs it is given, unless temperature is
+    0. Raises OptionError or OptionTypeError naming the option, its value and its range.
     """
     options = {name: value for name, value in given.items() if value is not None}
     do_sample = options.get("do_sample")
@@ -117,30 +117,35 @@ def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
         raise OptionTypeError(f"do_sample is {show(do_sample)}; it must be True, False or None")
     order = _order(options.get("sampler_order"))
     stages = {stage.name: stage for stage in _stages(options, vocabulary)}
-    drawing = [name for name in options if _STAGE_OF.get(name) in FILTERS]
-    if do_sample is False and drawing:
-        raise OptionError(f"do_sample is False, but {drawing[0]}, which is for sampling, is given")
+    if do_sample is False and (filters := _filter_options(options)):
+        raise OptionError(f"do_sample is False, but {filters[0]}, which is for sampling, is given")
     draws = bool(asks_to_sample(options))
     missing = [name for name in stages if name not in order]
     if missing:
-        raise OptionError(f"sampler_order does not say when {missing[0]}, which is given, comes")
+        raise OptionError(
+            f"sampler_order lacks {missing[0]}, which is given; name every stage used"
+        )
     kept = order if draws else [name for name in order if name not in FILTERS]
     padding = _padding(vocabulary, stages.values())
     return Plan((*padding, *(stages[name] for name in kept if name in stages)), draws)
 
 
 def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
-    """The options that turn sampling on; none where temperature is 0, which turns it off."""
+    """Return the names of the given options that turn sampling on; [] if temperature is 0."""
     temperature = options.get("temperature")
     if isinstance(temperature, int | float | np.number) and temperature == 0:
         return []
-    given = [name for name, value in options.items() if value is not None]
-    drawing = [name for name in given if _STAGE_OF.get(name) in FILTERS]
-    return [*drawing, "do_sample"] if options.get("do_sample") is True else drawing
+    do_sample = ["do_sample"] if options.get("do_sample") is True else []
+    return [*_filter_options(options), *do_sample]
+
+
+def _filter_options(options: Mapping[str, Any]) -> list[str]:
+    given = (name for name, value in options.items() if value is not None)
+    return [name for name in given if _STAGE_OF.get(name) in FILTERS]
 
 
 def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
-    """Ban ids without a token, unless the model's files or an option name them."""
+    """Yield a stage that bans ids without a token, unless an option or the model names them."""
     if not vocabulary.n_padding:
         return
     named = set(vocabulary.named | vocabulary.stop_ids)
@@ -156,12 +161,12 @@ def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]
 
 
 def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
-    """The stages that the options ask for; values that change nothing ask for none."""
+    """Yield the stages for the options; a value without effect yields none."""
     for name, (low, high, neutral) in _NUMBERS.items():
         if name in options:
             value = number(name, options[name], low, high)
             if name == "temperature":
-                value = max(value, _LEAST_TEMPERATURE)
+                value = max(value, _MIN_TEMPERATURE)
             if value != neutral:
                 yield Stage(name, value=value)
     for name in ("top_k", "no_repeat_ngram_size"):
@@ -191,7 +196,7 @@ def _pair(
     first: tuple[str, float, float],
     second: tuple[str, float, float, float],
 ) -> Iterator[Stage]:
-    """A stage of two numbers, which the first of them turns on."""
+    """Yield a stage that has two numbers, if its first is given, which turns it on."""
     name, low, high = second[:3]
     other = number(name, options.get(name, second[3]), low, high)
     if first[0] in options:
@@ -204,7 +209,9 @@ def _logit_bias(given: object, vocabulary: Vocabulary) -> Stage:
     if not isinstance(given, Mapping):
         raise OptionTypeError(f"logit_bias is {show(given)}; it must map token ids to numbers")
     biases = {
-        vocabulary.id("logit_bias", id): number(f"logit_bias of {show(id)}", bias, -_MOST, _MOST)
+        vocabulary.id("logit_bias", id): number(
+            f"logit_bias of {show(id)}", bias, -_MAX_BIAS, _MAX_BIAS
+        )
         for id, bias in given.items()
     }
     values = np.array(list(biases.values()), dtype=np.float32)
@@ -212,9 +219,9 @@ def _logit_bias(given: object, vocabulary: Vocabulary) -> Stage:
 
 
 def _bad_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Each word as its length and then its ids.
+    """Pack the words, each as its length and then its ids.
 
-    A text is banned as it stands and, unless it begins with a space, after one.
+    A text is banned as written and, unless it begins with white space, also after a space.
     """
     packed: list[int] = []
     for word in items("bad_words", given, "texts or lists of token ids"):
@@ -247,16 +254,17 @@ def _dry(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
 
 
 def _breaker_ids(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """The ids, ascending, of all tokens whose text has one of the breakers in it."""
+    """Return the ids of all tokens that contain one of the breaker strings, ascending."""
     if given is None and isinstance(vocabulary.tokenizer(), MissingTokenizer):
         return NO_IDS
     ids: set[int] = set()
-    for text in items("dry_sequence_breakers", DRY_BREAKERS if given is None else given, "texts"):
+    strings = _DRY_BREAKERS if given is None else items("dry_sequence_breakers", given, "strings")
+    for text in strings:
         if not isinstance(text, str) or not text:
             raise OptionTypeError(
-                f"dry_sequence_breakers has {show(text)}; it must be texts that are not empty"
+                f"dry_sequence_breakers has {show(text)}; it must hold strings that are not empty"
             )
-        vocabulary.tokenizer().encode(text)  # says so where there is none, or no such text
+        vocabulary.tokenizer().encode(text)  # raises if the text or the tokenizer is unusable
         ids |= _ids_with(vocabulary.tokenizer(), text, vocabulary.n)
     return _id_array(sorted(ids))
 
@@ -274,8 +282,8 @@ def _id_array(ids: Sequence[int]) -> NDArray[np.int32]:
 
 # ---- order ----
 
-# Hugging Face's order where it has the option: what changes single logits comes first, then
-# temperature, then what removes unlikely ids.
+# The order of transformers for the options that it has: first the stages that change the logits of
+# single ids, then temperature, then the filters, which remove unlikely ids.
 PENALTIES: Final = (
     "logit_bias",
     "repetition_penalty",
@@ -301,7 +309,7 @@ FILTERS: Final = (
 )
 SAMPLER_ORDER: Final = (*PENALTIES, *FILTERS)
 
-# Options of one number: its range, and the value that changes nothing.
+# Options that are one number: min, max, and the value without effect.
 _NUMBERS: Final = {
     "repetition_penalty": (0.01, 100.0, 1.0),
     "presence_penalty": (-100.0, 100.0, 0.0),
@@ -315,6 +323,7 @@ _NUMBERS: Final = {
     "eta_cutoff": (0.0, 1.0, 0.0),
 }
 
+# The stage that an option turns on.
 _STAGE_OF: Final = {
     **{name: name for name in SAMPLER_ORDER},
     "xtc_probability": "xtc",

@@ -1,1 +1,1 @@
-"""What runs together, and in what order."""
+"""Which requests run together, and in what order."""

@@ -1,4 +1,16 @@
-"""The loop that keeps the engine busy: what runs together, in what order, and what is shared."""
+"""Continuous batching: which requests run together, in what order, and which prompts share pages.
+
+A batch has `size` places. A request takes a place, runs until its sequence ends, and frees the
+place for the next request. Results are yielded in the order of the requests, so a finished one
+waits for those before it. When _BATCHES_AHEAD * size requests are begun but not yielded, no new
+ones begin; this bounds the memory of a lazy run in which one request is slow.
+
+Prompts that begin with the same tokens share their KV cache. A new request is compared with those
+that run and those that ended in the last step; the one with the longest shared prefix is the
+donor. The donor feeds the prefix, if it has not done so. A copy of its sequence, cut to the
+prefix, becomes the sequence of the new request; the two share pages until one of them writes. The
+last token of the new prompt is never shared: the request feeds it, to get the logits after it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT32_MAX
+from gpt2c.checks.untrusted import show
 from gpt2c.engine.protocol import (
     SCORE_TYPE,
     TOP_TYPE,
@@ -22,21 +35,24 @@ from gpt2c.errors import NumericalError, OptionError
 from gpt2c.schedule.requests import LogitsProcessor, Request, Result
 from gpt2c.schedule.stops import Watcher
 
-# Prompts that begin with so many equal tokens share them: fewer are fed sooner than copied.
-SHARED_PREFIX: Final = 16
-# Results that may wait for one before them, in batches: what bounds the memory of a lazy run.
+# The min length of a shared prefix: feeding fewer tokens is faster than copying a sequence.
+MIN_SHARED_PREFIX: Final = 16
+# The max number of requests that are begun and not yielded, in batches.
 _BATCHES_AHEAD: Final = 4
 
 R = TypeVar("R")
 
 
-class Text:
-    """One text that is being generated, over one or, where it slides, several contexts."""
+class Continuation:
+    """One sequence while it is generated.
+
+    It has one job of the engine, or, with overflow="slide", one after the other for each context.
+    """
 
     def __init__(
         self, engine: EngineModel, request: Request, sequence: EngineSequence | None = None
     ) -> None:
-        """sequence, which is taken, holds the prompt's first tokens."""
+        """The job takes over `sequence`, which holds the prompt's first tokens."""
         self._engine = engine
         self.request = request
         self.result: Result | None = None
@@ -48,20 +64,20 @@ class Text:
             sequence, self._prompt_scores = score_prompt(engine, request)
         self.job = self._start(request.ids, request.max_new_tokens, sequence)
 
-    def run(self) -> None:
-        """Chooses one token by itself."""
+    def step(self) -> None:
+        """Run one step alone (several tokens with drafts); set `result` if the sequence ends."""
         if self.request.logits_processor is None:
             self._engine.run([self.job], 1)
         else:
-            self._run_processed(self.request.logits_processor)
-        self.look()
+            self._step_processed(self.request.logits_processor)
+        self.collect()
 
-    def look(self) -> None:
-        """Takes up what the engine has generated, and sets `result` where the text ends."""
+    def collect(self) -> None:
+        """Pass the engine's new tokens to the watcher; set `result` if the sequence ends."""
         job = self.job
         reason = job.finish_reason
-        for id in job.new_ids(self._n_seen):
-            self._n_seen += 1
+        for id in job.new_ids(self._n_collected):
+            self._n_collected += 1
             if stopped := self.watcher.push(id):
                 return self._end(stopped)
         if reason is None and self.request.stops.is_late:
@@ -74,18 +90,18 @@ class Text:
             self._end(reason, job.end_id)
 
     def cancel(self) -> None:
-        """Makes a run in another thread return soon, perhaps without a result."""
+        """Make a `step` in another thread return soon, perhaps without a result."""
         self.job.cancel()
 
-    def n_shared(self, request: Request) -> int:
-        """How many tokens both prompts begin with, of those that a copy can have."""
-        # A prompt's last token is fed by the run that wants its logits.
+    def shared_length(self, request: Request) -> int:
+        """Return the length of the prefix that a request can copy."""
         mine = self._ids
+        # A donor's last token counts only if it is fed already.
         most = min(len(request.ids) - 1, max(len(mine) - 1, self.job.sequence.length))
         return min(common_prefix(request.ids, mine), most)
 
-    def shared(self, n: int) -> EngineSequence:
-        """A sequence of its first n tokens, of those that n_shared counts."""
+    def copy_prefix(self, n: int) -> EngineSequence:
+        """Return a sequence of the first n tokens; n is at most a shared_length."""
         self.job.prefill(n)
         sequence = self.job.sequence.copy()
         sequence.truncate(n)
@@ -95,32 +111,32 @@ class Text:
         self, ids: NDArray[np.int32], max_new_tokens: int, sequence: EngineSequence | None
     ) -> EngineJob:
         r = self.request
-        self._ids, self._n_seen = ids, 0
-        self.head = ids[:SHARED_PREFIX].tobytes()
+        self._ids, self._n_collected = ids, 0
+        self.prefix_key = ids[:MIN_SHARED_PREFIX].tobytes()
         plan = r.plan.after(len(self.watcher.ids))
         return self._engine.job(
             ids, max_new_tokens, plan, r.seed or 0, r.sample, r.stop_ids, r.n_top,
             sequence, r.drafts,
         )  # fmt: skip
 
-    def _run_processed(self, process: LogitsProcessor) -> None:
-        own = self.job.next_logits()
-        if np.isnan(own).any():
+    def _step_processed(self, process: LogitsProcessor) -> None:
+        raw = self.job.next_logits()
+        if np.isnan(raw).any():
             self._fail("nan")
         before = [*self._ids.tolist(), *self.job.new_ids()]
-        logits = checked_logits(process(before, own.copy()), len(own))
-        self.job.advance(logits, own)
+        logits = check_logits(process(before, raw.copy()), len(raw))
+        self.job.advance(logits, raw)
 
     def _slide(self) -> None:
-        """Goes on from the last half of the context, as a prompt of that would."""
-        self._keep_what_is_known()
+        """Continue with the last half of the context as the prompt of a new job."""
+        self._add_up_job()
         left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
         self.job = self._start(ids, left, None)
 
-    def _keep_what_is_known(self) -> None:
-        """Of the job, which ends."""
+    def _add_up_job(self) -> None:
+        """Keep the scores and draft counts of a job that ends."""
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
         self._draft_counts = (passes + new_passes, drafted + new_drafted, accepted + new_accepted)
@@ -128,7 +144,7 @@ class Text:
             self._scores.append(self.job.scores())
 
     def _end(self, reason: str, end_id: int | None = None) -> None:
-        self._keep_what_is_known()
+        self._add_up_job()
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
         if self._scores:
@@ -140,11 +156,14 @@ class Text:
         )  # fmt: skip
 
     def _fail(self, reason: str) -> NoReturn:
-        fail(reason, self.request.index, len(self._ids) + self.job.n_tokens)
+        raise_failure(reason, self.request.index, len(self._ids) + self.job.n_tokens)
 
 
-def fail(reason: str, index: int, position: int) -> NoReturn:
-    """Says why no token can be chosen after the prompt at this index: "nan", or "nothing" left."""
+def raise_failure(reason: str, index: int, position: int) -> NoReturn:
+    """Raise the error for a step of prompt `index` that cannot choose a token.
+
+    reason is "nan" for a NaN logit, or "nothing" if the options left no id.
+    """
     if reason == "nan":
         raise NumericalError(
             f"prompt {index}: a logit at position {position} is not a number; are there NaN or "
@@ -156,31 +175,33 @@ def fail(reason: str, index: int, position: int) -> NoReturn:
     )
 
 
-def checked_logits(logits: Any, n_vocab: int) -> NDArray[np.float32]:
-    """What a logits_processor returned, checked."""
+def check_logits(logits: Any, n_vocab: int) -> NDArray[np.float32]:
+    """Return a logits_processor's result as float32 [n_vocab]. Raises OptionError."""
     try:
         given = np.asarray(logits)
         if given.dtype.kind not in "fiu":
             raise TypeError(f"its dtype is {given.dtype}")
-        with np.errstate(over="ignore"):  # beyond float32 is infinite
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite
             checked = np.ascontiguousarray(given, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
-        raise OptionError(f"logits_processor returned no array of numbers: {error}") from None
+        raise OptionError(
+            f"logits_processor returned {show(logits)}; it must return an array of numbers: {error}"
+        ) from None
     if checked.shape != (n_vocab,):
         raise OptionError(
             f"logits_processor returned an array of shape {list(checked.shape)}; it must be "
             f"[{n_vocab}]"
         )
     if np.isnan(checked).any():
-        raise OptionError("logits_processor returned a logit that is not a number")
+        raise OptionError("logits_processor returned a NaN; it must return numbers or -infinity")
     return checked
 
 
 def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
-    """Every request's result, in the requests' order, as they come.
+    """Yield the results in the order of the requests, each as soon as possible.
 
-    As many run together as the batch has places; a finished one's place is taken by the next,
-    which is asked for only then. Where asking raises, what runs is finished and yielded before.
+    The next request is taken from `requests` only when there is a place for it. If `requests`
+    raises an exception, the requests before it are finished and yielded first.
     """
     source = iter(requests)
     failure: Exception | None = None
@@ -203,61 +224,61 @@ def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
 
 
 class Running(Protocol[R]):
-    """What is generated of one request."""
+    """A request that runs: a continuation or a beam search."""
 
     result: R | None
-    head: bytes  # the prompt's first SHARED_PREFIX ids
+    prefix_key: bytes  # the first MIN_SHARED_PREFIX ids; equal in requests that share a prefix
 
-    def n_shared(self, request: Request) -> int:
-        """How many tokens both prompts begin with, of those that a copy can have."""
+    def shared_length(self, request: Request) -> int:
+        """Return the length of the prefix that a request can copy."""
 
-    def shared(self, n: int) -> EngineSequence:
-        """A sequence of its first n tokens, of those that n_shared counts."""
+    def copy_prefix(self, n: int) -> EngineSequence:
+        """Return a sequence of the first n tokens; n is at most a shared_length."""
 
 
 class Batch(ABC, Generic[R]):
-    """The requests that run now, and the results that were not fetched yet."""
+    """The requests that run, by number, and the results that were not yielded yet."""
 
     def __init__(self, engine: EngineModel, size: int) -> None:
-        """Nothing runs."""
+        """Make an empty batch; at most `size` requests run at once."""
         self._engine, self._size = engine, size
         self._running: dict[int, Running[R]] = {}
-        # Those that have just ended: who takes their places may still share their tokens.
+        # Those that ended in the last step, because their successors may still share prefixes.
         self._ended: list[Running[R]] = []
         self.results: dict[int, R] = {}
         self.n_added = 0
 
     @abstractmethod
-    def _at_once(self, request: Request) -> R | None:
-        """The result of a request for which no token has to be generated."""
+    def _immediate_result(self, request: Request) -> R | None:
+        """Return the result of a request that needs no new token; None for others."""
 
     @abstractmethod
     def _start(self, request: Request, sequence: EngineSequence | None) -> Running[R]:
-        """Begins a request; sequence, which is taken, holds the prompt's first tokens."""
+        """Begin a request; it takes over `sequence`, which holds the prompt's first tokens."""
 
     @abstractmethod
     def _advance(self, running: list[Any]) -> None:
-        """Runs until one of them ends, or one step."""
+        """Run these until one of them ends, or for one step."""
 
     def has_place(self, n_yielded: int) -> bool:
-        """Whether another request can be added."""
+        """Whether another request can be added, if n_yielded results were yielded."""
         return (
             len(self._running) < self._size
             and self.n_added - n_yielded < _BATCHES_AHEAD * self._size
         )
 
     def add(self, request: Request) -> None:
-        """Adds a request, which is numbered in the order of adding."""
+        """Begin a request. The requests are numbered in the order of these calls."""
         number = self.n_added
-        if (result := self._at_once(request)) is not None:
+        if (result := self._immediate_result(request)) is not None:
             self.results[number] = result
         else:
             with self._engine.held():
-                self._running[number] = self._start(request, self._shared(request))
+                self._running[number] = self._start(request, self._shared_prefix(request))
         self.n_added += 1
 
     def run(self) -> None:
-        """Runs until one of the requests ends, or, where each token is looked at, one step."""
+        """Run until a request ends, or for one step, and move finished requests to `results`."""
         self._ended = []
         if not self._running:
             return
@@ -269,63 +290,65 @@ class Batch(ABC, Generic[R]):
                 self._ended.append(running)
                 del self._running[number]
 
-    def _shared(self, request: Request) -> EngineSequence | None:
-        """A sequence that holds the tokens which request has in common with another, if many."""
-        if len(request.ids) <= SHARED_PREFIX or request.scores_prompt:
+    def _shared_prefix(self, request: Request) -> EngineSequence | None:
+        """Return a sequence of the longest shared prefix; None if it is too short to share."""
+        if len(request.ids) <= MIN_SHARED_PREFIX or request.scores_prompt:
             return None
-        head = request.ids[:SHARED_PREFIX].tobytes()
-        donors = [t for t in (*self._running.values(), *self._ended) if t.head == head]
-        donor = max(donors, key=lambda running: running.n_shared(request), default=None)
-        if donor is None or (n := donor.n_shared(request)) < SHARED_PREFIX:
+        key = request.ids[:MIN_SHARED_PREFIX].tobytes()
+        donors = [r for r in (*self._running.values(), *self._ended) if r.prefix_key == key]
+        donor = max(donors, key=lambda running: running.shared_length(request), default=None)
+        if donor is None or (n := donor.shared_length(request)) < MIN_SHARED_PREFIX:
             return None
-        return donor.shared(n)
+        return donor.copy_prefix(n)
 
 
-class TextBatch(Batch[Result]):
-    """Texts that are greedy or drawn."""
+class ContinuationBatch(Batch[Result]):
+    """A batch of greedy or sampled sequences."""
 
-    def _at_once(self, request: Request) -> Result | None:
-        return at_once(self._engine, request)
+    def _immediate_result(self, request: Request) -> Result | None:
+        return immediate_result(self._engine, request)
 
-    def _start(self, request: Request, sequence: EngineSequence | None) -> Text:
-        return Text(self._engine, request, sequence)
+    def _start(self, request: Request, sequence: EngineSequence | None) -> Continuation:
+        return Continuation(self._engine, request, sequence)
 
-    def _advance(self, running: list[Text]) -> None:
-        if any(text.request.logits_processor for text in running):
-            for text in running:
-                text.run()
+    def _advance(self, running: list[Continuation]) -> None:
+        if any(each.request.logits_processor for each in running):
+            for each in running:
+                each.step()
             return
-        n_steps = 1 if any(text.request.stops.are_watched for text in running) else INT32_MAX
-        self._engine.run([text.job for text in running], n_steps)
-        for text in running:
-            text.look()
+        n_steps = 1 if any(r.request.stops.need_every_token for r in running) else INT32_MAX
+        self._engine.run([each.job for each in running], n_steps)
+        for each in running:
+            each.collect()
 
 
-def at_once(engine: EngineModel, request: Request) -> Result | None:
-    """The result of a request for which no token has to be generated."""
+def immediate_result(engine: EngineModel, request: Request) -> Result | None:
+    """Return the result of a request that needs no new token; None for others.
+
+    It needs none if max_new_tokens is 0 or the deadline has passed.
+    """
     if request.max_new_tokens and not request.stops.is_late:
         return None
     reason = "time" if request.max_new_tokens else "length"
     if request.n_top is None:
         return Result([], reason)
-    none = empty_scores(request.n_top)
-    scores = None
+    prompt_scores = None
     if request.scores_prompt and not request.stops.is_late:
-        scores = score_prompt(engine, request)[1]
-    return Result([], reason, scores=none, prompt_scores=scores)
+        prompt_scores = score_prompt(engine, request)[1]
+    return Result([], reason, scores=empty_scores(request.n_top), prompt_scores=prompt_scores)
 
 
 def empty_scores(n_top: int) -> Scores:
-    """Those of no tokens."""
+    """Return the scores of no tokens."""
     return np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
 
 
 def score_prompt(
     engine: EngineModel, request: Request
 ) -> tuple[EngineSequence | None, Scores | None]:
-    """A sequence that holds all of the prompt but its last token, and the scores of all but the
+    """Feed the prompt without its last token; return the sequence and the prompt's scores.
 
-    first; None for a prompt of one token.
+    The first token has no score. Returns (None, None) for a prompt of one token.
     """
     ids = request.ids
     if len(ids) < 2:
@@ -337,7 +360,7 @@ def score_prompt(
 
 
 def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """How many ids both begin with."""
+    """Return the length of the longest common prefix."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n

@@ -1,9 +1,16 @@
-"""Beam search: which beams go on, which texts are kept, and when it is over.
+"""Beam search: which beams continue, which hypotheses are kept, and when the search ends.
 
-As transformers does it, whose two algorithms differ in small things: plain beam search as in
-GenerationMixin._beam_search of 5.24, groups as in BeamSearchScorer of 4.56, the last release that
-had them. Diverse groups are those of Vijayakumar et al. 2016, "Diverse Beam Search". Nothing here
-knows where log-probabilities are from.
+This is independent of the engine: a step's candidates come in, and the beams of the next step come
+out. Each group ranks its candidates, beam and next id, by the sum of log-probabilities. A
+candidate that ends its sequence becomes a hypothesis if it is among the first n, n being the size
+of the group; the first n others become the new beams. A group keeps its n best hypotheses, by the
+sum divided by length^length_penalty. Once it has n, early_stopping decides when it is done: at
+once, or when its best beam is estimated to end no better than the worst hypothesis. In each step
+the groups run one after the other, so that ids which earlier groups chose can be penalised.
+
+Everything follows transformers, whose two implementations differ in details: a single group
+follows GenerationMixin._beam_search of 5.24, several groups follow BeamSearchScorer of 4.56, the
+last release that had them. Diverse groups are from Vijayakumar et al. 2016, "Diverse Beam Search".
 """
 
 from __future__ import annotations
@@ -27,40 +34,40 @@ class BeamPlan:
 
     @property
     def group_size(self) -> int:
-        """Beams of each group."""
+        """The number of beams in each group."""
         return self.n_beams // self.n_groups
 
 
 @dataclass(frozen=True)
 class Beam(Generic[T]):
-    """A text so far; state is whatever its continuation needs."""
+    """A partial sequence; state is whatever the caller needs to continue it."""
 
-    ids: tuple[int, ...]  # the new ones; without the one that ended it
-    total: float  # of the ids' log-probabilities, in nats, after all options
+    ids: tuple[int, ...]  # the new ids, without the id that ended the sequence
+    total: float  # the sum of the ids' log-probabilities, in nats, after all options
     state: T
     finish_reason: str | None = None
-    end: int | None = None  # in bytes, where a stop string begins
+    end: int | None = None  # where a stop string begins, in bytes
     end_id: int | None = None
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text that has ended."""
+    """A finished sequence."""
 
     ids: tuple[int, ...]
-    score: float  # a beam's total, divided by its length to the power of the length penalty
+    score: float  # the beam's total, divided by length^length_penalty
     finish_reason: str
     end: int | None
     end_id: int | None
 
 
-# (beam, id, the new total) -> the beam with the id, and a finish reason where it ends the text
+# (beam, id, the new total) -> the beam with that id, with a finish reason if the id ends it
 Extend = Callable[[Beam[T], int, float], Beam[T]]
 
 
 @dataclass(frozen=True)
 class Candidate(Generic[T]):
-    """A beam and an id that may follow it."""
+    """A beam and an id that may follow it; total includes the id."""
 
     beam: Beam[T]
     id: int
@@ -68,11 +75,11 @@ class Candidate(Generic[T]):
 
 
 class Group(Generic[T]):
-    """One group of beams, or all of them, and the best of its texts that ended."""
+    """One group of beams and its best hypotheses."""
 
-    def __init__(self, plan: BeamPlan, first: Beam[T], most_ids: int) -> None:
-        """most_ids is how long its texts can become."""
-        self._plan, self._most_ids = plan, most_ids
+    def __init__(self, plan: BeamPlan, first: Beam[T], max_ids: int) -> None:
+        """Make a group that starts from one beam; max_ids is the max number of new ids."""
+        self._plan, self._max_ids = plan, max_ids
         self._size = plan.group_size
         self._is_plain = plan.n_groups == 1
         self._n_ids = 0
@@ -83,10 +90,10 @@ class Group(Generic[T]):
     def advance(
         self, candidates: Sequence[Candidate[T]], last_reason: str | None, extend: Extend[T]
     ) -> None:
-        """Takes candidates for the next id, best first; with last_reason it is the texts' last.
+        """Advance by one id; candidates come best first.
 
-        Of those that end a text only the first `size` count, and the first `size` others go on:
-        so candidates are needed for one id more than can end a text, that many times.
+        last_reason is the finish reason of all sequences if this step is the last. To find enough
+        beams that continue, the candidates must be the best (number of stop ids + 1) * size.
         """
         self._n_ids += 1
         live: list[Beam[T]] = []
@@ -101,8 +108,8 @@ class Group(Generic[T]):
             elif rank < self._size:
                 self._finish(beam, reason)
         self.live = live
-        # transformers' plain search asks what may still come of the best beam that goes on, its
-        # groups what may of the best candidate.
+        # In transformers, a single group judges by its best continuing beam, several groups judge
+        # by their best candidate, even one that ends its sequence.
         best = live[:1] if self._is_plain else candidates[:1]
         self.is_done = not live or (
             len(self.finished) == self._size
@@ -114,26 +121,26 @@ class Group(Generic[T]):
             self.is_done = True
 
     def _can_improve(self, total: float) -> bool:
-        """Whether a beam may end better than the worst text that is kept.
+        """Whether a beam with this total may beat the worst hypothesis.
 
-        As if it ended now, or, with "never" where length is rewarded, at the greatest length.
+        It is scored at its present length, or, with "never" and a length_penalty above 0, at the
+        max length.
         """
-        is_patient = self._plan.early_stopping == "never" and self._plan.length_penalty > 0
-        length = self._most_ids if is_patient else self._n_ids
+        at_max = self._plan.early_stopping == "never" and self._plan.length_penalty > 0
+        length = self._max_ids if at_max else self._n_ids
         return self._score(total, length) > self.finished[-1].score
 
     def _score(self, total: float, length: int) -> float:
         return float(total / float(length) ** self._plan.length_penalty)
 
     def _finish(self, beam: Beam[T], reason: str) -> None:
-        """The id that ended the text counts in its length."""
-        score = self._score(beam.total, self._n_ids)
+        score = self._score(beam.total, self._n_ids)  # the id that ended it counts in the length
         self.finished.append(Hypothesis(beam.ids, score, reason, beam.end, beam.end_id))
-        self.finished.sort(key=lambda finished: -finished.score)
+        self.finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self.finished[self._size :]
 
 
 def best_of(groups: Sequence[Group[T]], n: int) -> list[Hypothesis]:
-    """The n best texts of all groups, best first; fewer where there are not so many."""
-    finished = [text for group in groups for text in group.finished]
-    return sorted(finished, key=lambda text: -text.score)[:n]
+    """Return the n best hypotheses of all groups, best first; fewer if the groups found fewer."""
+    finished = [hypothesis for group in groups for hypothesis in group.finished]
+    return sorted(finished, key=lambda hypothesis: -hypothesis.score)[:n]

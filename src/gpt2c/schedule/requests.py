@@ -1,4 +1,4 @@
-"""What the running batch takes and gives: requests and results."""
+"""What a batch takes and returns: requests and results."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from gpt2c.engine.protocol import Drafts, Plan, Scores
 from gpt2c.schedule.stops import Stops
 
-# (the prompt's and the new ids, logits [n_vocab]) -> logits [n_vocab]
+# (ids of the prompt and the new tokens, logits [n_vocab]) -> logits [n_vocab]
 LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text to be generated, ready for the engine."""
+    """One sequence to generate, or one beam search, with checked options."""
 
-    index: int  # of its prompt
-    is_text: bool  # rather than ids
-    is_empty: bool  # ids are then what the model starts a text from
+    index: int  # the prompt's, for messages and the callback
+    is_text: bool  # whether the prompt is a text; otherwise it is ids
+    is_empty: bool  # whether the prompt is empty; ids then hold the start token
     ids: NDArray[np.int32]
     max_new_tokens: int
     plan: Plan
@@ -30,24 +30,24 @@ class Request:
     sample: int
     stop_ids: NDArray[np.int32]
     stops: Stops = field(default_factory=Stops)
-    n_top: int | None = None  # alternatives of scored tokens; None: no scores
+    n_top: int | None = None  # alternatives per scored token; None: no scores
     scores_prompt: bool = False
     slides: bool = False
     logits_processor: LogitsProcessor | None = None
     drafts: Drafts | None = None
-    n_best: int = 1  # of a beam search's texts
-    pad_id: int | None = None  # what transformers' groups of beams go on with when they are done
+    n_best: int = 1  # the number of results of a beam search
+    pad_id: int | None = None  # what a finished group of beams counts as having chosen
 
 
 @dataclass(frozen=True)
 class Result:
-    """A text that is complete."""
+    """A finished sequence."""
 
     ids: list[int]
     finish_reason: str
-    end: int | None = None  # in bytes, where the text ends before its ids do
+    end: int | None = None  # where a stop string begins, in bytes of the ids' text
     scores: Scores | None = None
     prompt_scores: Scores | None = None
     draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
-    sequence_score: float | None = None  # of a beam
-    end_id: int | None = None
+    sequence_score: float | None = None  # of beam search
+    end_id: int | None = None  # the token that ended the sequence

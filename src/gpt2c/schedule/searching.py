@@ -1,4 +1,16 @@
-"""Beam searches on the engine: what is fed, what the candidates are, and who shares whose cache."""
+"""Beam searches on the engine: what is fed, how candidates are found, which KV cache a beam uses.
+
+A step feeds each live beam its last id, all beams of all prompts in one call of the engine; the
+first step feeds the prompt, from which all beams branch. The call returns a row for each beam: the
+log-probabilities of the next id. Each group turns the rows of its beams into candidates, after the
+diversity penalty and the options, and `beams.Group` chooses from them. A beam keeps the sequence
+of its parent; if a parent has several children, the first takes its sequence and the others copy
+it.
+
+A row holds all n_vocab log-probabilities, or, where that is enough, only the most likely ids,
+which the engine finds much faster. It is enough if the options only ban ids: each ban or penalty
+moves at most one id out of the best, so the row has that many more ids than there are candidates.
+"""
 
 from __future__ import annotations
 
@@ -11,62 +23,56 @@ from numpy.typing import NDArray
 
 from gpt2c.engine.protocol import MOST_LOGPROBS, NO_IDS, EngineModel, EngineSequence, Scores
 from gpt2c.schedule.batching import (
-    SHARED_PREFIX,
+    MIN_SHARED_PREFIX,
     Batch,
-    at_once,
-    checked_logits,
+    check_logits,
     common_prefix,
     empty_scores,
-    fail,
+    immediate_result,
+    raise_failure,
     score_prompt,
 )
 from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
-# Beams that run together: the rows of one forward call, and, where options have to see all
-# log-probabilities, the rows of a vocabulary's size that are held.
-_MOST_ROWS: Final = 256
-# Stages that rule out ids whatever the text: some more of the likeliest make up for them.
+# The max number of beams in a step. It bounds the memory of rows of n_vocab log-probabilities.
+_MAX_ROWS: Final = 256
+# Stages that ban the same ids in every beam.
 _BANS: Final = ("suppress_tokens", "min_new_tokens")
 
 
 @dataclass(frozen=True)
 class _State:
-    """Of a beam: where its keys and values are, all but its last id's, and its stop strings'."""
+    """What continues a beam."""
 
-    sequence: EngineSequence
-    watcher: Watcher | None
+    sequence: EngineSequence  # the prompt and the beam's ids, without the last id
+    watcher: Watcher | None  # None without stop strings
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What the model says of the id that follows a beam."""
+    """The log-probabilities of the id that follows a beam."""
 
-    log_probs: NDArray[np.float32]  # [n_vocab], or of the likeliest ids, best first
-    ids: NDArray[np.int32] | None = None  # those ids
+    log_probs: NDArray[np.float32]  # [n_vocab], or those of `ids`
+    ids: NDArray[np.int32] | None = None  # the most likely ids, best first; None: all
 
-    @classmethod
-    def of_top(cls, top: NDArray[np.void]) -> _Row:
-        """Of an array of TOP_TYPE."""
-        return cls(top["log_prob"], top["id"])
-
-    def greatest(self, n: int) -> tuple[NDArray[np.float64], NDArray[Any]]:
-        """The n greatest and their ids, best first, the lower id first of equal ones."""
+    def most_likely(self, n: int) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """Return the n largest log-probabilities and their ids; ties go to the lower id."""
         x = self.log_probs
         if self.ids is not None:
             order = np.argsort(-x, kind="stable")[:n]
             return x[order].astype(np.float64), self.ids[order]
-        least = np.partition(x, -n)[-n] if n < len(x) else -np.inf
-        ids = np.flatnonzero(x >= least)
+        threshold = np.partition(x, -n)[-n] if n < len(x) else -np.inf
+        ids = np.flatnonzero(x >= threshold)
         ids = ids[np.argsort(-x[ids], kind="stable")[:n]]
         return x[ids].astype(np.float64), ids
 
-    def less(self, amounts: dict[int, float]) -> _Row:
-        """With amounts taken from the log-probabilities of ids."""
+    def penalised(self, penalties: dict[int, float]) -> _Row:
+        """Return a row with penalties, by id, subtracted."""
         x = self.log_probs.copy()
-        for id, amount in amounts.items():
-            x[id if self.ids is None else self.ids == id] -= np.float32(amount)
+        for id, penalty in penalties.items():
+            x[id if self.ids is None else self.ids == id] -= np.float32(penalty)
         return _Row(x, self.ids)
 
 
@@ -76,12 +82,12 @@ class Search:
     def __init__(
         self, engine: EngineModel, request: Request, plan: BeamPlan, sequence: EngineSequence | None
     ) -> None:
-        """sequence, which is taken, holds the prompt's first tokens."""
+        """The search takes over `sequence`, which holds the prompt's first tokens."""
         self._engine, self.request, self._plan = engine, request, plan
         self.result: list[Result] | None = None
-        self.head = request.ids[:SHARED_PREFIX].tobytes()
-        # The last id need not be fed, so a full context still yields one.
-        self._most_ids = min(request.max_new_tokens, engine.n_positions - len(request.ids) + 1)
+        self.prefix_key = request.ids[:MIN_SHARED_PREFIX].tobytes()
+        # The last id is never fed, so it needs no position in the context.
+        self._max_ids = min(request.max_new_tokens, engine.n_positions - len(request.ids) + 1)
         self._n_ids = 0
         self._prompt_scores: Scores | None = None
         if request.scores_prompt:
@@ -90,64 +96,64 @@ class Search:
         self._n_candidates = max(2, 1 + len(self._stop_ids)) * plan.group_size
         watcher = Watcher(request.stops, request.index) if request.stops.strings else None
         first = Beam((), 0.0, _State(sequence or engine.sequence(), watcher))
-        self._groups = [Group(plan, first, self._most_ids) for _ in range(plan.n_groups)]
-        self._beams = [first]  # that are fed
+        self._groups = [Group(plan, first, self._max_ids) for _ in range(plan.n_groups)]
+        self._beams = [first]  # the beams of the next step, one row each
         self.n_top = self._n_top()
 
     def _n_top(self) -> int | None:
-        """How many of each row's likeliest ids are enough; None: all have to be seen."""
+        """Return how many of the most likely ids are enough in a row; None if all are needed."""
         stages = self.request.plan.stages
         if self.request.logits_processor is not None or any(s.name not in _BANS for s in stages):
             return None
-        # As many as there are beams can be penalised for what other groups chose.
+        # Earlier groups chose at most n_beams ids, which may be penalised.
         n = self._n_candidates + (self._plan.n_beams if self._plan.n_groups > 1 else 0)
         n += sum(len(stage.ids) for stage in stages)
         return n if n <= MOST_LOGPROBS else None
 
-    def feeds(self) -> list[tuple[EngineSequence, NDArray[np.int32]]]:
-        """Sequences, and the ids that are fed to each: a row for each beam."""
+    def inputs(self) -> list[tuple[EngineSequence, NDArray[np.int32]]]:
+        """Return each beam's sequence and the ids to feed it in the next step."""
         if self._n_ids == 0:
             sequence = self._beams[0].state.sequence
             return [(sequence, self.request.ids[sequence.length :])]
         return [(b.state.sequence, np.array(b.ids[-1:], dtype=np.int32)) for b in self._beams]
 
-    def n_shared(self, request: Request) -> int:
-        """How many tokens both prompts begin with, of those that a copy can have."""
+    def shared_length(self, request: Request) -> int:
+        """Return the length of the prefix that a request can copy."""
         most = min(len(request.ids), len(self.request.ids)) - 1
         return min(common_prefix(request.ids, self.request.ids), most)
 
-    def shared(self, n: int) -> EngineSequence:
-        """A sequence of the prompt's first n tokens."""
-        own = self._beams[0].state.sequence
-        if own.length < n:  # the prompt waits for its first step
-            own.feed(self.request.ids[own.length : n], 0)
-        sequence = own.copy()
+    def copy_prefix(self, n: int) -> EngineSequence:
+        """Return a sequence of the prompt's first n tokens; n is at most a shared_length."""
+        first = self._beams[0].state.sequence
+        if first.length < n:  # before the first step, which feeds the prompt
+            first.feed(self.request.ids[first.length : n], 0)
+        sequence = first.copy()
         sequence.truncate(n)
         return sequence
 
-    def take(self, rows: list[_Row]) -> None:
-        """Goes on by what the model says after each of the ids that were fed."""
+    def advance(self, rows: list[_Row]) -> None:
+        """Choose the next beams from the rows of the present ones; set `result` at the end."""
         if any(np.isnan(row.log_probs).any() for row in rows):
-            fail("nan", self.request.index, len(self.request.ids) + self._n_ids)
+            raise_failure("nan", self.request.index, len(self.request.ids) + self._n_ids)
         self._n_ids += 1
         row_of = {id(beam.state): row for beam, row in zip(self._beams, rows, strict=True)}
         last_reason = self._last_reason()
-        chosen: Counter[int] = Counter()  # by the groups before
+        chosen: Counter[int] = Counter()  # ids that earlier groups chose in this step
         for group in self._groups:
             if group.is_done:
-                # transformers' groups go on with padding, which later ones are kept from.
+                # In transformers a finished group chooses padding, which later groups avoid.
                 if self.request.pad_id is not None:
                     chosen[self.request.pad_id] += self._plan.group_size
                 continue
             candidates = self._candidates(group, row_of, chosen)
-            # Given anew each time: a group that kept it would keep the caches of a search that is
-            # over until garbage is collected.
+            # The group must not keep the bound method: as a reference cycle it would keep the KV
+            # caches of a finished search until garbage collection.
             group.advance(candidates, last_reason, self._extended)
             chosen.update(beam.ids[-1] for beam in group.live)
         live = [beam for group in self._groups if not group.is_done for beam in group.live]
         if live:
             self._beams = live
-            self._share_out()
+            self._assign_sequences()
         else:
             self._end()
 
@@ -158,8 +164,8 @@ class Search:
         beams, totals, ids = [], [], []
         for beam in group.live:
             row = row_of[id(beam.state)]
-            row = self._processed(row.less(penalties) if penalties else row, beam)
-            log_probs, likeliest = row.greatest(self._n_candidates)
+            row = self._processed(row.penalised(penalties) if penalties else row, beam)
+            log_probs, likeliest = row.most_likely(self._n_candidates)
             beams += [beam] * len(likeliest)
             totals.append(beam.total + log_probs)
             ids.append(likeliest)
@@ -170,7 +176,7 @@ class Search:
         ]
 
     def _processed(self, row: _Row, beam: Beam[_State]) -> _Row:
-        """After the options that change single ids' log-probabilities."""
+        """Return the row after logits_processor and the stages."""
         x = row.log_probs
         if row.ids is not None:
             if not self.request.plan.stages:
@@ -179,14 +185,14 @@ class Search:
             return _Row(x[~is_banned], row.ids[~is_banned])
         if self.request.logits_processor is not None:
             before = [*self.request.ids.tolist(), *beam.ids]
-            x = checked_logits(self.request.logits_processor(before, x.copy()), len(x))
+            x = check_logits(self.request.logits_processor(before, x.copy()), len(x))
         if self.request.plan.stages:
             ids, new_ids = self.request.ids, np.array(beam.ids, dtype=np.int32)
             x = self._engine.apply_stages(self.request.plan, x, ids, new_ids)
         return row if x is row.log_probs else _Row(x)
 
     def _banned_ids(self) -> NDArray[np.int32]:
-        """Of _BANS, at this step."""
+        """Return the ids that the stages of _BANS ban in this step."""
         n_before = self._n_ids - 1
         banned = [
             stage.ids
@@ -196,6 +202,7 @@ class Search:
         return np.concatenate([NO_IDS, *banned])
 
     def _extended(self, beam: Beam[_State], id: int, total: float) -> Beam[_State]:
+        """Return the beam with another id, and with a finish reason if the id ends it."""
         if id in self._stop_ids:
             return replace(beam, total=total, finish_reason="stop", end_id=id)
         ids, state = (*beam.ids, id), beam.state
@@ -208,17 +215,18 @@ class Search:
         return replace(beam, ids=ids, total=total, state=state)
 
     def _last_reason(self) -> str | None:
-        """Why no text can become longer than it is after this step."""
+        """Return the finish reason if this step is the last, or None."""
         if self._n_ids == self.request.max_new_tokens:
             return "length"
-        if self._n_ids == self._most_ids:
+        if self._n_ids == self._max_ids:
             return "context"
         return "time" if self.request.stops.is_late else None
 
-    def _share_out(self) -> None:
-        """Gives each beam a sequence: the first of a parent's children takes the parent's, the
+    def _assign_sequences(self) -> None:
+        """Give each beam its own sequence.
 
-        others copies, which share its pages until they write to them.
+        A parent's first child takes its sequence. The others get copies, which share its pages
+        until one of them writes.
         """
         taken: set[int] = set()
         for group in self._groups:
@@ -235,28 +243,28 @@ class Search:
     def _end(self) -> None:
         best = best_of(self._groups, self.request.n_best)
         if not best:
-            fail("nothing", self.request.index, len(self.request.ids) + self._n_ids - 1)
+            raise_failure("nothing", self.request.index, len(self.request.ids) + self._n_ids - 1)
         self.result = [
             Result(
-                list(text.ids), text.finish_reason, text.end, scores, self._prompt_scores,
-                draft_counts=(self._n_ids, 0, 0), sequence_score=text.score, end_id=text.end_id,
+                list(h.ids), h.finish_reason, h.end, scores, self._prompt_scores,
+                draft_counts=(self._n_ids, 0, 0), sequence_score=h.score, end_id=h.end_id,
             )
-            for text, scores in zip(best, self._scores(best), strict=True)
+            for h, scores in zip(best, self._scores(best), strict=True)
         ]  # fmt: skip
 
-    def _scores(self, texts: list[Hypothesis]) -> list[Scores | None]:
-        """What the model says of the texts' ids, once more: less is kept while it searches."""
+    def _scores(self, hypotheses: list[Hypothesis]) -> list[Scores | None]:
+        """Score the hypotheses' ids in another pass, because the search keeps only totals."""
         n_top = self.request.n_top
         if n_top is None:
-            return [None] * len(texts)
-        own = self._beams[0].state.sequence  # which begins with the prompt
-        all_ids = [np.array(text.ids, dtype=np.int32) for text in texts]
+            return [None] * len(hypotheses)
+        first = self._beams[0].state.sequence  # begins with the prompt, as all beams do
+        all_ids = [np.array(h.ids, dtype=np.int32) for h in hypotheses]
         targets = [ids for ids in all_ids if len(ids)]
-        sequences = [own.copy() for _ in targets]
+        sequences = [first.copy() for _ in targets]
         for sequence in sequences:
             sequence.truncate(len(self.request.ids) - 1)
         if not targets:
-            return [empty_scores(n_top)] * len(texts)
+            return [empty_scores(n_top)] * len(hypotheses)
         fed = [np.concatenate([self.request.ids[-1:], ids[:-1]]) for ids in targets]
         scores, top = self._engine.score(sequences, fed, targets, n_top)
         ends = np.cumsum([len(ids) for ids in all_ids])[:-1]
@@ -264,35 +272,36 @@ class Search:
 
 
 class SearchBatch(Batch[list[Result]]):
-    """Beam searches, all beams of all prompts in one call of the engine a step."""
+    """A batch of beam searches: each step is one call of the engine for all of their beams."""
 
     def __init__(self, engine: EngineModel, size: int, plan: BeamPlan) -> None:
-        """Nothing runs."""
-        super().__init__(engine, max(1, min(size, _MOST_ROWS // plan.n_beams)))
+        """Make an empty batch of at most `size` searches and _MAX_ROWS beams."""
+        super().__init__(engine, max(1, min(size, _MAX_ROWS // plan.n_beams)))
         self._plan = plan
 
-    def _at_once(self, request: Request) -> list[Result] | None:
-        if (result := at_once(self._engine, request)) is None:
-            return None
-        return [result]
+    def _immediate_result(self, request: Request) -> list[Result] | None:
+        result = immediate_result(self._engine, request)
+        return None if result is None else [result]
 
     def _start(self, request: Request, sequence: EngineSequence | None) -> Search:
         return Search(self._engine, request, self._plan, sequence)
 
     def _advance(self, running: list[Search]) -> None:
-        """One step."""
-        feeds = [search.feeds() for search in running]
-        # n_top depends on options alone, and is the same of all.
-        rows = self._rows([feed for each in feeds for feed in each], running[0].n_top)
-        for search, fed in zip(running, feeds, strict=True):
-            search.take(rows[: len(fed)])
-            rows = rows[len(fed) :]
+        """Run one step of all searches."""
+        inputs = [search.inputs() for search in running]
+        # n_top is the same in all searches: it depends on the call's options only.
+        rows = self._rows([pair for pairs in inputs for pair in pairs], running[0].n_top)
+        for search, pairs in zip(running, inputs, strict=True):
+            search.advance(rows[: len(pairs)])
+            rows = rows[len(pairs) :]
 
     def _rows(
-        self, feeds: list[tuple[EngineSequence, NDArray[np.int32]]], n_top: int | None
+        self, inputs: list[tuple[EngineSequence, NDArray[np.int32]]], n_top: int | None
     ) -> list[_Row]:
-        sequences, ids = [sequence for sequence, _ in feeds], [ids for _, ids in feeds]
+        sequences, ids = [sequence for sequence, _ in inputs], [ids for _, ids in inputs]
         if n_top is None:
             return [_Row(x) for x in self._engine.log_probs(sequences, ids)]
-        top = self._engine.top_log_probs(sequences, ids, n_top)
-        return [_Row.of_top(row[row["id"] >= 0]) for row in top]
+        tops = self._engine.top_log_probs(sequences, ids, n_top)
+        # A small vocabulary may have fewer than n_top ids; the rest are -1.
+        tops_by_row = [top[top["id"] >= 0] for top in tops]
+        return [_Row(top["log_prob"], top["id"]) for top in tops_by_row]

@@ -1,4 +1,4 @@
-"""What ends a text besides the model itself: stop strings, the time, and the caller."""
+"""Stop conditions outside the engine: stop strings, a deadline, and the caller's callback."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ Callback: TypeAlias = Callable[[int, list[int]], object]
 
 
 class StopString:
-    """A string of bytes, to be looked for in bytes as they come (Knuth, Morris and Pratt 1977).
+    """A matcher that finds a string in a stream of bytes (Knuth, Morris and Pratt 1977).
 
-    So a byte costs the same however long the string is.
+    Its state is a number: how many bytes of the string the stream ends with. A byte costs the same
+    time, amortised, for a string of any length.
     """
 
     def __init__(self, string: bytes) -> None:
         """string is not empty."""
         self.string = string
-        # For each beginning, the longest shorter one that it ends with.
+        # KMP's failure function: for each prefix, the longest proper prefix that it ends with.
         self._shorter = [0]
         for byte in string[1:]:
             self._shorter.append(self.step(self._shorter[-1], byte))
 
     def step(self, n: int, byte: int) -> int:
-        """How much of the string the bytes end with, given how much it was before this byte."""
+        """Return the state after another byte; n is the state before it."""
         if n == len(self.string):
             n = self._shorter[n - 1]
         while n and self.string[n] != byte:
@@ -36,42 +37,45 @@ class StopString:
 
 @dataclass(frozen=True)
 class Stops:
-    """What is watched for in every text of a call."""
+    """The stop conditions that all sequences of a call share."""
 
     strings: tuple[StopString, ...] = ()
     token_bytes: Callable[[int], bytes] | None = None  # needed for strings
-    deadline: float | None = None  # of time.monotonic
+    deadline: float | None = None  # in the time of time.monotonic
     callback: Callback | None = None
 
     @property
-    def are_watched(self) -> bool:
-        """Whether every token has to be looked at."""
+    def need_every_token(self) -> bool:
+        """Whether to check after every token."""
         return bool(self.strings or self.deadline is not None or self.callback)
 
     @property
     def is_late(self) -> bool:
-        """Whether the time is over."""
+        """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
 
 class Watcher:
-    """Looks at one text's new ids as they come.
+    """Checks the stop conditions of one sequence, token by token.
 
-    A stop string is found across the borders of tokens, in bytes. What may turn out to be its
-    beginning is not safe to be shown yet.
+    Stop strings are searched for in bytes, across token boundaries. An id is safe to show once none
+    of its bytes can belong to a stop string.
     """
 
     def __init__(self, stops: Stops, index: int) -> None:
         """index is the prompt's, for the callback."""
         self._stops, self._index = stops, index
-        self._found = [0] * len(stops.strings)  # of each, how much the text ends with
-        self._ends: list[int] = []  # of each id, in bytes
+        self._matched = [0] * len(stops.strings)  # the state of each matcher
+        self._ends: list[int] = []  # for each id, the number of bytes up to its end
         self.ids: list[int] = []
         self.n_safe_ids = 0
-        self.end: int | None = None  # in bytes, where a stop string begins
+        self.end: int | None = None  # where the stop string begins, in bytes
 
     def push(self, id: int) -> str | None:
-        """Takes the next id; a finish reason where the text ends with it, or before."""
+        """Add the next id; return a finish reason if the sequence ends, or None.
+
+        If a stop string ends it, `ids` lose those that hold nothing before the string.
+        """
         self.ids.append(id)
         if self._stops.strings and self._find_string(id):
             return "stop"
@@ -82,14 +86,14 @@ class Watcher:
         return "time" if self._stops.is_late else None
 
     def copy(self) -> Watcher:
-        """The same of a text that may go on otherwise."""
+        """Return an independent copy, for a beam that branches."""
         other = Watcher(self._stops, self._index)
-        other._found, other._ends, other.ids = self._found[:], self._ends[:], self.ids[:]
+        other._matched, other._ends, other.ids = self._matched[:], self._ends[:], self.ids[:]
         other.n_safe_ids, other.end = self.n_safe_ids, self.end
         return other
 
     def finish(self) -> None:
-        """No id comes any more: all of them are safe."""
+        """Mark all ids as safe, because no more will come."""
         self.n_safe_ids = len(self.ids)
 
     def _find_string(self, id: int) -> bool:
@@ -99,18 +103,18 @@ class Watcher:
         for byte in self._stops.token_bytes(id):
             n_bytes += 1
             for i, stop in enumerate(self._stops.strings):
-                self._found[i] = stop.step(self._found[i], byte)
-                if self._found[i] == len(stop.string):
+                self._matched[i] = stop.step(self._matched[i], byte)
+                if self._matched[i] == len(stop.string):
                     begins.append(n_bytes - len(stop.string))
         self._ends.append(n_bytes)
         if begins:
             self.end = min(begins)
-            # An id stays where some of the text before the stop string is its.
+            # Keep an id if some of its bytes precede the stop string.
             while self.ids and self._begin(len(self.ids) - 1) >= self.end:
                 self.ids.pop()
             self.finish()
             return True
-        safe = n_bytes - max(self._found)
+        safe = n_bytes - max(self._matched)
         while self.n_safe_ids < len(self.ids) and self._ends[self.n_safe_ids] <= safe:
             self.n_safe_ids += 1
         return False
