@@ -16,6 +16,7 @@ from conftest import FIXTURES, config_of, model_on, needs_engine, on_backend, ra
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.engine.protocol import Plan
+from gpt2c.schedule import searching
 from gpt2c.schedule.searching import Search
 
 CONFIG = config_of(n_positions=100, eos_token_id=7)
@@ -249,6 +250,16 @@ def test_a_nan_logit_is_an_error(backend):
         assert model.generate([1, 2], num_beams=3, max_new_tokens=3, **options)
         with pytest.raises(gpt2c.NumericalError, match="prompt 1: a logit at position 5"):
             model.generate([[1], [1, 2]], num_beams=3, stop_token_ids=[], **options)
+
+
+def test_ties_go_to_the_lower_id_with_and_without_all_ids():
+    """A penalty can make two ids equal: both kinds of row put the lower one first."""
+    log_probs = np.array([-9, -9, -9, -1.5, -9, -9, -9, -1], dtype=np.float32)
+    few = searching._Row(log_probs[[7, 3]], np.array([7, 3], dtype=np.int32))
+    for row in (searching._Row(log_probs), few):
+        values, ids = row.penalised({7: 0.5}).most_likely(2)
+        assert ids.tolist() == [3, 7]
+        assert values.tolist() == [-1.5, -1.5]
 
 
 # ---- batches and shared caches ----

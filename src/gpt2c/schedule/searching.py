@@ -61,7 +61,7 @@ class _Row:
         """Return the n largest log-probabilities and their ids; ties go to the lower id."""
         x = self.log_probs
         if self.ids is not None:
-            order = np.argsort(-x, kind="stable")[:n]
+            order = np.lexsort((self.ids, -x))[:n]
             return x[order].astype(np.float64), self.ids[order]
         threshold = np.partition(x, -n)[-n] if n < len(x) else -np.inf
         ids = np.flatnonzero(x >= threshold)
