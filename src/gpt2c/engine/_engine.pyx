@@ -145,6 +145,14 @@ cdef int raise_status(gpt2c_status status, str what) except -1:
     raise OptionError(f"{what}: the engine refused the arguments")
 
 
+cdef object empty(shape, dtype, str what):
+    """np.empty, but CacheMemoryError says what there is not enough memory for."""
+    try:
+        return np.empty(shape, dtype=dtype)
+    except MemoryError as error:
+        raise CacheMemoryError(f"not enough memory for {what} ({error})") from None
+
+
 cdef class Model
 
 
@@ -373,10 +381,7 @@ cdef class Model:
         cdef int32_t i, n_rows
         if not n == len(ids) > 0 or not all(map(len, ids)):
             raise OptionError("log_probs takes ids for each of at least one sequence")
-        try:
-            rows = np.empty((n, self.n_vocab), dtype=np.float32)
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for {n} rows of logits ({error})") from None
+        rows = empty((n, self.n_vocab), np.float32, f"{n} rows of logits")
         cdef float[:, ::1] view = rows
         longer = [(each, part[:-1]) for each, part in zip(sequences, ids) if len(part) > 1]
         if longer:
@@ -457,10 +462,12 @@ cdef class Model:
         cdef bint running = True
         cdef gpt2c_drafter *drafter = NULL
         cdef Model other = None
+        cdef list sequences = []
         if None in jobs:
             raise OptionError("run takes jobs; found None")
         drafts = drafts_of(jobs)
-        sequences = sequences_of(jobs)
+        for job in jobs:
+            sequences.append(job.sequence)
         cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
         if pointers == NULL:
             raise CacheMemoryError("not enough memory to run the jobs")
@@ -608,14 +615,6 @@ cdef object drafts_of(list jobs):
     return drafts
 
 
-cdef list sequences_of(list jobs):
-    cdef Job job
-    sequences = []
-    for job in jobs:
-        sequences.append(job.sequence)
-    return sequences
-
-
 cdef int check_ids(const int32_t[::1] ids, int n_vocab) except -1:
     """Raise OptionError unless all ids are in the vocabulary: C uses them as places in tables."""
     cdef Py_ssize_t i
@@ -674,10 +673,7 @@ cdef class Sequence:
         cdef Py_ssize_t n = ids.shape[0], done = 0, chunk
         if n == 0 or n_logits not in (0, 1, n):
             raise OptionError(f"feed takes at least one token; found {n}")
-        try:
-            logits = np.empty((n_logits, self.model.n_vocab), dtype=np.float32)
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for {n_logits} rows of logits ({error})") from None
+        logits = empty((n_logits, self.model.n_vocab), np.float32, f"{n_logits} rows of logits")
         cdef float[:, ::1] view = logits
         cdef gpt2c_feed feed
         cdef gpt2c_status status

@@ -46,7 +46,8 @@ cdef class Job:
         self.job.max_new_tokens = max_new_tokens
         self.job.tokens = &self.tokens[0]
         if n_top is not None:
-            self.take_scores(n_top)
+            self.score_array, self.top_array = empty_scores(self.tokens.shape[0], n_top)
+            self.job.scores = scores_at(self.score_array, self.top_array)
         if drafts is not None:
             self.take_drafts(drafts)
 
@@ -62,20 +63,6 @@ cdef class Job:
                 raise OptionError("a draft model's vocabulary has the same size")
             self.draft_sequence = Sequence(drafts.model)
             self.job.draft_sequence = self.draft_sequence.pointer
-        return 0
-
-    cdef int take_scores(self, int n_top) except -1:
-        if not 0 <= n_top <= GPT2C_MOST_TOP:
-            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
-        cdef unsigned char[::1] view
-        self.score_array = np.empty(self.tokens.shape[0], dtype=SCORE_TYPE)
-        self.top_array = np.empty((self.tokens.shape[0], n_top), dtype=TOP_TYPE)
-        view = self.score_array.view(np.uint8)
-        self.job.scores.scores = <gpt2c_token_score *>&view[0]
-        self.job.scores.n_top = n_top
-        if n_top:
-            view = self.top_array.reshape(-1).view(np.uint8)
-            self.job.scores.top = <gpt2c_alternative *>&view[0]
         return 0
 
     cdef int check_model(self, Model model) except -1:

@@ -73,12 +73,8 @@ cdef class Probing:
         cdef int32_t n = <int32_t>self.ids.shape[0]
         cdef gpt2c_scratch *scratch = NULL
         cdef float *out
-        try:
-            logits = np.empty(
-                (np.count_nonzero(self.wants_logits), model.n_vocab), dtype=np.float32
-            )
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for the logits ({error})") from None
+        n_rows = np.count_nonzero(self.wants_logits)
+        logits = empty((n_rows, model.n_vocab), np.float32, f"{n_rows} rows of logits")
         cdef float[::1] flat = logits.reshape(-1)
         out = &flat[0] if flat.shape[0] else NULL
         probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]

@@ -1,5 +1,23 @@
 # Scores of tokens: one call of Model.score. Included by _engine.pyx.
 
+cdef tuple empty_scores(Py_ssize_t n, int n_top):
+    """Return arrays for the scores of n tokens, SCORE_TYPE [n] and TOP_TYPE [n, n_top]."""
+    if not 0 <= n_top <= GPT2C_MOST_TOP:
+        raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+    return empty(n, SCORE_TYPE, "the scores"), empty((n, n_top), TOP_TYPE, "the scores")
+
+
+cdef gpt2c_scores scores_at(scores, top):
+    """Return the addresses of two such arrays for C, NULL for an empty one."""
+    cdef unsigned char[::1] score_bytes = scores.view(np.uint8)
+    cdef unsigned char[::1] top_bytes = top.reshape(-1).view(np.uint8)
+    cdef gpt2c_scores out
+    out.n_top = top.shape[1]
+    out.scores = <gpt2c_token_score *>&score_bytes[0] if score_bytes.shape[0] else NULL
+    out.top = <gpt2c_alternative *>&top_bytes[0] if top_bytes.shape[0] else NULL
+    return out
+
+
 cdef class Scoring:
     """One call of Model.score."""
 
@@ -8,7 +26,6 @@ cdef class Scoring:
     cdef const int32_t[::1] ids, targets
     cdef int32_t[::1] n_left, n_unscored  # of each sequence: ids to be fed, of which unscored
     cdef object scores, top
-    cdef gpt2c_scores out
     cdef Py_ssize_t n_fed, n_scored
 
     def __cinit__(self, Model model, list sequences, list ids, list targets, int n_top):
@@ -21,27 +38,8 @@ cdef class Scoring:
         for i in range(len(sequences)):
             if self.n_unscored[i] < 0 or self.n_left[i] < 1:
                 raise OptionError("score takes ids for every target")
-        for i in range(self.targets.shape[0]):
-            if not 0 <= self.targets[i] < model.n_vocab:
-                raise OptionError(f"target {self.targets[i]} is not in the vocabulary")
-        if not 0 <= n_top <= GPT2C_MOST_TOP:
-            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
-        try:
-            self.scores = np.empty(self.targets.shape[0], dtype=SCORE_TYPE)
-            self.top = np.empty((self.targets.shape[0], n_top), dtype=TOP_TYPE)
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for the scores ({error})") from None
-        self.out.n_top = n_top
-
-    cdef gpt2c_scores rest(self):
-        """Where the next scores go."""
-        cdef unsigned char[::1] scores = self.scores[self.n_scored:].view(np.uint8)
-        cdef unsigned char[::1] top = self.top[self.n_scored:].reshape(-1).view(np.uint8)
-        cdef gpt2c_scores out
-        out.n_top = self.out.n_top
-        out.scores = <gpt2c_token_score *>&scores[0] if scores.shape[0] else NULL
-        out.top = <gpt2c_alternative *>&top[0] if top.shape[0] else NULL
-        return out
+        check_ids(self.targets, model.n_vocab)
+        self.scores, self.top = empty_scores(self.targets.shape[0], n_top)
 
     cdef int32_t next_feeds(self, gpt2c_feed *feeds):
         """The next GPT2C_MAX_ROWS ids at most; returns how many sequences they belong to."""
@@ -82,7 +80,7 @@ cdef class Scoring:
         cdef Scratch scratch = self.model.begin(self.sequences)
         try:
             while self.n_fed < self.ids.shape[0]:
-                out = self.rest()
+                out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
                 asked = &self.targets[self.n_scored] if out.scores != NULL else NULL
                 n_feeds = self.next_feeds(feeds)
                 with nogil:
