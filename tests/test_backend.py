@@ -11,7 +11,6 @@ from conftest import FIXTURES, ISAS, config_of, random_weights
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.engine.threads import MAX_THREADS
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.tokenizer_files import tokenizer_of
 
@@ -115,14 +114,6 @@ def test_nothing_is_printed_and_import_loads_little():
         [sys.executable, "-c", program, str(FOLDER)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@needs_engine
-def test_the_engine_computes_the_packages_arithmetic():
-    from gpt2c.engine import _engine
-
-    assert _engine.ARITHMETIC == gpt2c.ARITHMETIC
-    assert _engine.MAX_THREADS == MAX_THREADS  # NumPy's fallback has a bound without the engine
 
 
 @needs_engine

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import Drafts, EngineJob, EngineSequence, Plan, Scores, Show
 
-ARITHMETIC: int
-MAX_THREADS: int
+NUMBERS: dict[str, int]
+ENUMS: dict[str, dict[str, int]]
+LAYOUTS: dict[str, np.dtype[np.void]]
 
 def instruction_sets() -> list[tuple[str, bool]]:
     """Names of the compiled instruction sets, slowest first, each with whether it runs here."""

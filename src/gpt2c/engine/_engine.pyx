@@ -34,10 +34,6 @@ cdef extern from "Python.h":
 
 include "_traceback.pxi"
 
-
-ARITHMETIC = GPT2C_ARITHMETIC
-MAX_THREADS = GPT2C_MAX_THREADS
-
 # How long the engine runs before it lets Ctrl-C be noticed, in seconds.
 cdef double SIGNAL_INTERVAL = 0.02
 
@@ -730,6 +726,7 @@ cdef class Sequence:
         return other
 
 
+include "_constants.pxi"
 include "_stages.pxi"
 include "_scoring.pxi"
 include "_probing.pxi"

@@ -14,6 +14,10 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_ROWS: Final = 256  # tokens that one forward call takes, of all its sequences
+PAGE_POSITIONS: Final = 64  # positions in a page of the KV cache
+MOST_LOGPROBS: Final = 128  # alternatives of a score
+
 NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
 
@@ -90,9 +94,6 @@ def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
         words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
         at += 1 + int(packed[at])
     return words
-
-
-MOST_LOGPROBS: Final = 128
 
 
 class EngineSequence(Protocol):

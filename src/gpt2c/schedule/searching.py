@@ -9,7 +9,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import MOST_LOGPROBS, NO_IDS, EngineModel, EngineSequence, Scores
+from gpt2c.engine.protocol import (
+    MAX_ROWS,
+    MOST_LOGPROBS,
+    NO_IDS,
+    EngineModel,
+    EngineSequence,
+    Scores,
+)
 from gpt2c.schedule.batching import (
     SHARED_PREFIX,
     Batch,
@@ -24,9 +31,6 @@ from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, b
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
-# Beams that run together: the rows of one forward call, and, where options have to see all
-# log-probabilities, the rows of a vocabulary's size that are held.
-_MOST_ROWS: Final = 256
 # Stages that rule out ids whatever the text: some more of the likeliest make up for them.
 _BANS: Final = ("suppress_tokens", "min_new_tokens")
 
@@ -268,7 +272,9 @@ class SearchBatch(Batch[list[Result]]):
 
     def __init__(self, engine: EngineModel, size: int, plan: BeamPlan) -> None:
         """Nothing runs."""
-        super().__init__(engine, max(1, min(size, _MOST_ROWS // plan.n_beams)))
+        # Each beam is a row of one forward call and, if options need all log-probabilities, a row
+        # of the vocabulary's size in memory.
+        super().__init__(engine, max(1, min(size, MAX_ROWS // plan.n_beams)))
         self._plan = plan
 
     def _at_once(self, request: Request) -> list[Result] | None:
