@@ -1,4 +1,4 @@
-# Scores of tokens: one call of Model.score. Included by _engine.pyx.
+# Model.score. Included by _engine.pyx.
 
 cdef tuple empty_scores(Py_ssize_t n, int n_top):
     """Return arrays for the scores of n tokens, SCORE_TYPE [n] and TOP_TYPE [n, n_top]."""
@@ -19,12 +19,15 @@ cdef gpt2c_scores scores_at(scores, top):
 
 
 cdef class Scoring:
-    """One call of Model.score."""
+    """One call of Model.score: feeds up to GPT2C_MAX_ROWS ids at a time.
+
+    The first n_unscored ids of a sequence have no targets and are fed without scores.
+    """
 
     cdef Model model
     cdef list sequences
     cdef const int32_t[::1] ids, targets
-    cdef int32_t[::1] n_left, n_unscored  # of each sequence: ids to be fed, of which unscored
+    cdef int32_t[::1] n_left, n_unscored  # per sequence: ids to feed, and those without targets
     cdef object scores, top
     cdef Py_ssize_t n_fed, n_scored
 
@@ -37,12 +40,15 @@ cdef class Scoring:
         self.n_unscored = np.asarray(self.n_left) - n_scored
         for i in range(len(sequences)):
             if self.n_unscored[i] < 0 or self.n_left[i] < 1:
-                raise OptionError("score takes ids for every target")
+                raise OptionError(
+                    f"score takes at least one id and at most as many targets as ids; sequence {i} "
+                    f"has {self.n_left[i]} ids and {n_scored[i]} targets"
+                )
         check_ids(self.targets, model.n_vocab)
         self.scores, self.top = empty_scores(self.targets.shape[0], n_top)
 
     cdef int32_t next_feeds(self, gpt2c_feed *feeds):
-        """The next GPT2C_MAX_ROWS ids at most; returns how many sequences they belong to."""
+        """Write feeds of up to GPT2C_MAX_ROWS ids in all; return the number of feeds."""
         cdef int32_t n_feeds = 0, room = GPT2C_MAX_ROWS, n
         cdef Py_ssize_t i
         cdef Sequence sequence
@@ -52,7 +58,7 @@ cdef class Scoring:
             if room == 0:
                 break
             sequence = self.sequences[i]
-            # A feed is scored as a whole or not at all.
+            # C scores all ids of a feed or none.
             n = self.n_unscored[i] if self.n_unscored[i] else self.n_left[i]
             n = min(n, room)
             feeds[n_feeds].sequence = sequence.pointer
@@ -66,26 +72,26 @@ cdef class Scoring:
             if self.n_unscored[i]:
                 self.n_unscored[i] -= n
             if self.n_left[i]:
-                break  # the rest of its ids comes first
+                break  # the next call goes on with this sequence
         return n_feeds
 
     def run(self):
-        """The scores, and the alternatives."""
+        """Run the call; return the scores and the alternatives."""
         cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
         cdef gpt2c_status status
         cdef gpt2c_scores out
-        cdef const int32_t *asked
+        cdef const int32_t *targets
         cdef int32_t n_feeds
         cdef Py_ssize_t i
         cdef Scratch scratch = self.model.begin(self.sequences)
         try:
             while self.n_fed < self.ids.shape[0]:
                 out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
-                asked = &self.targets[self.n_scored] if out.scores != NULL else NULL
+                targets = &self.targets[self.n_scored] if out.scores != NULL else NULL
                 n_feeds = self.next_feeds(feeds)
                 with nogil:
                     status = gpt2c_score(
-                        self.model.pointer, scratch.pointer, feeds, n_feeds, asked, &out
+                        self.model.pointer, scratch.pointer, feeds, n_feeds, targets, &out
                     )
                 raise_status(status, "scoring")
                 for i in range(n_feeds):
