@@ -2,7 +2,7 @@
 # cython: initializedcheck=False
 """The compiled engine: Python's interface to the C core. It checks arguments and releases the GIL.
 
-Policy (options, batching, strings) is Python's; arithmetic is C's. gpt2c.engine.protocol describes
+Policy (options, batching, text) is Python's; arithmetic is C's. gpt2c.engine.protocol describes
 Model, Sequence and Job, and ``_engine.pyi`` has the types.
 """
 
@@ -173,20 +173,20 @@ cdef class Scratch:
     cdef gpt2c_drafter *set_drafts(self, Model model, drafts) except NULL:
         """Return the drafter, set up for a call's Drafts."""
         cdef Model other = drafts.model
-        cdef const gpt2c_model *by = model.draft if drafts.packing else NULL
+        cdef const gpt2c_model *draft = model.draft if drafts.packing else NULL
         if self.drafter == NULL:
             raise_status(gpt2c_drafter_create(&self.drafter), "drafts")
-        known = self.draft_model is not None
-        if known != (other is not None) or (known and self.draft_model() is not other):
+        had_model = self.draft_model is not None
+        if had_model != (other is not None) or (had_model and self.draft_model() is not other):
             # Another model: reset the drafter. C knows a model by its address, and a new model may
             # have the address of a freed one.
             raise_status(gpt2c_drafter_set(self.drafter, NULL, 0, 0), "drafts")
             self.draft_model = None if other is None else weakref.ref(other)
         if other is not None:
-            by = other.pointer
+            draft = other.pointer
         sources = GPT2C_DRAFT_LOOKUP if drafts.lookup else 0
         raise_status(
-            gpt2c_drafter_set(self.drafter, by, sources, drafts.n_tokens), "the draft's buffers"
+            gpt2c_drafter_set(self.drafter, draft, sources, drafts.n_tokens), "the draft's buffers"
         )
         return self.drafter
 
@@ -274,10 +274,10 @@ cdef class Model:
         cdef size_t n_bytes = 0
         tensor, layer = tensor_of(name)
         self.check_open()
-        cdef unsigned char *place = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
-        if place == NULL:
+        cdef unsigned char *address = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
+        if address == NULL:
             raise OptionError(f"{name}: the engine does not pack this tensor")
-        return np.asarray(<uint8_t[:n_bytes]>place)
+        return np.asarray(<uint8_t[:n_bytes]>address)
 
     @property
     def n_bytes(self):
@@ -309,7 +309,7 @@ cdef class Model:
         if status != GPT2C_OK:
             self.has_no_room_for_draft = True
             if is_needed:
-                raise_status(status, "the weights in 4 bits that draft='packing' needs")
+                raise_status(status, "the weights packed for drafts")
             return 0
         if self.draft == NULL:
             self.draft = draft
@@ -383,7 +383,9 @@ cdef class Model:
         rows = empty((n, self.n_vocab), np.float32, f"{n} rows of logits")
         cdef float[:, ::1] view = rows
         # All but the last id of each sequence first: nobody needs their logits.
-        longer = [(each, part[:len(part) - 1]) for each, part in zip(sequences, ids) if len(part) > 1]
+        longer = [
+            (each, part[:len(part) - 1]) for each, part in zip(sequences, ids) if len(part) > 1
+        ]
         if longer:
             firsts = [part for _, part in longer]
             Scoring(self, [each for each, _ in longer], firsts, [NO_IDS] * len(longer), 0).run()
@@ -436,7 +438,7 @@ cdef class Model:
         if job.n_tokens:
             job.tokens = <int32_t *>&new_ids[0]
         job.sampling.seed, job.sampling.sample = seed, sample
-        stages.give(&job)
+        stages.attach_to(&job)
         cdef float[::1] view = result
         cdef Scratch scratch = self.begin([])
         try:

@@ -46,7 +46,7 @@ cdef class Job:
         self.job.sampling.sample = sample
         self.job.sampling.draws = plan.draws
         self.stages = Stages(plan.stages, model.n_vocab)
-        self.stages.give(&self.job)
+        self.stages.attach_to(&self.job)
         self.job.n_stop_ids = <int32_t>stop_ids.shape[0]
         if self.job.n_stop_ids:
             self.job.stop_ids = &self.stop_ids[0]

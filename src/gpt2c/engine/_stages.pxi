@@ -44,7 +44,7 @@ cdef class Stages:
     def __dealloc__(self):
         free(self.pointer)
 
-    cdef int give(self, gpt2c_job *job) except -1:
+    cdef int attach_to(self, gpt2c_job *job) except -1:
         """Set a job's stages, and the initial state of mirostat."""
         cdef int32_t i
         job.sampling.stages, job.sampling.n_stages = self.pointer, self.n

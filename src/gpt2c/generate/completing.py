@@ -131,7 +131,7 @@ class Completer:
         plan, most = options.plan, options.max_new_tokens
         most, fewest = options.lengths.new_tokens(len(ids), most)
         if options.lengths.has_minimum:
-            plan = plan.with_fewest(fewest)
+            plan = plan.with_min_new_tokens(fewest)
         for sample in range(options.n_samples):
             yield Request(
                 index=index,
