@@ -1,8 +1,8 @@
 """Builds the extension ``gpt2c.engine._engine``: one abi3 module for Python 3.11 and later.
 
-GPT2C_BUILD=require  a build that fails fails the installation (tests, CI and releases)
-GPT2C_BUILD=auto     (default) without a working compiler gpt2c installs on NumPy alone
-GPT2C_BUILD=skip     the compiler is not tried
+GPT2C_BUILD=require  a failed build fails the installation (tests, CI and releases)
+GPT2C_BUILD=auto     (default) a failed build installs gpt2c on NumPy alone
+GPT2C_BUILD=skip     no build: gpt2c runs on NumPy alone
 """
 
 import os
@@ -19,9 +19,9 @@ MODE = os.environ.get("GPT2C_BUILD", "auto")
 if MODE not in ("require", "auto", "skip"):
     sys.exit(f"GPT2C_BUILD is {MODE!r}; it must be 'require', 'auto' or 'skip'")
 
-# These come after the CFLAGS of the environment and so have the last word. Contraction, fast math
-# and link-time optimisation would change the bits that gpt2c promises, or run instructions that
-# the CPU lacks; instruction sets are chosen per file, by pragma, in csrc/kernels.
+# These come after the environment's CFLAGS and override them. Contraction, fast math and link-time
+# optimisation would change the bits that gpt2c promises, or use instructions that the CPU lacks.
+# The files in csrc/kernels choose their instruction sets by pragma.
 COMPILE_ARGS = [
     "-std=c11",
     "-O2",
@@ -53,7 +53,7 @@ def extension() -> Extension:
 
 @contextmanager
 def captured_output(log: Path):
-    """Sends what this process and its compilers print to a file, and on to the terminal after."""
+    """Redirect the output of this process and of its compilers to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
@@ -72,10 +72,10 @@ def captured_output(log: Path):
 
 
 class BuildEngine(build_ext):
-    """build_ext that, under auto, goes on without the engine when it cannot be built."""
+    """build_ext that, with "auto", continues without the engine if the build fails."""
 
     def initialize_options(self) -> None:
-        """Cython's C file goes to build/: beside its source an sdist would take it along."""
+        """Write Cython's C file to build/, because an sdist would include it next to its source."""
         super().initialize_options()
         self.cython_c_in_temp = True
 
@@ -89,11 +89,11 @@ class BuildEngine(build_ext):
                 with captured_output(log):
                     super().run()
             except Exception as error:
-                self.go_on_without(error, log.read_text(errors="replace"))
+                self.install_without(error, log.read_text(errors="replace"))
             else:
                 sys.stdout.write(log.read_text(errors="replace"))
 
-    def go_on_without(self, error: Exception, output: str) -> None:
+    def install_without(self, error: Exception, output: str) -> None:
         print(f"gpt2c: the engine could not be built ({error}); the compiler's last lines:")
         print("\n".join(output.splitlines()[-LAST_LINES:]))
         print("gpt2c: installing without it: everything runs on NumPy, far slower.")
@@ -102,7 +102,7 @@ class BuildEngine(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """bdist_wheel that calls a wheel without the engine what it is: pure Python."""
+    """bdist_wheel that tags a wheel without the engine as pure Python."""
 
     def run_command(self, command: str) -> None:
         super().run_command(command)

@@ -1,9 +1,9 @@
-"""Compares gpt2c with other engines on one checkpoint: the same prompts, in turns.
+"""Compares gpt2c with other engines on one checkpoint: the same prompts, alternating engines.
 
     python benchmarks/compare.py CHECKPOINT [--tasks decode,prefill] [--engines gpt2c,llama.cpp]
 
 CHECKPOINT is a folder with config.json and model.safetensors. benchmarks/README.md says how to
-install the engines, and what is done for fairness.
+install the engines and what makes the comparison fair.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import argparse
 import json
 import os
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from convert import read_config
 from peers import ENGINES, FLOAT32
-from processes import EngineError, Launcher, Worker, first_token
+from processes import EngineError, Launcher, Worker, add_options, first_token, launcher_for
 from tasks import AGREEMENT, TASKS, Task, share
 
-Samples = dict[str, list[float]]  # of each engine
+Samples = dict[str, list[float]]  # engine: one value per repeat
 
 
 class Comparison:
-    """The engines that run here, and what was measured."""
+    """The engines that run here, and their measurements."""
 
     def __init__(self, launcher: Launcher, seed: int, repeats: int, ours: str) -> None:
         self.launcher, self.seed, self.repeats, self.ours = launcher, seed, repeats, ours
@@ -38,12 +37,10 @@ class Comparison:
 
     def start(self, names: list[str]) -> None:
         for name in names:
-            kind = ENGINES[name].files
             try:
                 if name == "llama-batched-bench" and not self.launcher.env["LLAMA_BATCHED_BENCH"]:
                     raise EngineError("give its path with --llama-batched-bench")
-                self.launcher.prepare(name, kind)
-                self.workers[name] = Worker(self.launcher, name, kind)
+                self.workers[name] = self.launcher.worker(name)
             except EngineError as error:
                 self.skip(name, str(error))
 
@@ -61,7 +58,7 @@ class Comparison:
         return task.prompts(self.seed, repeat, self.config["vocab_size"])
 
     def check_agreement(self) -> None:
-        """How many greedy ids are the first engine's, in each text up to the first other one."""
+        """Count each engine's greedy ids up to the first that differs from the first engine's."""
         prompts, ids = self.prompts(AGREEMENT, 0), {}
         for name, worker in list(self.workers.items()):
             if not ENGINES[name].singles:
@@ -81,7 +78,7 @@ class Comparison:
             ]
 
     def run(self, task: Task) -> None:
-        """The task's repeats, each engine once in each, after one that is not counted."""
+        """Run a task on every engine in alternation, after a warm-up round."""
         samples = self.samples[task.name] = {}
         shares = self.shares[task.name] = {}
         for repeat in range(-1, self.repeats):
@@ -96,9 +93,9 @@ class Comparison:
                     shares.setdefault(name, []).extend(used)
 
     def turn(self, name: str, task: Task, prompts: list[list[int]]) -> tuple[float, list[float]]:
-        """What was measured, and the share of the machine's limit where that is known."""
+        """Return the measured value and, if it is known, the share of the machine's roofline."""
         if task.measure is None:
-            return first_token(self.launcher, name, ENGINES[name].files, prompts[0]), []
+            return first_token(self.launcher, name, prompts[0]), []
 
         def generate(prompts: list[list[int]], n_new: int) -> float:
             return float(worker.ask("generate", prompts=prompts, n_new=n_new)["seconds"])
@@ -130,7 +127,7 @@ def print_table(result: Comparison, task: Task) -> None:
     medians = {name: statistics.median(values) for name, values in samples.items()}
     ours = medians.get(result.ours)
     shallow = result.samples.get("decode", {}) if task.name == "decode-deep" else {}
-    print(f"\n{task}\n  {'':20}    median       min - max       {result.ours}/it")
+    print(f"\n{task}\n  {'':20}    median       min - max      speedup of {result.ours}")
     for name, values in samples.items():
         line = f"  {name:20}{spread(values)}"
         if ours:
@@ -138,7 +135,7 @@ def print_table(result: Comparison, task: Task) -> None:
             line += f"{times:8.2f}"
         if name in shallow:
             deeper = medians[name] / 1e3 * statistics.median(shallow[name])
-            line += f"   {deeper:.2f} of its time in decode"
+            line += f"   {deeper:.2f} times its time in decode"
         print(line)
         if used := result.shares[task.name].get(name):
             print(f"  {'':4}share of the machine's {task.limit}: {spread(used).strip()}")
@@ -152,58 +149,48 @@ def print_agreement(result: Comparison) -> None:
     print(f"\nGreedy ids equal to {next(iter(result.agreement), '')}'s, of {sum(per_text)}, "
           "in each text up to the first that differs:")  # fmt: skip
     for name, lengths in result.agreement.items():
-        fine = ENGINES[name].float32 and lengths != per_text
-        print(f"  {name:20}{sum(lengths):4}{'   although float32' if fine else ''}")
+        odd = ENGINES[name].float32 and lengths != per_text
+        print(f"  {name:20}{sum(lengths):4}{'   although it computes in float32' if odd else ''}")
 
 
 def names_of(known: dict[str, Any], text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     if unknown := [name for name in names if name not in known]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is unknown; known are {', '.join(known)}")
     return names
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    add_options(parser)
     parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*FLOAT32],
-                        help="the first is what the others are compared with")  # fmt: skip
+                        help="the others are compared with the first")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[],
-                        help="the interpreter that runs an engine; this one otherwise")  # fmt: skip
     parser.add_argument("--llama-batched-bench", metavar="PATH", help="llama.cpp's program",
                         default=os.environ.get("LLAMA_BATCHED_BENCH", ""))  # fmt: skip
-    parser.add_argument("--work-folder", type=Path, help="for converted files and logs",
-                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
     parser.add_argument("--no-agreement", action="store_true", help="do not compare greedy ids")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every sample, to a file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to a file")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse()
-    options.work_folder.mkdir(parents=True, exist_ok=True)
-    pythons = dict(pair.split("=", 1) for pair in options.python)
-    launcher = Launcher(
-        options.checkpoint, options.work_folder, pythons, options.threads,
-        options.llama_batched_bench,
-    )  # fmt: skip
+    launcher = launcher_for(options, options.llama_batched_bench)
     result = Comparison(launcher, options.seed, options.repeats, options.engines[0])
     try:
         result.start(options.engines)
         for name, worker in result.workers.items():
             versions = ", ".join(" ".join(pair) for pair in worker.versions.items())
-            print(f"{name}: {versions or 'of unknown version'}")
-        print(f"{result.ours}/it, below: its speed to this engine's; above 1, it is the faster one")
+            print(f"{name}: {versions or 'unknown version'}")
+        print(f"speedup of {result.ours}: its speed divided by this engine's speed")
         if not options.no_agreement:
             result.check_agreement()
             print_agreement(result)
         for task in map(TASKS.__getitem__, options.tasks):
             if task.length + task.n_new > result.config["n_positions"]:
-                print(f"\n{task.name} needs a longer context than this model has")
+                print(f"\n{task.name}: skipped, the model's context is too short")
                 continue
             result.run(task)
             print_table(result, task)

@@ -1,9 +1,9 @@
-"""Makes each engine's files from one Hugging Face folder with a GPT-2.
+"""Converts one Hugging Face folder with a GPT-2 to the files of each engine.
 
     python benchmarks/convert.py KIND CHECKPOINT WORK_FOLDER
 
-compare.py runs this when files are missing. Weights stay float32 but in kinds that are called
-otherwise. Vocabularies are stand-ins ("t0", "t1", ...), as prompts are ids.
+compare.py runs this when files are missing. Weights stay float32, except in kinds with another
+dtype in their name. Vocabularies are placeholders ("t0", "t1", ...), because prompts are ids.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def converted(work: Path, checkpoint: Path, kind: str) -> Path:
-    """Where the files of this kind are; the folder exists only when they are complete."""
+    """Return the folder of files of this kind; it exists only when they are complete."""
     return work / checkpoint.resolve().name / kind
 
 
 def plain(checkpoint: Path, folder: Path) -> None:
-    """The checkpoint itself, but no token ends a text."""
+    """Link the checkpoint itself, without BOS and EOS tokens."""
     config = read_config(checkpoint) | {"eos_token_id": None, "bos_token_id": None}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").symlink_to(checkpoint.resolve() / "model.safetensors")
 
 
 def gguf(checkpoint: Path, folder: Path) -> None:
-    """llama.cpp's file, with the names and shapes that its convert_hf_to_gguf.py gives them."""
+    """Write llama.cpp's file, with the names and shapes of its convert_hf_to_gguf.py."""
     import gguf
     import numpy as np
     from safetensors.numpy import load_file
@@ -58,7 +58,7 @@ def gguf(checkpoint: Path, folder: Path) -> None:
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
         full = name if name.startswith("transformer.") else f"transformer.{name}"
         if full.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
-            continue  # masks, and the tied embedding
+            continue  # causal masks, and the tied head
         if full.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
             tensor = tensor.T
         to = names.get_name(full, try_suffixes=(".weight", ".bias"))
@@ -70,7 +70,7 @@ def gguf(checkpoint: Path, folder: Path) -> None:
 
 
 def gguf_quantized(checkpoint: Path, folder: Path, kind: int) -> None:
-    """By llama.cpp's own quantizer, with its defaults."""
+    """Quantise with llama.cpp's own quantizer and its defaults."""
     import llama_cpp
 
     with tempfile.TemporaryDirectory() as made:
@@ -79,7 +79,7 @@ def gguf_quantized(checkpoint: Path, folder: Path, kind: int) -> None:
         options.ftype = kind
         names = [str(Path(place, "model.gguf")).encode() for place in (made, folder)]
         if llama_cpp.llama_model_quantize(*names, options):
-            raise RuntimeError("llama.cpp could not quantize the model")
+            raise RuntimeError(f"llama.cpp could not quantise {checkpoint} (file type {kind})")
 
 
 def gpt2c_quantized(checkpoint: Path, folder: Path, dtype: str) -> None:
@@ -91,10 +91,10 @@ def gpt2c_quantized(checkpoint: Path, folder: Path, dtype: str) -> None:
 
 
 def with_vocabulary(checkpoint: Path, folder: Path) -> None:
-    """The checkpoint, and the tokenizer files that a converter insists on.
+    """Add the tokenizer files that a converter requires.
 
-    Here its last token ends a text, as GPT-2's does: OpenVINO fails without such a token. The
-    engines are told to go on past it.
+    The last token becomes the EOS token, as in GPT-2, because OpenVINO fails without one. The
+    engines are told to ignore it.
     """
     plain(checkpoint, folder)
     end = {"eos_token_id": read_config(checkpoint)["vocab_size"] - 1}
@@ -116,7 +116,7 @@ def ctranslate2(checkpoint: Path, folder: Path, dtype: str = "float32") -> None:
 
 
 def openvino(checkpoint: Path, folder: Path) -> None:
-    """OpenVINO's own way: stateful, by optimum-intel."""
+    """Convert with optimum-intel to OpenVINO's stateful form."""
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
 
@@ -129,7 +129,7 @@ def openvino(checkpoint: Path, folder: Path) -> None:
 
 
 def openvino_quantized(checkpoint: Path, folder: Path, bits: int) -> None:
-    """Weights in 8 or 4 bits, with the defaults of optimum-intel (and nncf)."""
+    """Quantise weights to 8 or 4 bits with the defaults of optimum-intel and nncf."""
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     with tempfile.TemporaryDirectory() as made:

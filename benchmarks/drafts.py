@@ -1,42 +1,43 @@
-"""What drafts are worth on real text: gpt2c with and without, beside float32 peers.
+"""Measures speculative decoding on real text: gpt2c with and without it, and float32 peers.
 
     python benchmarks/drafts.py CHECKPOINT TEXT [--engines llama.cpp,openvino-f32,...]
 
-The text's paragraphs give the prompts: their first 40 tokens each, and 150 are generated. Greedy
-texts count up to their first repeated 20-gram, where they begin to go in circles and every guess
-is right. Peers, greedy, generate as many tokens of the same prompts. All take turns, a part of the
-prompts each; the checkpoint needs a tokenizer of its own. Then, the answer repeats the prompt, as
-in editing: prompts are the model's own greedy texts, of which it goes on in circles.
+Prompts are the first 40 tokens of the text's paragraphs; 150 tokens are generated for each. A
+greedy text counts up to its first repeated 20-gram: there it starts to loop, and every drafted
+token is accepted. Peers decode the same prompts greedily to the same length. All alternate; each
+turn takes a part of the prompts. The checkpoint needs a tokenizer of its own.
+
+A second part measures answers that repeat the prompt, as in editing: its prompts are greedy texts
+of the model that loop.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers import ENGINES
-from processes import EngineError, Launcher, Worker
+from processes import EngineError, Worker, add_options, launcher_for, spread
 
 import gpt2c
 
 N_PROMPT = 40
-REPEATED = 20  # tokens; a text that says so many again is in a loop
-LONG = 300  # tokens of a text that is to go in circles
+REPEATED = 20  # tokens; a text that repeats a run of this length is in a loop
+LONG = 300  # new tokens, enough for a greedy text to loop
 TURNS = 5
 
 
 @dataclass
-class Way:
-    """One way of generating, and what its turns gave."""
+class Variant:
+    """A set of options, and the measurements of its turns."""
 
     name: str
     options: dict[str, Any]
-    rates: list[float] = field(default_factory=list)  # tokens a second
+    rates: list[float] = field(default_factory=list)  # tokens per second
     drafted: int = 0
     accepted: int = 0
     passes: int = 0
@@ -44,7 +45,7 @@ class Way:
 
 
 def until_repeated(ids: list[int]) -> int:
-    """How many ids come before a 20-gram that was there before."""
+    """Return the number of ids before a 20-gram is complete for the second time."""
     seen = set()
     for i in range(len(ids) - REPEATED + 1):
         gram = tuple(ids[i : i + REPEATED])
@@ -55,35 +56,37 @@ def until_repeated(ids: list[int]) -> int:
 
 
 def repeats(prompt: list[int], answer: list[int]) -> bool:
-    """Whether nearly all of the answer stands in the prompt, 8 tokens at a time."""
+    """Whether at least 90 % of the answer's 8-grams occur in the prompt."""
     grams = {tuple(prompt[i : i + 8]) for i in range(len(prompt))}
     found = [tuple(answer[i : i + 8]) in grams for i in range(len(answer) - 7)]
     return sum(found) >= 0.9 * len(found)
 
 
-def take_turn(model: gpt2c.GPT2, way: Way, prompts: list[list[int]], lengths: list[int]) -> None:
-    """The time of all tokens but each text's first, which is its prompt's."""
+def take_turn(
+    model: gpt2c.GPT2, variant: Variant, prompts: list[list[int]], lengths: list[int]
+) -> None:
+    """Measure one turn: the time of all tokens except the first of each text, which is prefill."""
     begin = time.perf_counter()
     for prompt in prompts:
-        model.complete(prompt, max_new_tokens=1, **way.options)
+        model.complete(prompt, max_new_tokens=1, **variant.options)
     between = time.perf_counter()
     done = [
-        model.complete(prompt, max_new_tokens=n, **way.options)
+        model.complete(prompt, max_new_tokens=n, **variant.options)
         for prompt, n in zip(prompts, lengths, strict=True)
     ]
     seconds = time.perf_counter() - between - (between - begin)
     n_tokens = sum(len(d.ids) for d in done)
-    way.rates.append((n_tokens - len(prompts)) / seconds)
-    way.tokens += n_tokens
-    way.passes += sum(d.passes for d in done)
-    way.drafted += sum(d.drafted for d in done)
-    way.accepted += sum(d.accepted for d in done)
+    variant.rates.append((n_tokens - len(prompts)) / seconds)
+    variant.tokens += n_tokens
+    variant.passes += sum(d.passes for d in done)
+    variant.drafted += sum(d.drafted for d in done)
+    variant.accepted += sum(d.accepted for d in done)
 
 
 def peer_rate(worker: Worker, prompts: list[list[int]], n_new: int) -> float:
-    """The same of a peer."""
+    """Return the rate of a peer, measured in the same way."""
     with worker.turn():
-        worker.ask("generate", prompts=prompts[:1], n_new=8)  # awake again
+        worker.ask("generate", prompts=prompts[:1], n_new=8)  # warm-up after the stop
         first, all_of_them = (
             sum(worker.ask("generate", prompts=[p], n_new=n)["seconds"] for p in prompts)
             for n in (1, n_new)
@@ -97,9 +100,9 @@ def measure(
     prompts: list[list[int]],
     n_new: int,
     counts_all: bool = False,
-) -> tuple[list[Way], dict[str, list[float]]]:
-    ways = [
-        Way(f"{name}, {draft or 'plain'}", {**options, "draft": draft})
+) -> tuple[list[Variant], dict[str, list[float]]]:
+    variants = [
+        Variant(f"{name}, {draft or 'plain'}", {**options, "draft": draft})
         for name, options in (("greedy", {}), ("temperature 0.8", {"temperature": 0.8, "seed": 1}))
         for draft in (None, "auto")
     ]
@@ -108,69 +111,56 @@ def measure(
     lengths = [until_repeated(model.generate(p, max_new_tokens=n_new)) for p in prompts]
     for turn in range(TURNS):
         part = slice(turn, None, TURNS)
-        for way in ways:
-            counted = lengths if "greedy" in way.name and not counts_all else whole
-            take_turn(model, way, prompts[part], counted[part])
+        for variant in variants:
+            counted = lengths if "greedy" in variant.name and not counts_all else whole
+            take_turn(model, variant, prompts[part], counted[part])
         for name, worker in workers.items():
             peers[name].append(peer_rate(worker, prompts[part], n_new))
-    return ways, peers
+    return variants, peers
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):8.0f} tok/s ({min(values):.0f} - {max(values):.0f})"
-
-
-def show(ways: list[Way], peers: dict[str, list[float]]) -> None:
-    for plain, drafted in zip(ways[::2], ways[1::2], strict=True):
+def show(variants: list[Variant], peers: dict[str, list[float]]) -> None:
+    for plain, drafted in zip(variants[::2], variants[1::2], strict=True):
         times = [b / a for a, b in zip(plain.rates, drafted.rates, strict=True)]
         print(f"{plain.name:28}{spread(plain.rates)}")
         print(f"{drafted.name:28}{spread(drafted.rates)}   {statistics.median(times):.2f} x plain")
         if drafted.passes:
-            print(f"{'':28}{drafted.tokens / drafted.passes:.1f} tokens a pass, "
+            print(f"{'':28}{drafted.tokens / drafted.passes:.1f} tokens per pass, "
                   f"{drafted.drafted / drafted.passes:.1f} drafted, "
-                  f"{drafted.accepted / max(drafted.drafted, 1):.2f} of them right")  # fmt: skip
+                  f"acceptance rate {drafted.accepted / max(drafted.drafted, 1):.2f}")  # fmt: skip
     for name, rates in peers.items():
-        times = [b / a for a, b in zip(rates, ways[1].rates, strict=True)]
+        times = [b / a for a, b in zip(rates, variants[1].rates, strict=True)]
         print(f"{name:28}{spread(rates)}   gpt2c with drafts: {statistics.median(times):.2f} x")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    add_options(parser)
     parser.add_argument("text", type=Path)
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=150)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--engines", default="", help="float32 peers, by compare.py's names")
-    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[])
-    parser.add_argument("--work-folder", type=Path,
-                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
+    parser.add_argument("--engines", default="", help="float32 peers, with compare.py's names")
     options = parser.parse_args()
-    options.work_folder.mkdir(parents=True, exist_ok=True)
-    pythons = dict(pair.split("=", 1) for pair in options.python)
-    launcher = Launcher(options.checkpoint, options.work_folder, pythons, options.threads, "")
+    launcher = launcher_for(options)
     model = gpt2c.GPT2.from_pretrained(options.checkpoint, threads=options.threads)
     paragraphs = [line for line in options.text.read_text().split("\n") if len(line) > 200]
     step = max(len(paragraphs) // options.prompts, 1)
     texts = [model.tokenizer.encode(line) for line in paragraphs[::step][: options.prompts]]
+    prompts = [ids[:N_PROMPT] for ids in texts]
     workers: dict[str, Worker] = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for name in filter(None, options.engines.split(",")):
             try:
-                launcher.prepare(name, ENGINES[name].files)
-                workers[name] = Worker(launcher, name, ENGINES[name].files)
+                workers[name] = launcher.worker(name)
+                stack.callback(workers[name].close)
             except EngineError as error:
                 print(f"without {name}: {error}", flush=True)
-        show(*measure(model, workers, [ids[:N_PROMPT] for ids in texts], options.tokens))
-        print("\nwhere the answer repeats the prompt:")
-        starts = [ids[:N_PROMPT] for ids in texts]
-        circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in starts]
-        circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
-        print(f"{len(circles)} prompts:")
-        show(*measure(model, {}, circles, 100, counts_all=True))
-    finally:
-        for worker in workers.values():
-            worker.close()
+        show(*measure(model, workers, prompts, options.tokens))
+    print("\nanswers that repeat the prompt:")
+    circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
+    circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
+    print(f"{len(circles)} prompts:")
+    show(*measure(model, {}, circles, 100, counts_all=True))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One adapter for each engine, all with the same three methods.
+"""One adapter for each engine, all with the same methods.
 
-This module itself imports next to nothing, and an adapter only its own engine, inside its
-constructor: what else were imported would count as that engine's time to the first token.
+This module imports next to nothing. An adapter imports its own engine, in its constructor: any
+other import would count towards that engine's time to the first token.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ Ids = list[int]
 
 
 class Engine:
-    """A loaded model. What it can do stands in class attributes, to be read without loading it."""
+    """A loaded model. Class attributes say what it can do, so nothing is loaded to find out."""
 
-    packages: tuple[str, ...] = ()  # whose versions are reported
-    files = "plain"  # what convert.py makes for it
-    float32 = True  # whether its greedy ids ought to be gpt2c's
+    packages: tuple[str, ...] = ()  # their versions are reported
+    files = "plain"  # the kind of files that convert.py makes
+    float32 = True  # whether its greedy ids should equal gpt2c's
     batches = True  # whether several prompts run together
-    singles = True  # whether one prompt can be given, as ids
+    singles = True  # whether it takes a single prompt, as ids
     no_first_token = ""  # the reason not to measure the first token
 
     def __init__(self, folder: str, threads: int) -> None:
         raise NotImplementedError
 
     def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
-        """Greedy, exactly n_new ids each."""
+        """Return exactly n_new greedy ids for each prompt."""
         raise NotImplementedError
 
     def first(self, prompt: Ids) -> int:
-        """The first id, by the way that is quickest from a fresh process."""
+        """Return the first id, in the way that is fastest in a fresh process."""
         return self.generate([prompt], 1)[0][0]
 
     def timed(self, prompts: list[Ids], n_new: int) -> tuple[float, list[Ids]]:
-        """Seconds that generate took, and its ids."""
+        """Return the seconds that `generate` took, and its ids."""
         begin = time.perf_counter()
         ids = self.generate(prompts, n_new)
         seconds = time.perf_counter() - begin
         if [len(one) for one in ids] != [n_new] * len(prompts):
-            raise RuntimeError(f"asked for {n_new} ids each, got {[len(one) for one in ids]}")
+            raise RuntimeError(f"expected {n_new} ids per prompt, got {[len(one) for one in ids]}")
         return seconds, ids
 
     def limits(self) -> dict[str, float]:
-        """What the machine can do at most, where the engine measures it."""
+        """Return the machine's roofline, if the engine measures it."""
         return {}
 
     def encode(self, text: str) -> Ids:
         raise NotImplementedError
 
     def score(self, ids: Ids, stride: int) -> float:
-        """The log-probability of ids, in windows of the context every stride tokens."""
+        """Return the total log-probability of ids, in windows that start every `stride` tokens."""
         raise NotImplementedError
 
 
@@ -70,7 +70,7 @@ class Gpt2c(Engine):
 
     def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
         options: Any = {"max_new_tokens": n_new, "draft": self.draft}
-        if len(prompts) == 1:  # as a user would
+        if len(prompts) == 1:  # as a user would call it
             return [self.model.generate(prompts[0], **options)]
         return self.model.generate(prompts, **options)
 
@@ -104,7 +104,7 @@ class Gpt2cInt4(Gpt2cInt8):
 
 
 class Gpt2cDraft(Gpt2c):
-    """Float32 with drafts, which random weights, repeating themselves, are too easy for."""
+    """Float32 with draft="auto". Random weights generate repetitive text, which flatters it."""
 
     draft = "auto"
 
@@ -130,7 +130,7 @@ class TorchEager(Engine):
         return out[:, ids.shape[1] :].tolist()
 
     def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
-        """Further options of transformers' generate."""
+        """Return more options for transformers' generate."""
         return {}
 
     def score(self, ids: Ids, stride: int) -> float:
@@ -138,7 +138,7 @@ class TorchEager(Engine):
         for begin in range(0, len(ids), stride):
             end = min(begin + longest, len(ids))
             window = self.torch.tensor(ids[begin:end])
-            first = max(previous, begin + 1) - begin  # of the window's tokens that are scored
+            first = max(previous, begin + 1) - begin  # the window's first scored token
             with self.torch.inference_mode():
                 logits = self.model(window[None], use_cache=False).logits[0, first - 1 : -1]
                 chosen = self.torch.log_softmax(logits, dim=-1).gather(1, window[first:, None])
@@ -150,20 +150,20 @@ class TorchEager(Engine):
 
 
 class TorchCompiled(TorchEager):
-    no_first_token = "it compiles for half a minute first"
+    no_first_token = "it first compiles for half a minute"
 
     def __init__(self, folder: str, threads: int) -> None:
         super().__init__(folder, threads)
         from transformers import CompileConfig
 
-        # One graph for each shape; without dynamic=False the second shape gets a slower one.
+        # One graph per shape; without dynamic=False the second shape gets a slower graph.
         self.compile = CompileConfig(fullgraph=False, dynamic=False, mode="default")
-        self.compile._compile_all_devices = True  # else CPUs are left out, with a warning
+        self.compile._compile_all_devices = True  # otherwise CPUs are skipped, with a warning
 
     def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
         from transformers import StaticCache
 
-        # generate's own would keep the longest length it ever saw, and attend over all of it.
+        # The cache that generate creates keeps its longest length and attends over all of it.
         cache = StaticCache(config=self.model.config, max_cache_len=ids.shape[1] + n_new)
         return {"past_key_values": cache, "compile_config": self.compile}
 
@@ -176,7 +176,7 @@ class LlamaCpp(Engine):
     def __init__(self, folder: str, threads: int) -> None:
         from llama_cpp import Llama
 
-        # Flash attention with the default cache was the quickest of its settings here.
+        # Flash attention with the default cache was its fastest setting here.
         self.model = Llama(
             os.path.join(folder, "model.gguf"), n_ctx=0, n_batch=1024, n_threads=threads,
             n_threads_batch=threads, flash_attn=True, logits_all=False, verbose=False,
@@ -186,7 +186,7 @@ class LlamaCpp(Engine):
         return [self.one(prompt, n_new) for prompt in prompts]
 
     def one(self, prompt: Ids, n_new: int) -> Ids:
-        self.model.reset()  # or it would find the last prompt in its cache
+        self.model.reset()  # otherwise it reuses the last prompt's cache
         ids = self.model.generate(prompt, temp=0.0)
         return [next(ids) for _ in range(n_new)]
 
@@ -202,11 +202,11 @@ class LlamaCppQ4(LlamaCpp):
 
 
 class LlamaBatchedBench(Engine):
-    """llama.cpp's own program: prompts and ids of its own choosing, and it samples none."""
+    """llama.cpp's own program. It chooses its own prompts and ids, and does not sample."""
 
     files = "gguf"
     singles = False
-    no_first_token = "it runs batches alone"
+    no_first_token = "it runs only batches"
 
     def __init__(self, folder: str, threads: int) -> None:
         self.program = os.environ["LLAMA_BATCHED_BENCH"]
@@ -215,7 +215,7 @@ class LlamaBatchedBench(Engine):
 
     def timed(self, prompts: list[Ids], n_new: int) -> tuple[float, list[Ids]]:
         n, length = len(prompts), len(prompts[0])
-        # The prompts' own step gives each its first token, so one step less is left.
+        # The prefill gives each prompt its first token, so one step less remains.
         shape = ["-npp", str(length), "-ntg", str(n_new - 1), "-npl", str(n)]
         context = ["-c", str(n * 256 * (1 + (length + n_new) // 256))]
         command = [self.program, *self.options, *shape, *context]
@@ -230,7 +230,7 @@ class CTranslate2(Engine):
     compute = "float32"
 
     def __init__(self, folder: str, threads: int) -> None:
-        for unused in ("torch", "transformers"):  # imported if found, but only its converters' need
+        for unused in ("torch", "transformers"):  # only its converters need them
             sys.modules[unused] = None  # type: ignore[assignment]
         import ctranslate2
 
@@ -263,8 +263,8 @@ class OpenVINO(Engine):
         import openvino_genai
 
         self.numpy, self.tensor, self.genai = numpy, openvino.Tensor, openvino_genai
-        # Its continuous batching, also for one prompt: as quick alone, quicker in batches. Without
-        # prefix caching, as decode's rate is the difference of two runs of one prompt.
+        # Continuous batching, also for one prompt: as fast alone, faster in batches. No prefix
+        # caching, because the decode rate is the difference of two runs of one prompt.
         schedule = openvino_genai.SchedulerConfig()
         schedule.enable_prefix_caching = False
         schedule.max_num_batched_tokens = 2048
@@ -282,7 +282,7 @@ class OpenVINO(Engine):
 
 
 class OpenVINODefault(OpenVINO):
-    float32 = False  # bfloat16 where the CPU has it
+    float32 = False  # bfloat16 if the CPU has it
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -312,7 +312,7 @@ ENGINES: dict[str, type[Engine]] = {
     "openvino-int8": OpenVINOInt8,
     "openvino-int4": OpenVINOInt4,
 }
-# What is compared where no engines are named.
+# The default for compare.py --engines.
 FLOAT32 = (
     "gpt2c", "torch-eager", "torch-compiled", "llama.cpp", "llama-batched-bench", "ctranslate2",
     "openvino-f32", "openvino-default",

@@ -1,29 +1,56 @@
-"""Engines as processes: started, asked, and stopped while it is not their turn."""
+"""Runs each engine in a process of its own, which is stopped between its turns."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from convert import converted
+from peers import ENGINES
 
 HERE = Path(__file__).parent
 
 
 class EngineError(Exception):
-    """An engine cannot run here; the message says why in a line."""
+    """An engine cannot run here; the message says why, in one line."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `launcher_for` needs."""
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--python", metavar="ENGINE=PATH", action="append", default=[],
+                        help="the interpreter that runs an engine; default: this one")  # fmt: skip
+    parser.add_argument("--work-folder", type=Path, help="for converted files and logs",
+                        default=Path(tempfile.gettempdir()) / "gpt2c-benchmarks")  # fmt: skip
+
+
+def launcher_for(options: argparse.Namespace, bench: str = "") -> Launcher:
+    """Return a launcher for the options of `add_options`; create the work folder."""
+    options.work_folder.mkdir(parents=True, exist_ok=True)
+    pythons = dict(pair.split("=", 1) for pair in options.python)
+    return Launcher(options.checkpoint, options.work_folder, pythons, options.threads, bench)
+
+
+def spread(values: list[float], digits: int = 0) -> str:
+    """Format the median, min and max of rates in tokens per second."""
+    median, least, most = statistics.median(values), min(values), max(values)
+    return f"{median:8.{digits}f} tok/s ({least:.{digits}f} - {most:.{digits}f})"
 
 
 class Launcher:
-    """What starting an engine takes: its interpreter, its files, its number of threads."""
+    """Starts engines: knows their interpreters, files and number of threads."""
 
     def __init__(
         self, checkpoint: Path, work: Path, pythons: dict[str, str], threads: int, bench: str
@@ -34,7 +61,7 @@ class Launcher:
             "HF_HUB_OFFLINE": "1",
             "LLAMA_BATCHED_BENCH": bench,
             "OMP_NUM_THREADS": str(threads),
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else processes stay that wait for work
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more would leave idle processes running
         }
 
     def log(self, name: str) -> Path:
@@ -43,8 +70,14 @@ class Launcher:
     def python(self, name: str) -> str:
         return self.pythons.get(name, sys.executable)
 
-    def prepare(self, name: str, kind: str) -> None:
-        """Makes the engine's files unless they are there."""
+    def worker(self, name: str) -> Worker:
+        """Make an engine's files and load it; raise EngineError if it cannot run."""
+        self.prepare(name)
+        return Worker(self, name)
+
+    def prepare(self, name: str) -> None:
+        """Make an engine's files if they do not exist."""
+        kind = ENGINES[name].files
         if converted(self.work, self.checkpoint, kind).exists():
             return
         script = [self.python(name), str(HERE / "convert.py"), kind]
@@ -56,12 +89,12 @@ class Launcher:
         if done.returncode:
             raise EngineError(f"no {kind} files: {self.last_line(name)}")
 
-    def start(self, name: str, kind: str, *more: str) -> subprocess.Popen[str]:
-        folder = str(converted(self.work, self.checkpoint, kind))
+    def start(self, name: str, *more: str) -> subprocess.Popen[str]:
+        folder = str(converted(self.work, self.checkpoint, ENGINES[name].files))
         worker = [self.python(name), str(HERE / "worker.py"), name, folder, str(self.threads)]
         with self.log(name).open("w") as log:
-            # A group of its own takes SIGSTOP whole; of the same session, the kernel ends it
-            # should this process die while it is stopped.
+            # In a process group of its own, one SIGSTOP stops all of its processes. In the same
+            # session, the kernel ends a stopped group if this process dies.
             return subprocess.Popen(
                 [*worker, *more], env=self.env, text=True, process_group=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
@@ -69,15 +102,15 @@ class Launcher:
 
     def last_line(self, name: str) -> str:
         lines = self.log(name).read_text(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 class Worker:
-    """One engine, loaded; it runs only inside `with worker.turn():`."""
+    """One loaded engine; it runs only inside `with worker.turn():`."""
 
-    def __init__(self, launcher: Launcher, name: str, kind: str) -> None:
+    def __init__(self, launcher: Launcher, name: str) -> None:
         self.launcher, self.name = launcher, name
-        self.process = launcher.start(name, kind)
+        self.process = launcher.start(name)
         try:
             self.versions: dict[str, str] = self.read()["versions"]
         except BaseException:
@@ -121,10 +154,10 @@ class Worker:
         self.process.communicate()
 
 
-def first_token(launcher: Launcher, name: str, kind: str, prompt: list[int]) -> float:
-    """Seconds from the start of a process to the first new token that it tells."""
+def first_token(launcher: Launcher, name: str, prompt: list[int]) -> float:
+    """Return the seconds from the start of a process to its first new token."""
     begin = time.perf_counter()
-    process = launcher.start(name, kind, json.dumps(prompt))
+    process = launcher.start(name, json.dumps(prompt))
     assert process.stdout
     line = process.stdout.readline()
     seconds = time.perf_counter() - begin

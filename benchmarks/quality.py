@@ -1,12 +1,13 @@
-"""What quantising costs: perplexity, agreement with float32, and the error of weights.
+"""Measures what quantisation costs: perplexity, agreement with float32, error of weights.
 
     python benchmarks/quality.py CHECKPOINT TEXT [--tokens 20000] [--also Q8_0.gguf ...]
     python benchmarks/quality.py --weights FILE.safetensors
 
-The text is cut into windows of the context, and each token predicted from those of its window.
---also takes other quantisations of the same model, such as llama.cpp's: gpt2c reads GGUF and widens
-it, so these lines show what their weights cost in float32 arithmetic, without what llama.cpp's own
-8-bit activations and float16 cache add. --weights prints the relative RMS error of each matrix.
+The text is cut into windows of the context; each token is predicted from the earlier ones of its
+window. --also takes other quantisations of the same model, such as llama.cpp's. gpt2c dequantises
+GGUF, so these lines show the cost of the weights in float32 arithmetic, without the cost of
+llama.cpp's 8-bit activations and float16 KV cache. --weights prints the relative RMS error of each
+matrix.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, widened
 
 Logits = NDArray[np.float32]
-CHUNK = 128  # positions whose logits are in memory together
+CHUNK = 128  # positions with logits in memory at once
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Cost:
     n: int = 0
     nats: float = 0.0
     divergence: float = 0.0  # KL(float32 || this), in nats
-    n_same: int = 0  # most likely ids that are float32's
+    n_same: int = 0  # tokens whose most likely id equals float32's
 
     def add(self, exact: Logits, logits: Logits, targets: NDArray[np.int64]) -> None:
         p, q = log_softmax(exact), log_softmax(logits)
@@ -80,9 +81,9 @@ def compare(models: dict[str, GPT2], ids: list[int]) -> dict[str, Cost]:
 
 
 def opened(path: str) -> GPT2:
-    """In float32; without its tokenizer, which may be a stand-in."""
+    """Open a checkpoint in float32, without its tokenizer, which may be a placeholder."""
     with open_checkpoint(path) as checkpoint:
-        return GPT2(checkpoint, MissingTokenizer("it is not needed"), dtype="float32")
+        return GPT2(checkpoint, MissingTokenizer("not needed here"), dtype="float32")
 
 
 def print_costs(checkpoint: str, text: Path, n_tokens: int, others: list[str]) -> None:
@@ -101,7 +102,7 @@ def print_costs(checkpoint: str, text: Path, n_tokens: int, others: list[str]) -
 
 
 def quantized(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """A matrix [k, n], of whole groups and panels, as it is in 8 or 4 bits."""
+    """Quantise and dequantise a matrix [k, n] that consists of whole groups and panels."""
     k, n = weights.shape
     isa = [name for name, runs in _engine.instruction_sets() if runs][-1]
     panels = [
@@ -144,7 +145,7 @@ def main() -> None:
         print_weights(options.weights)
     if options.checkpoint:
         if options.text is None:
-            parser.error("a checkpoint needs a text")
+            parser.error("TEXT is missing: the text to measure CHECKPOINT on")
         print_costs(options.checkpoint, options.text, options.tokens, options.also)
 
 

@@ -1,9 +1,9 @@
-"""What each sampling option costs, as a share of a float32 token's time.
+"""Measures the cost of each sampling option as a share of a float32 token's time.
 
     python benchmarks/samplers.py CHECKPOINT [--threads 2] [--spread 3]
 
-The logits are random ones with the spread of a trained model's (some 3), or, with --spread 0, the
-checkpoint's own; those of random weights are nearly flat, which is the worst case for every filter.
+The logits are random, with the standard deviation of a trained model's (about 3). --spread 0 uses
+the checkpoint's own logits; with random weights these are nearly flat, the worst case for filters.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import time
 from typing import Any
 
 import numpy as np
+from overhead import token_seconds
 
 import gpt2c
-from gpt2c.cli.bench import endless_job
 from gpt2c.engine.protocol import Plan
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 
-HISTORY = 200  # tokens that penalties look at
+HISTORY = 200  # tokens that penalties see
 CHOICES = 40
 REPEATS = 5
 CASES: dict[str, dict[str, Any]] = {
@@ -41,11 +41,11 @@ CASES: dict[str, dict[str, Any]] = {
     "dry": {"dry_multiplier": 0.8},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 3},
     "logit_bias": {"logit_bias": {5: 1.0}},
-    "the usual ones: temperature, top_k, top_p, min_p, repetition and frequency penalties": {
+    "common options: temperature, top_k, top_p, min_p, repetition and frequency penalties": {
         "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1,
         "frequency_penalty": 0.1,
     },
-    "the same without top_k": {
+    "common options without top_k": {
         "temperature": 0.8, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1,
         "frequency_penalty": 0.1,
     },
@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def choice_seconds(model: gpt2c.GPT2, plan: Plan, ids: Any, logits: Any) -> float:
-    """A choice's time, the least of some repeats."""
+    """Return the time of one choice, the min of some repeats."""
     no_stops, times = np.empty(0, dtype=np.int32), []
     for _ in range(REPEATS):
         job = model._engine.job(ids, CHOICES + 1, plan, 1, 0, no_stops)
@@ -62,14 +62,6 @@ def choice_seconds(model: gpt2c.GPT2, plan: Plan, ids: Any, logits: Any) -> floa
             job.advance(logits, logits)
         times.append((time.perf_counter() - begin) / CHOICES)
     return min(times)
-
-
-def token_seconds(model: gpt2c.GPT2, ids: Any) -> float:
-    job = endless_job(model, ids, CHOICES + 1)
-    model._engine.run([job], 1)
-    begin = time.perf_counter()
-    model._engine.run([job], CHOICES)
-    return (time.perf_counter() - begin) / CHOICES
 
 
 def main() -> None:
@@ -88,10 +80,10 @@ def main() -> None:
     vocabulary = Vocabulary(n_vocab, frozenset(), lambda: model.tokenizer)
     tokens, costs = [], {}
     for name, given in CASES.items():
-        tokens.append(token_seconds(model, ids))
+        tokens.append(token_seconds(model, ids, CHOICES))
         costs[name] = choice_seconds(model, check_sampling(given, vocabulary), ids, logits)
     token = statistics.median(tokens)
-    print(f"{n_vocab} ids, a spread of {logits.std():.2f}; a token takes {1e3 * token:.2f} ms")
+    print(f"{n_vocab} ids, spread {logits.std():.2f}; a token takes {1e3 * token:.2f} ms")
     for name, cost in costs.items():
         print(f"{1e6 * cost:8.0f} us {(cost - costs['greedy']) / token:7.2%}  {name}")
 

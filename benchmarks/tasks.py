@@ -1,4 +1,4 @@
-"""What is measured, and how a number comes of it."""
+"""The tasks, and how each is measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Generate = Callable[[list[list[int]], int], float]  # prompts and new tokens each, to seconds
+Generate = Callable[[list[list[int]], int], float]  # (prompts, new tokens per prompt) -> seconds
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,13 @@ class Task:
     n_new: int
     measure: Callable[[Task, Generate, list[list[int]]], float] | None
     more_is_better: bool = True
-    limit: str = ""  # the machine's limit that this task runs into
+    limit: str = ""  # the part of the roofline that bounds this task
 
     def prompts(self, seed: int, repeat: int, n_vocab: int) -> list[list[int]]:
-        """Of this repeat alone, so that no cache of prompts helps; the last id may end a text."""
+        """Return new prompts for each repeat, so that prompt caches do not help.
+
+        They never contain the last id, which may be the EOS token.
+        """
         rng = random.Random(f"{seed} {self.name} {repeat}")
         return [
             [rng.randrange(n_vocab - 1) for _ in range(self.length)] for _ in range(self.n_prompts)
@@ -38,9 +41,9 @@ class Task:
 
 
 def step_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
-    """One token's time, without the prompt's: that of all tokens less that of the first.
+    """Return the time per token without prefill: the time of all tokens minus that of the first.
 
-    The first's is measured before and after: it is most of a deep prompt's time, and drifts.
+    The first token is measured before and after, because its time, mostly prefill, drifts.
     """
     before = generate(prompts, 1)
     seconds = generate(prompts, task.n_new)
@@ -75,7 +78,7 @@ AGREEMENT = Task("agreement", "ids", 8, 16, 16, None)
 
 
 def share(task: Task, value: float, limits: dict[str, float], config: dict[str, Any]) -> float:
-    """How much of the machine's own limit a value of decode or of prefill makes use of."""
+    """Return the share of the roofline that a decode or prefill rate reaches."""
     rate = limits[task.limit]
     if task.limit == "stream_rate":  # every token reads all weights
         return limits["n_bytes"] * value / rate

@@ -1,8 +1,8 @@
-"""The process in which one engine runs; compare.py starts it and talks to it in lines of JSON.
+"""Runs one engine in a process of its own; compare.py talks to it in lines of JSON.
 
 python benchmarks/worker.py ENGINE FOLDER THREADS [PROMPT]
 
-With PROMPT, a list of ids in JSON, it says the first new id and no more.
+With PROMPT, a list of ids in JSON, it prints the first new id and exits.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def versions(engine: Engine) -> dict[str, str]:
 
     try:
         return {package: version(package) for package in engine.packages}
-    except PackageNotFoundError:  # run from a source tree
+    except PackageNotFoundError:  # not installed, but run from a source tree
         return {}
 
 
 def main() -> None:
-    # Whatever an engine prints goes to the log; the answers keep the pipe to themselves.
+    # The pipe is for answers only; whatever an engine prints goes to the log.
     pipe = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     name, folder, threads, *prompt = sys.argv[1:]

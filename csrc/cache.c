@@ -1,4 +1,4 @@
-/* Pages, sharing, roll-back. */
+/* Pages: allocation, sharing, roll-back. */
 #include "cache.h"
 
 #include "os/os.h"
@@ -7,21 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* In front of a page's floats, a cache line of its own. Copies of a sequence may be used, and
- * freed, by different threads: hence the atomic count. */
+/* Lies before a page's elements, in a cache line of its own. The count is atomic because different
+ * threads may use and free copies of a sequence. */
 typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
-    size_t bytes;             /* with this header */
-    struct page_header *next; /* where it is spare */
+    size_t bytes;             /* of header and page */
+    struct page_header *next; /* of a spare page */
 } page_header;
 
-/* Pages that were given back are kept for the next sequence: fresh memory costs a page fault every
- * 4 KB, some 5 % of feeding a prompt. Of one size, the last that was asked for, and so many bytes at
- * most: a full context of GPT-2 124M. */
+/* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB,
+ * about 5 % of the time of a prefill. All spares have one size. Their total is limited to
+ * 2.7 full contexts of GPT-2 124M. */
 #define SPARE_BYTES ((size_t)192 << 20)
 
 static struct {
-    os_lock lock; /* tried, never waited for: a child forked meanwhile does without spares */
+    os_lock lock; /* tried, never waited for: in a forked child it may stay locked */
     page_header *first;
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};
@@ -32,10 +32,10 @@ static page_header *header_of(void *page) {
 
 static size_t page_bytes(const gpt2c_model *m) {
     return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS *
-           cache_number(m);
+           cache_element_bytes(m);
 }
 
-/* Under the lock. */
+/* Needs the lock. */
 static void free_spares(void) {
     while (spare.first) {
         page_header *header = spare.first;
@@ -67,7 +67,7 @@ static page_header *take_spare(size_t bytes) {
     return header;
 }
 
-/* 1 where the page was kept. */
+/* Returns whether the page was kept. */
 static int keep_as_spare(page_header *header) {
     int is_kept = 0;
     if (!os_lock_try(&spare.lock))
@@ -154,7 +154,8 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence) {
 
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) { return sequence->length; }
 
-/* The call may have been anywhere in cache_reserve: pages beyond the length are lost, not freed. */
+/* The call may have been anywhere in cache_reserve, so the pages after the length are leaked, not
+ * freed. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence) {
     sequence->n_pages = pages_for(sequence->length);
     sequence->in_forward = 0;
@@ -168,8 +169,8 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length) {
     return GPT2C_OK;
 }
 
-/* Gives the sequence its own copy of the page it is about to write into the middle of. */
-static gpt2c_status own_last_page(gpt2c_sequence *s) {
+/* Copies the last page if it is partly filled and shared, since the next token will write to it. */
+static gpt2c_status unshare_last_page(gpt2c_sequence *s) {
     int32_t last = s->length / PAGE_POSITIONS;
     if (s->length % PAGE_POSITIONS == 0 || !page_is_shared(s->pages[last]))
         return GPT2C_OK;
@@ -194,7 +195,7 @@ gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
         }
         s->pages[s->n_pages++] = page;
     }
-    gpt2c_status status = own_last_page(s);
+    gpt2c_status status = unshare_last_page(s);
     if (status)
         drop_pages(s, had);
     return status;

@@ -1,9 +1,9 @@
-/* The key/value cache: pages of PAGE_POSITIONS positions, so that sequences grow as they need,
- * copies share what they have in common, and rolling back is free.
+/* The KV cache, in pages of PAGE_POSITIONS positions: a sequence grows page by page, copies share
+ * their prefix, and rolling back is free.
  *
- * A page holds, for every block, the keys [head][dim][position], so that scores run along positions,
- * and then the values [head][position][dim], so that their sum runs along dimensions; all in float,
- * or in bfloat16 where the model's cache is narrow. */
+ * For every layer a page holds the keys [head][dim][position], so that scores vectorise over
+ * positions, and then the values [head][position][dim], so that their weighted sum vectorises
+ * over dimensions. The elements are floats, or bfloat16 if the configuration says so. */
 #ifndef GPT2C_CACHE_H
 #define GPT2C_CACHE_H
 
@@ -12,31 +12,31 @@
 struct gpt2c_sequence {
     const gpt2c_model *model;
     int32_t length;  /* positions filled */
-    int32_t n_pages; /* may be more than length needs */
-    void **pages;    /* [pages for n_positions], shared with copies until written */
-    int in_forward;  /* set while a forward call has it, to refuse it given twice */
+    int32_t n_pages; /* during a call more than length needs */
+    void **pages;    /* [room for n_positions]; shared with copies until written */
+    int in_forward;  /* set during a forward call, which refuses a sequence given twice */
 };
 
-/* Makes room for n_tokens more positions, and makes the page that the next one falls into this
- * sequence's own. On failure the sequence is as it was. */
+/* Makes room for n_tokens more positions, and unshares the page of the next position. On failure
+ * the sequence is unchanged. */
 gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
 
-/* Frees the pages that no sequence has but that were kept for the next. */
+/* Frees the spare pages, which no sequence has. */
 void cache_free_spares(void);
 
-/* The bytes of a number in a page. */
-static inline size_t cache_number(const gpt2c_model *m) {
-    return m->config.narrow_cache ? sizeof(uint16_t) : sizeof(float);
+/* The bytes of one element of a key or value. */
+static inline size_t cache_element_bytes(const gpt2c_model *m) {
+    return m->config.bfloat16_cache ? sizeof(uint16_t) : sizeof(float);
 }
 
-/* Where in a page a head's keys and values begin. */
-static inline size_t cache_keys(const gpt2c_model *m, int32_t layer, int32_t head) {
+/* The index in a page, in elements, at which the keys and the values of a head begin. */
+static inline size_t cache_key_offset(const gpt2c_model *m, int32_t layer, int32_t head) {
     size_t width = (size_t)m->config.n_embd * PAGE_POSITIONS;
     return 2 * (size_t)layer * width + (size_t)head * (size_t)m->head_dim * PAGE_POSITIONS;
 }
 
-static inline size_t cache_values(const gpt2c_model *m, int32_t layer, int32_t head) {
-    return cache_keys(m, layer, head) + (size_t)m->config.n_embd * PAGE_POSITIONS;
+static inline size_t cache_value_offset(const gpt2c_model *m, int32_t layer, int32_t head) {
+    return cache_key_offset(m, layer, head) + (size_t)m->config.n_embd * PAGE_POSITIONS;
 }
 
 #endif

@@ -8,14 +8,17 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-/* The register sets whose state the operating system saves at a context switch (XCR0). */
+/* XCR0: the register sets that the operating system saves at a context switch. */
 static unsigned long long saved_state(void) {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return ((unsigned long long)high << 32) | low;
 }
 
-enum { OS_AVX = 0x6, OS_AVX512 = 0xe6 }; /* XMM and YMM; and opmask and both halves of ZMM */
+enum {
+    OS_AVX = 0x6,
+    OS_AVX512 = 0xe6
+}; /* XMM and YMM; for AVX-512 also opmask and both parts of ZMM */
 
 static int has_fma(void) {
     unsigned a, b, c, d;
@@ -45,13 +48,13 @@ static int has_avx512vnni(void) {
 
 static int has_avxvnni(void) {
     unsigned a, b, c, d;
-    const unsigned avxvnni = 1u << 4; /* which old compilers' headers do not name */
+    const unsigned avxvnni = 1u << 4; /* old compilers' headers do not name it */
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avxvnni);
 }
 #endif
 
-/* Slowest first: callers take the last that is supported. Those with "vnni" or "dot" differ from the
- * one before in the integer kernels alone. */
+/* Slowest first: callers take the last one that is supported. Names with "vnni" or "dot" differ
+ * from the set they extend only in the integer kernels. */
 static const instruction_set instruction_sets[] = {
 #if defined(__x86_64__)
     {"scalar", &kernels_scalar, &integer_scalar, has_fma},

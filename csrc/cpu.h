@@ -1,4 +1,4 @@
-/* Which compiled instruction sets this CPU can run. Built without instruction-set flags. */
+/* Which of the compiled instruction sets this CPU can run. Built without instruction-set flags. */
 #ifndef GPT2C_CPU_H
 #define GPT2C_CPU_H
 
@@ -11,7 +11,7 @@ typedef struct {
     int (*supported)(void); /* NULL: always */
 } instruction_set;
 
-/* The one named, or NULL where it is not compiled in or cannot run here. */
+/* The instruction set with this name; NULL if it is not compiled in or cannot run here. */
 const instruction_set *cpu_instruction_set(const char *name);
 
 #endif

@@ -3,17 +3,18 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-/* A call is crowded if lost_seconds * n_threads exceeds this share of its wall time: for two threads,
- * if a quarter of that time was lost. With more threads a loss weighs more, since all of them wait
- * for the late one. */
+/* A call is crowded if lost_seconds * n_threads exceeds this share of its wall time: for two
+ * threads, if a quarter of that time was lost. With more threads a loss weighs more, since all of
+ * them wait for the late one. */
 #define CROWDED_SHARE 0.5
 /* Shorter losses are the system's own: an interrupt, or a thread that wakes slowly. */
 #define MIN_LOST_SECONDS 500e-6
 /* One crowded call proves nothing; a crowded call that begins this soon after another does. */
 #define NEAR_SECONDS 0.02
 
-/* The first rest lasts about as long as a short pass; seven more crowded calls raise it to its limit.
- * Once the machine is quiet, resting stops after some fifteen calls and a third of a second. */
+/* The first rest lasts about as long as a short pass; seven more crowded calls raise it to its
+ * limit. Once the machine is quiet, resting stops after some fifteen calls and a third of a
+ * second. */
 #define MIN_REST_SECONDS 1e-3
 #define MAX_REST_SECONDS 0.1
 #define REST_GROWTH 2.0

@@ -1,16 +1,18 @@
 /* How many threads a call takes while other programs keep the CPUs busy.
  *
- * The threads of a pass meet at a barrier some 50 times a token. A thread that loses its CPU to another
- * program in between makes all the others wait, for a scheduler's time slice of some milliseconds. So a
- * call measures the time in which its threads were runnable but had no CPU. If that is a large share,
- * the machine is crowded, and two things change until it is quiet again. Neither changes any result.
+ * The threads of a pass meet at a barrier some 50 times a token. A thread that loses its CPU to
+ * another program in between makes all the others wait, for a scheduler's time slice of some
+ * milliseconds. So a call measures the time in which its threads were runnable but had no CPU. If
+ * that is a large share, the machine is crowded, and two things change until it is quiet again.
+ * Neither changes any result.
  *
  * Waits spin for a shorter time: the late thread may need this very CPU.
  *
- * Calls rest workers: after a crowded call the next ones run on fewer threads. The rest period doubles
- * with each crowded call and shrinks with each other call. Between rests, calls with all workers find
- * out whether the machine is still crowded. On two CPUs, beside one busy process, this is 1.4 times as
- * fast. Beside two busy processes one thread would get less CPU time than two, so no worker rests. */
+ * Calls rest workers: after a crowded call the next ones run on fewer threads. The rest period
+ * doubles with each crowded call and shrinks with each other call. Between rests, calls with all
+ * workers find out whether the machine is still crowded. On two CPUs, beside one busy process,
+ * this is 1.4 times as fast. Beside two busy processes one thread would get less CPU time than
+ * two, so no worker rests. */
 #ifndef GPT2C_CROWDING_H
 #define GPT2C_CROWDING_H
 

@@ -1,6 +1,6 @@
 /* The floating-point environment of a call: round to nearest, denormals kept. Other libraries
- * (torch, anything linked with -ffast-math) switch denormals off for their threads; the caller's
- * setting is put back afterwards. */
+ * (torch, anything linked with -ffast-math) flush denormals to zero on their threads. fp_enter sets
+ * ours and returns the caller's; fp_leave restores it. */
 #ifndef GPT2C_FPENV_H
 #define GPT2C_FPENV_H
 

@@ -1,5 +1,6 @@
-/* The loop that continues texts: feeds prompts in chunks and tokens one by one, all running jobs in
- * one forward call, and chooses each next token. */
+/* The generation loop. Each step is one forward call for all running jobs, which feeds chunks of
+ * prompts (prefill) and chosen tokens with their drafts (decode), and then chooses the next
+ * tokens. */
 #include "draft/draft.h"
 #include "model/model.h"
 #include "os/os.h"
@@ -8,23 +9,20 @@
 
 #include <stdlib.h>
 
-/* The memory of one gpt2c_run, taken before its first token. */
+/* The memory of one gpt2c_run, allocated before its first token. */
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     gpt2c_drafter *drafter; /* or NULL */
     gpt2c_feed *feeds;      /* [n_jobs] */
-    gpt2c_job **fed;        /* [n_jobs], in the order of the feeds */
-    draft *drafts;          /* [n_jobs], of those fed */
-    size_t *first_row;      /* [n_jobs], of those fed, among the logits */
-    float *logits;          /* [n_logits_rows, n_vocab], the scratch's */
+    gpt2c_job **fed;        /* [n_jobs]: the jobs in the order of the feeds */
+    draft *drafts;          /* [n_jobs], of the fed jobs */
+    size_t *first_row;      /* [n_jobs]: of each fed job, among the logits */
+    float *logits;          /* [n_logits_rows, n_vocab], owned by the scratch */
     int32_t n_logits_rows;
-    int32_t *choosing; /* [n_jobs]: which of those fed get a token */
+    int32_t *choosing; /* [n_jobs]: which of the fed jobs get a token */
     int32_t n_choosing;
 } workspace;
-
-/* Rows of logits, at most, for guesses: for GPT-2's vocabulary 13 MB. */
-#define MOST_DRAFT_ROWS 64
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
@@ -34,9 +32,9 @@ static void workspace_free(workspace *w) {
     free(w->choosing);
 }
 
-/* Room for every worker's draws, where anything is drawn. Returns 0 without memory. */
-static int take_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
-                           int32_t n_jobs) {
+/* Allocates the workers' candidates, unless all jobs are greedy. Returns 0 without memory. */
+static int alloc_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
+                            int32_t n_jobs) {
     int all_greedy = 1;
     for (int32_t j = 0; j < n_jobs; j++)
         all_greedy &= is_greedy(jobs[j]);
@@ -50,9 +48,9 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
                                      gpt2c_drafter *drafter, gpt2c_job *const *jobs,
                                      int32_t n_jobs) {
     int32_t n_rows = n_jobs;
-    if (drafter && n_jobs <= MOST_DRAFTING_JOBS)
-        n_rows = n_jobs * (1 + MOST_DRAFTS) < MOST_DRAFT_ROWS ? n_jobs * (1 + MOST_DRAFTS)
-                                                              : MOST_DRAFT_ROWS;
+    if (drafter && n_jobs <= MAX_DRAFTING_JOBS)
+        n_rows =
+            n_jobs * (1 + MAX_DRAFTS) < MAX_DRAFT_ROWS ? n_jobs * (1 + MAX_DRAFTS) : MAX_DRAFT_ROWS;
     size_t n = (size_t)n_jobs;
     *w = (workspace){
         .model = m,
@@ -67,43 +65,42 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
         .n_logits_rows = n_rows,
     };
     if (w->feeds && w->fed && w->drafts && w->first_row && w->choosing && w->logits &&
-        take_candidates(m, scratch, jobs, n_jobs))
+        alloc_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
     return GPT2C_NO_MEMORY;
 }
 
-/* What the job has to feed next: the rest of its prompt, or the token chosen last with the guesses that
- * follow it. */
-static gpt2c_feed next_feed(const gpt2c_job *job, const draft *guessed, int32_t most_rows) {
+/* The job's next feed: the next chunk of its prompt, or the token chosen last and its drafts. */
+static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t max_rows) {
     if (job->n_fed == job->n_prompt)
-        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + guessed->n,
+        return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + drafted->n,
                             GPT2C_LOGITS_ALL};
     int32_t rest = job->n_prompt - job->n_fed;
-    int32_t n = rest < most_rows ? rest : most_rows;
+    int32_t n = rest < max_rows ? rest : max_rows;
     return (gpt2c_feed){job->sequence, job->prompt + job->n_fed, n,
                         n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE};
 }
 
-/* Chooses a job's next tokens, as long as the guesses are what is chosen; what was fed of the others is
- * taken back. */
+/* Chooses a job's next tokens: one, and another for each accepted draft. Rolls back the positions
+ * of rejected drafts. */
 static void choose(const workspace *w, int32_t f, candidates *c) {
     gpt2c_job *job = w->fed[f];
     const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
-    int32_t n = w->drafts[f].n, n_right = 0;
-    for (;; n_right++, logits += w->model->config.n_vocab) {
-        int32_t guessed = n_right < n ? job->tokens[job->n_tokens] : -1;
+    int32_t n = w->drafts[f].n, n_accepted = 0;
+    for (;; n_accepted++, logits += w->model->config.n_vocab) {
+        int32_t drafted = n_accepted < n ? job->tokens[job->n_tokens] : -1;
         advance_job(w->model, c, job, logits, logits);
-        if (job->finish != GPT2C_RUNNING || job->tokens[job->n_tokens - 1] != guessed)
+        if (job->finish != GPT2C_RUNNING || job->tokens[job->n_tokens - 1] != drafted)
             break;
     }
     if (n == 0)
         return;
-    gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence) - n + n_right);
+    gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence) - n + n_accepted);
     job->n_drafted += n;
-    job->n_accepted += n_right;
-    w->drafts[f].n_right = n_right;
-    draft_settle(job);
+    job->n_accepted += n_accepted;
+    w->drafts[f].n_accepted = n_accepted;
+    draft_roll_back(job);
 }
 
 /* Each worker chooses the tokens of its share of the jobs. */
@@ -118,7 +115,7 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* An arg max is done sooner than the other workers are woken. */
+/* Greedy argmax is cheaper than waking the workers. */
 static void choose_tokens(workspace *w) {
     int32_t n_working = 0;
     for (int32_t i = 0; i < w->n_choosing; i++) {
@@ -131,8 +128,8 @@ static void choose_tokens(workspace *w) {
         choose_share(w, NULL, 0, 1);
 }
 
-/* Lists what to feed. Jobs that decode come first and take a row each, or with guesses several; prompts
- * share the rows that are left. Sets *n_decoding, and returns how many feeds there are. */
+/* Lists the running jobs, those that decode before those in their prompts, which share the rows
+ * that are left. Sets *n_decoding, and returns the number of jobs. */
 static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
                          int32_t *n_decoding) {
     int32_t n_fed = 0;
@@ -147,11 +144,11 @@ static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
     return n_fed;
 }
 
-/* Guesses are made where all jobs decode: prompts keep the processor busy by themselves. */
-static gpt2c_status guess(workspace *w, int32_t n_decoding, int32_t n_fed) {
+/* Makes drafts if all jobs decode. A prefill keeps the CPU busy by itself. */
+static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_fed) {
     for (int32_t f = 0; f < n_fed; f++)
         w->drafts[f] = (draft){.source = NO_DRAFT};
-    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MOST_DRAFTING_JOBS;
+    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS;
     for (int32_t f = 0; f < n_decoding; f++)
         may_draft &= w->fed[f]->lookup != NULL;
     if (!may_draft)
@@ -159,7 +156,7 @@ static gpt2c_status guess(workspace *w, int32_t n_decoding, int32_t n_fed) {
     return draft_tokens(w->drafter, w->fed, n_fed, w->n_logits_rows / n_fed - 1, w->drafts);
 }
 
-/* Feeds the jobs; sets which of them get a token, and returns in *n_rows how many rows that were. */
+/* Feeds the jobs, and lists which of them get a token. *n_rows is the number of rows fed. */
 static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
     int32_t n_feeds = 0;
     *n_rows = 0;
@@ -190,7 +187,7 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
 /* One forward call for the running jobs. */
 static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     int32_t n_decoding = 0, n_rows, n_fed = list_jobs(w, jobs, n_jobs, &n_decoding);
-    gpt2c_status status = guess(w, n_decoding, n_fed);
+    gpt2c_status status = make_drafts(w, n_decoding, n_fed);
     if (status)
         return status;
     double begin = os_seconds();
@@ -198,10 +195,10 @@ static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     if (status)
         return status;
     choose_tokens(w);
-    if (w->drafter && n_decoding == n_fed && n_fed <= MOST_DRAFTING_JOBS) {
-        draft_learn_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
+    if (w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS) {
+        draft_record_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
         for (int32_t f = 0; f < n_fed; f++)
-            draft_learn_job(w->drafter, &w->drafts[f]);
+            draft_record_job(w->drafter, &w->drafts[f]);
     }
     return GPT2C_OK;
 }
@@ -220,8 +217,8 @@ static int32_t tokens_generated(gpt2c_job *const *jobs, int32_t n_jobs) {
     return total;
 }
 
-/* A job must have something to feed, room for its tokens, and not be finished. */
-static int job_is_possible(const gpt2c_job *job) {
+/* A job must be running, with something to feed and room for a token. */
+static int job_is_valid(const gpt2c_job *job) {
     return job->finish == GPT2C_RUNNING && job->n_prompt > 0 && job->n_fed >= 0 &&
            job->n_fed <= job->n_prompt && job->n_tokens >= 0 &&
            job->n_tokens < job->max_new_tokens && (job->n_fed < job->n_prompt || job->n_tokens > 0);
@@ -234,7 +231,7 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_d
     if (n_jobs < 1 || n_jobs > GPT2C_MAX_ROWS)
         return GPT2C_BAD_ARGUMENT;
     for (int32_t j = 0; j < n_jobs; j++)
-        if (!job_is_possible(jobs[j]))
+        if (!job_is_valid(jobs[j]))
             return GPT2C_BAD_ARGUMENT;
     workspace w;
     gpt2c_status status = workspace_create(&w, model, scratch, drafter, jobs, n_jobs);

@@ -1,25 +1,25 @@
-/* The machine's own limits, for benchmarks: how fast a model's bytes can be read at all, and how
- * many multiplications and additions a second there are, on the threads that the model uses. */
+/* The machine's limits, the roofline of benchmarks: how fast the threads of a model can read its
+ * weights, and how many floating-point operations per second they can do. */
 #include "fpenv.h"
 #include "model/model.h"
 #include "os/os.h"
 #include "pool.h"
 
-/* Steps of the multiply-add kernel: some 2 milliseconds. */
+/* Steps of the multiply-add kernel: about 2 milliseconds. */
 #define MULTIPLY_ADD_STEPS 500000
 
 typedef struct {
     const gpt2c_model *model;
-    /* A place for each worker's result, so that no compiler leaves the work out. */
+    /* Each worker stores its result, so that the compiler cannot remove the work. */
     float results[GPT2C_MAX_THREADS];
     double operations[GPT2C_MAX_THREADS];
 } measurement;
 
-/* Each worker reads a stretch of the weights, as a token's forward pass would. */
+/* Each worker reads its share of the weights, as a forward pass of one row does. */
 static void stream(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     measurement *m = context;
-    const size_t unit = 128; /* floats, of which the kernel wants a multiple */
+    const size_t unit = 128; /* floats: the kernel reads multiples of it */
     size_t n_units = m->model->arena_bytes / (unit * sizeof(float));
     size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
     size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;

@@ -1,9 +1,19 @@
 /* Threads and barriers.
  *
- * Waiting is a short spin and then sleep: workers that have just finished are likely to be needed
- * again within microseconds, but one that spins beside another busy process takes the CPU from the
- * very thread it waits for. All hand-over is through the count waited for, without fences, so that
- * ThreadSanitizer can follow it. */
+ * Everything waits on an event: a count that only goes up. A waiter reads the count, and waits
+ * while it is unchanged; an announcer raises it and wakes sleepers. A call announces its orders
+ * to each worker, and each worker announces that it is done. A barrier counts arrivals: the last
+ * worker to arrive resets the count for the next barrier, and then announces that the barrier is
+ * passed. It must do so in this order, since the others may arrive at the next barrier at once.
+ * Each worker reads the event's count before it arrives, so it cannot miss the announcement. The
+ * team lies on the caller's stack: a worker does not touch it after it has announced that it is
+ * done, and the call returns only after all have. tools/soak/pool.pml is a model of this protocol,
+ * with forks, in which every interleaving is checked.
+ *
+ * A wait spins for a short time and then sleeps. Workers that have just finished are likely to be
+ * needed again within microseconds, but a thread that spins beside another busy process may take
+ * the CPU from the very thread it waits for. Data is handed over through the counts alone,
+ * without fences, so that ThreadSanitizer can follow it. */
 #include "pool.h"
 
 #include "crowding.h"
@@ -12,61 +22,61 @@
 
 #include <stddef.h>
 
-/* Some 50 microseconds of pauses, at most; fewer where other programs want the CPU. With fewer than 15
- * the system takes our threads for idle ones, and puts two on one CPU beside a busy process. */
+/* How long a wait spins; less while the machine is crowded. With less than 15 microseconds Linux
+ * takes our threads for idle ones, and puts two of them on one CPU beside a busy process. */
 #define SPIN_SECONDS 50e-6
 #define CROWDED_SPIN_SECONDS 15e-6
 #define PAUSES_PER_LOOK 32
 /* A sleeping thread takes about this long to wake on a quiet machine, at most. */
 #define WAKE_SECONDS 100e-6
 
-/* A count that only goes up, and that threads wait for. */
+/* A count that only goes up, on which threads wait. */
 typedef struct {
     atomic_uint count;
-    atomic_uint n_sleepers;      /* spares the system call that wakes where nobody sleeps */
-    _Atomic double announced_at; /* set where somebody seems to sleep */
+    atomic_uint n_sleepers;      /* without sleepers, no system call */
+    _Atomic double announced_at; /* set if there seem to be sleepers */
 } event;
 
 struct pool_team {
     team_function function;
     void *context;
     int n_workers;
-    unsigned process;     /* that its workers run in: pool.process as the team began */
+    unsigned process;     /* pool.process when the team began */
     double begin;         /* when the workers were called */
-    atomic_int has_slept; /* a worker has waited longer than it spins: another one may be late */
-    atomic_uint arrived;  /* at the barrier */
-    event passed;         /* the barrier, by all */
+    atomic_int has_slept; /* a worker slept at a barrier, so another one may be late */
+    atomic_uint arrived;  /* workers at the barrier */
+    event passed;         /* all have arrived */
 };
 
-/* What one thread had of a call's time. */
+/* How one thread spent a call's time. */
 typedef struct {
     double cpu_seconds;
-    double lost_seconds; /* it could have run but had no CPU */
+    double lost_seconds; /* it was runnable but had no CPU */
 } thread_share;
 
-/* Workers are never freed, so a call may end while its last worker is still announcing. */
+/* Workers are never freed, so a call may return while its last worker is still in announce. */
 typedef struct {
-    _Alignas(64) event orders; /* something to do */
+    _Alignas(64) event orders; /* there is something to do */
     _Alignas(64) event done;
     pool_team *team;
-    int index;          /* in the team */
+    int index;          /* within the team */
     thread_share share; /* of its last call */
-    int is_taken;       /* by a call; under the pool's lock */
+    int is_taken;       /* by a call; needs the pool's lock */
 } worker;
 
 static struct {
     os_lock lock;
-    int n_workers;    /* started; under the lock */
+    int n_workers;    /* started so far; needs the lock */
     unsigned process; /* forks between the process that loaded the library and this one */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 
-/* Seconds that this thread slept, in the call it takes part in, because it had nothing to do. */
+/* Seconds that this thread slept in its current call because it had nothing to do. */
 static _Thread_local double idle_seconds;
 
 static unsigned count_of(event *e) { return atomic_load_explicit(&e->count, memory_order_acquire); }
 
-/* Sequentially consistent, both here and in announce: either the sleeper sees the new count, or the
+/* Sequentially consistent here and in announce: either the sleeper sees the new count, or the
  * announcer sees the sleeper. */
 static void sleep_until_changed(event *e, unsigned old) {
     double begin = os_seconds();
@@ -80,7 +90,7 @@ static void sleep_until_changed(event *e, unsigned old) {
     idle_seconds += end > begin ? end - begin : 0;
 }
 
-/* Returns when the count is no longer old. Returns whether it slept. */
+/* Waits while the count equals old. Returns whether it slept. */
 static int wait_while(event *e, unsigned old) {
     double end = 0, spin = crowding_is_felt() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
     int has_slept = 0;
@@ -106,8 +116,8 @@ static void announce(event *e) {
         os_wake_all(&e->count);
 }
 
-/* Runs the team's function on this thread. Reads the clocks again only where a worker slept: without
- * that, none was late. */
+/* Runs the team's function on this thread. It reads the clocks again only if a worker slept:
+ * otherwise no worker was late. */
 static thread_share take_part(pool_team *t, int index) {
     double cpu_begin = os_thread_seconds(), late = os_seconds() - t->begin;
     idle_seconds = late < WAKE_SECONDS ? late : WAKE_SECONDS;
@@ -119,9 +129,9 @@ static thread_share take_part(pool_team *t, int index) {
     return (thread_share){cpu, lost > 0 ? lost : 0};
 }
 
-static void work(void *argument) {
+static void worker_main(void *argument) {
     worker *w = argument;
-    (void)fp_enter(); /* for good: nothing else runs on this thread */
+    (void)fp_enter(); /* without fp_leave: nothing else runs on this thread */
     for (unsigned seen = 0;; seen++) {
         wait_while(&w->orders, seen);
         w->share = take_part(w->team, w->index);
@@ -129,7 +139,7 @@ static void work(void *argument) {
     }
 }
 
-/* A forked child has the pool's memory but not its threads: it starts its own. */
+/* A forked child has the pool's memory but not its threads, and starts its own. */
 static void forget_workers(void) {
     pool.lock = (os_lock)OS_LOCK_INITIAL;
     pool.n_workers = 0;
@@ -137,27 +147,27 @@ static void forget_workers(void) {
     pool.process++;
 }
 
-/* As the library is loaded: a handler that the first call registered would come too late for a fork
- * that finds this call with the lock. */
+/* Runs when the library is loaded. If the first call registered the handler, a fork during that
+ * call could leave the child with a held lock and without the handler. */
 __attribute__((constructor)) static void register_child_handler(void) {
     os_after_fork_in_child(forget_workers);
 }
 
-/* Starts another worker; under the lock. 0 where the system gives no thread: a call then runs on
- * fewer. */
+/* Starts another worker. Needs the lock. Returns 0 if the system gives no thread: the call then
+ * runs on fewer. */
 static int start_worker(void) {
     if (pool.n_workers == POOL_MAX_WORKERS)
         return 0;
     worker *w = &pool.workers[pool.n_workers];
     *w = (worker){.is_taken = 0};
-    if (!os_start_thread(work, w))
+    if (!os_start_thread(worker_main, w))
         return 0;
     pool.n_workers++;
     return 1;
 }
 
-/* Takes up to n free workers, starting new ones while there are fewer than n; returns how many. Where
- * the machine is crowded it takes *n_resting fewer. */
+/* Takes up to n idle workers, and returns how many. It starts workers until there are n. On a
+ * crowded machine it takes *n_resting fewer. */
 static int take_workers(worker **taken, int n, double now, int *n_resting) {
     int n_taken = 0;
     os_lock_take(&pool.lock);
@@ -187,8 +197,8 @@ static void give_back(worker **taken, int n, call_report *call) {
     os_lock_release(&pool.lock);
 }
 
-/* Threads for a call: no more than CPUs, for one that waits for another's CPU only costs. */
-static int bounded(int n_threads) {
+/* Threads for a call: no more than CPUs, since a thread that waits for a CPU delays all others. */
+static int usable_threads(int n_threads) {
     int n_cpus = os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;
     return n_threads < GPT2C_MAX_THREADS ? n_threads : GPT2C_MAX_THREADS;
@@ -197,12 +207,13 @@ static int bounded(int n_threads) {
 void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
-    int n = bounded(max_workers) - 1, n_resting = 0;
+    int n = usable_threads(max_workers) - 1, n_resting = 0;
     pool_team t = {
         .function = function, .context = context, .process = pool.process, .begin = os_seconds()};
     n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;
     t.n_workers = n + 1;
-    /* Alone, nobody sleeps, and how much CPU time it gets shows what resting is worth. */
+    /* A call that rests workers reads the clocks even if no worker sleeps: its CPU time shows
+     * whether resting pays. */
     atomic_store_explicit(&t.has_slept, n_resting > 0, memory_order_relaxed);
     for (int i = 0; i < n; i++) {
         taken[i]->team = &t;
@@ -212,7 +223,7 @@ void pool_run(team_function function, void *context, int max_workers) {
     }
     thread_share own = take_part(&t, 0);
     if (team_was_lost(&t))
-        return; /* and so were its workers */
+        return; /* the workers are in the parent */
     for (int i = 0; i < n; i++)
         wait_while(&taken[i]->done, done_before[i]);
     if (n == 0 && n_resting == 0)

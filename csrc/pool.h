@@ -1,32 +1,34 @@
 /* The process's worker threads, shared by all calls.
  *
- * A call takes as many idle workers as it may use and are free, runs one function on all of them
- * and on its own thread, worker 0, and gives them back. With none free it runs alone: no call waits
- * for another, and how many workers it gets never shows in a bit. */
+ * A call takes idle workers, as many as it may use, runs one function on them and on its own
+ * thread, which is worker 0, and gives them back. If no worker is idle it runs alone: calls never
+ * wait for each other. The number of workers never changes a bit of the result. */
 #ifndef GPT2C_POOL_H
 #define GPT2C_POOL_H
 
 #include "gpt2c.h"
 
-/* A call's own thread is not one of the pool's. */
+/* A call's own thread does not belong to the pool. */
 #define POOL_MAX_WORKERS (GPT2C_MAX_THREADS - 1)
 
 typedef struct pool_team pool_team;
 
-/* What a worker does; worker is from 0 to n_workers - 1. */
+/* The function that all workers of a team run; worker is from 0 to n_workers - 1. */
 typedef void (*team_function)(void *context, pool_team *team, int worker, int n_workers);
 
-/* Runs function on up to max_workers threads, this one among them, and returns when all are done. */
+/* Runs function on up to max_workers threads, including this one, and returns when all are done. */
 void pool_run(team_function function, void *context, int max_workers);
 
-/* Waits until every worker of the team is here; what each wrote before, all see after. */
+/* Collective. Waits until all workers of the team have called it. What a worker wrote before the
+ * barrier, all workers see after it. */
 void team_barrier(pool_team *team);
 
-/* Whether this process was forked by the team's own function: the other workers are in the parent, so
- * the work cannot be completed here, and barriers no longer wait. Only worker 0 can find that. */
+/* Whether the team's function forked, and this is the child. The other workers are in the parent,
+ * so the work cannot be completed, and barriers no longer wait. Only worker 0 can be in this
+ * state. */
 int team_was_lost(const pool_team *team);
 
-/* The part of n items that falls to a worker: [*begin, *end), sizes differing by one at most. */
+/* A worker's share [*begin, *end) of n items. Shares differ by one item at most. */
 static inline void team_share(int n, int worker, int n_workers, int *begin, int *end) {
     *begin = (int)((long long)n * worker / n_workers);
     *end = (int)((long long)n * (worker + 1) / n_workers);

@@ -1,11 +1,13 @@
-"""Fixtures that several tests share: every backend, random models, the data beside the project."""
+"""Fixtures shared by the tests: every backend, random models, the data beside the checkout."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,25 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+import gpt2c
 from gpt2c import GPT2, GPT2Config
 from gpt2c.config import tensor_shapes
 from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.checkpoint import from_arrays, open_checkpoint
 
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+FORMATS = FIXTURES / "formats"
+TRAINERS = FIXTURES / "trainers"
+TINY = FIXTURES / "transformers" / "tiny"
+TALES = Path(gpt2c.__file__).parent / "models" / "tales"
 
-# A failure must come again in the next run and on other machines: no random seed, no deadline.
+# A failure must be reproducible in the next run and on other machines: fixed seeds, no deadline.
 settings.register_profile("gpt2c", derandomize=True, deadline=None)
 settings.load_profile("gpt2c")
 
-# A background job of a script, nohup and some CI systems start programs with SIGINT ignored (or
-# blocked), and their children inherit that: nobody would notice the Ctrl-C that tests send.
+# Background jobs of scripts, nohup and some CI systems start programs with SIGINT ignored or
+# blocked. Child processes inherit that and would not see the SIGINT that tests send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -42,13 +50,15 @@ def _instruction_sets() -> list[str]:
 
 
 ISAS = _instruction_sets()
+needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 if ISAS:
-    # Models of three or seven threads run on as many, however few CPUs there are: tests of bits and
-    # of waiting need them all.
+    # Models with three or seven threads really run on that many, even on fewer CPUs: the tests of
+    # equal bits and of idle workers need them all.
     from gpt2c.engine import _engine
 
     _engine.pretend_cpus(16)
-# Of those that share all but their integer kernels the last, which runs wherever it can.
+# Pairs that differ only in their integer kernels. Tests of float kernels run the first of each pair
+# where the CPU has it, and the second otherwise.
 _SAME_FLOATS = {"avxvnni": "avx2", "avx512vnni": "avx512", "neondot": "neon"}
 FLOAT_ISAS = [i for i in ISAS if i not in {_SAME_FLOATS.get(other) for other in ISAS}]
 BACKENDS = ["numpy", *FLOAT_ISAS]
@@ -68,7 +78,7 @@ def config_of(**options: Any) -> GPT2Config:
 
 
 def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Weights large enough that every part of the model matters to the logits."""
+    """Return weights large enough that every part of the model affects the logits."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in tensor_shapes(config).items():
@@ -80,7 +90,7 @@ def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.fl
 
 
 def model_on(backend: str, config: GPT2Config, weights: Mapping[str, Any], **options: Any) -> GPT2:
-    """A model on "numpy" or on a named instruction set of the compiled engine."""
+    """Return a model on "numpy" or on a named instruction set of the compiled engine."""
     checkpoint = from_arrays(config, weights)
     return on_backend(
         backend, lambda b: GPT2(checkpoint, MissingTokenizer("a test"), backend=b, **options)
@@ -101,6 +111,58 @@ def on_backend(backend: str, make: Callable[[str], GPT2]) -> GPT2:
             os.environ["GPT2C_ISA"] = before
 
 
+def load(path: Path, backend: str = "numpy", **options: Any) -> GPT2:
+    """Load a checkpoint on a backend that the fixture of that name gives."""
+    return on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b, **options))
+
+
+def arrays_of(path: Path, **options: Any) -> dict[str, NDArray[np.float32]]:
+    """Read every tensor of a checkpoint."""
+    with open_checkpoint(path, **options) as checkpoint:
+        return checkpoint.read_all()
+
+
+def assert_arrays_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """The same names in the same order, and the same numbers."""
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def logit_atol(logits: NDArray[Any]) -> float:
+    """Return how far two float32 computations of logits that round in different orders may differ.
+
+    That is a few ULP of the largest logit.
+    """
+    return 16 * float(np.finfo(np.float32).eps) * float(np.abs(logits).max())
+
+
+def assert_logits_close(found: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
+    """Compare with another library's float32 logits."""
+    theirs = theirs.reshape(found.shape)
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=logit_atol(theirs))
+
+
+@pytest.fixture(scope="session")
+def tales() -> GPT2:
+    """The embedded model, on the fastest engine."""
+    return GPT2.from_pretrained()
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the package look as if it was installed without a compiler."""
+    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
+    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
+
+
+@pytest.fixture
+def no_preferences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset the environment variables that choose a backend."""
+    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
+    monkeypatch.delenv("GPT2C_ISA", raising=False)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend in turn: NumPy, and every instruction set that this CPU has."""
@@ -112,19 +174,28 @@ _NONE = [pytest.param("none", marks=pytest.mark.skip("not compiled"))]
 
 @pytest.fixture(params=FLOAT_ISAS or _NONE)
 def isa(request: pytest.FixtureRequest) -> str:
-    """Each instruction set of the compiled engine that has float kernels of its own, in turn."""
+    """Each instruction set of the compiled engine that has its own float kernels, in turn."""
     return str(request.param)
 
 
 @pytest.fixture(params=ISAS or _NONE)
 def any_isa(request: pytest.FixtureRequest) -> str:
-    """Every instruction set of the compiled engine in turn, for what integer kernels compute."""
+    """Every instruction set of the compiled engine in turn, for tests of integer kernels."""
     return str(request.param)
+
+
+def in_threads(work: Callable[[Any], object], arguments: Iterable[Any]) -> None:
+    """Call work(argument) in a thread for each argument at the same time; wait for all."""
+    threads = [threading.Thread(target=work, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
-    """subprocess.Popen, but no process outlives the test, however that ends."""
+    """subprocess.Popen that kills the process at the end of the test, passed or failed."""
     started: list[subprocess.Popen[Any]] = []
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
@@ -133,40 +204,46 @@ def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
 
     yield start
     for process in started:
-        process.kill()  # nothing where it has ended and was waited for
+        process.kill()  # does nothing if the process has ended and was waited for
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
-                with suppress(OSError):  # what nobody will read is still to be written
+                with suppress(OSError):  # close() flushes to a process that is gone
                     pipe.close()
 
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal's two descriptors: the one that sees what programs show, and theirs.
+    """The two descriptors of a pseudo-terminal: ours, to read its output, and the program's.
 
-    They are closed after the test, not in it.
+    The fixture closes them; the test must not.
     """
     pty = pytest.importorskip("pty")
     try:
         ours, theirs = pty.openpty()
     except OSError as reason:
-        pytest.skip(f"there are no pseudo-terminals here: {reason}")
+        pytest.skip(f"no pseudo-terminals here: {reason}")
     yield ours, theirs
     os.close(theirs)
     os.close(ours)
 
 
 def shared_data() -> Path | None:
-    """The folder of models and texts that lies beside the project's checkout, where it does."""
+    """Return the folder of models and texts beside the checkout, or None if it is missing."""
     named = os.environ.get("GPT2C_SHARED")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
     return folder / "data" if (folder / "data").is_dir() else None
 
 
+def shared_file(path: str) -> Path:
+    """Return a file or folder of the shared data, or skip the test where it is missing."""
+    folder = shared_data()
+    if folder is None or not (folder / path).exists():
+        pytest.skip(f"the folder shared/ with data/{path} is not beside the checkout")
+    return folder / path
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    folder = shared_data()
-    if folder is None:
-        pytest.skip("the folder shared/ with models and texts is not beside the checkout")
-    return folder
+    """The shared data."""
+    return shared_file("")

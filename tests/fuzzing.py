@@ -1,8 +1,8 @@
-"""Mutated checkpoints, tokenizers and calls: nothing but our own errors may come out.
+"""Mutated checkpoints, tokenizers and calls, which may raise only our own errors.
 
-A finding is an input that raises another exception, takes over 5 seconds, or more memory than
-MOST_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds; tools/soak/fuzz.py as many as
-one likes.
+A finding is an input that raises any other exception, takes more than 5 seconds, or takes more
+memory than MAX_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds,
+tools/soak/fuzz.py as many as you ask for.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = FIXTURES / "formats"
 TRAINERS = FIXTURES / "trainers"
 TALES = Path(gpt2c.__file__).parent / "models" / "tales"
-MOST_SECONDS = 5
-# Bytes more than before; the inputs have at most 150 KB. AddressSanitizer keeps what was freed.
-MOST_MEMORY = (1 << 30) if "ASAN_OPTIONS" in os.environ else (96 << 20)
-MOST_ADDRESSES = 2 << 30  # of virtual memory: an allocation beyond is a MemoryError, a finding
+MAX_SECONDS = 5
+# Growth in bytes; an input has at most 150 KB. AddressSanitizer keeps freed memory.
+MAX_MEMORY = (1 << 30) if "ASAN_OPTIONS" in os.environ else (96 << 20)
+# Bytes of virtual memory: a larger allocation raises MemoryError, which is a finding.
+MAX_ADDRESSES = 2 << 30
 
 WORDS = [
     b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u0000", b"\\ud800", b"\xff", b"\0", b"\n",
@@ -51,11 +52,11 @@ WORDS = [
 
 
 class FindingError(Exception):
-    """An input that did what none may."""
+    """An input that raised a wrong exception or took too much time or memory."""
 
 
 def mutated(rng: random.Random, raw: bytes) -> bytes:
-    """A few changes: bits, words, parts left out, doubled, or moved."""
+    """Make a few changes: flip bits, insert words, delete, repeat or move parts."""
     changed = bytearray(raw)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         at = rng.randrange(len(changed) + 1)
@@ -88,7 +89,7 @@ def _anywhere(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _head(n: int) -> Callable[[random.Random, bytes], bytes]:
-    """Mostly where the description is; the rest is weights."""
+    """Mutate mostly the first n bytes, which hold the header; the rest is weights."""
 
     def change(rng: random.Random, raw: bytes) -> bytes:
         cut = n if rng.randrange(8) else len(raw)
@@ -102,7 +103,7 @@ def _tail(n: int) -> Callable[[random.Random, bytes], bytes]:
 
 
 def _entries(rng: random.Random, raw: bytes) -> bytes:
-    """An archive whose entries' contents are changed, or its names, or itself."""
+    """Mutate an entry of a ZIP archive, drop entries, or mutate the archive itself."""
     if rng.randrange(4) == 0:
         return mutated(rng, raw) if rng.randrange(2) else _tail(600)(rng, raw)
     buffer = io.BytesIO()
@@ -121,7 +122,7 @@ def _entries(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _sources() -> list[tuple[str, Path, str, Callable[[random.Random, bytes], bytes]]]:
-    """What is changed: its name, the folder, the file in it, and how."""
+    """List what is mutated: its name, the folder, the file in it, and how."""
     found: list[tuple[str, Path, str, Callable[[random.Random, bytes], bytes]]] = []
     tiny = FIXTURES / "transformers" / "tiny"
     sharded = FORMATS / "safetensors_sharded"
@@ -155,7 +156,7 @@ def _sources() -> list[tuple[str, Path, str, Callable[[random.Random, bytes], by
 
 
 def npz_folder(folder: Path, compressed: bool) -> Path:
-    """An archive of NumPy's, of the weights of the smallest fixture."""
+    """Save the weights of the smallest fixture as an .npz archive."""
     folder.mkdir()
     with open_checkpoint(FIXTURES / "transformers" / "tiny") as checkpoint:
         arrays = {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
@@ -165,14 +166,14 @@ def npz_folder(folder: Path, compressed: bool) -> Path:
 
 
 def checkpoints(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
-    """Endless: what was changed, to what, and the call that must not do harm."""
+    """Yield mutated checkpoints without end: name, changed bytes, and the call that loads them."""
     sources = _sources()
     for compressed in (False, True):
         folder = npz_folder(work / f"npz_{compressed}", compressed)
         sources.append(("npz", folder, "model.npz", _entries))
     places = []
     for n, (name, folder, file, change) in enumerate(sources):
-        alone = folder.name == "gguf"  # of several files there, one
+        alone = folder.name == "gguf"  # this folder has several models: copy only one
         place = work / str(n)
         if alone:
             place.mkdir()
@@ -197,7 +198,7 @@ def _load(target: Path, deep: bool) -> None:
             for source in checkpoint.tensors.values():
                 source.read(0, source.shape[0])
         return
-    # Weights may be no numbers.
+    # Mutated weights may be NaN.
     with suppress(gpt2c.NumericalError), GPT2.from_pretrained(target, threads=1) as model:
         model.generate([0], max_new_tokens=2)
 
@@ -206,7 +207,7 @@ def _load(target: Path, deep: bool) -> None:
 
 
 def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
-    """Endless, over the files of a small vocabulary with tokens added."""
+    """Yield mutated tokenizer files without end: a small vocabulary with added tokens."""
     from gpt2c.text.characters import read_meta
     from gpt2c.text.tokenizer import Tokenizer
     from gpt2c.text.tokenizer_json import JsonTokenizer, read_tokenizer_json
@@ -265,7 +266,7 @@ def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Cal
 
 
 def _hostile(rng: random.Random) -> Any:
-    """A value that an argument may be given."""
+    """Return an arbitrary value for an argument."""
     integers = [0, 1, -1, 2, 5, 7, 63, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, -(2**64), 10**40]
     values: list[Callable[[], Any]] = [
         lambda: rng.choice(integers),
@@ -290,12 +291,12 @@ def _hostile(rng: random.Random) -> Any:
     return rng.choice(values)()
 
 
-# Those that run code of the caller's, or that wait, are not for values from anywhere.
+# Options that run the caller's code or wait are not fuzzed.
 _NOT_FUZZED = {"callback", "logits_processor", "progress", "max_time"}
 
 
 def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
-    """Endless calls of a small model, with one to three arguments that may be anything."""
+    """Yield calls of a small model without end, with up to four arbitrary arguments."""
     from gpt2c.generate.options import CompleteOptions, GenerateOptions, StreamOptions
 
     model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf", threads=1)
@@ -322,7 +323,7 @@ def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[
                 for _, _ in zip(range(5), result, strict=False):
                     pass
         except TypeError as error:
-            # Python's own, for arguments that a method does not have.
+            # Python itself raises TypeError for an argument that a method lacks.
             if isinstance(error, gpt2c.Error) or "unexpected keyword" not in str(error):
                 raise
 
@@ -333,8 +334,8 @@ def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[
         if "max_new_tokens" in options[method]:
             given.setdefault("max_new_tokens", 2)
         argument = _hostile(rng) if rng.randrange(3) else rng.choice(["the", [1, 2], ["a", "b"]])
-        said = f"{method}({argument!r}, {given!r})".encode("utf-8", "backslashreplace")[:2000]
-        yield method, said, partial(call, method, argument, given)
+        shown = f"{method}({argument!r}, {given!r})".encode("utf-8", "backslashreplace")[:2000]
+        yield method, shown, partial(call, method, argument, given)
 
 
 # ---- running ----
@@ -343,7 +344,7 @@ KINDS = {"checkpoints": checkpoints, "tokenizers": tokenizers, "api": api}
 
 
 def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counter[str]:
-    """Counts of what was accepted and refused, by name. Raises FindingError."""
+    """Run inputs and count the accepted and refused ones by name. Raises FindingError."""
     counts: Counter[str] = Counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.signal(signal.SIGALRM, _too_slow)
@@ -351,14 +352,14 @@ def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counte
         cases = KINDS[kind](random.Random(seed), Path(work))
         for n in range(n_inputs):
             name, changed, call = next(cases)
-            if n == 100:  # when all modules are there
+            if n == 100:  # all modules are imported by now
                 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
             try:
                 call()
                 counts[f"{name}: accepted"] += 1
             except gpt2c.Error as error:
-                str(error).encode("utf-8")  # a message can be printed
+                str(error).encode("utf-8")  # the message must be printable
                 counts[f"{name}: refused"] += 1
             except BaseException as error:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -370,13 +371,13 @@ def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counte
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) << 10
-            if n > 100 and grown > MOST_MEMORY:
+            if n > 100 and grown > MAX_MEMORY:
                 raise _finding(name, changed, n, keep, f"{grown >> 20} MB of memory")
     return counts
 
 
 def _too_slow(*_: object) -> None:
-    raise TimeoutError(f"over {MOST_SECONDS} seconds")
+    raise TimeoutError(f"over {MAX_SECONDS} seconds")
 
 
 def _finding(name: str, changed: bytes, n: int, keep: Path | None, what: str) -> FindingError:

@@ -1,4 +1,4 @@
-"""The models whose logits' bits are on record in golden_bits.json."""
+"""The models whose exact logits are recorded in golden_bits.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from conftest import config_of, model_on
 from gpt2c import GPT2Config
 from gpt2c.config import tensor_shapes
 
-# Shapes with whole and broken panels, blocks of k, pages and blocks of positions; each activation.
+# Each activation, with shapes that do and do not fill whole panels, blocks of k, pages and blocks
+# of positions.
 CONFIGS = {
     "gelu_new": {"n_embd": 64, "n_head": 4, "n_positions": 200, "vocab_size": 300},
     "gelu": {"n_embd": 130, "n_head": 2, "n_positions": 70, "activation_function": "gelu"},
@@ -28,18 +29,18 @@ CONFIGS = {
 
 
 def weights_of(config: GPT2Config) -> dict[str, np.ndarray]:
-    """From NumPy's legacy generator, whose stream is frozen, scaled by exact operations alone."""
+    """Draw weights from NumPy's legacy generator, whose stream is frozen; scale them exactly."""
     rng = np.random.RandomState(12345)
     weights = {}
     for name, shape in tensor_shapes(config).items():
-        # Multiples of 2^-12 between -1/2 and 1/2: no library's rounding is in them.
+        # Multiples of 2^-12 between -1/2 and 1/2, so no library rounds them.
         values = rng.randint(-2048, 2049, shape).astype(np.float32) / np.float32(4096)
         weights[name] = values + np.float32("ln_" in name and name.endswith("weight"))
     return weights
 
 
 def digests(isa: str, dtype: str) -> Iterator[tuple[str, str]]:
-    """The SHA-256 of each model's logits, and of what it draws."""
+    """Yield the SHA-256 of each model's logits and of the ids that it samples."""
     for name, options in CONFIGS.items():
         config = config_of(**options)
         model = model_on(isa, config, weights_of(config), dtype=dtype)

@@ -1,4 +1,4 @@
-"""A local stand-in for Hugging Face's hub: as much of its HTTP interface as a download needs."""
+"""A local stand-in for the Hugging Face Hub: the part of its HTTP API that downloads need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN = "hf_let_me_in"
 
 
 class Hub:
-    """Serves folders as repositories: {"user/name": folder}; the gated ones only with TOKEN."""
+    """Serve folders as repositories, {"user/name": folder}; gated ones require TOKEN."""
 
     def __init__(self, repositories: dict[str, Path], gated: frozenset[str] = frozenset()) -> None:
         self.repositories = repositories
@@ -50,7 +50,7 @@ class Hub:
         self.thread.join()
 
     def downloads(self) -> set[str]:
-        """The names of the files that were fetched."""
+        """Return the names of the downloaded files."""
         gets = [r for r in self.requests if r.startswith("GET ") and "/resolve/" in r]
         return {r.rsplit("/", 1)[1] for r in gets}
 

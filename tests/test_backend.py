@@ -1,4 +1,4 @@
-"""Which engine runs, why, and what is said when it cannot."""
+"""The choice of the engine, and the messages when it cannot run."""
 
 from __future__ import annotations
 
@@ -7,102 +7,91 @@ import sys
 import warnings
 
 import pytest
-from conftest import FIXTURES, ISAS, config_of, random_weights
+from conftest import ISAS, TINY, config_of, needs_engine, random_weights
 
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.tokenizer_files import tokenizer_of
 
-FOLDER = FIXTURES / "transformers" / "tiny"
-
-needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
-
-
-@pytest.fixture
-def no_engine(monkeypatch):
-    """As if the package had been installed without a compiler."""
-    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
-    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
-
 
 @needs_engine
-def test_auto_takes_the_fastest_instruction_set(monkeypatch):
+def test_auto_picks_the_fastest_instruction_set(monkeypatch):
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
     monkeypatch.delenv("GPT2C_ISA", raising=False)
-    assert GPT2.from_pretrained(FOLDER).backend == ISAS[-1]
+    assert GPT2.from_pretrained(TINY).backend == ISAS[-1]
 
 
 @needs_engine
-def test_environment_chooses_for_auto_alone(monkeypatch):
+def test_the_environment_sets_the_backend_only_for_auto(monkeypatch):
     monkeypatch.setenv("GPT2C_BACKEND", "numpy")
-    assert GPT2.from_pretrained(FOLDER).backend == "numpy"
-    assert GPT2.from_pretrained(FOLDER, backend="c").backend == ISAS[-1]
+    assert GPT2.from_pretrained(TINY).backend == "numpy"
+    assert GPT2.from_pretrained(TINY, backend="c").backend == ISAS[-1]
     monkeypatch.setenv("GPT2C_BACKEND", "c")
-    assert GPT2.from_pretrained(FOLDER).backend == ISAS[-1]
+    assert GPT2.from_pretrained(TINY).backend == ISAS[-1]
     monkeypatch.setenv("GPT2C_BACKEND", "fortran")
     with pytest.raises(gpt2c.OptionError, match="GPT2C_BACKEND is 'fortran'"):
-        GPT2.from_pretrained(FOLDER)
+        GPT2.from_pretrained(TINY)
 
 
 @needs_engine
-def test_environment_forces_an_instruction_set(monkeypatch):
+def test_the_environment_forces_an_instruction_set(monkeypatch):
     for isa in ISAS:
         monkeypatch.setenv("GPT2C_ISA", isa)
-        assert GPT2.from_pretrained(FOLDER).backend == isa
+        assert GPT2.from_pretrained(TINY).backend == isa
     monkeypatch.setenv("GPT2C_ISA", "avx9000")
     with pytest.raises(gpt2c.OptionError, match=r"avx9000.*may be .*scalar"):
-        GPT2.from_pretrained(FOLDER)
+        GPT2.from_pretrained(TINY)
 
 
 def test_without_the_engine_auto_warns_once_and_runs(no_engine, monkeypatch):
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = GPT2.from_pretrained(FOLDER)
+        model = GPT2.from_pretrained(TINY)
     assert model.backend == "numpy"
     assert model.generate([1], max_new_tokens=3)
     (warning,) = caught
     assert issubclass(warning.category, RuntimeWarning)
     assert issubclass(warning.category, gpt2c.Gpt2cWarning)
     assert "GPT2C_BUILD=require pip install" in str(warning.message)
-    assert warning.filename == __file__  # the line of the user's own program
+    assert warning.filename == __file__  # the warning points at the user's own line
 
 
-def test_without_the_engine_c_raises_with_the_line_that_reinstalls(no_engine, monkeypatch):
+def test_backend_c_without_the_engine_raises_with_the_reinstall_command(no_engine, monkeypatch):
     with pytest.raises(gpt2c.BackendError, match="GPT2C_BUILD=require pip install"):
-        GPT2.from_pretrained(FOLDER, backend="c")
+        GPT2.from_pretrained(TINY, backend="c")
     monkeypatch.setenv("GPT2C_BACKEND", "c")
     with pytest.raises(RuntimeError):
-        GPT2.from_pretrained(FOLDER)
+        GPT2.from_pretrained(TINY)
 
 
 @needs_engine
-def test_a_cpu_that_runs_no_instruction_set_falls_back(monkeypatch):
+def test_a_cpu_without_any_supported_instruction_set_falls_back(monkeypatch):
     from gpt2c.engine import _engine
 
     monkeypatch.delenv("GPT2C_BACKEND", raising=False)
     monkeypatch.delenv("GPT2C_ISA", raising=False)
     monkeypatch.setattr(_engine, "instruction_sets", lambda: [("scalar", False)])
     with pytest.warns(RuntimeWarning, match="FMA"):
-        assert GPT2.from_pretrained(FOLDER).backend == "numpy"
+        assert GPT2.from_pretrained(TINY).backend == "numpy"
 
 
 @pytest.mark.parametrize("options", [{"backend": "cuda"}, {"dtype": "float8"}, {"threads": 0}])
-def test_unknown_values_are_named(options):
+def test_errors_name_the_invalid_option(options):
     (name,) = options
     with pytest.raises(gpt2c.OptionError, match=f"{name} is"):
-        GPT2.from_pretrained(FOLDER, **options)
+        GPT2.from_pretrained(TINY, **options)
 
 
 def test_float64_runs_on_numpy():
-    model = GPT2.from_pretrained(FOLDER, dtype="float64")
+    model = GPT2.from_pretrained(TINY, dtype="float64")
     assert model.backend == "numpy"
     with pytest.raises(gpt2c.OptionError, match="float64"):
-        GPT2.from_pretrained(FOLDER, dtype="float64", backend="c")
+        GPT2.from_pretrained(TINY, dtype="float64", backend="c")
 
 
-def test_nothing_is_printed_and_import_loads_little():
+def test_import_is_light_and_prints_nothing():
     program = (
         "import sys, gpt2c; m = gpt2c.GPT2.from_pretrained(sys.argv[1]);"
         "m.generate([1], max_new_tokens=2); m.close();"
@@ -111,14 +100,14 @@ def test_nothing_is_printed_and_import_loads_little():
         "sys.exit(sorted(heavy & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(FOLDER)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(TINY)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @needs_engine
 def test_engine_refuses_nonsense_without_crashing():
-    """The private module too: wrong types and half-made objects are Python errors."""
+    """Even the private module raises Python errors for wrong types and half-made objects."""
     import numpy as np
 
     from gpt2c.engine import _engine
@@ -185,7 +174,7 @@ def test_engine_refuses_nonsense_without_crashing():
         model.run([twice, twice], 1)
     model.run([twice], 5)
     logits = np.zeros(5, dtype=np.float32)
-    with pytest.raises(gpt2c.OptionError):  # there is no room for another token
+    with pytest.raises(gpt2c.OptionError):  # the job has all its tokens
         twice.advance(logits, logits)
     waiting = model.job(ids, 2, Plan(), 0, 0, stops)
     waiting.next_logits()
@@ -196,9 +185,9 @@ def test_engine_refuses_nonsense_without_crashing():
         model.run([twice], 1)
 
 
-def test_ids_do_not_wait_for_a_tokenizer(monkeypatch):
-    """GPT-2's own takes longer to make than a short answer."""
-    monkeypatch.setattr(gpt2c.Tokenizer, "gpt2", lambda: pytest.fail("it was made"))
+def test_generating_from_ids_builds_no_tokenizer(monkeypatch):
+    """GPT-2's own tokenizer takes longer to build than a short completion."""
+    monkeypatch.setattr(gpt2c.Tokenizer, "gpt2", lambda: pytest.fail("the tokenizer was built"))
     config = config_of(vocab_size=50257, n_layer=0, n_embd=3)
     checkpoint = from_arrays(config, random_weights(config))
     assert tokenizer_of(checkpoint) is None

@@ -1,4 +1,4 @@
-"""Lists and iterators of prompts: order, laziness, shared prefixes, and what they never change."""
+"""Lists and iterators of prompts: order, laziness, shared prefixes, and unchanged results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prompts(n, seed=0):
     return [rng.integers(0, CONFIG.vocab_size, rng.integers(1, 50)).tolist() for _ in range(n)]
 
 
-def test_an_iterator_is_answered_in_order(model):
+def test_an_iterator_yields_results_in_order(model):
     given_prompts = prompts(30)
     options = {"max_new_tokens": 7, "temperature": 0.9, "seed": 3, "batch_size": 4}
     answers = model.generate(iter(given_prompts), **options)
@@ -47,10 +47,10 @@ def test_empty_prompts_of_ids(backend):
     assert texts[0] == texts[2] == model.generate([49], max_new_tokens=3)
     lazily = model.generate(iter([[1], [2]]), max_new_tokens=3)
     next(lazily)
-    lazily.close()  # a generator, as complete's
+    lazily.close()  # a generator has close()
 
 
-def test_prompts_are_taken_as_places_come_free(model):
+def test_prompts_are_read_lazily(model):
     taken = 0
 
     def source():
@@ -63,19 +63,21 @@ def test_prompts_are_taken_as_places_come_free(model):
     assert taken == 0
     for n_answered in range(1, 61):
         next(answers)
-        # Five run at once, all as long: none waits for more than those that began with it.
+        # Five run at once and end together, so at most five are read ahead.
         assert taken <= n_answered + 5
     assert next(answers, None) is None
 
 
-def test_a_slow_prompt_does_not_let_results_pile_up(backend):
-    # Token 1 ends a text and is what the model always says, but only after tokens other than 0.
-    model = model_on(backend, config_of(n_positions=2000, n_layer=0, eos_token_id=1), _says_one())
+def test_results_waiting_for_a_slow_prompt_are_bounded(backend):
+    # Token 1 is EOS. The model generates it after every token except 0.
+    model = model_on(
+        backend, config_of(n_positions=2000, n_layer=0, eos_token_id=1), _weights_generating_one()
+    )
     taken = 0
 
     def source():
         nonlocal taken
-        yield [0]  # goes on for 1,900 tokens
+        yield [0]  # generates 1,900 tokens
         while True:
             taken += 1
             yield [2]
@@ -85,7 +87,7 @@ def test_a_slow_prompt_does_not_let_results_pile_up(backend):
     assert taken <= 4 * 3
 
 
-def _says_one():
+def _weights_generating_one():
     config = config_of(n_positions=2000, n_layer=0, eos_token_id=1)
     weights = {name: np.zeros_like(w) for name, w in random_weights(config).items()}
     weights["ln_f.weight"][:] = 1
@@ -94,7 +96,7 @@ def _says_one():
     return weights
 
 
-def test_an_error_comes_after_the_answers_before_it(model):
+def test_an_error_is_raised_after_the_results_before_it(model):
     def source():
         yield from prompts(7)
         yield [3, CONFIG.vocab_size]
@@ -115,7 +117,7 @@ def test_an_error_comes_after_the_answers_before_it(model):
         next(answers)
 
 
-def test_what_is_no_iterator_of_prompts_is_refused_at_once(model):
+def test_invalid_prompts_are_refused_at_once(model):
     for wrong in (range(3), {1: 2}, {1, 2}, b"abc", memoryview(b"abc"), None, 5, np.float32(1)):
         with pytest.raises(TypeError, match=r"a prompt is of type|dimensions"):
             model.generate(wrong)
@@ -127,7 +129,7 @@ def test_what_is_no_iterator_of_prompts_is_refused_at_once(model):
         list(model.generate(iter([[1], [2], [3]]), temperature=1.0, seed=[1, 2]))
 
 
-def test_an_iterator_that_is_dropped_leaves_the_model_usable(model):
+def test_dropping_an_iterator_leaves_the_model_usable(model):
     answers = model.generate(iter(prompts(20)), max_new_tokens=5)
     next(answers)
     del answers
@@ -142,7 +144,7 @@ def test_a_closed_model_ends_an_iterator(model):
         list(answers)
 
 
-def test_ten_thousand_short_prompts_stream_through(model):
+def test_ten_thousand_short_prompts(model):
     n = 200 if model.backend == "numpy" else 10_000
     source = ([i % 50, i // 50 % 50] for i in range(n))
     answers = model.generate(source, max_new_tokens=2, batch_size=64)
@@ -151,7 +153,7 @@ def test_ten_thousand_short_prompts_stream_through(model):
 
 @pytest.fixture
 def shared_lengths(monkeypatch):
-    """How many tokens each request found computed already."""
+    """Record how many tokens of each request were already in a shared cache."""
     lengths = []
     create = batching.Text.__init__
 
@@ -171,14 +173,14 @@ def test_equal_prefixes_are_computed_once(model, shared_lengths):
     assert texts == [model.generate(p, max_new_tokens=6) for p in together]
 
 
-def test_a_prefix_outlives_the_prompt_that_brought_it(model, shared_lengths):
+def test_a_shared_prefix_outlives_its_first_prompt(model, shared_lengths):
     header = list(range(30))
     answers = model.generate(([*header, i] for i in range(5)), max_new_tokens=1, batch_size=1)
     assert len(list(answers)) == 5
     assert shared_lengths == [0, 30, 30, 30, 30]
 
 
-def test_short_prefixes_are_not_worth_a_copy(model, shared_lengths):
+def test_short_prefixes_are_not_shared(model, shared_lengths):
     header = list(range(batching.SHARED_PREFIX - 1))
     model.generate([[*header, 40], [*header, 41]], max_new_tokens=2)
     assert shared_lengths == [0, 0]
@@ -186,8 +188,8 @@ def test_short_prefixes_are_not_worth_a_copy(model, shared_lengths):
 
 @settings(max_examples=25)
 @given(data=st.data())
-def test_sharing_and_batching_change_nothing(data):
-    """Prompts that share all, some or none of their tokens, in any order, of any batch size."""
+def test_sharing_and_batching_do_not_change_results(data):
+    """Prompts that share all, some or none of their tokens, in any order and batch size."""
     model = model_on("numpy" if not ISAS else ISAS[-1], CONFIG, WEIGHTS)
     stem = np.random.default_rng(1).integers(0, 50, 90).tolist()
     together = [

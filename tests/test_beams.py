@@ -1,4 +1,4 @@
-"""Beam search: the best texts, whatever runs beside, and shared caches."""
+"""Beam search: the best completions, independent of the batch, and shared caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ISAS, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, config_of, model_on, needs_engine, on_backend, random_weights
 
 import gpt2c
 from gpt2c import GPT2
@@ -33,7 +33,7 @@ def prompts(n, seed=0):
 
 
 def assert_same(backend, texts, others):
-    """The same ids, and scores of the same bits; of NumPy's matrix products none are promised."""
+    """Compare ids exactly, and scores bit for bit; NumPy's matrix products may differ in bits."""
     assert [c.ids for c in texts] == [c.ids for c in others]
     scores = ([c.sequence_score for c in each] for each in (texts, others))
     np.testing.assert_allclose(*scores, rtol=1e-5 if backend == "numpy" else 0)
@@ -43,7 +43,10 @@ def assert_same(backend, texts, others):
 
 
 def brute_force(model, prompt, n, eos, length_penalty):
-    """Every text of up to n ids, by its score: the sum of log-probabilities, by its length."""
+    """Return every completion of up to n ids with its score, best first.
+
+    The score is the sum of its log-probabilities, divided by its length ** length_penalty.
+    """
     scored = []
     for length in range(1, n + 1):
         for ids in itertools.product(range(model.config.vocab_size), repeat=length):
@@ -56,7 +59,7 @@ def brute_force(model, prompt, n, eos, length_penalty):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, -0.5, 2.0])
-def test_enough_beams_find_the_best_texts(backend, length_penalty):
+def test_enough_beams_find_the_best_completions(backend, length_penalty):
     config = config_of(vocab_size=4, n_positions=20, eos_token_id=2)
     model = model_on(backend, config, random_weights(config, 3))
     for prompt in ([1], [0, 3, 1]):
@@ -66,19 +69,19 @@ def test_enough_beams_find_the_best_texts(backend, length_penalty):
             length_penalty=length_penalty, early_stopping="never",
         )  # fmt: skip
         assert [c.ids for c in found] == [ids for _, ids in best[:20]]
-        # Sums of at most four log-probabilities in float32, by the same kernels.
+        # Sums of at most four float32 log-probabilities from the same kernels.
         scores = [c.sequence_score for c in found]
         np.testing.assert_allclose(scores, [score for score, _ in best[:20]], rtol=1e-6)
 
 
-def test_there_may_be_fewer_texts_than_are_asked_for(backend):
+def test_fewer_completions_may_exist_than_requested(backend):
     config = config_of(vocab_size=3, eos_token_id=None)
     model = model_on(backend, config, random_weights(config))
     found = model.generate([1], max_new_tokens=1, num_beams=5, num_return_sequences=5)
     assert sorted(found) == [[0], [1], [2]]
 
 
-def test_beams_find_what_greedy_does_not(model):
+def test_beams_score_at_least_as_well_as_greedy(model):
     for prompt in prompts(5):
         texts = model.complete(prompt, max_new_tokens=8, num_beams=8, num_return_sequences=8)
         scores = [c.sequence_score for c in texts]
@@ -89,7 +92,7 @@ def test_beams_find_what_greedy_does_not(model):
         assert scores[0] >= float(greedy.logprobs[len(prompt) :].mean()) - 1e-5
 
 
-def test_options_hold_for_every_beam(model):
+def test_options_apply_to_every_beam(model):
     for prompt in prompts(4):
         texts = model.complete(
             prompt, max_new_tokens=12, num_beams=4, num_return_sequences=4, suppress_tokens=[3, 4],
@@ -109,17 +112,17 @@ BANS = [
 
 
 @pytest.mark.parametrize("options", BANS)
-def test_the_likeliest_ids_are_as_good_as_all(backend, model, options):
-    """What the engine's own list of likeliest ids gives, and all log-probabilities."""
+def test_listed_likeliest_ids_give_the_same_beams_as_all_ids(backend, model, options):
+    """The engine's list of likeliest ids and all log-probabilities lead to the same beams."""
     options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10, **options}
-    # Nothing is added to any id, but all of them are looked at.
+    # This processor changes nothing, but makes the search read all log-probabilities.
     slow = {**options, "logits_processor": lambda ids, log_probs: log_probs}
     for prompt in prompts(4):
         assert_same(backend, model.complete(prompt, **options), model.complete(prompt, **slow))
 
 
-def test_many_beams_see_all_ids(model):
-    """More candidates than the engine lists."""
+def test_many_beams(model):
+    """The search needs more candidates than the engine lists."""
     found = model.complete([1, 2], num_beams=80, num_return_sequences=80, max_new_tokens=5)
     few = model.complete([1, 2], num_beams=60, num_return_sequences=1, max_new_tokens=5)
     assert len(found) == 80
@@ -162,7 +165,7 @@ def test_logprobs_are_the_models_own(backend, model):
     assert late[0].logprobs == []
 
 
-# ---- what ends a text ----
+# ---- what ends a search ----
 
 
 def test_a_full_context_ends_all_beams(backend):
@@ -202,12 +205,12 @@ def test_stop_strings_end_beams(backend):
         assert "." not in done.text
         length = len(done.ids) + (1 if done.finish_reason == "stop" else 0)
         assert length <= 12
-    # As with a token that ends a text, what ends it counts in its score.
+    # The score includes the token that completes the stop string, as it includes EOS.
     first = next(c for c in found if c.finish_reason == "stop")
     assert first.sequence_score < 0
 
 
-def test_time_ends_a_search_with_what_it_has(model, monkeypatch):
+def test_max_time_ends_a_search_with_its_current_beams(model, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("gpt2c.schedule.stops.time.monotonic", lambda: now[0])
     engine, calls = model._engine, []
@@ -232,12 +235,12 @@ def test_time_ends_a_search_with_what_it_has(model, monkeypatch):
     assert model.generate([1, 2], num_beams=3, max_new_tokens=0) == []
 
 
-def test_nothing_left_to_choose(model):
+def test_banning_every_token_is_an_error(model):
     with pytest.raises(gpt2c.OptionError, match=r"prompt 0: .* leave no token to choose at pos"):
         model.generate([1], num_beams=3, suppress_tokens=range(50))
 
 
-def test_a_logit_that_is_no_number(backend):
+def test_a_nan_logit_is_an_error(backend):
     weights = dict(WEIGHTS)
     weights["wpe.weight"] = WEIGHTS["wpe.weight"].copy()
     weights["wpe.weight"][4] = np.nan
@@ -248,7 +251,7 @@ def test_a_logit_that_is_no_number(backend):
             model.generate([[1], [1, 2]], num_beams=3, stop_token_ids=[], **options)
 
 
-# ---- batches, and what is shared ----
+# ---- batches and shared caches ----
 
 RUNS = [
     {"num_beams": 3, "num_return_sequences": 3},
@@ -274,7 +277,7 @@ def test_results_do_not_depend_on_the_batch(backend, model, options):
 
 def test_instruction_sets_agree(backend):
     if backend == "numpy":
-        pytest.skip("NumPy promises no bits")
+        pytest.skip("NumPy's bits may differ")
     scalar = model_on("scalar", CONFIG, WEIGHTS)
     model = model_on(backend, CONFIG, WEIGHTS)
     for options in RUNS:
@@ -282,8 +285,8 @@ def test_instruction_sets_agree(backend):
             assert model.complete(prompt, **options) == scalar.complete(prompt, **options)
 
 
-class Counting:
-    """An engine that counts the ids that are fed."""
+class CountingEngine:
+    """An engine that records how many ids each call feeds."""
 
     def __init__(self, engine):
         self._engine = engine
@@ -301,8 +304,8 @@ class Counting:
         return self._engine.log_probs(sequences, ids)
 
 
-def test_only_new_ids_are_fed_and_all_beams_in_one_call(model):
-    engine = model._engine = Counting(model._engine)
+def test_one_call_feeds_only_the_new_ids_of_all_beams(model):
+    engine = model._engine = CountingEngine(model._engine)
     model.generate(
         [[5] * 30, [6] * 9], num_beams=4, max_new_tokens=6, suppress_tokens=[7], batch_size=2
     )
@@ -312,13 +315,13 @@ def test_only_new_ids_are_fed_and_all_beams_in_one_call(model):
     model.generate([5] * 30, num_beams=4, max_new_tokens=3, repetition_penalty=1.1)
     assert engine.calls == [[30], [1] * 4, [1] * 4]
     engine.calls.clear()
-    # What prompts begin with alike is computed once.
+    # A shared prefix is computed once.
     model.generate([[5] * 30 + [1], [5] * 30 + [2]], num_beams=2, max_new_tokens=1)
     assert sum(map(sum, engine.calls)) <= 2
 
 
-def test_a_finished_prompt_makes_room(model):
-    engine = model._engine = Counting(model._engine)
+def test_calls_stay_within_the_batch_size(model):
+    engine = model._engine = CountingEngine(model._engine)
     given = [[1], [2], [3], [4]]
     list(model.generate(iter(given), num_beams=2, max_new_tokens=2, batch_size=2))
     assert all(len(call) <= 4 for call in engine.calls)
@@ -327,14 +330,13 @@ def test_a_finished_prompt_makes_room(model):
     assert all(len(call) <= 256 for call in engine.calls)
 
 
+@needs_engine
 @pytest.mark.skipif(
-    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves more"
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer reserves more memory"
 )
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux alone")
-def test_beams_share_the_pages_of_what_they_have_in_common():
-    if not ISAS:
-        pytest.skip("not compiled")
-    # 32 blocks of 128 dimensions: 2 MB a page, 32 MB for the prompt; 1 GB for 32 of it.
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")
+def test_beams_share_the_cache_pages_of_their_common_prefix():
+    # 32 blocks of 128 dimensions: 2 MB per page, 32 MB for the prompt, so 1 GB for 32 copies.
     text = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -352,7 +354,7 @@ print(len(model.generate([1] * 1000, num_beams=32, num_return_sequences=32, max_
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beam_groups": 2, "diversity_penalty": 1.0}])
-def test_a_search_that_is_over_keeps_no_memory_until_garbage_is_collected(model, options):
+def test_a_finished_search_is_freed_without_garbage_collection(model, options):
     gc.collect()
     gc.disable()
     try:
@@ -368,12 +370,12 @@ def test_a_search_that_is_over_keeps_no_memory_until_garbage_is_collected(model,
 # ---- log-probabilities of all ids ----
 
 
-def test_log_probs_have_the_bits_of_scores(isa):
-    """So that options which look at all ids change nothing else."""
+def test_log_probs_equal_scores_bit_for_bit(isa):
+    """So options that need all log-probabilities do not change anything else."""
     config = config_of(vocab_size=3000, n_positions=300)
     engine = model_on(isa, config, random_weights(config))._engine
     ids = np.random.default_rng(0).integers(0, 3000, 260).astype(np.int32)
-    n_rows = len(ids)  # more than one call of the engine takes
+    n_rows = len(ids)  # more than the 256 rows of one engine call
     rows = engine.log_probs([engine.sequence() for _ in ids], list(ids[:, None]))
     assert rows.shape == (n_rows, 3000)
     targets = [ids[i - 1 : i] if i else ids[-1:] for i in range(n_rows)]
@@ -403,7 +405,7 @@ def test_several_ids_are_fed_at_once(backend, model):
         np.testing.assert_array_equal(rows[i][top["id"][i]], top["log_prob"][i])
 
 
-def test_log_probs_and_stages_refuse(isa):
+def test_log_probs_and_stages_refuse_invalid_input(isa):
     model, other = (model_on(isa, CONFIG, WEIGHTS)._engine for _ in range(2))
     ids = np.array([1], dtype=np.int32)
     sequence = model.sequence()
@@ -431,14 +433,14 @@ def test_log_probs_and_stages_refuse(isa):
 # ---- errors ----
 
 
-class NoWork:
-    """An engine that may not begin."""
+class RefusingEngine:
+    """An engine that fails if any work is started."""
 
     def __init__(self, engine):
         self._engine = engine
 
     def __getattr__(self, name):
-        assert name not in ("score", "log_probs", "job", "sequence"), "it has begun"
+        assert name not in ("score", "log_probs", "job", "sequence"), "work was started"
         return getattr(self._engine, name)
 
 
@@ -471,7 +473,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
 def test_wrong_options(model, monkeypatch, options, message):
-    monkeypatch.setattr(model, "_engine", NoWork(model._engine))
+    monkeypatch.setattr(model, "_engine", RefusingEngine(model._engine))
     for given in ([1], [[1], [2]], iter([[1]])):
         for method in (model.generate, model.complete):
             with pytest.raises(gpt2c.Error) as raised:
@@ -480,12 +482,12 @@ def test_wrong_options(model, monkeypatch, options, message):
             assert isinstance(raised.value, ValueError | TypeError)
 
 
-def test_a_stream_has_no_beams(model):
+def test_stream_refuses_beams(model):
     with pytest.raises(gpt2c.OptionTypeError, match="stream has no option 'num_beams'"):
         model.stream([1], num_beams=2)
 
 
-def test_values_that_change_nothing(model):
+def test_neutral_values_are_accepted(model):
     neutral = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False,
                "num_beam_groups": 1, "diversity_penalty": 0.0}  # fmt: skip
     plain = model.complete([1, 2], max_new_tokens=5)

@@ -1,4 +1,4 @@
-"""gpt2c bench: what it prints, counts and draws. How fast anything is, no test says."""
+"""gpt2c bench: its output, counts and plot. Speed itself is not tested."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import config_of, model_on, needs_engine, random_weights
 
 from gpt2c import OptionError
-from gpt2c.cli import bench
+from gpt2c.cli import bench_speed
 from gpt2c.cli.main import main
 from gpt2c.config import tensor_shapes
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench, "_SHORTEST", 0.001)
+    monkeypatch.setattr(bench_speed, "_SHORTEST", 0.001)
 
 
 def test_the_table_names_every_measurement(capsys):
@@ -27,7 +27,7 @@ def test_the_table_names_every_measurement(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "tales (embedded)" in lines[0]
     found = [line[:32].strip() for line in lines[2:]]
-    # tales has 512 positions: none of them is the 1,000th.
+    # tales has 512 positions, so there is no row "decode at 1000".
     assert found == [
         "prompt of 512", "decode at 16", "decode at 256", "batch of 8", "batch of 32",
         "first token of a fresh process", "its peak memory, 128 tokens on",
@@ -47,45 +47,45 @@ def test_json_has_every_repeat(capsys):
             assert min(measurement["fma"]) > 0
 
 
-def test_numpy_has_no_limits_beside_it(capsys):
+def test_numpy_has_no_roofline_ratios(capsys):
     config = config_of(n_positions=64)
     model = model_on("numpy", config, random_weights(config))
-    measured = bench._decode(model, 16, 1)
+    measured = bench_speed._decode(model, 16, 1)
     assert measured.values[0] > 0
     assert measured.bandwidth == measured.fma == []
 
 
-def test_a_context_too_short_is_an_error():
+def test_a_too_short_context_is_an_error():
     config = config_of(n_positions=20)
-    with pytest.raises(OptionError, match="context of 40 positions: 20"):
-        next(bench.measure(model_on("numpy", config, random_weights(config)), None, 1))
+    with pytest.raises(OptionError, match="context of 20 positions; bench needs 40"):
+        next(bench_speed.measure(model_on("numpy", config, random_weights(config)), None, 1))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_a_token_costs_is_counted_right(tied):
+def test_bytes_and_flops_per_token(tied):
     config = config_of(n_inner=70, tie_word_embeddings=tied)
     model = model_on("numpy", config, random_weights(config))
     shapes = tensor_shapes(config)
-    head = shapes["wte.weight"]  # as wide as the head, tied or not
+    head = shapes["wte.weight"]  # the head has this shape too, tied or not
     blocks = [s for name, s in shapes.items() if name.startswith("h.") and len(s) == 2]
     n_weights = sum(rows * columns for rows, columns in blocks)
-    assert bench._weight_bytes(model) == 4 * (n_weights + head[0] * head[1])
+    assert bench_speed._weight_bytes(model) == 4 * (n_weights + head[0] * head[1])
     attention = sum(
-        2 * 2 * config.n_embd * (position + 1)  # scores and mixed values
+        2 * 2 * config.n_embd * (position + 1)  # scores, and the weighted sum of the values
         for _ in range(config.n_layer)
         for position in range(5, 5 + 7)
     )
-    assert bench._flops(config, 5, 7) == 7 * 2 * n_weights + attention
+    assert bench_speed._flops(config, 5, 7) == 7 * 2 * n_weights + attention
 
 
 def test_the_plot_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     measurements = [
-        bench.Measurement("prompt of 512", "tok/s", [900.0, 950.0], [], [0.7, 0.8]),
-        bench.Measurement("decode at 16", "tok/s", [60.0, 61.0], [0.9, 0.95], [0.1, 0.1]),
-        bench.Measurement("first token", "s", [0.5]),
+        bench_speed.Measurement("prompt of 512", "tok/s", [900.0, 950.0], [], [0.7, 0.8]),
+        bench_speed.Measurement("decode at 16", "tok/s", [60.0, 61.0], [0.9, 0.95], [0.1, 0.1]),
+        bench_speed.Measurement("first token", "s", [0.5]),
     ]
-    bench.plot(measurements, "a title", str(tmp_path / "speed.png"))
+    bench_speed.plot(measurements, "a title", str(tmp_path / "speed.png"))
     assert [path.name for path in tmp_path.iterdir()] == ["speed.png"]
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -97,7 +97,7 @@ def test_without_matplotlib_the_error_says_what_to_do(monkeypatch, capsys, tmp_p
     assert main(["bench", "--repeats", "1", "--plot", str(tmp_path / "x.png")]) == 2
     captured = capsys.readouterr()
     assert "pip install matplotlib" in captured.err
-    # Said before anything is measured, not after.
+    # The error comes before any measurement.
     assert len(captured.out) == before
     assert not list(tmp_path.iterdir())
 
@@ -108,21 +108,20 @@ def test_bad_repeats_are_an_error(capsys):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
-def test_peak_memory_is_the_processs_own():
+def test_peak_memory_excludes_the_parent_process():
     program = (
-        "import sys, numpy; from gpt2c.cli.bench import peak_bytes; before = peak_bytes();"
+        "import sys, numpy; from gpt2c.cli.bench_speed import peak_bytes; before = peak_bytes();"
         "held = numpy.ones(50_000_000 // 8); print(before, peak_bytes())"
     )
-    big = np.ones(300_000_000 // 8)  # in this process: a child's peak must not begin with it
+    big = np.ones(300_000_000 // 8)  # in this process: must not count in the child's peak
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     before, after = map(int, done.stdout.split())
     assert 45e6 < after - before < 60e6
     assert after < big.nbytes
 
 
-def test_every_dtype_side_by_side(capsys):
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
+@needs_engine
+def test_bench_of_every_dtype(capsys):
     assert main(["bench", "--dtype", "all", "--repeats", "1", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["dtypes"]}
     assert list(rows) == ["float32", "int8", "int4", "float32, drafts"]

@@ -1,4 +1,4 @@
-"""Installing: the wheel, the sdist, and machines without a compiler. Needs the package index."""
+"""Installation from the wheel and the sdist, also without a compiler. Needs the package index."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in a source tree"),
 ]
 
-# What is installed, run from a folder that does not hold the sources.
+# Runs the installed package, not the sources.
 PROGRAM = """
 import sys, warnings, gpt2c
 warnings.simplefilter("error" if sys.argv[2] == "c" else "ignore")
@@ -32,7 +31,7 @@ assert "site-packages" in gpt2c.__file__
 
 
 def run(*command: str | Path, **environment: str) -> str:
-    """What the command printed; pip sends a build's output to standard error."""
+    """Run a command and return its stdout and stderr; pip prints a build's output to stderr."""
     done = subprocess.run(
         [str(c) for c in command], capture_output=True, text=True, check=False,
         env={**os.environ, **environment},
@@ -52,9 +51,9 @@ def wheel_of(source: Path, folder: Path, mode: str, **environment: str) -> tuple
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> dict[str, Path]:
-    """The sdist of this tree, the wheel built in what it unpacks to, and the sdist of that after.
+    """The sdist of this tree, a wheel built from it, and an sdist made after that build.
 
-    A clone is built in like that by the README's first command.
+    The README's first command builds in a clone in the same way.
     """
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "pip", "install", "-q", "build")
@@ -79,7 +78,7 @@ def names_in(sdist: Path) -> set[str]:
 
 
 def installed(wheel: Path, folder: Path) -> Path:
-    """A fresh environment's python with the wheel; it sees this one's dependencies."""
+    """Install the wheel in a fresh environment and return its python."""
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", wheel)
@@ -110,7 +109,7 @@ def test_wheel_and_sdist_hold_the_package(built):
     assert not {name for name in in_sdist if name.endswith("_engine.c")}
 
 
-def test_an_sdist_is_the_same_after_a_build_in_the_tree(built):
+def test_a_build_in_the_tree_does_not_change_the_sdist(built):
     assert names_in(built["sdist_after"]) == names_in(built["sdist"])
 
 

@@ -1,4 +1,4 @@
-"""tokenizer.json of GPT-2's kind, read without a package: ids must equal the package tokenizers."""
+"""tokenizer.json of a byte-level BPE, read by our own code: same ids as the package tokenizers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def values_of(
 
 
 def both(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, Any]:
-    """Our tokenizer of a file, which must not be the package's, and the package's own."""
+    """Read a file with our own code, not through the package, and with the package."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     ours = read_tokenizer_json(path)
@@ -63,7 +63,7 @@ def both(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, Any]:
 
 
 def trained(texts: list[str], size: int, alphabet: list[str]) -> tuple[dict[str, int], list[Any]]:
-    """A vocabulary and merges that the package trains."""
+    """Train a vocabulary and merges with the package."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -90,7 +90,7 @@ TOKENS = [
 ]
 
 
-# Each is a vocabulary that tokenizers can be trained to or people have written by hand.
+# Vocabularies as training makes them, or as people write them by hand.
 def _vocabulary(kind: str) -> dict[str, Any]:
     whole = trained(CORPUS, 330, ALPHABET)
     part = trained(CORPUS, 120, [])
@@ -113,9 +113,9 @@ def _vocabulary(kind: str) -> dict[str, Any]:
         return values_of(vocab, whole[1], TOKENS, ignore_merges=True)
     assert kind == "fallback"
     vocab = dict(part[0])
-    for char in "!?1":  # all bytes of one character that is missing, and some of others
+    for char in "!?1":  # byte tokens for characters that the vocabulary lacks
         vocab.setdefault(f"<0x{ord(char):02X}>", len(vocab))
-    for byte in "ĉ".encode():  # the tabulator's
+    for byte in "ĉ".encode():  # the alphabet's character for the tab
         vocab.setdefault(f"<0x{byte:02X}>", len(vocab))
     return values_of(vocab, part[1], TOKENS, byte_fallback=True, unk_token="<|endoftext|>")
 
@@ -134,7 +134,7 @@ def pair_of(kind: str) -> tuple[Tokenizer, Any]:
 @settings(max_examples=150)
 @given(text=TEXTS, special=st.booleans())
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_the_packages(kind: str, text: str, special: bool) -> None:
+def test_ids_equal_those_of_the_package(kind: str, text: str, special: bool) -> None:
     ours, theirs = pair_of(kind)
     theirs.encode_special_tokens = not special
     with warnings.catch_warnings():
@@ -143,28 +143,28 @@ def test_ids_are_the_packages(kind: str, text: str, special: bool) -> None:
     assert ids == theirs.encode(text, add_special_tokens=False).ids
     decoder = StreamDecoder(ours)
     assert "".join(map(decoder.push, ids)) + decoder.finish() == ours.decode(ids)
-    # An added token with é the package shows as the bytes that é stands for in the vocabulary.
+    # The package decodes an added token with é to the byte that é represents in the vocabulary.
     if "éa" not in text:
         for skip in (False, True):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip)
 
 
-def test_which_engine_runs() -> None:
+def test_tiktoken_runs_if_the_vocabulary_has_all_bytes() -> None:
     assert isinstance(pair_of("whole")[0]._model, TiktokenModel)
     assert isinstance(pair_of("part")[0]._model, PairMerger)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_and_ids_of_added_tokens(kind: str) -> None:
-    """The package gives them ids of its own choice, whatever the file says."""
+    """The package chooses the ids of added tokens itself and ignores those in the file."""
     ours, theirs = pair_of(kind)
     assert ours.n_vocab == theirs.get_vocab_size()
     for token in TOKENS:
         assert ours.special_tokens[token["content"]] == theirs.token_to_id(token["content"])
 
 
-def test_merges_in_any_order_and_twice(tmp_path: Path) -> None:
-    """Lists that no training yields, and merges that make a token that others make too."""
+def test_merges_in_any_order_and_duplicates(tmp_path: Path) -> None:
+    """Merge lists that training never yields, with several merges that make the same token."""
     source = random.Random(7)
     engines = set()
     for _ in range(300):
@@ -184,12 +184,12 @@ def test_merges_in_any_order_and_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a" * 10**6, " " * 10**6 + "b", "ab" * 500_000, "é" * 300_000])
 def test_long_texts(text: str) -> None:
-    """They take time that grows no faster than the text (with its square: hours)."""
+    """The time is about linear in the length; quadratic time would take hours."""
     ours, _ = pair_of("part")
     assert ours.decode(ours.encode(text)) == text
 
 
-def test_a_byte_that_is_lacking_is_told_once(tmp_path: Path) -> None:
+def test_one_warning_about_missing_bytes(tmp_path: Path) -> None:
     vocab, merges = trained(["once upon a time"], 60, [])
     for model, becomes in (({}, "are left out"), ({"unk_token": "o"}, "become 'o'")):
         ours, theirs = both(tmp_path, values_of(vocab, merges, **model))
@@ -205,7 +205,7 @@ def test_a_byte_that_is_lacking_is_told_once(tmp_path: Path) -> None:
             assert ours.encode("!é") == theirs.encode("!é").ids
 
 
-def test_an_unknown_token_that_is_lacking_too(tmp_path: Path) -> None:
+def test_a_missing_unknown_token(tmp_path: Path) -> None:
     ours, theirs = both(tmp_path, values_of({"a": 0}, [], unk_token="<unk>"))
     assert ours.encode("aa") == [0, 0]
     with pytest.raises(Exception, match="not found in the vocabulary"):
@@ -217,8 +217,8 @@ def test_an_unknown_token_that_is_lacking_too(tmp_path: Path) -> None:
         ours.encode("ab")
 
 
-def test_lacking_bytes_in_vocab_json_and_merges_txt(tmp_path: Path) -> None:
-    """What the Hugging Face course's chapter 6 makes: no initial alphabet."""
+def test_missing_bytes_in_vocab_json_and_merges_txt(tmp_path: Path) -> None:
+    """Files as chapter 6 of the Hugging Face course makes them, without an initial alphabet."""
     vocab, merges = trained(CORPUS, 120, [])
     (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     lines = "".join(f"{left} {right}\n" for left, right in merges)
@@ -256,7 +256,7 @@ def test_unused_parts_may_hold_anything(tmp_path: Path) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_other_shapes_are_for_the_package(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_other_pipelines_are_left_to_the_package(tmp_path: Path, change: dict[str, Any]) -> None:
     values = {**values_of({"a": 0, "b": 1}, []), **change}
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     assert isinstance(read_tokenizer_json(tmp_path / "tokenizer.json"), JsonTokenizer)
@@ -265,7 +265,7 @@ def test_other_shapes_are_for_the_package(tmp_path: Path, change: dict[str, Any]
 @pytest.mark.parametrize(
     "model", [{"end_of_word_suffix": "</w>"}, {"continuing_subword_prefix": "##"}, {"dropout": 0.5}]
 )
-def test_other_models_are_for_the_package(tmp_path: Path, model: dict[str, Any]) -> None:
+def test_other_models_are_left_to_the_package(tmp_path: Path, model: dict[str, Any]) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(values_of({"a": 0}, [], **model)))
     assert isinstance(read_tokenizer_json(tmp_path / "tokenizer.json"), JsonTokenizer)
 
@@ -299,7 +299,7 @@ def test_malformed_files(tmp_path: Path, values: dict[str, Any], message: str) -
     assert str(path) in str(caught.value)
 
 
-def test_no_package_is_imported(tmp_path: Path) -> None:
+def test_the_package_is_not_imported(tmp_path: Path) -> None:
     both(tmp_path, _vocabulary("whole"))
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; sys.modules['tokenizers'] = None\n"

@@ -1,6 +1,6 @@
-"""Character-level nanoGPT: meta.pkl in, text out, as nanoGPT's sample.py does it.
+"""Character-level nanoGPT models with meta.pkl, encoded and decoded as nanoGPT's sample.py does.
 
-That is: encode is [stoi[c] for c in text], decode is "".join(itos[i] for i in ids).
+That is, encode is [stoi[c] for c in text] and decode is "".join(itos[i] for i in ids).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FIXTURES, on_backend
+from conftest import FIXTURES, load
+from model_folders import PickledCall
 from test_tool_formats import changed_pickle
 
 from gpt2c import GPT2
@@ -24,29 +25,29 @@ from gpt2c.text.characters import read_meta
 from gpt2c.text.tokenizer import MissingTokenizer, StreamDecoder
 from gpt2c.text.tokenizer_json import JsonTokenizer, read_tokenizer_json
 
-NANOGPT = FIXTURES / "formats" / "nanogpt" / "ckpt.pt"  # a vocabulary of 11
+NANOGPT = FIXTURES / "formats" / "nanogpt" / "ckpt.pt"  # vocab_size 11
 CHARS = "\n é😀ab'c\r\u2028z"
 STOI = {char: id for id, char in enumerate(CHARS)}
 META = {"vocab_size": 11, "itos": dict(enumerate(CHARS)), "stoi": STOI}
 PROMPT = "ab é"
 
 
-def text(raw: str) -> bytes:
+def text_of(raw: str) -> bytes:
     return b"X" + struct.pack("<I", len(raw.encode())) + raw.encode()
 
 
 def checkpoint_of(folder: Path, dataset: str | None = None, out_dir: str = "out") -> Path:
-    """The checkpoint whose configuration names a dataset and a folder."""
+    """Write a checkpoint whose configuration names a dataset and an out_dir."""
     folder.mkdir(parents=True, exist_ok=True)
     if dataset is None:
         return Path(shutil.copyfile(NANOGPT, folder / "ckpt.pt"))
 
     def change(raw: bytes) -> bytes:
-        raw = raw.replace(text("out_dir") + b"rY\x03\x00\x00" + text("out"), b"", 1)
-        more = text("out_dir") + text(out_dir) + text("dataset") + text(dataset)
-        return raw.replace(text("learning_rate"), more + text("learning_rate"), 1)
+        raw = raw.replace(text_of("out_dir") + b"rY\x03\x00\x00" + text_of("out"), b"", 1)
+        more = text_of("out_dir") + text_of(out_dir) + text_of("dataset") + text_of(dataset)
+        return raw.replace(text_of("learning_rate"), more + text_of("learning_rate"), 1)
 
-    raw_z = b"rZ\x03\x00\x00"  # what remembers "out", which nothing recalls
+    raw_z = b"rZ\x03\x00\x00"  # stores "out" in the memo, where nothing reads it
     return changed_pickle(NANOGPT, folder / "ckpt.pt", lambda raw: change(raw).replace(raw_z, b""))
 
 
@@ -68,7 +69,7 @@ def test_text_in_text_out(tmp_path: Path, backend: str) -> None:
     path = checkpoint_of(tmp_path)
     write_meta(tmp_path)
     for place in (path, tmp_path):
-        model = on_backend(backend, lambda b, place=place: GPT2.from_pretrained(place, backend=b))
+        model = load(place, backend)
         check_texts(model)
     assert model.tokenizer.encode(CHARS) == list(range(11))
     assert model.tokenizer.decode(range(11)) == CHARS
@@ -77,7 +78,7 @@ def test_text_in_text_out(tmp_path: Path, backend: str) -> None:
     assert "".join(map(decoder.push, range(11))) + decoder.finish() == CHARS
 
 
-def test_a_character_that_is_lacking(tmp_path: Path) -> None:
+def test_a_character_outside_the_vocabulary(tmp_path: Path) -> None:
     tokenizer = read_meta(write_meta(tmp_path))
     with pytest.raises(TokenizerError, match=r"character 'X' \(U\+0058\) at 2; .*meta\.pkl has 11"):
         tokenizer.encode("abXcY")
@@ -104,7 +105,7 @@ def test_forms_of_meta(tmp_path: Path, protocol: int) -> None:
     ("folder", "out_dir"),
     [("nano/out-x", "out-x"), ("nano/runs/1/out", "runs/1/out"), ("nano", "."), ("nano/o", "/o")],
 )
-def test_where_the_dataset_says(tmp_path: Path, folder: str, out_dir: str) -> None:
+def test_meta_is_found_through_the_dataset_name(tmp_path: Path, folder: str, out_dir: str) -> None:
     path = checkpoint_of(tmp_path / folder, "eleven", out_dir)
     meta = write_meta(tmp_path / "nano" / "data" / "eleven")
     model = GPT2.from_pretrained(path)
@@ -113,7 +114,7 @@ def test_where_the_dataset_says(tmp_path: Path, folder: str, out_dir: str) -> No
 
 
 @pytest.mark.parametrize("dataset", ["../eleven", "/abs", "..", ".", "", "a/b", "a\\b", "a\0b"])
-def test_a_dataset_leads_nowhere_else(tmp_path: Path, dataset: str) -> None:
+def test_a_dataset_name_cannot_leave_the_data_folder(tmp_path: Path, dataset: str) -> None:
     path = checkpoint_of(tmp_path / "out", dataset)
     for place in ("eleven", "data", "data/a/b", "data/a\\b"):
         write_meta(tmp_path / place)
@@ -121,7 +122,7 @@ def test_a_dataset_leads_nowhere_else(tmp_path: Path, dataset: str) -> None:
     assert isinstance(GPT2.from_pretrained(path).tokenizer, MissingTokenizer)
 
 
-def test_no_link_leads_elsewhere(tmp_path: Path) -> None:
+def test_links_to_other_folders_are_not_followed(tmp_path: Path) -> None:
     path = checkpoint_of(tmp_path / "out", "eleven")
     write_meta(tmp_path / "elsewhere")
     (tmp_path / "data").mkdir()
@@ -131,20 +132,18 @@ def test_no_link_leads_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "data" / "eleven").mkdir()
     (tmp_path / "data" / "eleven" / "meta.pkl").symlink_to(tmp_path / "elsewhere" / "meta.pkl")
     assert isinstance(GPT2.from_pretrained(path).tokenizer, MissingTokenizer)
-    # What the user names may be a link.
+    # A file that the user names may be a link.
     model = GPT2.from_pretrained(path, tokenizer=tmp_path / "data" / "eleven" / "meta.pkl")
     check_texts(model)
 
 
-class Evil:
-    def __reduce__(self) -> Any:
-        return (os.system, ("touch " + str(Path("executed").absolute()),))
+EVIL = PickledCall(os.system, "touch executed")
 
 
 @pytest.mark.parametrize(
     "meta",
     [
-        Evil(), {"stoi": Evil()}, {"stoi": STOI, "itos": Evil()}, 5, [], {}, {"vocab_size": 11},
+        EVIL, {"stoi": EVIL}, {"stoi": STOI, "itos": EVIL}, 5, [], {}, {"vocab_size": 11},
         {"stoi": {"a": "b"}}, {"stoi": {"a": -1}}, {"stoi": {"a": 0, "b": 0}}, {"stoi": {"": 0}},
         {"stoi": {"a": 10**6}}, {"stoi": {"a": True}}, {"stoi": {}}, {"stoi": [1]},
         {"stoi": {"a": 0}, "itos": {0: "b"}}, {"stoi": {"a": 0}, "itos": {1: "a"}},
@@ -152,8 +151,8 @@ class Evil:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_no_meta(tmp_path: Path, meta: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error for text alone, or where it is named, and nothing is executed."""
+def test_invalid_meta(tmp_path: Path, meta: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalid meta.pkl is an error only when text or the file itself is used; nothing runs."""
     monkeypatch.chdir(tmp_path)
     path = checkpoint_of(tmp_path)
     write_meta(tmp_path, meta)
@@ -166,7 +165,7 @@ def test_what_is_no_meta(tmp_path: Path, meta: object, monkeypatch: pytest.Monke
     assert not (tmp_path / "executed").exists()
 
 
-def test_meta_that_is_cut_short_or_large(tmp_path: Path) -> None:
+def test_truncated_or_huge_meta(tmp_path: Path) -> None:
     path = write_meta(tmp_path)
     raw = path.read_bytes()
     for n in range(len(raw)):
@@ -182,7 +181,7 @@ def test_meta_that_is_cut_short_or_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["convert", "quantize", "save_pretrained"])
-def test_what_is_saved_loads_again(tmp_path: Path, how: str) -> None:
+def test_a_saved_tokenizer_loads_again(tmp_path: Path, how: str) -> None:
     path = checkpoint_of(tmp_path / "out", "eleven")
     write_meta(tmp_path / "data" / "eleven")
     new = tmp_path / "new"
@@ -201,7 +200,7 @@ def test_what_is_saved_loads_again(tmp_path: Path, how: str) -> None:
     assert GPT2.from_pretrained(tmp_path / "again").tokenizer.encode("ba") == [5, 4]
 
 
-def test_what_is_saved_is_the_same_for_the_package(tmp_path: Path) -> None:
+def test_the_package_reads_the_saved_tokenizer_alike(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = read_meta(write_meta(tmp_path, {"stoi": STOI | {"<unk>": 11}}))
     assert tokenizer.write_files is not None

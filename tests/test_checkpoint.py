@@ -1,4 +1,4 @@
-"""Checkpoints as a backend sees them: folders in HF format, arrays, picoGPT's dicts."""
+"""Checkpoints as a backend reads them: folders in HF format, arrays, picoGPT's dicts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import shared_file
 from numpy.typing import NDArray
 
 from gpt2c import GPT2
@@ -30,7 +31,6 @@ from gpt2c.weights.checkpoint import (
 from gpt2c.weights.checkpoint import checkpoint as checkpoint_module
 from gpt2c.weights.checkpoint.views import Whole
 
-SHARED = Path(os.environ.get("GPT2C_SHARED", Path(__file__).parents[2] / "shared"))
 Arrays = dict[str, NDArray[Any]]
 
 TINY = GPT2Config(vocab_size=7, n_positions=5, n_embd=6, n_layer=2, n_head=3, n_inner=11)
@@ -124,13 +124,13 @@ def test_buffers_are_skipped_and_c_attn_bias_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["h.0.attn.bias_k", "h.00.attn.bias", "h..attn.bias", "h.0.bias"])
-def test_what_is_nearly_a_buffer_is_unexpected(tmp_path: Path, name: str) -> None:
+def test_names_similar_to_buffers_are_unexpected(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"unexpected tensors: '{name}'$"):
         open_checkpoint(save(tmp_path, random_arrays() | {name: np.ones(1, dtype=bool)}))
 
 
 def test_a_tied_head_that_is_stored_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_module, "_COMPARE_ITEMS", 13)  # two rows of six at a time
+    monkeypatch.setattr(checkpoint_module, "_COMPARED_ELEMENTS", 13)  # two rows of six at a time
     arrays = random_arrays()
     arrays["wte.weight"][0, 0] = np.nan
     stored = arrays | {"lm_head.weight": arrays["wte.weight"].copy()}
@@ -163,8 +163,8 @@ REJECTED: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "all missing": (lambda arrays: arrays.clear(), "'wpe.weight', 'h.0.ln_1.weight'"),
     "many missing": (lambda arrays: arrays.clear(), " and 20 more"),
     "unexpected": (_put("score.weight", ONE), "unexpected tensors: 'score.weight'"),
-    "a block too many": (_put("h.2.ln_1.weight", ONE), "unexpected tensors: 'h.2.ln_1.weight'"),
-    "another writing": (_put("h.01.ln_1.weight", ONE), "unexpected tensors: 'h.01.ln_1.weight'"),
+    "an extra block": (_put("h.2.ln_1.weight", ONE), "unexpected tensors: 'h.2.ln_1.weight'"),
+    "another spelling": (_put("h.01.ln_1.weight", ONE), "unexpected tensors: 'h.01.ln_1.weight'"),
     "cross-attention": (_put("h.0.crossattention.q_attn.weight", ONE), "cross-attention is not"),
     "wrong shape": (_put("ln_f.bias", ONE), "'ln_f.bias': found shape [1], expected [6]"),
     "wrong rank": (_put("ln_f.bias", np.ones((1, 6), dtype="f4")), "found shape [1, 6]"),
@@ -196,7 +196,7 @@ def test_missing_head(tmp_path: Path) -> None:
 def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     arrays = random_arrays()
     arrays["transformer.ln_f.bias"] = arrays["ln_f.bias"]
-    with pytest.raises(CheckpointError, match=r"'ln_f.bias' is there twice"):
+    with pytest.raises(CheckpointError, match=r"'ln_f.bias' appears twice"):
         open_checkpoint(save(tmp_path, arrays))
 
 
@@ -208,7 +208,7 @@ def test_a_million_blocks_are_refused_quickly(tmp_path: Path) -> None:
         open_checkpoint(save(tmp_path, random_arrays(), config))
 
 
-def test_broken_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_broken_file(tmp_path: Path) -> None:
     folder = save(tmp_path, random_arrays())
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -219,18 +219,18 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_changed_while_it_is_read(tmp_path: Path) -> None:
+def test_a_file_changed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     folder = save(tmp_path, random_arrays())
     with pytest.raises(CheckpointError, match="changed while it was read"), open_checkpoint(folder):
         os.utime(folder / "model.safetensors", ns=(1, 1))
-    # An error in the block is not hidden behind that.
+    # It does not hide an error that the with block raises.
     checkpoint = open_checkpoint(folder)
     os.utime(folder / "model.safetensors", ns=(2, 2))
     with pytest.raises(OptionError), checkpoint:
         checkpoint.tensors["wte.weight"].read(-1, 0)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     for path in (tmp_path / "gpt2", "no\0name"):
         with pytest.raises(CheckpointNotFoundError, match="there is no such folder"):
             open_checkpoint(path)
@@ -250,7 +250,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
-    """The hub's cache is made of them."""
+    """The hub's cache consists of links."""
     folder = save(tmp_path / "blobs", random_arrays())
     (tmp_path / "snapshot").mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -258,7 +258,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert_same(read_all(open_checkpoint(tmp_path / "snapshot")), random_arrays())
 
 
-def test_arrays_of_any_layout() -> None:
+def test_arrays_in_any_memory_layout() -> None:
     arrays = random_arrays()
     arrays["wte.weight"] = np.asfortranarray(arrays["wte.weight"])
     arrays["ln_f.bias"] = arrays["ln_f.bias"].astype(">f4")
@@ -268,7 +268,7 @@ def test_arrays_of_any_layout() -> None:
     assert got.flags.c_contiguous
     got[:] = 0
     assert_same(read_all(checkpoint), arrays)
-    with pytest.raises(CheckpointError, match="is no array"):
+    with pytest.raises(CheckpointError, match="is not an array"):
         from_arrays(TINY, {**arrays, "ln_f.bias": [[1.0], [2.0, 3.0]]})
 
 
@@ -334,13 +334,13 @@ def test_picogpt_without_blocks() -> None:
         (None, "hparams: found None, expected a dict"),
     ],
 )
-def test_picogpt_hparams_that_do_not_fit(hparams: Any, message: str) -> None:
+def test_mismatched_picogpt_hparams(hparams: Any, message: str) -> None:
     with pytest.raises(Error) as caught:
         from_picogpt(hparams, picogpt(random_arrays()))
     assert message in str(caught.value)
 
 
-def test_picogpt_params_that_do_not_fit() -> None:
+def test_mismatched_picogpt_params() -> None:
     def rejected(change: Callable[[dict[str, Any]], object], message: str) -> None:
         params = picogpt(random_arrays())
         change(params)
@@ -353,7 +353,7 @@ def test_picogpt_params_that_do_not_fit() -> None:
     rejected(lambda p: p.update(blocks=5), "params['blocks']: found 5, expected a list")
     rejected(lambda p: p["blocks"].append(5), "params['blocks'][2]: found 5, expected a dict")
     rejected(lambda p: p["blocks"].pop(), "hparams: n_layer is 2, and the tensors have 1")
-    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte': found shape [3]")
+    rejected(lambda p: p.update(wte=np.ones(3)), "hparams: tensor 'wte.weight': found shape [3]")
     rejected(
         lambda p: p["blocks"][1]["attn"]["c_attn"].pop("b"),
         "params['blocks'][1]['attn']['c_attn']: missing keys: 'b'",
@@ -365,10 +365,8 @@ def test_picogpt_params_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize(("model", "count"), [("sort-nano", 85_728), ("prose-21m", 21_274_624)])
-def test_real_models_read_as_the_safetensors_package_reads_them(model: str, count: int) -> None:
-    folder = SHARED / "data" / "models" / model
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not on this machine")
+def test_real_models_read_like_the_safetensors_package(model: str, count: int) -> None:
+    folder = shared_file(f"models/{model}")
     theirs = safetensors.numpy.load_file(folder / "model.safetensors")
     ours = read_all(open_checkpoint(folder))
     assert sum(array.size for array in ours.values()) == count
@@ -393,21 +391,23 @@ def test_importing_is_light() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("backend", ["c", "numpy"])
-def test_weights_are_finite(tmp_path: Path, value: float, backend: str) -> None:
+def test_non_finite_weights_in_a_file_are_an_error(
+    tmp_path: Path, value: float, backend: str
+) -> None:
     arrays = random_arrays()
     arrays["h.1.mlp.c_fc.weight"][4, 3] = value
     with pytest.raises(CheckpointError) as caught:
         GPT2.from_pretrained(save(tmp_path, arrays), backend=backend)
-    said = str(caught.value)
-    assert str(tmp_path / "model.safetensors") in said
-    assert f"tensor 'h.1.mlp.c_fc.weight': found {value} in row 4, expected finite" in said
+    message = str(caught.value)
+    assert str(tmp_path / "model.safetensors") in message
+    assert f"tensor 'h.1.mlp.c_fc.weight': found {value} in row 4, expected finite" in message
     assert main(["convert", str(tmp_path), str(tmp_path / "to")]) == 2
     assert not (tmp_path / "to").exists()
-    # Of arrays in memory, which somebody has at hand, they pass.
+    # Arrays in memory are not checked: the caller can inspect them.
     assert GPT2(from_arrays(TINY, arrays), None, backend=backend).config == TINY
 
 
-def test_what_is_made_as_a_whole_is_made_once_and_let_go() -> None:
+def test_a_lazily_made_tensor_is_made_once_per_pass_and_freed() -> None:
     made: list[weakref.ref[NDArray[np.float32]]] = []
 
     def make() -> NDArray[np.float32]:

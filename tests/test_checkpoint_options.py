@@ -1,4 +1,4 @@
-"""What a checkpoint does not tell, and the call does; names of TensorFlow's checkpoints."""
+"""Options for what a checkpoint does not state; the file names of TensorFlow checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, on_backend, random_weights, shared_data
+from conftest import (
+    FORMATS,
+    TINY,
+    arrays_of,
+    assert_arrays_equal,
+    config_of,
+    load,
+    random_weights,
+    shared_data,
+)
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
@@ -24,17 +33,10 @@ from gpt2c.errors import (
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.hub import locate
 
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
 KINDS = (
     FORMATS / "nanogpt", FORMATS / "build_nanogpt", FORMATS / "mingpt", FORMATS / "llmc_float32",
     FORMATS / "gguf" / "f32.gguf", FORMATS / "tensorflow", FORMATS / "torch_zip", TINY,
 )  # fmt: skip
-
-
-def arrays_of(path: Path, **options: Any) -> dict[str, np.ndarray]:
-    with open_checkpoint(path, **options) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
 
 
 # ---- activation ----
@@ -42,26 +44,22 @@ def arrays_of(path: Path, **options: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("path", KINDS, ids=lambda path: path.name)
 def test_activation_overrides_every_kind(path: Path, backend: str, tmp_path: Path) -> None:
-    """What is computed is what a config.json with that activation_function says."""
+    """The option acts like activation_function in config.json."""
     ids = [2, 1, 0, 2]
     for activation in ("gelu_new", "gelu", "relu"):
-        with on_backend(
-            backend, lambda b, a=activation: GPT2.from_pretrained(path, backend=b, activation=a)
-        ) as model:
+        with load(path, backend, activation=activation) as model:
             assert model.config.activation_function == activation
             found = model.logits(ids)
             model.save_pretrained(tmp_path / activation)
         values = json.loads((tmp_path / activation / "config.json").read_text())
         assert values["activation_function"] == activation
-        saved = on_backend(
-            backend, lambda b, a=activation: GPT2.from_pretrained(tmp_path / a, backend=b)
-        )
+        saved = load(tmp_path / activation, backend)
         np.testing.assert_array_equal(saved.logits(ids), found)
     relu = GPT2.from_pretrained(path, activation="relu").logits(ids)
     assert not np.array_equal(relu, GPT2.from_pretrained(path, activation="gelu").logits(ids))
 
 
-def test_activations_that_there_are_not() -> None:
+def test_unknown_activations() -> None:
     with pytest.raises(OptionError, match=r"activation is 'gelu_old'; it must be one of.*gelu_new"):
         GPT2.from_pretrained(TINY, activation="gelu_old")
     with pytest.raises(OptionTypeError, match="activation is 5"):
@@ -73,7 +71,7 @@ def test_activations_that_there_are_not() -> None:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A folder of TensorFlow's without hparams.json."""
+    """A TensorFlow checkpoint folder without hparams.json."""
     folder = shutil.copytree(FORMATS / "tensorflow", tmp_path / "run1")
     (folder / "hparams.json").unlink()
     for file in list(folder.glob("model.ckpt.*")):
@@ -98,17 +96,15 @@ def test_a_folder_without_hparams(bare: Path, tmp_path: Path) -> None:
                   str(tmp_path)):  # fmt: skip
         for path in (bare, bare / "model-9"):
             found = arrays_of(path, hparams=given)
-            assert list(found) == list(expected)
-            for name, array in expected.items():
-                np.testing.assert_array_equal(found[name], array)
-    # What is given counts more than what lies there.
+            assert_arrays_equal(found, expected)
+    # The option overrides the file.
     (bare / "hparams.json").write_text('{"n_head": 99}')
     with pytest.raises((CheckpointError, ConfigError), match="n_head 99"):
         open_checkpoint(bare)
     assert GPT2.from_pretrained(bare, hparams=hparams()).config.n_head == hparams()["n_head"]
 
 
-def test_hparams_that_do_not_fit(bare: Path) -> None:
+def test_mismatched_hparams(bare: Path) -> None:
     with pytest.raises(CheckpointError, match="hparams: n_vocab is 50257, and the tensors have 3"):
         open_checkpoint(bare, hparams="124M")
     with pytest.raises(OptionError, match=r"hparams is '125M', and there is no such file.*124M"):
@@ -122,8 +118,8 @@ def test_hparams_that_do_not_fit(bare: Path) -> None:
             open_checkpoint(path, hparams={"n_head": 2})
 
 
-def test_sizes_are_openais() -> None:
-    """The number of parameters that OpenAI calls each by, rounded to millions."""
+def test_named_sizes_are_those_of_openai() -> None:
+    """OpenAI names each size by its number of parameters, rounded to millions."""
     from gpt2c.config import GPT2Config
     from gpt2c.weights.checkpoint.hparams import given_hparams
 
@@ -137,8 +133,10 @@ def test_sizes_are_openais() -> None:
         assert config.n_embd // config.n_head == 64
 
 
-def test_names_of_tensorflow(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "run1/model-9" is not taken for a name on the hub."""
+def test_every_file_of_a_tensorflow_checkpoint_names_it(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "run1/model-9" is a path here, not a name on the hub."""
     (bare / "hparams.json").write_text(json.dumps(hparams()))
     monkeypatch.chdir(bare.parent)
     assert locate("run1/model-9") == Path("run1/model-9")
@@ -151,7 +149,7 @@ def test_names_of_tensorflow(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         open_checkpoint(Path("run1/model-8"))
 
 
-def test_the_latest_of_several(bare: Path) -> None:
+def test_the_latest_of_several_checkpoints_is_read(bare: Path) -> None:
     (bare / "hparams.json").write_text(json.dumps(hparams()))
     for file in list(bare.glob("model-9.*")):
         shutil.copy(file, bare / file.name.replace("-9", "-10"))
@@ -175,7 +173,9 @@ def test_hparams_of_an_npz(tmp_path: Path) -> None:
 # ---- the command line ----
 
 
-def test_every_command_takes_them(bare: Path, tmp_path: Path, capsys: Any) -> None:
+def test_every_command_accepts_hparams_and_activation(
+    bare: Path, tmp_path: Path, capsys: Any
+) -> None:
     options = ["--hparams", str(FORMATS / "tensorflow" / "hparams.json"), "--activation", "relu"]
     for command in ("convert", "quantize"):
         assert main([command, str(bare), str(tmp_path / command), *options]) == 0
@@ -197,11 +197,11 @@ def test_every_command_takes_them(bare: Path, tmp_path: Path, capsys: Any) -> No
     assert "activation is 'elu'" in capsys.readouterr().err
 
 
-def test_the_bench_of_a_checkpoint_that_tells_too_little(
+def test_bench_passes_the_options_to_its_fresh_process(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its fresh process loads the model as it is loaded here."""
-    from gpt2c.cli import bench
+    """The fresh process of the benchmark gets the same options."""
+    from gpt2c.cli import bench_speed
 
     config = config_of(n_positions=64)
     stored = {
@@ -210,7 +210,7 @@ def test_the_bench_of_a_checkpoint_that_tells_too_little(
     np.savez(tmp_path / "x.npz", **stored)
     options = {"activation": None, "hparams": {"n_head": config.n_head}}
     with GPT2.from_pretrained(tmp_path / "x.npz", backend="numpy", **options) as model:  # type: ignore[arg-type]
-        *_, last = bench._fresh_process(model, str(tmp_path / "x.npz"), 1, options)
+        *_, last = bench_speed._fresh_process(model, str(tmp_path / "x.npz"), 1, options)
         assert last.values[0] > 0
     assert last.unit == "MB"
 
@@ -224,11 +224,11 @@ def _openai_name(name: str) -> str:
     return "/".join([*block, leaf])
 
 
-# ---- GPT-2's own tokenizer goes along ----
+# ---- GPT-2's own tokenizer is saved too ----
 
 
-def test_gpt2s_own_tokenizer_is_written(tmp_path: Path) -> None:
-    """vocab.json and merges.txt are OpenAI's own, so that transformers reads them."""
+def test_gpt2s_own_tokenizer_is_saved(tmp_path: Path) -> None:
+    """The saved vocab.json and merges.txt equal OpenAI's, so transformers reads them."""
     config = config_of(vocab_size=50257, n_embd=6, n_layer=1)
     np.savez(tmp_path / "x.npz", **random_weights(config), n_head=3)
     assert main(["convert", str(tmp_path / "x.npz"), str(tmp_path / "converted")]) == 0
@@ -250,12 +250,12 @@ def test_gpt2s_own_tokenizer_is_written(tmp_path: Path) -> None:
             assert vocab == json.loads((data / "tokenizer" / "encoder.json").read_text())
 
 
-def test_other_sizes_have_no_tokenizer_to_write(tmp_path: Path) -> None:
+def test_no_tokenizer_is_saved_for_other_vocabulary_sizes(tmp_path: Path) -> None:
     assert main(["convert", str(TINY), str(tmp_path / "tiny")]) == 0
     assert sorted(os.listdir(tmp_path / "tiny")) == ["config.json", "model.safetensors"]
 
 
-def test_transformers_reads_what_was_converted(tmp_path: Path) -> None:
+def test_transformers_reads_a_converted_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = config_of(vocab_size=50257, n_embd=6, n_layer=1)
     np.savez(tmp_path / "x.npz", **random_weights(config), n_head=3)

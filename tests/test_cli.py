@@ -1,4 +1,4 @@
-"""The command line, in this process and as a user's shell runs it."""
+"""The command line, in this process and in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,23 +15,12 @@ import pytest
 from conftest import FIXTURES, ISAS
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.cli.main import main
 from gpt2c.coloring import html_page, terminal_text
 
 PLAIN = str(FIXTURES / "transformers" / "plain")
 COMMAND = [sys.executable, "-m", "gpt2c"]
-
-
-@pytest.fixture(scope="module")
-def tales():
-    return GPT2.from_pretrained()
-
-
-@pytest.fixture(autouse=True)
-def no_preferences(monkeypatch):
-    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
-    monkeypatch.delenv("GPT2C_ISA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_preferences")
 
 
 def run(*arguments: str, stdin: bytes = b"", **environment: str):
@@ -48,14 +37,14 @@ def test_generate_prints_the_new_text(tales, capsys):
     assert capsys.readouterr().out.startswith("Once upon a time")
 
 
-def test_generate_takes_the_sampling_options(tales, capsys):
+def test_generate_passes_sampling_options(tales, capsys):
     options = ["--temperature", "0.8", "--top-k", "40", "--seed", "7", "-n", "20"]
     assert main(["generate", "The old king", *options]) == 0
     text = tales.generate("The old king", temperature=0.8, top_k=40, seed=7, max_new_tokens=20)
     assert capsys.readouterr().out == text + "\n"
 
 
-def test_generate_searches_with_beams(tales, capsys):
+def test_generate_with_beam_search(tales, capsys):
     options = [
         "--num-beams",
         "4",
@@ -84,7 +73,7 @@ def test_generate_searches_with_beams(tales, capsys):
     assert [line["sequence_score"] for line in lines] == [c.sequence_score for c in found]
 
 
-def test_generate_prints_several_texts_of_a_prompt(tales, capsys):
+def test_generate_prints_several_completions_of_a_prompt(tales, capsys):
     options = ["--num-return-sequences", "2", "--temperature", "1", "--seed", "3", "-n", "6"]
     assert main(["generate", "One", *options]) == 0
     texts = tales.generate("One", max_new_tokens=6, num_return_sequences=2, temperature=1, seed=3)
@@ -93,13 +82,13 @@ def test_generate_prints_several_texts_of_a_prompt(tales, capsys):
     assert "length_penalty is given without num_beams" in capsys.readouterr().err
 
 
-def test_several_prompts_are_set_apart_by_a_blank_line(tales, capsys):
+def test_a_blank_line_separates_the_completions_of_several_prompts(tales, capsys):
     assert main(["generate", "One", "Two", "-n", "5"]) == 0
     texts = tales.generate(["One", "Two"], max_new_tokens=5)
     assert capsys.readouterr().out == "\n\n".join(texts) + "\n"
 
 
-def test_json_is_one_object_a_line(tales, capsys, tmp_path):
+def test_json_prints_one_object_per_line(tales, capsys, tmp_path):
     prompts = [f"The {i}th day" for i in range(40)]
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(prompts) + "\n")
@@ -111,7 +100,7 @@ def test_json_is_one_object_a_line(tales, capsys, tmp_path):
         assert (line["ids"], line["finish_reason"], line["seed"]) == (done.ids, "length", None)
 
 
-def test_blank_lines_and_a_byte_order_mark_are_no_prompts(tales, capsys, tmp_path):
+def test_blank_lines_and_a_byte_order_mark_are_skipped(tales, capsys, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"\xef\xbb\xbfOne\n\n  \nTwo\n")
     assert main(["generate", "--file", str(file), "--json", "-n", "2"]) == 0
@@ -119,7 +108,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_prompts(tales, capsys, tmp_pat
     assert [line["prompt"] for line in lines] == ["One", "Two"]
 
 
-def test_a_long_prompt_is_named_by_its_line_before_any_is_run(tales, capsys, tmp_path):
+def test_a_prompt_that_is_too_long_is_reported_by_line_before_any_runs(tales, capsys, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("One\n\n" + "word " * 600 + "\nTwo\n")
     for options in ([], ["--json"]):
@@ -144,7 +133,7 @@ def test_standard_input_is_a_prompt(tales, capsys, monkeypatch):
     assert capsys.readouterr().out == tales.generate("Im Märchen", max_new_tokens=6) + "\n"
 
 
-def test_in_a_terminal_without_a_prompt_the_model_begins(tales, capsys, monkeypatch):
+def test_generate_without_a_prompt_in_a_terminal_starts_from_bos(tales, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["generate", "-n", "6"]) == 0
     assert capsys.readouterr().out == tales.generate("", max_new_tokens=6) + "\n"
@@ -167,7 +156,7 @@ def test_info(capsys):
     assert "parameters        63,216" in out
 
 
-def test_info_says_where_the_number_of_threads_is_from(capsys, monkeypatch):
+def test_info_names_the_source_of_the_number_of_threads(capsys, monkeypatch):
     if not ISAS:
         pytest.skip("NumPy chooses its own threads")
     monkeypatch.delenv("GPT2C_THREADS", raising=False)
@@ -206,7 +195,7 @@ def test_an_error_is_one_line_and_status_2(arguments, says, capsys):
     assert err.count("\n") == 1
 
 
-def test_wrong_usage_is_one_line_and_status_2():
+def test_a_usage_error_is_one_line_and_status_2():
     for arguments in ([], ["tell"], ["generate", "-n", "many"], ["generate", "--nonsense"]):
         done = run(*arguments)
         assert done.returncode == 2
@@ -230,14 +219,14 @@ def test_wrong_usage_is_one_line_and_status_2():
         (["perplexity", "x", "y"], "arguments: y (see gpt2c perplexity --help)"),
     ],
 )
-def test_what_a_command_does_not_know_is_looked_for_in_its_own_help(arguments, says, capsys):
+def test_an_unknown_option_gets_a_suggestion_from_the_same_command(arguments, says, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert says in capsys.readouterr().err
 
 
-def test_a_terminal_that_cannot_show_a_character():
+def test_an_output_encoding_without_the_characters():
     done = run("generate", "“Come in,” said", "-n", "30", "--echo", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -251,14 +240,14 @@ def test_output_streams_and_ctrl_c_ends_with_130(start):
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "480"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert os.read(process.stdout.fileno(), 1)  # something came while it still runs
+    assert os.read(process.stdout.fileno(), 1)  # output arrives while the process runs
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
 
 
-def test_a_closed_pipe_is_no_traceback(start):
+def test_a_closed_pipe_prints_no_traceback(start):
     process = start(
         [*COMMAND, "generate", "Once", "-n", "480"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -267,7 +256,7 @@ def test_a_closed_pipe_is_no_traceback(start):
     assert process.stderr.read() == b""
 
 
-def test_a_fallback_is_said_in_one_line():
+def test_the_fallback_warning_is_one_line():
     program = (
         "import sys; sys.modules['gpt2c.engine._engine'] = None\n"
         "from gpt2c.cli.main import main; sys.exit(main(['generate', 'Once', '-n', '1']))"
@@ -278,8 +267,8 @@ def test_a_fallback_is_said_in_one_line():
     assert done.stderr.count(b"\n") == 1
 
 
-def test_starting_is_quick_enough_to_stream(start):
-    """No bound on speed; only that the first piece comes before the last."""
+def test_output_is_streamed(start):
+    """The first piece arrives before the last; speed itself is not tested."""
     began = time.monotonic()
     process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "200"], stdout=subprocess.PIPE
@@ -293,7 +282,7 @@ def test_starting_is_quick_enough_to_stream(start):
 # ---- score and perplexity ----
 
 
-def test_score_prints_a_line_for_each_text(tales, tmp_path, capsys):
+def test_score_prints_one_line_per_text(tales, tmp_path, capsys):
     texts = ["Once upon a time", "The old king said <|endoftext|>", "é"]
     (tmp_path / "texts.txt").write_text("\n\n".join(texts) + "\n")
     assert main(["score", str(tmp_path / "texts.txt"), "--lines"]) == 0
@@ -306,7 +295,7 @@ def test_score_prints_a_line_for_each_text(tales, tmp_path, capsys):
         assert line["total"] == score.total
 
 
-def test_a_text_file_is_one_text(tales, tmp_path, capsys):
+def test_a_file_is_scored_as_one_text(tales, tmp_path, capsys):
     text = "Once upon a time\n\nthere was a king.\n" * 60  # longer than the context
     (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert main(["perplexity", str(tmp_path / "book.txt"), "--stride", "100", "--bos"]) == 0
@@ -314,11 +303,11 @@ def test_a_text_file_is_one_text(tales, tmp_path, capsys):
     score = tales.score(text, stride=100, bos=True)
     assert line["perplexity"] == score.perplexity
     assert line["scored"] == line["tokens"] == len(score.ids) > 512
-    bits = -score.total / math.log(2) / len(text.encode())  # with bos all of it is scored
+    bits = -score.total / math.log(2) / len(text.encode())  # with bos every token is scored
     assert line["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
 
 
-def test_bits_are_shared_out_over_the_bytes_that_were_scored(tales, tmp_path, capsys):
+def test_bits_per_byte_count_only_scored_bytes(tales, tmp_path, capsys):
     (tmp_path / "text").write_text("One two")
     assert main(["perplexity", str(tmp_path / "text")]) == 0
     line = json.loads(capsys.readouterr().out)
@@ -340,7 +329,7 @@ def test_json_lines_are_texts_ids_or_objects(tales, tmp_path, capsys):
     }  # fmt: skip
 
 
-def test_standard_input_is_scored_as_it_comes(tales):
+def test_standard_input_is_scored_line_by_line(tales):
     done = run("score", "-", "--jsonl", stdin=b'"The fox"\n"The old king"\n')
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
@@ -359,7 +348,7 @@ def test_standard_input_is_scored_as_it_comes(tales):
         (b'"\xff"', "line 2 is not UTF-8 at byte 11 of the input: found 0xff"),
     ],
 )
-def test_a_wrong_line_is_named_after_the_ones_before_it(tmp_path, capsys, line, message):
+def test_an_invalid_line_is_reported_after_the_results_before_it(tmp_path, capsys, line, message):
     path = tmp_path / "texts.jsonl"
     path.write_bytes(b'"The fox"\n' + line + b'\n"The king"\n')
     assert main(["score", str(path)]) == 2
@@ -369,7 +358,7 @@ def test_a_wrong_line_is_named_after_the_ones_before_it(tmp_path, capsys, line, 
     assert len(captured.err.splitlines()) == 1
 
 
-def test_score_tells_the_likeliest_too(tales, tmp_path, capsys):
+def test_score_prints_top_logprobs(tales, tmp_path, capsys):
     (tmp_path / "text").write_text("Once upon a time")
     assert main(["score", str(tmp_path / "text"), "--top-logprobs", "3"]) == 0
     line = json.loads(capsys.readouterr().out)
@@ -397,7 +386,7 @@ def test_score_shows_a_text_in_colours(tales, tmp_path, capsys, monkeypatch):
     assert f"perplexity {score.perplexity:,.4g}" in shown
 
 
-def test_score_in_a_terminal_is_coloured_and_fits(tales, tmp_path, terminal):
+def test_score_in_a_terminal_is_coloured_and_wrapped(tales, tmp_path, terminal):
     ours, theirs = terminal
     (tmp_path / "text").write_text("Once upon a time there was a king who had a laptop.")
     environment = {n: v for n, v in os.environ.items() if n not in ("NO_COLOR", "FORCE_COLOR")}
@@ -428,7 +417,7 @@ def test_score_writes_a_page(tales, tmp_path, capsys):
     assert page.read_text() == expected
 
 
-def test_a_page_is_not_replaced_by_half_of_one(tmp_path, capsys):
+def test_a_failed_page_leaves_the_old_one(tmp_path, capsys):
     source, page = tmp_path / "texts.jsonl", tmp_path / "page.html"
     source.write_text('"The fox"\n5\n')
     page.write_text("old")
@@ -455,7 +444,7 @@ def test_ids_of_a_model_without_a_tokenizer_are_shown_as_numbers(tmp_path, capsy
     assert capsys.readouterr().out.startswith("[2][0][1][0][2][1][0][0][1]\n")
 
 
-def test_generate_takes_the_other_options(tales, capsys):
+def test_generate_passes_other_options(tales, capsys):
     options = ["--top-p", "0.9", "--min-p", "0.02", "--repetition-penalty", "1.2", "--seed", "3"]
     assert main(["generate", "The old king", *options, "-n", "30", "--stop", "."]) == 0
     text = tales.generate(

@@ -1,4 +1,4 @@
-"""How the command line reads text: as Python's open does, from files and from standard input."""
+"""The command line reads text as Python's open() does, from files and from standard input."""
 
 from __future__ import annotations
 
@@ -15,28 +15,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.cli.input import read_lines, read_text
 from gpt2c.cli.main import main
 
 BOM = b"\xef\xbb\xbf"
 SORT_NANO = str(FIXTURES / "sort-nano")
+pytestmark = pytest.mark.usefixtures("no_preferences")
 
-# Line ends of every kind, what only str.splitlines takes for one, and bytes that are not UTF-8.
+# Every kind of line end, characters that only str.splitlines treats as one, and invalid UTF-8.
 PARTS = [
     b"a", b"\n", b"\r", b"\r\n", b" ", "é".encode(), "😀".encode(), BOM, b"\x0b", b"\x0c", b"\0",
     "\x85".encode(), "\u2028".encode(), b"\xc3", b"\xff", b"\xfe", b"\xed\xa0\x80", b"\x1a",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tales():
-    return GPT2.from_pretrained()
-
-
-@pytest.fixture(autouse=True)
-def no_preferences(monkeypatch):
-    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -50,7 +40,7 @@ def written(path: Path, raw: bytes) -> str:
 
 
 def opened(raw: bytes) -> io.TextIOWrapper:
-    """What ``open(path, encoding="utf-8-sig")`` returns for a file with these bytes."""
+    """Return what ``open(path, encoding="utf-8-sig")`` returns for a file with these bytes."""
     return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig")
 
 
@@ -59,7 +49,7 @@ def opened(raw: bytes) -> io.TextIOWrapper:
 @example(BOM)
 @example(BOM + BOM + b"a\r\r\n\rb")
 @example(BOM + b"a\r\n\xffb")
-def test_text_is_read_as_pythons_open_reads_it(raw):
+def test_text_is_read_like_pythons_open(raw):
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -76,7 +66,7 @@ def test_text_is_read_as_pythons_open_reads_it(raw):
     assert [place for place, _ in found] == [f"a file, line {n + 1}" for n in range(len(found))]
 
 
-def test_a_line_is_given_out_before_the_next_one_is_there():
+def test_a_line_is_returned_before_the_next_one_arrives():
     ours, theirs = os.pipe()
     with open(ours, "rb") as reading, open(theirs, "wb", buffering=0) as writing:
         lines = read_lines(reading, "a pipe")
@@ -86,7 +76,7 @@ def test_a_line_is_given_out_before_the_next_one_is_there():
 
 
 @pytest.mark.parametrize("raw", [BOM + b"The old king\r\n", b"The old king\r"])
-def test_a_pipe_and_a_file_with_the_same_bytes_are_the_same_prompt(tales, tmp_path, raw):
+def test_a_pipe_and_a_file_give_the_same_prompt(tales, tmp_path, raw):
     expected = tales.generate("The old king", max_new_tokens=5).encode() + b"\n"
     piped = run("generate", "-n", "5", stdin=raw)
     assert (piped.returncode, piped.stdout, piped.stderr) == (0, expected, b"")
@@ -104,7 +94,7 @@ def test_lines_inside_a_piped_prompt_are_kept(tales):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_scores_are_of_the_text_that_open_reads(tales, tmp_path, capsys, end):
+def test_line_ends_are_normalised_before_scoring(tales, tmp_path, capsys, end):
     raw = BOM + f"Once upon a time{end}there was{end}".encode()
     path = written(tmp_path / "text", raw)
     with open(path, encoding="utf-8-sig") as file:
@@ -120,7 +110,7 @@ def test_scores_are_of_the_text_that_open_reads(tales, tmp_path, capsys, end):
     assert lines == [tales.tokenizer.encode(t) for t in ("Once upon a time", "there was")]
 
 
-def test_the_prompts_of_json_lines(tales, tmp_path, capsys):
+def test_prompts_from_json_lines(tales, tmp_path, capsys):
     ids = tales.tokenizer.encode("The fox")
     lines = [
         '{"prompt": "Once upon\\na time", "id": 7}', "", '"The fox"', f"{ids}",
@@ -173,7 +163,7 @@ def test_a_model_without_a_tokenizer_continues_ids(tmp_path, capsys):
         (f"{[1] * 12}", "line 2 has 12 tokens, more than the context's 11 positions"),
     ],
 )
-def test_a_wrong_prompt_is_named_before_any_is_run(tmp_path, capsys, line, message):
+def test_an_invalid_prompt_is_reported_before_any_runs(tmp_path, capsys, line, message):
     path = written(tmp_path / "p.jsonl", f"[1]\n{line}\n[2]\n".encode())
     assert main(["generate", "--file", path, "--model", SORT_NANO]) == 2
     out, err = capsys.readouterr()
@@ -183,7 +173,7 @@ def test_a_wrong_prompt_is_named_before_any_is_run(tmp_path, capsys, line, messa
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "perplexity"])
-def test_what_is_not_utf_8_is_named_with_its_byte(tmp_path, command):
+def test_invalid_utf_8_is_reported_with_its_byte(tmp_path, command):
     raw = "é\r\ncaf".encode() + b"\xe9\n"  # 0xe9 is byte 7; Latin-1's é
     path = written(tmp_path / "latin.txt", raw)
     file = ["--file", path] if command == "generate" else [path]
@@ -204,7 +194,7 @@ def test_a_closed_standard_input(tales, monkeypatch, capsys):
         assert "standard input is closed" in capsys.readouterr().err
 
 
-def test_json_lines_are_asked_for_of_a_file(capsys):
+def test_jsonl_requires_a_file(capsys):
     assert main(["generate", "One", "--jsonl"]) == 2
     assert "--jsonl is given without --file" in capsys.readouterr().err
 
@@ -213,5 +203,5 @@ def test_json_lines_are_asked_for_of_a_file(capsys):
 def test_the_help_says_how_text_is_read(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "read as UTF-8; a byte order mark at the beginning is dropped" in said
+    text = " ".join(capsys.readouterr().out.split())
+    assert "read as UTF-8; a byte order mark at the beginning is dropped" in text

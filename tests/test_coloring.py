@@ -1,4 +1,4 @@
-"""Texts coloured by rank: in a terminal, with marks, and as a page."""
+"""Texts coloured by rank: in a terminal, with marks, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gpt2c.coloring import class_of, html_page, save_html, shares, spans, termin
 from gpt2c.coloring.visible import visible
 from gpt2c.text.tokenizer import MissingTokenizer
 
-# By hand, of the 256-colour palette as the terminal module documents it: green to purple.
+# Colours of the 256-colour palette, green to purple, as the terminal module documents them.
 PAINT = {1: 151, 2: 229, 3: 217, 4: 183}
 
 
-class Spelled:
-    """A tokenizer whose tokens are listed."""
+class FixedTokenizer:
+    """A tokenizer with the given tokens."""
 
     def __init__(self, *tokens: bytes) -> None:
         self.tokens = tokens
@@ -39,7 +39,7 @@ class Spelled:
 
 
 def score_of(ranks: list[int], **given: Any) -> Score:
-    """Tokens 0, 1, ... with these ranks."""
+    """Return a score of the tokens 0, 1, ... with these ranks."""
     n = len(ranks)
     numbers = np.where(np.array(ranks) > 0, -1.0, np.nan).astype(np.float32)
     parts: dict[str, Any] = {
@@ -53,15 +53,10 @@ def score_of(ranks: list[int], **given: Any) -> Score:
     return Score(**{**parts, **given})
 
 
-@pytest.fixture(scope="module")
-def tales() -> GPT2:
-    return GPT2.from_pretrained()
+# ---- spans of characters and their tokens ----
 
 
-# ---- which tokens make which characters ----
-
-
-def test_classes_are_gltrs() -> None:
+def test_rank_classes_are_those_of_gltr() -> None:
     """Top 10, top 100, top 1000 and the rest, as Gehrmann et al. 2019 chose them."""
     ranks = [0, 1, 10, 11, 100, 101, 1000, 1001, 50257]
     assert [class_of(rank) for rank in ranks] == [None, 0, 0, 1, 1, 2, 2, 3, 3]
@@ -71,22 +66,24 @@ def test_classes_are_gltrs() -> None:
 
 
 def test_a_character_of_several_tokens_is_one_span() -> None:
-    tokenizer = Spelled(b"a", b" \xf0\x9f", b"\x99", b"\x82", b"!")
+    tokenizer = FixedTokenizer(b"a", b" \xf0\x9f", b"\x99", b"\x82", b"!")
     found = list(spans(score_of([0, 3, 2000, 5, 20]), tokenizer))
     assert [(s.text, s.begin, s.end, s.rank) for s in found] == [
         ("a", 0, 1, 0), (" 🙂", 1, 4, 2000), ("!", 4, 5, 20),
     ]  # fmt: skip
 
 
-def test_bytes_that_are_no_character() -> None:
-    """One U+FFFD for each part cut short, as when all is decoded at once."""
-    tokenizer = Spelled(b"\xe2\x82", b"A", b"\xff", b"\x80", b"\xe0", b"\x80", b"\xf0\x9f\x99")
+def test_invalid_utf_8_becomes_replacement_characters() -> None:
+    """One U+FFFD per truncated character, as when the whole text is decoded at once."""
+    tokenizer = FixedTokenizer(
+        b"\xe2\x82", b"A", b"\xff", b"\x80", b"\xe0", b"\x80", b"\xf0\x9f\x99"
+    )
     found = [span.text for span in spans(score_of([1] * 7), tokenizer)]
     assert found == ["\ufffd", "A", "\ufffd", "\ufffd", "\ufffd\ufffd", "\ufffd"]
 
 
-def test_an_id_without_a_text_is_shown_as_its_number() -> None:
-    found = spans(score_of([0, 1, 2]), Spelled(b"a", b""))
+def test_an_id_without_text_is_shown_as_a_number() -> None:
+    found = spans(score_of([0, 1, 2]), FixedTokenizer(b"a", b""))
     assert "".join(span.text for span in found) == "a[1][2]"
     found = spans(score_of([0, 1]), MissingTokenizer("a test"))
     assert [span.text for span in found] == ["[0]", "[1]"]
@@ -106,8 +103,8 @@ BYTES = [
 
 
 @given(tokens=st.lists(st.sampled_from(BYTES) | st.binary(min_size=1, max_size=4), max_size=20))
-def test_spans_are_the_text_and_have_each_token_once(tokens: list[bytes]) -> None:
-    found = list(spans(score_of(list(range(len(tokens)))), Spelled(*tokens)))
+def test_spans_join_to_the_text_and_cover_each_token_once(tokens: list[bytes]) -> None:
+    found = list(spans(score_of(list(range(len(tokens)))), FixedTokenizer(*tokens)))
     assert "".join(span.text for span in found) == b"".join(tokens).decode("utf-8", "replace")
     assert [span.begin for span in found] == [0, *(span.end for span in found)][:-1]
     assert [span.end for span in found][-1:] == [len(tokens)][: len(found)]
@@ -120,14 +117,14 @@ def test_spans_of_a_real_text(tales: GPT2) -> None:
     score = tales.score(text)
     found = list(spans(score, tales.tokenizer))
     assert "".join(span.text for span in found) == text
-    assert len(found) < len(score.ids)  # a character of these is more than one token
+    assert len(found) < len(score.ids)  # some of the characters have several tokens
 
 
 # ---- in a terminal ----
 
 
 def painted(text: str) -> list[tuple[int | None, str]]:
-    """What a terminal shows: a ground (None: its own) and the characters on it, in order."""
+    """Split a terminal's output into (background, characters); None is the default background."""
     parts: list[tuple[int | None, str]] = []
     ground = None
     for code, characters in re.findall(r"\033\[([0-9;]*)m|([^\033]+)", text):
@@ -139,12 +136,12 @@ def painted(text: str) -> list[tuple[int | None, str]]:
             black, ground_code = re.fullmatch(r"38;5;(\d+);48;5;(\d+)", code).groups()  # type: ignore[union-attr]
             assert black == "16"
             ground = int(ground_code)
-    assert ground is None  # nothing after it is coloured
+    assert ground is None  # the colour is reset at the end
     return parts
 
 
 def test_each_token_has_the_colour_of_its_rank() -> None:
-    tokenizer = Spelled(b"One", b" two", b" three", b" four", b" five", b" six")
+    tokenizer = FixedTokenizer(b"One", b" two", b" three", b" four", b" five", b" six")
     shown = terminal_text(score_of([0, 1, 100, 1000, 1001, 11]), tokenizer)
     text, _, rest = shown.partition("\n")
     assert painted(text) == [
@@ -157,11 +154,11 @@ def test_each_token_has_the_colour_of_its_rank() -> None:
         (PAINT[1], " top 10 "), (None, " 20.0 %   "), (PAINT[2], " top 100 "), (None, " 40.0 %   "),
         (PAINT[3], " top 1000 "), (None, " 20.0 %   "), (PAINT[4], " the rest "), (None, " 20.0 %"),
     ]  # fmt: skip
-    assert summary == f"6 tokens, perplexity {math.e:.4g}"  # each had log-probability -1
+    assert summary == f"6 tokens, perplexity {math.e:.4g}"  # every log-probability is -1
 
 
 def test_a_colour_does_not_reach_past_the_end_of_a_line() -> None:
-    shown = terminal_text(score_of([0, 20, 20]), Spelled(b"One", b"\n\n", b"two\n"))
+    shown = terminal_text(score_of([0, 20, 20]), FixedTokenizer(b"One", b"\n\n", b"two\n"))
     text = shown.partition("\n\n\033")[0]
     assert painted(text) == [
         (None, "One"), (PAINT[2], "↵"), (None, "\n"), (PAINT[2], "↵"), (None, "\n"),
@@ -169,8 +166,8 @@ def test_a_colour_does_not_reach_past_the_end_of_a_line() -> None:
     ]  # fmt: skip
 
 
-def test_marks_stand_for_colours() -> None:
-    tokenizer = Spelled(b"One", b" two", b" three", b" four", b" five", b" ", b"\n")
+def test_marks_replace_colours() -> None:
+    tokenizer = FixedTokenizer(b"One", b" two", b" three", b" four", b" five", b" ", b"\n")
     shown = terminal_text(score_of([0, 1, 100, 1000, 1001, 11, 101]), tokenizer, color=False)
     text, blank, legend, summary = shown.split("\n")
     assert text == "One two (three) [four] {five}( )[↵]"
@@ -179,36 +176,38 @@ def test_marks_stand_for_colours() -> None:
     assert summary.startswith("7 tokens")
 
 
-def test_a_text_cannot_write_to_the_terminal_what_it_likes() -> None:
+def test_control_characters_do_not_reach_the_terminal() -> None:
     hostile = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x202E, 0x2066])).encode()
     for color in (True, False):
-        shown = terminal_text(score_of([20]), Spelled(hostile), color=color)
+        shown = terminal_text(score_of([20]), FixedTokenizer(hostile), color=color)
         shown = re.sub(r"\033\[[0-9;]*m", "", shown)
         controls = {c for c in shown if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0}
         assert controls == {"\n", "\t"}
         assert "\u202e" not in shown
         assert "␛" in shown
         assert "<U+202E>" in shown
-    assert visible("a\u200db e\u0301 של") == "a\u200db e\u0301 של"  # what letters are made with
+    assert visible("a\u200db e\u0301 של") == "a\u200db e\u0301 של"  # these compose letters
 
 
-def test_lines_are_broken_between_words() -> None:
-    tokenizer = Spelled(b"one two", b" thr", b"ee four\n", "一二三 四".encode(), b" " + b"x" * 12)
+def test_lines_break_between_words() -> None:
+    tokenizer = FixedTokenizer(
+        b"one two", b" thr", b"ee four\n", "一二三 四".encode(), b" " + b"x" * 12
+    )
     shown = terminal_text(score_of([0, 1, 20, 1, 1]), tokenizer, width=9)
     plain = re.sub(r"\033\[[0-9;]*m", "", shown)
     lines = plain.split("\n")
     assert lines[:2] == ["one two ", "three "]
-    assert lines[2:4] == ["four↵", "一二三 "]  # each of these is two columns wide
+    assert lines[2:4] == ["four↵", "一二三 "]  # CJK characters are two columns wide
     assert lines[4:6] == ["四 ", "x" * 12]  # too long for any line
     assert (PAINT[1], "thr") in painted(shown)
     whole = terminal_text(score_of([0, 1, 20, 1, 1]), tokenizer)
     assert re.sub(r"\s", "", plain) == re.sub(r"\s|\033\[[0-9;]*m", "", whole)
 
 
-def test_texts_of_no_tokens_and_of_one() -> None:
-    assert terminal_text(score_of([]), Spelled()).endswith("0 tokens, none scored")
-    assert terminal_text(score_of([0]), Spelled(b"a")).endswith("1 token, none scored")
-    assert "0 tokens, none scored" in "".join(html_page([score_of([])], Spelled()))
+def test_texts_of_zero_tokens_and_one_token() -> None:
+    assert terminal_text(score_of([]), FixedTokenizer()).endswith("0 tokens, none scored")
+    assert terminal_text(score_of([0]), FixedTokenizer(b"a")).endswith("1 token, none scored")
+    assert "0 tokens, none scored" in "".join(html_page([score_of([])], FixedTokenizer()))
 
 
 class Terminal(io.StringIO):
@@ -221,13 +220,13 @@ class Terminal(io.StringIO):
     [
         ({}, True, False),
         ({"NO_COLOR": "1"}, False, False),
-        ({"NO_COLOR": ""}, True, False),  # no-color.org: only where it is not empty
+        ({"NO_COLOR": ""}, True, False),  # no-color.org: an empty value does not count
         ({"FORCE_COLOR": "1"}, True, True),
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
         ({"TERM": "dumb"}, False, False),
     ],
 )
-def test_when_there_are_colours(
+def test_when_colours_are_used(
     environment: dict[str, str], in_terminal: bool, in_pipe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
@@ -238,16 +237,16 @@ def test_when_there_are_colours(
     assert wants_color(io.StringIO()) is in_pipe
 
 
-# ---- as a page ----
+# ---- as an HTML page ----
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements, and the spans of its texts."""
+    """Parse a page like a browser: its elements, and the spans of its texts."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[list[tuple[str | None, str, str]]] = []  # of each: class, tooltip, text
+        self.texts: list[list[tuple[str | None, str, str]]] = []  # per span: class, tooltip, text
         self.open: list[str] = []
         self.feed(page)
         self.close()
@@ -279,13 +278,13 @@ HOSTILE = (
 )
 
 
-def test_hostile_text_stays_text() -> None:
+def test_html_in_a_text_is_escaped() -> None:
     tokens = [HOSTILE.encode(), b'"', b"' onmouseover=z ", b"<", b"/", b"b>"]
     score = score_of(
         [1, 20, 200, 2000, 1, 1],
         top_ids=np.zeros((6, 1), dtype=np.int32), top_logprobs=np.zeros((6, 1), dtype=np.float32),
     )  # fmt: skip
-    page = "".join(html_page([score], Spelled(*tokens), title=HOSTILE, model=HOSTILE))
+    page = "".join(html_page([score], FixedTokenizer(*tokens), title=HOSTILE, model=HOSTILE))
     found = Page(page)
     allowed = {
         "html": {"lang"}, "head": set(), "meta": {"charset", "http-equiv", "content", "name"},
@@ -302,14 +301,14 @@ def test_hostile_text_stays_text() -> None:
     ]  # fmt: skip
     assert all("\n1. “</span></div><script>" in tooltip for _, tooltip, _ in text)
     assert not set(page) & set("\x00\x1b\r")
-    # Standing alone: it names nothing that a browser would fetch, and forbids all the same.
+    # The page references nothing that a browser would fetch, and its policy forbids fetching.
     assert not re.search(
         r"(?i)<[^>]*\b(src|href)=|url\(|@import|https?:", page.replace("src=x", "")
     )
     assert "default-src 'none'" in page
 
 
-def test_a_tooltip_says_what_the_score_does(tales: GPT2) -> None:
+def test_a_tooltip_shows_the_values_of_the_score(tales: GPT2) -> None:
     text = "Once upon a time there was a 🙂"
     score = tales.score(text, top_logprobs=3)
     (found,) = Page("".join(html_page([score], tales.tokenizer))).texts
@@ -320,29 +319,29 @@ def test_a_tooltip_says_what_the_score_does(tales: GPT2) -> None:
     assert kind == f"k{class_of(int(score.ranks[index]))}"
     token, numbers, entropy, blank, heading, *likeliest = tooltip.split("\n")
     assert (token, blank, heading) == ("“ time”", "", "likeliest here:")
-    said = re.fullmatch(r"rank ([\d,]+), probability ([\d.e-]+) %", numbers)
-    assert said is not None
-    assert int(said[1].replace(",", "")) == score.ranks[index]
-    assert float(said[2]) == pytest.approx(100 * math.exp(score.logprobs[index]), rel=5e-3)
+    shown = re.fullmatch(r"rank ([\d,]+), probability ([\d.e-]+) %", numbers)
+    assert shown is not None
+    assert int(shown[1].replace(",", "")) == score.ranks[index]
+    assert float(shown[2]) == pytest.approx(100 * math.exp(score.logprobs[index]), rel=5e-3)
     assert entropy == f"entropy here {score.entropies[index]:.2f} nats"
     best = [tales.tokenizer.decode([id]) for id in score.top_ids[index]]
     assert [line.rpartition(" ")[0].rpartition(" ")[0] for line in likeliest] == [
         f"{rank}. “{token}”" for rank, token in enumerate(best, start=1)
     ]
     smile = found[-1][1].split("\n\n")
-    assert sum(part.startswith("“\\x") for part in smile) > 1  # each of its tokens by itself
+    assert sum(part.startswith("“\\x") for part in smile) > 1  # each of its tokens is listed
     plain = "".join(html_page([tales.score(text)], tales.tokenizer))
     assert "likeliest" not in plain
 
 
-def test_each_text_has_its_place(tales: GPT2) -> None:
+def test_a_page_shows_every_text(tales: GPT2) -> None:
     texts = ["The king", "", "The fox and the goose"]
     found = Page("".join(html_page(tales.score(texts), tales.tokenizer)))
     assert ["".join(shown for *_, shown in text) for text in found.texts] == texts
     assert len(Page("".join(html_page([], tales.tokenizer))).texts) == 0
 
 
-def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_page_is_written_atomically(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
 
     def broken() -> Any:
@@ -357,7 +356,7 @@ def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert file.read_bytes() == "é\n?".encode()
     umask = os.umask(0)
     os.umask(umask)
-    assert file.stat().st_mode & 0o777 == 0o666 & ~umask  # as any new file's
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask  # like any new file
     with pytest.raises(gpt2c.NumericalError):
         save_html(file, broken())
     assert file.read_bytes() == "é\n?".encode()
@@ -366,7 +365,7 @@ def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["page.html"]
 
 
-def test_where_no_page_can_be(tmp_path: Path) -> None:
+def test_paths_where_a_page_cannot_be_written(tmp_path: Path) -> None:
     for path in (tmp_path, Path(os.devnull)):
         with pytest.raises(gpt2c.OptionError, match="expected a file"):
             save_html(path, iter(["x"]))

@@ -1,4 +1,4 @@
-"""GPT2Config: what it takes, what it derives, and what it refuses by name."""
+"""GPT2Config: accepted keys, derived values, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_keys(values: dict[str, Any], expected: dict[str, Any]) -> None:
     ("values", "eos", "ids"),
     [
         ({}, 50256, {50256}),
-        ({"vocab_size": 50256}, None, set()),  # absent, and the vocabulary lacks the default
+        ({"vocab_size": 50256}, None, set()),  # the default id is outside the vocabulary
         ({"eos_token_id": None}, None, set()),
         ({"eos_token_id": 0}, 0, {0}),
         ({"eos_token_id": 60000}, None, set()),
@@ -111,7 +111,7 @@ def test_keys(values: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"eos_token_id": [9, 7, 9, 60000]}, (9, 7), {7, 9}),
     ],
 )
-def test_end_tokens(values: dict[str, Any], eos: object, ids: set[int]) -> None:
+def test_eos_tokens(values: dict[str, Any], eos: object, ids: set[int]) -> None:
     config = GPT2Config.from_dict(values)
     assert config.eos_token_id == eos
     assert config.eos_token_ids == ids
@@ -119,7 +119,7 @@ def test_end_tokens(values: dict[str, Any], eos: object, ids: set[int]) -> None:
 
 @pytest.mark.parametrize("name", ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"])
 @pytest.mark.parametrize("value", [-1, 2**20 + 1, 2**60, 1.0, "12", True, None, [1]])
-def test_impossible_sizes_are_named(name: str, value: object) -> None:
+def test_errors_name_the_impossible_size(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"^here: {name} must be an integer .*found"):
         GPT2Config.from_dict({name: value}, "here")
 
@@ -154,13 +154,13 @@ def test_impossible_sizes_are_named(name: str, value: object) -> None:
         ({"n_embd": 12, "hidden_size": 24}, "n_embd is given twice"),
     ],
 )
-def test_what_is_refused(values: dict[str, Any], message: str) -> None:
+def test_unsupported_values_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=r"^here: ") as caught:
         GPT2Config.from_dict(values, "here")
     assert message in str(caught.value)
 
 
-def test_what_would_change_nothing_is_accepted(caplog: pytest.LogCaptureFixture) -> None:
+def test_neutral_values_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
     values = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
     GPT2Config.from_dict(values | {"position_embedding_type": "absolute", "torch_dtype": "float16"})
     assert not caplog.records
@@ -178,7 +178,7 @@ def test_unknown_keys_are_logged_and_not_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_construction_checks_too() -> None:
+def test_the_constructor_checks_values_too() -> None:
     with pytest.raises(ConfigError, match=r"^n_embd must be a multiple"):
         GPT2Config(n_embd=10, n_head=3)
     config = GPT2Config(n_embd=np.int64(24), n_head=3)  # type: ignore[arg-type]
@@ -187,7 +187,7 @@ def test_construction_checks_too() -> None:
         config.n_embd = 5  # type: ignore[misc]
 
 
-def test_every_activation_is_one_of_the_engine() -> None:
+def test_every_activation_maps_to_one_of_the_engine() -> None:
     engine = {"gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh"}
     assert {GPT2Config(activation_function=name).activation for name in ACTIVATIONS} == engine
 
@@ -239,19 +239,19 @@ def test_from_json_rejects(tmp_path: Path, text: str | bytes, message: str) -> N
      "[" * 33 + "]" * 33, "[" * 100_000 + "]" * 100_000, '1, "x": 2'],
     ids=lambda value: value[:9],
 )  # fmt: skip
-def test_keys_that_are_not_used_may_hold_anything(tmp_path: Path, value: str) -> None:
+def test_unused_keys_may_hold_anything(tmp_path: Path, value: str) -> None:
     for key in ("x", "id2label", "\\ud800"):
         path = write(tmp_path, f'{{"n_embd": 24, "n_embd": 24, "{key}": {value}, "n_head": 3}}')
         config = GPT2Config.from_json(path)
         assert (config.n_embd, config.n_head) == (24, 3)
 
 
-def test_brackets_and_quotes_in_strings_are_no_depth(tmp_path: Path) -> None:
+def test_brackets_in_strings_do_not_count_as_nesting(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps({"_name_or_path": '\\"' + "[{" * 100, "n_layer": 2}))
     assert GPT2Config.from_json(path).n_layer == 2
 
 
-def test_from_json_of_what_is_no_file(tmp_path: Path) -> None:
+def test_from_json_of_something_that_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="nothing"):
         GPT2Config.from_json(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError):
@@ -259,7 +259,7 @@ def test_from_json_of_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be opened"):
         GPT2Config.from_json(tmp_path)
     if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")  # would hang where it is opened blindly
+        os.mkfifo(tmp_path / "pipe")  # a plain open() would hang
         with pytest.raises(ConfigError, match="expected a regular file"):
             GPT2Config.from_json(tmp_path / "pipe")
 
@@ -274,7 +274,7 @@ KEYS = st.sampled_from([*TRANSFORMERS_KEYS, "n_ctx", "hidden_size", "pruned_head
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
-def test_no_value_raises_anything_else(values: dict[str, Any]) -> None:
+def test_any_value_is_accepted_or_raises_our_error(values: dict[str, Any]) -> None:
     try:
         config = GPT2Config.from_dict(values)
     except Error:

@@ -1,4 +1,4 @@
-"""The tests' own manners: where they may start, and what they leave behind when they fail."""
+"""The test suite itself: it runs with SIGINT ignored, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_ctrl_c_arrives(start):
     process.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
 
-def test_that_wants_a_terminal(terminal):
+def test_with_a_terminal(terminal):
     assert os.isatty(terminal[1])
 
 def test_without_terminals(monkeypatch, request):
@@ -40,7 +40,7 @@ def test_without_terminals(monkeypatch, request):
 
 
 def ignore_and_block_sigint() -> list[str]:
-    """A command that starts the rest of its arguments so: no shell can block a signal."""
+    """Return a command prefix that does so: a shell cannot block signals."""
     program = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT});"
@@ -49,7 +49,7 @@ def ignore_and_block_sigint() -> list[str]:
     return [sys.executable, "-c", program]
 
 
-@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer holds signals back")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="sanitizers delay signals")
 def test_tests_run_where_sigint_is_ignored_and_leave_no_process(tmp_path):
     (tmp_path / "conftest.py").write_text(
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
@@ -67,6 +67,6 @@ def test_tests_run_where_sigint_is_ignored_and_leave_no_process(tmp_path):
     )  # fmt: skip
     has_terminals = "1 failed, 2 passed, 1 skipped" in done.stdout
     assert has_terminals or "1 failed, 1 passed, 2 skipped" in done.stdout, done.stdout
-    assert "there are no pseudo-terminals here: out of pty devices" in done.stdout
+    assert "no pseudo-terminals here: out of pty devices" in done.stdout
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

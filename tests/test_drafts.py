@@ -1,4 +1,4 @@
-"""Drafts never show: texts, ids and log-probabilities are those of plain decoding, bit for bit."""
+"""Speculative decoding: ids and log-probabilities equal those of plain decoding, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLOAT_ISAS, ISAS, config_of, model_on, random_weights
+from conftest import FLOAT_ISAS, ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ from gpt2c import ClosedError, ContextError, NumericalError, OptionError, Option
 from gpt2c.generate import drafting
 from gpt2c.generate import options as generation
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 CONFIG = config_of(vocab_size=60, n_positions=90, n_embd=36, n_layer=2, n_head=3)
 SAMPLING = {
@@ -39,7 +39,7 @@ SAMPLING = {
 
 
 def sharp_weights(config, seed):
-    """Weights whose logits differ enough for a packing in 4 bits to guess mostly right."""
+    """Return weights with logits far enough apart that a 4-bit packing mostly drafts right."""
     weights = random_weights(config, seed)
     weights["wte.weight"] *= 3
     return weights
@@ -47,13 +47,13 @@ def sharp_weights(config, seed):
 
 @pytest.fixture(autouse=True)
 def pack_small_models(monkeypatch):
-    """Models of tests are packed for drafts too, and at once; what asks for no draft has none."""
+    """Pack even small models for drafting, and draft only where a test asks for it."""
     monkeypatch.setattr(drafting, "_LEAST_BYTES", 0)
     monkeypatch.setitem(generation.DEFAULTS, "draft", None)
 
 
-def known(completion):
-    """All that may not depend on drafts; a NaN, which no text has, would differ from itself."""
+def result_of(completion):
+    """Return the part of a completion that must not depend on drafts."""
     c = completion
     return (c.ids, c.finish_reason, c.logprobs, c.top_logprobs, c.prompt_logprobs, c.seed)
 
@@ -92,7 +92,7 @@ prompts_of = st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=40), min
     stop=st.sampled_from([[], [1, 2, 3], list(range(0, 60, 3))]),
     slides=st.booleans(),
 )
-def test_texts_and_scores_are_those_of_plain_decoding(
+def test_ids_and_logprobs_equal_plain_decoding(
     seed, sampling, prompts, dtype, n_tokens, batch_size, max_new_tokens, isa, which, stop, slides
 ):
     weights = sharp_weights(CONFIG, seed)
@@ -101,15 +101,16 @@ def test_texts_and_scores_are_those_of_plain_decoding(
         **SAMPLING[sampling], "max_new_tokens": max(max_new_tokens, 5), "logprobs": 2,
         "stop_token_ids": stop, "overflow": "slide" if slides else "stop",
     }  # fmt: skip
-    plain = [known(model.complete(p, **options)) for p in prompts]
+    plain = [result_of(model.complete(p, **options)) for p in prompts]
     draft = drafts_of(model, seed)[which]
     drafted = model.complete(
         prompts, draft=draft, num_assistant_tokens=n_tokens, batch_size=batch_size, **options
     )
-    assert [known(c) for c in drafted] == plain
+    assert [result_of(c) for c in drafted] == plain
     for c in drafted:
         assert 0 <= c.accepted <= c.drafted
-        # A pass yields what was accepted and one token more; what ends a text is none of it.
+        # A pass yields the accepted tokens and one more, which may be a stop token that is not
+        # part of the ids.
         assert c.passes + c.accepted - 1 <= len(c.ids) <= c.passes + c.accepted
     streamed = list(
         model.stream(prompts[0], draft=draft, num_assistant_tokens=n_tokens,
@@ -118,8 +119,8 @@ def test_texts_and_scores_are_those_of_plain_decoding(
     assert streamed == plain[0][0]
 
 
-def test_drafts_are_made_and_right(isa):
-    """Without this, all of the tests above could pass with drafts that never are."""
+def test_drafts_are_made_and_accepted(isa):
+    """Without this test, those above could pass without any drafted token."""
     config = config_of(vocab_size=60, n_positions=200, n_embd=64, n_head=2)
     model = model_on(isa, config, sharp_weights(config, 3))
     prompt = [5, 6, 7]
@@ -129,7 +130,7 @@ def test_drafts_are_made_and_right(isa):
     assert packed.ids == plain.ids
     assert packed.accepted > 60
     same = model.complete(prompt, max_new_tokens=120, draft=model, num_assistant_tokens=5)
-    # The model guesses itself: always right, five at a time.
+    # The model drafts for itself: every draft of five tokens is accepted.
     assert same.accepted == same.drafted
     assert same.passes <= 120 // 6 + 2
     repeating = model.complete(
@@ -138,8 +139,8 @@ def test_drafts_are_made_and_right(isa):
     assert repeating.drafted >= 8
 
 
-def test_copied_text_is_looked_up():
-    """A model that always says the token after the last one, around a circle."""
+def test_lookup_drafts_repeated_text():
+    """A model that always generates the next higher id, modulo n."""
     n = 50
     config = config_of(vocab_size=n, n_positions=300, n_embd=n, n_head=1, n_layer=0,
                        tie_word_embeddings=False)  # fmt: skip
@@ -156,7 +157,7 @@ def test_copied_text_is_looked_up():
     assert done.passes <= 6
 
 
-def test_what_stops_a_text_stops_it_within_a_draft():
+def test_stops_apply_within_a_draft():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     plain = model.complete([1, 2], max_new_tokens=60, logprobs=0)
     seen: list[list[int]] = []
@@ -169,7 +170,7 @@ def test_what_stops_a_text_stops_it_within_a_draft():
     done = model.complete([1, 2], callback=stop_after_ten, **options)
     assert (done.ids, done.finish_reason) == (plain.ids[:10], "callback")
     assert done.logprobs == plain.logprobs[:10]
-    assert seen == [plain.ids[: i + 1] for i in range(10)]  # every token, one by one
+    assert seen == [plain.ids[: i + 1] for i in range(10)]  # called after every token
     late = model.complete([1, 2], max_time=1e-9, **options)
     assert (late.ids, late.finish_reason) == ([], "time")
     full = model.complete(list(range(60)), **{**options, "max_new_tokens": 1000})
@@ -177,7 +178,7 @@ def test_what_stops_a_text_stops_it_within_a_draft():
     assert len(full.ids) == CONFIG.n_positions - 60 + 1
 
 
-def test_a_logits_processor_is_decoded_plainly():
+def test_a_logits_processor_disables_drafts():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     done = model.complete(
         [1, 2], draft=model, num_assistant_tokens=3, logits_processor=lambda ids, x: x
@@ -186,7 +187,7 @@ def test_a_logits_processor_is_decoded_plainly():
     assert done.ids == model.complete([1, 2]).ids
 
 
-def test_a_nan_is_found_where_it_is():
+def test_a_nan_has_the_same_message_with_drafts():
     weights = sharp_weights(CONFIG, 0)
     weights["wpe.weight"][30:] = np.nan
     model = model_on(ISAS[-1], CONFIG, weights)
@@ -198,16 +199,16 @@ def test_a_nan_is_found_where_it_is():
     assert len(messages) == 1
 
 
-def test_the_packing_is_made_when_it_can_pay(isa):
+def test_the_packing_is_made_only_for_long_completions(isa):
     model = model_on(isa, CONFIG, sharp_weights(CONFIG, 0))
     n_bytes = model.n_bytes
     model.generate([1, 2], max_new_tokens=5, draft="auto")
     model.generate([1, 2], max_new_tokens=50)
     assert model.n_bytes == n_bytes
-    # Step by step: a text may end before the engine is asked how long it is.
+    # A stream runs step by step, so the engine sees that the sequence is long before it ends.
     list(model.stream([1, 2], max_new_tokens=50, draft="auto"))
     assert model.n_bytes > n_bytes
-    # 4.5 bits for 32, and the padding of a small model's panels and groups.
+    # 4.5 bits instead of 32, plus the padding of a small model's panels and groups.
     config = config_of(vocab_size=4096, n_embd=256, n_head=4, n_layer=4)
     model = model_on(isa, config, random_weights(config))
     n_bytes = model.n_bytes
@@ -215,7 +216,7 @@ def test_the_packing_is_made_when_it_can_pay(isa):
     assert 0.13 * n_bytes < model.n_bytes - n_bytes <= 0.16 * n_bytes
 
 
-def test_models_are_closed_while_they_draft():
+def test_closing_a_draft_model_while_it_drafts():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     expected = model.generate([1, 2], max_new_tokens=50)
     for _ in range(20):
@@ -230,7 +231,7 @@ def test_models_are_closed_while_they_draft():
         except ClosedError:
             pass
         closer.join()
-    # The drafter's memory of the last model is not taken for the next one's.
+    # What the drafter remembers of the previous draft model is not used for the next one.
     again = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 1))
     assert model.generate([1, 2], max_new_tokens=50, draft=again) == expected
 
@@ -246,15 +247,11 @@ def test_threads_share_a_model_and_its_drafts():
             prompts[i], max_new_tokens=60, draft="packing", num_assistant_tokens=1 + i
         )
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert [results[i] for i in range(8)] == expected
 
 
-def test_a_draft_model_of_a_shorter_context():
+def test_a_draft_model_with_a_shorter_context():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     short = config_of(**{**vars_of(model), "n_positions": 20})
     other = model_on(ISAS[-1], short, sharp_weights(short, 0))
@@ -264,7 +261,7 @@ def test_a_draft_model_of_a_shorter_context():
     assert long.ids == model.generate(list(range(40)), max_new_tokens=30)
 
 
-def test_what_a_draft_can_be():
+def test_invalid_drafts():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     four = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
     on_numpy = model_on("numpy", CONFIG, sharp_weights(CONFIG, 0))
@@ -292,7 +289,7 @@ def test_what_a_draft_can_be():
         model.generate(list(range(50)) * 3, draft="auto")
 
 
-def test_a_draft_model_that_nobody_has_is_freed():
+def test_an_unreferenced_draft_model_is_freed():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     other = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 1))
     engine = weakref.ref(other._engine)
@@ -317,7 +314,7 @@ def test_drafts_are_the_default(monkeypatch):
     assert model.complete([1, 2], max_new_tokens=50, num_assistant_tokens=4).drafted > 0
 
 
-_WITHOUT_ROOM = """
+_LIMITED_MEMORY = """
 import gc, resource, sys
 from conftest import ISAS, config_of, model_on, random_weights
 from gpt2c.generate import drafting
@@ -326,7 +323,7 @@ config = config_of(vocab_size=4096, n_embd=512, n_head=4, n_layer=16)
 model = model_on(ISAS[-1], config, random_weights(config))
 plain = model.generate([1, 2], max_new_tokens=30, draft="lookup")
 n_bytes = model.n_bytes
-gc.collect()  # or what is freed later would be room
+gc.collect()  # memory freed later would make room
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + (8 << 20)  # the packing takes over 30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -341,13 +338,13 @@ sys.exit("there was room")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-def test_drafts_that_find_no_room_are_left_out():
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")
+def test_drafting_is_skipped_without_memory_for_the_packing():
     done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_ROOM], cwd=Path(__file__).parent, capture_output=True,
+        [sys.executable, "-c", _LIMITED_MEMORY], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=False,
-        # Each thread that allocates takes 128 MB of address space for itself, and gives half of it
-        # back when it is ready: NumPy's own start meanwhile, and what they give back would be room.
+        # Each thread that allocates reserves 128 MB of address space and returns half of it later.
+        # NumPy's own threads start meanwhile, and what they return would make room.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The compiled engine: as right as the oracle allows, and the same bits however it is asked."""
+"""The compiled engine: close to the oracle, and the same bits for every way to call it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import platform
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ISAS, config_of, model_on, random_weights
+from conftest import FIXTURES, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2Config
 from gpt2c.config import tensor_shapes
+from gpt2c.errors import OptionError
 from gpt2c.oracle.reference import gpt2
 from gpt2c.weights import loading
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
-# Shapes that no vector width, panel, block or page divides, and their neighbours.
+# Shapes at, just below and just above multiples of vector widths, panels, blocks and pages.
 configs = st.builds(
     lambda head_dim, n_head, **options: config_of(
         n_embd=head_dim * n_head, n_head=n_head, **options
@@ -45,7 +46,7 @@ def ids_of(config: GPT2Config, n: int, seed: int) -> np.ndarray:
 
 @settings(max_examples=150)
 @given(config=configs, seed=st.integers(0, 2**32 - 1), isa=st.sampled_from(ISAS))
-def test_logits_are_within_float32_of_the_oracle(config, seed, isa):
+def test_logits_are_within_float32_error_of_the_oracle(config, seed, isa):
     weights = random_weights(config, seed)
     ids = ids_of(config, config.n_positions, seed)
     ours = model_on(isa, config, weights).logits(ids)
@@ -53,9 +54,9 @@ def test_logits_are_within_float32_of_the_oracle(config, seed, isa):
     steps = {}
     oracle = gpt2(ids, double, config, record=steps.__setitem__)
     single = gpt2(ids, weights, config)
-    # What plain float32 loses is the measure: up to 4 times that of NumPy's own float32, plus ULPs,
-    # for the models so small that NumPy happens to be exact. An ULP is that of the greatest sum of
-    # magnitudes that makes a logit: the logit itself may be what is left when they cancel.
+    # Allow 4 times the error of NumPy's own float32, plus 4 ULP for models so small that NumPy
+    # happens to be exact. The ULP is that of the largest sum of magnitudes in a logit, because the
+    # logit itself may be small when its terms cancel.
     head = double["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
     ulp = np.finfo(np.float32).eps * (np.abs(steps["ln_f"]) @ np.abs(head).T).max()
     allowed = 4 * np.abs(single - oracle).max() + 4 * ulp
@@ -83,7 +84,7 @@ def test_same_bits_whole_in_chunks_token_by_token_and_on_every_isa(config, seed,
         np.testing.assert_array_equal(whole, steps)
 
 
-def test_a_prompt_of_several_forward_calls_has_the_same_bits():
+def test_same_bits_for_a_prompt_of_several_forward_calls():
     config = config_of(n_positions=600, n_embd=16, n_head=2)
     weights = random_weights(config)
     ids = ids_of(config, 600, 0)  # 600 rows are three calls of at most 256
@@ -101,7 +102,7 @@ def test_same_bits_in_any_batch(isa):
     for batch_size in (1, 2, 5, 64):
         assert model.generate(prompts, max_new_tokens=20, batch_size=batch_size) == alone
     assert model.generate(prompts[::-1], max_new_tokens=20) == alone[::-1]
-    # What is generated is what the logits say, recomputed without a cache.
+    # Generated ids are the argmax of logits recomputed without a cache.
     for prompt, new in zip(prompts, alone, strict=True):
         logits = model.logits([*prompt, *new])
         assert logits[len(prompt) - 1 : -1].argmax(axis=1).tolist() == new
@@ -124,7 +125,7 @@ def test_as_accurate_as_torch(index, isa):
         weights[name] = (offset + np.float32(scale) * values).astype(np.float32)
     ids = rng.randint(0, config.vocab_size, config.n_positions)
     oracle = gpt2(ids, {name: w.astype(np.float64) for name, w in weights.items()}, config)
-    # The same model as torch's, or the comparison means nothing.
+    # Check that this is the model that torch computed.
     assert np.sqrt(np.mean(oracle**2)) == pytest.approx(made["rms_of_logits"], rel=1e-6)
     error = model_on(isa, config, weights).logits(ids) - oracle
     assert len(ids) >= 1000
@@ -148,8 +149,28 @@ def test_huge_values_do_not_crash(isa):
         np.testing.assert_array_equal(*bits)
 
 
-def test_weights_read_in_any_chunks_are_the_same(isa, monkeypatch):
-    """Chunks of rows begin and end within panels, and a panel is filled by several."""
+def test_the_core_and_python_agree_on_every_tensor():
+    from gpt2c.engine import _engine
+
+    for tied in (True, False):
+        config = config_of(
+            n_embd=6, n_head=2, vocab_size=5, n_positions=7, n_inner=11, tie_word_embeddings=tied
+        )
+        model = _engine.Model(config, ISAS[0], 1)
+        shapes = tensor_shapes(config)
+        for name, shape in shapes.items():
+            n_rows, width = shape if len(shape) == 2 else (1, shape[0])
+            model.load(name, np.zeros((n_rows, width), np.float32), 0)
+            for wrong in ((n_rows + 1, width), (n_rows, width + 1)):
+                with pytest.raises(OptionError, match=name):
+                    model.load(name, np.zeros(wrong, np.float32), 0)
+    model = _engine.Model(config_of(n_embd=6, n_head=2, tie_word_embeddings=True), ISAS[0], 1)
+    with pytest.raises(OptionError, match="lm_head"):
+        model.load("lm_head.weight", np.zeros((1, 6), np.float32), 0)
+
+
+def test_same_bits_for_weights_loaded_in_any_chunks(isa, monkeypatch):
+    """Chunks of rows begin and end within panels, so several chunks fill one panel."""
     config = config_of(vocab_size=200, tie_word_embeddings=False)
     weights = random_weights(config)
     expected = model_on(isa, config, weights).logits([1, 2, 3])
@@ -160,9 +181,9 @@ def test_weights_read_in_any_chunks_are_the_same(isa, monkeypatch):
 
 @pytest.fixture
 def set_mxcsr():
-    """A function that sets this thread's MXCSR and returns what it was: x86's STMXCSR, LDMXCSR."""
+    """A function that sets this thread's MXCSR register and returns its old value."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("MXCSR is x86's")
+        pytest.skip("only x86 has MXCSR")
     # stmxcsr [rsi]; ldmxcsr [rdi]; ret
     code = bytes([0x0F, 0xAE, 0x1E, 0x0F, 0xAE, 0x17, 0xC3])
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -182,18 +203,18 @@ def set_mxcsr():
     set_to(before)
 
 
-def test_the_callers_floating_point_environment_does_not_show(isa, set_mxcsr):
+def test_the_callers_floating_point_environment_has_no_effect(isa, set_mxcsr):
     config = config_of(n_layer=0, tie_word_embeddings=False)
     weights = random_weights(config)
     weights["ln_f.weight"] *= np.float32(1e-20)
     weights["ln_f.bias"] *= np.float32(1e-20)
-    weights["lm_head.weight"] *= np.float32(1e-20)  # the logits, some 1e-41, are denormal
+    weights["lm_head.weight"] *= np.float32(1e-20)  # the logits, about 1e-41, are denormal
     model = model_on(isa, config, weights)
     expected = model.logits([1, 2, 3])
-    least_normal = float(np.finfo(np.float32).tiny)
-    bits = expected.view(np.uint32) & 0x7FFFFFFF  # NumPy's own arithmetic may flush them below
+    min_normal = float(np.finfo(np.float32).tiny)
+    bits = expected.view(np.uint32) & 0x7FFFFFFF  # compare bits: NumPy may flush denormals to zero
     assert (bits > 0).any()
-    assert (bits < np.float32(least_normal).view(np.uint32)).all()
+    assert (bits < np.float32(min_normal).view(np.uint32)).all()
     flush_and_round_down = 0x1F80 | 0x8000 | 0x0040 | 0x2000
     before = set_mxcsr(flush_and_round_down)
     logits = model.logits([1, 2, 3])
@@ -201,11 +222,11 @@ def test_the_callers_floating_point_environment_does_not_show(isa, set_mxcsr):
     after = set_mxcsr(before)
     np.testing.assert_array_equal(logits.view(np.uint32), expected.view(np.uint32))
     assert ids == model.generate([1, 2, 3], max_new_tokens=5)
-    # The caller has its own setting back; the low six bits are flags of what has happened since.
+    # The caller's setting is restored; the low six bits are sticky exception flags.
     assert after & ~0x3F == flush_and_round_down
 
 
-def test_nor_does_the_one_that_an_edit_leaves_behind(isa, set_mxcsr):
+def test_the_floating_point_environment_left_by_an_edit_has_no_effect(isa, set_mxcsr):
     config = config_of(n_layer=0, tie_word_embeddings=False)
     weights = random_weights(config)
     weights["lm_head.weight"] *= np.float32(1e-39)
@@ -221,12 +242,12 @@ def test_nor_does_the_one_that_an_edit_leaves_behind(isa, set_mxcsr):
     np.testing.assert_array_equal(bits, model.logits([1, 2, 3]).view(np.uint32))
 
 
-def test_pages_kept_from_one_model_do_not_go_to_a_wider_one(isa):
+def test_pages_of_one_model_are_not_reused_for_a_wider_one(isa):
     narrow, wide = (config_of(n_embd=n_embd, n_head=2) for n_embd in (8, 512))
     wide_model = model_on(isa, wide, random_weights(wide))
     narrow_model = model_on(isa, narrow, random_weights(narrow))
     ids = list(range(30))
     expected = wide_model.logits(ids)
-    model_on(isa, narrow, random_weights(narrow)).close()  # which frees all that was kept
-    narrow_model.logits(ids)  # its page, 1/64 as large, is free when the next is asked for
+    model_on(isa, narrow, random_weights(narrow)).close()  # frees all kept pages
+    narrow_model.logits(ids)  # its page, 1/64 as large, is free when the wide model needs one
     np.testing.assert_array_equal(wide_model.logits(ids), expected)

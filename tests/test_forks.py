@@ -1,4 +1,4 @@
-"""A forked child: it has neither the pool's workers nor the threads that held locks."""
+"""Forked children, which have neither the pool's workers nor the threads that held locks."""
 
 from __future__ import annotations
 
@@ -10,28 +10,26 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from threading import Lock, RLock
 
 import numpy as np
 import pytest
-from conftest import config_of, model_on, random_weights
+from conftest import ROOT, config_of, model_on, random_weights
 
 import gpt2c
 from gpt2c.forks import ProcessLock
 from gpt2c.weights.checkpoint.views import Whole
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # fork beside threads
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # fork with threads
 ]
 
-ROOT = Path(__file__).parents[1]
-SECONDS = 60  # after which a child stands still
+SECONDS = 60  # a child that runs longer counts as hung
 
 
 def exit_child(check: Callable[[], None]) -> None:
-    """Ends a forked child: with 0 where the check passes."""
+    """End a forked child, with status 0 if the check passes."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(SECONDS)
     try:
@@ -44,7 +42,7 @@ def exit_child(check: Callable[[], None]) -> None:
 
 
 def in_child(check: Callable[[], None]) -> None:
-    """Asserts that the check passes in a child forked here."""
+    """Fork a child here and assert that the check passes in it."""
     child = os.fork()
     if child == 0:
         exit_child(check)
@@ -60,7 +58,7 @@ def model(backend, request):
 # ---- the pool ----
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("flags", [[], ["-DOS_NO_FUTEX"]], ids=["futex", "condition"])
 def test_a_fork_during_the_first_call_of_the_pool(tmp_path, flags):
     program = tmp_path / "pool_forks"
@@ -70,12 +68,12 @@ def test_a_fork_during_the_first_call_of_the_pool(tmp_path, flags):
         ["cc", "-std=c11", "-O1", "-pthread", *flags, "-I", ROOT / "csrc", *sources, "-o", program],
         check=True,
     )
-    # With the handler registered under the pool's lock, a sixth of these children stood still.
-    # AddressSanitizer's own locks, where it is loaded, are copied taken.
+    # When the fork handler was registered under the pool's lock, a sixth of these children hung.
+    # Without LD_PRELOAD: a fork may copy a lock of AddressSanitizer while it is held.
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     command = [program, "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "0 of 100 children stood still\n"
+    assert done.stdout == "0 of 100 children hung\n"
 
 
 # ---- a call that forks ----
@@ -95,13 +93,13 @@ def test_a_child_forked_in_an_edit_that_returns(model, point):
     try:
         logits = model.forward([1, 2, 3], capture="logits", edit={point: edit})["logits"]
     except gpt2c.ForkError as error:
-        assert child == 0, "only a child may lack threads"
+        assert child == 0, "only the child may fail"
         assert "forked in the middle of a forward call" in str(error)  # noqa: PT017
         logits = None
     if child == 0:
 
         def check():
-            # A call on one thread is complete in the child too.
+            # A call on one thread completes in the child too.
             assert logits is not None or model.threads > 1
             assert logits is None or np.array_equal(logits, expected)
             assert np.array_equal(model.forward([1, 2, 3], capture="logits")["logits"], expected)
@@ -137,7 +135,7 @@ def test_a_child_forked_in_an_edit_that_raises(model):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_child_forked_in_an_edit_calls_the_model_there(model):
+def test_a_child_forked_in_an_edit_can_call_the_model_there(model):
     expected = model.generate([1, 2], max_new_tokens=4)
 
     def check():
@@ -153,7 +151,7 @@ def test_a_child_forked_in_an_edit_calls_the_model_there(model):
 
 
 def test_a_signal_handler_that_forks_in_a_forward_call(model):
-    """PyErr_CheckSignals runs it while the call's other threads wait."""
+    """PyErr_CheckSignals runs the handler while the call's other threads wait."""
     children = []
 
     def handler(number, frame):
@@ -177,7 +175,7 @@ def test_a_signal_handler_that_forks_in_a_forward_call(model):
 
 
 @pytest.mark.parametrize("option", ["logits_processor", "callback"])
-def test_a_child_forked_in_a_callback_goes_on(model, option):
+def test_a_child_forked_in_a_callback_continues(model, option):
     expected = model.generate([1, 2], max_new_tokens=4)
     child = None
 
@@ -194,7 +192,7 @@ def test_a_child_forked_in_a_callback_goes_on(model, option):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-# ---- what another thread had at the fork ----
+# ---- locks and work of other threads at the fork ----
 
 
 @pytest.mark.parametrize("kind", [Lock, RLock])
@@ -219,7 +217,7 @@ def test_a_lock_that_another_thread_holds_is_free_in_a_child(kind):
         assert locks.lock is lock
 
     in_child(check)
-    assert kind is not Lock or not locks.lock.acquire(blocking=False)  # in the parent it is taken
+    assert kind is not Lock or not locks.lock.acquire(blocking=False)  # still held in the parent
     go_on.set()
     thread.join()
 
@@ -243,7 +241,7 @@ def test_a_tensor_that_another_thread_makes_can_be_read_in_a_child():
 
 
 def test_forks_while_other_threads_are_in_calls(backend):
-    """Whatever other threads were doing: the child's calls run, and close() frees the weights."""
+    """Whatever other threads do, the child's calls run and its close() frees the weights."""
     config = config_of()
     model = model_on(backend, config, random_weights(config), threads=2)
     session = model.session()
@@ -267,7 +265,7 @@ def test_forks_while_other_threads_are_in_calls(backend):
         session.rollback(len(session))
         np.testing.assert_allclose(session.feed([1, 2, 3]), logits, atol=1e-4)
         model.close()
-        # Of NumPy's, what another thread refers to is never dropped in a child.
+        # NumPy's weights stay referenced by the frames of threads that the child lacks.
         assert backend == "numpy" or model.n_bytes == 0
 
     threads = [threading.Thread(target=probe), threading.Thread(target=feed)]
@@ -295,7 +293,7 @@ def test_a_session_in_use_by_a_thread_of_the_parent_is_free_in_a_child(backend):
     thread = threading.Thread(target=work)
     thread.start()
     inside.wait()
-    while not session._fed:  # ids are noted just before the engine gets them
+    while not session._fed:  # ids are recorded just before the engine gets them
         pass
 
     def check():

@@ -1,4 +1,4 @@
-"""Weights in shards and in torch's files: what real tools wrote, and what strangers might."""
+"""Sharded weights and torch files: valid ones from real tools, and hostile ones."""
 
 from __future__ import annotations
 
@@ -16,23 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FORMATS, TINY, arrays_of, load
+from model_folders import PickledCall, as_hub_cache
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.state_dict import StateDictFile
 
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
 INDEX = "model.safetensors.index.json"
-
-
-def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(folder) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
 
 
 @pytest.mark.parametrize(
@@ -44,17 +37,16 @@ def test_the_same_weights_in_every_container(name: str, backend: str) -> None:
     for tensor, array in expected.items():
         if name == "torch_bfloat16":
             bits = array.view(np.uint32).astype(np.uint64)
-            # Nearest even, as torch rounds.
+            # Round to nearest, ties to even, as torch does.
             array = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view("f4")
         np.testing.assert_array_equal(found[tensor], array)
     if name != "torch_bfloat16":
-        kind = "numpy" if backend == "numpy" else "c"
         ids = json.loads((TINY / "expected.json").read_text())["cases"][0]["ids"]
-        logits = GPT2.from_pretrained(FORMATS / name, backend=kind).logits(ids)
-        np.testing.assert_array_equal(logits, GPT2.from_pretrained(TINY, backend=kind).logits(ids))
+        logits = load(FORMATS / name, backend).logits(ids)
+        np.testing.assert_array_equal(logits, load(TINY, backend).logits(ids))
 
 
-def test_safetensors_come_before_torchs(tmp_path: Path) -> None:
+def test_safetensors_are_preferred_to_torch_files(tmp_path: Path) -> None:
     folder = shutil.copytree(FORMATS / "torch_zip", tmp_path / "both")
     shutil.copy(TINY / "model.safetensors", folder)
     (folder / "pytorch_model.bin").write_bytes(b"nothing")
@@ -78,13 +70,13 @@ def change_index(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "a\0b", "..\\x", "a/../x"]
 )
-def test_an_index_leads_nowhere_else(sharded: Path, name: str) -> None:
+def test_an_index_cannot_name_files_elsewhere(sharded: Path, name: str) -> None:
     change_index(sharded, lambda index: index["weight_map"].update({"wte.weight": name}))
     with pytest.raises(CheckpointError, match="expected one in the same folder"):
         open_checkpoint(sharded)
 
 
-def test_a_shard_is_no_link_out_of_the_folder(sharded: Path, tmp_path: Path) -> None:
+def test_a_shard_cannot_link_out_of_the_folder(sharded: Path, tmp_path: Path) -> None:
     shard = sharded / "model-00002-of-00003.safetensors"
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
@@ -98,17 +90,12 @@ def test_a_shard_is_no_link_out_of_the_folder(sharded: Path, tmp_path: Path) -> 
         open_checkpoint(sharded)
 
 
-def test_the_hubs_cache_is_links(sharded: Path, tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
-    for n, file in enumerate(sorted(sharded.iterdir())):
-        file.rename(blobs / str(n))
-        (snapshot / file.name).symlink_to(Path("../../blobs") / str(n))
+def test_links_of_the_hubs_cache_are_followed(sharded: Path, tmp_path: Path) -> None:
+    snapshot = as_hub_cache(sharded, tmp_path / "repo")
     assert list(arrays_of(snapshot)) == list(arrays_of(TINY))
 
 
-def test_shards_hold_what_the_index_says(sharded: Path) -> None:
+def test_shards_must_match_the_index(sharded: Path) -> None:
     first, second = (f"model-0000{n}-of-00003.safetensors" for n in (1, 2))
     index = json.loads((sharded / INDEX).read_text())["weight_map"]
     name = next(tensor for tensor, shard in index.items() if shard == first)
@@ -136,23 +123,13 @@ def test_shards_hold_what_the_index_says(sharded: Path) -> None:
         open_checkpoint(sharded)
 
 
-def test_a_shard_that_changes_is_noticed(sharded: Path) -> None:
+def test_a_shard_changed_while_it_is_read_is_an_error(sharded: Path) -> None:
     with pytest.raises(CheckpointError, match="changed while it was read"):  # noqa: SIM117
         with open_checkpoint(sharded):
             os.utime(sharded / "model-00003-of-00003.safetensors", (1, 1))
 
 
 # ---- torch's files ----
-
-
-class Evil:
-    """What pickle would call."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.function, self.arguments
 
 
 def archive(path: Path, entries: dict[str, bytes], **options: Any) -> Path:
@@ -166,7 +143,7 @@ def with_pickle(path: Path, raw: bytes) -> Path:
     return archive(path, {"m/data.pkl": raw, "m/version": b"3\n", "m/byteorder": b"little"})
 
 
-# A storage of 4 floats, "0", and a tensor of it; pieces for pickles made by hand.
+# Parts of hand-made pickles: the storage "0" of 4 floats, and a tensor over it.
 STORAGE = (
     b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
 )
@@ -185,12 +162,12 @@ def state_dict(value: bytes) -> bytes:
 @pytest.mark.parametrize("protocol", range(6))
 def test_nothing_in_a_file_is_called(tmp_path: Path, function: Any, protocol: int) -> None:
     marker = tmp_path / "called"
-    evil = Evil(function, f"touch {marker}")
+    evil = PickledCall(function, f"touch {marker}")
     for raw in (pickle.dumps(evil, protocol), pickle.dumps({"a": [evil]}, protocol)):
         file = TorchFile(with_pickle(tmp_path / "x.bin", raw))
         record = file.value["a"][0] if isinstance(file.value, dict) else file.value
         file.close()
-        # What would be called, and with what, is kept as words.
+        # The call is recorded as the function's name and arguments.
         assert record.path.rpartition(".")[2] == function.__name__
         assert record.arguments == (f"touch {marker}",)
         with pytest.raises(CheckpointError, match="expected the state dict of a GPT-2"):
@@ -221,25 +198,25 @@ REFUSED = {
     "an empty stack": b"\x80\x02R.",
     "two values": b"\x80\x02NN.",
     "a mark left open": b"\x80\x02(N.",
-    "marks without end": b"\x80\x02" + b"(" * 1000,
+    "a thousand marks": b"\x80\x02" + b"(" * 1000,
     "a mark that was not set": b"\x80\x02}u.",
     "a memo that was not set": b"\x80\x02h\x05.",
     "a huge memo index": b"\x80\x02Nr\xff\xff\xff\x7fj\xfe\xff\xff\x7f.",
-    "a text that is cut": b"\x80\x02X\xff\xff\xff\x7fabc.",
-    "a text that is not UTF-8": b"\x80\x02X\x01\x00\x00\x00\xff.",
+    "a truncated string": b"\x80\x02X\xff\xff\xff\x7fabc.",
+    "a string that is not UTF-8": b"\x80\x02X\x01\x00\x00\x00\xff.",
     "a key twice": b"\x80\x02}(K\x01NK\x01Nu.",
     "a key that is a list": b"\x80\x02}]Ns.",
-    "a key alone": b"\x80\x02}(K\x01u.",
-    "items into no dict": b"\x80\x02](K\x01Nu.",
-    "items into no list": b"\x80\x02}K\x01a.",
-    "a call of no global": b"\x80\x02NNR.",
-    "a call with no tuple": b"\x80\x02ccollections\nOrderedDict\nNR.",
-    "a call with too much": b"\x80\x02ctorch\nSize\nNNN\x87R.",
+    "a key without a value": b"\x80\x02}(K\x01u.",
+    "dict items into a list": b"\x80\x02](K\x01Nu.",
+    "list items into a dict": b"\x80\x02}K\x01a.",
+    "a call of something that is not a global": b"\x80\x02NNR.",
+    "a call without a tuple of arguments": b"\x80\x02ccollections\nOrderedDict\nNR.",
+    "a call with too many arguments": b"\x80\x02ctorch\nSize\nNNN\x87R.",
     "an OrderedDict of arguments": b"\x80\x02ccollections\nOrderedDict\n]\x85R.",
     "attributes of None": b"\x80\x02N}b.",
     "a global without an end": b"\x80\x02ctorch",
     "a stack global of numbers": b"\x80\x04K\x01K\x02\x93.",
-    "a persistent id of text": b"\x80\x02X\x01\x00\x00\x00aQ.",
+    "a string as persistent id": b"\x80\x02X\x01\x00\x00\x00aQ.",
     "a tensor without storage": state_dict(tensor(b"N")),
     "an unknown storage": state_dict(tensor(STORAGE.replace(b"FloatStorage", b"CudaStorage"))),
     "a storage of -1": state_dict(tensor(STORAGE.replace(b"K\x04tQ", b"J\xff\xff\xff\xfftQ"))),
@@ -254,11 +231,11 @@ REFUSED = {
     "a shape of lists": state_dict(tensor(rest=b"K\x00](K\x04e](K\x01e\x89N")),
     "a stride of 2": state_dict(tensor(rest=b"K\x00K\x02\x85K\x02\x85\x89N")),
     "more axes than strides": state_dict(tensor(rest=b"K\x00K\x02K\x02\x86K\x01\x85\x89N")),
-    "two storages of one name": b"\x80\x02("
+    "two storages with one name": b"\x80\x02("
     + tensor()
     + tensor(STORAGE.replace(b"K\x04tQ", b"K\x05tQ"))
     + b"t.",
-    "no dict": b"\x80\x02N.",
+    "not a dict": b"\x80\x02N.",
     "numbers among the tensors": state_dict(b"K\x01"),
     "a dict in itself": b"\x80\x02}q\x00K\x01h\x00s.",
 }
@@ -300,16 +277,16 @@ def test_refused_archives(tmp_path: Path) -> None:
     refused("storage '0': found none, expected 16")
     for n in (5, 100, len(raw_archive()) - 30):
         path.write_bytes(raw_archive()[:n])
-        refused("is no readable archive|cut")
+        refused("is not a readable archive|cut")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/data.pkl", good["m/data.pkl"])
         with pytest.warns(UserWarning, match="Duplicate"):
             file.writestr("m/data.pkl", b"")
-    refused("is there twice")
+    refused("appears twice")
 
 
-def test_entries_over_each_other(tmp_path: Path) -> None:
-    """Of an archive whose directory points two names at one place."""
+def test_overlapping_archive_entries(tmp_path: Path) -> None:
+    """The directory points two names at the same data."""
     path = tmp_path / "x.bin"
     entries = {"m/data.pkl": state_dict(tensor()), "m/data/0": bytes(16), "m/data/1": bytes(16)}
     archive(path, entries)
@@ -340,11 +317,11 @@ def test_refused_legacy_files(tmp_path: Path) -> None:
 
 
 def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
-    """Copies, references and numbers that promise much: a kilobyte stays small."""
+    """A kilobyte of copies, references and sizes must not expand."""
     path = tmp_path / "x.bin"
-    # Tuples of eight references to the tuple before: 8^40 numbers, if anyone walked or copied them.
+    # Tuples of eight references to the previous tuple: 8^40 numbers to a reader that copies them.
     billions = b"\x80\x02(K\x01tq\x00" + (b"(" + b"h\x00" * 8 + b"tq\x00") * 40 + b"."
-    # One list of 200 numbers, put into 300 others.
+    # A list of 200 numbers inside 300 other lists.
     repeated = b"\x80\x02](" + b"K\x01" * 200 + b"eq\x00" + b"](h\x00eq\x01" * 300 + b"."
     sizes = b"\x80\x02(" + b"ctorch\nSize\n(" + b"K\x01" * 100 + b"t\x85Rt."
     for raw in (repeated, billions, sizes, state_dict(tensor(STORAGE * 20))):
@@ -358,29 +335,29 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
             tracemalloc.stop()
 
 
-def tower(height: int) -> bytes:
-    """Pairs of the pair before: 2^height things, if anyone walked or showed them."""
+def nested_pairs(height: int) -> bytes:
+    """Return nested pairs of the previous pair: 2^height elements to a reader that walks them."""
     return b")" + b"q\x00h\x00\x86" * height
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        b"\x80\x02" + STORAGE.replace(b"K\x04tQ", tower(60) + b"tQ."),
-        state_dict(tensor(rest=tower(60) + b"K\x04\x85K\x01\x85\x89N")),
-        state_dict(tensor(rest=b"K\x00" + tower(60) + b"K\x01\x85\x89N")),
-        state_dict(tower(60)),
-        b"\x80\x02" + tower(60) + b"NR.",
-        b"\x80\x02" + tower(60) + b"Q.",
-        b"\x80\x02}" + tower(60) + b"Ns.",
+        b"\x80\x02" + STORAGE.replace(b"K\x04tQ", nested_pairs(60) + b"tQ."),
+        state_dict(tensor(rest=nested_pairs(60) + b"K\x04\x85K\x01\x85\x89N")),
+        state_dict(tensor(rest=b"K\x00" + nested_pairs(60) + b"K\x01\x85\x89N")),
+        state_dict(nested_pairs(60)),
+        b"\x80\x02" + nested_pairs(60) + b"NR.",
+        b"\x80\x02" + nested_pairs(60) + b"Q.",
+        b"\x80\x02}" + nested_pairs(60) + b"Ns.",
     ],
 )
-def test_messages_show_no_towers(tmp_path: Path, raw: bytes) -> None:
+def test_errors_do_not_print_nested_pairs(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(CheckpointError):
         StateDictFile(with_pickle(tmp_path / "x.bin", raw))
     legacy = (FORMATS / "torch_legacy" / "pytorch_model.bin").read_bytes()
     magic = legacy[: legacy.index(b".") + 1]
-    for version in (b"\x80\x02M\xe9\x03.", b"\x80\x02" + tower(60) + b"."):
+    for version in (b"\x80\x02M\xe9\x03.", b"\x80\x02" + nested_pairs(60) + b"."):
         (tmp_path / "y.bin").write_bytes(magic + version + b"N.".join([raw, raw]))
         with pytest.raises(CheckpointError):
             StateDictFile(tmp_path / "y.bin")
@@ -388,11 +365,11 @@ def test_messages_show_no_towers(tmp_path: Path, raw: bytes) -> None:
 
 @pytest.mark.parametrize("repeated", [b"}", b"]", b")", b"N", b"\x94", b"("])
 def test_megabytes_of_one_opcode(tmp_path: Path, repeated: bytes) -> None:
-    """At most a million objects are made: some 100 MB."""
+    """The reader makes at most a million objects, about 100 MB."""
     path = with_pickle(tmp_path / "x.bin", b"N" + repeated * 5_000_000 + b".")
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError, match=r"steps|nested"):
+        with pytest.raises(CheckpointError, match=r"opcodes|nested"):
             StateDictFile(path)
         assert tracemalloc.get_traced_memory()[1] < 150_000_000
     finally:
@@ -409,7 +386,7 @@ def test_a_giant_directory_is_not_parsed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["torch_zip", "torch_legacy", "torch_sharded"])
 def test_mutated_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
-    """Bytes changed, cut, doubled, from a fixed seed: an answer or a CheckpointError, and soon."""
+    """Changed, removed and repeated bytes, from a fixed seed: a read succeeds or fails, soon."""
     rng = random.Random(name)
     folder = shutil.copytree(FORMATS / name, tmp_path / "model")
     path = sorted(folder.glob("*.bin"))[0]
@@ -436,13 +413,13 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
             n_read += 1
         except gpt2c.Error:
             pass
-    assert n_read > 10  # weights may be any bytes
+    assert n_read > 10  # mutated weights are still valid
 
 
-def test_what_is_no_archive_after_all(tmp_path: Path) -> None:
+def test_invalid_archives(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(CheckpointError, match="is no readable archive"):
+    with pytest.raises(CheckpointError, match="is not a readable archive"):
         TorchFile(path)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w"):

@@ -1,7 +1,7 @@
-"""gpt2c.from_transformers beside transformers' own generate, of the same model in the same process.
+"""gpt2c.from_transformers compared with transformers' generate on the same model.
 
-Greedy texts can differ only where two logits are equal within float32's error, so it is checked
-that no two are.
+Greedy results can differ only where the two largest logits are equal within float32's error.
+theirs_of checks that they are not.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import on_backend
+from conftest import TALES, on_backend
 
 import gpt2c
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-# Older ones forget scale_attn_weights in their default attention, and count padding as repetition.
+# Older versions ignore scale_attn_weights in their default attention, and penalise padding as
+# repetition.
 transformers = pytest.importorskip("transformers", minversion="5.24")
 
-# transformers warns of its own defaults, and of what it is going to remove.
+# transformers warns about its own defaults and about deprecated features.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 N_VOCAB = 61
@@ -38,13 +38,13 @@ MODELS = {
     "unscaled": {"scale_attn_weights": False, "activation_function": "silu", "n_inner": 37},
     "relu": {"activation_function": "relu", "n_head": 1, "layer_norm_epsilon": 1e-3},
 }
-# What a text has after 3 tokens is in doubt where two logits are so near: 16 rounding errors of the
-# largest of them on either side, as test_reference allows for the logits of one position.
+# Two logits this close may change their order: 16 rounding errors of the largest logit on either
+# side, the tolerance of assert_logits_close.
 ERRORS = 2 * 16 * float(np.finfo(np.float32).eps)
 
 
 def random_model(seed=0, dtype="float32", **changes):
-    """Weights far from GPT-2's timid initialisation, so that logits differ."""
+    """Return a model whose weights are larger than GPT-2's initial ones, so that logits differ."""
     generator = torch.Generator().manual_seed(seed)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**SMALL, **changes})).eval()
     with torch.no_grad():
@@ -56,7 +56,7 @@ def random_model(seed=0, dtype="float32", **changes):
 
 
 def prompts(*lengths, seed=0, pad=0):
-    """Random prompts, padded on the left: input_ids and attention_mask."""
+    """Return input_ids and attention_mask of random prompts, padded on the left."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths)
     ids = torch.full((len(lengths), width), pad)
@@ -68,7 +68,7 @@ def prompts(*lengths, seed=0, pad=0):
 
 
 def theirs_of(model, **options):
-    """transformers' sequences, after a check that float32 could not have chosen otherwise."""
+    """Generate with transformers; check that float32 errors cannot change any choice."""
     wide = copy.deepcopy(model).float()
     output = wide.generate(
         **options, return_dict_in_generate=True, output_scores=True, output_logits=True
@@ -86,8 +86,8 @@ def theirs_of(model, **options):
 
 
 @pytest.fixture
-def of(backend):
-    """from_transformers on each backend in turn."""
+def converted(backend):
+    """gpt2c.from_transformers on each backend in turn."""
     return lambda model, **options: on_backend(
         backend, lambda b: gpt2c.from_transformers(model, backend=b, **options)
     )
@@ -98,15 +98,15 @@ def of(backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_batches_left_padded(of, name, dtype):
+def test_greedy_batches_left_padded(converted, name, dtype):
     model = random_model(dtype=dtype, **MODELS[name])
     given = prompts(9, 3, 1, 6)
     expected = theirs_of(model, **given, max_new_tokens=20, pad_token_id=0)
-    ids = of(model).generate(**given, max_new_tokens=20, pad_token_id=0)
+    ids = converted(model).generate(**given, max_new_tokens=20, pad_token_id=0)
     assert ids.dtype == torch.int64
     assert ids.tolist() == expected.tolist()
-    # And what is left of a prompt is no matter.
-    alone = of(model).generate(given["input_ids"][2:3, -1:], max_new_tokens=20)
+    # Padding on the left does not change the result.
+    alone = converted(model).generate(given["input_ids"][2:3, -1:], max_new_tokens=20)
     assert alone[0].tolist() == expected[2, 8:].tolist()
 
 
@@ -130,48 +130,53 @@ GREEDY = [
 
 
 @pytest.mark.parametrize("options", GREEDY, ids=str)
-def test_greedy_options(of, options):
+def test_greedy_options(converted, options):
     model = random_model(3)
     given = prompts(8, 5, 8, 2, seed=4)
     free = model.generate(**given, max_new_tokens=20, pad_token_id=0)[:, 8:].tolist()
-    # Rows end at different places: by tokens that the first two come to.
+    # EOS ids that the first two rows generate, so that rows end at different steps.
     eos = [free[0][6], free[1][3]]
     options = {"max_new_tokens": 20, "pad_token_id": 0, "eos_token_id": eos, **options}
     options = {name: value for name, value in options.items() if value is not None}
     expected = theirs_of(model, **given, **options)
-    assert of(model).generate(**given, **options).tolist() == expected.tolist()
+    assert converted(model).generate(**given, **options).tolist() == expected.tolist()
 
 
-def test_a_row_ends_with_its_end_token_and_padding(of):
+def test_a_row_ends_with_eos_and_padding(converted):
     model = random_model(3)
     given = prompts(8, 5, seed=4)
     free = model.generate(**given, max_new_tokens=20, pad_token_id=0)[:, 8:].tolist()
     eos = free[0][6]
     n = free[0].index(eos)
-    ids = of(model).generate(**given, max_new_tokens=20, eos_token_id=eos, pad_token_id=59)
+    ids = converted(model).generate(**given, max_new_tokens=20, eos_token_id=eos, pad_token_id=59)
     assert ids[0, 8:].tolist()[: n + 2] == [*free[0][:n], eos, 59]
-    # A single id as one, a list, a tensor; ids that there are not never end anything.
+    # The same id in other types; ids outside the vocabulary have no effect.
     for same in ([eos], torch.tensor([eos]), torch.tensor(eos), np.int64(eos), [eos, -1, 999]):
-        again = of(model).generate(**given, max_new_tokens=20, eos_token_id=same, pad_token_id=59)
+        again = converted(model).generate(
+            **given, max_new_tokens=20, eos_token_id=same, pad_token_id=59
+        )
         assert again.tolist() == ids.tolist()
 
 
-def test_a_mask_is_made_of_padding_where_there_is_none(of):
+def test_without_a_mask_padding_is_masked(converted):
     model = random_model(5)
     ids = prompts(7, 4, pad=59)["input_ids"]
     options = {"max_new_tokens": 9, "pad_token_id": 59}
     expected = theirs_of(model, input_ids=ids, **options).tolist()
-    ours = of(model)
+    ours = converted(model)
     assert ours.generate(ids, **options).tolist() == expected
-    # What ends texts too may be meant.
+    # Padding that is also EOS may be part of the prompt, so it is not masked.
     ends = {**options, "eos_token_id": 59}
     as_tokens = theirs_of(model, input_ids=ids, **ends).tolist()
     assert ours.generate(ids, **ends).tolist() == as_tokens != expected
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"repetition_penalty": 1.7}])
-def test_an_empty_row_begins_with_bos(of, options):
-    """transformers computes with its padding; what an empty prompt is there generate() shows."""
+def test_an_empty_row_starts_from_bos(converted, options):
+    """An empty row gives what transformers' generate() gives without a prompt.
+
+    For an empty row itself transformers computes on the padding.
+    """
     model = random_model(5)
     given = prompts(7, 1, 4, pad=59)
     given["attention_mask"][1, -1] = 0
@@ -179,7 +184,7 @@ def test_an_empty_row_begins_with_bos(of, options):
     options = {"max_new_tokens": 9, "pad_token_id": 59, **options}
     alone = theirs_of(model, **options)
     assert alone[0, 0] == 1  # bos_token_id
-    ours = of(model)
+    ours = converted(model)
     for names in (("input_ids", "attention_mask"), ("input_ids",)):
         others = {name: given[name][[0, 2]] for name in names}
         expected = theirs_of(model, **others, **options)
@@ -192,55 +197,58 @@ def test_an_empty_row_begins_with_bos(of, options):
         ours.generate(**given, **options, bos_token_id=None)
 
 
-def test_an_empty_row_where_padding_is_the_end_token(of):
+def test_an_empty_row_where_padding_is_eos(converted):
     model = random_model(5)
     ids = torch.tensor([[59, 59, 59], [4, 5, 6]])
     options = {"max_new_tokens": 5, "pad_token_id": 59, "eos_token_id": 59}
     mask = torch.tensor([[0, 0, 0], [1, 1, 1]])
     expected = theirs_of(model, **options)[0, 1:].tolist()
-    found = of(model).generate(ids, attention_mask=mask, **options)[0].tolist()
+    found = converted(model).generate(ids, attention_mask=mask, **options)[0].tolist()
     assert found == [59, 59, 59, *expected]
 
 
-def test_masked_tokens_inside_a_prompt(of):
+def test_masked_tokens_inside_a_prompt(converted):
     model = random_model(6)
     given = prompts(9, 9)
     given["attention_mask"][0, 3:5] = 0
     expected = theirs_of(model, **given, max_new_tokens=8, pad_token_id=0).tolist()
-    assert of(model).generate(**given, max_new_tokens=8, pad_token_id=0).tolist() == expected
+    assert converted(model).generate(**given, max_new_tokens=8, pad_token_id=0).tolist() == expected
 
 
-# ---- where options are from ----
+# ---- which options apply ----
 
 
-def test_unset_options_are_the_models_and_then_transformers_own(of):
+def test_unset_options_come_from_the_model_and_then_from_transformers(converted):
     model = random_model(7)
     given = prompts(4)
-    assert of(model).generate(**given).shape[1] == 4 + 20  # transformers' default
-    # A context that ends before: so does the text.
-    assert of(model).generate(**prompts(40)).tolist() == theirs_of(model, **prompts(40)).tolist()
+    assert converted(model).generate(**given).shape[1] == 4 + 20  # transformers' default
+    # A row ends with the context.
+    assert (
+        converted(model).generate(**prompts(40)).tolist()
+        == theirs_of(model, **prompts(40)).tolist()
+    )
     model.generation_config.max_new_tokens = 7
     model.generation_config.repetition_penalty = 1.5
     expected = theirs_of(model, **given).tolist()
-    ours = of(model)
+    ours = converted(model)
     assert ours.generate(**given).tolist() == expected
     assert ours.generate(given["input_ids"], max_new_tokens=5)[0].tolist() == expected[0][:9]
     config = transformers.GenerationConfig(max_new_tokens=6, repetition_penalty=1.0)
     for call in ({"generation_config": config}, {"max_new_tokens": 6, "repetition_penalty": None}):
         expected = theirs_of(model, **given, **call).tolist()
         assert ours.generate(**given, **call).tolist() == expected
-    # Ours is a copy: what is changed in it counts, and in transformers' does not.
+    # Our generation_config is a copy: changes to it apply, later changes to transformers' do not.
     model.generation_config.max_new_tokens = 1
     assert ours.generate(**given).shape[1] == 4 + 7
     ours.generation_config.max_new_tokens = 3
     assert ours.generate(**given).shape[1] == 4 + 3
 
 
-def test_positional_arguments_and_a_prompt_of_its_own(of):
+def test_positional_arguments_and_a_call_without_a_prompt(converted):
     model = random_model(8)
     config = transformers.GenerationConfig(max_new_tokens=5)
     expected = theirs_of(model, inputs=torch.tensor([[1]]), max_new_tokens=5).tolist()
-    ours = of(model)
+    ours = converted(model)
     assert ours.generate(torch.tensor([[1]], dtype=torch.int32), config).tolist() == expected
     assert ours.generate(max_new_tokens=5).tolist() == expected  # bos_token_id is 1
     with pytest.raises(gpt2c.OptionError, match="bos_token_id is None"):
@@ -250,8 +258,8 @@ def test_positional_arguments_and_a_prompt_of_its_own(of):
 # ---- sampling ----
 
 
-def test_draws_are_repeatable_by_torchs_seed(of):
-    ours = of(random_model(9))
+def test_samples_are_reproducible_with_torchs_seed(converted):
+    ours = converted(random_model(9))
     given = {**prompts(5, 3), "max_new_tokens": 12, "do_sample": True, "pad_token_id": 0}
     torch.manual_seed(1)
     first, second = ours.generate(**given), ours.generate(**given)
@@ -260,38 +268,38 @@ def test_draws_are_repeatable_by_torchs_seed(of):
     many = ours.generate(**given, num_return_sequences=3)
     assert len({tuple(row) for row in many.tolist()}) == 6
     assert many[:, :5].tolist() == given["input_ids"].repeat_interleave(3, dim=0).tolist()
-    # Greedy text draws nothing.
+    # Greedy decoding does not advance torch's generator.
     before = torch.get_rng_state()
     ours.generate(**{**given, "do_sample": False})
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_draws_are_of_transformers_distribution(of):
+def test_samples_follow_transformers_distribution(converted):
     model = random_model(10)
     given = prompts(3)
     options = {"do_sample": True, "temperature": 1.3, "top_p": 0.9, "max_new_tokens": 1}
     torch.manual_seed(0)
-    ids = of(model).generate(given["input_ids"].repeat(20, 1), num_return_sequences=100, **options)[
-        :, -1
-    ]
-    # transformers' own processors, top_k 50 among them: it is its default.
+    ids = converted(model).generate(
+        given["input_ids"].repeat(20, 1), num_return_sequences=100, **options
+    )[:, -1]
+    # The scores after transformers' own processors, including its default of top_k=50.
     output = model.generate(**given, **options, return_dict_in_generate=True, output_scores=True)
     expected = output.scores[0][0].softmax(-1).numpy()
     counts = np.bincount(ids.numpy(), minlength=N_VOCAB)
     assert not counts[expected == 0].any()
-    # 2000 draws: all but one in 10^6 of such counts are within five standard deviations.
+    # 2000 draws: about one count in 10^6 is more than five standard deviations off.
     deviation = np.sqrt(2000 * expected * (1 - expected))
     assert (np.abs(counts - 2000 * expected) <= 5 * deviation + 1).all()
 
 
-def test_top_k_is_transformers_default(of):
+def test_top_k_is_transformers_default(converted):
     model = random_model(10, initializer_range=0.0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()  # so that every token is as likely
+            parameter.zero_()  # makes all tokens equally likely
     torch.manual_seed(0)
     ids = torch.full((60, 1), 3)
-    ours = of(model)
+    ours = converted(model)
     drawn = ours.generate(ids, do_sample=True, max_new_tokens=30)[:, 1:]
     k = transformers.GenerationConfig._get_default_generation_params()["top_k"]
     assert drawn.unique().numel() == k
@@ -314,40 +322,39 @@ def test_top_k_is_transformers_default(of):
     ],
     ids=str,
 )
-def test_beams(of, options):
+def test_beams(converted, options):
     model = random_model(11)
     given = prompts(8, 5, 8, 2, seed=4)
     free = model.generate(**given, max_new_tokens=12, pad_token_id=0)[:, 8:].tolist()
     options = {
-        # transformers 5.24's beams take a pad_token_id of 0 for none, and fill with an end token.
+        # transformers 5.24's beam search treats pad_token_id=0 as missing and pads with EOS.
         "max_new_tokens": 12, "pad_token_id": 59, "eos_token_id": [free[0][4], free[1][2]],
         "return_dict_in_generate": True, "output_scores": True, **options,
     }  # fmt: skip
     expected = model.generate(**given, **options)
-    output = of(model).generate(**given, **options)
+    output = converted(model).generate(**given, **options)
     assert output.sequences.tolist() == expected.sequences.tolist()
     torch.testing.assert_close(output.sequences_scores, expected.sequences_scores)
 
 
-# ---- what is called while it runs, and what is kept ----
+# ---- stopping, streamers, processors and kept outputs ----
 
 
 @pytest.fixture(scope="module")
-def tales():
-    """A tokenizer of transformers' over the embedded model's vocabulary, and that model."""
-    folder = Path(gpt2c.__file__).parent / "models" / "tales"
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+def hf_tales():
+    """The embedded model in transformers, its tokenizer there, and the model converted to gpt2c."""
+    vocabulary = json.loads((TALES / "vocab.json").read_text(encoding="utf-8"))
+    lines = (TALES / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
     tokenizer = transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges)
     tokenizer.pad_token = tokenizer.eos_token
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    model = transformers.GPT2LMHeadModel.from_pretrained(TALES).eval()
     return model, tokenizer, gpt2c.from_transformers(model, tokenizer)
 
 
 @pytest.mark.parametrize("stops", ["e King wa", ["zzz", "ligh", "King was so de"], ["time, a"]])
-def test_stop_strings_are_part_of_the_text(tales, stops):
-    model, tokenizer, ours = tales
+def test_stop_strings_are_kept_in_the_output(hf_tales, stops):
+    model, tokenizer, ours = hf_tales
     given = tokenizer("Once upon a time", return_tensors="pt")
     options = {"max_new_tokens": 40, "stop_strings": stops}
     expected = model.generate(**given, **options, tokenizer=tokenizer)
@@ -360,8 +367,8 @@ def test_stop_strings_are_part_of_the_text(tales, stops):
         without.generate(**given, **options)
 
 
-def test_stopping_criteria_and_streamers(tales):
-    model, tokenizer, ours = tales
+def test_stopping_criteria_and_streamers(hf_tales):
+    model, tokenizer, ours = hf_tales
     given = tokenizer("The old king", return_tensors="pt")
     n = given["input_ids"].shape[1]
 
@@ -389,7 +396,7 @@ def test_stopping_criteria_and_streamers(tales):
     assert both[1].shape[1] == n + 5
     assert recorders[1].values == recorders[0].values
     assert recorders[1].ended
-    # The token that ends a text is streamed too.
+    # EOS is streamed too.
     eos = both[0][0, n + 3].item()
     recorders = Recorder(), Recorder()
     for model_, recorder in zip((model, ours), recorders, strict=True):
@@ -398,8 +405,8 @@ def test_stopping_criteria_and_streamers(tales):
     assert recorders[1].values[-1] == [eos]
 
 
-def test_text_is_streamed_to_another_thread(tales):
-    _, tokenizer, ours = tales
+def test_text_is_streamed_to_another_thread(hf_tales):
+    _, tokenizer, ours = hf_tales
     given = tokenizer("The old king", return_tensors="pt")
     streamer = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
     options = {**given, "max_new_tokens": 12, "streamer": streamer}
@@ -412,12 +419,12 @@ def test_text_is_streamed_to_another_thread(tales):
     assert len(pieces) > 3
 
 
-def test_logits_processors(of):
+def test_logits_processors(converted):
     model = random_model(12)
     given = prompts(6, 4)
 
     class Odd(transformers.LogitsProcessor):
-        """Nothing but odd ids, and none twice."""
+        """Allow only odd ids, each once."""
 
         def __call__(self, input_ids, scores):
             scores = scores.clone()
@@ -427,14 +434,14 @@ def test_logits_processors(of):
     options = {"max_new_tokens": 8, "pad_token_id": 0}
     processors = transformers.LogitsProcessorList([Odd()])
     expected = theirs_of(model, **given, **options, logits_processor=processors).tolist()
-    ours = of(model)
+    ours = converted(model)
     assert ours.generate(**given, **options, logits_processor=processors).tolist() == expected
     with pytest.raises(gpt2c.OptionError, match="together with repetition_penalty"):
         ours.generate(**given, **options, logits_processor=processors, repetition_penalty=2.0)
 
 
 @pytest.mark.parametrize("draws", [False, True])
-def test_logits_and_scores_that_are_kept(of, draws):
+def test_output_logits_and_scores(converted, draws):
     model = random_model(13)
     given = prompts(7, 4)
     kept = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
@@ -442,10 +449,10 @@ def test_logits_and_scores_that_are_kept(of, draws):
         "max_new_tokens": 6, "pad_token_id": 0, "repetition_penalty": 1.4, "top_p": 0.8,
         "do_sample": draws, **kept,
     }  # fmt: skip
-    output = of(model).generate(**given, **options)
+    output = converted(model).generate(**given, **options)
     assert type(output) is type(model.generate(**given, **options))
     assert len(output.scores) == len(output.logits) == 6
-    # What transformers has of the very text: each step on what ours chose before.
+    # Compare each step with transformers on our own tokens so far.
     for step in range(6):
         prompt = {
             "input_ids": output.sequences[:, : 7 + step],
@@ -457,18 +464,18 @@ def test_logits_and_scores_that_are_kept(of, draws):
             torch.testing.assert_close(ours_[step], theirs_[0], rtol=0, atol=2 * atol)
 
 
-def test_no_time_no_logits():
+def test_max_time_0_gives_no_logits():
     ours = gpt2c.from_transformers(random_model())
     kept = {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
     output = ours.generate(torch.tensor([[1, 2]]), max_time=0, max_new_tokens=3, **kept)
     assert (output.sequences.tolist(), output.logits, output.scores) == ([[1, 2]], (), ())
 
 
-def test_rows_that_ended_have_zeros_for_logits(of):
+def test_logits_of_finished_rows_are_zero(converted):
     model = random_model(3)
     given = prompts(8, 5, seed=4)
     free = model.generate(**given, max_new_tokens=9, pad_token_id=0)[:, 8:].tolist()
-    output = of(model).generate(
+    output = converted(model).generate(
         **given, max_new_tokens=9, eos_token_id=free[0][2], pad_token_id=0,
         return_dict_in_generate=True, output_logits=True,
     )  # fmt: skip
@@ -482,8 +489,8 @@ def test_rows_that_ended_have_zeros_for_logits(of):
 # ---- pipelines ----
 
 
-def test_pipeline(tales):
-    model, tokenizer, ours = tales
+def test_pipeline(hf_tales):
+    model, tokenizer, ours = hf_tales
     pipes = [
         transformers.pipeline(
             "text-generation", model=m, tokenizer=copy.deepcopy(tokenizer), device="cpu"
@@ -506,8 +513,8 @@ def test_pipeline(tales):
     assert "GPT2LMHeadModel" in repr(pipes[1])
 
 
-def test_a_pipeline_finds_nothing_amiss(tales, caplog):
-    _, tokenizer, ours = tales
+def test_a_pipeline_logs_no_warnings(hf_tales, caplog):
+    _, tokenizer, ours = hf_tales
     logger = transformers.utils.logging.get_logger("transformers")
     logger.addHandler(caplog.handler)
     try:
@@ -517,7 +524,7 @@ def test_a_pipeline_finds_nothing_amiss(tales, caplog):
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
 
 
-# ---- what cannot be ----
+# ---- errors ----
 
 
 @pytest.mark.parametrize(
@@ -552,11 +559,11 @@ def test_a_pipeline_finds_nothing_amiss(tales, caplog):
         ({"logits_processor": [lambda ids, scores: scores[0]]}, rf"shape \[1, {N_VOCAB}\]"),
         ({"stopping_criteria": 3}, "stopping_criteria is 3"),
         ({"stopping_criteria": [3]}, "stopping_criteria has 3"),
-        ({"stopping_criteria": [lambda ids, scores: None]}, "stopping_criteria answers None"),
+        ({"stopping_criteria": [lambda ids, scores: None]}, "stopping_criteria returned None"),
         ({"streamer": 3}, "streamer is 3; it must have the methods"),
     ],
 )
-def test_what_cannot_be_names_itself(options, message):
+def test_errors_name_the_invalid_argument(options, message):
     ours = gpt2c.from_transformers(random_model(14))
     given = {"input_ids": torch.tensor([[1, 2, 3]]), "max_new_tokens": 2, **options}
     with pytest.raises((ValueError, TypeError), match=message) as caught:
@@ -564,10 +571,10 @@ def test_what_cannot_be_names_itself(options, message):
     assert isinstance(caught.value, gpt2c.Error)
 
 
-def test_texts_of_different_lengths_need_padding(of):
+def test_rows_of_different_lengths_need_padding(converted):
     model = random_model(3)
     given = {"input_ids": torch.tensor([[1, 2], [3, 4]]), "max_new_tokens": 9}
-    ours = of(model)
+    ours = converted(model)
 
     def ends(ids, scores):
         return ids[0, 0] == 1 and ids.shape[1] == 5
@@ -578,11 +585,11 @@ def test_texts_of_different_lengths_need_padding(of):
     assert padded[0, 5:].tolist() == [60] * 6
 
 
-def test_a_full_context_ends_a_row(of):
+def test_a_full_context_ends_a_row(converted):
     model = random_model(15)
     given = prompts(46, 10)
-    ids = of(model).generate(**given, max_new_tokens=9, pad_token_id=60)
-    # The last of them need not be fed, so there is one more than there are positions.
+    ids = converted(model).generate(**given, max_new_tokens=9, pad_token_id=60)
+    # 48 positions give 49 tokens, since the last one is not fed.
     assert ids[0, 49:].tolist() == [60] * 6
     assert ids[:, :49].tolist() == theirs_of(
         model, **given, max_new_tokens=3, pad_token_id=60
@@ -593,7 +600,7 @@ def test_other_models_are_refused():
     with pytest.raises(gpt2c.OptionTypeError, match="it must be a transformers GPT2LMHeadModel"):
         gpt2c.from_transformers(random_model().transformer)
     for ours in (gpt2c.GPT2.from_pretrained(), gpt2c.from_transformers(random_model())):
-        with pytest.raises(gpt2c.OptionTypeError, match="is a model of gpt2c's already"):
+        with pytest.raises(gpt2c.OptionTypeError, match="is already a gpt2c model"):
             gpt2c.from_transformers(ours)
     model = random_model()
     model.transformer.h[0].attn.lora = torch.nn.Linear(3, 3)
@@ -609,10 +616,10 @@ def test_other_models_are_refused():
         gpt2c.from_transformers(model)
 
 
-def test_weights_are_copied(of):
+def test_weights_are_copied(converted):
     model = random_model(16)
     given = prompts(4)
-    ours = of(model)
+    ours = converted(model)
     before = ours.generate(**given, max_new_tokens=9)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -620,16 +627,16 @@ def test_weights_are_copied(of):
     assert ours.generate(**given, max_new_tokens=9).tolist() == before.tolist()
 
 
-def test_a_head_is_tied_where_it_is_the_embedding(of):
+def test_a_head_is_tied_only_if_it_is_the_embedding(converted):
     model = random_model(17)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0))
     assert model.config.tie_word_embeddings
     given = prompts(4)
     expected = theirs_of(model, **given, max_new_tokens=9).tolist()
-    assert of(model).generate(**given, max_new_tokens=9).tolist() == expected
+    assert converted(model).generate(**given, max_new_tokens=9).tolist() == expected
 
 
-def test_what_there_is_not_says_where_else_it_is():
+def test_missing_features_point_to_transformers_model():
     ours = gpt2c.from_transformers(random_model())
     with pytest.raises(gpt2c.OptionTypeError, match=r"cannot be called.*keep transformers' model"):
         ours(torch.tensor([[1]]))
@@ -639,7 +646,7 @@ def test_what_there_is_not_says_where_else_it_is():
     assert copy.copy(ours).config is ours.config
 
 
-def test_what_programs_ask_of_a_model():
+def test_device_dtype_and_eval():
     ours = gpt2c.from_transformers(random_model())
     assert ours.eval() is ours.to("cpu") is ours.to(torch.device("cpu"), torch.float32) is ours
     assert (ours.device.type, ours.dtype, ours.can_generate()) == ("cpu", torch.float32, True)

@@ -1,4 +1,4 @@
-"""A short fuzz from fixed seeds; tools/soak/fuzz.py runs as many inputs as one likes."""
+"""A short fuzz from fixed seeds; tools/soak/fuzz.py runs as many inputs as you ask for."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fuzzing import KINDS, FindingError, run
 import gpt2c
 from gpt2c import GPT2
 
-# AddressSanitizer makes each a few times slower.
+# AddressSanitizer is a few times slower.
 SHARE = 6 if "ASAN_OPTIONS" in os.environ else 1
 N_INPUTS = {"checkpoints": 6000 // SHARE, "tokenizers": 4000 // SHARE, "api": 6000 // SHARE}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_else_comes_out(kind: str) -> None:
+def test_only_our_errors_are_raised(kind: str) -> None:
     counts = run(kind, seed=7, n_inputs=N_INPUTS[kind])
     accepted = sum(count for name, count in counts.items() if name.endswith("accepted"))
-    # So the mutations are neither harmless nor hopeless.
+    # Neither too few nor too many mutations are accepted.
     assert 0.03 < accepted / counts.total() < 0.6
     assert len(counts) >= 10
 
 
 @pytest.mark.skipif(SHARE > 1, reason="AddressSanitizer reserves more addresses than the limit")
-def test_the_long_form_ends_with_its_seed_and_result() -> None:
+def test_the_soak_script_prints_its_seed_and_result_last() -> None:
     script = Path(__file__).parents[1] / "tools" / "soak" / "fuzz.py"
     command = [sys.executable, script, "api", "tokenizers", "--inputs", "150", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -40,8 +40,8 @@ def test_the_long_form_ends_with_its_seed_and_result() -> None:
     assert last.endswith(": nothing found")
 
 
-def test_a_finding_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the fuzz watches for: another exception, and time."""
+def test_a_foreign_exception_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A foreign exception is a finding, and its input is kept."""
 
     def raises(*_: object) -> None:
         raise KeyError("foreign")
@@ -52,16 +52,16 @@ def test_a_finding_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
-# What was found, and once raised something else or took memory without bound.
+# Past findings: once each raised a foreign exception or took unbounded memory.
 PAST: dict[str, Callable[[GPT2], object]] = {
     "an array for a flag of encode": lambda m: m.tokenizer.encode(
         "<|endoftext|>", special=np.ones(8)
     ),
     "an array for a flag of feed": lambda m: m.session().feed([19, 48], all=np.arange(8)),
-    "ids without end": lambda m: m.tokenizer.decode(range(2**40)),
-    "an order without end": lambda m: m.generate("the", sampler_order=range(2**40)),
-    "seeds without end": lambda m: m.generate("the", seed=range(2**40)),
-    "stops without end": lambda m: m.generate("the", stop_token_ids=range(2**40)),
+    "endless ids": lambda m: m.tokenizer.decode(range(2**40)),
+    "an endless order": lambda m: m.generate("the", sampler_order=range(2**40)),
+    "endless seeds": lambda m: m.generate("the", seed=range(2**40)),
+    "endless stop ids": lambda m: m.generate("the", stop_token_ids=range(2**40)),
 }
 
 
@@ -71,7 +71,7 @@ def test_past_findings(name: str) -> None:
         PAST[name](GPT2.from_pretrained())
 
 
-def test_ten_megabytes_of_prompt() -> None:
+def test_prompts_of_ten_megabytes() -> None:
     model = GPT2.from_pretrained()
     for prompt in ("the king " * 1_100_000, "a" * 10_000_000, " " * 10_000_000, "\0é" * 3_000_000):
         with pytest.raises(gpt2c.ContextError):

@@ -1,4 +1,4 @@
-"""gen_text and text in, text out."""
+"""gen_text, and generation from text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_seed_problem():
     assert len(gpt2c.gen_text("hello", model=toy_parts()).split(" ")) == 40
 
 
-def test_parts_of_a_whole_model_as_picogpt_has_them():
+def test_a_whole_model_in_picogpts_parts():
     rng = np.random.default_rng(3)
 
     def linear(n_in, n_out):
@@ -77,7 +77,7 @@ def test_parts_of_a_whole_model_as_picogpt_has_them():
             weights[f"h.{i}.{name}.weight"] = block[name]["g"]
             weights[f"h.{i}.{name}.bias"] = block[name]["b"]
     oracle = gpt2(np.arange(16), weights, model.config)
-    # float64 parts are rounded to float32 and computed in it.
+    # The model rounds float64 parts to float32 and computes in float32.
     np.testing.assert_allclose(model.logits(list(range(16))), oracle, rtol=1e-4, atol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_gen_text_with_a_model_or_a_folder(shared):
     assert gpt2c.gen_text("Once upon a time", 12, model=folder) == text
 
 
-def test_gen_text_takes_no_other_model():
+def test_gen_text_refuses_other_models():
     with pytest.raises(gpt2c.OptionTypeError):
         gpt2c.gen_text("Once upon a time", model=3)
 
@@ -122,7 +122,7 @@ def test_backends_agree_on_prose(shared):
     compiled, plain = GPT2.from_pretrained(folder), GPT2.from_pretrained(folder, backend="numpy")
     text = (folder / "held-out.txt").read_text()[:2000]
     ids = compiled.tokenizer.encode(text)[:400]
-    # Logits up to some 20, two float32 computations of 6 blocks.
+    # Two float32 computations of 6 blocks, with logits up to about 20.
     np.testing.assert_allclose(compiled.logits(ids), plain.logits(ids), rtol=0, atol=1e-4)
     options = {"max_new_tokens": 30, "temperature": 0.8, "top_k": 40, "seed": 5}
     assert compiled.generate("The wolf", **options) == plain.generate("The wolf", **options)
@@ -130,8 +130,7 @@ def test_backends_agree_on_prose(shared):
 
 def test_a_stream_never_splits_a_character():
     model = GPT2.from_pretrained(FIXTURES / "transformers" / "plain")
-    model.tokenizer = (
-        Tokenizer.gpt2()
-    )  # ids below 97 decode to single bytes: mostly half characters
+    # Ids below 97 decode to single bytes, mostly parts of characters.
+    model.tokenizer = Tokenizer.gpt2()
     pieces = list(model.stream("!", max_new_tokens=30, temperature=3.0, seed=1))
     assert "".join(pieces) == model.generate("!", max_new_tokens=30, temperature=3.0, seed=1)

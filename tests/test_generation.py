@@ -1,15 +1,14 @@
-"""generate, complete and stream: prompts in all their forms, endings, options."""
+"""generate, complete and stream: kinds of prompts, finish reasons, options."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 import re
-import threading
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import BACKENDS, FIXTURES, config_of, in_threads, model_on, on_backend, random_weights
 
 import gpt2c
 from gpt2c import GPT2
@@ -46,7 +45,7 @@ def test_ids_in_ids_out(model):
     )
 
 
-def test_greedy_is_the_arg_max_of_the_logits(model):
+def test_greedy_is_the_argmax_of_the_logits(model):
     ids = [4, 8, 15]
     for token in model.generate(ids, max_new_tokens=10):
         assert token == model.logits(ids)[-1].argmax()
@@ -68,10 +67,10 @@ def test_empty_results(model):
     assert list(model.stream([1], max_new_tokens=0)) == []
 
 
-def test_completion_tells_why_it_ended(model):
+def test_finish_reasons(model):
     done = model.complete([1, 2], max_new_tokens=3)
     assert (done.text, len(done.ids), done.finish_reason, done.seed) == (None, 3, "length", None)
-    # 40 positions hold 40 fed tokens; the last one generated need not be fed.
+    # 40 positions hold 40 fed tokens; the last generated token is not fed.
     done = model.complete([1] * 30, max_new_tokens=100)
     assert (len(done.ids), done.finish_reason) == (11, "context")
     done = model.complete([1] * 30, max_new_tokens=11)
@@ -80,10 +79,10 @@ def test_completion_tells_why_it_ended(model):
     assert (len(done.ids), done.finish_reason) == (1, "context")
 
 
-def test_end_token_ends_a_text_and_is_not_part_of_it(backend):
+def test_eos_ends_a_completion_and_is_not_part_of_it(backend):
     weights = random_weights(config_of())
     free = model_on(backend, config_of(), weights).generate([7, 7], max_new_tokens=30)
-    # The first token that has not occurred before it, some way in, becomes the end token.
+    # Use the first token after some steps that did not occur before as EOS.
     at = next(i for i in range(3, 30) if free[i] not in free[:i])
     for eos in (free[at], (49, free[at])):
         if 49 in free[:at]:
@@ -103,7 +102,7 @@ def test_stream_equals_generate(model):
     stream.close()
 
 
-def test_stream_comes_token_by_token(plain):
+def test_stream_yields_token_by_token(plain):
     stream = plain.stream([1, 2], max_new_tokens=20)
     first = next(stream)
     assert first == plain.generate([1, 2], max_new_tokens=1)[0]
@@ -114,7 +113,7 @@ def test_prompt_longer_than_the_context(model):
         model.generate([[1], [1] * 41])
     with pytest.raises(ValueError, match="prompt 0 has 50 tokens"):
         model.generate(list(range(50)))
-    # Room is left for the new tokens, but for at most half of the context.
+    # The prompt is cut so that the new tokens fit, but they get at most half of the context.
     ids = list(range(50))
     assert model.generate(ids, max_new_tokens=6, truncate="left") == model.generate(
         ids[-35:], max_new_tokens=6
@@ -127,7 +126,7 @@ def test_prompt_longer_than_the_context(model):
     )
 
 
-def test_empty_prompt_starts_from_end_of_text(backend):
+def test_an_empty_prompt_starts_from_eos(backend):
     weights = random_weights(config_of())
     without = model_on(backend, config_of(), weights)
     with pytest.raises(gpt2c.OptionError, match="prompt 0 is empty"):
@@ -171,7 +170,7 @@ def test_bad_prompts(model, prompts, error):
         assert isinstance(caught.value, gpt2c.Error)
 
 
-def test_a_bad_id_is_named_with_its_prompt_and_place(model):
+def test_errors_name_the_prompt_and_position_of_an_invalid_id(model):
     with pytest.raises(gpt2c.OptionError, match="prompt 1: token 2 is 50; ids are from 0 to 49"):
         model.generate([[1], [1, 2, 50]])
 
@@ -210,7 +209,7 @@ def test_bad_options_name_the_option(plain, options, error, names):
     assert isinstance(caught.value, gpt2c.Error)
 
 
-def test_errors_in_a_stream_are_raised_at_once(plain):
+def test_stream_checks_options_before_the_first_token(plain):
     with pytest.raises(gpt2c.OptionError):
         plain.stream([1], temperature=-1)
     with pytest.raises(gpt2c.OptionTypeError):
@@ -219,12 +218,12 @@ def test_errors_in_a_stream_are_raised_at_once(plain):
         plain.stream([1], seed=[1])
 
 
-def test_not_a_number_is_an_error_and_names_the_place(backend):
+def test_a_nan_logit_is_an_error_with_its_position(backend):
     config = config_of()
     weights = random_weights(config)
     weights["wte.weight"][9] = np.nan
     model = model_on(backend, config, weights)
-    # A NaN row of wte is a NaN logit everywhere, by the tied head.
+    # The head is tied, so a NaN row of wte makes one logit NaN at every position.
     with pytest.raises(gpt2c.NumericalError, match=r"prompt 0: .*position 2"):
         model.generate([1, 2])
     with pytest.raises(ArithmeticError):
@@ -267,22 +266,18 @@ def test_threads_share_a_model(model):
     def work(i):
         results[i] = model.generate(prompts[i], max_new_tokens=30)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert results == expected
 
 
-def test_more_prompts_than_run_together(model):
+def test_more_prompts_than_the_batch_size(model):
     prompts = [[i % 50, (i * 7) % 50] for i in range(DEFAULT_BATCH_SIZE * 2 + 3)]
     together = model.generate(prompts, max_new_tokens=3)
     assert together == [model.generate(p, max_new_tokens=3) for p in prompts]
 
 
 def test_help_shows_the_options_of_all_methods():
-    """Those of generate, complete and stream have several homes, which must not drift apart."""
+    """The options of generate, complete and stream are listed in several places that must agree."""
 
     def options(method):
         return [n for n in inspect.signature(method).parameters if n not in ("self", "prompt")]
@@ -299,8 +294,8 @@ def test_help_shows_the_options_of_all_methods():
         assert re.search(rf"^ +({name}|.*[, ]{name}(,.*)?)$", documented, re.MULTILINE), name
 
 
-def test_padding_is_never_generated(backend):
-    """Ids beyond the tokenizer's, here the likeliest by far: they have no text."""
+def test_ids_without_text_are_never_generated(backend):
+    """Ids that the tokenizer lacks have no text; here they are by far the likeliest."""
     config = config_of(vocab_size=50304, n_layer=0, n_embd=3, n_head=1)
     weights = random_weights(config)
     weights["wte.weight"][50257:] *= 1000
@@ -314,10 +309,10 @@ def test_padding_is_never_generated(backend):
         ids = padded.generate([1], max_new_tokens=20, **options)
         assert max(ids) < 50257
         assert isinstance(padded.generate("a", max_new_tokens=5, **options), str)
-    assert padded.generate([50300], max_new_tokens=1)  # a model may have been trained on them
+    assert padded.generate([50300], max_new_tokens=1)  # a prompt may contain them
 
 
-def test_model_tells_what_it_is(model, backend):
+def test_repr_and_config_of_a_model(model, backend):
     assert model.backend == backend
     assert "n_layer 2" in repr(model)
     assert model.config.n_embd == 24

@@ -1,8 +1,8 @@
-"""generation_config.json: a model's own defaults, which never stand in a call's way.
+"""generation_config.json: a model's own defaults, which never make a valid call fail.
 
-What is right of lengths is what transformers 5.24.0 does: max_length and min_length count the
-prompt, max_new_tokens and min_new_tokens come before them, and a minimum beyond the maximum is a
-warning. test_transformers_defaults.py runs it beside transformers.
+Lengths follow transformers 5.24.0: max_length and min_length count the prompt, max_new_tokens and
+min_new_tokens override them, and a minimum above the maximum is a warning.
+test_transformers_defaults.py compares with transformers itself.
 """
 
 from __future__ import annotations
@@ -14,26 +14,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import config_of, random_weights
-from model_folders import folder_of, load
+from conftest import load
+from model_folders import folder_of, random_folder
 
 from gpt2c import GPT2, OptionError, OptionTypeError
 from gpt2c.cli.main import main
-from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.checkpoint import from_arrays
 
 
 def with_generation(tmp_path: Path, values: Any) -> GPT2:
-    """A model without a tokenizer; values are the file's, or its text."""
-    shape = config_of(vocab_size=21)
-    checkpoint = from_arrays(shape, random_weights(shape))
-    GPT2(checkpoint, MissingTokenizer("a test")).save_pretrained(tmp_path / "model")
+    """Return a model without a tokenizer whose file has these values, or this text."""
+    random_folder(tmp_path / "model", vocab_size=21, n_layer=2, n_embd=24)
     text = values if isinstance(values, str) else json.dumps(values)
     (tmp_path / "model" / "generation_config.json").write_text(text)
     return GPT2.from_pretrained(tmp_path / "model")
 
 
-def test_end_tokens_of_generation_config(tmp_path: Path) -> None:
+def test_eos_ids_of_generation_config(tmp_path: Path) -> None:
     model = with_generation(
         tmp_path, {"eos_token_id": [4, 5], "pad_token_id": 3, "bos_token_id": 2}
     )
@@ -56,7 +52,7 @@ def test_defaults_of_generation_config(tmp_path: Path) -> None:
     bare = GPT2.from_pretrained(tmp_path / "model")
     assert len(model.generate([1, 2], seed=3)) == 7
     assert model.generate([1, 2], seed=3) == bare.generate([1, 2], max_new_tokens=7, **by_hand)
-    # What a call gives counts.
+    # The call's own options override the file.
     assert len(model.generate([1, 2], max_new_tokens=4)) == 4
     greedy = model.generate([1, 2], do_sample=False)
     assert greedy == model.generate([1, 2], temperature=0)
@@ -66,7 +62,7 @@ def test_defaults_of_generation_config(tmp_path: Path) -> None:
     assert model.complete([1], temperature=None).seed is not None
 
 
-def test_sampling_options_without_sampling_do_nothing(tmp_path: Path) -> None:
+def test_sampling_options_without_do_sample_have_no_effect(tmp_path: Path) -> None:
     model = with_generation(tmp_path, {"temperature": 0.7, "top_k": 50, "do_sample": False})
     assert dict(model.generation_defaults) == {}
     assert model.complete([1]).seed is None
@@ -92,7 +88,7 @@ def test_beam_search_by_default(tmp_path: Path, caplog: pytest.LogCaptureFixture
     bare = GPT2.from_pretrained(tmp_path / "model")
     assert model.complete([1]) == bare.complete([1], **by_hand)
     assert model.complete([1]).sequence_score is not None
-    # Of one beam, a drawn text, and a stream there is no search.
+    # num_beams=1, sampling and stream() do not search.
     greedy = bare.generate([1], max_new_tokens=6)
     assert model.generate([1], num_beams=1) == list(model.stream([1])) == greedy
     drawn = bare.generate([1], max_new_tokens=6, temperature=2.0, seed=1)
@@ -110,7 +106,7 @@ def test_beams_that_sample_are_not_supported(
     assert model.complete([1]).seed is not None
 
 
-def test_logits_do_not_depend_on_them(tmp_path: Path) -> None:
+def test_logits_do_not_depend_on_generation_config(tmp_path: Path) -> None:
     model = with_generation(tmp_path, {"do_sample": True, "repetition_penalty": 2.0})
     (tmp_path / "model" / "generation_config.json").unlink()
     bare = GPT2.from_pretrained(tmp_path / "model")
@@ -120,8 +116,8 @@ def test_logits_do_not_depend_on_them(tmp_path: Path) -> None:
 
 # ---- lengths ----
 
-ALWAYS_ENDS = {"likeliest": 256}  # so that a text is as long as it has to be
-NEVER_ENDS = {"likeliest": 7}  # and as long as it may be
+ALWAYS_ENDS = {"likeliest": 256}  # generates EOS: completions have the minimum length
+NEVER_ENDS = {"likeliest": 7}  # never generates EOS: completions have the maximum length
 
 
 def n_new(model: GPT2, n_prompt: int, **options: Any) -> int:
@@ -129,7 +125,7 @@ def n_new(model: GPT2, n_prompt: int, **options: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "n_prompt", "most"),
+    ("values", "options", "n_prompt", "n_max"),
     [
         ({"max_length": 20}, {}, 3, 17),
         ({"max_length": 20}, {}, 12, 8),
@@ -142,18 +138,18 @@ def n_new(model: GPT2, n_prompt: int, **options: Any) -> int:
         ({"max_new_tokens": 5}, {"max_new_tokens": 8}, 12, 8),
     ],
 )
-def test_the_most_tokens(
-    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, most: int
+def test_maximum_lengths(
+    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, n_max: int
 ) -> None:
     model = load(folder_of(tmp_path, generation_config=values, **NEVER_ENDS), backend)
-    assert n_new(model, n_prompt, **options) == most
-    assert len(list(model.stream([1] * n_prompt, **options))) == most
+    assert n_new(model, n_prompt, **options) == n_max
+    assert len(list(model.stream([1] * n_prompt, **options))) == n_max
     both = model.generate([[1] * n_prompt, [1]], **options)
-    assert len(both[0]) == most
+    assert len(both[0]) == n_max
 
 
 @pytest.mark.parametrize(
-    ("values", "options", "n_prompt", "fewest"),
+    ("values", "options", "n_prompt", "n_min"),
     [
         ({"min_length": 20}, {}, 3, 17),
         ({"min_length": 20}, {}, 12, 8),
@@ -171,13 +167,13 @@ def test_the_most_tokens(
         ({"min_length": 20}, {"draft": None}, 3, 17),
     ],
 )
-def test_the_fewest_tokens(
-    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, fewest: int
+def test_minimum_lengths(
+    tmp_path: Path, backend: str, values: Any, options: Any, n_prompt: int, n_min: int
 ) -> None:
     model = load(folder_of(tmp_path, generation_config=values, **ALWAYS_ENDS), backend)
-    assert n_new(model, n_prompt, **options) == fewest
+    assert n_new(model, n_prompt, **options) == n_min
     both = model.generate([[1] * n_prompt, [1] * 30], **options)
-    assert len(both[0]) == fewest
+    assert len(both[0]) == n_min
 
 
 @pytest.mark.parametrize(
@@ -192,7 +188,7 @@ def test_the_fewest_tokens(
         ({"max_length": 3}, {}, "max_length is 3, and the prompt has 3 tokens", 0),
     ],
 )
-def test_lengths_that_cannot_be_are_warnings(
+def test_contradictory_lengths_are_warnings(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     values: Any,
@@ -208,20 +204,22 @@ def test_lengths_that_cannot_be_are_warnings(
     assert model.score([1, 2, 3]).n_scored == 2
 
 
-def test_a_length_beyond_the_context_is_no_limit(tmp_path: Path) -> None:
+def test_a_length_above_the_context_has_no_effect(tmp_path: Path) -> None:
     for huge in (10**6, 10**18, int(1e30), 1e30):
         model = load(folder_of(tmp_path, generation_config={"max_length": huge}, **NEVER_ENDS))
         done = model.complete([1] * 4)
-        assert (len(done.ids), done.finish_reason) == (61, "context")  # 64 positions, and one more
+        # 64 positions give 65 tokens, and the prompt has 4.
+        assert (len(done.ids), done.finish_reason) == (61, "context")
 
 
-def test_a_prompt_that_is_cut_counts_as_what_is_left(tmp_path: Path) -> None:
+def test_max_length_counts_the_truncated_prompt(tmp_path: Path) -> None:
     model = load(folder_of(tmp_path, generation_config={"max_length": 40}, **NEVER_ENDS))
     assert len(model.generate([1] * 30, truncate="left")) == 10
-    assert len(model.generate([1] * 100, overflow="slide")) == 8  # half of 64 are left
+    # Half of the 64 positions remain of the prompt.
+    assert len(model.generate([1] * 100, overflow="slide")) == 8
 
 
-def test_the_command_line_takes_the_models_lengths(
+def test_the_command_line_uses_the_models_lengths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = folder_of(tmp_path, generation_config={"max_length": 9}, **NEVER_ENDS)
@@ -230,7 +228,7 @@ def test_the_command_line_takes_the_models_lengths(
         assert len(json.loads(capsys.readouterr().out)["ids"]) == n
 
 
-# ---- what a file may say ----
+# ---- contents of the file ----
 
 PLAIN = {"max_new_tokens": 6}
 
@@ -268,7 +266,7 @@ PLAIN = {"max_new_tokens": 6}
         ({"max_time": -1}, "max_time is -1"),
     ],
 )
-def test_an_option_that_cannot_be_is_a_warning_of_the_call(
+def test_an_invalid_option_is_a_warning_when_it_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, values: dict[str, Any], message: str
 ) -> None:
     model = with_generation(tmp_path, {**PLAIN, **values})
@@ -281,7 +279,7 @@ def test_an_option_that_cannot_be_is_a_warning_of_the_call(
     assert caplog.records[0].name.startswith("gpt2c")
     assert re.search(message, caplog.text)
     assert "generation_config.json" in caplog.text
-    # Nothing else of the file is lost, and what a call says itself counts.
+    # The file's other options still apply, and the call's own override them.
     assert len(model.generate([1, 2], max_new_tokens=3)) == 3
 
 
@@ -289,16 +287,16 @@ def test_an_option_that_cannot_be_is_a_warning_of_the_call(
     "text",
     ["", "{", "[]", "3", "null", '{"a": 1', "\ufffe", "[" * 100_000],
 )
-def test_a_file_that_cannot_be_read_is_ignored(
+def test_an_unreadable_file_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     model = with_generation(tmp_path, text)
     assert "generation_config.json" in caplog.text
     assert caplog.text.rstrip().endswith("the file is ignored")
-    assert len(model.generate([1, 2])) == 39  # what the context of 40 leaves
+    assert len(model.generate([1, 2])) == 39  # as many as fit in the context of 40
 
 
-def test_a_folder_or_a_lost_link_is_ignored(
+def test_a_folder_or_a_broken_link_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with_generation(tmp_path, {})
@@ -324,11 +322,11 @@ def test_a_folder_or_a_lost_link_is_ignored(
         '{"max_new_tokens": 6, "num_return_sequences": 3, "output_scores": true}',
     ],
 )
-def test_one_odd_value_does_not_hide_the_others(tmp_path: Path, text: str) -> None:
+def test_an_odd_value_does_not_affect_the_others(tmp_path: Path, text: str) -> None:
     assert len(with_generation(tmp_path, text).generate([1, 2])) == 6
 
 
-def test_unknown_keys_and_options_are_named(
+def test_warnings_name_unknown_keys_and_options(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with_generation(tmp_path, {"my_note": 1, "num_return_sequences": 2, "use_cache": True})
@@ -354,7 +352,7 @@ def test_unknown_keys_and_options_are_named(
         ({}, {2}, False),
     ],
 )
-def test_tokens_that_are_none(
+def test_invalid_eos_ids_are_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Any, ends: set[int], warns: bool
 ) -> None:
     with_generation(tmp_path, values)
@@ -365,7 +363,7 @@ def test_tokens_that_are_none(
     assert ("ignored, because it is not a token id" in caplog.text) == warns
 
 
-# ---- beside a call's options ----
+# ---- together with a call's options ----
 
 
 @pytest.mark.parametrize(
@@ -380,7 +378,7 @@ def test_tokens_that_are_none(
         ({"do_sample": True, "temperature": 0.0}, {"do_sample": True, "seed": 1}, "temperature is"),
     ],
 )
-def test_what_cannot_hold_beside_a_calls_options(
+def test_defaults_that_conflict_with_a_calls_options_are_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, values: Any, options: Any, message: str | None
 ) -> None:
     model = with_generation(tmp_path, {**PLAIN, **values})
@@ -388,7 +386,7 @@ def test_what_cannot_hold_beside_a_calls_options(
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 2}))
     model = GPT2.from_pretrained(tmp_path / "model")
     caplog.clear()
-    if message is None:  # the call's own fault stays an error
+    if message is None:  # an error of the call itself stays an error
         with pytest.raises(OptionError, match="num_return_sequences is 3"):
             model.complete([1, 2], **options)
         return
@@ -399,7 +397,7 @@ def test_what_cannot_hold_beside_a_calls_options(
     assert done == bare.complete([1, 2], **{**PLAIN, **options})
 
 
-def test_a_calls_own_fault_is_an_error_beside_any_file(tmp_path: Path) -> None:
+def test_invalid_options_of_a_call_are_errors_whatever_the_file_says(tmp_path: Path) -> None:
     model = with_generation(tmp_path, {"repetition_penalty": 0.0, "max_new_tokens": -1})
     with pytest.raises(OptionError, match="top_p is 7"):
         model.generate([1], top_p=7.0)
@@ -409,13 +407,15 @@ def test_a_calls_own_fault_is_an_error_beside_any_file(tmp_path: Path) -> None:
         model.generate([1], num_return_sequences=2)
 
 
-def test_several_texts_where_the_file_samples(tmp_path: Path) -> None:
-    """What the call asks for is possible with the file's do_sample alone."""
+def test_several_completions_where_the_file_samples(tmp_path: Path) -> None:
+    """num_return_sequences is valid here only because the file sets do_sample."""
     model = with_generation(tmp_path, {"do_sample": True, "top_k": "x", "max_new_tokens": 3})
     assert len(model.complete([1], num_return_sequences=2, seed=1)) == 2
 
 
-def test_a_whole_number_is_an_integer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_integral_float_is_used_as_an_integer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = with_generation(tmp_path, {**PLAIN, "do_sample": True, "top_k": 3.0})
     drawn = model.generate([1, 2], seed=3)
     assert "top_k is 3.0" in caplog.text
@@ -424,10 +424,8 @@ def test_a_whole_number_is_an_integer(tmp_path: Path, caplog: pytest.LogCaptureF
     assert drawn == bare.generate([1, 2], top_k=3, seed=3)
 
 
-def test_ids_that_do_not_matter_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As in transformers: a bad word that is an end token, and ids beyond the vocabulary."""
+def test_ids_without_effect_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in transformers: a bad word that is EOS, and ids outside the vocabulary."""
     values = {**PLAIN, "eos_token_id": 4, "bad_words_ids": [[4], [5]],
               "suppress_tokens": [7, 99, -1]}  # fmt: skip
     model = with_generation(tmp_path, values)
@@ -439,13 +437,13 @@ def test_ids_that_do_not_matter_are_left_out(
 
 
 @pytest.mark.parametrize("text", ['"max_new_tokens": 1, "max_new_tokens": 2', '"x": "\\ud800"'])
-def test_a_value_that_cannot_be_is_no_harm_to_the_others(tmp_path: Path, text: str) -> None:
+def test_invalid_json_values_do_not_affect_the_others(tmp_path: Path, text: str) -> None:
     model = with_generation(tmp_path, f'{{{text}, "no_repeat_ngram_size": 2}}')
     assert model.generation_defaults["no_repeat_ngram_size"] == 2
     assert len(model.generate([1, 2], max_new_tokens=3)) == 3
 
 
-def test_the_command_line_shows_what_is_logged(
+def test_the_command_line_shows_logged_warnings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = folder_of(tmp_path, generation_config={"no_such_key": 1}, **NEVER_ENDS)
@@ -453,6 +451,6 @@ def test_the_command_line_shows_what_is_logged(
     error = capsys.readouterr().err
     assert error.startswith("gpt2c: warning: ")
     assert "no_such_key" in error
-    # After the command nothing is printed any more: the library itself never does.
+    # Only the command prints warnings; the library itself never does.
     load(folder)
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What a clumsy or hostile caller may do: each was once a crash, a wrong result or a bare error."""
+"""Careless or hostile calls; each once crashed, gave a wrong result or raised a bare error."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import time
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, random_weights
+from conftest import FIXTURES, config_of, in_threads, model_on, random_weights
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.generate.prompts import check_ids
 
-HUGE = 10**5000  # more digits than Python will print
+HUGE = 10**5000  # more digits than Python prints
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_ids_are_copied_before_they_are_checked(model):
     assert list(stream) == expected
 
 
-def test_a_session_in_two_threads_is_never_mixed_up(model):
+def test_two_threads_do_not_corrupt_a_session(model):
     session = model.session()
 
     def work(token):
@@ -47,19 +47,15 @@ def test_a_session_in_two_threads_is_never_mixed_up(model):
             except gpt2c.OptionError:
                 time.sleep(0)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, (1, 2))
     fresh = model.session()
     fresh.feed(session.ids)
-    # Across NumPy's shapes the last bits may differ.
+    # NumPy's last bits may differ with the shape.
     np.testing.assert_allclose(session.feed([3]), fresh.feed([3]), atol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers here")
-def test_an_interrupt_never_parts_a_sessions_ids_from_its_cache(model):
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_after_an_interrupt_a_sessions_ids_match_its_cache(model):
     rng = random.Random(0)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -74,9 +70,9 @@ def test_an_interrupt_never_parts_a_sessions_ids_from_its_cache(model):
             except KeyboardInterrupt:
                 pass
             assert len(session.ids) == len(session) <= 40
-            assert session.ids == [1, 2, 3] * (len(session) // 3)  # a feed is whole or not at all
+            assert session.ids == [1, 2, 3] * (len(session) // 3)  # no partial feed
             session.rollback(len(session))
-            session.feed([4, 5])  # and it goes on from there
+            session.feed([4, 5])  # the session stays usable
             assert session.ids == [4, 5]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -97,20 +93,20 @@ def test_copy_and_pickle(model):
             pickle.dumps(thing)
 
 
-def test_closing_lets_running_calls_end(model):
+def test_close_waits_for_running_calls(model):
     prompts = [[i % 50] * 3 for i in range(30)]
     expected = model.generate(prompts, max_new_tokens=30)
     running = threading.Event()
     results = []
 
-    class Slow(list):  # is looked at when the call begins
+    class Signalling(list):  # iterated when the call begins
         def __iter__(self):
             running.set()
             return super().__iter__()
 
     def work():
         try:
-            results.append(model.generate(Slow(prompts), max_new_tokens=30, batch_size=2))
+            results.append(model.generate(Signalling(prompts), max_new_tokens=30, batch_size=2))
         except gpt2c.ClosedError:
             results.append("closed")
 
@@ -120,11 +116,11 @@ def test_closing_lets_running_calls_end(model):
     time.sleep(0.005)
     model.close()
     thread.join()
-    assert results in ([expected], ["closed"])  # closed before it began, or not at all
+    assert results in ([expected], ["closed"])  # the call ran to its end or did not begin
     assert model.n_bytes == 0
 
 
-def test_after_close_every_call_says_so(model):
+def test_every_call_after_close_raises_closed_error(model):
     session = model.session()
     model.close()
     for call in (
@@ -150,18 +146,18 @@ def test_a_tokenizer_does_not_close_a_descriptor():
 
 
 @pytest.mark.parametrize("path", [5, 1.5, [], b"/x", True])
-def test_models_are_named_by_paths_alone(path):
+def test_only_paths_name_a_model(path):
     with pytest.raises(gpt2c.OptionTypeError, match="the model is"):
         GPT2.from_pretrained(path)
 
 
-def test_an_empty_path_is_not_this_folder(monkeypatch):
+def test_an_empty_path_is_not_the_current_folder(monkeypatch):
     monkeypatch.chdir(FIXTURES / "sort-nano")
     with pytest.raises(gpt2c.CheckpointNotFoundError, match="empty"):
         GPT2.from_pretrained("")
 
 
-def test_a_broken_link_is_not_a_missing_tokenizer(tmp_path):
+def test_a_broken_link_to_a_tokenizer_is_an_error(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(FIXTURES / "sort-nano" / name)
     (tmp_path / "vocab.json").symlink_to(tmp_path / "nowhere")
@@ -171,7 +167,7 @@ def test_a_broken_link_is_not_a_missing_tokenizer(tmp_path):
         broken.generate("a")
 
 
-def test_values_that_cannot_be_shown(model):
+def test_errors_about_values_that_cannot_be_printed(model):
     nested: list = []
     for _ in range(20_000):
         nested = [nested]
@@ -219,7 +215,7 @@ def test_odd_numpy_values_are_type_errors(model, options):
         model.generate([1], **options)
 
 
-def test_numpy_numbers_are_numbers(model):
+def test_numpy_numbers_are_accepted(model):
     expected = model.generate([1], temperature=1.0, seed=3, max_new_tokens=5)
     for seed in (np.array(3), np.uint8(3), np.int64(3)):
         for one in (np.float16(1), np.float32(1), np.float64(1), np.int8(1)):
@@ -240,14 +236,14 @@ def test_any_sequence_of_seeds(model):
         model.generate([1], seed="1", **options)
 
 
-def test_time_spans_are_no_ids(model):
+def test_timedeltas_are_not_ids(model):
     with pytest.raises(gpt2c.OptionTypeError):
         model.generate([np.timedelta64(3, "s")])
     with pytest.raises(gpt2c.OptionTypeError):
         model.session().feed([np.timedelta64(3, "s")])
 
 
-def test_lists_that_change_are_read_once(model):
+def test_lists_that_change_when_read_are_read_once(model):
     class Growing(list):
         n = 1
 

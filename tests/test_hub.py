@@ -1,4 +1,4 @@
-"""Names on the hub, against a local stand-in; and what is never taken for one."""
+"""Names on the hub, with a local stand-in; and paths, which are never sent to the hub."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def repository(tmp_path) -> Path:
     (folder / "pytorch_model.bin").write_bytes(b"another format of the same weights")
     (folder / "README.md").write_text("a model card")
     for name in BESIDE:
-        (folder / name).write_text(f'{{"{name}": 0}}')  # equal files are fetched once
+        # The contents must differ, because the hub's cache fetches equal files once.
+        (folder / name).write_text(f'{{"{name}": 0}}')
     return folder
 
 
@@ -61,7 +62,7 @@ def expected(repository: Path) -> str:
     return f"ids {model.generate([1, 2], max_new_tokens=4)}"
 
 
-def test_download_of_what_is_needed_and_no_more(repository, tmp_path):
+def test_only_the_needed_files_are_downloaded(repository, tmp_path):
     home = tmp_path / "home"
     with Hub({"user/model": repository}) as server:
         assert load("user/model", home, server.url) == expected(repository)
@@ -70,14 +71,14 @@ def test_download_of_what_is_needed_and_no_more(repository, tmp_path):
         assert load("user/model", home, server.url) == expected(repository)
         assert server.downloads() == set()  # the cache has it
     assert (home / "hub" / "models--user--model" / "snapshots" / COMMIT).is_dir()
-    # The server is gone: the cache still serves, asked for or not.
+    # Without the server the cache is used, with or without an option for it.
     assert load("user/model", home, server.url) == expected(repository)
     assert load("user/model", home, server.url, HF_HUB_OFFLINE="1") == expected(repository)
     local = "{'local_files_only': True}"
     assert load("user/model", home, server.url, local) == expected(repository)
 
 
-def test_older_weights_where_there_are_no_others(tmp_path):
+def test_torch_weights_are_downloaded_without_safetensors(tmp_path):
     folder = shutil.copytree(FIXTURES / "formats" / "torch_zip", tmp_path / "older")
     with Hub({"user/model": folder}) as server:
         assert load("user/model", tmp_path / "home", server.url) == expected(folder)
@@ -115,7 +116,7 @@ def test_tokens(repository, tmp_path):
         assert again == expected(repository)
 
 
-def test_what_is_not_there_is_one_clear_error(repository, tmp_path):
+def test_missing_models_and_unreachable_hubs_are_one_clear_error(repository, tmp_path):
     with Hub({"user/model": repository}) as server:
         answer = load("user/other", tmp_path, server.url)
         assert answer.startswith("CheckpointNotFoundError user/other: there is no such folder")
@@ -129,7 +130,7 @@ def test_what_is_not_there_is_one_clear_error(repository, tmp_path):
     assert answer.count("\n") == 0
 
 
-def test_a_repository_without_weights_says_so(repository, tmp_path):
+def test_a_repository_without_weights_is_an_error(repository, tmp_path):
     (repository / "model.safetensors").unlink()
     (repository / "pytorch_model.bin").unlink()
     with Hub({"user/model": repository}) as server:
@@ -142,22 +143,22 @@ def test_a_repository_without_weights_says_so(repository, tmp_path):
     "name",
     ["./model", "../model", "/model", "~/model", "a/b/c", ".", "", "user//model", "a b", "user/"],
 )
-def test_paths_are_never_taken_for_names(name, monkeypatch):
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("asked the hub"))
+def test_paths_are_never_treated_as_hub_names(name, monkeypatch):
+    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("the hub was asked"))
     assert not hub.is_hub_name(name)
     if name != ".":
         with pytest.raises(gpt2c.CheckpointNotFoundError):
             gpt2c.GPT2.from_pretrained(name)
 
 
-def test_names(monkeypatch):
+def test_hub_names(monkeypatch):
     for name in ("gpt2", "openai-community/gpt2", "user_1/model.v2-small"):
         assert hub.is_hub_name(name)
 
 
-def test_an_existing_path_wins(repository, tmp_path, monkeypatch):
+def test_an_existing_path_takes_precedence(repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("the hub was asked"))
     (tmp_path / "user").mkdir()
     shutil.copytree(repository, tmp_path / "user" / "model")
     assert gpt2c.GPT2.from_pretrained("user/model").generate([1, 2], max_new_tokens=1)
@@ -165,7 +166,7 @@ def test_an_existing_path_wins(repository, tmp_path, monkeypatch):
     assert gpt2c.GPT2.from_pretrained("tales").config.vocab_size == 97
     assert gpt2c.GPT2.from_pretrained(Path("user/model")).generate([1], max_new_tokens=1)
     with pytest.raises(gpt2c.CheckpointNotFoundError):
-        gpt2c.GPT2.from_pretrained(Path("user/nothing"))  # a Path is a path
+        gpt2c.GPT2.from_pretrained(Path("user/nothing"))  # a Path is never a hub name
 
 
 def test_without_huggingface_hub_the_message_says_what_to_install(monkeypatch):

@@ -1,7 +1,7 @@
-"""Ctrl-C at any moment: what a signal's handler raises is raised, and nothing stays held.
+"""Ctrl-C at any moment: the signal handler's exception is raised, and weights are freed.
 
-The handler counts its runs: each must be seen as an exception. tools/soak/interrupts.py does the
-same for hours.
+The handler counts its runs; the caller must see an exception for each. tools/soak/interrupts.py
+does the same for hours.
 """
 
 from __future__ import annotations
@@ -16,26 +16,22 @@ import threading
 import time
 import traceback
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, ROOT, config_of, model_on, needs_engine, random_weights
 
 import gpt2c
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.checkpoint.views import Whole
 
-ROOT = Path(__file__).parents[1]
-
-needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there is no SIGALRM")
-needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no SIGALRM here")
 
 
 def fail_interrupted(*given):
-    """What an edit or a processor may be; its one line is C once it is called."""
-    return list(map(_thread.interrupt_main, [signal.SIGALRM, "no number"]))
+    """Interrupt and then fail, as an edit or a processor might, all within one call of C code."""
+    return list(map(_thread.interrupt_main, [signal.SIGALRM, "not a number"]))
 
 
 @pytest.fixture
@@ -46,7 +42,7 @@ def model(backend):
 
 @pytest.fixture
 def handler_runs():
-    """Counts the runs of a handler, which raises KeyboardInterrupt."""
+    """Install a handler that raises KeyboardInterrupt; record its runs."""
     runs = []
 
     def handler(number, frame):
@@ -58,8 +54,8 @@ def handler_runs():
     signal.signal(signal.SIGALRM, before)
 
 
-def is_seen(call, *errors):
-    """Whether a call that fails raises KeyboardInterrupt, or it comes just after."""
+def is_interrupted(call, *errors):
+    """Return whether KeyboardInterrupt is raised by a failing call or just after it."""
     try:
         try:
             call()
@@ -75,7 +71,7 @@ def is_seen(call, *errors):
 
 
 def failing_calls(model):
-    """Functions of _engine with arguments that they refuse, by name."""
+    """Return functions of _engine by name, with arguments that they refuse."""
     engine = model._engine
     none = np.array([], dtype=np.int32)
     rows = np.zeros((1, 1), np.float32)
@@ -105,7 +101,7 @@ def test_an_interrupt_just_before_the_engine_raises(name, handler_runs):
     config = config_of()
     call = failing_calls(model_on(ISAS[-1], config, random_weights(config)))[name]
     both = map(operator.call, [partial(_thread.interrupt_main, signal.SIGALRM), call])
-    assert is_seen(partial(list, both), gpt2c.Error, TypeError, KeyError)
+    assert is_interrupted(partial(list, both), gpt2c.Error, TypeError, KeyError)
     assert len(handler_runs) == 1
 
 
@@ -113,20 +109,20 @@ def test_an_interrupt_just_before_the_engine_raises(name, handler_runs):
 @pytest.mark.parametrize("point", ["embed", "h.0.q", "h.1.probs", "logits"])
 def test_an_interrupt_just_before_an_edit_fails(model, point, handler_runs):
     call = partial(model.forward, [1, 2, 3], edit={point: fail_interrupted})
-    assert is_seen(call, TypeError)
+    assert is_interrupted(call, TypeError)
     assert len(handler_runs) == 1
 
 
 @needs_signals
 def test_an_interrupt_just_before_a_processor_fails(model, handler_runs):
     call = partial(model.generate, [1, 2], max_new_tokens=3, logits_processor=fail_interrupted)
-    assert is_seen(call, TypeError)
+    assert is_interrupted(call, TypeError)
     assert len(handler_runs) == 1
 
 
 @needs_engine
 def test_an_error_of_the_engine_has_a_traceback():
-    """Cython's `except` needs one; of the limited API's own way interrupts are lost."""
+    """Cython's `except` needs a traceback; the one of the limited API would lose interrupts."""
     config = config_of()
     engine = model_on(ISAS[-1], config, random_weights(config))._engine
     with pytest.raises(gpt2c.OptionError) as caught:
@@ -135,7 +131,7 @@ def test_an_error_of_the_engine_has_a_traceback():
     assert entries[-1].filename == "<gpt2c.engine._engine>"
 
 
-# ---- what an interrupted call leaves behind ----
+# ---- weights are freed after interrupted calls ----
 
 
 def drop(model):
@@ -150,7 +146,7 @@ def leave(model):
 
 
 def interrupt_after_enter(model):
-    """As a debugger's or profiler's function can: between __enter__ and the block."""
+    """Interrupt between __enter__ and the block, as a debugger or profiler can."""
 
     def profile(frame, event, argument):
         code = frame.f_code if event == "return" else None
@@ -178,7 +174,7 @@ def interrupt_before_enter(model):
 
 
 @pytest.mark.parametrize("end", [drop, leave, interrupt_after_enter, interrupt_before_enter])
-def test_close_frees_the_weights_however_a_hold_ended(model, end):
+def test_close_frees_the_weights_after_a_hold_ended_in_any_way(model, end):
     end(model)
     model.close()
     gc.collect()
@@ -190,7 +186,7 @@ def test_close_frees_the_weights_when_the_last_hold_ends(model):
     with model._engine.held():
         model.close()
         assert model.n_bytes == n_bytes > 0
-        with model._engine.held():  # of the same thread
+        with model._engine.held():  # in the same thread
             pass
         assert model.n_bytes == n_bytes
         errors = []
@@ -211,7 +207,7 @@ def test_close_frees_the_weights_when_the_last_hold_ends(model):
 
 @needs_signals
 def test_an_interrupt_while_a_model_is_loaded(backend, handler_runs):
-    """It ends all threads that load, whichever of them waits."""
+    """The interrupt ends all loading threads, whichever of them waits."""
     config = config_of()
     weights = random_weights(config)
     checkpoint = from_arrays(config, weights)
@@ -228,7 +224,7 @@ def test_an_interrupt_while_a_model_is_loaded(backend, handler_runs):
         model_on_checkpoint(slow, backend)
     deadline = time.monotonic() + 10
     while len(sys._current_frames()) > n_threads and time.monotonic() < deadline:
-        time.sleep(0.01)  # a thread's frames outlive its last line for a moment
+        time.sleep(0.01)  # the frames of a finished thread disappear a moment later
     assert len(sys._current_frames()) == n_threads
     assert len(handler_runs) == 1
 
@@ -239,7 +235,7 @@ def model_on_checkpoint(checkpoint, backend):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 4])
-def test_the_first_tensor_with_an_error_is_named(n_threads):
+def test_the_error_names_the_first_failing_tensor(n_threads):
     config = config_of()
     weights = random_weights(config)
 
@@ -262,7 +258,7 @@ def test_the_first_tensor_with_an_error_is_named(n_threads):
 @needs_signals
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_interrupts_at_random():
-    """The soak test, for a few seconds."""
+    """Run the soak test for a few seconds."""
     script = ROOT / "tools/soak/interrupts.py"
     done = subprocess.run(
         [sys.executable, script, "--seconds", "12", "--seed", "1"],

@@ -1,4 +1,4 @@
-"""Single kernels: accuracy against float64, and the scalar twin's bits on every instruction set."""
+"""Single kernels: accuracy against float64, and equal bits on every instruction set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS
+from conftest import ISAS, needs_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from gpt2c.oracle import reference
 if ISAS:
     from gpt2c.engine import _engine
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 EPS = float(np.finfo(np.float32).eps)
 FUNCTIONS = ["exp", "gelu_tanh", "gelu_erf", "quick_gelu", "relu", "silu", "tanh"]
@@ -29,7 +29,7 @@ def test_exp_is_within_one_ulp():
     assert np.abs(_engine.elementwise(ISAS[0], "exp", x) / exact - 1).max() <= EPS
 
 
-def test_exp_at_its_ends():
+def test_exp_of_extreme_values():
     ends = [-np.inf, -200, -104, -100, -90, 0.0, 88.7, 88.8, 200, np.inf, np.nan]
     x = np.array(ends, dtype=np.float32)
     ours = _engine.elementwise(ISAS[0], "exp", x)
@@ -49,11 +49,11 @@ def test_log_is_within_two_ulp():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS[1:])
-def test_activations_are_within_rounding(function):
+def test_activations_are_within_four_ulp(function):
     x = np.linspace(-12, 12, 100_001).astype(np.float32)
     exact = reference.ACTIVATIONS[function](x.astype(np.float64))
     ours = _engine.elementwise(ISAS[0], function, x)
-    # A product of x with a factor that is good to 4 ULP, or, for tanh, a value up to 1.
+    # A product of x and a factor within 4 ULP or, for tanh, a value of at most 1.
     assert (np.abs(ours - exact) <= 4 * EPS * np.maximum(np.abs(x), 2.0**-126)).all()
     ends = _engine.elementwise(ISAS[0], function, [np.inf, -np.inf, np.nan, 1e30, -1e30])
     lower = -1.0 if function == "tanh" else 0.0
@@ -66,7 +66,7 @@ def test_activations_are_within_rounding(function):
 
 
 @given(x=st.lists(floats, max_size=70), function=st.sampled_from(FUNCTIONS))
-def test_elementwise_bits_equal_the_scalar_twins(x, function):
+def test_elementwise_bits_equal_the_scalar_kernels(x, function):
     bits = [_engine.elementwise(isa, function, x) for isa in ISAS]
     for other in bits[1:]:
         np.testing.assert_array_equal(bits[0], other)
@@ -77,26 +77,26 @@ def test_elementwise_bits_equal_the_scalar_twins(x, function):
     row=st.lists(st.tuples(floats, floats, floats), min_size=1, max_size=70),
     epsilon=st.sampled_from([0.0, 1e-5]),
 )
-def test_layer_norm_bits_equal_the_scalar_twins(row, epsilon):
+def test_layer_norm_bits_equal_the_scalar_kernels(row, epsilon):
     x, weight, bias = np.array(row, dtype=np.float32).T.copy()
     bits = [_engine.layer_norm(isa, x, weight, bias, epsilon) for isa in ISAS]
     for other in bits[1:]:
         np.testing.assert_array_equal(bits[0], other)
 
 
-def test_layer_norm_is_right(isa):
+def test_layer_norm_is_close_to_float64(isa):
     rng = np.random.default_rng(0)
     for n in (1, 2, 15, 16, 17, 100, 768):
         x, weight, bias = rng.standard_normal((3, n)).astype(np.float32)
         x += 3
         exact = reference.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), 1e-5)
         ours = _engine.layer_norm(isa, x, weight, bias, 1e-5)
-        # The mean of values near 3 is good to some ULP of 3, and is subtracted from them.
+        # The mean of values near 3 has an error of some ULP of 3, and is subtracted from them.
         np.testing.assert_allclose(ours, exact, rtol=8 * EPS, atol=64 * EPS)
 
 
 def assert_same_bits(results):
-    """NaNs are equal whatever their payload; zeros have signs."""
+    """Compare bits; all NaNs are equal, zeros of different signs are not."""
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
         np.testing.assert_array_equal(
@@ -105,7 +105,7 @@ def assert_same_bits(results):
 
 
 def values(seed, *shape, extremes=True):
-    """Random floats of all sizes, some of them zeros, denormals, huge, infinite or NaN."""
+    """Return random floats, among them zeros, denormals, huge values, infinities and NaNs."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape).astype(np.float32)
     if extremes:
@@ -125,7 +125,7 @@ def values(seed, *shape, extremes=True):
     seed=st.integers(0, 2**32 - 1),
     extremes=st.booleans(),
 )
-def test_matmul_bits_equal_the_scalar_twins(n_rows, k, n, parts, activation, seed, extremes):
+def test_matmul_bits_equal_the_scalar_kernels(n_rows, k, n, parts, activation, seed, extremes):
     x, weight = values(seed, n_rows, k, extremes=extremes), values(seed + 1, k, n, extremes=False)
     if extremes:
         weight[seed % k, seed % n] = np.inf
@@ -135,10 +135,11 @@ def test_matmul_bits_equal_the_scalar_twins(n_rows, k, n, parts, activation, see
 
 
 def fma_chain(x, w):
-    """The definition of an output: blocks of 64 steps, an FMA chain each, sums ascending.
+    """Compute an output as defined: one FMA chain per block of 64 steps, blocks added in order.
 
-    An FMA of float32 is a float64 product, which is exact, and a sum that is rounded once. Rounded
-    twice, to float64 and then to float32, it may differ: the numbers here have few bits and do not.
+    A float32 FMA is emulated by a float64 product, which is exact, and a sum. The sum is rounded
+    twice, to float64 and to float32, instead of once. That makes no difference here because the
+    inputs have few bits.
     """
     total = None
     for block in range(0, len(x), 64):
@@ -149,7 +150,7 @@ def fma_chain(x, w):
     return total
 
 
-def test_matmul_is_what_the_arithmetic_says(isa):
+def test_matmul_follows_the_defined_arithmetic(isa):
     rng = np.random.default_rng(0)
     x, weight = (
         np.round(rng.standard_normal(s), 1).astype(np.float16) for s in ((9, 150), (150, 40))
@@ -169,26 +170,26 @@ def test_matmul_is_what_the_arithmetic_says(isa):
     seed=st.integers(0, 2**32 - 1),
     extremes=st.booleans(),
 )
-def test_attention_bits_equal_the_scalar_twins(head_dim, n_before, n_rows, seed, extremes):
+def test_attention_bits_equal_the_scalar_kernels(head_dim, n_before, n_rows, seed, extremes):
     n_rows = min(n_rows, 64 - n_before % 64)
     q = values(seed, n_rows, head_dim, extremes=False)
     keys = values(seed + 1, n_before + n_rows, head_dim, extremes=extremes)
     mixed = values(seed + 2, n_before + n_rows, head_dim, extremes=extremes)
     results = [_engine.attention(isa, q, keys, mixed, 0.125) for isa in ISAS]
     assert_same_bits(results)
-    # Each row alone: neither its neighbours in a tile nor what comes after it shows.
+    # A row computed alone has the same bits: neither its tile nor later positions affect it.
     alone = [
         _engine.attention(ISAS[-1], q[r : r + 1], keys[:n], mixed[:n], 0.125)[0]
         for r, n in enumerate(range(n_before + 1, n_before + n_rows + 1))
     ]
     assert_same_bits([results[-1], np.array(alone)])
-    # A narrow cache is one of floats whose lower halves are cut off.
+    # A bfloat16 cache equals a float32 cache whose lower 16 bits are zero.
     cut = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (keys, mixed)]
-    narrow = [_engine.attention(isa, q, keys, mixed, 0.125, is_narrow=True) for isa in ISAS]
-    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *narrow])
+    bfloat16 = [_engine.attention(isa, q, keys, mixed, 0.125, is_bfloat16=True) for isa in ISAS]
+    assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *bfloat16])
 
 
-def test_attention_is_right(isa):
+def test_attention_is_close_to_float64(isa):
     for head_dim, n_before, n_rows in ((64, 0, 64), (64, 500, 9), (20, 63, 1), (3, 130, 40)):
         q, (k, v) = (
             values(1, n_rows, head_dim, extremes=False),
@@ -199,7 +200,7 @@ def test_attention_is_right(isa):
         scores[np.arange(len(k)) > n_before + np.arange(n_rows)[:, None]] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         exact = weights / weights.sum(axis=1, keepdims=True) @ v
-        # Sums of up to 550 terms of some size 1, which mostly cancel: a few ULP of 1.
+        # Sums of up to 550 terms of about 1, which mostly cancel: a few ULP of 1.
         np.testing.assert_allclose(ours, exact, rtol=0, atol=16 * EPS)
 
 
@@ -210,10 +211,10 @@ def test_attention_is_right(isa):
     seed=st.integers(0, 2**32 - 1),
     nan_at=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
 )
-def test_arg_max_is_the_lowest_id_of_the_greatest_logit(n, n_values, seed, nan_at):
+def test_argmax_is_the_lowest_id_of_the_maximum(n, n_values, seed, nan_at):
     rng = np.random.default_rng(seed)
     few = np.array([-np.inf, -1e30, -0.0, 0.0, 2.0, np.inf], dtype=np.float32)
-    logits = rng.choice(few[:n_values], n)  # so few values that most are ties
+    logits = rng.choice(few[:n_values], n)  # few distinct values, so most are tied
     expected = int(logits.argmax())
     if nan_at is not None:
         logits[int(nan_at * n)] = np.nan

@@ -1,4 +1,4 @@
-"""What a library owes its process: Ctrl-C, memory errors, the GIL, fork, and silence."""
+"""Behaviour of a well-behaved library: Ctrl-C, memory errors, the GIL, fork and threads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import threading
 import time
 
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 
 import gpt2c
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
 
-# A model with too much to do: 32 blocks, 16,384 positions.
+# A model whose calls take long: 32 blocks, 16,384 positions.
 PRELUDE = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -61,10 +61,10 @@ except KeyboardInterrupt:
     assert (output, process.returncode) == ("interrupted 2\n", 0)
 
 
-@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer reserves more than any limit")
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux alone")
-def test_memory_that_cannot_be_had_is_an_error_and_is_given_back():
-    # 32 blocks of 128 dimensions: 2 MB a page, 537 MB for the whole context.
+@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer reserves more memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")
+def test_running_out_of_memory_is_an_error_that_frees_memory():
+    # 32 blocks of 128 dimensions: 2 MB per page, 537 MB for a full context.
     text = """
 import resource
 model.generate([1], max_new_tokens=2)
@@ -86,7 +86,7 @@ print((before == again).all(), len(model.generate([1] * 300, max_new_tokens=5)))
     assert done.stdout == "memory\nmemory\nmemory\nTrue 5\n", done.stderr
 
 
-def test_other_threads_run_while_the_engine_does():
+def test_other_threads_run_while_the_engine_runs():
     config = config_of(n_embd=256, n_head=4, n_layer=8, n_positions=256)
     model = model_on(ISAS[-1], config, random_weights(config))
     inside = threading.Event()
@@ -103,12 +103,12 @@ def test_other_threads_run_while_the_engine_does():
     while thread.is_alive():
         beats.append(time.perf_counter())
         time.sleep(0.001)
-    # With the GIL held there would be a beat for each call or two.
+    # If the engine held the GIL, there would be one beat per call or two.
     assert len(beats) > 20
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside other tests' threads
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork with threads of other tests
 def test_a_forked_child_generates():
     config = config_of()
     model = model_on(ISAS[-1], config, random_weights(config))
@@ -120,13 +120,13 @@ def test_a_forked_child_generates():
     assert model.generate([1, 2], max_new_tokens=5) == expected
 
 
-def test_one_session_in_two_threads_is_refused_or_served_but_never_mixed():
+def test_a_session_in_use_by_another_thread_is_refused():
     config = config_of(n_embd=256, n_head=4, n_layer=8, n_positions=256)
     model = model_on(ISAS[-1], config, random_weights(config))
     session = model.session()
     outcomes = []
 
-    def work():
+    def work(_):
         try:
             session.feed([1] * 120)
             outcomes.append("fed")
@@ -134,10 +134,6 @@ def test_one_session_in_two_threads_is_refused_or_served_but_never_mixed():
             assert "in use by another thread" in str(error)  # noqa: PT017
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(2))
     assert "fed" in outcomes
     assert len(session) == 120 * outcomes.count("fed")

@@ -1,4 +1,4 @@
-"""ARM NEON under an emulator: the same bits as on this machine.
+"""ARM NEON in an emulator gives the same bits as this machine.
 
 Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user (tools/ci/neon.sh installs them).
 """
@@ -10,9 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ISAS
+from conftest import ISAS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 
@@ -33,7 +32,7 @@ def digests(*command: str | Path) -> str:
     not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
     reason=f"{COMPILER} and {EMULATOR} are not installed (tools/ci/neon.sh does)",
 )
-def test_neon_gives_this_machines_bits(tmp_path):
+def test_neon_has_the_same_bits_as_this_machine(tmp_path):
     here = build("cc", tmp_path / "here")
     there = build(COMPILER, tmp_path / "there", "-static")
     expected = digests(here, ISAS[0], 1)

@@ -1,27 +1,23 @@
-"""picoGPT's functions on gpt2c's engine, beside what picoGPT computes."""
+"""picoGPT's functions on gpt2c's engine, compared with picoGPT's definition."""
 
 from __future__ import annotations
 
 import copy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, FIXTURES
+from conftest import BACKENDS, FIXTURES, FORMATS, TALES
 
 import gpt2c
 from gpt2c import GPT2, gen_text, load_encoder_hparams_and_params
 from gpt2c.errors import CheckpointNotFoundError, ConfigError, FallbackWarning
 from gpt2c.pico import generate, gpt2
 
-FORMATS = FIXTURES / "formats"
-TALES = Path(gpt2c.__file__).parent / "models"
 
-
-def test_openais_folder() -> None:
+def test_parts_of_openais_folder() -> None:
     encoder, hparams, params = load_encoder_hparams_and_params("tensorflow", FORMATS)
     assert hparams == {"n_vocab": 3, "n_ctx": 9, "n_embd": 10, "n_head": 5, "n_layer": 2}
     assert params.keys() == {"wte", "wpe", "blocks", "ln_f"}
@@ -35,14 +31,14 @@ def test_openais_folder() -> None:
         encoder.encode("a")
 
 
-def test_the_triple_generates_the_same_text() -> None:
-    triple = load_encoder_hparams_and_params("tales", TALES)
+def test_gen_text_with_the_loaded_parts() -> None:
+    triple = load_encoder_hparams_and_params("tales", TALES.parent)
     assert gen_text("Once upon a time", 12, model=triple) == gen_text("Once upon a time", 12)
 
 
 def test_openais_tokenizer_files(tmp_path: Path) -> None:
-    """encoder.json and vocab.bpe, here of another vocabulary: they count, not GPT-2's own."""
-    folder = shutil.copytree(TALES / "tales", tmp_path / "124M")
+    """encoder.json and vocab.bpe of another vocabulary are used, not GPT-2's own."""
+    folder = shutil.copytree(TALES, tmp_path / "124M")
     (folder / "vocab.json").rename(folder / "encoder.json")
     (folder / "merges.txt").rename(folder / "vocab.bpe")
     encoder, _, _ = load_encoder_hparams_and_params("124M", tmp_path)
@@ -52,7 +48,7 @@ def test_openais_tokenizer_files(tmp_path: Path) -> None:
     assert GPT2.from_pretrained(tmp_path / "saved").tokenizer.encode(text) == encoder.encode(text)
 
 
-def test_what_picogpt_cannot_say(tmp_path: Path) -> None:
+def test_models_that_picogpt_cannot_express(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="355M: there is no such folder"):
         load_encoder_hparams_and_params("355M", tmp_path)
     with pytest.raises(TypeError, match="model_size is 5"):
@@ -76,7 +72,7 @@ N_HEAD, N_CTX, N_VOCAB, N_EMBD = 3, 20, 50, 24
 
 
 def random_params(seed: int = 0) -> dict[str, Any]:
-    """As picoGPT nests them, float32, large enough that every part matters to the logits."""
+    """Return float32 params nested as in picoGPT, large enough that each affects the logits."""
     rng = np.random.default_rng(seed)
 
     def array(*shape: int) -> np.ndarray[Any, Any]:
@@ -105,14 +101,14 @@ def random_params(seed: int = 0) -> dict[str, Any]:
 
 
 def widened(tree: Any) -> Any:
-    """The same in float64."""
+    """Convert nested params to float64."""
     if isinstance(tree, dict):
         return {name: widened(value) for name, value in tree.items()}
     return list(map(widened, tree)) if isinstance(tree, list) else tree.astype(np.float64)
 
 
-def stated(ids: list[int], p: dict[str, Any], n_head: int) -> np.ndarray[Any, Any]:
-    """Logits [n, n_vocab] as picoGPT defines them, over its own nested params."""
+def exact_logits(ids: list[int], p: dict[str, Any], n_head: int) -> np.ndarray[Any, Any]:
+    """Compute logits [n, n_vocab] from nested params as picoGPT defines them."""
 
     def norm(x: Any, g: Any, b: Any) -> Any:
         centred = x - x.mean(axis=1, keepdims=True)
@@ -138,8 +134,8 @@ def stated(ids: list[int], p: dict[str, Any], n_head: int) -> np.ndarray[Any, An
 
 
 @pytest.fixture(params=BACKENDS)
-def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each backend in turn, as the environment names it: picoGPT's functions have no option."""
+def every_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backend in turn, set in the environment, since picoGPT's functions have no option."""
     if request.param == "numpy":
         monkeypatch.setenv("GPT2C_BACKEND", "numpy")
     else:
@@ -148,14 +144,14 @@ def everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 IDS = np.random.default_rng(7).integers(0, N_VOCAB, N_CTX).tolist()
-# Logits of up to some 8 through two blocks in float32: a few hundred roundings of 6e-8 each.
+# Logits up to about 8 after two float32 blocks: a few hundred roundings of 6e-8 each.
 ATOL = 1e-4
 
 
-@pytest.mark.usefixtures("everywhere")
-def test_logits_are_those_picogpt_defines() -> None:
+@pytest.mark.usefixtures("every_backend")
+def test_logits_follow_picogpts_definition() -> None:
     params = random_params()
-    exact = stated(IDS, widened(params), N_HEAD)
+    exact = exact_logits(IDS, widened(params), N_HEAD)
     assert np.abs(exact).max() > 1
     for inputs in (IDS, np.array(IDS), tuple(IDS)):
         logits = gpt2(inputs, **params, n_head=N_HEAD)
@@ -167,29 +163,29 @@ def test_logits_are_those_picogpt_defines() -> None:
     np.testing.assert_array_equal(gpt2(IDS, **widened(params), n_head=N_HEAD), logits)
 
 
-@pytest.mark.usefixtures("everywhere")
-def test_generate_does_what_picogpts_does() -> None:
+@pytest.mark.usefixtures("every_backend")
+def test_generate_matches_picogpt() -> None:
     for seed in range(3):
         params = random_params(seed)
         wide, expected = widened(params), IDS[:5]
         for _ in range(15):
-            logits = stated(expected, wide, N_HEAD)[-1]
+            logits = exact_logits(expected, wide, N_HEAD)[-1]
             first, second = np.sort(logits)[::-1][:2]
-            assert first - second > ATOL  # else float32 might rightly choose otherwise
+            assert first - second > ATOL  # a float32 error cannot change the choice
             expected = [*expected, int(np.argmax(logits))]
         inputs = IDS[:5]
         new = generate(inputs, params, N_HEAD, 15)
         assert new == expected[5:]
         assert all(type(id) is int for id in new)
-        assert inputs == expected  # which is picoGPT's side effect
+        assert inputs == expected  # picoGPT appends to inputs
         new.append(1)
         assert inputs == expected
         named = generate(inputs=IDS[:5], params=params, n_head=N_HEAD, n_tokens_to_generate=3)
         assert named == expected[5:8]
 
 
-@pytest.mark.usefixtures("everywhere")
-def test_params_that_were_changed_in_place_count_at_once() -> None:
+@pytest.mark.usefixtures("every_backend")
+def test_params_changed_in_place_take_effect() -> None:
     params = random_params()
     before, _ = gpt2(IDS, **params, n_head=N_HEAD), generate(IDS[:3], params, N_HEAD, 4)
     untouched = copy.deepcopy(params)
@@ -197,10 +193,10 @@ def test_params_that_were_changed_in_place_count_at_once() -> None:
     params["wte"][3] += 1
     after = gpt2(IDS, **params, n_head=N_HEAD)
     assert np.abs(after - before).max() > 0.1
-    np.testing.assert_allclose(after, stated(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(after, exact_logits(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL)
     new = generate(IDS[:3], params, N_HEAD, 4)
     assert new == generate(IDS[:3], copy.deepcopy(params), N_HEAD, 4)
-    params["ln_f"]["g"][:] = 0  # the logits are now ln_f.b's alone, whatever the ids
+    params["ln_f"]["g"][:] = 0  # now only ln_f.b determines the logits
     params["ln_f"]["b"][:] = 0
     params["ln_f"]["b"][0] = 1
     likeliest = int(np.argmax(params["wte"][:, 0]))
@@ -208,18 +204,18 @@ def test_params_that_were_changed_in_place_count_at_once() -> None:
     np.testing.assert_array_equal(gpt2(IDS, **untouched, n_head=N_HEAD), before)
 
 
-def test_a_classs_program_from_prompt_to_text() -> None:
-    encoder, hparams, params = load_encoder_hparams_and_params("tales", TALES)
+def test_a_program_written_for_picogpt() -> None:
+    encoder, hparams, params = load_encoder_hparams_and_params("tales", TALES.parent)
     ids = encoder.encode("Once upon a time")
     new = generate(ids, params, hparams["n_head"], 12)
     assert encoder.decode(new) == gen_text("Once upon a time", 12)
     assert ids == encoder.encode("Once upon a time") + new
 
 
-def test_no_token_ends_the_text_and_the_context_does() -> None:
+def test_eos_is_ignored_and_the_context_is_the_limit() -> None:
     params = random_params()
-    params["ln_f"]["g"][:] = params["ln_f"]["b"][:] = 0  # all logits are 0: the first id wins
-    assert generate(IDS[:1], params, N_HEAD, N_CTX) == [0] * N_CTX  # the last of them is never fed
+    params["ln_f"]["g"][:] = params["ln_f"]["b"][:] = 0  # all logits are 0: the lowest id is chosen
+    assert generate(IDS[:1], params, N_HEAD, N_CTX) == [0] * N_CTX  # the last one is never fed
     assert generate([*IDS], params, N_HEAD, 1) == [0]
     inputs = IDS[:2]
     with pytest.raises(gpt2c.ContextError, match=r"2 ids and 20 to generate.*wpe's 20 positions"):
@@ -233,7 +229,7 @@ def test_no_token_ends_the_text_and_the_context_does() -> None:
     assert given.tolist() == IDS[:2]
 
 
-def test_what_is_wrong_is_named_and_changes_nothing() -> None:
+def test_errors_name_the_argument_and_leave_inputs_unchanged() -> None:
     params, inputs = random_params(), [1, 2]
     with pytest.raises(gpt2c.OptionError, match="inputs is empty"):
         generate([], params, N_HEAD, 1)
@@ -255,11 +251,11 @@ def test_what_is_wrong_is_named_and_changes_nothing() -> None:
     assert inputs == [1, 2]
 
 
-def test_without_the_engine_numpy_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GPT2C_BACKEND", raising=False)
-    monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
-    monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
+@pytest.mark.usefixtures("no_engine", "no_preferences")
+def test_without_the_engine_numpy_runs_with_a_warning() -> None:
     params = random_params()
     with pytest.warns(FallbackWarning):
         logits = gpt2(IDS, **params, n_head=N_HEAD)
-    np.testing.assert_allclose(logits, stated(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        logits, exact_logits(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL
+    )

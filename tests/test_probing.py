@@ -1,5 +1,4 @@
-"""What a model computes on its way: as the oracle says, with the bits of every other call, and
-changed as it was asked to be."""
+"""Captures and edits of a forward call: equal to the oracle's, and to the bits of other calls."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
+from conftest import BACKENDS, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +23,7 @@ from gpt2c.look.probing import POINTS
 from gpt2c.oracle.reference import gpt2
 
 CONFIG = config_of(n_positions=70)
-IDS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 67)  # more than a page of the cache
+IDS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 67)  # over a page of the KV cache
 
 
 @pytest.fixture(params=BACKENDS)
@@ -32,12 +31,12 @@ def model(request):
     return model_on(request.param, CONFIG, random_weights(CONFIG))
 
 
-def places(config):
+def point_names(config):
     return [*MODEL_POINTS, *(f"h.{i}.{p}" for i in range(config.n_layer) for p in BLOCK_POINTS)]
 
 
 def oracle(config, ids, change=lambda name, value: None):
-    """Every step of the float64 oracle, after `change` had its way with it."""
+    """Return every step of the float64 oracle; `change` may edit each in place."""
     weights = {name: w.astype(np.float64) for name, w in random_weights(config).items()}
     steps = {}
 
@@ -50,7 +49,7 @@ def oracle(config, ids, change=lambda name, value: None):
 
 
 def assert_near(found, wanted):
-    """Within float32's rounding: weights of 0.3 make activations of up to some 10."""
+    """Compare within float32's rounding; weights of 0.3 give activations up to about 10."""
     seen = np.isfinite(wanted)
     assert found.shape == wanted.shape
     np.testing.assert_array_equal(np.isfinite(found), seen)
@@ -58,16 +57,16 @@ def assert_near(found, wanted):
     np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=3e-5 * max(scale, 1))
 
 
-def test_every_point_is_the_oracles(model):
+def test_every_point_equals_the_oracle(model):
     steps = oracle(CONFIG, IDS)
-    seen = model.forward(IDS, capture=places(CONFIG))
-    assert list(seen) == places(CONFIG)
+    seen = model.forward(IDS, capture=point_names(CONFIG))
+    assert list(seen) == point_names(CONFIG)
     for name, value in seen.items():
         assert value.dtype == np.float32
         assert_near(value, steps[name])
 
 
-def test_a_point_without_a_block_is_of_all(model):
+def test_a_point_without_a_block_means_all_blocks(model):
     seen = model.forward(IDS, capture=["probs", "h.1.probs", "h.0.probs", "q", "h.1.q"])
     assert seen["probs"].shape == (2, 3, 67, 67)
     np.testing.assert_array_equal(seen["probs"][1], seen["h.1.probs"])
@@ -77,7 +76,7 @@ def test_a_point_without_a_block_is_of_all(model):
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_chosen_positions_alone(model, name):
+def test_capture_of_some_positions(model, name):
     whole = model.forward(IDS, capture=name)[name]
     some = model.forward(IDS, capture=name, positions=[0, 5, -2])[name]
     axis = {"logits": 0, "embed": 0, "ln_f": 0}.get(name, 1)
@@ -89,7 +88,7 @@ def test_chosen_positions_alone(model, name):
         np.testing.assert_array_equal(last, whole.take([66], axis=axis))
 
 
-def test_logits_are_what_is_captured_by_default(model):
+def test_logits_are_captured_by_default(model):
     seen = model.forward(IDS)
     assert list(seen) == ["logits"]
     assert_near(seen["logits"], oracle(CONFIG, IDS)["logits"])
@@ -118,7 +117,7 @@ shapes = st.builds(
 )
 
 
-@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+@needs_engine
 @settings(max_examples=60)
 @given(
     config=shapes,
@@ -129,8 +128,8 @@ shapes = st.builds(
     threads=st.integers(1, 3),
     edits=st.booleans(),
 )
-def test_looking_changes_no_bit(config, n, names, isa, dtype, threads, edits):
-    """Nor does an edit that gives back what it was given, at whatever points."""
+def test_captures_change_no_bit(config, n, names, isa, dtype, threads, edits):
+    """Captures, and edits that return their input, do not change the logits."""
     model = model_on(isa, config, random_weights(config), dtype=dtype, threads=threads)
     ids = np.random.default_rng(n).integers(0, config.vocab_size, n)
     edit = dict.fromkeys(names, lambda value: value) if edits else None
@@ -138,8 +137,8 @@ def test_looking_changes_no_bit(config, n, names, isa, dtype, threads, edits):
     np.testing.assert_array_equal(seen["logits"], model.logits(ids))
 
 
-@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
-def test_captured_bits_are_the_same_on_every_instruction_set_and_alone():
+@needs_engine
+def test_same_captured_bits_on_every_instruction_set_and_alone():
     weights = random_weights(CONFIG)
     first = model_on(ISAS[0], CONFIG, weights).forward(IDS, capture=POINTS)
     for isa in ISAS:
@@ -152,9 +151,9 @@ def test_captured_bits_are_the_same_on_every_instruction_set_and_alone():
 # ---- edits ----
 
 
-@pytest.mark.parametrize("name", places(CONFIG))
-def test_an_edit_is_what_the_rest_is_computed_from(model, name):
-    """Of half of the numbers, which are negated; probabilities are mirrored in 1."""
+@pytest.mark.parametrize("name", point_names(CONFIG))
+def test_the_rest_is_computed_from_an_edit(model, name):
+    """The edit negates every second number, or replaces a probability p by 1 - p."""
 
     def changed(value):
         result = value.copy()
@@ -177,25 +176,25 @@ def test_an_edit_is_what_the_rest_is_computed_from(model, name):
         assert_near(value, steps[f"h.{block}.resid_post"])
 
 
-def test_an_array_replaces_what_it_broadcasts_to(model):
+def test_an_array_is_broadcast_to_the_point(model):
     mean = np.arange(CONFIG.n_embd)
     seen = model.forward(IDS, capture=["mlp_out", "logits"], edit={"h.1.mlp_out": mean, "q": 0})
     np.testing.assert_array_equal(seen["mlp_out"][1], np.broadcast_to(mean, (67, CONFIG.n_embd)))
     assert np.abs(seen["mlp_out"][0] - mean).max() > 1
-    # With no query every token looks at all before it alike.
+    # Zero queries make attention uniform over the previous positions.
     probs = model.forward(IDS, capture="h.0.probs", edit={"h.0.q": 0})["h.0.probs"]
     even = np.tri(67) / np.arange(1, 68)[:, None]
     np.testing.assert_allclose(probs, np.broadcast_to(even, probs.shape), rtol=1e-6)
 
 
-def test_patching_in_all_of_another_text(model):
+def test_patching_a_whole_point_from_another_prompt(model):
     other = IDS[::-1].copy()
     kept = model.forward(other, capture=["h.0.resid_post", "logits"])
     patched = model.forward(IDS, edit={"h.0.resid_post": kept["h.0.resid_post"]})
     np.testing.assert_array_equal(patched["logits"], kept["logits"])
 
 
-def test_a_token_never_looks_at_later_ones(model):
+def test_edited_scores_stay_causal(model):
     seen = model.forward(IDS, capture=["h.0.scores", "h.0.probs"], edit={"h.0.scores": 0.0})
     later = ~np.tri(67, dtype=bool)
     assert (seen["h.0.scores"][:, later] == -np.inf).all()
@@ -203,7 +202,7 @@ def test_a_token_never_looks_at_later_ones(model):
     assert (seen["h.0.scores"][:, ~later] == 0).all()
 
 
-def test_an_edit_may_keep_and_change_what_it_is_given(model):
+def test_an_edit_may_change_its_argument_in_place_and_keep_it(model):
     kept = []
 
     def zero_second(value):
@@ -219,7 +218,7 @@ def test_an_edit_may_keep_and_change_what_it_is_given(model):
         assert value[0].any()
 
 
-def test_what_an_edit_raises_is_raised(model):
+def test_an_exception_in_an_edit_is_raised(model):
     def fail(value):
         raise KeyboardInterrupt("here")
 
@@ -244,7 +243,7 @@ def test_an_edit_may_use_the_model(model):
         np.testing.assert_array_equal(seen["again"], seen["logits"])
 
 
-def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
+def test_a_model_closed_by_an_edit_finishes_the_call(model):
     before = model.forward(IDS)["logits"]
 
     def close(value):
@@ -254,9 +253,9 @@ def test_a_model_that_is_closed_meanwhile_stays_until_the_end(model):
     np.testing.assert_array_equal(model.forward(IDS, edit={"embed": close})["logits"], before)
 
 
-@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+@needs_engine
 def test_an_edit_that_raises_stops_every_thread():
-    """Once a thread that was late saw that the call was over where the others still went on."""
+    """Once a late thread found the call over while the others still continued."""
     program = textwrap.dedent("""
         from conftest import ISAS, config_of, model_on, random_weights
 
@@ -270,7 +269,7 @@ def test_an_edit_that_raises_stops_every_thread():
                 model.forward([1, 2, 3], edit={name: fail})
             except ZeroDivisionError:
                 continue
-            raise SystemExit("nothing was raised")
+            raise SystemExit("no exception")
     """)
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=120, check=False
@@ -279,26 +278,26 @@ def test_an_edit_that_raises_stops_every_thread():
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_beyond_float32_are_infinite(model):
+def test_values_beyond_float32_become_infinite(model):
     seen = model.forward(IDS, capture="embed", edit={"embed": np.float64(1e300)})
     assert (seen["embed"] == np.inf).all()
 
 
-def test_what_is_asked_for_twice_is_kept_once(model):
+def test_a_point_named_twice_is_kept_once(model):
     model.forward(IDS, capture="probs")
     tracemalloc.start()
     seen = model.forward(IDS, capture=["probs"] * 100)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert list(seen) == ["probs"]
-    assert most < 20 * seen["probs"].nbytes
+    assert peak < 20 * seen["probs"].nbytes
 
 
-# ---- what is refused ----
+# ---- errors ----
 
 
 class ConvertsToNothing:
-    """As torch's tensors that want a gradient."""
+    """Like a torch tensor with requires_grad."""
 
     def __array__(self, *_):
         raise RuntimeError("it asks for a gradient")
@@ -307,14 +306,14 @@ class ConvertsToNothing:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capture": "resid"}, "'resid' is no point.*did you mean resid_"),
+        ({"capture": "resid"}, "'resid' is not a point.*did you mean resid_"),
         ({"capture": "h.0.reisd_mid"}, "did you mean resid_mid"),
-        ({"capture": ["h.2.q"]}, "is of block '2'; this model's are 0 to 1"),
-        ({"capture": ["h.-1.q"]}, "is of block '-1'; this model's are 0 to 1"),
-        ({"capture": ["h..q"]}, "is of block ''; this model's"),
+        ({"capture": ["h.2.q"]}, "names block '2'; this model's blocks are 0 to 1"),
+        ({"capture": ["h.-1.q"]}, "names block '-1'; this model's blocks are 0 to 1"),
+        ({"capture": ["h..q"]}, "names block ''; this model's"),
         ({"capture": ["h.99999999999.q"]}, "0 to 1"),
-        ({"capture": ["h.0.embed"]}, "no point"),
-        ({"edit": {"nothing": 0}}, "edit: 'nothing' is no point"),
+        ({"capture": ["h.0.embed"]}, "not a point"),
+        ({"edit": {"nothing": 0}}, "edit: 'nothing' is not a point"),
         ({"edit": {"q": 0, "h.1.q": 0}}, "names the point h.1.q twice"),
         (
             {"edit": {"embed": lambda x: x[:5]}},
@@ -334,7 +333,7 @@ class ConvertsToNothing:
         ({"positions": [2, 2]}, "each once"),
     ],
 )
-def test_refused(model, options, message):
+def test_errors_name_the_point(model, options, message):
     with pytest.raises(OptionError, match=message):
         model.forward(IDS, **options)
 
@@ -344,13 +343,13 @@ def test_refused(model, options, message):
     [{"capture": 3}, {"capture": [3]}, {"edit": ["embed"]}, {"edit": {3: 0}}, {"positions": 1.5},
      {"positions": "ab"}, {"positions": [True]}],
 )  # fmt: skip
-def test_refused_types(model, options):
+def test_wrong_types_are_refused(model, options):
     with pytest.raises(OptionTypeError):
         model.forward(IDS, **options)
 
 
-def test_refused_texts(model):
-    with pytest.raises(OptionError, match="no id"):
+def test_wrong_prompts_are_refused(model):
+    with pytest.raises(OptionError, match="ids is empty"):
         model.forward([])
     with pytest.raises(ContextError, match="71 tokens are more than the context's 70"):
         model.forward([0] * 71)
@@ -359,7 +358,7 @@ def test_refused_texts(model):
 # ---- weights ----
 
 
-def test_weights_are_the_checkpoints(model):
+def test_weights_equal_those_of_the_checkpoint(model):
     for name, weight in random_weights(CONFIG).items():
         found = model.weight(name)
         np.testing.assert_array_equal(found, weight)
@@ -370,7 +369,7 @@ def test_weights_are_the_checkpoints(model):
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_the_heads_weight_is_there_tied_or_not(is_tied):
+def test_the_weight_of_a_tied_or_untied_head(is_tied):
     config = config_of(tie_word_embeddings=is_tied)
     weights = random_weights(config)
     model = model_on("numpy", config, weights)
@@ -381,7 +380,7 @@ def test_the_heads_weight_is_there_tied_or_not(is_tied):
 # ---- the example ----
 
 
-def test_what_the_page_shows_runs_on_the_embedded_model():
+def test_the_examples_of_the_page_run():
     page = (Path(__file__).parents[1] / "docs" / "probing.md").read_text("utf-8")
     shown = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     names = {}
@@ -389,7 +388,7 @@ def test_what_the_page_shows_runs_on_the_embedded_model():
     assert names["seen"]["resid_post"].shape[0] == names["model"].config.n_layer
 
 
-def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
+def test_the_example_matches_the_models_logits(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     path = Path(__file__).parents[1] / "docs" / "examples" / "look_inside.py"
     spec = importlib.util.spec_from_file_location("look_inside", path)
@@ -401,7 +400,7 @@ def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
     logits = model.logits(ids)
     np.testing.assert_array_equal(best[-1], logits.argmax(-1))
     total = np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
-    np.testing.assert_allclose(probs[-1], 1 / total, rtol=1e-4)  # two roundings of ln_f
+    np.testing.assert_allclose(probs[-1], 1 / total, rtol=1e-4)  # ln_f is rounded twice
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["look_inside.py", "Once upon a time"])
     look_inside.main()
@@ -409,11 +408,12 @@ def test_the_example_draws_what_the_model_says(tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@needs_engine
 @pytest.mark.skipif(
-    "tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer holds signals back"
+    "tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer delays signals"
 )
-def test_ctrl_c_is_noticed_where_nothing_is_looked_at():
-    """Between two blocks: without that, only after all of them."""
+def test_ctrl_c_is_noticed_without_captures():
+    """A call without captures polls for signals between blocks, not only after the last one."""
     program = textwrap.dedent("""
         import os, signal, sys, threading, time
         from conftest import ISAS, config_of, model_on, random_weights
@@ -430,11 +430,9 @@ def test_ctrl_c_is_noticed_where_nothing_is_looked_at():
         except KeyboardInterrupt:
             print((time.perf_counter() - begin) / whole)
     """)
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    # A fortieth of the whole is a block; a busy machine may stretch any of it.
+    # The signal comes at 0.1 and a block takes 1/40; allow for a busy machine.
     assert float(done.stdout) < 0.7

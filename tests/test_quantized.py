@@ -1,4 +1,4 @@
-"""Quantised rows, weights and models: what the arithmetic says, and the same bits everywhere."""
+"""Quantised rows, weights and models: the defined arithmetic, and the same bits everywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import configs, ids_of
@@ -24,7 +24,7 @@ from gpt2c.weights.checkpoint.quantized import metadata
 if ISAS:
     from gpt2c.engine import _engine
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
 
 GROUP, PANEL = 32, 32
 DTYPES = ["int8", "int4"]
@@ -36,7 +36,7 @@ def uint32_of(x):
 
 
 def bfloat16(x):
-    """Rounded to the nearest bfloat16, ties to even."""
+    """Round to the nearest bfloat16, ties to even."""
     bits = uint32_of(x).astype(np.uint64)
     bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return bits.astype(np.uint32).view(np.float32)
@@ -53,7 +53,7 @@ def bfloat16(x):
     bad=st.sampled_from([None, np.inf, -np.inf, np.nan]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_rows_are_quantised_as_stated(n_rows, k, magnitude, bad, seed):
+def test_rows_are_quantised_as_defined(n_rows, k, magnitude, bad, seed):
     rng = np.random.default_rng(seed)
     x = (rng.uniform(-1, 1, (n_rows, k)) * magnitude).astype(np.float32)
     if bad is not None:
@@ -80,7 +80,7 @@ def test_rows_are_quantised_as_stated(n_rows, k, magnitude, bad, seed):
 
 
 def int8_of(block):
-    """The bytes of a block, their zero points and scales: [GROUP, PANEL], [PANEL] twice."""
+    """Unpack a block: values [GROUP, PANEL], zero points [PANEL] and scales [PANEL]."""
     values = block[: GROUP * PANEL].reshape(GROUP // 4, PANEL, 4).transpose(0, 2, 1)
     words = block[GROUP * PANEL :].view("<u2").astype(np.uint32)
     zero = np.full(PANEL, 128)
@@ -109,7 +109,7 @@ def weights_of(seed, magnitude=0.1):
 
 @settings(max_examples=100)
 @given(seed=st.integers(0, 2**32 - 1), magnitude=st.sampled_from(MAGNITUDES))
-def test_int8_blocks_are_as_stated(seed, magnitude):
+def test_int8_blocks_are_as_defined(seed, magnitude):
     weights = weights_of(seed, magnitude)
     with np.errstate(all="ignore"):
         scale = bfloat16(np.abs(weights).max(axis=0) / np.float32(127))
@@ -133,7 +133,7 @@ def test_int4_blocks_are_the_same_everywhere(seed, magnitude, candidates):
     for block in blocks[1:]:
         np.testing.assert_array_equal(block, blocks[0])
     values, zero, scale = int4_of(blocks[0])
-    assert (values[:, seed % PANEL] == zero[seed % PANEL]).all()  # zeros stay zeros
+    assert (values[:, seed % PANEL] == zero[seed % PANEL]).all()  # a zero weight stays exactly zero
     assert np.isfinite(scale).all()
 
 
@@ -148,7 +148,7 @@ def test_int4_scales_are_searched():
         best = squares(weights, _engine.quantize_block(ISAS[-1], 4, weights, 16))
         first = squares(weights, _engine.quantize_block(ISAS[-1], 4, weights, 1))
         found, plain = found + best.sum(), plain + first.sum()
-        # What the range divided by 15 does, with scales of any value.
+        # Compare with scale = range / 15, not rounded to the stored scales.
         low, high = np.minimum(weights.min(axis=0), 0), np.maximum(weights.max(axis=0), 0)
         scale = np.where(high > low, (high - low) / 15, 1)
         zero = np.rint(-low / scale)
@@ -158,8 +158,8 @@ def test_int4_scales_are_searched():
     assert found < 0.97 * of_range
 
 
-def test_int4_weights_are_not_too_short():
-    """By least squares alone the part of the error along the weights is all of its square."""
+def test_int4_weights_are_not_shrunk():
+    """Least squares alone would shrink weights: error . weights would equal error . error."""
     square = error = along = 0.0
     for seed in range(50):
         weights = weights_of(seed).astype(np.float64)
@@ -170,8 +170,8 @@ def test_int4_weights_are_not_too_short():
     assert abs(along / square) < 0.5 * error / square
 
 
-def test_int4_keeps_what_four_bits_hold():
-    """Weights that are an integer from 0 to 15, less a zero point, times a scale of 5 bits."""
+def test_int4_keeps_representable_weights():
+    """Weights of the form (integer from 0 to 15 - zero point) * 5-bit scale are kept exactly."""
     rng = np.random.default_rng(0)
     zero = rng.integers(0, 16, PANEL)
     values = rng.integers(0, 16, (GROUP, PANEL))
@@ -187,7 +187,7 @@ def test_int4_keeps_what_four_bits_hold():
 
 
 def few_bits(rng, shape):
-    """Scales whose products and sums of products are exact in float64, for one rounding alone."""
+    """Return scales whose products and sums are exact in float64, so only float32 rounds."""
     return (rng.integers(1, 64, shape) / 1024).astype(np.float32)
 
 
@@ -200,11 +200,11 @@ def few_bits(rng, shape):
     extremes=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_integer_products_are_what_the_arithmetic_says(n_rows, n_groups, n, bits, extremes, seed):
+def test_integer_products_follow_the_defined_arithmetic(n_rows, n_groups, n, bits, extremes, seed):
     rng = np.random.default_rng(seed)
     n_panels = -(-n // PANEL)
-    most = np.array([-127, 127]) if extremes else np.arange(-127, 128)
-    values = rng.choice(most, (n_groups, n_rows, GROUP)).astype(np.int8)
+    levels = np.array([-127, 127]) if extremes else np.arange(-127, 128)
+    values = rng.choice(levels, (n_groups, n_rows, GROUP)).astype(np.int8)
     scales = few_bits(rng, (n_groups, n_rows))
     rows = values, scales, -values.sum(axis=-1, dtype=np.int32)
     size = GROUP * PANEL if bits == 8 else GROUP * PANEL // 2
@@ -238,18 +238,18 @@ def test_integer_products_are_what_the_arithmetic_says(n_rows, n_groups, n, bits
 
 
 @settings(max_examples=60)
-@given(head_dim=st.integers(1, 70), narrow=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_keys_and_values_are_stored_where_pages_have_them(head_dim, narrow, seed):
+@given(head_dim=st.integers(1, 70), is_bfloat16=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_keys_and_values_are_stored_in_the_page_layout(head_dim, is_bfloat16, seed):
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((2, head_dim), dtype=np.float32)
-    rows[rng.random(rows.shape) < 0.2] = np.float32(1 + 2**-8)  # half way between two bfloat16
+    rows[rng.random(rows.shape) < 0.2] = np.float32(1 + 2**-8)  # a bfloat16 tie
     rows[rng.random(rows.shape) < 0.05] = np.nan
     rows[rng.random(rows.shape) < 0.05] = np.inf
     for isa in ISAS:
-        keys, values = _engine.store(isa, *rows, narrow)
+        keys, values = _engine.store(isa, *rows, is_bfloat16)
         assert not keys[:, 1:].any()
         for stored, row in ((keys[:, 0], rows[0]), (values, rows[1])):
-            if narrow:
+            if is_bfloat16:
                 stored = (stored.astype(np.uint32) << 16).view(np.float32)
                 row = bfloat16(row)
             np.testing.assert_array_equal(stored, row)
@@ -259,13 +259,13 @@ def test_keys_and_values_are_stored_where_pages_have_them(head_dim, narrow, seed
 
 
 def dequantized(model, config):
-    """The weights as a quantised model has them, by its own reading."""
+    """Read the dequantised weights from a quantised model."""
     sources = loading.loaded_checkpoint(model._engine, config).tensors
     return {name: source.read(0, source.shape[0]) for name, source in sources.items()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_read_back_are_those_of_the_blocks(dtype):
+def test_weights_read_back_equal_their_blocks(dtype):
     config = config_of(n_embd=72, n_inner=50, tie_word_embeddings=False)
     weights = random_weights(config)
     model = model_on(ISAS[-1], config, weights, dtype=dtype)
@@ -292,16 +292,16 @@ def test_weights_read_back_are_those_of_the_blocks(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"n_inner": 50}, {"tie_word_embeddings": False}])
-def test_logits_are_near_those_of_the_same_weights(dtype, options):
-    """What rows in 8 bits and a cache in bfloat16 cost: the weights are the quantised ones."""
+def test_logits_are_close_to_those_of_dequantised_weights(dtype, options):
+    """The error of 8-bit rows and a bfloat16 cache; the oracle has the dequantised weights."""
     config = config_of(n_embd=96, n_positions=130, vocab_size=100, **options)
     ids = ids_of(config, config.n_positions, 0)
     model = model_on(ISAS[-1], config, random_weights(config), dtype=dtype)
     double = {n: w.astype(np.float64) for n, w in dequantized(model, config).items()}
     oracle = gpt2(ids, double, config)
     error = model.logits(ids) - oracle
-    # A rounding of a row is 1/254 of the greatest of 32 at most, so some 0.5 % of its numbers, as
-    # one of the cache is: through the ten products of two blocks it stays below a tenth.
+    # Rounding a row adds an error of at most 1/254 of the maximum of 32 values, about 0.5 %, and so
+    # does the bfloat16 cache. Through the ten products of two blocks the total stays below 10 %.
     assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((oracle**2).mean())
 
 
@@ -340,10 +340,10 @@ def test_same_bits_in_any_batch(any_isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_no_number_shows(any_isa, dtype):
+def test_overflow_gives_nan_logits(any_isa, dtype):
     config = config_of()
     weights = random_weights(config)
-    # Together they overflow, at the one position.
+    # Their sum overflows at position 1.
     weights["wpe.weight"][1, 3] = weights["h.0.attn.c_proj.bias"][3] = 3e38
     logits = model_on(any_isa, config, weights, dtype=dtype).logits([1, 2, 3])
     assert np.isfinite(logits[0]).all()
@@ -351,7 +351,7 @@ def test_what_is_no_number_shows(any_isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_that_are_no_numbers_are_not_quantised(dtype):
+def test_nan_weights_are_not_quantised(dtype):
     config = config_of()
     weights = random_weights(config)
     weights["h.0.mlp.c_fc.weight"][5, 7] = np.nan
@@ -360,7 +360,7 @@ def test_weights_that_are_no_numbers_are_not_quantised(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_numpy_has_no_integers(dtype):
+def test_numpy_refuses_quantised_dtypes(dtype):
     config = config_of()
     checkpoint = from_arrays(config, random_weights(config))
     with pytest.raises(OptionError, match=rf"dtype is '{dtype}'.*compiled engine"):
@@ -372,7 +372,7 @@ def test_numpy_has_no_integers(dtype):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model of random weights in Hugging Face's format."""
+    """A random model in Hugging Face's format."""
     config = config_of(n_embd=72, n_inner=50, tie_word_embeddings=False)
     model_on(ISAS[-1], config, random_weights(config)).save_pretrained(tmp_path / "float32")
     return tmp_path
@@ -383,7 +383,7 @@ def load(folder, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_quantized_file_is_the_model(folder, dtype):
+def test_a_quantized_file_gives_the_same_model(folder, dtype):
     model = load(folder / "float32", dtype=dtype)
     assert main(["quantize", "--dtype", dtype, *map(str, (folder / "float32", folder / "q"))]) == 0
     assert sorted(p.name for p in (folder / "q").iterdir()) == ["config.json", "gpt2c.safetensors"]
@@ -398,7 +398,7 @@ def test_a_quantized_file_is_the_model(folder, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quantized_file_in_other_dtypes(folder, dtype, monkeypatch):
-    """Widened, it is what the quantised model's own numbers stand for, wherever it runs."""
+    """Dequantised, the weights equal those of the quantised model, on every backend."""
     model = load(folder / "float32", dtype=dtype)
     model.save_pretrained(folder / "q")
     expected = dequantized(model, model.config)
@@ -412,28 +412,28 @@ def test_a_quantized_file_in_other_dtypes(folder, dtype, monkeypatch):
     assert load(folder / "q", dtype=other).dtype == other
     assert main(["convert", *map(str, (folder / "q", folder / "wide"))]) == 0
     np.testing.assert_array_equal(load(folder / "wide").logits([1, 2]), wide.logits([1, 2]))
-    monkeypatch.setattr(loading, "CHUNK_BYTES", 1)  # a group, or a panel, at a time
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 1)  # reads one group or panel at a time
     again = load(folder / "q", dtype="float32")
     np.testing.assert_array_equal(again.logits([1, 2]), wide.logits([1, 2]))
     np.testing.assert_array_equal(load(folder / "q").logits([1, 2]), model.logits([1, 2]))
 
 
-def test_a_folder_with_other_weights_is_not_added_to(folder):
+def test_a_quantized_file_is_not_saved_beside_other_weights(folder):
     model = load(folder / "float32", dtype="int8")
     with pytest.raises(CheckpointError, match=r"holds model\.safetensors, which would be loaded"):
         model.save_pretrained(folder / "float32")
     assert not (folder / "float32" / "gpt2c.safetensors").exists()
 
 
-def rewritten(folder, change):
-    """The file of `folder`, its tensors and metadata changed by `change`."""
+def rewrite(folder, change):
+    """Rewrite the file in `folder`; `change` edits its tensors and metadata."""
     path = folder / "gpt2c.safetensors"
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    said = json.loads(raw[8 : 8 + length])["__metadata__"]
+    values = json.loads(raw[8 : 8 + length])["__metadata__"]
     tensors = {name: array.copy() for name, array in safetensors.numpy.load_file(path).items()}
-    change(tensors, said)
-    safetensors.numpy.save_file(tensors, path, metadata=said)
+    change(tensors, values)
+    safetensors.numpy.save_file(tensors, path, metadata=values)
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def rewritten(folder, change):
                 lambda t, m, word=word: (
                     t["h.1.mlp.c_fc.weight"][0, 1, 1024:].view("<u2").fill(word)
                 ),
-                r"'h\.1\.mlp\.c_fc\.weight'.*no positive finite",
+                r"'h\.1\.mlp\.c_fc\.weight'.*not positive and finite",
             )
             for word in (0x7F80, 0x7FC0, 0x8000, 0xBF80)
         ],
@@ -473,14 +473,14 @@ def rewritten(folder, change):
 )
 def test_a_quantized_file_is_checked(folder, change, message):
     load(folder / "float32", dtype="int8").save_pretrained(folder / "q")
-    rewritten(folder / "q", change)
+    rewrite(folder / "q", change)
     for options in ({}, {"dtype": "float32"}, {"backend": "numpy"}):
         with pytest.raises(CheckpointError, match=message) as error:
             load(folder / "q", **options)
         assert "gpt2c.safetensors" in str(error.value)
 
 
-def test_a_quantized_file_that_was_cut(folder):
+def test_a_truncated_quantized_file(folder):
     load(folder / "float32", dtype="int4").save_pretrained(folder / "q")
     path = folder / "q" / "gpt2c.safetensors"
     path.write_bytes(path.read_bytes()[:-5])

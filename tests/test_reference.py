@@ -1,4 +1,4 @@
-"""The oracle against what others published or computed."""
+"""The oracle compared with published values and with transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, TINY, assert_logits_close, config_of, load, model_on, random_weights
 
-from gpt2c import GPT2
 from gpt2c.oracle.reference import gelu_erf, gelu_tanh, gpt2, layer_norm, softmax
 from gpt2c.weights.checkpoint import open_checkpoint
 
@@ -28,7 +27,7 @@ def weights_of(folder: Path, dtype: str = "float32"):
         return checkpoint.config, weights
 
 
-# Names of sort-nano's authors for the steps that `record` is called with.
+# The names that sort-nano's authors gave to the steps recorded here.
 PUBLISHED = {
     "embed": "x",
     "h.0.ln_1": "ln1",
@@ -52,14 +51,14 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_tensor_of_sort_nano_is_as_published(dtype):
+def test_sort_nanos_activations_equal_the_published_ones(dtype):
     config, weights = weights_of(SORT_NANO, dtype)
     published = np.load(SORT_NANO / "activations.npz")
     for row in range(3):
         seen = {}
         logits = gpt2(published["idx"][row].astype(int), weights, config, record=seen.__setitem__)
         for ours, theirs in PUBLISHED.items():
-            # 1e-5: float32 activations of magnitude up to some 10, rounded in another order.
+            # 1e-5: float32 activations up to about 10, rounded in a different order.
             np.testing.assert_allclose(seen[ours], published[theirs][row], rtol=0, atol=1e-5)
         seen_scores = np.where(np.tri(11, dtype=bool), seen["h.0.scores"], 0)
         scores = np.where(np.tri(11, dtype=bool), published["att"][row], 0)
@@ -67,8 +66,8 @@ def test_every_tensor_of_sort_nano_is_as_published(dtype):
         np.testing.assert_allclose(softmax(logits), published["probs"][row], rtol=0, atol=1e-5)
 
 
-def test_logits_of_sort_nano_are_as_published(backend):
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(SORT_NANO, backend=b))
+def test_sort_nanos_logits_equal_the_published_ones(backend):
+    model = load(SORT_NANO, backend)
     published = np.load(SORT_NANO / "activations.npz")
     for row in range(3):
         logits = model.logits(published["idx"][row].astype(int))
@@ -76,23 +75,20 @@ def test_logits_of_sort_nano_are_as_published(backend):
 
 
 def test_sort_nano_sorts_every_input(backend):
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(SORT_NANO, backend=b))
+    model = load(SORT_NANO, backend)
     inputs = [list(digits) for digits in itertools.product(range(3), repeat=6)]
     assert len(inputs) == 729
     assert model.generate(inputs, batch_size=64) == [sorted(digits) for digits in inputs]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_and_greedy_ids_are_those_of_transformers(name, backend):
+def test_logits_and_greedy_ids_equal_those_of_transformers(name, backend):
     folder = FIXTURES / "transformers" / name
     expected = json.loads((folder / "expected.json").read_text())
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    model = load(folder, backend)
     for case in expected["cases"]:
         theirs = np.frombuffer(base64.b64decode(case["logits"]), dtype="<f4")
-        theirs = theirs.reshape(len(case["ids"]), -1)
-        # Both are float32 and round in different orders: a few ULP of the largest logit.
-        atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()
-        np.testing.assert_allclose(model.logits(case["ids"]), theirs, rtol=0, atol=atol)
+        assert_logits_close(model.logits(case["ids"]), theirs)
         if "greedy" in case:
             n = len(case["greedy"])
             assert model.generate(case["ids"], max_new_tokens=n) == case["greedy"]
@@ -103,24 +99,22 @@ VARIANTS = json.loads((FIXTURES / "transformers" / "variants.json").read_text())
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: str(variant["config"]))
 def test_every_activation_and_switch_of_transformers(variant, backend, tmp_path):
-    folder = FIXTURES / "transformers" / "tiny"
-    config = json.loads((folder / "config.json").read_text()) | variant["config"]
+    config = json.loads((TINY / "config.json").read_text()) | variant["config"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(tmp_path, backend=b))
+    (tmp_path / "model.safetensors").symlink_to(TINY / "model.safetensors")
+    model = load(tmp_path, backend)
     ids = [i % config["vocab_size"] for i in range(config["n_positions"])]
-    theirs = np.frombuffer(base64.b64decode(variant["logits"]), dtype="<f4").reshape(len(ids), -1)
-    atol = 16 * np.finfo(np.float32).eps * np.abs(theirs).max()  # as above
-    np.testing.assert_allclose(model.logits(ids), theirs, rtol=0, atol=atol)
+    theirs = np.frombuffer(base64.b64decode(variant["logits"]), dtype="<f4")
+    assert_logits_close(model.logits(ids), theirs)
 
 
-def test_parts_with_a_past_equal_the_whole():
+def test_parts_with_a_cache_equal_the_whole():
     config = config_of()
     weights = {n: w.astype(np.float64) for n, w in random_weights(config).items()}
     ids = np.arange(20) % 50
     past = []
     parts = [gpt2(ids[a:b], weights, config, a, past) for a, b in [(0, 7), (7, 8), (8, 20)]]
-    # float64, where BLAS may sum in another order for other shapes.
+    # float64: BLAS may sum in a different order for other shapes.
     np.testing.assert_allclose(np.concatenate(parts), gpt2(ids, weights, config), atol=1e-12)
 
 
@@ -133,10 +127,10 @@ def test_layer_norm_is_per_token():
     np.testing.assert_array_equal(both[:1], layer_norm(x[:1], ones, zeros, 0.0))
 
 
-def test_gelu_has_the_values_of_its_definition():
+def test_gelu_follows_its_definition():
     # x Phi(x): Phi(1) = 0.8413447460685429 (any table of the normal distribution).
     assert gelu_erf(np.array([1.0]))[0] == pytest.approx(0.8413447460685429, abs=1e-15)
-    # The tanh form was fitted to be within 5e-4 of it (Hendrycks and Gimpel 2016).
+    # The tanh approximation is within 5e-4 of it (Hendrycks and Gimpel 2016).
     x = np.linspace(-5, 5, 101)
     np.testing.assert_allclose(gelu_tanh(x), gelu_erf(x), atol=5e-4)
 
@@ -145,6 +139,6 @@ def test_later_tokens_do_not_change_earlier_logits(backend):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     a, b = list(range(12)), [*range(6), 40, 41, 42, 43, 44, 45]
-    # NumPy's BLAS promises the same sums only for the same shapes, and they are.
+    # BLAS gives the same sums for the same shapes, and both prompts have 12 tokens.
     np.testing.assert_array_equal(model.logits(a)[:6], model.logits(b)[:6])
     assert not np.array_equal(model.logits(a)[6:], model.logits(b)[6:])

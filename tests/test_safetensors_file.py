@@ -1,4 +1,4 @@
-"""The safetensors reader: every rule of its header, and the safetensors package as its oracle."""
+"""The safetensors reader: every rule of the header, and comparison with the safetensors package."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def entry(shape: list[Any], begin: Any, end: Any, dtype: Any = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-def oracle(content: bytes) -> dict[str, Any]:
-    """The safetensors package's reading: dtype, shape and data by name."""
+def read_with_package(content: bytes) -> dict[str, Any]:
+    """Read with the safetensors package: dtype, shape and data by name."""
     return dict(safetensors.deserialize(content))  # type: ignore[no-untyped-call]
 
 
@@ -104,14 +104,14 @@ REJECTED = {
     "offsets out of order": (pack({"a": entry([2], 8, 0)}, bytes(8)), "[8, 0]"),
     "three offsets": (pack({"a": A | {"data_offsets": [0, 4, 8]}}, bytes(8)), "[0, 4, 8]"),
     "size is not shape": (pack({"a": entry([3], 0, 8)}, bytes(8)), "expected 12 for F32 [3]"),
-    "overlap": (pack({"a": A, "b": entry([2], 4, 12)}, bytes(12)), "'b': it overlaps"),
-    "same place twice": (pack({"a": A, "b": A}, bytes(8)), "'b': it overlaps"),
-    "hole": (pack({"a": A, "b": entry([1], 12, 16)}, bytes(16)), "'b': it leaves a hole"),
-    "hole at the start": (pack({"a": entry([1], 4, 8)}, bytes(8)), "'a': it leaves a hole"),
-    "beyond the end": (pack({"a": A}, bytes(7)), "to 8, expected at most 7"),
+    "overlap": (pack({"a": A, "b": entry([2], 4, 12)}, bytes(12)), "'b' overlaps"),
+    "same place twice": (pack({"a": A, "b": A}, bytes(8)), "'b' overlaps"),
+    "gap": (pack({"a": A, "b": entry([1], 12, 16)}, bytes(16)), "'b' leaves a gap"),
+    "gap at the start": (pack({"a": entry([1], 4, 8)}, bytes(8)), "'a' leaves a gap"),
+    "beyond the end": (pack({"a": A}, bytes(7)), "ends at byte 77, and the file at 76"),
     "far beyond the end": (pack({"a": entry([HUGE], 0, 4 * HUGE)}, bytes(8)), "the file is cut"),
-    "trailing bytes": (pack({"a": A}, bytes(9)), "followed by 9 bytes, expected the 8"),
-    "trailing bytes only": (pack({}, bytes(1)), "followed by 1 bytes, expected the 0"),
+    "trailing bytes": (pack({"a": A}, bytes(9)), "found 78 bytes, expected the 77"),
+    "trailing bytes only": (pack({}, bytes(1)), "found 11 bytes, expected the 10"),
 }  # fmt: skip
 
 
@@ -126,15 +126,15 @@ def test_rejected(path: Path, case: str) -> None:
     assert len(str(caught.value)) < len(str(path)) + 500
 
 
-def test_header_of_more_than_the_cap(path: Path) -> None:
-    with path.open("wb") as file:  # a sparse file: it takes no room on the disk
+def test_a_header_above_the_maximum_size(path: Path) -> None:
+    with path.open("wb") as file:  # a sparse file takes no disk space
         file.write(struct.pack("<Q", 100_000_001) + b"{")
         file.truncate(8 + 100_000_001)
     with pytest.raises(CheckpointError, match="of 100000001, expected at most 100000000"):
         SafetensorsFile(path)
 
 
-def test_names_in_messages_are_cut(path: Path) -> None:
+def test_long_names_are_shortened_in_errors(path: Path) -> None:
     path.write_bytes(pack({"x" * 10**6: 1}))
     with pytest.raises(CheckpointError) as caught:
         SafetensorsFile(path)
@@ -144,7 +144,7 @@ def test_names_in_messages_are_cut(path: Path) -> None:
 def test_deep_json_under_a_raised_recursion_limit(path: Path) -> None:
     path.write_bytes(pack(b'{"a":' + b"[" * 1_000_000))
     limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(10**6)  # then json.loads alone would overflow the C stack
+    sys.setrecursionlimit(10**6)  # json.loads alone would then overflow the C stack
     try:
         with pytest.raises(CheckpointError, match="levels deep"):
             SafetensorsFile(path)
@@ -165,8 +165,8 @@ def test_small_files_take_little_memory(path: Path, case: str) -> None:
         tracemalloc.stop()
 
 
-def test_legal_oddities(path: Path) -> None:
-    """Any order, empty tensors, no axes, spaces after the header, no tensors at all."""
+def test_unusual_valid_files(path: Path) -> None:
+    """Tensors in any order, empty or scalar ones, a padded header, a file without tensors."""
     tensors = {
         "b": entry([1], 4, 8),
         "a": entry([], 0, 4),
@@ -176,7 +176,7 @@ def test_legal_oddities(path: Path) -> None:
     }
     content = pack(json.dumps(tensors).encode() + b"   ", struct.pack("<ff", 1, 2) + bytes(4))
     path.write_bytes(content)
-    assert oracle(content).keys() == {"a", "b", "empty", "mask"}
+    assert read_with_package(content).keys() == {"a", "b", "empty", "mask"}
     file = SafetensorsFile(path)
     assert file.tensors["a"].shape == ()
     assert file.named_source("empty", "empty").read(0, 0).shape == (0, HUGE)
@@ -189,7 +189,7 @@ def test_legal_oddities(path: Path) -> None:
 
 
 def float32_of(raw: bytes, dtype: str) -> NDArray[np.float32]:
-    """The plain statement of what widening means."""
+    """Convert to float32 in the plainest way."""
     if dtype == "BF16":
         words = np.frombuffer(raw, "<u2")
         return np.array([struct.unpack("<f", struct.pack("<HH", 0, w))[0] for w in words], "f4")
@@ -210,7 +210,7 @@ NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16
 
 
 def serialize(blobs: dict[str, tuple[str, tuple[int, ...], NDArray[np.uint8]]]) -> bytes:
-    """By the safetensors package's raw interface, which takes bfloat16 too."""
+    """Serialize with the safetensors package's raw interface, which accepts bfloat16."""
     specs: dict[str, Any] = {}
     for name, (dtype, shape, blob) in blobs.items():
         if hasattr(safetensors, "TensorSpec"):
@@ -255,7 +255,7 @@ def test_reads_what_the_safetensors_package_writes(
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_all_halves(path: Path, dtype: str) -> None:
+def test_all_16_bit_values(path: Path, dtype: str) -> None:
     raw = np.arange(2**16, dtype="<u2").tobytes()
     path.write_bytes(pack({"a": entry([2**16], 0, 2**17, dtype)}, raw))
     file = SafetensorsFile(path)
@@ -284,7 +284,7 @@ def test_rows_longer_and_shorter_than_a_chunk(
     file.close()
 
 
-def test_float64_rounds(path: Path) -> None:
+def test_float64_is_rounded_to_float32(path: Path) -> None:
     values = [1 + 2.0**-24, 1 + 3 * 2.0**-24, 1e300, -1e300, 1e-300, float("inf")]
     safetensors.numpy.save_file({"a": np.array(values)}, path)
     file = SafetensorsFile(path)
@@ -293,13 +293,13 @@ def test_float64_rounds(path: Path) -> None:
     assert got == [1, 1 + 2.0**-22, float("inf"), -float("inf"), 0, float("inf")]
 
 
-def test_rows_outside(small: SafetensorsFile) -> None:
+def test_rows_out_of_range(small: SafetensorsFile) -> None:
     for begin, end in ((-1, 2), (2, 1), (0, 5), (5, 5)):
-        with pytest.raises(OptionError, match="it has 4"):
+        with pytest.raises(OptionError, match="in its 4 rows"):
             small.named_source("a", "a").read(begin, end)
 
 
-def test_a_read_is_the_callers_own(small: SafetensorsFile) -> None:
+def test_each_read_returns_a_new_array(small: SafetensorsFile) -> None:
     rows = small.named_source("a", "a").read(0, 4)
     rows[:] = 0
     assert small.named_source("a", "a").read(0, 4).sum() == 66
@@ -311,25 +311,25 @@ def test_short_reads_are_continued(small: SafetensorsFile, monkeypatch: pytest.M
     assert small.named_source("a", "a").read(1, 3).tolist() == [[3, 4, 5], [6, 7, 8]]
 
 
-def test_cut_while_it_is_read(small: SafetensorsFile) -> None:
+def test_a_file_truncated_while_it_is_read(small: SafetensorsFile) -> None:
     os.truncate(small.path, small.path.stat().st_size - 4)
     source = small.named_source("a", "h.0.ln_1.weight")
     assert source.read(0, 3).shape == (3, 3)
-    with pytest.raises(CheckpointError, match=r"h\.0\.ln_1\.weight.*cut while it was read"):
+    with pytest.raises(CheckpointError, match=r"h\.0\.ln_1\.weight.*truncated while it was read"):
         source.read(0, 4)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         small.verify_unchanged()
 
 
-def test_changed_in_place(small: SafetensorsFile) -> None:
+def test_a_file_changed_in_place(small: SafetensorsFile) -> None:
     small.verify_unchanged()
     os.utime(small.path, ns=(0, 12345))
     with pytest.raises(CheckpointError, match="12345"):
         small.verify_unchanged()
 
 
-def test_replaced_by_another_file(small: SafetensorsFile) -> None:
-    """What was opened is still read, whole, when another file takes its name."""
+def test_a_file_replaced_by_another(small: SafetensorsFile) -> None:
+    """The opened file stays readable when another file takes its name."""
     other = small.path.with_name("y")
     other.write_bytes(b"")
     os.replace(other, small.path)
@@ -337,7 +337,7 @@ def test_replaced_by_another_file(small: SafetensorsFile) -> None:
     small.verify_unchanged()
 
 
-def test_after_close(small: SafetensorsFile) -> None:
+def test_reads_after_close(small: SafetensorsFile) -> None:
     small.close()
     small.close()
     with pytest.raises(ClosedError):
@@ -357,7 +357,7 @@ def test_no_descriptor_is_left_open(path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_paths_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError):
         SafetensorsFile(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="cannot be opened"):

@@ -1,10 +1,10 @@
-"""Draws: the generator, the noise, the distribution, and what a draw depends on."""
+"""Sampling: the random generator, the noise, the distribution, and reproducibility."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ISAS, config_of, model_on, random_weights
+from conftest import BACKENDS, ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +18,8 @@ if ISAS:
     from gpt2c.engine import _engine
 
 
-def test_philox_has_its_published_values():
-    """The known answers that Salmon et al.'s Random123 library ships (kat_vectors)."""
+def test_philox_gives_the_published_values():
+    """The known answers of Salmon et al.'s Random123 library (kat_vectors)."""
     ones = 0xFFFFFFFF
     pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
     cases = [
@@ -31,14 +31,13 @@ def test_philox_has_its_published_values():
         assert philox4x32(np.array([counter], dtype=np.uint32), key)[0].tolist() == words
 
 
+@needs_engine
 @given(
     seed=st.integers(0, 2**64 - 1),
     sample=st.integers(0, 2**32 - 1),
     position=st.integers(0, 2**20),
 )
-def test_compiled_noise_is_the_stated_noise(seed, sample, position):
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
+def test_compiled_noise_equals_the_reference(seed, sample, position):
     ids = np.arange(67, dtype=np.int32)
     zero = np.zeros(1, dtype=np.float32)
     noise = [
@@ -46,15 +45,14 @@ def test_compiled_noise_is_the_stated_noise(seed, sample, position):
         for isa in ISAS
     ]
     assert all(other == noise[0] for other in noise)
-    # Two logarithms in float32: relative errors of some ULP of values up to 23, and of -log u.
+    # Two float32 logarithms: errors of some ULP of values up to 23, and of -log u.
     exact = gumbel_noise(seed, sample, position, ids)
     np.testing.assert_allclose(noise[0], exact, rtol=2e-6, atol=1e-6)
 
 
+@needs_engine
 def test_noise_of_extreme_words():
-    """The words next to 0 and to 2^32, found by search, keep their resolution."""
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
+    """Random words close to 0 and to 2^32, found by search, keep their resolution."""
     exact = gumbel_noise(7, 0, 0, np.arange(400_000))
     extreme = np.argsort(exact)[[*range(200), *range(-200, 0)]].astype(np.int32)
     zero = np.zeros(1, dtype=np.float32)
@@ -64,6 +62,7 @@ def test_noise_of_extreme_words():
     np.testing.assert_allclose(ours, exact[extreme], rtol=2e-6, atol=1e-6)
 
 
+@needs_engine
 @settings(max_examples=150)
 @given(
     n=st.integers(1, 400),
@@ -71,10 +70,8 @@ def test_noise_of_extreme_words():
     spread=st.sampled_from([0.0, 1.0, 20.0, 300.0]),
     special=st.lists(st.sampled_from([-np.inf, 1e30, -1e30, 1e-42]), max_size=3),
 )
-def test_draw_kernel_takes_the_best(n, seed, spread, special):
-    """Ids in any order, remainders of every length, blocks without hope."""
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
+def test_draw_kernel_returns_the_best_id(n, seed, spread, special):
+    """Ids in any order, remainders of every length, blocks that cannot contain the best id."""
     rng = np.random.default_rng(seed)
     ids = rng.permutation(1000)[:n].astype(np.int32)
     logits = (spread * rng.standard_normal(n)).astype(np.float32)
@@ -97,11 +94,14 @@ def test_draw_kernel_takes_the_best(n, seed, spread, special):
 
 
 def chi_square(draws: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:
-    """Pearson's statistic and its degrees of freedom, ids expected under 5 times put together."""
+    """Return Pearson's statistic and its degrees of freedom. Ids expected under 5 times are pooled.
+
+    Ids of zero probability must not occur.
+    """
     expected = probabilities * len(draws)
     counts = np.bincount(draws, minlength=len(probabilities)).astype(float)
     rare = expected < 5
-    if expected[rare].sum() == 0:  # ids that cannot be drawn, and were not
+    if expected[rare].sum() == 0:
         assert counts[rare].sum() == 0
         expected, counts = expected[~rare], counts[~rare]
     else:
@@ -129,7 +129,7 @@ CHI_SQUARE_CASES = [
 
 @pytest.mark.parametrize("options", CHI_SQUARE_CASES, ids=lambda o: "+".join(o))
 def test_draws_follow_the_distribution(backend, options):
-    """The soft-max of what the stated stages leave."""
+    """The distribution is the softmax of the logits that the reference stages leave."""
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     n = 20_000 if backend != "numpy" else 2_000
@@ -143,7 +143,7 @@ def test_draws_follow_the_distribution(backend, options):
     assert statistic <= freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 
-def test_compiled_choice_is_the_stated_choice(isa):
+def test_compiled_choice_equals_the_reference(isa):
     config = config_of(n_positions=300)
     weights = random_weights(config)
     model = model_on(isa, config, weights)
@@ -155,14 +155,14 @@ def test_compiled_choice_is_the_stated_choice(isa):
             logits = model.logits(ids)[-1].astype(np.float64)
             stages = [Stage("temperature", value=options["temperature"])]
             stages += [Stage("top_k", count=options["top_k"])] if options["top_k"] else []
-            stated = Sampler(Plan(tuple(stages), draws=True), seed, 0, 1).choose(logits, ids)
-            n_close += token != stated
+            expected = Sampler(Plan(tuple(stages), draws=True), seed, 0, 1).choose(logits, ids)
+            n_close += token != expected
             ids.append(token)
-    # Of 300 draws none is expected to hang on the last bits of the noise.
+    # None of the 300 draws should depend on the last bits of the noise.
     assert n_close == 0
 
 
-def test_every_backend_draws_the_same():
+def test_every_backend_draws_the_same_ids():
     config = config_of()
     weights = random_weights(config)
     options = {"max_new_tokens": 30, "temperature": 1.0, "top_k": 20, "seed": 12345678901234567890}
@@ -181,8 +181,8 @@ ALL_OPTIONS = {
 }  # fmt: skip
 
 
-def test_one_seed_is_one_text_everywhere():
-    """With all options: alone, in batches, streamed, with any threads, on every backend."""
+def test_a_seed_gives_the_same_ids_everywhere():
+    """With all options: alone, in batches, streamed, on any number of threads and every backend."""
     config = config_of(n_positions=60)
     weights = random_weights(config)
     options = {"max_new_tokens": 40, "seed": 99, **ALL_OPTIONS}
@@ -200,7 +200,7 @@ def test_one_seed_is_one_text_everywhere():
     assert len({tuple(text) for text in texts}) == len(texts)
 
 
-def test_a_draw_depends_on_nothing_that_runs_beside_it(backend):
+def test_a_draw_does_not_depend_on_the_batch(backend):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     options = {"max_new_tokens": 10, "temperature": 1.0}
@@ -210,7 +210,7 @@ def test_a_draw_depends_on_nothing_that_runs_beside_it(backend):
     assert many[1] == many[3] == alone
     assert model.generate(beside, seed=[1, 9, 3, 4], batch_size=2, **options)[1] == alone
     assert list(model.stream([1, 2, 3], seed=9, **options)) == alone
-    # The draw hangs on the position: a longer prompt continues as the shorter one did.
+    # A draw depends on the position, so a longer prompt continues like the shorter one.
     longer = model.generate([1, 2, 3, *alone[:4]], seed=9, max_new_tokens=6, temperature=1.0)
     assert longer == alone[4:]
     assert model.generate([1, 2, 3], seed=10, **options) != alone
@@ -235,10 +235,10 @@ def test_when_sampling_is_on(backend):
     assert ones[0] != greedy
 
 
-def test_no_seed_draws_one_and_tells_it(backend):
+def test_without_a_seed_one_is_drawn_and_reported(backend):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
-    # Without drafts, for a Completion counts them, and whether any pay depends on the clock.
+    # Without drafts: a Completion counts them, and their number depends on measured times.
     done = model.complete([1, 2], max_new_tokens=20, temperature=1.5, draft=None)
     again = model.complete([1, 2], max_new_tokens=20, temperature=1.5, seed=done.seed, draft=None)
     assert again == done
@@ -255,7 +255,7 @@ def test_ties_go_to_the_lowest_id(isa):
     assert model.generate([3], max_new_tokens=3, top_k=1, seed=1) == [0, 0, 0]
 
 
-def test_stated_choice_breaks_ties_by_id():
+def test_reference_choice_breaks_ties_by_id():
     logits = np.array([1.0, 3.0, 3.0, 2.0, 3.0])
     assert Sampler(Plan(), 0, 0, 1).choose(logits, [0]) == 1
     assert np.flatnonzero(top_k(logits, 2) > -np.inf).tolist() == [1, 2]

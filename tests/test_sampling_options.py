@@ -1,4 +1,4 @@
-"""Options that are wrong: an error that names the option, its value and its range, before work."""
+"""Invalid options: the error names the option, its value and its range, before any work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt2c.weights.checkpoint import from_arrays
 
 
 async def an_async_function(*_):
-    """Its result is a coroutine, and that is true."""
+    """Return a coroutine, which is truthy."""
 
 
 WRONG = [
@@ -114,8 +114,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def no_work(model, monkeypatch):
-    """The error comes before any work."""
-    monkeypatch.setattr(model._engine, "job", lambda *_: pytest.fail("it has begun"))
+    """Fail the test if the engine starts any work."""
+    monkeypatch.setattr(model._engine, "job", lambda *_: pytest.fail("work was started"))
 
 
 def check(call, options, message):
@@ -170,30 +170,30 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize(("theirs", "ours"), ELSEWHERE)
-def test_names_from_elsewhere_are_told_in_ours(model, theirs, ours):
+def test_other_libraries_option_names_get_a_suggestion(model, theirs, ours):
     for method in (model.generate, model.complete, model.stream, model.stream_async):
-        said = f"{method.__name__} has no option '{theirs}'; did you mean {ours}?"
-        check(lambda o, m=method: m([1], **o), {theirs: 5}, said)
+        message = f"{method.__name__} has no option '{theirs}'; did you mean {ours}?"
+        check(lambda o, m=method: m([1], **o), {theirs: 5}, message)
 
 
-def test_names_that_not_every_method_has_an_option_for(model):
+def test_suggestions_depend_on_the_method(model):
     for name in ("n", "nsamples"):
         check(lambda o: model.generate([1], **o), {name: 2}, "did you mean num_return_sequences?")
         check(lambda o: model.stream([1], **o), {name: 2}, "complete has num_return_sequences")
     check(lambda o: model.generate([1], **o), {"stream": True}, "; use the method stream")
-    said = "only the new text is returned"
-    check(lambda o: model.generate([1], **o), {"return_full_text": False}, said)
+    message = "only the new text is returned"
+    check(lambda o: model.generate([1], **o), {"return_full_text": False}, message)
 
 
-def test_every_hint_names_an_option_that_there_is():
+def test_every_hint_names_an_existing_option():
     assert set(option_hints._OURS.values()) <= set(CompleteOptions.__annotations__)
     assert not set(option_hints._OURS) & set(CompleteOptions.__annotations__)
     assert not set(option_hints._INSTEAD) & set(CompleteOptions.__annotations__)
 
 
-# Tokens of the tokenizer are from GPT-2's encoder.json: "198" is 22337, and "50256" is two tokens.
+# In GPT-2's vocabulary "198" is the token 22337, and "50256" is two tokens.
 @pytest.mark.parametrize("name", ["logit_bias", "suppress_tokens", "stop_token_ids"])
-def test_digits_alone_are_neither_an_id_nor_a_text(name, no_work):
+def test_a_string_of_digits_is_ambiguous(name, no_work):
     config = config_of(vocab_size=50257, n_embd=3)
     checkpoint = from_arrays(config, random_weights(config))
     with GPT2(checkpoint, Tokenizer.gpt2(), backend="numpy") as model:
@@ -212,7 +212,7 @@ def test_digits_alone_are_neither_an_id_nor_a_text(name, no_work):
         ):  # fmt: skip
             check(lambda o: model.generate([1], **o), given(token), message)
             check(lambda o: model.generate([1], **o), given(token), f"{name} has ")
-        for token in (198, " 198", "the"):  # these say what they mean
+        for token in (198, " 198", "the"):  # unambiguous
             model._options(given(token), CompleteOptions, "complete")
     with model_on("numpy", config_of(), random_weights(config_of())) as model:
         check(lambda o: model.generate([1], **o), given("19"), "pass the int 19 for the token with")
@@ -227,7 +227,7 @@ def test_texts_need_a_tokenizer(model):
             model.generate([1], **options)
 
 
-def test_values_that_change_nothing(monkeypatch):
+def test_neutral_values_are_accepted(monkeypatch):
     """Hugging Face's neutral values are accepted, and greedy stays greedy."""
     config = config_of()
     model = model_on("numpy", config, random_weights(config))
@@ -246,7 +246,7 @@ def test_values_that_change_nothing(monkeypatch):
     assert model.generate([1, 2], max_new_tokens=8, seed=1, temperature=0, **sampled) == plain
 
 
-def test_penalties_hold_for_greedy_text(backend):
+def test_penalties_apply_to_greedy_decoding(backend):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     ids = model.generate([1, 2], max_new_tokens=30, no_repeat_ngram_size=2)
@@ -255,7 +255,7 @@ def test_penalties_hold_for_greedy_text(backend):
     assert model.complete([1, 2], max_new_tokens=30, no_repeat_ngram_size=2).seed is None
 
 
-def test_numpy_values_are_numbers():
+def test_numpy_values_are_accepted():
     config = config_of()
     model = model_on("numpy", config, random_weights(config))
     options = {"temperature": np.float32(0.5), "top_k": np.int64(5), "top_p": np.float64(0.9)}
@@ -265,8 +265,8 @@ def test_numpy_values_are_numbers():
     assert model.generate([1], suppress_tokens=ids) == model.generate([1], suppress_tokens=[3, 4])
 
 
-def test_order_can_be_changed(backend):
-    """top_p before temperature keeps less of a distribution that temperature flattens."""
+def test_sampler_order_changes_the_result(backend):
+    """Temperature flattens the distribution, so top_p keeps fewer tokens before it than after."""
     config = config_of()
     model = model_on(backend, config, random_weights(config))
     options = {"temperature": 4.0, "top_p": 0.3, "max_new_tokens": 20, "seed": 1}
@@ -276,7 +276,7 @@ def test_order_can_be_changed(backend):
     assert explicit == model.generate([1], **options)
 
 
-def test_every_option_is_tried():
+def test_every_option_is_tested():
     tried = {name for options, _ in WRONG for name in options}
     assert set(SamplingOptions.__annotations__) <= tried
     assert GPT2.stream.__doc__

@@ -1,46 +1,50 @@
-"""Saving: what is written is read back, by us and by the safetensors package; atomically."""
+"""Saving: saved models load again, here and with the safetensors package; writes are atomic."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import (
+    FIXTURES,
+    TINY,
+    arrays_of,
+    assert_arrays_equal,
+    config_of,
+    load,
+    model_on,
+    random_weights,
+)
+from model_folders import as_hub_cache
 
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.cli.main import main
-from gpt2c.weights.checkpoint import open_checkpoint
 
 TRANSFORMERS = FIXTURES / "transformers"
 
 
-def arrays_of(folder: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(folder) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
-
-
 @pytest.mark.parametrize("name", ["tiny", "untied_inverse", "relu_inner", "no_blocks", "bfloat16"])
-def test_saved_is_read_back(backend: str, name: str, tmp_path: Path) -> None:
+def test_a_saved_model_loads_again(backend: str, name: str, tmp_path: Path) -> None:
     source = TRANSFORMERS / name
-    with on_backend(backend, lambda b: GPT2.from_pretrained(source, backend=b)) as model:
+    with load(source, backend) as model:
         model.save_pretrained(tmp_path / "a" / "saved")
-        before, after = arrays_of(source), arrays_of(tmp_path / "a" / "saved")
-        assert list(before) == list(after)
-        for tensor, array in before.items():
-            np.testing.assert_array_equal(after[tensor], array)
+        assert_arrays_equal(arrays_of(tmp_path / "a" / "saved"), arrays_of(source))
         ids = list(range(min(model.config.vocab_size, model.config.n_positions)))
-        saved = on_backend(backend, lambda b: GPT2.from_pretrained(tmp_path / "a/saved", backend=b))
+        saved = load(tmp_path / "a/saved", backend)
         assert saved.config == model.config
         np.testing.assert_array_equal(saved.logits(ids), model.logits(ids))
 
 
-def test_the_file_is_what_transformers_expects(tmp_path: Path) -> None:
-    """Names with transformer's prefix, its metadata, no tied head, matrices [in, out]."""
+def test_the_file_has_transformers_format(tmp_path: Path) -> None:
+    """The prefix "transformer.", transformers' metadata, no tied head, matrices [in, out]."""
     source = TRANSFORMERS / "plain"
     GPT2.from_pretrained(source).save_pretrained(str(tmp_path / "saved"))
     ours = safetensors.numpy.load_file(tmp_path / "saved" / "model.safetensors")
@@ -57,7 +61,7 @@ def test_the_file_is_what_transformers_expects(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
-def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
+def test_the_tokenizer_is_saved_too(tmp_path: Path) -> None:
     model = GPT2.from_pretrained()
     model.save_pretrained(tmp_path / "tales")
     again = GPT2.from_pretrained(tmp_path / "tales")
@@ -75,11 +79,11 @@ def test_saving_over_another_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(saved.logits([1, 2]), model.logits([1, 2]))
     names = ["config.json", "model.safetensors", "notes.txt"]
     assert sorted(os.listdir(tmp_path)) == names
-    saved.save_pretrained(tmp_path)  # over the very files that it was read from
+    saved.save_pretrained(tmp_path)  # over the files that it was loaded from
     assert sorted(os.listdir(tmp_path)) == names
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of()
     model = model_on("numpy", config, random_weights(config))
     model.save_pretrained(tmp_path / "model")
@@ -97,7 +101,33 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_only_writing_needs_safetensors(tmp_path: Path) -> None:
+    """Importing, reading and generating work without the package; saving says what to install."""
+    program = f"""
+        import sys
+        sys.modules["safetensors"] = sys.modules["safetensors.numpy"] = None
+        import gpt2c
+        from gpt2c.weights.checkpoint import open_checkpoint
+        with open_checkpoint({str(TINY)!r}) as checkpoint:
+            assert checkpoint.read_all()
+        for path in (None, {str(TINY)!r}):
+            model = gpt2c.GPT2.from_pretrained(path)
+            assert len(model.generate([1, 2], max_new_tokens=3)) == 3
+        try:
+            model.save_pretrained({str(tmp_path / "new")!r})
+        except gpt2c.MissingDependencyError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert "pip install safetensors" in result.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     config = config_of()
     model = model_on("numpy", config, random_weights(config))
     (tmp_path / "file").write_text("")
@@ -131,7 +161,7 @@ def test_engine_reads_back_any_rows(isa: str) -> None:
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("torch_legacy", "safetensors_sharded"):
         assert main(["convert", str(FIXTURES / "formats" / name), str(tmp_path / name)]) == 0
-        expected = arrays_of(TRANSFORMERS / "tiny")
+        expected = arrays_of(TINY)
         for tensor, array in arrays_of(tmp_path / name).items():
             np.testing.assert_array_equal(array, expected[tensor])
     assert capsys.readouterr().out == ""
@@ -140,8 +170,8 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_no_link_is_followed_out_of_the_folder(tmp_path: Path) -> None:
-    """What is saved may be given away; a stranger's checkpoint names what goes with it."""
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    """A saved folder may be shared, so an untrusted checkpoint must not pull in other files."""
     secret = tmp_path / "secret"
     secret.write_text("{}")
     for name in ("special_tokens_map.json", "tokenizer_config.json", "generation_config.json"):
@@ -151,19 +181,14 @@ def test_no_link_is_followed_out_of_the_folder(tmp_path: Path) -> None:
         (source / name).symlink_to(secret)
         assert main(["convert", str(source), str(tmp_path / name / "to")]) == 2
         assert os.listdir(tmp_path / name) == ["model"]
-    # The hub's cache is made of links.
-    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
-    blobs.mkdir(parents=True)
-    snapshot.mkdir(parents=True)
+    # The hub's cache consists of links.
     GPT2.from_pretrained().save_pretrained(tmp_path / "plain")
-    for n, file in enumerate(sorted((tmp_path / "plain").iterdir())):
-        file.rename(blobs / str(n))
-        (snapshot / file.name).symlink_to(Path("../../blobs") / str(n))
+    snapshot = as_hub_cache(tmp_path / "plain", tmp_path / "repo")
     assert main(["convert", str(snapshot), str(tmp_path / "to")]) == 0
     assert (tmp_path / "to" / "vocab.json").is_file()
 
 
-def test_nothing_is_replaced_where_not_all_can_be(tmp_path: Path) -> None:
+def test_no_file_is_replaced_unless_all_can_be(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(gpt2c.CheckpointError, match="found a folder"):
@@ -171,7 +196,7 @@ def test_nothing_is_replaced_where_not_all_can_be(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_text() == "mine"
 
 
-def test_odd_places_to_save_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusual_paths_to_save_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPT2.from_pretrained()
     for path in ("a\0b", "\ud800"):
         with pytest.raises(gpt2c.CheckpointError, match="cannot be written"):

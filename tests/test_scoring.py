@@ -1,4 +1,4 @@
-"""Scores: worked by hand, by the oracle, and the same alone, together, lazily and in windows."""
+"""Scores: computed by hand and by the oracle; the same alone, in batches, lazily, in windows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, logit_atol, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +30,7 @@ def random_ids(n, seed=0, n_vocab=CONFIG.vocab_size):
     return np.random.default_rng(seed).integers(0, n_vocab, n).tolist()
 
 
-def same(a: Score, b: Score) -> bool:
+def is_same(a: Score, b: Score) -> bool:
     def equal(name: str) -> bool:
         return np.array_equal(getattr(a, name), getattr(b, name), equal_nan=name != "ids")
 
@@ -38,10 +38,10 @@ def same(a: Score, b: Score) -> bool:
 
 
 def test_a_case_by_hand(backend):
-    """Without blocks a token's logits are wte . ln_f(wte[id] + wpe[position]).
+    """Without blocks the logits are wte . ln_f(wte[id] + wpe[position]).
 
-    With ln_f's weight 0 and bias [1, 0] that is column 0 of wte, whatever the token: log 5, log 3,
-    log 2, so the probabilities are 1/2, 3/10, 1/5.
+    With ln_f's weight 0 and bias [1, 0] they are column 0 of wte for every token: log 5, log 3 and
+    log 2. So the probabilities are 1/2, 3/10 and 1/5.
     """
     config = config_of(vocab_size=3, n_positions=9, n_embd=2, n_layer=0, n_head=1)
     weights = random_weights(config)
@@ -51,7 +51,7 @@ def test_a_case_by_hand(backend):
     model = model_on(backend, config, weights)
     score = model.score([0, 2, 1, 0])
     assert score.ids.tolist() == [0, 2, 1, 0]
-    # Logits and their log-sum are some 1.6 to 2.3: a few roundings of 1e-7.
+    # Logits and their log-sum are about 1.6 to 2.3: a few roundings of 1e-7.
     np.testing.assert_allclose(score.logprobs[1:], np.log([0.2, 0.3, 0.5]), atol=1e-6)
     assert math.isnan(score.logprobs[0])
     assert score.ranks.tolist() == [0, 3, 2, 1]
@@ -66,12 +66,12 @@ def test_a_case_by_hand(backend):
     ]  # fmt: skip
 
 
-def test_scores_are_the_oracles(model):
+def test_scores_equal_the_oracle(model):
     ids = random_ids(40)
     logits = gpt2(np.array(ids), {n: w.astype(np.float64) for n, w in WEIGHTS.items()}, CONFIG)
     exact, _ = token_scores(logits[:-1], np.array(ids[1:]), 0)
     score = model.score(ids)
-    atol = 2 * 16 * float(np.finfo(np.float32).eps) * float(np.abs(logits).max())
+    atol = 2 * logit_atol(logits)
     np.testing.assert_allclose(score.logprobs[1:], exact["log_prob"], rtol=0, atol=atol)
     np.testing.assert_allclose(score.entropies[1:], exact["entropy"], rtol=0, atol=atol)
     np.testing.assert_array_equal(score.ranks[1:], exact["rank"])
@@ -104,20 +104,20 @@ def test_bos_gives_the_first_token_its_probability(backend):
 
 @settings(max_examples=30)
 @given(lengths=st.lists(st.integers(0, 130), max_size=12), seed=st.integers(0, 100))
-def test_together_is_alone(lengths, seed):
-    """Ragged lists, many windows: every bit as when each text is scored by itself."""
+def test_batched_scores_equal_single_scores(lengths, seed):
+    """Ragged lists and many windows give the same bits as scoring each text alone."""
     model = model_on(ISAS[-1] if ISAS else "numpy", CONFIG, WEIGHTS)
     texts = [random_ids(n, seed + i) for i, n in enumerate(lengths)]
     alone = [model.score(np.array(text, dtype=int)) for text in texts]
     together = model.score([np.array(text, dtype=int) for text in texts])
     lazily = list(model.score(iter(texts)))
     for one, two, three in zip(alone, together, lazily, strict=True):
-        assert same(one, two)
-        assert same(one, three)
+        assert is_same(one, two)
+        assert is_same(one, three)
 
 
-def test_bits_are_those_of_the_logits(isa):
-    """log p = logit - (M + log S), of the logits that a session gives."""
+def test_same_bits_as_from_the_logits(isa):
+    """log p = logit - (M + log S), with the logits of a session."""
     from gpt2c.engine import _engine
 
     model = model_on(isa, CONFIG, WEIGHTS)
@@ -125,7 +125,7 @@ def test_bits_are_those_of_the_logits(isa):
     logits = model.logits(ids)
     score = model.score(ids)
     for i in range(1, len(ids)):
-        total, entropy = _engine.log_total(isa, logits[i - 1])
+        total, entropy = _engine.log_sum_exp(isa, logits[i - 1])
         assert score.logprobs[i] == logits[i - 1][ids[i]] - np.float32(total)
         assert score.entropies[i] == np.float32(entropy)
         assert score.ranks[i] == _engine.rank(isa, logits[i - 1], ids[i])
@@ -133,11 +133,11 @@ def test_bits_are_those_of_the_logits(isa):
 
 def test_every_instruction_set_gives_the_same_scores():
     if len(ISAS) < 2:
-        pytest.skip("there is one instruction set")
+        pytest.skip("only one instruction set runs here")
     texts = [random_ids(n, n) for n in (3, 90, 40)]
     scores = [model_on(isa, CONFIG, WEIGHTS).score(texts) for isa in ISAS]
     for others in scores[1:]:
-        assert all(same(a, b) for a, b in zip(scores[0], others, strict=True))
+        assert all(is_same(a, b) for a, b in zip(scores[0], others, strict=True))
 
 
 @given(n=st.integers(0, 200), n_positions=st.integers(1, 40), data=st.data(), bos=st.booleans())
@@ -150,14 +150,14 @@ def test_windows_score_each_token_once(n, n_positions, data, bos):
     for fed, targets in windows:
         assert 1 <= len(targets) <= len(fed) <= n_positions
         whole = [*fed.tolist(), int(targets[-1])]
-        assert whole[-len(targets) :] == targets.tolist()  # each follows what was fed before it
+        assert whole[-len(targets) :] == targets.tolist()  # the ids after those fed
         if whole[0] == 1000:
             whole[0] = -1
         assert whole == list(range(whole[0], whole[0] + len(whole)))
 
 
-def test_windows_are_the_usual_recipe(model):
-    """The loop of transformers' documentation ("Perplexity of fixed-length models"), on logits."""
+def test_windows_follow_transformers_recipe(model):
+    """The loop of transformers' documentation, "Perplexity of fixed-length models", on logits."""
     ids = random_ids(150)
     n_positions = 40
     for stride in (7, 20, 39):
@@ -174,13 +174,13 @@ def test_windows_are_the_usual_recipe(model):
                 break
         ours = model.score(ids, stride=stride)
         assert n_scored == ours.n_scored == len(ids) - 1
-        # 149 float32 numbers of some 10, added up here in float32.
+        # A float32 sum of 149 values of about 10.
         assert ours.total == pytest.approx(float(total), rel=1e-5)
         assert model.perplexity(ids, stride=stride) == ours.perplexity
-    assert same(model.score(ids), model.score(ids, stride=20))
+    assert is_same(model.score(ids), model.score(ids, stride=20))
 
 
-def test_an_iterator_is_bounded_and_in_order(model):
+def test_an_iterator_is_read_lazily_and_in_order(model):
     taken = []
 
     def texts():
@@ -191,11 +191,11 @@ def test_an_iterator_is_bounded_and_in_order(model):
     scores = model.score(texts())
     for n, score in zip(range(300), scores, strict=False):
         assert score.ids.tolist() == [n % 50, 1, 2]
-    # 256 rows together at the most, of two each, and one text that did not fit.
+    # At most 256 rows run together, two per text, and one text that did not fit is read.
     assert len(taken) <= 300 + 256
 
 
-def test_an_error_comes_after_the_scores_before_it(model):
+def test_an_error_is_raised_after_the_scores_before_it(model):
     def texts():
         yield [1, 2]
         yield [3]
@@ -208,7 +208,7 @@ def test_an_error_comes_after_the_scores_before_it(model):
         next(scores)
 
 
-def test_special_tokens_are_characters():
+def test_special_tokens_are_scored_as_characters():
     model = GPT2.from_pretrained()
     text = "The end.<|endoftext|>"
     score = model.score(text)
@@ -260,6 +260,7 @@ def test_bad_texts(model):
 SPECIAL = [0.0, -0.0, 1e-42, 1e30, -1e30, 88.0, -200.0]
 
 
+@needs_engine
 @settings(max_examples=200)
 @given(
     n=st.integers(1, 2500),
@@ -268,37 +269,35 @@ SPECIAL = [0.0, -0.0, 1e-42, 1e30, -1e30, 88.0, -200.0]
     special=st.lists(st.sampled_from(SPECIAL), max_size=4),
 )
 def test_log_total_and_rank_kernels(n, seed, spread, special):
-    if not ISAS:
-        pytest.skip("the engine is not compiled")
     from gpt2c.engine import _engine
 
     rng = np.random.default_rng(seed)
     logits = (spread * rng.standard_normal(n)).astype(np.float32)
     logits[rng.integers(0, n, len(special))] = special
     id = int(rng.integers(0, n))
-    results = [(*_engine.log_total(isa, logits), _engine.rank(isa, logits, id)) for isa in ISAS]
+    results = [(*_engine.log_sum_exp(isa, logits), _engine.rank(isa, logits, id)) for isa in ISAS]
     assert all(result == results[0] for result in results)
     total, entropy, rank = results[0]
     (exact,), ((top,),) = token_scores(logits[None], np.array([id]), 1)
-    # The greatest logit and a sum of up to 2,500 terms, of relative error 4 ULP and their addition
-    # in 16 lanes: the log of the sum is off by 2e-6 at most, the total by rounding besides.
+    # The maximum logit plus the log of a sum of up to 2,500 terms. Each term is within 4 ULP, and
+    # 16 lanes add them, so the log is within 2e-6; the total is rounded once more.
     assert total == pytest.approx(float(logits[top["id"]]) - top["log_prob"], rel=1e-6, abs=4e-6)
     assert entropy == pytest.approx(float(exact["entropy"]), rel=1e-5, abs=2e-5 * max(1, np.log(n)))
     assert rank == exact["rank"]
 
 
-def test_log_total_of_what_is_no_distribution(isa):
+def test_log_total_of_nan_and_infinite_logits(isa):
     from gpt2c.engine import _engine
 
     for bad in (np.nan, np.inf):
         for place in (0, 5, 1030, 2000):
             logits = np.zeros(2001, dtype=np.float32)
             logits[place] = bad
-            assert all(np.isnan(_engine.log_total(isa, logits)))
-    assert all(np.isnan(_engine.log_total(isa, np.full(2000, -np.inf, dtype=np.float32))))
+            assert all(np.isnan(_engine.log_sum_exp(isa, logits)))
+    assert all(np.isnan(_engine.log_sum_exp(isa, np.full(2000, -np.inf, dtype=np.float32))))
     logits = np.full(2001, -np.inf, dtype=np.float32)
     logits[1500] = 3.0
-    assert _engine.log_total(isa, logits) == (3.0, 0.0)
+    assert _engine.log_sum_exp(isa, logits) == (3.0, 0.0)
 
 
 def test_rank_counts_ties_by_id(isa):
@@ -308,19 +307,19 @@ def test_rank_counts_ties_by_id(isa):
     assert [_engine.rank(isa, logits, id) for id in (0, 1, 50, 99)] == [1, 2, 51, 100]
 
 
-def test_alternatives_are_the_oracles(model):
+def test_top_logprobs_equal_the_oracle(model):
     ids = random_ids(90)  # in several windows
     plain, score = model.score(ids), model.score(ids, top_logprobs=4)
-    assert same(plain, score)
+    assert is_same(plain, score)
     assert plain.top_ids.shape == plain.top_logprobs.shape == (90, 0)
     assert score.top_ids[0].tolist() == [-1] * 4
     assert np.isnan(score.top_logprobs[0]).all()
     wide = {n: w.astype(np.float64) for n, w in WEIGHTS.items()}
-    first = np.array(ids[: CONFIG.n_positions - 1])  # what the first window feeds
+    first = np.array(ids[: CONFIG.n_positions - 1])  # the ids that the first window feeds
     _, exact = token_scores(gpt2(first, wide, CONFIG), first, 4)
     n = len(first)
     np.testing.assert_array_equal(score.top_ids[1 : n + 1], exact["id"])
-    atol = 1e-4  # of logits up to some 8, in float32
+    atol = 1e-4  # float32 logits up to about 8
     np.testing.assert_allclose(score.top_logprobs[1 : n + 1], exact["log_prob"], rtol=0, atol=atol)
     likeliest = score.ranks == 1
     assert likeliest.any()
@@ -332,7 +331,7 @@ def test_alternatives_are_the_oracles(model):
     assert together[1].top_ids.shape == (0, 4)
 
 
-def test_no_more_alternatives_than_the_vocabulary_has(model):
+def test_more_top_logprobs_than_the_vocabulary_has(model):
     score = model.score([1, 2], top_logprobs=60)
     assert sorted(score.top_ids[1].tolist()) == [-1] * 10 + list(range(50))
     assert np.isnan(score.top_logprobs[1, 50:]).all()

@@ -1,4 +1,4 @@
-"""Sessions: feeding, rolling back, copying, and sharing pages."""
+"""Sessions: feed, rollback, copy, and shared pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def model(backend):
     return model_on(backend, config, random_weights(config))
 
 
-def test_feed_gives_the_next_tokens_logits(model):
+def test_feed_returns_the_next_tokens_logits(model):
     ids = [5, 3, 9, 9]
     whole = model.logits(ids)
     assert whole.shape == (4, 50)
@@ -30,11 +30,11 @@ def test_feed_gives_the_next_tokens_logits(model):
     assert len(session) == 4
     last = model.session().feed(np.array(ids))
     assert last.shape == (50,)
-    # NumPy's sums may differ with the shape; the engine's never do.
+    # NumPy's sums may differ with the shape; the engine's never differ.
     np.testing.assert_allclose(last, whole[-1], rtol=1e-5, atol=1e-5)
 
 
-def test_session_continues_as_generate_does(model):
+def test_a_session_matches_generate(model):
     new = model.generate([1, 2, 3], max_new_tokens=10)
     session = model.session()
     logits = session.feed([1, 2, 3])
@@ -43,7 +43,7 @@ def test_session_continues_as_generate_does(model):
         logits = session.feed(token)
 
 
-def test_rollback_forgets(model):
+def test_rollback(model):
     session = model.session()
     before = session.feed([1, 2, 3])
     session.feed([4, 5, 6, 7])
@@ -68,7 +68,7 @@ def test_copies_are_independent(model):
     c = b.copy()
     c.rollback(2)
     c.feed([7, 8, 9])
-    # Each has what it was fed, whatever the others wrote after they parted.
+    # Each has its own ids, whatever the others fed after the copy.
     for session, ids in ((a, [1, 2, 3, 4]), (b, [1, 2, 3, 5]), (c, [1, 2, 7, 8, 9])):
         assert session.ids == ids
         fresh = model.session()
@@ -76,7 +76,7 @@ def test_copies_are_independent(model):
         np.testing.assert_allclose(session.feed(6), fresh.feed(6), rtol=1e-5, atol=1e-5)
 
 
-def test_errors_leave_a_session_as_it_was(model):
+def test_errors_leave_a_session_unchanged(model):
     session = model.session()
     session.feed([1, 2, 3])
     for bad, error in [
@@ -98,7 +98,7 @@ def test_errors_leave_a_session_as_it_was(model):
         session.feed(1)
 
 
-def test_no_ids_with_all_is_an_empty_matrix(model):
+def test_no_ids_with_all_give_an_empty_matrix(model):
     assert model.session().feed([], all=True).shape == (0, 50)
     assert model.logits([]).shape == (0, 50)
 
@@ -109,13 +109,13 @@ def test_logits_longer_than_the_context(model):
 
 
 class Sessions(RuleBasedStateMachine):
-    """Any order of feeding, rolling back and copying leaves the bits of a fresh start."""
+    """Feed, rollback and copy in any order give the same bits as a new session."""
 
     sessions = Bundle("sessions")
 
     def __init__(self) -> None:
         super().__init__()
-        # More than two pages of 64 positions.
+        # Over two pages of 64 positions.
         config = config_of(n_positions=150, n_layer=1)
         self.model = model_on(ISAS[-1], config, random_weights(config))
 
@@ -137,7 +137,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(session=sessions)
     def check(self, session):
-        """A copy of it still continues as a fresh start does, whatever its relatives did."""
+        """A copy continues like a new session, whatever other copies did."""
         if 0 < len(session) < 150:
             again = self.model.logits([*session.ids, 7])[-1]
             np.testing.assert_array_equal(session.copy().feed(7), again)

@@ -1,7 +1,7 @@
-"""One text has one tokenization; bos, eos, and the tokens that files put around every text.
+"""Every method tokenizes a text alike; BOS, EOS, and tokens that files add around every text.
 
-What transformers makes of the same files is in fixtures/special_tokens.json, which
-tools/make_special_token_fixtures.py made with transformers 5.24.0.
+fixtures/special_tokens.json has transformers' results for the same files.
+tools/make_special_token_fixtures.py made it with transformers 5.24.0.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
-from model_folders import N_VOCAB, RECORDED, VOCAB, folder_of, load
+from conftest import FIXTURES, load
+from model_folders import N_VOCAB, RECORDED, VOCAB, folder_of
 
 from gpt2c import GPT2, OptionTypeError, Tokenizer
 from gpt2c.cli.main import main
@@ -25,7 +25,7 @@ CASES = RECORDED["cases"]
 TEXTS = RECORDED["texts"]
 ADDED = CASES["added_tokens_decoder"]["files"]  # new9 is 257 and not special, <s> is 258
 ADD_BOS = CASES["add_bos_token"]["files"]
-BOTH = CASES["both"]["files"]  # <|bos|> is 257, <|eos|> 258; both are put around every text
+BOTH = CASES["both"]["files"]  # adds <|bos|> (257) and <|eos|> (258) around every text
 
 
 def write_tokenizer(folder: Path, files: dict[str, Any]) -> Path:
@@ -47,13 +47,13 @@ def check_against(recorded: dict[str, Any], tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ids_are_those_of_transformers(tmp_path: Path, case: str) -> None:
+def test_ids_equal_those_of_transformers(tmp_path: Path, case: str) -> None:
     folder = write_tokenizer(tmp_path, CASES[case]["files"])
     check_against(CASES[case], Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt"))
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if "tokenizer" in CASES[name]["files"]])
-def test_ids_of_tokenizer_json_are_those_of_transformers(tmp_path: Path, case: str) -> None:
+def test_ids_of_tokenizer_json_equal_those_of_transformers(tmp_path: Path, case: str) -> None:
     pytest.importorskip("tokenizers")
     from gpt2c.text.tokenizer_json import JsonTokenizer
 
@@ -72,11 +72,11 @@ def test_ids_of_tokenizer_json_are_those_of_transformers(tmp_path: Path, case: s
         {"type": "RobertaProcessing", "cls": "a", "sep": ["a"]},
     ],
 )  # fmt: skip
-def test_a_malformed_template_puts_nothing_around(processor: Any) -> None:
+def test_a_malformed_template_adds_no_tokens(processor: Any) -> None:
     assert template(processor) == ((), ())
 
 
-def test_ids_that_the_vocabulary_lacks_are_not_put_around(tmp_path: Path) -> None:
+def test_bos_outside_the_vocabulary_is_not_added(tmp_path: Path) -> None:
     files = {"tokenizer_config": {"add_bos_token": True, "bos_token": "<no such token>"}}
     folder = write_tokenizer(tmp_path, files)
     tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
@@ -84,7 +84,7 @@ def test_ids_that_the_vocabulary_lacks_are_not_put_around(tmp_path: Path) -> Non
     assert tokenizer.bos_id is None
 
 
-def test_an_unreadable_special_tokens_map_is_left_out(
+def test_an_unreadable_special_tokens_map_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = folder_of(tmp_path, special_tokens_map="{")
@@ -92,10 +92,10 @@ def test_an_unreadable_special_tokens_map_is_left_out(
     assert "special_tokens_map.json: is not JSON" in caplog.text
 
 
-# ---- one text, one tokenization ----
+# ---- every method tokenizes alike ----
 
 
-def test_one_text_has_one_tokenization(tmp_path: Path, backend: str) -> None:
+def test_every_method_tokenizes_alike(tmp_path: Path, backend: str) -> None:
     model = load(folder_of(tmp_path, **ADDED), backend)
     text = "a new9 b"
     ids = CASES["added_tokens_decoder"]["ids"][TEXTS.index(text)]
@@ -116,8 +116,8 @@ def test_one_text_has_one_tokenization(tmp_path: Path, backend: str) -> None:
 
 @pytest.mark.parametrize("files", [ADDED, ADDED | {"tokenizer_config": {
     **ADDED["tokenizer_config"], "add_bos_token": True, "add_eos_token": True}}])  # fmt: skip
-def test_options_take_an_added_token_as_one(tmp_path: Path, files: Any) -> None:
-    """Also where every text has tokens put around it: a word of an option has none."""
+def test_options_accept_an_added_token(tmp_path: Path, files: Any) -> None:
+    """Tokens that are added around texts are not added around the words of options."""
     model = load(folder_of(tmp_path, **files, likeliest=257))
     assert model.generate([1, 2], max_new_tokens=3) == [257] * 3
     for option in ({"stop_token_ids": ["new9"]}, {"stop_strings": ["new9"]}):
@@ -130,7 +130,7 @@ def test_options_take_an_added_token_as_one(tmp_path: Path, files: Any) -> None:
 
 
 def test_special_tokens_of_a_scored_text(tmp_path: Path, backend: str) -> None:
-    """They are characters, unless they are asked for: then the text is what a prompt would be."""
+    """Special tokens are scored as characters; special_tokens=True tokenizes as for a prompt."""
     model = load(folder_of(tmp_path, **ADDED), backend)
     for text in TEXTS:
         ids = model.tokenizer.encode(text)
@@ -163,31 +163,31 @@ def test_special_tokens_on_the_command_line(
     assert seen == (expected if command == "score" else [len(ids) for ids in expected])
 
 
-# ---- bos and eos ----
+# ---- BOS and EOS ----
 
 OWN = {"added_tokens": {"<|bos|>": 257, "<|eos|>": 258}}
 NAMES = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
-SAYS_NOT = ("bos_token_id", "eos_token_id")
+NEITHER_ID = ("bos_token_id", "eos_token_id")
 
 
 @pytest.mark.parametrize(
     ("changes", "bos", "ends"),
     [
         ({}, 256, {256}),
-        # generation_config.json, config.json, and then the tokenizer's files
+        # generation_config.json overrides config.json, and that the tokenizer's files
         ({"generation_config": {"bos_token_id": 4, "eos_token_id": [5, 6]}}, 4, {5, 6}),
         ({"generation_config": {"bos_token_id": 4}, "config": {"bos_token_id": 7}}, 4, {256}),
         ({"generation_config": {}, "config": {"bos_token_id": 7, "eos_token_id": 8}}, 7, {8}),
         ({"config": {"bos_token_id": 7, "eos_token_id": 8}, "tokenizer_config": NAMES}, 7, {8}),
-        ({"without": SAYS_NOT, "tokenizer_config": NAMES}, 257, {258}),
-        ({"without": SAYS_NOT, "special_tokens_map": NAMES}, 257, {258}),
-        ({"without": SAYS_NOT, "tokenizer_config": {"bos_token": {"content": "<|bos|>"}}},
+        ({"without": NEITHER_ID, "tokenizer_config": NAMES}, 257, {258}),
+        ({"without": NEITHER_ID, "special_tokens_map": NAMES}, 257, {258}),
+        ({"without": NEITHER_ID, "tokenizer_config": {"bos_token": {"content": "<|bos|>"}}},
          257, {256}),
         ({"without": ("bos_token_id",), "tokenizer_config": NAMES}, 257, {256}),
-        ({"without": SAYS_NOT}, 256, {256}),
-        # a token of the vocabulary, not only an added one
-        ({"without": SAYS_NOT, "tokenizer_config": {"bos_token": "a"}}, VOCAB["a"], {256}),
-        # null, and ids that there are not: no start is of use, no end is one that nothing reaches
+        ({"without": NEITHER_ID}, 256, {256}),
+        # a token of the vocabulary, not an added one
+        ({"without": NEITHER_ID, "tokenizer_config": {"bos_token": "a"}}, VOCAB["a"], {256}),
+        # null or an invalid id: BOS comes from elsewhere, EOS is disabled
         ({"config": {"bos_token_id": None}, "tokenizer_config": NAMES}, 257, {256}),
         ({"config": {"bos_token_id": 9999}, "tokenizer_config": NAMES}, 257, {256}),
         ({"config": {"eos_token_id": None}, "tokenizer_config": NAMES}, 256, set()),
@@ -197,7 +197,7 @@ SAYS_NOT = ("bos_token_id", "eos_token_id")
         ({"generation_config": {"bos_token_id": 9999}}, 256, {256}),
     ],
 )  # fmt: skip
-def test_where_bos_and_eos_are_from(
+def test_sources_of_bos_and_eos(
     tmp_path: Path, changes: dict[str, Any], bos: int, ends: set[int]
 ) -> None:
     model = load(folder_of(tmp_path / "model", **{**OWN, **changes}))
@@ -210,7 +210,7 @@ def test_where_bos_and_eos_are_from(
     ids = [VOCAB["x"], VOCAB["y"]]
     assert model.score("xy", bos=True).total == model.score([bos, *ids]).total
     assert model.score("xy", bos=True).ids.tolist() == ids
-    # Saved and converted, it is the same model.
+    # Saving and converting keep both.
     model.save_pretrained(tmp_path / "saved")
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "converted")]) == 0
     for name in ("saved", "converted"):
@@ -218,15 +218,15 @@ def test_where_bos_and_eos_are_from(
         assert (again.bos_token_id, again.eos_token_ids) == (bos, ends)
 
 
-def test_bos_of_a_tokenizer_that_was_set_later(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, without=SAYS_NOT, has_tokenizer=False)
+def test_bos_of_a_tokenizer_set_later(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, without=NEITHER_ID, has_tokenizer=False)
     model = load(folder)
     other = write_tokenizer(tmp_path, {})
     model.tokenizer = Tokenizer.from_files(other / "vocab.json", other / "merges.txt")
     assert model.complete("", max_new_tokens=3).ids == model.generate([256], max_new_tokens=3)
 
 
-# ---- what is put around every text ----
+# ---- tokens added around every text ----
 
 
 def test_bos_before_every_text(tmp_path: Path, backend: str) -> None:
@@ -239,18 +239,18 @@ def test_bos_before_every_text(tmp_path: Path, backend: str) -> None:
     assert "".join(model.stream("xy", max_new_tokens=4)) == prompted.text
     assert model.generate("", max_new_tokens=4) == model.generate("xy"[:0], max_new_tokens=4)
     np.testing.assert_array_equal(model.logits("xy"), model.logits([256, *ids]))
-    # tokenizer(text) is what is scored, and bos=True does not put it there twice.
+    # score() scores tokenizer(text), and bos=True does not add BOS twice.
     plain, with_bos = model.score("xy"), model.score("xy", bos=True)
     assert plain.ids.tolist() == [256, *ids]
     assert with_bos.ids.tolist() == ids
     assert plain.total == with_bos.total == model.score(ids, bos=True).total
     assert model.perplexity("xy") == model.perplexity("xy", bos=True)
-    # Ids are as they are given.
+    # Ids are used unchanged.
     assert model.score([256, *ids], bos=True).ids.tolist() == [256, *ids]
 
 
 def test_tokens_around_every_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bos that is not the model's is part of the text that bos=True scores."""
+    """With bos=True, a tokenizer's BOS that differs from the model's is part of the scored text."""
     files = {**BOTH, "config": {"bos_token_id": 3}}
     folder = folder_of(tmp_path / "model", **files)
     model = load(folder)
@@ -258,7 +258,7 @@ def test_tokens_around_every_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert model.score("x").ids.tolist() == [257, x, 258]
     assert model.score("x", bos=True).ids.tolist() == [257, x, 258]
     assert model.score("x", bos=True).total == model.score([3, 257, x, 258]).total
-    # Bits per byte are of the text's own bytes.
+    # Bits per byte count only the text's own bytes.
     (tmp_path / "x.txt").write_text("x")
     assert main(["perplexity", str(tmp_path / "x.txt"), "--model", str(folder)]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -266,12 +266,12 @@ def test_tokens_around_every_text(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def gguf_flag(name: bytes) -> bytes:
-    """A key of a GGUF file's metadata that is true."""
+    """Return a GGUF metadata entry with the value true."""
     return len(name).to_bytes(8, "little") + name + (7).to_bytes(4, "little") + b"\1"
 
 
-def test_gguf_puts_bos_around_where_it_says_so(tmp_path: Path) -> None:
-    """By llama.cpp's key; two keys of 64 bytes together leave the tensors aligned."""
+def test_gguf_adds_bos_if_its_metadata_says_so(tmp_path: Path) -> None:
+    """llama.cpp's key adds BOS. Two keys of 64 bytes together keep the tensors aligned."""
     source = FIXTURES / "formats" / "gguf" / "f32.gguf"
     ids = GPT2.from_pretrained(source).tokenizer.encode("a b")
     raw = source.read_bytes()
@@ -288,14 +288,14 @@ def test_gguf_puts_bos_around_where_it_says_so(tmp_path: Path) -> None:
     assert saved.encode("a b") == model.tokenizer.encode("a b")
 
 
-# ---- ids that the tokenizer does not have ----
+# ---- ids outside the tokenizer ----
 
 UNKNOWN = N_VOCAB - 2  # the tokenizer has 257 ids, the model 270
 
 
 @pytest.mark.parametrize("name", ["config", "generation_config"])
 @pytest.mark.parametrize("ends", [UNKNOWN, [3, UNKNOWN]])
-def test_an_end_token_that_the_tokenizer_lacks(
+def test_an_eos_id_outside_the_tokenizer(
     tmp_path: Path, backend: str, name: str, ends: Any
 ) -> None:
     files = {name: {"eos_token_id": ends}}
@@ -322,16 +322,16 @@ def test_an_end_token_that_the_tokenizer_lacks(
         {"generation_config": {"bad_words_ids": [[1, UNKNOWN]]}},
     ],
 )
-def test_an_id_that_files_name_is_no_padding(tmp_path: Path, files: dict[str, Any]) -> None:
+def test_an_id_named_by_a_file_may_be_generated(tmp_path: Path, files: dict[str, Any]) -> None:
     model = load(folder_of(tmp_path, **files, likeliest=UNKNOWN))
     assert model.generate([2], max_new_tokens=3) == [UNKNOWN] * 3
-    # A tokenizer without the id has no text for it.
+    # The tokenizer has no text for this id.
     assert model.generate("a", max_new_tokens=3) == ""
     assert "".join(model.stream("a", max_new_tokens=3)) == ""
     assert model.generate("a", max_new_tokens=3, stop_strings=["x"]) == ""
 
 
-def test_an_id_that_an_option_names_is_no_padding(tmp_path: Path, backend: str) -> None:
+def test_an_id_named_by_an_option_may_be_generated(tmp_path: Path, backend: str) -> None:
     model = load(folder_of(tmp_path, likeliest=UNKNOWN), backend)
     assert UNKNOWN not in model.generate([2], max_new_tokens=3)
     done = model.complete([2], max_new_tokens=3, stop_token_ids=[UNKNOWN])
@@ -341,13 +341,13 @@ def test_an_id_that_an_option_names_is_no_padding(tmp_path: Path, backend: str) 
         assert model.generate([2], max_new_tokens=3, **options) == [UNKNOWN] * 3
     for options in ({"suppress_tokens": [UNKNOWN]}, {"bad_words": [[UNKNOWN]]}):
         assert max(model.generate([2], max_new_tokens=3, **options)) < 257
-    # Naming one does not let the others through.
+    # An option that names one id does not allow the others.
     drawn = model.generate([2], max_new_tokens=40, temperature=50.0, seed=2,
                            logit_bias={UNKNOWN: -1e4})  # fmt: skip
     assert max(drawn) < 257
 
 
-def test_a_length_is_no_token_id(tmp_path: Path) -> None:
+def test_a_length_in_a_file_does_not_name_an_id(tmp_path: Path) -> None:
     files = {"generation_config": {"max_new_tokens": UNKNOWN}}
     model = load(folder_of(tmp_path, **files, likeliest=UNKNOWN))
     assert UNKNOWN not in model.generate([2], max_new_tokens=3)

@@ -1,4 +1,4 @@
-"""Every sampling stage of the compiled engine against its NumPy statement."""
+"""Every sampling stage of the compiled engine, compared with its NumPy reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,10 @@ from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, uniform
 
-pytestmark = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
+pytestmark = needs_engine
+if ISAS:
+    from gpt2c.engine import _engine
+
 N_VOCAB = 300
 CONFIG = config_of(vocab_size=N_VOCAB, n_positions=200, n_layer=0)
 WEIGHTS = random_weights(CONFIG)
@@ -37,7 +40,7 @@ def some_logits(seed, spread=3.0, n=N_VOCAB):
 
 
 def processed(models, plan, logits, history, seed=0, sample=0):
-    """What every instruction set makes of the logits, which is the same."""
+    """Process logits on every instruction set, check equal bits, and return the result."""
     results = [
         model._engine.apply_stages(plan, logits, ids_of(*history), ids_of(), seed, sample)
         for model in models.values()
@@ -47,16 +50,16 @@ def processed(models, plan, logits, history, seed=0, sample=0):
     return results[0]
 
 
-def stated(plan, logits, history, seed=0, sample=0):
+def reference_of(plan, logits, history, seed=0, sample=0):
     sampler = Sampler(plan, seed, sample, len(history))
     return sampler.process(logits.astype(np.float64), list(history))
 
 
 def assert_same(ours, exact, logits):
-    """The same ids are left, but for those whose probability lies on a bound within rounding.
+    """Compare the kept ids and their logits; one id at a threshold may differ by rounding.
 
-    Bounds are compared with float32 weights summed in float64: relative errors of some 4 ULP,
-    which among 300 random probabilities leave at most one in doubt.
+    Thresholds are compared with float32 weights summed in float64. Their relative error is about
+    4 ULP, so among 300 random probabilities at most one is that close to a threshold.
     """
     kept, expected = ours > -np.inf, exact > -np.inf
     assert (kept != expected).sum() <= 1
@@ -65,7 +68,7 @@ def assert_same(ours, exact, logits):
     np.testing.assert_allclose(ours[both], exact[both], rtol=1e-5, atol=1e-5)
 
 
-# name, values of the stage, over what it may take
+# For each filter, the parameter values to test.
 STAGES = {
     "temperature": st.builds(lambda v: {"value": v}, st.floats(0.01, 10)),
     "top_k": st.builds(lambda n: {"count": n}, st.integers(1, 400)),
@@ -87,24 +90,24 @@ def test_every_filter_is_tested():
 @pytest.mark.parametrize("name", STAGES)
 @settings(max_examples=60)
 @given(data=st.data())
-def test_a_filter_keeps_what_its_paper_says(models, name, data):
+def test_a_filter_equals_its_reference(models, name, data):
     logits = some_logits(data.draw(st.integers(0, 10**6)), data.draw(st.floats(0.1, 8)))
     stage = Stage(name, **data.draw(STAGES[name]))
     plan = Plan((stage,), draws=True)
-    assert_same(processed(models, plan, logits, [1]), stated(plan, logits, [1]), logits)
+    assert_same(processed(models, plan, logits, [1]), reference_of(plan, logits, [1]), logits)
 
 
 @settings(max_examples=100)
 @given(data=st.data())
 def test_filters_in_any_order(models, data):
-    """Each sees the distribution that those before it left, renormalised."""
+    """Each filter sees the renormalised distribution that the previous ones left."""
     logits = some_logits(data.draw(st.integers(0, 10**6)))
     names = data.draw(st.permutations(list(STAGES)))[: data.draw(st.integers(2, 5))]
     stages = tuple(Stage(name, **data.draw(STAGES[name])) for name in names)
     ours = processed(models, Plan(stages, draws=True), logits, [1])
-    exact = stated(Plan(stages, draws=True), logits, [1])
-    # An id in doubt changes what later stages renormalise by; where that happens little is left to
-    # compare, so it has to be rare: the logits that both keep are the same.
+    exact = reference_of(Plan(stages, draws=True), logits, [1])
+    # If rounding keeps or drops an id, later stages renormalise by a different sum and may do so
+    # again. So up to two ids may differ, but ids that both keep must have equal logits.
     kept, expected = ours > -np.inf, exact > -np.inf
     assert (kept != expected).sum() <= 2
     np.testing.assert_allclose(ours[kept & expected], exact[kept & expected], rtol=1e-5, atol=1e-5)
@@ -121,8 +124,8 @@ HISTORY = st.lists(st.integers(0, 6), min_size=1, max_size=60)
     value=st.floats(0.1, 5),
 )
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
-def test_penalties_count_what_they_should(models, name, history, n_new, seed, value):
-    """With new tokens, which are what presence and frequency count."""
+def test_penalties_count_the_right_tokens(models, name, history, n_new, seed, value):
+    """presence_penalty and frequency_penalty count only the new tokens."""
     logits = some_logits(seed)
     model = next(iter(models.values()))
     plan = Plan((Stage(name, value=value),))
@@ -149,12 +152,15 @@ def test_dry_finds_every_repetition(models, history, allowed, span, breakers, ba
     exact = logits.astype(np.float64)
     penalties.dry(exact, history, 0.8, np.float32(base), allowed, span, breakers)
     ours = processed(models, Plan((stage,)), logits, history)
-    # The power is a product of up to 60 factors, each rounded.
+    # The power is a product of up to 60 rounded factors.
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_dry_by_hand(models):
-    """Of 1 2 3 1 2: 3 would lengthen a repetition of 2; with 2 allowed it loses the multiplier."""
+    """After 1 2 3 1 2, token 3 would extend a repeat of length 2.
+
+    With allowed length 2 its logit falls by the multiplier, 0.5.
+    """
     zeros = np.zeros(N_VOCAB, dtype=np.float32)
     stage = {"value": 0.5, "other": 2.0, "span": 0}
     for allowed, loss in ((1, 1.0), (2, 0.5), (3, 0.0)):
@@ -166,7 +172,7 @@ def test_dry_by_hand(models):
 
 @settings(max_examples=200)
 @given(history=HISTORY, n=st.integers(1, 5))
-def test_no_ngram_comes_twice(models, history, n):
+def test_no_ngram_is_repeated(models, history, n):
     logits = some_logits(n)
     exact = logits.copy()
     penalties.no_repeat_ngram(exact, history, n)
@@ -202,7 +208,7 @@ def test_biases_and_bans(models):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_penalties_after_filters(models, data):
-    """A stage that changes single logits may also come when ids were sorted and removed."""
+    """A stage that changes single logits also works after ids were sorted and removed."""
     logits = some_logits(data.draw(st.integers(0, 10**6)))
     history = data.draw(st.lists(st.integers(0, N_VOCAB - 1), min_size=1, max_size=50))
     first = Stage("top_k", count=data.draw(st.integers(1, N_VOCAB)))
@@ -210,7 +216,7 @@ def test_penalties_after_filters(models, data):
     third = Stage("suppress_tokens", ids=ids_of(*range(0, N_VOCAB, 7)))
     last = Stage("top_p", value=0.9)
     plan = Plan((first, second, third, last), draws=True)
-    ours, exact = processed(models, plan, logits, history), stated(plan, logits, history)
+    ours, exact = processed(models, plan, logits, history), reference_of(plan, logits, history)
     if np.isfinite(exact.max()):
         assert_same(ours, exact, logits)
     else:
@@ -220,12 +226,12 @@ def test_penalties_after_filters(models, data):
 @pytest.mark.parametrize(
     ("name", "stage", "n_kept"),
     [
-        ("top_p", {"value": 0.5}, 128),  # what reaches it exactly is enough
+        ("top_p", {"value": 0.5}, 128),  # a sum of exactly top_p is enough
         ("top_p", {"value": 0.5 + 2**-9}, 129),
         ("min_p", {"value": 1.0}, 256),
         ("epsilon_cutoff", {"value": 1 / 256}, 256),
         ("epsilon_cutoff", {"value": 1 / 255}, 1),
-        ("mirostat", {"value": 4.0, "other": 0.1}, 256),  # mu is 8 bits, and so is each surprise
+        ("mirostat", {"value": 4.0, "other": 0.1}, 256),  # mu and every surprise are 8 bits
         ("mirostat", {"value": 3.99, "other": 0.1}, 1),
         ("top_n_sigma", {"value": 0.0}, 256),
         ("xtc", {"value": 1.0, "other": 1 / 256}, 1),
@@ -233,33 +239,34 @@ def test_penalties_after_filters(models, data):
         ("xtc", {"value": 1.0, "other": 0.0}, 1),
     ],
 )
-def test_bounds_are_met_exactly(models, name, stage, n_kept):
-    """256 ids of one probability, and 44 that cannot come: nothing here is rounded."""
+def test_thresholds_are_exact(models, name, stage, n_kept):
+    """256 equally likely ids and 44 of zero probability: no value is rounded."""
     logits = np.full(N_VOCAB, -np.inf, dtype=np.float32)
     logits[:256] = 3.5
     plan = Plan((Stage(name, **stage),), draws=True)
-    for found in (processed(models, plan, logits, [1]), stated(plan, logits, [1])):
-        first = 255 if name == "xtc" and n_kept == 1 else 0  # the last of those equally likely
+    for found in (processed(models, plan, logits, [1]), reference_of(plan, logits, [1])):
+        # XTC keeps the last of equally likely ids.
+        first = 255 if name == "xtc" and n_kept == 1 else 0
         assert np.flatnonzero(found > -np.inf).tolist() == list(range(first, first + n_kept))
 
 
-def test_ties_are_kept_by_id(models):
+def test_ties_are_broken_by_id(models):
     logits = np.zeros(N_VOCAB, dtype=np.float32)
-    logits[::2] = -0.0  # the same number
+    logits[::2] = -0.0  # equal to 0.0
     for name, stage in (("top_k", {"count": 5}), ("top_p", {"value": 4.5 / N_VOCAB})):
         ours = processed(models, Plan((Stage(name, **stage),), draws=True), logits, [1])
         assert np.flatnonzero(ours > -np.inf).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", [n for n in STAGES if n not in ("temperature", "top_n_sigma")])
-def test_extreme_logits_leave_the_most_likely(models, name):
-    """Infinities, 1e30 and denormals: something is left, and the greatest is of it."""
+def test_extreme_logits_keep_the_most_likely(models, name):
+    """With infinities, 1e30 and denormals some ids are kept, among them the most likely."""
     stage = {"top_k": {"count": 3}}.get(name, {"value": 0.5, "other": 0.3})
     plan = Plan((Stage(name, **stage),), draws=True)
-    for greatest in (1e30, 3e38, 1.0, 1e-42, math.inf):
+    for maximum in (1e30, 3e38, 1.0, 1e-42, math.inf):
         logits = np.full(N_VOCAB, -math.inf, dtype=np.float32)
         logits[:20] = some_logits(1, n=20) * np.float32(1e-43)
-        logits[7] = greatest
+        logits[7] = maximum
         ours = processed(models, plan, logits, [1])
         assert np.argmax(ours) == 7 or name in ("xtc", "typical_p")
         assert ours.max() > -math.inf
@@ -272,19 +279,17 @@ def test_a_temperature_that_overflows_is_greedy(models):
     assert np.flatnonzero(ours > -np.inf).tolist() == [int(np.argmax(logits))]
 
 
-def test_the_chance_of_a_position():
-    from gpt2c.engine import _engine
-
+def test_chance_of_a_position():
     for seed in (0, 1, 2**64 - 1):
         for position in (0, 5, 2**20):
             exact = uniform(seed, 3, position)
-            assert {_engine.chance(isa, seed, 3, position) for isa in ISAS} == {exact}
+            assert {_engine.uniform(isa, seed, 3, position) for isa in ISAS} == {exact}
     chances = [uniform(1, 0, n) for n in range(2000)]
-    # Of 2,000 numbers from 0 to 1 the mean is off 1/2 by 5 standard errors at most.
+    # The mean of 2,000 numbers from 0 to 1 is within 5 standard errors of 1/2.
     assert abs(np.mean(chances) - 0.5) < 5 * math.sqrt(1 / 12 / 2000)
 
 
-def test_xtc_happens_as_often_as_it_should(models):
+def test_xtc_applies_with_its_probability(models):
     logits = np.zeros(N_VOCAB, dtype=np.float32)
     logits[:2] = 10, 9
     plan = Plan((Stage("xtc", value=0.3, other=0.1),), draws=True)
@@ -295,8 +300,8 @@ def test_xtc_happens_as_often_as_it_should(models):
     assert happened[:50] == [uniform(seed, 0, 1) < np.float32(0.3) for seed in range(50)]
 
 
-def test_mirostat_holds_its_surprise():
-    """Over 450 tokens of a trained model the mean comes near tau, which differs from without."""
+def test_mirostat_keeps_the_mean_surprise_near_tau():
+    """The mean surprise of 450 tokens of a trained model is close to tau."""
     model = GPT2.from_pretrained()
     means = {}
     for tau in (1.5, 3.0, 4.5):
@@ -305,13 +310,13 @@ def test_mirostat_holds_its_surprise():
             stop_token_ids=[], min_new_tokens=450,
         )  # fmt: skip
         means[tau] = -np.mean(done.logprobs) / math.log(2)
-    # eta 0.1 forgets within some 10 tokens; the spread of a surprise is some 2 bits, so that of
-    # the mean 0.1.
+    # With eta 0.1, mu adapts within about 10 tokens. A surprise has a standard deviation of about
+    # 2 bits, so the mean of 450 has about 0.1.
     assert all(abs(mean - tau) < 0.5 for tau, mean in means.items()), means
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_mirostat_remembers_as_stated(backend, seed):
+def test_mirostat_updates_mu_like_the_reference(backend, seed):
     config = config_of(vocab_size=200, n_positions=100, n_layer=1)
     model = model_on(backend, config, random_weights(config, seed))
     ids = [
@@ -326,6 +331,7 @@ def test_mirostat_remembers_as_stated(backend, seed):
         assert sampler.choose(logits[position], ids[: position + 1]) == ids[position + 1]
 
 
-def test_the_order_is_complete_and_documented():
+def test_sampler_order_has_every_stage():
     assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
+    assert tuple(_engine.ENUMS["stages"]) == SAMPLER_ORDER
     assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

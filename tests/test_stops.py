@@ -1,4 +1,4 @@
-"""What ends a text, and how it is given out: stop strings, time, callbacks, streams, sliding."""
+"""Stop strings, max_time, callbacks, logits processors, streams, and sliding contexts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLED = {"temperature": 1.0, "seed": 5}
 
 
 class Letters:
-    """A tokenizer of 50 tokens of one to three letters a, b, c, d, é in two halves among them."""
+    """A tokenizer of 50 tokens: one to three of the letters a to d, the two bytes of é, spaces."""
 
     n_vocab = 50
     eot_id = None
@@ -65,7 +65,7 @@ def test_a_stop_string_ends_the_text_before_it(model):
         done = model.complete("ab", max_new_tokens=30, stop_strings=stop, **SAMPLED)
         assert done.text == whole[: whole.index(stop)]
         assert done.finish_reason == "stop"
-        # The ids are those that the text needs, and no more.
+        # No more ids are returned than the text needs.
         assert model.tokenizer.decode(done.ids).startswith(done.text)
         assert len(model.tokenizer.decode(done.ids[:-1])) < len(done.text) or not done.ids
         assert done.ids == model.generate([0, 1], max_new_tokens=30, **SAMPLED)[: len(done.ids)]
@@ -79,8 +79,8 @@ def test_a_stop_string_ends_the_text_before_it(model):
     ids=st.lists(st.integers(0, 49), max_size=25),
     strings=st.lists(st.text("abcd é", min_size=1, max_size=6), min_size=1, max_size=3),
 )
-def test_watcher_finds_what_a_search_finds(ids, strings):
-    """Token by token as in the whole text; what is safe never has to be taken back."""
+def test_watcher_equals_a_search_of_the_whole_text(ids, strings):
+    """The token-by-token watcher equals a search of the whole text, and safe ids stay safe."""
     letters = Letters()
     raw = [string.encode() for string in strings]
     whole = letters.decode_bytes(ids)
@@ -97,7 +97,7 @@ def test_watcher_finds_what_a_search_finds(ids, strings):
             break
         safe = letters.decode_bytes(shown)
         assert not any(string in safe for string in raw)
-        # Whatever is held back could be the beginning of a stop string.
+        # Held back text could be the beginning of a stop string.
         held = letters.decode_bytes(ids[len(shown) : n_pushed])
         assert not held or any(
             (safe + held).endswith(string[:n]) for string in raw for n in range(1, len(string))
@@ -107,8 +107,8 @@ def test_watcher_finds_what_a_search_finds(ids, strings):
         assert reason is None
         return
     assert reason == "stop"
-    # The first token that completes any of the strings ends the text, at the earliest of those
-    # that it completes.
+    # The first token that completes any stop string ends the text. If it completes several, the
+    # text ends where the first of them begins.
     seen = letters.decode_bytes(ids[:n_pushed])
     assert not any(s in letters.decode_bytes(ids[: n_pushed - 1]) for s in raw)
     assert watcher.end == min(seen.find(string) for string in raw if string in seen)
@@ -117,8 +117,8 @@ def test_watcher_finds_what_a_search_finds(ids, strings):
     assert not watcher.ids or len(letters.decode_bytes(watcher.ids[:-1])) < watcher.end
 
 
-def test_a_long_stop_string_costs_no_more():
-    """A text of which every beginning could be the stop string's: linear, not quadratic."""
+def test_a_long_stop_string_takes_linear_time():
+    """A text whose every prefix is one of the stop string's takes linear, not quadratic, time."""
     watcher = Watcher(Stops((StopString(b"a" * 100_000),), lambda id: b"a"), 0)
     for _ in range(99_999):
         assert watcher.push(0) is None
@@ -132,7 +132,7 @@ def test_a_long_stop_string_costs_no_more():
     stops=st.lists(st.text("abcd", min_size=1, max_size=5), min_size=1, max_size=3),
     seed=st.integers(0, 1000),
 )
-def test_streams_join_to_the_text_and_show_no_stop(stops, seed):
+def test_stream_pieces_join_to_the_text_without_the_stop_string(stops, seed):
     model = model_on("numpy", CONFIG, WEIGHTS)
     model.tokenizer = Letters()  # type: ignore[assignment]
     options = {"max_new_tokens": 20, "temperature": 1.0, "seed": seed, "stop_strings": stops}
@@ -143,7 +143,7 @@ def test_streams_join_to_the_text_and_show_no_stop(stops, seed):
     assert list(model.stream([0, 1], **options)) == model.generate([0, 1], **options)
 
 
-def test_texts_of_a_batch_stop_on_their_own(model):
+def test_sequences_of_a_batch_stop_independently(model):
     prompts = ["ab", "c", "dd", "ab"]
     options = {"max_new_tokens": 25, "stop_strings": ["ab", "dc"], "temperature": 1.0}
     alone = [model.complete(p, seed=n, **options) for n, p in enumerate(prompts)]
@@ -160,18 +160,18 @@ def test_stop_token_ids(model):
     assert (done.finish_reason, done.end_id) == ("stop", stop)
     short = model.complete([1, 2], max_new_tokens=2, stop_token_ids=[stop], **SAMPLED)
     assert (short.finish_reason, short.end_id) == ("length", None)
-    least = ids.index(stop) + 3
+    n_min = ids.index(stop) + 3
     longer = model.complete(
-        [1, 2], max_new_tokens=30, min_new_tokens=least, stop_token_ids=[stop], **SAMPLED
+        [1, 2], max_new_tokens=30, min_new_tokens=n_min, stop_token_ids=[stop], **SAMPLED
     )
-    assert len(longer.ids) >= least
+    assert len(longer.ids) >= n_min
     assert stop not in longer.ids
 
 
 # ---- time and callbacks ----
 
 
-def test_max_time_ends_every_text(model):
+def test_max_time_ends_every_sequence(model):
     done = model.complete([[1], [2]], max_new_tokens=30, max_time=0)
     assert [(d.ids, d.finish_reason) for d in done] == [([], "time")] * 2
     slow = model.complete(
@@ -199,8 +199,8 @@ def test_a_callback_sees_every_token_and_may_stop(model):
         assert [ids for i, ids in seen if i == index] == [plain[index][: k + 1] for k in range(n)]
 
 
-def test_a_prompt_that_changes_during_the_call(model):
-    """The answer is to what was given."""
+def test_a_prompt_changed_during_the_call_has_no_effect(model):
+    """The result is for the prompt at the time of the call."""
     ids, prompts, buffer = [5, 6, 7], [[5, 6], [7]], [1]
     plain = model.generate([5, 6, 7], max_new_tokens=3)
     assert model.generate(ids, max_new_tokens=3, callback=lambda *_: ids.clear()) == plain
@@ -221,7 +221,7 @@ def test_a_prompt_that_changes_during_the_call(model):
     "options",
     [{}, {"stop_strings": ["zz"]}, {"max_time": 50}, {"overflow": "slide"}, {"batch_size": 2}],
 )
-def test_closing_the_model_waits_for_running_calls(model, options):
+def test_close_waits_for_running_calls(model, options):
     closed = []
 
     def callback(index, ids):
@@ -236,7 +236,7 @@ def test_closing_the_model_waits_for_running_calls(model, options):
         model.generate([1])
 
 
-def test_closing_while_texts_are_scored(model, monkeypatch):
+def test_close_waits_for_running_scores(model, monkeypatch):
     texts = [[1, 2, 3, 4, 5]] * 600
     expected = [score.total for score in model.score(texts)]
     run, n_runs = scoring._Scorer.run, []
@@ -253,7 +253,7 @@ def test_closing_while_texts_are_scored(model, monkeypatch):
         model.score(texts)
 
 
-def test_an_error_in_a_callback_is_the_callers(model):
+def test_an_exception_in_a_callback_is_raised(model):
     def callback(index, ids):
         raise ZeroDivisionError("mine")
 
@@ -291,7 +291,7 @@ def test_logits_processor(model):
             model.generate([1], logits_processor=wrong)
 
 
-def test_options_that_leave_nothing(model):
+def test_options_that_exclude_every_token(model):
     nothing = {"logits_processor": lambda ids, logits: np.full_like(logits, -np.inf)}
     for options in ({}, {"temperature": 1.0}, {"repetition_penalty": 1.2}):
         with pytest.raises(gpt2c.OptionError, match="no token to choose"):
@@ -307,13 +307,13 @@ def test_options_that_leave_nothing(model):
 # ---- log-probabilities of completions ----
 
 
-def test_logprobs_are_the_scores(model):
+def test_logprobs_equal_scores(model):
     prompt = [1, 2, 3]
     options = {"max_new_tokens": 8, "repetition_penalty": 1.3, "top_k": 5, **SAMPLED}
     done = model.complete(prompt, logprobs=4, echo=True, **options)
     assert done.ids == model.generate(prompt, **options)
     score = model.score([*prompt, *done.ids])
-    # The model's own, whatever the options make of its logits. NumPy promises C1's tolerance.
+    # The model's own log-probabilities, whatever options do to the logits. NumPy has a tolerance.
     rtol = 1e-5 if model.backend == "numpy" else 0
     np.testing.assert_allclose(done.logprobs, score.logprobs[3:], rtol=rtol)
     np.testing.assert_allclose(done.prompt_logprobs, score.logprobs[:3], rtol=rtol)
@@ -324,7 +324,7 @@ def test_logprobs_are_the_scores(model):
     assert done.prompt_top_logprobs[0] == {}
 
 
-def test_logprobs_together_streaming_nothing(model):
+def test_logprobs_of_batches_and_empty_completions(model):
     prompts = [[1, 2], [3], list(range(30))]
     together = model.complete(prompts, logprobs=2, max_new_tokens=4)
     alone = [model.complete(p, logprobs=2, max_new_tokens=4) for p in prompts]
@@ -332,18 +332,18 @@ def test_logprobs_together_streaming_nothing(model):
         assert together == alone
     assert [d.ids for d in together] == [d.ids for d in alone]
     more = model.complete([5], logprobs=60, max_new_tokens=1)
-    assert len(more.top_logprobs[0]) == 50  # all there are
+    assert len(more.top_logprobs[0]) == 50  # the whole vocabulary
     none = model.complete([5, 6], logprobs=0, echo=True, max_new_tokens=0)
     assert (none.ids, none.logprobs, none.top_logprobs) == ([], [], [])
     assert len(none.prompt_logprobs) == 2
 
 
-def test_no_prompt_is_scored_when_the_time_is_over(model):
+def test_no_prompt_is_scored_after_max_time(model):
     done = model.complete([[1, 2, 3]] * 2, logprobs=0, echo=True, max_time=0)
     assert [(d.finish_reason, d.prompt_logprobs) for d in done] == [("time", None)] * 2
 
 
-# ---- several texts of a prompt ----
+# ---- several completions of a prompt ----
 
 
 def test_num_return_sequences(model):
@@ -362,7 +362,7 @@ def test_num_return_sequences(model):
     assert len(done[0].prompt_logprobs) == 2
 
 
-def test_samples_share_their_prompts_cache(isa, monkeypatch):
+def test_samples_share_the_cache_of_their_prompt(isa, monkeypatch):
     from gpt2c.schedule import batching
 
     fed = []
@@ -381,7 +381,7 @@ def test_samples_share_their_prompts_cache(isa, monkeypatch):
 # ---- beyond the context ----
 
 
-def test_slide_is_a_fresh_start_from_the_last_half(model):
+def test_slide_restarts_from_the_last_half_of_the_context(model):
     prompt = [1, 2, 3]
     options = {"temperature": 1.0, "seed": 3, "repetition_penalty": 1.1}
     done = model.complete(prompt, max_new_tokens=100, overflow="slide", logprobs=0, **options)
@@ -416,7 +416,7 @@ def collect(model, prompt, **options):
     return asyncio.run(run())
 
 
-def test_async_pieces_are_the_streams(model):
+def test_async_pieces_equal_the_streams(model):
     options = {"max_new_tokens": 12, "stop_strings": ["dd"], **SAMPLED}
     assert collect(model, [1, 2], **options) == list(model.stream([1, 2], **options))
     assert collect(model, "ab", **options) == list(model.stream("ab", **options))
@@ -424,8 +424,8 @@ def test_async_pieces_are_the_streams(model):
         model.stream_async([1], temperature=-1)
 
 
-def test_the_event_loop_goes_on(model):
-    """While a slow text is generated another task gets its turns."""
+def test_the_event_loop_is_not_blocked(model):
+    """Another task runs while tokens are generated slowly."""
 
     async def run():
         n_turns = 0
@@ -486,13 +486,13 @@ def test_cancelling_the_task_stops_the_work(model):
             await task
 
     asyncio.run(run())
-    model.close()  # nothing runs any more
+    model.close()  # no call is running
     with pytest.raises(gpt2c.ClosedError):
         model.generate([1])
 
 
-def test_a_cancelled_job_comes_back_soon(isa):
-    """A run looks up 50 times a second; 1,000 tokens of any model take longer."""
+def test_a_cancelled_job_returns_soon(isa):
+    """A run polls for cancellation 50 times a second; 1,000 tokens of this model take longer."""
     from gpt2c.engine.protocol import Plan
 
     config = config_of(n_positions=1024, n_embd=192, n_layer=4)
@@ -508,7 +508,7 @@ def test_a_cancelled_job_comes_back_soon(isa):
 # ---- progress ----
 
 
-def test_progress_counts_texts(model, capsys):
+def test_progress_counts_prompts(model, capsys):
     pytest.importorskip("tqdm")
     plain = model.generate([[1], [2], [3]], max_new_tokens=3)
     assert model.generate([[1], [2], [3]], max_new_tokens=3, progress=True) == plain
@@ -527,7 +527,7 @@ def test_progress_without_tqdm_says_what_to_install(model, monkeypatch):
 # ---- text options on the embedded model ----
 
 
-def test_words_and_breakers_of_a_real_vocabulary():
+def test_text_options_with_a_real_vocabulary():
     model = GPT2.from_pretrained()
     options = {"max_new_tokens": 60, "temperature": 0.8, "seed": 2}
     plain = model.generate("Once upon a time", **options)
@@ -550,11 +550,11 @@ def _longest_repeat(text: str) -> int:
     return max(n for n in range(60) if len(set(grams(n))) < len(grams(n)) or n == 0)
 
 
-def test_loading_shows_a_bar_when_it_takes_long(
+def test_a_slow_load_shows_a_progress_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     GPT2.from_pretrained(progress=True)
-    assert capsys.readouterr().err == ""  # within two seconds, nothing
+    assert capsys.readouterr().err == ""  # a load of under two seconds shows no bar
     monkeypatch.setattr("gpt2c.progress._PATIENCE", 0)
     GPT2.from_pretrained()
     assert capsys.readouterr().err == ""

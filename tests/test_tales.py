@@ -1,23 +1,15 @@
-"""The embedded model: its files, its tokenizer, and the samples that its card shows."""
+"""The embedded model: its files, its tokenizer, and the samples on its model card."""
 
 from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import gpt2c
-from gpt2c import GPT2
 from gpt2c.weights.hub import embedded_folder
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return GPT2.from_pretrained()
 
 
 def test_its_files_take_at_most_10_mb():
@@ -28,31 +20,31 @@ def test_its_files_take_at_most_10_mb():
     assert sum(files.values()) <= 10_000_000
 
 
-def test_it_is_the_default_model(model):
-    assert model.config.n_positions >= 256
-    text = model.generate("Once upon a time", max_new_tokens=15)
+def test_it_is_the_default_model(tales):
+    assert tales.config.n_positions >= 256
+    text = tales.generate("Once upon a time", max_new_tokens=15)
     assert text
     assert gpt2c.gen_text("Once upon a time", 15) == text
     assert gpt2c.gen_text("Once upon a time", 15, model="tales") == text
 
 
-def test_its_tokenizer_takes_any_text(model):
+def test_its_tokenizer_encodes_any_text(tales):
     for text in ("Once upon a time", "“Ah!” naïve 🐺\n\n\t", "<|endoftext|>The End", ""):
-        assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
-    assert model.tokenizer.encode("<|endoftext|>") == [model.config.eos_token_id]
+        assert tales.tokenizer.decode(tales.tokenizer.encode(text)) == text
+    assert tales.tokenizer.encode("<|endoftext|>") == [tales.config.eos_token_id]
 
 
-def test_the_card_shows_the_samples_that_the_seeds_give(model):
+def test_the_samples_on_the_card_are_reproducible(tales):
     card = (embedded_folder() / "MODEL_CARD.md").read_text(encoding="utf-8")
     for seed in (1, 2, 3):
         shown = card.split(f"Seed {seed}:\n\n")[1].split("\nSeed ")[0]
         shown = re.sub(r"^> ?", "", shown, flags=re.M)
-        sample = model.generate("", max_new_tokens=150, temperature=0.8, top_k=40, seed=seed)
+        sample = tales.generate("", max_new_tokens=150, temperature=0.8, top_k=40, seed=seed)
         assert shown.split() == sample.split()
 
 
 @pytest.mark.slow
-def test_its_samples_are_words_and_no_copies(shared):
+def test_its_samples_are_words_and_not_copied_from_training(shared):
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         from check_tales import draw_samples, measure

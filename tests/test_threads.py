@@ -1,24 +1,21 @@
-"""Threads: the same bits on any number, how many are used, and how they wait."""
+"""Threads: equal bits on any number of them, how many are used, and how they wait."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.engine.threads import choose_threads
-
-needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 
 
 @needs_engine
@@ -76,16 +73,12 @@ def test_calls_from_several_threads_share_the_workers():
             if model.generate(prompts[i], max_new_tokens=60) != expected[i]:
                 wrong.append(i)
 
-    callers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    in_threads(work, range(6))
     assert wrong == []
 
 
 def n_tasks() -> int:
-    """Once it holds still: threads of an earlier test are seen a little after they were joined."""
+    """Count threads once the count is stable: joined threads stay visible for a moment."""
     counts = [len(os.listdir("/proc/self/task"))]
     while len(counts) < 4 or len(set(counts[-4:])) > 1:
         time.sleep(0.05)
@@ -95,7 +88,7 @@ def n_tasks() -> int:
 
 @needs_engine
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
-def test_workers_persist_and_no_more_are_started():
+def test_workers_are_reused():
     config = config_of()
     weights = random_weights(config)
     model_on(ISAS[-1], config, weights, threads=4).logits([1, 2, 3])
@@ -113,7 +106,7 @@ def test_idle_workers_sleep():
     config = config_of()
     model = model_on(ISAS[-1], config, random_weights(config), threads=4)
     model.generate([1, 2], max_new_tokens=20)
-    time.sleep(0.05)  # they may look about for 50 microseconds
+    time.sleep(0.05)  # workers spin for 50 microseconds
     before = time.process_time()
     time.sleep(0.5)
     # Three spinning workers would have used 0.5 seconds or more.
@@ -121,7 +114,7 @@ def test_idle_workers_sleep():
 
 
 @needs_engine
-def test_the_process_ends_while_workers_wait():
+def test_the_process_exits_while_workers_wait():
     program = (
         "import gpt2c; m = gpt2c.GPT2.from_pretrained(threads=4); m.generate('Once');"
         "s = m.stream('Once', max_new_tokens=400); next(s)"
@@ -137,7 +130,7 @@ def test_no_more_threads_than_cpus(n_cpus):
     cpus = sorted(os.sched_getaffinity(0))[:n_cpus]
     program = (
         f"import os; os.sched_setaffinity(0, {cpus}); import gpt2c, numpy, tiktoken\n"
-        # ThreadSanitizer starts a thread of its own with the first of all.
+        # ThreadSanitizer starts its own thread together with the first one.
         "import threading, time; threading.Thread(target=int).start(); time.sleep(0.5)\n"
         "before = len(os.listdir('/proc/self/task'))\n"
         "m = gpt2c.GPT2.from_pretrained(threads=8)\n"
@@ -155,8 +148,8 @@ def test_no_more_threads_than_cpus(n_cpus):
 # ---- on a crowded machine ----
 
 
-def calls(n: int, lost: float, begin: float = 0.0, cpu: float = 1.0):
-    """Reports of n calls of 4 ms on two threads, in which a share of the time was lost."""
+def reports(n: int, lost: float, begin: float = 0.0, cpu: float = 1.0):
+    """Return reports of n calls of 4 ms on two threads that lost a share of their time."""
     return [
         (2, 0, begin + 0.004 * i, begin + 0.004 * (i + 1), 0.004 * cpu, 0.004 * lost)
         for i in range(n)
@@ -164,46 +157,46 @@ def calls(n: int, lost: float, begin: float = 0.0, cpu: float = 1.0):
 
 
 @needs_engine
-def test_a_quiet_machine_rests_nobody():
+def test_a_quiet_machine_uses_all_workers():
     from gpt2c.engine._engine import learn_crowding
 
-    assert learn_crowding(calls(50, lost=0.0, cpu=2.0), 0.2, 1) == (0, False)
-    assert learn_crowding(calls(50, lost=0.1, cpu=1.9), 0.2, 1) == (0, False)
+    assert learn_crowding(reports(50, lost=0.0, cpu=2.0), 0.2, 1) == (0, False)
+    assert learn_crowding(reports(50, lost=0.1, cpu=1.9), 0.2, 1) == (0, False)
 
 
 @needs_engine
-def test_one_late_thread_is_no_crowd():
+def test_one_late_thread_rests_no_worker():
     from gpt2c.engine._engine import learn_crowding
 
-    assert learn_crowding(calls(1, lost=0.9), 0.004, 1) == (0, False)
-    twice = calls(1, lost=0.9) + calls(1, lost=0.9, begin=10.0)
+    assert learn_crowding(reports(1, lost=0.9), 0.004, 1) == (0, False)
+    twice = reports(1, lost=0.9) + reports(1, lost=0.9, begin=10.0)
     assert learn_crowding(twice, 10.004, 1) == (0, False)
 
 
 @needs_engine
-def test_a_crowded_machine_rests_workers_and_then_asks_them_again():
+def test_a_crowded_machine_rests_workers_for_a_while():
     from gpt2c.engine._engine import learn_crowding
 
-    crowded = calls(2, lost=0.6)
+    crowded = reports(2, lost=0.6)
     assert learn_crowding(crowded, 0.008, 1) == (1, True)
     assert learn_crowding(crowded, 0.008, 0) == (0, True)
-    assert learn_crowding(crowded, 0.008 + 0.5, 1) == (0, True)  # the rest is over
-    # Once quiet, it takes fewer calls than a second has to forget it all.
-    after = crowded + calls(20, lost=0.0, begin=0.6, cpu=2.0)
+    assert learn_crowding(crowded, 0.008 + 0.5, 1) == (0, True)  # the rest period is over
+    # On a quiet machine a few calls are enough to use all threads again.
+    after = crowded + reports(20, lost=0.0, begin=0.6, cpu=2.0)
     assert learn_crowding(after, 0.68, 1) == (0, False)
 
 
 @needs_engine
-def test_nobody_rests_where_one_thread_gets_less_cpu_time_than_two():
+def test_no_worker_rests_if_one_thread_gets_less_cpu_time_than_two():
     from gpt2c.engine._engine import learn_crowding
 
-    alone = [(1, 1, 0.009, 0.013, 0.0024, 0.0016)]  # 60 % of a CPU, beside two busy processes
-    assert learn_crowding(calls(2, lost=0.6, cpu=0.8) + alone, 0.0131, 1) == (0, True)
-    assert learn_crowding(calls(2, lost=0.6, cpu=0.5) + alone, 0.0131, 1)[1] is True
+    alone = [(1, 1, 0.009, 0.013, 0.0024, 0.0016)]  # 60 % of a CPU, with two busy processes
+    assert learn_crowding(reports(2, lost=0.6, cpu=0.8) + alone, 0.0131, 1) == (0, True)
+    assert learn_crowding(reports(2, lost=0.6, cpu=0.5) + alone, 0.0131, 1)[1] is True
 
 
 @needs_engine
-def test_more_workers_rest_while_that_is_not_enough():
+def test_more_workers_rest_until_it_helps():
     from gpt2c.engine._engine import learn_crowding
 
     eight = [(8, 0, 0.01 * i, 0.01 * (i + 1), 0.04, 0.006) for i in range(2)]
@@ -212,12 +205,12 @@ def test_more_workers_rest_while_that_is_not_enough():
     assert learn_crowding(eight + seven, 0.0209, 7)[0] == 2
 
 
-# ---- how many ----
+# ---- the number of threads ----
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A function that describes a machine by files, and 8 CPUs that the process may use."""
+    """A function that writes the files describing a machine with 8 usable CPUs."""
     monkeypatch.delenv("GPT2C_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
@@ -295,7 +288,7 @@ def test_the_control_groups_quota_bounds_threads(machine, files, expected):
         assert "quota" in why
 
 
-def test_what_is_asked_for_wins(machine, monkeypatch):
+def test_a_requested_number_takes_precedence(machine, monkeypatch):
     root = machine({"sys/fs/cgroup/cpu.max": "100000 100000\n"})
     assert choose_threads(3, root)[0] == 3
     monkeypatch.setenv("GPT2C_THREADS", "5")
@@ -303,7 +296,7 @@ def test_what_is_asked_for_wins(machine, monkeypatch):
     assert choose_threads(3, root) == (3, "asked for by threads=")
 
 
-# What omp_get_max_threads of GCC 12.2's libgomp says; None where it warns "Invalid value".
+# Results of omp_get_max_threads in GCC 12.2's libgomp; None where it warns "Invalid value".
 OPENMP = {
     "4": 4, "4,2": 4, " 3 ": 3, "2, 5": 2, "3 ,1": 3, "+2": 2, "1,2,3,4": 1, "0": None, "-1": None,
     "x": None, "4,x": None, "4,0": None, "4,": None, "1.5": None, "": None, "3 2": None,
@@ -312,7 +305,7 @@ OPENMP = {
 
 
 @pytest.mark.parametrize("value", OPENMP)
-def test_openmps_number_of_threads_counts(machine, monkeypatch, value):
+def test_omp_num_threads_is_used(machine, monkeypatch, value):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     n, why = choose_threads(root=machine({}))
     if OPENMP[value] is None:
@@ -324,7 +317,7 @@ def test_openmps_number_of_threads_counts(machine, monkeypatch, value):
     assert choose_threads() == (6, "asked for by GPT2C_THREADS")
 
 
-def test_openmps_number_may_be_more_than_we_take(machine, monkeypatch):
+def test_omp_num_threads_is_limited_to_256(machine, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "300")
     assert choose_threads(root=machine({}))[0] == 256
 

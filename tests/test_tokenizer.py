@@ -1,15 +1,13 @@
-"""Text to ids and back: against published vectors, HF tokenizers and a plain slow BPE."""
+"""Encoding and decoding, compared with published vectors, HF tokenizers and a plain slow BPE."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import json
-import os
 import random
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
+from conftest import FIXTURES, in_threads, shared_file
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,20 +29,10 @@ from gpt2c.errors import (
 from gpt2c.text.bpe import PairMerger, TiktokenModel
 from gpt2c.text.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
 
-ROOT = Path(__file__).parents[1]
-FIXTURES = Path(__file__).parent / "fixtures"
 END = "<|endoftext|>"
 GPT2_SPLIT = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
-
-
-def shared_data(path: str) -> Path:
-    """A file or folder of the project's shared data; skips where it is absent."""
-    place = Path(os.environ.get("GPT2C_SHARED", ROOT.parent / "shared")) / "data" / path
-    if not place.exists():
-        pytest.skip(f"the project's shared data is not here: {place}")
-    return place
 
 
 def fixture(name: str) -> Any:
@@ -52,15 +41,15 @@ def fixture(name: str) -> Any:
 
 @functools.cache
 def prose() -> Tokenizer:
-    folder = shared_data("models/prose-21m")
+    folder = shared_file("models/prose-21m")
     return Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
 
 
-# A plain slow BPE and small vocabularies.
+# ---- a plain slow BPE, and small vocabularies ----
 
 
 def alphabet() -> list[str]:
-    """GPT-2's character of each byte 0 to 255."""
+    """Return GPT-2's character for each byte from 0 to 255."""
     kept = {*range(33, 127), *range(161, 173), *range(174, 256)}
     shifted = itertools.count(256)
     return [chr(byte) if byte in kept else chr(next(shifted)) for byte in range(256)]
@@ -70,7 +59,7 @@ ALPHABET = alphabet()
 
 
 def slow_bpe(piece: str, merges: list[tuple[str, str]]) -> list[str]:
-    """The tokens of a piece written in the alphabet, by the letter of GPT-2's algorithm."""
+    """Split a piece, written in the alphabet, into tokens exactly by GPT-2's algorithm."""
     tokens = list(piece)
     while True:
         found = [pair for pair in itertools.pairwise(tokens) if pair in merges]
@@ -90,7 +79,7 @@ def slow_encode(text: str, merges: list[tuple[str, str]], vocab: dict[str, int])
 
 
 def train(words: list[str], count: int) -> list[tuple[str, str]]:
-    """Plain BPE training: merge the commonest pair, again and again."""
+    """Train a BPE: merge the most frequent pair, repeatedly."""
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs = Counter(p for word in words for p in itertools.pairwise(slow_bpe(word, merges)))
@@ -101,7 +90,7 @@ def train(words: list[str], count: int) -> list[tuple[str, str]]:
 
 
 def random_merges(source: random.Random, letters: str, count: int) -> list[tuple[str, str]]:
-    """Merges of random tokens, with results that all differ: often no training would yield them."""
+    """Return random merges with distinct results; training would often not yield such a list."""
     tokens, merges = list(letters), []
     for _ in range(count):
         left, right = source.choice(tokens), source.choice(tokens)
@@ -132,7 +121,7 @@ def write_files(
     return folder / "vocab.json", folder / "merges.txt"
 
 
-# GPT-2's own vocabulary.
+# ---- GPT-2's own vocabulary ----
 
 
 @pytest.mark.parametrize("case", fixture("tokenizer_vectors.json")["cases"], ids=lambda c: None)
@@ -142,7 +131,7 @@ def test_published_vectors(case: dict[str, Any]) -> None:
     assert tokenizer.decode(case["ids"]) == case["text"]
 
 
-def test_the_vectors_are_all_there() -> None:
+def test_there_are_49_published_vectors() -> None:
     assert len(fixture("tokenizer_vectors.json")["cases"]) == 49
 
 
@@ -153,14 +142,14 @@ def test_same_ids_as_hf_tokenizers() -> None:
         assert Tokenizer.gpt2().decode(ids) == text
 
 
-def test_same_ids_as_hf_tokenizers_where_ids_do_not_follow_the_merges() -> None:
+def test_same_ids_as_hf_tokenizers_with_ids_in_another_order_than_merges() -> None:
     cases = fixture("tokenizer_hf.json")
     for text, ids in zip(cases["texts"], cases["prose-21m"], strict=True):
         assert prose().encode(text) == ids, text
         assert prose().decode(ids) == text
 
 
-def test_facts_of_gpt2() -> None:
+def test_properties_of_gpt2s_tokenizer() -> None:
     tokenizer = Tokenizer.gpt2()
     assert tokenizer is Tokenizer.gpt2()
     assert (tokenizer.n_vocab, tokenizer.eot_id) == (50257, 50256)
@@ -170,14 +159,14 @@ def test_facts_of_gpt2() -> None:
     assert tokenizer.token_bytes(50256) == END.encode()
 
 
-def test_packaged_vocabulary_is_openais() -> None:
-    folder = shared_data("tokenizer")
+def test_packaged_vocabulary_equals_openais() -> None:
+    folder = shared_file("tokenizer")
     theirs = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     for token, id in theirs.items():
         data = bytes(map(ALPHABET.index, token)) if token != END else END.encode()
         assert Tokenizer.gpt2().token_bytes(id) == data
     assert len(theirs) == Tokenizer.gpt2().n_vocab
-    # Its order passes the check that gpt2() itself leaves out because it takes 0.1 s.
+    # The merges pass the check that gpt2() skips because it takes 0.1 s.
     read = Tokenizer.from_files(folder / "encoder.json", folder / "vocab.bpe")
     assert (read.n_vocab, read.special_tokens) == (50257, {END: 50256})
 
@@ -186,7 +175,7 @@ def test_packaged_vocabulary_is_openais() -> None:
     ("name", "count"), [("wikitext-2-raw-test.txt", 287_644), ("tiny-shakespeare.txt", 338_025)]
 )
 def test_token_counts_of_whole_texts(name: str, count: int) -> None:
-    text = (shared_data("eval") / name).read_bytes().decode("utf-8")
+    text = (shared_file("eval") / name).read_bytes().decode("utf-8")
     for tokenizer in (Tokenizer.gpt2(), prose()):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
@@ -201,7 +190,7 @@ def test_special_tokens_in_a_text() -> None:
     assert tokenizer.encode(f"a  {END}", special=False)[:2] == [64, 220]
 
 
-# Vocabularies from files.
+# ---- vocabularies from files ----
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -222,10 +211,10 @@ def test_trained_vocabulary_with_ids_in_any_order(tmp_path: Path, seed: int) -> 
     assert tokenizer.decode([vocab["é字"], vocab["é"]]) == "é字\ufffd"
 
 
-def test_merges_where_tiktoken_could_differ_are_not_for_it(tmp_path: Path) -> None:
-    """tiktoken runs exactly where each token of random merges, encoded by itself, is that token.
+def test_tiktoken_is_used_only_where_it_follows_the_merges(tmp_path: Path) -> None:
+    """tiktoken is used exactly if each merged token, encoded alone, gives that token.
 
-    There every text is encoded as by GPT-2's algorithm.
+    Then it encodes every text as GPT-2's algorithm does.
     """
     source = random.Random(7)
     loaded = refused = 0
@@ -246,8 +235,8 @@ def test_merges_where_tiktoken_could_differ_are_not_for_it(tmp_path: Path) -> No
     assert min(loaded, refused) > 50
 
 
-def test_long_pieces_merge_as_short_ones_do(tmp_path: Path) -> None:
-    """tiktoken merges long pieces in another way than short ones."""
+def test_long_pieces_merge_like_short_ones(tmp_path: Path) -> None:
+    """tiktoken uses another algorithm for long pieces."""
     source = random.Random(3)
     merges = train(["".join(source.choices("abc", k=12)) for _ in range(40)], 30)
     vocab = shuffled_vocab(merges, source)
@@ -256,7 +245,7 @@ def test_long_pieces_merge_as_short_ones_do(tmp_path: Path) -> None:
         assert tokenizer.encode(text) == slow_encode(text, merges, vocab)
 
 
-def test_the_longest_of_two_specials_counts(tmp_path: Path) -> None:
+def test_the_longest_special_token_matches(tmp_path: Path) -> None:
     vocab = shuffled_vocab([], random.Random(0), ("<x", "<x>", END))
     tokenizer = Tokenizer.from_files(*write_files(tmp_path, vocab, []))
     assert tokenizer.encode("<x><x") == [vocab["<x>"], vocab["<x"]]
@@ -309,7 +298,7 @@ def changed(**entries: object) -> dict[str, object]:
         ("{}", "a b\n", "has no token 'a'"),
     ],
 )
-def test_files_that_do_not_fit(tmp_path: Path, vocab: object, merges: str, message: str) -> None:
+def test_inconsistent_files(tmp_path: Path, vocab: object, merges: str, message: str) -> None:
     files = write_files(tmp_path, vocab, merges)
     with pytest.raises(TokenizerError, match=message) as caught:
         Tokenizer.from_files(*files)
@@ -317,8 +306,8 @@ def test_files_that_do_not_fit(tmp_path: Path, vocab: object, merges: str, messa
 
 
 @pytest.mark.parametrize("token", ["Ġthe", ""])
-def test_tokens_that_no_text_becomes(tmp_path: Path, token: str) -> None:
-    """The package tokenizers loads such a vocabulary too; it may be that of other merges."""
+def test_a_token_that_no_merge_makes_is_a_warning(tmp_path: Path, token: str) -> None:
+    """Such a vocabulary loads, as in the package tokenizers, with a warning."""
     files = write_files(tmp_path, {**GOOD, token: LAST + 1}, "a b\n")
     with pytest.warns(
         TokenizerWarning, match=rf"no merge in .*txt makes '{token}', so text never encodes"
@@ -328,7 +317,7 @@ def test_tokens_that_no_text_becomes(tmp_path: Path, token: str) -> None:
     assert tokenizer.decode([LAST + 1]) == token.replace("Ġ", " ")
 
 
-def test_ids_may_be_left_out(tmp_path: Path) -> None:
+def test_gaps_between_ids(tmp_path: Path) -> None:
     vocab = {token: 2 * id for token, id in GOOD.items()}
     tokenizer = Tokenizer.from_files(*write_files(tmp_path, vocab, "a b\n"))
     assert tokenizer.n_vocab == 2 * LAST + 1
@@ -348,7 +337,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         Tokenizer.from_files(vocab, merges)
 
 
-# Any text.
+# ---- encoding ----
 
 SPACES = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000"
 TEXTS = st.lists(
@@ -375,7 +364,7 @@ def test_round_trip(text: str, special: bool) -> None:
 
 @functools.cache
 def small() -> Tokenizer:
-    """A vocabulary of 300 tokens whose ids are shuffled."""
+    """Return a tokenizer of 300 tokens with shuffled ids."""
     import tempfile
 
     source = random.Random(5)
@@ -387,10 +376,10 @@ def small() -> Tokenizer:
 
 @settings(max_examples=200)
 @given(st.lists(st.tuples(st.text(SPACES, max_size=3), st.integers(0, 300)), max_size=4), st.data())
-def test_long_white_space_is_split_as_gpt2_splits_it(
+def test_long_white_space_is_split_like_gpt2(
     runs: list[tuple[str, int]], data: st.DataObject
 ) -> None:
-    """The ids of a text are those of its pieces, each encoded by itself."""
+    """The ids of a text are those of its pieces, each encoded alone."""
     words = st.text("ab1!'s", max_size=3)
     text = "".join(run * n + data.draw(words) for run, n in runs)
     tokenizer = Tokenizer.gpt2()
@@ -398,7 +387,7 @@ def test_long_white_space_is_split_as_gpt2_splits_it(
     assert tokenizer.encode(text) == [i for piece in pieces for i in one_piece(piece)]
 
 
-def test_separators_that_python_alone_takes_for_white_space(tmp_path: Path) -> None:
+def test_separators_that_only_python_treats_as_white_space(tmp_path: Path) -> None:
     merges = [("Ġ", "Ĝ")]
     vocab = shuffled_vocab(merges, random.Random(0))
     tokenizer = Tokenizer.from_files(*write_files(tmp_path, vocab, merges))
@@ -407,7 +396,7 @@ def test_separators_that_python_alone_takes_for_white_space(tmp_path: Path) -> N
 
 
 def one_piece(piece: str) -> list[int]:
-    """GPT-2's ids of what is one piece already."""
+    """Encode a single piece with GPT-2's vocabulary."""
     engine: Any = Tokenizer.gpt2()._model
     return engine.engine._encode_single_piece(piece)
 
@@ -431,13 +420,13 @@ def one_piece(piece: str) -> list[int]:
     ids=lambda text: f"{text[:12]!a}",
 )
 def test_long_texts(text: str) -> None:
-    """None of these may panic, print or take time that grows with the square (then: hours)."""
+    """These must not panic, print, or take quadratic time, which would be hours."""
     for tokenizer in (Tokenizer.gpt2(), small()):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("text", [None, 5, b"bytes", ["a"]])
-def test_what_is_no_text(text: Any) -> None:
+def test_encode_refuses_other_types(text: Any) -> None:
     with pytest.raises(OptionTypeError, match="text must be a str"):
         Tokenizer.gpt2().encode(text)
 
@@ -451,10 +440,10 @@ def test_lone_surrogates(special: bool) -> None:
         Tokenizer.gpt2().encode("\ud83d\ude00")
 
 
-# Ids to text.
+# ---- decoding ----
 
 
-def test_decode_replaces_what_is_not_utf8() -> None:
+def test_decode_replaces_invalid_utf8() -> None:
     tokenizer = Tokenizer.gpt2()
     ids = tokenizer.encode("😀")
     assert tokenizer.decode(ids[:1]) == "\ufffd"
@@ -491,12 +480,12 @@ def test_ids_outside_the_vocabulary(id: int) -> None:
 
 
 @pytest.mark.parametrize("ids", [None, 5, "5", b"5", [1.0], ["1"], [[1]], np.array([1.5])])
-def test_what_are_no_ids(ids: Any) -> None:
+def test_decode_refuses_other_types(ids: Any) -> None:
     with pytest.raises(OptionTypeError):
         Tokenizer.gpt2().decode(ids)
 
 
-def test_what_is_no_id() -> None:
+def test_token_bytes_refuses_other_types() -> None:
     with pytest.raises(OptionTypeError):
         Tokenizer.gpt2().token_bytes(1.0)  # type: ignore[arg-type]
 
@@ -505,12 +494,12 @@ def test_what_is_no_id() -> None:
 @example([])
 def test_stream_of_any_ids(ids: list[int]) -> None:
     stream = StreamDecoder(small())
-    for _ in range(2):  # after finish() it begins anew
+    for _ in range(2):  # finish() resets the decoder
         assert "".join(map(stream.push, ids)) + stream.finish() == small().decode(ids)
 
 
 @given(st.text())
-def test_stream_never_shows_half_a_character(text: str) -> None:
+def test_stream_yields_only_whole_characters(text: str) -> None:
     stream, shown = StreamDecoder(Tokenizer.gpt2()), ""
     for id in Tokenizer.gpt2().encode(text):
         shown += stream.push(id)
@@ -518,13 +507,13 @@ def test_stream_never_shows_half_a_character(text: str) -> None:
     assert (shown, stream.finish()) == (text, "")
 
 
-def test_stream_cut_inside_a_character() -> None:
+def test_stream_ending_inside_a_character() -> None:
     stream = StreamDecoder(Tokenizer.gpt2())
     first = Tokenizer.gpt2().encode("😀")[0]
     assert (stream.push(first), stream.finish(), stream.finish()) == ("", "\ufffd", "")
 
 
-# Everything else.
+# ---- other behaviour ----
 
 
 def test_missing_tokenizer() -> None:
@@ -544,7 +533,7 @@ def test_missing_tokenizer() -> None:
         assert "vocab.json and merges.txt" in str(caught.value)
 
 
-def test_threads_encode_at_once() -> None:
+def test_threads_encode_concurrently() -> None:
     texts = [f"{word} " * 2000 + END for word in ("alpha", "beta 12", "géant", "\n \n")]
     expected = [Tokenizer.gpt2().encode(text) for text in texts]
     wrong: list[int] = []
@@ -554,15 +543,11 @@ def test_threads_encode_at_once() -> None:
             if Tokenizer.gpt2().encode(texts[index]) != expected[index]:
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(n % 4,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, [n % 4 for n in range(8)])
     assert wrong == []
 
 
-def test_import_is_light_and_encoding_opens_no_connection_and_prints_nothing() -> None:
+def test_import_is_light_and_encoding_is_offline_and_silent() -> None:
     code = (
         "import socket, sys\n"
         f"sys.path[:0] = {sys.path!r}\n"

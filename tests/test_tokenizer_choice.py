@@ -1,4 +1,4 @@
-"""Which of several tokenizers is used, what an unreadable one stops, and who is told."""
+"""The choice between several tokenizers, unreadable ones, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, random_weights
+from conftest import FIXTURES
+from model_folders import random_folder
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
@@ -29,21 +30,13 @@ from gpt2c.errors import (
 )
 from gpt2c.text.bpe import BYTE_ALPHABET
 from gpt2c.text.tokenizer import MissingTokenizer
-from gpt2c.weights.checkpoint import from_arrays
 
 TOKENS = [*BYTE_ALPHABET, "ab", "<|endoftext|>"]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
-def model_folder(folder: Path, **shape: Any) -> Path:
-    config = config_of(**{"vocab_size": 258, "n_layer": 1, "n_embd": 6, **shape})
-    checkpoint = from_arrays(config, random_weights(config))
-    GPT2(checkpoint, MissingTokenizer("a test")).save_pretrained(folder)
-    return folder
-
-
 def vocabulary(first: int = 0) -> dict[str, int]:
-    """The tokens with ids that begin at another one, so that one can see whose they are."""
+    """Return the tokens with ids rotated by `first`, which identifies the file that is used."""
     return {token: (id + first) % len(TOKENS) for id, token in enumerate(TOKENS)}
 
 
@@ -64,8 +57,8 @@ def first_of(tokenizer: Tokenizer | MissingTokenizer) -> int:
     return (tokenizer.encode("ab")[0] - TOKENS.index("ab")) % len(TOKENS)
 
 
-def check_ids_alone(folder: Path, message: str) -> None:
-    """Ids, info, convert and quantize go on; a text is an error that names the file."""
+def check_only_ids_work(folder: Path, message: str) -> None:
+    """Check that ids, info, convert and quantize work; a text is an error that names the file."""
     model = GPT2.from_pretrained(folder)
     new = model.generate([1, 2], max_new_tokens=3)
     assert len(new) == 3
@@ -87,12 +80,12 @@ def check_ids_alone(folder: Path, message: str) -> None:
     assert GPT2.from_pretrained(folder.parent / "convert").generate([1, 2], max_new_tokens=3) == new
 
 
-# ---- several, and broken ones ----
+# ---- several tokenizers, broken tokenizers ----
 
 
-def test_tokenizer_json_comes_first(tmp_path: Path) -> None:
+def test_tokenizer_json_takes_precedence(tmp_path: Path) -> None:
     """As in transformers 5.24's AutoTokenizer."""
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder, 2, ("encoder.json", "vocab.bpe"))
     assert first_of(GPT2.from_pretrained(folder).tokenizer) == 2
     write_pair(folder)
@@ -119,12 +112,12 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_the_one_that_can_be_read_is_used(
+def test_a_readable_tokenizer_replaces_a_broken_one(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     BROKEN[how](folder / "tokenizer.json")
-    check_ids_alone(folder, r"no tokenizer: .*tokenizer\.json")
+    check_only_ids_work(folder, r"no tokenizer: .*tokenizer\.json")
     write_pair(folder)
     caplog.clear()
     assert first_of(GPT2.from_pretrained(folder).tokenizer) == 0
@@ -135,11 +128,11 @@ def test_the_one_that_can_be_read_is_used(
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
 @pytest.mark.parametrize("how", ["not json", "binary", "folder", "link"])
 def test_a_broken_pair(tmp_path: Path, name: str, how: str) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder)
     (folder / name).unlink()
     BROKEN[how](folder / name)
-    check_ids_alone(folder, rf"no tokenizer: .*{name}")
+    check_only_ids_work(folder, rf"no tokenizer: .*{name}")
 
 
 @pytest.mark.parametrize(
@@ -152,25 +145,25 @@ def test_a_broken_pair(tmp_path: Path, name: str, how: str) -> None:
         ("added_tokens.json", '{"x": 1e30}'),
     ],
 )
-def test_broken_files_beside_it(tmp_path: Path, name: str, text: str) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_broken_additional_files(tmp_path: Path, name: str, text: str) -> None:
+    folder = random_folder(tmp_path / "m")
     write_pair(folder)
     (folder / name).write_text(text)
-    check_ids_alone(folder, "no tokenizer: ")
+    check_only_ids_work(folder, "no tokenizer: ")
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m", vocab_size=100)
+    folder = random_folder(tmp_path / "m", vocab_size=100)
     write_pair(folder)
-    check_ids_alone(
+    check_only_ids_work(
         folder, r"vocab\.json: found a token with id 256, but the model's vocabulary has"
     )
 
 
-def test_convert_says_that_files_are_copied_as_they_are(
+def test_convert_warns_that_broken_files_are_copied_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     (folder / "tokenizer.json").write_text("{")
     assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
     assert "warning: the tokenizer's files are copied unchanged: " in capsys.readouterr().err
@@ -180,7 +173,7 @@ def test_convert_says_that_files_are_copied_as_they_are(
 def test_without_the_package_another_file_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     model = {"type": "WordLevel", "vocab": {"ab": 0}, "unk_token": "ab"}
     (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
     write_pair(folder)
@@ -193,7 +186,7 @@ def test_without_the_package_another_file_is_used(
         GPT2.from_pretrained(folder).generate("ab")
 
 
-# ---- keys that are not used ----
+# ---- unused keys ----
 
 JUNK = [
     "1000000000000000019884624838656", "-1e999", "NaN", "Infinity", "-0", '"\\ud800"',
@@ -208,7 +201,7 @@ JUNK = [
     ["config.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"],
 )
 def test_unused_keys_may_hold_anything(tmp_path: Path, name: str, junk: str) -> None:
-    folder = model_folder(tmp_path / "m")
+    folder = random_folder(tmp_path / "m")
     write_pair(folder)
     expected = GPT2.from_pretrained(folder).generate("ab", max_new_tokens=3)
     values = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
@@ -236,8 +229,8 @@ def test_unused_keys_may_hold_anything(tmp_path: Path, name: str, junk: str) -> 
         ('"n_embd": 6', '"n_embd": ' + "[" * 50 + "]" * 50, "found \\["),
     ],
 )
-def test_keys_that_are_used_are_checked(tmp_path: Path, old: str, new: str, message: str) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_used_keys_are_checked(tmp_path: Path, old: str, new: str, message: str) -> None:
+    folder = random_folder(tmp_path / "m")
     text = (folder / "config.json").read_text()
     assert old in text
     (folder / "config.json").write_text(text.replace(old, new))
@@ -246,28 +239,28 @@ def test_keys_that_are_used_are_checked(tmp_path: Path, old: str, new: str, mess
     assert len(str(caught.value)) < 500
 
 
-def test_equal_keys_of_equal_values_are_one(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_duplicate_keys_with_equal_values_are_accepted(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "m")
     text = (folder / "config.json").read_text().replace('"n_embd": 6', '"n_embd": 6, "n_embd": 6')
     (folder / "config.json").write_text(text)
     assert GPT2Config.from_json(folder / "config.json").n_embd == 6
 
 
-# ---- GPT-2's own, by mistake ----
+# ---- GPT-2's own vocabulary, maybe by mistake ----
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of GPT-2's size of vocabulary, without a tokenizer."""
+    """A model with GPT-2's vocabulary size, without a tokenizer."""
     folder = tmp_path_factory.mktemp("own") / "m"
-    return model_folder(folder, vocab_size=50257, n_embd=3, n_layer=0)
+    return random_folder(folder, vocab_size=50257, n_embd=3, n_layer=0)
 
 
 def copy_of(own: Path, to: Path) -> Path:
     return Path(shutil.copytree(own, to))
 
 
-def test_gpt2s_own_vocabulary_is_taken_and_told(
+def test_gpt2s_own_vocabulary_is_used_and_named(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings():
@@ -289,7 +282,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_tokenizer_of_an_unknown_name_is_warned_of(own: Path, tmp_path: Path, name: str) -> None:
+def test_unknown_tokenizer_files_give_a_warning(own: Path, tmp_path: Path, name: str) -> None:
     folder = copy_of(own, tmp_path / "m")
     (folder / name).write_text("x")
     with pytest.warns(TokenizerWarning, match=rf"{name}: looks like .*; text is encoded with GP"):
@@ -303,7 +296,7 @@ def test_other_signs_of_a_tokenizer(own: Path, tmp_path: Path) -> None:
     with pytest.warns(TokenizerWarning, match="tokenizer: looks like a tokenizer"):
         GPT2.from_pretrained(folder)
     folder = copy_of(own, tmp_path / "b")
-    write_json(folder, name="ours.json")  # told by what it holds
+    write_json(folder, name="ours.json")  # detected by its content
     with pytest.warns(TokenizerWarning, match=r"ours\.json: looks like a tokenizer"):
         GPT2.from_pretrained(folder)
     (folder / "ours.json").write_text(json.dumps(vocabulary()))
@@ -320,7 +313,7 @@ def test_other_signs_of_a_tokenizer(own: Path, tmp_path: Path) -> None:
     ["README.md", "training_args.bin", "trainer_state.json", "gpt2_tokenizer.bin", "predict.txt",
      "all_results.json", "tokens.npy", "train.txt", "special_tokens_map.json"],
 )  # fmt: skip
-def test_other_files_are_not_warned_of(own: Path, tmp_path: Path, name: str) -> None:
+def test_other_files_give_no_warning(own: Path, tmp_path: Path, name: str) -> None:
     folder = copy_of(own, tmp_path / "m")
     (folder / name).write_text('{"epoch": 3, "step": 5, "eval_loss": 3.1}')
     with warnings.catch_warnings():
@@ -328,8 +321,8 @@ def test_other_files_are_not_warned_of(own: Path, tmp_path: Path, name: str) -> 
         assert GPT2.from_pretrained(folder).tokenizer is Tokenizer.gpt2()
 
 
-def test_of_another_size_the_file_is_named_too(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_the_error_without_a_tokenizer_names_such_a_file(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "m")
     (folder / "vocab.txt").write_text("x")
     model = GPT2.from_pretrained(folder)
     with pytest.raises(TokenizerError, match=r"vocab\.txt: looks like part of a tokenizer, which"):
@@ -339,8 +332,8 @@ def test_of_another_size_the_file_is_named_too(tmp_path: Path) -> None:
 # ---- tokenizer= ----
 
 
-def test_a_tokenizer_that_is_named(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_the_tokenizer_option(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "m")
     write_json(folder, 3)
     other = tmp_path / "other"
     other.mkdir()
@@ -368,11 +361,11 @@ def test_the_tokenizer_of_a_gguf_file(tmp_path: Path) -> None:
     path = FIXTURES / "formats" / "gguf" / "f32.gguf"
     inside = GPT2.from_pretrained(path)
     size = inside.config.vocab_size
-    model = GPT2.from_pretrained(model_folder(tmp_path / "m", vocab_size=size), tokenizer=path)
+    model = GPT2.from_pretrained(random_folder(tmp_path / "m", vocab_size=size), tokenizer=path)
     assert model.tokenizer.encode("a b") == inside.tokenizer.encode("a b")
 
 
-def test_gpt2s_own_can_be_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_option_gpt2(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = copy_of(own, tmp_path / "m")
     (folder / "vocab.txt").write_text("x")
@@ -385,8 +378,8 @@ def test_gpt2s_own_can_be_named(own: Path, tmp_path: Path, monkeypatch: pytest.M
     assert saved.encode("Hello world<|endoftext|>") == [15496, 995, 50256]
 
 
-def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_invalid_tokenizer_options(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "m")
     (tmp_path / "vocab.txt").write_text("x\ny\n")
     for given, kind, message in (
         (tmp_path / "none", CheckpointNotFoundError, "none: there is no such file or folder"),
@@ -403,8 +396,8 @@ def test_tokenizers_that_cannot_be_named(tmp_path: Path) -> None:
         GPT2.from_pretrained(folder, tokenizer=Tokenizer.gpt2())
 
 
-def test_the_command_line_takes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = model_folder(tmp_path / "m")
+def test_tokenizer_of_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = random_folder(tmp_path / "m")
     write_pair(tmp_path, 7)
     options = ["--model", str(folder), "--tokenizer", str(tmp_path / "vocab.json")]
     assert main(["info", *options]) == 0
@@ -416,7 +409,7 @@ def test_the_command_line_takes_one(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_tokenizer_from_memory_cannot_be_saved(tmp_path: Path) -> None:
-    model = GPT2.from_pretrained(model_folder(tmp_path / "m"))
+    model = GPT2.from_pretrained(random_folder(tmp_path / "m"))
     model.tokenizer = Tokenizer.from_vocabulary(vocabulary(), [("a", "b")], ("memory", "memory"))
     with pytest.raises(TokenizerError, match="memory: this tokenizer was made in memory"):
         model.save_pretrained(tmp_path / "new")

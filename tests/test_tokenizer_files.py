@@ -1,4 +1,4 @@
-"""Tokenizers of other kinds and with added tokens: they must equal the package tokenizers."""
+"""Added tokens and tokenizer.json of any kind, compared with the package tokenizers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, random_weights
+from conftest import TALES, TINY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from model_folders import random_folder
 
 import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
 from gpt2c.text.tokenizer import BYTE_ALPHABET, MissingTokenizer, StreamDecoder
 from gpt2c.text.tokenizer_json import JsonTokenizer
-from gpt2c.weights.checkpoint import from_arrays
 
 tokenizers = pytest.importorskip("tokenizers")
 
-TALES = Path(gpt2c.__file__).parent / "models" / "tales"
-TINY = FIXTURES / "transformers" / "tiny"
 
 ADDED = [
     {"content": "<|user|>", "special": True},
@@ -51,7 +49,7 @@ TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_si
 
 
 def theirs_of(folder: Path, **options: Any) -> Any:
-    """A tokenizer of theirs, of the same files, as transformers builds it for a GPT-2."""
+    """Build the package's tokenizer from the same files, as transformers does for GPT-2."""
     bpe = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     tokenizer = tokenizers.Tokenizer(bpe)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
@@ -61,7 +59,7 @@ def theirs_of(folder: Path, **options: Any) -> Any:
     tokenizer.add_special_tokens(["<|endoftext|>"])
     for token in ADDED:
         flags = {name: token.get(name, False) for name in ("lstrip", "rstrip", "single_word")}
-        # Special tokens are not normalised; with no normaliser that changes only their order.
+        # Special tokens are not normalised. Without a normaliser that affects only their order.
         token = tokenizers.AddedToken(token["content"], normalized=False, **flags)
         tokenizer.add_tokens([token])
     return tokenizer
@@ -78,6 +76,7 @@ def config_of_added(folder: Path, n_vocab: int, **more: Any) -> None:
 
 @pytest.fixture(scope="module")
 def tales(tmp_path_factory: Any) -> Path:
+    """A folder with the embedded model's vocabulary. Here it replaces the shared fixture."""
     folder = tmp_path_factory.mktemp("tales")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(TALES / name, folder / name)
@@ -86,7 +85,8 @@ def tales(tmp_path_factory: Any) -> Path:
 
 @settings(max_examples=400, deadline=None)
 @given(text=TEXTS)
-@example(text="éé   z")  # white space that is taken, and is a token too
+@example(text="ééⓐ")  # a letter by its property alone, not by its category
+@example(text="éé   z")  # white space that a token strips and that is itself a token
 @pytest.mark.parametrize("add_prefix_space", [False, True])
 def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_space: bool) -> None:
     n_vocab = len(json.loads((tales / "vocab.json").read_text()))
@@ -98,7 +98,7 @@ def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_spa
 
 
 def test_thousands_of_added_tokens_in_long_texts(tales: Path, tmp_path: Path) -> None:
-    """As models of music have them; it takes a second at most, where it once took minutes."""
+    """As in models of music. This takes at most a second; once it took minutes."""
     folder = shutil.copytree(tales, tmp_path / "m")
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     notes = {f"<note_{n}>": 4096 + n for n in range(20_000)}
@@ -119,7 +119,7 @@ def test_thousands_of_added_tokens_in_long_texts(tales: Path, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def gpt2_files(tmp_path_factory: Any) -> Path:
-    """GPT-2's own vocabulary as Hugging Face's files have it."""
+    """GPT-2's own vocabulary in Hugging Face's files."""
     folder = tmp_path_factory.mktemp("gpt2")
     shutil.copyfile(
         Path(gpt2c.__file__).parent / "data" / "gpt2" / "vocab.bpe", folder / "merges.txt"
@@ -132,13 +132,13 @@ def gpt2_files(tmp_path_factory: Any) -> Path:
 
 @settings(max_examples=400, deadline=None)
 @given(text=st.one_of(TEXTS, st.text(max_size=60), st.text("ab 1\n\t'", max_size=400)))
-def test_gpt2s_own_vocabulary_is_theirs(gpt2_files: Path, text: str) -> None:
-    theirs = _gpt2_of_theirs(gpt2_files)
+def test_gpt2s_own_vocabulary_encodes_like_the_package(gpt2_files: Path, text: str) -> None:
+    theirs = _package_gpt2(gpt2_files)
     assert Tokenizer.gpt2().encode(text) == theirs.encode(text, add_special_tokens=False).ids
 
 
 @functools.cache
-def _gpt2_of_theirs(folder: Path) -> Any:
+def _package_gpt2(folder: Path) -> Any:
     bpe = tokenizers.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     tokenizer = tokenizers.Tokenizer(bpe)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -153,7 +153,7 @@ def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_files(folder / "vocab.json", folder / "merges.txt")
     assert tokenizer.encode("<end><pad>") == [4096, 4099]
     assert tokenizer.n_vocab == 4100
-    assert tokenizer.decode([4096, 4097]) == "<end>"  # of an id between them, nothing
+    assert tokenizer.decode([4096, 4097]) == "<end>"  # an unused id has no text
     assert tokenizer.eot_id == 4096
 
 
@@ -232,13 +232,13 @@ def unigram(folder: Path) -> Any:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     parts = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace()]
     tokenizer.decoder = tokenizers.decoders.Sequence(parts)
-    tokenizer.enable_truncation(3)  # which texts must not suffer
+    tokenizer.enable_truncation(3)  # must not be applied
     tokenizer.enable_padding(length=50)
     return tokenizer
 
 
 def letters(folder: Path) -> Any:
-    """Of a model of proteins: one letter, one token."""
+    """Return a tokenizer as models of proteins have it: one token per letter."""
     vocab = {letter: n for n, letter in enumerate("ACDEFGHIKLMNPQRSTVWY?")}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
@@ -260,7 +260,7 @@ def test_tokenizer_json(make: Any, tales: Path, tmp_path: Path) -> None:
         decoder = StreamDecoder(ours)
         streamed = "".join(map(decoder.push, ids)) + decoder.finish()
         assert streamed == ours.decode(ids)
-        # Of an added token with such letters the library shows bytes, as if it were merged of them.
+        # The package decodes an added token with é to bytes, as if merges had made it.
         if "\ufffd" not in streamed and "éé" not in text:
             assert streamed.lstrip() == theirs.decode(ids, skip_special_tokens=False).lstrip()
 
@@ -320,8 +320,8 @@ LONG = {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 500_000}
         word_level(model={"type": "WordLevel", "vocab": {"b" * 5000: 0}, "unk_token": "b"}),
     ],
 )  # fmt: skip
-def test_what_would_end_the_process(text: str, tmp_path: Path) -> None:
-    """The library panics, or takes memory without end, at loading or at the first text."""
+def test_files_that_would_crash_the_package_are_refused(text: str, tmp_path: Path) -> None:
+    """With these the package panics or takes unlimited memory, at loading or at the first text."""
     path = tmp_path / "tokenizer.json"
     path.write_text(text)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: ") as caught:  # noqa: PT012
@@ -331,7 +331,7 @@ def test_what_would_end_the_process(text: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_ids_are_the_librarys(tmp_path: Path) -> None:
+def test_ids_of_added_tokens_are_the_packages(tmp_path: Path) -> None:
     added = {"id": 0, "content": "zz", "single_word": False, "lstrip": False, "rstrip": False,
              "normalized": False, "special": True}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(word_level(added_tokens=[added]))
@@ -339,15 +339,8 @@ def test_ids_are_the_librarys(tmp_path: Path) -> None:
     assert tokenizer.encode("zz") == [tokenizer.special_tokens["zz"]]
 
 
-def model_folder(tmp_path: Path, **config: Any) -> Path:
-    shape = config_of(**{"vocab_size": 21, **config})
-    checkpoint = from_arrays(shape, random_weights(shape))
-    GPT2(checkpoint, MissingTokenizer("a test")).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
 def test_a_model_with_tokenizer_json(tales: Path, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path)
+    folder = random_folder(tmp_path / "model", vocab_size=21)
     letters(tales).save(str(folder / "tokenizer.json"))
     model = GPT2.from_pretrained(folder)
     text = model.generate("MKV", max_new_tokens=5)
@@ -360,10 +353,10 @@ def test_a_model_with_tokenizer_json(tales: Path, tmp_path: Path) -> None:
     assert GPT2.from_pretrained(tmp_path / "again").generate("MKV", max_new_tokens=5) == text
 
 
-def test_without_the_package_ids_work(
+def test_ids_work_without_the_package(
     tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = model_folder(tmp_path)
+    folder = random_folder(tmp_path / "model", vocab_size=21)
     letters(tales).save(str(folder / "tokenizer.json"))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     model = GPT2.from_pretrained(folder)
@@ -372,8 +365,8 @@ def test_without_the_package_ids_work(
         model.generate("MKV")
 
 
-def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> None:
-    folder = model_folder(tmp_path, vocab_size=20)
+def test_tokens_outside_the_models_vocabulary(tales: Path, tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "model", vocab_size=20)
     letters(tales).save(str(folder / "tokenizer.json"))
     model = GPT2.from_pretrained(folder)
     assert len(model.generate([1, 2], max_new_tokens=2)) == 2
@@ -381,10 +374,10 @@ def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> Non
         TokenizerError, match="found a token with id 20, but the model's vocabulary has"
     ):
         model.generate("MKV")
-    # One that was added for padding, and that the model was not enlarged for, is let pass.
+    # A padding token that was added without enlarging the model is accepted.
     tokenizer = letters(tales)
     tokenizer.add_special_tokens(["[PAD]"])
-    folder = model_folder(tmp_path / "b", vocab_size=21)
+    folder = random_folder(tmp_path / "b" / "model", vocab_size=21)
     tokenizer.save(str(folder / "tokenizer.json"))
     model = GPT2.from_pretrained(folder)
     assert model.tokenizer.n_vocab == 22
@@ -392,7 +385,7 @@ def test_tokens_that_the_model_does_not_have(tales: Path, tmp_path: Path) -> Non
         model.generate("M[PAD]")
 
 
-def test_a_missing_file_is_no_tokenizer(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError):
         JsonTokenizer(tmp_path / "tokenizer.json")
     assert isinstance(GPT2.from_pretrained(TINY).tokenizer, MissingTokenizer)

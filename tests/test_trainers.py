@@ -1,6 +1,6 @@
-"""Models as trainers and their libraries leave them: wrapped, with other heads, beside other files.
+"""Models as trainers save them: wrapped, with other heads, and with other files in the folder.
 
-The folders of fixtures/trainers are what the libraries wrote; see tools/make_trainer_fixtures.py.
+The libraries themselves wrote the folders of fixtures/trainers; see tools/make_trainer_fixtures.py.
 """
 
 from __future__ import annotations
@@ -26,27 +26,23 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import FIXTURES, config_of, on_backend, random_weights
+from conftest import (
+    FORMATS,
+    TINY,
+    TRAINERS,
+    arrays_of,
+    assert_arrays_equal,
+    assert_logits_close,
+    config_of,
+    load,
+    random_weights,
+)
+from model_folders import PickledCall
 
-from gpt2c import GPT2, CheckpointError, CheckpointNotFoundError, ConfigError
+from gpt2c import CheckpointError, CheckpointNotFoundError, ConfigError
 from gpt2c.formats.pickle_values import fields_of, has_fields
 from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.names import bare_name, gpt2_names
-
-TRAINERS = FIXTURES / "trainers"
-FORMATS = FIXTURES / "formats"
-TINY = FIXTURES / "transformers" / "tiny"
-
-
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: t.read(0, t.shape[0]) for name, t in checkpoint.tensors.items()}
-
-
-def check_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert list(found) == list(expected)
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
 
 
 def config_file(folder: Path, **values: Any) -> None:
@@ -54,7 +50,7 @@ def config_file(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-# ---- what the libraries wrote ----
+# ---- files that the libraries wrote ----
 
 LOADED = (
     "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification", "GPT2ForTokenClassification",
@@ -64,15 +60,13 @@ LOADED = (
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_logits_are_those_of_the_library(name: str, backend: str) -> None:
+def test_logits_equal_those_of_the_library(name: str, backend: str) -> None:
     path = TRAINERS / name
     values = json.loads((TRAINERS / name.split("/")[0] / "expected.json").read_text())
     expected = np.frombuffer(base64.b64decode(values["logits"]), "<f4")
-    with on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b)) as model:
+    with load(path, backend) as model:
         found = model.logits(values["ids"])
-    # Both are float32 and round in different orders: a few ULP of the largest logit.
-    atol = 16 * np.finfo(np.float32).eps * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=0, atol=atol)
+    assert_logits_close(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +79,7 @@ def test_logits_are_those_of_the_library(name: str, backend: str) -> None:
         ("GPT2Model", []),
     ],
 )
-def test_other_heads_are_named_in_a_warning(
+def test_a_warning_names_other_heads(
     name: str, left_out: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="gpt2c"):
@@ -104,10 +98,10 @@ def test_other_heads_are_named_in_a_warning(
         ("training_args.bin", "found a trainer's arguments, expected"),
     ],
 )
-def test_a_trainers_other_files_are_no_weights(name: str, what: str, tmp_path: Path) -> None:
+def test_a_trainers_other_files_are_refused(name: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=what):
         open_checkpoint(TRAINERS / "trainer" / name)
-    # Under another name too, by itself and as the only file beside a configuration.
+    # Also under another name, alone and as the only file with a configuration.
     shutil.copy(TRAINERS / "trainer" / name, tmp_path / "model.pt")
     shutil.copy(TRAINERS / "trainer" / "config.json", tmp_path)
     for path in (tmp_path / "model.pt", tmp_path):
@@ -119,14 +113,14 @@ def test_a_trainers_folder(tmp_path: Path) -> None:
     folder = shutil.copytree(TRAINERS / "trainer", tmp_path / "checkpoint-1")
     with pytest.raises(CheckpointNotFoundError, match=r"'optimizer\.pt'.* holds? no weights"):
         open_checkpoint(folder)
-    (folder / "scaler.pt").write_bytes(b"whatever it holds, it is not looked at")
+    (folder / "scaler.pt").write_bytes(b"the content is not read")
     shutil.copy(TRAINERS / "lightning" / "last.ckpt", folder)
-    check_same(arrays_of(folder), arrays_of(TRAINERS / "lightning"))
-    # Also beside what holds its own configuration, as accelerate leaves it.
+    assert_arrays_equal(arrays_of(folder), arrays_of(TRAINERS / "lightning"))
+    # Also with a checkpoint that contains its configuration, as accelerate saves it.
     shutil.copy(FORMATS / "nanogpt" / "ckpt.pt", tmp_path)
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "rng_state_1.pth"):
         (tmp_path / name).write_bytes(b"")
-    check_same(arrays_of(tmp_path), arrays_of(FORMATS / "nanogpt"))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(FORMATS / "nanogpt"))
 
 
 @pytest.mark.parametrize("name", ["archive.pt", "in_a_dict.pt", "legacy.pt", "script.pt"])
@@ -140,19 +134,19 @@ def test_whole_modules_are_refused(name: str) -> None:
     assert name in str(e.value)
 
 
-def test_adapters_are_named(tmp_path: Path) -> None:
+def test_adapters_are_refused(tmp_path: Path) -> None:
     folder = shutil.copytree(TRAINERS / "adapter", tmp_path / "adapter")
     for place in (folder, folder / "adapter_model.safetensors"):
         with pytest.raises(
             CheckpointError, match=r"is an adapter \('LORA'\).*'openai-community/gpt2'.*merge"
         ):
             open_checkpoint(place)
-    # With a model's weights beside it, which model is meant is not told; a file's name tells it.
+    # With a model's weights in the folder too, the folder is ambiguous; a file's name is not.
     shutil.copy(TINY / "model.safetensors", folder)
     shutil.copy(TINY / "config.json", folder)
     with pytest.raises(CheckpointError, match="is an adapter"):
         open_checkpoint(folder)
-    check_same(arrays_of(folder / "model.safetensors"), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(folder / "model.safetensors"), arrays_of(TINY))
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is an adapter, which changes the weights of anoth"):
         open_checkpoint(folder)
@@ -187,18 +181,18 @@ def write_container(kind: str, folder: Path, arrays: dict[str, np.ndarray]) -> N
 
 
 class _Tensor:
-    """An array that is pickled as torch pickles a tensor."""
+    """An array that is pickled like a torch tensor."""
 
     def __init__(self, key: str, array: np.ndarray) -> None:
         self.key, self.array = key, array
 
 
 def torch_archive(path: Path, value: Any, protocol: int = 2) -> Path:
-    """What torch.save writes of dicts of arrays, without torch."""
+    """Write dicts of arrays as torch.save does, without torch."""
     storages: dict[str, bytes] = {}
 
     def name(path: str) -> Any:
-        """A global that pickle can write without importing it."""
+        """Return a global that pickle can write without importing it."""
         module, _, leaf = path.rpartition(".")
         return Named(module, leaf)
 
@@ -234,15 +228,15 @@ def torch_archive(path: Path, value: Any, protocol: int = 2) -> Path:
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_what_wraps_a_model_is_taken_off(kind: str, prefix: str, tmp_path: Path) -> None:
-    """With both names of a tied pair, and with either alone."""
+def test_wrapper_prefixes_are_removed(kind: str, prefix: str, tmp_path: Path) -> None:
+    """With both names of a tied pair, and with only one."""
     for drop in (None, "wte.weight", "lm_head.weight"):
         write_container(kind, tmp_path / str(drop), stored_tensors(prefix, drop))
-        check_same(arrays_of(tmp_path / str(drop)), arrays_of(TINY))
+        assert_arrays_equal(arrays_of(tmp_path / str(drop)), arrays_of(TINY))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
-def test_neither_of_a_tied_pair(kind: str, tmp_path: Path) -> None:
+def test_a_missing_tied_pair(kind: str, tmp_path: Path) -> None:
     arrays = stored_tensors("transformer.", "wte.weight")
     del arrays["lm_head.weight"]
     write_container(kind, tmp_path, arrays)
@@ -251,7 +245,7 @@ def test_neither_of_a_tied_pair(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
-def test_a_head_of_its_own_is_no_embedding(kind: str, tmp_path: Path) -> None:
+def test_an_untied_head_does_not_replace_the_embedding(kind: str, tmp_path: Path) -> None:
     write_container(kind, tmp_path, stored_tensors("transformer.", "wte.weight"))
     config_file(tmp_path, tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match=r"'wte\.weight'.*tie_word_embeddings is false"):
@@ -262,8 +256,8 @@ def test_a_head_of_its_own_is_no_embedding(kind: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_modules_that_are_wrapped_one_by_one() -> None:
-    """As torch.compile and FSDP name the blocks of a model."""
+def test_names_of_modules_wrapped_one_by_one() -> None:
+    """Names that torch.compile and FSDP give to the blocks of a model."""
     for stored, name in (
         ("transformer.h.0._orig_mod.ln_1.weight", "h.0.ln_1.weight"),
         ("_fsdp_wrapped_module.transformer.h.3._fsdp_wrapped_module.mlp.c_fc.bias",
@@ -280,11 +274,11 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     arrays = stored_tensors("transformer.")
     arrays["module.transformer.wpe.weight"] = arrays["transformer.wpe.weight"].copy()
     write_container("safetensors", tmp_path, arrays)
-    with pytest.raises(CheckpointError, match=r"'wpe\.weight' is there twice"):
+    with pytest.raises(CheckpointError, match=r"'wpe\.weight' appears twice"):
         open_checkpoint(tmp_path)
 
 
-# ---- tensors that are not the language model's ----
+# ---- tensors that do not belong to the language model ----
 
 OTHER_HEADS = (
     "v_head.summary.weight", "score.weight", "classifier.bias", "value_head.0.weight",
@@ -302,7 +296,7 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
-def test_other_heads_are_left_out(
+def test_other_heads_are_dropped(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in OTHER_HEADS:
@@ -310,7 +304,7 @@ def test_other_heads_are_left_out(
         write_container(kind, tmp_path, stored_tensors("transformer.", "lm_head.weight") | more)
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="gpt2c"):
-            check_same(arrays_of(tmp_path), arrays_of(TINY))
+            assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
         assert [r for r in caplog.records if f"left out: '{name}'" in r.getMessage()]
 
 
@@ -319,7 +313,7 @@ def test_other_heads_are_left_out(
 def test_tensors_that_would_change_a_logit_are_refused(
     kind: str, name: str, tmp_path: Path
 ) -> None:
-    """transformers leaves some of these out with a warning; the logits would be another model's."""
+    """transformers drops some of these with a warning, which gives wrong logits."""
     more = {name: np.ones((2, 3), dtype=np.float32)}
     write_container(kind, tmp_path, stored_tensors("transformer.", "lm_head.weight") | more)
     with pytest.raises(CheckpointError, match=r"unexpected tensors|cross-attention") as caught:
@@ -327,7 +321,7 @@ def test_tensors_that_would_change_a_logit_are_refused(
     assert bare_name(name) in str(caught.value)
 
 
-def test_no_other_head_is_looked_for_where_there_is_no_model() -> None:
+def test_names_without_a_model_are_unchanged() -> None:
     assert gpt2_names(["a.weight", "b.weight"], "x") == {
         "a.weight": "a.weight",
         "b.weight": "b.weight",
@@ -348,7 +342,7 @@ def test_dicts_around_a_state_dict(keys: list[str], tmp_path: Path) -> None:
         value = {key: value, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": np.ones(2)}}}}
     torch_archive(tmp_path / "pytorch_model.bin", value)
     config_file(tmp_path)
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
 
 
 def test_several_state_dicts(tmp_path: Path) -> None:
@@ -356,12 +350,12 @@ def test_several_state_dicts(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     config_file(tmp_path)
     torch_archive(path, {"ema": other, "model": stored_tensors("")})
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
     torch_archive(path, {"ema": other, "best": stored_tensors("")})
     with pytest.raises(CheckpointError, match="found weights under the keys 'ema', 'best'"):
         open_checkpoint(tmp_path)
     torch_archive(path, {**stored_tensors(""), "epoch": 3, "note": None, "extra": {"a": 1}})
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
 
 
 @pytest.mark.parametrize(
@@ -374,14 +368,14 @@ def test_several_state_dicts(tmp_path: Path) -> None:
         (argparse.Namespace(a=1), "found an object of 'argparse.Namespace', expected"),
     ],
 )
-def test_where_there_is_no_state_dict(value: Any, message: str, tmp_path: Path) -> None:
+def test_files_without_a_state_dict(value: Any, message: str, tmp_path: Path) -> None:
     torch_archive(tmp_path / "x.pt", value)
     config_file(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path / "x.pt")
 
 
-def test_what_is_needed_has_to_be_a_tensor(tmp_path: Path) -> None:
+def test_required_values_must_be_tensors(tmp_path: Path) -> None:
     config_file(tmp_path)
     for name, value, message in (
         ("transformer.h.0.ln_1.weight", decimal.Decimal(1), "an object of 'decimal.Decimal'"),
@@ -400,7 +394,7 @@ def test_what_is_needed_has_to_be_a_tensor(tmp_path: Path) -> None:
             open_checkpoint(tmp_path)
 
 
-# ---- what lies beside weights in a file ----
+# ---- other values in a file of weights ----
 
 
 class Color(enum.Enum):
@@ -408,7 +402,7 @@ class Color(enum.Enum):
 
 
 class Settings(dict):
-    """As EasyDict and the like."""
+    """A dict subclass, like EasyDict."""
 
 
 class Slotted:
@@ -416,13 +410,13 @@ class Slotted:
 
 
 class Odd:
-    """With a state that is no dict, put back by a call."""
+    """Has a state that is not a dict and is restored by a call."""
 
     def __getstate__(self) -> tuple[int, ...]:
         return (1, 2, 3)
 
     def __setstate__(self, _: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class WithNames:
@@ -434,19 +428,11 @@ class WithNames:
 
 
 def called(marker: str) -> None:
-    """What must not be called when a file is read."""
+    """Leave a marker; reading a file must not call this."""
     Path(marker).touch()
 
 
-class Calling:
-    def __init__(self, marker: Path) -> None:
-        self.marker = str(marker)
-
-    def __reduce__(self) -> Any:
-        return called, (self.marker,)
-
-
-def beside_weights(protocol: int) -> dict[str, Any]:
+def other_values(protocol: int) -> dict[str, Any]:
     itself: dict[str, Any] = {}
     itself["me"] = itself
     slotted = Slotted()
@@ -470,16 +456,16 @@ def beside_weights(protocol: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_what_lies_beside_weights_is_let_be(protocol: int, tmp_path: Path) -> None:
+def test_other_values_in_a_file_are_ignored(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "called"
-    beside = {**beside_weights(protocol), "calls": Calling(marker)}
+    beside = {**other_values(protocol), "calls": PickledCall(called, str(marker))}
     for n, (key, value) in enumerate([*beside.items(), ("all", beside)]):
         folder = tmp_path / str(n)
         folder.mkdir()
         config_file(folder)
         saved = {key: value, "model": stored_tensors("transformer.")}
         torch_archive(folder / "pytorch_model.bin", saved, protocol)
-        check_same(arrays_of(folder), arrays_of(TINY))
+        assert_arrays_equal(arrays_of(folder), arrays_of(TINY))
     assert not marker.exists()
 
 
@@ -493,11 +479,11 @@ def test_extensions_are_not_looked_up(tmp_path: Path) -> None:
     finally:
         copyreg.remove_extension(__name__, "Settings", 240)
     config_file(tmp_path)
-    check_same(arrays_of(tmp_path), arrays_of(TINY))
+    assert_arrays_equal(arrays_of(tmp_path), arrays_of(TINY))
 
 
 def test_old_opcodes() -> None:
-    """What today's picklers write no more: OBJ, INST, LIST, DICT, STRING, POP, DUP, ..."""
+    """Opcodes that picklers no longer write: OBJ, INST, LIST, DICT, STRING, POP, DUP and others."""
     from gpt2c.formats.pickle_reader import PickleReader
 
     for part, value in (
@@ -515,8 +501,8 @@ def test_old_opcodes() -> None:
         assert (found.path, found.arguments) == ("a.B", (1,))
 
 
-def test_configurations_of_any_kind() -> None:
-    """dicts, objects, slots, and OmegaConf's; NumPy's integers are integers."""
+def test_kinds_of_configurations() -> None:
+    """Configurations as dicts or objects with slots; NumPy's integers count as integers."""
     from gpt2c.formats.pickle_reader import PickleReader
 
     class Config:
@@ -539,11 +525,11 @@ def test_configurations_of_any_kind() -> None:
             assert not has_fields(value, ["lr", "n"])
 
 
-# ---- nanoGPT and its kin ----
+# ---- nanoGPT and similar projects ----
 
 
 def nanogpt_state() -> dict[str, np.ndarray]:
-    """A small model as nn.Linear has it."""
+    """Return a small model with the transposed matrices of nn.Linear."""
     weights = random_weights(config_of(vocab_size=20, n_positions=8, n_embd=8, n_head=2))
     return {
         f"transformer.{n}": np.ascontiguousarray(a.T) if a.ndim == 2 and n[0] == "h" else a
@@ -567,7 +553,7 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8}
         ({"hyper_parameters": {"config": argparse.Namespace(**SIZES), "lr": 1}}, "gelu_new"),
     ],
 )
-def test_where_sizes_are_told(around: Any, activation: str, tmp_path: Path) -> None:
+def test_sources_of_sizes(around: Any, activation: str, tmp_path: Path) -> None:
     torch_archive(tmp_path / "x.pt", {"state_dict": nanogpt_state(), **around})
     with open_checkpoint(tmp_path / "x.pt") as checkpoint:
         assert checkpoint.config.activation_function == activation
@@ -591,7 +577,7 @@ def test_unknown_arguments_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drop", ["transformer.wte.weight", "lm_head.weight"])
-def test_either_of_nanogpts_tied_pair(drop: str, tmp_path: Path) -> None:
+def test_one_tensor_of_nanogpts_tied_pair(drop: str, tmp_path: Path) -> None:
     state = nanogpt_state()
     state["lm_head.weight"] = state["transformer.wte.weight"]
     del state[drop]

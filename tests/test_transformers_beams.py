@@ -1,4 +1,4 @@
-"""Texts, scores and steps of beam search beside transformers' own, from stored fixtures."""
+"""Ids, scores and steps of beam search, compared with transformers' in stored fixtures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, on_backend
-
-from gpt2c import GPT2
+from conftest import FIXTURES, load, logit_atol
 
 PLAIN = json.loads((FIXTURES / "transformers_beams.json").read_text())
 GROUPS = json.loads((FIXTURES / "transformers_beam_groups.json").read_text())
@@ -24,9 +22,9 @@ def options_of(case):
 
 @pytest.mark.parametrize("fixture", [PLAIN, GROUPS], ids=["plain", "groups"])
 @pytest.mark.parametrize("name", PLAIN["models"])
-def test_texts_and_scores_are_transformers(backend, fixture, name):
+def test_ids_and_scores_equal_transformers(backend, fixture, name):
     folder = FIXTURES / "transformers" / name
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    model = load(folder, backend)
     config = model.config
     for case in fixture["models"][name]:
         eos, options = case["eos"], options_of(case)
@@ -39,18 +37,17 @@ def test_texts_and_scores_are_transformers(backend, fixture, name):
             "stop" if new[-1] in eos else "length" for new in case["new"]
         ]
         assert {c.passes for c in found} == {case["steps"]}
-        # As for log-probabilities (test_transformers_sampling), for each token; theirs are summed
-        # in float32 too.
-        largest = float(np.abs(model.logits(case["ids"])).max())
+        # The tolerance of log-probabilities (test_transformers_sampling) for each token;
+        # transformers sums them in float32 too.
         length = max(map(len, case["new"]))
-        atol = 2 * 16 * float(np.finfo(np.float32).eps) * largest * length
+        atol = 2 * logit_atol(model.logits(case["ids"])) * length
         scale = max(1.0, length ** -options.get("length_penalty", 1.0))
         np.testing.assert_allclose(
             [c.sequence_score for c in found], case["scores"], rtol=1e-6, atol=atol * scale
         )
 
 
-def test_the_fixtures_have_what_they_are_to_show():
+def test_the_fixtures_cover_the_cases():
     for fixture in (PLAIN, GROUPS):
         cases = [case for cases in fixture["models"].values() for case in cases]
         ended = [[new[-1] in case["eos"] for new in case["new"]] for case in cases]

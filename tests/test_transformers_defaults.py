@@ -1,4 +1,4 @@
-"""A folder's generation_config.json and tokenizer, beside transformers' own reading of them."""
+"""generation_config.json and tokenizers, compared with transformers on the same folder."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import folder_of, load
+from conftest import load
+from model_folders import folder_of
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", minversion="5.24")
 
-# transformers warns of lengths that cannot be, and of its own defaults.
+# transformers warns about contradictory lengths and about its own defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
-# The tokenizer lacks these ids of the model: gpt2c never generates them, and transformers does.
+# The tokenizer lacks these ids of the model. gpt2c never generates them; transformers might.
 PADDING = {"do_sample": False, "suppress_tokens": list(range(257, 270))}
-ENDS, GOES_ON = 256, 7  # what a model always generates: its end token, or another
+ENDS, GOES_ON = 256, 7  # the id that a model always generates: EOS or another
 
 
 def theirs_of(folder: Path, n_prompt: int, **options: Any) -> list[int]:
@@ -40,7 +41,7 @@ def theirs_of(folder: Path, n_prompt: int, **options: Any) -> list[int]:
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"max_new_tokens": 12}, {"min_new_tokens": 4}])
-def test_lengths_are_those_of_transformers(
+def test_lengths_equal_those_of_transformers(
     tmp_path: Path, likeliest: int, values: dict[str, Any], options: dict[str, Any]
 ) -> None:
     given = {**values, "eos_token_id": ENDS, "pad_token_id": ENDS}
@@ -62,7 +63,7 @@ def test_lengths_are_those_of_transformers(
         {"config": {"bos_token_id": 5}, "tokenizer_config": {"bos_token": "a"}},
     ],
 )
-def test_the_start_is_that_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_bos_equals_that_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = folder_of(tmp_path, **changes)
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     expected = model.generate(max_new_tokens=6, **PADDING)[0].tolist()
@@ -71,7 +72,7 @@ def test_the_start_is_that_of_transformers(tmp_path: Path, changes: dict[str, An
 
 
 @pytest.mark.parametrize("flags", [{"add_bos_token": True}, {"add_eos_token": True}, {}])
-def test_a_prompt_is_what_transformers_feeds(tmp_path: Path, flags: dict[str, bool]) -> None:
+def test_a_prompt_is_tokenized_like_transformers(tmp_path: Path, flags: dict[str, bool]) -> None:
     folder = folder_of(tmp_path, tokenizer_config=flags)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     given = tokenizer("xy", return_tensors="pt")

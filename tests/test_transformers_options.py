@@ -1,6 +1,7 @@
-"""transformers' options in gpt2c's terms, without torch: test_from_transformers has the rest.
+"""Translation of transformers' options to gpt2c's, without torch.
 
-What is expected is what GenerationMixin.generate of transformers 5.24 does with them.
+The expected values follow GenerationMixin.generate of transformers 5.24.
+test_from_transformers.py compares with transformers itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gpt2c.compat.transformers.options import GenerateOptions
 from gpt2c.generate.options import CompleteOptions
 
 CONFIG = config_of()  # 50 tokens, 40 positions
-# Of GenerationConfig._get_default_generation_params(), what the tests are about.
+# The defaults of GenerationConfig._get_default_generation_params() that matter here.
 DEFAULTS = {
     "max_length": 20, "min_length": 0, "do_sample": False, "use_cache": True, "num_beams": 1,
     "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
@@ -32,7 +33,7 @@ GREEDY = {
 
 def call_of(given=(), config=(), model_config=(), n_prompt=5):
     asked = GenerateOptions(dict(given), dict(config), dict(model_config), DEFAULTS)
-    return asked.call(n_prompt, CONFIG)
+    return asked.resolve(n_prompt, CONFIG)
 
 
 def test_a_call_without_options_is_greedy():
@@ -44,13 +45,13 @@ def test_a_call_without_options_is_greedy():
 
 
 @pytest.mark.parametrize(
-    ("given", "n_prompt", "most", "least"),
+    ("given", "n_prompt", "n_max", "n_min"),
     [
         ({}, 5, 20, 0),
-        ({}, 30, 10, 0),  # no further than the context
+        ({}, 30, 10, 0),  # limited by the context
         ({"max_new_tokens": 35}, 30, 35, 0),
         ({"max_length": 12}, 5, 7, 0),
-        ({"max_length": 20}, 5, 15, 0),  # what is given is no default
+        ({"max_length": 20}, 5, 15, 0),  # given explicitly, unlike the default
         ({"max_length": 12, "max_new_tokens": 3}, 5, 3, 0),
         ({"max_length": 12, "max_new_tokens": None}, 5, 7, 0),
         ({"min_length": 9}, 5, 20, 4),
@@ -59,13 +60,13 @@ def test_a_call_without_options_is_greedy():
         ({"min_new_tokens": 30}, 5, 20, 20),
     ],
 )
-def test_lengths(given, n_prompt, most, least):
+def test_lengths(given, n_prompt, n_max, n_min):
     for places in ((given,), ((), given), ((), (), given)):
         options = call_of(*places, n_prompt=n_prompt).options
-        assert (options["max_new_tokens"], options["min_new_tokens"]) == (most, least)
+        assert (options["max_new_tokens"], options["min_new_tokens"]) == (n_max, n_min)
 
 
-def test_a_call_counts_before_its_configuration_and_that_before_the_models():
+def test_a_calls_options_override_its_configuration_and_that_the_models():
     model_config = {"max_new_tokens": 9, "eos_token_id": 7, "repetition_penalty": 1.5, "foo": 1}
     config = {"repetition_penalty": 1.3, "pad_token_id": 2}
     call = call_of({"pad_token_id": 3}, config, model_config)
@@ -75,7 +76,7 @@ def test_a_call_counts_before_its_configuration_and_that_before_the_models():
     assert call_of({"repetition_penalty": None}, config).options.get("repetition_penalty") is None
 
 
-def test_sampling_options_are_for_sampling():
+def test_sampling_options_need_do_sample():
     given = {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
     assert call_of(given).options == GREEDY
     drawn = call_of({**given, "do_sample": True})
@@ -117,13 +118,13 @@ def test_tokens_that_end_and_pad(given, eos, pad, ends, padding):
     assert GenerateOptions(given, {}, {}, DEFAULTS).padding == padding
 
 
-def test_words_that_end_a_text_are_no_bad_words():
+def test_bad_words_that_are_eos_are_dropped():
     given = {"bad_words_ids": [[4], [5], [4, 5]], "eos_token_id": 4}
     assert call_of(given).options["bad_words"] == [[5], [4, 5]]
     assert "bad_words" not in call_of({"bad_words_ids": [[4]], "eos_token_id": 4}).options
 
 
-def test_what_is_for_speed_alone_is_taken():
+def test_options_for_speed_are_accepted_and_ignored():
     speed = {"use_cache": False, "cache_implementation": "static", "prompt_lookup_num_tokens": 4}
     assert call_of({**speed, "synced_gpus": False, "trust_remote_code": True}).options == GREEDY
 
@@ -157,30 +158,30 @@ def test_what_is_for_speed_alone_is_taken():
         ({"pad_token_id": [1]}, "pad_token_id is "),
         ({"bad_words_ids": [5]}, "bad_words_ids is 5"),
         ({"stop_strings": [5]}, "stop_strings has 5"),
-        ({"stop_strings": ""}, "stop_strings has an empty text"),
+        ({"stop_strings": ""}, "stop_strings has an empty string"),
         ({"return_dict_in_generate": "yes"}, "return_dict_in_generate is 'yes'"),
     ],
 )
-def test_what_is_not_supported_names_itself(given, message):
+def test_errors_name_the_unsupported_option(given, message):
     for places in ((given,), ((), given)):
         with pytest.raises((gpt2c.OptionError, gpt2c.OptionTypeError), match=message):
             call_of(*places)
 
 
-def test_options_that_there_are_not():
+def test_unknown_options():
     with pytest.raises(gpt2c.OptionTypeError, match=r"no option 'temprature'; did you mean temper"):
         call_of({"temprature": 1.0})
-    call_of(config={"temprature": 1.0})  # configurations may hold what is nobody's
+    call_of(config={"temprature": 1.0})  # unknown keys of a configuration are ignored
     with pytest.raises(gpt2c.OptionTypeError, match="no option 'top_n_sigma'"):
-        call_of({"top_n_sigma": 1.0})  # gpt2c's own
+        call_of({"top_n_sigma": 1.0})  # an option of gpt2c, not of transformers
 
 
-def test_the_default_length_may_be_more_than_the_context():
+def test_a_prompt_that_fills_the_context_is_an_error():
     with pytest.raises(gpt2c.OptionError, match="the context, which counts them, is 40"):
         call_of(n_prompt=40)
 
 
-def test_what_is_asked_for_are_options_of_complete():
+def test_translated_options_are_options_of_complete():
     given = {
         "do_sample": True, "min_new_tokens": 2, "suppress_tokens": [3], "max_time": 2.0,
         "repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "bad_words_ids": [[1]],
@@ -193,7 +194,7 @@ def test_what_is_asked_for_are_options_of_complete():
     assert len(call.options) == len(given) + 3  # max_new_tokens, num_return_sequences, top_k
 
 
-def test_without_torch_it_says_what_to_install(monkeypatch):
+def test_without_torch_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(gpt2c.MissingDependencyError, match=r"gpt2c\[transformers\]"):
         gpt2c.from_transformers(None)

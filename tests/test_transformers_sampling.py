@@ -1,4 +1,4 @@
-"""Processed logits and log-probabilities beside transformers' own, from stored fixtures."""
+"""Processed logits and log-probabilities, compared with transformers' in stored fixtures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, config_of, model_on, on_backend, random_weights
+from conftest import FIXTURES, config_of, load, logit_atol, model_on, random_weights
 
-from gpt2c import GPT2
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 from gpt2c.text.tokenizer import MissingTokenizer
 
@@ -28,7 +27,7 @@ def weights():
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLING["cases"])))
-def test_processed_logits_are_transformers(backend, weights, number):
+def test_processed_logits_equal_transformers(backend, weights, number):
     case = SAMPLING["cases"][number]
     options = dict(case["options"])
     if "logit_bias" in options:
@@ -37,29 +36,27 @@ def test_processed_logits_are_transformers(backend, weights, number):
     vocabulary = Vocabulary(N_VOCAB, frozenset([eos]), lambda: MissingTokenizer("a test"))
     plan = check_sampling({"do_sample": True, **options}, vocabulary)
     model = model_on(backend, config_of(vocab_size=N_VOCAB, n_layer=0), weights)
-    # None of these options asks which ids are new, but min_new_tokens, of which there are less.
+    # Only min_new_tokens depends on which ids are new; there are none, so it always applies.
     ids, none = np.array(case["ids"], dtype=np.int32), np.empty(0, dtype=np.int32)
     ours = model._engine.apply_stages(plan, decoded(case["logits"]), ids, none)
     theirs = decoded(case["processed"])
     np.testing.assert_array_equal(ours > -np.inf, theirs > -np.inf)
     kept = ours > -np.inf
-    # One division or product, each rounded once on either side.
+    # One division or product, rounded once on each side.
     np.testing.assert_allclose(ours[kept], theirs[kept], rtol=3e-7)
 
 
 @pytest.mark.parametrize("name", SCORES["models"])
-def test_log_probabilities_are_transformers(backend, name):
+def test_log_probabilities_equal_transformers(backend, name):
     expected = SCORES["models"][name]
     folder = FIXTURES / "transformers" / name
-    model = on_backend(backend, lambda b: GPT2.from_pretrained(folder, backend=b))
+    model = load(folder, backend)
     for text, exact, score in zip(
         expected["texts"], expected["logprobs"], model.score(expected["texts"]), strict=True
     ):
         assert score.ids.tolist() == text
         assert np.isnan(score.logprobs[0])
-        # As for logits (test_reference): 16 rounding errors of the largest of them, on either side
-        # of the subtraction.
-        largest = float(np.abs(model.logits(text)).max())
-        atol = 2 * 16 * float(np.finfo(np.float32).eps) * largest
+        # The tolerance of logits, on either side of the subtraction.
+        atol = 2 * logit_atol(model.logits(text))
         np.testing.assert_allclose(score.logprobs[1:], exact, rtol=0, atol=atol)
         assert score.total == pytest.approx(sum(exact), abs=atol * len(text))

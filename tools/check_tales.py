@@ -1,9 +1,8 @@
-"""Checks on the samples of the "tales" model: real words, nothing copied, little repetition.
+"""Checks samples of the model "tales": real words, nothing copied, little repetition.
 
     python tools/check_tales.py --corpus childrens-prose.txt --model src/gpt2c/models/tales
 
-draws fifty samples with gpt2c and prints the measures; `measure` takes any texts, however
-they were drawn.
+draws fifty samples with gpt2c and prints the measures. `measure` takes samples from any source.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ SEEDS = range(1, 51)
 TOKENS = 150
 TEMPERATURE = 0.8
 TOP_K = 40
-LEAST_KNOWN_WORDS = 0.97
-LONGEST_COPY = 25  # words
-LEAST_DISTINCT = 0.90
-ANCHOR = 8  # words; a shorter run is no copy
+MIN_KNOWN_WORDS = 0.97
+MAX_COPY = 25  # words
+MIN_DISTINCT = 0.90
+ANCHOR = 8  # words; a shorter run does not count as a copy
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What the samples are judged by."""
+    """The measures of a set of samples."""
 
     known_words: float  # share of the samples' words that occur in the training text
-    longest_copy: int  # longest run of words, within one sample, that the training text has too
+    longest_copy: int  # words in the longest run of a sample that the training text has too
     distinct_4grams: float  # share of the samples' runs of four words that are distinct
 
     @property
     def passed(self) -> bool:
-        """Whether every measure keeps its limit."""
+        """Whether every measure is within its limit."""
         return (
-            self.known_words >= LEAST_KNOWN_WORDS
-            and self.longest_copy <= LONGEST_COPY
-            and self.distinct_4grams >= LEAST_DISTINCT
+            self.known_words >= MIN_KNOWN_WORDS
+            and self.longest_copy <= MAX_COPY
+            and self.distinct_4grams >= MIN_DISTINCT
         )
 
 
 def measure(samples: Iterable[str], training_texts: Iterable[str]) -> Measures:
-    """A sample's last word is left out: the token limit may have cut it."""
+    """Measure samples, without their last words, which the token limit may have cut."""
     sampled = [words_of(sample)[:-1] for sample in samples]
     trained = [words_of(text) for text in training_texts]
     vocabulary = {word for words in trained for word in words}
@@ -61,10 +60,10 @@ def measure(samples: Iterable[str], training_texts: Iterable[str]) -> Measures:
 
 
 def longest_copy(samples: list[list[str]], trained: list[list[str]]) -> int:
-    """Length of the longest run of words that a sample shares with a training text.
+    """Return the length of the longest run of words that a sample shares with a training text.
 
-    Runs are found by the places of their first words, `ANCHOR` of them, in the training texts;
-    where no sample shares so many, the answer is 0.
+    An index holds the places of the samples' runs of `ANCHOR` words in the training texts. Each
+    match is extended to its full length. Runs of fewer than `ANCHOR` words count as 0.
     """
     wanted = {tuple(s[i : i + ANCHOR]) for s in samples for i in range(len(s) - ANCHOR + 1)}
     places: dict[tuple[str, ...], list[tuple[list[str], int]]] = {}
@@ -81,7 +80,7 @@ def longest_copy(samples: list[list[str]], trained: list[list[str]]) -> int:
 
 
 def shared_run(left: list[str], i: int, right: list[str], j: int) -> int:
-    """Length of the run of words that starts at `i` on the left and at `j` on the right."""
+    """Return how many words are equal from `left[i]` and `right[j]` onwards."""
     length = 0
     while i + length < len(left) and j + length < len(right):
         if left[i + length] != right[j + length]:
@@ -91,7 +90,7 @@ def shared_run(left: list[str], i: int, right: list[str], j: int) -> int:
 
 
 def draw_samples(model_dir: Path) -> list[str]:
-    """One sample a seed, each from the end-of-text token alone, up to the end of its tale."""
+    """Draw a sample for each seed, from the end-of-text token to the end of the tale."""
     with gpt2c.GPT2.from_pretrained(model_dir) as model:
         samples = model.generate(
             [""] * len(SEEDS),
@@ -104,7 +103,7 @@ def draw_samples(model_dir: Path) -> list[str]:
 
 
 def main() -> None:
-    """Draw the samples, print the measures, fail if one misses its limit."""
+    """Draw the samples, print the measures, and fail if one exceeds its limit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("src/gpt2c/models/tales"))
@@ -113,7 +112,7 @@ def main() -> None:
     measures = measure(draw_samples(arguments.model), training_texts)
     print(json.dumps(asdict(measures), indent=2))
     if not measures.passed:
-        raise SystemExit("the samples miss a limit")
+        raise SystemExit(f"a measure exceeds its limit: {measures}")
 
 
 if __name__ == "__main__":

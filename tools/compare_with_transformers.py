@@ -1,10 +1,10 @@
-"""Compares gpt2c's float32 with transformers' on the same checkpoint.
+"""Compares gpt2c and transformers in float32 on the same checkpoint.
 
     python tools/compare_with_transformers.py CHECKPOINT [TEXT_FILE] [--random]
 
-Prints the largest difference of their logits, each one's RMS error against torch's float64, and
-whether 100 greedy ids agree. Needs torch and transformers. --random first makes the folder: GPT-2
-124M's shape with the random weights that transformers gives it.
+Prints the largest difference between their logits, the RMS error of each against torch's float64,
+and whether 100 greedy ids agree. Needs torch and transformers. --random first creates CHECKPOINT:
+a GPT-2 124M with transformers' random initial weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from transformers import GPT2LMHeadModel
 
 import gpt2c
 
-N_POSITIONS = 1000  # at least so many are compared
+N_POSITIONS = 1000  # compare at least this many
 
 
 def token_windows(model: gpt2c.GPT2, text: Path | None) -> list[list[int]]:
-    """Whole windows of the text's tokens, or of random ones."""
+    """Return full windows of the text's tokens, or of random ones without a text."""
     length = model.config.n_positions
     n_windows = -(-N_POSITIONS // length)
     if text is None:
@@ -56,7 +56,7 @@ def main() -> None:
     theirs = GPT2LMHeadModel.from_pretrained(options.checkpoint, dtype=torch.float32).eval()
     windows = token_windows(ours, options.text)
     prompts = [window[:16] for window in windows[:3]]
-    # Prompt and new ids must fit both: gpt2c feeds all but the last token, transformers too.
+    # Prompt and new ids must fit the context.
     n_new = min(100, ours.config.n_positions - 16)
     greedy = [
         theirs.generate(
@@ -72,7 +72,7 @@ def main() -> None:
     double = logits_of(theirs.double(), windows)
     print(f"gpt2c {gpt2c.__version__} ({ours.backend}), transformers {transformers.__version__}, "
           f"torch {torch.__version__}; {len(mine)} positions")  # fmt: skip
-    print(f"largest difference of logits {np.abs(mine - single).max():.2e} (RMS {rms(double):.2f})")
+    print(f"largest logit difference {np.abs(mine - single).max():.2e} (RMS {rms(double):.2f})")
     error, torch_error = rms(mine - double), rms(single - double)
     print(f"RMS error against float64: gpt2c {error:.3e}, torch {torch_error:.3e}, "
           f"ratio {error / torch_error:.2f}")  # fmt: skip

@@ -4,28 +4,27 @@ Needs torch and transformers; run from the repository's root:
 
     python tools/make_beam_fixtures.py
 
-What transformers' own beam search finds with the checkpoints in tests/fixtures/transformers: the
-new ids, the token that ended them included, and sequences_scores, best first, and how many steps
-it took. Groups of beams left transformers' core after 4.56.2: a transformers that has them makes
-their fixture, a later one that of plain beam search.
+Records transformers' own beam search on the checkpoints in tests/fixtures/transformers: the new
+ids with the EOS token, sequences_scores, best first, and the number of steps. Groups of beams left
+transformers' core after 4.56.2: a transformers that has them makes their fixture, and a later one
+makes the fixture of plain beam search.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from fixtures import FIXTURES, transformers_options
 from transformers import GPT2LMHeadModel
 
-FIXTURES = Path("tests/fixtures")
 HAS_GROUPS = hasattr(transformers.GenerationMixin, "_group_beam_search")
 MODELS = ("plain", "relu_inner", "untied_inverse", "unscaled_silu", "tanh")
 
-# gpt2c's options, which are transformers' but for bad_words and logit_bias.
+# gpt2c's options.
 PLAIN: list[dict[str, Any]] = [
     {"num_beams": 2},
     {"num_beams": 4},
@@ -84,19 +83,8 @@ GROUPS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def theirs(options: dict[str, Any]) -> dict[str, Any]:
-    """The options by transformers' names."""
-    renamed = dict(options)
-    if "bad_words" in renamed:
-        renamed["bad_words_ids"] = renamed.pop("bad_words")
-    if "logit_bias" in renamed:
-        biases = renamed.pop("logit_bias").items()
-        renamed["sequence_bias"] = [[[int(id)], bias] for id, bias in biases]
-    return renamed
-
-
 def until_end(ids: list[int], eos: list[int]) -> list[int]:
-    """Without the padding after an end token (beam_indices of groups do not tell lengths)."""
+    """Remove the padding after an EOS token (for groups, beam_indices do not give lengths)."""
     ends = [i + 1 for i, id in enumerate(ids) if id in eos]
     return ids[: ends[0]] if ends else ids
 
@@ -107,7 +95,7 @@ def searched(
     out = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         do_sample=False, return_dict_in_generate=True, output_scores=True,
-        eos_token_id=eos or None, pad_token_id=pad, **theirs(options),
+        eos_token_id=eos or None, pad_token_id=pad, **transformers_options(options),
     )  # fmt: skip
     new = [until_end(row[len(ids) :].tolist(), eos) for row in out.sequences]
     return {
@@ -124,13 +112,13 @@ def cases_of(model: GPT2LMHeadModel, seed: int) -> list[dict[str, Any]]:
         n_prompt = (1, 5, 9)[number % 3]
         ids = rng.integers(0, n_vocab, n_prompt).tolist()
         options = {"max_new_tokens": min(14, n_positions - n_prompt), **options}
-        # End tokens are some that the model likes here, so that beams end, at different lengths.
+        # EOS tokens are ids that the model likes here, so that beams end at different lengths.
         free = searched(model, ids, [], None, {"num_beams": 4, "num_return_sequences": 4,
                                                "max_new_tokens": 10})  # fmt: skip
         liked = list(dict.fromkeys(row[i] for i in (3, 5, 8) for row in free["new"]))
         for eos in ([], liked[:1], liked[:3]):
             cases.append(searched(model, ids, eos, None, options))
-        if HAS_GROUPS:  # finished groups count as padding
+        if HAS_GROUPS:  # a finished group counts as if it chose padding
             cases.append(searched(model, ids, liked[1:3], int(free["new"][1][1]), options))
     return cases
 
@@ -139,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(1)
     models = {}
     for seed, name in enumerate(MODELS):
-        # 4.56 looks at GPT2Config's ways of scaling scores in its eager attention alone.
+        # In 4.56, only eager attention honours GPT2Config's options for scaling scores.
         model = GPT2LMHeadModel.from_pretrained(
             FIXTURES / "transformers" / name, attn_implementation="eager"
         ).eval()
@@ -149,7 +137,7 @@ def main() -> None:
         "models": models,
     }
     name = "transformers_beam_groups" if HAS_GROUPS else "transformers_beams"
-    text = json.dumps(fixture).replace('{"ids"', '\n{"ids"')  # a case a line
+    text = json.dumps(fixture).replace('{"ids"', '\n{"ids"')  # one case per line
     (FIXTURES / f"{name}.json").write_text(text + "\n")
 
 

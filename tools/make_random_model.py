@@ -1,8 +1,8 @@
-"""Writes a GPT-2 of random weights in Hugging Face's format, shard by shard.
+"""Writes a GPT-2 with random weights in Hugging Face's format, shard by shard.
 
     python tools/make_random_model.py 1558M FOLDER [--dtype float16]
 
-What it computes means nothing; it is for measuring memory and speed.
+Its output means nothing; use it to measure memory and speed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = {
     "774M": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
     "1558M": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
-ITEMS = 250_000_000  # of a shard
+ELEMENTS = 250_000_000  # in a shard
 
 
 def main() -> None:
@@ -34,12 +34,12 @@ def main() -> None:
     options = parser.parse_args()
     config = GPT2Config(**SIZES[options.size])
     shards: list[dict[str, tuple[int, ...]]] = [{}]
-    n_items = 0
+    n_elements = 0
     for name, shape in tensor_shapes(config).items():
-        n_items += int(np.prod(shape))
-        if n_items > ITEMS:
+        n_elements += int(np.prod(shape))
+        if n_elements > ELEMENTS:
             shards.append({})
-            n_items = int(np.prod(shape))
+            n_elements = int(np.prod(shape))
         shards[-1][f"transformer.{name}"] = shape
     options.folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def main() -> None:
         tensors = {}
         for name, shape in shapes.items():
             values = rng.standard_normal(shape, dtype=np.float32)
-            # About as GPT-2 is initialised; layer norms near one, so that logits stay finite.
+            # Similar to GPT-2's initial weights; layer norms near one keep logits finite.
             tensors[name] = (1 + 0.02 * values if name.endswith("weight") and "ln_" in name else
                              0.02 * values).astype(options.dtype)  # fmt: skip
             weight_map[name] = file

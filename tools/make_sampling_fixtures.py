@@ -4,29 +4,27 @@ Needs torch and transformers; run from the repository's root:
 
     python tools/make_sampling_fixtures.py
 
-The first holds logits, ids before them and options, with what transformers' own chain of
-processors, built by generate's own code, makes of them. The second holds log-probabilities of
-ragged batches, left- and right-padded with an attention mask, by transformers in float64, for the
+The first holds logits, the ids before them, options, and the logits after transformers' own chain
+of processors, which generate's own code builds. The second holds log-probabilities of ragged
+batches, left- and right-padded with an attention mask, computed by transformers in float64 for the
 checkpoints in tests/fixtures/transformers.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from fixtures import FIXTURES, encoded, transformers_options
 from transformers import GPT2Config, GPT2LMHeadModel
 
-FIXTURES = Path("tests/fixtures")
 N_VOCAB = 120
 EOS = 7
 
-# gpt2c's options, which are transformers' but for bad_words and logit_bias.
+# gpt2c's options.
 CASES: list[dict[str, Any]] = [
     {"temperature": 0.7},
     {"temperature": 1.9},
@@ -62,25 +60,10 @@ CASES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def encoded(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
-
-
-def theirs(options: dict[str, Any]) -> dict[str, Any]:
-    """The options by transformers' names."""
-    renamed = dict(options)
-    if "bad_words" in renamed:
-        renamed["bad_words_ids"] = renamed.pop("bad_words")
-    if "logit_bias" in renamed:
-        biases = renamed.pop("logit_bias").items()
-        renamed["sequence_bias"] = [[[int(id)], bias] for id, bias in biases]
-    return renamed
-
-
 def processed(model: GPT2LMHeadModel, options: dict[str, Any], ids: list[int], logits: Any) -> Any:
     config = transformers.GenerationConfig(
         do_sample=True, top_k=options.get("top_k", 0), eos_token_id=EOS, pad_token_id=EOS,
-        **{k: v for k, v in theirs(options).items() if k != "top_k"},
+        **{k: v for k, v in transformers_options(options).items() if k != "top_k"},
     )  # fmt: skip
     model._prepare_special_tokens(config, device="cpu")
     chain = model._get_logits_processor(
@@ -112,7 +95,7 @@ def sampling_fixture() -> dict[str, Any]:
 
 
 def log_probabilities(model: GPT2LMHeadModel, texts: list[list[int]], left: bool) -> list[Any]:
-    """log p(ids[i] | ids[:i]) for i >= 1, all texts in one padded batch."""
+    """Return log p(ids[i] | ids[:i]) for i >= 1, with all texts in one padded batch."""
     longest = max(map(len, texts))
     ids = torch.zeros((len(texts), longest), dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -136,7 +119,7 @@ def scores_fixture() -> dict[str, Any]:
     models = {}
     for name in ("plain", "untied_inverse", "relu_inner"):
         folder = FIXTURES / "transformers" / name
-        # Upcasting is for half precision and refuses float64, which needs none.
+        # Upcasting is meant for half precision and fails in float64.
         model = GPT2LMHeadModel.from_pretrained(
             folder, attn_implementation="eager", reorder_and_upcast_attn=False
         )

@@ -1,15 +1,14 @@
-"""Makes tests/fixtures/special_tokens.json: what transformers makes of a tokenizer's files.
+"""Makes tests/fixtures/special_tokens.json: how transformers reads a tokenizer's files.
 
 Usage: make_special_token_fixtures.py OUT
-Needs transformers (5.24.0 made what is there) and tokenizers. Every case is a folder with a
-vocabulary of single bytes, which tokenizer.json has too, where there is one. Recorded are the ids
-of texts, the ids with special tokens split into characters (as a text that is scored has them),
-and the ids of bos and eos.
+Needs transformers (5.24.0 made the stored file) and tokenizers. Every case is a folder with a
+vocabulary of single bytes; if it has a tokenizer.json, that holds the same vocabulary. The file
+records the ids of texts, the ids with special tokens split into characters (as in a scored text),
+the ids without added special tokens, and the ids of BOS and EOS.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from fixtures import byte_alphabet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 END = "<|endoftext|>"
@@ -26,18 +26,11 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def alphabet() -> list[str]:
-    """GPT-2's character of each byte 0 to 255."""
-    kept = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    shifted = itertools.count(256)
-    return [chr(byte) if byte in kept else chr(next(shifted)) for byte in range(256)]
-
-
-VOCAB = {token: id for id, token in enumerate([*alphabet(), END])}
+VOCAB = {token: id for id, token in enumerate([*byte_alphabet(), END])}
 
 
 def added(*tokens: tuple[str, bool]) -> dict[str, Any]:
-    """An added_tokens_decoder: <|endoftext|>, and tokens with whether they are special."""
+    """Return an added_tokens_decoder with <|endoftext|> and the given (token, is special)."""
     all_tokens = [(END, True), *tokens]
     return {
         str(256 + n): {"content": text, "special": special, "normalized": not special}
@@ -46,7 +39,7 @@ def added(*tokens: tuple[str, bool]) -> dict[str, Any]:
 
 
 def tokenizer_json(processor: Any, *special: str) -> dict[str, Any]:
-    """The same vocabulary as a tokenizer.json."""
+    """Return the same vocabulary as a tokenizer.json."""
     vocab = {token: id for token, id in VOCAB.items() if token != END}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -157,7 +150,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def record(files: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What transformers makes of the files."""
+    """Return what transformers reads from the files."""
     for name, values in {"config": {"model_type": "gpt2"}, "vocab": VOCAB, **files}.items():
         (folder / f"{name}.json").write_text(json.dumps(values), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
@@ -173,7 +166,7 @@ def record(files: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes the file."""
+    """Write the fixture."""
     cases = {}
     for name, files in CASES.items():
         with tempfile.TemporaryDirectory() as folder:

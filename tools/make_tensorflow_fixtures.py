@@ -1,25 +1,24 @@
-"""Makes tests/fixtures/formats/tensorflow*: a small model as OpenAI's scripts save it.
+"""Makes tests/fixtures/formats/tensorflow*: a small model as OpenAI's scripts save one.
 
 Needs tensorflow and safetensors; run from the repository's root:
 
     python tools/make_tensorflow_fixtures.py
 
-The weights are those of tests/fixtures/transformers/tiny, whose logits are in its expected.json,
-under the names and shapes of OpenAI's model.py, saved by tf.train.Saver.
+The weights come from tests/fixtures/transformers/tiny, whose logits are in its expected.json. They
+have the names and shapes of OpenAI's model.py, and tf.train.Saver saves them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from fixtures import FIXTURES, new_folder
 from safetensors.numpy import load_file
 
-TINY = Path("tests/fixtures/transformers/tiny")
-OUT = Path("tests/fixtures/formats")
+TINY = FIXTURES / "transformers" / "tiny"
+OUT = FIXTURES / "formats"
 
 
 def openai_name(name: str) -> str:
@@ -32,9 +31,7 @@ def openai_name(name: str) -> str:
 
 
 def save(name: str, prefix: str, *, training: bool) -> None:
-    folder = OUT / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = new_folder(OUT / name)
     config = json.loads((TINY / "config.json").read_text())
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         for stored, array in load_file(TINY / "model.safetensors").items():

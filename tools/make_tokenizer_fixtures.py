@@ -1,6 +1,6 @@
-"""Write tests/fixtures/tokenizer_hf.json: ids that HF `tokenizers` gives tricky texts.
+"""Writes tests/fixtures/tokenizer_hf.json: the ids of tricky texts in HF `tokenizers`.
 
-Needs the `tokenizers` package and the project's shared data:
+Needs the package tokenizers and the project's shared data:
 
     python tools/make_tokenizer_fixtures.py SHARED/data tests/fixtures/tokenizer_hf.json
 """
@@ -47,7 +47,7 @@ TEXTS = [
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts of random characters from everywhere in Unicode."""
+    """Return texts of random characters from all over Unicode."""
     source = random.Random(0)
     scalars = [*range(0xD800), *range(0xE000, 0x30000), 0xE0001, 0xF0000, 0x10FFFF]
     pools = [range(0x80), range(0x250), range(0x3000), scalars, [9, 10, 32, 0xA0, 0x2003, 97, 49]]
@@ -58,7 +58,7 @@ def random_texts(count: int) -> list[str]:
 
 
 def encoder(vocab: Path, merges: Path) -> Tokenizer:
-    """GPT-2's tokenizer as transformers builds it."""
+    """Return GPT-2's tokenizer, built as transformers does."""
     tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
@@ -66,7 +66,7 @@ def encoder(vocab: Path, merges: Path) -> Tokenizer:
 
 
 def main(data: Path, target: Path) -> None:
-    """Write the fixture from the vocabularies below `data`."""
+    """Write the fixture from the vocabularies in `data`."""
     texts = TEXTS + random_texts(60)
     cases: dict[str, list[list[int]]] = {}
     for name, (vocab, merges) in VOCABULARIES.items():

@@ -1,22 +1,20 @@
-"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files of tools that write their own.
+"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files of tools with own formats.
 
 Needs torch, gguf and llama-cpp-python; run from the repository's root:
 
     python tools/make_tool_fixtures.py
 
-nanoGPT's family and llm.c come as scripts, not as packages: their modules are in nanogpt_model.py,
-and what is written is what their train.py, trainer.py and train_gpt2.py write. GGUF is written by
-the package gguf with the names of llama.cpp's converter, and quantised by llama.cpp itself, which
-also widens it again: a sample of that is what our reader is compared with.
+nanoGPT's family and llm.c are scripts, not packages. nanogpt_model.py rewrites their modules, and
+this script writes what their train.py, trainer.py and train_gpt2.py write. The package gguf writes
+GGUF, with the names of llama.cpp's converter. llama.cpp itself quantises these files and
+dequantises them again; tests compare gpt2c's reader with samples of the result.
 """
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import importlib.metadata
 import json
-import shutil
 import struct
 import sys
 import tempfile
@@ -26,43 +24,32 @@ import gguf
 import llama_cpp
 import numpy as np
 import torch
+from fixtures import FIXTURES, byte_alphabet, new_folder, write_expected
 from nanogpt_model import GPT, GPTConfig
 
-OUT = Path("tests/fixtures/formats")
-ALPHABET = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OUT = FIXTURES / "formats"
 GGUF_VERSION = importlib.metadata.version("gguf")
-SAMPLES = 24  # of each matrix
-
-
-def new_folder(name: str) -> Path:
-    shutil.rmtree(OUT / name, ignore_errors=True)
-    (OUT / name).mkdir(parents=True)
-    return OUT / name
+SAMPLES = 24  # elements of each matrix
 
 
 @torch.no_grad()
-def write_expected(folder: Path, model: GPT) -> None:
+def write_logits(folder: Path, model: GPT) -> None:
     ids = [(5 * i + 3) % model.config.vocab_size for i in range(model.config.block_size)]
-    logits = model(torch.tensor([ids]))[0].numpy().astype("<f4")
-    expected = {
-        "made_with": {"torch": torch.__version__, "gguf": GGUF_VERSION},
-        "ids": ids,
-        "logits": base64.b64encode(logits.tobytes()).decode(),
-    }
-    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    versions = {"torch": torch.__version__, "gguf": GGUF_VERSION}
+    write_expected(folder, versions, ids, model(torch.tensor([ids]))[0])
 
 
 # ---- nanoGPT's family ----
 
 
 def nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
-    """As its train.py saves: the optimiser and the settings too."""
+    """Save as train.py does, with the optimizer and the settings."""
     torch.manual_seed(1)
     config = GPTConfig()
     model = GPT(config, bias=bias, mask=mask)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
     model(torch.tensor([[1, 2]])).sum().backward()
-    optimizer.step()  # of nothing, but then it has a state
+    optimizer.step()  # changes nothing, but creates the optimizer's state
     state = {("_orig_mod." if compiled else "") + k: v for k, v in model.state_dict().items()}
     checkpoint = {
         "model": state,
@@ -72,29 +59,29 @@ def nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
         "best_val_loss": torch.tensor(2.5),
         "config": {"out_dir": "out", "learning_rate": 6e-4, "compile": compiled, "betas": None},
     }
-    folder = new_folder(name)
+    folder = new_folder(OUT / name)
     torch.save(checkpoint, folder / "ckpt.pt")
-    write_expected(folder, model)
+    write_logits(folder, model)
 
 
 def build_nanogpt() -> None:
-    """As its train_gpt2.py saves: the configuration is an object of the script's own class."""
+    """Save as train_gpt2.py does: the configuration is an object of the script's own class."""
     torch.manual_seed(2)
     config = GPTConfig(vocab_size=128)
     model = GPT(config, exact_gelu=False)
     GPTConfig.__module__ = "__main__"
-    sys.modules["__main__"].GPTConfig = GPTConfig  # where the script that is run defines it
-    folder = new_folder("build_nanogpt")
+    sys.modules["__main__"].GPTConfig = GPTConfig  # as if the running script defined it
+    folder = new_folder(OUT / "build_nanogpt")
     checkpoint = {"model": model.state_dict(), "config": config, "step": 19072, "val_loss": 3.1}
     torch.save(checkpoint, folder / "model_19072.pt")
-    write_expected(folder, model)
+    write_logits(folder, model)
 
 
 def mingpt() -> None:
-    """As its trainer's projects save: the weights, and their settings as they were at the start."""
+    """Save as minGPT's projects do: the weights, and the settings from before the training."""
     torch.manual_seed(3)
     model = GPT(GPTConfig(n_head=3, n_embd=12, n_layer=3), exact_gelu=False, tied=False, mask=True)
-    folder = new_folder("mingpt")
+    folder = new_folder(OUT / "mingpt")
     torch.save(model.state_dict(), folder / "model.pt")
     settings = {
         "system": {"seed": 3407, "work_dir": "./out/chargpt"},
@@ -105,7 +92,7 @@ def mingpt() -> None:
         "trainer": {"learning_rate": 0.0005, "device": "auto", "betas": [0.9, 0.95]},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings, indent=4))
-    write_expected(folder, model)
+    write_logits(folder, model)
 
 
 # ---- llm.c ----
@@ -122,7 +109,7 @@ def llmc(name: str, version: int, dtype: torch.dtype) -> None:
     state["transformer.wte.weight"] = nn_pad(state["transformer.wte.weight"], 128)
     header = [20240326, version, config.block_size, config.vocab_size, config.n_layer,
               config.n_head, config.n_embd, 128]  # fmt: skip
-    folder = new_folder(name)
+    folder = new_folder(OUT / name)
     with open(folder / "model.bin", "wb") as file:
         file.write(struct.pack("<256i", *header, *[0] * 248))
         modules = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
@@ -132,7 +119,7 @@ def llmc(name: str, version: int, dtype: torch.dtype) -> None:
         for tensor in [*names, "ln_f.weight", "ln_f.bias"]:
             values = state[f"transformer.{tensor}"].to(dtype).contiguous()
             file.write(values.view(torch.uint8 if dtype == torch.float32 else torch.int16).numpy())
-    write_expected(folder, model)
+    write_logits(folder, model)
 
 
 def nn_pad(wte: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -143,11 +130,9 @@ def nn_pad(wte: torch.Tensor, n_rows: int) -> torch.Tensor:
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
-    """256 bytes, three merges, the end, and two tokens of padding."""
-    others = iter(range(256, 512))
-    by_byte = [chr(byte if byte in ALPHABET else next(others)) for byte in range(256)]
+    """Return 256 bytes, three merges, <|endoftext|> and two padding tokens; and the merges."""
     merges = ["t h", "th e", "Ġ the"]
-    tokens = [*by_byte, *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
+    tokens = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
     return [*tokens, "[PAD260]", "[PAD261]"], merges
 
 
@@ -193,11 +178,11 @@ def quantize(source: Path, to: Path, file_type: int, embedding: int | None = Non
         options.token_embedding_type = embedding
     paths = str(source).encode(), str(to).encode()
     if llama_cpp.llama_model_quantize(*paths, ctypes.byref(options)):
-        raise SystemExit(f"llama.cpp could not write {to}")
+        raise SystemExit(f"llama.cpp could not quantise {source} to {to} (file type {file_type})")
 
 
 def sample_of(path: Path) -> dict[str, list[float]]:
-    """Items evenly spread over each tensor, as llama.cpp widens them to float32."""
+    """Return evenly spaced elements of each matrix, as llama.cpp dequantises them to float32."""
     with tempfile.TemporaryDirectory() as folder:
         wide = Path(folder, "wide.gguf")
         quantize(path, wide, llama_cpp.LLAMA_FTYPE_ALL_F32)
@@ -211,11 +196,11 @@ def sample_of(path: Path) -> dict[str, list[float]]:
 
 
 def gguf_files() -> None:
-    folder = new_folder("gguf")
+    folder = new_folder(OUT / "gguf")
     torch.manual_seed(5)
     small = GPT(GPTConfig(vocab_size=262, n_embd=32, n_head=4), exact_gelu=False)
     write_gguf(folder / "f32.gguf", small, 128)
-    write_expected(folder, small)
+    write_logits(folder, small)
     types = {
         "f16": (llama_cpp.LLAMA_FTYPE_MOSTLY_F16, None),
         "bf16": (llama_cpp.LLAMA_FTYPE_MOSTLY_BF16, None),
@@ -230,7 +215,7 @@ def gguf_files() -> None:
     wide_config = GPTConfig(vocab_size=262, n_embd=256, n_head=4, n_layer=1)
     wide = GPT(wide_config, exact_gelu=False)
     block = wide.transformer.h[0]
-    block.mlp.c_fc = torch.nn.Linear(256, 256)  # as narrow as blocks of 256 allow
+    block.mlp.c_fc = torch.nn.Linear(256, 256)  # the min width for quantised blocks of 256
     block.mlp.c_proj = torch.nn.Linear(256, 256)
     samples = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,21 +1,19 @@
-"""Makes tests/fixtures/trainers: models as trainers and their libraries write them.
+"""Makes tests/fixtures/trainers: models as trainers and their libraries save them.
 
 Needs torch, transformers, accelerate, pytorch-lightning, peft, safetensors and omegaconf; run from
 the repository's root:
 
     python tools/make_trainer_fixtures.py
 
-Each folder is what its library wrote. Where a model is to be loaded, expected.json beside it has
-the logits of transformers' GPT2LMHeadModel, or of nanoGPT's module (nanogpt_model.py).
+Each folder is the output of its library. If gpt2c should load the model, expected.json holds the
+logits of transformers' GPT2LMHeadModel, or of nanoGPT's module (nanogpt_model.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import collections
 import datetime
-import json
 import pathlib
 import random
 import shutil
@@ -32,10 +30,11 @@ import pytorch_lightning
 import safetensors.torch
 import torch
 import transformers
+from fixtures import FIXTURES, new_folder, write_expected
 from nanogpt_model import GPT, GPTConfig
 from torch import nn
 
-OUT = Path("tests/fixtures/trainers")
+OUT = FIXTURES / "trainers"
 IDS = [3, 1, 4, 1, 5]
 VERSIONS = {
     module.__name__: module.__version__
@@ -45,23 +44,6 @@ CONFIG = transformers.GPT2Config(
     vocab_size=13, n_positions=6, n_embd=8, n_layer=2, n_head=2, initializer_range=0.4,
     bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
-
-
-def new_folder(name: str) -> Path:
-    folder = OUT / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-@torch.no_grad()
-def write_expected(folder: Path, logits: torch.Tensor) -> None:
-    expected = {
-        "made_with": VERSIONS,
-        "ids": IDS,
-        "logits": base64.b64encode(logits.numpy().astype("<f4").tobytes()).decode(),
-    }
-    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 def language_model() -> Any:
@@ -75,7 +57,7 @@ def logits_of(model: Any) -> torch.Tensor:
 
 
 class Texts(torch.utils.data.Dataset):
-    """Four texts of the same ids."""
+    """Four texts with the same ids."""
 
     def __len__(self) -> int:
         return 4
@@ -88,42 +70,42 @@ class Texts(torch.utils.data.Dataset):
 
 
 def heads() -> None:
-    """Models of transformers with another head; their language model is what transformers loads."""
+    """Models with other heads, which transformers loads as language models."""
     for name in ("DoubleHeadsModel", "ForSequenceClassification", "ForTokenClassification",
                  "ForQuestionAnswering", "Model"):  # fmt: skip
         torch.manual_seed(2)
-        folder = new_folder(f"GPT2{name}")
+        folder = new_folder(OUT / f"GPT2{name}")
         getattr(transformers, f"GPT2{name}")(CONFIG).save_pretrained(folder)
         loaded = transformers.GPT2LMHeadModel.from_pretrained(folder)
-        write_expected(folder, logits_of(loaded))
+        write_expected(folder, VERSIONS, IDS, logits_of(loaded))
 
 
 def save_model() -> None:
-    """What safetensors keeps of a tied pair: one name."""
-    model, folder = language_model(), new_folder("save_model")
+    """A tied pair, of which safetensors keeps one name."""
+    model, folder = language_model(), new_folder(OUT / "save_model")
     safetensors.torch.save_model(model, str(folder / "model.safetensors"))
     CONFIG.save_pretrained(folder)
-    write_expected(folder, logits_of(model))
+    write_expected(folder, VERSIONS, IDS, logits_of(model))
 
 
 # ---- trainers ----
 
 
 def trainer() -> None:
-    """A checkpoint of transformers' Trainer, without its weights."""
+    """A checkpoint of transformers' Trainer, without the weights."""
     with tempfile.TemporaryDirectory() as work:
         arguments = transformers.TrainingArguments(
             output_dir=work, max_steps=1, save_steps=1, use_cpu=True, report_to=[],
         )  # fmt: skip
         transformers.Trainer(language_model(), arguments, train_dataset=Texts()).train()
-        folder = new_folder("trainer")
+        folder = new_folder(OUT / "trainer")
         for name in ("config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
                      "training_args.bin", "trainer_state.json"):  # fmt: skip
             shutil.copy(Path(work, "checkpoint-1", name), folder)
 
 
 class Lightning(pytorch_lightning.LightningModule):
-    """A model inside of a LightningModule, as its users write it."""
+    """A model inside a LightningModule, as users write it."""
 
     def __init__(self, lr: float, config: Any) -> None:
         super().__init__()
@@ -140,7 +122,7 @@ class Lightning(pytorch_lightning.LightningModule):
 
 
 def lightning() -> None:
-    folder = new_folder("lightning")
+    folder = new_folder(OUT / "lightning")
     trained = Lightning(lr=1e-3, config=CONFIG)
     with tempfile.TemporaryDirectory() as work:
         trainer = pytorch_lightning.Trainer(
@@ -150,11 +132,11 @@ def lightning() -> None:
         trainer.fit(trained, torch.utils.data.DataLoader(Texts(), batch_size=2))
         trainer.save_checkpoint(folder / "last.ckpt")
     CONFIG.save_pretrained(folder)
-    write_expected(folder, logits_of(trained.model))
+    write_expected(folder, VERSIONS, IDS, logits_of(trained.model))
 
 
 def adapter() -> None:
-    folder = new_folder("adapter")
+    folder = new_folder(OUT / "adapter")
     model = language_model()
     model.name_or_path = "openai-community/gpt2"
     config = peft.LoraConfig(
@@ -165,7 +147,7 @@ def adapter() -> None:
 
 
 def extras() -> None:
-    """A file of torch.save with what people put beside their weights, in both of its formats."""
+    """Files of torch.save, in both of its formats, with objects that people save with weights."""
     model = language_model()
     wrapped = nn.DataParallel(torch.compile(model))
     beside = {
@@ -185,21 +167,21 @@ def extras() -> None:
     }  # fmt: skip
     for name, protocol, is_archive in (("archive", 2, True), ("archive_4", 4, True),
                                        ("legacy", 2, False), ("legacy_1", 1, False)):  # fmt: skip
-        folder = new_folder(f"extras_{name}")
+        folder = new_folder(OUT / f"extras_{name}")
         torch.save(
             {**beside, "model_state_dict": wrapped.state_dict()}, folder / "pytorch_model.bin",
             pickle_protocol=protocol, _use_new_zipfile_serialization=is_archive,
         )  # fmt: skip
         CONFIG.save_pretrained(folder)
-        write_expected(folder, logits_of(model))
+        write_expected(folder, VERSIONS, IDS, logits_of(model))
 
 
 def whole_modules() -> None:
-    folder = new_folder("whole")
+    folder = new_folder(OUT / "whole")
     module = nn.Linear(2, 2)
     torch.save(module, folder / "archive.pt")
     torch.save({"model": module, "epoch": 1}, folder / "in_a_dict.pt")
-    # The old format keeps the source of a class that has one; of this one there is none.
+    # The old format stores the source of a class if there is any; this class has none.
     Bare = type("Bare", (nn.Module,), {"__module__": "__main__"})
     sys.modules["__main__"].Bare = Bare  # type: ignore[attr-defined]
     torch.save(Bare(), folder / "legacy.pt", _use_new_zipfile_serialization=False)
@@ -210,18 +192,18 @@ def whole_modules() -> None:
 
 
 def nanogpt_old() -> None:
-    """As nanoGPT saved until it could do without biases: the tanh form of GELU, no vocab_size."""
+    """As nanoGPT saved before it had `bias`: the tanh form of GELU, no vocab_size."""
     torch.manual_seed(6)
     config = GPTConfig(vocab_size=13)
     model = GPT(config, exact_gelu=False)
     with torch.no_grad():
-        for parameter in model.parameters():  # large, so that the two forms differ
+        for parameter in model.parameters():  # large, so that the two forms of GELU differ
             parameter.mul_(8)
     arguments = {k: v for k, v in vars(config).items() if k != "vocab_size"} | {"dropout": 0.0}
-    folder = new_folder("nanogpt_old")
+    folder = new_folder(OUT / "nanogpt_old")
     torch.save({"model": model.state_dict(), "model_args": arguments}, folder / "ckpt.pt")
     with torch.no_grad():
-        write_expected(folder, model(torch.tensor([IDS]))[0])
+        write_expected(folder, VERSIONS, IDS, model(torch.tensor([IDS]))[0])
 
 
 def main() -> None:

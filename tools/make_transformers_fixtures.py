@@ -1,29 +1,29 @@
-"""Makes tests/fixtures/transformers: small random GPT-2s with transformers' own logits and ids.
+"""Makes tests/fixtures/transformers: small random GPT-2s with transformers' own results.
 
 Needs torch and transformers; run from the repository's root:
 
     python tools/make_transformers_fixtures.py
 
-Each folder is a checkpoint as transformers saves it, and expected.json what it computes: for each
-prompt the logits' base64 (float32 [n_tokens, n_vocab]) and the greedy continuation. precision.json
-holds the RMS error of torch's float32 logits against its own float64, which gpt2c may not exceed.
+Each folder is a checkpoint as transformers saves it. expected.json holds, for each prompt, the
+logits in base64 (float32 [n_tokens, n_vocab]) and the greedy continuation. precision.json holds the
+RMS error of torch's float32 logits against its own float64, which gpt2c may not exceed.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from fixtures import FIXTURES, encoded
 from transformers import GPT2Config, GPT2LMHeadModel
 
-OUT = Path("tests/fixtures/transformers")
+OUT = FIXTURES / "transformers"
 COMMON = {"bos_token_id": None, "eos_token_id": None}
 
-# name: (configuration, stored dtype); sizes that no vector width divides are among them.
+# name: (configuration, stored dtype). Some sizes are not multiples of any vector width.
 MODELS = {
     "tiny": (
         {"n_embd": 10, "n_head": 5, "n_layer": 2, "vocab_size": 3, "n_positions": 9},
@@ -110,7 +110,7 @@ MODELS = {
 
 
 def random_model(options: dict, dtype: str, seed: int) -> GPT2LMHeadModel:
-    """A model whose weights are far from GPT-2's timid initialisation, so that logits differ."""
+    """Return a model with larger weights than GPT-2's initial ones, so that logits differ."""
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(**COMMON, **options)).eval()
     with torch.no_grad():
@@ -119,7 +119,7 @@ def random_model(options: dict, dtype: str, seed: int) -> GPT2LMHeadModel:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    # What is stored is what both compute with.
+    # Both compute with the values that are stored.
     return model.to(getattr(torch, dtype)).float()
 
 
@@ -129,8 +129,8 @@ def expected_of(model: GPT2LMHeadModel, rng: np.random.Generator) -> list[dict]:
     cases = []
     for length in sorted({1, n_positions // 2 or 1, n_positions}):
         ids = rng.integers(0, n_vocab, length)
-        logits = model(torch.from_numpy(ids)[None]).logits[0].numpy().astype("<f4")
-        case = {"ids": ids.tolist(), "logits": base64.b64encode(logits.tobytes()).decode()}
+        logits = model(torch.from_numpy(ids)[None]).logits[0]
+        case = {"ids": ids.tolist(), "logits": encoded(logits)}
         n_new = min(20, n_positions - length)
         if n_new:
             out = model.generate(
@@ -144,9 +144,9 @@ def expected_of(model: GPT2LMHeadModel, rng: np.random.Generator) -> list[dict]:
 
 @torch.no_grad()
 def precision_of(options: dict, seed: int) -> dict:
-    """RMS of float32's logits minus float64's over all positions of a whole-sequence forward.
+    """Return the RMS error of float32 logits against float64, over all positions of one forward.
 
-    The weights come from NumPy's frozen legacy generator, so that a test can make them again.
+    The weights come from NumPy's frozen legacy generator, so a test can recreate them.
     """
     rng = np.random.RandomState(seed)
     model = GPT2LMHeadModel(GPT2Config(**COMMON, **options)).eval()
@@ -166,8 +166,8 @@ def precision_of(options: dict, seed: int) -> dict:
     }
 
 
-# What one set of weights is computed with: every activation of transformers' that is ours, by each
-# of its names, and the switches of GPT2Config.
+# Changes of the configuration, all with the same weights: every supported activation function, by
+# each of its names, and the switches of GPT2Config.
 VARIANTS = [
     *({"activation_function": name} for name in (
         "gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "gelu_python_tanh",
@@ -185,8 +185,7 @@ VARIANTS = [
 def variant_of(changes: dict, folder: Path) -> dict:
     model = GPT2LMHeadModel.from_pretrained(folder, **changes).eval()
     logits = model(torch.arange(model.config.n_positions)[None] % model.config.vocab_size).logits
-    values = logits[0].numpy().astype("<f4")
-    return {"config": changes, "logits": base64.b64encode(values.tobytes()).decode()}
+    return {"config": changes, "logits": encoded(logits[0])}
 
 
 def main() -> None:

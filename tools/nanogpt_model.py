@@ -1,8 +1,8 @@
-"""A GPT of nn.Linear, with nanoGPT's names: what fixtures of its family are made with.
+"""A GPT made of nn.Linear with nanoGPT's names, for the fixtures of nanoGPT's family.
 
-Modules, names and arithmetic are those of nanoGPT's, build-nanogpt's and minGPT's model files (no
-package installs them), written anew. Which of the three it is decides what they differ in: the
-activation, whether the head is tied, and whether there is a buffer for the causal mask.
+nanoGPT, build-nanogpt and minGPT are not packages, so this module rewrites their model files with
+the same modules, names and arithmetic. Arguments select where the three differ: the form of GELU,
+the tied head, and the buffer for the causal mask.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if tied:
             self.transformer.wte.weight = self.lm_head.weight
-        with torch.no_grad():  # far from timid initial weights, so that logits differ
+        with torch.no_grad():  # larger than usual initial weights, so that logits differ
             for name, parameter in self.named_parameters():
                 offset = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
                 parameter.copy_(offset + torch.randn_like(parameter) / math.sqrt(10))

@@ -1,11 +1,11 @@
-"""The model card of "tales", written from what was measured."""
+"""Writes the model card of "tales" from the measurements of its training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import tales_corpus
-from check_tales import LEAST_DISTINCT, LEAST_KNOWN_WORDS, LONGEST_COPY, Measures
+from check_tales import MAX_COPY, MIN_DISTINCT, MIN_KNOWN_WORDS, Measures
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Facts:
     parameters: int
     training_tokens: int
     corpus: tales_corpus.Corpus
-    curve: list[dict[str, float]]  # now and then: step, train_loss, bits per byte of each book
+    curve: list[dict[str, float]]  # step, train_loss, bits per byte of each book
     scores: dict[str, float]  # bits per byte of each held-out book and of "all"
     measures: Measures
-    samples: list[str]  # of seeds 1, 2, 3
+    samples: list[str]  # for the seeds 1, 2, 3
 
 
 def model_card(facts: Facts) -> str:
-    """The text of MODEL_CARD.md."""
+    """Return the text of MODEL_CARD.md."""
     recipe, measures = facts.recipe, facts.measures
     seen = int(recipe["steps"]) * int(recipe["batch"]) * int(recipe["positions"])
     books = [
@@ -42,36 +42,40 @@ def model_card(facts: Facts) -> str:
     ]
     return f"""# tales
 
-A small GPT-2 that writes children's prose of a hundred years ago: {facts.parameters:,} parameters
+A small GPT-2 that writes children's prose in the style of a hundred years ago. It has
+{facts.parameters:,} parameters
 ({recipe["layers"]} blocks, width {recipe["width"]}, {recipe["heads"]} heads,
-{recipe["positions"]} positions, a byte-level BPE of {recipe["vocab_size"]:,} tokens of its own),
-stored in float16. Made for gpt2c, to have something real to run where nothing can be downloaded.
+{recipe["positions"]} positions, and its own byte-level BPE of {recipe["vocab_size"]:,} tokens),
+stored in float16. It was made for gpt2c, as a real model to run without a download.
 
 ## Terms
 
-The weights and the tokenizer are under the MIT licence, as gpt2c is. The books they were trained
+The weights and the tokenizer are under the MIT licence, like gpt2c. The books they were trained
 on are in the public domain in the United States.
 
 ## Data
 
-Books from Project Gutenberg; its headers were taken off. Lines were unwrapped, so that a paragraph
-is one line; each tale of a collection and each chapter of a novel is one document, its title on
-the first line and `<|endoftext|>` between two of them. {len(facts.corpus.train):,} documents,
-{facts.training_tokens:,} tokens, were trained on. Left out:
+Books from Project Gutenberg, without its headers. Lines were unwrapped, so each paragraph is one
+line. Each tale of a collection and each chapter of a novel is one document, with its title on the
+first line. `<|endoftext|>` separates documents. The training text has
+{len(facts.corpus.train):,} documents and
+{facts.training_tokens:,} tokens. Left out were:
 
 {chr(10).join(dropped)}
+
+The books:
 
 {chr(10).join(books)}
 
 ## Recipe
 
-`python tools/train_tales.py --corpus FILE` in gpt2c's repository, in bfloat16 with float32 weights;
-{seen:,} tokens were seen, {seen / facts.training_tokens:.1f} times the training text. Matrices of
-the blocks were trained with Muon, all else with AdamW; the rates rise, hold, then fall to zero in a
-straight line. Settings: {settings}.
+`python tools/train_tales.py --corpus FILE` in gpt2c's repository, in bfloat16 with float32 weights.
+Training used {seen:,} tokens, {seen / facts.training_tokens:.1f} times the training text. Muon
+trained the matrices of the blocks, AdamW everything else. The learning rates rise, hold, then fall
+linearly to zero. Settings: {settings}.
 
-The training loss, in nats a token, and the held-out books' bits per byte on the way (windows that
-do not overlap, in bfloat16: a little worse than the scores below):
+The training loss, in nats per token, and the bits per byte of the held-out books during training
+(windows without overlap, in bfloat16, so slightly worse than the scores below):
 
 | step | training loss | bits per byte |
 | --- | --- | --- |
@@ -79,32 +83,32 @@ do not overlap, in bfloat16: a little worse than the scores below):
 
 ## Scores
 
-Bits per byte of UTF-8 of books that were not trained on, in full windows with a stride of half a
-window, with the stored float16 weights. No tale of the Violet Fairy Book that is scored shares a
-run of {tales_corpus.SHARED_RUN} words with the training text.
+Bits per byte of UTF-8 of the held-out books, in full windows with a stride of half a window, with
+the stored float16 weights. No scored tale of the Violet Fairy Book shares a run of
+{tales_corpus.SHARED_RUN} words with the training text.
 
 | text | bits per byte |
 | --- | --- |
 {chr(10).join(scores)}
 
-Fifty samples of 150 tokens (temperature 0.8, top-k 40, seeds 1 to 50, from `<|endoftext|>` alone):
-{measures.known_words:.1%} of their words occur in the training text (at least
-{LEAST_KNOWN_WORDS:.0%} asked), the longest run of words also found there is
-{measures.longest_copy or "under 8"} (at most {LONGEST_COPY} asked), and
-{measures.distinct_4grams:.1%} of their runs of four words are distinct (at least
-{LEAST_DISTINCT:.0%} asked).
+In fifty samples of 150 tokens (temperature 0.8, top-k 40, seeds 1 to 50, from `<|endoftext|>`
+alone), {measures.known_words:.1%} of the words occur in the training text (required: at least
+{MIN_KNOWN_WORDS:.0%}), the longest run of words that also occurs there is
+{measures.longest_copy or "under 8"} (required: at most {MAX_COPY}), and
+{measures.distinct_4grams:.1%} of the runs of four words are distinct (required: at least
+{MIN_DISTINCT:.0%}).
 
 ## Limits
 
-It knows nothing but these books, answers no questions and keeps no plot for longer than a
-paragraph or two. The books are of their time: some hold stereotypes and slurs that the model can
-repeat. It is for trying, testing and measuring an inference engine, not for children unattended.
+The model knows nothing but these books. It answers no questions and loses the plot after a
+paragraph or two. The books are of their time: some contain stereotypes and slurs, which the model
+can repeat. Use it to try, test and measure an inference engine, not for children unattended.
 
-## Samples, not selected
+## Unselected samples
 
 {chr(10).join(samples)}"""
 
 
 def quote(text: str) -> str:
-    """Markdown quotation of every line, each a paragraph of its own."""
+    """Quote a text in Markdown, each line as a paragraph of its own."""
     return "\n".join(f"> {line}\n>" for line in text.split("\n")).removesuffix("\n>")

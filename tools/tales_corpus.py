@@ -1,9 +1,8 @@
 """Clean the children's prose corpus and split it into tales.
 
-The corpus is one text file of Project Gutenberg books, one after the other, hard-wrapped, with
-contents pages, prefaces and scholarly notes still in it. `load` returns it as tales (the tales of
-a collection, the chapters of a novel), one paragraph a line, and puts three books aside to score
-a model on.
+The corpus is one text file of hard-wrapped Project Gutenberg books, with their contents pages,
+prefaces and scholarly notes. `load` returns it as tales (the tales of a collection, the chapters of
+a novel), with one line per paragraph, and holds out three books to score a model on.
 """
 
 # ruff: noqa: RUF001 - the books have typographic quotes and dashes
@@ -18,9 +17,9 @@ from pathlib import Path
 
 CORPUS_SHA256 = "63bb20a3ae5d6e5f6f3c7421cba8f3c0f3f0eda775541c418d348a2244dce748"
 
-# (title, author or editor, first line, last line) of each book's stories in the file, counted
-# from 1. What lies between two books is left out: title pages, dedications, prefaces, contents,
-# lists of illustrations, notes and references, transcribers' notes, advertisements.
+# Each book: (title, author or editor, first line, last line) of its stories in the file, counted
+# from 1. Lines between books are left out: title pages, dedications, prefaces, contents, lists of
+# illustrations, notes and references, transcribers' notes, advertisements.
 BOOKS = [
     ("Alice's Adventures in Wonderland", "Lewis Carroll", 10, 3338),
     ("Andersen's Fairy Tales", "Hans Christian Andersen", 3371, 9149),
@@ -75,12 +74,12 @@ BOOKS = [
     ("Treasure Island", "Robert Louis Stevenson", 401956, 409337),
 ]
 HELD_OUT = ("The Wind in the Willows", "Pinocchio", "The Violet Fairy Book")
-SHARED_RUN = 13  # words; a held-out tale of a collection that shares such a run is left out
-SHORTEST_TALE = 300  # characters; less is a part's title page or a stray caption
+SHARED_RUN = 13  # words; a held-out tale that shares such a run with the training text is dropped
+SHORTEST_TALE = 300  # characters; anything shorter is a title page or a stray caption
 
-PAGED_BOOK = "The Marvelous Land of Oz"  # the one edition that kept its page numbers
+PAGED_BOOK = "The Marvelous Land of Oz"  # the only edition with page numbers
 
-GLOSSED_BOOK = "Peter Pan"  # the one edition with words explained in brackets
+GLOSSED_BOOK = "Peter Pan"  # the only edition with explanations in brackets
 
 GLOSS = re.compile(r"\s\[[^\]]*\]")
 ASIDE = re.compile(r"\[(?:Illustration|Footnote|FN#)(?:[^\[\]]|\[[^\]]*\])*\][ ]*\n?")
@@ -142,14 +141,14 @@ class Tale:
 
     @property
     def text(self) -> str:
-        """Title and paragraphs, each on a line of its own."""
+        """The title and the paragraphs, each on a line of its own."""
         head = [self.title] if self.title else []
         return "\n".join(head + self.paragraphs)
 
 
 @dataclass
 class Corpus:
-    """Documents to train on, documents to score on, and how much was left out and why."""
+    """Documents to train on, documents to score on, and counts of what was dropped, by reason."""
 
     train: list[Tale]
     held_out: dict[str, list[Tale]]
@@ -157,11 +156,11 @@ class Corpus:
 
 
 def load(path: Path) -> Corpus:
-    """The cleaned corpus; a file with any other bytes is refused, as the line table would lie."""
+    """Load and clean the corpus. Refuse any other file, because BOOKS would not fit its lines."""
     raw = path.read_bytes()
     digest = hashlib.sha256(raw).hexdigest()
     if digest != CORPUS_SHA256:
-        raise SystemExit(f"{path}: SHA-256 {digest}, expected {CORPUS_SHA256}")
+        raise SystemExit(f"{path}: found SHA-256 {digest}, expected {CORPUS_SHA256}")
     lines = raw.decode("utf-8").split("\n")
     dropped: Counter[str] = Counter()
     kept = sum(last - first + 1 for _, _, first, last in BOOKS)
@@ -181,12 +180,12 @@ def load(path: Path) -> Corpus:
 
 
 def split_tales(book: str, text: str, dropped: Counter[str]) -> list[Tale]:
-    """A book's tales; headings stand after three or more blank lines."""
+    """Split a book into tales; a heading follows three or more blank lines."""
     text, asides = ASIDE.subn("", text)
     dropped["illustration captions and bracketed footnotes"] += asides
     if book == GLOSSED_BOOK:
         text, glosses = GLOSS.subn("", text)
-        dropped["words explained in brackets by an editor"] += glosses
+        dropped["an editor's explanations in brackets"] += glosses
     found = blocks(text)
     if book == PAGED_BOOK:
         found = unpaged(found, dropped)
@@ -218,7 +217,7 @@ def split_tales(book: str, text: str, dropped: Counter[str]) -> list[Tale]:
 
 
 def blocks(text: str) -> list[tuple[int, list[str]]]:
-    """Runs of lines between blank lines, each with the number of blank lines before it."""
+    """Split a text into runs of lines; return each with the number of blank lines before it."""
     found: list[tuple[int, list[str]]] = []
     blank, block = 4, []
     for line in [*text.split("\n"), ""]:
@@ -236,13 +235,13 @@ def blocks(text: str) -> list[tuple[int, list[str]]]:
 def unpaged(
     found: list[tuple[int, list[str]]], dropped: Counter[str]
 ) -> list[tuple[int, list[str]]]:
-    """Blocks without page numbers and captions; a paragraph cut by a page is made whole again."""
+    """Remove page numbers and captions; rejoin paragraphs that a page break cut."""
     kept: list[tuple[int, list[str]]] = []
     new_page = False
     for _, block in found:
         text = " ".join(line.strip() for line in block)
         if PAGE_MARK.fullmatch(text) or (text.upper() == text and text.endswith(".")):
-            dropped["page numbers and captions of the edition that kept them"] += 1
+            dropped["page numbers and captions of one edition"] += 1
             new_page = True
             continue
         if PAGE_MARK.fullmatch(block[0].strip()):
@@ -258,13 +257,13 @@ def unpaged(
 
 
 def is_short(block: list[str]) -> bool:
-    """Whether a block could be a heading by its size."""
+    """Whether a block is short enough to be a heading."""
     text = " ".join(line.strip() for line in block)
     return len(block) <= 3 and len(text) <= 150 and any(c.isalnum() for c in text)
 
 
 def is_heading(blank_lines: int, block: list[str]) -> bool:
-    """A short block after a wide gap, unless it reads as a sentence; or a chapter's number."""
+    """Whether a block is a chapter's number, or a short block after a wide gap, not a sentence."""
     text = " ".join(line.strip() for line in block)
     if CHAPTER_LINE.fullmatch(text) and is_short(block):
         return True
@@ -275,13 +274,13 @@ def is_heading(blank_lines: int, block: list[str]) -> bool:
 
 
 def is_sentence(block: list[str]) -> bool:
-    """Whether a block ends as a sentence or speech does; capitals make a heading of it."""
+    """Whether a block ends like a sentence or speech and is not all in capitals."""
     text = block[-1].strip(" _")
     return text.upper() != text and text[-1] in ".,;:!?\"'”’-—"
 
 
 def clean_title(block: list[str], numbered: bool) -> str:
-    """The heading without its number, source and capitals; empty if it was only a number."""
+    """Return a heading without number, source and capitals; empty if it was only a number."""
     text = " ".join(line.strip() for line in block).replace("_", "")
     text = FOOTNOTE_MARK.sub("", CHAPTER.sub("", text, count=1) if numbered else text)
     text = TITLE_NOTE.sub("", re.split(r" {3,}", text.strip())[0]).rstrip(".").strip()
@@ -294,12 +293,12 @@ def clean_title(block: list[str], numbered: bool) -> str:
 
 
 def capitalise(word: str) -> str:
-    """Capital first letter, also after a hyphen or an opening quote."""
+    """Capitalise the first letter, also after a hyphen or an opening quote."""
     return re.sub(r"(^|-|[“‘\"(])([a-z])", lambda m: m[1] + m[2].upper(), word)
 
 
 def unwrap(block: list[str]) -> str:
-    """Prose on one line; verse, told by its short capitalised lines, keeps its lines."""
+    """Join prose to one line; keep the lines of verse, which are short and start with capitals."""
     lines = [" ".join(line.replace("_", "").split()) for line in block]
     verse = (
         len(lines) > 1
@@ -310,13 +309,13 @@ def unwrap(block: list[str]) -> str:
 
 
 def starts_high(line: str) -> bool:
-    """Whether a line starts with a capital, as lines of verse do."""
+    """Whether a line starts with a capital, like lines of verse."""
     letters = line.lstrip("“‘\"'(*-—")
     return letters[:1].isupper()
 
 
 def clutter(paragraph: str) -> str:
-    """Why a paragraph is no part of the story, or an empty string."""
+    """Return why a paragraph is not part of the story, or an empty string if it is."""
     if not any(c.isalpha() for c in paragraph) or LONE_NUMBER.fullmatch(paragraph):
         return "rules and section numbers"
     if paragraph.startswith("+--"):
@@ -329,7 +328,7 @@ def clutter(paragraph: str) -> str:
 
 
 def strip_credits(paragraphs: list[str]) -> int:
-    """Drops what frames a tale: where it was taken from, THE END."""
+    """Remove the credits before and after a tale (its source, THE END); return their number."""
     before = len(paragraphs)
     while paragraphs and CREDIT.fullmatch(paragraphs[-1]):
         paragraphs.pop()
@@ -339,18 +338,18 @@ def strip_credits(paragraphs: list[str]) -> int:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words, letters and inner apostrophes only."""
+    """Return the words in lower case, with letters and inner apostrophes only."""
     return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower().replace("’", "'"))
 
 
 def word_runs(text: str, length: int) -> set[int]:
-    """Hashes of every run of `length` words."""
+    """Return the hash of every run of `length` words."""
     words = words_of(text)
     return {hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1)}
 
 
 def without_shared_runs(tales: list[Tale], train: list[Tale]) -> list[Tale]:
-    """The tales that share no run of `SHARED_RUN` words with the training text."""
+    """Return the tales that share no run of `SHARED_RUN` words with the training text."""
     seen: set[int] = set()
     for tale in train:
         seen |= word_runs(tale.text, SHARED_RUN)

@@ -1,12 +1,12 @@
-"""Train "tales", the small GPT-2 that comes with gpt2c, on children's prose.
+"""Trains "tales", the small GPT-2 that ships with gpt2c, on children's prose.
 
     python tools/train_tales.py --corpus childrens-prose.txt
 
-makes everything in the output directory: tokenizer, weights, config and model card. It runs on a
-GPU if there is one, else on the CPU, where two cores need under two hours. The seed and the number
-of steps are fixed. A run that was cut off goes on from its last checkpoint when started again.
+writes everything in the output folder: tokenizer, weights, config and model card. It runs on a GPU
+if there is one, otherwise on the CPU, where two cores need less than two hours. The seed and the
+number of steps are fixed. An interrupted run continues from its last checkpoint.
 
-Needs torch and tokenizers, and gpt2c itself, which draws the samples of the model card.
+Needs torch and tokenizers, and gpt2c itself, which draws the samples for the model card.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the result depends on, apart from the corpus and the library versions."""
+    """Everything that determines the result, except the corpus and the library versions."""
 
     seed: int = 1
     vocab_size: int = 4096
@@ -44,9 +44,9 @@ class Recipe:
     heads: int = 4
     steps: int = 2000
     warmup: int = 100
-    decay: float = 0.4  # the last part of the steps, over which the rates fall to zero
+    decay: float = 0.4  # the share of the steps, at the end, over which the rates fall to zero
     batch: int = 16  # windows per step
-    micro_batch: int = 4  # windows per forward pass; what fits the caches is fastest
+    micro_batch: int = 4  # windows per forward pass; fastest if they fit the CPU's caches
     matrix_rate: float = 0.02
     vector_rate: float = 0.003
     weight_decay: float = 0.02
@@ -57,7 +57,7 @@ class Block(nn.Module):
     """Attention and MLP, each after a layer norm, each added to its input."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Make the layers; torch's initial values are replaced by `GPT2`."""
+        """Create the layers; `GPT2` replaces torch's initial values."""
         super().__init__()
         width = recipe.width
         self.heads = recipe.heads
@@ -79,10 +79,10 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 with a tied head; returns the mean loss of the next tokens."""
+    """GPT-2 with a tied head; its forward returns the loss of the next tokens."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Draw the initial weights as GPT-2 does."""
+        """Draw initial weights like GPT-2's."""
         super().__init__()
         self.wte = nn.Embedding(recipe.vocab_size, recipe.width)
         self.wpe = nn.Embedding(recipe.positions, recipe.width)
@@ -97,7 +97,7 @@ class GPT2(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, ids: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross entropy of `targets`, the ids one place further on."""
+        """Return the cross entropy of `targets`, which are the ids shifted by one."""
         x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
         for block in self.h:
             x = block(x)
@@ -113,7 +113,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, matrices: list[Tensor], rate: float, momentum: float, decay: float) -> None:
-        """Take matrices [out, in]; `decay` shrinks them by that part of the rate."""
+        """Take matrices [out, in]; each step shrinks them by rate * decay."""
         super().__init__(matrices, {"lr": rate, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(stack: Tensor) -> Tensor:
-    """Newton-Schulz iteration that drives the singular values of each matrix to about one."""
+    """Bring the singular values of each matrix close to one by Newton-Schulz iteration."""
     tall = stack.shape[1] > stack.shape[2]
     x = (stack.mT if tall else stack).bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -147,13 +147,13 @@ def orthogonalise(stack: Tensor) -> Tensor:
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
-    """Warm up, hold, then fall in a straight line to zero."""
+    """Return the factor of the learning rate: warm-up, constant, then linear decay to zero."""
     falling = (recipe.steps - step) / (recipe.decay * recipe.steps)
     return min(1.0, (step + 1) / recipe.warmup, falling)
 
 
 def make_optimizers(model: GPT2, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for embeddings, norms and biases, Muon for the matrices of the blocks."""
+    """Return AdamW for embeddings, norms and biases, and Muon for the matrices of the blocks."""
     matrices = [p for p in model.h.parameters() if p.dim() == 2]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -163,7 +163,7 @@ def make_optimizers(model: GPT2, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def train_tokenizer(tales: list[tales_corpus.Tale], recipe: Recipe, out: Path) -> None:
-    """Byte-level BPE in GPT-2's files; the end-of-text token gets the last id, as in GPT-2."""
+    """Train a byte-level BPE and write GPT-2's files; the last id is end-of-text, as in GPT-2."""
     tokenizer = ByteLevelBPETokenizer()
     texts = (tale.text for tale in tales)
     tokenizer.train_from_iterator(texts, recipe.vocab_size - 1, show_progress=False)
@@ -174,7 +174,7 @@ def train_tokenizer(tales: list[tales_corpus.Tale], recipe: Recipe, out: Path) -
 
 
 def encode(tales: list[tales_corpus.Tale], out: Path) -> Tensor:
-    """One stream of ids, each tale after an end-of-text token, one more at the end."""
+    """Return one stream of ids, with an end-of-text token before each tale and at the end."""
     tokenizer = ByteLevelBPETokenizer(str(out / "vocab.json"), str(out / "merges.txt"))
     end = tokenizer.token_to_id(END_OF_TEXT)
     ids = [end]
@@ -184,7 +184,7 @@ def encode(tales: list[tales_corpus.Tale], out: Path) -> Tensor:
 
 
 def draw_batch(ids: Tensor, step: int, recipe: Recipe) -> Tensor:
-    """Windows at random places, the same for a step however often a run was cut off."""
+    """Return windows at random places, which depend only on the seed and the step."""
     places = np.random.default_rng((recipe.seed, step)).integers(
         len(ids) - recipe.positions, size=recipe.batch
     )
@@ -193,9 +193,9 @@ def draw_batch(ids: Tensor, step: int, recipe: Recipe) -> Tensor:
 
 @torch.no_grad()
 def held_out_bits(model: nn.Module, ids: Tensor, recipe: Recipe, stride: int) -> float:
-    """Bits of a stream of tales, in full windows; a window scores its last `stride` tokens.
+    """Return the bits of a stream of tales, in full windows that score their last `stride` tokens.
 
-    End-of-text tokens are context only: they stand for no bytes.
+    End-of-text tokens are context only, because they have no bytes.
     """
     end = int(ids[0])
     size = recipe.positions
@@ -212,21 +212,21 @@ def held_out_bits(model: nn.Module, ids: Tensor, recipe: Recipe, stride: int) ->
 
 
 def windows(length: int, size: int, stride: int, per_batch: int) -> Iterator[list[int]]:
-    """Batches of the places where windows over a stream start."""
+    """Yield batches of the start positions of windows over a stream."""
     starts = list(range(0, max(1, length - 1 - size + stride), stride))
     for first in range(0, len(starts), per_batch):
         yield starts[first : first + per_batch]
 
 
 def pad(ids: Tensor, size: int, filler: int) -> Tensor:
-    """The ids, filled up to `size` on the right."""
+    """Pad the ids on the right to `size`."""
     return F.pad(ids, (0, size - len(ids)), value=filler)
 
 
 def bits_per_byte(
     model: nn.Module, held_out: dict[str, tuple[Tensor, int]], recipe: Recipe, stride: int
 ) -> dict[str, float]:
-    """Of each held-out book and over all."""
+    """Return the bits per byte of each held-out book, and of all together."""
     model.eval()
     bits = {book: held_out_bits(model, ids, recipe, stride) for book, (ids, _) in held_out.items()}
     model.train()
@@ -242,9 +242,9 @@ def train(
     recipe: Recipe,
     work: Path,
 ) -> list[dict[str, float]]:
-    """Trains in place and returns the curve; goes on from the checkpoint in `work`.
+    """Train in place from the last checkpoint in `work`, if any; return the curve.
 
-    The held-out scores of the curve are quick ones: windows that do not overlap, in bfloat16.
+    The curve's held-out scores are approximate: windows without overlap, in bfloat16.
     """
     device = ids.device
     optimizers = make_optimizers(model, recipe)
@@ -293,7 +293,7 @@ def save_checkpoint(
     step: int,
     curve: list[dict[str, float]],
 ) -> None:
-    """Write all that training goes on from; a run cut off meanwhile keeps the checkpoint before."""
+    """Write a checkpoint atomically: an interrupted run keeps the previous one."""
     state = {
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -307,7 +307,7 @@ def save_checkpoint(
 def load_checkpoint(
     work: Path, model: GPT2, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[int, list[dict[str, float]]]:
-    """Restore the last checkpoint, if there is one; the steps done and the curve so far."""
+    """Restore the last checkpoint, if any; return the number of steps and the curve so far."""
     path = work / "checkpoint.pt"
     if not path.exists():
         return 0, []
@@ -315,12 +315,12 @@ def load_checkpoint(
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    print(f"going on from step {state['step']}")
+    print(f"continuing from step {state['step']}")
     return state["step"], state["curve"]
 
 
 def tensors_of(model: GPT2) -> dict[str, Tensor]:
-    """The weights under GPT-2's names, matrices [in, out], in float16."""
+    """Return the weights in float16 under GPT-2's names, with matrices as [in, out]."""
     names = {"attn_proj": "attn.c_proj", "mlp_proj": "mlp.c_proj", "c_attn": "attn.c_attn"}
     names["c_fc"] = "mlp.c_fc"
     tensors = {}
@@ -334,7 +334,7 @@ def tensors_of(model: GPT2) -> dict[str, Tensor]:
 
 
 def config_of(recipe: Recipe) -> dict[str, object]:
-    """The config.json that transformers would write."""
+    """Return the config.json that transformers would write."""
     end = recipe.vocab_size - 1
     return {
         "activation_function": "gelu_new",
@@ -358,13 +358,13 @@ def config_of(recipe: Recipe) -> dict[str, object]:
 def export(model: GPT2, recipe: Recipe, out: Path) -> None:
     """Write model.safetensors and config.json."""
     weights = save(tensors_of(model), metadata={"format": "pt"})
-    (out / "model.safetensors").write_bytes(weights)  # save_file would keep others from reading it
+    (out / "model.safetensors").write_bytes(weights)  # save_file would make it private to its owner
     config = json.dumps(config_of(recipe), indent=2)
     (out / "config.json").write_text(config + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Make the tokenizer, train, export, score, check and describe the model."""
+    """Train the tokenizer and the model; export, score, check and describe it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("src/gpt2c/models/tales"))
@@ -390,7 +390,7 @@ def main() -> None:
     (work / "curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
     export(model, recipe, out)
 
-    model.half().float()  # scored as it is stored
+    model.half().float()  # score the stored float16 weights
     samples = draw_samples(out)
     facts = tales_card.Facts(
         recipe=asdict(recipe),

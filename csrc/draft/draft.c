@@ -1,83 +1,32 @@
-/* Whether guessing pays is a matter of measured times and of how many guesses were right: both are
- * estimated as texts go on. */
-#include "draft/draft.h"
-
-#include "cache.h"
-#include "model/model.h"
-#include "os/os.h"
-#include "sample/candidates.h"
-#include "sample/sample.h"
+/* Speculative decoding (Leviathan et al. 2023) that never changes the output.
+ *
+ * A pass reads all weights, whether for one row or for several. So k draft tokens are fed after a
+ * job's last token, and one pass computes the logits of all 1 + k rows. The job then chooses its
+ * tokens row by row, as it does without drafts. A draft is accepted if it is the very token that
+ * the job chose; the first draft that differs ends the pass, and the positions after it are
+ * rolled back (generate.c). Logits have the same bits in every batch, and a draw depends on
+ * nothing but the logits, the seed and the position: hence the output is that of plain decoding,
+ * bit for bit, whatever the drafts are.
+ *
+ * Drafts are the tokens after an earlier occurrence of the last few (lookup.c), which cost
+ * nothing, or are chosen by a draft model with the job's own sampling and noise (propose.c). The
+ * draft model is another model, or this one with its matrices in 4 bits.
+ *
+ * How many pay (decide.c): if each draft is accepted at the rate p, k drafts give 1 + p + .. +
+ * p^k tokens in the time of a plain pass plus k times that of a further row and of a draft. The k
+ * with the most tokens per second is taken, and none if the gain is below 2 %. A model's drafts
+ * end sooner where it is unsure: see decide_by_model. Rates and times are measured as texts are
+ * generated, the times for each number of jobs (estimates.c). A source that does not pay is tried
+ * again after a wait. */
+#include "draft/drafter.h"
 
 #include <stdlib.h>
-
-/* How often guesses of one kind are right: of those that were decided, since one that follows a wrong
- * one is not. */
-typedef struct {
-    double right, decided;
-    double prior;           /* what is believed before any was */
-    int32_t n_waited, wait; /* passes without a guess, and after how many one is made to see */
-} estimate;
-
-/* So much the prior counts, and after so many the past is forgotten by half. */
-#define PRIOR_WEIGHT 1.5
-#define REMEMBERED 64.0
-#define SHORTEST_WAIT 16
-#define LONGEST_WAIT 1024
-#define DRAFTS_TO_SEE 2
-
-/* How sure a model was of a guess tells how likely it is right: by how much, in logits with their noise, the
- * guess was ahead of the next best. Upper ends of the ranges, and what is believed of each at first; the last
- * is of guesses of which nobody knows. */
-#define N_MARGINS 9
-static const float margin_ends[N_MARGINS - 2] = {0.1f, 0.2f, 0.4f, 0.7f, 1.0f, 1.5f, 2.5f};
-static const double margin_priors[N_MARGINS] = {0.5,  0.6,   0.75,  0.85, 0.93,
-                                                0.97, 0.985, 0.995, 0.9};
-
-/* Seconds: of a pass that verifies nothing, of each further row, of one token of the draft model. For
- * passes of so many jobs. */
-typedef struct {
-    double plain, row, step;
-    int32_t n_plain;
-} pass_costs;
-
-/* Matches of 3, of 4 to 7, and of more tokens. */
-#define N_LENGTHS 3
-
-struct gpt2c_drafter {
-    const gpt2c_model *model; /* that guesses, or NULL */
-    gpt2c_scratch *scratch;   /* the model's */
-    int32_t fixed;            /* guess always so many, from the model where there is one */
-    int32_t sources;
-    estimate by_lookup[N_LENGTHS], by_model, by_margin[N_MARGINS];
-    pass_costs costs[MOST_DRAFTING_JOBS + 1];
-    gpt2c_job guessing[MOST_DRAFTING_JOBS]; /* the jobs, as if what is guessed were theirs */
-    gpt2c_feed feeds[MOST_DRAFTING_JOBS];
-};
-
-static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
-
-static estimate believe(double prior) { return (estimate){.prior = prior, .wait = SHORTEST_WAIT}; }
-
-static void forget_model(gpt2c_drafter *d) {
-    d->by_model = believe(0.9);
-    for (int i = 0; i < N_MARGINS; i++)
-        d->by_margin[i] = believe(margin_priors[i]);
-}
-
-static void forget(gpt2c_drafter *d) {
-    d->by_lookup[0] = believe(0.4);
-    d->by_lookup[1] = believe(0.65);
-    d->by_lookup[2] = believe(0.9);
-    forget_model(d);
-    for (int n = 0; n <= MOST_DRAFTING_JOBS; n++)
-        d->costs[n] = (pass_costs){0};
-}
 
 gpt2c_status gpt2c_drafter_create(gpt2c_drafter **drafter) {
     gpt2c_drafter *d = calloc(1, sizeof *d);
     if (!d)
         return GPT2C_NO_MEMORY;
-    forget(d);
+    estimates_reset(d);
     *drafter = d;
     return GPT2C_OK;
 }
@@ -91,7 +40,7 @@ void gpt2c_drafter_free(gpt2c_drafter *drafter) {
 
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32_t sources,
                                int32_t fixed) {
-    d->fixed = least(fixed, MOST_DRAFTS);
+    d->fixed = min_int32(fixed, MAX_DRAFTS);
     d->sources = sources;
     if (d->model == model)
         return GPT2C_OK;
@@ -104,298 +53,19 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
             return status;
         d->model = model;
     }
-    forget_model(d);
+    estimates_reset_model(d);
     return GPT2C_OK;
 }
 
-/* ---- estimates ---- */
-
-static double chance_of(const estimate *e) {
-    double chance = (e->right + PRIOR_WEIGHT * e->prior) / (e->decided + PRIOR_WEIGHT);
-    return chance < 0.995 ? chance : 0.995;
-}
-
-static void learn(estimate *e, int32_t n_right, int32_t n_decided) {
-    if (e->decided > REMEMBERED) {
-        e->right *= 0.5;
-        e->decided *= 0.5;
-    }
-    e->right += n_right;
-    e->decided += n_decided;
-    e->n_waited = 0;
-    if (n_right)
-        e->wait = SHORTEST_WAIT;
-    else if (e->wait < LONGEST_WAIT)
-        e->wait *= 2;
-}
-
-static estimate *estimate_of(gpt2c_drafter *d, draft_source source, lookup_match match) {
-    if (source == DRAFT_BY_MODEL)
-        return &d->by_model;
-    return &d->by_lookup[match.length <= LOOKUP_SHORTEST ? 0 : match.length < 8 ? 1 : 2];
-}
-
-static double average(double old, double new) {
-    if (old == 0)
-        return new;
-    double most = 3 * old; /* an interruption says nothing */
-    return 0.8 * old + 0.2 * (new < most ? new : most);
-}
-
-void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds) {
-    pass_costs *c = &d->costs[n_jobs];
-    if (n_drafts == 0) {
-        /* The first pass may have met cold caches. */
-        c->plain = c->n_plain < 2 ? seconds : average(c->plain, seconds);
-        c->n_plain += c->n_plain < 2;
-    } else if (c->plain > 0) {
-        double more = (seconds - c->plain) / n_drafts;
-        c->row = average(c->row, more > 0.005 * c->plain ? more : 0.005 * c->plain);
-    }
-}
-
-static int range_of(float margin) {
-    if (margin != margin)
-        return N_MARGINS - 1;
-    int i = 0;
-    while (i < N_MARGINS - 2 && margin >= margin_ends[i])
-        i++;
-    return i;
-}
-
-void draft_learn_job(gpt2c_drafter *d, const draft *guessed) {
-    int32_t n_decided = guessed->n_right + (guessed->n_right < guessed->n);
-    if (guessed->source == NO_DRAFT)
-        return;
-    learn(estimate_of(d, guessed->source, guessed->match), guessed->n_right, n_decided);
-    for (int32_t i = 0; guessed->source == DRAFT_BY_MODEL && i < n_decided; i++)
-        learn(&d->by_margin[guessed->margins[i]], i < guessed->n_right, 1);
-}
-
-/* ---- the decision ---- */
-
-static double row_cost(const pass_costs *c, int32_t n_jobs) {
-    return c->row > 0 ? c->row : 0.04 * c->plain / n_jobs;
-}
-
-/* Tokens a second for one of n_jobs when k are guessed, of a chance each. */
-static double rate(const pass_costs *c, int32_t n_jobs, int32_t k, double chance, double step) {
-    double row = row_cost(c, n_jobs), tokens = 1, all_right = 1;
-    for (int32_t i = 0; i < k; i++)
-        tokens += all_right *= chance;
-    return tokens / (c->plain / n_jobs + k * (row + step));
-}
-
-#define WORTH_IT 1.02 /* times the rate without guesses */
-
-/* How many to guess, up to most, and in *gained what that makes of the rate without. */
-static int32_t best_number(const pass_costs *c, int32_t n_jobs, int32_t most, double chance,
-                           double step, double *gained) {
-    int32_t best = 0;
-    double plain = rate(c, n_jobs, 0, 0, 0);
-    *gained = WORTH_IT;
-    for (int32_t k = 1; k <= most; k++) {
-        double gain = rate(c, n_jobs, k, chance, step) / plain;
-        if (gain > *gained) {
-            *gained = gain;
-            best = k;
-        }
-    }
-    return best;
-}
-
-/* The number for a source. Where guessing does not pay, now and then a few are made to see whether it
- * still does not. */
-static int32_t number_by(gpt2c_drafter *d, int32_t n_jobs, int32_t most, estimate *e, double step,
-                         double *gained) {
-    const pass_costs *c = &d->costs[n_jobs];
-    int32_t n = best_number(c, n_jobs, most, chance_of(e), step, gained);
-    if (n == 0 && e->n_waited++ >= e->wait)
-        n = DRAFTS_TO_SEE;
-    return least(n, most);
-}
-
-/* A guess must leave room for the token after it, in the text and in the contexts of both models. */
-static int32_t most_for(const gpt2c_drafter *d, const gpt2c_job *job) {
-    int32_t n_positions = job->sequence->model->config.n_positions;
-    if (d->model)
-        n_positions = least(n_positions, d->model->config.n_positions);
-    int32_t room = n_positions - gpt2c_sequence_length(job->sequence) - 1;
-    int32_t most = least(least(job->max_new_tokens - job->n_tokens - 1, room), MOST_DRAFTS);
-    return most < 0 ? 0 : most;
-}
-
-static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t most) {
-    draft result = {.n = least(d->fixed, most), .match = match};
-    if (result.n == 0)
-        return result;
-    if (d->model)
-        result.source = DRAFT_BY_MODEL;
-    else if (match.place)
-        result.source = DRAFT_BY_LOOKUP;
-    else
-        result.n = 0;
-    return result;
-}
-
-/* Guesses by the model. Where n of them pay by their average chance, as many are made as each is worth its
- * time by its own: a guess takes time in which tokens come at the rate that is gained. */
-static draft by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
-                      int32_t most, double step, double gained) {
-    draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
-    if (gained <= WORTH_IT) /* to see whether it pays */
-        return result;
-    result.n = most;
-    result.chance = 1;
-    result.least = (row_cost(c, n_jobs) + step) * gained * n_jobs / c->plain;
-    return result;
-}
-
-static draft decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t most) {
-    lookup_match match = {0, 0};
-    if (d->sources & GPT2C_DRAFT_LOOKUP)
-        match = lookup_find(job->lookup, job);
-    if (d->fixed)
-        return decide_fixed(d, match, most);
-    const pass_costs *c = &d->costs[n_jobs];
-    draft result = {.match = match};
-    if (c->n_plain < 2)
-        return result;
-    double best = 0, gained;
-    if (match.place) {
-        estimate *e = estimate_of(d, DRAFT_BY_LOOKUP, match);
-        int32_t n = number_by(d, n_jobs, most, e, 0, &gained);
-        if (n)
-            result = (draft){.source = DRAFT_BY_LOOKUP, .n = n, .match = match};
-        best = gained;
-    }
-    if (d->model) {
-        double step = (c->step > 0 ? c->step : 0.2 * c->plain) / n_jobs;
-        int32_t n = number_by(d, n_jobs, most, &d->by_model, step, &gained);
-        if (n && (gained > best || result.source == NO_DRAFT))
-            result = by_model(c, n_jobs, match, n, most, step, gained);
-    }
-    return result;
-}
-
-/* ---- guessing ---- */
-
-/* What followed the match; past the end, what was guessed itself: a loop goes on. */
-static void copy_guess(gpt2c_job *job, const draft *guessed) {
-    for (int32_t i = 0; i < guessed->n; i++)
-        job->tokens[job->n_tokens + i] = lookup_token(job, guessed->match.place + i);
-}
-
-/* The sequence that the draft model continues a job on: its own, or, of the model's own packing, the
- * job's, whose keys and values serve both. */
-static gpt2c_sequence *sequence_of(const gpt2c_job *job) {
-    return job->draft_sequence ? job->draft_sequence : job->sequence;
-}
-
-/* What a draft sequence has not seen of a text, but for the token that is fed next. */
-static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
-    if (!job->draft_sequence)
-        return GPT2C_OK;
-    int32_t end = job->n_prompt + job->n_tokens - 1;
-    int32_t at = gpt2c_sequence_length(job->draft_sequence);
-    while (at < end) {
-        int in_prompt = at < job->n_prompt;
-        int32_t stop = in_prompt && job->n_prompt < end ? job->n_prompt : end;
-        int32_t n = least(stop - at, GPT2C_MAX_ROWS);
-        const int32_t *tokens = in_prompt ? job->prompt + at : job->tokens + (at - job->n_prompt);
-        gpt2c_feed feed = {job->draft_sequence, tokens, n, GPT2C_LOGITS_NONE};
-        gpt2c_status status = gpt2c_forward(d->model, d->scratch, &feed, 1, NULL);
-        if (status)
-            return status;
-        at += n;
-    }
-    return GPT2C_OK;
-}
-
-/* Takes note of how sure the i-th guess was, and stops where the next one is not worth its time. */
-static void look_at_margin(const gpt2c_drafter *d, draft *guessed, int32_t i, float margin) {
-    int range = range_of(margin);
-    guessed->margins[i] = (uint8_t)range;
-    guessed->chance *= chance_of(&d->by_margin[range]);
-    if (guessed->chance * chance_of(&d->by_model) < guessed->least)
-        guessed->n = i + 1;
-}
-
-/* One more token for each job that wants one; returns in *n_fed how many there were. */
-static gpt2c_status guess_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                               draft *drafts, int32_t i, int32_t *n_fed) {
-    int32_t fed[MOST_DRAFTING_JOBS];
-    *n_fed = 0;
-    for (int32_t j = 0; j < n_jobs; j++)
-        if (drafts[j].source == DRAFT_BY_MODEL && i < drafts[j].n) {
-            const int32_t *token = &jobs[j]->tokens[jobs[j]->n_tokens - 1 + i];
-            d->feeds[*n_fed] = (gpt2c_feed){sequence_of(jobs[j]), token, 1, GPT2C_LOGITS_LAST};
-            fed[(*n_fed)++] = j;
-        }
-    float *logits = gpt2c_scratch_logits(d->scratch, d->model, n_jobs);
-    candidates *c = gpt2c_scratch_candidates(d->scratch, d->model, 0);
-    if (!logits || !c)
-        return GPT2C_NO_MEMORY;
-    c->wants_margin = 1;
-    if (*n_fed == 0)
-        return GPT2C_OK;
-    gpt2c_status status = gpt2c_forward(d->model, d->scratch, d->feeds, *n_fed, logits);
-    for (int32_t f = 0; !status && f < *n_fed; f++) {
-        gpt2c_job *guessing = &d->guessing[fed[f]];
-        const float *row = logits + (size_t)f * (size_t)d->model->config.n_vocab;
-        int32_t before = guessing->n_tokens;
-        advance_job(d->model, c, guessing, row, row);
-        look_at_margin(d, &drafts[fed[f]], i, c->margin);
-        /* What ends the text, or is no token, is not guessed; nothing is after it. */
-        if (guessing->finish != GPT2C_RUNNING)
-            drafts[fed[f]].n = i + guessing->n_tokens - before;
-    }
-    return status;
-}
-
-static gpt2c_status guess_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                                   draft *drafts) {
-    int32_t length[MOST_DRAFTING_JOBS], n_fed = 0;
-    gpt2c_status status = GPT2C_OK;
-    for (int32_t j = 0; !status && j < n_jobs; j++)
-        if (drafts[j].source == DRAFT_BY_MODEL) {
-            d->guessing[j] = *jobs[j];
-            d->guessing[j].scores.scores = NULL;
-            status = catch_up(d, jobs[j]);
-        }
-    for (int32_t j = 0; j < n_jobs; j++)
-        length[j] = gpt2c_sequence_length(sequence_of(jobs[j]));
-    pass_costs *costs = &d->costs[n_jobs];
-    for (int32_t i = 0; !status && i < MOST_DRAFTS; i++) {
-        double begin = os_seconds();
-        status = guess_step(d, jobs, n_jobs, drafts, i, &n_fed);
-        if (n_fed == 0)
-            break;
-        if (n_fed == n_jobs)
-            costs->step = average(costs->step, os_seconds() - begin);
-    }
-    /* What the packing wrote is overwritten when it is verified. */
-    for (int32_t j = 0; j < n_jobs; j++)
-        if (drafts[j].source == DRAFT_BY_MODEL && (status || !jobs[j]->draft_sequence))
-            gpt2c_sequence_truncate(sequence_of(jobs[j]), length[j]);
-    return status;
-}
-
-void draft_settle(const gpt2c_job *job) {
-    int32_t right = job->n_prompt + job->n_tokens - 1;
-    if (job->draft_sequence && gpt2c_sequence_length(job->draft_sequence) > right)
-        gpt2c_sequence_truncate(job->draft_sequence, right);
-}
-
-gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t most,
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
                           draft *drafts) {
     int by_model = 0;
     for (int32_t j = 0; j < n_jobs; j++) {
-        int32_t room = most_for(d, jobs[j]);
-        drafts[j] = decide(d, jobs[j], n_jobs, least(room, most));
+        int32_t room = max_drafts_for(d, jobs[j]);
+        drafts[j] = draft_decide(d, jobs[j], n_jobs, min_int32(room, max));
         if (drafts[j].source == DRAFT_BY_LOOKUP)
-            copy_guess(jobs[j], &drafts[j]);
+            copy_continuation(jobs[j], &drafts[j]);
         by_model |= drafts[j].source == DRAFT_BY_MODEL;
     }
-    return by_model ? guess_by_model(d, jobs, n_jobs, drafts) : GPT2C_OK;
+    return by_model ? draft_by_model(d, jobs, n_jobs, drafts) : GPT2C_OK;
 }

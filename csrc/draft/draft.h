@@ -1,41 +1,44 @@
-/* Guessing a text's next tokens, so that one forward call can verify several: whether that pays, how
- * many, and from where. What is guessed never shows in the text (Leviathan et al. 2023; here a token is
- * accepted where it is the very one that the model itself chooses). */
+/* Speculative decoding: drafting a job's next tokens, so that one forward call verifies several.
+ * draft.c describes the algorithm. */
 #ifndef GPT2C_DRAFT_H
 #define GPT2C_DRAFT_H
 
 #include "draft/lookup.h"
 #include "gpt2c.h"
 
-/* Most tokens that are guessed at a time, and most jobs that are guessed for at once. */
-#define MOST_DRAFTS 24
-#define MOST_DRAFTING_JOBS 32
+/* Tokens that are drafted for a job at a time, at most. */
+#define MAX_DRAFTS 24
+/* Rows of logits in a pass that verifies drafts: 13 MB with GPT-2's vocabulary. */
+#define MAX_DRAFT_ROWS 64
+/* Each of these jobs has a row for its own token and one for a draft at least. */
+#define MAX_DRAFTING_JOBS (MAX_DRAFT_ROWS / 2)
 
-/* Where guesses come from. */
+/* What makes the drafts. */
 typedef enum { NO_DRAFT = 0, DRAFT_BY_LOOKUP, DRAFT_BY_MODEL } draft_source;
 
-/* What is guessed for one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
+/* The drafts of one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
 typedef struct {
     draft_source source;
     int32_t n;
     lookup_match match;
-    int32_t n_right; /* of them, once they are verified */
-    /* Of a model's guesses: how sure each was (draft.c); that all so far are right; and the least chance of
-     * the next one, with them, at which it is worth its time. 0: any. */
-    uint8_t margins[MOST_DRAFTS];
-    double chance, least;
+    int32_t n_accepted; /* set when they are verified */
+    /* Of drafts by a model: the margin range of each; the probability that all so far are accepted;
+     * and the probability below which the next one is not worth its time. 0: any is. */
+    uint8_t margins[MAX_DRAFTS];
+    double all_accepted, min_probability;
 } draft;
 
-/* At most `most` guesses each for jobs that all have a token to feed and a `lookup`; at most
- * MOST_DRAFTING_JOBS. */
-gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t most,
+/* Drafts up to `max` tokens for each of up to MAX_DRAFTING_JOBS jobs. All jobs must have a token to
+ * feed and a `lookup`. */
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
                           draft *drafts);
 
-/* Takes back what a draft sequence has of guesses that were wrong. */
-void draft_settle(const gpt2c_job *job);
+/* Removes rejected drafts from a job's draft sequence. */
+void draft_roll_back(const gpt2c_job *job);
 
-/* What came of it: the seconds that verifying and choosing took, and how many guesses were right. */
-void draft_learn_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
-void draft_learn_job(gpt2c_drafter *d, const draft *guessed);
+/* Record what a pass cost (the seconds of verifying and choosing), and how many drafts of a job
+ * were accepted. */
+void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
+void draft_record_job(gpt2c_drafter *d, const draft *drafted);
 
 #endif

@@ -1,24 +1,25 @@
-/* An index of every three tokens of a text: where they came last. */
+/* An index of a sequence's trigrams: where each came last. */
 #include "draft/lookup.h"
 
 #include <stdlib.h>
 
-/* Places are by a hash of three tokens; of several with the same one the last stays. */
+/* A hash table without collision lists: of the trigrams with one hash, the last stays. lookup_find
+ * compares the tokens themselves, so a collision costs a match and nothing else. */
 struct gpt2c_lookup {
-    int32_t *places;   /* [n_places]: where the tokens end, 0: nowhere */
-    uint32_t n_places; /* a power of two */
-    int32_t n_indexed; /* tokens that were taken up */
+    int32_t *slots;    /* [n_slots]: the index after the trigram; 0: empty */
+    uint32_t n_slots;  /* a power of two */
+    int32_t n_indexed; /* tokens in the index */
 };
 
 gpt2c_status gpt2c_lookup_create(int32_t n_positions, gpt2c_lookup **lookup) {
     gpt2c_lookup *l = calloc(1, sizeof *l);
     if (!l)
         return GPT2C_NO_MEMORY;
-    l->n_places = 64;
-    while (l->n_places < 2 * (uint32_t)n_positions)
-        l->n_places *= 2;
-    l->places = calloc(l->n_places, sizeof *l->places);
-    if (!l->places) {
+    l->n_slots = 64;
+    while (l->n_slots < 2 * (uint32_t)n_positions)
+        l->n_slots *= 2;
+    l->slots = calloc(l->n_slots, sizeof *l->slots);
+    if (!l->slots) {
         free(l);
         return GPT2C_NO_MEMORY;
     }
@@ -29,37 +30,37 @@ gpt2c_status gpt2c_lookup_create(int32_t n_positions, gpt2c_lookup **lookup) {
 void gpt2c_lookup_free(gpt2c_lookup *lookup) {
     if (!lookup)
         return;
-    free(lookup->places);
+    free(lookup->slots);
     free(lookup);
 }
 
-/* The place of the tokens that end before token `end`; the factors are odd and of 32 random bits. */
-static int32_t *place_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end) {
+/* The slot of the three tokens before index `end`. The factors are odd, with 32 random bits. */
+static int32_t *slot_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end) {
     uint32_t hash = (uint32_t)lookup_token(job, end - 3) * 0x9e3779b1u;
     hash = (hash ^ (uint32_t)lookup_token(job, end - 2)) * 0x85ebca6bu;
     hash = (hash ^ (uint32_t)lookup_token(job, end - 1)) * 0xc2b2ae35u;
-    return &l->places[(hash ^ hash >> 15) & (l->n_places - 1)];
+    return &l->slots[(hash ^ hash >> 15) & (l->n_slots - 1)];
 }
 
-/* How many tokens before both places are the same. */
-static int32_t same_before(const gpt2c_job *job, int32_t place, int32_t end) {
+/* How many tokens before the two indices are equal, up to LOOKUP_MAX. */
+static int32_t same_before(const gpt2c_job *job, int32_t continuation, int32_t end) {
     int32_t n = 0;
-    while (n < LOOKUP_LONGEST && n < place &&
-           lookup_token(job, place - 1 - n) == lookup_token(job, end - 1 - n))
+    while (n < LOOKUP_MAX && n < continuation &&
+           lookup_token(job, continuation - 1 - n) == lookup_token(job, end - 1 - n))
         n++;
     return n;
 }
 
 lookup_match lookup_find(gpt2c_lookup *lookup, const gpt2c_job *job) {
     int32_t end = job->n_prompt + job->n_tokens;
-    /* The last tokens themselves are not looked up but have to be found before. */
+    /* The last trigram itself is not indexed yet: the search must find an earlier one. */
     for (int32_t i = lookup->n_indexed + 1; i < end; i++)
-        if (i >= LOOKUP_SHORTEST)
-            *place_of(lookup, job, i) = i;
+        if (i >= LOOKUP_MIN)
+            *slot_of(lookup, job, i) = i;
     lookup->n_indexed = end - 1;
-    if (end < LOOKUP_SHORTEST)
+    if (end < LOOKUP_MIN)
         return (lookup_match){0, 0};
-    int32_t place = *place_of(lookup, job, end);
-    int32_t length = place ? same_before(job, place, end) : 0;
-    return length < LOOKUP_SHORTEST ? (lookup_match){0, 0} : (lookup_match){place, length};
+    int32_t continuation = *slot_of(lookup, job, end);
+    int32_t length = continuation ? same_before(job, continuation, end) : 0;
+    return length < LOOKUP_MIN ? (lookup_match){0, 0} : (lookup_match){continuation, length};
 }

@@ -1,49 +1,58 @@
-/* Causal attention of one head for rows of one sequence that follow each other and whose own
- * positions lie in one page; each over the positions 0 .. its own.
+/* Causal attention of one head for consecutive rows of one sequence whose positions lie in one
+ * page. Each row attends to all positions up to and including its own.
  *
- * A score is one FMA chain over the head's dimensions, ascending, then scaled. The soft-max is
- * two-pass: the greatest score, then exp of the differences. Its sum, and the sum of values, run
- * over blocks of POSITION_BLOCK positions, block sums added ascending; the sum of values is divided
- * once.
+ * A score is one FMA chain over the head's dimensions, ascending, then scaled. The softmax takes
+ * two passes: the largest score, then exp of the differences. The sum of these and the weighted sum
+ * of the values run over blocks of POSITION_BLOCK positions, block sums added ascending; the
+ * weighted sum is divided once.
  *
- * Rows go through in tiles, so that a key or value loaded serves all rows of a tile. How many they
- * are never shows: each row has its own chains. */
+ * Rows are processed in tiles, so that each key or value that is loaded serves all rows of a tile.
+ * The size of a tile changes no bit, because each row has sums of its own.
+ *
+ * Two kernels do this. attention_kernel is for a prompt: many rows share the keys and values of one
+ * head, which stay in the CPU's caches. attention_heads_kernel is for decoding: one row reads all
+ * of its keys and values once, so memory is the limit, and it visits page by page, all heads of a
+ * page together, because these are contiguous.
+ *
+ * Prefetching. A page's keys and values are short runs, which a hardware prefetcher notices too
+ * late. The caller (pass/attention.c) therefore lists the cache lines that will be read a little
+ * later: the row's own, 32 KB ahead, or all of the next row's where these are few. Wherever the
+ * kernel reads n cache lines it prefetches the next n lines of the list, so prefetches come at the
+ * pace of the reads and stay the same distance ahead of them. */
 
-#if TILE_ROWS > ATTENTION_ROWS
-#error "the scores of a tile have no room"
-#endif
 #if PAGE_POSITIONS != POSITION_BLOCK
 #error "a page must be a block of the sums"
 #endif
 
-/* A single row, which comes from decoding and has to fetch the cache from memory, goes through a page
- * line by line: its tile is as wide as a page. */
-#define MOST_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
-#define ATTENTION_VECTORS(rows) ((rows) == 1 ? MOST_VECTORS : TILE_VECTORS)
+/* A single row (decoding) reads a page's keys in the order of memory: its tile is as wide as a
+ * page. */
+#define MAX_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
+#define ATTENTION_VECTORS(rows) ((rows) == 1 ? MAX_VECTORS : TILE_VECTORS)
 
-/* A float's upper half, to nearest even; a NaN that was computed has a bit there, and stays one. */
-INLINE vi narrow(vf x) {
-    vf rounded = vf_if_nan(x, vf_bits(vi_round_off(vi_bits(x), 16)));
+/* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is cut off instead, which
+ * keeps it a NaN: one that was computed has a bit set in the upper half of its mantissa. */
+INLINE vi to_bfloat16(vf x) {
+    vf rounded = vf_nan_or(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
 }
 
-INLINE void store_narrow(const float *key, const float *value, int head_dim, uint16_t *keys,
-                         uint16_t *values) {
+INLINE void store_bfloat16(const float *key, const float *value, int head_dim, uint16_t *keys,
+                           uint16_t *values) {
     for (int d = 0; d < head_dim; d += VF_WIDTH) {
         uint16_t part[2][VF_WIDTH];
         int n = head_dim - d < VF_WIDTH ? head_dim - d : VF_WIDTH;
-        vi_store_16(part[0], narrow(vf_load_first(key + d, n)));
-        vi_store_16(part[1], narrow(vf_load_first(value + d, n)));
+        vi_store_16(part[0], to_bfloat16(vf_load_first(key + d, n)));
+        vi_store_16(part[1], to_bfloat16(vf_load_first(value + d, n)));
         for (int i = 0; i < n; i++)
             keys[(d + i) * PAGE_POSITIONS] = part[0][i];
         memcpy(values + d, part[1], (size_t)n * sizeof(uint16_t));
     }
 }
 
-static void store_kernel(const float *key, const float *value, int head_dim, int is_narrow,
+static void store_kernel(const float *key, const float *value, int head_dim, int is_bfloat16,
                          void *keys, void *values) {
-    if (is_narrow) {
-        store_narrow(key, value, head_dim, keys, values);
+    if (is_bfloat16) {
+        store_bfloat16(key, value, head_dim, keys, values);
         return;
     }
     for (int d = 0; d < head_dim; d++)
@@ -51,46 +60,50 @@ static void store_kernel(const float *key, const float *value, int head_dim, int
     memcpy(values, value, (size_t)head_dim * sizeof(float));
 }
 
-/* Where in a page: of float, or of bfloat16. */
+/* An element of a page, float or bfloat16, by its index. */
 typedef struct {
     const void *page;
-    size_t at;
-} stored;
+    size_t index;
+} cache_pointer;
 
-INLINE stored stored_at(stored s, int further) { return (stored){s.page, s.at + (size_t)further}; }
+INLINE cache_pointer cache_offset(cache_pointer s, int n) {
+    return (cache_pointer){s.page, s.index + (size_t)n};
+}
 
-/* The first n of a vector of numbers of the cache. A processor waits for the cache line of a load even where
- * all of it is masked: those of short texts that nobody had fetched took near half of attention's time. */
-INLINE vf load_stored(stored s, const int is_narrow, int n) {
+/* Loads the first n of a vector of a page's elements. With none of them it does not touch memory: a
+ * processor waits for the cache line of a masked load even if the whole mask is off, which took
+ * near half of attention's time for short sequences that were not in the CPU's cache. */
+INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
-    if (is_narrow)
-        return vf_bits(vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.at, n), 16));
-    return vf_load_first((const float *)s.page + s.at, n);
+    if (is_bfloat16)
+        return vf_from_bits(
+            vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.index, n), 16));
+    return vf_load_first((const float *)s.page + s.index, n);
 }
 
 INLINE void fetch_lines(fetch_list *f, int n) {
     for (int i = 0; f && i < n && f->part < f->n_parts; i++) {
         const char *line = f->parts[f->part].next;
-        __builtin_prefetch(line, 0, 2);
+        prefetch(line);
         line += f->parts[f->part].step;
         f->parts[f->part].next = line;
         f->part += line >= f->parts[f->part].end;
     }
 }
 
-/* Of so many numbers of the cache. */
-INLINE int lines_of(const int is_narrow, int n) {
-    const int line = CACHE_LINE * (is_narrow ? 2 : 1); /* in numbers */
+/* The cache lines that n elements of a page take. */
+INLINE int lines_in(const int is_bfloat16, int n) {
+    const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* elements in a line */
     return (n + line - 1) / line;
 }
 
-/* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which n are
- * real. */
-INLINE void score_tile(const attention_args *a, const int is_narrow, const int rows,
-                       const int n_vectors, const float *q, stored key, int n, fetch_list *fetches,
-                       float *scores) {
-    vf sum[TILE_ROWS][MOST_VECTORS];
+/* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which the first
+ * n positions exist. */
+INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int rows,
+                       const int n_vectors, const float *q, cache_pointer key, int n,
+                       fetch_list *fetches, float *scores) {
+    vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
         UNROLL
@@ -98,12 +111,12 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
             sum[r][v] = vf_set1(0.0f);
     }
     for (int d = 0; d < a->head_dim; d++) {
-        vf k[MOST_VECTORS];
+        vf k[MAX_VECTORS];
         if (rows == 1)
-            fetch_lines(fetches, lines_of(is_narrow, PAGE_POSITIONS));
+            fetch_lines(fetches, lines_in(is_bfloat16, PAGE_POSITIONS));
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            k[v] = load_stored(stored_at(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_narrow,
+            k[v] = load_cached(cache_offset(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_bfloat16,
                                n - v * VF_WIDTH);
         UNROLL
         for (int r = 0; r < rows; r++) {
@@ -122,25 +135,27 @@ INLINE void score_tile(const attention_args *a, const int is_narrow, const int r
     }
 }
 
-/* The scores of one page's first n positions; what lies beyond is never read. */
-INLINE void page_scores(const attention_args *a, const int is_narrow, const int rows,
-                        const float *q, stored key, int n, fetch_list *fetches, float *scores) {
+/* The scores of a page's first n positions; later positions are never read. */
+INLINE void page_scores(const attention_args *a, const int is_bfloat16, const int rows,
+                        const float *q, cache_pointer key, int n, fetch_list *fetches,
+                        float *scores) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     int i = 0;
     for (; i + width <= n; i += width)
-        score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), width,
+        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), width,
                    i ? NULL : fetches, scores + i);
-    /* A single row would be one chain at a time, and wait for it. */
+    /* For a single row the rest is one wide tile too: tiles of one vector would be one FMA chain
+     * each, limited by its latency. */
     for (; rows == 1 && i < n; i += width)
-        score_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), q, stored_at(key, i), n - i,
+        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), n - i,
                    i ? NULL : fetches, scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, is_narrow, rows, 1, q, stored_at(key, i), n - i, NULL, scores + i);
+        score_tile(a, is_bfloat16, rows, 1, q, cache_offset(key, i), n - i, NULL, scores + i);
 }
 
-/* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp and so the
- * sum a NaN, whatever m is. */
-static float exponentials(float *scores, int n, float m) {
+/* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp, and so
+ * the sum, a NaN, whatever m is. */
+static float exp_and_sum(float *scores, int n, float m) {
     float total = 0.0f;
     for (int block = 0; block < n; block += POSITION_BLOCK) {
         int end = n - block < POSITION_BLOCK ? n : block + POSITION_BLOCK;
@@ -170,14 +185,14 @@ static float exponentials(float *scores, int n, float m) {
     return total;
 }
 
-/* sum[r] = fma(scores[r][i], value, sum[r]) for the rows of the tile from the first-th on. */
-INLINE void add_value(const attention_args *a, const int is_narrow, const int rows, const int first,
-                      const int n_vectors, stored value, int n, const float *scores,
-                      vf sum[TILE_ROWS][MOST_VECTORS]) {
-    vf loaded[MOST_VECTORS];
+/* sum[r] = fma(scores[r][i], value, sum[r]) for rows `first` and later of the tile. */
+INLINE void add_value(const attention_args *a, const int is_bfloat16, const int rows,
+                      const int first, const int n_vectors, cache_pointer value, int n,
+                      const float *scores, vf sum[TILE_ROWS][MAX_VECTORS]) {
+    vf loaded[MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
-        loaded[v] = load_stored(stored_at(value, v * VF_WIDTH), is_narrow, n - v * VF_WIDTH);
+        loaded[v] = load_cached(cache_offset(value, v * VF_WIDTH), is_bfloat16, n - v * VF_WIDTH);
     UNROLL
     for (int r = first; r < rows; r++) {
         vf weight = vf_set1(scores[(size_t)r * a->scores_stride]);
@@ -188,11 +203,12 @@ INLINE void add_value(const attention_args *a, const int is_narrow, const int ro
 }
 
 /* out[r][dim ..] = sum(scores[r][i] * value[i][dim ..]) / divisor[r] for n_vectors vectors of
- * dimensions, of which n are real. The first row sees n_positions, each later one more. */
-INLINE void value_tile(const attention_args *a, const int is_narrow, const int rows,
+ * dimensions, of which the first n dimensions exist. The first row sees n_positions, each later row
+ * one more. */
+INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int rows,
                        const int n_vectors, int dim, int n, int n_positions, const float *divisor,
                        float *out) {
-    vf total[TILE_ROWS][MOST_VECTORS], sum[TILE_ROWS][MOST_VECTORS];
+    vf total[TILE_ROWS][MAX_VECTORS], sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
         UNROLL
@@ -200,7 +216,7 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
     }
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
-        stored value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
+        cache_pointer value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
@@ -209,14 +225,14 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
             for (int v = 0; v < n_vectors; v++)
                 sum[r][v] = vf_set1(0.0f);
         }
-        for (int i = 0; i < end; i++, value.at += (size_t)a->head_dim)
-            add_value(a, is_narrow, rows, 0, n_vectors, value, n, scores + i, sum);
-        /* Later rows go on to their own position. */
+        for (int i = 0; i < end; i++, value.index += (size_t)a->head_dim)
+            add_value(a, is_bfloat16, rows, 0, n_vectors, value, n, scores + i, sum);
+        /* Later rows continue to their own position. */
         if (block + end == n_positions) {
             UNROLL
-            for (int first = 1; first < rows; first++, value.at += (size_t)a->head_dim)
-                add_value(a, is_narrow, rows, first, n_vectors, value, n, scores + end + first - 1,
-                          sum);
+            for (int first = 1; first < rows; first++, value.index += (size_t)a->head_dim)
+                add_value(a, is_bfloat16, rows, first, n_vectors, value, n,
+                          scores + end + first - 1, sum);
         }
         UNROLL
         for (int r = 0; r < rows; r++) {
@@ -234,52 +250,53 @@ INLINE void value_tile(const attention_args *a, const int is_narrow, const int r
     }
 }
 
-/* A tile of rows, from the row-th on: their scores; */
-INLINE void tile_scores(const attention_args *a, const int is_narrow, const int rows, int row) {
+/* The scores of a tile of rows that begins at `row`. */
+INLINE void tile_scores(const attention_args *a, const int is_bfloat16, const int rows, int row) {
     const float *q = a->q + (size_t)row * a->q_stride;
     int all = a->n_positions + row + rows - 1;
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
-        stored key = {a->pages[i / PAGE_POSITIONS], a->keys};
-        page_scores(a, is_narrow, rows, q, key, n, NULL, a->scores + i);
+        cache_pointer key = {a->pages[i / PAGE_POSITIONS], a->keys};
+        page_scores(a, is_bfloat16, rows, q, key, n, NULL, a->scores + i);
     }
 }
 
-/* the weights that become of them, and their sums; */
+/* Replaces a tile's scores by softmax weights, not yet divided by their sums, sum[rows]. */
 INLINE void tile_weights(const attention_args *a, const int rows, int row, float *sum) {
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
         int n_positions = a->n_positions + row + r;
-        sum[r] = exponentials(scores, n_positions, greatest(scores, n_positions));
+        sum[r] = exp_and_sum(scores, n_positions, row_max(scores, n_positions));
     }
 }
 
-/* and the values' sum by these. */
-INLINE void tile_values(const attention_args *a, const int is_narrow, const int rows, int row,
+/* The weighted sums of the values for a tile of rows, divided by sum[rows]. */
+INLINE void tile_values(const attention_args *a, const int is_bfloat16, const int rows, int row,
                         const float *sum) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     float *out = a->out + (size_t)row * a->out_stride;
     int dim = 0, n_positions = a->n_positions + row;
     for (; dim + width <= a->head_dim; dim += width)
-        value_tile(a, is_narrow, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum, out);
+        value_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum,
+                   out);
     for (; dim < a->head_dim; dim += VF_WIDTH)
-        value_tile(a, is_narrow, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
+        value_tile(a, is_bfloat16, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
 }
 
-INLINE void attend_tile(const attention_args *a, const int is_narrow, const int rows, int row) {
+INLINE void attend_tile(const attention_args *a, const int is_bfloat16, const int rows, int row) {
     float sum[TILE_ROWS];
-    tile_scores(a, is_narrow, rows, row);
+    tile_scores(a, is_bfloat16, rows, row);
     tile_weights(a, rows, row, sum);
-    tile_values(a, is_narrow, rows, row, sum);
+    tile_values(a, is_bfloat16, rows, row, sum);
 }
 
-INLINE void attend_rows(const attention_args *a, const int is_narrow) {
+INLINE void attend_rows(const attention_args *a, const int is_bfloat16) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
-        switch (rows) { /* each its own unrolled copy */
-#define CASE(n)                            \
-    case n:                                \
-        attend_tile(a, is_narrow, n, row); \
+        switch (rows) { /* one unrolled copy for each count */
+#define CASE(n)                              \
+    case n:                                  \
+        attend_tile(a, is_bfloat16, n, row); \
         break;
             TILE_CASES
 #undef CASE
@@ -288,24 +305,24 @@ INLINE void attend_rows(const attention_args *a, const int is_narrow) {
 }
 
 static void attention_kernel(const attention_args *a) {
-    if (a->is_narrow)
+    if (a->is_bfloat16)
         attend_rows(a, 1);
     else
         attend_rows(a, 0);
 }
 
-/* out[dim ..] (+)= sum(weights[i] * value[i][dim ..]) of a block of positions, for n_vectors vectors of
- * dimensions, of which n are real. */
-INLINE void add_block(const attention_args *a, const int is_narrow, const int n_vectors,
-                      stored value, int n, const float *weights, int n_positions, int is_first,
-                      float *out) {
-    vf sum[TILE_ROWS][MOST_VECTORS];
+/* out[dim ..] += sum(weights[i] * value[i][dim ..]) over one block of positions, for n_vectors
+ * vectors of dimensions, of which the first n dimensions exist. The first block overwrites out. */
+INLINE void add_block(const attention_args *a, const int is_bfloat16, const int n_vectors,
+                      cache_pointer value, int n, const float *weights, int n_positions,
+                      int is_first, float *out) {
+    vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
         sum[0][v] = vf_set1(0.0f);
-    for (int i = 0; i < n_positions; i++, value.at += (size_t)a->head_dim) {
-        fetch_lines(a->fetches, lines_of(is_narrow, n_vectors * VF_WIDTH));
-        add_value(a, is_narrow, 1, 0, n_vectors, value, n, weights + i, sum);
+    for (int i = 0; i < n_positions; i++, value.index += (size_t)a->head_dim) {
+        fetch_lines(a->fetches, lines_in(is_bfloat16, n_vectors * VF_WIDTH));
+        add_value(a, is_bfloat16, 1, 0, n_vectors, value, n, weights + i, sum);
     }
     UNROLL
     for (int v = 0; v < n_vectors; v++) {
@@ -315,53 +332,55 @@ INLINE void add_block(const attention_args *a, const int is_narrow, const int n_
     }
 }
 
-/* The values of a page by the weights of a head. */
-INLINE void add_page(const attention_args *a, const int is_narrow, int head, int page) {
-    const int width = MOST_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
+/* Adds the weighted values of one head and page to the head's output. */
+INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, int page) {
+    const int width = MAX_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
     int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
-    stored value = {a->pages[page], a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
+    cache_pointer value = {a->pages[page],
+                           a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
     const float *weights = a->scores + (size_t)head * a->scores_stride + first;
     float *out = a->out + head * a->head_dim;
     int dim = 0;
     for (; dim + width <= a->head_dim; dim += width)
-        add_block(a, is_narrow, MOST_VECTORS, stored_at(value, dim), width, weights, n, page == 0,
-                  out + dim);
+        add_block(a, is_bfloat16, MAX_VECTORS, cache_offset(value, dim), width, weights, n,
+                  page == 0, out + dim);
     for (; dim < a->head_dim; dim += VF_WIDTH)
-        add_block(a, is_narrow, 1, stored_at(value, dim), a->head_dim - dim, weights, n, page == 0,
-                  out + dim);
+        add_block(a, is_bfloat16, 1, cache_offset(value, dim), a->head_dim - dim, weights, n,
+                  page == 0, out + dim);
 }
 
-INLINE void attend_heads(const attention_args *a, const int is_narrow) {
+INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
     int n_pages = (a->n_positions + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
     for (int page = 0, first = 0; page < n_pages; page++, first += PAGE_POSITIONS) {
         int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
         for (int h = 0; h < a->n_heads; h++) {
-            stored key = {a->pages[page], a->keys + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
-            page_scores(a, is_narrow, 1, a->q + h * a->head_dim, key, n, a->fetches,
+            cache_pointer key = {a->pages[page],
+                                 a->keys + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
+            page_scores(a, is_bfloat16, 1, a->q + h * a->head_dim, key, n, a->fetches,
                         a->scores + (size_t)h * a->scores_stride + first);
         }
     }
     float sum[ATTENTION_ROWS];
     for (int h = 0; h < a->n_heads; h++) {
         float *scores = a->scores + (size_t)h * a->scores_stride;
-        sum[h] = exponentials(scores, a->n_positions, greatest(scores, a->n_positions));
+        sum[h] = exp_and_sum(scores, a->n_positions, row_max(scores, a->n_positions));
     }
     for (int page = 0; page < n_pages; page++)
         for (int h = 0; h < a->n_heads; h++)
-            add_page(a, is_narrow, h, page);
+            add_page(a, is_bfloat16, h, page);
     for (int h = 0; h < a->n_heads; h++)
         divide_kernel(a->out + h * a->head_dim, a->head_dim, sum[h]);
 }
 
 static void attention_heads_kernel(const attention_args *a) {
-    if (a->is_narrow)
+    if (a->is_bfloat16)
         attend_heads(a, 1);
     else
         attend_heads(a, 0);
 }
 
 static void attention_scores_kernel(const attention_args *a) {
-    if (a->is_narrow)
+    if (a->is_bfloat16)
         tile_scores(a, 1, 1, 0);
     else
         tile_scores(a, 0, 1, 0);
@@ -370,7 +389,7 @@ static void attention_scores_kernel(const attention_args *a) {
 static void attention_weights_kernel(const attention_args *a) { tile_weights(a, 1, 0, a->sums); }
 
 static void attention_values_kernel(const attention_args *a) {
-    if (a->is_narrow)
+    if (a->is_bfloat16)
         tile_values(a, 1, 1, 0, a->sums);
     else
         tile_values(a, 0, 1, 0, a->sums);

@@ -1,4 +1,4 @@
-/* Every kernel, for the instruction set whose vector type the including file has defined. */
+/* Every kernel, in the vector type that the including file has defined (vec.h). */
 #include "kernels/functions.h"
 #include "kernels/row.h"
 
@@ -32,8 +32,8 @@
         .arg_max = arg_max_kernel,                     \
         .draw = draw_kernel,                           \
         .divide = divide_kernel,                       \
-        .chance = chance_kernel,                       \
-        .log_total = log_total_kernel,                 \
+        .uniform = uniform_kernel,                     \
+        .log_sum_exp = log_sum_exp_kernel,             \
         .rank = rank_kernel,                           \
         .exp = exp_kernel,                             \
         .log = log_kernel,                             \

@@ -1,4 +1,4 @@
-/* The functions by themselves, for tests and for sampling. */
+/* Elementwise kernels: a function over a whole array. */
 static void exp_kernel(float *x, int n) {
     for (int i = 0; i < n; i += VF_WIDTH)
         vf_store_first(x + i, vf_exp(vf_load_first(x + i, n - i)), n - i);
@@ -11,7 +11,7 @@ static void log_kernel(float *x, int n) {
 
 static void activate_kernel(float *x, int n, int activation) {
     for (int i = 0; i < n; i += VF_WIDTH)
-        vf_store_first(x + i, activated(vf_load_first(x + i, n - i), activation), n - i);
+        vf_store_first(x + i, activate(vf_load_first(x + i, n - i), activation), n - i);
 }
 
 static void add_kernel(const float *added, int n, float *x) {

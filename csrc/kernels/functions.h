@@ -1,44 +1,45 @@
-/* exp, log and the activations, in fma, mul, add and div alone: no libm, so that every
- * instruction set and every machine gives the same bits. */
+/* exp, log and the activations, computed with fma, mul, add and div alone: without libm, so that
+ * every instruction set and every machine gives the same bits. */
+#include "kernels/isa/vec.h"
 
 /* Adding 1.5 * 2^23 leaves a float's nearest integer (ties to even) in its low bits. */
 #define ROUND_MAGIC 12582912.0f
 
 /* The nearest integer, ties to even, of |x| < 2^22. */
-INLINE vi vi_nearest(vf x) {
+INLINE vi vi_round(vf x) {
     return vi_sub(vi_bits(vf_add(x, vf_set1(ROUND_MAGIC))), vi_bits(vf_set1(ROUND_MAGIC)));
 }
 
-INLINE vf vf_magnitude(vf x) { return vf_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff))); }
+INLINE vf vf_abs(vf x) { return vf_from_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff))); }
 
-/* A float's bits with so many fewer of mantissa, to nearest even. */
-INLINE vi vi_round_off(vi bits, int n) {
+/* Rounds a float's bits to n fewer bits of mantissa, ties to even. */
+INLINE vi vi_round_mantissa(vi bits, int n) {
     vi odd = vi_and(vi_shift_right_unsigned(bits, n), vi_set1(1));
     vi rounded = vi_add(vi_add(bits, odd), vi_set1((1 << (n - 1)) - 1));
     return vi_and(rounded, vi_set1((int32_t)(~0u << n)));
 }
 
-/* ln 2 in two parts; the first has trailing zeros enough for n * LN2_HIGH to be exact. */
+/* ln 2 in two parts. The first ends in zeros, so that n * LN2_HIGH is exact. */
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
 
-/* 2^n for n from -126 to 127, put together from its exponent bits. */
-INLINE vf power_of_two(vi n) { return vf_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23)); }
+/* 2^n for n from -126 to 127, made from its exponent bits. */
+INLINE vf power_of_two(vi n) { return vf_from_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23)); }
 
-/* a * 2^n of an integer n, rounded once: in two factors, because n may run from -150 (results below the
- * least normal float are rounded gradually) to 128 (infinity). */
-#ifndef HAS_TIMES_POWER
-INLINE vf vf_times_power(vf a, vf n) {
-    vi exponent = vi_nearest(n), half = vi_shift_right(exponent, 1);
+/* a * 2^n for an integer n, rounded once. n may be from -150, where results are denormal, to 128,
+ * where they are infinite, so 2^n is applied as two factors. */
+#ifndef HAS_VF_LDEXP
+INLINE vf vf_ldexp(vf a, vf n) {
+    vi exponent = vi_round(n), half = vi_shift_right(exponent, 1);
     return vf_mul(vf_mul(a, power_of_two(half)), power_of_two(vi_sub(exponent, half)));
 }
 #endif
 
-/* exp(x) = 2^n exp(r) with n = round(x / ln 2), so |r| <= 0.347, where Taylor's polynomial of
- * degree 7 is off by 5e-9. A NaN goes through all of it. */
+/* exp(x) = 2^n exp(r) with n = round(x / ln 2), so |r| <= 0.347. There the Taylor polynomial of
+ * degree 7 has an error of 5e-9. A NaN passes through every step. */
 INLINE vf vf_exp(vf x) {
-    vf clamped = vf_greater(vf_set1(-104.0f), x);
-    clamped = vf_lesser(vf_set1(89.0f), clamped);
+    vf clamped = vf_max(vf_set1(-104.0f), x);
+    clamped = vf_min(vf_set1(89.0f), clamped);
     vf shifted = vf_fma(clamped, vf_set1(1.44269504f), vf_set1(ROUND_MAGIC));
     vf n = vf_sub(shifted, vf_set1(ROUND_MAGIC));
     vf r = vf_fma(n, vf_set1(-LN2_HIGH), clamped);
@@ -53,11 +54,11 @@ INLINE vf vf_exp(vf x) {
     p = vf_fma(p, r, vf_set1(1.0f));
     p = vf_fma(p, r, vf_set1(1.0f));
 
-    return vf_times_power(p, n);
+    return vf_ldexp(p, n);
 }
 
-/* log(1 + f) for f in [-0.293, 0.415]: with s = f / (2 + f) it is 2 (s + s^3/3 + s^5/5 + ...),
- * arranged as f - (f^2/2 - s (f^2/2 + R)) so that the leading term is exact. */
+/* log(1 + f) for f in [-0.293, 0.415]. With s = f / (2 + f) it is 2 (s + s^3/3 + s^5/5 + ...),
+ * written as f - (f^2/2 - s (f^2/2 + R)) so that the leading term is exact. */
 INLINE vf log_of_one_plus(vf f) {
     vf s = vf_div(f, vf_add(vf_set1(2.0f), f));
     vf z = vf_mul(s, s);
@@ -70,46 +71,43 @@ INLINE vf log_of_one_plus(vf f) {
     return vf_sub(f, vf_sub(half_square, inner));
 }
 
-/* log(x) of a normal positive x = 2^e m, m in [sqrt(1/2), sqrt(2)). Other x are not used. */
+/* log(x) for a normal positive x = 2^e m, m in [sqrt(1/2), sqrt(2)). Other x give no useful result.
+ * */
 INLINE vf vf_log(vf x) {
-    /* The bits of sqrt(1/2): subtracting them puts m's range where it should be. */
+    /* Subtracting the bits of sqrt(1/2) makes the exponent field change where m would leave its
+     * range. */
     const int32_t root_half = 0x3f3504f3;
     vi offset = vi_sub(vi_bits(x), vi_set1(root_half));
     vi exponent = vi_shift_right(offset, 23);
-    vf m = vf_bits(vi_add(vi_and(offset, vi_set1(0x007fffff)), vi_set1(root_half)));
+    vf m = vf_from_bits(vi_add(vi_and(offset, vi_set1(0x007fffff)), vi_set1(root_half)));
     vf e = vf_from_int(exponent);
     vf log_m = log_of_one_plus(vf_sub(m, vf_set1(1.0f)));
     return vf_fma(e, vf_set1(LN2_HIGH), vf_fma(e, vf_set1(LN2_LOW), log_m));
 }
 
-/* 1 / (1 + exp(-x)) */
-INLINE vf vf_sigmoid(vf x) {
-    vf e = vf_exp(vf_sub(vf_set1(0.0f), x));
-    return vf_div(vf_set1(1.0f), vf_add(vf_set1(1.0f), e));
-}
-
-/* x sigmoid(y), where an infinite x times a zero sigmoid is the limit, zero. */
-INLINE vf gated(vf x, vf y) {
+/* x * sigmoid(y). x = -infinity is replaced by -3e38, so that times a sigmoid of zero it gives the
+ * limit, zero, and not NaN. */
+INLINE vf times_sigmoid(vf x, vf y) {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), y));
-    vf finite = vf_greater(vf_set1(-3e38f), x);
+    vf finite = vf_max(vf_set1(-3e38f), x);
     return vf_div(finite, vf_add(vf_set1(1.0f), e));
 }
 
 /* GPT-2's own GELU: 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3). The
- * form with the sigmoid keeps its relative accuracy where tanh is near -1. */
+ * sigmoid keeps its relative accuracy where tanh is near -1. */
 INLINE vf gelu_tanh(vf x) {
     const float two_root = 1.59576912f; /* 2 sqrt(2 / pi) */
     vf square = vf_mul(x, x);
     vf u = vf_mul(x, vf_fma(square, vf_set1(two_root * 0.044715f), vf_set1(two_root)));
-    return gated(x, u);
+    return times_sigmoid(x, u);
 }
 
-/* x Phi(x), Phi the normal distribution function. With t = |x| / sqrt(2): below t = 1 Phi comes
- * from Taylor's series of erf, above from erfc(t) = exp(-t^2) y p(y), y = 1 / (1 + t / 2), where p
- * was fitted at 200 Chebyshev nodes over t from 1 to 11 (relative error 1.4e-8). */
+/* x Phi(x), where Phi is the normal distribution function. With t = |x| / sqrt(2): for t < 1 Phi
+ * comes from the Taylor series of erf, else from erfc(t) = exp(-t^2) y p(y), y = 1 / (1 + t / 2),
+ * where p was fitted at 200 Chebyshev nodes over t from 1 to 11 (relative error 1.4e-8). */
 INLINE vf gelu_erf(vf x) {
     vf negated = vf_sub(vf_set1(0.0f), x);
-    vf magnitude = vf_if_less(x, vf_set1(0.0f), negated, x);
+    vf magnitude = vf_select_less(x, vf_set1(0.0f), negated, x);
     vf t = vf_mul(magnitude, vf_set1(0.707106781f));
     vf z = vf_mul(vf_mul(x, x), vf_set1(0.5f));
 
@@ -130,15 +128,15 @@ INLINE vf gelu_erf(vf x) {
     for (int i = 6; i >= 0; i--)
         p = vf_fma(p, y, vf_set1(fit[i]));
     vf tail = vf_mul(vf_mul(vf_exp(vf_sub(vf_set1(0.0f), z)), y), vf_mul(p, vf_set1(0.5f)));
-    vf phi_large = vf_if_less(x, vf_set1(0.0f), tail, vf_sub(vf_set1(1.0f), tail));
+    vf phi_large = vf_select_less(x, vf_set1(0.0f), tail, vf_sub(vf_set1(1.0f), tail));
 
-    vf phi = vf_if_less(t, vf_set1(1.0f), phi_small, phi_large);
-    vf finite = vf_if_less(x, vf_set1(-3e38f), vf_set1(-3e38f), x);
-    return vf_if_nan(x, vf_mul(finite, phi));
+    vf phi = vf_select_less(t, vf_set1(1.0f), phi_small, phi_large);
+    vf finite = vf_select_less(x, vf_set1(-3e38f), vf_set1(-3e38f), x);
+    return vf_nan_or(x, vf_mul(finite, phi));
 }
 
-/* Near zero Lambert's continued fraction cut after four terms (relative error 8e-10 up to 0.625),
- * elsewhere 1 - 2 / (exp(2 |x|) + 1). */
+/* tanh(x): near zero Lambert's continued fraction, cut after four terms (relative error 8e-10 up to
+ * 0.625); elsewhere 1 - 2 / (exp(2 |x|) + 1). */
 INLINE vf vf_tanh(vf x) {
     vf z = vf_mul(x, x);
     vf above = vf_fma(z, vf_add(z, vf_set1(105.0f)), vf_set1(945.0f));
@@ -146,26 +144,26 @@ INLINE vf vf_tanh(vf x) {
     vf near_zero = vf_mul(x, vf_div(above, below));
 
     vf negated = vf_sub(vf_set1(0.0f), x);
-    vf magnitude = vf_if_less(x, vf_set1(0.0f), negated, x);
+    vf magnitude = vf_select_less(x, vf_set1(0.0f), negated, x);
     vf e = vf_exp(vf_add(magnitude, magnitude));
     vf far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
-    far = vf_if_less(x, vf_set1(0.0f), vf_sub(vf_set1(0.0f), far), far);
-    vf result = vf_if_less(magnitude, vf_set1(0.625f), near_zero, far);
-    return vf_if_nan(x, result);
+    far = vf_select_less(x, vf_set1(0.0f), vf_sub(vf_set1(0.0f), far), far);
+    vf result = vf_select_less(magnitude, vf_set1(0.625f), near_zero, far);
+    return vf_nan_or(x, result);
 }
 
-INLINE vf activated(vf x, int activation) {
+INLINE vf activate(vf x, int activation) {
     switch (activation) {
     case GPT2C_GELU_TANH:
         return gelu_tanh(x);
     case GPT2C_GELU_ERF:
         return gelu_erf(x);
     case GPT2C_QUICK_GELU:
-        return gated(x, vf_mul(x, vf_set1(1.702f)));
-    case GPT2C_RELU: /* as torch: a NaN stays one */
-        return vf_if_less(x, vf_set1(0.0f), vf_set1(0.0f), x);
+        return times_sigmoid(x, vf_mul(x, vf_set1(1.702f)));
+    case GPT2C_RELU: /* as in torch, a NaN stays NaN */
+        return vf_select_less(x, vf_set1(0.0f), vf_set1(0.0f), x);
     case GPT2C_SILU:
-        return gated(x, x);
+        return times_sigmoid(x, x);
     case GPT2C_TANH:
         return vf_tanh(x);
     default:

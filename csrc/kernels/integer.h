@@ -1,53 +1,60 @@
 /* Matrix products of quantised rows and packed, quantised weights.
  *
- * A group's weights of some columns are put into registers once, and all rows go past them: an output's
- * sum over the group is exact, so the order inside does not matter, and the groups' sums are added in
- * memory, ascending. How many rows there are never shows.
- *
- * Of an instruction set dot_*.h defines: dot_int8(sum, w, x), which adds the products of four bytes a
- * lane, w being a value plus INT8_OFFSET; dot_int4, the same of nibbles, whose sum int4_total makes
- * one of 32 bits where INT4_SUMS_ARE_WIDE does not say that it is; and times(a, b) of a, 0 to 15, and b of 16 bits. */
+ * Tiles. The weights of a group (32 steps of k) for DOT_VECTORS vectors of columns are loaded into
+ * registers once, GROUP / 4 registers for each vector, and all rows are multiplied by them. A row's
+ * sum over the group is an exact integer, so the order inside a group does not matter. It is scaled
+ * and added to the row's float totals in memory, groups ascending. The number of rows changes no
+ * bit. matmul.h does the reverse, with sums in registers and weights loaded again for each tile:
+ * here a group's weights are few enough to stay, and a total is touched only once in 32 steps. */
+#include "kernels/isa/dot.h"
 
 #define BYTES_STEPS (GROUP / 4)
 
-/* In the order of memory, which what a processor fetches by itself depends on: left to the compiler, which
- * likes to reorder loads, a single row was a fifth slower. */
+/* Loads weights in the order of memory. The hardware prefetcher depends on the order, and a
+ * compiler likes to change it: a single row was a fifth slower. */
 INLINE vi load_bytes(const uint8_t *p) {
     vi bytes = vi_load((const int32_t *)(const void *)p);
     __asm__ volatile("" ::: "memory");
     return bytes;
 }
 
-/* What a group's columns are, in registers. */
+/* Each lane is the four bytes at p. */
+INLINE vi broadcast_bytes(const int8_t *p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return vi_set1(bytes);
+}
+
+/* A group's weights for some columns, in registers. */
 typedef struct {
     vi weights[BYTES_STEPS][DOT_VECTORS];
     vf scale[DOT_VECTORS];
-    vi zero[DOT_VECTORS]; /* of 4 bits */
+    vi zero[DOT_VECTORS]; /* the zero points, int4 only */
 } group_columns;
 
-INLINE void load_int8(group_columns *g, const uint8_t *block, int column) {
-    const uint8_t *words = block + GROUP * PANEL + 2 * column;
+INLINE void load_int8(group_columns *g, const uint8_t *packed, int column) {
+    const uint8_t *words = packed + GROUP * PANEL + 2 * column;
     UNROLL
     for (int s = 0; s < BYTES_STEPS; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++)
-            g->weights[s][v] = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+            g->weights[s][v] = load_bytes(packed + (s * PANEL + column + v * VF_WIDTH) * 4);
     }
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
-        g->scale[v] = vf_bits(vi_shift_left(word, 16));
+        g->scale[v] = vf_from_bits(vi_shift_left(word, 16));
     }
 }
 
-INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
-    const uint8_t *words = block + GROUP / 2 * PANEL + 2 * column;
+INLINE void load_int4(group_columns *g, const uint8_t *packed, int column) {
+    const uint8_t *words = packed + GROUP / 2 * PANEL + 2 * column;
     const vi nibble = vi_set1(0x0f0f0f0f);
     UNROLL
     for (int s = 0; s < BYTES_STEPS / 2; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++) {
-            vi both = load_bytes(block + (s * PANEL + column + v * VF_WIDTH) * 4);
+            vi both = load_bytes(packed + (s * PANEL + column + v * VF_WIDTH) * 4);
             g->weights[s][v] = vi_and(both, nibble);
             g->weights[s + BYTES_STEPS / 2][v] = vi_and(vi_shift_right_unsigned(both, 4), nibble);
         }
@@ -55,13 +62,13 @@ INLINE void load_int4(group_columns *g, const uint8_t *block, int column) {
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
         vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
-        vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_MANTISSA - 4);
-        g->scale[v] = vf_bits(vi_add(bits, vi_set1(INT4_EXPONENT << 23)));
+        vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_SCALE_SHIFT - 4);
+        g->scale[v] = vf_from_bits(vi_add(bits, vi_set1(INT4_SCALE_EXPONENT << 23)));
         g->zero[v] = vi_and(word, vi_set1(0xf));
     }
 }
 
-/* The exact sum of a group of one row, for a vector of columns. */
+/* The exact sum over a group for one row and a vector of columns. */
 INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t *x, vi minus_sum) {
     vi total;
     if (bits == 8) {
@@ -71,49 +78,50 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
             total = dot_int8(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
         return total;
     }
-    const vi offset = times(g->zero[v], minus_sum);
-    total = INT4_SUMS_ARE_WIDE ? offset : vi_set1(0);
+    const vi offset = mul_zero_point(g->zero[v], minus_sum);
+    total = INT4_SUMS_ARE_32_BITS ? offset : vi_set1(0);
     UNROLL
     for (int s = 0; s < BYTES_STEPS; s++)
         total = dot_int4(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
-    return INT4_SUMS_ARE_WIDE ? total : vi_add(int4_total(total), offset);
+    return INT4_SUMS_ARE_32_BITS ? total : vi_add(int4_sum(total), offset);
 }
 
-/* Weights are fetched so many bytes before they are multiplied (4 KB was seen to be too few), some at each
- * row: all at once they take every place that a core has for what it waits for, the rows' too, which cost a
- * third of the speed at 32 rows and near half at 8. Past the end nothing is read, so that nothing need
- * be there. */
-#define FETCH_AHEAD 16384
+/* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), a share of
+ * them at each row. All at once they would fill the core's list of outstanding loads, and the loads
+ * of rows would wait: that cost a third of the speed at 32 rows and near half at 8. A prefetch
+ * beyond the weights' end is harmless, because it does not read. */
+#define PREFETCH_AHEAD 16384
 
 typedef struct {
     const uint8_t *next, *until;
     size_t row_bytes;
-} fetching;
+} prefetch_cursor;
 
-INLINE fetching fetch_for_rows(const uint8_t *begin, size_t bytes, int n_rows) {
-    return (fetching){begin, begin, bytes / (size_t)n_rows + 1};
+INLINE prefetch_cursor prefetch_for_rows(const uint8_t *begin, size_t bytes, int n_rows) {
+    return (prefetch_cursor){begin, begin, bytes / (size_t)n_rows + 1};
 }
 
-INLINE void fetch_at_row(fetching *f) {
+INLINE void prefetch_at_row(prefetch_cursor *f) {
     f->until += f->row_bytes;
     for (; f->next < f->until; f->next += CACHE_LINE * sizeof(float))
-        __builtin_prefetch(f->next, 0, 2);
+        prefetch(f->next);
 }
 
-/* totals[rows][column ..] += a group of x, from the row-th row on, times a group's columns. */
+/* totals[r][column ..] += x[r, group] @ weights[group, column ..] for n_rows rows from `row`. */
 INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
-                           const uint8_t *block, int column, fetching ahead, float *totals) {
-    const int is_first = group == 0; /* of the sums, which begin with +0 */
+                           const uint8_t *packed, int column, prefetch_cursor ahead,
+                           float *totals) {
+    const int is_first = group == 0; /* the totals begin at +0 */
     group_columns g;
     if (bits == 8)
-        load_int8(&g, block, column);
+        load_int8(&g, packed, column);
     else
-        load_int4(&g, block, column);
+        load_int4(&g, packed, column);
     const int8_t *values = x->values + (size_t)group * x->values_stride + (size_t)row * GROUP;
     const float *scales = x->scales + (size_t)group * x->stride + (size_t)row;
     const int32_t *minus_sums = x->minus_sums + (size_t)group * x->stride + (size_t)row;
     for (int r = 0; r < n_rows; r++) {
-        fetch_at_row(&ahead);
+        prefetch_at_row(&ahead);
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++) {
             vi sum = dot_group(&g, bits, v, values + (size_t)r * GROUP, vi_set1(minus_sums[r]));
@@ -125,12 +133,12 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
     }
 }
 
-/* Many rows wait for the places of their results too, which are fetched while a panel is multiplied: at
- * each group those of a part of the rows. */
-#define FETCHING_OUT_ROWS 32
+/* With many rows the stores of the results would wait for memory too, so their cache lines are
+ * prefetched while a panel is multiplied: at each group, those of a share of the rows. */
+#define PREFETCH_OUT_MIN_ROWS 32
 
-INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
-                      int n_groups) {
+INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
+                         int n_groups) {
     int end = (int)((long)n_rows * (group + 1) / n_groups);
     for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
@@ -141,22 +149,22 @@ INLINE void fetch_out(const matmul_args *a, int row, int n_rows, int panel, int 
 
 INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin, int panel_end) {
     float totals[PASS_ROWS * PANEL];
-    const size_t block_bytes = bits == 8 ? INT8_BLOCK : INT4_BLOCK;
+    const size_t group_bytes = bits == 8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES;
     const int width = DOT_VECTORS * VF_WIDTH;
-    const size_t width_bytes = block_bytes * (size_t)width / PANEL;
+    const size_t width_bytes = group_bytes * (size_t)width / PANEL;
     const int n_groups = (a->k + GROUP - 1) / GROUP;
     const uint8_t *panels = a->panels;
     for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
         int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
-            const uint8_t *blocks = panels + (size_t)panel * (size_t)n_groups * block_bytes;
-            for (int g = 0; g < n_groups; g++, blocks += block_bytes) {
-                const uint8_t *ahead = blocks + FETCH_AHEAD;
-                if (n_rows >= FETCHING_OUT_ROWS)
-                    fetch_out(a, row, n_rows, panel, g, n_groups);
+            const uint8_t *packed = panels + (size_t)panel * (size_t)n_groups * group_bytes;
+            for (int g = 0; g < n_groups; g++, packed += group_bytes) {
+                const uint8_t *ahead = packed + PREFETCH_AHEAD;
+                if (n_rows >= PREFETCH_OUT_MIN_ROWS)
+                    prefetch_out(a, row, n_rows, panel, g, n_groups);
                 for (int c = 0; c < PANEL; c += width, ahead += width_bytes)
-                    multiply_group(&a->quantized, bits, g, row, n_rows, blocks, c,
-                                   fetch_for_rows(ahead, width_bytes, n_rows), totals);
+                    multiply_group(&a->quantized, bits, g, row, n_rows, packed, c,
+                                   prefetch_for_rows(ahead, width_bytes, n_rows), totals);
             }
             finish_panel(a, row, n_rows, panel, totals);
         }

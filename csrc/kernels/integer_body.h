@@ -1,4 +1,5 @@
-/* The integer kernels alone, for an instruction set that shares all others with a lesser one. */
+/* The integer kernels alone, for an instruction set that otherwise uses the kernels of a smaller
+ * one. */
 #include "kernels/functions.h"
 
 #include "kernels/quantize_rows.h"

@@ -1,4 +1,4 @@
-/* Layer norm of one row (Ba et al. 2016), in two passes: the mean, then the mean square deviation
+/* Layer norm of one row (Ba et al. 2016) in two passes: the mean, then the mean squared deviation
  * from it. */
 static void layer_norm_kernel(const float *x, const float *weight, const float *bias, float epsilon,
                               int n, float *out) {

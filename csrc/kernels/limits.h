@@ -1,4 +1,4 @@
-/* What the machine can do at most, beside which benchmarks show what the other kernels reach. */
+/* The limits of the machine, which benchmarks compare the other kernels with. */
 
 #define STREAM_CHAINS 8
 
@@ -20,8 +20,8 @@ static float stream_kernel(const float *x, size_t n) {
     return lanes_of[0];
 }
 
-/* Multiplies and adds in registers alone. 12 chains that depend on themselves only fill two units of
- * a latency of four to six cycles, and fit AVX2's 16 registers. Returns the operations done. */
+/* Multiplies and adds in registers only, and returns the number of operations. 12 independent
+ * chains fill two FMA units with a latency of four to six cycles, and fit AVX2's 16 registers. */
 #define FMA_CHAINS 6
 
 static double multiply_add_kernel(long long steps, float factor, float *result) {

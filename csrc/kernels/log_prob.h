@@ -1,44 +1,44 @@
-/* Log-probabilities from logits.
+/* Log-probabilities and entropy from logits.
  *
- * The soft-max's denominator runs over tiles of TILE_IDS ids: each has its own greatest logit m and
- * the sums, in 16 lanes, of e = exp(x - m) and of e * (x - m); tiles are merged ascending. */
+ * The sums run over tiles of TILE_IDS ids. A tile has its own largest logit m and adds, in 16
+ * lanes, e = exp(x - m) and e * (x - m); tiles are merged ascending. */
 
 #define TILE_IDS 1024
 
-/* Below this difference exp is zero, and the product with it nothing rather than 0 * -infinity. */
-#define LEAST_EXPONENT -104.0f
+/* Below it exp is zero, and the product with it is left out instead of being 0 * -infinity. */
+#define MIN_EXPONENT -104.0f
 
 typedef struct {
-    float greatest;   /* m */
+    float max;        /* m */
     float sum;        /* of e */
     float sum_scaled; /* of e * (x - m) */
-} denominator;
+} softmax_sums;
 
-INLINE float exp_of(float x) {
+INLINE float exp_scalar(float x) {
     float lane[VF_WIDTH];
     vf_store(lane, vf_exp(vf_set1(x)));
     return lane[0];
 }
 
-INLINE float log_of(float x) {
+INLINE float log_scalar(float x) {
     float lane[VF_WIDTH];
     vf_store(lane, vf_log(vf_set1(x)));
     return lane[0];
 }
 
-static denominator denominator_of_tile(const float *logits, int n) {
-    /* A NaN logit makes its own exp, and so the sum, a NaN. */
-    denominator tile = {greatest(logits, n), 0.0f, 0.0f};
-    if (tile.greatest == -__builtin_inff())
+static softmax_sums sums_of_tile(const float *logits, int n) {
+    /* A NaN logit makes its own exp, and so the sum, NaN. */
+    softmax_sums tile = {row_max(logits, n), 0.0f, 0.0f};
+    if (tile.max == -__builtin_inff())
         return tile;
     lanes sum = lanes_zero(), scaled = lanes_zero();
     for (int i = 0; i < n; i += LANES)
         for (int v = 0; v < LANE_VECTORS; v++) {
             int at = i + v * VF_WIDTH;
             if (at < n) {
-                vf below = vf_sub(vf_load_first(logits + at, n - at), vf_set1(tile.greatest));
+                vf below = vf_sub(vf_load_first(logits + at, n - at), vf_set1(tile.max));
                 vf e = vf_keep_first(vf_exp(below), n - at);
-                below = vf_if_less(below, vf_set1(LEAST_EXPONENT), vf_set1(0.0f), below);
+                below = vf_select_less(below, vf_set1(MIN_EXPONENT), vf_set1(0.0f), below);
                 below = vf_keep_first(below, n - at);
                 sum.part[v] = vf_add(sum.part[v], e);
                 scaled.part[v] = vf_fma(e, below, scaled.part[v]);
@@ -49,54 +49,54 @@ static denominator denominator_of_tile(const float *logits, int n) {
     return tile;
 }
 
-/* b's sums, brought to a's greatest logit, which is no less, are added to a's. */
-static denominator with_smaller(denominator a, denominator b) {
+/* Adds b's sums, rescaled to a's max, to a's; b's max is at most a's. */
+static softmax_sums merge_smaller(softmax_sums a, softmax_sums b) {
     if (b.sum == 0.0f)
-        return a; /* its greatest logit is minus infinity */
-    float below = b.greatest - a.greatest;
-    if (below < LEAST_EXPONENT)
+        return a; /* its largest logit is -infinity */
+    float below = b.max - a.max;
+    if (below < MIN_EXPONENT)
         return a;
-    float factor = exp_of(below);
+    float factor = exp_scalar(below);
     a.sum = __builtin_fmaf(b.sum, factor, a.sum);
     a.sum_scaled = __builtin_fmaf(__builtin_fmaf(b.sum, below, b.sum_scaled), factor, a.sum_scaled);
     return a;
 }
 
-static denominator denominator_of(const float *logits, int n) {
-    denominator all = denominator_of_tile(logits, n < TILE_IDS ? n : TILE_IDS);
+static softmax_sums sums_of_row(const float *logits, int n) {
+    softmax_sums all = sums_of_tile(logits, n < TILE_IDS ? n : TILE_IDS);
     for (int begin = TILE_IDS; begin < n; begin += TILE_IDS) {
         int length = n - begin < TILE_IDS ? n - begin : TILE_IDS;
-        denominator tile = denominator_of_tile(logits + begin, length);
-        all = tile.greatest > all.greatest ? with_smaller(tile, all) : with_smaller(all, tile);
+        softmax_sums tile = sums_of_tile(logits + begin, length);
+        all = tile.max > all.max ? merge_smaller(tile, all) : merge_smaller(all, tile);
     }
     return all;
 }
 
-/* M + log S, so that log p(id) = logit - (M + log S), and the entropy in nats; both are NaN where a
- * logit is one or none is finite. */
-static void log_total_kernel(const float *logits, int n, float *log_total, float *entropy) {
-    denominator all = denominator_of(logits, n);
-    if (!(all.sum > 0.0f) || all.greatest - all.greatest != 0.0f) {
-        *log_total = *entropy = __builtin_nanf("");
+/* With the merged max M and sum S: M + log S, so that log p(id) = logit - (M + log S), and the
+ * entropy in nats. Both are NaN if a logit is NaN or the largest is infinite. */
+static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
+    softmax_sums all = sums_of_row(logits, n);
+    if (!(all.sum > 0.0f) || all.max - all.max != 0.0f) {
+        *log_sum_exp = *entropy = __builtin_nanf("");
         return;
     }
-    float log_sum = log_of(all.sum);
-    *log_total = all.greatest + log_sum;
+    float log_sum = log_scalar(all.sum);
+    *log_sum_exp = all.max + log_sum;
     *entropy = log_sum - all.sum_scaled / all.sum;
 }
 
-/* How many of n logits are greater than x, or, with ties set, no less. */
-static int count_above(const float *logits, int n, float x, int ties) {
+/* Counts the logits greater than x, or with or_equal greater than or equal to x. */
+static int count_above(const float *logits, int n, float x, int or_equal) {
     vf bound = vf_set1(x), one = vf_set1(1.0f), zero = vf_set1(0.0f), count = zero;
-    float total = 0.0f; /* counts below 2^24 are exact */
+    float total = 0.0f; /* exact below 2^24 */
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf loaded = vf_load(logits + i);
-        count = vf_add(count, ties ? vf_if_less(loaded, bound, zero, one)
-                                   : vf_if_less(bound, loaded, one, zero));
+        count = vf_add(count, or_equal ? vf_select_less(loaded, bound, zero, one)
+                                       : vf_select_less(bound, loaded, one, zero));
     }
     for (; i < n; i++)
-        total += ties ? logits[i] >= x : logits[i] > x;
+        total += or_equal ? logits[i] >= x : logits[i] > x;
     float lane[VF_WIDTH];
     vf_store(lane, count);
     for (i = 0; i < VF_WIDTH; i++)
@@ -104,7 +104,7 @@ static int count_above(const float *logits, int n, float x, int ties) {
     return (int)total;
 }
 
-/* 1 for the most likely id; of equal logits the lower id comes first. */
+/* 1 for the most likely id. Of equal logits the lower id comes first. */
 static int rank_kernel(const float *logits, int n, int id) {
     return 1 + count_above(logits, id, logits[id], 1) +
            count_above(logits + id + 1, n - id - 1, logits[id], 0);

@@ -1,21 +1,29 @@
-/* Matrix products with packed panels.
+/* Float matrix products with packed panels.
  *
- * An output is defined as: for each block of K_BLOCK steps of k one FMA chain from +0, k ascending;
- * the block sums added ascending; then the bias, the activation, the residual. Lanes run across the
- * output columns and rows of x across registers, so neither the tile's shape nor the number of rows
- * shows in any bit. */
+ * An output is defined as follows: one FMA chain from +0 over each block of K_BLOCK steps of k,
+ * ascending; the block sums added ascending; then the bias, the activation, the residual. A
+ * vector's lanes are output columns, and rows of x have registers of their own, so neither the
+ * shape of a tile nor the number of rows changes any bit.
+ *
+ * Tiles. A tile is `rows` rows of x by VECTORS_OF(rows) vectors of a panel's columns. At each step
+ * of k it loads these vectors of weights once, broadcasts one element of each row, and does one FMA
+ * for each pair. Its sums stay in registers through a block of k, so a vector header chooses
+ * TILE_ROWS and TILE_VECTORS such that the sums, the weights and a broadcast fit the register file:
+ * more rows mean fewer loads of weights per FMA, and too many spill. The sums of finished blocks
+ * (`total`) are touched once per block and may spill. */
 
-/* Vectors of columns in a tile: a single row needs as many chains as hide an FMA's latency. */
+/* Vectors of columns in a tile. A tile of one row needs several independent chains to hide the
+ * latency of an FMA. */
 #define VECTORS_OF(rows) ((rows) == 1 ? ROW_VECTORS : TILE_VECTORS)
 
-/* What a tile fetches meanwhile: so many cache lines, 0 to 2, at each step of k that is a multiple of
+/* What a tile prefetches: `lines` cache lines, 0 to 2, at each step of k that is a multiple of
  * 2^shift. */
 typedef struct {
     const float *from;
     int lines, shift;
-} fetch;
+} tile_prefetch;
 
-INLINE void fetch_at(fetch f, int i) {
+INLINE void prefetch_at(tile_prefetch f, int i) {
     if (f.lines == 0 || i & ((1 << f.shift) - 1))
         return;
     const float *line = f.from + (size_t)((i >> f.shift) * f.lines) * CACHE_LINE;
@@ -24,9 +32,10 @@ INLINE void fetch_at(fetch f, int i) {
         prefetch(line + CACHE_LINE);
 }
 
-/* totals[rows][PANEL] = x[rows, k] @ panel[k, columns c .. c + VECTORS_OF(rows) vectors] */
+/* totals[r][..] = x[r, k] @ panel[k, ..] for `rows` rows and VECTORS_OF(rows) vectors of columns;
+ * panel and totals point to the first of these columns. */
 INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, const float *panel,
-                          fetch ahead, float *totals) {
+                          tile_prefetch ahead, float *totals) {
     const int n_vectors = VECTORS_OF(rows);
     vf total[TILE_ROWS][ROW_VECTORS], sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
@@ -49,7 +58,7 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
             for (int v = 0; v < n_vectors; v++)
                 weights[v] = vf_load(panel + (size_t)i * PANEL + v * VF_WIDTH);
             if (rows > 1)
-                fetch_at(ahead, i);
+                prefetch_at(ahead, i);
             UNROLL
             for (int r = 0; r < rows; r++) {
                 vf broadcast = vf_set1(x[(size_t)r * a->x_stride + (size_t)i]);
@@ -73,7 +82,7 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
     }
 }
 
-/* The row counts of a tile; CASE is what to do for one. */
+/* The row counts of a tile; CASE(n) is the code for n rows. */
 #if TILE_ROWS == 2
 #define TILE_CASES CASE(1) CASE(2)
 #elif TILE_ROWS == 6
@@ -82,9 +91,9 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 #define TILE_CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
 #endif
 
-/* Each row count is its own unrolled copy, its sums in registers. */
+/* Each row count has its own unrolled copy, with its sums in registers. */
 INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const float *panel,
-                          fetch ahead, float *totals) {
+                          tile_prefetch ahead, float *totals) {
     switch (rows) {
 #define CASE(n)                                       \
     case n:                                           \
@@ -95,24 +104,27 @@ INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const 
     }
 }
 
-/* While it multiplies many rows a processor looks too few steps ahead to keep the memory busy: a lone
- * tile fetches what it will need a block later, several share the next panel out among them. (With few
- * rows it looks ahead by itself, and to fetch more was seen to cost decoding a sixth.) Past the last
- * panel's end nothing is read, so that nothing need be there. */
-#define FETCHING_ROWS 5
+/* With many rows a processor does not look enough steps of k ahead to keep the memory busy, so
+ * tiles prefetch: a single tile prefetches the weights of the next block of k, several tiles share
+ * the prefetch of the next panel. With few rows the processor looks far enough ahead itself;
+ * prefetching then made decoding a sixth slower. A prefetch beyond the last panel is harmless,
+ * because it does not read. */
+#define PREFETCH_MIN_ROWS 5
 
-INLINE fetch fetch_of_tile(const matmul_args *a, const float *panel, int n_tiles, int tile) {
-    if (a->n_rows < FETCHING_ROWS)
-        return (fetch){panel, 0, 0};
+INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const float *panel, int n_tiles,
+                                      int tile) {
+    if (a->n_rows < PREFETCH_MIN_ROWS)
+        return (tile_prefetch){panel, 0, 0};
     if (n_tiles == 1)
-        return (fetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE, 0};
-    int shift = 0, n_shares = PANEL / CACHE_LINE; /* at a line a step */
+        return (tile_prefetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE, 0};
+    int shift = 0, n_shares = PANEL / CACHE_LINE; /* one line per step */
     while (2 * n_shares <= n_tiles) {
         n_shares *= 2;
         shift++;
     }
     size_t share = (size_t)((a->k >> shift) + 1) * CACHE_LINE;
-    return (fetch){panel + (size_t)a->k * PANEL + (size_t)tile * share, tile < n_shares, shift};
+    return (tile_prefetch){panel + (size_t)a->k * PANEL + (size_t)tile * share, tile < n_shares,
+                           shift};
 }
 
 /* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. */
@@ -121,7 +133,7 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     int n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int tile = 0, row = 0; tile < n_tiles; tile++) {
         int rows = (n_rows - row + n_tiles - tile - 1) / (n_tiles - tile);
-        fetch ahead = fetch_of_tile(a, panel, n_tiles, tile);
+        tile_prefetch ahead = prefetch_of_tile(a, panel, n_tiles, tile);
         for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH)
             multiply_rows(rows, a, x + (size_t)row * a->x_stride, panel + c, ahead,
                           totals + row * PANEL + c);
@@ -129,8 +141,8 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     }
 }
 
-/* All panels for some rows, then for the next rows: these rows' x stays in the second-level cache, and
- * the panels run through in their order, which the memory likes. */
+/* All panels for some rows, then for the next rows: x of these rows stays in the second-level
+ * cache, and the panels are read in the order of memory. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
     float totals[PASS_ROWS * PANEL];
     for (int row = 0; row < a->n_rows; row += PASS_ROWS) {

@@ -1,21 +1,21 @@
-/* Rows in 8 bits, by group.
+/* Rows quantised to int8 by group.
  *
- * The scale is the greatest magnitude / 127; a value is x * (1 / scale), to nearest even. Where the
- * scale would be below the least normal float it is 0, and so are the values; where a number is not
- * finite it is a NaN. */
+ * The scale is the largest magnitude / 127; a value is x * (1 / scale), rounded to nearest even. If
+ * the scale would be denormal, it and the values are 0; if an element is not finite, the scale is
+ * NaN. */
 
 #define GROUP_VECTORS (GROUP / VF_WIDTH)
 
-/* A group of the r-th row. */
+/* Quantises one group of row r. */
 INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *out, int group,
                            int r) {
     int8_t *values = out->values + (size_t)group * out->values_stride + (size_t)r * GROUP;
     const size_t at = (size_t)group * out->stride + (size_t)r;
-    vi most = vi_set1(0); /* of bits: what is no number is the greatest */
+    vi max = vi_set1(0); /* as bits, where NaN is above all numbers */
     UNROLL
     for (int v = 0; v < GROUP_VECTORS; v++)
-        most = vi_max(most, vi_bits(vf_magnitude(part[v])));
-    int32_t bits = vi_greatest(most);
+        max = vi_max(max, vi_bits(vf_abs(part[v])));
+    int32_t bits = vi_reduce_max(max);
     float magnitude;
     memcpy(&magnitude, &bits, sizeof magnitude);
     float scale = magnitude / 127.0f;
@@ -29,12 +29,12 @@ INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *o
     vi total = vi_set1(0);
     UNROLL
     for (int v = 0; v < GROUP_VECTORS; v++) {
-        vi nearest = vi_nearest(vf_mul(part[v], factor));
+        vi nearest = vi_round(vf_mul(part[v], factor));
         total = vi_sub(total, nearest);
-        vi_store_bytes(values + v * VF_WIDTH, nearest);
+        vi_store_8(values + v * VF_WIDTH, nearest);
     }
     out->scales[at] = scale;
-    out->minus_sums[at] = vi_total(total);
+    out->minus_sums[at] = vi_reduce_add(total);
 }
 
 static inline void quantize_rows_kernel(const float *x, size_t x_stride, int begin, int end, int k,

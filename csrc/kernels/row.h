@@ -1,8 +1,8 @@
-/* Sums along a row, and its greatest element.
+/* Sums along a row, and its largest element.
  *
- * A sum has 16 virtual lanes (element i in lane i mod 16) and one fixed tree, whatever the register
- * width. A lane starts at +0 and so never becomes -0, which makes adding the zeros of a masked tail a
- * no-op. */
+ * A sum has 16 virtual lanes (element i in lane i mod 16) that are added by one fixed tree,
+ * whatever the width of a vector. A lane starts at +0 and so never becomes -0; adding the zeros of
+ * a masked tail therefore changes no bit. */
 
 #define LANES 16
 #define LANE_VECTORS (LANES / VF_WIDTH)
@@ -18,7 +18,7 @@ INLINE lanes lanes_zero(void) {
     return sum;
 }
 
-/* Lanes 0-7 take 8-15, then 0-3 take 4-7, and so on. */
+/* Adds lanes 8-15 to 0-7, then 4-7 to 0-3, and so on. */
 INLINE float lanes_total(const lanes *sum) {
     float t[LANES];
     for (int v = 0; v < LANE_VECTORS; v++)
@@ -29,23 +29,24 @@ INLINE float lanes_total(const lanes *sum) {
     return t[0];
 }
 
-/* The greatest of n elements; a NaN where any is one. The order of comparisons shows only in the sign
+/* The largest of n elements; NaN if any is NaN. The order of the comparisons affects only the sign
  * of a zero. */
-static float greatest(const float *row, int n) {
-    vf most = vf_set1(row[0]), nan = vf_set1(0.0f);
+static float row_max(const float *row, int n) {
+    vf max = vf_set1(row[0]), nan = vf_set1(0.0f);
     for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
-        most = vf_greater(x, most);
-        nan = vf_if_nan(x, nan);
+        max = vf_max(x, max);
+        nan = vf_nan_or(x, nan);
     }
-    /* The last vector has some elements again, or, where there are fewer than a vector's, each its own. */
+    /* The last vector overlaps the one before. A row shorter than a vector is read element by
+     * element. */
     for (int i = n < VF_WIDTH ? 0 : n - VF_WIDTH; i < n; i += n < VF_WIDTH ? 1 : VF_WIDTH) {
         vf x = n < VF_WIDTH ? vf_set1(row[i]) : vf_load(row + i);
-        most = vf_greater(x, most);
-        nan = vf_if_nan(x, nan);
+        max = vf_max(x, max);
+        nan = vf_nan_or(x, nan);
     }
     float lane[VF_WIDTH], nans[VF_WIDTH];
-    vf_store(lane, most);
+    vf_store(lane, max);
     vf_store(nans, nan);
     float result = lane[0];
     for (int i = 0; i < VF_WIDTH; i++) {

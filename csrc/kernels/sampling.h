@@ -1,16 +1,21 @@
-/* Choosing a token from logits. */
+/* Choosing a token from logits: the largest, or a draw.
+ *
+ * A draw uses the Gumbel-max trick: the id with the largest logit + Gumbel noise is a draw from the
+ * softmax. The noise is a function of the seed, the sample, the position and the id, by a
+ * counter-based generator; so a draw depends on nothing that runs beside it, and no sum over the
+ * logits is needed. */
 
-/* Goes by blocks, so that only one has to be searched for its greatest logit's id. */
+/* Finds the block with the largest logit first, so only that one is searched for the id. */
 static int arg_max_kernel(const float *logits, int n) {
     const int block = 1024;
     float best = 0.0f;
     int best_block = -1;
     for (int begin = 0; begin < n; begin += block) {
-        float most = greatest(logits + begin, n - begin < block ? n - begin : block);
-        if (most != most)
+        float max = row_max(logits + begin, n - begin < block ? n - begin : block);
+        if (max != max)
             return -1;
-        if (best_block < 0 || most > best) {
-            best = most;
+        if (best_block < 0 || max > best) {
+            best = max;
             best_block = begin;
         }
     }
@@ -20,13 +25,13 @@ static int arg_max_kernel(const float *logits, int n) {
     return id;
 }
 
-/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four words
- * that depend on nothing but the counter and the key. */
+/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four random
+ * words from a counter and a key. */
 INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; round++) {
         vi upper0, upper2;
-        vi lower0 = vi_multiply(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
-        vi lower2 = vi_multiply(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
+        vi lower0 = vi_mul_wide(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
+        vi lower2 = vi_mul_wide(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
         counter[0] = vi_xor(vi_xor(upper2, counter[1]), vi_set1((int32_t)key0));
         counter[1] = lower2;
         counter[2] = vi_xor(vi_xor(upper0, counter[3]), vi_set1((int32_t)key1));
@@ -36,15 +41,15 @@ INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     }
 }
 
-/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, 0). The last
- * word of a counter is its use: 0 for noise, 1 for a chance that belongs to the position. */
+/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, use). The
+ * use is 0 for noise and 1 for uniform_kernel. */
 INLINE vi random_word(const noise_key *key, vi id) {
     vi counter[4] = {vi_shift_right_unsigned(id, 2), vi_set1((int32_t)key->position),
                      vi_set1((int32_t)key->sample), vi_set1(0)};
     philox(counter, (uint32_t)key->seed, (uint32_t)(key->seed >> 32));
     vi which = vi_and(id, vi_set1(3)), word = counter[0];
     for (int w = 1; w < 4; w++)
-        word = vi_if_equal(which, vi_set1(w), counter[w], word);
+        word = vi_select_equal(which, vi_set1(w), counter[w], word);
     return word;
 }
 
@@ -54,40 +59,40 @@ INLINE vf vf_from_unsigned(vi r) {
     return vf_fma(upper, vf_set1(65536.0f), vf_from_int(vi_and(r, vi_set1(0xffff))));
 }
 
-/* -log(u) of u = (r + 1/2) / 2^32. Near u = 1 it comes from the distance to 1, which keeps all of
- * its 32 bits: the likeliest ids of a draw are decided there. */
+/* -log(u) for u = (r + 1/2) / 2^32. Near u = 1 it is computed from 1 - u, which keeps all 32 bits
+ * of r: the most likely ids of a draw are decided there. */
 INLINE vf exponential_variate(vi r) {
     const vf unit = vf_set1(2.32830644e-10f), half = vf_set1(0.5f); /* 2^-32 */
     vf u = vf_mul(vf_add(vf_from_unsigned(r), half), unit);
     vf distance = vf_mul(vf_add(vf_from_unsigned(vi_xor(r, vi_set1(-1))), half), unit);
     vf far_from_one = vf_log(u);
     vf near_one = log_of_one_plus(vf_sub(vf_set1(0.0f), distance));
-    vf log_u = vf_if_less(distance, vf_set1(0.25f), near_one, far_from_one);
+    vf log_u = vf_select_less(distance, vf_set1(0.25f), near_one, far_from_one);
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
-/* The Gumbel-max trick: the arg max over ids of logit - log(-log u) is a draw from the soft-max. */
-INLINE vf perturbed(vf logit, vi id, const noise_key *key) {
+/* logit - log(-log u). */
+INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     vf exponential = exponential_variate(random_word(key, id));
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
 }
 
-/* The best scores so far, lane by lane, and their ids, which as floats are exact. */
+/* The best score of each lane so far, and its id. Ids are exact as floats. */
 typedef struct {
     vf score, id;
 } best_draws;
 
-INLINE void draw_among(best_draws *best, vf logit, vi id, const noise_key *key) {
-    vf score = perturbed(logit, id, key);
+INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
+    vf score = add_gumbel_noise(logit, id, key);
     vf number = vf_from_int(id);
-    vf lower = vf_if_less(number, best->id, number, best->id);
-    vf otherwise = vf_if_less(score, best->score, best->id, lower);
-    best->id = vf_if_less(best->score, score, number, otherwise);
-    best->score = vf_if_less(best->score, score, score, best->score);
+    vf lower = vf_select_less(number, best->id, number, best->id);
+    vf otherwise = vf_select_less(score, best->score, best->id, lower);
+    best->id = vf_select_less(best->score, score, number, otherwise);
+    best->score = vf_select_less(best->score, score, score, best->score);
 }
 
-/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9: an id further below the
- * most likely one cannot win, and a block that holds no other is passed over. */
+/* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9. An id whose logit
+ * is NOISE_RANGE below the largest cannot win, so a block of such ids is skipped. */
 #define NOISE_RANGE 26.5f
 #define DRAW_BLOCK 64
 
@@ -95,10 +100,10 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
                             const noise_key *key) {
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH)
-        draw_among(best, vf_load(logits + i), vi_load(ids + i), key);
+        keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
     if (i == n)
         return;
-    /* The rest, and its first one again where a vector has more lanes. */
+    /* The last, incomplete vector, filled up with its first element. */
     float last_logits[VF_WIDTH];
     int32_t last_ids[VF_WIDTH];
     for (int j = 0; j < VF_WIDTH; j++) {
@@ -106,18 +111,18 @@ static void draw_from_block(best_draws *best, const float *logits, const int32_t
         last_logits[j] = logits[at];
         last_ids[j] = ids[at];
     }
-    draw_among(best, vf_load(last_logits), vi_load(last_ids), key);
+    keep_best(best, vf_load(last_logits), vi_load(last_ids), key);
 }
 
-/* No logit is NaN, and the greatest is finite; -infinity never wins. */
+/* Requires that no logit is NaN and the largest is finite. -infinity never wins. */
 static int draw_kernel(const float *logits, const int32_t *ids, int n, const noise_key *key,
                        float *best_score) {
     const float lowest = -3.402823466e38f;
-    float floor = greatest(logits, n) - NOISE_RANGE;
+    float threshold = row_max(logits, n) - NOISE_RANGE;
     best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
     for (int i = 0; i < n; i += DRAW_BLOCK) {
         int rest = n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK;
-        if (greatest(logits + i, rest) >= floor)
+        if (row_max(logits + i, rest) >= threshold)
             draw_from_block(&best, logits + i, ids + i, rest, key);
     }
     float scores[VF_WIDTH], numbers[VF_WIDTH];
@@ -132,8 +137,8 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     return (int)numbers[first];
 }
 
-/* A number from 0 up to, and not, 1 that belongs to the position: 24 bits of its counter's word 0. */
-static float chance_kernel(const noise_key *key) {
+/* 24 bits of word 0 of the counter (0, position, sample, 1). */
+static float uniform_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
                      vi_set1(1)};
     philox(counter, (uint32_t)key->seed, (uint32_t)(key->seed >> 32));

@@ -1,16 +1,18 @@
-/* Packing and ownership of the weights. */
+/* The memory of a model's weights; loading and reading them. */
 #include "model/model.h"
 
 #include "cache.h"
 #include "cpu.h"
 #include "fpenv.h"
+#include "model/tensors.h"
 #include "os/os.h"
 #include "pool.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Walks the arena: the first walk (base NULL) counts floats, the second hands out places. */
+/* Lays tensors out in the arena. A first walk, with base NULL, only counts floats; the second
+ * assigns the memory. */
 typedef struct {
     float *base;
     size_t used; /* floats */
@@ -24,61 +26,48 @@ static float *take(arena_walk *walk, size_t rows, size_t width) {
         walk->overflow = 1;
     if (walk->overflow)
         return NULL;
-    float *place = walk->base ? walk->base + walk->used : NULL;
+    float *memory = walk->base ? walk->base + walk->used : NULL;
     walk->used = (count + PANEL - 1) / PANEL * PANEL;
-    return place;
+    return memory;
 }
 
-static packed_matrix take_matrix(arena_walk *walk, int32_t weights, size_t k, size_t n) {
-    size_t width = pack_panel_bytes((gpt2c_weights)weights, k) / sizeof(float);
-    return (packed_matrix){take(walk, panels_of(n), width), k, n, (gpt2c_weights)weights};
+static packed_matrix take_matrix(arena_walk *walk, gpt2c_dtype dtype, size_t k, size_t n) {
+    size_t width = pack_panel_bytes(dtype, k) / sizeof(float);
+    return (packed_matrix){take(walk, panels_of(n), width), k, n, dtype};
 }
 
-static float *take_vector(arena_walk *walk, size_t n) { return take(walk, panels_of(n), PANEL); }
-
-/* In the order of use, so that a token reads the arena from front to back; the head's matrix,
- * which ends a token, is last. */
+/* Tensors lie in the order of use, so that a pass reads the arena from front to back. A draft
+ * model has matrices only, and shares the base's vectors. */
 static void lay_out(gpt2c_model *m, arena_walk *walk) {
-    const gpt2c_config *c = &m->config;
-    size_t n_embd = (size_t)c->n_embd, n_inner = (size_t)c->n_inner, n_vocab = (size_t)c->n_vocab;
-    m->wpe = take(walk, (size_t)m->config.n_positions, n_embd);
-    for (int32_t layer = 0; layer < m->config.n_layer; layer++) {
-        block_weights *b = &m->blocks[layer];
-        b->ln_1_weight = take_vector(walk, n_embd);
-        b->ln_1_bias = take_vector(walk, n_embd);
-        b->c_attn_weight = take_matrix(walk, c->weights, n_embd, 3 * n_embd);
-        b->c_attn_bias = take_vector(walk, 3 * n_embd);
-        b->attn_c_proj_weight = take_matrix(walk, c->weights, n_embd, n_embd);
-        b->attn_c_proj_bias = take_vector(walk, n_embd);
-        b->ln_2_weight = take_vector(walk, n_embd);
-        b->ln_2_bias = take_vector(walk, n_embd);
-        b->c_fc_weight = take_matrix(walk, c->weights, n_embd, n_inner);
-        b->c_fc_bias = take_vector(walk, n_inner);
-        b->mlp_c_proj_weight = take_matrix(walk, c->weights, n_inner, n_embd);
-        b->mlp_c_proj_bias = take_vector(walk, n_embd);
+    for (int32_t i = 0; i < tensor_count(m); i++) {
+        tensor_view t = tensor_at(m, i);
+        size_t k = t.packing == ROWS_ARE_N ? t.width : t.n_rows;
+        size_t n = t.packing == ROWS_ARE_N ? t.n_rows : t.width;
+        if (t.matrix)
+            *t.matrix = take_matrix(walk, t.dtype, k, n);
+        else if (!m->base)
+            *t.floats = take(walk, t.n_rows, t.width);
     }
-    m->ln_f_weight = take_vector(walk, n_embd);
-    m->ln_f_bias = take_vector(walk, n_embd);
-    m->wte = take_matrix(walk, c->embeddings, n_embd, n_vocab);
-    m->head = c->tied_head ? m->wte : take_matrix(walk, c->embeddings, n_embd, n_vocab);
+    if (m->config.tied_head)
+        m->head = m->wte;
 }
 
-static int config_is_possible(const gpt2c_config *c) {
-    const int32_t most = 1 << 20; /* so that no product of two sizes overflows */
-    return c->n_vocab > 0 && c->n_vocab <= most && c->n_positions > 0 && c->n_positions <= most &&
-           c->n_embd > 0 && c->n_embd <= most && c->n_inner > 0 && c->n_inner <= 4 * most &&
-           c->n_layer >= 0 && c->n_layer <= most && c->n_head > 0 && c->n_head <= most &&
+static int config_is_valid(const gpt2c_config *c) {
+    const int32_t max = 1 << 20; /* so that no product of two sizes overflows */
+    return c->n_vocab > 0 && c->n_vocab <= max && c->n_positions > 0 && c->n_positions <= max &&
+           c->n_embd > 0 && c->n_embd <= max && c->n_inner > 0 && c->n_inner <= 4 * max &&
+           c->n_layer >= 0 && c->n_layer <= max && c->n_head > 0 && c->n_head <= max &&
            (c->n_layer == 0 || c->n_embd % c->n_head == 0) && c->activation >= GPT2C_GELU_TANH &&
            c->activation < GPT2C_IDENTITY && c->layer_norm_epsilon >= 0.0f &&
-           c->weights >= GPT2C_FLOAT32 && c->weights <= GPT2C_INT4 &&
-           c->embeddings >= GPT2C_FLOAT32 && c->embeddings <= GPT2C_INT4 &&
-           (c->weights == GPT2C_FLOAT32) == (c->embeddings == GPT2C_FLOAT32) &&
+           c->layer_dtype >= GPT2C_FLOAT32 && c->layer_dtype <= GPT2C_INT4 &&
+           c->embedding_dtype >= GPT2C_FLOAT32 && c->embedding_dtype <= GPT2C_INT4 &&
+           (c->layer_dtype == GPT2C_FLOAT32) == (c->embedding_dtype == GPT2C_FLOAT32) &&
            c->n_candidates >= 1;
 }
 
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model) {
-    if (!config_is_possible(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
+    if (!config_is_valid(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
         return GPT2C_BAD_ARGUMENT;
     const instruction_set *set = cpu_instruction_set(isa);
     if (!set)
@@ -91,11 +80,11 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     m->integer = set->integer;
     m->n_threads = n_threads;
     m->head_dim = config->n_layer ? config->n_embd / config->n_head : 0;
-    m->blocks = calloc((size_t)config->n_layer + 1, sizeof *m->blocks);
+    m->layers = calloc((size_t)config->n_layer + 1, sizeof *m->layers);
     arena_walk walk = {0};
-    if (m->blocks)
+    if (m->layers)
         lay_out(m, &walk);
-    if (m->blocks && !walk.overflow) {
+    if (m->layers && !walk.overflow) {
         m->arena_bytes = walk.used * sizeof(float);
         m->arena = os_arena_alloc(m->arena_bytes);
     }
@@ -109,30 +98,6 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     return GPT2C_OK;
 }
 
-/* Every matrix of a draft model beside the base's; its head is the last, where it is not wte. */
-static packed_matrix *matrix_of(gpt2c_model *m, int32_t i) {
-    if (i >= 4 * m->config.n_layer)
-        return i == 4 * m->config.n_layer ? &m->wte : &m->head;
-    block_weights *b = &m->blocks[i / 4];
-    packed_matrix *matrices[] = {&b->c_attn_weight, &b->attn_c_proj_weight, &b->c_fc_weight,
-                                 &b->mlp_c_proj_weight};
-    return matrices[i % 4];
-}
-
-static int32_t n_matrices(const gpt2c_model *m) {
-    return 4 * m->config.n_layer + (m->config.tied_head ? 1 : 2);
-}
-
-static void lay_out_draft(gpt2c_model *m, arena_walk *walk) {
-    for (int32_t i = 0; i < n_matrices(m); i++) {
-        packed_matrix *matrix = matrix_of(m, i);
-        int32_t weights = i < 4 * m->config.n_layer ? m->config.weights : m->config.embeddings;
-        *matrix = take_matrix(walk, weights, matrix->k, matrix->n);
-    }
-    if (m->config.tied_head)
-        m->head = m->wte;
-}
-
 typedef struct {
     const gpt2c_model *base;
     gpt2c_model *draft;
@@ -141,37 +106,44 @@ typedef struct {
 static void repack_share(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     const repacking *r = context;
-    for (int32_t i = 0; i < n_matrices(r->draft); i++) {
-        const packed_matrix *from = matrix_of((gpt2c_model *)r->base, i);
+    for (int32_t i = 0; i < tensor_count(r->draft); i++) {
+        const packed_matrix *from = tensor_at(r->base, i).matrix;
         int begin, end;
+        if (!from)
+            continue;
         team_share((int)panels_of(from->n), worker, n_workers, &begin, &end);
-        pack_again(matrix_of(r->draft, i), r->draft->kernels, from, (size_t)begin, (size_t)end);
+        repack_panels(tensor_at(r->draft, i).matrix, r->draft->kernels, from, (size_t)begin,
+                      (size_t)end);
     }
 }
 
-/* A head in 8 bits guesses right more often, and is taken where the whole stays within this part of the
- * base. */
-#define MOST_DRAFT_PART 0.155
+/* A draft model with 8-bit embeddings (wte and the head) is right more often than one with 4
+ * bits. It has them if they are up to this share of the weights: so it never takes more than
+ * MAX_DRAFT_SHARE of the base's memory. */
+#define MAX_8_BIT_SHARE 0.115
+#define MAX_DRAFT_SHARE                                                                \
+    (((1 - MAX_8_BIT_SHARE) * INT4_GROUP_BYTES + MAX_8_BIT_SHARE * INT8_GROUP_BYTES) / \
+     (GROUP * PANEL * sizeof(float)))
 
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
     gpt2c_model *m = calloc(1, sizeof *m);
     if (!m)
         return GPT2C_NO_MEMORY;
     *m = *base;
-    m->config.weights = GPT2C_INT4;
-    m->config.embeddings = GPT2C_INT8;
+    m->config.layer_dtype = GPT2C_INT4;
+    m->config.embedding_dtype = GPT2C_INT8;
     m->base = base;
     m->arena = NULL;
-    size_t n_blocks = (size_t)base->config.n_layer + 1;
-    m->blocks = calloc(n_blocks, sizeof *m->blocks);
+    size_t n_layers = (size_t)base->config.n_layer + 1;
+    m->layers = calloc(n_layers, sizeof *m->layers);
     arena_walk walk = {0};
-    if (m->blocks) {
-        memcpy(m->blocks, base->blocks, n_blocks * sizeof *m->blocks);
-        lay_out_draft(m, &walk);
-        if ((double)(walk.used * sizeof(float)) > MOST_DRAFT_PART * (double)base->arena_bytes) {
-            m->config.embeddings = GPT2C_INT4;
+    if (m->layers) {
+        memcpy(m->layers, base->layers, n_layers * sizeof *m->layers);
+        lay_out(m, &walk);
+        if ((double)(walk.used * sizeof(float)) > MAX_DRAFT_SHARE * (double)base->arena_bytes) {
+            m->config.embedding_dtype = GPT2C_INT4;
             walk = (arena_walk){0};
-            lay_out_draft(m, &walk);
+            lay_out(m, &walk);
         }
         m->arena_bytes = walk.used * sizeof(float);
         m->arena = os_arena_alloc(m->arena_bytes);
@@ -181,7 +153,7 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
         return GPT2C_NO_MEMORY;
     }
     walk = (arena_walk){.base = m->arena};
-    lay_out_draft(m, &walk);
+    lay_out(m, &walk);
     repacking r = {base, m};
     fp_state caller = fp_enter();
     pool_run(repack_share, &r, m->n_threads);
@@ -195,109 +167,33 @@ void gpt2c_model_free(gpt2c_model *model) {
         return;
     os_arena_free(model->arena, model->arena_bytes);
     cache_free_spares();
-    free(model->blocks);
+    free(model->layers);
     free(model);
 }
 
 size_t gpt2c_model_bytes(const gpt2c_model *model) { return model->arena_bytes; }
 
-/* How a tensor's rows are stored: as they come; as steps of k, the columns spread over panels; or
- * as columns of panels. */
-typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
-
-typedef struct {
-    float *vectors;              /* AS_GIVEN */
-    const packed_matrix *matrix; /* otherwise */
-    packing packing;
-    size_t n_rows, width;
-} destination;
-
-static destination vectors(float *place, size_t n_rows, size_t width) {
-    return (destination){place, NULL, AS_GIVEN, n_rows, width};
+/* Whether the model has this tensor with rows [begin, begin + n_rows) of this width. */
+static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t width) {
+    return t->n_rows && width == t->width && begin <= t->n_rows && n_rows <= t->n_rows - begin;
 }
 
-static destination matrix(const packed_matrix *m) {
-    return (destination){NULL, m, ROWS_ARE_K, m->k, m->n};
-}
-
-static destination transposed(const packed_matrix *m) {
-    return (destination){NULL, m, ROWS_ARE_N, m->n, m->k};
-}
-
-static destination block_tensor(const gpt2c_model *m, const block_weights *b, gpt2c_tensor tensor) {
-    size_t n_embd = (size_t)m->config.n_embd, n_inner = (size_t)m->config.n_inner;
-    switch (tensor) {
-    case GPT2C_LN_1_WEIGHT:
-        return vectors(b->ln_1_weight, 1, n_embd);
-    case GPT2C_LN_1_BIAS:
-        return vectors(b->ln_1_bias, 1, n_embd);
-    case GPT2C_C_ATTN_WEIGHT:
-        return matrix(&b->c_attn_weight);
-    case GPT2C_C_ATTN_BIAS:
-        return vectors(b->c_attn_bias, 1, 3 * n_embd);
-    case GPT2C_ATTN_C_PROJ_WEIGHT:
-        return matrix(&b->attn_c_proj_weight);
-    case GPT2C_ATTN_C_PROJ_BIAS:
-        return vectors(b->attn_c_proj_bias, 1, n_embd);
-    case GPT2C_LN_2_WEIGHT:
-        return vectors(b->ln_2_weight, 1, n_embd);
-    case GPT2C_LN_2_BIAS:
-        return vectors(b->ln_2_bias, 1, n_embd);
-    case GPT2C_C_FC_WEIGHT:
-        return matrix(&b->c_fc_weight);
-    case GPT2C_C_FC_BIAS:
-        return vectors(b->c_fc_bias, 1, n_inner);
-    case GPT2C_MLP_C_PROJ_WEIGHT:
-        return matrix(&b->mlp_c_proj_weight);
-    case GPT2C_MLP_C_PROJ_BIAS:
-        return vectors(b->mlp_c_proj_bias, 1, n_embd);
-    default:
-        return (destination){0};
-    }
-}
-
-static destination find_tensor(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer) {
-    size_t n_embd = (size_t)m->config.n_embd;
-    switch (tensor) {
-    case GPT2C_WTE:
-        return transposed(&m->wte);
-    case GPT2C_WPE:
-        return vectors(m->wpe, (size_t)m->config.n_positions, n_embd);
-    case GPT2C_LN_F_WEIGHT:
-        return vectors(m->ln_f_weight, 1, n_embd);
-    case GPT2C_LN_F_BIAS:
-        return vectors(m->ln_f_bias, 1, n_embd);
-    case GPT2C_LM_HEAD:
-        return m->config.tied_head ? (destination){0} : transposed(&m->head);
-    default:
-        if (layer < 0 || layer >= m->config.n_layer)
-            return (destination){0};
-        return block_tensor(m, &m->blocks[layer], tensor);
-    }
-}
-
-/* Whether these rows are the tensor's. */
-static int has_rows(destination d, size_t begin, size_t n_rows, size_t width) {
-    return (d.vectors || d.matrix) && width == d.width && begin <= d.n_rows &&
-           n_rows <= d.n_rows - begin;
-}
-
-/* Groups are quantised whole. */
-static int are_groups(destination d, size_t begin, size_t n_rows) {
-    return !d.matrix || d.matrix->weights == GPT2C_FLOAT32 ||
-           (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == d.n_rows));
+/* A group is quantised as a whole, so rows must come in whole groups. */
+static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows) {
+    return !t->matrix || t->dtype == GPT2C_FLOAT32 ||
+           (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == t->n_rows));
 }
 
 gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               const float *rows, size_t begin, size_t n_rows, size_t width) {
-    destination to = find_tensor(model, tensor, layer);
-    if (!has_rows(to, begin, n_rows, width) || !are_groups(to, begin, n_rows))
+    const tensor_view to = tensor_find(model, tensor, layer);
+    if (!has_rows(&to, begin, n_rows, width) || !covers_whole_groups(&to, begin, n_rows))
         return GPT2C_BAD_ARGUMENT;
     int n_candidates = model->config.n_candidates;
     fp_state caller = fp_enter();
     switch (to.packing) {
     case AS_GIVEN:
-        memcpy(to.vectors + begin * width, rows, n_rows * width * sizeof(float));
+        memcpy(*to.floats + begin * width, rows, n_rows * width * sizeof(float));
         break;
     case ROWS_ARE_K:
         pack_k_rows(to.matrix, model->kernels, n_candidates, rows, begin, n_rows);
@@ -312,13 +208,13 @@ gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t l
 
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width) {
-    destination from = find_tensor(model, tensor, layer);
-    if (!has_rows(from, begin, n_rows, width))
+    const tensor_view from = tensor_find(model, tensor, layer);
+    if (!has_rows(&from, begin, n_rows, width))
         return GPT2C_BAD_ARGUMENT;
     fp_state caller = fp_enter();
     switch (from.packing) {
     case AS_GIVEN:
-        memcpy(rows, from.vectors + begin * width, n_rows * width * sizeof(float));
+        memcpy(rows, *from.floats + begin * width, n_rows * width * sizeof(float));
         break;
     case ROWS_ARE_K:
         unpack_k_rows(from.matrix, rows, begin, n_rows);
@@ -333,9 +229,9 @@ gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int
 
 unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                   size_t *n_bytes) {
-    const packed_matrix *m = find_tensor(model, tensor, layer).matrix;
+    const packed_matrix *m = tensor_find(model, tensor, layer).matrix;
     if (!m)
         return NULL;
-    *n_bytes = panels_of(m->n) * pack_panel_bytes(m->weights, m->k);
+    *n_bytes = panels_of(m->n) * pack_panel_bytes(m->dtype, m->k);
     return m->panels;
 }

@@ -1,4 +1,4 @@
-/* What a loaded model is made of; for model.c, which fills it, and the files that read it. */
+/* What a model consists of. model.c and tensors.c fill it; the other files only read it. */
 #ifndef GPT2C_MODEL_H
 #define GPT2C_MODEL_H
 
@@ -6,7 +6,7 @@
 #include "kernels/kernels.h"
 #include "model/pack.h"
 
-/* Vectors are padded with zeros to a multiple of PANEL. */
+/* The tensors of one layer. Vectors are padded with zeros to a multiple of PANEL. */
 typedef struct {
     float *ln_1_weight, *ln_1_bias;
     packed_matrix c_attn_weight;
@@ -18,20 +18,20 @@ typedef struct {
     float *c_fc_bias;
     packed_matrix mlp_c_proj_weight;
     float *mlp_c_proj_bias;
-} block_weights;
+} layer_tensors;
 
 struct gpt2c_model {
     gpt2c_config config;
-    const gpt2c_model *base; /* whose vectors and sequences a draft model shares; or NULL */
+    const gpt2c_model *base; /* of a draft model: owner of its vectors and sequences */
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;
-    int32_t n_threads;  /* most that a call uses */
-    packed_matrix wte;  /* [n_embd, n_vocab]: the embedding reads its columns */
-    packed_matrix head; /* wte where the head is tied */
-    float *wpe;         /* [n_positions, n_embd] as given */
+    int32_t n_threads;  /* of a call, at most */
+    packed_matrix wte;  /* [n_embd, n_vocab]; a token's embedding is a column */
+    packed_matrix head; /* the same as wte if the head is tied */
+    float *wpe;         /* [n_positions, n_embd] */
     float *ln_f_weight, *ln_f_bias;
-    block_weights *blocks; /* [n_layer] */
+    layer_tensors *layers; /* [n_layer] */
     float *arena;
     size_t arena_bytes;
 };

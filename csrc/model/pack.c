@@ -7,19 +7,19 @@
 #error "a chunk of rows must be groups of k and panels of n alike"
 #endif
 
-size_t pack_panel_bytes(gpt2c_weights weights, size_t k) {
-    switch (weights) {
+size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k) {
+    switch (dtype) {
     case GPT2C_INT8:
-        return groups_of(k) * INT8_BLOCK;
+        return groups_of(k) * INT8_GROUP_BYTES;
     case GPT2C_INT4:
-        return groups_of(k) * INT4_BLOCK;
+        return groups_of(k) * INT4_GROUP_BYTES;
     default:
         return k * PANEL * sizeof(float);
     }
 }
 
 static unsigned char *panel_of(const packed_matrix *m, size_t panel) {
-    return (unsigned char *)m->panels + panel * pack_panel_bytes(m->weights, m->k);
+    return (unsigned char *)m->panels + panel * pack_panel_bytes(m->dtype, m->k);
 }
 
 static float *float_panel(const packed_matrix *m, size_t panel) {
@@ -27,7 +27,8 @@ static float *float_panel(const packed_matrix *m, size_t panel) {
 }
 
 static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t group) {
-    return panel_of(m, panel) + group * (m->weights == GPT2C_INT8 ? INT8_BLOCK : INT4_BLOCK);
+    return panel_of(m, panel) +
+           group * (m->dtype == GPT2C_INT8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES);
 }
 
 /* ---- packing ---- */
@@ -35,23 +36,23 @@ static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t grou
 static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
                      const float *tile, size_t panel, size_t group) {
     unsigned char *block = block_of(m, panel, group);
-    if (m->weights == GPT2C_INT8)
+    if (m->dtype == GPT2C_INT8)
         kernels->quantize_int8(tile, block);
     else
         kernels->quantize_int4(tile, n_candidates, block);
 }
 
-static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
                  const float *rows, size_t begin, size_t n_rows) {
     float tile[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
-        size_t in_group = least(n_rows - r, GROUP);
+        size_t in_group = min_size(n_rows - r, GROUP);
         for (size_t panel = 0; panel < panels_of(m->n); panel++) {
-            size_t count = least(m->n - panel * PANEL, PANEL);
+            size_t count = min_size(m->n - panel * PANEL, PANEL);
             const float *from = rows + r * m->n + panel * PANEL;
-            if (m->weights == GPT2C_FLOAT32) {
+            if (m->dtype == GPT2C_FLOAT32) {
                 float *to = float_panel(m, panel) + (begin + r) * PANEL;
                 for (size_t i = 0; i < in_group; i++)
                     memcpy(to + i * PANEL, from + i * m->n, count * sizeof(float));
@@ -65,8 +66,8 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
     }
 }
 
-/* Transposes up to PANEL rows at a time: the writes run on, and the rows read, a cache line of each,
- * fit the first-level cache. */
+/* Transposes up to PANEL rows. Writes are sequential; the cache line of each row that is being
+ * read stays in the L1 cache. */
 static void transpose(float *to, const float *rows, size_t n_rows, size_t stride, size_t k) {
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < n_rows; j++)
@@ -79,15 +80,15 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
     for (size_t r = 0, count; r < n_rows; r += count) {
         size_t row = begin + r, panel = row / PANEL;
         const float *from = rows + r * m->k;
-        count = least(PANEL - row % PANEL, n_rows - r);
-        if (m->weights == GPT2C_FLOAT32) {
+        count = min_size(PANEL - row % PANEL, n_rows - r);
+        if (m->dtype == GPT2C_FLOAT32) {
             transpose(float_panel(m, panel) + row % PANEL, from, count, m->k, m->k);
             continue;
         }
         for (size_t group = 0; group < groups_of(m->k); group++) {
             memset(tile, 0, sizeof tile);
             transpose(tile[0], from + group * GROUP, count, m->k,
-                      least(m->k - group * GROUP, GROUP));
+                      min_size(m->k - group * GROUP, GROUP));
             quantize(m, kernels, n_candidates, tile[0], panel, group);
         }
     }
@@ -105,11 +106,13 @@ static float float_of(uint32_t bits) {
     return x;
 }
 
-/* A column of a block, of its n first steps of k: exact, values of 9 bits times a scale of 8. */
-static void column_of_block(const unsigned char *block, gpt2c_weights weights, size_t column,
-                            size_t n, float *values) {
-    const unsigned char *bytes = block + 4 * column; /* four steps, then other columns' */
-    if (weights == GPT2C_INT8) {
+/* The first n values of a column in a block. Products of a 9-bit value and an 8-bit scale are
+ * exact. */
+static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
+                            float *values) {
+    const unsigned char *bytes =
+        block + 4 * column; /* four values, then those of the other columns */
+    if (dtype == GPT2C_INT8) {
         float scale = float_of(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
             values[i] = (float)((int)bytes[i / 4 * PANEL * 4 + i % 4] - 128) * scale;
@@ -117,8 +120,8 @@ static void column_of_block(const unsigned char *block, gpt2c_weights weights, s
     }
     unsigned word = word_of(block + GROUP / 2 * PANEL, column);
     int zero = (int)(word & 15);
-    float scale =
-        float_of(((uint32_t)(word & 0xfff0) << (INT4_MANTISSA - 4)) + (INT4_EXPONENT << 23));
+    float scale = float_of(((uint32_t)(word & 0xfff0) << (INT4_SCALE_SHIFT - 4)) +
+                           (INT4_SCALE_EXPONENT << 23));
     for (size_t i = 0; i < n; i++) {
         size_t half = i % (GROUP / 2);
         unsigned byte = bytes[half / 4 * PANEL * 4 + half % 4];
@@ -127,26 +130,25 @@ static void column_of_block(const unsigned char *block, gpt2c_weights weights, s
     }
 }
 
-/* Steps [first, first + n) of k of a column, all in one group. */
+/* Rows [first, first + n) of a column, all in one group. */
 static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
                       float *values) {
     size_t panel = column / PANEL, in_group = first % GROUP;
-    if (m->weights == GPT2C_FLOAT32) {
+    if (m->dtype == GPT2C_FLOAT32) {
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
         for (size_t i = 0; i < n; i++)
             values[i] = from[i * PANEL];
         return;
     }
     float all[GROUP];
-    column_of_block(block_of(m, panel, first / GROUP), m->weights, column % PANEL, in_group + n,
-                    all);
+    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL, in_group + n, all);
     memcpy(values, all + in_group, n * sizeof(float));
 }
 
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
     float values[GROUP];
     for (size_t r = 0, n; r < n_rows; r += n) {
-        n = least(n_rows - r, GROUP - (begin + r) % GROUP);
+        n = min_size(n_rows - r, GROUP - (begin + r) % GROUP);
         for (size_t column = 0; column < m->n; column++) {
             column_of(m, column, begin + r, n, values);
             for (size_t i = 0; i < n; i++)
@@ -158,17 +160,17 @@ void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
 void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
     for (size_t r = 0; r < n_rows; r++)
         for (size_t i = 0; i < m->k; i += GROUP)
-            column_of(m, begin + r, i, least(m->k - i, GROUP), rows + r * m->k + i);
+            column_of(m, begin + r, i, min_size(m->k - i, GROUP), rows + r * m->k + i);
 }
 
-void pack_again(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
-                size_t begin, size_t end) {
+void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
+                   size_t begin, size_t end) {
     float tile[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < groups_of(m->k); group++) {
-            size_t first = group * GROUP, in_group = least(m->k - first, GROUP);
+            size_t first = group * GROUP, in_group = min_size(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
-            if (from->weights != GPT2C_FLOAT32 || in_group < GROUP) {
+            if (from->dtype != GPT2C_FLOAT32 || in_group < GROUP) {
                 memset(tile, 0, sizeof tile);
                 for (size_t column = 0; column < PANEL; column++) {
                     float values[GROUP];

@@ -22,9 +22,8 @@
 
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-/* Two threads were seen to stream 1.2 times faster from huge pages than from ordinary ones.
- * The kernel gives them only for aligned ranges, so one page more is mapped and its ends are
- * given back. */
+/* Two threads streamed 1.2 times faster from huge pages than from ordinary ones. The kernel uses
+ * huge pages only for aligned ranges, so one page more is mapped and both ends are unmapped. */
 void *os_arena_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * HUGE_PAGE)
         return NULL;
@@ -45,7 +44,8 @@ void *os_arena_alloc(size_t bytes) {
     if (after)
         munmap(aligned + length, after);
 #ifdef MADV_HUGEPAGE
-    /* What does not fill a huge page stays on ordinary ones, and costs no more than it uses. */
+    /* The rest that does not fill a huge page stays on ordinary pages and takes no more than it
+     * uses. */
     (void)madvise(aligned, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     return aligned;
@@ -86,7 +86,7 @@ int os_start_thread(void (*function)(void *), void *argument) {
     if (!start)
         return 0;
     *start = (thread_start){function, argument};
-    /* Ctrl-C is the interpreter's: a thread inherits the mask of the one that starts it. */
+    /* The interpreter's threads take the signals. A thread inherits its creator's mask. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -109,7 +109,7 @@ void os_lock_release(os_lock *lock) { pthread_mutex_unlock(lock); }
 
 int os_lock_try(os_lock *lock) { return pthread_mutex_trylock(lock) == 0; }
 
-/* OS_NO_FUTEX is for tests, on Linux, of what other systems run. */
+/* Tests define OS_NO_FUTEX to run the code of other systems on Linux. */
 #if defined(__linux__) && !defined(OS_NO_FUTEX)
 void os_sleep_while(atomic_uint *word, unsigned old) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
@@ -120,11 +120,12 @@ void os_wake_all(atomic_uint *word) {
 }
 
 #else
-/* One lock and one condition for all words: sleepers look again whenever anything is announced. */
+/* One lock and one condition variable serve all words. Every wake-up wakes all sleepers, who then
+ * check their own word. */
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
 
-/* A forked child has both as another thread of the parent was using them, perhaps. */
+/* At the fork, another thread of the parent may have been using both. */
 static void forget_sleepers(void) {
     sleep_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     sleep_condition = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
@@ -160,7 +161,7 @@ double os_seconds(void) { return seconds_of(CLOCK_MONOTONIC); }
 double os_thread_seconds(void) { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }
 
 #if defined(__linux__)
-/* One bit a CPU, of the calling thread. The kernel refuses a set smaller than its own. */
+/* The affinity mask has one bit per CPU. The kernel refuses a set smaller than its own. */
 #define MAX_CPUS 8192
 
 static int allowed_cpus(void) {

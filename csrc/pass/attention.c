@@ -1,128 +1,146 @@
-/* Attention of a call's rows: where sequences, pages and heads meet. */
+/* Attention: connects the rows of a call with the pages of their sequences, head by head. */
 #include "cache.h"
 #include "pass/pass.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Puts a head's keys and values of rows [begin, end) into their pages. */
-static void store_keys_values(const place *at, int32_t block, int32_t head, int begin, int end) {
-    const gpt2c_model *m = at->model;
+/* Writes the keys and values of a head, of rows [begin, end), into the KV cache. */
+static void store_keys_values(const worker_view *view, int32_t layer, int32_t head, int begin,
+                              int end) {
+    const gpt2c_model *m = view->model;
     size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
     for (int r = begin; r < end; r++) {
-        const input_row *row = &at->scratch->rows[r];
+        const input_row *row = &view->scratch->rows[r];
         void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
         size_t slot = (size_t)(row->position % PAGE_POSITIONS);
-        size_t keys = cache_keys(m, block, head) + slot;
-        size_t values = cache_values(m, block, head) + slot * head_dim;
-        const float *key = row_of(at->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
-        size_t number = cache_number(m);
-        m->kernels->store(key, key + n_embd, m->head_dim, m->config.narrow_cache,
-                          (char *)page + keys * number, (char *)page + values * number);
+        size_t keys = cache_key_offset(m, layer, head) + slot;
+        size_t values = cache_value_offset(m, layer, head) + slot * head_dim;
+        const float *key = row_of(view->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
+        size_t element_bytes = cache_element_bytes(m);
+        m->kernels->store(key, key + n_embd, m->head_dim, m->config.bfloat16_cache,
+                          (char *)page + keys * element_bytes,
+                          (char *)page + values * element_bytes);
     }
 }
 
-static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t block) {
+static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t layer) {
     double divisor = c->scale_attn ? sqrt((double)head_dim) : 1.0;
     if (c->scale_by_inverse_layer)
-        divisor *= (double)block + 1.0;
+        divisor *= (double)layer + 1.0;
     return (float)(1.0 / divisor);
 }
 
-/* The end of the rows that from r on belong to one sequence. */
-static int end_of_sequence(const place *at, int r) {
-    const input_row *rows = at->scratch->rows;
+/* The end of the consecutive rows that belong to the same sequence as row r. */
+static int end_of_sequence(const worker_view *view, int r) {
+    const input_row *rows = view->scratch->rows;
     int end = r + 1;
-    while (end < at->pass->n_rows && rows[end].sequence == rows[r].sequence)
+    while (end < view->pass->n_rows && rows[end].sequence == rows[r].sequence)
         end++;
     return end;
 }
 
-/* The end of those, before `end`, whose positions lie in one page. */
-static int end_of_page(const place *at, int r, int end) {
-    int in_page = r + PAGE_POSITIONS - at->scratch->rows[r].position % PAGE_POSITIONS;
+/* The end of the rows, up to `end`, whose positions lie in the same page as row r's. */
+static int end_of_page(const worker_view *view, int r, int end) {
+    int in_page = r + PAGE_POSITIONS - view->scratch->rows[r].position % PAGE_POSITIONS;
     return in_page < end ? in_page : end;
 }
 
-static attention_args attention_of(const place *at, int32_t block, int32_t head, int r,
+static attention_args attention_of(const worker_view *view, int32_t layer, int32_t head, int r,
                                    int n_rows) {
-    const gpt2c_model *m = at->model;
-    const input_row *row = &at->scratch->rows[r];
+    const gpt2c_model *m = view->model;
+    const input_row *row = &view->scratch->rows[r];
     size_t column = (size_t)head * (size_t)m->head_dim;
     return (attention_args){
-        .q = row_of(at->scratch->qkv, r) + column,
-        .q_stride = at->scratch->qkv.stride,
+        .q = row_of(view->scratch->qkv, r) + column,
+        .q_stride = view->scratch->qkv.stride,
         .n_rows = n_rows,
         .pages = row->sequence->pages,
-        .is_narrow = m->config.narrow_cache,
-        .keys = cache_keys(m, block, head),
-        .values = cache_values(m, block, head),
+        .is_bfloat16 = m->config.bfloat16_cache,
+        .keys = cache_key_offset(m, layer, head),
+        .values = cache_value_offset(m, layer, head),
         .n_positions = row->position + 1,
         .head_dim = m->head_dim,
-        .scale = attention_scale(&m->config, m->head_dim, block),
-        .scores = at->own->scores.floats,
-        .scores_stride = at->own->scores.stride,
-        .out = row_of(at->scratch->attended.floats, r) + column,
-        .out_stride = at->scratch->attended.floats.stride,
+        .scale = attention_scale(&m->config, m->head_dim, layer),
+        .scores = view->own->scores.floats,
+        .scores_stride = view->own->scores.stride,
+        .out = row_of(view->scratch->attended.floats, r) + column,
+        .out_stride = view->scratch->attended.floats.stride,
     };
 }
 
-/* Whether heads are whole panels, and so whole groups of what they are quantised to. */
-static int heads_are_panels(const place *at) { return at->model->head_dim % PANEL == 0; }
+/* Whether a head is a whole number of panels, and hence of groups. */
+static int heads_are_panels(const worker_view *view) { return view->model->head_dim % PANEL == 0; }
 
-/* What rows [begin, end) have of a worker's heads, in 8 bits: nobody else need wait for it. */
-static void quantize_heads(const place *at, activations x, int first, int last, int begin,
+/* Quantises the outputs of this worker's heads in rows [begin, end), without a barrier. */
+static void quantize_heads(const worker_view *view, activations x, int first, int last, int begin,
                            int end) {
-    size_t head_dim = (size_t)at->model->head_dim, column = (size_t)first * head_dim;
-    const quantized_rows out = part_of(x.quantized, 0, column / GROUP);
-    at->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
-                                      (last - first) * at->model->head_dim, &out);
+    size_t head_dim = (size_t)view->model->head_dim, column = (size_t)first * head_dim;
+    const quantized_rows out = quantized_slice(x.quantized, 0, column / GROUP);
+    view->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
+                                        (last - first) * view->model->head_dim, &out);
 }
 
-/* ---- what a single row fetches while it attends: what is read a little later ---- */
+/* ---- prefetch lists ----
+ *
+ * In decoding, attention waits for keys and values to come from memory: in short sequences that
+ * took almost half of its time. So the kernel of a single row gets a list of the cache lines that
+ * will be read a little later, and prefetches some of them at every step.
+ *
+ * A worker goes through the rows, and for each row through its heads, ATTENTION_ROWS at a time.
+ * While some heads of a row attend, the list holds
+ *   - the keys and values of the next row, if those are at most FETCHED_ROW bytes;
+ *   - otherwise what these heads themselves still have to read, from FETCHED_AHEAD bytes after
+ *     their first key on, and then the first FETCHED_AHEAD bytes of the keys that are read next:
+ *     of the row's next heads, or of the next row.
+ * Lines are listed in the order in which they are read: keys page by page, then values. In a page
+ * with so few positions that the keys of one dimension fit a cache line, one line per dimension
+ * is listed. */
 
-/* Of its own cache, so far ahead. */
+/* How far the kernel reads ahead in its own keys: bytes. */
 #define FETCHED_AHEAD ((size_t)32 << 10)
-/* Or all of the next row's, if that is no more: it has to stay in a second-level cache until then. */
+/* The most that is prefetched for the next row: it must stay in an L2 cache until it is read. */
 #define FETCHED_ROW ((size_t)256 << 10)
 
 static void list_lines(fetch_list *list, const char *begin, const char *end, size_t step) {
-    if (list->n_parts == MOST_FETCHES || begin >= end)
+    if (list->n_parts == MAX_FETCHES || begin >= end)
         return;
     list->parts[list->n_parts].next = begin;
     list->parts[list->n_parts].end = end;
     list->parts[list->n_parts++].step = step;
 }
 
-/* Bytes [begin, end) of the keys that some heads have in a page, n positions of which are filled. */
-static void list_keys(const place *at, fetch_list *list, const char *keys, int n, size_t begin,
-                      size_t end) {
-    const size_t line = CACHE_LINE * sizeof(float), number = cache_number(at->model);
+/* Lists bytes [begin, end) of the keys of some heads in a page with n filled positions. */
+static void list_keys(const worker_view *view, fetch_list *list, const char *keys, int n,
+                      size_t begin, size_t end) {
+    const size_t line = CACHE_LINE * sizeof(float),
+                 element_bytes = cache_element_bytes(view->model);
     list_lines(list, keys + begin, keys + end,
-               (size_t)n * number <= line ? PAGE_POSITIONS * number : line);
+               (size_t)n * element_bytes <= line ? PAGE_POSITIONS * element_bytes : line);
 }
 
-/* Of the row's page that begins at a position, how many positions are filled. */
-static int filled(const input_row *row, int first) {
+/* How many positions are filled in the row's page that begins at position `first`. */
+static int n_filled(const input_row *row, int first) {
     int n = row->position + 1 - first;
     return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
 }
 
-/* Keys, but for their first bytes, and values of some heads of a row. */
-static void list_row(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
-                     const input_row *row, size_t skipped) {
-    const gpt2c_model *m = at->model;
-    const size_t number = cache_number(m), of_head = (size_t)m->head_dim * PAGE_POSITIONS * number;
+/* Lists the keys, except the first `skipped` bytes, and the values of some heads of a row. */
+static void list_row(const worker_view *view, fetch_list *list, int32_t layer, int head,
+                     int n_heads, const input_row *row, size_t skipped) {
+    const gpt2c_model *m = view->model;
+    const size_t element_bytes = cache_element_bytes(m),
+                 of_head = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
     const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE * sizeof(float);
-    const size_t keys = cache_keys(m, block, head) * number;
-    const size_t values = cache_values(m, block, head) * number;
+    const size_t keys = cache_key_offset(m, layer, head) * element_bytes;
+    const size_t values = cache_value_offset(m, layer, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
-        list_keys(at, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
-                  filled(row, i), i ? 0 : skipped, all);
+        list_keys(view, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
+                  n_filled(row, i), i ? 0 : skipped, all);
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
         const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
-        size_t bytes = (size_t)filled(row, i) * (size_t)m->head_dim * number;
-        if (filled(row, i) == PAGE_POSITIONS) /* the heads' follow each other */
+        size_t bytes = (size_t)n_filled(row, i) * (size_t)m->head_dim * element_bytes;
+        if (n_filled(row, i) == PAGE_POSITIONS) /* the heads' values are contiguous */
             list_lines(list, begin, begin + all, line);
         else
             for (int h = 0; h < n_heads; h++, begin += of_head)
@@ -130,144 +148,152 @@ static void list_row(const place *at, fetch_list *list, int32_t block, int head,
     }
 }
 
-/* next is the row that comes after some heads of a row, and its first head next_head; or NULL. */
-static void list_fetches(const place *at, fetch_list *list, int32_t block, int head, int n_heads,
-                         const input_row *row, const input_row *next, int next_head) {
-    const gpt2c_model *m = at->model;
-    const size_t number = cache_number(m), width = (size_t)n_heads * (size_t)m->head_dim * number;
+/* Lists what to prefetch while n_heads heads of a row attend. next, which may be NULL, is the row
+ * that attends after that, from head next_head on. */
+static void list_fetches(const worker_view *view, fetch_list *list, int32_t layer, int head,
+                         int n_heads, const input_row *row, const input_row *next, int next_head) {
+    const gpt2c_model *m = view->model;
+    const size_t element_bytes = cache_element_bytes(m),
+                 width = (size_t)n_heads * (size_t)m->head_dim * element_bytes;
     const size_t all = width * PAGE_POSITIONS, ahead = FETCHED_AHEAD < all ? FETCHED_AHEAD : all;
     list->n_parts = list->part = 0;
     if (next && next != row && 2 * (size_t)next->position * width <= FETCHED_ROW) {
-        list_row(at, list, block, next_head, n_heads, next, 0);
+        list_row(view, list, layer, next_head, n_heads, next, 0);
         return;
     }
-    list_row(at, list, block, head, n_heads, row, ahead);
+    list_row(view, list, layer, head, n_heads, row, ahead);
     if (next)
-        list_keys(at, list,
-                  (const char *)next->sequence->pages[0] + cache_keys(m, block, next_head) * number,
-                  filled(next, 0), 0, ahead);
+        list_keys(view, list,
+                  (const char *)next->sequence->pages[0] +
+                      cache_key_offset(m, layer, next_head) * element_bytes,
+                  n_filled(next, 0), 0, ahead);
 }
 
 /* ---- attention of sequences ---- */
 
-/* Row r by some heads, ATTENTION_ROWS at a time; next_row comes after it, or -1. */
-static void attend_row(const place *at, int32_t block, int first, int last, int r, int next_row) {
-    const input_row *rows = at->scratch->rows;
+/* Attention of a single row by heads [first, last), ATTENTION_ROWS heads at a time. next_row
+ * attends next; -1: no row does. */
+static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
+                       int next_row) {
+    const input_row *rows = view->scratch->rows;
     fetch_list list;
     for (int32_t head = first; head < last; head++)
-        store_keys_values(at, block, head, r, r + 1);
+        store_keys_values(view, layer, head, r, r + 1);
     for (int32_t head = first, n_heads; head < last; head += n_heads) {
         n_heads = last - head < ATTENTION_ROWS ? last - head : ATTENTION_ROWS;
-        attention_args args = attention_of(at, block, head, r, 1);
+        attention_args args = attention_of(view, layer, head, r, 1);
         args.n_heads = n_heads;
         args.fetches = &list;
         if (head + n_heads < last)
-            list_fetches(at, &list, block, head, n_heads, &rows[r], &rows[r], head + n_heads);
+            list_fetches(view, &list, layer, head, n_heads, &rows[r], &rows[r], head + n_heads);
         else
-            list_fetches(at, &list, block, head, n_heads, &rows[r],
+            list_fetches(view, &list, layer, head, n_heads, &rows[r],
                          next_row < 0 ? NULL : &rows[next_row], first);
-        at->model->kernels->attention_heads(&args);
+        view->model->kernels->attention_heads(&args);
     }
 }
 
-/* The rows [begin, end) of a sequence, by a head. */
-static void attend_rows(const place *at, int32_t block, int head, int begin, int end) {
+/* Attention of rows [begin, end) of a sequence by one head. */
+static void attend_rows(const worker_view *view, int32_t layer, int head, int begin, int end) {
     for (int r = begin, next; r < end; r = next) {
-        next = end_of_page(at, r, end);
-        store_keys_values(at, block, head, r, next);
-        const attention_args args = attention_of(at, block, head, r, next - r);
-        at->model->kernels->attention(&args);
+        next = end_of_page(view, r, end);
+        store_keys_values(view, layer, head, r, next);
+        const attention_args args = attention_of(view, layer, head, r, next - r);
+        view->model->kernels->attention(&args);
     }
 }
 
-/* Attention of all rows by heads [first, last). A sequence's heads follow each other, as they do in its
- * pages. */
-static void attend_heads(const place *at, int32_t block, int first, int last,
+/* Attention of all rows by heads [first, last). All heads of a sequence come before the next
+ * sequence, since they lie together in its pages. */
+static void attend_heads(const worker_view *view, int32_t layer, int first, int last,
                          activations attended) {
-    int n_rows = at->pass->n_rows;
+    int n_rows = view->pass->n_rows;
     for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
-        end = end_of_sequence(at, begin);
+        end = end_of_sequence(view, begin);
         if (end == begin + 1)
-            attend_row(at, block, first, last, begin, end < n_rows ? end : -1);
+            attend_row(view, layer, first, last, begin, end < n_rows ? end : -1);
         else
             for (int head = first; head < last; head++)
-                attend_rows(at, block, head, begin, end);
-        if (is_quantized(at) && heads_are_panels(at))
-            quantize_heads(at, attended, first, last, begin, end);
+                attend_rows(view, layer, head, begin, end);
+        if (is_quantized(view) && heads_are_panels(view))
+            quantize_heads(view, attended, first, last, begin, end);
     }
 }
 
-/* q, k and v of heads [first, last), which are panels each. */
-static void project_heads(const place *at, activations normed, layer c_attn, int first, int last) {
-    int in_head = at->model->head_dim / PANEL, in_part = at->model->config.n_embd / PANEL;
+/* Computes q, k and v of heads [first, last). A head must be whole panels. */
+static void project_heads(const worker_view *view, activations normed, linear c_attn, int first,
+                          int last) {
+    int in_head = view->model->head_dim / PANEL, in_part = view->model->config.n_embd / PANEL;
     for (int part = 0; part < 3; part++)
-        matmul_panels(at, normed, c_attn, at->scratch->qkv, at->pass->n_rows,
+        matmul_panels(view, normed, c_attn, view->scratch->qkv, view->pass->n_rows,
                       part * in_part + first * in_head, part * in_part + last * in_head);
 }
 
-/* With so many rows the q, k and v of more than a head would not stay in the second-level cache until
- * attention has read them: 64 rows of all 12 of GPT-2 124M are 590 KB. */
+/* From this many rows on, q, k and v are computed head by head. Otherwise they would not stay in
+ * the L2 cache until attention reads them: 64 rows of all 12 heads of GPT-2 124M are 590 KB. */
 #define ROWS_HEAD_BY_HEAD 64
 
-/* ---- attention that is looked at: the same kernels, one after the other ---- */
+/* ---- probed attention: the parts of the kernel, one after the other ---- */
 
-static int shows_any(const place *at, int32_t block, gpt2c_point first, gpt2c_point last) {
+static int any_point_probed(const worker_view *view, int32_t layer, gpt2c_point first,
+                            gpt2c_point last) {
     for (int point = (int)first; point <= (int)last; point++)
-        if (is_probed(at, (gpt2c_point)point, block))
+        if (is_probed(view, (gpt2c_point)point, layer))
             return 1;
     return 0;
 }
 
-/* Where the scores of a head's rows are, [n_rows, n_rows], and their sum: the call is of one sequence from its
- * beginning. */
-static float_rows scores_of(const place *at, int head) {
-    size_t n = (size_t)at->pass->n_rows;
-    return (float_rows){at->pass->buffers->scores + (size_t)head * n * n, n};
+/* The scores of a head, [n_rows, n_rows]. A probed call feeds one sequence from its beginning. */
+static float_rows scores_of(const worker_view *view, int head) {
+    size_t n = (size_t)view->pass->n_rows;
+    return (float_rows){view->pass->buffers->scores + (size_t)head * n * n, n};
 }
 
-static void for_each_row(const place *at, int32_t block,
-                         void (*work)(const place *, int head, int row, attention_args *)) {
+static void for_each_row(const worker_view *view, int32_t layer,
+                         void (*work)(const worker_view *, int head, int row, attention_args *)) {
     int first, last;
-    team_share(at->model->config.n_head, at->worker, at->n_workers, &first, &last);
+    team_share(view->model->config.n_head, view->worker, view->n_workers, &first, &last);
     for (int head = first; head < last; head++)
-        for (int r = 0; r < at->pass->n_rows; r++) {
-            attention_args args = attention_of(at, block, head, r, 1);
-            args.scores = row_of(scores_of(at, head), r);
-            args.sums = &at->pass->buffers->sums[head * at->pass->n_rows + r];
-            work(at, head, r, &args);
+        for (int r = 0; r < view->pass->n_rows; r++) {
+            attention_args args = attention_of(view, layer, head, r, 1);
+            args.scores = row_of(scores_of(view, head), r);
+            args.sums = &view->pass->buffers->sums[head * view->pass->n_rows + r];
+            work(view, head, r, &args);
         }
-    team_barrier(at->team);
+    team_barrier(view->team);
 }
 
-/* What comes after a row's own position is not seen. */
-static void score_row(const place *at, int head, int r, attention_args *args) {
-    at->model->kernels->attention_scores(args);
-    float *scores = row_of(scores_of(at, head), r);
-    for (int i = r + 1; i < at->pass->n_rows; i++)
+/* The causal mask: positions after the row's own get -infinity. */
+static void score_row(const worker_view *view, int head, int r, attention_args *args) {
+    view->model->kernels->attention_scores(args);
+    float *scores = row_of(scores_of(view, head), r);
+    for (int i = r + 1; i < view->pass->n_rows; i++)
         scores[i] = -INFINITY;
 }
 
-static void weigh_row(const place *at, int head, int r, attention_args *args) {
+static void softmax_row(const worker_view *view, int head, int r, attention_args *args) {
     (void)head;
     (void)r;
-    at->model->kernels->attention_weights(args);
+    view->model->kernels->attention_weights(args);
 }
 
-static float *probs_of(const place *at, int head, int r) {
-    size_t n = (size_t)at->pass->n_rows;
-    return at->pass->buffers->probs + ((size_t)head * n + (size_t)r) * n;
+static float *probs_of(const worker_view *view, int head, int r) {
+    size_t n = (size_t)view->pass->n_rows;
+    return view->pass->buffers->probs + ((size_t)head * n + (size_t)r) * n;
 }
 
-/* Weights are divided by their sum after the values are summed; here they are for who looks. */
-static void divide_row(const place *at, int head, int r, attention_args *args) {
-    float *probs = probs_of(at, head, r);
-    for (int i = 0; i < at->pass->n_rows; i++)
+/* The kernel divides by the sum of the weights after the values are summed. Probabilities exist
+ * only for the probe. */
+static void normalize_row(const worker_view *view, int head, int r, attention_args *args) {
+    float *probs = probs_of(view, head, r);
+    for (int i = 0; i < view->pass->n_rows; i++)
         probs[i] = i <= r ? args->scores[i] / *args->sums : 0.0f;
 }
 
-/* Probabilities that were changed are weights whose sum is 1; the others keep their bits. */
-static void take_row(const place *at, int head, int r, attention_args *args) {
-    const float *probs = probs_of(at, head, r);
+/* Edited probabilities become weights with the sum 1. Without an edit the weights keep their
+ * bits. */
+static void apply_edited_probs(const worker_view *view, int head, int r, attention_args *args) {
+    const float *probs = probs_of(view, head, r);
     int is_changed = 0;
     for (int i = 0; i <= r; i++) {
         float before = args->scores[i] / *args->sums;
@@ -279,75 +305,76 @@ static void take_row(const place *at, int head, int r, attention_args *args) {
     *args->sums = 1.0f;
 }
 
-static void sum_row(const place *at, int head, int r, attention_args *args) {
+static void sum_values(const worker_view *view, int head, int r, attention_args *args) {
     (void)head;
     (void)r;
-    at->model->kernels->attention_values(args);
+    view->model->kernels->attention_values(args);
 }
 
-static void show_queries_keys_values(const place *at, int32_t block) {
-    float_rows part = at->scratch->qkv;
+static void probe_queries_keys_values(const worker_view *view, int32_t layer) {
+    float_rows part = view->scratch->qkv;
     for (int point = GPT2C_POINT_Q; point <= GPT2C_POINT_V; point++) {
-        show(at, (gpt2c_point)point, block, part, at->pass->n_rows, at->model->config.n_embd);
-        part.floats += at->model->config.n_embd;
+        probe_point(view, (gpt2c_point)point, layer, part, view->pass->n_rows,
+                    view->model->config.n_embd);
+        part.floats += view->model->config.n_embd;
     }
 }
 
-static void attend_shown(const place *at, int32_t block) {
-    int n_rows = at->pass->n_rows, n_head = at->model->config.n_head, first, last;
-    team_share(n_head, at->worker, at->n_workers, &first, &last);
+static void attend_probed(const worker_view *view, int32_t layer) {
+    int n_rows = view->pass->n_rows, n_head = view->model->config.n_head, first, last;
+    team_share(n_head, view->worker, view->n_workers, &first, &last);
     for (int head = first; head < last; head++)
-        store_keys_values(at, block, head, 0, n_rows);
-    for_each_row(at, block, score_row);
-    show(at, GPT2C_POINT_SCORES, block, scores_of(at, 0), n_head * n_rows, n_rows);
-    for_each_row(at, block, weigh_row);
-    if (is_probed(at, GPT2C_POINT_PROBS, block)) {
-        for_each_row(at, block, divide_row);
-        const float_rows probs = {at->pass->buffers->probs, (size_t)n_rows};
-        show(at, GPT2C_POINT_PROBS, block, probs, n_head * n_rows, n_rows);
-        for_each_row(at, block, take_row);
+        store_keys_values(view, layer, head, 0, n_rows);
+    for_each_row(view, layer, score_row);
+    probe_point(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
+    for_each_row(view, layer, softmax_row);
+    if (is_probed(view, GPT2C_POINT_PROBS, layer)) {
+        for_each_row(view, layer, normalize_row);
+        const float_rows probs = {view->pass->buffers->probs, (size_t)n_rows};
+        probe_point(view, GPT2C_POINT_PROBS, layer, probs, n_head * n_rows, n_rows);
+        for_each_row(view, layer, apply_edited_probs);
     }
-    for_each_row(at, block, sum_row);
+    for_each_row(view, layer, sum_values);
 }
 
 /* ---- attention as a step ---- */
 
-/* Heads are shared out whole: the worker that stores a head's keys and values is the one that attends to
- * them, so rows of one prompt see each other and nobody waits in between; nor before, where it projects its
- * heads' q, k and v itself. */
-static void attend_fused(const place *at, int32_t block, activations normed, layer c_attn,
+/* Each worker has whole heads. It stores their keys and values and then attends to them, so no
+ * barrier is needed in between, though the rows of a prompt read each other's keys. If it also
+ * computes the heads' q, k and v (`projects`), none is needed before. */
+static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          int projects, activations attended) {
-    int first, last, n_rows = at->pass->n_rows, n_head = at->model->config.n_head;
-    team_share(n_head, at->worker, at->n_workers, &first, &last);
+    int first, last, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;
+    team_share(n_head, view->worker, view->n_workers, &first, &last);
     int step = projects && n_rows >= ROWS_HEAD_BY_HEAD ? 1 : n_head;
     for (int begin = first; begin < last; begin += step) {
         int end = last - begin < step ? last : begin + step;
         if (projects)
-            project_heads(at, normed, c_attn, begin, end);
-        attend_heads(at, block, begin, end, attended);
+            project_heads(view, normed, c_attn, begin, end);
+        attend_heads(view, layer, begin, end, attended);
     }
-    team_barrier(at->team);
+    team_barrier(view->team);
 }
 
-activations attend(const place *at, int32_t block, activations normed, layer c_attn) {
-    int begin, end, n_rows = at->pass->n_rows;
-    int is_shown = shows_any(at, block, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
-    int projects = heads_are_panels(at) && at->model->config.n_head % at->n_workers == 0 &&
-                   !shows_any(at, block, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
-    activations attended = at->scratch->attended;
-    attended.quantized = arranged(attended.quantized, n_rows);
+activations attend(const worker_view *view, int32_t layer, activations normed, linear c_attn) {
+    int begin, end, n_rows = view->pass->n_rows;
+    int probed = any_point_probed(view, layer, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
+    int projects = heads_are_panels(view) && view->model->config.n_head % view->n_workers == 0 &&
+                   !any_point_probed(view, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
+    activations attended = view->scratch->attended;
+    attended.quantized = quantized_layout(attended.quantized, n_rows);
     if (!projects) {
-        matmul(at, normed, c_attn, at->scratch->qkv, n_rows, 0);
-        show_queries_keys_values(at, block);
+        matmul(view, normed, c_attn, view->scratch->qkv, n_rows, 0);
+        probe_queries_keys_values(view, layer);
     }
-    if (is_shown)
-        attend_shown(at, block);
+    if (probed)
+        attend_probed(view, layer);
     else
-        attend_fused(at, block, normed, c_attn, projects, attended);
-    if (is_quantized(at) && (is_shown || !heads_are_panels(at))) {
-        team_share(n_rows, at->worker, at->n_workers, &begin, &end);
-        quantize(at, attended, begin, end, at->model->config.n_embd);
-        team_barrier(at->team);
+        attend_fused(view, layer, normed, c_attn, projects, attended);
+    if (is_quantized(view) && (probed || !heads_are_panels(view))) {
+        team_share(n_rows, view->worker, view->n_workers, &begin, &end);
+        quantize(view, attended, begin, end, view->model->config.n_embd);
+        team_barrier(view->team);
     }
     return attended;
 }

@@ -1,8 +1,8 @@
-/* GPT-2 itself: the only file that knows what a block is.
+/* GPT-2 itself: the only file that knows what a layer consists of.
  *
  * Everything is one call over rows. A row is (sequence, position, token): matmuls see all rows as
- * one matrix, attention sees each row's own sequence. Prompts, decoding, batches and scoring differ
- * only in their rows. */
+ * one matrix, attention sees each row's own sequence. Prefill, decode, batches, scoring and the
+ * verification of drafts differ only in their rows. */
 #include "cache.h"
 #include "fpenv.h"
 #include "pass/pass.h"
@@ -10,194 +10,203 @@
 
 #include <string.h>
 
-/* So many rows' logits are computed, and forgotten, at a time: for GPT-2's vocabulary they are 10 MB,
- * which stay in a third-level cache. */
+/* Scoring computes the logits of this many rows at a time: 10 MB with GPT-2's vocabulary, which
+ * stay in an L3 cache. */
 #define SCORE_ROWS 48
 
-/* ---- the steps of a block, each worker's share of them ---- */
+/* ---- the steps of a layer ---- */
 
-/* residual[r] = wte[token] + wpe[position]; wte's row of a token is a column of its panels. */
-static void embed(const place *at) {
-    const gpt2c_model *m = at->model;
+/* residual[r] = wte[token] + wpe[position]. A token's embedding is a column of wte's panels. */
+static void embed(const worker_view *view) {
+    const gpt2c_model *m = view->model;
     size_t n_embd = (size_t)m->config.n_embd;
     int begin, end;
-    team_share(at->pass->n_rows, at->worker, at->n_workers, &begin, &end);
+    team_share(view->pass->n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++) {
-        const input_row *row = &at->scratch->rows[r];
-        float *out = row_of(at->scratch->residual, r);
+        const input_row *row = &view->scratch->rows[r];
+        float *out = row_of(view->scratch->residual, r);
         unpack_n_rows(&m->wte, out, (size_t)row->token, 1);
         m->kernels->add(m->wpe + (size_t)row->position * n_embd, (int)n_embd, out);
     }
-    team_barrier(at->team);
+    team_barrier(view->team);
 }
 
-static void norm_row(const place *at, int r, const float *weight, const float *bias, float *out) {
-    const gpt2c_model *m = at->model;
-    m->kernels->layer_norm(row_of(at->scratch->residual, r), weight, bias,
+static void norm_row(const worker_view *view, int r, const float *weight, const float *bias,
+                     float *out) {
+    const gpt2c_model *m = view->model;
+    m->kernels->layer_norm(row_of(view->scratch->residual, r), weight, bias,
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Layer norm of the rows whose residual is complete; returns where they are. */
-static activations layer_norm(const place *at, gpt2c_point point, int32_t block,
+/* Layer norm of the residual stream. The result is in the scratch, or in this worker's own
+ * buffer. */
+static activations layer_norm(const worker_view *view, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
-    const int32_t n_embd = at->model->config.n_embd;
-    int begin = 0, n_rows = at->pass->n_rows, end = n_rows, is_shown = is_probed(at, point, block);
-    int is_shared = is_shown || n_rows > OWN_NORM_ROWS;
-    activations normed = is_shared ? at->scratch->normed : at->own->normed;
-    normed.quantized = arranged(normed.quantized, n_rows);
+    const int32_t n_embd = view->model->config.n_embd;
+    int begin = 0, n_rows = view->pass->n_rows, end = n_rows,
+        probed = is_probed(view, point, layer);
+    int is_shared = probed || n_rows > OWN_NORM_ROWS;
+    activations normed = is_shared ? view->scratch->normed : view->own->normed;
+    normed.quantized = quantized_layout(normed.quantized, n_rows);
     if (is_shared)
-        team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+        team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        norm_row(at, r, weight, bias, row_of(normed.floats, r));
-    if (is_shown) {
-        team_barrier(at->team);
-        show(at, point, block, normed.floats, n_rows, n_embd);
+        norm_row(view, r, weight, bias, row_of(normed.floats, r));
+    if (probed) {
+        team_barrier(view->team);
+        probe_point(view, point, layer, normed.floats, n_rows, n_embd);
     }
-    quantize(at, normed, begin, end, n_embd);
+    quantize(view, normed, begin, end, n_embd);
     if (is_shared)
-        team_barrier(at->team);
+        team_barrier(view->team);
     return normed;
 }
 
-/* residual += x @ weight + bias; where that is looked at, by itself first, which changes no bit. */
-static void add_product(const place *at, gpt2c_point point, int32_t block, activations x, layer l) {
-    const float_rows residual = at->scratch->residual;
-    const float_rows product = at->scratch->normed.floats; /* which has had its use */
-    int begin, end, n_rows = at->pass->n_rows;
-    if (!is_probed(at, point, block)) {
-        matmul(at, x, l, residual, n_rows, 1);
+/* residual += x @ weight + bias. If the point is probed, the product is computed first and then
+ * added, which gives the same bits. */
+static void add_product(const worker_view *view, gpt2c_point point, int32_t layer, activations x,
+                        linear l) {
+    const float_rows residual = view->scratch->residual;
+    const float_rows product = view->scratch->normed.floats; /* no longer needed */
+    int begin, end, n_rows = view->pass->n_rows;
+    if (!is_probed(view, point, layer)) {
+        matmul(view, x, l, residual, n_rows, 1);
         return;
     }
-    matmul(at, x, l, product, n_rows, 0);
-    show(at, point, block, product, n_rows, at->model->config.n_embd);
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+    matmul(view, x, l, product, n_rows, 0);
+    probe_point(view, point, layer, product, n_rows, view->model->config.n_embd);
+    team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        at->model->kernels->add(row_of(product, r), at->model->config.n_embd, row_of(residual, r));
-    team_barrier(at->team);
+        view->model->kernels->add(row_of(product, r), view->model->config.n_embd,
+                                  row_of(residual, r));
+    team_barrier(view->team);
 }
 
-/* activation(x @ c_fc + bias); where that is looked at, one after the other. */
-static activations expand(const place *at, int32_t block, activations x, layer c_fc) {
-    activations inner = at->scratch->inner;
-    const int32_t n_inner = at->model->config.n_inner, activation = c_fc.activation;
-    int begin, end, n_rows = at->pass->n_rows;
-    if (!is_probed(at, GPT2C_POINT_MLP_PRE, block) && !is_probed(at, GPT2C_POINT_MLP_ACT, block))
-        return matmul_between(at, x, c_fc, inner, n_rows);
+/* activation(x @ c_fc + bias). If a point is probed, the activation is a step of its own. */
+static activations mlp_inner(const worker_view *view, int32_t layer, activations x, linear c_fc) {
+    activations inner = view->scratch->inner;
+    const int32_t n_inner = view->model->config.n_inner, activation = c_fc.activation;
+    int begin, end, n_rows = view->pass->n_rows;
+    if (!is_probed(view, GPT2C_POINT_MLP_PRE, layer) &&
+        !is_probed(view, GPT2C_POINT_MLP_ACT, layer))
+        return matmul_to_activations(view, x, c_fc, inner, n_rows);
     c_fc.activation = GPT2C_IDENTITY;
-    inner.quantized = arranged(inner.quantized, n_rows);
-    matmul(at, x, c_fc, inner.floats, n_rows, 0);
-    show(at, GPT2C_POINT_MLP_PRE, block, inner.floats, n_rows, n_inner);
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+    inner.quantized = quantized_layout(inner.quantized, n_rows);
+    matmul(view, x, c_fc, inner.floats, n_rows, 0);
+    probe_point(view, GPT2C_POINT_MLP_PRE, layer, inner.floats, n_rows, n_inner);
+    team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        at->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
-    team_barrier(at->team);
-    show(at, GPT2C_POINT_MLP_ACT, block, inner.floats, n_rows, n_inner);
-    quantize(at, inner, begin, end, n_inner);
-    team_barrier(at->team);
+        view->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
+    team_barrier(view->team);
+    probe_point(view, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
+    quantize(view, inner, begin, end, n_inner);
+    team_barrier(view->team);
     return inner;
 }
 
-static void run_block(const place *at, int32_t block) {
-    const block_weights *w = &at->model->blocks[block];
-    const float_rows residual = at->scratch->residual;
-    const int32_t n_embd = at->model->config.n_embd;
-    int n_rows = at->pass->n_rows;
-    const layer c_attn = {&w->c_attn_weight, w->c_attn_bias, GPT2C_IDENTITY};
-    const layer attn_c_proj = {&w->attn_c_proj_weight, w->attn_c_proj_bias, GPT2C_IDENTITY};
-    const layer c_fc = {&w->c_fc_weight, w->c_fc_bias, at->model->config.activation};
-    const layer mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
+static void run_layer(const worker_view *view, int32_t layer) {
+    const layer_tensors *w = &view->model->layers[layer];
+    const float_rows residual = view->scratch->residual;
+    const int32_t n_embd = view->model->config.n_embd;
+    int n_rows = view->pass->n_rows;
+    const linear c_attn = {&w->c_attn_weight, w->c_attn_bias, GPT2C_IDENTITY};
+    const linear attn_c_proj = {&w->attn_c_proj_weight, w->attn_c_proj_bias, GPT2C_IDENTITY};
+    const linear c_fc = {&w->c_fc_weight, w->c_fc_bias, view->model->config.activation};
+    const linear mlp_c_proj = {&w->mlp_c_proj_weight, w->mlp_c_proj_bias, GPT2C_IDENTITY};
 
-    show(at, GPT2C_POINT_RESID_PRE, block, residual, n_rows, n_embd);
-    activations normed = layer_norm(at, GPT2C_POINT_LN_1, block, w->ln_1_weight, w->ln_1_bias);
-    activations attended = attend(at, block, normed, c_attn);
-    add_product(at, GPT2C_POINT_ATTN_OUT, block, attended, attn_c_proj);
-    show(at, GPT2C_POINT_RESID_MID, block, residual, n_rows, n_embd);
+    probe_point(view, GPT2C_POINT_RESID_PRE, layer, residual, n_rows, n_embd);
+    activations normed = layer_norm(view, GPT2C_POINT_LN_1, layer, w->ln_1_weight, w->ln_1_bias);
+    activations attended = attend(view, layer, normed, c_attn);
+    add_product(view, GPT2C_POINT_ATTN_OUT, layer, attended, attn_c_proj);
+    probe_point(view, GPT2C_POINT_RESID_MID, layer, residual, n_rows, n_embd);
 
-    normed = layer_norm(at, GPT2C_POINT_LN_2, block, w->ln_2_weight, w->ln_2_bias);
-    activations inner = expand(at, block, normed, c_fc);
-    add_product(at, GPT2C_POINT_MLP_OUT, block, inner, mlp_c_proj);
-    show(at, GPT2C_POINT_RESID_POST, block, residual, n_rows, n_embd);
+    normed = layer_norm(view, GPT2C_POINT_LN_2, layer, w->ln_2_weight, w->ln_2_bias);
+    activations inner = mlp_inner(view, layer, normed, c_fc);
+    add_product(view, GPT2C_POINT_MLP_OUT, layer, inner, mlp_c_proj);
+    probe_point(view, GPT2C_POINT_RESID_POST, layer, residual, n_rows, n_embd);
 }
 
-static int count_wanted(const place *at) {
+static int count_wanted(const worker_view *view) {
     int n_wanted = 0;
-    for (int r = 0; r < at->pass->n_rows; r++)
-        n_wanted += at->scratch->rows[r].wants_logits != 0;
+    for (int r = 0; r < view->pass->n_rows; r++)
+        n_wanted += view->scratch->rows[r].wants_logits != 0;
     return n_wanted;
 }
 
-/* ln_f of the rows whose logits are wanted, the only ones that meet the head. */
-static activations norm_wanted(const place *at, int n_wanted) {
-    const gpt2c_model *m = at->model;
-    activations normed = at->scratch->normed;
-    normed.quantized = arranged(normed.quantized, n_wanted);
-    for (int r = 0, i = 0; r < at->pass->n_rows; r++) {
-        if (!at->scratch->rows[r].wants_logits)
+/* ln_f of the rows whose logits are wanted. Only these reach the head. */
+static activations norm_wanted(const worker_view *view, int n_wanted) {
+    const gpt2c_model *m = view->model;
+    activations normed = view->scratch->normed;
+    normed.quantized = quantized_layout(normed.quantized, n_wanted);
+    for (int r = 0, i = 0; r < view->pass->n_rows; r++) {
+        if (!view->scratch->rows[r].wants_logits)
             continue;
-        if (i % at->n_workers == at->worker) {
-            norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, i));
-            quantize(at, normed, i, i + 1, m->config.n_embd);
+        if (i % view->n_workers == view->worker) {
+            norm_row(view, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, i));
+            quantize(view, normed, i, i + 1, m->config.n_embd);
         }
         i++;
     }
     if (n_wanted)
-        team_barrier(at->team);
+        team_barrier(view->team);
     return normed;
 }
 
-/* The same where it is looked at: of all rows, of which those that are wanted are then moved together. */
-static activations norm_shown(const place *at, int n_wanted) {
-    const gpt2c_model *m = at->model;
-    int n_rows = at->pass->n_rows, begin, end;
-    activations normed = at->scratch->normed;
-    team_share(n_rows, at->worker, at->n_workers, &begin, &end);
+/* The same if ln_f is probed: computes all rows, and then moves the wanted ones together. */
+static activations norm_probed(const worker_view *view, int n_wanted) {
+    const gpt2c_model *m = view->model;
+    int n_rows = view->pass->n_rows, begin, end;
+    activations normed = view->scratch->normed;
+    team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
-        norm_row(at, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, r));
-    team_barrier(at->team);
-    show(at, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
-    for (int r = 0, i = 0; at->worker == 0 && r < n_rows; r++)
-        if (at->scratch->rows[r].wants_logits)
+        norm_row(view, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, r));
+    team_barrier(view->team);
+    probe_point(view, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
+    for (int r = 0, i = 0; view->worker == 0 && r < n_rows; r++)
+        if (view->scratch->rows[r].wants_logits)
             memmove(row_of(normed.floats, i++), row_of(normed.floats, r),
                     (size_t)m->config.n_embd * sizeof(float));
-    team_barrier(at->team);
-    normed.quantized = arranged(normed.quantized, n_wanted);
-    team_share(n_wanted, at->worker, at->n_workers, &begin, &end);
-    quantize(at, normed, begin, end, m->config.n_embd);
-    team_barrier(at->team);
+    team_barrier(view->team);
+    normed.quantized = quantized_layout(normed.quantized, n_wanted);
+    team_share(n_wanted, view->worker, view->n_workers, &begin, &end);
+    quantize(view, normed, begin, end, m->config.n_embd);
+    team_barrier(view->team);
     return normed;
 }
 
-/* Scores rows [begin, end) of those that want it, from their logits. */
-static void score_rows(const place *at, float_rows logits, int begin, int end) {
-    const gpt2c_model *m = at->model;
-    for (int r = begin + at->worker; r < end; r += at->n_workers)
-        score_token(m, row_of(logits, r - begin), at->pass->targets[r], at->pass->scores,
+/* Scores rows [begin, end) of the wanted rows by their logits. */
+static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
+    const gpt2c_model *m = view->model;
+    for (int r = begin + view->worker; r < end; r += view->n_workers)
+        score_token(m, row_of(logits, r - begin), view->pass->targets[r], view->pass->scores,
                     (size_t)r);
-    team_barrier(at->team);
+    team_barrier(view->team);
 }
 
-static void run_head(const place *at) {
-    const gpt2c_model *m = at->model;
-    const layer head = {&m->head, NULL, GPT2C_IDENTITY};
-    const float_rows logits = {at->pass->logits, (size_t)m->config.n_vocab};
-    int n_wanted = count_wanted(at), is_shown = is_probed(at, GPT2C_POINT_LN_F, m->config.n_layer);
-    activations normed = is_shown ? norm_shown(at, n_wanted) : norm_wanted(at, n_wanted);
-    if (!at->pass->scores && n_wanted) {
-        matmul(at, normed, head, logits, n_wanted, 0);
-        show(at, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted, m->config.n_vocab);
+static void run_head(const worker_view *view) {
+    const gpt2c_model *m = view->model;
+    const linear head = {&m->head, NULL, GPT2C_IDENTITY};
+    const float_rows logits = {view->pass->logits, (size_t)m->config.n_vocab};
+    int n_wanted = count_wanted(view),
+        probed = is_probed(view, GPT2C_POINT_LN_F, m->config.n_layer);
+    activations normed = probed ? norm_probed(view, n_wanted) : norm_wanted(view, n_wanted);
+    if (!view->pass->scores && n_wanted) {
+        matmul(view, normed, head, logits, n_wanted, 0);
+        probe_point(view, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted,
+                    m->config.n_vocab);
     }
-    for (int begin = 0; at->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
+    for (int begin = 0; view->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
         activations x = {{row_of(normed.floats, begin), normed.floats.stride},
-                         part_of(normed.quantized, begin, 0)};
-        matmul(at, x, head, logits, end - begin, 0);
-        score_rows(at, logits, begin, end);
+                         quantized_slice(normed.quantized, begin, 0)};
+        matmul(view, x, head, logits, end - begin, 0);
+        score_rows(view, logits, begin, end);
     }
 }
 
 static void run_pass(void *context, pool_team *team, int worker, int n_workers) {
     const pass *p = context;
-    const place at = {
+    const worker_view view = {
         .pass = p,
         .model = p->model,
         .scratch = p->scratch,
@@ -207,21 +216,21 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
         .n_workers = n_workers,
     };
     const gpt2c_config *c = &p->model->config;
-    embed(&at);
-    show(&at, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
-    for (int32_t block = 0; block < c->n_layer && !was_stopped(&at); block++)
-        run_block(&at, block);
-    if (!was_stopped(&at))
-        run_head(&at);
+    embed(&view);
+    probe_point(&view, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
+    for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&view); layer++)
+        run_layer(&view, layer);
+    if (!poll_stop_collective(&view))
+        run_head(&view);
 }
 
 /* ---- the call ---- */
 
 static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int n_rows,
-                               int most_rows) {
+                               int max_rows) {
     const gpt2c_model *owner = feed->sequence->model;
     if ((owner != m && owner != m->base) || feed->sequence->in_forward || feed->n_tokens < 1 ||
-        feed->n_tokens > most_rows - n_rows)
+        feed->n_tokens > max_rows - n_rows)
         return GPT2C_BAD_ARGUMENT;
     if (feed->n_tokens > m->config.n_positions - feed->sequence->length)
         return GPT2C_CONTEXT_FULL;
@@ -231,7 +240,7 @@ static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int
     return GPT2C_OK;
 }
 
-/* Checks the feeds, takes their pages and lists their rows. */
+/* Checks the feeds, reserves their pages and lists their rows. */
 static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     for (int32_t f = 0; f < n_feeds; f++) {
         const gpt2c_feed *feed = &feeds[f];
@@ -254,8 +263,8 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
     return GPT2C_OK;
 }
 
-/* Either every sequence grows by its tokens or, when an error is returned, none has changed. */
-static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
+/* On success every sequence has grown by its tokens; on an error no sequence has changed. */
+static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     gpt2c_status status = list_rows(p, feeds, n_feeds);
     if (!status) {
         fp_state caller = fp_enter();
@@ -264,7 +273,7 @@ static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
     }
     for (int r = 0; r < p->n_rows; r++)
         p->scratch->rows[r].sequence->in_forward = 0;
-    /* Pages taken for tokens that were not fed are given back. */
+    /* On an error this releases the reserved pages. */
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_sequence *sequence = feeds[f].sequence;
         if (status)
@@ -278,7 +287,7 @@ static gpt2c_status feed(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
     pass p = {.model = model, .scratch = scratch, .logits = logits};
-    return feed(&p, feeds, n_feeds);
+    return run_feeds(&p, feeds, n_feeds);
 }
 
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
@@ -290,7 +299,7 @@ gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const
         .targets = targets,
         .scores = scores,
     };
-    return p.logits ? feed(&p, feeds, n_feeds) : GPT2C_NO_MEMORY;
+    return p.logits ? run_feeds(&p, feeds, n_feeds) : GPT2C_NO_MEMORY;
 }
 
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
@@ -302,9 +311,9 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
     const gpt2c_feed whole = {sequence, tokens, n_tokens, GPT2C_LOGITS_NONE};
     if (sequence->length)
         return GPT2C_BAD_ARGUMENT;
-    gpt2c_status status = probe_buffers_take(&buffers, probe, &model->config, n_tokens);
+    gpt2c_status status = probe_buffers_alloc(&buffers, probe, &model->config, n_tokens);
     if (!status)
-        status = feed(&p, &whole, 1);
+        status = run_feeds(&p, &whole, 1);
     if (!status && buffers.is_stopped)
         status = GPT2C_STOPPED;
     probe_buffers_free(&buffers);

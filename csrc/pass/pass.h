@@ -1,32 +1,33 @@
-/* One forward call: what its workers share, each one's view of it, and the steps that forward.c is made
- * of. A step is called by all workers, does this one's share, and ends when what it wrote may be read. */
+/* One forward call: what its workers share, a worker's view of it, and the steps of forward.c. A
+ * step is collective: all workers call it, each does its share, and when it returns its output
+ * may be read. */
 #ifndef GPT2C_PASS_H
 #define GPT2C_PASS_H
 
 #include "pass/scratch.h"
 #include "pool.h"
 
-/* What a probed call needs besides. */
+/* The additional state of a probed call. */
 typedef struct {
     float *scores, *probs; /* [n_head, n_rows, n_rows] */
     float *sums;           /* [n_head, n_rows] */
     int is_stopped;
 } probe_buffers;
 
-/* What the workers of one call share. */
+/* What the workers of a call share. */
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     int n_rows;
-    float *logits; /* [rows that want them, n_vocab]; for scores [SCORE_ROWS, n_vocab] */
-    /* Where scores are asked for, for each row that wants logits: */
+    float *logits; /* [rows whose logits are wanted, n_vocab]; of a scoring [SCORE_ROWS, n_vocab] */
+    /* Of a scoring, for each row whose logits are wanted: */
     const int32_t *targets;
     const gpt2c_scores *scores;
     const gpt2c_probe *probe; /* or NULL */
     probe_buffers *buffers;   /* of a probed call */
 } pass;
 
-/* One worker's view of the call. */
+/* A worker's view of the call. */
 typedef struct {
     const pass *pass;
     const gpt2c_model *model;
@@ -34,17 +35,18 @@ typedef struct {
     worker_scratch *own;
     pool_team *team;
     int worker, n_workers;
-} place;
+} worker_view;
 
-static inline int is_quantized(const place *at) {
-    return at->model->config.weights != GPT2C_FLOAT32;
+static inline int is_quantized(const worker_view *view) {
+    return view->model->config.layer_dtype != GPT2C_FLOAT32;
 }
 
-/* Rows [begin, end) of x, k wide, in 8 bits too, where that is how they are read; without a barrier. */
-static inline void quantize(const place *at, activations x, int begin, int end, int32_t k) {
-    if (is_quantized(at))
-        at->model->kernels->quantize_rows(x.floats.floats, x.floats.stride, begin, end, k,
-                                          &x.quantized);
+/* Quantises rows [begin, end) of x, of width k, if the layers' matrices are quantised. Has no
+ * barrier. */
+static inline void quantize(const worker_view *view, activations x, int begin, int end, int32_t k) {
+    if (is_quantized(view))
+        view->model->kernels->quantize_rows(x.floats.floats, x.floats.stride, begin, end, k,
+                                            &x.quantized);
 }
 
 /* ---- products.c ---- */
@@ -53,34 +55,35 @@ typedef struct {
     const packed_matrix *weight;
     const float *bias; /* or NULL */
     int32_t activation;
-} layer;
+} linear;
 
-/* out = activation(x @ weight + bias), plus what out held where `add` is set. */
-void matmul(const place *at, activations x, layer l, float_rows out, int n_rows, int add);
-/* The same where another matmul comes next, which takes the result as it reads it. */
-activations matmul_between(const place *at, activations x, layer l, activations out, int n_rows);
-/* Some of the result's columns, for this worker alone: panels [begin, end), without a barrier. */
-void matmul_panels(const place *at, activations x, layer l, float_rows out, int n_rows, int begin,
-                   int end);
+/* out = activation(x @ weight + bias), added to out if `add` is set. */
+void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add);
+/* The same for the input of another matmul: the output is quantised if that one needs it so. */
+activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
+                                  int n_rows);
+/* Computes the columns of panels [begin, end) on this worker alone. Has no barrier. */
+void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
+                   int begin, int end);
 
 /* ---- attention.c ---- */
 
-/* Attention of all rows, from their norm to what attn.c_proj reads. */
-activations attend(const place *at, int32_t block, activations normed, layer c_attn);
+/* Attention of all rows, from layer norm's output to the input of attn.c_proj. */
+activations attend(const worker_view *view, int32_t layer, activations normed, linear c_attn);
 
 /* ---- probe.c ---- */
 
-/* Whether a point of a block is asked for: the same for all workers, and 0 where nothing is probed. */
-int is_probed(const place *at, gpt2c_point point, int32_t block);
-/* Shows rows [n_rows, width] that all workers have completed, where they are asked for: when it returns they
- * are what they were changed to, for all. */
-void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
-          int32_t width);
-/* Whether who looked wants no more: the same for all workers. A step like any other. */
-int was_stopped(const place *at);
+/* Whether a point of a layer is probed. All workers get the same answer. */
+int is_probed(const worker_view *view, gpt2c_point point, int32_t layer);
+/* Collective. If the point is probed, calls the probe's callback with rows [n_rows, width], which
+ * all workers have completed. When it returns, all workers see the edits. */
+void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
+                 int n_rows, int32_t width);
+/* Collective. Polls whether the call should stop. All workers get the same answer. */
+int poll_stop_collective(const worker_view *view);
 
-gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
-                                const gpt2c_config *config, int32_t n_rows);
+gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_probe *probe,
+                                 const gpt2c_config *config, int32_t n_rows);
 void probe_buffers_free(probe_buffers *buffers);
 
 #endif

@@ -1,59 +1,59 @@
-/* Looking at a forward call, and changing it, between two steps. */
+/* Probing: callbacks that read and edit activations between two steps of a forward call. */
 #include "fpenv.h"
 #include "pass/pass.h"
 
 #include <stdlib.h>
 
-int is_probed(const place *at, gpt2c_point point, int32_t block) {
-    const gpt2c_probe *probe = at->pass->probe;
-    return probe && probe->points[block * GPT2C_N_POINTS + point];
+int is_probed(const worker_view *view, gpt2c_point point, int32_t layer) {
+    const gpt2c_probe *probe = view->pass->probe;
+    return probe && probe->points[layer * GPT2C_N_POINTS + point];
 }
 
-/* After a callback has run: what it returned stops the call, and so does a callback that forked, in
- * the child. */
-static void end_callback(const place *at, int stops) {
-    at->pass->buffers->is_stopped = stops || team_was_lost(at->team);
-    (void)fp_enter(); /* whatever was run may have changed it, as loading a library can */
+/* To be called after a callback. The call stops if the callback says so, or if it forked and this
+ * is the child. */
+static void end_callback(const worker_view *view, int stops) {
+    view->pass->buffers->is_stopped = stops || team_was_lost(view->team);
+    (void)fp_enter(); /* the callback may have changed it, for instance by loading a library */
 }
 
-/* All workers take the same way: none looks before it is known whether the call was stopped, and none goes on
- * to where it may be before all have looked. */
-int was_stopped(const place *at) {
-    const gpt2c_probe *probe = at->pass->probe;
+/* Worker 0 polls; the first barrier publishes the result, the second keeps it stable until all
+ * have read it. */
+int poll_stop_collective(const worker_view *view) {
+    const gpt2c_probe *probe = view->pass->probe;
     if (!probe)
         return 0;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped)
-        end_callback(at, probe->poll(probe->context));
-    team_barrier(at->team);
-    int is_stopped = at->pass->buffers->is_stopped;
-    team_barrier(at->team);
+    if (view->worker == 0 && !view->pass->buffers->is_stopped)
+        end_callback(view, probe->poll(probe->context));
+    team_barrier(view->team);
+    int is_stopped = view->pass->buffers->is_stopped;
+    team_barrier(view->team);
     return is_stopped;
 }
 
-/* The call's own thread is worker 0. */
-void show(const place *at, gpt2c_point point, int32_t block, float_rows rows, int n_rows,
-          int32_t width) {
-    if (!is_probed(at, point, block))
+/* Worker 0 is the call's own thread. */
+void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
+                 int n_rows, int32_t width) {
+    if (!is_probed(view, point, layer))
         return;
-    const gpt2c_probe *probe = at->pass->probe;
-    if (at->worker == 0 && !at->pass->buffers->is_stopped)
-        end_callback(
-            at, probe->show(probe->context, point, block, rows.floats, rows.stride, n_rows, width));
-    team_barrier(at->team);
+    const gpt2c_probe *probe = view->pass->probe;
+    if (view->worker == 0 && !view->pass->buffers->is_stopped)
+        end_callback(view, probe->on_point(probe->context, point, layer, rows.floats, rows.stride,
+                                           n_rows, width));
+    team_barrier(view->team);
 }
 
-static int any_block_shows(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
-    for (int32_t block = 0; block < c->n_layer; block++)
-        if (probe->points[block * GPT2C_N_POINTS + point])
+static int any_layer_probes(const gpt2c_probe *probe, const gpt2c_config *c, gpt2c_point point) {
+    for (int32_t layer = 0; layer < c->n_layer; layer++)
+        if (probe->points[layer * GPT2C_N_POINTS + point])
             return 1;
     return 0;
 }
 
-gpt2c_status probe_buffers_take(probe_buffers *buffers, const gpt2c_probe *probe,
-                                const gpt2c_config *config, int32_t n_rows) {
+gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_probe *probe,
+                                 const gpt2c_config *config, int32_t n_rows) {
     size_t n = (size_t)config->n_head * (size_t)n_rows; /* at most 2^40 */
-    int probs = any_block_shows(probe, config, GPT2C_POINT_PROBS);
-    int scores = probs || any_block_shows(probe, config, GPT2C_POINT_SCORES);
+    int probs = any_layer_probes(probe, config, GPT2C_POINT_PROBS);
+    int scores = probs || any_layer_probes(probe, config, GPT2C_POINT_SCORES);
     if (scores) {
         buffers->scores = malloc(n * (size_t)n_rows * sizeof(float));
         buffers->sums = malloc(n * sizeof(float));

@@ -1,7 +1,7 @@
-/* Products of rows and a layer's weights, shared out by panels of columns. */
+/* Matrix products of rows and weights. The workers share the panels of columns. */
 #include "pass/pass.h"
 
-static matmul_args matmul_of(activations x, layer l, int n_rows) {
+static matmul_args matmul_of(activations x, linear l, int n_rows) {
     return (matmul_args){
         .x = x.floats.floats,
         .x_stride = x.floats.stride,
@@ -15,46 +15,47 @@ static matmul_args matmul_of(activations x, layer l, int n_rows) {
     };
 }
 
-static void multiply(const place *at, const matmul_args *args, gpt2c_weights weights, int begin,
+static void multiply(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype, int begin,
                      int end) {
-    const gpt2c_model *m = at->model;
-    if (weights == GPT2C_INT8)
+    const gpt2c_model *m = view->model;
+    if (dtype == GPT2C_INT8)
         m->integer->matmul_int8(args, begin, end);
-    else if (weights == GPT2C_INT4)
+    else if (dtype == GPT2C_INT4)
         m->integer->matmul_int4(args, begin, end);
     else
         m->kernels->matmul(args, begin, end);
 }
 
-static void run(const place *at, const matmul_args *args, gpt2c_weights weights) {
+static void run(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
     int begin, end;
-    team_share((int)panels_of((size_t)args->n), at->worker, at->n_workers, &begin, &end);
-    multiply(at, args, weights, begin, end);
-    team_barrier(at->team);
+    team_share((int)panels_of((size_t)args->n), view->worker, view->n_workers, &begin, &end);
+    multiply(view, args, dtype, begin, end);
+    team_barrier(view->team);
 }
 
-void matmul(const place *at, activations x, layer l, float_rows out, int n_rows, int add) {
+void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.residual = add ? out.floats : NULL;
     args.out = out.floats;
     args.residual_stride = args.out_stride = out.stride;
-    run(at, &args, l.weight->weights);
+    run(view, &args, l.weight->dtype);
 }
 
-activations matmul_between(const place *at, activations x, layer l, activations out, int n_rows) {
+activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
+                                  int n_rows) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats.floats;
     args.out_stride = out.floats.stride;
-    if (is_quantized(at))
-        args.quantized_out = out.quantized = arranged(out.quantized, n_rows);
-    run(at, &args, l.weight->weights);
+    if (is_quantized(view))
+        args.quantized_out = out.quantized = quantized_layout(out.quantized, n_rows);
+    run(view, &args, l.weight->dtype);
     return out;
 }
 
-void matmul_panels(const place *at, activations x, layer l, float_rows out, int n_rows, int begin,
-                   int end) {
+void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
+                   int begin, int end) {
     matmul_args args = matmul_of(x, l, n_rows);
     args.out = out.floats;
     args.out_stride = out.stride;
-    multiply(at, &args, l.weight->weights, begin, end);
+    multiply(view, &args, l.weight->dtype, begin, end);
 }

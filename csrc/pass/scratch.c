@@ -1,20 +1,20 @@
-/* Where the rows of forward.c lie. */
+/* Allocation of a forward call's buffers. */
 #include "pass/scratch.h"
 
 #include "os/os.h"
 
 #include <stdlib.h>
 
-/* Widths of GPT-2 are multiples of 4096 bytes or nearly so, and rows that far apart would compete for
- * the same few places of a cache: a cache line is left between them. Returns 0 without memory. */
-static int take_rows(float_rows *m, int n_rows, int32_t width) {
+/* GPT-2's widths are often multiples of 4096 bytes. Rows that far apart would map to the same few
+ * sets of the L1 cache, so a cache line of padding lies between them. Returns 0 without memory. */
+static int alloc_rows(float_rows *m, int n_rows, int32_t width) {
     m->stride = ((size_t)width + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + CACHE_LINE;
     m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));
     return m->floats != NULL;
 }
 
-/* The same, in 8 bits. Where they lie depends on the number of rows: see arranged. */
-static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
+/* The same for 8-bit rows. Their layout depends on the number of rows: see quantized_layout. */
+static int alloc_quantized(quantized_rows *q, int n_rows, int32_t k) {
     size_t n_groups = groups_of((size_t)k), stride = (size_t)n_rows;
     q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_SPACE));
     q->scales = os_aligned_alloc(n_groups * stride * sizeof(float));
@@ -22,10 +22,10 @@ static int take_quantized(quantized_rows *q, int n_rows, int32_t k) {
     return q->values && q->scales && q->minus_sums;
 }
 
-static int take_activations(activations *a, const gpt2c_model *model, int n_rows, int32_t width) {
-    int is_float = model->config.weights == GPT2C_FLOAT32;
-    return take_rows(&a->floats, n_rows, width) &&
-           (is_float || take_quantized(&a->quantized, n_rows, width));
+static int alloc_activations(activations *a, const gpt2c_model *model, int n_rows, int32_t width) {
+    int is_float = model->config.layer_dtype == GPT2C_FLOAT32;
+    return alloc_rows(&a->floats, n_rows, width) &&
+           (is_float || alloc_quantized(&a->quantized, n_rows, width));
 }
 
 static void free_activations(activations *a) {
@@ -45,16 +45,16 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
     s->rows = calloc((size_t)n_rows, sizeof *s->rows);
     s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
     s->n_workers = s->workers ? model->n_threads : 0;
-    /* Room for the most rows is only address space: pages that no row reaches are never touched. */
+    /* Room for the maximum number of rows is only address space: unused pages are never touched. */
     int complete = s->rows && s->workers;
-    complete &= take_rows(&s->residual, n_rows, c->n_embd);
-    complete &= take_activations(&s->normed, model, n_rows, c->n_embd);
-    complete &= take_rows(&s->qkv, n_rows, 3 * c->n_embd);
-    complete &= take_activations(&s->attended, model, n_rows, c->n_embd);
-    complete &= take_activations(&s->inner, model, n_rows, c->n_inner);
+    complete &= alloc_rows(&s->residual, n_rows, c->n_embd);
+    complete &= alloc_activations(&s->normed, model, n_rows, c->n_embd);
+    complete &= alloc_rows(&s->qkv, n_rows, 3 * c->n_embd);
+    complete &= alloc_activations(&s->attended, model, n_rows, c->n_embd);
+    complete &= alloc_activations(&s->inner, model, n_rows, c->n_inner);
     for (int w = 0; w < s->n_workers; w++) {
-        complete &= take_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
-        complete &= take_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
+        complete &= alloc_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
+        complete &= alloc_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
     }
     if (!complete) {
         gpt2c_scratch_free(s);

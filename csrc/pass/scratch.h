@@ -1,4 +1,4 @@
-/* The memory of one forward call at a time: rows between the steps, and what each worker has to itself. */
+/* The memory of a forward call: activations between the steps, and buffers of each worker. */
 #ifndef GPT2C_SCRATCH_H
 #define GPT2C_SCRATCH_H
 
@@ -12,8 +12,8 @@ typedef struct {
     int wants_logits;
 } input_row;
 
-/* With so few rows every worker norms (and quantises) them all for itself: that is cheaper than waiting at a
- * barrier for the others' part. */
+/* Up to this many rows, every worker computes layer norm (and quantises) for itself: that is
+ * cheaper than a barrier. */
 #define OWN_NORM_ROWS 2
 
 /* Rows of floats that begin a stride apart. */
@@ -24,46 +24,46 @@ typedef struct {
 
 static inline float *row_of(float_rows m, int r) { return m.floats + (size_t)r * m.stride; }
 
-/* Rows between two steps: floats or, where they meet quantised weights, 8 bits. */
+/* Rows between two steps: floats and, if they meet quantised weights, 8-bit values. */
 typedef struct {
     float_rows floats;
     quantized_rows quantized;
 } activations;
 
-/* Between the groups of quantised rows, for the same reason as rows of floats lie apart. */
+/* Padding between the groups of quantised rows, for the reason given at alloc_rows. */
 #define GROUP_SPACE 64
 
-/* Quantised rows where n_rows of them are. */
-static inline quantized_rows arranged(quantized_rows q, int n_rows) {
+/* The layout of n_rows quantised rows. */
+static inline quantized_rows quantized_layout(quantized_rows q, int n_rows) {
     q.stride = (size_t)n_rows;
     q.values_stride = q.stride * GROUP + GROUP_SPACE;
     return q;
 }
 
-/* The same rows from the r-th on, and of these the groups from the g-th on. */
-static inline quantized_rows part_of(quantized_rows q, int r, size_t g) {
+/* The same rows without the first r rows and the first g groups. */
+static inline quantized_rows quantized_slice(quantized_rows q, int r, size_t g) {
     q.values += g * q.values_stride + (size_t)r * GROUP;
     q.scales += g * q.stride + (size_t)r;
     q.minus_sums += g * q.stride + (size_t)r;
     return q;
 }
 
-/* What a worker has to itself. */
+/* The buffers of one worker. */
 typedef struct {
     float_rows scores;      /* [ATTENTION_ROWS, n_positions] */
     activations normed;     /* [OWN_NORM_ROWS, n_embd] */
-    candidates *candidates; /* taken when they are asked for */
+    candidates *candidates; /* allocated at the first use */
 } worker_scratch;
 
 struct gpt2c_scratch {
-    int32_t n_rows;       /* at most, of a call */
+    int32_t n_rows;       /* of a call, at most */
     input_row *rows;      /* [n_rows] */
     float_rows residual;  /* [rows, n_embd] */
     activations normed;   /* [rows, n_embd] */
     float_rows qkv;       /* [rows, 3 n_embd] */
     activations attended; /* [rows, n_embd] */
-    activations inner;    /* [rows, n_inner], floats or 8 bits */
-    float *logits;        /* taken when they are asked for: [n_logits_rows, n_vocab] */
+    activations inner;    /* [rows, n_inner], floats or 8-bit values */
+    float *logits;        /* allocated at the first use: [n_logits_rows, n_vocab] */
     int32_t n_logits_rows;
     int n_workers;
     worker_scratch *workers; /* [n_workers] */

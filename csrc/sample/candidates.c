@@ -1,4 +1,15 @@
-/* Order among the ids that may be drawn. */
+/* The candidates of a draw and their order.
+ *
+ * Sorting. A key has a logit's order in its upper 32 bits and the id (or another payload) in its
+ * lower 32 bits. The keys are radix-sorted by the upper half: three passes of 11 bits, linear in n
+ * and stable, so ties keep the order of ids without being compared.
+ *
+ * Selecting. For the k largest of n logits, with k far below n, a sort would be wasted. select_keys
+ * keeps the best k keys seen so far in a heap whose root is the worst of them. A logit that does
+ * not beat the root costs one comparison of floats; one that does replaces the root and sifts down,
+ * log k steps. Few do: about k ln(n / k) of logits in random order. The heap is then sorted in
+ * place. Ids are visited ascending, so of equal logits the lower id is already there and stays.
+ * candidates_keep_top sorts instead if k is more than n / 8. */
 #include "sample/candidates.h"
 
 #include "os/os.h"
@@ -19,11 +30,11 @@ candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int3
     c->weights = os_aligned_alloc(n * sizeof *c->weights);
     c->keys = os_aligned_alloc(n * sizeof *c->keys);
     c->spare_keys = os_aligned_alloc(n * sizeof *c->spare_keys);
-    c->slots = os_aligned_alloc(n * sizeof *c->slots);
+    c->indices = os_aligned_alloc(n * sizeof *c->indices);
     c->counts = calloc(n, sizeof *c->counts);
     c->history = calloc(n_history, sizeof *c->history);
     c->lengths = calloc(n_history, sizeof *c->lengths);
-    if (c->logits && c->ids && c->weights && c->keys && c->spare_keys && c->slots && c->counts &&
+    if (c->logits && c->ids && c->weights && c->keys && c->spare_keys && c->indices && c->counts &&
         c->history && c->lengths)
         return c;
     candidates_free(c);
@@ -38,7 +49,7 @@ void candidates_free(candidates *c) {
     os_aligned_free(c->weights);
     os_aligned_free(c->keys);
     os_aligned_free(c->spare_keys);
-    os_aligned_free(c->slots);
+    os_aligned_free(c->indices);
     free(c->counts);
     free(c->history);
     free(c->lengths);
@@ -50,17 +61,17 @@ void candidates_fill(candidates *c, const float *logits) {
     for (int32_t id = 0; id < c->n_vocab; id++)
         c->ids[id] = id;
     c->n = c->n_vocab;
-    c->is_sorted = c->has_slots = 0;
+    c->is_sorted = c->has_indices = 0;
 }
 
-int32_t candidates_greatest(const candidates *c) { return c->kernels->arg_max(c->logits, c->n); }
+int32_t candidates_argmax(const candidates *c) { return c->kernels->arg_max(c->logits, c->n); }
 
 double candidates_weigh(candidates *c) {
-    int32_t place = candidates_greatest(c);
-    if (place < 0 || isinf(c->logits[place]))
+    int32_t index = candidates_argmax(c);
+    if (index < 0 || isinf(c->logits[index]))
         return -1.0;
     for (int32_t i = 0; i < c->n; i++)
-        c->weights[i] = c->logits[i] - c->logits[place];
+        c->weights[i] = c->logits[i] - c->logits[index];
     c->kernels->exp(c->weights, c->n);
     double sum = 0.0;
     for (int32_t i = 0; i < c->n; i++)
@@ -70,7 +81,6 @@ double candidates_weigh(candidates *c) {
 
 /* ---- sorting ---- */
 
-/* A float's bits, turned so that they compare as the numbers do; both zeros are one. */
 uint32_t ascending_key(float x) {
     uint32_t bits;
     x += 0.0f;
@@ -78,14 +88,14 @@ uint32_t ascending_key(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-static float number_of_key(uint32_t key) {
+static float logit_of_key(uint32_t key) {
     uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-/* Ascending keys are the order (logit descending, id ascending). */
+/* Ascending keys are in the order (logit descending, id ascending). */
 static uint64_t key_of(float logit, int32_t id) {
     return (uint64_t)~ascending_key(logit) << 32 | (uint32_t)id;
 }
@@ -117,12 +127,12 @@ void candidates_sort_keys(candidates *c, int32_t n) {
 
 static void take_keys(candidates *c, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
-        c->logits[i] = number_of_key(~(uint32_t)(c->keys[i] >> 32));
+        c->logits[i] = logit_of_key(~(uint32_t)(c->keys[i] >> 32));
         c->ids[i] = (int32_t)(uint32_t)c->keys[i];
     }
     c->n = n;
     c->is_sorted = 1;
-    c->has_slots = 0;
+    c->has_indices = 0;
 }
 
 void candidates_sort(candidates *c) {
@@ -145,68 +155,68 @@ void candidates_unsort(candidates *c) {
         c->ids[i] = (int32_t)(c->keys[i] >> 32);
     }
     memcpy(c->logits, c->weights, (size_t)c->n * sizeof *c->logits);
-    c->is_sorted = c->has_slots = 0;
+    c->is_sorted = c->has_indices = 0;
 }
 
-int32_t candidates_slot(candidates *c, int32_t id) {
+int32_t candidates_index(candidates *c, int32_t id) {
     if (c->n == c->n_vocab)
         return id;
-    if (!c->has_slots) {
+    if (!c->has_indices) {
         for (int32_t i = 0; i < c->n_vocab; i++)
-            c->slots[i] = NOWHERE;
+            c->indices[i] = NOT_FOUND;
         for (int32_t i = 0; i < c->n; i++)
-            c->slots[c->ids[i]] = i;
-        c->has_slots = 1;
+            c->indices[c->ids[i]] = i;
+        c->has_indices = 1;
     }
-    return c->slots[id];
+    return c->indices[id];
 }
 
-/* ---- the k greatest ---- */
+/* ---- the k largest ---- */
 
-/* Restores the heap below i: the root is the greatest key. */
+/* Restores the heap below i, whose root is the largest key: the worst of the candidates kept. */
 static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     for (;;) {
-        int32_t greatest = i, left = 2 * i + 1, right = 2 * i + 2;
-        if (left < n && heap[left] > heap[greatest])
-            greatest = left;
-        if (right < n && heap[right] > heap[greatest])
-            greatest = right;
-        if (greatest == i)
+        int32_t largest = i, left = 2 * i + 1, right = 2 * i + 2;
+        if (left < n && heap[left] > heap[largest])
+            largest = left;
+        if (right < n && heap[right] > heap[largest])
+            largest = right;
+        if (largest == i)
             return;
         uint64_t moved = heap[i];
-        heap[i] = heap[greatest];
-        heap[greatest] = moved;
-        i = greatest;
+        heap[i] = heap[largest];
+        heap[largest] = moved;
+        i = largest;
     }
 }
 
-/* The k least keys of n logits, whose ids ascend (NULL: they are 0, 1, ...), in order. */
+/* The k smallest keys of n logits, in order. ids ascend; NULL means 0, 1, ... */
 static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids, int32_t n,
                         int32_t k) {
     for (int32_t i = 0; i < k; i++)
         keys[i] = key_of(logits[i], ids ? ids[i] : i);
     for (int32_t i = k / 2; i-- > 0;)
         sift_down(keys, k, i);
-    float least = number_of_key(~(uint32_t)(keys[0] >> 32));
+    float min = logit_of_key(~(uint32_t)(keys[0] >> 32));
     for (int32_t i = k; i < n; i++)
-        if (logits[i] > least) { /* at a tie the lower id, already there, stays */
+        if (logits[i] > min) { /* of equal logits the lower id is already there */
             keys[0] = key_of(logits[i], ids ? ids[i] : i);
             sift_down(keys, k, 0);
-            least = number_of_key(~(uint32_t)(keys[0] >> 32));
+            min = logit_of_key(~(uint32_t)(keys[0] >> 32));
         }
     for (int32_t i = k - 1; i > 0; i--) {
-        uint64_t greatest = keys[0];
+        uint64_t largest = keys[0];
         keys[0] = keys[i];
-        keys[i] = greatest;
+        keys[i] = largest;
         sift_down(keys, i, 0);
     }
 }
 
-void candidates_keep_first(candidates *c, int32_t k) {
+void candidates_keep_top(candidates *c, int32_t k) {
     if (k >= c->n || c->is_sorted || k > c->n / 8) {
         candidates_sort(c);
         c->n = k < c->n ? k : c->n;
-        c->has_slots = 0;
+        c->has_indices = 0;
         return;
     }
     select_keys(c->keys, c->logits, c->ids, c->n, k);
@@ -214,26 +224,26 @@ void candidates_keep_first(candidates *c, int32_t k) {
 }
 
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids) {
-    uint64_t keys[GPT2C_MOST_TOP];
+    uint64_t keys[GPT2C_MAX_TOP];
     int32_t n_found = k < n ? k : n;
     if (n_found)
         select_keys(keys, logits, NULL, n, n_found);
     for (int32_t i = 0; i < k; i++)
-        ids[i] = i < n_found ? (int32_t)(uint32_t)keys[i] : NOWHERE;
+        ids[i] = i < n_found ? (int32_t)(uint32_t)keys[i] : NOT_FOUND;
 }
 
-void candidates_keep_heavy(candidates *c, double least) {
-    c->weights[candidates_greatest(c)] = INFINITY;
-    candidates_keep_from(c, least);
+void candidates_keep_best_or_at_least(candidates *c, double min_weight) {
+    c->weights[candidates_argmax(c)] = INFINITY;
+    candidates_keep_at_least(c, min_weight);
 }
 
-void candidates_keep_from(candidates *c, double least) {
+void candidates_keep_at_least(candidates *c, double min_weight) {
     int32_t n = 0;
     for (int32_t i = 0; i < c->n; i++)
-        if ((double)c->weights[i] >= least) {
+        if ((double)c->weights[i] >= min_weight) {
             c->logits[n] = c->logits[i];
             c->ids[n++] = c->ids[i];
         }
     c->n = n;
-    c->has_slots = 0;
+    c->has_indices = 0;
 }

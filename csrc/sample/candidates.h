@@ -1,11 +1,12 @@
-/* The ids that may still be drawn, and their logits while sampling options change them. */
+/* The candidates of a draw: the ids that may still be drawn, with their logits, while the sampling
+ * stages change and remove them. */
 #ifndef GPT2C_CANDIDATES_H
 #define GPT2C_CANDIDATES_H
 
 #include "gpt2c.h"
 #include "kernels/kernels.h"
 
-#define NOWHERE (-1)
+#define NOT_FOUND (-1)
 
 typedef struct {
     const kernel_table *kernels;
@@ -13,54 +14,58 @@ typedef struct {
     float *logits; /* [n] */
     int32_t *ids;  /* [n] */
     int32_t n;
-    int is_sorted;               /* by (logit descending, id ascending); otherwise by id */
-    float *weights;              /* [n], exp(logit - greatest), after candidates_weigh */
+    int is_sorted;               /* by (logit descending, id ascending); else by id */
+    float *weights;              /* [n], exp(logit - max), set by candidates_weigh */
     uint64_t *keys, *spare_keys; /* [n_vocab], for sorting */
-    int32_t *slots;              /* [n_vocab], see candidates_slot */
-    int has_slots;
-    int32_t *counts;  /* [n_vocab], zero between uses */
-    int32_t *history; /* [n_history], the prompt's ids and the new ones */
+    int32_t *indices;            /* [n_vocab], for candidates_index */
+    int has_indices;
+    int32_t *counts;  /* [n_vocab], zero outside a penalty */
+    int32_t *history; /* [n_history], the ids of the prompt and the generated ones */
     int32_t n_history, n_prompt;
-    int32_t *lengths; /* [n_history], scratch of penalties.c */
-    int wants_margin; /* set by who wants to know, for a choice: */
-    float margin;     /* by how much it was ahead of the next best; NaN where nobody looked */
+    int32_t *lengths;   /* [n_history], apply_dry's scratch */
+    noise_key noise;    /* of this draw */
+    float mirostat_mu;  /* the largest surprise in bits that mirostat keeps */
+    float mirostat_sum; /* of the weights that mirostat saw; 0 without mirostat */
+    int wants_margin;   /* set by callers that want the margin of a choice: */
+    float margin;       /* its lead over the next best; NaN where it is not computed */
 } candidates;
 
-/* Room for one draw at a time; NULL without memory. */
+/* Buffers for one draw at a time. NULL if there is no memory. */
 candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int32_t n_positions);
 void candidates_free(candidates *c);
-/* Those of a scratch's worker, taken when they are first asked for. */
+/* The candidates of a scratch's worker, allocated by the first call. */
 candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker);
 
-/* All ids, with these logits. */
+/* Makes all ids candidates, with these logits. */
 void candidates_fill(candidates *c, const float *logits);
-/* The greatest logit's place; -1 where a logit is NaN. Of equal ones, the lowest id's. */
-int32_t candidates_greatest(const candidates *c);
-/* Sets the weights; returns their sum, or -1 where a logit is NaN or the greatest is infinite. */
+/* The index of the largest logit, -1 if any logit is NaN. Of equal logits the lowest id wins. */
+int32_t candidates_argmax(const candidates *c);
+/* Sets the weights and returns their sum, or -1 if a logit is NaN or the largest is infinite. */
 double candidates_weigh(candidates *c);
 void candidates_sort(candidates *c);
-/* Back to the order of ids, in which logits may be changed. */
+/* Restores the order of ids, which penalties need. */
 void candidates_unsort(candidates *c);
-/* Where an id is, or NOWHERE if it was removed. To be called on unsorted candidates. */
-int32_t candidates_slot(candidates *c, int32_t id);
-/* Sorts, and keeps the first k. */
-void candidates_keep_first(candidates *c, int32_t k);
-/* Keeps those whose weight is at least this. */
-void candidates_keep_from(candidates *c, double least);
-/* The same, and in any case the most likely; no logit is NaN. */
-void candidates_keep_heavy(candidates *c, double least);
-/* A key that sorts ascending as the number does. */
+/* The index of an id, or NOT_FOUND if it was removed. The candidates must not be sorted. */
+int32_t candidates_index(candidates *c, int32_t id);
+/* Keeps the k largest logits, sorted. */
+void candidates_keep_top(candidates *c, int32_t k);
+/* Keeps the candidates whose weight is at least min_weight. */
+void candidates_keep_at_least(candidates *c, double min_weight);
+/* Keeps these, and the most likely candidate in any case. No logit may be NaN. */
+void candidates_keep_best_or_at_least(candidates *c, double min_weight);
+/* An unsigned key that orders as x does; both zeros have the same key. */
 uint32_t ascending_key(float x);
-/* Sorts by a key's upper half; equal ones keep their order. */
+/* Sorts `keys` by their upper 32 bits, ascending; equal ones keep their order. */
 void candidates_sort_keys(candidates *c, int32_t n);
 
-/* The ids of the k greatest of n logits, k up to GPT2C_MOST_TOP, by (logit descending, id ascending);
- * past the n-th NOWHERE. */
+/* Sets ids[k] to the ids of the k largest of n logits, by (logit descending, id ascending), and to
+ * NOT_FOUND beyond the n-th. k is at most GPT2C_MAX_TOP. */
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids);
 
-/* The stages that change single logits by what was said before (penalties.c), and those that remove
- * unlikely ids (filters.c). Both return 0 where the kind is not theirs. */
-int penalize(candidates *c, const gpt2c_stage *stage);
-int filter(candidates *c, const gpt2c_stage *stage, const noise_key *key, float mirostat_mu);
+/* The stages: apply_top_k, apply_dry, ... (penalties.c, filters.c). */
+#define DECLARE_STAGE(kind, option) void apply_##option(candidates *c, const gpt2c_stage *stage);
+GPT2C_PENALTIES(DECLARE_STAGE)
+GPT2C_FILTERS(DECLARE_STAGE)
+#undef DECLARE_STAGE
 
 #endif

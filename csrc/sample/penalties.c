@@ -1,74 +1,96 @@
-/* The stages that change single ids' logits, most of them by what the text holds already. */
+/* The stages that change the logits of single ids, most of them by the ids that came before: the
+ * prompt's and the new ones, c->history. The candidates are in the order of ids (sample.c). */
 #include "sample/candidates.h"
 
 #include <math.h>
 #include <string.h>
 
 static void add(candidates *c, int32_t id, float amount) {
-    int32_t slot = candidates_slot(c, id);
-    if (slot != NOWHERE)
-        c->logits[slot] += amount;
+    int32_t index = candidates_index(c, id);
+    if (index != NOT_FOUND)
+        c->logits[index] += amount;
 }
 
 static void ban(candidates *c, int32_t id) {
-    int32_t slot = candidates_slot(c, id);
-    if (slot != NOWHERE)
-        c->logits[slot] = -INFINITY;
+    int32_t index = candidates_index(c, id);
+    if (index != NOT_FOUND)
+        c->logits[index] = -INFINITY;
 }
 
-/* Keskar et al. 2019, "CTRL": every id that the text holds is divided by the penalty, or where it is
- * negative multiplied. */
-static void penalize_repetition(candidates *c, float penalty) {
+void apply_logit_bias(candidates *c, const gpt2c_stage *stage) {
+    for (int32_t i = 0; i < stage->n_ids; i++)
+        add(c, stage->ids[i], stage->values[i]);
+}
+
+/* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": divides the logit of each
+ * id in the history by the penalty, or multiplies it where it is negative. */
+void apply_repetition_penalty(candidates *c, const gpt2c_stage *stage) {
+    float penalty = stage->value;
     for (int32_t i = 0; i < c->n_history; i++) {
         int32_t id = c->history[i];
-        int32_t slot = c->counts[id]++ ? NOWHERE : candidates_slot(c, id);
-        if (slot != NOWHERE)
-            c->logits[slot] =
-                c->logits[slot] < 0.0f ? c->logits[slot] * penalty : c->logits[slot] / penalty;
+        int32_t index = c->counts[id]++ ? NOT_FOUND : candidates_index(c, id);
+        if (index != NOT_FOUND)
+            c->logits[index] =
+                c->logits[index] < 0.0f ? c->logits[index] * penalty : c->logits[index] / penalty;
     }
     for (int32_t i = 0; i < c->n_history; i++)
         c->counts[c->history[i]] = 0;
 }
 
-/* As OpenAI's API: by the ids that were generated, once for each or once for each time. */
-static void penalize_presence(candidates *c, float penalty) {
+/* As in OpenAI's API: subtracts the penalty once for each id that was generated. */
+void apply_presence_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         if (!c->counts[c->history[i]]++)
-            add(c, c->history[i], -penalty);
+            add(c, c->history[i], -stage->value);
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         c->counts[c->history[i]] = 0;
 }
 
-static void penalize_frequency(candidates *c, float penalty) {
+/* As in OpenAI's API: subtracts the penalty as often as the id was generated. */
+void apply_frequency_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         c->counts[c->history[i]]++;
     for (int32_t i = c->n_prompt; i < c->n_history; i++) {
         int32_t id = c->history[i];
         if (c->counts[id])
-            add(c, id, -penalty * (float)c->counts[id]);
+            add(c, id, -stage->value * (float)c->counts[id]);
         c->counts[id] = 0;
     }
 }
 
-/* Paulus et al. 2017, "A Deep Reinforced Model for Abstractive Summarization": no n ids in a row come
- * twice. */
-static void ban_repeated_ngrams(candidates *c, int32_t n) {
+/* Paulus et al. 2017, "A Deep Reinforced Model for Abstractive Summarization": bans each id that
+ * would repeat an n-gram of the history. */
+void apply_no_repeat_ngram_size(candidates *c, const gpt2c_stage *stage) {
+    int32_t n = stage->count;
+    if (c->n_history < n)
+        return;
     const int32_t *last = c->history + c->n_history - (n - 1);
     for (int32_t i = 0; i + n <= c->n_history; i++)
         if (!memcmp(c->history + i, last, (size_t)(n - 1) * sizeof *last))
             ban(c, c->history[i + n - 1]);
 }
 
-/* ids are words as their length and then their ids: where a word's beginning ends the text, what would
- * complete it is banned. */
-static void ban_words(candidates *c, const int32_t *ids, int32_t n_ids) {
-    for (int32_t at = 0; at < n_ids; at += 1 + ids[at]) {
-        const int32_t *word = ids + at + 1;
-        int32_t before = ids[at] - 1;
+/* Bans the last id of each bad word whose other ids end the history. stage->ids holds each word as
+ * its length followed by its ids. */
+void apply_bad_words(candidates *c, const gpt2c_stage *stage) {
+    for (int32_t at = 0; at < stage->n_ids; at += 1 + stage->ids[at]) {
+        const int32_t *word = stage->ids + at + 1;
+        int32_t before = stage->ids[at] - 1;
         if (before <= c->n_history &&
             !memcmp(c->history + c->n_history - before, word, (size_t)before * sizeof *word))
             ban(c, word[before]);
     }
+}
+
+void apply_suppress_tokens(candidates *c, const gpt2c_stage *stage) {
+    for (int32_t i = 0; i < stage->n_ids; i++)
+        ban(c, stage->ids[i]);
+}
+
+/* Bans the stop ids until `count` tokens are generated. */
+void apply_min_new_tokens(candidates *c, const gpt2c_stage *stage) {
+    if (c->n_history - c->n_prompt < stage->count)
+        apply_suppress_tokens(c, stage);
 }
 
 static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
@@ -83,17 +105,17 @@ static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
     return begin < n && ascending[begin] == id;
 }
 
-/* lengths[i]: how many ids before place i are those that the text ends with (Gusfield's Z algorithm,
- * read backwards): linear, whatever repeats. */
-static void match_endings(const int32_t *text, int32_t n, int32_t *lengths) {
-    int32_t begin = n, end = n; /* the match that reaches furthest back: text[begin, end) */
+/* Sets lengths[i] to the length of the longest run of ids that ends just before i and also ends the
+ * history. This is Gusfield's Z algorithm read backwards: linear in n, however much repeats. */
+static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
+    int32_t begin = n, end = n; /* the match that reaches furthest back: history[begin, end) */
     for (int32_t i = n - 1; i > 0; i--) {
         int32_t length = 0;
         if (i > begin) {
             int32_t known = lengths[n - (end - i)];
             length = known < i - begin ? known : i - begin;
         }
-        while (length < i && text[i - 1 - length] == text[n - 1 - length])
+        while (length < i && history[i - 1 - length] == history[n - 1 - length])
             length++;
         lengths[i] = length;
         if (i - length < begin) {
@@ -103,75 +125,39 @@ static void match_endings(const int32_t *text, int32_t n, int32_t *lengths) {
     }
 }
 
-/* "Don't repeat yourself" (p-e-w 2024, oobabooga/text-generation-webui pull request 5677): an id that
- * would lengthen a repetition of at least allowed ids loses multiplier * base^(length - allowed).
- * Breakers end a repetition. */
-static void penalize_repeated_runs(candidates *c, const gpt2c_stage *stage) {
+/* DRY, "don't repeat yourself" (p-e-w 2024, oobabooga/text-generation-webui pull request 5677):
+ * subtracts multiplier * base^(length - allowed) from the logit of an id that would continue a
+ * repetition of `length` ids, if length is at least `allowed`. A repetition does not cross a
+ * breaker, and no breaker is penalised.
+ *
+ * stage->value is the multiplier, other the base, count the allowed length, ids the breakers,
+ * ascending; a span above 0 limits the search to the last `span` ids.
+ *
+ * For each id, c->counts holds the length of the longest repetition that the id would continue. */
+void apply_dry(candidates *c, const gpt2c_stage *stage) {
     int32_t n = c->n_history;
-    const int32_t *text = c->history;
+    const int32_t *history = c->history;
     if (stage->span > 0 && stage->span < n) {
-        text += n - stage->span;
+        history += n - stage->span;
         n = stage->span;
     }
-    int32_t most = 0;
-    while (most < n && !is_among(text[n - 1 - most], stage->ids, stage->n_ids))
-        most++;
-    match_endings(text, n, c->lengths);
+    int32_t longest = 0;
+    while (longest < n && !is_among(history[n - 1 - longest], stage->ids, stage->n_ids))
+        longest++;
+    match_endings(history, n, c->lengths);
     for (int32_t i = 1; i < n; i++) {
-        int32_t length = c->lengths[i] < most ? c->lengths[i] : most;
-        if (length > c->counts[text[i]])
-            c->counts[text[i]] = length;
+        int32_t length = c->lengths[i] < longest ? c->lengths[i] : longest;
+        if (length > c->counts[history[i]])
+            c->counts[history[i]] = length;
     }
     for (int32_t i = 1; i < n; i++) {
-        int32_t length = c->counts[text[i]];
-        c->counts[text[i]] = 0;
-        if (length < stage->count || length == 0 || is_among(text[i], stage->ids, stage->n_ids))
+        int32_t length = c->counts[history[i]];
+        c->counts[history[i]] = 0;
+        if (length < stage->count || length == 0 || is_among(history[i], stage->ids, stage->n_ids))
             continue;
         float penalty = stage->value;
         for (int32_t k = stage->count; k < length && !isinf(penalty); k++)
             penalty *= stage->other;
-        add(c, text[i], -penalty);
+        add(c, history[i], -penalty);
     }
-}
-
-int penalize(candidates *c, const gpt2c_stage *stage) {
-    if (stage->kind > GPT2C_LAST_PENALTY)
-        return 0;
-    candidates_unsort(c);
-    switch (stage->kind) {
-    case GPT2C_LOGIT_BIAS:
-        for (int32_t i = 0; i < stage->n_ids; i++)
-            add(c, stage->ids[i], stage->values[i]);
-        break;
-    case GPT2C_SUPPRESS_TOKENS:
-        for (int32_t i = 0; i < stage->n_ids; i++)
-            ban(c, stage->ids[i]);
-        break;
-    case GPT2C_MIN_NEW_TOKENS:
-        for (int32_t i = 0; c->n_history - c->n_prompt < stage->count && i < stage->n_ids; i++)
-            ban(c, stage->ids[i]);
-        break;
-    case GPT2C_REPETITION_PENALTY:
-        penalize_repetition(c, stage->value);
-        break;
-    case GPT2C_PRESENCE_PENALTY:
-        penalize_presence(c, stage->value);
-        break;
-    case GPT2C_FREQUENCY_PENALTY:
-        penalize_frequency(c, stage->value);
-        break;
-    case GPT2C_DRY:
-        penalize_repeated_runs(c, stage);
-        break;
-    case GPT2C_NO_REPEAT_NGRAM:
-        if (c->n_history >= stage->count)
-            ban_repeated_ngrams(c, stage->count);
-        break;
-    case GPT2C_BAD_WORDS:
-        ban_words(c, stage->ids, stage->n_ids);
-        break;
-    default:
-        break;
-    }
-    return 1;
 }

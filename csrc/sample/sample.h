@@ -1,13 +1,15 @@
-/* From logits to a job's next token; for the loop of generate.c. */
+/* From logits to a job's next token. */
 #ifndef GPT2C_SAMPLE_H
 #define GPT2C_SAMPLE_H
 
 #include "sample/candidates.h"
 
-/* Whether a job takes the greatest of the logits as they are, and needs no candidates. */
+/* Whether a job takes the largest of the model's logits, without stages, and so needs no
+ * candidates. */
 int is_greedy(const gpt2c_job *job);
-/* Chooses the next token by `logits`, appends it, and scores it by `own`, the model's. */
+/* Chooses the next token by `logits` and appends it; its score is by raw_logits, which no stage or
+ * caller has changed. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
-                 const float *own);
+                 const float *raw_logits);
 
 #endif

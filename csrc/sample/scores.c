@@ -1,4 +1,4 @@
-/* What a model says of a token, from its logits. */
+/* The scores of tokens: log-probability, entropy, rank and the most likely alternatives. */
 #include "sample/scores.h"
 
 #include "fpenv.h"
@@ -8,15 +8,15 @@ void score_token(const gpt2c_model *m, const float *logits, int32_t token,
                  const gpt2c_scores *scores, size_t at) {
     int32_t n_vocab = m->config.n_vocab, n_top = scores->n_top;
     gpt2c_token_score *score = &scores->scores[at];
-    float log_total;
-    m->kernels->log_total(logits, n_vocab, &log_total, &score->entropy);
-    score->log_prob = logits[token] - log_total;
+    float log_sum_exp;
+    m->kernels->log_sum_exp(logits, n_vocab, &log_sum_exp, &score->entropy);
+    score->log_prob = logits[token] - log_sum_exp;
     score->rank = m->kernels->rank(logits, n_vocab, token);
-    int32_t ids[GPT2C_MOST_TOP];
+    int32_t ids[GPT2C_MAX_TOP];
     top_ids(logits, n_vocab, n_top, ids);
     for (int32_t i = 0; i < n_top; i++) {
         int32_t id = ids[i];
-        float log_prob = id == NOWHERE ? 0.0f : logits[id] - log_total;
+        float log_prob = id == NOT_FOUND ? 0.0f : logits[id] - log_sum_exp;
         scores->top[at * (size_t)n_top + (size_t)i] = (gpt2c_alternative){log_prob, id};
     }
 }
@@ -26,10 +26,10 @@ void gpt2c_log_probs(const gpt2c_model *model, float *logits, int32_t n_rows) {
     fp_state caller = fp_enter();
     for (int32_t r = 0; r < n_rows; r++) {
         float *row = logits + (size_t)r * (size_t)n_vocab;
-        float log_total, entropy;
-        model->kernels->log_total(row, n_vocab, &log_total, &entropy);
+        float log_sum_exp, entropy;
+        model->kernels->log_sum_exp(row, n_vocab, &log_sum_exp, &entropy);
         for (int32_t id = 0; id < n_vocab; id++)
-            row[id] -= log_total;
+            row[id] -= log_sum_exp;
     }
     fp_leave(caller);
 }

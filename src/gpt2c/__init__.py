@@ -1,7 +1,7 @@
 """gpt2c: GPT-2 text generation on CPUs, fast and exact.
 
 >>> from gpt2c import GPT2
->>> model = GPT2.from_pretrained()  # the embedded model; or a folder, or a name on the hub
+>>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder, or a name on the hub
 >>> model.generate("Once upon a time", max_new_tokens=40)
 >>> model.generate(["The king", "The fox"], temperature=0.8, top_k=40, seed=1)
 """

@@ -1,4 +1,4 @@
-"""``python -m gpt2c`` is the command ``gpt2c``."""
+"""``python -m gpt2c`` runs the command ``gpt2c``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``gen_text``: one function that continues a text."""
+"""``gen_text``: one function that continues a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2c.model import GPT2
 
 
 class Encoder(Protocol):
-    """What gen_text needs of a tokenizer: picoGPT's encoder and gpt2c's own both have it."""
+    """A tokenizer as gen_text needs it, for example picoGPT's encoder or gpt2c's Tokenizer."""
 
     def encode(self, text: str, /) -> list[int]: ...  # noqa: D102
 
@@ -33,14 +33,15 @@ def gen_text(
     *,
     model: GPT2 | str | os.PathLike[str] | Parts | None = None,
 ) -> str:
-    """The text that the model continues prompt with, greedily; the new text alone.
+    """Continue prompt greedily; return only the new text.
 
-    model is a :class:`GPT2`, what :meth:`GPT2.from_pretrained` takes, or picoGPT's parts (encoder,
-    hparams, params): the encoder any object with encode(str) -> list[int] and decode(list[int]) ->
-    str, the params nested dicts of arrays, packed anew at each call. As in picoGPT, parts always
-    give n_tokens_to_generate tokens while the context lasts: no token ends the text.
+    model is a :class:`GPT2`, an argument of :meth:`GPT2.from_pretrained`, or picoGPT's triple
+    (encoder, hparams, params). There encoder is any object with encode(str) -> list[int] and
+    decode(list[int]) -> str, and params is a nested dict of arrays, packed again at each call. As
+    in picoGPT, no EOS token ends the text of a triple: it has n_tokens_to_generate tokens unless
+    the context ends it.
 
-    Without a model it is the embedded one, which is loaded once and kept.
+    The default is the embedded model, which is loaded once and kept.
 
     Raises what :meth:`GPT2.from_pretrained` and :meth:`GPT2.complete` raise.
     """
@@ -55,8 +56,8 @@ def gen_text(
             return gen_text(prompt, n_tokens_to_generate, model=loaded)
     if not isinstance(model, tuple) or len(model) != 3:
         raise OptionTypeError(
-            f"model is of type {type(model).__name__}; it must be a GPT2, a folder, or the tuple "
-            "(encoder, hparams, params)"
+            f"model is of type {type(model).__name__}; it must be a GPT2, a path or name, or a "
+            "tuple (encoder, hparams, params)"
         )
     encoder, hparams, params = model
     with GPT2.from_picogpt(hparams, params) as loaded:

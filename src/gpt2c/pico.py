@@ -1,8 +1,8 @@
-"""For programs written for picoGPT: its functions, on gpt2c's engine.
+"""picoGPT's functions on gpt2c's engine: a program written for picoGPT only changes its import.
 
 >>> from gpt2c.pico import generate, gpt2, load_encoder_hparams_and_params
 
-Weights are packed anew at each call, because a program may have changed them since the last.
+Each call packs the weights again, because the program may have changed them since the last call.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ def gpt2(
     ln_f: Mapping[str, Any],
     n_head: int,
 ) -> NDArray[np.float32]:
-    """Logits float32 [n_seq, n_vocab] of the token that follows each of inputs [n_seq].
+    """Return float32 logits [n_seq, n_vocab]: row i predicts the token after inputs[i].
 
-    The others are what :func:`load_encoder_hparams_and_params` gives, or arrays of the same shapes
-    in float16, float32 or float64, which are rounded to float32 and computed in it:
+    The other arguments are the params of :func:`load_encoder_hparams_and_params`, or arrays of the
+    same shapes in float16, float32 or float64, which are rounded to float32:
     ``gpt2(inputs, **params, n_head=hparams["n_head"])``.
 
-    Raises CheckpointError or ConfigError where they make no GPT-2, OptionError or OptionTypeError
-    for inputs that are no ids of it, and ContextError where there are more than wpe has rows.
+    Raises CheckpointError or ConfigError if these are not the weights of a GPT-2, OptionError or
+    OptionTypeError if inputs are not ids of its vocabulary, and ContextError if there are more
+    inputs than rows of wpe.
     """
     params = {"wte": wte, "wpe": wpe, "blocks": blocks, "ln_f": ln_f}
     with GPT2.from_picogpt({"n_head": n_head}, params) as model:
@@ -59,15 +60,15 @@ def gpt2(
 def generate(
     inputs: Ids, params: Mapping[str, Any], n_head: int, n_tokens_to_generate: int
 ) -> list[int]:
-    """The n_tokens_to_generate ids that follow inputs, each the likeliest; the new ones alone.
+    """Decode greedily and return the n_tokens_to_generate new ids.
 
-    As in picoGPT, inputs, where it is a list, has them at its end afterwards, and no token ends
-    the text. Unlike there no bar is shown, and each token is computed once, from a cache. params
-    and n_head are those of :func:`gpt2`.
+    As in picoGPT, a list of inputs is extended with the new ids, and no EOS token ends generation.
+    Unlike picoGPT, this shows no progress bar and uses a KV cache. params and n_head are those of
+    :func:`gpt2`.
 
-    Raises what gpt2 raises, and leaves inputs as it was: ContextError before any work where the
-    last token would follow more ids than there are positions; OptionError where there is no id to
-    begin with; NumericalError where the weights give a logit that is not a number.
+    Raises what gpt2 raises, and then leaves inputs unchanged: ContextError, before any work, if
+    the tokens do not fit in the context; OptionError if inputs are empty; NumericalError if a
+    logit is not a number.
     """
     n_new = integer("n_tokens_to_generate", n_tokens_to_generate, 0, INT32_MAX)
     with GPT2.from_picogpt({"n_head": n_head}, params) as model:
@@ -76,7 +77,7 @@ def generate(
         if n_new == 0:
             return []
         if len(ids) == 0:
-            raise OptionError("inputs is empty; it must hold at least one id to go on from")
+            raise OptionError("inputs is empty; it must hold at least one id to continue from")
         new_ids = model.generate(ids, max_new_tokens=n_new, do_sample=False)
     if isinstance(inputs, list):
         inputs += new_ids
@@ -84,7 +85,7 @@ def generate(
 
 
 def _check_room(model: GPT2, n_given: int, n_new: int) -> None:
-    """The last new token is given out and never fed."""
+    """Raise ContextError if ids do not fit; the last new token needs no position."""
     n_positions = model.config.n_positions
     if n_given + max(n_new - 1, 0) > n_positions:
         new = f" and {n_new} to generate" if n_new else ""
@@ -97,21 +98,21 @@ def _check_room(model: GPT2, n_given: int, n_new: int) -> None:
 def load_encoder_hparams_and_params(
     model_size: str, models_dir: str | os.PathLike[str]
 ) -> tuple[Tokenizer | MissingTokenizer, dict[str, int], dict[str, Any]]:
-    """picoGPT's triple (encoder, hparams, params) of the checkpoint in models_dir/model_size.
+    """Load models_dir/model_size; return picoGPT's triple (encoder, hparams, params).
 
-    That is one of OpenAI's folders ("124M" has ``model.ckpt.*``, ``hparams.json``,
-    ``encoder.json`` and ``vocab.bpe``) or any other checkpoint that gpt2c reads. Nothing is
-    downloaded, unlike in picoGPT.
+    The checkpoint is one of OpenAI's folders ("124M" has ``model.ckpt.*``, ``hparams.json``,
+    ``encoder.json`` and ``vocab.bpe``) or any other that gpt2c reads. Unlike picoGPT, this
+    downloads nothing.
 
     encoder has encode(text) -> list[int] and decode(ids) -> str. hparams is {"n_vocab", "n_ctx",
-    "n_embd", "n_head", "n_layer"}. params nests NumPy's float32 arrays: {"wte": [n_vocab, n_embd],
+    "n_embd", "n_head", "n_layer"}. params nests float32 arrays: {"wte": [n_vocab, n_embd],
     "wpe": [n_ctx, n_embd], "blocks": [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"},
     "c_proj"}, "ln_2", "mlp": {"c_fc", "c_proj"}}], "ln_f": {"g", "b"}}; matrices are [in, out].
     :func:`gpt2`, :func:`generate` and ``gpt2c.gen_text(prompt, n, model=(encoder, hparams,
-    params))`` run them.
+    params))`` take them.
 
     Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError; ConfigError also
-    for a model that picoGPT's form has no words for, such as one with another activation.
+    for a model that picoGPT's format cannot express, for example one with another activation.
     """
     if not isinstance(model_size, str):
         raise OptionTypeError(f"model_size is {show(model_size)}; it must be a folder's name")
@@ -120,12 +121,12 @@ def load_encoder_hparams_and_params(
     path = Path(models_dir) / model_size
     if not os.path.exists(path):
         raise CheckpointNotFoundError(
-            f"{path}: there is no such folder; expected a checkpoint of that name, OpenAI's or "
-            "another, in models_dir"
+            f"{path}: there is no such folder; expected a checkpoint, OpenAI's or another, with "
+            "that name in models_dir"
         )
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
-        _check_plain(config, path)
+        _check_expressible(config, path)
         tokenizer = tokenizer_of(checkpoint)
         hparams = {
             "n_vocab": config.vocab_size,
@@ -138,19 +139,19 @@ def load_encoder_hparams_and_params(
     return Tokenizer.gpt2() if tokenizer is None else tokenizer, hparams, params
 
 
-def _check_plain(config: GPT2Config, path: Path) -> None:
+def _check_expressible(config: GPT2Config, path: Path) -> None:
+    """Raise ConfigError for a configuration that picoGPT's format has no field for."""
     plain = GPT2Config()
-    for name in (
+    names = [
         "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx",
         "tie_word_embeddings",
-    ):  # fmt: skip
-        if getattr(config, name) != getattr(plain, name):
+    ]  # fmt: skip
+    if config.activation != plain.activation:  # several names mean the same activation
+        names.append("activation_function")
+    for name in names:
+        found, expected = getattr(config, name), getattr(plain, name)
+        if found != expected:
             raise ConfigError(
-                f"{path}: {name} is {getattr(config, name)!r}; picoGPT's form is for "
-                f"{getattr(plain, name)!r} alone. GPT2.from_pretrained takes it"
+                f"{path}: {name} is {found!r}; picoGPT's format supports only {expected!r}. Load "
+                "it with GPT2.from_pretrained"
             )
-    if config.activation != plain.activation:
-        raise ConfigError(
-            f"{path}: activation_function is {config.activation_function!r}; picoGPT's form is for "
-            f"{plain.activation_function!r} alone. GPT2.from_pretrained takes it"
-        )

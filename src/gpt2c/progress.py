@@ -1,4 +1,4 @@
-"""Bars that show how far a long call is, or loading."""
+"""Progress bars for long calls and for loading, drawn by tqdm."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from typing import Any, Final, TypeVar
 
 from gpt2c.errors import MissingDependencyError
 
-_PATIENCE: Final = 2  # seconds
+_PATIENCE: Final = 2  # seconds before a loading bar appears
 _T = TypeVar("_T")
 
 
 def with_bar(results: Iterable[_T], total: int | None) -> Iterator[_T]:
-    """The results, counted on standard error as they come.
+    """Yield the results, and count them in a bar on standard error.
 
-    Raises MissingDependencyError at once where tqdm is not installed.
+    total None means an unknown number. Raises MissingDependencyError, at the call, if tqdm is not
+    installed.
     """
     bar: Iterator[_T] = iter(_tqdm()(results, total=total, unit="text"))
     return bar
 
 
 class LoadingBar:
-    """Counts bytes that were loaded, on standard error; nothing is shown within two seconds."""
+    """A bar of loaded bytes on standard error; it appears after two seconds."""
 
     def __init__(self, n_bytes: int) -> None:
-        """Of so many. Raises MissingDependencyError where tqdm is not installed."""
+        """Make a bar for n_bytes in all. Raises MissingDependencyError if tqdm is not installed."""
         self._bar = _tqdm()(
             total=n_bytes, unit="B", unit_scale=True, desc="loading", delay=_PATIENCE, leave=False
         )
 
     def add(self, n_bytes: int) -> None:
-        """So many more are there."""
+        """Count n_bytes more."""
         self._bar.update(n_bytes)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
 
 def can_show() -> bool:
-    """Whether tqdm is installed."""
+    """Return whether tqdm is installed."""
     return importlib.util.find_spec("tqdm") is not None
 
 

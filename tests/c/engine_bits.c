@@ -1,6 +1,6 @@
-/* Prints a digest of what an instruction set computes: of each elementwise kernel over many floats,
- * and of the logits and draws of small models. Built without Python, so that it can run under an
- * emulator: test_neon.py compares the digests of two machines.
+/* Prints digests of what an instruction set computes: the results of each elementwise kernel on
+ * many floats, and the logits and sampled ids of small models. It is built without Python so that
+ * it can run in an emulator; test_neon.py compares the digests of two machines.
  *
  *     engine_bits INSTRUCTION_SET N_THREADS */
 #include "cpu.h"
@@ -12,7 +12,7 @@
 
 #define N_FLOATS 20000
 
-/* Numerical Recipes' linear congruential generator: enough to fill weights with. */
+/* Numerical Recipes' linear congruential generator, good enough for random weights. */
 static uint32_t state;
 
 static uint32_t next_word(void) {
@@ -23,7 +23,7 @@ static uint32_t next_word(void) {
 /* A multiple of 2^-12 between -1/2 and 1/2. */
 static float next_weight(void) { return (float)((int32_t)(next_word() >> 20) - 2048) / 4096.0f; }
 
-/* FNV-1a; every NaN counts as the same one. */
+/* FNV-1a; all NaNs give the same digest. */
 static uint64_t digest(uint64_t hash, const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -43,7 +43,7 @@ static void print_elementwise(const kernel_table *k) {
     for (int function = -2; function < GPT2C_IDENTITY; function++) {
         state = 1;
         for (int i = 0; i < N_FLOATS; i++) {
-            uint32_t bits = next_word(); /* any float: denormals, infinities and NaNs too */
+            uint32_t bits = next_word(); /* any float, also denormals, infinities and NaNs */
             memcpy(&x[i], &bits, sizeof bits);
             if (i % 2)
                 x[i] = next_weight() * 40.0f;
@@ -99,7 +99,7 @@ static gpt2c_model *random_model(const gpt2c_config *c, const char *isa, int n_t
     return model;
 }
 
-/* Every kind of arithmetic that the stages have. */
+/* Together, these use all arithmetic of the sampling stages. */
 static const gpt2c_stage stages[] = {
     {.kind = GPT2C_REPETITION_PENALTY, .value = 1.1f},
     {.kind = GPT2C_TEMPERATURE, .value = 0.9f},
@@ -114,7 +114,7 @@ static const gpt2c_stage stages[] = {
 };
 #define N_STAGES ((int32_t)(sizeof stages / sizeof *stages))
 
-/* Feeds the whole context at once and one by one, and then draws from a prompt of five tokens. */
+/* Feeds a full context in one call and token by token, then samples after a prompt of 5 tokens. */
 static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     state = 2;
     gpt2c_model *model = random_model(c, isa, n_threads);
@@ -130,7 +130,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL};
     check(gpt2c_forward(model, scratch, &feed, 1, logits));
     uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
-    printf("logits %d %d %016llx\n", (int)c->weights, (int)c->n_embd, (unsigned long long)hash);
+    printf("logits %d %d %016llx\n", (int)c->layer_dtype, (int)c->n_embd, (unsigned long long)hash);
 
     check(gpt2c_sequence_truncate(sequence, 0));
     for (int32_t i = 0; i < n; i++) {
@@ -138,7 +138,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
         check(gpt2c_forward(model, scratch, &one, 1, logits + (size_t)i * (size_t)c->n_vocab));
     }
     if (digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab) != hash) {
-        fprintf(stderr, "one by one the logits are others\n");
+        fprintf(stderr, "the logits differ when tokens are fed one by one\n");
         exit(1);
     }
     check(gpt2c_sequence_truncate(sequence, 0));
@@ -195,10 +195,10 @@ int main(int argc, char **argv) {
          .layer_norm_epsilon = 1e-3f},
     };
     for (size_t i = 0; i < sizeof configs / sizeof *configs; i++)
-        for (int weights = GPT2C_FLOAT32; weights <= GPT2C_INT4; weights++) {
-            configs[i].weights = weights;
-            configs[i].embeddings = weights == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
-            configs[i].narrow_cache = weights != GPT2C_FLOAT32;
+        for (int dtype = GPT2C_FLOAT32; dtype <= GPT2C_INT4; dtype++) {
+            configs[i].layer_dtype = dtype;
+            configs[i].embedding_dtype = dtype == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
+            configs[i].bfloat16_cache = dtype != GPT2C_FLOAT32;
             configs[i].n_candidates = 16;
             print_model(&configs[i], argv[1], atoi(argv[2]));
         }

@@ -1,5 +1,5 @@
-/* pool_forks TRIALS: in each trial a fresh process makes its first call in one thread and forks in
- * another, some time after the call began. The child's own call must come to an end. */
+/* pool_forks TRIALS: in each trial a fresh process makes its first call of the pool in one thread
+ * and forks in another, some time after the call began. The child's own call must end. */
 #include "pool.h"
 
 #include <stdatomic.h>
@@ -10,9 +10,9 @@
 
 #include <pthread.h>
 
-#define STANDS_STILL 7
+#define HUNG 7
 
-static atomic_int is_under_way;
+static atomic_int has_begun;
 
 static void meet(void *context, pool_team *team, int worker, int n_workers) {
     (void)context, (void)worker, (void)n_workers;
@@ -20,7 +20,7 @@ static void meet(void *context, pool_team *team, int worker, int n_workers) {
 }
 
 static void *call(void *argument) {
-    is_under_way = 1;
+    has_begun = 1;
     pool_run(meet, NULL, 3);
     return argument;
 }
@@ -29,7 +29,7 @@ static int trial(int number) {
     pthread_t caller;
     if (pthread_create(&caller, NULL, call, NULL))
         return 1;
-    while (!is_under_way) {
+    while (!has_begun) {
     }
     for (volatile int i = 0; i < number * 37 % 3000; i++) {
     }
@@ -42,25 +42,25 @@ static int trial(int number) {
     int status;
     waitpid(child, &status, 0);
     pthread_join(caller, NULL);
-    return WIFSIGNALED(status) ? STANDS_STILL : WEXITSTATUS(status);
+    return WIFSIGNALED(status) ? HUNG : WEXITSTATUS(status);
 }
 
 int main(int n_arguments, char **arguments) {
-    int n_trials = n_arguments > 1 ? atoi(arguments[1]) : 100, n_still = 0;
+    int n_trials = n_arguments > 1 ? atoi(arguments[1]) : 100, n_hung = 0;
     for (int i = 0; i < n_trials; i++) {
         pid_t process = fork();
         if (process == 0)
             _exit(trial(i));
         int status;
         waitpid(process, &status, 0);
-        if (!WIFEXITED(status) || (WEXITSTATUS(status) && WEXITSTATUS(status) != STANDS_STILL))
+        if (!WIFEXITED(status) || (WEXITSTATUS(status) && WEXITSTATUS(status) != HUNG))
             return 1;
-        n_still += WEXITSTATUS(status) == STANDS_STILL;
-        if (n_still == 3) {
+        n_hung += WEXITSTATUS(status) == HUNG;
+        if (n_hung == 3) {
             n_trials = i + 1;
             break;
         }
     }
-    printf("%d of %d children stood still\n", n_still, n_trials);
+    printf("%d of %d children hung\n", n_hung, n_trials);
     return 0;
 }

@@ -23,9 +23,5 @@ fi
 "$lint_python" -m mypy
 
 "$(dirname "$lint_python")/clang-format" --dry-run --Werror csrc/*.[ch] csrc/*/*.[ch] tests/c/*.c
-for source in csrc/*.c csrc/*/*.c; do
-    "${CC:-cc}" -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Wshadow -Wpointer-arith \
-        -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Werror \
-        -Icsrc -c "$source" -o "$objects/$(basename "$source").o"
-done
+tools/ci/warnings.sh "$objects"
 echo "lint: clean"

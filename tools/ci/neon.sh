@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The NEON kernels under qemu: installs Debian's cross compiler and emulator where it can.
+# Tests the NEON kernels under qemu. Installs Debian's cross compiler and emulator if it can.
 # Usage: tools/ci/neon.sh [python of an environment with the extra test]
-# Without one it makes an environment of its own.
+# Without an argument, it creates an environment of its own.
 set -euo pipefail
 if ! command -v qemu-aarch64 >/dev/null || ! command -v aarch64-linux-gnu-gcc >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
         ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends \
             gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user) >/dev/null 2>&1; then
-        echo "neon: skipped: the cross compiler and qemu-user are not here and cannot be installed"
+        echo "neon: skipped: the cross compiler and qemu-user cannot be installed here"
         exit 0
     fi
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the README's two commands, in order, in one fresh clone: install and generate, then install
-# for the tests and run all of them.
+# Runs the README's two commands in one fresh clone, in order: install and generate, then install for
+# the tests and run all tests.
 # Usage: tools/ci/readme.sh
 set -euo pipefail
 . "$(dirname "$0")/tree.sh"
@@ -12,7 +12,7 @@ test_line=$(grep -m 1 -E '^python3 -m venv .*pytest$' README.md)
 
 echo "+ $generate_line"
 bash -c "$generate_line"
-# Without a compiler that command installs the NumPy backend only; CI requires the engine.
+# Without a compiler, that command installs only the NumPy backend, but CI requires the engine.
 .venv/bin/python -c 'from gpt2c.engine import _engine; print("engine:", _engine.instruction_sets())'
 echo "+ $test_line"
 bash -c "$test_line"

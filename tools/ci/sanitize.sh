@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The core's tests on an engine built with gcc's sanitizers, in an environment of its own.
+# Runs the core's tests on an engine built with gcc's sanitizers, in an environment of its own.
 # Usage: tools/ci/sanitize.sh address|thread [pytest arguments]
 #   address   AddressSanitizer and UndefinedBehaviorSanitizer
 #   thread    ThreadSanitizer
@@ -15,7 +15,7 @@ address)
         test_backend test_threads test_stages test_stops test_scoring test_quantized test_drafts
         test_beams test_transformers_beams test_probing test_fuzz test_forks
         test_interrupts"
-    # The interpreter frees little at exit, so leaks are not looked for.
+    # The interpreter frees little at exit, so leak detection would report its memory.
     export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:log_path=report
     export UBSAN_OPTIONS=print_stacktrace=1:log_path=report
     ;;
@@ -23,21 +23,21 @@ thread)
     flags="-fsanitize=thread"
     libraries="libtsan.so"
     tests="test_threads test_session test_stops test_drafts test_probing"
-    # A report ends the run; ours alone can be reported, as only ours is instrumented.
+    # The first report ends the run. Only gpt2c's code is instrumented, so every report is about it.
     export TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:log_path=report GPT2C_THREADS=3
     ;;
 *)
-    echo "sanitize.sh: '$kind' is neither address nor thread" >&2
+    echo "sanitize.sh: found '$kind', expected address or thread" >&2
     exit 2
     ;;
 esac
 
 for library in $libraries; do
-    # gcc answers with the bare name where it has no such library.
+    # gcc prints only the name of a library that it does not have.
     case $(gcc -print-file-name="$library" 2>/dev/null) in
     /*) ;;
     *)
-        echo "sanitizers, $kind: skipped: gcc with $library is not here"
+        echo "sanitizers, $kind: skipped: there is no gcc with $library"
         exit 0
         ;;
     esac
@@ -49,13 +49,13 @@ cd "$work/gpt2c"
 CC=gcc CFLAGS="$flags -fno-omit-frame-pointer -g" LDFLAGS="$flags" GPT2C_BUILD=require \
     make_venv -e ".[test]"
 
-# The interpreter is not instrumented, so the run-time is loaded before it.
+# The interpreter is not instrumented, so the sanitizer's run-time must be loaded first.
 preload=$(for library in $libraries; do gcc -print-file-name="$library"; done | xargs)
-# ThreadSanitizer needs a fixed address layout: turn ASLR off where that is allowed.
+# ThreadSanitizer needs a fixed address layout: turn ASLR off if that is allowed.
 fixed_layout="setarch -R"
 $fixed_layout true 2>/dev/null || fixed_layout=
 [ $# -gt 0 ] || set -- $(for test in $tests; do echo "tests/$test.py"; done)
-# Reports go to files, since pytest captures what a dying process prints.
+# Reports go to files, because pytest captures the output of a dying process.
 if ! $fixed_layout env LD_PRELOAD="$preload" PYTHONMALLOC=malloc \
     "$work/venv/bin/python" -m pytest -q -p no:cacheprovider "$@" || ls report.* >/dev/null 2>&1; then
     cat report.* 2>/dev/null || true

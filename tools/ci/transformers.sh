@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# gpt2c.from_transformers beside transformers' own generate, in an environment of its own.
+# Compares gpt2c.from_transformers with transformers' own generate, in an environment of its own.
 # Usage: tools/ci/transformers.sh [pytest arguments]
 set -euo pipefail
 . "$(dirname "$0")/tree.sh"
 
 copy_tree "$work/gpt2c"
 cd "$work/gpt2c"
-# torch by itself and first: whatever else wants it then takes this build.
+# Install torch first and alone: packages that need it then use this build.
 make_venv torch==2.13.0
 "$work/venv/bin/pip" install -q transformers==5.24.0 pytest hypothesis
 GPT2C_BUILD=require "$work/venv/bin/pip" install -q '.[transformers]'
 
-# The tests skip themselves where one of these is missing: here that is a failure.
+# The tests skip themselves if one of these is missing; here that is a failure.
 "$work/venv/bin/python" -c 'import torch, transformers
 from gpt2c.engine import _engine
 print("torch", torch.__version__, "transformers", transformers.__version__, "engine:",

@@ -2,9 +2,9 @@
 
     python tools/soak/fuzz.py [checkpoints|tokenizers|api ...] [--minutes M | --inputs N] [--seed S]
 
-Needs an environment with gpt2c and its extra "test". The last line gives the seed and the result.
-Exits with status 1 at the first input that raises an exception other than our own, or takes more
-time or memory than tests/fuzzing.py allows; --keep saves that input in a folder.
+Needs an environment with gpt2c and its extra "test". The last line shows the seed and the result.
+It exits with status 1 at the first input that raises an exception other than gpt2c's own, or takes
+more time or memory than tests/fuzzing.py allows. --keep saves that input in a folder.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from fuzzing import KINDS, MOST_ADDRESSES, FindingError, run
+from fuzzing import KINDS, MAX_ADDRESSES, FindingError, run
 
-# Inputs of one kind before the next kind's turn. Each round has its own seed.
+# Inputs per round. Each round has one kind of inputs and its own seed.
 ROUND = 5000
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     options = arguments()
     seed = int.from_bytes(os.urandom(3)) if options.seed is None else options.seed
     kinds = options.kinds or list(KINDS)
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     begin = time.monotonic()
     counts: Counter[str] = Counter()
     n_round = 0
@@ -43,7 +43,7 @@ def main() -> int:
     while not is_done():
         kind = kinds[n_round % len(kinds)]
         n = ROUND if options.inputs is None else min(ROUND, left(options.inputs, n_round, kinds))
-        # So `fuzz.py KIND --seed ROUND_SEED --inputs N` runs one round again.
+        # `fuzz.py KIND --seed ROUND_SEED --inputs N` repeats one round.
         round_seed = seed + n_round
         try:
             counts += run(kind, round_seed, n, options.keep)
@@ -57,26 +57,26 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     print(
         f"fuzz {' '.join(kinds)}: seed {seed}, {counts.total()} inputs in "
-        f"{time.monotonic() - begin:.0f} s, peak of resident memory {peak} MB: {result}"
+        f"{time.monotonic() - begin:.0f} s, peak resident memory {peak} MB: {result}"
     )
     return 0 if result == "nothing found" else 1
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--minutes", type=float, default=60, help="how long; default: 60")
-    parser.add_argument("--inputs", type=int, metavar="N", help="N inputs of each kind instead")
-    parser.add_argument("--seed", type=int, help="default: a new one")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"from {', '.join(KINDS)}")
+    parser.add_argument("--minutes", type=float, default=60, help="run time; default: 60")
+    parser.add_argument("--inputs", type=int, metavar="N", help="run N inputs of each kind instead")
+    parser.add_argument("--seed", type=int, help="default: a random one")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to save a finding")
     options = parser.parse_args()
     if unknown := set(options.kinds) - set(KINDS):
-        parser.error(f"there is no kind {', '.join(sorted(unknown))}")
+        parser.error(f"unknown kind {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
     return options
 
 
 def left(inputs: int, n_round: int, kinds: list[str]) -> int:
-    """How many inputs of this round's kind are left."""
+    """Return how many inputs of this round's kind are left."""
     return max(inputs - ROUND * (n_round // len(kinds)), 0)
 
 

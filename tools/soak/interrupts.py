@@ -1,18 +1,19 @@
-"""Interrupts calls of every kind at random moments, and counts.
+"""Interrupts calls of every kind at random moments and checks that no interrupt is lost.
 
 Usage: python tools/soak/interrupts.py [--seconds 3600] [--seed 0] [--backend c|numpy|both]
 
 Each round sets a timer of up to 5 ms, whose signal handler raises KeyboardInterrupt, and repeats
-one kind of call until that is caught: forward calls with edits (which may fail, or fork),
-generation of every kind, scores, sessions, streams, loading, close, and forks. It fails where
+one kind of call until it catches the exception. Kinds are forward calls with edits (which may fail
+or fork), generation of every kind, scores, sessions, streams, loading, close, and forks. The script
+fails if
 
-- the handler ran and nothing was caught: the interrupt was lost;
+- the handler ran but nothing was caught: the interrupt was lost;
 - close() does not free the weights after the round: an interrupted call still holds them;
-- a session's ids and its cache differ; a later call gives another result than before;
-- a forked child does not end well, or nothing goes on for two minutes (all threads are then shown).
+- a session's ids and its cache disagree, or a later call returns a different result;
+- a forked child fails, or there is no progress for two minutes (it then shows all threads).
 
-Python prints an interrupt inside a finalizer or a fork hook, as logging has, and does not raise it:
-those outside gpt2c are counted.
+If an interrupt comes inside a finalizer or a fork hook (logging has one), Python prints it and does
+not raise it. Outside gpt2c, such interrupts are only counted.
 """
 
 from __future__ import annotations
@@ -36,24 +37,25 @@ from conftest import ISAS, config_of, model_on, random_weights
 
 import gpt2c
 
-STANDS_STILL = 120  # seconds
-# fork and pthread_create block signals for a moment. A signal that comes then goes to another
-# thread, as of NumPy's BLAS, and Python may notice it only with the next one: without gpt2c too.
+STANDS_STILL = 120  # seconds without progress
+# Seconds. fork and pthread_create block signals for a moment. A signal at that moment goes to
+# another thread, such as one of NumPy's BLAS, and Python may notice it only with the next signal.
+# This also happens without gpt2c.
 LATE = 5.0
 LONGEST_TIMER = 5e-3
 PROMPT = [1, 2, 3]
 
 
 class FailedError(Exception):
-    """What this script looks for was found."""
+    """A check of this script failed."""
 
 
 class EditError(Exception):
-    """What an edit raises on purpose."""
+    """Raised by an edit on purpose."""
 
 
 class Signals:
-    """The timer's handler, and what became of its interrupts."""
+    """The timer's signal handler, and counts of its interrupts."""
 
     def __init__(self) -> None:
         self.n_runs = self.n_caught = self.n_in_finalizers = self.n_late = 0
@@ -75,16 +77,16 @@ class Signals:
         self.n_caught += 1
 
     def check(self) -> None:
-        """Raises FailedError where the handler ran and what it raised was not seen."""
+        """Raise FailedError if the handler ran but its exception was not caught."""
         if self.n_runs != self.n_caught:
             raise FailedError(
-                f"the handler ran {self.n_runs} times and {self.n_caught} interrupts were seen; "
-                f"the last run came in\n{''.join(self.where)}"
+                f"the handler ran {self.n_runs} times, but {self.n_caught} interrupts were caught; "
+                f"it last ran at\n{''.join(self.where)}"
             )
 
 
 class Calls:
-    """The kinds of calls, on one model."""
+    """One model and the kinds of calls on it."""
 
     def __init__(self, backend: str, rng: random.Random, n_threads: int) -> None:
         config = config_of()
@@ -99,7 +101,7 @@ class Calls:
         return model_on(self.backend, self.config, self.weights, threads=self.n_threads)
 
     def results(self) -> list[Any]:
-        """What must be the same after every interrupt."""
+        """Return results that must not change after any interrupt."""
         logits = self.model.forward(PROMPT, capture="logits")["logits"]
         return [logits.tobytes(), self.model.generate(PROMPT, max_new_tokens=5)]
 
@@ -189,15 +191,15 @@ class Calls:
             other.generate(PROMPT, max_new_tokens=1)
 
     def check(self) -> None:
-        """After a round: raises FailedError."""
+        """Check the session and the results after a round; raise FailedError."""
         ids = self.session.ids
         if len(ids) != len(self.session) or ids != PROMPT * (len(ids) // 3):
-            raise FailedError(f"the session has {ids}, and {len(self.session)} positions")
+            raise FailedError(f"the session has the ids {ids}, but {len(self.session)} positions")
         if self.results() != self.expected:
-            raise FailedError("a call gives another result than before")
+            raise FailedError("a call returns a different result than before the interrupt")
 
     def renew(self) -> None:
-        """Closes the model, and takes another."""
+        """Close the model, check that its weights are freed, and create a new one."""
         self.model.close()
         if self.model.n_bytes:
             raise FailedError("close() did not free the weights: an interrupted call holds them")
@@ -211,14 +213,14 @@ def as_child() -> None:
 
 
 def reap() -> None:
-    """Waits for all children; raises FailedError where one did not end well."""
+    """Wait for all children; raise FailedError if one failed."""
     while True:
         try:
             _, status = os.waitpid(-1, 0)
         except ChildProcessError:
             return
         if status:
-            raise FailedError(f"a child ended with {os.waitstatus_to_exitcode(status)}")
+            raise FailedError(f"a child exited with status {os.waitstatus_to_exitcode(status)}")
 
 
 def run_round(signals: Signals, call: Callable[[], None], seconds: float) -> None:
@@ -231,7 +233,7 @@ def run_round(signals: Signals, call: Callable[[], None], seconds: float) -> Non
                 signals.n_late += 1
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.raise_signal(signal.SIGALRM)
-        # What is about to be raised is raised here at the latest.
+        # A pending exception is raised here at the latest.
         for _ in range(100):
             pass
     except KeyboardInterrupt:
@@ -279,9 +281,8 @@ def main() -> None:
         print(f"{backend}: {n_rounds.total()} rounds: {counts}", flush=True)
     print(
         f"seed {options.seed}: the handler ran {signals.n_runs} times, {signals.n_caught} "
-        f"interrupts were seen ({signals.n_in_finalizers} of them in others' fork hooks and "
-        "finalizers); "
-        f"{signals.n_late} signals went to other threads"
+        f"interrupts were caught ({signals.n_in_finalizers} of them in finalizers and fork hooks "
+        f"of other packages); {signals.n_late} signals went to other threads"
     )
 
 

@@ -1,23 +1,25 @@
 /* A model of csrc/pool.c for the model checker Spin: events, barriers, calls, and forks.
  *
  * Callers make calls on teams of pool workers, as pool_run does. The function of a call passes two
- * barriers a step, as was_stopped in probe.c does, and worker 0 may stop the call or fork in a callback.
- * A caller may also fork between its calls, while the other one is anywhere in a call of its own.
+ * barriers per step, as a probed forward call does (csrc/pass/probe.c). Worker 0 may stop the call or
+ * fork in a callback. A caller may also fork between its calls, while the other caller is at any point
+ * of a call of its own.
  *
  * Checked in every interleaving:
- *   - every caller ends its calls (WATCHER): no wake-up is lost and no barrier waits for ever;
- *   - behind a barrier all members have done the step before it;
+ *   - every caller finishes its calls (WATCHER): no wake-up is lost and no barrier waits forever;
+ *   - after a barrier, all members have done the step before it;
  *   - all members agree on whether the call was stopped;
- *   - no member touches a team whose call has ended, since the team is on the caller's stack;
+ *   - no member touches a team whose call has ended, because the team is on the caller's stack;
  *   - no worker is in two teams.
  *
- * A step of a process has one access to memory that others use meanwhile, under sequential consistency:
- * pool.c asks for that where one thread writes a count and then reads another's. What the lock protects
- * is one step, after the one that takes it. A spinning thread is one that may go to sleep at any look. A
- * fork goes on in the child alone: the parent is the path on which nobody forked.
+ * A step of a process makes one access to memory that others use at the same time, under sequential
+ * consistency: pool.c uses it where one thread writes a count and then reads another's. Taking the lock
+ * is one step, and everything that it protects is the next. A spinning thread is modelled as one that may
+ * fall asleep whenever it looks. After a fork, the model follows only the child; the parent is covered by
+ * the path without the fork.
  *
- * Sizes: N_CALLERS, N_WORKERS, N_CALLS, N_STEPS, N_FORKS. Each FAULT_... puts in a fault that must be
- * found; pool_model.sh runs them all. */
+ * Sizes: N_CALLERS, N_WORKERS, N_CALLS, N_STEPS, N_FORKS. Each FAULT_... injects a fault that Spin must
+ * find; pool_model.sh runs them all. */
 
 #ifndef N_CALLERS
 #define N_CALLERS 2
@@ -35,13 +37,13 @@
 #define N_FORKS 1
 #endif
 
-/* ---- events: a count that goes up, and threads that sleep until it does ---- */
+/* ---- events: a count that only increases, and threads that sleep until it does ---- */
 
 #define ORDERS(w) (w)
 #define DONE(w) (N_WORKERS + (w))
 #define PASSED(c) (2 * N_WORKERS + (c))
 #define N_EVENTS (2 * N_WORKERS + N_CALLERS)
-/* Threads: the callers and then the workers. */
+/* Thread numbers: first the callers, then the workers. */
 #define WORKER_THREAD(w) (N_CALLERS + (w))
 #define N_THREADS (N_CALLERS + N_WORKERS)
 
@@ -62,7 +64,7 @@ inline wake_all(e) {
     i = 0
 }
 
-/* The second half of announce, after the count went up. */
+/* The second half of announce, after the count was increased. */
 inline wake_sleepers(e) {
     atomic {
         if
@@ -81,7 +83,7 @@ inline wait_while(thread, e, old) {
 #ifdef FAULT_SLEEP_WITHOUT_A_LOOK
         :: asleep_on[thread] = e + 1; asleep_on[thread] == 0
 #else
-        /* The kernel compares and goes to sleep in one step. */
+        /* The kernel compares the count and puts the thread to sleep in one step. */
         :: atomic { count[e] == old -> asleep_on[thread] = e + 1 }; asleep_on[thread] == 0
 #endif
         od;
@@ -91,10 +93,10 @@ inline wait_while(thread, e, old) {
 
 /* ---- processes ---- */
 
-byte process = 0; /* forks so far */
+byte process = 0; /* the number of forks so far */
 byte survivor;    /* the caller that forked */
 pid survivor_pid, first_new_pid; /* of the child's own workers */
-/* A thread runs in this process: it forked, or began after that. */
+/* A thread runs in this process if it made the fork, or was started after it. */
 #define IS_HERE (process == 0 || _pid == survivor_pid || _pid >= first_new_pid)
 bool handler_is_set = 1;
 
@@ -102,7 +104,7 @@ bool handler_is_set = 1;
 
 bool is_alive[N_CALLERS], is_stopped[N_CALLERS];
 byte n_members[N_CALLERS], team_process[N_CALLERS], arrived[N_CALLERS];
-byte slots[N_CALLERS * (N_WORKERS + 1)]; /* the step that each member has done */
+byte slots[N_CALLERS * (N_WORKERS + 1)]; /* the last step that each member has done */
 #define SLOT(c, member) slots[(c) * (N_WORKERS + 1) + (member)]
 
 #ifdef FAULT_BARRIER_WAITS_IN_CHILD
@@ -146,7 +148,7 @@ inline take_lock() {
     atomic { !lock_is_taken -> lock_is_taken = 1 }
 }
 
-/* In the child there is this caller alone. */
+/* In the child, only the thread that forked exists. */
 inline fork_as(who) {
     d_step {
         process++;
@@ -162,7 +164,7 @@ inline fork_as(who) {
     }
 }
 
-/* What a call does on each member's thread. */
+/* The function of a call, on each member's thread. */
 inline run_function(thread, tm, who) {
     do
     :: atomic {
@@ -170,7 +172,7 @@ inline run_function(thread, tm, who) {
             step++;
             assert(is_alive[tm]);
             SLOT(tm, who) = step;
-            /* The callback: goes on, stops the call, or forks. */
+            /* The callback continues, stops the call, or forks. */
             if
             :: true
             :: who == 0 -> is_stopped[tm] = 1
@@ -230,7 +232,7 @@ inline start_workers() {
     od
 }
 
-/* Any number of those that are free: a call takes fewer where the machine is crowded. */
+/* Takes any number of the free workers: a call takes fewer while the machine is crowded. */
 inline take_workers() {
     take_lock();
     atomic {
@@ -325,7 +327,7 @@ inline pool_run() {
     }
 }
 
-/* ---- what is checked ---- */
+/* ---- callers, and the check that they finish ---- */
 
 bool has_ended[N_CALLERS];
 
@@ -346,7 +348,7 @@ proctype caller(byte id) provided (IS_HERE) {
     has_ended[id] = 1
 }
 
-/* WATCHER: comes when nothing else can. */
+/* WATCHER: runs when no other process can. */
 proctype watcher() {
     byte i = 0;
     timeout;

@@ -12,20 +12,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.cli.bench import PREFILL, PROMPT
+from gpt2c.cli.bench_speed import PREFILL, PROMPT
 from gpt2c.model import GPT2
 
 DTYPES: Final = ("float32", "int8", "int4")
 _DECODED: Final = 96  # tokens
-_CHUNK: Final = 64  # positions whose logits are in memory together
+_CHUNK: Final = 64  # positions whose logits are in memory at once
 
 
 @dataclass(frozen=True)
 class Row:
-    """One dtype. Speeds are medians, in tokens a second; quality is against float32.
+    """One dtype: its size, its speeds in tokens per second, and its quality against float32.
 
-    perplexity is of the text, divergence the mean Kullback-Leibler divergence from float32's
-    distributions in nats, same the share of positions whose most likely id is float32's.
+    Speeds are medians. divergence is the mean Kullback-Leibler divergence from float32's
+    distributions, in nats; same is the share of positions whose most likely id is float32's.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Row:
 
 
 def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
-    """A row for each dtype, and for float32 with drafts, as soon as it is there.
+    """Yield a row for each dtype, and for float32 with speculative decoding, when it is measured.
 
-    load makes the model in a dtype. The text that they are compared on is one that the model draws
-    in float32 itself: of any model there is one, and it is about what the model is about.
+    load loads the model in a dtype. They are compared on a text that the float32 model samples:
+    every model can produce one, and it is the kind of text that the model knows.
     """
     exact = load("float32")
     text = _own_text(exact)
@@ -54,10 +54,10 @@ def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
         yield Row(dtype, model.n_bytes / 1e6, decode, prefills[dtype], *quality)
         if model is not exact:
             model.close()
-    _decode(exact, text, draft="auto")  # which packs the weights
+    _decode(exact, text, draft="auto")  # warm-up: packs the weights of the draft model
     drafted = _median(repeats, partial(_decode, exact, text, draft="auto"))
     quality = _quality(exact, exact, text)
-    # Prompts have no drafts: theirs is float32's own speed.
+    # Prefill uses no drafts, so its speed is that of plain float32.
     yield Row("float32, drafts", exact.n_bytes / 1e6, drafted, prefills["float32"], *quality)
     exact.close()
 
@@ -66,12 +66,12 @@ def _own_text(model: GPT2) -> list[int]:
     n = min(PREFILL, model.config.n_positions) - 1
     start = model.config.bos_token_id
     start = 0 if start is None or start >= model.config.vocab_size else start
-    whole: Any = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": True, "seed": 0}
-    return [start, *model.generate([start], **whole)]
+    options: Any = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": True, "seed": 0}
+    return [start, *model.generate([start], **options)]
 
 
-def _median(repeats: int, measured: Callable[[], float]) -> float:
-    return statistics.median(measured() for _ in range(repeats))
+def _median(repeats: int, measure: Callable[[], float]) -> float:
+    return statistics.median(measure() for _ in range(repeats))
 
 
 def _prefill(model: GPT2, text: list[int]) -> float:
@@ -82,16 +82,16 @@ def _prefill(model: GPT2, text: list[int]) -> float:
 
 
 def _decode(model: GPT2, text: list[int], draft: str | None = None) -> float:
-    """The time of some tokens after the text's first, without that of the prompt."""
+    """Return the speed of decoding: the time after the first token, without the prompt."""
     prompt = text[:PROMPT]
-    seconds = []
+    runs = []
     n = min(_DECODED, model.config.n_positions - PROMPT)
     for n_new in (1, 1 + n):
         begin = time.perf_counter()
         done = model.complete(prompt, max_new_tokens=n_new, draft=draft)
-        seconds.append((time.perf_counter() - begin, len(done.ids)))
-    (first, _), (all_of_it, n_tokens) = seconds
-    return max(n_tokens - 1, 1) / max(all_of_it - first, 1e-6)
+        runs.append((time.perf_counter() - begin, len(done.ids)))
+    (first, _), (total, n_tokens) = runs
+    return max(n_tokens - 1, 1) / max(total - first, 1e-6)
 
 
 def _quality(exact: GPT2, model: GPT2, text: list[int]) -> tuple[float, float, float]:
@@ -117,7 +117,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def header() -> str:
-    """The table's first line."""
+    """Return the table's header."""
     return (
         f"{'':18}{'MB':>8}{'decode, tok/s':>15}{'prompt, tok/s':>15}{'perplexity':>12}"
         f"{'KL, nats':>11}{'top-1':>9}"
@@ -125,7 +125,7 @@ def header() -> str:
 
 
 def line(row: Row) -> str:
-    """A row as a line of the table."""
+    """Return a row as a line of the table."""
     return (
         f"{row.name:18}{row.megabytes:8,.1f}{row.decode:15,.0f}{row.prefill:15,.0f}"
         f"{row.perplexity:12.4f}{row.divergence:11.6f}{row.same:9.2%}"

@@ -1,8 +1,8 @@
-"""How the command line reads texts and prompts from files and standard input.
+"""Reading texts and prompts from files and standard input.
 
 Every text is read as ``open(path, encoding="utf-8-sig")`` reads it: UTF-8, without a byte-order
-mark at the beginning, and with CRLF and CR as line ends like LF. A file and a pipe with the same
-bytes therefore give the same texts on every system.
+mark at the beginning, and with CRLF and CR as line ends like LF. The same bytes therefore give the
+same texts on every system, from a file or a pipe.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ JSON_LINES: Final = (".jsonl", ".ndjson")
 _BOM: Final = "\ufeff"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
-# A text, or token ids.
+# A text or token ids.
 Item: TypeAlias = "str | list[int]"
 
 
 def open_input(path: str) -> AbstractContextManager[BinaryIO]:
-    """Open the file for reading bytes; "-" is standard input, which is left open.
+    """Open a file for reading bytes; "-" is standard input, which stays open afterwards.
 
     Raises OSError, and OptionError if standard input is closed.
     """
@@ -42,7 +42,7 @@ def open_input(path: str) -> AbstractContextManager[BinaryIO]:
 
 
 def input_name(path: str) -> str:
-    """The name of this input in messages."""
+    """Return the input's name for messages."""
     return "standard input" if path == "-" else path
 
 
@@ -57,7 +57,7 @@ def read_text(file: BinaryIO, name: str) -> str:
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield each line's place, for messages, and the line without its end, as soon as it is read.
+    """Yield each line's name for messages and its text without the line end, as it is read.
 
     Raises OptionError at a line that is not UTF-8, after yielding the lines before it.
     """
@@ -71,20 +71,20 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
         offset += len(raw)
         if not text:  # the file is only a byte order mark
             return
-        # Any other line end left inside is a lone CR, as in files of the old Macintosh.
+        # A line end inside is a lone CR, as in files of the classic Mac OS.
         for line in _with_plain_line_ends(text).removesuffix("\n").split("\n"):
             number += 1
             yield f"{name}, line {number}", line
 
 
 def read_items(file: BinaryIO, name: str, *, is_json: bool, key: str) -> Iterator[tuple[str, Item]]:
-    """Yield each line's place and item; blank lines are skipped.
+    """Yield each line's name for messages and its item; skip blank lines.
 
     JSON lines are strings, lists of ids, or objects with `key` or "ids". Raises OptionError.
     """
-    for place, line in read_lines(file, name):
+    for line_name, line in read_lines(file, name):
         if line.strip():
-            yield place, _of_json(line, place, key) if is_json else line
+            yield line_name, _parsed(line, line_name, key) if is_json else line
 
 
 def is_json_lines(options: argparse.Namespace) -> bool:
@@ -93,7 +93,7 @@ def is_json_lines(options: argparse.Namespace) -> bool:
 
 
 def read_prompts(options: argparse.Namespace) -> list[tuple[str, Item]]:
-    """The prompts of ``gpt2c generate``, each with its place for messages.
+    """Read the prompts of ``gpt2c generate``, each with its name for messages.
 
     They come from --file, from the arguments, or from standard input. Standard input is one prompt,
     without the final line end. Raises OptionError, OSError.
@@ -119,7 +119,7 @@ def _with_plain_line_ends(text: str) -> str:
 
 
 def _refuse(raw: bytes, start: int, name: str, n_lines: int = 0, offset: int = 0) -> NoReturn:
-    """Raise the error for bytes that are not UTF-8 at raw[start].
+    """Raise an error about bytes at raw[start] that are not UTF-8.
 
     n_lines lines and offset bytes of the file precede raw.
     """
@@ -131,20 +131,20 @@ def _refuse(raw: bytes, start: int, name: str, n_lines: int = 0, offset: int = 0
     ) from None
 
 
-def _of_json(line: str, place: str, key: str) -> Item:
+def _parsed(line: str, name: str, key: str) -> Item:
     try:
         value = parse_json(line.strip().removeprefix(_BOM).encode())
     except ValueError as error:
-        raise OptionError(f"{place} {error}") from None
+        raise OptionError(f"{name} {error}") from None
     if isinstance(value, dict):
-        found = [value[name] for name in (key, "ids") if name in value]
-        if len(found) != 1:
+        items = [value[k] for k in (key, "ids") if k in value]
+        if len(items) != 1:
             raise OptionError(
-                f'{place}: expected an object with "{key}" or "ids", found {show(value)}'
+                f'{name}: expected an object with "{key}" or "ids", found {show(value)}'
             )
-        value = found[0]
+        (value,) = items
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(type(item) is int for item in value):
+    if isinstance(value, list) and all(type(id) is int for id in value):
         return value
-    raise OptionError(f"{place}: expected a text or a list of ids, found {show(value)}")
+    raise OptionError(f"{name}: expected a text or a list of ids, found {show(value)}")

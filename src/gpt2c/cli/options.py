@@ -1,22 +1,71 @@
-"""Options of every command that loads a model, for what its checkpoint does not say."""
+"""Options that several commands share, and loading the model that they name."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from typing import Any, Final, TypeAlias
+
+import gpt2c
+from gpt2c.progress import can_show
+
+# What add_subparsers returns.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+EXAMPLES: Final = """examples:
+  gpt2c generate "Once upon a time" -n 100 --temperature 0.8 --top-k 40 --seed 1
+  gpt2c generate "The meaning of life is" --model openai-community/gpt2
+  gpt2c generate --file prompts.txt --json > texts.jsonl
+  echo "The old king" | gpt2c generate --model path/to/checkpoint
+  gpt2c score text.txt --color
+  gpt2c perplexity book.txt --model openai-community/gpt2
+  gpt2c info
+"""
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --tokenizer, --activation and --hparams."""
+    """Add --tokenizer, --activation and --hparams."""
     add = parser.add_argument
-    add("--tokenizer", metavar="PATH", help="the tokenizer's file or folder, such as "
-        "tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's")  # fmt: skip
+    add("--tokenizer", metavar="PATH", help="a tokenizer's file or folder, for example "
+        "tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's own")  # fmt: skip
     add("--activation", metavar="NAME", help="override the checkpoint's activation function, "
         "for example gelu_new for a nanoGPT trained before 17 May 2023")  # fmt: skip
     add("--hparams", metavar="FILE", help="hparams.json for a TensorFlow checkpoint without one, "
         "or a size: 124M, 355M, 774M or 1558M")  # fmt: skip
 
 
+def add_conversion_options(parser: argparse.ArgumentParser) -> None:
+    """Add SRC, DST and the checkpoint options."""
+    parser.add_argument("source", metavar="SRC", help="a folder or file, or a name on the hub")
+    parser.add_argument("folder", metavar="DST", help="the folder to write")
+    add_checkpoint_options(parser)
+
+
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
-    """--activation and --hparams, as arguments of from_pretrained and open_checkpoint."""
+    """Return --activation and --hparams as arguments of from_pretrained and open_checkpoint."""
     return {"activation": options.activation, "hparams": options.hparams}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add --model, --dtype, --threads, --backend and the checkpoint options."""
+    add = parser.add_argument
+    add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
+        "default: tales, the embedded model")  # fmt: skip
+    add("--dtype", default="auto", help="float32, int8 or int4 (float64 on numpy); default: what "
+        "the checkpoint was quantized to, else float32")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="use at most N threads")
+    add("--backend", default="auto", help="auto (default), c or numpy")
+    add_checkpoint_options(parser)
+
+
+def load(options: argparse.Namespace) -> gpt2c.GPT2:
+    """Load the model that the options name."""
+    return gpt2c.GPT2.from_pretrained(
+        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
+        progress=progress(), tokenizer=options.tokenizer, **checkpoint_options(options),
+    )  # fmt: skip
+
+
+def progress() -> bool:
+    """Whether to show a loading bar: standard error is a terminal, and tqdm is installed."""
+    return sys.stderr is not None and sys.stderr.isatty() and can_show()

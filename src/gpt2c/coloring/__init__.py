@@ -1,4 +1,4 @@
-"""A text coloured by how well a model foresaw each of its tokens.
+"""Colour each token of a text by the rank that the model gave it.
 
 >>> from gpt2c import GPT2
 >>> from gpt2c.coloring import html_page, save_html, terminal_text
@@ -8,8 +8,8 @@
 >>> save_html("lobster.html", html_page([score], model.tokenizer))
 
 The colours are those of GLTR (Gehrmann, Strobelt and Rush 2019, "GLTR: Statistical Detection and
-Visualization of Generated Text"): green where the token was among the 10 that the model held for
-the likeliest there, yellow among the 100, red among the 1,000, purple otherwise.
+Visualization of Generated Text"): green for a token among the model's top 10 at its position,
+yellow for the top 100, red for the top 1,000, purple for the rest.
 """
 
 from gpt2c.coloring.page import html_page, save_html

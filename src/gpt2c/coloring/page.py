@@ -1,4 +1,4 @@
-"""A coloured text as one HTML file, which needs nothing else."""
+"""Coloured texts as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ li b { font-weight: 400; padding: .1rem .4rem; border-radius: .2rem; }
 footer { margin-top: 2rem; padding-top: .5rem; border-top: 1px solid var(--line); }
 """
 
-# Nothing may be fetched or run, should a text ever find its way out of its place.
+# Defence in depth: if escaping ever failed, injected HTML could neither fetch nor run anything.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -69,22 +69,22 @@ def html_page(
     title: str = "A text as the model sees it",
     model: str | None = None,
 ) -> Iterator[str]:
-    """A page with the text of each score, in pieces that are made as they are asked for.
+    """Yield the pieces of a page that shows the text of each score; made lazily.
 
-    Each token has the colour of its rank; a tooltip says its rank, probability and entropy, and
-    the likeliest tokens in its place where the score has them. model is a name to be shown. The
-    page has no script and needs no other file. To have it as one text, join the pieces.
+    Each token has the colour of its rank. A tooltip shows its rank, probability and entropy, and
+    the likeliest tokens at its position if the score has them. model is the model's name, to be
+    shown. The page has no script and needs no other file. ``"".join`` makes it one string.
     """
     shown = html.escape(one_line(title))
-    of = f"<p>Model: {html.escape(one_line(model))}</p>\n" if model else ""
+    model_line = f"<p>Model: {html.escape(one_line(model))}</p>\n" if model else ""
     yield (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="generator" content="gpt2c {__version__}">\n'
         f"<title>{shown}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{shown}</h1>\n{of}<p>Each token has the colour of its rank among all that might have "
-        "stood in its place. Point at one to read more.</p>\n"
+        f"<h1>{shown}</h1>\n{model_line}<p>Each token has the colour of its rank among all tokens "
+        "that the model could have chosen at its position. Point at a token for details.</p>\n"
     )
     for score in scores:
         yield from _section(score, tokenizer)
@@ -95,10 +95,10 @@ def html_page(
 
 
 def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
-    """Writes the pieces of a page to a file, which appears, or is replaced, when all are written.
+    """Write the pieces of a page to a file, atomically.
 
-    Raises OSError where it cannot be written; OptionError where something else than a regular file
-    is there, or path is none; OptionTypeError.
+    Raises OSError if the file cannot be written, OptionError if path cannot be a file's name or is
+    an existing folder or device, and OptionTypeError if path is neither a str nor a Path.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise OptionTypeError(f"path is {show(path)}; it must be a str or a Path")
@@ -110,10 +110,12 @@ def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
         raise OptionError(f"path is {show(path)}; it must name a file: {error}") from None
     file = Path(os.path.abspath(path))
     if file.exists() and not stat.S_ISREG(file.stat().st_mode):
-        raise OptionError(f"{file}: found a folder or a device, expected a file or nothing")
+        raise OptionError(
+            f"{file} is a folder or a device; expected a file, or a path that does not exist"
+        )
     try:
         temporary = tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=file.parent)
-    except OSError as error:  # names a file that the caller never heard of
+    except OSError as error:  # it names the temporary folder; the caller knows only path
         raise OSError(error.errno, error.strerror, str(path)) from None
     with temporary as folder:
         new = Path(folder) / "page.html"
@@ -132,22 +134,21 @@ def _section(score: Score, tokenizer: HasTokenBytes) -> Iterator[str]:
         yield f'<li><b class="k{index}">{name}</b> {100 * share:.1f} %</li>'
     yield f'</ul>\n<p>{summary(score)}</p>\n<div class="text" dir="auto" lang="">'
     for span in spans(score, tokenizer):
-        found = class_of(span.rank)
-        kind = "" if found is None else f' class="k{found}"'
+        class_index = class_of(span.rank)
+        attribute = "" if class_index is None else f' class="k{class_index}"'
         tooltip = html.escape(_tooltip(span, score, tokenizer)).replace("\n", "&#10;")
         text = html.escape(visible(span.text)).replace("\n", "<i></i>\n")
-        yield f'<span{kind} title="{tooltip}">{text}</span>'
+        yield f'<span{attribute} title="{tooltip}">{text}</span>'
     yield "</div>\n</section>\n"
 
 
 def _tooltip(span: Span, score: Score, tokenizer: HasTokenBytes) -> str:
-    """What is said of each token of a span."""
     return "\n\n".join(
-        _said_of_token(index, score, tokenizer) for index in range(span.begin, span.end)
+        _token_details(index, score, tokenizer) for index in range(span.begin, span.end)
     )
 
 
-def _said_of_token(index: int, score: Score, tokenizer: HasTokenBytes) -> str:
+def _token_details(index: int, score: Score, tokenizer: HasTokenBytes) -> str:
     lines = [_quoted(int(score.ids[index]), tokenizer)]
     if not score.ranks[index]:
         return f"{lines[0]}\nnot scored: nothing precedes it"
@@ -164,7 +165,7 @@ def _said_of_token(index: int, score: Score, tokenizer: HasTokenBytes) -> str:
 
 
 def _quoted(id: int, tokenizer: HasTokenBytes) -> str:
-    """A token as text; bytes of it that are no whole character as \\xff."""
+    """Return a token's text in quotation marks; bytes that are not valid UTF-8 become \\xff."""
     return f"“{one_line(spelling(tokenizer, id).decode('utf-8', 'backslashreplace'))}”"
 
 

@@ -1,4 +1,4 @@
-"""Which characters of a text belong to which tokens, and how unlikely those were."""
+"""Which tokens spell which characters of a text, and their ranks."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ import numpy as np
 from gpt2c.errors import OptionError, TokenizerError
 from gpt2c.measure.scores import Score
 
-# GLTR's classes: the greatest rank of each but the last, which has no bound.
+# GLTR's classes: the highest rank of each; the last has no bound.
 CLASS_BOUNDS: Final = (10, 100, 1000)
 CLASS_NAMES: Final = ("top 10", "top 100", "top 1000", "the rest")
 
-_CONTINUATION: Final = range(0x80, 0xC0)  # bytes that only go on with a character of UTF-8
+_CONTINUATION: Final = range(0x80, 0xC0)  # UTF-8's continuation bytes
 
 
 class HasTokenBytes(Protocol):
-    """What is needed of a tokenizer; :attr:`GPT2.tokenizer` has it."""
+    """A tokenizer that knows each token's bytes, such as :attr:`GPT2.tokenizer`."""
 
     def token_bytes(self, id: int, /) -> bytes: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class Span:
-    """Whole characters, and the tokens that spell them: mostly one.
+    """Whole characters and the tokens that spell them: usually one token.
 
     text
-        The characters; U+FFFD for bytes that are none, and an id that has no text in brackets.
+        The characters. Bytes that are not valid UTF-8 are U+FFFD; a token without text is its id
+        in brackets.
     begin, end
-        The tokens are those from begin to end, end excluded, of the score.
+        The span's tokens are the score's tokens begin to end - 1.
     rank
-        The greatest of theirs, for a character is foreseen if all its tokens are; 0 where none of
-        them has a rank.
+        The highest rank of these tokens, because a character is as unlikely as its unlikeliest
+        token; 0 if no token was scored.
     """
 
     text: str
@@ -46,28 +47,28 @@ class Span:
 
 
 def class_of(rank: int) -> int | None:
-    """The index in CLASS_NAMES of a rank; None of rank 0, which a token has that is not scored."""
+    """Return the rank's index in CLASS_NAMES; None for rank 0, an unscored token."""
     return bisect.bisect_left(CLASS_BOUNDS, rank) if rank > 0 else None
 
 
 def shares(score: Score) -> tuple[float, ...]:
-    """What part of the tokens that are scored each class has; zeros where none is."""
+    """Return each class's share of the scored tokens; zeros if no token was scored."""
     ranks = score.ranks[score.ranks > 0]
     counts = np.bincount(np.searchsorted(CLASS_BOUNDS, ranks), minlength=len(CLASS_NAMES))
     return tuple((counts / max(len(ranks), 1)).tolist())
 
 
 def summary(score: Score) -> str:
-    """How long a text is, and its perplexity."""
+    """Return the number of tokens and the perplexity, in words."""
     n = len(score.ids)
-    found = f"{n:,} token" + ("s" if n != 1 else "")
+    length = f"{n:,} token" + ("s" if n != 1 else "")
     if not score.n_scored:
-        return f"{found}, none scored"
-    return f"{found}, perplexity {score.perplexity:,.4g}"
+        return f"{length}, none scored"
+    return f"{length}, perplexity {score.perplexity:,.4g}"
 
 
 def spans(score: Score, tokenizer: HasTokenBytes) -> Iterator[Span]:
-    """The text of a score in order; joined, the spans are what the tokenizer decodes."""
+    """Yield the spans of a score in order; joined, their texts are the decoded ids."""
     ids, ranks = score.ids.tolist(), score.ranks.tolist()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, begin = "", 0
@@ -85,8 +86,8 @@ def spans(score: Score, tokenizer: HasTokenBytes) -> Iterator[Span]:
 
 
 def spelling(tokenizer: HasTokenBytes, id: int) -> bytes:
-    """The bytes of a token; of one that has none its id in brackets."""
+    """Return a token's bytes, or its id in brackets if it has none."""
     try:
         return tokenizer.token_bytes(id) or b"[%d]" % id
-    except (OptionError, TokenizerError):  # an id beyond its vocabulary; no tokenizer at all
+    except (OptionError, TokenizerError):  # an id beyond its vocabulary; a MissingTokenizer
         return b"[%d]" % id

@@ -1,4 +1,4 @@
-"""A coloured text in a terminal, or with marks for colours where there can be none."""
+"""A coloured text for a terminal; brackets replace the colours where it shows none."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gpt2c.coloring.spans import CLASS_NAMES, HasTokenBytes, class_of, shares, s
 from gpt2c.coloring.visible import LINE_END, TAB, visible
 from gpt2c.measure.scores import Score
 
-# Black on a pale ground of the 256-colour palette: legible in dark and light terminals alike.
-_COLORS: Final = tuple(f"\033[38;5;16;48;5;{ground}m" for ground in (151, 229, 217, 183))
+# Black on a pale background of the 256-colour palette: legible in dark and light terminals.
+_COLORS: Final = tuple(f"\033[38;5;16;48;5;{background}m" for background in (151, 229, 217, 183))
 _PLAIN: Final = "\033[0m"
-_MARKS: Final = (("", ""), ("(", ")"), ("[", "]"), ("{", "}"))
+_BRACKETS: Final = (("", ""), ("(", ")"), ("[", "]"), ("{", "}"))
 _TAB_STOP: Final = 8
 
-_Cell: TypeAlias = tuple[int | None, str]  # the index of a class, and a character or more
+_Cell: TypeAlias = tuple[int | None, str]  # the index of a class, and its characters
 
 
 def wants_color(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that shows colours, and NO_COLOR is not set.
+    """Whether to write colours: the stream is a terminal that shows them, and NO_COLOR is unset.
 
-    FORCE_COLOR asks for them also where it is none, such as a pipe to a pager. Both count if they
-    are set to anything but nothing.
+    FORCE_COLOR asks for colours elsewhere too, for example in a pipe to a pager. An empty variable
+    counts as unset.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -37,33 +37,33 @@ def wants_color(stream: TextIO) -> bool:
 def terminal_text(
     score: Score, tokenizer: HasTokenBytes, *, color: bool = True, width: int | None = None
 ) -> str:
-    """The text of a score, each token in the colour of its rank; then a legend and a summary.
+    """Return the text of a score, each token in the colour of its rank; then a legend and summary.
 
-    Without color brackets stand for the colours. With width, in columns, longer lines are broken
-    between words. Control characters are shown as pictures, so that a text cannot write to the
-    terminal what it likes. Lines end with an arrow, which has the colour of the line feed. The
-    last line has no end.
+    Without color, brackets replace the colours. width, in columns, wraps longer lines between
+    words. Control characters are shown as symbols, so a text cannot send escape sequences to the
+    terminal. Each line feed of the text is preceded by an arrow in its token's colour. The result
+    does not end with a line feed.
     """
     parts = [(class_of(span.rank), _shown(span.text)) for span in spans(score, tokenizer)]
     cells = [
-        (found if color else None, character)
-        for found, text in (parts if color else _marked(parts))
+        (class_index if color else None, character)
+        for class_index, text in (parts if color else _bracketed(parts))
         for character in text
     ]
-    text = "".join(_painted(_broken(cells, width) if width else cells))
+    text = "".join(_colored(_wrapped(cells, width) if width else cells))
     gap = "" if not text or text.endswith("\n") else "\n"
     return f"{text}{gap}\n{_legend(score, color)}\n{summary(score)}"
 
 
-def _painted(cells: Iterable[_Cell]) -> Iterator[str]:
-    # Not across the end of a line, whose rest some terminals would colour.
-    for (found, is_end), group in itertools.groupby(cells, lambda cell: (cell[0], cell[1] == "\n")):
+def _colored(cells: Iterable[_Cell]) -> Iterator[str]:
+    # Colours end before a line feed: some terminals would colour the rest of the line.
+    for (index, is_end), group in itertools.groupby(cells, lambda cell: (cell[0], cell[1] == "\n")):
         text = "".join(character for _, character in group)
-        yield text if found is None or is_end else f"{_COLORS[found]}{text}{_PLAIN}"
+        yield text if index is None or is_end else f"{_COLORS[index]}{text}{_PLAIN}"
 
 
-def _broken(cells: list[_Cell], width: int) -> Iterator[_Cell]:
-    """The cells, with an end of line before each word that would not fit whole."""
+def _wrapped(cells: list[_Cell], width: int) -> Iterator[_Cell]:
+    """Yield the cells, with a line feed before each word that does not fit on its line."""
     column, begin = 0, 0
     for index, (_, character) in enumerate(cells, start=1):
         if character not in " \n\t" and index < len(cells):
@@ -78,7 +78,7 @@ def _broken(cells: list[_Cell], width: int) -> Iterator[_Cell]:
 
 
 def _end_column(cells: list[_Cell], column: int) -> int:
-    """Where the cursor is after them, from a column on, were the line endless."""
+    """Return the cursor's column after printing the cells from a column, without wrapping."""
     for _, character in cells:
         if character == "\t":
             column = (column // _TAB_STOP + 1) * _TAB_STOP
@@ -87,14 +87,14 @@ def _end_column(cells: list[_Cell], column: int) -> int:
     return column
 
 
-def _marked(parts: Iterable[_Cell]) -> Iterator[_Cell]:
-    """Brackets around each, but around no space that begins it nor the end of a line."""
-    for found, text in parts:
-        left, right = _MARKS[found or 0]
+def _bracketed(parts: Iterable[_Cell]) -> Iterator[_Cell]:
+    """Put each part in brackets, which exclude its leading spaces and final line feed."""
+    for class_index, text in parts:
+        left, right = _BRACKETS[class_index or 0]
         word = text.lstrip(" ") or text
         content = word.removesuffix("\n")
         before, after = text[: len(text) - len(word)], word[len(content) :]
-        yield found, f"{before}{left}{content}{right}{after}"
+        yield class_index, f"{before}{left}{content}{right}{after}"
 
 
 def _shown(text: str) -> str:
@@ -102,10 +102,10 @@ def _shown(text: str) -> str:
 
 
 def _legend(score: Score, color: bool) -> str:
-    found = []
+    entries = []
     for name, share, code, (left, right) in zip(
-        CLASS_NAMES, shares(score), _COLORS, _MARKS, strict=True
+        CLASS_NAMES, shares(score), _COLORS, _BRACKETS, strict=True
     ):
         label = f"{code} {name} {_PLAIN}" if color else f"{left}{name}{right}"
-        found.append(f"{label} {100 * share:.1f} %")
-    return "   ".join(found)
+        entries.append(f"{label} {100 * share:.1f} %")
+    return "   ".join(entries)

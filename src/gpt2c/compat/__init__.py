@@ -1,1 +1,1 @@
-"""Other libraries' interfaces."""
+"""Interfaces of other libraries, on gpt2c's engine."""

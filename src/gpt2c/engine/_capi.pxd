@@ -17,13 +17,13 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_UNSUPPORTED_CPU
         GPT2C_STOPPED
 
-    ctypedef enum gpt2c_weights:
+    ctypedef enum gpt2c_dtype:
         GPT2C_FLOAT32
         GPT2C_INT8
         GPT2C_INT4
 
     ctypedef struct gpt2c_config:
-        int32_t weights, embeddings, narrow_cache, n_candidates
+        int32_t layer_dtype, embedding_dtype, bfloat16_cache, n_candidates
         int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
         int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
         float layer_norm_epsilon
@@ -38,23 +38,9 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_IDENTITY
 
     ctypedef enum gpt2c_tensor:
-        GPT2C_WTE
-        GPT2C_WPE
-        GPT2C_LN_F_WEIGHT
-        GPT2C_LN_F_BIAS
-        GPT2C_LM_HEAD
-        GPT2C_LN_1_WEIGHT
-        GPT2C_LN_1_BIAS
-        GPT2C_C_ATTN_WEIGHT
-        GPT2C_C_ATTN_BIAS
-        GPT2C_ATTN_C_PROJ_WEIGHT
-        GPT2C_ATTN_C_PROJ_BIAS
-        GPT2C_LN_2_WEIGHT
-        GPT2C_LN_2_BIAS
-        GPT2C_C_FC_WEIGHT
-        GPT2C_C_FC_BIAS
-        GPT2C_MLP_C_PROJ_WEIGHT
-        GPT2C_MLP_C_PROJ_BIAS
+        GPT2C_N_TENSORS
+
+    const char *gpt2c_tensor_name(gpt2c_tensor)
 
     ctypedef struct gpt2c_model
     ctypedef struct gpt2c_sequence
@@ -109,14 +95,14 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_POINT_EMBED
         GPT2C_N_POINTS
 
-    ctypedef int (*gpt2c_show)(
+    ctypedef int (*gpt2c_on_point)(
         void *, gpt2c_point, int32_t, float *, size_t, int32_t, int32_t
     ) noexcept with gil
 
     ctypedef struct gpt2c_probe:
         const uint8_t *points
         const uint8_t *wants_logits
-        gpt2c_show show
+        gpt2c_on_point on_point
         int (*poll)(void *) noexcept with gil
         void *context
 
@@ -125,7 +111,7 @@ cdef extern from "gpt2c.h" nogil:
         const gpt2c_probe *, float *,
     )
 
-    enum: GPT2C_MOST_TOP
+    enum: GPT2C_MAX_TOP
 
     ctypedef struct gpt2c_token_score:
         float log_prob, entropy
@@ -149,24 +135,14 @@ cdef extern from "gpt2c.h" nogil:
 
     ctypedef enum gpt2c_stage_kind:
         GPT2C_LOGIT_BIAS
-        GPT2C_REPETITION_PENALTY
-        GPT2C_PRESENCE_PENALTY
-        GPT2C_FREQUENCY_PENALTY
         GPT2C_DRY
         GPT2C_NO_REPEAT_NGRAM
         GPT2C_BAD_WORDS
-        GPT2C_MIN_NEW_TOKENS
-        GPT2C_SUPPRESS_TOKENS
-        GPT2C_TEMPERATURE
-        GPT2C_TOP_N_SIGMA
         GPT2C_TOP_K
-        GPT2C_TOP_P
-        GPT2C_MIN_P
-        GPT2C_TYPICAL_P
-        GPT2C_EPSILON_CUTOFF
-        GPT2C_ETA_CUTOFF
-        GPT2C_XTC
         GPT2C_MIROSTAT
+        GPT2C_N_STAGES
+
+    const char *gpt2c_stage_name(gpt2c_stage_kind)
 
     ctypedef struct gpt2c_stage:
         gpt2c_stage_kind kind
@@ -242,8 +218,8 @@ cdef extern from "kernels/kernels.h" nogil:
     enum: ATTENTION_ROWS
 
     enum: GROUP
-    enum: INT8_BLOCK
-    enum: INT4_BLOCK
+    enum: INT8_GROUP_BYTES
+    enum: INT4_GROUP_BYTES
 
     ctypedef struct quantized_rows:
         int8_t *values
@@ -270,7 +246,7 @@ cdef extern from "kernels/kernels.h" nogil:
         size_t q_stride
         int n_rows
         const void *const *pages
-        int is_narrow
+        int is_bfloat16
         size_t keys, values
         int n_positions, head_dim, n_heads
         void *fetches
@@ -293,10 +269,10 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*quantize_int8)(const float *, uint8_t *)
         void (*quantize_int4)(const float *, int, uint8_t *)
         int (*arg_max)(const float *, int)
-        void (*log_total)(const float *, int, float *, float *)
+        void (*log_sum_exp)(const float *, int, float *, float *)
         int (*rank)(const float *, int, int)
         int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
-        float (*chance)(const noise_key *)
+        float (*uniform)(const noise_key *)
 
 
     ctypedef struct integer_table:

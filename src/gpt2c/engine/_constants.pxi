@@ -2,7 +2,7 @@
 # _engine.pyx.
 
 cdef extern from "draft/draft.h" nogil:
-    enum: MOST_DRAFTS
+    enum: MAX_DRAFTS
 
 cdef extern from "gpt2c.h" nogil:
     enum:
@@ -28,13 +28,13 @@ NUMBERS = {
     "arithmetic": GPT2C_ARITHMETIC,
     "max_threads": GPT2C_MAX_THREADS,
     "max_rows": GPT2C_MAX_ROWS,
-    "max_top": GPT2C_MOST_TOP,
-    "max_drafts": MOST_DRAFTS,
+    "max_top": GPT2C_MAX_TOP,
+    "max_drafts": MAX_DRAFTS,
     "page_positions": PAGE_POSITIONS,
     "group": GROUP,
     "panel": PANEL,
-    "int8_block": INT8_BLOCK,
-    "int4_block": INT4_BLOCK,
+    "int8_group_bytes": INT8_GROUP_BYTES,
+    "int4_group_bytes": INT4_GROUP_BYTES,
     "n_points": GPT2C_N_POINTS,
     "first_model_point": <int>GPT2C_POINT_EMBED,
     "last_penalty": GPT2C_LAST_PENALTY,
@@ -43,7 +43,7 @@ NUMBERS = {
 # C's enumerators by Python's names for them.
 ENUMS = {
     "activations": ACTIVATIONS,
-    "dtypes": WEIGHTS,
+    "dtypes": DTYPES,
     "stages": STAGES,
     "tensors": TENSORS,
     "points": {

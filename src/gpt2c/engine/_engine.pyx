@@ -47,24 +47,9 @@ cdef dict ACTIVATIONS = {
     "tanh": GPT2C_TANH,
 }
 
+# A layer's tensors are without their prefix "h.N.".
 cdef dict TENSORS = {
-    "wte.weight": GPT2C_WTE,
-    "wpe.weight": GPT2C_WPE,
-    "ln_f.weight": GPT2C_LN_F_WEIGHT,
-    "ln_f.bias": GPT2C_LN_F_BIAS,
-    "lm_head.weight": GPT2C_LM_HEAD,
-    "ln_1.weight": GPT2C_LN_1_WEIGHT,
-    "ln_1.bias": GPT2C_LN_1_BIAS,
-    "attn.c_attn.weight": GPT2C_C_ATTN_WEIGHT,
-    "attn.c_attn.bias": GPT2C_C_ATTN_BIAS,
-    "attn.c_proj.weight": GPT2C_ATTN_C_PROJ_WEIGHT,
-    "attn.c_proj.bias": GPT2C_ATTN_C_PROJ_BIAS,
-    "ln_2.weight": GPT2C_LN_2_WEIGHT,
-    "ln_2.bias": GPT2C_LN_2_BIAS,
-    "mlp.c_fc.weight": GPT2C_C_FC_WEIGHT,
-    "mlp.c_fc.bias": GPT2C_C_FC_BIAS,
-    "mlp.c_proj.weight": GPT2C_MLP_C_PROJ_WEIGHT,
-    "mlp.c_proj.bias": GPT2C_MLP_C_PROJ_BIAS,
+    gpt2c_tensor_name(<gpt2c_tensor>i).decode(): i for i in range(GPT2C_N_TENSORS)
 }
 
 cdef dict FINISH_REASONS = {
@@ -76,7 +61,7 @@ cdef dict FINISH_REASONS = {
     <int>GPT2C_FINISHED_NOTHING_LEFT: "nothing",
 }
 
-cdef dict WEIGHTS = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
+cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
 
 # Scales tried for each int4 group. More than 16 lower the error by less than a thousandth.
 cdef int N_CANDIDATES = 16
@@ -85,27 +70,9 @@ cdef int N_CANDIDATES = 16
 # takes as long as about six tokens.
 cdef int DRAFT_AFTER = 8
 
-# By the names of options: see gpt2c.generate.sampling.
+# The sampler's stages by the names of their options.
 cdef dict STAGES = {
-    "logit_bias": GPT2C_LOGIT_BIAS,
-    "repetition_penalty": GPT2C_REPETITION_PENALTY,
-    "presence_penalty": GPT2C_PRESENCE_PENALTY,
-    "frequency_penalty": GPT2C_FREQUENCY_PENALTY,
-    "dry": GPT2C_DRY,
-    "no_repeat_ngram_size": GPT2C_NO_REPEAT_NGRAM,
-    "bad_words": GPT2C_BAD_WORDS,
-    "min_new_tokens": GPT2C_MIN_NEW_TOKENS,
-    "suppress_tokens": GPT2C_SUPPRESS_TOKENS,
-    "temperature": GPT2C_TEMPERATURE,
-    "top_n_sigma": GPT2C_TOP_N_SIGMA,
-    "top_k": GPT2C_TOP_K,
-    "top_p": GPT2C_TOP_P,
-    "min_p": GPT2C_MIN_P,
-    "typical_p": GPT2C_TYPICAL_P,
-    "epsilon_cutoff": GPT2C_EPSILON_CUTOFF,
-    "eta_cutoff": GPT2C_ETA_CUTOFF,
-    "xtc": GPT2C_XTC,
-    "mirostat": GPT2C_MIROSTAT,
+    gpt2c_stage_name(<gpt2c_stage_kind>kind).decode(): kind for kind in range(GPT2C_N_STAGES)
 }
 
 
@@ -122,7 +89,7 @@ def instruction_sets():
 
 
 cdef tuple tensor_of(str name):
-    """Return a tensor's number in C and its block, which is 0 for tensors outside the blocks."""
+    """Return a tensor's number in C and its layer, which is 0 for tensors outside the layers."""
     if not name.startswith("h."):
         return TENSORS[name], 0
     _, index, rest = name.split(".", 2)
@@ -207,10 +174,10 @@ cdef class Model:
 
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
-        c.weights = WEIGHTS[dtype]
-        # In int4 they alone would cost as much perplexity as the matrices of all blocks.
-        c.embeddings = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
-        c.narrow_cache = dtype != "float32"
+        c.layer_dtype = DTYPES[dtype]
+        # In int4 they alone would cost as much perplexity as the matrices of all layers.
+        c.embedding_dtype = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
+        c.bfloat16_cache = dtype != "float32"
         c.n_candidates = N_CANDIDATES
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions

@@ -1,4 +1,4 @@
-# Single kernels of an instruction set, for tests. Included by _engine.pyx.
+# Calls of single kernels of an instruction set, for tests. Included by _engine.pyx.
 
 cdef const instruction_set *set_of(str isa) except NULL:
     cdef bytes name = isa.encode()
@@ -13,7 +13,7 @@ cdef const kernel_table *kernels_of(str isa) except NULL:
 
 
 def elementwise(str isa not None, str function not None, x):
-    """A kernel's exp, log or activation of float32 x (any shape)."""
+    """Apply a kernel's exp, log or activation to float32 x of any shape."""
     cdef const kernel_table *kernels = kernels_of(isa)
     result = np.array(x, dtype=np.float32).ravel()
     cdef float[::1] view = result
@@ -32,7 +32,7 @@ def layer_norm(
     str isa not None, const float[::1] x not None, const float[::1] weight not None,
     const float[::1] bias not None, float epsilon,
 ):
-    """A kernel's layer norm of one row."""
+    """Compute the layer norm of one row."""
     cdef const kernel_table *kernels = kernels_of(isa)
     if not x.shape[0] == weight.shape[0] == bias.shape[0] > 0:
         raise OptionError("layer_norm takes three vectors of one length")
@@ -45,9 +45,10 @@ def layer_norm(
 def matmul(
     str isa not None, const float[:, ::1] x not None, weight, bias, residual, activation,
 ):
-    """activation(x @ weight + bias) + residual by a kernel: [n_rows, k], [k, n], [n], [n_rows, n].
+    """Compute activation(x @ weight + bias) + residual.
 
-    bias, residual and activation (a name) may be None.
+    The shapes are [n_rows, k], [k, n], [n] and [n_rows, n]. bias, residual and activation (a name)
+    may be None.
     """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1], n = weight.shape[1]
@@ -76,9 +77,10 @@ def matmul(
 
 
 def quantize_rows(str isa not None, const float[:, ::1] x not None):
-    """Rows [n_rows, k] in 8 bits, by a kernel: int8 [n_groups, n_rows, GROUP], the scales and the
+    """Quantise rows [n_rows, k] to int8.
 
-    values' negative sums, [n_groups, n_rows].
+    Return the values [n_groups, n_rows, GROUP], and the scales and the negative sums of the values,
+    both [n_groups, n_rows].
     """
     cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1]
     result = empty_rows(n_rows, k)
@@ -88,7 +90,7 @@ def quantize_rows(str isa not None, const float[:, ::1] x not None):
 
 
 cdef tuple empty_rows(int n_rows, int k):
-    """Room for what quantize_rows gives."""
+    """Allocate the arrays that quantize_rows returns."""
     n_groups = (k + GROUP - 1) // GROUP
     return (
         np.empty((n_groups, n_rows, GROUP), dtype=np.int8),
@@ -109,10 +111,10 @@ cdef quantized_rows rows_at(tuple arrays):
 
 
 def quantize_block(str isa not None, int bits, const float[:, ::1] weights not None, candidates=16):
-    """A group of a panel's columns [GROUP, PANEL] as a block of bytes, by a kernel."""
+    """Pack a group of a panel's columns, [GROUP, PANEL], to bytes."""
     if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
         raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
-    block = np.empty(INT8_BLOCK if bits == 8 else INT4_BLOCK, dtype=np.uint8)
+    block = np.empty(INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES, dtype=np.uint8)
     cdef uint8_t[::1] out = block
     if bits == 8:
         kernels_of(isa).quantize_int8(&weights[0, 0], &out[0])
@@ -125,15 +127,17 @@ def integer_matmul(
     str isa not None, int bits, tuple rows not None, const uint8_t[:, :, ::1] panels not None,
     int n, activation=None, quantizes=False,
 ):
-    """activation(rows @ weights): what quantize_rows gave, and blocks [n_panels, n_groups, block].
+    """Compute activation(rows @ weights) from rows as quantize_rows returns them.
 
-    By a kernel: float32 [n_rows, n] or, where it quantizes, what quantize_rows would make of them.
+    panels holds packed groups, [n_panels, n_groups, bytes]. Return float32 [n_rows, n]; if
+    quantizes is true, return that quantised as quantize_rows would.
     """
     cdef const integer_table *kernels = set_of(isa).integer
     cdef int n_groups = rows[0].shape[0], n_rows = rows[0].shape[1]
-    expected = ((n + PANEL - 1) // PANEL, n_groups, INT8_BLOCK if bits == 8 else INT4_BLOCK)
+    group_bytes = INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES
+    expected = ((n + PANEL - 1) // PANEL, n_groups, group_bytes)
     if (panels.shape[0], panels.shape[1], panels.shape[2]) != expected:
-        raise OptionError(f"integer_matmul takes blocks {expected}")
+        raise OptionError(f"integer_matmul takes packed groups {expected}")
     result = np.zeros((n_rows, n), dtype=np.float32)
     cdef float[:, ::1] out = result
     cdef matmul_args args
@@ -153,26 +157,27 @@ def integer_matmul(
 
 
 def attention(
-    str isa not None, const float[:, ::1] q not None, keys, values, float scale, is_narrow=False,
+    str isa not None, const float[:, ::1] q not None, keys, values, float scale, is_bfloat16=False,
 ):
-    """A kernel's causal attention of one head: q [n_rows, head_dim] are the last n_rows positions
+    """Compute causal attention of one head.
 
-    of keys and values [n_positions, head_dim], all n_rows in one page of the cache. Where it is
-    narrow, keys and values are cut off to bfloat16.
+    The rows q [n_rows, head_dim] belong to the last n_rows positions of keys and values
+    [n_positions, head_dim], all in one page of the cache. With is_bfloat16 the keys and values are
+    truncated to bfloat16.
     """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef int n_rows = <int>q.shape[0], head_dim = <int>q.shape[1], n_positions = keys.shape[0]
     cdef int n_pages = (n_positions + PAGE_POSITIONS - 1) // PAGE_POSITIONS, i
     if (n_positions - n_rows) // PAGE_POSITIONS != (n_positions - 1) // PAGE_POSITIONS:
         raise OptionError("attention takes rows of one page")
-    # What lies beyond the last position is never read, or a NaN would show.
+    # The kernel must not read beyond the last position: a NaN there would show.
     padded = np.full((2, n_pages * PAGE_POSITIONS, head_dim), np.nan, dtype=np.float32)
     padded[0, :n_positions], padded[1, :n_positions] = keys, values
     stored = np.empty((n_pages, 2, head_dim * PAGE_POSITIONS), dtype=np.float32)
     for i in range(n_pages):
         page = padded[:, i * PAGE_POSITIONS:(i + 1) * PAGE_POSITIONS]
         stored[i, 0], stored[i, 1] = page[0].T.ravel(), page[1].ravel()
-    if is_narrow:
+    if is_bfloat16:
         stored = (stored.view(np.uint32) >> 16).astype(np.uint16)
     cdef const uint8_t[:, :, ::1] pages = stored.view(np.uint8)
     cdef const void *pointers[64]
@@ -189,31 +194,33 @@ def attention(
     args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
     args.scores, args.scores_stride = &scores[0, 0], n_positions
     args.out, args.out_stride = &out[0, 0], head_dim
-    args.is_narrow, args.fetches = is_narrow, NULL
+    args.is_bfloat16, args.fetches = is_bfloat16, NULL
     kernels.attention(&args)
     return result
 
 
-def store(str isa not None, const float[::1] key not None, const float[::1] value not None, narrow):
-    """(keys [head_dim, PAGE_POSITIONS], values [head_dim]) of a page, by a kernel.
+def store(
+    str isa not None, const float[::1] key not None, const float[::1] value not None, is_bfloat16,
+):
+    """Store a key and a value of one position in an empty page.
 
-    Of the keys the first position is written, and zeros are left elsewhere; in bfloat16 (uint16)
-    where it is narrow.
+    Return the page's (keys [head_dim, PAGE_POSITIONS], values [head_dim]). Only the keys' first position is written, the others are zero. With is_bfloat16 the arrays are
+    uint16.
     """
     if not key.shape[0] == value.shape[0] > 0:
         raise OptionError("store takes two vectors of one length")
-    number = np.uint16 if narrow else np.float32
+    number = np.uint16 if is_bfloat16 else np.float32
     keys = np.zeros((key.shape[0], PAGE_POSITIONS), dtype=number)
     values = np.zeros(key.shape[0], dtype=number)
     cdef uint8_t[::1] to_keys = keys.reshape(-1).view(np.uint8), to_values = values.view(np.uint8)
     kernels_of(isa).store(
-        &key[0], &value[0], <int>key.shape[0], narrow, &to_keys[0], &to_values[0]
+        &key[0], &value[0], <int>key.shape[0], is_bfloat16, &to_keys[0], &to_values[0]
     )
     return keys, values
 
 
 def arg_max(str isa not None, const float[::1] logits not None):
-    """The lowest id of the greatest logit, or -1 where any is a NaN."""
+    """Return the lowest id with the largest logit, or -1 if any logit is NaN."""
     cdef const kernel_table *kernels = kernels_of(isa)
     if logits.shape[0] == 0:
         raise OptionError("arg_max takes at least one logit")
@@ -221,7 +228,7 @@ def arg_max(str isa not None, const float[::1] logits not None):
 
 
 def add(str isa not None, const float[::1] x not None, const float[::1] added not None):
-    """x + added by a kernel."""
+    """Compute x + added."""
     if not x.shape[0] == added.shape[0] > 0:
         raise OptionError("add takes two vectors of one length")
     result = np.array(x)
@@ -230,18 +237,18 @@ def add(str isa not None, const float[::1] x not None, const float[::1] added no
     return result
 
 
-def log_total(str isa not None, const float[::1] logits not None):
-    """What to take from a logit for its log-probability, and the entropy, by a kernel."""
+def log_sum_exp(str isa not None, const float[::1] logits not None):
+    """Return (log-sum-exp, entropy in nats): a log-probability is a logit minus the first."""
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef float total, entropy
     if logits.shape[0] == 0:
-        raise OptionError("log_total takes at least one logit")
-    kernels.log_total(&logits[0], <int>logits.shape[0], &total, &entropy)
+        raise OptionError("log_sum_exp takes at least one logit")
+    kernels.log_sum_exp(&logits[0], <int>logits.shape[0], &total, &entropy)
     return total, entropy
 
 
 def rank(str isa not None, const float[::1] logits not None, int id):
-    """1 for the most likely id, by a kernel."""
+    """Return the rank of an id, 1 for the most likely."""
     cdef const kernel_table *kernels = kernels_of(isa)
     if not 0 <= id < logits.shape[0]:
         raise OptionError(f"id {id} is not one of {logits.shape[0]}")
@@ -252,7 +259,7 @@ def draw(
     str isa not None, const float[::1] logits not None, const int32_t[::1] ids not None,
     uint64_t seed, uint32_t sample, uint32_t position,
 ):
-    """(the id whose logit plus Gumbel noise is the greatest, that sum), by a kernel."""
+    """Return (the id whose logit plus Gumbel noise is largest, that sum)."""
     cdef noise_key key
     cdef float score
     key.seed, key.sample, key.position = seed, sample, position
@@ -262,11 +269,11 @@ def draw(
     return id, score
 
 
-def chance(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
-    """The number from 0 to 1 that belongs to a position."""
+def uniform(str isa not None, uint64_t seed, uint32_t sample, uint32_t position):
+    """Return the uniform number in [0, 1) that belongs to a position."""
     cdef noise_key key
     key.seed, key.sample, key.position = seed, sample, position
-    return kernels_of(isa).chance(&key)
+    return kernels_of(isa).uniform(&key)
 
 
 # ---- how many threads run ----

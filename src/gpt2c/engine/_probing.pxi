@@ -1,7 +1,7 @@
 # Model.forward, which shows activations to a callback. Included by _engine.pyx.
 
-cdef int show_rows(
-    void *context, gpt2c_point point, int32_t block, float *rows, size_t stride, int32_t n_rows,
+cdef int on_point(
+    void *context, gpt2c_point point, int32_t layer, float *rows, size_t stride, int32_t n_rows,
     int32_t width,
 ) noexcept with gil:
     """Show rows [n_rows, width] to Python; called by gpt2c_forward_probed. Return 1 on an error."""
@@ -13,7 +13,7 @@ cdef int show_rows(
             np.asarray(numbers), (n_rows, width), (stride * sizeof(float), sizeof(float))
         )
         if point < GPT2C_POINT_EMBED:
-            probing.show(BLOCK_POINTS[<int>point], block, view)
+            probing.show(BLOCK_POINTS[<int>point], layer, view)
         else:
             probing.show(MODEL_POINTS[<int>point - <int>GPT2C_POINT_EMBED], 0, view)
         PyErr_CheckSignals()
@@ -33,7 +33,7 @@ cdef object after_signals(error):
 
 
 cdef int poll_signals(void *context) noexcept with gil:
-    """Called before each block, which may take long; not 0 after Ctrl-C."""
+    """Called before each layer, which may take long; not 0 after Ctrl-C."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
@@ -81,7 +81,7 @@ cdef class Probing:
         cdef float[::1] flat = logits.reshape(-1)
         out = &flat[0] if flat.shape[0] else NULL
         probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]
-        probe.show, probe.poll, probe.context = show_rows, poll_signals, <void *>self
+        probe.on_point, probe.poll, probe.context = on_point, poll_signals, <void *>self
         with model.held():
             raise_status(gpt2c_scratch_create(model.pointer, n, &scratch), "scratch buffers")
             try:

@@ -2,8 +2,8 @@
 
 cdef tuple empty_scores(Py_ssize_t n, int n_top):
     """Return arrays for the scores of n tokens, SCORE_TYPE [n] and TOP_TYPE [n, n_top]."""
-    if not 0 <= n_top <= GPT2C_MOST_TOP:
-        raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MOST_TOP}")
+    if not 0 <= n_top <= GPT2C_MAX_TOP:
+        raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MAX_TOP}")
     return empty(n, SCORE_TYPE, "the scores"), empty((n, n_top), TOP_TYPE, "the scores")
 
 

@@ -1,1 +1,1 @@
-"""Readers of file formats, each checked against untrusted input."""
+"""Readers of file formats. Every file is untrusted: it is checked before its content is used."""

@@ -1,11 +1,12 @@
-"""A reader of pickles, of all protocols, that calls nothing.
+"""A restricted unpickler, for all protocols, that never runs code from a file.
 
-Python's own unpickler calls whatever a file names. This one looks each global up in the caller's
-table and builds the object with the function found there; every other global becomes a record
-(:mod:`gpt2c.formats.pickle_values`). Its memory is bounded by the bytes that it reads: no opcode
-makes it copy a value.
+Python's own unpickler imports and calls whatever a file names. This one looks up each called global
+in the caller's table and calls the function found there; a call of any other global becomes a
+record (:mod:`gpt2c.formats.pickle_values`). Its memory is bounded by the number of bytes read,
+because no opcode makes it copy a value.
 
-The opcodes are documented in Python's ``pickletools``.
+A pickle is a program for a stack machine. Opcodes push values, collect the values after a mark into
+a container, and store values in a memo to push them again. Python's ``pickletools`` documents them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from gpt2c.checks.untrusted import show
 from gpt2c.formats.pickle_values import Global, OddKey, PickleError, Record, describe
 
 MAX_KEY: Final = 2**31
-MAX_INDEX: Final = 2**32  # in the memo
-MAX_ARGUMENTS: Final = 16
-MAX_DEPTH: Final = 100  # of marks that are open at once
-# Of some 80 bytes each; a state dict of 1.5 B parameters, its optimiser's with it, has 50,000.
-MAX_STEPS: Final = 1_000_000
+MAX_INDEX: Final = 2**32  # the memo's indices are smaller
+MAX_ARGUMENTS: Final = 16  # of a call
+MAX_DEPTH: Final = 100  # marks that are open at once
+# Opcodes in a file; each costs about 80 bytes of memory. The state dict of a model of 1.5 billion
+# parameters, together with its optimiser's, has 50,000.
+MAX_OPCODES: Final = 1_000_000
 MAX_GLOBALS: Final = 100_000  # distinct names
-MAX_DIGITS: Final = 1000  # of a decimal integer: parsing takes quadratic time
+MAX_DIGITS: Final = 1000  # digits or bytes of an integer: parsing digits takes quadratic time
 
 # Escapes in protocol 0's strings, as in Python's bytes literals.
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
@@ -36,11 +38,17 @@ _ESCAPES: Final = {
     b"\\": b"\\", b"'": b"'", b'"': b'"',
 }  # fmt: skip
 
-Build = Callable[..., Any]
+Build = Callable[..., Any]  # builds an object from the arguments of a call in the file
 
 
 @dataclass
 class _State:
+    """The stack machine's state while one pickle is read.
+
+    A mark moves the stack to `marks` and begins a new one; the values after the mark are then all
+    of the stack.
+    """
+
     stack: list[Any] = field(default_factory=list)
     marks: list[list[Any]] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
@@ -48,55 +56,60 @@ class _State:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise PickleError("takes from an empty stack")
+            raise PickleError("takes a value from an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
         if not self.stack:
-            raise PickleError("takes from an empty stack")
+            raise PickleError("takes a value from an empty stack")
         return self.stack[-1]
 
     def pop_mark(self) -> list[Any]:
         if not self.marks:
-            raise PickleError("ends a group that was not begun")
+            raise PickleError("ends a group that it did not begin")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
     def remember(self, index: int) -> None:
         if not 0 <= index < MAX_INDEX:
-            raise PickleError(f"remembers a value as number {show(index)}")
+            raise PickleError(f"stores a value at the memo's index {show(index)}")
         self.memo[index] = self.top()
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise PickleError(f"recalls number {show(index)}, which was not remembered")
+            raise PickleError(f"reads the memo's index {show(index)}, where nothing is stored")
         self.stack.append(self.memo[index])
 
     def add_items(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Record):
-            target.items = target.items or []
+            if target.items is None:
+                target.items = []
             target = target.items
         if not isinstance(target, list):
-            raise PickleError(f"puts items into {describe(target)}, expected a list")
+            raise PickleError(f"adds items to {describe(target)}, expected a list")
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Record):
-            target.entries = target.entries if target.entries is not None else {}
+            if target.entries is None:
+                target.entries = {}
             target = target.entries
         if not isinstance(target, dict):
-            raise PickleError(f"puts items into {describe(target)}, expected a dict")
+            raise PickleError(f"adds items to {describe(target)}, expected a dict")
         put_items(target, items)
 
 
 def put_items(target: dict[Any, Any], items: list[Any]) -> None:
-    """Put alternating keys and values into a dict."""
+    """Put alternating keys and values into a dict.
+
+    Raises PickleError for a key without a value, or a key that appears twice.
+    """
     if len(items) % 2:
         raise PickleError("has a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # A file could choose larger integers that all have the same hash.
+        # Larger integers could be chosen to have equal hashes, which makes a dict slow.
         if not isinstance(key, str) and not (type(key) is int and abs(key) < MAX_KEY):
             key = OddKey(key)
         if key in target:
@@ -105,7 +118,7 @@ def put_items(target: dict[Any, Any], items: list[Any]) -> None:
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
-    """The byte of an escape; an invalid escape is left unchanged."""
+    """Return the byte of an escape; an invalid escape is left unchanged."""
     escape = match[1]
     if escape[:1] == b"x" and len(escape) == 3:
         return bytes([int(escape[1:], 16)])
@@ -115,38 +128,39 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 class PickleReader:
-    """Reads one pickle after the other from bytes."""
+    """Reads one pickle after another from bytes; `position` is the offset of the next byte."""
 
     def __init__(
         self, raw: bytes | bytearray, builders: Mapping[str, Build], load_persistent: Build
     ) -> None:
-        """builders maps known globals, such as "collections.OrderedDict", to our replacements.
+        """Read from raw.
 
-        load_persistent is called with each persistent id.
+        builders maps the globals that may be called, such as "collections.OrderedDict", to our
+        replacements. load_persistent is called with each persistent id and returns its object.
         """
         self._raw, self._builders, self._load_persistent = raw, builders, load_persistent
         self._globals: dict[str, Global] = {}
         self.position = 0
-        self._n_steps = 0
+        self._n_opcodes = 0
 
     def read(self) -> Any:
-        """The next pickle's value; position is then behind it.
+        """Read the next pickle's value and move `position` after it.
 
-        Raises PickleError for anything that is not allowed, and where the bytes end.
+        Raises PickleError if the pickle is malformed, cut short, or exceeds a limit.
         """
         state = _State()
         while not state.has_ended:
             at = self.position
-            self._n_steps += 1
-            if self._n_steps > MAX_STEPS:
-                raise PickleError(f"has more than {MAX_STEPS} steps")
+            self._n_opcodes += 1
+            if self._n_opcodes > MAX_OPCODES:
+                raise PickleError(f"has more than {MAX_OPCODES} opcodes")
             opcode = self._take(1)[0]
             step = _STEPS.get(opcode)
             if step is None:
                 raise PickleError(f"has opcode {opcode:#04x} at byte {at}, which is not allowed")
             step(self, state)
         if len(state.stack) != 1 or state.marks:
-            raise PickleError("ends with other than one value")
+            raise PickleError("does not end with exactly one value")
         return state.stack[0]
 
     # ---- bytes ----
@@ -162,11 +176,8 @@ class PickleReader:
     def _number(self, layout: str) -> int:
         return int(struct.unpack(layout, self._take(struct.calcsize(layout)))[0])
 
-    def _text(self, n: int) -> str:
-        try:
-            return self._take(n).decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise PickleError("has a string that is not UTF-8") from None
+    def _string(self, n: int) -> str:
+        return _utf8(self._take(n))
 
     def _bytes(self, n: int) -> bytes:
         return bytes(self._take(n))
@@ -179,11 +190,8 @@ class PickleReader:
         self.position += 1
         return line
 
-    def _name(self) -> str:
-        try:
-            return self._line().decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise PickleError("has a string that is not UTF-8") from None
+    def _string_line(self) -> str:
+        return _utf8(self._line())
 
     def _integer_line(self) -> int:
         line = self._line().removesuffix(b"L")
@@ -195,7 +203,7 @@ class PickleReader:
         raise PickleError(f"has the line {show(line)}, expected an integer")
 
     def _integer_or_bool(self) -> int:
-        # Protocol 0 writes False and True as integers of two digits.
+        # Protocol 0 writes False and True as the integers 00 and 01.
         start = self.position
         number = self._integer_line()
         return {b"00\n": False, b"01\n": True}.get(bytes(self._raw[start : start + 3]), number)
@@ -208,7 +216,7 @@ class PickleReader:
             raise PickleError(f"has the line {show(line)}, expected a number") from None
 
     def _quoted_line(self) -> str:
-        """A quoted Python 2 string, decoded as Latin-1."""
+        """Read a quoted Python 2 string; it is decoded as Latin-1."""
         line = self._line().strip()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
             raise PickleError(f"has the line {show(line)}, expected a quoted string")
@@ -228,37 +236,40 @@ class PickleReader:
     # ---- objects ----
 
     def _find_global(self, path: str) -> Global:
-        known = self._globals.get(path)
-        if known is None:
+        found = self._globals.get(path)
+        if found is None:
             if len(self._globals) >= MAX_GLOBALS:
-                raise PickleError(f"has more than {MAX_GLOBALS} names")
-            known = self._globals[path] = Global(path)
-        return known
+                raise PickleError(f"has more than {MAX_GLOBALS} globals")
+            found = self._globals[path] = Global(path)
+        return found
 
     def _global(self) -> Global:
-        module = self._name()
-        return self._find_global(f"{module}.{self._name()}")
+        module = self._string_line()
+        return self._find_global(f"{module}.{self._string_line()}")
 
     def _stack_global(self, state: _State) -> None:
         name, module = state.pop(), state.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise PickleError("names a global by what is no text")
+            raise PickleError("names a global with a value that is not a string")
         state.stack.append(self._find_global(f"{module}.{name}"))
 
     def _call(self, function: object, arguments: object) -> object:
-        """The value of a call, or of a class with constructor arguments."""
+        """Return the result of a function's or a class's call, or a record of it."""
         if not isinstance(arguments, tuple):
             raise PickleError(f"calls with {describe(arguments)}, expected a tuple")
         if isinstance(function, Record):
             return Record(function.path, arguments)
         if not isinstance(function, Global):
-            raise PickleError(f"calls {describe(function)}")
+            raise PickleError(f"calls {describe(function)}, expected a global")
         builder = self._builders.get(function.path)
         if builder is None:
             return Record(function.path, arguments)
-        # The same tuple may be given again and again, so it has to be a small one.
+        # A file may pass one tuple to many calls. Each unpacks it, so it must be small.
         if len(arguments) > MAX_ARGUMENTS:
-            raise PickleError(f"calls with what is no tuple of at most {MAX_ARGUMENTS}")
+            raise PickleError(
+                f"calls {show(function.path)} with {len(arguments)} arguments, expected at most "
+                f"{MAX_ARGUMENTS}"
+            )
         try:
             return builder(*arguments)
         except TypeError as reason:
@@ -268,14 +279,14 @@ class PickleReader:
         arguments, function = state.pop(), state.pop()
         state.stack.append(self._call(function, arguments))
 
-    def _new_with_names(self, state: _State) -> None:
-        names, arguments, function = state.pop(), state.pop(), state.pop()
-        if not isinstance(names, dict):
-            raise PickleError(f"calls with {describe(names)}, expected a dict")
+    def _new_with_keywords(self, state: _State) -> None:
+        keywords, arguments, function = state.pop(), state.pop(), state.pop()
+        if not isinstance(keywords, dict):
+            raise PickleError(f"calls with {describe(keywords)}, expected a dict")
         made = self._call(function, arguments)
-        # Keyword arguments are kept as attributes, which usually replace them later.
+        # Keep them as the attributes; a BUILD opcode that sets the attributes usually follows.
         if isinstance(made, Record):
-            made.state = names
+            made.state = keywords
         state.stack.append(made)
 
     def _object(self, state: _State) -> None:
@@ -287,7 +298,7 @@ class PickleReader:
         state.stack.append(self._call(function, tuple(arguments)))
 
     def _build(self, state: _State) -> None:
-        """Keep a record's attributes; drop those of a dict, such as a state dict's _metadata."""
+        """Set a record's attributes; drop those of a dict, such as a state dict's _metadata."""
         attributes = state.pop()
         target = state.stack[-1] if state.stack else None
         if isinstance(target, Record):
@@ -322,6 +333,16 @@ class PickleReader:
 
 
 _Step = Callable[[PickleReader, _State], None]
+
+
+def _utf8(raw: bytes | bytearray) -> str:
+    try:
+        return raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise PickleError("has a string that is not UTF-8") from None
+
+
+# ---- makers of steps, and steps: each runs one opcode ----
 
 
 def _push(read: Callable[[PickleReader], Any]) -> _Step:
@@ -382,88 +403,90 @@ def _float_of(reader: PickleReader) -> float:
 
 
 def _extension(layout: str) -> _Step:
-    """A global given by its number in copyreg's extension registry; it is always unknown."""
+    """Push a global given by its number in copyreg's extension registry, which has none here."""
     return _push(lambda reader: reader._find_global(f"copyreg.extension {reader._number(layout)}"))
 
 
 def _sized(layout: str, read: Callable[[PickleReader, int], Any]) -> _Step:
+    """Push a value that follows its length in bytes."""
     return _push(lambda reader: read(reader, reader._number(layout)))
 
 
 def _latin(reader: PickleReader, n: int) -> str:
-    """A Python 2 string, decoded as Latin-1."""
+    """Read a Python 2 string; it is decoded as Latin-1."""
     return reader._take(max(n, 0)).decode("latin-1")
 
 
+# Comments name the opcodes as pickletools does.
 _STEPS: Final[dict[int, _Step]] = {
     0x80: _skip(1),  # PROTO
     0x95: _skip(8),  # FRAME
-    ord("."): _end,
-    ord("("): PickleReader._mark,
-    ord("0"): PickleReader._pop,
-    ord("1"): _pop_mark,
+    ord("."): _end,  # STOP
+    ord("("): PickleReader._mark,  # MARK
+    ord("0"): PickleReader._pop,  # POP
+    ord("1"): _pop_mark,  # POP_MARK
     ord("2"): lambda _, state: state.stack.append(state.top()),  # DUP
     # Values.
-    ord("N"): _push(lambda _: None),
-    0x88: _push(lambda _: True),
-    0x89: _push(lambda _: False),
-    ord("I"): _push(PickleReader._integer_or_bool),
-    ord("L"): _push(PickleReader._integer_line),
-    ord("K"): _push(lambda reader: reader._number("<B")),
-    ord("M"): _push(lambda reader: reader._number("<H")),
-    ord("J"): _push(lambda reader: reader._number("<i")),
-    0x8A: _sized("<B", PickleReader._long),
-    0x8B: _sized("<i", PickleReader._long),
-    ord("F"): _push(PickleReader._float_line),
-    ord("G"): _push(_float_of),
-    ord("S"): _push(PickleReader._quoted_line),
-    ord("U"): _sized("<B", _latin),
-    ord("T"): _sized("<i", _latin),
-    ord("V"): _push(PickleReader._unicode_line),
-    ord("X"): _sized("<I", PickleReader._text),
-    0x8C: _sized("<B", PickleReader._text),
-    0x8D: _sized("<Q", PickleReader._text),
-    ord("C"): _sized("<B", PickleReader._bytes),
-    ord("B"): _sized("<I", PickleReader._bytes),
-    0x8E: _sized("<Q", PickleReader._bytes),
+    ord("N"): _push(lambda _: None),  # NONE
+    0x88: _push(lambda _: True),  # NEWTRUE
+    0x89: _push(lambda _: False),  # NEWFALSE
+    ord("I"): _push(PickleReader._integer_or_bool),  # INT
+    ord("L"): _push(PickleReader._integer_line),  # LONG
+    ord("K"): _push(lambda reader: reader._number("<B")),  # BININT1
+    ord("M"): _push(lambda reader: reader._number("<H")),  # BININT2
+    ord("J"): _push(lambda reader: reader._number("<i")),  # BININT
+    0x8A: _sized("<B", PickleReader._long),  # LONG1
+    0x8B: _sized("<i", PickleReader._long),  # LONG4
+    ord("F"): _push(PickleReader._float_line),  # FLOAT
+    ord("G"): _push(_float_of),  # BINFLOAT
+    ord("S"): _push(PickleReader._quoted_line),  # STRING
+    ord("U"): _sized("<B", _latin),  # SHORT_BINSTRING
+    ord("T"): _sized("<i", _latin),  # BINSTRING
+    ord("V"): _push(PickleReader._unicode_line),  # UNICODE
+    ord("X"): _sized("<I", PickleReader._string),  # BINUNICODE
+    0x8C: _sized("<B", PickleReader._string),  # SHORT_BINUNICODE
+    0x8D: _sized("<Q", PickleReader._string),  # BINUNICODE8
+    ord("C"): _sized("<B", PickleReader._bytes),  # SHORT_BINBYTES
+    ord("B"): _sized("<I", PickleReader._bytes),  # BINBYTES
+    0x8E: _sized("<Q", PickleReader._bytes),  # BINBYTES8
     0x96: _sized("<Q", PickleReader._bytes),  # BYTEARRAY8
     # Containers.
-    ord("}"): _push(lambda _: {}),
-    ord("]"): _push(lambda _: []),
-    ord(")"): _push(lambda _: ()),
-    0x8F: _push(lambda _: Record("builtins.set")),
-    0x91: PickleReader._frozen_set,
-    0x85: _tuple_of(1),
-    0x86: _tuple_of(2),
-    0x87: _tuple_of(3),
-    ord("t"): _group(tuple),
-    ord("l"): _group(lambda items: items),
-    ord("d"): PickleReader._dict_of_group,
-    ord("a"): _append,
-    ord("e"): lambda _, state: state.add_items(state.pop_mark()),
-    0x90: lambda _, state: state.add_items(state.pop_mark()),  # ADDITEMS, of a set
-    ord("s"): _set_item,
-    ord("u"): lambda _, state: state.set_items(state.pop_mark()),
+    ord("}"): _push(lambda _: {}),  # EMPTY_DICT
+    ord("]"): _push(lambda _: []),  # EMPTY_LIST
+    ord(")"): _push(lambda _: ()),  # EMPTY_TUPLE
+    0x8F: _push(lambda _: Record("builtins.set")),  # EMPTY_SET
+    0x91: PickleReader._frozen_set,  # FROZENSET
+    0x85: _tuple_of(1),  # TUPLE1
+    0x86: _tuple_of(2),  # TUPLE2
+    0x87: _tuple_of(3),  # TUPLE3
+    ord("t"): _group(tuple),  # TUPLE
+    ord("l"): _group(lambda items: items),  # LIST
+    ord("d"): PickleReader._dict_of_group,  # DICT
+    ord("a"): _append,  # APPEND
+    ord("e"): lambda _, state: state.add_items(state.pop_mark()),  # APPENDS
+    0x90: lambda _, state: state.add_items(state.pop_mark()),  # ADDITEMS
+    ord("s"): _set_item,  # SETITEM
+    ord("u"): lambda _, state: state.set_items(state.pop_mark()),  # SETITEMS
     # The memo.
-    ord("p"): _remember(PickleReader._integer_line),
-    ord("q"): _remember(lambda reader: reader._number("<B")),
-    ord("r"): _remember(lambda reader: reader._number("<I")),
-    0x94: lambda _, state: state.remember(len(state.memo)),
-    ord("g"): _recall(PickleReader._integer_line),
-    ord("h"): _recall(lambda reader: reader._number("<B")),
-    ord("j"): _recall(lambda reader: reader._number("<I")),
+    ord("p"): _remember(PickleReader._integer_line),  # PUT
+    ord("q"): _remember(lambda reader: reader._number("<B")),  # BINPUT
+    ord("r"): _remember(lambda reader: reader._number("<I")),  # LONG_BINPUT
+    0x94: lambda _, state: state.remember(len(state.memo)),  # MEMOIZE
+    ord("g"): _recall(PickleReader._integer_line),  # GET
+    ord("h"): _recall(lambda reader: reader._number("<B")),  # BINGET
+    ord("j"): _recall(lambda reader: reader._number("<I")),  # LONG_BINGET
     # Objects.
-    ord("c"): _push(PickleReader._global),
-    0x93: PickleReader._stack_global,
-    0x82: _extension("<B"),
-    0x83: _extension("<H"),
-    0x84: _extension("<i"),
-    ord("R"): PickleReader._reduce,
-    0x81: PickleReader._reduce,  # NEWOBJ: a class and its arguments
-    0x92: PickleReader._new_with_names,
-    ord("o"): PickleReader._object,
-    ord("i"): PickleReader._instance,
-    ord("b"): PickleReader._build,
-    ord("P"): lambda reader, state: state.stack.append(reader._load_persistent(reader._name())),
-    ord("Q"): PickleReader._persistent,
+    ord("c"): _push(PickleReader._global),  # GLOBAL
+    0x93: PickleReader._stack_global,  # STACK_GLOBAL
+    0x82: _extension("<B"),  # EXT1
+    0x83: _extension("<H"),  # EXT2
+    0x84: _extension("<i"),  # EXT4
+    ord("R"): PickleReader._reduce,  # REDUCE
+    0x81: PickleReader._reduce,  # NEWOBJ
+    0x92: PickleReader._new_with_keywords,  # NEWOBJ_EX
+    ord("o"): PickleReader._object,  # OBJ
+    ord("i"): PickleReader._instance,  # INST
+    ord("b"): PickleReader._build,  # BUILD
+    ord("P"): _push(lambda reader: reader._load_persistent(reader._string_line())),  # PERSID
+    ord("Q"): PickleReader._persistent,  # BINPERSID
 }

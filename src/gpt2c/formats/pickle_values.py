@@ -1,7 +1,7 @@
-"""The values that a pickle is read into: plain values, and records of everything else.
+"""The values that a pickle is read into: plain Python values, and records of everything else.
 
-A record keeps the name that the file gives, with its arguments, state and contents. The name is
-never imported or called.
+A record keeps the class or function name from the file, its arguments, attributes and contents.
+The name is never imported or called.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ _MAX_PAIRS: Final = 100_000
 
 
 class PickleError(ValueError):
-    """A malformed or unsafe pickle; the message continues a sentence after the file's name."""
+    """A malformed or unsafe pickle; the caller puts the file's name before the message."""
 
 
 class Global:
-    """A name in the file, such as "collections.OrderedDict". Nothing is imported."""
+    """A class or function named in the file, such as "collections.OrderedDict"; not imported."""
 
     __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        """path is "module.name"."""
+        """Keep the name; path is "module.name"."""
         self.path = path
 
 
 class Record:
-    """Stands for an object of an unknown class or the result of an unknown call.
+    """A placeholder for an object of an unknown class or the result of an unknown call.
 
-    arguments are those of the call; state sets the object's attributes; entries and items were
-    added to it as to a dict and a list.
+    path is the name of the class or function, and arguments are those of the call. state holds
+    the object's attributes. entries and items hold what was added to it as to a dict or a list.
     """
 
     __slots__ = ("arguments", "entries", "items", "path", "problem", "state")
@@ -40,7 +40,11 @@ class Record:
     def __init__(
         self, path: str, arguments: tuple[Any, ...] = (), problem: str | None = None
     ) -> None:
-        """problem says, after "has", why a known object cannot be used."""
+        """Begin without state or contents.
+
+        problem tells why an object of a known class cannot be used; it is a predicate that
+        begins with "has".
+        """
         self.path = path
         self.arguments = arguments
         self.problem = problem
@@ -52,44 +56,44 @@ class Record:
 class OddKey:
     """A dict key that is neither a string nor a small integer.
 
-    Keys are compared by identity: a file could choose keys with equal hashes that take forever to
-    compare.
+    Keys are compared by identity: comparing values could take forever, because a file could choose
+    many keys with equal hashes.
     """
 
     __slots__ = ("value",)
 
     def __init__(self, value: object) -> None:
-        """`value` is the key in the file."""
+        """Keep `value`, the key in the file."""
         self.value = value
 
 
 def describe(value: object) -> str:
-    """A value for a message, never with a container's contents: it may contain itself."""
+    """Describe a value in a message, without a container's contents: it may contain itself."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return show(value)
     if isinstance(value, Record):
         return f"an object of {show(value.path)}"
     if isinstance(value, Global):
-        return f"the name {show(value.path)}"
+        return f"the global {show(value.path)}"
     if isinstance(value, OddKey):
         return describe(value.value)
     return f"a {type(value).__name__}"
 
 
 def entries_of(value: object) -> Mapping[Any, Any] | None:
-    """The entries of a dict, or of an object derived from dict; None for other values."""
+    """Return the entries of a dict, or of an object derived from dict; None for other values."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, Record):
         return None
-    # Python 2 wrote an OrderedDict as a call with a list of pairs. Convert it only once: a file may
-    # refer to it any number of times.
+    # Python 2 wrote an OrderedDict as a call with a list of pairs. Convert it only once, because a
+    # file may refer to it any number of times.
     if value.entries is None and value.path == "collections.OrderedDict" and value.arguments:
-        value.entries, value.arguments = _of_pairs(value.arguments[0]), ()
+        value.entries, value.arguments = _dict_from_pairs(value.arguments[0]), ()
     return value.entries
 
 
-def _of_pairs(pairs: object) -> dict[Any, Any] | None:
+def _dict_from_pairs(pairs: object) -> dict[Any, Any] | None:
     if not isinstance(pairs, list) or len(pairs) > _MAX_PAIRS:
         return None
     result = {}
@@ -100,8 +104,8 @@ def _of_pairs(pairs: object) -> dict[Any, Any] | None:
     return result
 
 
-def _namings(value: object) -> tuple[Mapping[Any, Any], ...]:
-    """The mappings with a value's named parts: entries, attributes, or OmegaConf's content.
+def _field_mappings(value: object) -> tuple[Mapping[Any, Any], ...]:
+    """Return the mappings that hold a value's fields: entries, attributes, or OmegaConf's content.
 
     Nothing is copied: a file may refer to one value any number of times.
     """
@@ -119,21 +123,21 @@ def _namings(value: object) -> tuple[Mapping[Any, Any], ...]:
 
 
 def has_fields(value: object, names: Iterable[str]) -> bool:
-    """Whether a configuration (see :func:`fields_of`) has all these fields."""
-    namings = _namings(value)
-    return all(any(name in naming for naming in namings) for name in names)
+    """Return whether a configuration (see :func:`fields_of`) has all these fields."""
+    mappings = _field_mappings(value)
+    return all(any(name in mapping for mapping in mappings) for name in names)
 
 
 def fields_of(value: object, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """The named values of a configuration: a dict, an object, or one of OmegaConf's.
+    """Return the fields of a configuration: a dict, an object, or one of OmegaConf's.
 
-    names selects fields; None means all. NumPy integers become int.
+    names selects fields; None means all. NumPy integers become int. Other values have no fields.
     """
     found = {}
-    for naming in _namings(value):
-        for key in naming if names is None else names:
-            if isinstance(key, str) and key in naming:
-                found[key] = _plain(naming[key])
+    for mapping in _field_mappings(value):
+        for key in mapping if names is None else names:
+            if isinstance(key, str) and key in mapping:
+                found[key] = _plain(mapping[key])
     return found
 
 
@@ -147,15 +151,17 @@ def _plain(value: object) -> object:
 
 
 def _numpy_integer(value: Record) -> int | None:
-    """The value of a NumPy integer, stored as dtype and bytes; None for anything else."""
+    """Return the value of a NumPy integer, stored as dtype and bytes; None for anything else."""
     if not value.path.endswith("core.multiarray.scalar") or len(value.arguments) != 2:
         return None
     dtype, raw = value.arguments
     # Before protocol 3, bytes are stored as a call that encodes a string.
     if isinstance(raw, Record) and raw.path == "_codecs.encode" and raw.arguments:
-        text = raw.arguments[0]
-        is_bytes = isinstance(text, str) and len(text) <= 8 and all(ord(c) < 256 for c in text)
-        raw = text.encode("latin-1") if is_bytes else None
+        string = raw.arguments[0]
+        is_latin = (
+            isinstance(string, str) and len(string) <= 8 and all(ord(c) < 256 for c in string)
+        )
+        raw = string.encode("latin-1") if is_latin else None
     kind = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
     if kind not in ("i4", "i8", "u4", "u8", "i2", "u2", "i1", "u1"):
         return None
@@ -165,7 +171,7 @@ def _numpy_integer(value: Record) -> int | None:
 
 
 def module_of(value: object) -> str | None:
-    """The class name of a pickled torch module; None for anything else."""
+    """Return the class path of a pickled torch module; None for anything else."""
     if isinstance(value, Record) and has_fields(value, ("_modules", "_parameters")):
         return value.path
     return None

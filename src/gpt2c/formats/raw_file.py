@@ -1,32 +1,69 @@
-"""Files that tensors lie in, read by pread.
+"""Files of tensors, read with pread.
 
-They are never mapped, so that one cut short while it is read is an error and not a SIGBUS.
+They are never memory-mapped: if another program truncates the file during a read, the result is an
+error and not a SIGBUS.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checks.untrusted import open_regular
+from gpt2c.checks.untrusted import open_regular, show
 from gpt2c.errors import CheckpointError, ClosedError
 from gpt2c.formats.tensors import STORED_TYPES, check_rows, widen_into
 
-_CHUNK = 2**20  # bytes read at a time: it stays in the cache until it is widened
+MAX_NUMBER: Final = 2**53  # the largest size or offset that a file may state
+_CHUNK: Final = 2**20  # bytes read at a time: they stay in the CPU's cache until they are widened
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closed_on_error(file: _Closable) -> Iterator[None]:
+    """Close the file if the block raises; leave it open otherwise."""
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
+
+
+def bounded_product(numbers: Iterable[int]) -> int | None:
+    """Return the product, or None if a partial product exceeds MAX_NUMBER.
+
+    Partial products count because other readers of the formats reject them: a later zero does not
+    undo an overflow.
+    """
+    product = 1
+    for number in numbers:
+        product *= number
+        if product > MAX_NUMBER:
+            return None
+    return product
 
 
 class RawFile:
     """An open file.
 
-    Reads keep no state, so threads may share it; not to be closed while one reads.
+    Reads keep no state, so threads may share it. Do not close it during a read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
+        """Open the file.
+
+        Raises CheckpointNotFoundError if there is no such file, CheckpointError if it is not a
+        regular file or cannot be opened.
+        """
         self.path = path
         self._file = open_regular(path, CheckpointError)
         status = os.fstat(self._file.fileno())
@@ -34,13 +71,17 @@ class RawFile:
         self._state = (status.st_size, status.st_mtime_ns)
 
     def pread(self, length: int, offset: int, what: str) -> bytearray:
-        """Exactly `length` bytes. Raises CheckpointError when the file ends before them."""
+        """Read exactly `length` bytes; `what` names them in messages.
+
+        Raises CheckpointError if the file ends too early or cannot be read, ClosedError after
+        close.
+        """
         raw = bytearray(length)
         self.pread_into(memoryview(raw), offset, what)
         return raw
 
     def pread_into(self, buffer: memoryview, offset: int, what: str) -> None:
-        """Fills a buffer of bytes. Raises CheckpointError when the file ends before it is full."""
+        """Fill a buffer of bytes. Raises the errors of :meth:`pread`."""
         if self._file.closed:
             raise ClosedError(f"{self.path}: was closed, so {what} cannot be read")
         while buffer:
@@ -53,17 +94,20 @@ class RawFile:
             if not count:
                 raise CheckpointError(
                     f"{self.path}: {what}: found the end of the file at byte {offset}, expected "
-                    f"{len(buffer)} bytes more; the file was cut while it was read"
+                    f"{len(buffer)} bytes more; the file was truncated while it was read"
                 )
             buffer = buffer[count:]
             offset += count
 
     def fileno(self) -> int:
-        """The file's descriptor."""
+        """Return the file's descriptor."""
         return self._file.fileno()
 
     def verify_unchanged(self) -> None:
-        """Raises CheckpointError if size or time of change are not those at opening."""
+        """Raise CheckpointError if the file's size or modification time changed after opening.
+
+        Raises ClosedError after close.
+        """
         if self._file.closed:
             raise ClosedError(f"{self.path}: was closed")
         status = os.fstat(self._file.fileno())
@@ -74,6 +118,35 @@ class RawFile:
                 f"expected {self._state}"
             )
 
+    def check_contiguous(
+        self, parts: Iterable[tuple[str, int, int]], begin: int, alignment: int = 1
+    ) -> None:
+        """Check that tensors follow each other from `begin` to the end of the file.
+
+        `parts` has each tensor's name and the offsets of its begin and end, in order. Less than
+        `alignment` bytes of padding may precede a tensor or end the file. Overlaps would let a
+        small file claim terabytes; another file could hide in a gap.
+
+        Raises CheckpointError for an overlap, a gap, and a file that is too short or too long.
+        """
+        end = begin
+        for name, part_begin, part_end in parts:
+            what = f"{self.path}: tensor {show(name)}"
+            if not end <= part_begin < end + alignment:
+                problem = "overlaps the one before it" if part_begin < end else "leaves a gap"
+                raise CheckpointError(
+                    f"{what} {problem}: found it at byte {part_begin}, expected {end}"
+                )
+            end = part_end
+            if end > self.size:
+                raise CheckpointError(
+                    f"{what} ends at byte {end}, and the file at {self.size}: the file is cut short"
+                )
+        if self.size >= end + alignment:
+            raise CheckpointError(
+                f"{self.path}: found {self.size} bytes, expected the {end} of its tensors"
+            )
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._file.close()
@@ -81,27 +154,27 @@ class RawFile:
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A TensorSource over a part of a file, little-endian and in C order."""
+    """A TensorSource over a contiguous part of a file: little-endian elements in C order."""
 
     file: RawFile
     name: str
     shape: tuple[int, ...]
-    dtype: str  # what is no float can be named here, not read
-    begin: int  # in the file
+    dtype: str  # may also be a dtype outside STORED_TYPES, which cannot be read
+    begin: int  # offset in the file, in bytes
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
         result = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
-        items = result.reshape(-1)
+        elements = result.reshape(-1)
         stored, what = STORED_TYPES[self.dtype], f"tensor {self.name!r}"
-        offset = self.begin + begin * (items.size // max(end - begin, 1)) * stored.itemsize
-        if stored == items.dtype:
-            self.file.pread_into(items.view(np.uint8).data, offset, what)
+        offset = self.begin + begin * (elements.size // max(end - begin, 1)) * stored.itemsize
+        if stored == elements.dtype:
+            self.file.pread_into(elements.view(np.uint8).data, offset, what)
             return result
         step = _CHUNK // stored.itemsize
-        for first in range(0, items.size, step):
-            count = min(step, items.size - first)
+        for first in range(0, elements.size, step):
+            count = min(step, elements.size - first)
             raw = self.file.pread(count * stored.itemsize, offset + first * stored.itemsize, what)
-            widen_into(items[first : first + count], raw, self.dtype)
+            widen_into(elements[first : first + count], raw, self.dtype)
         return result

@@ -1,15 +1,16 @@
-"""How files of each format begin, or end: by this they are told apart."""
+"""Magic numbers: the bytes by which a file's format is recognised."""
 
 from __future__ import annotations
 
 from typing import Final
 
+# At the beginning of a file.
 ZIP: Final = b"PK\x03\x04"
 PICKLE: Final = b"\x80"
-# torch.save's magic number from before archives begins like this in protocols 0 and 1.
-OLD_PICKLE: Final = b"L11954703"
-TORCH: Final = (ZIP, PICKLE, OLD_PICKLE)  # a ZIP archive may be NumPy's instead
+OLD_PICKLE: Final = b"L11954703"  # torch.save's magic number, pickled by protocol 0 or 1
+TORCH: Final = (ZIP, PICKLE, OLD_PICKLE)  # a ZIP archive may also be one of NumPy's
 GGUF: Final = b"GGUF"
 LLMC: Final = (20240326).to_bytes(4, "little")
-BUNDLE_END: Final = (0xDB4775248B80FB57).to_bytes(8, "little")  # of TensorFlow's index
-SAFETENSORS_NINTH: Final = b"{"  # the first byte of the header, behind its length
+SAFETENSORS_NINTH: Final = b"{"  # the ninth byte: the JSON header follows its 8-byte length
+# At the end of a TensorFlow checkpoint's index.
+BUNDLE_END: Final = (0xDB4775248B80FB57).to_bytes(8, "little")

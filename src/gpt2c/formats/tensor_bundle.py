@@ -1,9 +1,9 @@
-"""TensorFlow's checkpoints, read without TensorFlow: a table of entries, and files of bytes.
+"""A reader of TensorFlow checkpoints that does not need TensorFlow.
 
-``model.ckpt.index`` is a table as LevelDB writes it (a footer, an index of blocks, blocks of keys
-that share prefixes), whose values are protocol buffers (tensorflow/core/protobuf/
-tensor_bundle.proto); ``model.ckpt.data-00000-of-00001`` is the tensors. Checksums are not
-verified: CRC32C in Python would take minutes for a model.
+``model.ckpt.index`` is a table in LevelDB's format: a footer, an index of blocks, and blocks of
+entries whose keys share prefixes. The values are protocol buffers
+(tensorflow/core/protobuf/tensor_bundle.proto). ``model.ckpt.data-00000-of-00001`` holds the
+tensors' bytes. Checksums are not verified: CRC32C in Python would take minutes for a model.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Final
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError
 from gpt2c.formats import signatures
-from gpt2c.formats.raw_file import RawFile, RawTensor
+from gpt2c.formats.raw_file import MAX_NUMBER, RawFile, RawTensor, bounded_product, closed_on_error
 
-_FOOTER: Final = 48
-_TRAILER: Final = 5  # behind each block: its compression, and a checksum
-_MAX_INDEX: Final = 16 << 20  # bytes; 1.5 B parameters with their optimiser's have 100 KB
+_FOOTER: Final = 48  # bytes
+_TRAILER: Final = 5  # bytes after each block: its compression type and a checksum
+# Bytes. The index of a model of 1.5 billion parameters, with its optimiser's state, has 100 KB.
+_MAX_INDEX: Final = 16 << 20
 _MAX_SHARDS: Final = 1000
 _MAX_TENSORS: Final = 100_000
-_MAX_NAME: Final = 512  # bytes; names share beginnings, so that few bytes may stand for many
+_MAX_NAME: Final = 512  # bytes; shared prefixes would let a small index expand to huge names
 _MAX_RANK: Final = 8
-_MAX_NUMBER: Final = 2**53
 
-# Of tensorflow/core/framework/types.proto: safetensors' names, and the bytes of an item. What is
-# no float may be there (a step counter), and is not read.
+# DataType's numbers in tensorflow/core/framework/types.proto: safetensors' name of the dtype, and
+# the bytes of an element. A checkpoint may hold integers, such as a step counter; nothing reads
+# them.
 _DTYPES: Final = {
     1: ("F32", 4), 2: ("F64", 8), 3: ("I32", 4), 4: ("U8", 1), 5: ("I16", 2), 6: ("I8", 1),
     9: ("I64", 8), 10: ("BOOL", 1), 14: ("BF16", 2), 19: ("F16", 2),
@@ -37,56 +38,66 @@ _DTYPES: Final = {
 
 @dataclass(frozen=True)
 class BundleEntry:
-    """What the index says of a tensor."""
+    """A tensor's description in the index."""
 
     dtype: str
     shape: tuple[int, ...]
-    shard: int
-    offset: int
+    shard: int  # the number of the data file
+    offset: int  # in the data file
     n_bytes: int
 
 
 class _BundleError(ValueError):
-    """The rest of a sentence that begins with the index's name."""
+    """A malformed index; the caller puts the index's path before the message."""
 
 
 class TensorBundle:
-    """An open checkpoint: `tensors` maps names to what the index says of them."""
+    """An open checkpoint whose index was checked.
+
+    `tensors` maps the stored names to :class:`BundleEntry`; `files` holds the index and then the
+    data files.
+    """
 
     def __init__(self, index: Path) -> None:
-        """Raises CheckpointNotFoundError where a file is missing, else CheckpointError."""
+        """Open the index and the data files beside it.
+
+        Raises CheckpointNotFoundError if a file is missing, CheckpointError if the index is
+        malformed or a data file is too short.
+        """
         self.path = index
-        with_index = RawFile(index)
-        self.files: list[RawFile] = [with_index]
-        try:
-            if with_index.size > _MAX_INDEX:
-                raise _BundleError(f"found {with_index.size} bytes, expected at most {_MAX_INDEX}")
-            raw = bytes(with_index.pread(with_index.size, 0, "index"))
-            n_shards, self.tensors = _read_index(raw)
-            prefix = index.name.removesuffix(".index")
-            for shard in range(n_shards):
-                name = f"{prefix}.data-{shard:05}-of-{n_shards:05}"
-                self.files.append(RawFile(index.parent / name))
-            self._check_places()
-        except _BundleError as reason:
-            self.close()
-            raise CheckpointError(f"{index}: {reason}") from None
-        except BaseException:
-            self.close()
-            raise
+        index_file = RawFile(index)
+        self.files: list[RawFile] = [index_file]
+        with closed_on_error(self):
+            try:
+                if index_file.size > _MAX_INDEX:
+                    raise _BundleError(
+                        f"found {index_file.size} bytes, expected at most {_MAX_INDEX}"
+                    )
+                raw = bytes(index_file.pread(index_file.size, 0, "index"))
+                n_shards, self.tensors = _read_index(raw)
+                prefix = index.name.removesuffix(".index")
+                for shard in range(n_shards):
+                    name = f"{prefix}.data-{shard:05}-of-{n_shards:05}"
+                    self.files.append(RawFile(index.parent / name))
+                self._check_layout()
+            except _BundleError as reason:
+                raise CheckpointError(f"{index}: {reason}") from None
 
     def source(self, stored: str, name: str, shape: tuple[int, ...]) -> RawTensor:
-        """The tensor `stored`, as a source called `name` whose shape has as many items."""
+        """Return the tensor called `stored` as a source called `name`.
+
+        shape may differ from the stored shape, but must have the same number of elements.
+        """
         entry = self.tensors[stored]
         return RawTensor(self.files[1 + entry.shard], name, shape, entry.dtype, entry.offset)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close all files; a second call does nothing."""
         for file in self.files:
             file.close()
 
-    def _check_places(self) -> None:
-        """Each tensor has its bytes to itself: a small file cannot stand for a large one."""
+    def _check_layout(self) -> None:
+        """Check that the tensors do not overlap, or a small file could claim to be a large one."""
         ends = [0] * (len(self.files) - 1)
         for name, entry in sorted(self.tensors.items(), key=lambda item: item[1].offset):
             if entry.shard >= len(ends):
@@ -103,23 +114,28 @@ class TensorBundle:
 
 
 def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
+    """Return the number of shards, and the tensors by name."""
     if len(raw) < _FOOTER or raw[-8:] != signatures.BUNDLE_END:
-        raise _BundleError("is no index of a TensorFlow checkpoint (the last 8 bytes are others)")
-    footer = _Bytes(raw[-_FOOTER:-8])
+        raise _BundleError(
+            "is not the index of a TensorFlow checkpoint: its last 8 bytes are not the magic number"
+        )
+    footer = _ByteReader(raw[-_FOOTER:-8])
     for _ in range(2):
-        footer.varint()  # the block of filters
+        footer.varint()  # offset and size of the metaindex
     tensors: dict[str, BundleEntry] = {}
     n_shards = None
-    first, last = 0, len(raw) - _FOOTER
-    for _, handle in _block(raw, footer.varint(), footer.varint()):
-        place = _Bytes(handle)
-        offset, size = place.varint(), place.varint()
-        # Blocks lie in order, none twice: so the work is bounded by the file's size.
-        if offset < first:
+    end, footer_begin = 0, len(raw) - _FOOTER
+    for _, block_handle in _block(raw, footer.varint(), footer.varint()):
+        handle = _ByteReader(block_handle)
+        offset, size = handle.varint(), handle.varint()
+        # Blocks in order and without overlaps bound the work by the file's size.
+        if offset < end:
             raise _BundleError(f"has a block at byte {offset} that overlaps the one before it")
-        first = offset + size + _TRAILER
-        if first > last:
-            raise _BundleError(f"has a block to byte {first}, where the footer begins at {last}")
+        end = offset + size + _TRAILER
+        if end > footer_begin:
+            raise _BundleError(
+                f"has a block that ends at byte {end}, and the footer begins at {footer_begin}"
+            )
         for key, value in _block(raw, offset, size):
             if key == b"":
                 n_shards = _header(value)
@@ -134,22 +150,26 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
                 raise _BundleError(f"has tensor {show(name)} twice")
             tensors[name] = _entry(value, name)
     if n_shards is None:
-        raise _BundleError("has no header, which tells the number of shards")
+        raise _BundleError("has no header entry, which gives the number of shards")
     return n_shards, tensors
 
 
 def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values; a key is stored as what differs from the one before it."""
+    """Yield a block's keys and values.
+
+    Each entry holds the number of bytes that its key shares with the key before, the rest of the
+    key, and the value.
+    """
     end = offset + size
     if size < 4 or end + _TRAILER > len(raw):
-        raise _BundleError(f"has a block of {size} bytes at {offset}, outside of the file")
+        raise _BundleError(f"has a block of {size} bytes at {offset}, outside the file")
     if raw[end] != 0:
-        raise _BundleError(f"has a compressed block at {offset}, expected none")
+        raise _BundleError(f"has a compressed block at {offset}, expected it uncompressed")
     n_restarts = int.from_bytes(raw[end - 4 : end], "little")
     entries = end - 4 - 4 * n_restarts
     if entries < offset:
         raise _BundleError(f"has a block at {offset} with {n_restarts} restarts, which do not fit")
-    reader = _Bytes(raw[offset:entries])
+    reader = _ByteReader(raw[offset:entries])
     key = b""
     while not reader.is_empty:
         shared, rest, length = reader.varint(), reader.varint(), reader.varint()
@@ -157,26 +177,26 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
             raise _BundleError(f"has a key that shares {shared} bytes with one of {len(key)}")
         new = key[:shared] + reader.take(rest)
         if len(new) > _MAX_NAME:
-            raise _BundleError(f"has a key of {len(new)} bytes")
+            raise _BundleError(f"has a key of {len(new)} bytes, expected at most {_MAX_NAME}")
         key = new
         yield key, reader.take(length)
 
 
 def _header(value: bytes) -> int:
-    """The number of shards of a BundleHeaderProto."""
+    """Return the number of shards from a BundleHeaderProto: 1 num_shards, 2 endianness."""
     n_shards = 0
     for field, number in _fields(value):
         if field == 1 and isinstance(number, int):
             n_shards = number
         if field == 2 and number != 0:
-            raise _BundleError("is of a big-endian machine, expected little-endian")
+            raise _BundleError("was written in big-endian byte order, expected little-endian")
     if not 1 <= n_shards <= _MAX_SHARDS:
         raise _BundleError(f"has {n_shards} shards, expected from 1 to {_MAX_SHARDS}")
     return n_shards
 
 
 def _entry(value: bytes, name: str) -> BundleEntry:
-    """A BundleEntryProto."""
+    """Read a BundleEntryProto: 1 dtype, 2 shape, 3 shard_id, 4 offset, 5 size, 7 slices."""
     numbers = dict.fromkeys((1, 3, 4, 5), 0)
     shape: tuple[int, ...] = ()
     for field, found in _fields(value):
@@ -186,29 +206,29 @@ def _entry(value: bytes, name: str) -> BundleEntry:
             shape = _shape(found, name)
         elif field == 7:
             raise _BundleError(f"has tensor {show(name)} in slices, expected it whole")
-    if numbers[1] not in _DTYPES:
-        raise _BundleError(f"has tensor {show(name)} of type {numbers[1]}, which is not known")
-    dtype, n_bytes = _DTYPES[numbers[1]]
-    for axis in shape:
-        n_bytes *= axis
-        if n_bytes > _MAX_NUMBER:
-            raise _BundleError(f"has tensor {show(name)} of shape {show(shape)}, which overflows")
-    if numbers[5] != n_bytes:
+    type_number, shard, offset, size = numbers.values()
+    if type_number not in _DTYPES:
+        raise _BundleError(f"has tensor {show(name)} of type {type_number}, which is not known")
+    dtype, element_bytes = _DTYPES[type_number]
+    n_bytes = bounded_product((element_bytes, *shape))
+    if n_bytes is None:
+        raise _BundleError(f"has tensor {show(name)} of shape {show(shape)}, which overflows")
+    if size != n_bytes:
         raise _BundleError(
-            f"has tensor {show(name)} of {numbers[5]} bytes, expected {n_bytes} for {dtype} "
+            f"has tensor {show(name)} of {size} bytes, expected {n_bytes} for {dtype} "
             f"{show(list(shape))}"
         )
-    return BundleEntry(dtype, shape, numbers[3], numbers[4], n_bytes)
+    return BundleEntry(dtype, shape, shard, offset, n_bytes)
 
 
 def _shape(value: bytes, name: str) -> tuple[int, ...]:
-    """A TensorShapeProto."""
+    """Read a TensorShapeProto: 2 dim (repeated; its 1 is the size), 3 unknown_rank."""
     axes: list[int] = []
     for field, dimension in _fields(value):
         if field == 2 and isinstance(dimension, bytes):
             sizes = [size for key, size in _fields(dimension) if key == 1]
             size = sizes[-1] if sizes else 0
-            if not isinstance(size, int) or size > _MAX_NUMBER:  # a negative one is huge here
+            if not isinstance(size, int) or size > MAX_NUMBER:  # a negative one reads as a huge one
                 raise _BundleError(f"has tensor {show(name)} with an axis of {show(size)}")
             axes.append(size)
             if len(axes) > _MAX_RANK:
@@ -219,40 +239,40 @@ def _shape(value: bytes, name: str) -> tuple[int, ...]:
 
 
 def _fields(value: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """A protocol buffer's fields: numbers and what they hold."""
-    reader = _Bytes(value)
+    """Yield a protocol buffer's fields: their numbers and values."""
+    reader = _ByteReader(value)
     while not reader.is_empty:
         tag = reader.varint()
-        kind = tag & 7
-        if kind == 0:
-            yield tag >> 3, reader.varint()
-        elif kind == 2:
-            yield tag >> 3, reader.take(reader.varint())
-        elif kind in (1, 5):
-            yield tag >> 3, int.from_bytes(reader.take(8 if kind == 1 else 4), "little")
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            yield field, reader.varint()
+        elif wire_type == 2:
+            yield field, reader.take(reader.varint())
+        elif wire_type in (1, 5):
+            yield field, int.from_bytes(reader.take(8 if wire_type == 1 else 4), "little")
         else:
-            raise _BundleError(f"has a field of wire type {kind}")
+            raise _BundleError(f"has a field of wire type {wire_type}, expected 0, 1, 2 or 5")
 
 
-class _Bytes:
-    """Reads from the front of bytes."""
+class _ByteReader:
+    """Reads values from bytes, in order."""
 
     def __init__(self, raw: bytes) -> None:
-        self._raw, self._place = raw, 0
+        self._raw, self._offset = raw, 0
 
     @property
     def is_empty(self) -> bool:
-        return self._place >= len(self._raw)
+        return self._offset >= len(self._raw)
 
     def take(self, n: int) -> bytes:
-        part = self._raw[self._place : self._place + n]
+        part = self._raw[self._offset : self._offset + n]
         if len(part) != n:
             raise _BundleError(f"has a value of {n} bytes where {len(part)} are left")
-        self._place += n
+        self._offset += n
         return part
 
     def varint(self) -> int:
-        """Seven bits a byte, the lowest first."""
+        """Read an integer of seven bits per byte, the lowest first; the high bit continues it."""
         result = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]

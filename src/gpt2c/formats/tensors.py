@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError, OptionError
 
-# The dtypes that weights may have, as safetensors names them, and NumPy's type of the stored
-# bits. bfloat16 has no NumPy type: its bits are the upper half of a float32.
+# The dtypes that weights may have: safetensors' name, and the NumPy dtype of the stored bits. NumPy
+# has no bfloat16, whose bits are the upper half of a float32.
 STORED_TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -23,102 +23,108 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
 
 
 class TensorSource(Protocol):
-    """One tensor of a checkpoint, read piece by piece so that it can go straight to its place.
+    """One tensor of a checkpoint, read by rows, so that each can be packed at once.
 
-    Reads keep no state, so several threads may read from one source at once.
+    Several threads may read from one source at once.
     """
 
     @property
     def name(self) -> str:
-        """GPT-2's name without a prefix: "wte.weight", "h.0.attn.c_attn.weight"."""
+        """GPT-2's name, without a prefix: "wte.weight", "h.0.attn.c_attn.weight"."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Matrices are [in, out], as HF's Conv1D stores them; embeddings are [rows, n_embd]."""
+        """Matrices are [in, out], as in HF's Conv1D; embeddings and the head [rows, n_embd]."""
 
     @property
     def dtype(self) -> str:
-        """As it is stored: "F32", "F16", "BF16" or "F64"."""
+        """The stored dtype, by safetensors' name: "F32", "F16", "BF16" or "F64"."""
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Rows [begin, end) of the first axis, C-contiguous, the caller's own.
+        """Return rows [begin, end) of the first axis, as a new C-contiguous array.
 
-        float16 and bfloat16 are widened exactly; float64 is rounded to nearest even, to an
-        infinity beyond float32. NaNs and infinities pass; see :func:`check_finite`.
+        float16 and bfloat16 are widened exactly; float64 is rounded to nearest even, and to an
+        infinity beyond float32's range. NaNs and infinities are not an error here; see
+        :func:`check_finite`.
 
-        Raises CheckpointError where the file was cut or cannot be read, ClosedError after
+        Raises CheckpointError if the file was truncated or cannot be read, ClosedError after
         close, OptionError unless 0 <= begin <= end <= shape[0].
         """
 
 
 @runtime_checkable
 class PackedSource(Protocol):
-    """A TensorSource whose matrix is there as the panels of quantised groups that the engine has.
+    """A TensorSource whose quantised matrix is stored as the engine's panels.
 
-    checkpoint/quantized.py says what is in them.
+    checkpoint/quantized.py defines their layout.
     """
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
-        """Panels, groups in each, and the bytes of a group's block."""
+        """The number of panels, the groups in a panel, and the bytes of a group's block."""
 
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
-        """Fills panels [n, groups, bytes] with those from the begin-th on."""
+        """Fill panels [n, groups, bytes] with the stored panels [begin, begin + n).
+
+        Raises CheckpointError if they cannot be read or a scale is not positive and finite.
+        """
 
 
 class BackingFile(Protocol):
-    """A file that sources read from."""
+    """An open file that sources read from."""
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """The file's path."""
 
     def verify_unchanged(self) -> None:
-        """Raises CheckpointError if the file is not what it was when it was opened."""
+        """Raise CheckpointError if the file changed after it was opened."""
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
 
 
 def check_rows(source: TensorSource, begin: int, end: int) -> None:
-    """Raises OptionError unless 0 <= begin <= end <= shape[0]."""
+    """Raise OptionError unless 0 <= begin <= end <= shape[0]."""
     if not 0 <= begin <= end <= source.shape[0]:
         raise OptionError(
-            f"{source.name}: rows {begin} to {end} were asked for, it has {source.shape[0]}"
+            f"{source.name}: found rows [{begin}, {end}), expected a range in its "
+            f"{source.shape[0]} rows"
         )
 
 
 def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dtype: str) -> None:
-    """Write stored little-endian items to `out` [n]: exact but for float64, which is rounded.
+    """Convert stored little-endian elements to float32 in `out` [n].
 
-    In place, for a fresh array of some megabytes costs more in page faults than its filling.
+    The conversion is exact, except that float64 is rounded. It is in place because a fresh array
+    of a few megabytes costs more in page faults than in filling it.
     """
-    items = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
+    stored = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
     if dtype == "BF16":
         bits = out.view(np.uint32)
-        bits[...] = items
+        bits[...] = stored
         np.left_shift(bits, 16, out=bits)
     elif dtype == "F16":
-        # "wrap" because it writes without a buffer between; no index is outside of the table.
-        np.take(_half_table(), items.view("<u2"), out=out, mode="wrap")
+        # mode="wrap" makes NumPy write to `out` without a temporary; no index ever wraps.
+        np.take(_half_table(), stored.view("<u2"), out=out, mode="wrap")
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and signalling NaNs
-            np.copyto(out, items, casting="same_kind")
+            np.copyto(out, stored, casting="same_kind")
 
 
 @functools.cache
 def _half_table() -> NDArray[np.float32]:
-    """float16 bits -> float32 [65536]: over twice as fast as NumPy's conversion."""
+    """Return float32 [65536] by float16 bits: over twice as fast as NumPy's conversion."""
     with np.errstate(invalid="ignore"):  # signalling NaNs
         return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def check_finite(rows: NDArray[np.float32], name: str, begin: int, where: str) -> None:
-    """Raises CheckpointError where rows [begin, ...) of a tensor have what is no finite number."""
+    """Raise CheckpointError if `rows`, read from row `begin` on, are not all finite."""
     finite = np.isfinite(rows)
     if not finite.all():
         at = np.argwhere(~finite)[0]
         raise CheckpointError(
             f"{where}: tensor {show(name)}: found {rows[tuple(at)]} in row {begin + at[0]}, "
-            "expected finite numbers: the file is damaged, or the training had failed before"
+            "expected finite numbers: the file is damaged, or the training diverged"
         )

@@ -1,7 +1,8 @@
-"""Reads files of ``torch.save`` without torch: archives, and the format before torch 1.6.
+"""A reader of ``torch.save`` files that does not need torch.
 
-Tensors are read lazily from their places in the file. Everything else becomes plain values and
-records; see :mod:`gpt2c.formats.pickle_values`.
+It reads ZIP archives, and the format that torch wrote before version 1.6. Tensors stay in the file
+until they are read. Everything else becomes plain values and records; see
+:mod:`gpt2c.formats.pickle_values`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,15 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats import signatures
 from gpt2c.formats.pickle_reader import Build, PickleReader
 from gpt2c.formats.pickle_values import Global, PickleError, Record, describe
-from gpt2c.formats.raw_file import RawFile, RawTensor
+from gpt2c.formats.raw_file import MAX_NUMBER, RawFile, RawTensor, bounded_product, closed_on_error
 from gpt2c.formats.zip_archive import Entry, read_directory
 
-# Of a state dict's own description: 100,000 tensors' worth.
-MAX_PICKLE: Final = 16 << 20
-_MAX_ITEMS: Final = 2**53
+MAX_PICKLE: Final = 16 << 20  # bytes, without the tensors' data: enough for 100,000 tensors
 _MAX_RANK: Final = 8
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION: Final = 1001
 
-# torch's storage classes, with safetensors' names of their dtypes and the bytes of an item.
+# torch's storage classes: safetensors' name of the dtype, and the bytes of an element.
 _STORAGES: Final = {
     "torch.FloatStorage": ("F32", 4),
     "torch.HalfStorage": ("F16", 2),
@@ -39,7 +38,7 @@ _STORAGES: Final = {
     "torch.CharStorage": ("I8", 1),
     "torch.ByteStorage": ("U8", 1),
     "torch.BoolStorage": ("BOOL", 1),
-    # Dtypes that no weight has, to know the size of such storages in the file before a weight.
+    # Weights never have these dtypes. Their sizes are needed to skip such storages in old files.
     "torch.ComplexFloatStorage": ("C64", 8),
     "torch.ComplexDoubleStorage": ("C128", 16),
     "torch.QInt8Storage": ("QI8", 1),
@@ -52,54 +51,55 @@ _STORAGES: Final = {
 
 @dataclass(frozen=True)
 class Storage:
-    """Items side by side, of which tensors are views; key says where in the file they are."""
+    """Contiguous elements of which tensors are views; `key` is the storage's name in the file."""
 
     key: str
     dtype: str
-    item_bytes: int
-    n_items: int
+    element_bytes: int
+    n_elements: int
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the pickle describes it: its items follow each other in C order."""
+    """A tensor as the pickle describes it; its elements are contiguous, in C order."""
 
     storage: Storage
-    offset: int  # in items
+    offset: int  # in elements
     shape: tuple[int, ...]
 
     @property
-    def n_items(self) -> int:
-        """The product of the axes."""
+    def n_elements(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 class TorchFile(RawFile):
-    """An open file of torch.save; its pickle was read and checked.
+    """An open torch.save file whose pickle was read and checked.
 
     `value` is the saved object: dicts, lists, numbers, strings, :class:`StoredTensor`, and records
     of everything else.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises CheckpointNotFoundError where there is none, else CheckpointError."""
+        """Open the file and read its pickle.
+
+        Raises CheckpointNotFoundError if there is no such file, CheckpointError if it is not a
+        valid torch.save file of a little-endian machine.
+        """
         super().__init__(path)
         self._storages: dict[str, Storage] = {}
-        self._begins: dict[str, int] = {}
-        try:
+        self._begins: dict[str, int] = {}  # storage key -> its elements' offset in the file
+        with closed_on_error(self):
             try:
                 is_archive = bytes(self.pread(min(4, self.size), 0, "beginning")) == signatures.ZIP
                 self.value = self._read_archive() if is_archive else self._read_legacy()
             except PickleError as reason:
                 raise CheckpointError(f"{path}: the pickle {reason}") from None
-        except BaseException:
-            self.close()
-            raise
 
     def source(self, tensor: StoredTensor, name: str) -> RawTensor:
-        """A tensor of the file's, as a source called `name`."""
+        """Return a tensor of this file as a source called `name`."""
         storage = tensor.storage
-        begin = self._begins[storage.key] + tensor.offset * storage.item_bytes
+        begin = self._begins[storage.key] + tensor.offset * storage.element_bytes
         return RawTensor(self, name, tensor.shape, storage.dtype, begin)
 
     # ---- archives ----
@@ -112,9 +112,9 @@ class TorchFile(RawFile):
             raise CheckpointError(f"{self.path}: found {len(pickles)} entries data.pkl, expected 1")
         root = pickles[0].removesuffix("data.pkl")
         if (order := entries.get(root + "byteorder")) is not None:
-            text = bytes(self.pread(min(order.n_bytes, 16), order.begin, "byteorder"))
-            if text != b"little":
-                raise CheckpointError(f"{self.path}: found byteorder {text!r}, expected b'little'")
+            found = bytes(self.pread(min(order.n_bytes, 16), order.begin, "byteorder"))
+            if found != b"little":
+                raise CheckpointError(f"{self.path}: found byteorder {found!r}, expected b'little'")
         pickle = entries[pickles[0]]
         if pickle.n_bytes > MAX_PICKLE:
             raise CheckpointError(
@@ -125,20 +125,21 @@ class TorchFile(RawFile):
         value = PickleReader(raw, _BUILDERS, self._load_persistent).read()
         for storage in self._storages.values():
             entry = entries.get(f"{root}data/{storage.key}")
-            n_bytes = storage.n_items * storage.item_bytes
+            n_bytes = storage.n_elements * storage.element_bytes
             if entry is None or entry.n_bytes != n_bytes:
-                found = "none" if entry is None else f"{entry.n_bytes} bytes"
+                size = "none" if entry is None else f"{entry.n_bytes} bytes"
                 raise CheckpointError(
-                    f"{self.path}: storage {show(storage.key)}: found {found}, expected {n_bytes} "
+                    f"{self.path}: storage {show(storage.key)}: found {size}, expected {n_bytes} "
                     "bytes"
                 )
             self._begins[storage.key] = entry.begin
         return value
 
     def _check_entries(self, entries: Mapping[str, Entry]) -> None:
+        # Before the check for deflated entries, which TorchScript has too: this message helps more.
         if any(name.endswith("/constants.pkl") for name in entries):
             raise CheckpointError(
-                f"{self.path}: found a program of TorchScript, which gpt2c never runs, expected a "
+                f"{self.path}: found a TorchScript program, which gpt2c never runs, expected a "
                 "state dict: save it with torch.save(model.state_dict(), path)"
             )
         for name, entry in entries.items():
@@ -151,6 +152,10 @@ class TorchFile(RawFile):
     # ---- the format before archives ----
 
     def _read_legacy(self) -> Any:
+        """Read five pickles: magic number, version, system, the saved object, and storage keys.
+
+        The storages follow: each is its number of elements, in eight bytes, and the elements.
+        """
         raw = self.pread(min(self.size, MAX_PICKLE), 0, "pickles")
         reader = PickleReader(raw, _BUILDERS, self._load_persistent)
         try:
@@ -168,65 +173,71 @@ class TorchFile(RawFile):
                 f"{self.path}: found protocol {describe(version)}, expected {_LEGACY_VERSION}"
             )
         if not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise CheckpointError(f"{self.path}: expected a file of a little-endian machine")
+            raise CheckpointError(
+                f"{self.path}: was not written on a little-endian machine, which is expected"
+            )
         value = reader.read()
         keys = reader.read()
         storages = self._storages
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise CheckpointError(f"{self.path}: expected a list of storages' keys")
+            raise CheckpointError(
+                f"{self.path}: found {describe(keys)}, expected a list of the storages' keys"
+            )
         if sorted(keys) != sorted(storages):
             raise CheckpointError(
-                f"{self.path}: found {len(keys)} storages' keys, expected those of "
-                f"{len(storages)} tensors' storages"
+                f"{self.path}: found {len(keys)} storage keys, expected those of the "
+                f"{len(storages)} storages that tensors use"
             )
-        place = reader.position
+        offset = reader.position
         for key in keys:
-            n_items = int.from_bytes(self.pread(8, place, f"storage {show(key)}"), "little")
-            if n_items != storages[key].n_items:
+            storage = storages[key]
+            n_elements = int.from_bytes(self.pread(8, offset, f"storage {show(key)}"), "little")
+            if n_elements != storage.n_elements:
                 raise CheckpointError(
-                    f"{self.path}: storage {show(key)}: found {n_items} items, expected "
-                    f"{storages[key].n_items}"
+                    f"{self.path}: storage {show(key)}: found {n_elements} elements, expected "
+                    f"{storage.n_elements}"
                 )
-            self._begins[key] = place + 8
-            place += 8 + n_items * storages[key].item_bytes
-        if place != self.size:
+            self._begins[key] = offset + 8
+            offset += 8 + n_elements * storage.element_bytes
+        if offset != self.size:
             raise CheckpointError(
-                f"{self.path}: found {self.size} bytes, expected the {place} of its storages"
+                f"{self.path}: found {self.size} bytes, expected the {offset} of its storages"
             )
         return value
 
     def _load_persistent(self, identifier: object) -> object:
-        """The storage of a persistent id; two storages with one key must agree."""
-        value = _persistent(identifier)
+        """Return the storage of a persistent id; two storages with one key must be equal."""
+        value = _parse_persistent_id(identifier)
         if isinstance(value, Storage) and self._storages.setdefault(value.key, value) != value:
             raise PickleError(f"has two storages called {show(value.key)}")
         return value
 
 
-# ---- what the pickles' globals stand for ----
+def _parse_persistent_id(identifier: object) -> object:
+    """Parse ("storage", class, key, device, number of elements).
 
-
-def _persistent(identifier: object) -> object:
-    """Parse ("storage", class, key, device, items), followed by a view of None in old files.
-
-    ("module", class, source, code) is the class of a whole module in an old file.
+    In old files a sixth element describes a view of another storage; it must be None. Also in old
+    files, ("module", class, source, code) is the class of a whole module.
     """
     if not isinstance(identifier, tuple) or len(identifier) not in (4, 5, 6):
-        raise PickleError("has a persistent id that is no storage")
+        raise PickleError("has a persistent id that is not a storage")
     if identifier[0] == "module" and isinstance(identifier[1], Global):
         return identifier[1]
     kind, storage_class, key = identifier[:3]
     if kind != "storage" or not isinstance(storage_class, Global) or not isinstance(key, str):
-        raise PickleError("has a persistent id that is no storage")
-    n_items = identifier[4] if len(identifier) > 4 else None
+        raise PickleError("has a persistent id that is not a storage")
+    n_elements = identifier[4] if len(identifier) > 4 else None
     if len(identifier) == 6 and identifier[5] is not None:
         raise PickleError("has a storage that is a view of another")
     if storage_class.path not in _STORAGES:
         return Record(storage_class.path)
-    if type(n_items) is not int or not 0 <= n_items <= _MAX_ITEMS:
-        raise PickleError(f"has a storage of {describe(n_items)} items")
-    dtype, item_bytes = _STORAGES[storage_class.path]
-    return Storage(key, dtype, item_bytes, n_items)
+    if type(n_elements) is not int or not 0 <= n_elements <= MAX_NUMBER:
+        raise PickleError(f"has a storage of {describe(n_elements)} elements")
+    dtype, element_bytes = _STORAGES[storage_class.path]
+    return Storage(key, dtype, element_bytes, n_elements)
+
+
+# ---- replacements for the functions and classes that the pickles call ----
 
 
 def _rebuild_tensor(
@@ -236,48 +247,48 @@ def _rebuild_tensor(
         return Record(_TENSOR, problem=f"has a tensor of {show(storage.path)}, which is not known")
     if not isinstance(storage, Storage):
         raise PickleError("has a tensor without a storage")
-    if type(offset) is not int or not 0 <= offset <= _MAX_ITEMS:
+    if type(offset) is not int or not 0 <= offset <= MAX_NUMBER:
         raise PickleError(f"has a tensor at offset {describe(offset)}")
-    axes, strides = _integers(shape), _integers(stride)
+    axes, strides = _sizes(shape), _sizes(stride)
     if len(axes) != len(strides):
         raise PickleError(f"has a tensor of {len(axes)} axes and {len(strides)} strides")
-    n_items = 1
-    for axis in axes:
-        n_items *= axis
-        if n_items > _MAX_ITEMS:
-            raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
-    expected = 1
+    n_elements = bounded_product(axes)
+    if n_elements is None:
+        raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
+    contiguous = 1  # the stride of a contiguous tensor's axis, from the last to the first
     for axis, found in zip(reversed(axes), reversed(strides), strict=True):
-        if axis > 1 and found != expected and n_items:
+        if axis > 1 and found != contiguous and n_elements:
             return Record(
                 _TENSOR,
                 problem=f"has a tensor of shape {show(axes)} with strides {show(strides)}, which "
-                "do not follow each other in memory: save it with .contiguous()",
+                "is not contiguous: save it with .contiguous()",
             )
-        expected *= axis
-    if offset + n_items > storage.n_items:
+        contiguous *= axis
+    if offset + n_elements > storage.n_elements:
         raise PickleError(
-            f"has a tensor of {n_items} items at offset {offset} of a storage of {storage.n_items}"
+            f"has a tensor of {n_elements} elements at offset {offset} of a storage of "
+            f"{storage.n_elements}"
         )
     return StoredTensor(storage, offset, axes)
 
 
 def _rebuild_with_type(function: object, _: object, arguments: object, *__: object) -> object:
-    """A tensor with extra attributes, or of a class derived from Tensor."""
+    """Rebuild a tensor with extra attributes, or of a class derived from Tensor."""
     is_known = isinstance(function, Global) and function.path in _REBUILDS
     if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_RANK:
         return Record(_TENSOR)
     return _rebuild_tensor(*arguments)
 
 
-def _integers(value: object) -> tuple[int, ...]:
-    # Its length first: one tuple may be given as often as the pickle has steps.
+def _sizes(value: object) -> tuple[int, ...]:
+    """Check a torch.Size, a shape or strides."""
+    # The length comes first: a file may pass one long tuple to many calls.
     if (
         not isinstance(value, tuple)
         or len(value) > _MAX_RANK
-        or not all(type(item) is int and 0 <= item <= _MAX_ITEMS for item in value)
+        or not all(type(size) is int and 0 <= size <= MAX_NUMBER for size in value)
     ):
-        raise PickleError("has a tensor whose shape or strides are no sizes")
+        raise PickleError("has a tensor whose shape or strides are not sizes")
     return value
 
 
@@ -286,7 +297,7 @@ def _parameter(tensor: object, *_: object) -> object:
 
 
 def _ordered_dict(*arguments: object) -> object:
-    # Python 2 wrote it with arguments, which entries_of reads lazily.
+    # Python 2 wrote an OrderedDict with arguments, which entries_of converts lazily.
     return Record("collections.OrderedDict", arguments) if arguments else {}
 
 
@@ -294,13 +305,9 @@ def _default_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
-def _size(sizes: object) -> object:
-    return _integers(sizes)
-
-
-def _reconstructed(kind: object, *_: object) -> Record:
-    """An object in protocols 0 and 1; the first argument is its class."""
-    return Record(kind.path if isinstance(kind, Global) else "copyreg._reconstructor")
+def _reconstructed(cls: object, *_: object) -> Record:
+    """Rebuild an object as protocols 0 and 1 write it; the first argument is its class."""
+    return Record(cls.path if isinstance(cls, Global) else "copyreg._reconstructor")
 
 
 _TENSOR: Final = "torch.Tensor"
@@ -314,5 +321,5 @@ _BUILDERS: Final[dict[str, Build]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_with_type,
-    "torch.Size": _size,
+    "torch.Size": _sizes,
 }

@@ -1,4 +1,4 @@
-"""``generation_config.json``: a model's end tokens, and options that its makers want by default."""
+"""``generation_config.json``: a model's EOS tokens, and its default options for calls."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from gpt2c.generate.sampling import asks_to_sample
 from gpt2c.text.special_tokens import ids_in
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 FILE: Final = "generation_config.json"
-_MAX_FILE: Final = 16 << 20
+_MAX_FILE: Final = 16 << 20  # bytes
 _TOKENS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
 
-# transformers' options that are ours too, and the values with which they do nothing.
+# transformers' options that gpt2c has too, and the values with which they have no effect.
 SAMPLING: Final[Mapping[str, tuple[object, ...]]] = {
     "temperature": (1.0,),
     "top_k": (0,),
@@ -50,10 +49,10 @@ _OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
     "stop_strings": ([],),
     "max_time": (),
 }
-# Lengths that count the prompt too: not our options, but a file may have them.
+# Lengths that include the prompt: gpt2c has no such options, but a file may set them.
 _LENGTHS: Final[Mapping[str, tuple[object, ...]]] = {"max_length": (), "min_length": (0,)}
-_OURS: Final = {"bad_words_ids": "bad_words"}
-# What would give another text and is not supported, with the values with which it would not.
+_OURS: Final = {"bad_words_ids": "bad_words"}  # transformers' names -> gpt2c's, if they differ
+# Options that would change the text and are not supported, with their values without effect.
 NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "penalty_alpha": (0.0,),
     "dola_layers": (),
@@ -72,7 +71,7 @@ NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "force_words_ids": (),
     "assistant_ensemble_weight": (),
 }
-# Options that affect how transformers computes but no token: accepted and ignored.
+# Options that change how transformers computes but not the tokens: accepted and ignored.
 _FOR_SPEED_NAMES = """
     use_cache cache_implementation cache_config max_cache_len return_legacy_cache compile_config
     disable_compile prefill_chunk_size low_memory continuous_batching_config synced_gpus
@@ -82,7 +81,7 @@ _FOR_SPEED_NAMES = """
     trust_remote_code use_model_defaults
 """
 FOR_SPEED: Final = frozenset(_FOR_SPEED_NAMES.split())
-# Other keys that transformers writes: known, so that they cause no warning.
+# Other keys that transformers writes; they cause no warning.
 _OTHER_KEYS = """
     do_sample max_length min_length num_return_sequences output_attentions output_hidden_states
     output_logits output_scores remove_invalid_values renormalize_logits return_dict_in_generate
@@ -91,7 +90,7 @@ _OTHER_KEYS = """
 _KNOWN: Final = frozenset(
     (*_TOKENS, *SAMPLING, *_OTHERS, *NOT_SUPPORTED, *BEAMS, *FOR_SPEED, *_OTHER_KEYS.split())
 )
-# Numbers too large for the engine are clamped to its max, which has the same effect.
+# Options whose numbers are clamped to the engine's max, which has the same effect.
 _COUNTS: Final = ("max_new_tokens", "top_k", "no_repeat_ngram_size")
 _ERRORS: Final = (OptionError, OptionTypeError, TokenizerError)
 
@@ -100,12 +99,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """Defaults for calls from a model's ``generation_config.json``.
+    """The default options for calls from a model's ``generation_config.json``.
 
     options
-        Options of calls, by our names, and max_length and min_length, which count the prompt too.
+        Options by gpt2c's names, and max_length and min_length, which include the prompt.
     named_ids
-        The token ids that the file names, in any role.
+        The token ids that the file names, for any purpose.
     source
         The file, for warnings.
     """
@@ -116,12 +115,14 @@ class ModelDefaults:
 
 
 def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config, ModelDefaults]:
-    """The configuration with the file's EOS, BOS and padding tokens, and options for calls.
+    """Return the configuration with the file's EOS, BOS and padding tokens, and default options.
 
-    Sampling options count only if the file sets do_sample, as in transformers. Beam search options
-    count only if it sets num_beams without do_sample: we do not support both at once. Without the
-    file nothing changes. Nothing in it is an error: unreadable values are ignored with a warning,
-    and unusable options are ignored in each call, with a warning there.
+    Sampling options are used only if the file sets do_sample, as in transformers. Beam search
+    options are used only if it sets num_beams without do_sample: gpt2c does not support both at
+    once. Without the file the result is `config` and no options.
+
+    Nothing in the file is an error. Unreadable values are ignored with a warning here; invalid
+    options are ignored in each call, with a warning there.
     """
     path = folder / FILE
     try:
@@ -150,14 +151,14 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     options: dict[str, Any] = {"do_sample": True} if samples else {}
     for name, neutral in wanted.items():
         if acts(values, name, neutral):
-            options[_OURS.get(name, name)] = _usable(name, values[name], config)
+            options[_OURS.get(name, name)] = _cleaned(name, values[name], config)
     if options.get("bad_words") == []:
         del options["bad_words"]
     return config, ModelDefaults(options, ids_in(values), str(path))
 
 
 def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> GPT2Config:
-    """The configuration with the tokens that the file names.
+    """Return the configuration with the tokens that the file names.
 
     As in transformers, an EOS token that is null or not in the vocabulary means no EOS token.
     Values that are not token ids are ignored with a warning.
@@ -166,7 +167,7 @@ def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> G
     for name in _TOKENS:
         value = values.get(name)
         given = value if isinstance(value, list) and name == "eos_token_id" else [value]
-        ids = [int(id) for id in given if id is not None and _is_whole(id)]
+        ids = [int(id) for id in given if id is not None and _is_integral(id)]
         if value is not None and len(ids) < len(given):
             _log.warning(
                 "%s: %s is %s; ignored, because it is not a token id", path, name, show(value)
@@ -179,30 +180,31 @@ def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> G
     return replace(config, **tokens)
 
 
-def _usable(name: str, value: Any, config: GPT2Config) -> Any:
-    """The value without ids that transformers ignores too; too large counts are clamped."""
+def _cleaned(name: str, value: Any, config: GPT2Config) -> Any:
+    """Drop the ids that transformers ignores too, and clamp counts that are too large."""
     if name == "suppress_tokens" and isinstance(value, list):
-        return [id for id in value if not _is_whole(id) or 0 <= id < config.vocab_size]
+        return [id for id in value if not _is_integral(id) or 0 <= id < config.vocab_size]
     if name == "bad_words_ids" and isinstance(value, list):
         ends = [[id] for id in config.eos_token_ids]
         return [word for word in value if word not in ends]
     if name in (*_COUNTS, *_LENGTHS) and (
-        (isinstance(value, Unusable) and value.is_huge) or (_is_number(value) and value > INT32_MAX)
+        (isinstance(value, Unusable) and value.is_huge)
+        or (_is_integral_or_inf(value) and value > INT32_MAX)
     ):
         return INT32_MAX
     return value
 
 
-def _is_whole(value: object) -> bool:
-    """Whether a JSON number has an integer value, even if written as 5.0."""
+def _is_integral(value: object) -> bool:
+    """Return whether a JSON number has an integer value, even if written as 5.0."""
     return is_integer(value) or (isinstance(value, float) and value.is_integer())
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The model's default lengths for a call.
+    """The model's default lengths for a call, in tokens; None means not set.
 
-    max_length and min_length count the prompt too, as in transformers. None means not set.
+    max_length and min_length include the prompt, as in transformers.
     """
 
     max_length: int | None = None
@@ -212,19 +214,22 @@ class Lengths:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], defaults: ModelDefaults) -> Lengths:
-        """The lengths that apply to a call; invalid ones are ignored with a warning."""
+        """Return the lengths that apply to a call with the options `given`.
+
+        Invalid lengths are ignored with a warning. The call's own options take precedence.
+        """
         found: dict[str, int | None] = {}
         for name in ("min_new_tokens", *_LENGTHS):
             if (value := defaults.options.get(name)) is None:
                 continue
-            if _is_number(value) and value >= (1 if name == "max_length" else 0):
+            if _is_integral_or_inf(value) and value >= (1 if name == "max_length" else 0):
                 found[name] = int(min(value, INT32_MAX))
             else:
                 _log.warning(
                     "%s: %s is %s, which is not a valid length; it is ignored",
                     defaults.source, name, show(value),
                 )  # fmt: skip
-        if {"max_new_tokens"} & (_said(given) | _said(defaults.options)):
+        if any(o.get("max_new_tokens") is not None for o in (given, defaults.options)):
             found["max_length"] = None
         if given.get("min_new_tokens") is not None:
             found["min_length"] = found["min_new_tokens"] = None
@@ -234,13 +239,14 @@ class Lengths:
 
     @property
     def has_minimum(self) -> bool:
-        """Whether there is a min length."""
+        """Whether a min length is set."""
         return self.min_new_tokens is not None or self.min_length is not None
 
     def new_tokens(self, n_prompt: int, most: int) -> tuple[int, int]:
-        """The max and min number of new tokens after a prompt of n_prompt tokens.
+        """Return the max and min number of new tokens after a prompt of n_prompt tokens.
 
-        most is the max from the call or from our own default. Warns about impossible lengths.
+        most is the max from the call or from gpt2c's own default. Impossible lengths are ignored
+        or clamped with a warning.
         """
         if self.max_length is not None:
             if self.max_length > n_prompt:
@@ -262,12 +268,8 @@ class Lengths:
         return most, min(fewest, most)
 
 
-def _is_number(value: object) -> bool:
-    return _is_whole(value) or value == math.inf
-
-
-def _said(options: Mapping[str, Any]) -> set[str]:
-    return {name for name, value in options.items() if value is not None}
+def _is_integral_or_inf(value: object) -> bool:
+    return _is_integral(value) or value == math.inf
 
 
 def with_usable_defaults(
@@ -276,10 +278,11 @@ def with_usable_defaults(
     allowed: Container[str],
     check: Callable[[Mapping[str, Any]], R],
 ) -> R:
-    """Run check on a call's options plus the usable defaults of the model.
+    """Return check's result for a call's options, completed with the model's defaults.
 
-    Defaults that are invalid, or conflict with the call's options, are ignored with a warning.
-    Raises whatever check raises for the call's own options.
+    allowed has the names of the options that the call accepts. Defaults that are invalid, or
+    conflict with the call's options, are ignored with a warning. Raises whatever check raises for
+    the call's own options.
     """
     found = {name: v for name, v in defaults.options.items() if name not in _LENGTHS}
     if "min_new_tokens" in found:
@@ -306,7 +309,7 @@ def _without_unusable(
     check: Callable[[Mapping[str, Any]], R],
     source: str,
 ) -> R:
-    """As :func:`with_usable_defaults` if a default is unusable: try them one by one."""
+    """Do what :func:`with_usable_defaults` does if check fails: try the defaults one by one."""
     used: dict[str, Any] = {}
     problem = _problem(check, given)
     for name, value in found.items():
@@ -317,7 +320,7 @@ def _without_unusable(
             if _problem(check, with_defaults(given, {**used, name: value}, allowed)) is None:
                 action = f"{value} is used"
                 used[name] = value
-        # If the call's own options fail alone, this default is not to blame.
+        # If the reason is the same without this default, the default is not to blame.
         if reason is None or reason == problem:
             used[name], problem = value, reason
         else:
@@ -326,6 +329,7 @@ def _without_unusable(
 
 
 def _problem(check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, Any]) -> str | None:
+    """Return check's error message for these options, or None."""
     try:
         check(options)
     except _ERRORS as reason:
@@ -336,10 +340,10 @@ def _problem(check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, An
 def with_defaults(
     given: Mapping[str, Any], defaults: Mapping[str, Any], allowed: Container[str]
 ) -> dict[str, Any]:
-    """The options of a call, completed: what is given counts, where it is not None.
+    """Return a call's options, completed with defaults; an option given as None keeps its default.
 
-    Who asks for greedy text gets it, whatever the model's makers sample with, and who samples does
-    so instead of their beam search.
+    If the call asks for greedy decoding, the default sampling options are dropped; if it asks for
+    sampling or one beam, the default beam search options are.
     """
     options = {name: value for name, value in defaults.items() if name in allowed}
     temperature = given.get("temperature")
@@ -359,9 +363,9 @@ def with_defaults(
 
 
 def acts(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
-    """Whether the option is given, and not as what does nothing."""
+    """Return whether the option is set to a value that has an effect (one not in `neutral`)."""
     value = values.get(name)
     try:
         return value is not None and value not in neutral
-    except (ValueError, RuntimeError):  # arrays and tensors are not equal to one thing as a whole
+    except (ValueError, RuntimeError):  # the truth of an array's comparison is ambiguous
         return True

@@ -1,1 +1,1 @@
-"""Looking inside a model."""
+"""Capture and change what a model computes."""

@@ -1,7 +1,8 @@
-"""Looking at what a model computes of a text, and changing it on the way.
+"""Capture the activations of a forward pass, and edit them while it runs (patching, ablation).
 
-The names are those that people who take GPT-2 apart use (Nanda and Bloom 2022, "TransformerLens");
-the engine runs the kernels that it always runs, one part at a time where a point lies inside.
+A point is a named activation of the pass, with the name that interpretability research uses (Nanda
+and Bloom 2022, "TransformerLens"). The engine runs the same kernels as without probing; where a
+point lies inside a fused step, it runs the parts one after another.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ Array: TypeAlias = NDArray[Any]
 Edit: TypeAlias = Callable[[Array], ArrayLike] | ArrayLike
 Names: TypeAlias = "Sequence[str] | Set[str]"
 Ints: TypeAlias = "Sequence[int] | Set[int] | NDArray[np.integer[Any]]"
-Place: TypeAlias = tuple[str, int]  # a point and its block, 0 of the model's
+Location: TypeAlias = tuple[str, int]  # a point and its block; 0 for a point outside blocks
 
 POINTS: Final = (*MODEL_POINTS, *BLOCK_POINTS)
 _BY_HEAD: Final = ("q", "k", "v", "scores", "probs")
-_UNSEEN: Final = {"scores": -np.inf, "probs": 0}  # of tokens that come later
+_MASKED: Final = {"scores": -np.inf, "probs": 0}  # the causal mask's values
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Where a point's values go."""
+    """The array that receives a point's values."""
 
-    values: Array  # the whole result, of one block or of all
-    block: int | None  # where in it, for all
+    values: Array  # of one block, or of all blocks, stacked
+    block: int | None  # the index of the block if stacked
 
     def put(self, value: Array) -> None:
-        """Takes a block's."""
+        """Store the values of one block."""
         (self.values if self.block is None else self.values[self.block])[...] = value
 
 
-class Probe:
-    """One forward call that is looked at."""
+class InstrumentedForward:
+    """One forward pass that captures and edits activations."""
 
     def __init__(
         self,
@@ -54,9 +55,9 @@ class Probe:
         edit: Any,
         positions: Any,
     ) -> None:
-        """Checks what is asked for; see GPT2.forward."""
+        """Check the options; see GPT2.forward."""
         if len(ids) == 0:
-            raise OptionError("forward: there is no id to begin with")
+            raise OptionError("forward: ids is empty; it must hold at least one id")
         if len(ids) > config.n_positions:
             raise ContextError(
                 f"forward: {len(ids)} tokens are more than the context's {config.n_positions} "
@@ -66,24 +67,24 @@ class Probe:
         self._positions = _checked_positions(positions, len(ids))
         self._edits = self._checked_edits(edit)
         self.result: dict[str, Array] = {}
-        self._captured: dict[Place, list[Captured]] = {}
+        self._captured: dict[Location, list[Captured]] = {}
         names = [capture] if isinstance(capture, str) else items("capture", capture, "names")
         for name in names:
             self._capture(name)
 
     def run(self) -> dict[str, Array]:
-        """What was asked for, by its names."""
-        shown = self._captured.keys() | self._edits.keys()
+        """Run the pass; return the captured arrays by name."""
+        visited = self._captured.keys() | self._edits.keys()
         logit_rows = np.zeros(len(self._ids), dtype=bool)
-        if ("logits", 0) in shown:
+        if ("logits", 0) in visited:
             logit_rows[self._positions] = True
-        self._engine.forward(self._ids, shown, logit_rows, self._show)
+        self._engine.forward(self._ids, visited, logit_rows, self._visit)
         return self.result
 
-    # ---- what is asked for ----
+    # ---- options ----
 
-    def _places(self, name: object, option: str) -> list[Place]:
-        """The points that a name stands for: "h.3.probs" for one, "probs" for each block's."""
+    def _locations(self, name: object, option: str) -> list[Location]:
+        """Expand a name: "h.3.probs" is in block 3, "probs" in every block."""
         n_layer = self._config.n_layer
         if not isinstance(name, str):
             raise OptionTypeError(f"{option} has {show(name)}; it must hold names of points")
@@ -97,44 +98,45 @@ class Probe:
             is_number = block.isascii() and block.isdecimal() and len(block) < 10
             if not is_number or int(block) >= n_layer:
                 raise OptionError(
-                    f"{option}: {show(name)} is of block {show(block)}; this model's are 0 to "
-                    f"{n_layer - 1}"
+                    f"{option}: {show(name)} names block {show(block)}; this model's blocks are 0 "
+                    f"to {n_layer - 1}"
                 )
             return [(point, int(block))]
         raise OptionError(
-            f"{option}: {show(name)} is no point; they are {', '.join(MODEL_POINTS)}, and of each "
-            f"block (as in h.0.resid_pre) {', '.join(BLOCK_POINTS)}{similar(point or name, POINTS)}"
+            f"{option}: {show(name)} is not a point; the points are {', '.join(MODEL_POINTS)}, and "
+            f"in each block (as in h.0.resid_pre) {', '.join(BLOCK_POINTS)}"
+            f"{similar(point or name, POINTS)}"
         )
 
     def _capture(self, name: Any) -> None:
-        places = self._places(name, "capture")
+        locations = self._locations(name, "capture")
         if name in self.result:
             return
-        is_of_all = name in BLOCK_POINTS
-        point = places[0][0] if places else name
+        is_stacked = name in BLOCK_POINTS
+        point = locations[0][0] if locations else name
         shape = self._shape(point, len(self._positions))
         try:
-            values = np.empty((len(places), *shape) if is_of_all else shape, dtype=self._dtype)
+            values = np.empty((len(locations), *shape) if is_stacked else shape, dtype=self._dtype)
         except (MemoryError, ValueError) as error:
             raise CacheMemoryError(f"not enough memory to capture {name} ({error})") from None
         self.result[name] = values
-        for place in places:
-            captured = Captured(values, place[1] if is_of_all else None)
-            self._captured.setdefault(place, []).append(captured)
+        for location in locations:
+            captured = Captured(values, location[1] if is_stacked else None)
+            self._captured.setdefault(location, []).append(captured)
 
-    def _checked_edits(self, edit: Any) -> dict[Place, Edit]:
+    def _checked_edits(self, edit: Any) -> dict[Location, Edit]:
         if edit is None:
             return {}
         if not isinstance(edit, Mapping):
             raise OptionTypeError(
                 f"edit is {show(edit)}; it must map points to functions or arrays"
             )
-        edits: dict[Place, Edit] = {}
+        edits: dict[Location, Edit] = {}
         for name, change in edit.items():
-            for place in self._places(name, "edit"):
-                if place in edits:
-                    raise OptionError(f"edit names the point {_text(*place)} twice")
-                edits[place] = change
+            for location in self._locations(name, "edit"):
+                if location in edits:
+                    raise OptionError(f"edit names the point {_full_name(*location)} twice")
+                edits[location] = change
         return edits
 
     @property
@@ -142,7 +144,7 @@ class Probe:
         return np.float64 if self._engine.dtype == "float64" else np.float32
 
     def _shape(self, point: str, n: int) -> tuple[int, ...]:
-        """Of n tokens' values at a point, as users see them."""
+        """Return the shape of n tokens' values at a point, as users see it."""
         c = self._config
         if point in ("scores", "probs"):
             return c.n_head, n, len(self._ids)
@@ -151,56 +153,53 @@ class Probe:
         widths = {"mlp_pre": c.inner, "mlp_act": c.inner, "logits": c.vocab_size}
         return n, widths.get(point, c.n_embd)
 
-    # ---- while it runs ----
+    # ---- while the engine runs ----
 
-    def _show(self, point: str, block: int, rows: Array) -> None:
-        """Changes rows where that is asked for, and keeps what is."""
-        place = (point, block)
-        # Of logits there are those of the positions alone.
+    def _visit(self, point: str, block: int, rows: Array) -> None:
+        """Apply the point's edit to rows, in place, and capture the result."""
+        location = (point, block)
+        # Logits are computed only at the captured positions.
         n = len(rows) if point == "logits" else len(self._ids)
         shape = self._shape(point, n)
-        if place in self._edits:
-            value = _as_users_see(rows, point, shape).copy()
-            _store(rows, point, self._edited(place, value))
-            if point in _UNSEEN:
-                rows.reshape(shape)[:, ~np.tri(n, dtype=bool)] = _UNSEEN[point]
-        value = _as_users_see(rows, point, shape)
-        for captured in self._captured.get(place, ()):
+        if location in self._edits:
+            value = _user_view(rows, point, shape).copy()
+            _store(rows, point, self._edited(location, value))
+            if point in _MASKED:
+                rows.reshape(shape)[:, ~np.tri(n, dtype=bool)] = _MASKED[point]
+        value = _user_view(rows, point, shape)
+        for captured in self._captured.get(location, ()):
             if point == "logits":
                 captured.put(value)
             else:
                 captured.put(value[:, self._positions] if point in _BY_HEAD else
                              value[self._positions])  # fmt: skip
 
-    def _edited(self, place: Place, value: Array) -> Array:
-        edit = self._edits[place]
+    def _edited(self, location: Location, value: Array) -> Array:
+        edit = self._edits[location]
         changed: Any = edit(value) if callable(edit) else edit
         try:
             return np.broadcast_to(_real_numbers(changed, value.dtype), value.shape)
         except ValueError as error:
             found = f"shape {changed.shape}" if isinstance(changed, np.ndarray) else show(changed)
             raise OptionError(
-                f"edit of {_text(*place)} gave {found}; it must be real numbers of shape "
-                f"{value.shape}, or what broadcasts to it ({error})"
+                f"edit of {_full_name(*location)} gave {found}; it must be real numbers of shape "
+                f"{value.shape}, or broadcast to it ({error})"
             ) from None
 
 
 def _real_numbers(given: object, dtype: Any) -> Array:
-    """What NumPy takes for numbers, but for texts, dates, nothing, and what has imaginary parts.
-
-    Raises ValueError.
-    """
+    """Convert to an array of dtype. Raises ValueError for anything but real numbers."""
     try:
         array = np.asarray(given)
-    except Exception as error:  # an object's own way to become an array may raise anything
+    except Exception as error:  # an object's __array__ may raise anything
         raise ValueError(str(error)) from None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"NumPy makes {array.dtype} of it")
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        raise ValueError(f"NumPy converts it to {array.dtype}")
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
         return array.astype(dtype)
 
 
-def _text(point: str, block: int) -> str:
+def _full_name(point: str, block: int) -> str:
     return point if point in MODEL_POINTS else f"h.{block}.{point}"
 
 
@@ -208,17 +207,17 @@ def _checked_positions(positions: Any, n: int) -> NDArray[np.intp]:
     if positions is None:
         return np.arange(n)
     given = [positions] if is_integer(positions) else items("positions", positions, "ints")
-    places = [integer("a position", position, -n, n - 1) % n for position in given]
-    if sorted(set(places)) != places:
+    indices = [integer("a position", position, -n, n - 1) % n for position in given]
+    if sorted(set(indices)) != indices:
         raise OptionError(
-            f"positions are {show(given)}; they must be in ascending order, each once, for a text "
-            f"of {n} tokens"
+            f"positions are {show(given)}; they must be in ascending order, each once, for a "
+            f"prompt of {n} tokens"
         )
-    return np.array(places, dtype=np.intp)
+    return np.array(indices, dtype=np.intp)
 
 
-def _as_users_see(rows: Array, point: str, shape: tuple[int, ...]) -> Array:
-    """rows [n, width] in the shape of users, who have heads first."""
+def _user_view(rows: Array, point: str, shape: tuple[int, ...]) -> Array:
+    """View rows [n, width] in the shape that users see, with the heads as the first axis."""
     if point in ("q", "k", "v"):
         n_head, n, head_dim = shape
         return rows.reshape(n, n_head, head_dim).swapaxes(0, 1)
@@ -239,5 +238,5 @@ def forward(
     edit: Mapping[str, Edit] | None,
     positions: int | Ints | None,
 ) -> dict[str, Array]:
-    """What GPT2.forward says."""
-    return Probe(engine, config, ids, capture, edit, positions).run()
+    """See GPT2.forward."""
+    return InstrumentedForward(engine, config, ids, capture, edit, positions).run()

@@ -213,12 +213,21 @@ def _id(path: Path, id: object) -> int:
     return id
 
 
+_LETTER_SYMBOLS = re.compile(
+    "[\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]"
+)
+
+
 def _has_word(text: str, before: int, after: int) -> bool:
     """Whether the character at either index, if the text has it, is part of a word."""
     return any(_is_word(text[at]) for at in (before, after) if 0 <= at < len(text))
 
 
 def _is_word(char: str) -> bool:
-    """Whether this is a word character of UTS 18: a letter, mark, digit, connector or joiner."""
+    """Whether this is a word character of UTS 18: alphabetic, a mark, digit, connector or joiner.
+
+    Letters in circles and squares are symbols by category, and alphabetic nevertheless.
+    """
     category = unicodedata.category(char)
-    return category[0] in "LM" or category in ("Nl", "Nd", "Pc") or char in "\u200c\u200d"
+    is_letter = category[0] in "LM" or category == "Nl" or _LETTER_SYMBOLS.match(char) is not None
+    return is_letter or category in ("Nd", "Pc") or char in "\u200c\u200d"

@@ -1,1 +1,1 @@
-"""Where models are from: configurations, checkpoints, the hub."""
+"""A model's weights: configuration, checkpoints, and where they are found."""

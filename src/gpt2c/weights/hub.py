@@ -1,4 +1,4 @@
-"""Where a model's files are: the embedded model, a folder, or a name on Hugging Face's hub."""
+"""Finds a model's files: the embedded model, a path, or a name on Hugging Face's hub."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gpt2c.errors import CheckpointNotFoundError, MissingDependencyError, Option
 
 EMBEDDED: Final = "tales"
 
-# All that a model needs; a repository's other formats of the same weights stay where they are,
-# unless it has no safetensors.
+# All that a model needs. The same weights in other formats are not downloaded, unless the
+# repository has no safetensors.
 FILES: Final = (
     "config.json",
     "model.safetensors",
@@ -35,14 +35,14 @@ _OLDER_FILES: Final = (
     "pytorch_model-*-of-*.bin",
 )
 
-_LONGEST_NAME = 200  # the hub's own limit is 96 for each part
+_LONGEST_NAME: Final = 200  # the hub's own limit is 96 for each part
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether this could be a model on the hub: "name" or "user/name".
+    """Return whether this could be a model on the hub: "name" or "user/name".
 
-    Whatever begins with ``.``, ``/`` or ``~``, or has two slashes, is a path.
+    A string that begins with ``.``, ``/`` or ``~``, or has two slashes, is a path.
     """
     return len(name) <= _LONGEST_NAME and _HUB_NAME.fullmatch(name) is not None
 
@@ -54,13 +54,15 @@ def locate(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of a model's files, downloaded into huggingface_hub's cache where need be.
+    """Return the path of a model's files; download them into huggingface_hub's cache if needed.
 
-    None, or "tales" where no such path exists, is the embedded model. A path that exists wins over
-    a name on the hub.
+    None is the embedded model, and so is "tales" if no such path exists. An existing path takes
+    precedence over a name on the hub. A path that does not exist and cannot be a name on the hub
+    is returned as it is. revision, token and local_files_only are those of huggingface_hub.
 
-    Raises CheckpointNotFoundError where there is neither, or the hub cannot be reached;
-    MissingDependencyError where huggingface_hub is needed and not installed.
+    Raises CheckpointNotFoundError if the hub has no such model or cannot be reached,
+    MissingDependencyError if huggingface_hub is needed and not installed, OptionTypeError unless
+    path is None, a str or a Path.
     """
     if path is None:
         return embedded_folder()
@@ -77,12 +79,12 @@ def locate(
     if name == EMBEDDED:
         return embedded_folder()
     if not isinstance(path, str) or not is_hub_name(name):
-        return Path(name)  # for its reader to say what is missing
+        return Path(name)  # whoever reads it reports what is missing
     return _download(name, revision, token, local_files_only)
 
 
 def embedded_folder() -> Path:
-    """The folder of the model that is part of the package."""
+    """Return the folder of the model that is part of the package."""
     return Path(__file__).parents[1] / "models" / EMBEDDED
 
 
@@ -112,7 +114,7 @@ def _download(
             if any(folder.glob("model*.safetensors")):
                 break
     except errors.GatedRepoError:
-        why = "access to it must be asked for on the hub; then pass token= or log in"
+        why = "access to it must be requested on the hub; then pass token= or log in"
     except errors.RepositoryNotFoundError:
         why = (
             "there is no such folder here, and no such model on the hub, or it is private (token=)"
@@ -120,15 +122,17 @@ def _download(
     except errors.RevisionNotFoundError:
         why = "the hub has the model, but not this revision"
     except errors.LocalEntryNotFoundError as error:
-        why = f"there is no such folder here, and it is not in the hub's cache, {_why(error)}"
-    except Exception as error:  # what its HTTP client raises is not ours to list
+        why = (
+            f"there is no such folder here, and it is not in the hub's cache, {_why_offline(error)}"
+        )
+    except Exception as error:  # the HTTP client's exceptions vary
         why = f"the hub could not give it ({_first_line(error)})"
     else:
         return folder
     raise CheckpointNotFoundError(f"{at}: {why}") from None
 
 
-def _why(error: BaseException) -> str:
+def _why_offline(error: BaseException) -> str:
     if error.__cause__ is None:
         return "which is all that local_files_only=True allows"
     if type(error.__cause__).__name__ == "OfflineModeIsEnabled":

@@ -1,4 +1,4 @@
-"""For programs that use transformers: its model's generate, on gpt2c's engine."""
+"""transformers' ``model.generate``, on gpt2c's engine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What transformers' generate calls while it runs, called by gpt2c's; and the logits it keeps.
+"""Callbacks of GPT2.complete that call transformers' objects, and keep logits for its output.
 
-Rows run by themselves here, so each of transformers' objects is asked about one row at a time.
+gpt2c generates each row on its own, so it calls each of transformers' objects with one row.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.oracle.sampling import Sampler
 
 
-class StopWatch:
-    """A callback of GPT2.complete that asks stopping criteria, and feeds a streamer."""
+class TokenCallback:
+    """A callback of GPT2.complete that checks stopping criteria and feeds a streamer."""
 
     def __init__(self, input_ids: Any, criteria: Sequence[Any], streamer: Any) -> None:
-        """input_ids int64 [n_prompts, n_tokens], the padding included, as criteria see them."""
+        """input_ids is int64 [n_prompts, n_tokens] with padding, as criteria expect it."""
         self._input_ids, self._criteria, self._streamer = input_ids, criteria, streamer
 
     @property
     def is_needed(self) -> bool:
-        """Whether anybody is to be asked or fed."""
+        """Whether there is a criterion or a streamer."""
         return bool(self._criteria) or self._streamer is not None
 
     def begin(self) -> None:
-        """Gives the streamer the prompt, as transformers does."""
+        """Feed the prompt to the streamer, as transformers does."""
         if self._streamer is not None:
             self._streamer.put(self._input_ids)
 
     def end(self, end_id: int | None) -> None:
-        """Gives it the token that ended the text, where one did, and says that this was all."""
+        """Feed the final EOS token, if any, to the streamer, and end it."""
         if self._streamer is not None:
             if end_id is not None:
                 self._streamer.put(self._input_ids.new_tensor([end_id]))
             self._streamer.end()
 
     def __call__(self, index: int, new_ids: list[int]) -> bool:
-        """Whether the text ends with the last of its new ids."""
+        """Return whether the sequence ends after the last of its new ids."""
         import torch
 
         if self._streamer is not None:
@@ -51,39 +51,39 @@ class StopWatch:
         if not self._criteria:
             return False
         row = torch.cat([self._input_ids[index], torch.tensor(new_ids)])[None]
-        return any(_says_yes(ends(row, None)) for ends in self._criteria)
+        return any(_is_true(ends(row, None)) for ends in self._criteria)
 
 
-def _says_yes(answer: Any) -> bool:
-    """What a criterion says: older ones answer a bool, newer ones one for each row."""
+def _is_true(answer: Any) -> bool:
+    """Whether a criterion ends the row: older ones return a bool, newer ones one bool per row."""
     import torch
 
     if not isinstance(answer, bool | np.bool_ | torch.Tensor):
         raise OptionTypeError(
-            f"one of stopping_criteria answers {show(answer)}; it must be True, False or a tensor "
-            "of them"
+            f"one of stopping_criteria returned {show(answer)}; it must return True, False or a "
+            "tensor of them"
         )
     return bool(torch.as_tensor(answer).any())
 
 
-class LogitsHook:
-    """A logits_processor of GPT2.complete that runs transformers' own, and keeps what it is asked
+class LogitsProcessor:
+    """A logits_processor of GPT2.complete that runs transformers' processors.
 
-    to: a text's logits are found again by its tokens, which determine them.
+    It can keep logits for the output. Their key is the sequence's ids so far, which determine them.
     """
 
     def __init__(self, processors: Sequence[Callable[..., Any]], keeps: bool) -> None:
-        """Keeps none of the logits unless it is asked to."""
+        """With keeps, keep all logits."""
         self._processors, self._keeps = processors, keeps
         self._kept: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     @property
     def is_needed(self) -> bool:
-        """Whether there is anything to run or to keep."""
+        """Whether there are processors to run or logits to keep."""
         return bool(self._processors) or self._keeps
 
     def __call__(self, ids: list[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [n_vocab] after transformers' processors."""
+        """Return the logits [n_vocab] after transformers' processors."""
         import torch
 
         processed = logits
@@ -102,13 +102,13 @@ class LogitsHook:
         return processed
 
     def logits(self, prompt: list[int], new_ids: list[int]) -> list[NDArray[np.float32]]:
-        """The model's own before each of the new ids: [n_vocab]."""
+        """Return the model's unprocessed logits [n_vocab] before each new id."""
         return [self._kept[key][0] for key in _keys(prompt, new_ids)]
 
     def scores(
         self, prompt: list[int], new_ids: list[int], plan: Plan
     ) -> list[NDArray[np.float32]]:
-        """The same after all that was done to them before the choice."""
+        """Return the same after all processors and stages: what each id was chosen from."""
         sampler = Sampler(plan, 0, 0, len(prompt))
         rows = []
         for i, key in enumerate(_keys(prompt, new_ids)):
@@ -126,24 +126,24 @@ def _key(ids: list[int]) -> bytes:
 
 
 def functions(name: str, given: Any) -> list[Callable[..., Any]]:
-    """A list of them; transformers' own classes are lists too. Raises OptionTypeError."""
-    found = [] if given is None else items(name, given, "functions")
-    for each in found:
-        if not callable(each):
-            raise OptionTypeError(f"{name} has {show(each)}; it must hold functions")
-    return found
+    """Return the functions as a list (transformers' list classes too). Raises OptionTypeError."""
+    checked = [] if given is None else items(name, given, "functions")
+    for function in checked:
+        if not callable(function):
+            raise OptionTypeError(f"{name} has {show(function)}; it must hold functions")
+    return checked
 
 
-def stop_criteria(stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any]) -> list[Any]:
-    """Those of a call: transformers' own for stop strings, which knows where a token may begin one,
+def all_criteria(stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any]) -> list[Any]:
+    """Return the given criteria after transformers' own for stop strings, if there are any.
 
-    and those that were given. Raises OptionError for stop strings without a tokenizer.
+    Raises OptionError for stop strings without a tokenizer.
     """
     criteria: list[Any] = []
     if stop_strings:
         if tokenizer is None:
             raise OptionError(
-                "stop_strings is given without a tokenizer, which they are looked for with: pass "
+                "stop_strings is given without a tokenizer, which is needed to match them: pass "
                 "tokenizer= to generate, or to from_transformers"
             )
         from transformers import StopStringCriteria

@@ -1,7 +1,7 @@
-"""The options of transformers' generate, in those of GPT2.complete. Needs no torch.
+"""Map the options of transformers' generate to those of GPT2.complete. Needs no torch.
 
-What is said of transformers here is said of GenerationMixin.generate and GenerationConfig in
-version 5.24.
+The behaviour of transformers described here is that of version 5.24: GenerationMixin.generate and
+GenerationConfig.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import NEUTRAL
 from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
 
-_AS_THEY_ARE: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
+# Options with the same name and meaning in GPT2.complete.
+_SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
 _BEAMS: Final[Mapping[str, tuple[object, ...]]] = {
     name: (neutral,) for name, neutral in NEUTRAL.items() if name != "num_beams"
 }
@@ -26,7 +27,7 @@ _OTHERS = """
     stop_strings bos_token_id eos_token_id pad_token_id return_dict_in_generate output_scores
     output_logits renormalize_logits num_return_sequences
 """
-_HANDLED: Final = frozenset(_OTHERS.split()) | {*SAMPLING, *_AS_THEY_ARE, *_BEAMS}
+_HANDLED: Final = frozenset(_OTHERS.split()) | {*SAMPLING, *_SAME, *_BEAMS}
 _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     **{name: neutral for name, neutral in NOT_SUPPORTED.items() if name not in _HANDLED},
     "remove_invalid_values": (False,),
@@ -45,7 +46,7 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "cache": (),
     "inputs_embeds": (),
 }
-# gpt2c's options that change single ids' logits; transformers' own processors come after them.
+# Options that change single ids' logits. transformers applies them before a logits_processor.
 _PENALTIES: Final = (
     "repetition_penalty", "no_repeat_ngram_size", "bad_words", "min_new_tokens", "suppress_tokens",
 )  # fmt: skip
@@ -53,13 +54,15 @@ _PENALTIES: Final = (
 
 @dataclass(frozen=True)
 class Call:
-    """What a call of transformers' generate asks for.
+    """The resolved options of a call of transformers' generate.
 
     options
-        Of GPT2.complete; seeds, and what ends a text, are not among them.
-    eos_ids, pad_id
-        The tokens that end a text, of which the model may lack some; what fills the rows of those
-        that end before others, and None where there is neither.
+        Options of GPT2.complete, without seeds, EOS tokens and stop strings.
+    eos_ids
+        EOS tokens; some may not be in the vocabulary.
+    pad_id
+        The token that fills rows that end before others: pad_token_id, or the first EOS token, or
+        None without either.
     """
 
     options: Mapping[str, Any]
@@ -72,25 +75,25 @@ class Call:
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn."""
+        """Whether tokens are sampled."""
         return bool(self.options["do_sample"])
 
     @property
     def n_sequences(self) -> int:
-        """Texts of each prompt."""
+        """The number of sequences per prompt."""
         return int(self.options["num_return_sequences"])
 
     @property
     def n_beams(self) -> int:
-        """1 where there is no beam search."""
+        """The number of beams; 1 without beam search."""
         return int(self.options.get("num_beams", 1))
 
     def end_ids(self, n_vocab: int) -> list[int]:
-        """The tokens of the model that end a text."""
+        """Return the EOS tokens that are in the vocabulary."""
         return sorted({id for id in self.eos_ids if 0 <= id < n_vocab})
 
     def penalty(self) -> str | None:
-        """The first option that changes single ids' logits."""
+        """Return the name of the first option that changes single ids' logits, if any."""
         neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
         for name in _PENALTIES:
             value = self.options.get(name)
@@ -100,7 +103,7 @@ class Call:
 
 
 class GenerateOptions:
-    """The options of one call, those of the model and transformers' own, each in its place."""
+    """The options of one call, merged with the model's and transformers' defaults."""
 
     def __init__(
         self,
@@ -109,21 +112,21 @@ class GenerateOptions:
         model_config: Mapping[str, Any],
         defaults: Mapping[str, Any],
     ) -> None:
-        """What is given to a call counts before its generation_config, and that before the model's.
+        """Merge options; given ones take precedence over config, and config over model_config.
 
-        The configurations have what differs from an empty GenerationConfig. An option of the call
-        that is None is not asked for, whatever the configurations say.
+        The configurations hold only the values that differ from an empty GenerationConfig. None in
+        given turns an option off, whatever the configurations say.
 
-        Raises OptionError, or OptionTypeError for a name that there is not.
+        Raises OptionError, or OptionTypeError for an unknown option.
         """
         known = _HANDLED | FOR_SPEED | _UNSUPPORTED.keys()
         for name in given:
             if name not in known:
                 raise OptionTypeError(f"generate has no option {show(name)}{similar(name, known)}")
-        said: dict[str, Any] = {**model_config, **config, **given}
-        self._values: dict[str, Any] = {**defaults, **said}
+        self._values: dict[str, Any] = {**defaults, **model_config, **config, **given}
         self._default_new = int(defaults["max_length"])
-        # Each call's max_length counts, and not the default that a configuration's hides.
+        # An explicit max_length counts the prompt too; transformers' default counts only new
+        # tokens, so the two are kept apart. None falls through to the next source.
         lengths = (source.get("max_length") for source in (given, config, model_config))
         self._max_length = next((n for n in lengths if n is not None), None)
         for name, neutral in _UNSUPPORTED.items():
@@ -135,37 +138,32 @@ class GenerateOptions:
 
     @property
     def bos_id(self) -> int:
-        """What a call without a prompt begins with."""
+        """The first token of an empty prompt."""
         if (id := self._values.get("bos_token_id")) is None:
-            raise OptionError("bos_token_id is None, and there are no input_ids to begin with")
+            raise OptionError("bos_token_id is None and the prompt is empty; pass one of them")
         return integer("bos_token_id", id, 0, INT32_MAX)
 
     @property
     def padding(self) -> int | None:
-        """The token that stands for padding where no attention_mask says what is padding.
-
-        Only where it does not end texts too.
-        """
+        """The token that is padding without an attention_mask; None if it is an EOS token too."""
         pad = self._pad_token()
         return None if pad is None or pad in self._eos_ids() else pad
 
-    def call(self, n_prompt: int, config: GPT2Config) -> Call:
-        """What is asked for of prompts that are so many tokens long, padding included.
+    def resolve(self, n_prompt: int, config: GPT2Config) -> Call:
+        """Resolve the options for prompts of n_prompt tokens, padding included.
 
         Raises OptionError or OptionTypeError naming the option, its value and its range.
         """
         v, eos = self._values, self._eos_ids()
-        options: dict[str, Any] = {
-            name: v[name] for name in _AS_THEY_ARE if v.get(name) is not None
-        }
+        options: dict[str, Any] = {name: v[name] for name in _SAME if v.get(name) is not None}
         n = v.get("num_return_sequences")
         options["num_return_sequences"] = (
             1 if n is None else integer("num_return_sequences", n, 1, INT32_MAX)
         )
-        most = self._max_new_tokens(n_prompt, config.n_positions)
-        options["max_new_tokens"] = most
-        # A text can be asked to be longer than it may be: it then never ends by itself.
-        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), most)
+        limit = self._max_new_tokens(n_prompt, config.n_positions)
+        options["max_new_tokens"] = limit
+        # min_new_tokens may exceed the maximum: then no EOS token ends the sequence.
+        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), limit)
         options |= self._sampling() | self._beams()
         if words := self._bad_words(eos):
             options["bad_words"] = words
@@ -179,7 +177,8 @@ class GenerateOptions:
             output_scores=self._flag("output_scores"),
             output_logits=self._flag("output_logits"),
         )
-        # Where the logits are not looked at, a constant taken from all of them changes nothing.
+        # Renormalising subtracts a constant from all logits. It shows only in the scores of beams
+        # and in output_scores.
         if self._flag("renormalize_logits") and (call.n_beams > 1 or call.output_scores):
             raise OptionError(
                 "renormalize_logits is True; gpt2c does not support it with beam search or "
@@ -194,16 +193,16 @@ class GenerateOptions:
     def _max_new_tokens(self, n_prompt: int, n_positions: int) -> int:
         if (n := self._values.get("max_new_tokens")) is not None:
             return integer("max_new_tokens", n, 1, INT32_MAX)
-        if self._max_length is None:  # counts new tokens, as far as the context goes
-            most, what = min(n_prompt + self._default_new, n_positions), "the context"
+        if self._max_length is None:  # the default counts new tokens, up to the context's end
+            limit, what = min(n_prompt + self._default_new, n_positions), "the context"
         else:
-            most, what = integer("max_length", self._max_length, 1, INT32_MAX), "max_length"
-        if n_prompt >= most:
+            limit, what = integer("max_length", self._max_length, 1, INT32_MAX), "max_length"
+        if n_prompt >= limit:
             raise OptionError(
-                f"input_ids are {n_prompt} tokens long, and {what}, which counts them, is {most}: "
+                f"input_ids are {n_prompt} tokens long, and {what}, which counts them, is {limit}: "
                 "nothing can be generated; pass max_new_tokens"
             )
-        return most - n_prompt
+        return limit - n_prompt
 
     def _min_new_tokens(self, n_prompt: int) -> int:
         if (n := self._values.get("min_new_tokens")) is not None:
@@ -212,19 +211,19 @@ class GenerateOptions:
         return 0 if n is None else max(integer("min_length", n, 0, INT32_MAX) - n_prompt, 0)
 
     def _sampling(self) -> dict[str, Any]:
-        """Greedy text goes without the options for sampling, which configurations often have."""
+        """Return the sampling options; drop those in configurations if do_sample is off."""
         v = self._values
         if not self._flag("do_sample"):
             return {"do_sample": False}
         if acts(v, "temperature", (1.0,)) and v["temperature"] == 0:
             raise OptionError(
-                "temperature is 0; transformers' is greater: for greedy text pass do_sample=False"
+                "temperature is 0; it must be positive. For greedy decoding pass do_sample=False"
             )
         given = {name: v[name] for name, neutral in SAMPLING.items() if acts(v, name, neutral)}
         return {"do_sample": True, **given}
 
     def _beams(self) -> dict[str, Any]:
-        """What is for beams alone is left out where there are none."""
+        """Return the options of beam search; drop them without beams."""
         v = self._values
         n_beams = v.get("num_beams")
         if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
@@ -238,7 +237,7 @@ class GenerateOptions:
         return {"num_beams": n_beams, **given}
 
     def _bad_words(self, eos: tuple[int, ...]) -> list[Any]:
-        """The words but for those that are one token that ends texts, as in transformers."""
+        """Return the bad words except single EOS tokens, as in transformers."""
         given = self._values.get("bad_words_ids")
         if given is None:
             return []
@@ -251,7 +250,7 @@ class GenerateOptions:
         return None if pad is None else integer("pad_token_id", pad, -INT32_MAX, INT32_MAX)
 
     def _eos_ids(self) -> tuple[int, ...]:
-        """Negative ones, which some give to say that there is none, are never generated."""
+        """Return the EOS ids. A negative one, which some use for "none", is never generated."""
         given = self._values.get("eos_token_id")
         if given is None:
             return ()
@@ -264,10 +263,10 @@ class GenerateOptions:
 def _stop_strings(given: object) -> tuple[str, ...]:
     if given is None:
         return ()
-    texts = [given] if isinstance(given, str) else items("stop_strings", given, "texts")
-    for text in texts:
-        if not isinstance(text, str):
-            raise OptionTypeError(f"stop_strings has {show(text)}; it must be texts")
-        if not text:
-            raise OptionError("stop_strings has an empty text, which every text has in it")
-    return tuple(texts)
+    strings = [given] if isinstance(given, str) else items("stop_strings", given, "strings")
+    for string in strings:
+        if not isinstance(string, str):
+            raise OptionTypeError(f"stop_strings has {show(string)}; it must hold strings")
+        if not string:
+            raise OptionError("stop_strings has an empty string, which every text contains")
+    return tuple(strings)

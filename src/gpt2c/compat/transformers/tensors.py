@@ -1,4 +1,4 @@
-"""Tensors as transformers' generate takes and gives them, checked and made."""
+"""Check the tensors that transformers' generate takes, and make those that it returns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gpt2c.compat.transformers.options import Call, GenerateOptions
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 
 
-def checked_ids(ids: Any, asked: GenerateOptions) -> Any:
-    """int64 [n_prompts, n_tokens], on the CPU."""
+def checked_ids(ids: Any, merged: GenerateOptions) -> Any:
+    """Return input_ids as int64 [n_prompts, n_tokens] on the CPU; without any, bos_token_id."""
     import torch
 
     if ids is None:
-        return torch.tensor([[asked.bos_id]])
+        return torch.tensor([[merged.bos_id]])
     if not isinstance(ids, torch.Tensor):
-        hint = "return_tensors='pt' makes a tokenizer give one"
+        hint = "call the tokenizer with return_tensors='pt'"
         if isinstance(ids, Mapping):
-            hint = "what a tokenizer gives is passed as generate(**inputs)"
+            hint = "pass a tokenizer's output as generate(**inputs)"
         raise OptionTypeError(
             f"input_ids is of type {type(ids).__name__}; it must be a tensor ({hint})"
         )
@@ -35,13 +35,13 @@ def checked_ids(ids: Any, asked: GenerateOptions) -> Any:
         )
     if ids.numel() == 0:
         raise OptionError(
-            f"input_ids has the shape {list(ids.shape)}; there must be a token at least"
+            f"input_ids has the shape {list(ids.shape)}; there must be at least one token"
         )
     return ids.cpu().long()
 
 
 def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
-    """bool [n_prompts, n_tokens]: what is no padding."""
+    """Return bool [n_prompts, n_tokens], False for padding."""
     import torch
 
     if mask is None:
@@ -60,8 +60,8 @@ def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
     wrong = (~kept[:, -1] & kept.any(dim=1)).nonzero()
     if len(wrong):
         raise OptionError(
-            f"row {int(wrong[0])} of input_ids ends in padding, after which nothing can follow: "
-            "pad on the left (tokenizer.padding_side = 'left')"
+            f"row {int(wrong[0])} of input_ids ends in padding: pad on the left "
+            "(tokenizer.padding_side = 'left')"
         )
     return kept
 
@@ -71,19 +71,19 @@ def _check_has_values(name: str, tensor: Any) -> None:
 
     if tensor.layout != torch.strided or tensor.is_meta:
         raise OptionTypeError(
-            f"{name} is a tensor of layout {tensor.layout} on {tensor.device}; it must be a dense "
-            "one that has values"
+            f"{name} is a tensor of layout {tensor.layout} on {tensor.device}; it must be dense "
+            "and hold values"
         )
 
 
-def prompts_of(ids: Any, mask: Any, n_positions: int, asked: GenerateOptions) -> list[list[int]]:
-    """Each prompt without its padding; an empty one begins with bos_token_id.
+def prompts_of(ids: Any, mask: Any, n_positions: int, merged: GenerateOptions) -> list[list[int]]:
+    """Return each prompt without its padding; an empty one becomes bos_token_id.
 
     Raises ContextError for a prompt longer than the context, and OptionError for an empty prompt
     if bos_token_id is None.
     """
     prompts = [
-        row[kept].tolist() if kept.any() else [asked.bos_id]
+        row[kept].tolist() if kept.any() else [merged.bos_id]
         for row, kept in zip(ids, mask, strict=True)
     ]
     for number, prompt in enumerate(prompts):
@@ -96,14 +96,14 @@ def prompts_of(ids: Any, mask: Any, n_positions: int, asked: GenerateOptions) ->
 
 
 def sequences_of(ids: Any, new_ids: list[list[int]], call: Call) -> Any:
-    """int64 [n_rows, n_tokens + n_new]: prompts, what follows, and padding."""
+    """Return int64 [n_rows, n_tokens + n_new]: prompts, new ids and padding."""
     import torch
 
     n_new = max(map(len, new_ids))
     if call.pad_id is None and any(len(row) < n_new for row in new_ids):
         raise OptionError(
-            "pad_token_id and eos_token_id are None, and texts end at different lengths: pass "
-            "pad_token_id, which the shorter ones are filled with"
+            "pad_token_id and eos_token_id are None, and sequences have different lengths: pass "
+            "pad_token_id to fill the shorter ones"
         )
     rows = ids.repeat_interleave(call.n_sequences, dim=0)
     filled = [[*row, *[call.pad_id] * (n_new - len(row))] for row in new_ids]
@@ -113,9 +113,9 @@ def sequences_of(ids: Any, new_ids: list[list[int]], call: Call) -> Any:
 def steps_of(
     rows: Sequence[Sequence[NDArray[np.float32]]], n_steps: int, n_vocab: int
 ) -> tuple[Any, ...]:
-    """Rows' logits [n_vocab] as transformers has them: a tensor [n_rows, n_vocab] for each step.
+    """Regroup each row's logits [n_vocab] into a tensor [n_rows, n_vocab] per step.
 
-    Zeros where a row has ended before.
+    A row that has already ended has zeros.
     """
     import torch
 

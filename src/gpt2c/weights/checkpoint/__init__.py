@@ -1,8 +1,8 @@
-"""Checkpoints: where the weights come from.
+"""Checkpoints: loaders of every format, and the writer.
 
-Every loader ends in a :class:`Checkpoint`, and a backend knows nothing but that: a checked
-configuration, and one :class:`TensorSource` for each tensor it calls for. Nothing in a
-checkpoint is ever executed, and nothing is fetched.
+Each loader returns a :class:`Checkpoint`: a checked configuration, and a :class:`TensorSource` for
+each tensor that the configuration needs. Engines see nothing else. Nothing in a checkpoint is ever
+executed, and nothing is downloaded.
 """
 
 from __future__ import annotations

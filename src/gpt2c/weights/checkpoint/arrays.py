@@ -1,10 +1,10 @@
-"""Checkpoints over arrays in memory: by GPT-2's names, or as picoGPT nests them."""
+"""Checkpoints over arrays in memory: under GPT-2's names, or nested as in picoGPT."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,84 +16,83 @@ from gpt2c.formats.tensors import check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
 from gpt2c.weights.checkpoint.hparams import config_of_hparams
 
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
+_DTYPES: Final = {"float64": "F64", "float32": "F32", "float16": "F16"}
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A TensorSource over an array; `name` is GPT-2's."""
+    """A TensorSource over an array in memory."""
 
     name: str
     array: NDArray[Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The array's own."""
+        """The array's shape."""
         return self.array.shape
 
     @property
     def dtype(self) -> str:
-        """F64, F32 or F16; what is none of these keeps NumPy's name, and is refused by it."""
+        """F64, F32 or F16; any other keeps NumPy's name, which later checks reject."""
         return _DTYPES.get(self.array.dtype.name, self.array.dtype.name)
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
-        with np.errstate(over="ignore", invalid="ignore"):  # as with files
+        with np.errstate(over="ignore", invalid="ignore"):  # as for files: TensorSource.read
             return np.array(self.array[begin:end], dtype=np.float32, order="C")
 
 
 def from_arrays(config: GPT2Config, arrays: Mapping[str, ArrayLike]) -> Checkpoint:
-    """A checkpoint over float16, float32 or float64 arrays under GPT-2's names.
+    """Return a checkpoint over float16, float32 or float64 arrays under GPT-2's names.
 
-    `arrays` maps "wte.weight", "h.0.attn.c_attn.weight" [in, out], ... (all of
-    :func:`tensor_shapes`) to arrays. They are not copied: leave them alone until they are read.
+    `arrays` maps "wte.weight" [n_vocab, n_embd], "h.0.attn.c_attn.weight" [in, out], ... (all of
+    :func:`tensor_shapes`) to arrays. They are not copied: do not change them before they are read.
 
-    Raises CheckpointError for missing, unexpected or mis-shaped arrays, other dtypes, and a
-    tied head that differs.
+    Raises CheckpointError for arrays that are missing, unexpected, or of the wrong shape or dtype,
+    and for a tied head that differs from wte.
     """
     found = {str(name): ArraySource(str(name), _array(str(name), arrays[name])) for name in arrays}
     return Checkpoint(config, checked_tensors(config, found, "arrays"))
 
 
 def from_picogpt(hparams: Mapping[str, Any], params: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint over picoGPT's nested dict of float16, float32 or float64 arrays.
+    """Return a checkpoint over picoGPT's nested dict of float16, float32 or float64 arrays.
 
     params = {"wte": [n_vocab, n_embd], "wpe": [n_ctx, n_embd], "ln_f": {"g", "b"}, "blocks":
     [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"}, "c_proj": ...}, "ln_2": ...,
     "mlp": {"c_fc": ..., "c_proj": ...}}, ...]}
 
-    Sizes come from the arrays. hparams' "n_vocab", "n_embd" and "n_layer", where given, must
-    agree with them; "n_ctx" may be smaller than wpe has rows, and then limits the positions.
-    "n_head" is needed unless there are no blocks. There is no end token.
+    hparams = {"n_head": 12, ...}: the other sizes come from the arrays; see
+    :func:`config_of_hparams`. There is no EOS token, because picoGPT has none.
 
-    Raises CheckpointError, or ConfigError where the sizes make no GPT-2.
+    Raises CheckpointError for missing or unexpected keys and wrong shapes or dtypes, ConfigError
+    if the sizes are not those of a GPT-2.
     """
     if not isinstance(hparams, Mapping):
         raise CheckpointError(f"hparams: found {show(hparams)}, expected a dict")
     arrays = _flatten(params)
     sources = {name: ArraySource(name, array) for name, array in arrays.items()}
-    config = config_of_hparams(hparams, sources, len(params["blocks"]))
-    # There is no end token: picoGPT knows none.
+    config = config_of_hparams(hparams, sources)
     config = replace(config, bos_token_id=None, eos_token_id=None)
     arrays["wpe.weight"] = arrays["wpe.weight"][: config.n_positions]
     return from_arrays(config, arrays)
 
 
 def to_picogpt(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's tensors, but for an untied head, as picoGPT nests them: float32 arrays.
+    """Return a checkpoint's tensors as float32 arrays in picoGPT's nested dict (see from_picogpt).
 
-    Raises CheckpointError where weights of a file are not finite.
+    An untied head is left out. Raises CheckpointError if weights from a file are not finite.
     """
     arrays = checkpoint.read_all()
     blocks: list[dict[str, Any]] = []
     for index in range(checkpoint.config.n_layer):
         block: dict[str, Any] = {}
         for path, name in _BLOCK_NAMES.items():
-            place = block
+            parent = block
             for part in path[:-1]:
-                place = place.setdefault(part, {})
-            place[path[-1]] = arrays[f"h.{index}.{name}"]
+                parent = parent.setdefault(part, {})
+            parent[path[-1]] = arrays[f"h.{index}.{name}"]
         blocks.append(block)
     return {
         "wte": arrays["wte.weight"],
@@ -106,11 +105,15 @@ def to_picogpt(checkpoint: Checkpoint) -> dict[str, Any]:
 def _array(name: str, value: ArrayLike) -> NDArray[Any]:
     try:
         return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as reason:  # uneven lists, torch with a gradient
-        raise CheckpointError(f"arrays: tensor {show(name)} is no array: {reason}") from reason
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as reason:  # ragged lists; a torch tensor that requires grad
+        raise CheckpointError(f"arrays: tensor {show(name)} is not an array: {reason}") from reason
 
 
-# picoGPT's names of a block's tensors, as paths -> GPT-2's.
+# picoGPT's paths to a block's tensors -> GPT-2's names: ("ln_1", "g") -> "ln_1.weight".
 _BLOCK_NAMES = {
     (*path, short): ".".join((*path, long))
     for path, letters in (
@@ -126,6 +129,7 @@ _BLOCK_NAMES = {
 
 
 def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return picoGPT's nested arrays by GPT-2's names."""
     top = _leaves(params, {("wte",), ("wpe",), ("blocks",), ("ln_f", "g"), ("ln_f", "b")}, "params")
     blocks = top.pop(("blocks",))
     if isinstance(blocks, str) or not isinstance(blocks, Sequence):
@@ -144,10 +148,10 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple[str, ...], Any]:
-    """The values at `paths` in nested mappings that hold exactly those paths.
+    """Return the values at `paths` in nested mappings that must hold exactly those paths.
 
-    A bias that is absent is an error like any other: it is a slip more often than a wish, and
-    who wishes it can pass zeros.
+    A missing bias is an error too: it is more often a mistake than intended, and a caller that
+    intends it can pass zeros.
     """
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{where}: found {show(tree)}, expected a dict")

@@ -1,4 +1,4 @@
-"""The one interface between loaders and backends, and the checks that all loaders share."""
+"""The interface between loaders and engines, and the checks that all loaders share."""
 
 from __future__ import annotations
 
@@ -17,48 +17,53 @@ from gpt2c.formats.tensors import STORED_TYPES, BackingFile, TensorSource, check
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
 
-_COMPARE_ITEMS = 2**20  # of a tied head that is stored twice, at a time: 4 MB on either side
+# How many elements of wte and of a tied head are compared at a time: 4 MB each.
+_COMPARED_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class BytePairs:
-    """A vocabulary that a checkpoint's own file has; `source` names it in messages."""
+    """A byte-level BPE vocabulary that is stored in the checkpoint's own file."""
 
-    source: str
+    source: str  # the file, for messages
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added: tuple[AddedToken, ...]
-    around: Around = ((), ())  # tokens put before and after every text
+    around: Around = ((), ())  # the ids put before and after every text
 
 
 @dataclass(eq=False)
 class Checkpoint:
-    """What a loader hands to a backend.
+    """An open checkpoint, as a loader hands it to an engine.
 
-    `tensors` holds exactly what `config` calls for (see :func:`tensor_shapes`), under GPT-2's
-    names, complete and well shaped. "lm_head.weight" is there only where the head is not tied.
+    `tensors` holds exactly the tensors that `config` needs (see :func:`tensor_shapes`), under
+    GPT-2's names and with the right shapes. "lm_head.weight" is among them only if the head is not
+    tied.
     """
 
     config: GPT2Config
     tensors: Mapping[str, TensorSource]
     folder: Path | None = None  # None: the weights are in memory
     files: tuple[BackingFile, ...] = ()
-    # None: what lies in the folder. A str says why the file's own cannot be used.
+    # None: the folder's files have it. A str tells why the checkpoint's own cannot be used.
     vocabulary: BytePairs | str | None = None
-    # nanoGPT's names for its training data and for the folder that it saves in.
+    # nanoGPT's `dataset` (its training data) and `out_dir` (the folder it saves in).
     dataset: tuple[str, str] | None = None
-    # "int8" or "int4" where the matrices are quantised: see checkpoint/quantized.py.
+    # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
     packing: str | None = None
 
     @property
     def where(self) -> str:
-        """What begins a message about its weights: the file, or, of several, their folder."""
+        """The start of messages about the weights: the file, or the folder of several files."""
         if len(self.files) == 1:
             return str(self.files[0].path)
         return "arrays" if self.folder is None else str(self.folder)
 
     def read_all(self) -> dict[str, NDArray[np.float32]]:
-        """Every tensor. Raises CheckpointError where weights of a file are not finite."""
+        """Read every tensor; return arrays by name.
+
+        Raises CheckpointError if weights from a file are not finite, or as a source's read.
+        """
         arrays = {}
         for name, source in self.tensors.items():
             arrays[name] = source.read(0, source.shape[0])
@@ -67,21 +72,21 @@ class Checkpoint:
         return arrays
 
     def verify_unchanged(self) -> None:
-        """To be called when everything was read.
+        """Check, after everything was read, that no file changed in the meantime.
 
-        Raises CheckpointError if a file's size or time of change is not what it was when it
-        was opened: what was read would be neither the old nor the new weights.
+        Raises CheckpointError if a file's size or modification time changed after it was opened:
+        the weights would be a mixture of old and new ones.
         """
         for file in self.files:
             file.verify_unchanged()
 
     def close(self) -> None:
-        """Close the files; a second call does nothing. Not to be called during a read."""
+        """Close the files; a second call does nothing. Do not call it during a read."""
         for file in self.files:
             file.close()
 
     def __enter__(self) -> Checkpoint:
-        """The checkpoint itself."""
+        """Return the checkpoint itself."""
         return self
 
     def __exit__(
@@ -90,7 +95,7 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close; where the block ended well, verify_unchanged first."""
+        """Close the files; if the block did not raise, call verify_unchanged first."""
         try:
             if kind is None:
                 self.verify_unchanged()
@@ -101,15 +106,16 @@ class Checkpoint:
 def checked_tensors(
     config: GPT2Config, found: Mapping[str, TensorSource], where: str
 ) -> dict[str, TensorSource]:
-    """The tensors that `config` calls for, in the model's order, out of those that were found.
+    """Return the tensors that `config` needs, in the model's order, from those that were found.
 
-    Raises CheckpointError, beginning with `where`, for missing, unexpected or mis-shaped
-    tensors, dtypes that are no floats, and a tied head that differs from wte.
+    Raises CheckpointError, with a message that begins with `where`, for tensors that are missing,
+    unexpected, of the wrong shape or not of a float dtype, and for a tied head that differs from
+    wte.
     """
     check_n_layer(config, len(found), where)
     shapes = tensor_shapes(config)
     head = found.get("lm_head.weight") if config.tie_word_embeddings else None
-    if head is not None:  # stored although it is tied: compared below, then left out
+    if head is not None:  # stored although it is tied: it is compared below and then dropped
         shapes["lm_head.weight"] = shapes["wte.weight"]
     _check_names(shapes, found, where)
     for name, shape in shapes.items():
@@ -121,9 +127,9 @@ def checked_tensors(
 
 
 def check_n_layer(config: GPT2Config, n_found: int, where: str) -> None:
-    """A million blocks in a configuration must not cost a gigabyte of names to refuse.
+    """Raise CheckpointError if there are more blocks than tensors (and more than 1000).
 
-    Raises CheckpointError where there are more blocks than tensors.
+    Listing the missing names of a million blocks would take a gigabyte of memory.
     """
     if config.n_layer > max(n_found, 1000):
         raise CheckpointError(
@@ -143,7 +149,7 @@ def _check_names(
         )
     if missing == ["wte.weight"] and "lm_head.weight" in found:
         raise CheckpointError(
-            f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not stand for it, "
+            f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not replace it, "
             "because tie_word_embeddings is false (set it to true in config.json if they are tied)"
         )
     if any(part in name for name in unexpected for part in ("crossattention.", "ln_cross_attn.")):
@@ -156,7 +162,7 @@ def _check_names(
     if unexpected:
         problems.append(f"unexpected tensors: {show_list(unexpected)}")
     if any("lora_" in name for name in unexpected):
-        problems.append("they are an adapter's: merge it with its model and save that")
+        problems.append("they are an adapter's: merge it into its base model and save the result")
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
 
@@ -179,24 +185,27 @@ def _check_tensor(source: TensorSource, shape: tuple[int, ...], where: str) -> N
 
 def _check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
     rows, width = wte.shape
-    step = max(1, _COMPARE_ITEMS // width)
+    step = max(1, _COMPARED_ELEMENTS // width)
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
         if not np.array_equal(wte.read(begin, end), head.read(begin, end), equal_nan=True):
             raise CheckpointError(
                 f"{where}: 'lm_head.weight' differs from 'wte.weight' in rows {begin} to "
-                f"{end - 1}, expected the same because tie_word_embeddings is true (say false "
-                "in config.json if the head is meant to be its own)"
+                f"{end - 1}, expected them equal because tie_word_embeddings is true (set it to "
+                "false in config.json if the head has weights of its own)"
             )
 
 
 def merged(sources: Iterable[tuple[str, TensorSource]], where: str) -> dict[str, TensorSource]:
-    """Sources by name. Raises CheckpointError where a name comes twice."""
+    """Return sources by name, from pairs of a stored name and a source.
+
+    Raises CheckpointError if two sources have the same name.
+    """
     result: dict[str, TensorSource] = {}
     for stored, source in sources:
         if source.name in result:
             raise CheckpointError(
-                f"{where}: tensor {show(source.name)} is there twice, the second time as "
+                f"{where}: tensor {show(source.name)} appears twice, the second time as "
                 f"{show(stored)}"
             )
         result[source.name] = source

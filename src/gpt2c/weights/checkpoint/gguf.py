@@ -1,9 +1,10 @@
-"""GGUF files of architecture gpt2, as llama.cpp's converter writes them."""
+"""GGUF files of the architecture gpt2, as llama.cpp's converter writes them."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +12,15 @@ import numpy as np
 
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.config import MAX_SIZE, GPT2Config
-from gpt2c.errors import CheckpointError, ConfigError
+from gpt2c.errors import ConfigError
 from gpt2c.formats.gguf_file import GGUFFile
+from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
 from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.views import transposed
+from gpt2c.weights.checkpoint.hparams import matrix_shape
+from gpt2c.weights.checkpoint.views import from_linear
 
 _MODULES: Final = {
     "token_embd": "wte",
@@ -35,7 +38,7 @@ _BLOCK_MODULES: Final = {
 }
 _BLOCK = re.compile(r"blk\.([0-9]{1,7})\.([a-z_]+)\.(weight|bias)", re.ASCII)
 
-# Configuration's names, and metadata's behind "gpt2.".
+# GPT2Config's names -> keys of the metadata, after "gpt2.".
 _SIZES: Final = {
     "n_positions": "context_length",
     "n_embd": "embedding_length",
@@ -44,11 +47,11 @@ _SIZES: Final = {
     "n_inner": "feed_forward_length",
 }
 _EPSILON: Final = "attention.layer_norm_epsilon"
-# Metadata that would make it another model; llama.cpp's loader of gpt2 reads none of them.
-_HARMLESS: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_kv")
+# Other keys that may be there: llama.cpp's loader of gpt2 does not read them either.
+_IGNORED: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_kv")
 
-# Kinds of tokens (ggml's docs/gguf.md): those that stand for themselves, and padding.
-_SPECIAL: Final = (2, 3, 4)
+# Values of tokenizer.ggml.token_type, from ggml's docs/gguf.md.
+_ADDED: Final = (2, 3, 4)  # unknown, control, user-defined
 _USER_DEFINED: Final = 4
 _UNUSED: Final = 5
 
@@ -59,38 +62,32 @@ def open_gguf(path: Path) -> Checkpoint:
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
     file = GGUFFile(path)
-    try:
+    with closed_on_error(file):
         architecture = file.metadata.get("general.architecture")
         if architecture != "gpt2":
             raise ConfigError(
                 f"{path}: found general.architecture {_shown(architecture)}, expected 'gpt2'"
             )
-        found: list[tuple[str, TensorSource]] = []
-        for stored in file.tensors:
-            name = _gpt2_name(stored)
-            source = file.source(stored, name)
-            is_linear = name.startswith("h.") and name.endswith(".weight")
-            found.append((stored, transposed(source) if is_linear else source))
-        sources = merged(found, str(path))
+        sources = merged(
+            (
+                (stored, from_linear(file.source(stored, _gpt2_name(stored))))
+                for stored in file.tensors
+            ),
+            str(path),
+        )
         config = _config(file, sources)
         tensors = checked_tensors(config, sources, str(path))
         vocabulary = _byte_pairs(file, config)
         return Checkpoint(config, tensors, path.parent, (file,), vocabulary)
-    except BaseException:
-        file.close()
-        raise
 
 
 def read_vocabulary(path: Path) -> BytePairs | str:
-    """The vocabulary of a GGUF file of any model, or the reason why there is none.
+    """Return the vocabulary of a GGUF file of any model, or the reason why there is none.
 
     Raises CheckpointNotFoundError or CheckpointError, naming the file.
     """
-    file = GGUFFile(path)
-    try:
+    with closing(GGUFFile(path)) as file:
         return _byte_pairs(file, GPT2Config(vocab_size=MAX_SIZE))
-    finally:
-        file.close()
 
 
 def _gpt2_name(stored: str) -> str:
@@ -108,39 +105,38 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
             raise ConfigError(f"{file.path}: found gpt2.{key} {_shown(value)}, expected an integer")
         values[name] = value
     epsilon = file.metadata.get(f"gpt2.{_EPSILON}", 1e-5)
-    known = {*_SIZES.values(), _EPSILON, *_HARMLESS}
+    known = {*_SIZES.values(), _EPSILON, *_IGNORED}
     unknown = sorted(
         key for key in file.metadata if key.startswith("gpt2.") and key[5:] not in known
     )
     if unknown:
         raise ConfigError(
-            f"{file.path}: unknown metadata: {show_list(unknown)}; with it, it may be another model"
+            f"{file.path}: unknown metadata: {show_list(unknown)}; they may mean another model"
         )
-    wte = sources.get("wte.weight")
-    if wte is None or len(wte.shape) != 2:
-        raise CheckpointError(f"{file.path}: missing tensors: 'token_embd.weight', with two axes")
     ends = {
         f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         for name in ("bos", "eos")
     }
     for name, id in ends.items():
         if id is not None and type(id) is not int:
-            raise ConfigError(f"{file.path}: found tokenizer.ggml.{name} {_shown(id)}")
+            raise ConfigError(
+                f"{file.path}: found tokenizer.ggml.{name} {_shown(id)}, expected an integer"
+            )
     inner = values.pop("n_inner")
     return GPT2Config.from_sizes(
         str(file.path),
         **values,
         **{name: id for name, id in ends.items() if id is not None},
-        vocab_size=wte.shape[0],
+        vocab_size=matrix_shape(sources, "wte.weight", str(file.path))[0],
         n_inner=None if inner == 4 * values["n_embd"] else inner,
-        # Written as float32; 1e-5 is meant where its nearest is found.
+        # It is stored as float32; the float32 nearest to 1e-5 means 1e-5.
         layer_norm_epsilon=1e-5 if epsilon == float(np.float32(1e-5)) else epsilon,
         tie_word_embeddings="lm_head.weight" not in sources,
     )
 
 
 def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
-    """The vocabulary, or why there is none."""
+    """Return the vocabulary, or the reason why there is none."""
     get = file.metadata.get
     if get("tokenizer.ggml.model") != "gpt2":
         return f"{file.path}: its tokenizer is {_shown(get('tokenizer.ggml.model'))}, not 'gpt2'"
@@ -161,19 +157,21 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
         or kinds.dtype.kind not in "iu"
         or len(kinds) != len(tokens)
     ):
-        return f"{file.path}: it has not one token_type for each of {len(tokens)} tokens"
-    # Padding, which rounds the vocabulary up, is at its end; it is no text.
+        return (
+            f"{file.path}: its token_type is not one integer for each of its {len(tokens)} tokens"
+        )
+    # Padding tokens round the vocabulary up, at its end. They never appear in texts.
     n = len(tokens)
     while n and kinds[n - 1] == _UNUSED:
         n -= 1
     added = tuple(
         AddedToken(tokens[id], id, special=bool(kinds[id] != _USER_DEFINED))
         for id in range(n)
-        if kinds[id] in _SPECIAL
+        if kinds[id] in _ADDED
     )
     vocab = {token: id for id, token in enumerate(tokens[:n])}
     if len(vocab) != n or n > config.vocab_size:
-        return f"{file.path}: its {n} tokens are not different, or more than the model's"
+        return f"{file.path}: its {n} tokens are not distinct, or more than the model's"
     pairs = []
     for merge in merges:
         left, _, right = merge.partition(" ")
@@ -184,17 +182,17 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
 
 
 def _around(file: GGUFFile, n_tokens: int) -> Around:
-    """The tokens that the file asks to put around a text, as llama.cpp does."""
+    """Return the ids that the file asks to put before and after a text, as llama.cpp does."""
     get = file.metadata.get
 
-    def token(name: str) -> tuple[int, ...]:
+    def ids(name: str) -> tuple[int, ...]:
         id = get(f"tokenizer.ggml.{name}_token_id")
-        is_asked = get(f"tokenizer.ggml.add_{name}_token") is True
-        return (id,) if is_asked and type(id) is int and 0 <= id < n_tokens else ()
+        is_added = get(f"tokenizer.ggml.add_{name}_token") is True
+        return (id,) if is_added and type(id) is int and 0 <= id < n_tokens else ()
 
-    return token("bos"), token("eos")
+    return ids("bos"), ids("eos")
 
 
 def _shown(value: object) -> str:
-    """A value for a message, whatever its size."""
+    """Return a short form of a metadata value for a message: an array's type only."""
     return show(value) if isinstance(value, str | int | float) else type(value).__name__

@@ -1,12 +1,13 @@
-"""A folder in HF format: ``config.json`` and weights, whole or in shards.
+"""A folder in Hugging Face's format: ``config.json`` and weights, in one file or in shards.
 
-The weights are ``model.safetensors`` or, as older versions of transformers wrote them,
-``pytorch_model.bin``.
+The weights are ``model.safetensors`` or ``pytorch_model.bin``, which older versions of transformers
+wrote.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,32 +26,29 @@ from gpt2c.weights.checkpoint.views import with_embedding
 if TYPE_CHECKING:
     from gpt2c.weights.checkpoint.state_dict import StateDictFile
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-# What weights are looked for, in this order; an index names the files of its kind.
-_WEIGHTS: Final = (WEIGHTS, "pytorch_model.bin")
-QUANTIZED: Final = "gpt2c.safetensors"  # and where there are none of them, ours
-_INDEX: Final = ".index.json"
-
-# What else transformers has written weights in, only to say so.
-_OTHER_FORMATS = ("tf_model.h5", "flax_model.msgpack")
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether there are weights by one of Hugging Face's names, or ours."""
-    return bool(weights_of(folder))
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "model.safetensors"
+QUANTIZED: Final = "gpt2c.safetensors"
+_INDEX: Final = ".index.json"  # the suffix of a shards' index
+# Names of weights, in order of preference: one file, shards, older ones, and gpt2c's own.
+_NAMES: Final = (
+    *(name + suffix for name in (WEIGHTS, "pytorch_model.bin") for suffix in ("", _INDEX)),
+    QUANTIZED,
+)
+# Weights that transformers once wrote and gpt2c does not read; an error mentions them.
+_OTHER_FORMATS: Final = ("tf_model.h5", "flax_model.msgpack")
 
 
 def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
-    """Open a folder, or, with its configuration, the one file of it that is given.
+    """Open a folder with config.json; load the file `weights` in it, if given.
 
-    See :func:`gpt2c.weights.checkpoint.open_checkpoint`.
+    Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
     found = weights_of(folder) if weights is None else [weights.name]
     missing = [] if os.path.exists(folder / CONFIG) else [CONFIG]
     missing += [] if found else [WEIGHTS]
     if missing:
-        raise CheckpointNotFoundError(_what_is_missing(folder, missing))
+        raise CheckpointNotFoundError(_missing_message(folder, missing))
     config = GPT2Config.from_json(folder / CONFIG)
     name = found[0]
     files: list[SafetensorsFile | StateDictFile] = []
@@ -62,7 +60,7 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
         else:
             files.append(_open_weights(folder / name))
             if isinstance(files[0], SafetensorsFile) and "gpt2c" in files[0].metadata:
-                from gpt2c.weights.checkpoint.quantized import quantized_checkpoint  # few need it
+                from gpt2c.weights.checkpoint.quantized import quantized_checkpoint  # lazily
 
                 return quantized_checkpoint(files[0], config, folder)
         where = str(folder / name)
@@ -85,39 +83,34 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
 
 
 def weights_of(folder: Path) -> list[str]:
-    """The names of weights that are there; the first is what is loaded."""
-    names = [*(name + index for name in _WEIGHTS for index in ("", _INDEX)), QUANTIZED]
-    return [name for name in names if os.path.exists(folder / name)]
+    """Return the names of the weights in the folder; the first is the one to load."""
+    return [name for name in _NAMES if os.path.exists(folder / name)]
 
 
 def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
-    """By what the file holds: of renamed ones there are many."""
-    with_file = RawFile(path)
-    try:
-        head = bytes(with_file.pread(min(9, with_file.size), 0, "beginning"))
-    finally:
-        with_file.close()
-    is_torchs = head.startswith(signatures.TORCH)
-    is_torchs &= head[8:] != signatures.SAFETENSORS_NINTH
-    if not is_torchs:
+    """Open weights. The content tells the format, because many files were renamed."""
+    with closing(RawFile(path)) as file:
+        head = bytes(file.pread(min(9, file.size), 0, "beginning"))
+    is_torch = head.startswith(signatures.TORCH) and head[8:] != signatures.SAFETENSORS_NINTH
+    if not is_torch:
         return SafetensorsFile(path)
     from gpt2c.weights.checkpoint.state_dict import StateDictFile  # lazily: few checkpoints need it
 
     return StateDictFile(path)
 
 
-def _what_is_missing(folder: Path, missing: list[str]) -> str:
-    text = (
+def _missing_message(folder: Path, missing: list[str]) -> str:
+    message = (
         f"{folder}: {' and '.join(missing)} not found; expected {CONFIG} and {WEIGHTS}, or one "
         "checkpoint of another kind"
     )
     others = sorted({path.name for glob in _OTHER_FORMATS for path in folder.glob(glob)})
     if WEIGHTS in missing and others:
-        text += (
+        message += (
             f". The format of {', '.join(others[:4])} is not read: convert it to one {WEIGHTS} "
             "(from_pretrained and save_pretrained of transformers do it)"
         )
     training = sorted(path.name for path in folder.iterdir() if is_training_file(path.name))
     if WEIGHTS in missing and training:
-        text += f". What a trainer saved besides, {show_list(training)}, holds no weights"
-    return text
+        message += f". The trainer's files, {show_list(training)}, hold no weights"
+    return message

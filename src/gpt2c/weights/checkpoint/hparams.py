@@ -1,4 +1,4 @@
-"""OpenAI's ``hparams``: n_vocab, n_ctx, n_embd, n_head and n_layer, as picoGPT has them too."""
+"""OpenAI's ``hparams``, which picoGPT uses too: n_vocab, n_ctx, n_embd, n_head and n_layer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.config import GPT2_VOCABULARY, GPT2Config
 from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
 from gpt2c.formats.tensors import TensorSource
+from gpt2c.weights.checkpoint.names import count_blocks
 
 HPARAMS: Final = "hparams.json"
-_MAX_FILE: Final = 1 << 20
+_MAX_FILE: Final = 1 << 20  # bytes
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
-
 
 # OpenAI's names of its models; two were renamed after a recount of their parameters.
 _SMALL: Final = {"n_embd": 768, "n_head": 12, "n_layer": 12}
@@ -36,9 +35,10 @@ _SIZES: Final[Mapping[str, Mapping[str, int]]] = {
 
 
 def given_hparams(value: object) -> dict[str, Any]:
-    """Resolve the argument hparams: a dict, a path to a file or its folder, or an OpenAI size.
+    """Resolve the option hparams: a dict, a path to a file or its folder, or an OpenAI size.
 
-    Raises OptionError or OptionTypeError, and for a file the errors of :func:`read_hparams`.
+    Raises OptionTypeError for another type, OptionError for a string that is neither a path nor
+    a size, and for a file the errors of :func:`read_hparams`.
     """
     if isinstance(value, Mapping):
         return dict(value)
@@ -46,11 +46,11 @@ def given_hparams(value: object) -> dict[str, Any]:
         raise OptionTypeError(
             f"hparams is {show(value)}; it must be a dict, a path, or a name such as '124M'"
         )
-    place = Path(value)
-    if os.path.isdir(place):
-        return read_hparams(place)
-    if os.path.exists(place):
-        return read_json_object(place, limit=_MAX_FILE, error=CheckpointError)
+    path = Path(value)
+    if os.path.isdir(path):
+        return read_hparams(path)
+    if os.path.exists(path):
+        return read_json_object(path, limit=_MAX_FILE, error=CheckpointError)
     if str(value) not in _SIZES:
         raise OptionError(
             f"hparams is {show(str(value))}, and there is no such file; it must be a dict, the "
@@ -60,30 +60,29 @@ def given_hparams(value: object) -> dict[str, Any]:
 
 
 def read_hparams(folder: Path) -> dict[str, Any]:
-    """The folder's hparams.json. Raises CheckpointNotFoundError or CheckpointError, naming it."""
+    """Read the folder's hparams.json.
+
+    Raises CheckpointNotFoundError if there is none, CheckpointError if it is not a JSON object.
+    """
     return read_json_object(folder / HPARAMS, limit=_MAX_FILE, error=CheckpointError)
 
 
 def config_of_hparams(
     hparams: Mapping[str, Any],
     tensors: Mapping[str, TensorSource],
-    n_layer: int,
     where: str = "hparams",
 ) -> GPT2Config:
-    """The configuration of tensors by GPT-2's names.
+    """Return the configuration of tensors under GPT-2's names.
 
-    Sizes come from the tensors. hparams' "n_vocab", "n_embd" and "n_layer", where given, must
-    agree with them; "n_ctx" may be smaller than wpe has rows. "n_head" is needed unless there are
-    no blocks.
+    The sizes come from the tensors. "n_vocab", "n_embd" and "n_layer" of hparams, if given, must
+    agree with them. "n_ctx" may be less than the rows of wpe; it then limits the positions.
+    "n_head" is required unless there are no blocks.
 
-    Raises CheckpointError, or ConfigError where the sizes make no GPT-2, beginning with `where`.
+    Raises CheckpointError if hparams and tensors disagree or a size is missing, ConfigError if the
+    sizes are not those of a GPT-2; messages begin with `where`.
     """
-    for name in ("wte", "wpe"):
-        source = tensors.get(f"{name}.weight")
-        if source is None or len(source.shape) != 2:
-            found = "none" if source is None else f"shape {list(source.shape)}"
-            raise CheckpointError(f"{where}: tensor {name!r}: found {found}, expected two axes")
-    wte, wpe = tensors["wte.weight"].shape, tensors["wpe.weight"].shape
+    wte, wpe = (matrix_shape(tensors, name, where) for name in ("wte.weight", "wpe.weight"))
+    n_layer = count_blocks(tensors)
     sizes = {"n_vocab": wte[0], "n_embd": wte[1], "n_layer": n_layer}
     for name, size in sizes.items():
         if name in hparams and hparams[name] != size:
@@ -97,16 +96,36 @@ def config_of_hparams(
     if not isinstance(n_ctx, int | np.integer) or not 0 < n_ctx <= wpe[0]:
         raise CheckpointError(f"{where}: n_ctx is {show(n_ctx)}, and wpe has {wpe[0]} rows")
     if n_layer > 0 and "n_head" not in hparams:
-        raise CheckpointError(f"{where}: n_head is missing: the tensors do not tell it")
-    fc = tensors.get("h.0.mlp.c_fc.weight")
-    inner = fc.shape[1] if fc is not None and len(fc.shape) == 2 else 4 * wte[1]
+        raise CheckpointError(f"{where}: n_head is missing; the tensors' shapes do not give it")
     return GPT2Config.from_sizes(
         where,
         vocab_size=wte[0],
         n_positions=int(n_ctx),
         n_embd=wte[1],
         n_layer=n_layer,
-        # Heads mean nothing where there are no blocks.
+        # Without blocks there is no attention; any number of heads will do.
         n_head=hparams["n_head"] if n_layer > 0 else 1,
-        n_inner=None if inner == 4 * wte[1] else inner,
+        n_inner=mlp_width(tensors, wte[1]),
     )
+
+
+def matrix_shape(tensors: Mapping[str, TensorSource], name: str, where: str) -> tuple[int, int]:
+    """Return the shape of a matrix.
+
+    Raises CheckpointError if it is missing or does not have two axes; `where` begins the message.
+    """
+    if (source := tensors.get(name)) is None:
+        raise CheckpointError(f"{where}: missing tensors: {name!r}")
+    if len(source.shape) != 2:
+        raise CheckpointError(
+            f"{where}: tensor {name!r}: found shape {list(source.shape)}, expected two axes"
+        )
+    return source.shape[0], source.shape[1]
+
+
+def mlp_width(tensors: Mapping[str, TensorSource], n_embd: int) -> int | None:
+    """Return n_inner from the first block's c_fc [n_embd, n_inner]; None is 4 * n_embd."""
+    fc = tensors.get("h.0.mlp.c_fc.weight")
+    if fc is None or len(fc.shape) != 2 or fc.shape[1] == 4 * n_embd:
+        return None
+    return fc.shape[1]

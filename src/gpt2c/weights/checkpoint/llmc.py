@@ -1,27 +1,30 @@
-"""llm.c's model files: 256 integers, then the tensors of all blocks, kind by kind.
+"""llm.c's model files: a header of 256 integers, then the tensors.
 
-The layout is that of ``gpt2_write_to_checkpoint`` in its train_gpt2.cu and ``write_model`` in its
-train_gpt2.py; matrices are [out, in], and the vocabulary is rounded up.
+Each kind of block tensor is stored for all blocks, then the next kind. The layout is that of
+``gpt2_write_to_checkpoint`` in llm.c's train_gpt2.cu and ``write_model`` in its train_gpt2.py;
+matrices are [out, in], and the rows of wte are padded.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Final
 
-from gpt2c.config import GPT2Config
+from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.errors import CheckpointError
-from gpt2c.formats.raw_file import RawFile, RawTensor
+from gpt2c.formats.raw_file import RawFile, RawTensor, closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
-from gpt2c.weights.checkpoint.views import FirstRows, transposed
+from gpt2c.weights.checkpoint.views import FirstRows, from_linear
 
 _HEADER: Final = 1024  # bytes
-_VERSIONS: Final = {3: ("F32", 4), 5: ("BF16", 2)}
-# Versions 1 and 2, of April 2024, are the same without the padded vocabulary's size.
-_MAX_NUMBER: Final = 2**20
+# Versions 1 and 2, of April 2024, lack the padded vocabulary's size and are not read.
+_VERSIONS: Final = {3: ("F32", 4), 5: ("BF16", 2)}  # dtype, bytes of an element
+_MAX_VOCABULARY: Final = 2**20
 
+# In the order of the file.
 _BLOCK_TENSORS: Final = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
@@ -30,22 +33,19 @@ _BLOCK_TENSORS: Final = (
 
 
 def open_llmc(path: Path) -> Checkpoint:
-    """Open a model file of llm.c, of version 3 (float32) or 5 (bfloat16).
+    """Open a model file of llm.c, version 3 (float32) or 5 (bfloat16).
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
     file = RawFile(path)
-    try:
-        config, n_padded, dtype, item_bytes = _header(file)
-        sources = _sources(file, config, n_padded, dtype, item_bytes)
+    with closed_on_error(file):
+        config, n_padded, dtype, element_bytes = _header(file)
+        sources = _sources(file, config, n_padded, dtype, element_bytes)
         return Checkpoint(config, checked_tensors(config, sources, str(path)), path.parent, (file,))
-    except BaseException:
-        file.close()
-        raise
 
 
 def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
-    """The configuration, the rows of wte, and the items' dtype and bytes."""
+    """Return the configuration, the rows of wte, and an element's dtype and bytes."""
     _, version, *sizes = struct.unpack("<8i", file.pread(32, 0, "header"))
     if version not in _VERSIONS:
         raise CheckpointError(
@@ -53,10 +53,10 @@ def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
             "(bfloat16)"
         )
     n_positions, n_vocab, n_layer, n_head, n_embd, n_padded = sizes
-    if not 0 < n_vocab <= n_padded <= _MAX_NUMBER:
+    if not 0 < n_vocab <= n_padded <= _MAX_VOCABULARY:
         raise CheckpointError(
             f"{file.path}: found a vocabulary of {n_vocab} padded to {n_padded}, expected the "
-            "second to be no smaller"
+            f"second to be at least the first and at most {_MAX_VOCABULARY}"
         )
     config = GPT2Config.from_sizes(
         str(file.path),
@@ -66,49 +66,38 @@ def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
         n_head=n_head,
         n_embd=n_embd,
     )
-    dtype, item_bytes = _VERSIONS[version]
+    dtype, element_bytes = _VERSIONS[version]
     width = config.n_embd
-    n_items = (n_padded + config.n_positions + 2) * width + config.n_layer * (
+    n_elements = (n_padded + config.n_positions + 2) * width + config.n_layer * (
         12 * width * width + 13 * width
     )
-    if file.size != _HEADER + n_items * item_bytes:
+    n_bytes = _HEADER + n_elements * element_bytes
+    if file.size != n_bytes:
         raise CheckpointError(
-            f"{file.path}: found {file.size} bytes, expected {_HEADER + n_items * item_bytes} for "
-            f"{config.n_layer} blocks of width {width}, {config.n_positions} positions and "
-            f"{n_padded} tokens"
+            f"{file.path}: found {file.size} bytes, expected {n_bytes} for {config.n_layer} "
+            f"blocks of width {width}, {config.n_positions} positions and {n_padded} tokens"
         )
-    return config, n_padded, dtype, item_bytes
+    return config, n_padded, dtype, element_bytes
 
 
 def _sources(
-    file: RawFile, config: GPT2Config, n_padded: int, dtype: str, item_bytes: int
+    file: RawFile, config: GPT2Config, n_padded: int, dtype: str, element_bytes: int
 ) -> dict[str, TensorSource]:
-    width = config.n_embd
+    """Return the tensors by name."""
+    names = (
+        "wte.weight",
+        "wpe.weight",
+        *(f"h.{block}.{kind}" for kind in _BLOCK_TENSORS for block in range(config.n_layer)),
+        "ln_f.weight",
+        "ln_f.bias",
+    )
+    shapes = {**tensor_shapes(config), "wte.weight": (n_padded, config.n_embd)}
     found: dict[str, TensorSource] = {}
-    place = _HEADER
-
-    def add(name: str, shape: tuple[int, ...]) -> None:
-        nonlocal place
-        raw = RawTensor(file, name, shape, dtype, place)
-        found[name] = transposed(raw) if name.startswith("h.") else raw
-        n_items = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        place += n_items * item_bytes
-
-    add("wte.weight", (n_padded, width))
-    add("wpe.weight", (config.n_positions, width))
-    shapes = {
-        "c_attn": (3 * width, width),
-        "c_fc": (4 * width, width),
-        "mlp.c_proj": (width, 4 * width),
-        "attn.c_proj": (width, width),
-    }
-    for kind in _BLOCK_TENSORS:
-        module, _, leaf = kind.rpartition(".")
-        rows, columns = next((s for n, s in shapes.items() if module.endswith(n)), (width, 0))
-        for block in range(config.n_layer):
-            add(f"h.{block}.{kind}", (rows, columns) if leaf == "weight" and columns else (rows,))
-    add("ln_f.weight", (width,))
-    add("ln_f.bias", (width,))
-    # The rows that round the vocabulary up are left out: nothing is ever generated from them.
+    offset = _HEADER
+    for name in names:
+        shape = shapes[name][::-1] if name.startswith("h.") else shapes[name]
+        found[name] = from_linear(RawTensor(file, name, shape, dtype, offset))
+        offset += math.prod(shape) * element_bytes
+    # Drop the padding rows: their tokens do not exist.
     found["wte.weight"] = FirstRows(found["wte.weight"], config.vocab_size)
     return found

@@ -1,7 +1,8 @@
-"""Names of tensors: GPT-2's own, wrappers' prefixes, and names that are not GPT-2's.
+"""Names of tensors: GPT-2's own, those with a wrapper's prefix, and others.
 
 GPT-2's names are "wte.weight", "wpe.weight", "h.0.ln_1.weight", ..., "ln_f.bias" and
-"lm_head.weight". Wrappers such as DataParallel put prefixes before them.
+"lm_head.weight". Wrappers such as DataParallel put prefixes before them; a name without them is
+called bare here.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from typing import Final
 from gpt2c.checks.untrusted import show_list
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
-# Wrappers' prefixes: attributes that hold a model, DataParallel, torch.compile, TRL.
-_BEFORE: Final = ("module", "model", "transformer", "pretrained_model", "base_model")
-# Parts that a wrapper around a submodule inserts anywhere in a name.
-_WITHIN: Final = (
+# Prefixes: attributes in which DataParallel, TRL and others keep the model that they wrap.
+_PREFIXES: Final = ("module", "model", "transformer", "pretrained_model", "base_model")
+# Parts that wrappers of submodules insert anywhere in a name.
+_INSERTED: Final = (
     "_orig_mod",  # torch.compile
     "_forward_module",  # Lightning's Fabric
     "_fsdp_wrapped_module",
@@ -29,7 +29,7 @@ _PARTS: Final = ("h", "wte", "wpe", "ln_f", "lm_head")
 _BODY = re.compile(r"(wte|wpe|ln_f|h\.[0-9]{1,7}\.[a-z0-9_]+(\.[a-z0-9_]+)?)\.(weight|bias)")
 
 # The causal mask and its fill value, which old versions of transformers and nanoGPT stored. The
-# whole name has to match: "h.0.attn.c_attn.bias" is a weight.
+# regex must match the whole name: "h.0.attn.c_attn.bias" is a weight.
 _BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
 
 # Tensors outside the blocks that would change what GPT-2 computes: another model's embeddings,
@@ -42,45 +42,51 @@ _OTHER_MODEL = re.compile(
 
 
 def bare_name(stored: str) -> str:
-    """Strip wrappers' parts from a stored name: "module.transformer.wte.weight" is "wte.weight".
+    """Strip wrappers' parts from a stored name, whether or not it is one of GPT-2's.
 
-    They are stripped from names that are not GPT-2's too.
+    "module.transformer.wte.weight" becomes "wte.weight".
     """
-    parts = [part for part in stored.split(".") if part not in _WITHIN]
+    parts = [part for part in stored.split(".") if part not in _INSERTED]
     first = 0
-    while first < len(parts) - 1 and parts[first] in _BEFORE:
+    while first < len(parts) - 1 and parts[first] in _PREFIXES:
         first += 1
     return ".".join(parts[first:])
 
 
 def is_gpt2s(name: str) -> bool:
-    """Whether a bare name belongs to GPT-2's blocks, embeddings, last norm or head."""
+    """Return whether a bare name belongs to GPT-2's blocks, embeddings, last norm or head."""
     return name.split(".", 1)[0] in _PARTS
 
 
 def is_of_body(name: str) -> bool:
-    """Whether a bare name is a tensor of GPT-2's body, such as its embedding."""
+    """Return whether a bare name is a tensor of GPT-2's body: all but the head."""
     return _BODY.fullmatch(name) is not None
 
 
 def is_buffer(name: str, n_layer: int | None = None) -> bool:
-    """Whether a bare name is the causal mask of one of n_layer blocks.
+    """Return whether a bare name is the stored causal mask of one of n_layer blocks.
 
-    A buffer of a block that the model does not have is unexpected, so it does not count.
+    n_layer None accepts any block. Otherwise the mask of a block that the model does not have is
+    an unexpected tensor, so the result is False.
     """
     match = _BUFFER.fullmatch(name)
     return match is not None and (n_layer is None or int(match[1]) < n_layer)
 
 
-def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
-    """Map the stored names that matter to bare names.
+def count_blocks(names: Iterable[str]) -> int:
+    """Return the number of blocks that have an ln_1 among these bare names."""
+    return sum(name.endswith(".ln_1.weight") for name in names)
 
-    Tensors of other heads (a value head, a classifier) are dropped with a warning, as in
-    transformers. Unknown names inside GPT-2's body, or that look like another model's, are kept:
-    later checks refuse them.
+
+def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
+    """Map stored names to bare names, without the tensors that are safe to ignore.
+
+    Those are the tensors of other heads (a value head, a classifier); a warning names them, as in
+    transformers. Unknown names inside GPT-2's body, or that look like another model's, are kept, so
+    that later checks refuse them. `where` begins the warning.
     """
     bare = {name: bare_name(name) for name in stored}
-    bodies = {_before(name, bare[name]) for name in bare if is_of_body(bare[name])}
+    bodies = {_prefix(name, bare[name]) for name in bare if is_of_body(bare[name])}
     others = [
         name
         for name, short in bare.items()
@@ -99,6 +105,6 @@ def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
     return bare
 
 
-def _before(stored: str, bare: str) -> str:
-    """The prefix of the stored name; "" if the two differ elsewhere too."""
+def _prefix(stored: str, bare: str) -> str:
+    """Return what precedes the bare name in the stored one; "" if they differ elsewhere too."""
     return stored.removesuffix(bare) if stored.endswith(bare) else ""

@@ -1,14 +1,13 @@
-"""Checkpoints of nanoGPT, build-nanogpt and minGPT: torch's files of modules of nn.Linear.
+"""Checkpoints of nanoGPT, build-nanogpt and minGPT: torch.save files.
 
-Their matrices are [out, in]. Beside the weights nanoGPT saves ``model_args``, build-nanogpt an
-object ``GPTConfig``, and Lightning ``hyper_parameters``; minGPT saves only the weights, and its own
-kind of ``config.json``.
+They use nn.Linear, so their matrices are [out, in]. nanoGPT saves ``model_args`` with the weights,
+build-nanogpt an object ``GPTConfig``, and Lightning ``hyper_parameters``. minGPT saves the weights
+alone, and a ``config.json`` in a format of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show, show_list
@@ -18,18 +17,20 @@ from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, check_n_layer, checked_tensors, merged
-from gpt2c.weights.checkpoint.names import bare_name, gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.hparams import matrix_shape, mlp_width
+from gpt2c.weights.checkpoint.names import bare_name, count_blocks, gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.state_dict import SavedState
-from gpt2c.weights.checkpoint.views import Zeros, transposed, with_embedding
+from gpt2c.weights.checkpoint.views import Zeros, from_linear, with_embedding
 
-_NEEDED: Final = ("n_layer", "n_head", "n_embd", "block_size")
+_REQUIRED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")
-# Where trainers keep a model's sizes among other values; the first two hold only the model's own.
+# Keys of a model's sizes. These two hold the model's settings only (_CONFIG if it is an object);
+# the values of _MIXED hold others too.
 _ARGUMENTS: Final = "model_args"
 _CONFIG: Final = "config"
 _MIXED: Final = ("hyper_parameters", "hparams", "args", "model_config", "cfg", _CONFIG)
 
-# minGPT's n_head of each model_type.
+# minGPT's model_type -> n_head.
 _MINGPT_HEADS: Final = {
     "openai-gpt": 12, "gpt2": 12, "gpt2-medium": 16, "gpt2-large": 20, "gpt2-xl": 25,
     "gopher-44m": 16, "gpt-mini": 6, "gpt-micro": 4, "gpt-nano": 3,
@@ -37,28 +38,28 @@ _MINGPT_HEADS: Final = {
 
 
 def settings_of(state: SavedState) -> dict[str, Any] | None:
-    """The sizes that a nanoGPT-like trainer saved beside the weights, or None.
+    """Return the model's settings that a trainer like nanoGPT saved with the weights, or None.
 
-    All of nanoGPT's model_args, or of a configuration object, is kept, since an unknown value
-    there may mean another model. From hyperparameters only the sizes are kept.
+    All of nanoGPT's model_args, or of a configuration object, are returned, because an unknown one
+    may mean another model. From hyperparameters only the model's sizes are returned.
     """
     for around in reversed(state.around):
         if arguments := fields_of(around.get(_ARGUMENTS)):
             return arguments
         config = around.get(_CONFIG)
-        if isinstance(config, Record) and has_fields(config, _NEEDED):
+        if isinstance(config, Record) and has_fields(config, _REQUIRED):
             return fields_of(config)
         for key in _MIXED:
             # One level deeper too: {"config": GPTConfig(...), "learning_rate": ...}.
             values = around.get(key)
             for named in (values, *fields_of(values).values()):
-                if has_fields(named, _NEEDED):
-                    return fields_of(named, (*_NEEDED, *_OPTIONAL))
+                if has_fields(named, _REQUIRED):
+                    return fields_of(named, (*_REQUIRED, *_OPTIONAL))
     return None
 
 
 def is_linear(state: SavedState) -> bool:
-    """Whether matrices are [out, in], as in nn.Linear, rather than transformers' [in, out]."""
+    """Return whether matrices are [out, in], as in nn.Linear, not transformers' [in, out]."""
     for stored, name in ((stored, bare_name(stored)) for stored in state.tensors):
         shape = state.tensors[stored].shape
         if name.endswith(".attn.c_attn.weight") and len(shape) == 2:
@@ -67,100 +68,105 @@ def is_linear(state: SavedState) -> bool:
 
 
 def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) -> Checkpoint:
-    """Open a checkpoint of nanoGPT, build-nanogpt or a similar trainer; it then owns the file.
+    """Return the checkpoint of nanoGPT, build-nanogpt or a similar trainer; it owns the file.
 
-    `arguments` are those that :func:`settings_of` found. Without "bias" they come from a nanoGPT
-    from before that option, whose GELU had the tanh form, as build-nanogpt's has. With "bias" the
-    exact form is used, which nanoGPT has had since 17 May 2023.
+    `arguments` are the result of :func:`settings_of`. Without "bias" the model is of an old nanoGPT
+    or of build-nanogpt, whose GELU is the tanh approximation. With "bias" GELU is exact, as in
+    nanoGPT since 17 May 2023.
 
-    Raises CheckpointError or ConfigError, naming the file and what is wrong.
+    Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
+    closes the file.
     """
-    if unknown := [describe(key) for key in arguments if key not in _NEEDED + _OPTIONAL]:
+    where = str(file.path)
+    if unknown := [describe(key) for key in arguments if key not in _REQUIRED + _OPTIONAL]:
         raise ConfigError(
-            f"{file.path}: unknown model_args: {show_list(unknown)}; with them it may be another "
-            "model than nanoGPT's"
+            f"{where}: unknown model_args: {show_list(unknown)}; they may mean another model "
+            "than nanoGPT's"
         )
-    if missing := [key for key in _NEEDED if key not in arguments]:
-        raise ConfigError(f"{file.path}: model_args lack {show_list(missing)}")
-    sizes = {key: arguments[key] for key in _NEEDED}
+    if missing := [key for key in _REQUIRED if key not in arguments]:
+        raise ConfigError(f"{where}: model_args lacks {show_list(missing)}")
+    sizes = {key: arguments[key] for key in _REQUIRED}
     if arguments.get("vocab_size") is not None:  # nanoGPT's first versions did not save it
         sizes["vocab_size"] = arguments["vocab_size"]
     for key, value in sizes.items():
         if type(value) is not int:
             raise ConfigError(
-                f"{file.path}: model_args: {key} is {describe(value)}, expected an integer"
+                f"{where}: model_args: {key} is {describe(value)}, expected an integer"
             )
     has_bias = arguments.get("bias", True)
     if not isinstance(has_bias, bool):
-        raise ConfigError(f"{file.path}: model_args: bias is {describe(has_bias)}, expected a bool")
+        raise ConfigError(f"{where}: model_args: bias is {describe(has_bias)}, expected a bool")
     sources = with_embedding(_sources(file, state))
-    sizes.setdefault("vocab_size", _matrix(sources, "wte.weight", file.path).shape[0])
-    config = _config(
-        str(file.path),
-        sources,
+    sizes.setdefault("vocab_size", matrix_shape(sources, "wte.weight", where)[0])
+    config = GPT2Config.from_sizes(
+        where,
         n_positions=sizes.pop("block_size"),
         activation_function="gelu" if "bias" in arguments else "gelu_new",
         tie_word_embeddings="lm_head.weight" not in sources,
+        n_inner=mlp_width(sources, sizes["n_embd"]),
         **sizes,
     )
-    check_n_layer(config, len(sources), str(file.path))
+    check_n_layer(config, len(sources), where)
     if not has_bias:
         if biases := sorted(name for name in sources if name.endswith(".bias")):
             raise CheckpointError(
-                f"{file.path}: unexpected tensors: {show_list(biases)}; model_args say that there "
+                f"{where}: unexpected tensors: {show_list(biases)}; model_args says that there "
                 "are no biases"
             )
         for name, shape in tensor_shapes(config).items():
             if name.endswith(".bias"):
                 sources[name] = Zeros(name, shape)
-    tensors = checked_tensors(config, sources, str(file.path))
+    tensors = checked_tensors(config, sources, where)
     return Checkpoint(config, tensors, file.path.parent, (file,), dataset=_dataset(state))
 
 
 def _dataset(state: SavedState) -> tuple[str, str] | None:
-    """The dataset and out_dir in nanoGPT's own configuration, or None."""
+    """Return dataset and out_dir from nanoGPT's training configuration, or None."""
     for values in state.around:
         config = values.get("config")
-        dataset = config.get("dataset") if isinstance(config, dict) else None
-        if isinstance(config, dict) and isinstance(dataset, str):
+        if isinstance(config, dict) and isinstance(dataset := config.get("dataset"), str):
             out_dir = config.get("out_dir")
             return dataset, out_dir if isinstance(out_dir, str) else ""
     return None
 
 
 def open_mingpt(
-    file: TorchFile, state: SavedState, values: Mapping[str, Any], where: str
+    file: TorchFile, state: SavedState, values: Mapping[str, Any], config_name: str
 ) -> Checkpoint:
-    """minGPT's state dict, and the `model` of its config.json, called `where`.
+    """Return minGPT's checkpoint; it owns the file.
 
-    The sizes come from the tensors, for minGPT writes its configuration before it knows them all.
+    `values` is "model" of minGPT's config.json, and `config_name` that file's path. The number of
+    heads comes from it. The other sizes come from the tensors, because minGPT writes its
+    configuration before it knows them all.
 
-    Raises CheckpointError or ConfigError, naming the file and what is wrong.
+    Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
+    closes the file.
     """
+    where = str(file.path)
     sources = _sources(file, state)
     n_head = values.get("n_head") or _MINGPT_HEADS.get(str(values.get("model_type")))
     if n_head is None:
         raise ConfigError(
-            f"{where}: found model_type {show(values.get('model_type'))} and no n_head, expected "
-            f"one of the two; the types known are {', '.join(_MINGPT_HEADS)}"
+            f"{config_name}: found model_type {show(values.get('model_type'))} and no n_head, "
+            f"expected one of the two; the known types are {', '.join(_MINGPT_HEADS)}"
         )
-    wte, wpe = (_matrix(sources, name, file.path) for name in ("wte.weight", "wpe.weight"))
-    config = _config(
-        str(file.path),
-        sources,
-        vocab_size=wte.shape[0],
-        n_embd=wte.shape[1],
-        n_positions=wpe.shape[0],
-        n_layer=sum(name.endswith(".ln_1.weight") for name in sources),
+    wte, wpe = (matrix_shape(sources, name, where) for name in ("wte.weight", "wpe.weight"))
+    config = GPT2Config.from_sizes(
+        where,
+        vocab_size=wte[0],
+        n_embd=wte[1],
+        n_positions=wpe[0],
+        n_layer=count_blocks(sources),
         n_head=n_head,
+        n_inner=mlp_width(sources, wte[1]),
         tie_word_embeddings="lm_head.weight" not in sources,
     )
-    tensors = checked_tensors(config, sources, str(file.path))
+    tensors = checked_tensors(config, sources, where)
     return Checkpoint(config, tensors, file.path.parent, (file,))
 
 
 def _sources(file: TorchFile, state: SavedState) -> dict[str, TensorSource]:
-    """Tensors of a state dict by GPT-2's names, matrices [in, out]; no head that is tied."""
+    """Return tensors by GPT-2's names, matrices as [in, out]; a tied head is left out."""
     names = gpt2_names(state.tensors, str(file.path))
     embedding = [state.tensors[stored] for stored, name in names.items() if name == "wte.weight"]
     found: list[tuple[str, TensorSource]] = []
@@ -168,27 +174,5 @@ def _sources(file: TorchFile, state: SavedState) -> dict[str, TensorSource]:
         tensor = state.tensors[stored]
         if is_buffer(name) or (name == "lm_head.weight" and tensor in embedding):
             continue
-        source: TensorSource = file.source(tensor, name)
-        is_linear = name.endswith(".weight") and not name.startswith(("wte.", "wpe.", "lm_head."))
-        found.append((stored, transposed(source) if is_linear else source))
+        found.append((stored, from_linear(file.source(tensor, name))))
     return merged(found, str(file.path))
-
-
-def _matrix(sources: Mapping[str, TensorSource], name: str, path: Path) -> TensorSource:
-    source = sources.get(name)
-    if source is None:
-        raise CheckpointError(f"{path}: missing tensors: {name!r}")
-    if len(source.shape) != 2:
-        raise CheckpointError(
-            f"{path}: tensor {name!r}: found shape {list(source.shape)}, expected two axes"
-        )
-    return source
-
-
-def _config(where: str, sources: Mapping[str, TensorSource], **values: Any) -> GPT2Config:
-    """With these values, and the MLP's width of the first block."""
-    fc = sources.get("h.0.mlp.c_fc.weight")
-    config = GPT2Config.from_sizes(where, **values)
-    if fc is None or len(fc.shape) != 2 or fc.shape[1] == config.inner:
-        return config
-    return GPT2Config.from_sizes(where, **values, n_inner=fc.shape[1])

@@ -1,6 +1,6 @@
-"""NumPy's archives of named arrays.
+"""NumPy's ``.npz`` archives of named arrays.
 
-Names are GPT-2's ("h.0.attn.c_attn.weight"), picoGPT's nested ones joined by dots or slashes
+The arrays' names are GPT-2's ("h.0.attn.c_attn.weight"), picoGPT's keys joined by dots or slashes
 ("blocks.0.attn.c_attn.w"), or OpenAI's ("model/h0/attn/c_attn/w").
 """
 
@@ -17,22 +17,21 @@ from numpy.typing import NDArray
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
-from gpt2c.formats.raw_file import RawFile, RawTensor
+from gpt2c.formats.raw_file import RawFile, RawTensor, bounded_product, closed_on_error
 from gpt2c.formats.tensors import TensorSource, widen_into
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
 from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.openai import gpt2_name, gpt2_shape
+from gpt2c.weights.checkpoint.openai import LEAVES, gpt2_name, gpt2_shape
 from gpt2c.weights.checkpoint.views import FirstRows, Whole, transposed, with_embedding
 
 _CONFIG: Final = "config.json"
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER: Final = 10_000  # bytes; NumPy's own limit
-_MAX_NUMBER: Final = 2**53
 _HPARAMS: Final = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 _DTYPES: Final = {"<f8": "F64", "<f4": "F32", "<f2": "F16"}
-_LEAVES: Final = {"w": "weight", "b": "bias", "g": "weight"}
+# NumPy parses this header as a Python literal; what it writes always has this form.
 _HEADER = re.compile(
     rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,16}, ?){0,7}(?:[0-9]{1,16})?)\), ?\} *\n",
@@ -44,13 +43,14 @@ _PICO_BLOCK = re.compile(r"(?<![^.])blocks\.([0-9]{1,7})\.", re.ASCII)
 def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
     """Open an archive.
 
-    The number of heads comes from `given` hparams, from one-integer arrays in the archive with
-    the names of hparams.json, or from a config.json or hparams.json beside it.
+    The number of heads comes from `given`, the option hparams; else from the archive, which may
+    hold n_head and other hparams as arrays of one integer; else from a config.json or hparams.json
+    in the same folder.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
     file = RawFile(path)
-    try:
+    with closed_on_error(file):
         arrays: list[tuple[str, str, _Array]] = []
         hparams: dict[str, Any] = {}
         for entry in read_directory(file, may_be_deflated=True).values():
@@ -76,9 +76,6 @@ def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
         if wpe is not None and wpe.shape[:1] > (config.n_positions,):
             sources["wpe.weight"] = FirstRows(wpe, config.n_positions)
         return Checkpoint(config, checked_tensors(config, sources, str(path)), path.parent, (file,))
-    except BaseException:
-        file.close()
-        raise
 
 
 def _gpt2_name(stored: str) -> str:
@@ -89,7 +86,7 @@ def _gpt2_name(stored: str) -> str:
     if name.rpartition(".")[2] in ("wte", "wpe"):
         return name + ".weight"
     head, _, leaf = name.rpartition(".")
-    return f"{head}.{_LEAVES[leaf]}" if leaf in _LEAVES else name
+    return f"{head}.{LEAVES[leaf]}" if leaf in LEAVES else name
 
 
 def _config(
@@ -102,13 +99,11 @@ def _config(
         if (path.parent / HPARAMS).exists():
             where = str(path.parent / HPARAMS)
             hparams = read_hparams(path.parent)
-    sources = with_embedding(sources)
-    n_layer = sum(name.endswith(".ln_1.weight") for name in sources)
-    return config_of_hparams(hparams, sources, n_layer, where)
+    return config_of_hparams(hparams, with_embedding(sources), where)
 
 
 class _Array:
-    """One array of an archive, whose header was read."""
+    """One array of an archive whose header was checked."""
 
     def __init__(self, file: RawFile, entry: Entry) -> None:
         self.file, self.entry = file, entry
@@ -121,7 +116,7 @@ class _Array:
         self.descr, self.is_fortran, self.shape, self.n_header = self._header(bytes(raw))
 
     def source(self, name: str) -> TensorSource:
-        """The array as a source called `name`."""
+        """Return the array as a source called `name`."""
         shape = gpt2_shape(self.shape)
         dtype = _DTYPES.get(self.descr, self.descr)
         if self.entry.is_deflated:
@@ -132,7 +127,7 @@ class _Array:
         return RawTensor(self.file, name, shape, dtype, begin)
 
     def integer(self) -> int:
-        """The one integer that the array holds."""
+        """Return the only element, an integer."""
         if self.shape not in ((), (1,)) or self.descr[1] not in "iu":
             raise CheckpointError(
                 f"{self.what}: found {self.descr} {list(self.shape)}, expected one integer"
@@ -146,17 +141,19 @@ class _Array:
         return memoryview(self.file.pread(n, self.entry.begin + self.n_header, "array"))
 
     def _read(self) -> NDArray[np.float32]:
-        items = np.empty(int(np.prod(self.shape)), dtype=np.float32)
-        widen_into(items, self._bytes(), _DTYPES[self.descr])
-        return items.reshape(self.shape, order="F" if self.is_fortran else "C")
+        elements = np.empty(int(np.prod(self.shape)), dtype=np.float32)
+        widen_into(elements, self._bytes(), _DTYPES[self.descr])
+        return elements.reshape(self.shape, order="F" if self.is_fortran else "C")
 
     def _header(self, raw: bytes) -> tuple[str, bool, tuple[int, ...], int]:
-        """dtype, order, shape, and where the items begin; checked against the entry's size."""
+        """Return NumPy's descr, the order, the shape and the data's offset.
+
+        They are checked against the entry's size.
+        """
         if raw[:6] != _MAGIC or raw[6:7] not in (b"\1", b"\2", b"\3"):
-            raise CheckpointError(f"{self.what} is no NumPy array: found {show(raw[:8])}")
+            raise CheckpointError(f"{self.what} is not a NumPy array: found {show(raw[:8])}")
         width = 2 if raw[6] == 1 else 4
         begin = 8 + width + int.from_bytes(raw[8 : 8 + width], "little")
-        # NumPy evaluates it as Python; what it writes itself is always of this form.
         match = _HEADER.fullmatch(raw[8 + width : begin])
         if begin > len(raw) or match is None:
             raise CheckpointError(
@@ -165,11 +162,9 @@ class _Array:
             )
         descr = match[1].decode()
         shape = tuple(int(axis) for axis in match[3].replace(b",", b" ").split())
-        n_bytes = int(descr[2])
-        for axis in shape:
-            n_bytes *= axis
-            if n_bytes > _MAX_NUMBER:
-                raise CheckpointError(f"{self.what}: found shape {show(shape)}, which overflows")
+        n_bytes = bounded_product((int(descr[2]), *shape))
+        if n_bytes is None:
+            raise CheckpointError(f"{self.what}: found shape {show(shape)}, which overflows")
         if self.entry.n_bytes != begin + n_bytes:
             raise CheckpointError(
                 f"{self.what}: found {self.entry.n_bytes} bytes, expected {begin + n_bytes} for "

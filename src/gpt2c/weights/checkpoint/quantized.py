@@ -1,8 +1,13 @@
-"""A checkpoint of quantised weights, as the engine has them in memory.
+"""gpt2c's own checkpoints of quantised weights, stored as the engine has them in memory.
 
-``gpt2c.safetensors`` beside a ``config.json``: vectors and wpe in float32, under GPT-2's names, and
-each matrix as the bytes of its panels, uint8 [panels, groups, bytes of a block], so that loading is
-reading. The metadata names the layout (docs/quantization.md) and its version.
+``gpt2c.safetensors``, beside a ``config.json``, holds vectors and wpe in float32 and each matrix as
+the bytes of its panels, uint8 [panels, groups, bytes of a block], all under GPT-2's names. Loading
+copies them without conversion. The metadata names the layout and its version; docs/quantization.md
+defines it.
+
+A panel holds PANEL columns of a matrix [k, n] side by side, a group GROUP consecutive values of k.
+A block is one group of one panel: its quantised values, then a 16-bit word for each column with the
+scale (and in int4 the zero point).
 """
 
 from __future__ import annotations
@@ -22,32 +27,35 @@ from gpt2c.formats.tensors import TensorSource, check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
 
 VERSION: Final = "1"
-GROUP: Final = 32  # steps of k that share a scale
-PANEL: Final = 32  # columns side by side
-# A block's values, before its words of 16 bits for each column.
+GROUP: Final = 32  # consecutive values of a column that share a scale
+PANEL: Final = 32  # columns
+# Bytes of a block's quantised values, which precede its 16-bit words.
 VALUE_BYTES: Final = {"int8": GROUP * PANEL, "int4": GROUP * PANEL // 2}
-# Rows are columns of the packed matrix; always in 8 bits.
+# These are stored transposed, so their rows are the panels' columns, and always in int8.
 _EMBEDDINGS: Final = ("wte.weight", "lm_head.weight")
-_BLOCKS_AT_ONCE: Final = 2048  # some 2 MB
+_BLOCKS_AT_ONCE: Final = 2048  # about 2 MB
 
 
 def metadata(dtype: str) -> dict[str, str]:
-    """What the header of a file of this dtype says of it.
+    """Return the metadata of a file of this dtype, "int8" or "int4".
 
-    One entry, for safetensors writes several in any order, and the same weights should give the
-    same file.
+    It is one entry, because safetensors writes several in an arbitrary order, and the same weights
+    should give the same file.
     """
     embeddings = "" if dtype == "int8" else ", embeddings int8"
     return {"gpt2c": f"{dtype}{embeddings}, group {GROUP}, panel {PANEL}, version {VERSION}"}
 
 
 def packing_of(name: str, dtype: str) -> str:
-    """What a matrix of a model of this dtype is in."""
+    """Return the dtype of one matrix in a model of this dtype: "int8" or "int4"."""
     return "int8" if name in _EMBEDDINGS else dtype
 
 
 def packed_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, int, int] | None:
-    """The shape of a tensor's panels [panels, groups, bytes]; None where it is kept in float32."""
+    """Return the shape [panels, groups, bytes] of a tensor's panels; None if it stays float32.
+
+    `shape` is the tensor's own, see TensorSource.
+    """
     if len(shape) == 1 or name == "wpe.weight":
         return None
     k, n = shape[::-1] if name in _EMBEDDINGS else shape
@@ -56,14 +64,14 @@ def packed_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, in
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A TensorSource over a matrix's panels in a file."""
+    """A TensorSource, and a PackedSource, over a matrix's panels in a file."""
 
     file: SafetensorsFile
     info: TensorInfo
     name: str
     shape: tuple[int, ...]
     packing: str
-    dtype: str = "F32"  # what it is read as
+    dtype: str = "F32"  # the dtype after dequantising
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
@@ -72,7 +80,7 @@ class PackedTensor:
         return n_panels, n_groups, n_bytes
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
-        """See TensorSource; what is given is what the packed numbers stand for."""
+        """See TensorSource; the rows are dequantised."""
         check_rows(self, begin, end)
         n_panels, n_groups, n_bytes = self.packed_shape
         if self.name in _EMBEDDINGS:
@@ -89,32 +97,28 @@ class PackedTensor:
         return np.ascontiguousarray(rows[at : at + end - begin, : self.shape[1]])
 
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
-        """Fills panels [n, groups, bytes] with those from the begin-th on.
-
-        Raises CheckpointError where a scale is not a positive finite number.
-        """
+        """See PackedSource."""
         offset = self.info.begin + begin * panels[0].size if len(panels) else 0
         self.file.pread_into(panels.reshape(-1).data, offset, f"tensor {self.name!r}")
-        if self.packing == "int4":  # of whose words all are scales
+        if self.packing == "int4":  # every word holds a valid scale
             return
         for at in range(0, len(panels), step := max(1, _BLOCKS_AT_ONCE // panels.shape[1])):
             words = panels[at : at + step, :, VALUE_BYTES["int8"] :].view("<u2")
-            if (words >= 0x7F80).any():  # infinite, not a number, or negative
-                where = show(self.name)
+            if (words >= 0x7F80).any():  # as bfloat16: infinite, NaN, or negative
                 raise CheckpointError(
-                    f"{self.file.path}: tensor {where}: found a scale that is no positive finite "
-                    "number: the file is damaged"
+                    f"{self.file.path}: tensor {show(self.name)}: found a scale that is not "
+                    "positive and finite: the file is damaged"
                 )
 
 
 def widened(panels: NDArray[np.uint8], packing: str) -> NDArray[np.float32]:
-    """What panels [panels, groups, bytes] stand for: float32 [groups * GROUP, panels * PANEL]."""
+    """Dequantise panels [panels, groups, bytes] to float32 [groups * GROUP, panels * PANEL]."""
     n_panels, n_groups, _ = panels.shape
     split = VALUE_BYTES[packing]
     stored, words = panels[..., :split], panels[..., split:].view("<u2").astype(np.uint32)
-    # Four steps of k lie together in each column.
-    steps = stored.reshape(n_panels, n_groups, -1, PANEL, 4).swapaxes(3, 4)
-    values = steps.reshape(n_panels, n_groups, -1, PANEL)
+    # Each column's values are stored in fours: [k / 4, PANEL, 4] -> [k, PANEL].
+    fours = stored.reshape(n_panels, n_groups, -1, PANEL, 4).swapaxes(3, 4)
+    values = fours.reshape(n_panels, n_groups, -1, PANEL)
     if packing == "int8":
         scales = (words << 16).view(np.float32)
         numbers = values.astype(np.int16) - 128
@@ -127,10 +131,10 @@ def widened(panels: NDArray[np.uint8], packing: str) -> NDArray[np.float32]:
 
 
 def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path) -> Checkpoint:
-    """A file of ours, whose header says that it is one.
+    """Return the checkpoint in an open gpt2c.safetensors; it owns the file.
 
-    Raises CheckpointError for another version or layout, missing, unexpected or mis-shaped
-    tensors.
+    Raises CheckpointError for another version or layout, and for tensors that are missing,
+    unexpected or of the wrong shape.
     """
     packing = _packing(file.metadata, file.path)
     shapes = tensor_shapes(config)
@@ -151,12 +155,12 @@ def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path
     return Checkpoint(config, tensors, folder, (file,), packing=packing)
 
 
-def _packing(said: dict[str, str], path: Path) -> str:
+def _packing(found: dict[str, str], path: Path) -> str:
     for dtype in VALUE_BYTES:
-        if said == metadata(dtype):
+        if found == metadata(dtype):
             return dtype
     raise CheckpointError(
-        f"{path}: found the layout {show(said)}, expected one of "
+        f"{path}: found the layout {show(found)}, expected one of "
         f"{', '.join(repr(metadata(dtype)) for dtype in VALUE_BYTES)}: it was written by another "
-        "gpt2c; quantize the original again"
+        "version of gpt2c; quantize the original again"
     )

@@ -1,4 +1,4 @@
-"""Writing a checkpoint as a folder in HF format."""
+"""Writes a checkpoint as a folder in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -14,39 +14,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
-from gpt2c.errors import CheckpointError
+from gpt2c.errors import CheckpointError, MissingDependencyError
 from gpt2c.formats.tensors import PackedSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
 from gpt2c.weights.checkpoint.shards import lies_inside
 
-GENERATION_CONFIG = "generation_config.json"
-MAX_BESIDE: Final = 1 << 26  # bytes of a vocabulary
+GENERATION_CONFIG: Final = "generation_config.json"
+MAX_BESIDE: Final = 1 << 26  # bytes of a file that is copied; vocabularies are the largest
 
 
 def save_checkpoint(
     checkpoint: Checkpoint, folder: Path, save_more: Callable[[Path], None]
 ) -> None:
-    """Writes config.json and the weights; save_more writes what else belongs there.
+    """Write config.json, the weights, generation_config.json, and what save_more writes.
 
-    The weights are model.safetensors in float32 or, of a packed checkpoint, gpt2c.safetensors.
+    The weights are written to model.safetensors in float32 or, if the checkpoint is quantised, to
+    gpt2c.safetensors as they are. save_more is called with a temporary folder for its files.
 
-    A folder that was not there appears when all of it is written; in one that was, each file is
-    replaced as a whole; others stay. The weights are in memory twice while they are written.
+    A new folder appears once all its files are written. In an existing folder each file is replaced
+    atomically; other files stay. The weights are in memory twice while they are written.
 
-    Raises CheckpointError where it cannot be written, or weights of a file are not finite.
+    Raises CheckpointError if the folder cannot be written or weights from a file are not finite,
+    MissingDependencyError if safetensors is not installed.
     """
-    import safetensors.numpy  # here because importing gpt2c should not pay for it
-
+    try:
+        import safetensors.numpy  # lazily: reading does not need it
+    except ImportError:
+        raise MissingDependencyError(
+            f"{show(str(folder))}: to write weights the package safetensors is needed: "
+            "pip install safetensors"
+        ) from None
     try:
         folder = Path(os.path.abspath(folder))  # "." has no name of its own
         is_path = b"\0" not in os.fsencode(folder)
     except (ValueError, OSError):  # a lone surrogate; no current folder
         is_path = False
     if not is_path:
-        raise CheckpointError(f"{show(str(folder))}: cannot be written: it is no path")
-    name, tensors, said = _stored(checkpoint)
-    _check_place(folder, name)
+        raise CheckpointError(f"{show(str(folder))}: cannot be written: it is not a path")
+    name, tensors, header = _contents(checkpoint)
+    _check_loaded_first(folder, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
@@ -55,13 +62,14 @@ def save_checkpoint(
             save_more(new)
             if checkpoint.folder is not None:
                 copy_beside(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
-            text = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
-            (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-            safetensors.numpy.save_file(tensors, new / name, metadata=said)
-            shutil.copymode(new / CONFIG, new / name)  # which the library makes private
+            config = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
+            (new / CONFIG).write_text(config + "\n", encoding="utf-8")
+            safetensors.numpy.save_file(tensors, new / name, metadata=header)
+            shutil.copymode(new / CONFIG, new / name)  # safetensors makes its files private
             if folder.exists():
-                _check_places(folder, sorted(new.iterdir()))
-                for file in sorted(new.iterdir()):
+                files = sorted(new.iterdir())
+                _check_replaceable(folder, files)
+                for file in files:
                     os.replace(file, folder / file.name)
             else:
                 os.rename(new, folder)
@@ -69,8 +77,8 @@ def save_checkpoint(
         raise CheckpointError(f"{folder}: cannot be written: {reason}") from None
 
 
-def _stored(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]:
-    """The file's name, what it holds, and what its header says of that."""
+def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]:
+    """Return the weights' file name, its tensors (float32, or uint8 panels), and its metadata."""
     if checkpoint.packing is not None:
         from gpt2c.weights.checkpoint.quantized import metadata
 
@@ -89,25 +97,21 @@ def _stored(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[
     return WEIGHTS, tensors, {"format": "pt"}
 
 
-def _check_place(folder: Path, name: str) -> None:
-    """Whoever loads the folder must get what is saved now.
-
-    Raises CheckpointError where quantised weights would lie beside others, which are looked for
-    first.
-    """
-    there = weights_of(folder)
-    if name == QUANTIZED and there and there[0] != name:
+def _check_loaded_first(folder: Path, name: str) -> None:
+    """Raise CheckpointError if the folder has weights that would be loaded instead of `name`."""
+    present = weights_of(folder)
+    if name == QUANTIZED and present and present[0] != name:
         raise CheckpointError(
-            f"{folder}: holds {there[0]}, which would be loaded instead of {name}; choose another "
-            "folder"
+            f"{folder}: holds {present[0]}, which would be loaded instead of {name}; choose "
+            "another folder"
         )
 
 
 def copy_beside(file: Path, to: Path) -> None:
-    """Copies a file that lies beside weights, where there is one.
+    """Copy a file from a checkpoint's folder; do nothing if there is none.
 
-    Raises CheckpointError where it is a link to another place: somebody's secret could be there,
-    and what is saved here may be given away.
+    Raises CheckpointError if it is larger than MAX_BESIDE, or a link to another folder: it could
+    point to a private file, and the copy may be published.
     """
     if not file.is_file():
         return
@@ -116,12 +120,14 @@ def copy_beside(file: Path, to: Path) -> None:
             f"{file}: is a link to another place, expected a file in the same folder"
         )
     if file.stat().st_size > MAX_BESIDE:
-        raise CheckpointError(f"{file}: found more than {MAX_BESIDE} bytes")
+        raise CheckpointError(
+            f"{file}: found {file.stat().st_size} bytes, expected at most {MAX_BESIDE}"
+        )
     shutil.copyfile(file, to)
 
 
-def _check_places(folder: Path, files: list[Path]) -> None:
-    """Before the first is replaced, that all of them can be."""
+def _check_replaceable(folder: Path, files: list[Path]) -> None:
+    """Raise CheckpointError unless all files can be replaced; call it before replacing any."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: cannot be written: found a file, expected a folder")
     for file in files:

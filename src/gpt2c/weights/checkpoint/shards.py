@@ -1,25 +1,26 @@
-"""The index of weights that are spread over several files, as Hugging Face writes it.
+"""The index of weights in several files (shards), as Hugging Face writes it.
 
 ``model.safetensors.index.json`` (or ``pytorch_model.bin.index.json``) maps each tensor to the name
-of the file that holds it. The names come from strangers: none may lead out of the folder.
+of the file that holds it. The names are untrusted: none may lead out of the folder.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 
-MAX_INDEX = 8 << 20  # bytes: some 80,000 tensors
-MAX_SHARDS = 1000  # each is an open file
+MAX_INDEX: Final = 8 << 20  # bytes: about 80,000 tensors
+MAX_SHARDS: Final = 1000  # each is an open file
 
 
 def read_index(folder: Path, name: str) -> dict[Path, list[str]]:
-    """The paths of the shards, and what each has to hold.
+    """Return the shards' paths, and the tensor names that each must hold.
 
-    Raises CheckpointError or CheckpointNotFoundError, naming the index, what was found and what
-    was expected.
+    Raises CheckpointNotFoundError if the index or a shard is missing, CheckpointError if the index
+    is malformed or a shard lies outside the folder.
     """
     path = folder / name
     index = read_json_object(path, limit=MAX_INDEX, error=CheckpointError, strict=True)
@@ -41,20 +42,20 @@ def read_index(folder: Path, name: str) -> dict[Path, list[str]]:
 
 
 def check_shard(path: Path, expected: list[str], found: list[str]) -> None:
-    """Raises CheckpointError unless a shard holds just what the index says."""
+    """Raise CheckpointError unless a shard holds exactly the tensors that the index lists."""
     if missing := sorted(set(expected) - set(found)):
         raise CheckpointError(
-            f"{path}: missing tensors: {show_list(missing)}; expected because the index says so"
+            f"{path}: missing tensors: {show_list(missing)}; the index lists them for this file"
         )
     if unexpected := sorted(set(found) - set(expected)):
         raise CheckpointError(
-            f"{path}: unexpected tensors: {show_list(unexpected)}; the index has them elsewhere or "
-            "not at all"
+            f"{path}: unexpected tensors: {show_list(unexpected)}; the index lists them for "
+            "another file or not at all"
         )
 
 
 def _shard(folder: Path, index: Path, name: str) -> Path:
-    """The shard's path, which lies in the folder, or where the hub's cache keeps its files."""
+    """Return a shard's path; refuse one outside the folder and the hub's cache."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(
             f"{index}: found the file name {show(name)}, expected one in the same folder"
@@ -66,8 +67,8 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         raise CheckpointNotFoundError(
             f"{index}: names {show(name)}, and {folder} has no such file"
         ) from None
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a surrogate
-        raise CheckpointError(f"{index}: {show(name)} cannot be found") from None
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a long name, a surrogate
+        raise CheckpointError(f"{index}: {show(name)} cannot be resolved") from None
     if not is_inside:
         raise CheckpointError(
             f"{index}: {show(name)} is a link to another place, expected a file in the same folder"
@@ -76,12 +77,12 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
 
 
 def lies_inside(path: Path) -> bool:
-    """Whether a file lies in the folder it is named in, or where the hub's cache keeps its files.
+    """Return whether a file, after following links, lies in its folder or in the hub's cache.
 
-    Raises OSError or RuntimeError where it cannot be followed.
+    Raises OSError or RuntimeError if its links cannot be followed.
     """
     real = path.resolve(strict=True)
-    home = path.parent.resolve(strict=True)
-    # The hub's cache has links from snapshots/REVISION to blobs, beside snapshots.
-    blobs = home.parent.parent / "blobs"
-    return real.parent == home or (home.parent.name == "snapshots" and real.parent == blobs)
+    folder = path.parent.resolve(strict=True)
+    # In the hub's cache, files in snapshots/REVISION are links into blobs, beside snapshots.
+    blobs = folder.parent.parent / "blobs"
+    return real.parent == folder or (folder.parent.name == "snapshots" and real.parent == blobs)

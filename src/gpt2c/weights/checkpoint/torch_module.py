@@ -1,4 +1,4 @@
-"""A model that transformers has loaded, as a checkpoint: its parameters are read where they are."""
+"""A checkpoint over a model that transformers has loaded; it reads the module's parameters."""
 
 from __future__ import annotations
 
@@ -34,42 +34,41 @@ class ParameterSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The parameter's own."""
+        """The parameter's shape."""
         return tuple(self.parameter.shape)
 
     @property
     def dtype(self) -> str:
-        """F64, F32, F16 or BF16; what is none of these keeps torch's name, and is refused by it."""
+        """F64, F32, F16 or BF16; any other keeps torch's name, which later checks reject."""
         return _DTYPES.get(str(self.parameter.dtype), str(self.parameter.dtype))
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
         rows = self.parameter.detach()[begin:end].cpu().float().numpy()
-        return np.array(rows, dtype=np.float32, order="C")  # numpy() is torch's own memory
+        return np.array(rows, dtype=np.float32, order="C")  # numpy() shares torch's memory
 
 
 def from_module(module: Any) -> Checkpoint:
-    """A checkpoint over the parameters of a transformers GPT2LMHeadModel, for ids alone.
+    """Return a checkpoint over the parameters of a transformers GPT2LMHeadModel.
 
-    The head is tied where it is the embedding's very parameter, whatever the configuration says.
-    There is no end token: what ends a text is an option of generate there.
+    The head is tied if it is the same parameter as the embedding, whatever the configuration says.
+    There is no EOS token, because it is an option of generate there.
 
-    Raises ConfigError for a model that gpt2c does not compute; CheckpointError for parameters that
-    are not GPT-2's, such as an adapter's, that are no floats, or that were not loaded.
+    Raises ConfigError for a model that gpt2c does not support; CheckpointError for parameters that
+    are not GPT-2's (such as an adapter's), not floats, or not loaded.
     """
     config = GPT2Config.from_dict(module.config.to_dict(), f"{_WHERE}'s config")
-    wanted = []
-    # A parameter that is there twice, as a tied head is, comes once.
+    parameters = []
+    # A parameter with two names, such as a tied head, comes once.
     for stored, parameter in module.named_parameters():
         if parameter.is_meta:
             raise CheckpointError(
                 f"{_WHERE}: {show(stored)} is on the device 'meta', expected its values: load the "
                 "model without offloading, or move it to the CPU first"
             )
-        name = bare_name(stored)
-        wanted.append((stored, ParameterSource(name, parameter)))
-    found = merged(wanted, _WHERE)
+        parameters.append((stored, ParameterSource(bare_name(stored), parameter)))
+    found = merged(parameters, _WHERE)
     config = replace(
         config,
         tie_word_embeddings="lm_head.weight" not in found,

@@ -1,4 +1,4 @@
-"""Recognises files that trainers save beside a model's weights; they are never read as weights."""
+"""Recognises the files that trainers save beside a model's weights; they hold no weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAME = re.compile(
     r"(optimizer|scheduler|scaler|sampler|rng_state|random_states|training_args|trainer_state)"
     r"([_.-].*)?"
 )
-# The keys of such a file's dict, and what the file then is.
+# Keys that identify such a file's dict, and what the file holds.
 _KEYS: Final = (
     ({"state", "param_groups"}, "the state of an optimizer"),
     ({"last_epoch", "_step_count"}, "the state of a learning-rate scheduler"),
@@ -22,12 +22,12 @@ _KEYS: Final = (
 
 
 def is_training_file(name: str) -> bool:
-    """Whether trainers use this file name for something other than weights."""
+    """Return whether trainers use this file name for something other than weights."""
     return _NAME.fullmatch(name) is not None
 
 
 def training_state(value: object, name: str) -> str | None:
-    """What training state a file called `name` that holds `value` is; None for other files."""
+    """Describe the training state in a file called `name` that holds `value`; None if none."""
     if isinstance(value, Record) and value.path.endswith("TrainingArguments"):
         return "a trainer's arguments"
     keys = {key for key in entries_of(value) or {} if isinstance(key, str)}

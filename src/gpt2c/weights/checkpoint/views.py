@@ -1,4 +1,4 @@
-"""Sources made of other sources: transposed, cut, or of zeros."""
+"""Tensor sources derived from others (transposed, renamed, cut), and sources of zeros."""
 
 from __future__ import annotations
 
@@ -14,41 +14,46 @@ from gpt2c.formats.tensors import TensorSource, check_rows
 
 
 class Whole:
-    """A TensorSource that can only be made as a whole: compressed, or transposed in its file.
+    """A TensorSource for data that cannot be read by rows: compressed or transposed in the file.
 
-    It is made when the first of its rows is asked for and kept until all of them were given.
+    The first read makes the whole array; it is freed once all rows were read.
     """
 
     def __init__(
         self, name: str, shape: tuple[int, ...], dtype: str, make: Callable[[], NDArray[np.float32]]
     ) -> None:
-        """make gives the array, of any layout."""
+        """Keep make, which returns the array, in any memory layout."""
         self.name, self.shape, self.dtype = name, shape, dtype
         self._make = make
         self._array: NDArray[np.float32] | None = None
-        self._n_given = 0
-        self._turns = ProcessLock(Lock)
+        self._n_read = 0
+        self._mutex = ProcessLock(Lock)
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
-        with self._turns.lock:
+        with self._mutex.lock:
             array = self._array
             if array is None:
                 array = self._array = self._make()
-                self._n_given = 0
-            self._n_given += end - begin
-            if self._n_given >= self.shape[0]:
+                self._n_read = 0
+            self._n_read += end - begin
+            if self._n_read >= self.shape[0]:
                 self._array = None
         return np.array(array[begin:end], dtype=np.float32, order="C")
 
 
 def transposed(source: TensorSource) -> TensorSource:
-    """A matrix [out, in] as [in, out]; what is no matrix stays as it is."""
+    """Return a matrix [out, in] as [in, out]; return any other tensor unchanged."""
     if len(source.shape) != 2:
         return source
     shape = source.shape[::-1]
     return Whole(source.name, shape, source.dtype, lambda: source.read(0, source.shape[0]).T)
+
+
+def from_linear(source: TensorSource) -> TensorSource:
+    """Return a block's matrix of nn.Linear, [out, in], as [in, out]; others unchanged."""
+    return transposed(source) if source.name.startswith("h.") else source
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +65,12 @@ class Renamed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The other's."""
+        """The same shape."""
         return self.source.shape
 
     @property
     def dtype(self) -> str:
-        """The other's."""
+        """The same dtype."""
         return self.source.dtype
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
@@ -74,7 +79,7 @@ class Renamed:
 
 
 def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Sources of a model with a tied head; a missing embedding is taken from the head.
+    """Return the sources of a model with a tied head; the head replaces a missing embedding.
 
     safetensors.torch.save_model keeps only one of two names for a tensor, possibly the head's.
     """
@@ -86,24 +91,24 @@ def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSourc
 
 @dataclass(frozen=True, eq=False)
 class FirstRows:
-    """A TensorSource over the first rows of another."""
+    """A TensorSource over the first n_rows rows of another."""
 
     source: TensorSource
     n_rows: int
 
     @property
     def name(self) -> str:
-        """The other's."""
+        """The same name."""
         return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """With n_rows rows."""
+        """The shape with n_rows rows."""
         return (self.n_rows, *self.source.shape[1:])
 
     @property
     def dtype(self) -> str:
-        """The other's."""
+        """The same dtype."""
         return self.source.dtype
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
@@ -114,7 +119,7 @@ class FirstRows:
 
 @dataclass(frozen=True, eq=False)
 class Zeros:
-    """A TensorSource of zeros, for biases that a checkpoint does without."""
+    """A TensorSource of zeros, for biases that a checkpoint does not have."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,12 +1,12 @@
-/* Eight floats in an AVX2 register, with FMA. */
+/* Eight floats in an AVX2 register, with FMA. vec.h is the contract. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define VF_WIDTH 8
-/* 6 x 2 accumulators, 2 weights and a broadcast are 15 of 16 registers. */
+/* 6 x 2 accumulators, 2 weights and a broadcast: 15 of 16 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
-#define ROW_VECTORS 4 /* of a single row */
+#define ROW_VECTORS 4 /* of a tile of one row */
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -30,28 +30,28 @@ INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
-INLINE vf vf_greater(vf a, vf b) { return _mm256_max_ps(a, b); }
-INLINE vf vf_lesser(vf a, vf b) { return _mm256_min_ps(a, b); }
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
+INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
-INLINE vf vf_if_nan(vf a, vf x) {
+INLINE vf vf_nan_or(vf a, vf x) {
     return _mm256_blendv_ps(x, a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 
 INLINE vi vi_bits(vf a) { return _mm256_castps_si256(a); }
-INLINE vf vf_bits(vi a) { return _mm256_castsi256_ps(a); }
+INLINE vf vf_from_bits(vi a) { return _mm256_castsi256_ps(a); }
 INLINE vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
 INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 INLINE vi vi_load(const int32_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) {
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi32(a, b));
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm256_srli_epi32(a, n); }
-INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
     vi even = _mm256_mul_epu32(a, b);
     vi odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
     *upper = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
@@ -62,21 +62,20 @@ INLINE vi vi_shift_left(vi a, int n) { return _mm256_slli_epi32(a, n); }
 INLINE vf vf_from_int(vi a) { return _mm256_cvtepi32_ps(a); }
 INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
-INLINE int32_t vi_greatest(vi a) {
+INLINE int32_t vi_reduce_max(vi a) {
     __m128i half = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
     return _mm_cvtsi128_si32(half);
 }
-INLINE int32_t vi_total(vi a) {
+INLINE int32_t vi_reduce_add(vi a) {
     __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1));
     return _mm_cvtsi128_si32(half);
 }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
-/* For values that a byte holds. */
-INLINE void vi_store_bytes(int8_t *p, vi a) {
+INLINE void vi_store_8(int8_t *p, vi a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
 }

@@ -1,12 +1,12 @@
-/* A "vector" of one float: the scalar twin of every kernel. */
+/* A "vector" of one float: the scalar twin of every kernel. vec.h is the contract. */
 #include <stdint.h>
 #include <string.h>
 
 #define VF_WIDTH 1
-/* 2 x 4 accumulators, 4 weights and 2 broadcasts are 14 of 16 registers. */
+/* 2 x 4 accumulators, 4 weights and 2 broadcasts: 14 of 16 registers. */
 #define TILE_ROWS 2
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8 /* of a single row */
+#define ROW_VECTORS 8 /* of a tile of one row */
 
 typedef float vf;
 typedef int32_t vi;
@@ -26,20 +26,17 @@ INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_div(vf a, vf b) { return a / b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
-/* a > b ? a : b, and a < b ? a : b: b where either is a NaN */
-INLINE vf vf_greater(vf a, vf b) { return a > b ? a : b; }
-INLINE vf vf_lesser(vf a, vf b) { return a < b ? a : b; }
-/* a < b ? x : y */
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
-/* a where a is a NaN, else x */
-INLINE vf vf_if_nan(vf a, vf x) { return a != a ? a : x; }
+INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
+INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
+INLINE vf vf_nan_or(vf a, vf x) { return a != a ? a : x; }
 
 INLINE vi vi_bits(vf a) {
     vi bits;
     memcpy(&bits, &a, sizeof bits);
     return bits;
 }
-INLINE vf vf_bits(vi a) {
+INLINE vf vf_from_bits(vi a) {
     vf value;
     memcpy(&value, &a, sizeof value);
     return value;
@@ -50,27 +47,23 @@ INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 INLINE vi vi_and(vi a, vi b) { return a & b; }
 INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
 INLINE vi vi_load(const int32_t *p) { return *p; }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return (vi)((uint32_t)a >> n); }
-/* The product's lower half; both are taken as unsigned. */
-INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
     uint64_t product = (uint64_t)(uint32_t)a * (uint32_t)b;
     *upper = (vi)(uint32_t)(product >> 32);
     return (vi)(uint32_t)product;
 }
-/* Gcc and clang shift negative numbers arithmetically. */
+/* GCC and clang shift negative numbers arithmetically. */
 INLINE vi vi_shift_right(vi a, int n) { return a >> n; }
 INLINE vi vi_shift_left(vi a, int n) { return (vi)((uint32_t)a << n); }
 INLINE vf vf_from_int(vi a) { return (float)a; }
 INLINE vi vi_or(vi a, vi b) { return a | b; }
 INLINE vi vi_max(vi a, vi b) { return a < b ? b : a; }
-/* The greatest lane, and the lanes' sum. */
-INLINE int32_t vi_greatest(vi a) { return a; }
-INLINE int32_t vi_total(vi a) { return a; }
+INLINE int32_t vi_reduce_max(vi a) { return a; }
+INLINE int32_t vi_reduce_add(vi a) { return a; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
-/* The lanes' low bytes. */
-INLINE void vi_store_bytes(int8_t *p, vi a) { *p = (int8_t)a; }
-/* The lanes' lower halves. */
+INLINE void vi_store_8(int8_t *p, vi a) { *p = (int8_t)a; }
 INLINE void vi_store_16(uint16_t *p, vi a) { *p = (uint16_t)a; }
 INLINE vi vi_load_16(const uint16_t *p) { return *p; }
 INLINE vi vi_load_first_16(const uint16_t *p, int n) { return n > 0 ? *p : 0; }

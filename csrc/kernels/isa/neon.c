@@ -8,9 +8,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/vec_neon.h"
+#include "kernels/isa/vec_neon.h"
 
-#include "kernels/dot_neon.h"
+#include "kernels/isa/dot_neon.h"
 
 #include "kernels/body.h"
 

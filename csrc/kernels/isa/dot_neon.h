@@ -1,13 +1,7 @@
-/* Products of bytes with NEON, by way of 16 bits. */
-#define DOT_VECTORS 2 /* 16 registers of weights of 32 */
+/* Products of bytes with NEON, widened to 16 bits. */
+#define DOT_VECTORS 2 /* 16 registers of weights, half of 32 */
 #define INT8_OFFSET 0
-#define INT4_SUMS_ARE_WIDE 1
-
-INLINE vi broadcast_bytes(const int8_t *p) {
-    int32_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    return vdupq_n_s32(bytes);
-}
+#define INT4_SUMS_ARE_32_BITS 1
 
 INLINE vi dot_signed(vi sum, int8x16_t w, int8x16_t x) {
     int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
@@ -24,5 +18,5 @@ INLINE vi dot_int4(vi sum, vi w, vi x) {
     return dot_signed(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
 }
 
-INLINE vi int4_total(vi sum) { return sum; }
-INLINE vi times(vi a, vi b) { return vmulq_s32(a, b); }
+INLINE vi int4_sum(vi sum) { return sum; }
+INLINE vi mul_zero_point(vi a, vi b) { return vmulq_s32(a, b); }

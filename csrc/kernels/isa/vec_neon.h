@@ -1,12 +1,12 @@
-/* Four floats in a NEON register (AArch64). */
+/* Four floats in a NEON register (AArch64). vec.h is the contract. */
 #include <arm_neon.h>
 #include <stdint.h>
 
 #define VF_WIDTH 4
-/* 6 x 4 accumulators, 4 weights and a broadcast are 29 of 32 registers. */
+/* 6 x 4 accumulators, 4 weights and a broadcast: 29 of 32 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8 /* of a single row */
+#define ROW_VECTORS 8 /* of a tile of one row */
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;
@@ -20,7 +20,7 @@ INLINE uint32x4_t first_lanes(int n) {
 INLINE vf vf_set1(float a) { return vdupq_n_f32(a); }
 INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
 INLINE void vf_store(float *p, vf a) { vst1q_f32(p, a); }
-/* NEON has no masked load: a tail goes through memory that may be read whole. */
+/* NEON has no masked load: a tail is copied to memory that may be read whole. */
 INLINE vf vf_load_first(const float *p, int n) {
     if (n >= 4)
         return vld1q_f32(p);
@@ -48,24 +48,24 @@ INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
-INLINE vf vf_greater(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
-INLINE vf vf_lesser(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
-INLINE vf vf_if_nan(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
+INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
+INLINE vf vf_nan_or(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
 
 INLINE vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
-INLINE vf vf_bits(vi a) { return vreinterpretq_f32_s32(a); }
+INLINE vf vf_from_bits(vi a) { return vreinterpretq_f32_s32(a); }
 INLINE vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
 INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return vsubq_s32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 INLINE vi vi_load(const int32_t *p) { return vld1q_s32(p); }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) { return vbslq_s32(vceqq_s32(a, b), x, y); }
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return vbslq_s32(vceqq_s32(a, b), x, y); }
 INLINE vi vi_shift_right_unsigned(vi a, int n) {
     return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
 }
-INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
     uint32x4_t x = vreinterpretq_u32_s32(a), y = vreinterpretq_u32_s32(b);
     uint64x2_t low = vmull_u32(vget_low_u32(x), vget_low_u32(y));
     uint64x2_t high = vmull_u32(vget_high_u32(x), vget_high_u32(y));
@@ -77,10 +77,10 @@ INLINE vi vi_shift_left(vi a, int n) { return vshlq_s32(a, vdupq_n_s32(n)); }
 INLINE vf vf_from_int(vi a) { return vcvtq_f32_s32(a); }
 INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
-INLINE int32_t vi_greatest(vi a) { return vmaxvq_s32(a); }
-INLINE int32_t vi_total(vi a) { return vaddvq_s32(a); }
+INLINE int32_t vi_reduce_max(vi a) { return vmaxvq_s32(a); }
+INLINE int32_t vi_reduce_add(vi a) { return vaddvq_s32(a); }
 INLINE void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
-INLINE void vi_store_bytes(int8_t *p, vi a) {
+INLINE void vi_store_8(int8_t *p, vi a) {
     int16x4_t words = vmovn_s32(a);
     int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
     int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);

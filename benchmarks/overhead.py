@@ -1,9 +1,9 @@
-"""What gpt2c costs beside its arithmetic, and how it bears a busy neighbour.
+"""Measures Python's overhead in `stream`, and decoding next to a busy process.
 
-    python benchmarks/manners.py CHECKPOINT [--threads 2] [--repeats 5]
+    python benchmarks/overhead.py CHECKPOINT [--threads 2] [--repeats 5]
 
-Prints Python's share of a token's time in `stream`, and the speed of decoding that is left while
-another process keeps a core busy; quiet and disturbed runs take turns.
+Prints how much longer a token takes in `stream` than in the engine alone, and what share of its
+speed decoding keeps while another process keeps a core busy. Quiet and disturbed runs alternate.
 """
 
 from __future__ import annotations
@@ -15,25 +15,30 @@ import sys
 import time
 
 import numpy as np
+from peers import Ids
 
 import gpt2c
-from gpt2c.cli.bench import endless_job
+from gpt2c.cli.bench_speed import endless_job
 
 N_NEW = 64
 PROMPT = list(range(16))
 
 
-def plain_seconds(model: gpt2c.GPT2) -> float:
-    """A token's time where the engine runs all of them in one call."""
-    job = endless_job(model, np.array(PROMPT, dtype=np.int32), N_NEW + 1)
+def token_seconds(model: gpt2c.GPT2, ids: Ids, n_new: int) -> float:
+    """Return the time per token when one call of the engine decodes all of them."""
+    job = endless_job(model, np.array(ids, dtype=np.int32), n_new + 1)
     model._engine.run([job], 1)
     begin = time.perf_counter()
-    model._engine.run([job], N_NEW)
-    return (time.perf_counter() - begin) / N_NEW
+    model._engine.run([job], n_new)
+    return (time.perf_counter() - begin) / n_new
+
+
+def plain_seconds(model: gpt2c.GPT2) -> float:
+    return token_seconds(model, PROMPT, N_NEW)
 
 
 def streamed_seconds(model: gpt2c.GPT2) -> float:
-    """A token's time in stream, which comes back to Python for each."""
+    """Return the time per token in `stream`, which returns to Python for each token."""
     stream = model.stream(PROMPT, max_new_tokens=N_NEW + 1)
     next(stream)
     begin = time.perf_counter()
@@ -42,7 +47,7 @@ def streamed_seconds(model: gpt2c.GPT2) -> float:
 
 
 def disturbed_seconds(model: gpt2c.GPT2) -> float:
-    """As plain_seconds, beside a process that spins."""
+    """Return plain_seconds next to a process that spins."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             time.sleep(0.3)
@@ -61,7 +66,7 @@ def main() -> None:
     plain_seconds(model)
     plain, streamed, quiet, disturbed = [], [], [], []
     for _ in range(options.repeats):
-        # Many short turns: the difference of the two is small beside the machine's noise.
+        # Many short turns, because the difference is smaller than the machine's noise.
         for _ in range(5):
             plain.append(plain_seconds(model))
             streamed.append(streamed_seconds(model))
@@ -69,10 +74,10 @@ def main() -> None:
         disturbed.append(disturbed_seconds(model))
     best, best_streamed = min(plain), min(streamed)
     print(f"{gpt2c.__version__}, {model.backend}, {model.threads} threads, {options.checkpoint}")
-    print(f"a token: {1e6 * best:,.0f} us; streamed: {1e6 * best_streamed:,.0f} us "
-          f"({best_streamed / best - 1:+.1%}; least of {len(plain)})")  # fmt: skip
+    print(f"per token: {1e6 * best:,.0f} us; streamed: {1e6 * best_streamed:,.0f} us "
+          f"({best_streamed / best - 1:+.1%}; min of {len(plain)})")  # fmt: skip
     left = [a / b for a, b in zip(quiet, disturbed, strict=True)]
-    print(f"beside a busy process: {statistics.median(left):.0%} of the quiet speed "
+    print(f"next to a busy process: {statistics.median(left):.0%} of the quiet speed "
           f"({min(left):.0%} to {max(left):.0%})")  # fmt: skip
 
 

@@ -1,13 +1,13 @@
-/* Sixteen floats in an AVX-512 register. */
+/* Sixteen floats in an AVX-512 register. vec.h is the contract. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define VF_WIDTH 16
-/* 8 x 2 accumulators, 2 weights and a broadcast are 19 of 32 registers, and 8 addresses of rows most of
- * the general ones: 12 rows were seen to be half as fast. */
+/* 8 x 2 accumulators, 2 weights and a broadcast: 19 of 32 vector registers. The 8 row addresses
+ * take most of the general registers: 12 rows were half as fast. */
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
-#define ROW_VECTORS 2 /* of a single row */
+#define ROW_VECTORS 2 /* of a tile of one row */
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -28,31 +28,30 @@ INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
-INLINE vf vf_greater(vf a, vf b) { return _mm512_max_ps(a, b); }
-INLINE vf vf_lesser(vf a, vf b) { return _mm512_min_ps(a, b); }
-/* a * 2^n of an integer n, rounded once. */
-#define HAS_TIMES_POWER
-INLINE vf vf_times_power(vf a, vf n) { return _mm512_scalef_ps(a, n); }
-INLINE vf vf_if_less(vf a, vf b, vf x, vf y) {
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+#define HAS_VF_LDEXP
+INLINE vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
-INLINE vf vf_if_nan(vf a, vf x) {
+INLINE vf vf_nan_or(vf a, vf x) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), x, a);
 }
 
 INLINE vi vi_bits(vf a) { return _mm512_castps_si512(a); }
-INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
+INLINE vf vf_from_bits(vi a) { return _mm512_castsi512_ps(a); }
 INLINE vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
-INLINE vi vi_if_equal(vi a, vi b, vi x, vi y) {
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm512_mask_blend_epi32(_mm512_cmpeq_epi32_mask(a, b), y, x);
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }
-INLINE vi vi_multiply(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
     vi even = _mm512_mul_epu32(a, b);
     vi odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
     *upper = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
@@ -63,10 +62,10 @@ INLINE vi vi_shift_left(vi a, int n) { return _mm512_slli_epi32(a, (unsigned)n);
 INLINE vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
-INLINE int32_t vi_greatest(vi a) { return _mm512_reduce_max_epi32(a); }
-INLINE int32_t vi_total(vi a) { return _mm512_reduce_add_epi32(a); }
+INLINE int32_t vi_reduce_max(vi a) { return _mm512_reduce_max_epi32(a); }
+INLINE int32_t vi_reduce_add(vi a) { return _mm512_reduce_add_epi32(a); }
 INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
-INLINE void vi_store_bytes(int8_t *p, vi a) {
+INLINE void vi_store_8(int8_t *p, vi a) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(a));
 }
 INLINE void vi_store_16(uint16_t *p, vi a) {

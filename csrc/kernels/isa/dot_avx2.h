@@ -1,0 +1,18 @@
+/* Products of bytes with AVX2. Its one instruction for them, maddubs, multiplies unsigned by signed
+ * bytes and saturates at 16 bits, so it gets magnitudes up to 127, and nibbles. */
+#define DOT_VECTORS 1 /* 8 registers of weights, half of 16 */
+#define INT8_OFFSET 0
+#define INT4_SUMS_ARE_32_BITS 0
+
+/* |w| * (x with the sign of w). Two products are at most 2 * 127 * 127. */
+INLINE vi dot_int8(vi sum, vi w, vi x) {
+    vi value = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(value), _mm256_sign_epi8(x, value));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* The sums have 16 bits: a group's is at most 8 * 2 * 15 * 127. */
+INLINE vi dot_int4(vi sum, vi w, vi x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
+
+INLINE vi int4_sum(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+INLINE vi mul_zero_point(vi a, vi b) { return _mm256_madd_epi16(a, b); }

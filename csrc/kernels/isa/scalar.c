@@ -1,0 +1,31 @@
+/* The scalar kernels: one float at a time, the twin that every other instruction set is tested
+ * against. On x86-64 they need the FMA instruction: an fma in software is 50 times slower. */
+#include "gpt2c.h"
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
+
+#if defined(GPT2C_HAS_SCALAR_FMA)
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+TARGET_BEGIN("fma")
+#endif
+
+#include "kernels/isa/vec_scalar.h"
+
+#include "kernels/isa/dot_scalar.h"
+
+#include "kernels/body.h"
+
+#include "kernels/integer.h"
+
+const kernel_table kernels_scalar = KERNEL_TABLE;
+const integer_table integer_scalar = INTEGER_TABLE;
+
+#if defined(__x86_64__)
+TARGET_END
+#endif
+
+#endif

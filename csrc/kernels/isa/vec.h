@@ -1,0 +1,90 @@
+/* What a vector header (vec_scalar.h, vec_avx2.h, vec_avx512.h, vec_neon.h) must define, and
+ * exactly what each operation returns. All kernels are written in these operations, so if every
+ * header keeps this contract, every instruction set gives the same bits.
+ *
+ * A header defines
+ *   VF_WIDTH    the lanes of a vector: 1, 2, 4, 8 or 16
+ *   vf, vi      the types of VF_WIDTH floats and of VF_WIDTH int32
+ *   TILE_ROWS, TILE_VECTORS, ROW_VECTORS
+ *               the shape of a matmul's tile (matmul.h): a budget of registers
+ *   functions   those declared below, as INLINE functions. Kernels include this file after the
+ *               header, so the compiler compares the types and reports a function that is missing.
+ * It may define HAS_VF_LDEXP and vf_ldexp (functions.h) if one instruction does that.
+ *
+ * Each operation works lane by lane. Float arithmetic is IEEE 754 binary32, rounded to nearest,
+ * ties to even, with denormals (fpenv.h sets the mode). Arithmetic with a NaN returns some NaN,
+ * whose bits are unspecified. Pointers need only the alignment of their element. */
+
+_Static_assert(16 % VF_WIDTH == 0, "the 16 lanes of a sum (row.h) are whole vectors");
+_Static_assert(sizeof(vf) == VF_WIDTH * sizeof(float), "vf has VF_WIDTH floats");
+_Static_assert(sizeof(vi) == VF_WIDTH * sizeof(int32_t), "vi has VF_WIDTH integers");
+_Static_assert(PANEL % (TILE_VECTORS * VF_WIDTH) == 0, "a panel is whole tiles");
+_Static_assert(PANEL % (ROW_VECTORS * VF_WIDTH) == 0, "a panel is whole tiles of one row");
+_Static_assert(TILE_ROWS <= ATTENTION_ROWS, "the scores of a tile have room");
+
+/* ---- loads and stores ---- */
+
+INLINE vf vf_set1(float a);
+INLINE vf vf_load(const float *p);
+INLINE void vf_store(float *p, vf a);
+INLINE vi vi_set1(int32_t a);
+INLINE vi vi_load(const int32_t *p);
+INLINE void vi_store(int32_t *p, vi a);
+/* The first n lanes; n may be negative or more than VF_WIDTH. A load sets the other lanes to +0,
+ * and memory past the n-th element is neither read nor written. */
+INLINE vf vf_load_first(const float *p, int n);
+INLINE void vf_store_first(float *p, vf a, int n);
+INLINE vi vi_load_first_16(const uint16_t *p, int n);
+/* Zero-extends 16 bits to 32. */
+INLINE vi vi_load_16(const uint16_t *p);
+/* Stores the lower 16 bits of each lane. */
+INLINE void vi_store_16(uint16_t *p, vi a);
+/* Stores each lane as a byte; it must be from -128 to 127. */
+INLINE void vi_store_8(int8_t *p, vi a);
+
+/* ---- floats ---- */
+
+INLINE vf vf_add(vf a, vf b);
+INLINE vf vf_sub(vf a, vf b);
+INLINE vf vf_mul(vf a, vf b);
+INLINE vf vf_div(vf a, vf b);
+INLINE vf vf_sqrt(vf a);
+/* a * b + c, rounded once. */
+INLINE vf vf_fma(vf a, vf b, vf c);
+/* Rounded to nearest, ties to even. */
+INLINE vf vf_from_int(vi a);
+
+/* ---- selections, which change no bit of the lane they return ---- */
+
+/* a > b ? a : b, and a < b ? a : b. Both return b if either is NaN and if both are zeros. */
+INLINE vf vf_max(vf a, vf b);
+INLINE vf vf_min(vf a, vf b);
+/* a < b ? x : y. A NaN is not less. */
+INLINE vf vf_select_less(vf a, vf b, vf x, vf y);
+/* a if a is NaN, else x. */
+INLINE vf vf_nan_or(vf a, vf x);
+/* The first n lanes of a, and +0 in the others; n as in vf_load_first. */
+INLINE vf vf_keep_first(vf a, int n);
+/* The same bits as another type. */
+INLINE vi vi_bits(vf a);
+INLINE vf vf_from_bits(vi a);
+
+/* ---- integers of 32 bits; sums, differences and left shifts wrap ---- */
+
+INLINE vi vi_add(vi a, vi b);
+INLINE vi vi_sub(vi a, vi b);
+INLINE vi vi_and(vi a, vi b);
+INLINE vi vi_or(vi a, vi b);
+INLINE vi vi_xor(vi a, vi b);
+INLINE vi vi_max(vi a, vi b); /* signed */
+/* By 0 to 31 bits. The first repeats the sign bit, the second shifts zeros in. */
+INLINE vi vi_shift_right(vi a, int n);
+INLINE vi vi_shift_right_unsigned(vi a, int n);
+INLINE vi vi_shift_left(vi a, int n);
+/* a == b ? x : y */
+INLINE vi vi_select_equal(vi a, vi b, vi x, vi y);
+/* The product of unsigned a and b, 64 bits: returns its lower half and sets *upper. */
+INLINE vi vi_mul_wide(vi a, vi b, vi *upper);
+/* The largest lane, signed, and the sum of the lanes, which wraps. */
+INLINE int32_t vi_reduce_max(vi a);
+INLINE int32_t vi_reduce_add(vi a);

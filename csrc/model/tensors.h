@@ -1,0 +1,28 @@
+/* The table of GPT-2's tensors: their names, shapes and packing are stated here and nowhere else in
+ * the core. */
+#ifndef GPT2C_TENSORS_H
+#define GPT2C_TENSORS_H
+
+#include "model/model.h"
+
+/* How a tensor is kept. Vectors and wpe are kept AS_GIVEN. Matrices are packed into panels: their
+ * rows are the rows of [k, n], or (wte and lm_head) its columns. */
+typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
+
+/* One tensor of a model. */
+typedef struct {
+    packing packing;
+    size_t n_rows, width;  /* a vector is one row; 0 rows: the model has no such tensor */
+    gpt2c_dtype dtype;     /* of a matrix */
+    float **floats;        /* the model's pointer to a tensor AS_GIVEN, or NULL */
+    packed_matrix *matrix; /* the model's matrix, or NULL */
+} tensor_view;
+
+/* The layer is ignored for tensors of the model. */
+tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer);
+
+/* How many tensors a model has, and the i-th of them in the order of the arena. */
+int32_t tensor_count(const gpt2c_model *m);
+tensor_view tensor_at(const gpt2c_model *m, int32_t i);
+
+#endif

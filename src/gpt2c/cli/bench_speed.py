@@ -1,0 +1,321 @@
+"""What ``gpt2c bench`` measures: speed and its share of the machine's limits, start-up, memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.engine.protocol import Plan
+from gpt2c.errors import MissingDependencyError, OptionError
+from gpt2c.formats.tensors import PackedSource
+from gpt2c.weights.loading import loaded_checkpoint
+
+if TYPE_CHECKING:
+    from gpt2c.config import GPT2Config
+    from gpt2c.model import GPT2
+
+PROMPT: Final = 16  # tokens of a prompt, before the measured ones
+DECODED: Final = 24  # tokens per repeat
+DEPTHS: Final = (16, 256, 1000)
+BATCHES: Final = (8, 32)
+BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
+PREFILL: Final = 512
+_FLOAT: Final = 4  # bytes
+# A repeat takes at least this many seconds: shorter ones of a small model would measure noise.
+_SHORTEST: Final = 0.1
+
+# A program for a fresh process: it prints an empty line at its first token, then its peak memory.
+_FIRST_TOKEN = """
+import json
+import sys
+import gpt2c
+path, dtype, more, threads, n_prompt, n_new = *sys.argv[1:4], *map(int, sys.argv[4:])
+options = {"dtype": dtype, "threads": threads, **json.loads(more)}
+model = gpt2c.GPT2.from_pretrained(path or None, **options)
+stream = model.stream(list(range(n_prompt)), max_new_tokens=n_new)
+next(stream)
+print(flush=True)
+for _ in stream:
+    pass
+from gpt2c.cli.bench_speed import peak_bytes
+print(peak_bytes())
+"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table.
+
+    values has one number per repeat. bandwidth and fma are these values' shares of the machine's
+    own rates, which are measured before and after each repeat.
+    """
+
+    name: str
+    unit: str  # "tok/s", "s" or "MB"
+    values: list[float]
+    bandwidth: list[float] = field(default_factory=list)
+    fma: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The median of the values."""
+        return statistics.median(self.values)
+
+
+def measure(
+    model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any] | None = None
+) -> Iterator[Measurement]:
+    """Yield each measurement as soon as it is made.
+
+    path and options are the arguments of from_pretrained that the model was loaded with.
+
+    Raises OptionError if the context is too short to measure anything.
+    """
+    n_positions = model.config.n_positions
+    if n_positions < PROMPT + DECODED:
+        raise OptionError(
+            f"the model has a context of {n_positions} positions; bench needs {PROMPT + DECODED}"
+        )
+    n = min(PREFILL, n_positions)
+    yield _prefill(model, n, repeats)
+    for depth in DEPTHS:
+        if depth + DECODED <= n_positions:
+            yield _decode(model, depth, repeats)
+    for size in BATCHES:
+        yield _batch(model, size, repeats)
+    yield from _fresh_process(model, path, repeats, options or {})
+
+
+def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
+    ids = _random_ids(model, n)
+    engine = model._engine
+
+    def run() -> float:
+        return _timed(lambda: engine.run([endless_job(model, ids, 1)], 1))
+
+    flops = _flops(model.config, 0, n) + _head_flops(model.config)
+    return _repeated(f"prompt of {n}", model, repeats, run, n, 0, flops)
+
+
+def _decode(model: GPT2, depth: int, repeats: int) -> Measurement:
+    engine = model._engine
+    ids = _random_ids(model, depth)
+
+    def run() -> float:
+        job = endless_job(model, ids, DECODED + 1)
+        engine.run([job], 1)
+        return _timed(lambda: engine.run([job], DECODED))
+
+    n_bytes = DECODED * (_weight_bytes(model) + _cache_bytes(model, depth + DECODED // 2))
+    flops = _flops(model.config, depth, DECODED) + DECODED * _head_flops(model.config)
+    return _repeated(f"decode at {depth}", model, repeats, run, DECODED, n_bytes, flops)
+
+
+def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
+    engine = model._engine
+    n = min(BATCH_TOKENS, model.config.n_positions - PROMPT)
+
+    def run() -> float:
+        jobs = [endless_job(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
+        return _timed(lambda: engine.run(jobs, n))
+
+    c = model.config
+    n_bytes = n * (_weight_bytes(model) + size * _cache_bytes(model, PROMPT + n // 2))
+    flops = size * (_flops(c, 0, PROMPT + n - 1) + n * _head_flops(c))
+    return _repeated(f"batch of {size}", model, repeats, run, size * n, n_bytes, flops)
+
+
+def _fresh_process(
+    model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any]
+) -> Iterator[Measurement]:
+    n_new = min(128, model.config.n_positions - PROMPT)
+    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", model.dtype, json.dumps(options)]
+    command += [str(model.threads), str(PROMPT)]
+    seconds, megabytes = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        with subprocess.Popen([*command, str(n_new)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            seconds.append(time.perf_counter() - begin)
+            if last := process.stdout.read().strip():
+                megabytes.append(int(last) / 1e6)
+    yield Measurement("first token of a fresh process", "s", seconds)
+    if megabytes:
+        yield Measurement(f"its peak memory, {n_new} tokens on", "MB", megabytes)
+
+
+def peak_bytes() -> int:
+    """Return this process's peak resident memory."""
+    try:
+        with open("/proc/self/status") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["VmHWM"].split()[0]) << 10
+    except OSError:  # not Linux, where ru_maxrss would include the memory of the parent
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
+
+
+def _repeated(
+    name: str,
+    model: GPT2,
+    repeats: int,
+    run: Callable[[], float],
+    n_tokens: int,
+    n_bytes: float,
+    flops: float,
+) -> Measurement:
+    """Warm up with one run, then measure each repeat between two measurements of the limits."""
+    n_inner = math.ceil(_SHORTEST / max(run(), 1e-6))
+    speeds, bandwidth, fma = [], [], []
+    before = _limits(model)
+    for _ in range(repeats):
+        seconds = sum(run() for _ in range(n_inner)) / n_inner
+        after = _limits(model)
+        stream, multiply_add = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+        before = after
+        speeds.append(n_tokens / seconds)
+        if n_bytes and math.isfinite(stream):
+            bandwidth.append(n_bytes / seconds / stream)
+        if math.isfinite(multiply_add):
+            fma.append(flops / seconds / multiply_add)
+    return Measurement(name, "tok/s", speeds, bandwidth, fma)
+
+
+def _limits(model: GPT2) -> tuple[float, float]:
+    """Return the machine's streaming bandwidth in bytes/s and its FMA rate in flop/s.
+
+    Medians of three, because another process may disturb a single measurement.
+    """
+    engine = model._engine
+    return (
+        statistics.median(engine.stream_rate() for _ in range(3)),
+        statistics.median(engine.multiply_add_rate() for _ in range(3)),
+    )
+
+
+def _timed(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def endless_job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
+    """Return a greedy job that no EOS token ends."""
+    return model._engine.job(ids, n_new, Plan(), 0, 0, np.empty(0, dtype=np.int32))
+
+
+def _random_ids(model: GPT2, n: int, seed: int = 0) -> NDArray[np.int32]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, model.config.vocab_size, n, dtype=np.int32)
+
+
+# ---- bytes and float operations per token ----
+
+
+def _block_weights(c: GPT2Config) -> int:
+    return c.n_layer * (4 * c.n_embd * c.n_embd + 2 * c.n_embd * c.inner)
+
+
+def _weight_bytes(model: GPT2) -> int:
+    """Return the size of the matrices that each token reads; packed with padding if quantised."""
+    c = model.config
+    if model.dtype in ("int8", "int4"):
+        sources = loaded_checkpoint(model._engine, c).tensors
+        read = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
+        return sum(math.prod(s.packed_shape) for s in read if isinstance(s, PackedSource))
+    return _FLOAT * (_block_weights(c) + c.vocab_size * c.n_embd)
+
+
+def _cache_bytes(model: GPT2, position: int) -> int:
+    c, element = model.config, 2 if model.dtype in ("int8", "int4") else _FLOAT
+    return element * 2 * c.n_layer * c.n_embd * position
+
+
+def _head_flops(c: GPT2Config) -> int:
+    return 2 * c.vocab_size * c.n_embd
+
+
+def _flops(c: GPT2Config, begin: int, n: int) -> int:
+    """Count the float operations of n tokens that start at position begin, without the head."""
+    attended = n * begin + n * (n + 1) // 2  # positions, summed over the tokens
+    return 2 * _block_weights(c) * n + 4 * c.n_layer * c.n_embd * attended
+
+
+# ---- output ----
+
+
+def header() -> str:
+    """Return the table's header."""
+    return f"{'':32}{'median':>12}  {'min .. max':>20}  {'of bandwidth':>12}  {'of FMA peak':>11}"
+
+
+def line(m: Measurement) -> str:
+    """Return a measurement as a line of the table."""
+    digits = 2 if m.unit == "s" else 0
+    extent = f"{min(m.values):,.{digits}f} .. {max(m.values):,.{digits}f}"
+    median = f"{m.median:,.{digits}f} {m.unit}"
+    return f"{m.name:32}{median:>12}  {extent:>20}  {_share(m.bandwidth):>12}  {_share(m.fma):>11}"
+
+
+def _share(shares: list[float]) -> str:
+    return f"{statistics.median(shares):.0%}" if shares else ""
+
+
+def as_object(m: Measurement) -> dict[str, Any]:
+    """Return a measurement for JSON."""
+    return {**asdict(m), "median": m.median}
+
+
+def new_figure() -> Any:
+    """Return an empty matplotlib Figure. Raises MissingDependencyError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingDependencyError(
+            "--plot needs the package matplotlib: pip install matplotlib (the extra gpt2c[plot])"
+        ) from None
+    return Figure(layout="constrained")
+
+
+def plot(measurements: list[Measurement], title: str, path: str) -> None:
+    """Draw speeds and their shares of the machine's limits as a PNG.
+
+    Raises MissingDependencyError without matplotlib.
+    """
+    figure = new_figure()
+    speeds = [m for m in measurements if m.unit == "tok/s"]
+    names = [m.name for m in speeds]
+    figure.set_size_inches(10, 0.6 * len(speeds) + 1.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    figure.suptitle(title)
+    bars = left.barh(names, [m.median for m in speeds], color="tab:blue")
+    left.bar_label(bars, fmt="{:,.0f}", padding=3)
+    left.margins(x=0.15)
+    left.set_xlabel("tokens per second")
+    left.invert_yaxis()
+    for shares, label, offset in (
+        ([m.bandwidth for m in speeds], "streaming bandwidth", -0.2),
+        ([m.fma for m in speeds], "FMA peak", 0.2),
+    ):
+        percent = [100 * statistics.median(s) if s else 0 for s in shares]
+        right.barh([i + offset for i in range(len(speeds))], percent, 0.4, label=label)
+    right.axvline(100, color="gray", linewidth=1)
+    right.set_xlabel("% of this machine's limit")
+    right.legend(loc="lower right")
+    temporary = f"{path}.tmp"
+    figure.savefig(temporary, format="png", dpi=120)
+    os.replace(temporary, path)

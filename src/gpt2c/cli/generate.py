@@ -1,0 +1,183 @@
+"""``gpt2c generate``: continue prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import gpt2c
+from gpt2c.cli.input import READING, Item, read_prompts
+from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load
+from gpt2c.errors import ContextError
+from gpt2c.generate import drafting
+from gpt2c.generate.prompts import check_ids
+
+# Options of GPT2.complete that take one number.
+_GENERATE_OPTIONS: Final = (
+    ("temperature", float, "T", "divide the logits by T; 0 is greedy"),
+    ("top-k", int, "K", "draw only from the K likeliest tokens"),
+    ("top-p", float, "P", "draw from the fewest tokens whose probabilities add up to P"),
+    ("min-p", float, "P", "draw from tokens at least P times as likely as the likeliest"),
+    ("typical-p", float, "P", "draw from tokens of surprisal near the entropy that add up to P"),
+    ("top-n-sigma", float, "N", "draw from logits within N standard deviations of the maximum"),
+    ("mirostat-tau", float, "BITS", "keep the surprisal near BITS per token"),
+    ("repetition-penalty", float, "R", "divide by R the logits of tokens in prompt or text"),
+    ("presence-penalty", float, "X", "subtract X from the logits of generated tokens"),
+    ("frequency-penalty", float, "X", "the same, for each occurrence"),
+    ("no-repeat-ngram-size", int, "N", "no sequence of N tokens occurs twice"),
+    ("dry-multiplier", float, "X", "strength of the DRY penalty for repeated passages"),
+    ("min-new-tokens", int, "N", "generate at least N tokens before an EOS token"),
+    ("max-time", float, "SECONDS", "end a text (with --json: all texts) after this time"),
+    ("seed", int, "S", "seed of the sampling, to draw the same text again"),
+)
+
+# Options whose texts cannot be streamed: they are printed when complete.
+_WHOLE_TEXT_OPTIONS: Final = (
+    ("num-beams", int, "N", "search with N beams for the likeliest text"),
+    ("length-penalty", float, "X", "above 0 beam search favours longer texts; default: 1"),
+    ("num-beam-groups", int, "N", "divide the beams into N groups; needs --diversity-penalty"),
+    ("diversity-penalty", float, "X", "subtract X from scores of tokens that earlier groups chose"),
+    ("num-return-sequences", int, "N", "print N texts per prompt; with beams, the best N"),
+)
+_EARLY_STOPPING: Final = {"true": True, "false": False, "never": "never"}
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command's parser."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        "generate", help="continue prompts", epilog=EXAMPLES, formatter_class=layout,
+        description="Continues prompts and streams the new text. Greedy unless a sampling option "
+        f"is given.{READING}", allow_abbrev=False,
+    )  # fmt: skip
+    parser.set_defaults(run=_run)
+    add = parser.add_argument
+    add("prompt", nargs="*", help="texts to continue; default: standard input, or, in a terminal, "
+        "an empty prompt")  # fmt: skip
+    add("--file", metavar="FILE", help="read prompts from a file, one per line, skipping blank "
+        "lines. A line of JSON lines (.jsonl, .ndjson) is a text, a list of ids, or an object with "
+        "\"prompt\" or \"ids\". - is standard input")  # fmt: skip
+    add("-n", "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens; "
+        "default: from the model's generation_config.json, else 40")  # fmt: skip
+    add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
+    for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
+        add(f"--{name}", type=kind, metavar=metavar, help=help_text)
+    add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends: once N texts "
+        "are complete (true), once also no beam scores better (false, the default), or once also "
+        "no beam can become better (never)")  # fmt: skip
+    add("--draft", choices=[*drafting.KINDS, "none"], default="auto", help="how speculative "
+        "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or "
+        "whichever is faster (auto, the default). The text is the same")  # fmt: skip
+    add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
+        "may be repeated")  # fmt: skip
+    add("--slide", action="store_true", help="when the context is full, go on from its second half")
+    add("--truncate", choices=["left"], help="left: keep only the end of a prompt longer than "
+        "the context")  # fmt: skip
+    add("--echo", action="store_true", help="print the prompt before the new text")
+    add("--json", action="store_true", help="print a JSON object per text, one per line")
+    add_model_options(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    named_prompts = read_prompts(options)
+    prompts = [prompt for _, prompt in named_prompts]
+    arguments = _arguments(options)
+    with load(options) as model:
+        _check_prompts(model, named_prompts, options)
+        if options.json:
+            _print_objects(model, prompts, arguments)
+        elif _streams(model, options):
+            _stream_texts(model, prompts, arguments, options.echo)
+        else:
+            _print_whole_texts(model, prompts, arguments, options.echo)
+
+
+def _streams(model: gpt2c.GPT2, options: argparse.Namespace) -> bool:
+    """Whether to stream: there is one text per prompt, and no beam search."""
+    return not _whole_text_options(options) and "num_beams" not in model.generation_defaults
+
+
+def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = [name.replace("-", "_") for name, *_ in _WHOLE_TEXT_OPTIONS]
+    given = {name: getattr(options, name) for name in names}
+    given["early_stopping"] = _EARLY_STOPPING.get(options.early_stopping)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of GPT2.complete."""
+    names = [name.replace("-", "_") for name, *_ in _GENERATE_OPTIONS]
+    length = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    return {
+        **length,
+        **{name: getattr(options, name) for name in names},
+        **_whole_text_options(options),
+        "stop_strings": options.stop,
+        "overflow": "slide" if options.slide else "stop",
+        "draft": None if options.draft == "none" else options.draft,
+        "truncate": options.truncate,
+    }
+
+
+def _check_prompts(
+    model: gpt2c.GPT2, prompts: Sequence[tuple[str, Item]], options: argparse.Namespace
+) -> None:
+    """Check every prompt before generating anything."""
+    n_positions = model.config.n_positions
+    is_bounded = options.truncate is None and not options.slide
+    for name, prompt in prompts:
+        if not isinstance(prompt, str):
+            check_ids(prompt, model.config.vocab_size, name)
+        elif not is_bounded:
+            continue
+        n = len(model.tokenizer.encode(prompt)) if isinstance(prompt, str) else len(prompt)
+        if is_bounded and n > n_positions:
+            raise ContextError(
+                f"{name} has {n} tokens, more than the context's {n_positions} positions; shorten "
+                "it, or pass --truncate left to keep its end"
+            )
+
+
+def _stream_texts(
+    model: gpt2c.GPT2, prompts: Sequence[Item], arguments: dict[str, Any], echo: bool
+) -> None:
+    for index, prompt in enumerate(prompts):
+        if index:
+            print()
+        if not isinstance(prompt, str):
+            _print_whole_texts(model, [prompt], arguments, echo)
+            continue
+        if echo:
+            print(prompt, end="", flush=True)
+        for piece in model.stream(prompt, **arguments):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+
+def _print_whole_texts(
+    model: gpt2c.GPT2, prompts: Sequence[Any], arguments: dict[str, Any], echo: bool
+) -> None:
+    separator = ""
+    for prompt in prompts:
+        (answer,) = model.complete(iter([prompt]), **arguments)
+        for done in _as_list(answer):
+            new: Any = [*prompt, *done.ids] if echo and isinstance(prompt, list) else done.new
+            shown = new if isinstance(new, str) else json.dumps(new)
+            before = prompt if echo and isinstance(prompt, str) else ""
+            print(separator, before, shown, sep="", flush=True)
+            separator = "\n"
+
+
+def _print_objects(model: gpt2c.GPT2, prompts: Sequence[Any], arguments: dict[str, Any]) -> None:
+    for prompt, answer in zip(prompts, model.complete(iter(prompts), **arguments), strict=True):
+        for done in _as_list(answer):
+            given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}
+            print(json.dumps({"prompt": prompt, **given}, ensure_ascii=False), flush=True)
+
+
+def _as_list(answer: Any) -> list[Any]:
+    """Return a prompt's completions: complete returns a list only with num_return_sequences."""
+    return answer if isinstance(answer, list) else [answer]

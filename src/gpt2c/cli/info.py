@@ -1,0 +1,89 @@
+"""``gpt2c info``: show which backend runs here and why, and the facts of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import gpt2c
+from gpt2c.cli.options import Commands, add_model_options, load
+from gpt2c.engine.threads import choose_threads
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "info", help="show what runs here and why", allow_abbrev=False,
+        description="Shows the version, the backend and why it was chosen, and facts of the model.",
+    )  # fmt: skip
+    parser.set_defaults(run=_run)
+    add_model_options(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    with load(options) as model:
+        facts = [
+            ("gpt2c", gpt2c.__version__),
+            ("arithmetic", str(gpt2c.ARITHMETIC)),
+            ("backend", _backend(model, options)),
+            ("instruction sets", _instruction_sets()),
+            ("threads", _threads(model, options)),
+            *_model_facts(model, options.model),
+        ]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
+
+
+def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
+    requests = [
+        f"{name}={value}"
+        for name, value in (
+            ("--backend", options.backend if options.backend != "auto" else None),
+            ("GPT2C_BACKEND", os.environ.get("GPT2C_BACKEND")),
+            ("GPT2C_ISA", os.environ.get("GPT2C_ISA")),
+        )
+        if value
+    ]
+    if model.backend == "numpy":
+        engine, why = "numpy", "the compiled engine cannot run here"
+    else:
+        engine, why = f"c, {model.backend}", "the fastest that runs here"
+    if requests:
+        why = f"asked for by {', '.join(requests)}"
+    return f"{engine} ({why})"
+
+
+def _threads(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
+    if model.backend == "numpy":
+        return "NumPy's own choice"
+    n, why = choose_threads(options.threads)
+    return f"{n} ({why})"
+
+
+def _instruction_sets() -> str:
+    try:
+        from gpt2c.engine import _engine
+    except ImportError:
+        return "none compiled"
+    sets = _engine.instruction_sets()
+    usable = [name for name, is_supported in sets if is_supported]
+    return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(usable) or 'none'}"
+
+
+def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
+    c = model.config
+    head = "tied" if c.tie_word_embeddings else "untied"
+    defaults = dict(model.generation_defaults)
+    return [
+        ("model", name or "tales (embedded)"),
+        ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {model.dtype})"),
+        ("shape", f"{c.n_layer} blocks, n_embd {c.n_embd}, {c.n_head} heads, n_inner {c.inner}"),
+        ("context", f"{c.n_positions} positions"),
+        ("vocabulary", f"{c.vocab_size} tokens, {head} head"),
+        ("activation", c.activation_function),
+        ("end token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
+        ("tokenizer", repr(model.tokenizer)),
+        ("defaults", json.dumps(defaults) if defaults else "none"),
+    ]

@@ -1,0 +1,43 @@
+"""``gpt2c perplexity``: print each text's perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+from gpt2c.cli.input import Item
+from gpt2c.cli.options import Commands, add_model_options
+from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
+from gpt2c.measure.scores import Score, as_json
+from gpt2c.model import GPT2
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command's parser."""
+    results = "each text's perplexity and bits per byte"
+    add_model_options(add_scoring_command(commands, "perplexity", results, _run))
+
+
+def _run(options: argparse.Namespace) -> None:
+    with scored_texts(options) as (model, scored):
+        for text, score in scored:
+            print_line(_perplexity_line(model, text, score))
+
+
+def _perplexity_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
+    n_bytes = 0
+    if isinstance(text, str):
+        # The suffix that the tokenizer adds is not part of the text.
+        is_text = score.ranks > 0
+        is_text[len(is_text) - len(model.tokenizer.suffix_ids) :] = False
+        n_bytes = len(model.tokenizer.decode_bytes(score.ids[is_text]))
+    bits = -score.total / math.log(2)
+    numbers = as_json(score)
+    return {
+        "tokens": len(score.ids),
+        "scored": score.n_scored,
+        "total": numbers["total"],
+        "perplexity": numbers["perplexity"],
+        "bits_per_byte": bits / n_bytes if n_bytes and math.isfinite(bits) else None,
+    }
