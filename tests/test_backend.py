@@ -11,7 +11,6 @@ from conftest import ISAS, TINY, config_of, needs_engine, random_weights
 
 import gpt2c
 from gpt2c import GPT2
-from gpt2c.engine.threads import MAX_THREADS
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.tokenizer_files import tokenizer_of
 
@@ -104,14 +103,6 @@ def test_import_is_light_and_prints_nothing():
         [sys.executable, "-c", program, str(TINY)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@needs_engine
-def test_engine_and_package_agree_on_the_arithmetic_version():
-    from gpt2c.engine import _engine
-
-    assert _engine.ARITHMETIC == gpt2c.ARITHMETIC
-    assert _engine.MAX_THREADS == MAX_THREADS  # also bounds threads where the engine is missing
 
 
 @needs_engine

@@ -364,7 +364,7 @@ def test_weights_equal_those_of_the_checkpoint(model):
         np.testing.assert_array_equal(found, weight)
         found[...] = 0  # a copy
         np.testing.assert_array_equal(model.weight(name), weight)
-    with pytest.raises(OptionError, match=r"'wte.weights' is no tensor.*did you mean wte\.weight"):
+    with pytest.raises(OptionError, match=r"no tensor 'wte.weights'.*did you mean wte\.weight"):
         model.weight("wte.weights")
 
 

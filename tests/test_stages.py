@@ -333,5 +333,5 @@ def test_mirostat_updates_mu_like_the_reference(backend, seed):
 
 def test_sampler_order_has_every_stage():
     assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
-    assert tuple(_engine.STAGES) == SAMPLER_ORDER
+    assert tuple(_engine.ENUMS["stages"]) == SAMPLER_ORDER
     assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

@@ -14,18 +14,18 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())  # a library prints nothing unless it is asked to
+_log.addHandler(logging.NullHandler())  # a library prints nothing by default
 
-# Largest size that is believed: far above any GPT-2, small enough that products of three
-# sizes stay below 2**63.
+# The maximum of each size: far above any GPT-2, and small enough that products of three sizes
+# stay below 2**63.
 MAX_SIZE: Final = 2**20
-# GPT-2's own vocabulary, and it rounded up to a multiple of 64, as nanoGPT and llm.c have it.
+# The size of GPT-2's vocabulary, also rounded up to a multiple of 64 as in nanoGPT and llm.c.
 GPT2_VOCABULARY: Final = 50257
 PADDED_VOCABULARY: Final = 50304
-_MAX_FILE = 4 * 2**20  # classifiers keep all their labels in config.json
+_MAX_FILE = 4 * 2**20  # bytes; classifiers keep all their labels in config.json
 
-# HF's names of activations -> the engine's. `gelu_fast` writes sqrt(2/pi) as 0.7978845608,
-# 4e-12 off, which float32 cannot see; the other tanh GELUs are one formula in several forms.
+# HF's names of activations -> the engine's. `gelu_fast` writes sqrt(2/pi) as 0.7978845608, an error
+# of 4e-12, which vanishes in float32. The other tanh GELUs write the same formula differently.
 ACTIVATIONS: Final = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -41,7 +41,7 @@ ACTIVATIONS: Final = {
     "tanh": "tanh",
 }
 
-# HF's own second names (GPT2Config.attribute_map).
+# HF's aliases of keys (GPT2Config.attribute_map).
 _ALIASES = {
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
@@ -49,9 +49,9 @@ _ALIASES = {
     "max_position_embeddings": "n_positions",
 }
 
-# Keys that would make it another model, and the values with which they would not. null is
-# always such a value. Everything here is refused by name, never ignored.
-_ONLY: Mapping[str, tuple[object, ...]] = {
+# Keys that can change the architecture, and the values that leave it GPT-2's; null always does. Any
+# other value is an error.
+_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
@@ -79,8 +79,8 @@ _ONLY: Mapping[str, tuple[object, ...]] = {
     "num_local_experts": (),
 }
 
-# Keys of HF's GPT2Config and PretrainedConfig, of this and older versions, that cannot change
-# a logit: training, generation defaults, other heads, book-keeping.
+# Keys of HF's GPT2Config and PretrainedConfig, in new and old versions, that cannot change a logit:
+# training, generation defaults, other heads, book-keeping.
 _HARMLESS_KEYS = """
     model_type architectures transformers_version _name_or_path name_or_path _commit_hash
     torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss use_cache output_past return_dict
@@ -102,17 +102,17 @@ _HARMLESS = frozenset(_HARMLESS_KEYS.split())
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-    """What a GPT-2 model is, with HF's names and defaults.
+    """The architecture and the special tokens of a GPT-2 model, with HF's names and defaults.
 
-    Everything is checked on construction, so whoever holds a GPT2Config may rely on it: sizes
-    are ints in 1..2**20 (`n_layer` may be 0), `n_embd` is a multiple of `n_head` where there
-    are blocks, the activation is known and `layer_norm_epsilon` is finite and not negative.
+    The constructor checks every field: sizes are ints from 1 to 2**20 (`n_layer` may be 0),
+    `n_embd` is a multiple of `n_head` if there are blocks, the activation is known, and
+    `layer_norm_epsilon` is finite and not negative.
 
-    A token id that the vocabulary does not have can be neither generated nor fed, so it
-    becomes None (in a tuple of end tokens it is dropped). That is also how the default 50256
-    means "none" for smaller vocabularies.
+    A special token outside the vocabulary can be neither generated nor fed, so it becomes None
+    (in a tuple of EOS ids it is dropped). The default 50256 becomes None for smaller
+    vocabularies too.
 
-    Raises ConfigError naming the field, the value found and what was expected.
+    Raises ConfigError, naming the field, the value found and what was expected.
     """
 
     vocab_size: int = 50257
@@ -125,18 +125,18 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
-    reorder_and_upcast_attn: bool = False  # no difference where scores are float32 anyway
+    reorder_and_upcast_attn: bool = False  # no effect: scores are float32 anyway
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | tuple[int, ...] | None = 50256
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Check every field, and take integers of other types to int."""
+        """Check every field, and convert integers of other types to int."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             if name != "n_inner" or self.n_inner is not None:
-                lowest = 0 if name == "n_layer" else 1
-                self._set(name, _size(name, getattr(self, name), lowest))
+                minimum = 0 if name == "n_layer" else 1
+                self._set(name, _size(name, getattr(self, name), minimum))
         if self.n_layer > 0 and self.n_embd % self.n_head != 0:
             raise ConfigError(
                 f"n_embd must be a multiple of n_head, found n_embd {self.n_embd} "
@@ -161,7 +161,7 @@ class GPT2Config:
                 )
         self._set("bos_token_id", self._token("bos_token_id", self.bos_token_id))
         self._set("pad_token_id", self._token("pad_token_id", self.pad_token_id))
-        self._set("eos_token_id", self._end_tokens())
+        self._set("eos_token_id", self._eos_tokens())
 
     @property
     def inner(self) -> int:
@@ -170,13 +170,13 @@ class GPT2Config:
 
     @property
     def activation(self) -> str:
-        """The engine's name of the activation: gelu_tanh, gelu_erf, quick_gelu, relu, silu or
+        """The engine's name for the activation: gelu_tanh, gelu_erf, quick_gelu, relu, silu or
         tanh."""
         return ACTIVATIONS[self.activation_function]
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """All end tokens as a set, empty where there is none."""
+        """All EOS ids as a set, which may be empty."""
         if self.eos_token_id is None:
             return frozenset()
         if isinstance(self.eos_token_id, tuple):
@@ -185,7 +185,7 @@ class GPT2Config:
 
     @property
     def n_parameters(self) -> int:
-        """How many weights a model of this shape has; a tied head counts once."""
+        """The number of weights; a tied head adds none."""
         width, inner = self.n_embd, self.inner
         embeddings = (self.vocab_size + self.n_positions) * width
         attention = 4 * width * width + 4 * width
@@ -198,22 +198,23 @@ class GPT2Config:
     def from_json(cls, path: str | Path) -> GPT2Config:
         """Read a ``config.json``.
 
-        Raises CheckpointNotFoundError where there is none, else ConfigError naming the file.
+        Raises CheckpointNotFoundError if there is no such file, and ConfigError, naming the file,
+        if its contents are wrong.
         """
         path = Path(path)
         return cls.from_dict(read_json_object(path, limit=_MAX_FILE, error=ConfigError), str(path))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> GPT2Config:
-        """Make a configuration from HF's keys; absent ones take HF's defaults.
+        """Make a configuration from HF's keys; missing ones get HF's defaults.
 
-        A key that would make it another model raises ConfigError. Other keys that are not
-        known are logged as a warning, not refused: people keep notes in their configurations.
-        `where` begins every message.
+        A key that changes the architecture raises ConfigError. Unknown keys are ignored with a
+        warning in the log, because people keep notes in their configurations. Every message begins
+        with `where`.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: found {show(values)}, expected an object")
-        _refuse_other_models(values, where)
+        _check_architecture(values, where)
         names = {field.name for field in fields(cls)}
         found: dict[str, Any] = {}
         unknown: list[str] = []
@@ -222,15 +223,15 @@ class GPT2Config:
             if name in names:
                 if name in found and found[name] != value:
                     raise ConfigError(
-                        f"{where}: {name} is given twice, as {show(found[name])} and, "
-                        f"by its other name, as {show(value)}"
+                        f"{where}: {name} is given twice, under two names: as "
+                        f"{show(found[name])} and as {show(value)}"
                     )
                 found[name] = value
-            elif key not in _HARMLESS and key not in _ONLY:
+            elif key not in _HARMLESS and key not in _SUPPORTED:
                 unknown.append(str(key))
         if unknown:
             _log.warning("%s: unknown keys are ignored: %s", where, show_list(sorted(unknown)))
-        _take_n_ctx(values, found, where)
+        _read_n_ctx(values, found, where)
         try:
             config = cls(**found)
         except ConfigError as reason:
@@ -242,9 +243,10 @@ class GPT2Config:
 
     @classmethod
     def from_sizes(cls, where: str, **values: Any) -> GPT2Config:
-        """For checkpoints that tell little besides sizes; `where` begins every message.
+        """Make a configuration for a checkpoint that states little more than its sizes.
 
-        The end token is GPT-2's in GPT-2's vocabulary, and else there is none.
+        BOS and EOS default to GPT-2's if the vocabulary has GPT-2's size, and to None otherwise.
+        Every message begins with `where`.
         """
         if values.get("vocab_size") not in (GPT2_VOCABULARY, PADDED_VOCABULARY):
             values = {"bos_token_id": None, "eos_token_id": None, **values}
@@ -254,7 +256,7 @@ class GPT2Config:
             raise ConfigError(f"{where}: {reason}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """HF's config.json: every field, and what tells transformers which model it is."""
+        """Return HF's config.json: every field, and the keys that tell transformers the model."""
         values: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -262,7 +264,7 @@ class GPT2Config:
         return values
 
     def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # the one way to write to a frozen dataclass
+        object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
 
     def _token(self, name: str, value: object) -> int | None:
         if value is None:
@@ -272,7 +274,7 @@ class GPT2Config:
             raise ConfigError(f"{name} must be a token id or null, found {show(value)}")
         return token if 0 <= token < self.vocab_size else None
 
-    def _end_tokens(self) -> int | tuple[int, ...] | None:
+    def _eos_tokens(self) -> int | tuple[int, ...] | None:
         value: object = self.eos_token_id
         if not isinstance(value, list | tuple):
             return self._token("eos_token_id", value)
@@ -286,7 +288,7 @@ class GPT2Config:
 
 
 def _integer(value: object) -> int | None:
-    """The value as an int (NumPy's integers too), or None; a bool is not an integer."""
+    """Return an integer of any type, NumPy's too, as an int; None for other values and bools."""
     if isinstance(value, bool):
         return None
     try:
@@ -295,11 +297,11 @@ def _integer(value: object) -> int | None:
         return None
 
 
-def _size(name: str, value: object, lowest: int) -> int:
+def _size(name: str, value: object, minimum: int) -> int:
     size = _integer(value)
-    if size is None or not lowest <= size <= MAX_SIZE:
+    if size is None or not minimum <= size <= MAX_SIZE:
         raise ConfigError(
-            f"{name} must be an integer from {lowest} to {MAX_SIZE}, found {show(value)}"
+            f"{name} must be an integer from {minimum} to {MAX_SIZE}, found {show(value)}"
         )
     return size
 
@@ -315,23 +317,23 @@ def _epsilon(value: object) -> float:
     return float(value)
 
 
-def _refuse_other_models(values: Mapping[str, Any], where: str) -> None:
+def _check_architecture(values: Mapping[str, Any], where: str) -> None:
     if values.get("model_type", "gpt2") != "gpt2":
         raise ConfigError(f"{where}: model_type must be 'gpt2', found {show(values['model_type'])}")
-    for key, allowed in _ONLY.items():
+    for key, allowed in _SUPPORTED.items():
         value = values.get(key)
         if value is not None and value not in allowed:
             raise ConfigError(
-                f"{where}: {key} {show(value)} is not supported: it would be another model "
-                "than the GPT-2 that gpt2c computes"
+                f"{where}: {key} {show(value)} is not supported: it is not part of GPT-2's "
+                "architecture, the only one that gpt2c runs"
             )
 
 
-def _take_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) -> None:
-    """Old configurations say n_ctx for n_positions, or carry both.
+def _read_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) -> None:
+    """Read n_ctx, the old name of n_positions, into `found`.
 
-    Where both are there, n_positions wins: it gives wpe its shape, and transformers has not
-    read n_ctx for years, so it is the one that people forget to change.
+    If both are given, n_positions wins, because it is the length of wpe. transformers has not read
+    n_ctx for years, so people forget to change it.
     """
     n_ctx = values.get("n_ctx")
     if n_ctx is None:
@@ -340,7 +342,7 @@ def _take_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) ->
         found["n_positions"] = n_ctx
     elif found["n_positions"] != n_ctx:
         _log.warning(
-            "%s: n_positions %s is used and n_ctx %s ignored",
+            "%s: n_positions is %s, and n_ctx %s ignored",
             where,
             show(found["n_positions"]),
             show(n_ctx),
@@ -348,7 +350,7 @@ def _take_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) ->
 
 
 def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the tensors that `config` needs, in the model's order."""
+    """Return the names and shapes of a model's tensors, in the order of the forward pass."""
     width, inner = config.n_embd, config.inner
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),

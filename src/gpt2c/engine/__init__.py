@@ -1,1 +1,1 @@
-"""What runs a model: the compiled engine, NumPy's, and the choice between them."""
+"""The engines that run a model, compiled and NumPy's, and the choice between them."""

@@ -1,4 +1,4 @@
-"""Types of the compiled engine: gpt2c.engine.protocol says what Model, Sequence and Job do."""
+"""Types of the compiled engine. gpt2c.engine.protocol describes Model, Sequence and Job."""
 
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import Drafts, EngineJob, EngineSequence, Plan, Scores, Show
 
-ARITHMETIC: int
-MAX_THREADS: int
-STAGES: dict[str, int]
+NUMBERS: dict[str, int]
+ENUMS: dict[str, dict[str, int]]
+LAYOUTS: dict[str, np.dtype[np.void]]
 
 def instruction_sets() -> list[tuple[str, bool]]:
-    """Names of the compiled instruction sets, slowest first, each with whether it runs here."""
+    """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it)."""
 
 class Model:
     isa: str

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False
-"""The thin line between Python and the C engine: checks, typed memoryviews, no GIL.
+"""The compiled engine: Python's interface to the C core. It checks arguments and releases the GIL.
 
-Policy (options, batching, text) is Python's; arithmetic is C's. See ``_engine.pyi`` for types.
+Policy (options, batching, text) is Python's; arithmetic is C's. gpt2c.engine.protocol describes
+Model, Sequence and Job, and ``_engine.pyi`` has the types.
 """
 
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t, uint64_t
@@ -34,11 +35,7 @@ cdef extern from "Python.h":
 
 include "_traceback.pxi"
 
-
-ARITHMETIC = GPT2C_ARITHMETIC
-MAX_THREADS = GPT2C_MAX_THREADS
-
-# How long the engine runs before it lets Ctrl-C be noticed, in seconds.
+# Seconds that gpt2c_run takes before it returns, so that Python can handle Ctrl-C.
 cdef double SIGNAL_INTERVAL = 0.02
 
 cdef dict ACTIVATIONS = {
@@ -66,21 +63,21 @@ cdef dict FINISH_REASONS = {
 
 cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
 
-# Scales that are tried for a group of 4 bits: more than 16 gain less than a thousandth of the error.
+# Scales tried for each int4 group. More than 16 lower the error by less than a thousandth.
 cdef int N_CANDIDATES = 16
 
-# Tokens after which the weights are packed for drafts. For GPT-2 124M it takes as long as some six
-# tokens do.
+# The weights are packed for drafts once a job has this many new tokens. For GPT-2 124M packing
+# takes as long as about six tokens.
 cdef int DRAFT_AFTER = 8
 
-# The sampler's stages by the names of their options; tests compare them with gpt2c.SAMPLER_ORDER.
-STAGES = {
+# The sampler's stages by the names of their options.
+cdef dict STAGES = {
     gpt2c_stage_name(<gpt2c_stage_kind>kind).decode(): kind for kind in range(GPT2C_N_STAGES)
 }
 
 
 def instruction_sets():
-    """Names of the compiled instruction sets, slowest first, each with whether it runs here."""
+    """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it)."""
     names = []
     cdef int i = 0
     cdef const char *name = gpt2c_isa_compiled(0)
@@ -92,7 +89,7 @@ def instruction_sets():
 
 
 cdef tuple tensor_of(str name):
-    """The tensor that a name stands for, and its block."""
+    """Return a tensor's number in C and its layer, which is 0 for tensors outside the layers."""
     if not name.startswith("h."):
         return TENSORS[name], 0
     _, index, rest = name.split(".", 2)
@@ -100,15 +97,24 @@ cdef tuple tensor_of(str name):
 
 
 cdef int raise_status(gpt2c_status status, str what) except -1:
+    """Raise the exception for a status other than GPT2C_OK; `what` begins or ends its message."""
     if status == GPT2C_OK:
         return 0
     if status == GPT2C_NO_MEMORY:
         raise CacheMemoryError(f"not enough memory for {what}")
     if status == GPT2C_CONTEXT_FULL:
-        raise ContextError(f"{what}: more tokens than the context has positions")
+        raise ContextError(f"{what}: the context has too few positions")
     if status == GPT2C_UNSUPPORTED_CPU:
-        raise BackendError(f"{what}: this CPU cannot run the instruction set that was asked for")
-    raise OptionError(f"{what}: the engine refused the arguments")
+        raise BackendError(f"{what}: this CPU cannot run the chosen instruction set")
+    raise OptionError(f"{what}: the engine rejected the arguments")
+
+
+cdef object empty(shape, dtype, str what):
+    """Return np.empty(shape, dtype). Raise CacheMemoryError, naming `what`, if memory runs out."""
+    try:
+        return np.empty(shape, dtype=dtype)
+    except MemoryError as error:
+        raise CacheMemoryError(f"not enough memory for {what} ({error})") from None
 
 
 cdef class Model
@@ -118,13 +124,13 @@ include "_holding.pxi"
 
 
 cdef class Scratch:
-    """The buffers of one running call, and what it has learnt of drafts."""
+    """The buffers of one running call. Later calls reuse them and the drafter's measurements."""
 
     cdef gpt2c_scratch *pointer
     cdef gpt2c_drafter *drafter
-    cdef list sequences  # that the call has for itself
-    # Whose buffers the drafter has, where it is another than the call's. Weak, for who drops a model
-    # wants its memory back.
+    cdef list sequences  # claimed by the call
+    # The draft model whose buffers the drafter holds, or None. Weak reference, so dropping the
+    # draft model frees its memory.
     cdef object draft_model
 
     def __dealloc__(self):
@@ -132,43 +138,44 @@ cdef class Scratch:
         gpt2c_scratch_free(self.pointer)
 
     cdef gpt2c_drafter *set_drafts(self, Model model, drafts) except NULL:
-        """The drafter, set to what a call's drafts are made by."""
+        """Return the drafter, set up for a call's Drafts."""
         cdef Model other = drafts.model
-        cdef const gpt2c_model *by = model.draft if drafts.packing else NULL
+        cdef const gpt2c_model *draft = model.draft if drafts.packing else NULL
         if self.drafter == NULL:
             raise_status(gpt2c_drafter_create(&self.drafter), "drafts")
-        known = self.draft_model is not None
-        if known != (other is not None) or (known and self.draft_model() is not other):
-            # Another's memory may since be where the last one's was.
+        had_model = self.draft_model is not None
+        if had_model != (other is not None) or (had_model and self.draft_model() is not other):
+            # Another model: reset the drafter. C knows a model by its address, and a new model may
+            # have the address of a freed one.
             raise_status(gpt2c_drafter_set(self.drafter, NULL, 0, 0), "drafts")
             self.draft_model = None if other is None else weakref.ref(other)
         if other is not None:
-            by = other.pointer
+            draft = other.pointer
         sources = GPT2C_DRAFT_LOOKUP if drafts.lookup else 0
         raise_status(
-            gpt2c_drafter_set(self.drafter, by, sources, drafts.n_tokens), "the draft's buffers"
+            gpt2c_drafter_set(self.drafter, draft, sources, drafts.n_tokens), "the draft's buffers"
         )
         return self.drafter
 
 
 cdef class Model:
-    """A model's packed weights: immutable once loaded, shared by every call."""
+    """See EngineModel."""
 
     cdef object __weakref__
     cdef gpt2c_model *pointer
-    cdef gpt2c_model *draft  # its own matrices in 4 bits, made when drafts first need them
-    cdef bint has_no_room_for_draft
+    cdef gpt2c_model *draft  # the matrices packed in 4 bits for drafts, or NULL: made lazily
+    cdef bint has_no_room_for_draft  # packing them ran out of memory
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
     cdef bint closed
     cdef list free_scratches
-    cdef dict holders  # threads, and how many calls and blocks of `held` each is in
-    cdef Py_ssize_t n_forks  # when holders was last right
+    cdef dict holders  # thread -> the number of its running calls and `held` blocks
+    cdef Py_ssize_t n_forks  # len(forking_threads) when holders was last updated
 
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
         c.layer_dtype = DTYPES[dtype]
-        # 4 bits of them alone would cost as much perplexity as those of all the blocks.
+        # In int4 they alone would cost as much perplexity as the matrices of all layers.
         c.embedding_dtype = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
         c.bfloat16_cache = dtype != "float32"
         c.n_candidates = N_CANDIDATES
@@ -199,7 +206,7 @@ cdef class Model:
         gpt2c_model_free(self.pointer)
 
     def load(self, str name not None, const float[:, ::1] rows not None, size_t begin):
-        """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
+        """See EngineModel.load."""
         cdef int32_t layer
         cdef gpt2c_tensor tensor
         cdef gpt2c_status status
@@ -214,7 +221,7 @@ cdef class Model:
         raise_status(status, name)
 
     def read(self, str name not None, float[:, ::1] rows not None, size_t begin):
-        """Fills rows with those of a tensor from the begin-th on, as `load` was given them."""
+        """See EngineModel.read."""
         cdef int32_t layer
         cdef gpt2c_tensor tensor
         cdef gpt2c_status status
@@ -228,39 +235,40 @@ cdef class Model:
         raise_status(status, name)
 
     def packed(self, str name not None):
-        """uint8 [n]: the bytes of a matrix as it is packed, for who fills or saves the model.
-
-        Valid until the model is closed.
-        """
+        """See EngineModel.packed."""
         cdef int32_t layer
         cdef gpt2c_tensor tensor
         cdef size_t n_bytes = 0
         tensor, layer = tensor_of(name)
         self.check_open()
-        cdef unsigned char *place = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
-        if place == NULL:
-            raise OptionError(f"{name}: is not packed")
-        return np.asarray(<uint8_t[:n_bytes]>place)
+        cdef unsigned char *address = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
+        if address == NULL:
+            raise OptionError(f"{name}: the engine does not pack this tensor")
+        return np.asarray(<uint8_t[:n_bytes]>address)
 
     @property
     def n_bytes(self):
-        """Memory of the packed weights, and of those that drafts are made with."""
+        """See EngineModel.n_bytes."""
         if self.pointer == NULL:
             return 0
         return gpt2c_model_bytes(self.pointer) + self.draft_bytes
 
     @property
     def draft_bytes(self):
-        """Memory of the weights that drafts are made with; 0 before any were."""
+        """See EngineModel.draft_bytes."""
         return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
 
     cdef bint needs_draft(self, drafts) except -1:
+        """Whether to call make_draft. Drafts by lookup go on without it after memory ran out."""
         tries = not (self.has_no_room_for_draft and drafts.lookup)
         return self.draft == NULL and drafts.packing and tries
 
     cdef int make_draft(self, bint is_needed) except -1:
-        """Packs the matrices in 4 bits. To be called by a running call. Who only would like drafts
-        goes on without, where there is no memory for them."""
+        """Pack the matrices in 4 bits. The caller is a running call, which keeps the weights.
+
+        If memory runs out, it sets has_no_room_for_draft and, if is_needed, raises
+        CacheMemoryError.
+        """
         cdef gpt2c_model *draft = NULL
         cdef gpt2c_status status
         with nogil:
@@ -268,30 +276,30 @@ cdef class Model:
         if status != GPT2C_OK:
             self.has_no_room_for_draft = True
             if is_needed:
-                raise_status(status, "the weights that drafts are made with")
+                raise_status(status, "the weights packed for drafts")
             return 0
         if self.draft == NULL:
             self.draft = draft
-        else:  # another thread was sooner
+        else:  # another thread was faster
             gpt2c_model_free(draft)
         return 0
 
     def stream_rate(self):
-        """Bytes a second at which this model's threads read its weights and only add them."""
+        """See EngineModel.stream_rate."""
         cdef double rate
         with self.held(), nogil:
             rate = gpt2c_measure_stream(self.pointer)
         return rate
 
     def multiply_add_rate(self):
-        """Float operations a second that this model's threads do in registers (an FMA is two)."""
+        """See EngineModel.multiply_add_rate."""
         cdef double rate
         with self.held(), nogil:
             rate = gpt2c_measure_multiply_add(self.pointer)
         return rate
 
     def sequence(self):
-        """An empty sequence."""
+        """See EngineModel.sequence."""
         self.check_held_or_open()
         return Sequence(self)
 
@@ -299,32 +307,29 @@ cdef class Model:
         self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top=None, sequence=None,
         drafts=None,
     ):
-        """A text to be continued from ids by `run`; sequence, which it takes, has the first.
-
-        plan and drafts are of gpt2c.engine.protocol. With n_top its tokens are scored, with as many
-        alternatives.
-        """
+        """See EngineModel.job."""
         return Job(self, ids, max_new_tokens, plan, seed, sample, stop_ids, n_top, sequence, drafts)
 
     def score(
         self, list sequences not None, list ids not None, list targets not None, int n_top,
     ):
-        """Feeds each sequence its ids, and scores the last len(targets) tokens that follow them.
-
-        ids and targets are int32 arrays, those of a sequence at least as many ids as targets.
-        Returns what is said of all targets in order: arrays of SCORE_TYPE [n] and of TOP_TYPE
-        [n, n_top].
-        """
+        """See EngineModel.score."""
         if not len(sequences) == len(ids) == len(targets) > 0:
-            raise OptionError("score takes ids and targets for each of at least one sequence")
+            raise OptionError(
+                "score takes as many arrays of ids and of targets as sequences, and at least one; "
+                f"found {len(sequences)}, {len(ids)} and {len(targets)}"
+            )
         return Scoring(self, sequences, ids, targets, n_top).run()
 
     def top_log_probs(self, list sequences not None, list ids not None, int n_top):
         """See EngineModel.top_log_probs."""
         if not len(sequences) == len(ids) > 0:
-            raise OptionError("top_log_probs takes ids for each of at least one sequence")
-        # The alternatives of a score do not depend on its target, and its log-probability is NaN
-        # where any logit is.
+            raise OptionError(
+                "top_log_probs takes as many arrays of ids as sequences, and at least one; found "
+                f"{len(ids)} and {len(sequences)}"
+            )
+        # The alternatives of a score do not depend on its target, so any id will do. The target's
+        # log-probability is NaN if any logit is.
         targets = [np.zeros(1, dtype=np.int32)] * len(ids)
         scores, top = Scoring(self, sequences, ids, targets, n_top).run()
         top["log_prob"][np.isnan(scores["log_prob"])] = np.nan
@@ -338,17 +343,22 @@ cdef class Model:
         cdef Py_ssize_t n = len(sequences), done = 0
         cdef int32_t i, n_rows
         if not n == len(ids) > 0 or not all(map(len, ids)):
-            raise OptionError("log_probs takes ids for each of at least one sequence")
-        try:
-            rows = np.empty((n, self.n_vocab), dtype=np.float32)
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for {n} rows of logits ({error})") from None
+            raise OptionError(
+                "log_probs takes as many arrays of ids as sequences, at least one, and none may be "
+                f"empty; found {len(ids)} and {n}"
+            )
+        rows = empty((n, self.n_vocab), np.float32, f"{n} rows of logits")
         cdef float[:, ::1] view = rows
-        longer = [(each, part[:-1]) for each, part in zip(sequences, ids) if len(part) > 1]
+        # All but the last id of each sequence first: nobody needs their logits.
+        longer = [
+            (each, part[:len(part) - 1]) for each, part in zip(sequences, ids) if len(part) > 1
+        ]
         if longer:
             firsts = [part for _, part in longer]
             Scoring(self, [each for each, _ in longer], firsts, [NO_IDS] * len(longer), 0).run()
-        cdef const int32_t[::1] last = np.array([part[-1] for part in ids], dtype=np.int32)
+        cdef const int32_t[::1] last = np.array(
+            [part[len(part) - 1] for part in ids], dtype=np.int32
+        )
         cdef Scratch scratch = self.begin(sequences)
         try:
             while done < n:
@@ -379,11 +389,13 @@ cdef class Model:
         cdef Stages stages = Stages(plan.stages, self.n_vocab)
         result = np.array(logits, dtype=np.float32)
         if result.shape != (self.n_vocab,):
-            raise OptionError("apply_stages takes a logit for each id")
+            raise OptionError(
+                f"apply_stages takes {self.n_vocab} logits; found the shape {result.shape}"
+            )
         if ids.shape[0] == 0 or ids.shape[0] + new_ids.shape[0] > self.n_positions:
             raise OptionError(
-                f"apply_stages takes 1 to {self.n_positions} ids; found {ids.shape[0]} and "
-                f"{new_ids.shape[0]} new ones"
+                f"apply_stages takes 1 to {self.n_positions} ids, new ones included; found "
+                f"{ids.shape[0]} ids and {new_ids.shape[0]} new ones"
             )
         check_ids(ids, self.n_vocab)
         check_ids(new_ids, self.n_vocab)
@@ -393,7 +405,7 @@ cdef class Model:
         if job.n_tokens:
             job.tokens = <int32_t *>&new_ids[0]
         job.sampling.seed, job.sampling.sample = seed, sample
-        stages.give(&job)
+        stages.attach_to(&job)
         cdef float[::1] view = result
         cdef Scratch scratch = self.begin([])
         try:
@@ -405,12 +417,7 @@ cdef class Model:
         return result
 
     def forward(self, const int32_t[::1] ids not None, shown, logit_rows, show):
-        """Feeds a whole text, and shows it between the steps.
-
-        shown are (point, block) of BLOCK_POINTS and MODEL_POINTS, block 0 of the latter; show is of
-        engine_types.Show. float32 [n, n_vocab], the logits of the rows where logit_rows [n_ids] is
-        true.
-        """
+        """See EngineModel.forward."""
         return Probing(self, ids, shown, logit_rows, show).run()
 
     def run(self, list jobs not None, int max_steps):
@@ -423,10 +430,12 @@ cdef class Model:
         cdef bint running = True
         cdef gpt2c_drafter *drafter = NULL
         cdef Model other = None
+        cdef list sequences = []
         if None in jobs:
             raise OptionError("run takes jobs; found None")
         drafts = drafts_of(jobs)
-        sequences = sequences_of(jobs)
+        for job in jobs:
+            sequences.append(job.sequence)
         cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
         if pointers == NULL:
             raise CacheMemoryError("not enough memory to run the jobs")
@@ -464,14 +473,11 @@ cdef class Model:
                 other.let_go(thread)
 
     def held(self):
-        """Keeps the weights until the end of the block, even if the model is closed meanwhile.
-
-        What is held in a block of the same thread may be held again after that.
-        """
+        """See EngineModel.held."""
         return Held(self)
 
     cdef dict current_holders(self):
-        """The holders that are threads of this process, not of one that it was forked from."""
+        """Return `holders` without threads that a fork left in the parent process."""
         while self.n_forks < len(forking_threads):
             thread = forking_threads[self.n_forks]
             n = self.holders.get(thread)
@@ -499,20 +505,17 @@ cdef class Model:
         return 0
 
     def check_open(self):
-        """Raises ClosedError after close."""
+        """See EngineModel.check_open."""
         if self.closed:
             raise ClosedError("the model was closed")
 
     def close(self):
-        """Frees the weights once running calls are done."""
+        """See EngineModel.close."""
         self.closed = True
         self.free_if_idle()
 
     cdef Scratch begin(self, list sequences):
-        """Begin a call: register it, and give it buffers and the sequences to itself.
-
-        `end` undoes all of it.
-        """
+        """Begin a call: hold the weights, claim the sequences, return buffers. `end` undoes it."""
         if self.pointer == NULL:
             raise ClosedError("the model was closed")
         cdef Scratch scratch
@@ -522,7 +525,8 @@ cdef class Model:
         else:
             scratch = Scratch.__new__(Scratch)
             raise_status(
-                gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer), "scratch buffers"
+                gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer),
+                "scratch buffers",
             )
         scratch.sequences = []
         self.hold(get_ident())
@@ -563,7 +567,7 @@ cdef Model held_draft_model(Model model, thread):
 
 
 cdef object drafts_of(list jobs):
-    """What the jobs' drafts are, where they all have the same."""
+    """Return the Drafts object that all jobs share; None if they differ."""
     cdef Job job
     drafts = None
     for index, job in enumerate(jobs):
@@ -574,25 +578,17 @@ cdef object drafts_of(list jobs):
     return drafts
 
 
-cdef list sequences_of(list jobs):
-    cdef Job job
-    sequences = []
-    for job in jobs:
-        sequences.append(job.sequence)
-    return sequences
-
-
 cdef int check_ids(const int32_t[::1] ids, int n_vocab) except -1:
-    """Raise OptionError unless all ids are in the vocabulary: C uses them as places in tables."""
+    """Raise OptionError unless all ids are in the vocabulary: C uses them as indices unchecked."""
     cdef Py_ssize_t i
     for i in range(ids.shape[0]):
         if not 0 <= ids[i] < n_vocab:
-            raise OptionError(f"id {ids[i]} is not in the vocabulary")
+            raise OptionError(f"id {ids[i]} is not in the vocabulary of {n_vocab} tokens")
     return 0
 
 
 cdef bint is_under_way(list jobs, drafts) except -1:
-    """Whether a text is so long that packing the weights for drafts can still pay."""
+    """Whether packing the weights for drafts can pay off: a job has grown, or drafts are forced."""
     cdef Job job
     for job in jobs:
         if drafts.n_tokens or job.job.n_tokens >= DRAFT_AFTER:
@@ -601,12 +597,12 @@ cdef bint is_under_way(list jobs, drafts) except -1:
 
 
 cdef class Sequence:
-    """Tokens that were fed, as keys and values in pages of the cache."""
+    """See EngineSequence. The keys and values are in pages of the KV cache."""
 
     cdef gpt2c_sequence *pointer
     cdef readonly Model model
-    cdef object user  # the thread whose call has this sequence
-    cdef Py_ssize_t n_forks  # before that call
+    cdef object user  # the thread whose call has claimed this sequence, or None
+    cdef Py_ssize_t n_forks  # len(forking_threads) at that time
 
     def __cinit__(self, Model model not None):
         self.model = model
@@ -619,11 +615,11 @@ cdef class Sequence:
 
     @property
     def length(self):
-        """How many tokens were fed."""
+        """See EngineSequence.length."""
         return gpt2c_sequence_length(self.pointer)
 
     cdef int claim(self) except -1:
-        """Takes the sequence for a call of this thread; `release` gives it back."""
+        """Reserve the sequence for a call of this thread, until `release`."""
         if self.user is not None:
             if is_of_this_process(self.user, self.n_forks):
                 raise OptionError("this session is in use by another thread; copy() it first")
@@ -636,14 +632,13 @@ cdef class Sequence:
         return 0
 
     def feed(self, const int32_t[::1] ids not None, int n_logits):
-        """Feeds ids; float32 [n_logits, n_vocab] of the last n_logits (0, 1 or all) of them."""
+        """See EngineSequence.feed."""
         cdef Py_ssize_t n = ids.shape[0], done = 0, chunk
         if n == 0 or n_logits not in (0, 1, n):
-            raise OptionError(f"feed takes at least one token; found {n}")
-        try:
-            logits = np.empty((n_logits, self.model.n_vocab), dtype=np.float32)
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for {n_logits} rows of logits ({error})") from None
+            raise OptionError(
+                f"feed takes at least one token and n_logits 0, 1 or all; found {n} and {n_logits}"
+            )
+        logits = empty((n_logits, self.model.n_vocab), np.float32, f"{n_logits} rows of logits")
         cdef float[:, ::1] view = logits
         cdef gpt2c_feed feed
         cdef gpt2c_status status
@@ -678,7 +673,7 @@ cdef class Sequence:
         return logits
 
     def truncate(self, int length):
-        """Forgets all but the first length tokens."""
+        """See EngineSequence.truncate."""
         self.claim()
         try:
             raise_status(
@@ -688,7 +683,7 @@ cdef class Sequence:
             self.release()
 
     def copy(self):
-        """A sequence that shares this one's pages until either writes to them."""
+        """See EngineSequence.copy."""
         cdef Sequence other = Sequence(self.model)
         self.claim()
         try:
@@ -700,6 +695,7 @@ cdef class Sequence:
         return other
 
 
+include "_constants.pxi"
 include "_stages.pxi"
 include "_scoring.pxi"
 include "_probing.pxi"

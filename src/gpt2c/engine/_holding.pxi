@@ -1,9 +1,9 @@
-# Who holds a model's weights, also in a forked child and after an interrupt. Included by _engine.pyx.
+# Holds on a model's weights, which survive forks and interrupts. Included by _engine.pyx.
 
 cimport cython
 
-# For each fork between the process that imported this module and this one: the thread that forked,
-# the only one that went on in the child.
+# One entry for each fork between the process that imported this module and this one: the thread
+# that forked, the only one that exists in the child.
 cdef list forking_threads = []
 
 
@@ -16,7 +16,7 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef bint is_of_this_process(thread, Py_ssize_t n_forks) except -1:
-    """Whether a thread that ran after n_forks forks went through all later ones."""
+    """Whether a thread, seen after n_forks forks, is in this process: it did all later forks."""
     for i in range(n_forks, len(forking_threads)):
         if forking_threads[i] != thread:
             return False
@@ -25,27 +25,27 @@ cdef bint is_of_this_process(thread, Py_ssize_t n_forks) except -1:
 
 @cython.no_gc
 cdef class Held:
-    """A hold on a model's weights for a with block.
+    """A context manager that holds a model's weights.
 
-    Being dropped ends it too: an interrupt can come after `__enter__` and before the block.
+    Its deallocation ends the hold too: an interrupt can come after `__enter__`, before the block.
     """
 
     cdef Model model
-    cdef object thread  # in the block, the one that entered it
+    cdef object thread  # the thread that entered the block; None outside it
 
     def __cinit__(self, Model model not None):
         self.model = model
 
     def __enter__(self):
         if self.thread is not None:
-            raise RuntimeError("this hold is in use; take another with held()")
+            raise RuntimeError("this context manager is already entered; call held() again")
         self.model.check_held_or_open()
         self.thread = get_ident()
         self.model.hold(self.thread)
 
     def __exit__(self, kind, error, trace):
         self.end()
-        PyErr_CheckSignals()  # so that Ctrl-C comes from this call, not just after it
+        PyErr_CheckSignals()  # so that Ctrl-C is raised here, not just after the block
 
     def __dealloc__(self):
         self.end()

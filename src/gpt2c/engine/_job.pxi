@@ -1,7 +1,7 @@
-# A text being continued, for Model.run. Included by _engine.pyx.
+# The jobs of Model.run. Included by _engine.pyx.
 
 cdef class Job:
-    """One text being continued."""
+    """See EngineJob."""
 
     cdef gpt2c_job job
     cdef readonly Sequence sequence
@@ -21,11 +21,18 @@ cdef class Job:
     ):
         cdef int32_t room = model.n_positions - <int32_t>ids.shape[0] + 1
         if ids.shape[0] == 0 or room < 1 or max_new_tokens < 1:
-            raise OptionError(f"a job needs 1 to {model.n_positions} ids; found {ids.shape[0]}")
+            raise OptionError(
+                f"a job takes 1 to {model.n_positions} ids and at least 1 new token; found "
+                f"{ids.shape[0]} ids and max_new_tokens {max_new_tokens}"
+            )
         self.sequence = Sequence(model) if sequence is None else sequence
-        self.check_model(model)
+        if self.sequence.model is not model:
+            raise OptionError("the job's sequence belongs to another model")
         if self.sequence.length >= ids.shape[0]:
-            raise OptionError(f"a job's sequence has all of its {ids.shape[0]} ids already")
+            raise OptionError(
+                f"a job's sequence must hold fewer than the job's {ids.shape[0]} ids; found "
+                f"{self.sequence.length}"
+            )
         self.prompt = ids
         check_ids(ids, model.n_vocab)
         self.job.n_fed = <int32_t>self.sequence.length
@@ -39,79 +46,69 @@ cdef class Job:
         self.job.sampling.sample = sample
         self.job.sampling.draws = plan.draws
         self.stages = Stages(plan.stages, model.n_vocab)
-        self.stages.give(&self.job)
+        self.stages.attach_to(&self.job)
         self.job.n_stop_ids = <int32_t>stop_ids.shape[0]
         if self.job.n_stop_ids:
             self.job.stop_ids = &self.stop_ids[0]
         self.job.max_new_tokens = max_new_tokens
         self.job.tokens = &self.tokens[0]
         if n_top is not None:
-            self.take_scores(n_top)
+            self.score_array, self.top_array = empty_scores(self.tokens.shape[0], n_top)
+            self.job.scores = scores_at(self.score_array, self.top_array)
         if drafts is not None:
-            self.take_drafts(drafts)
+            self.set_drafts(drafts)
 
     def __dealloc__(self):
         gpt2c_lookup_free(self.job.lookup)
 
-    cdef int take_drafts(self, drafts) except -1:
+    cdef int set_drafts(self, drafts) except -1:
         cdef Model model = self.sequence.model
         raise_status(gpt2c_lookup_create(model.n_positions, &self.job.lookup), "drafts")
         self.drafts = drafts
         if drafts.model is not None:
             if drafts.model.n_vocab != model.n_vocab:
-                raise OptionError("a draft model's vocabulary has the same size")
+                raise OptionError(
+                    f"the draft model has {drafts.model.n_vocab} tokens and the model has "
+                    f"{model.n_vocab}: both need the same vocabulary"
+                )
             self.draft_sequence = Sequence(drafts.model)
             self.job.draft_sequence = self.draft_sequence.pointer
         return 0
 
-    cdef int take_scores(self, int n_top) except -1:
-        if not 0 <= n_top <= GPT2C_MAX_TOP:
-            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MAX_TOP}")
-        cdef unsigned char[::1] view
-        self.score_array = np.empty(self.tokens.shape[0], dtype=SCORE_TYPE)
-        self.top_array = np.empty((self.tokens.shape[0], n_top), dtype=TOP_TYPE)
-        view = self.score_array.view(np.uint8)
-        self.job.scores.scores = <gpt2c_token_score *>&view[0]
-        self.job.scores.n_top = n_top
-        if n_top:
-            view = self.top_array.reshape(-1).view(np.uint8)
-            self.job.scores.top = <gpt2c_alternative *>&view[0]
-        return 0
-
-    cdef int check_model(self, Model model) except -1:
-        if self.sequence.model is not model:
-            raise OptionError("this job belongs to another model")
-        return 0
-
     def prefill(self, int n):
-        """Feeds the prompt's first n ids, less than all, unless that was done."""
+        """See EngineJob.prefill."""
         if n > self.job.n_fed:
             if n >= self.job.n_prompt:
-                raise OptionError(f"prefill of {n} ids, and the prompt has {self.job.n_prompt}")
+                raise OptionError(
+                    f"prefill takes fewer ids than the prompt's {self.job.n_prompt}; found {n}"
+                )
             self.sequence.feed(self.prompt[self.job.n_fed:n], 0)
             self.job.n_fed = n
 
     def cancel(self):
-        """Makes a `run` of this job in another thread return soon."""
+        """See EngineJob.cancel."""
         self.cancelled = True
 
     def next_logits(self):
-        """Feeds what is next; float32 [n_vocab], the logits of the token to be chosen."""
+        """See EngineJob.next_logits."""
         self.prefill(self.job.n_prompt - 1)
         if self.job.n_fed < self.job.n_prompt:
             logits = self.sequence.feed(self.prompt[self.job.n_fed:], 1)
             self.job.n_fed = self.job.n_prompt
             return logits[0]
         if self.job.n_tokens == 0:
-            raise OptionError("next_logits: no token was chosen since the last ones")
+            raise OptionError("next_logits was called twice: call advance in between")
         return self.sequence.feed(self.tokens[self.job.n_tokens - 1:self.job.n_tokens], 1)[0]
 
     def advance(self, const float[::1] logits not None, const float[::1] own not None):
-        """Chooses the next token from logits [n_vocab]; `own` are the model's, for its score."""
+        """See EngineJob.advance."""
         cdef gpt2c_status status
         cdef Model model = self.sequence.model
         if not logits.shape[0] == own.shape[0] == model.n_vocab:
-            raise OptionError("advance takes a logit for each id")
+            raise OptionError(
+                f"advance takes {model.n_vocab} logits each; found {logits.shape[0]} and "
+                f"{own.shape[0]}"
+            )
         cdef Scratch scratch = model.begin([self.sequence])
         try:
             status = gpt2c_advance(
@@ -123,31 +120,31 @@ cdef class Job:
 
     @property
     def n_tokens(self):
-        """How many tokens were generated."""
+        """See EngineJob.n_tokens."""
         return self.job.n_tokens
 
     @property
     def draft_counts(self):
-        """Forward calls after the prompt's, tokens that were drafted for them, and accepted."""
+        """See EngineJob.draft_counts."""
         return self.job.n_passes, self.job.n_drafted, self.job.n_accepted
 
     @property
     def finish_reason(self):
-        """"length", "stop", "context", "nan", "nothing" to choose from, or None while it runs."""
+        """See EngineJob.finish_reason."""
         return FINISH_REASONS[<int>self.job.finish]
 
     @property
     def end_id(self):
-        """The token that ended the text, which is not one of new_ids; None where none did."""
+        """See EngineJob.end_id."""
         return self.job.end_id if self.job.finish == GPT2C_FINISHED_STOP else None
 
     def new_ids(self, int begin=0):
-        """The tokens generated, from the begin-th on."""
+        """See EngineJob.new_ids."""
         return [self.tokens[i] for i in range(begin, self.job.n_tokens)]
 
     def scores(self):
-        """Arrays of SCORE_TYPE [n] and TOP_TYPE [n, n_top] of the tokens generated."""
+        """See EngineJob.scores."""
         if self.score_array is None:
-            raise OptionError("this job was not asked for scores")
+            raise OptionError("this job has no scores: it was made without n_top")
         end = self.job.n_tokens
         return self.score_array[:end].copy(), self.top_array[:end].copy()

@@ -1,10 +1,10 @@
-# Looking at a forward call: one call of Model.forward. Included by _engine.pyx.
+# Model.forward, which shows activations to a callback. Included by _engine.pyx.
 
 cdef int on_point(
     void *context, gpt2c_point point, int32_t layer, float *rows, size_t stride, int32_t n_rows,
     int32_t width,
 ) noexcept with gil:
-    """Called by gpt2c_forward_probed; not 0 where Python raised."""
+    """Show rows [n_rows, width] to Python; called by gpt2c_forward_probed. Return 1 on an error."""
     cdef Probing probing = <Probing>context
     cdef float[::1] numbers
     try:
@@ -24,7 +24,7 @@ cdef int on_point(
 
 
 cdef object after_signals(error):
-    """What to raise for an error: a signal that came before it comes first, with it as context."""
+    """Return the exception of a pending signal, with `error` as its context, or else `error`."""
     try:
         PyErr_CheckSignals()
     except BaseException as interrupt:
@@ -33,7 +33,7 @@ cdef object after_signals(error):
 
 
 cdef int poll_signals(void *context) noexcept with gil:
-    """Called before each layer, which may take long; not 0 where Ctrl-C was pressed."""
+    """Called before each layer, which may take long; not 0 after Ctrl-C."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
@@ -63,22 +63,21 @@ cdef class Probing:
         self.points = points
         self.wants_logits = np.array(logit_rows, dtype=np.uint8)
         if not 0 < ids.shape[0] == self.wants_logits.shape[0] <= model.n_positions:
-            raise OptionError(f"forward takes 1 to {model.n_positions} ids")
+            raise OptionError(
+                f"forward takes 1 to {model.n_positions} ids and as many logit_rows; found "
+                f"{ids.shape[0]} and {self.wants_logits.shape[0]}"
+            )
 
     def run(self):
-        """The logits asked for."""
+        """Run the call and return the wanted logits."""
         cdef Model model = self.model
         cdef gpt2c_probe probe
         cdef gpt2c_status status
         cdef int32_t n = <int32_t>self.ids.shape[0]
         cdef gpt2c_scratch *scratch = NULL
         cdef float *out
-        try:
-            logits = np.empty(
-                (np.count_nonzero(self.wants_logits), model.n_vocab), dtype=np.float32
-            )
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for the logits ({error})") from None
+        n_rows = np.count_nonzero(self.wants_logits)
+        logits = empty((n_rows, model.n_vocab), np.float32, f"{n_rows} rows of logits")
         cdef float[::1] flat = logits.reshape(-1)
         out = &flat[0] if flat.shape[0] else NULL
         probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]
@@ -95,8 +94,8 @@ cdef class Probing:
         if status == GPT2C_STOPPED:
             raise self.error if self.error is not None else ForkError(
                 "this process was forked in the middle of a forward call, by an edit or a signal "
-                "handler, and the call's other threads are in the parent alone: leave the child "
-                "inside of the edit (os._exit), or fork before or after the call"
+                "handler, and the call's other threads exist only in the parent: end the child "
+                "inside the edit (os._exit), or fork before or after the call"
             )
-        raise_status(status, f"looking at {n} tokens")
+        raise_status(status, f"a forward call of {n} tokens")
         return logits

@@ -1,14 +1,34 @@
-# Scores of tokens: one call of Model.score. Included by _engine.pyx.
+# Model.score. Included by _engine.pyx.
+
+cdef tuple empty_scores(Py_ssize_t n, int n_top):
+    """Return arrays for the scores of n tokens, SCORE_TYPE [n] and TOP_TYPE [n, n_top]."""
+    if not 0 <= n_top <= GPT2C_MAX_TOP:
+        raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MAX_TOP}")
+    return empty(n, SCORE_TYPE, "the scores"), empty((n, n_top), TOP_TYPE, "the scores")
+
+
+cdef gpt2c_scores scores_at(scores, top):
+    """Return the addresses of two such arrays for C, NULL for an empty one."""
+    cdef unsigned char[::1] score_bytes = scores.view(np.uint8)
+    cdef unsigned char[::1] top_bytes = top.reshape(-1).view(np.uint8)
+    cdef gpt2c_scores out
+    out.n_top = top.shape[1]
+    out.scores = <gpt2c_token_score *>&score_bytes[0] if score_bytes.shape[0] else NULL
+    out.top = <gpt2c_alternative *>&top_bytes[0] if top_bytes.shape[0] else NULL
+    return out
+
 
 cdef class Scoring:
-    """One call of Model.score."""
+    """One call of Model.score: feeds up to GPT2C_MAX_ROWS ids at a time.
+
+    The first n_unscored ids of a sequence have no targets and are fed without scores.
+    """
 
     cdef Model model
     cdef list sequences
     cdef const int32_t[::1] ids, targets
-    cdef int32_t[::1] n_left, n_unscored  # of each sequence: ids to be fed, of which unscored
+    cdef int32_t[::1] n_left, n_unscored  # per sequence: ids to feed, and those without targets
     cdef object scores, top
-    cdef gpt2c_scores out
     cdef Py_ssize_t n_fed, n_scored
 
     def __cinit__(self, Model model, list sequences, list ids, list targets, int n_top):
@@ -20,31 +40,15 @@ cdef class Scoring:
         self.n_unscored = np.asarray(self.n_left) - n_scored
         for i in range(len(sequences)):
             if self.n_unscored[i] < 0 or self.n_left[i] < 1:
-                raise OptionError("score takes ids for every target")
-        for i in range(self.targets.shape[0]):
-            if not 0 <= self.targets[i] < model.n_vocab:
-                raise OptionError(f"target {self.targets[i]} is not in the vocabulary")
-        if not 0 <= n_top <= GPT2C_MAX_TOP:
-            raise OptionError(f"n_top is {n_top}; it must be from 0 to {GPT2C_MAX_TOP}")
-        try:
-            self.scores = np.empty(self.targets.shape[0], dtype=SCORE_TYPE)
-            self.top = np.empty((self.targets.shape[0], n_top), dtype=TOP_TYPE)
-        except MemoryError as error:
-            raise CacheMemoryError(f"not enough memory for the scores ({error})") from None
-        self.out.n_top = n_top
-
-    cdef gpt2c_scores rest(self):
-        """Where the next scores go."""
-        cdef unsigned char[::1] scores = self.scores[self.n_scored:].view(np.uint8)
-        cdef unsigned char[::1] top = self.top[self.n_scored:].reshape(-1).view(np.uint8)
-        cdef gpt2c_scores out
-        out.n_top = self.out.n_top
-        out.scores = <gpt2c_token_score *>&scores[0] if scores.shape[0] else NULL
-        out.top = <gpt2c_alternative *>&top[0] if top.shape[0] else NULL
-        return out
+                raise OptionError(
+                    f"score takes at least one id and at most as many targets as ids; sequence {i} "
+                    f"has {self.n_left[i]} ids and {n_scored[i]} targets"
+                )
+        check_ids(self.targets, model.n_vocab)
+        self.scores, self.top = empty_scores(self.targets.shape[0], n_top)
 
     cdef int32_t next_feeds(self, gpt2c_feed *feeds):
-        """The next GPT2C_MAX_ROWS ids at most; returns how many sequences they belong to."""
+        """Write feeds of up to GPT2C_MAX_ROWS ids in all; return the number of feeds."""
         cdef int32_t n_feeds = 0, room = GPT2C_MAX_ROWS, n
         cdef Py_ssize_t i
         cdef Sequence sequence
@@ -54,7 +58,7 @@ cdef class Scoring:
             if room == 0:
                 break
             sequence = self.sequences[i]
-            # A feed is scored as a whole or not at all.
+            # C scores all ids of a feed or none.
             n = self.n_unscored[i] if self.n_unscored[i] else self.n_left[i]
             n = min(n, room)
             feeds[n_feeds].sequence = sequence.pointer
@@ -68,26 +72,26 @@ cdef class Scoring:
             if self.n_unscored[i]:
                 self.n_unscored[i] -= n
             if self.n_left[i]:
-                break  # the rest of its ids comes first
+                break  # the next call goes on with this sequence
         return n_feeds
 
     def run(self):
-        """The scores, and the alternatives."""
+        """Run the call; return the scores and the alternatives."""
         cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
         cdef gpt2c_status status
         cdef gpt2c_scores out
-        cdef const int32_t *asked
+        cdef const int32_t *targets
         cdef int32_t n_feeds
         cdef Py_ssize_t i
         cdef Scratch scratch = self.model.begin(self.sequences)
         try:
             while self.n_fed < self.ids.shape[0]:
-                out = self.rest()
-                asked = &self.targets[self.n_scored] if out.scores != NULL else NULL
+                out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
+                targets = &self.targets[self.n_scored] if out.scores != NULL else NULL
                 n_feeds = self.next_feeds(feeds)
                 with nogil:
                     status = gpt2c_score(
-                        self.model.pointer, scratch.pointer, feeds, n_feeds, asked, &out
+                        self.model.pointer, scratch.pointer, feeds, n_feeds, targets, &out
                     )
                 raise_status(status, "scoring")
                 for i in range(n_feeds):

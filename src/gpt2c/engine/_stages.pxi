@@ -1,11 +1,11 @@
-# The stages of a plan, as C takes them. Included by _engine.pyx.
+# A Plan's sampler stages as C's structs. Included by _engine.pyx.
 
 cdef class Stages:
-    """Checked stages of one vocabulary."""
+    """An array of gpt2c_stage, checked against one vocabulary."""
 
     cdef gpt2c_stage *pointer
     cdef int32_t n
-    cdef list arrays  # what the stages point to
+    cdef list arrays  # keeps the arrays alive that the stages point to
 
     def __cinit__(self, stages, int n_vocab):
         cdef gpt2c_stage *stage
@@ -29,20 +29,23 @@ cdef class Stages:
                 check_ids(ids, n_vocab)
             stage.n_ids = <int32_t>ids.shape[0]
             if stage.kind == GPT2C_LOGIT_BIAS and values.shape[0] != ids.shape[0]:
-                raise OptionError("logit_bias needs a value for each id")
+                raise OptionError(
+                    f"logit_bias needs a value for each id; found {ids.shape[0]} ids and "
+                    f"{values.shape[0]} values"
+                )
             self.arrays.append((ids, values))
             if ids.shape[0]:
                 stage.ids = &ids[0]
             if values.shape[0]:
                 stage.values = &values[0]
             if stage.kind in (GPT2C_TOP_K, GPT2C_NO_REPEAT_NGRAM, GPT2C_DRY) and stage.count < 1:
-                raise OptionError(f"{given.name}: its count is {stage.count}")
+                raise OptionError(f"{given.name}: count is {stage.count}; it must be at least 1")
 
     def __dealloc__(self):
         free(self.pointer)
 
-    cdef int give(self, gpt2c_job *job) except -1:
-        """Set the stages of a job, and what they begin with."""
+    cdef int attach_to(self, gpt2c_job *job) except -1:
+        """Set a job's stages, and the initial state of mirostat."""
         cdef int32_t i
         job.sampling.stages, job.sampling.n_stages = self.pointer, self.n
         for i in range(self.n):
@@ -52,11 +55,14 @@ cdef class Stages:
 
 
 cdef int check_words(const int32_t[::1] packed, int n_vocab) except -1:
-    """Raise OptionError unless packed are words: each its length, and then its ids."""
+    """Raise OptionError unless `packed` is a series of words, each as its length and its ids."""
     cdef Py_ssize_t at = 0
     while at < packed.shape[0]:
         if packed[at] < 1 or packed[at] >= packed.shape[0] - at:
-            raise OptionError("bad_words: a word's length is wrong")
+            raise OptionError(
+                f"bad_words: found a word of length {packed[at]} and {packed.shape[0] - at - 1} "
+                "ids left"
+            )
         check_ids(packed[at + 1:at + 1 + packed[at]], n_vocab)
         at += 1 + packed[at]
     return 0

@@ -1,10 +1,10 @@
-# What Cython puts into the traceback of an exception that passes a function of _engine. Included first.
+# The traceback entries of _engine's functions. Included by _engine.pyx, first of all.
 #
-# Under the limited API Cython compiles and runs a line of Python code for each function that an
-# exception passes, for the sake of the frame that the code runs in, and drops what is raised
-# meanwhile. A signal's handler can run there, so that its KeyboardInterrupt would be lost; and an
-# exception without any traceback makes Cython's `except` crash. So all of these functions share one
-# frame, made here once: a traceback tells that the exception passed through gpt2c.engine._engine, not where.
+# Under the limited API, whenever an exception passes through a Cython function, Cython compiles and
+# runs a line of Python to get a frame for the traceback, and drops any exception that this line
+# raises. A signal handler can run there, and its KeyboardInterrupt would be lost. An exception
+# without any traceback would make Cython's `except` crash. So all functions share one frame, made
+# here once: a traceback shows that the exception passed through this module, but not at which line.
 
 cdef extern from *:
     """
@@ -37,7 +37,7 @@ cdef extern from *:
 
 
 cdef class TracebackCode:
-    """Stands in for the code object that Cython makes for a function and a line."""
+    """Replaces the code object that Cython makes for a function and a line."""
 
     def replace(self, **changes):
         return self

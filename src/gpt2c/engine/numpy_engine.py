@@ -1,7 +1,7 @@
-"""The engine's interface on the NumPy oracle: ``backend="numpy"``.
+"""The engine interface on the NumPy oracle: ``backend="numpy"``.
 
-It runs where the compiled engine cannot, with the same options and the same results up to
-rounding; see ``_engine.pyi`` for what each class and method is.
+It runs where the compiled engine cannot, with the same options, and with the same results up to
+rounding. gpt2c.engine.protocol describes its classes and methods.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from gpt2c.oracle.reference import Past, gpt2
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.oracle.scoring import log_probabilities, token_scores
 
-SCORE_ROWS = 48  # whose logits are held at a time
+SCORE_ROWS = 48  # rows of logits that `score` holds in memory at a time
 
 
 class _Weights(dict[str, NDArray[Any]]):
-    """Tensors by name; unlike a dict's, there can be weak references to them."""
+    """Tensors by name, in a dict that allows weak references."""
 
 
 class Model:
-    """A model's weights as NumPy arrays.
+    """See EngineModel. The weights are NumPy arrays.
 
-    They live as long as something refers to them: the model until it is closed, and whatever holds
-    them meanwhile. So there is nothing that an interrupt could leave undone, and no lock.
+    References keep the weights: the model's until `close`, and those of holds and running calls. So
+    there is no lock, and an interrupt can leave nothing undone.
     """
 
     isa = "numpy"
-    n_threads = 1  # of ours; what NumPy's BLAS runs on is its own affair
+    n_threads = 1  # besides the threads of NumPy's BLAS
 
     def __init__(self, config: GPT2Config, dtype: str = "float32") -> None:
-        """All weights zero until they are loaded."""
+        """Set all weights to zero; `load` fills them."""
         self.config = config
         self.dtype = dtype
         self.n_vocab = config.vocab_size
@@ -59,52 +59,52 @@ class Model:
         )
         self._own: _Weights | None = weights
         self._living = weakref.ref(weights)
-        self._threads = local()  # `held`: a weak reference to the outermost hold of a thread
+        self._threads = local()  # .held: a weak reference to the thread's outermost hold
 
     @property
     def weights(self) -> _Weights:
-        """Those of an open model, or of one that is held; raises ClosedError."""
+        """The weights. Raises ClosedError if the model is closed and nothing holds it."""
         weights = self._living()
         if weights is None:
             raise ClosedError("the model was closed")
         return weights
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
-        """Stores rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
+        """See EngineModel.load."""
         weight = self.weights[name]
         weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)] = rows
 
     def read(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
-        """Fills rows with those of a tensor from the begin-th on."""
+        """See EngineModel.read."""
         with self.held():
             weight = self.weights[name]
             rows[:] = weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)]
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the weights."""
+        """See EngineModel.n_bytes."""
         weights = self._living()
         return sum(weight.nbytes for weight in weights.values()) if weights is not None else 0
 
     @property
     def draft_bytes(self) -> int:
-        """None: there are no drafts on NumPy."""
+        """0: NumPy makes no drafts."""
         return 0
 
     def packed(self, name: str) -> NDArray[np.uint8]:
         """Raise OptionError: NumPy packs nothing."""
-        raise OptionError(f"{name}: is not packed")
+        raise OptionError(f"{name}: the engine does not pack this tensor")
 
     def stream_rate(self) -> float:
-        """Not a number: the machine's limits are measured by the compiled engine."""
+        """Return NaN: only the compiled engine measures the machine's limits."""
         return math.nan
 
     def multiply_add_rate(self) -> float:
-        """Not a number."""
+        """Return NaN."""
         return math.nan
 
     def sequence(self) -> Sequence:
-        """An empty sequence."""
+        """See EngineModel.sequence."""
         if self._outer_hold() is None:
             self.check_open()
         return Sequence(self)
@@ -121,10 +121,7 @@ class Model:
         sequence: EngineSequence | None = None,
         drafts: Drafts | None = None,
     ) -> Job:
-        """A text to be continued from ids by `run`; sequence, which it takes, has the first.
-
-        Drafts, which never show in a text, are none here.
-        """
+        """See EngineModel.job. Drafts are ignored: they never change a result."""
         sampler = Sampler(plan, seed, sample, len(ids))
         stops = frozenset(stop_ids.tolist())
         return Job(
@@ -141,7 +138,7 @@ class Model:
         """See EngineModel.run."""
         own = [job for job in jobs if isinstance(job, Job)]
         if len(own) != len(jobs):
-            raise OptionError("run takes jobs of this engine")
+            raise OptionError("run takes jobs of NumPy's engine alone")
         for _ in range(max_steps):
             for job in own:
                 job.step()
@@ -155,13 +152,13 @@ class Model:
         targets: list[NDArray[np.int32]],
         n_top: int,
     ) -> Scores:
-        """Feeds each sequence its ids, and scores the last len(targets) tokens that follow them."""
+        """See EngineModel.score."""
         parts = []
         for sequence, fed, asked in zip(sequences, ids, targets, strict=True):
             n_unscored = len(fed) - len(asked)
             if n_unscored:
                 sequence.feed(fed[:n_unscored], 0)
-            # In pieces: the logits of a whole text are not stored.
+            # In chunks, since the logits of all rows would take too much memory.
             for begin in range(0, len(asked), SCORE_ROWS):
                 rows = slice(begin, begin + SCORE_ROWS)
                 logits = sequence.feed(fed[n_unscored:][rows], len(asked[rows]))
@@ -213,17 +210,14 @@ class Model:
         logit_rows: NDArray[np.bool_],
         show: Show,
     ) -> NDArray[np.float32]:
-        """Feeds a whole text, and shows it between the steps; the logits that logit_rows asks for.
-
-        shown are (point, block) of BLOCK_POINTS and MODEL_POINTS, block 0 of the latter.
-        """
-        places = {_name(*place): place for place in shown}
+        """See EngineModel.forward."""
+        shown_names = {_oracle_name(point, block): (point, block) for point, block in shown}
         n = len(ids)
 
         def record(name: str, value: NDArray[Any]) -> None:
-            if name not in places:
+            if name not in shown_names:
                 return
-            point, block = places[name]
+            point, block = shown_names[name]
             if point in ("q", "k", "v"):
                 rows = value.swapaxes(0, 1).reshape(n, -1)  # [n, n_head * head_dim]
                 show(point, block, rows)
@@ -245,10 +239,7 @@ class Model:
         return logits[logit_rows].astype(np.float32)
 
     def held(self) -> _Held:
-        """Keeps the weights until the end of the block, even if the model is closed meanwhile.
-
-        What is held in a block of the same thread may be held again after that.
-        """
+        """See EngineModel.held."""
         outer = self._outer_hold()
         weights = self._own if outer is None else outer.weights
         if weights is None:
@@ -259,59 +250,64 @@ class Model:
         return hold
 
     def _outer_hold(self) -> _Held | None:
-        """The hold in whose block this thread is."""
+        """Return the hold of this thread's outermost `held` block, or None."""
         reference = getattr(self._threads, "held", None)
         hold = reference() if reference is not None else None
         return None if hold is None or hold.weights is None else hold
 
     def close(self) -> None:
-        """Frees the weights once running calls are done."""
+        """See EngineModel.close."""
         self._own = None
 
     def check_open(self) -> None:
-        """Raises ClosedError after close."""
+        """See EngineModel.check_open."""
         if self._own is None:
             raise ClosedError("the model was closed")
 
 
 class _Held:
-    """A hold on weights for a with block: what refers to it keeps them, and nothing else does."""
+    """A context manager that holds weights by its reference to them, until the block ends."""
 
     def __init__(self, weights: _Weights) -> None:
         self.weights: _Weights | None = weights
 
     def __enter__(self) -> None:
-        """Nothing more: an interrupt may come before or after."""
+        """Do nothing: the reference exists already, so an interrupt here does no harm."""
 
     def __exit__(self, *error: object) -> None:
         self.weights = None
 
 
-def _name(point: str, block: int) -> str:
-    """What gpt2c.oracle.reference calls a point."""
+def _oracle_name(point: str, block: int) -> str:
+    """Return gpt2c.oracle.reference's name for a point."""
     return point if point in MODEL_POINTS else f"h.{block}.{point}"
 
 
 class Sequence:
-    """Tokens that were fed, as keys and values."""
+    """See EngineSequence."""
 
     def __init__(self, model: Model) -> None:
-        """No tokens yet."""
+        """Make an empty sequence."""
         self.model = model
         self.length = 0
         self.past: Past = []
 
     def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
-        """Feeds ids; float32 [n_logits, n_vocab] of the last n_logits of them."""
+        """See EngineSequence.feed."""
         model = self.model
         n = len(ids)
         if n == 0:
             raise OptionError("feed takes at least one token; found 0")
         if self.length + n > model.n_positions:
-            raise ContextError(f"feeding {n} tokens after {self.length}: more than the context")
+            raise ContextError(
+                f"feeding {n} tokens after {self.length}: the context has {model.n_positions} "
+                "positions"
+            )
         if ids.min() < 0 or ids.max() >= model.n_vocab:
-            raise OptionError(f"token ids must be in 0..{model.n_vocab - 1}")
-        # A copy of the list: an interrupted call leaves the sequence as it was.
+            raise OptionError(
+                f"token ids must be from 0 to {model.n_vocab - 1}; found {ids.min()} to {ids.max()}"
+            )
+        # A copy of the list, so an interrupted call leaves the sequence as it was.
         past = list(self.past)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
@@ -323,14 +319,14 @@ class Sequence:
         return logits[n - n_logits :].astype(np.float32)
 
     def truncate(self, length: int) -> None:
-        """Forgets all but the first length tokens."""
+        """See EngineSequence.truncate."""
         if not 0 <= length <= self.length:
-            raise OptionError(f"truncating to {length} tokens: there are {self.length}")
+            raise OptionError(f"truncating to {length} tokens: the sequence has {self.length}")
         self.past = [(k[:, :length], v[:, :length]) for k, v in self.past] if length else []
         self.length = length
 
     def copy(self) -> Sequence:
-        """A sequence that shares this one's arrays, which are never written in place."""
+        """Return a copy. Both share the arrays, which are never written in place."""
         self.model.check_open()
         other = Sequence(self.model)
         other.length = self.length
@@ -339,7 +335,7 @@ class Sequence:
 
 
 class Job:
-    """One text being continued."""
+    """See EngineJob."""
 
     def __init__(
         self,
@@ -351,7 +347,7 @@ class Job:
         sequence: EngineSequence,
         n_positions: int,
     ) -> None:
-        """Nothing more is fed before the first step."""
+        """Make a job; `prefill` or the first `step` feeds the prompt."""
         self.sequence = sequence
         self._n_positions = n_positions
         self.finish_reason: str | None = None
@@ -367,37 +363,37 @@ class Job:
         self._ids: list[int] = []
 
     def cancel(self) -> None:
-        """Makes a `run` of this job in another thread return soon."""
+        """See EngineJob.cancel."""
         self.cancelled = True
 
     def prefill(self, n: int) -> None:
-        """Feeds the prompt's first n ids, less than all, unless that was done."""
+        """See EngineJob.prefill."""
         if (n_new := n - self.sequence.length) > 0:
             self.sequence.feed(self._next[:n_new], 0)
             self._next = self._next[n_new:]
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens were generated."""
+        """See EngineJob.n_tokens."""
         return len(self._ids)
 
     @property
     def draft_counts(self) -> tuple[int, int, int]:
-        """A forward call for each token, and no drafts."""
+        """One forward call for each token, and no drafts."""
         return len(self._ids), 0, 0
 
     def new_ids(self, begin: int = 0) -> list[int]:
-        """The tokens generated, from the begin-th on."""
+        """See EngineJob.new_ids."""
         return self._ids[begin:]
 
     def scores(self) -> Scores:
-        """What the model says of the tokens generated."""
+        """See EngineJob.scores."""
         none = token_scores(np.empty((0, 1)), np.empty(0, dtype=int), self._n_top or 0)
         scores, top = zip(none, *self._scores, strict=True)
         return np.concatenate(scores), np.concatenate(top)
 
     def step(self) -> None:
-        """Feeds what is next and chooses one token."""
+        """Feed the prompt or the last token, and choose the next one."""
         logits = self.next_logits()
         if np.isnan(logits).any():
             self.finish_reason = "nan"
@@ -405,12 +401,12 @@ class Job:
             self.advance(logits, logits)
 
     def next_logits(self) -> NDArray[np.float32]:
-        """Feeds what is next; [n_vocab], the logits of the token to be chosen."""
+        """See EngineJob.next_logits."""
         logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
         return logits
 
     def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
-        """Chooses the next token from logits [n_vocab]; `own` are the model's, for its score."""
+        """See EngineJob.advance."""
         token = self._sampler.choose(logits, [*self._prompt, *self._ids])
         if token is None:
             self.finish_reason = "nothing"

@@ -1,7 +1,7 @@
-"""What an engine is: the Protocols that both engines meet, and the plain types that they share.
+"""The engine interface: Protocols that both engines implement, and the plain types they share.
 
-The compiled engine (``_engine``) and NumPy's (``numpy_engine``) are interchangeable to all callers,
-which know these types alone. Constants that C has too are compared with C's by a test.
+Callers use these types alone, so the compiled engine (``_engine``) and NumPy's (``numpy_engine``)
+are interchangeable. tests/test_shared_constants.py compares the constants with C's.
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_ROWS: Final = 256  # tokens that one forward call takes, of all its sequences together
+PAGE_POSITIONS: Final = 64  # positions in a page of the KV cache
+MOST_LOGPROBS: Final = 128  # alternatives of a score
+
 NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
 
-# What an engine says of a token, and of the likeliest ids in its place; gpt2c.h has the same.
+# The score of a token, and one of the likeliest ids in its place. gpt2c.h has the same structs.
 SCORE_TYPE: Final = np.dtype(
     [("log_prob", np.float32), ("entropy", np.float32), ("rank", np.int32)]
 )
 TOP_TYPE: Final = np.dtype([("log_prob", np.float32), ("id", np.int32)])
 Scores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void]]  # [n], [n, n_top]
 
-# Where a forward call can be looked at, in gpt2c.h's order: in each block, and in the model.
+# The points of a forward call where activations can be captured or edited, in gpt2c.h's order: in
+# each block, and outside the blocks.
 BLOCK_POINTS: Final = (
     "resid_pre", "ln_1", "q", "k", "v", "scores", "probs", "attn_out", "resid_mid", "ln_2",
     "mlp_pre", "mlp_act", "mlp_out", "resid_post",
 )  # fmt: skip
 MODEL_POINTS: Final = ("embed", "ln_f", "logits")
-# Gets a point, its block (0 for those of the model), and its rows, which it may change in place:
-# [n, width]; of scores and probs [n_head * n, n]; of logits those that were asked for.
+# A callback that takes a point, its block (0 outside the blocks) and its rows, which it may edit in
+# place: scores and probs are [n_head * n, n], logits are the wanted rows, others are [n, width].
 Show: TypeAlias = Callable[[str, int, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One change of the logits; what the numbers mean is the stage's own affair."""
+    """One sampler stage, which changes the logits. gpt2c.h says what its numbers mean."""
 
     name: str
     value: float = 0.0
@@ -50,30 +55,30 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Drafts:
-    """What guesses a text's next tokens: see gpt2c.generate.drafting."""
+    """How speculative decoding drafts tokens: see gpt2c.generate.drafting."""
 
-    lookup: bool = False  # what followed the last tokens before
-    packing: bool = False  # the model's own weights in 4 bits
-    model: EngineModel | None = None  # a draft model, of the same vocabulary
-    n_tokens: int = 0  # so many at a time; 0: as many as pay
+    lookup: bool = False  # with what followed an earlier occurrence of the last tokens
+    packing: bool = False  # with the model's own weights in 4 bits
+    model: EngineModel | None = None  # with a draft model, which has the same vocabulary
+    n_tokens: int = 0  # tokens drafted at a time; 0: as many as pay off
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The stages that every choice of a text goes through, and whether it is then drawn."""
+    """The sampler stages of a sequence, and whether a token is then drawn or the argmax taken."""
 
     stages: tuple[Stage, ...] = ()
     draws: bool = False
 
     def after(self, n_new: int) -> Plan:
-        """The plan of what is left of a text when n_new of its tokens are there."""
-        return self._with_fewest(lambda fewest: max(fewest - n_new, 0))
+        """Return the plan for the rest of a sequence that already has n_new new tokens."""
+        return self._change_min(lambda count: max(count - n_new, 0))
 
-    def with_fewest(self, n_new: int) -> Plan:
-        """The same plan with a min of n_new new tokens, if it has the stage for that."""
-        return self._with_fewest(lambda _: n_new)
+    def with_min_new_tokens(self, n_new: int) -> Plan:
+        """Return the plan with n_new as the count of its min_new_tokens stage, if it has one."""
+        return self._change_min(lambda _: n_new)
 
-    def _with_fewest(self, change: Callable[[int], int]) -> Plan:
+    def _change_min(self, change: Callable[[int], int]) -> Plan:
         if not any(stage.name == "min_new_tokens" for stage in self.stages):
             return self
         stages = (
@@ -84,7 +89,7 @@ class Plan:
 
 
 def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
-    """The words of a "bad_words" stage."""
+    """Return the words of a "bad_words" stage, which packs each as its length and its ids."""
     words, at = [], 0
     while at < len(packed):
         words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
@@ -92,23 +97,20 @@ def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
     return words
 
 
-MOST_LOGPROBS: Final = 128
-
-
 class EngineSequence(Protocol):
-    """Tokens that were fed, and their keys and values.
+    """Fed tokens, and their keys and values in the KV cache.
 
-    One call uses a sequence at a time; a second one raises OptionError.
+    Only one call may use a sequence at a time; a second one raises OptionError.
     """
 
     @property
     def length(self) -> int:
-        """The number of tokens that were fed."""
+        """The number of fed tokens."""
 
     def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
-        """Feed ids int32 [n]; return float32 [n_logits, n_vocab], the logits after the last ones.
+        """Feed ids int32 [n]; return the logits after the last n_logits (0, 1 or n) of them.
 
-        n_logits is 0, 1 or n. An error leaves the sequence as it was.
+        The logits are float32 [n_logits, n_vocab]. An error leaves the sequence as it was.
         Raises OptionError, ContextError, CacheMemoryError or ClosedError.
         """
 
@@ -116,7 +118,7 @@ class EngineSequence(Protocol):
         """Forget all but the first `length` tokens. Raises OptionError if there are fewer."""
 
     def copy(self) -> EngineSequence:
-        """Return a sequence of the same tokens; pages are shared until one of the two writes."""
+        """Return a copy. Both share the cache's pages until one of them writes to a page."""
 
 
 class EngineJob(Protocol):
@@ -124,7 +126,7 @@ class EngineJob(Protocol):
 
     @property
     def sequence(self) -> EngineSequence:
-        """What was fed so far."""
+        """The sequence of the tokens that were fed so far."""
 
     @property
     def n_tokens(self) -> int:
@@ -132,40 +134,40 @@ class EngineJob(Protocol):
 
     @property
     def draft_counts(self) -> tuple[int, int, int]:
-        """Forward calls after the prompt's, drafted tokens, and how many of them were accepted."""
+        """The numbers of forward calls after the prompt's, drafted tokens and accepted ones."""
 
     @property
     def finish_reason(self) -> str | None:
-        """ "length", "stop", "context", "nan", "nothing" (no id is left), or None: it goes on."""
+        """ "length", "stop", "context", "nan", "nothing" (no id is left), or None while it runs."""
 
     @property
     def end_id(self) -> int | None:
-        """The token that ended the sequence, which is not among new_ids; None without one."""
+        """The EOS or other stop id that ended the sequence, or None; new_ids does not have it."""
 
     def cancel(self) -> None:
         """Make a `run` of this job in another thread return soon."""
 
     def prefill(self, n: int) -> None:
-        """Feed the prompt's first n ids, fewer than all, unless that was done."""
+        """Feed the prompt's first n ids, fewer than all, as far as they are not fed yet."""
 
     def new_ids(self, begin: int = 0) -> list[int]:
-        """Return the new tokens without the first `begin`."""
+        """Return the new tokens, beginning at index `begin`."""
 
     def scores(self) -> Scores:
         """Return the scores of the new tokens. Raises OptionError for a job without n_top."""
 
     def next_logits(self) -> NDArray[np.float32]:
-        """Feed what is next; return float32 [n_vocab], the logits of the token to choose."""
+        """Feed the rest of the prompt, or the last token; return the next token's logits."""
 
     def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
-        """Choose the next token from logits [n_vocab]; `own` are the model's, for its score."""
+        """Choose the next token from logits [n_vocab]; score it by `own`, the model's logits."""
 
 
 @runtime_checkable
 class EngineModel(Protocol):
     """A model's weights on an engine: immutable once loaded, shared by every call.
 
-    Every call raises ClosedError after `close`, but in a block of `held`.
+    After `close` every call raises ClosedError, except inside a `held` block.
     """
 
     @property
@@ -186,33 +188,33 @@ class EngineModel(Protocol):
 
     @property
     def n_threads(self) -> int:
-        """The most threads that one call runs on."""
+        """The maximum number of threads of one call."""
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the weights, those of drafts included."""
+        """Bytes of memory that the weights take, those packed for drafts included."""
 
     @property
     def draft_bytes(self) -> int:
-        """Memory of the weights that drafts are made with; 0 before any were."""
+        """Bytes of memory that the weights packed for drafts take; 0 until drafts need them."""
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """Store rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
 
     def read(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
-        """Fill rows with those of a tensor that begin at `begin`."""
+        """Copy rows [begin, begin + len(rows)) of a tensor into `rows`, dequantised to float32."""
 
     def packed(self, name: str) -> NDArray[np.uint8]:
-        """Return the bytes of a matrix as the engine has packed them, valid until `close`.
+        """Return a view of the packed bytes of a matrix, valid until `close`.
 
-        Raises OptionError where the tensor is not packed.
+        A loader may write to it. Raises OptionError if the engine does not pack the tensor.
         """
 
     def stream_rate(self) -> float:
-        """Measure the bytes a second at which this model's threads read its weights."""
+        """Measure the bytes per second at which this model's threads read its weights."""
 
     def multiply_add_rate(self) -> float:
-        """Measure the float operations a second of this model's threads (an FMA is two)."""
+        """Measure the float operations per second of this model's threads (an FMA is two)."""
 
     def sequence(self) -> EngineSequence:
         """Return an empty sequence."""
@@ -231,12 +233,16 @@ class EngineModel(Protocol):
     ) -> EngineJob:
         """Return a job that continues ids int32 [n].
 
-        The job takes over `sequence`, which holds the first of ids. With n_top new tokens are
-        scored, each with n_top alternatives. Raises OptionError for what cannot be run.
+        The job takes over `sequence`, which already holds the first of these ids, fewer than all.
+        With n_top, each new token gets a score and n_top alternatives. Raises OptionError for
+        invalid arguments.
         """
 
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
-        """Advance the jobs together, until one of them ends or each has max_steps more tokens."""
+        """Advance the jobs together, one token or more a step, for up to max_steps steps.
+
+        It returns early when a job finishes or is cancelled.
+        """
 
     def score(
         self,
@@ -245,27 +251,27 @@ class EngineModel(Protocol):
         targets: list[NDArray[np.int32]],
         n_top: int,
     ) -> Scores:
-        """Feed each sequence its ids, and score the last len(targets) tokens that follow them.
+        """Feed each sequence its ids, and score its targets, the tokens that follow its last ids.
 
-        ids and targets are int32 [n_i] and [m_i], m_i <= n_i. The scores are those of all targets
-        in order.
+        ids are int32 [n] and targets int32 [m], m <= n: target j follows id n - m + j. Returns the
+        scores of all targets in order.
         """
 
     def top_log_probs(
         self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_top: int
     ) -> NDArray[np.void]:
-        """Feed each sequence its ids; return TOP_TYPE [n, n_top], the likeliest ids that follow.
+        """Feed each sequence its ids; return the likeliest next tokens, TOP_TYPE [n, n_top].
 
-        The likeliest comes first, and the lower id of ties. Past the vocabulary's end the id is
-        -1. Where a logit is NaN, all log-probabilities of the row are.
+        The likeliest comes first, of ties the lower id. If n_top exceeds the vocabulary, the last
+        entries have the id -1. If any logit is NaN, all log-probabilities of its row are.
         """
 
     def log_probs(
         self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]]
     ) -> NDArray[np.float32]:
-        """Feed each sequence its ids; return float32 [n, n_vocab], log-probabilities that follow.
+        """Feed each sequence its ids; return the next token's log-probabilities, [n, n_vocab].
 
-        They have the bits of `score` and `top_log_probs`.
+        They are float32, with the same bits as those of `score` and `top_log_probs`.
         """
 
     def apply_stages(
@@ -277,9 +283,9 @@ class EngineModel(Protocol):
         seed: int = 0,
         sample: int = 0,
     ) -> NDArray[np.float32]:
-        """Return logits [n_vocab] after the plan's stages, -infinity for removed ids.
+        """Apply the plan's stages to logits [n_vocab]; return them, -infinity for removed ids.
 
-        ids and new_ids, int32 [n] each, are the prompt and the new tokens that precede the choice.
+        ids and new_ids, int32, are the prompt and the new tokens so far.
         """
 
     def forward(
@@ -291,8 +297,8 @@ class EngineModel(Protocol):
     ) -> NDArray[np.float32]:
         """Feed a whole sequence, and call `show` at each (point, block) of `shown`.
 
-        The block is 0 for the points of the model. Returns the logits float32 [n, n_vocab] of the
-        rows where logit_rows [n_ids] is true.
+        The block is 0 for points outside the blocks. Returns the logits of the rows where
+        logit_rows [n_ids] is true, float32 [n, n_vocab].
         """
 
     def held(self) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Which engine runs a model: the compiled one, or NumPy; and on which instruction set."""
+"""Choose the engine that runs a model, compiled or NumPy's, and its instruction set."""
 
 from __future__ import annotations
 
@@ -19,43 +19,47 @@ QUANTIZED = ("int8", "int4")
 def new_model(
     config: GPT2Config, packing: str | None, dtype: str, backend: str, n_threads: int
 ) -> EngineModel:
-    """Return an engine's model whose weights are not loaded yet.
+    """Return a model on the chosen engine. Its weights are not loaded yet.
 
-    packing is what the checkpoint was quantised to, "int8" or "int4", or None.
-    Raises OptionError, and BackendError where the backend cannot run.
+    packing is the quantised dtype of the checkpoint, "int8" or "int4", or None.
+    Raises OptionError for wrong options, and BackendError if the backend cannot run.
     """
     choice("backend", backend, BACKENDS)
     choice("dtype", dtype, DTYPES)
     if backend == "auto":
         named = os.environ.get("GPT2C_BACKEND") or "auto"
         backend = choice("GPT2C_BACKEND", named, BACKENDS)
-    if dtype == "auto":
-        dtype, may_widen = packing or "float32", True
-    else:
-        may_widen = False
+    may_dequantise = dtype == "auto"
+    if may_dequantise:
+        dtype = packing or "float32"
     if dtype == "float64" and backend == "c":
-        raise OptionError("dtype is 'float64', which runs on backend='numpy' alone")
-    if may_widen and backend == "numpy":
+        raise OptionError("dtype is 'float64', which only backend='numpy' supports")
+    if may_dequantise and backend == "numpy":
         dtype = "float32"
     if dtype in QUANTIZED and backend == "numpy":
-        raise OptionError(f"dtype is {dtype!r}, which runs on the compiled engine alone")
+        raise OptionError(f"dtype is {dtype!r}, which only the compiled engine supports")
     if dtype != "float64" and backend != "numpy":
-        engine = compiled_engine(required=backend == "c" or (dtype in QUANTIZED and not may_widen))
+        engine = compiled_engine(
+            required=backend == "c" or (dtype in QUANTIZED and not may_dequantise)
+        )
         if engine is not None:
             return engine(config, n_threads, dtype)
-    from gpt2c.engine import numpy_engine  # here because its import is a tenth of ours
+    from gpt2c.engine import numpy_engine  # lazily: a tenth of gpt2c's import time
 
     return numpy_engine.Model(config, "float32" if dtype in QUANTIZED else dtype)
 
 
 def compiled_engine(required: bool) -> Callable[[GPT2Config, int, str], EngineModel] | None:
-    """What makes a model on the compiled engine; None, with a warning, where it cannot run."""
+    """Return a function that makes models on the compiled engine.
+
+    If the engine cannot run, raise BackendError if it is required, or else warn and return None.
+    """
     try:
         isa = choose_isa()
     except BackendError as error:
         if required:
             raise
-        warn(f"{error}; running on NumPy, far slower", FallbackWarning)
+        warn(f"{error}; running on NumPy, which is far slower", FallbackWarning)
         return None
     from gpt2c.engine._engine import Model
 
@@ -63,31 +67,31 @@ def compiled_engine(required: bool) -> Callable[[GPT2Config, int, str], EngineMo
 
 
 def instruction_sets() -> list[tuple[str, bool]]:
-    """Names of the compiled instruction sets, slowest first, each with whether it runs here.
+    """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it).
 
-    Raises BackendError where the compiled engine is not installed.
+    Raises BackendError if the compiled engine is not installed.
     """
     try:
         from gpt2c.engine import _engine
     except ImportError as error:
         raise BackendError(
             f"gpt2c's compiled engine is not installed ({error}). "
-            f"With a C compiler at hand, reinstall it from a clone: {REINSTALL}"
+            f"If you have a C compiler, reinstall gpt2c from a clone: {REINSTALL}"
         ) from None
     return _engine.instruction_sets()
 
 
 def choose_isa() -> str:
-    """The fastest instruction set that runs here, or the one that GPT2C_ISA names.
+    """Return the fastest instruction set that this CPU can run, or the one that GPT2C_ISA names.
 
-    Raises OptionError where GPT2C_ISA names none, BackendError where none runs.
+    Raises OptionError if GPT2C_ISA names none of them, and BackendError if the CPU can run none.
     """
     sets = dict(instruction_sets())
     supported = [name for name, runs in sets.items() if runs]
     forced = os.environ.get("GPT2C_ISA")
     if forced:
         if forced not in supported:
-            why = "this CPU cannot run it" if forced in sets else "there is no such name"
+            why = "this CPU cannot run it" if forced in sets else "this name is unknown"
             raise OptionError(
                 f"GPT2C_ISA is {forced!r}: {why}; here it may be {', '.join(supported) or 'none'}"
             )

@@ -1,4 +1,4 @@
-"""How many threads to use: what this process may, not what the machine has."""
+"""The number of threads to use: what this process may use, not what the machine has."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError
 
 MAX_THREADS: Final = 256
-# OpenMP's list has a number for each level of nested parallelism; we have one level.
+# OpenMP's list has a number for each level of nested parallelism; gpt2c has one level.
 _OPENMP_LIST: Final = re.compile(r"\s*\+?\d{1,18}\s*(,\s*\+?\d{1,18}\s*)*", re.ASCII)
 
 
 def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
-    """The number of threads and why.
+    """Return the number of threads, and the reason for it.
 
-    The requested number, else the environment's GPT2C_THREADS, else its OMP_NUM_THREADS (the first
-    number of a list; ignored if OpenMP would ignore it), else the least of: the CPUs that this
-    process may run on, its control group's quota (rounded down, but at least 1), and the physical
-    cores among those CPUs. Two threads on one core share its arithmetic units, and a thread beyond
-    the quota makes all of them wait.
+    It is the requested number; or else GPT2C_THREADS from the environment; or else OMP_NUM_THREADS
+    (the first number of a list; ignored if OpenMP would ignore it); or else the minimum of the CPUs
+    that this process may run on, the physical cores among them, and the quota of its control group
+    (rounded down, but at least 1). Two threads on one core would share its arithmetic units, and a
+    thread beyond the quota would make all threads wait.
 
-    Raises OptionError or OptionTypeError where what is asked for is not from 1 to 256.
+    Raises OptionError or OptionTypeError if a number is not from 1 to 256.
     """
     if requested is not None:
         return integer("threads", requested, 1, MAX_THREADS), "asked for by threads="
@@ -47,7 +47,7 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
 
 
 def _openmp_threads() -> int | None:
-    """The number in OMP_NUM_THREADS; None if OpenMP would ignore its value."""
+    """Return the first number in OMP_NUM_THREADS; None if OpenMP would ignore its value."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     if not _OPENMP_LIST.fullmatch(named):
         return None
@@ -62,7 +62,7 @@ def _allowed_cpus() -> set[int]:
 
 
 def _physical_cores(cpus: set[int], root: Path) -> int | None:
-    """Cores among these CPUs; None where the system does not tell."""
+    """Return the number of cores among these CPUs; None if the system does not report cores."""
     cores = set()
     for cpu in cpus:
         file = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
@@ -74,13 +74,13 @@ def _physical_cores(cpus: set[int], root: Path) -> int | None:
 
 
 def _quota(root: Path) -> float | None:
-    """CPUs that the control group, or one that it is in, allows; None where none does."""
+    """Return the minimum quota, in CPUs, of the control group and its parents, or None."""
     quotas = [*_quotas_v2(root), *_quotas_v1(root)]
     return min(quotas, default=None)
 
 
 def _groups(root: Path, controller: str) -> list[str]:
-    """This process's group in a hierarchy, "" being version 2's, and all that it is in."""
+    """Return this process's control group and its parents; the controller "" is version 2."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -91,7 +91,7 @@ def _groups(root: Path, controller: str) -> list[str]:
 
 
 def _quotas_v2(root: Path) -> list[float]:
-    """cpu.max is "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
+    """Read cpu.max: "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
     quotas = []
     for group in _groups(root, ""):
         quota, _, period = _read(root / "sys/fs/cgroup" / group / "cpu.max").partition(" ")
@@ -100,7 +100,7 @@ def _quotas_v2(root: Path) -> list[float]:
 
 
 def _quotas_v1(root: Path) -> list[float]:
-    """cpu.cfs_quota_us is -1 where there is no quota."""
+    """Read cpu.cfs_quota_us, which is -1 without a quota, and cpu.cfs_period_us."""
     quotas = []
     for mount in ("cpu", "cpu,cpuacct"):
         for group in _groups(root, "cpu"):

@@ -135,7 +135,7 @@ class Completer:
         plan = options.plan
         max_new, min_new = options.lengths.new_tokens(len(ids), options.max_new_tokens)
         if options.lengths.has_minimum:
-            plan = plan.with_fewest(min_new)
+            plan = plan.with_min_new_tokens(min_new)
         for sample in range(options.n_requests):
             yield Request(
                 index=index,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpt2c.checks.option_hints import hint
 from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.protocol import MOST_LOGPROBS, Plan, Scores
+from gpt2c.engine.protocol import MAX_ROWS, MOST_LOGPROBS, Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import BeamOptions, check_beams
 from gpt2c.generate.generation_config import Lengths
@@ -247,7 +247,7 @@ def check_options(
         draft=options["draft"],
         num_assistant_tokens=options["num_assistant_tokens"],
         num_return_sequences=_optional(options.get("num_return_sequences"), _n_sequences),
-        batch_size=integer("batch_size", options["batch_size"], 1, 256),
+        batch_size=integer("batch_size", options["batch_size"], 1, MAX_ROWS),
         progress=flag("progress", options["progress"]),
         logprobs=_optional(options.get("logprobs"), _n_logprobs),
         echo=flag("echo", options["echo"]),

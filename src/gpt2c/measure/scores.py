@@ -12,14 +12,19 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, EngineModel, Scores
+from gpt2c.engine.protocol import (
+    MAX_ROWS,
+    PAGE_POSITIONS,
+    SCORE_TYPE,
+    TOP_TYPE,
+    EngineModel,
+    Scores,
+)
 from gpt2c.errors import NumericalError
 
-# Limits of a group of windows that runs in one call of the engine. 32 pages of the KV cache, which
-# have 64 positions each, take 150 MB for GPT-2 124M.
-_MAX_ROWS: Final = 256
+# Limit of a group of windows that runs in one call of the engine, besides MAX_ROWS. 32 pages of the
+# KV cache take 150 MB for GPT-2 124M.
 _MAX_PAGES: Final = 32
-_PAGE: Final = 64
 # Limit of queued texts: a text without a token to score adds no rows, so it fills no group.
 _MAX_QUEUED: Final = 10_000
 
@@ -149,8 +154,8 @@ class _Scorer:
         if len(self._queue) > _MAX_QUEUED:
             self.run()
         for window in windows:
-            n_rows, n_pages = len(window.fed), -(-len(window.fed) // _PAGE)
-            if self._n_rows + n_rows > _MAX_ROWS or self._n_pages + n_pages > _MAX_PAGES:
+            n_rows, n_pages = len(window.fed), -(-len(window.fed) // PAGE_POSITIONS)
+            if self._n_rows + n_rows > MAX_ROWS or self._n_pages + n_pages > _MAX_PAGES:
                 self.run()
             self._group.append((text, window))
             self._n_rows += n_rows

@@ -21,7 +21,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import MOST_LOGPROBS, NO_IDS, EngineModel, EngineSequence, Scores
+from gpt2c.engine.protocol import (
+    MAX_ROWS,
+    MOST_LOGPROBS,
+    NO_IDS,
+    EngineModel,
+    EngineSequence,
+    Scores,
+)
 from gpt2c.schedule.batching import (
     MIN_SHARED_PREFIX,
     Batch,
@@ -36,8 +43,6 @@ from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, b
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
-# The max number of beams in a step. It bounds the memory of rows of n_vocab log-probabilities.
-_MAX_ROWS: Final = 256
 # Stages that ban the same ids in every beam.
 _BANS: Final = ("suppress_tokens", "min_new_tokens")
 
@@ -275,8 +280,11 @@ class SearchBatch(Batch[list[Result]]):
     """A batch of beam searches: each step is one call of the engine for all of their beams."""
 
     def __init__(self, engine: EngineModel, size: int, plan: BeamPlan) -> None:
-        """Make an empty batch of at most `size` searches and _MAX_ROWS beams."""
-        super().__init__(engine, max(1, min(size, _MAX_ROWS // plan.n_beams)))
+        """Make an empty batch of at most `size` searches and MAX_ROWS beams.
+
+        That bounds the memory of rows of n_vocab log-probabilities.
+        """
+        super().__init__(engine, max(1, min(size, MAX_ROWS // plan.n_beams)))
         self._plan = plan
 
     def _immediate_result(self, request: Request) -> list[Result] | None:

@@ -1,4 +1,4 @@
-"""Filling an engine with a checkpoint's weights, and reading them back."""
+"""Load a checkpoint's weights into an engine, and read them back."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
 
-# Tensors are read and packed this many bytes of float32 at a time: a half of it left the threads
-# waiting for each other, twice it left the cores' own caches (0.10 s for 124M; 0.12 and 0.11).
+# Bytes of float32 that a thread reads and packs at a time. GPT-2 124M then loads in 0.10 s. Half as
+# many took 0.12 s, as the threads waited for each other, and twice as many, which do not fit the
+# caches of one core, 0.11 s.
 CHUNK_BYTES = 2 << 20
-MOST_LOADERS = 8  # threads, each with a piece in its hands
+MAX_LOADERS = 8  # threads; each holds a piece in memory
 
 
 def load_engine(
     checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int, bar: LoadingBar | None = None
 ) -> EngineModel:
-    """A loaded model on the backend that was asked for; bar is told how far loading is.
+    """Return a loaded model on the chosen backend; `bar` shows the progress.
 
-    backend is "c", "numpy" or "auto": the compiled engine where it runs, else NumPy with a
-    FallbackWarning. Under "auto" the environment's GPT2C_BACKEND is asked first; GPT2C_ISA forces
-    an instruction set. dtype is "float32", on the compiled engine "int8" or "int4", on NumPy
-    "float64", or "auto": what a quantised file has, which NumPy widens, and else float32.
+    backend is "c", "numpy" or "auto": the one that GPT2C_BACKEND in the environment names, or else
+    the compiled engine, or NumPy with a FallbackWarning if that cannot run. GPT2C_ISA forces an
+    instruction set. dtype is "float32"; "int8" or "int4" on the compiled engine; "float64" on
+    NumPy; or "auto": the dtype of a quantised file, which NumPy dequantises, or else float32.
 
-    Raises OptionError for other values and BackendError where the backend cannot run.
+    Raises OptionError for other values, and BackendError if the backend cannot run.
     """
     try:
         model = new_model(checkpoint.config, checkpoint.packing, dtype, backend, n_threads)
@@ -55,12 +56,12 @@ def load_engine(
 def fill(
     model: EngineModel, checkpoint: Checkpoint, n_threads: int, bar: LoadingBar | None = None
 ) -> None:
-    """Reads the checkpoint's tensors, piece by piece, into the engine's memory.
+    """Load the checkpoint's tensors into the engine, piece by piece, on up to n_threads threads.
 
-    On up to n_threads: most of the time goes into the kernel's clearing of fresh memory, which the
-    first touch of each page asks for.
+    Most of the time goes into page faults: the operating system clears each page of memory at its
+    first use, and it can do that on several threads.
 
-    Raises CheckpointError where the weights of a file are not all finite.
+    Raises CheckpointError if a file has a weight that is not finite.
     """
     pieces = list(_pieces(checkpoint, model.dtype))
 
@@ -72,38 +73,40 @@ def fill(
             source.read_panels(begin, panels)
             return _float_bytes(source, begin, end)
         rows = source.read(begin, end)
-        # Whoever gives arrays knows what is in them; but what is no number cannot be quantised.
+        # Arrays in memory may have NaN if the caller wants it, but NaN cannot be quantised.
         if checkpoint.files or model.dtype in QUANTIZED:
             check_finite(rows, name, begin, checkpoint.where)
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
         return rows.nbytes
 
-    Loaders(load, pieces).run(min(n_threads, MOST_LOADERS), bar)
+    Loaders(load, pieces).run(min(n_threads, MAX_LOADERS), bar)
 
 
 class Loaders:
-    """Threads that load pieces, the calling one among them.
+    """Load pieces on several threads, the calling one included.
 
-    None of them ever waits for another, so that all end whenever Ctrl-C comes. With an executor of
-    concurrent.futures an interrupt at the wrong moment leaves a thread that waits for ever, and in
-    Thread.start it can turn into a RuntimeError; so threads are started and awaited in C.
+    The threads share a queue of pieces and never wait for each other, so all of them end soon after
+    Ctrl-C. With an executor of concurrent.futures, an interrupt at the wrong moment can leave a
+    thread waiting for ever, and Thread.start can turn it into a RuntimeError. So C code starts the
+    threads (`_thread`) and waits for them (`SimpleQueue`).
     """
 
     def __init__(self, load: Callable[[_Piece], int], pieces: list[_Piece]) -> None:
-        """load gives the number of bytes."""
+        """Prepare to call `load`, which returns the number of bytes, for each piece."""
         self._load = load
         self._left = deque(enumerate(pieces))
-        self._sizes: deque[int] = deque()
+        self._sizes: deque[int] = deque()  # of loaded pieces that the bar has not counted yet
         self._errors: list[tuple[int, BaseException]] = []
         self._ends: SimpleQueue[None] = SimpleQueue()
 
     def run(self, n_threads: int, bar: LoadingBar | None) -> None:
-        """Loads all; raises the error of the first piece that has one."""
+        """Load all pieces. If any fail, raise the error of the first one."""
         n_helpers = min(n_threads, len(self._left)) - 1
-        helpers: list[int] = []  # which are there
+        helpers: list[int] = []  # the threads that were started
         try:
-            with suppress(_thread.error):  # the system gives no more
-                helpers.extend(map(_thread.start_new_thread, repeat(self._help), [()] * n_helpers))
+            with suppress(_thread.error):  # the system allows no more threads
+                arguments = repeat(self._work_in_thread), [()] * n_helpers
+                helpers.extend(map(_thread.start_new_thread, *arguments))
             self._work(bar)
         finally:
             self._left.clear()
@@ -111,10 +114,10 @@ class Loaders:
                 self._ends.get()
         if self._errors:
             raise min(self._errors, key=lambda error: error[0])[1]
-        self._tell(bar)
+        self._advance(bar)
 
-    def _help(self) -> None:
-        with suppress(BaseException):  # which are among the errors
+    def _work_in_thread(self) -> None:
+        with suppress(BaseException):  # _work has recorded it
             self._work(None)
         self._ends.put(None)
 
@@ -122,7 +125,7 @@ class Loaders:
         while self._left:
             try:
                 index, piece = self._left.popleft()
-            except IndexError:  # another thread was sooner
+            except IndexError:  # another thread took the last piece
                 return
             try:
                 self._sizes.append(self._load(piece))
@@ -131,21 +134,21 @@ class Loaders:
                 self._left.clear()
                 if not isinstance(error, Exception):
                     raise
-            self._tell(bar)
+            self._advance(bar)
 
-    def _tell(self, bar: LoadingBar | None) -> None:
+    def _advance(self, bar: LoadingBar | None) -> None:
         while bar is not None and self._sizes:
             bar.add(self._sizes.popleft())
 
 
 def _float_bytes(source: PackedSource, begin: int, end: int) -> int:
-    """What panels would be in float32, which is what progress is counted in."""
+    """Return the size of panels in float32, the unit of the progress bar."""
     return 4 * (end - begin) * PANEL * source.packed_shape[1] * GROUP
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedTensor:
-    """A TensorSource over a model's weights, as they were loaded."""
+    """A TensorSource that reads a tensor of a loaded model."""
 
     model: EngineModel
     name: str
@@ -164,7 +167,7 @@ class LoadedTensor:
 
 @dataclass(frozen=True, eq=False)
 class LoadedMatrix(LoadedTensor):
-    """A PackedSource over a quantised matrix of a model."""
+    """A PackedSource that reads a quantised matrix of a loaded model."""
 
     packed_shape: tuple[int, int, int] = (0, 0, 0)
 
@@ -176,7 +179,7 @@ class LoadedMatrix(LoadedTensor):
 
 
 def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
-    """A checkpoint over a model's weights, packed as they are."""
+    """Return a checkpoint that reads a loaded model's weights, with the model's packing."""
     tensors: dict[str, TensorSource] = {}
     packing = model.dtype if model.dtype in QUANTIZED else None
     for name, shape in tensor_shapes(config).items():
@@ -195,7 +198,7 @@ def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np
         name = "wte.weight"
     if not isinstance(name, str) or name not in tensors:
         raise OptionError(
-            f"weight: {show(name)} is no tensor of this model; they are "
+            f"weight: this model has no tensor {show(name)}; its tensors are "
             f"{show_list(list(tensors))}{similar(str(name)[:99], tensors)}"
         )
     source = tensors[name]
@@ -204,7 +207,7 @@ def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is loaded at a time: rows [begin, end) of a tensor, or panels where it is packed."""
+    """A part of a tensor that is loaded at once: rows [begin, end), or panels if it is packed."""
 
     name: str
     begin: int
@@ -213,15 +216,16 @@ class _Piece:
 
 
 def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
-    """Rows are whole groups where they are quantised; a vector is one piece."""
+    """Split the tensors into pieces: whole groups of rows to quantise; a vector is one piece."""
     unit = GROUP if dtype in QUANTIZED else 1
     for name, source in checkpoint.tensors.items():
         n_rows = source.shape[0]
         width = source.shape[1] if len(source.shape) == 2 else 1
         step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width * unit)) * unit
-        is_packed = checkpoint.packing == dtype and isinstance(source, PackedSource)
-        if is_packed:
-            n_rows, n_groups, n_bytes = source.packed_shape  # type: ignore[attr-defined]
+        is_packed = False
+        if checkpoint.packing == dtype and isinstance(source, PackedSource):
+            is_packed = True
+            n_rows, n_groups, n_bytes = source.packed_shape
             step = max(1, CHUNK_BYTES // (n_groups * n_bytes))
         for begin in range(0, n_rows, step):
             yield _Piece(name, begin, min(begin + step, n_rows), is_packed)

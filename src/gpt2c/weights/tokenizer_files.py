@@ -43,16 +43,16 @@ _HUGGING_FACE_FILES: Final = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-_MEND_FILE: Final = "mend the file, or name another tokenizer with tokenizer="
-_GET_PACKAGE: Final = "put the vocabulary's vocab.json and merges.txt beside the weights"
+_REPAIR_ADVICE: Final = "repair the file, or name another tokenizer with tokenizer="
+_PACKAGE_ADVICE: Final = "put the vocabulary's vocab.json and merges.txt beside the weights"
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     """Return the tokenizer in a checkpoint's file or beside it; None means GPT-2's own.
 
-    The first file that can be read is used; tokenizer.json comes first, as in transformers. If none
-    can be read, or there is none and the model's vocabulary is not of GPT-2's size, it returns a
-    MissingTokenizer that says why.
+    It comes from the first readable file; tokenizer.json is tried first, as in transformers. If all
+    files are unreadable, or there are none and the model's vocabulary does not have GPT-2's size,
+    the result is a MissingTokenizer that says why.
     """
     n_vocab = checkpoint.config.vocab_size
     if isinstance(checkpoint.vocabulary, BytePairs):
@@ -84,14 +84,14 @@ _Candidate = tuple[str, Callable[[], Tokenizer]]
 
 
 def _candidates(checkpoint: Checkpoint, folder: Path) -> Iterator[_Candidate]:
-    """Yield the files that may be a checkpoint's tokenizer, the first to try first."""
+    """Yield the files that may hold a checkpoint's tokenizer, in the order to try them."""
     yield from candidates_in(folder)
     for path in _meta_of_dataset(checkpoint, folder):
         yield str(path), partial(read_meta, path)
 
 
 def candidates_in(folder: Path) -> Iterator[_Candidate]:
-    """Yield the tokenizers in a folder, the first to try first.
+    """Yield the tokenizers in a folder, in the order to try them.
 
     A dangling link counts: it is a broken tokenizer, not a missing one.
     """
@@ -133,7 +133,7 @@ def _first_usable(
 ) -> Tokenizer | MissingTokenizer | None:
     """Return the first tokenizer that can be read and fits the model; None without candidates."""
     problems: list[str] = []
-    advice = _MEND_FILE
+    advice = _REPAIR_ADVICE
     for path, read in candidates:
         try:
             tokenizer = check_size(read(), n_vocab)
@@ -141,7 +141,7 @@ def _first_usable(
             problems.append(str(reason))
         except MissingDependencyError as reason:
             problems.append(str(reason))
-            advice = _GET_PACKAGE
+            advice = _PACKAGE_ADVICE
         else:
             for problem in problems:
                 _log.warning("%s; the tokenizer is %s", problem, path)
