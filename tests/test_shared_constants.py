@@ -34,7 +34,7 @@ NUMBERS = {
     "max_threads": threads.MAX_THREADS,
     "max_rows": protocol.MAX_ROWS,
     "max_top": protocol.MOST_LOGPROBS,
-    "max_drafts": drafting.MOST_DRAFTED,
+    "max_drafts": drafting._MAX_DRAFTED,
     "page_positions": protocol.PAGE_POSITIONS,
     "group": quantized.GROUP,
     "panel": quantized.PANEL,
