@@ -64,7 +64,7 @@ def load(name: str | None = None) -> Model:
 
 
 def embed(ids: list[int], w: Weights, n_past: int = 0) -> Array:
-    """Return a vector for each token: what it is plus where it stands."""
+    """Return a vector for each token: its embedding plus that of its position."""
     positions = np.arange(n_past, n_past + len(ids))  # [n_seq]
     return w["wte.weight"][ids] + w["wpe.weight"][positions]  # [n_seq, n_embd]
 
@@ -84,7 +84,7 @@ def layer_norm(x: Array, w: Weights, name: str) -> Array:
 
 
 def wrong_norm(x: Array, w: Weights, name: str) -> Array:
-    """Normalise across the tokens. One axis is different, and the model is broken."""
+    """Normalise across the tokens. Only the axis is wrong, but it breaks the model."""
     return normalise(x, axis=0) * w[name + ".weight"] + w[name + ".bias"]  # [n_seq, n_embd]
 
 
@@ -108,7 +108,7 @@ def split_heads(x: Array, n_head: int) -> Array:
 
 
 def attention_probs(q: Array, k: Array) -> Array:
-    """Return how much each query looks at each key; the future gets 0."""
+    """Return how much each query looks at each key; later keys get 0."""
     n_seq, n_total = q.shape[1], k.shape[1]
     scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[2])  # [n_head, n_seq, n_total]
     mask = np.tri(n_seq, n_total, n_total - n_seq, dtype=bool)  # [n_seq, n_total], True: visible
@@ -138,7 +138,7 @@ def gelu(x: Array) -> Array:
 
 
 def mlp(x: Array, w: Weights, name: str) -> Array:
-    """Let each token think about what it has read, on its own."""
+    """Transform the vector of each token on its own."""
     hidden = gelu(linear(x, w, name + ".c_fc"))  # [n_seq, 4 * n_embd]
     return linear(hidden, w, name + ".c_proj")  # [n_seq, n_embd]
 
@@ -154,7 +154,7 @@ def transformer_block(
     norm: Norm = layer_norm,
     cache: Cache | None = None,
 ) -> Array:
-    """Add to the stream what attention and the MLP make of it."""
+    """Add attention's output to the stream, then the MLP's."""
     x = x + attention(norm(x, w, name + ".ln_1"), w, name + ".attn", n_head, cache)
     return x + mlp(norm(x, w, name + ".ln_2"), w, name + ".mlp")  # [n_seq, n_embd]
 
@@ -180,7 +180,7 @@ def gpt2(
     n_past: int = 0,
     cache: Cache | None = None,
 ) -> Array:
-    """Return logits [n_seq, n_vocab]: row i rates every candidate to follow token i."""
+    """Return logits [n_seq, n_vocab]: row i says how well each token fits after token i."""
     x = embed(ids, w, n_past)  # [n_seq, n_embd]
     for block in range(count_blocks(w)):
         x = transformer_block(x, w, f"h.{block}", n_head, norm, cache)  # [n_seq, n_embd]
@@ -193,7 +193,7 @@ def gpt2(
 def generate(
     ids: list[int], w: Weights, n_head: int, n_new: int, norm: Norm = layer_norm
 ) -> list[int]:
-    """Return the n_new tokens that follow ids, each the likeliest."""
+    """Return n_new tokens that follow ids; each is the most likely one."""
     tokens = list(ids)
     for _ in range(n_new):
         logits = gpt2(tokens, w, n_head, norm)  # [n_seq, n_vocab]
@@ -221,11 +221,11 @@ def continuation(
 
 
 def sampler(temperature: float, top_k: int, seed: int) -> Callable[[Array], int]:
-    """Return a function that draws one of the top_k likeliest ids."""
+    """Return a function that draws one of the top_k most likely ids."""
     generator = random.Random(seed)
 
     def choose(logits: Array) -> int:  # [n_vocab]
-        kept = np.argsort(-logits, kind="stable")[:top_k]  # [top_k] ids, the likeliest first
+        kept = np.argsort(-logits, kind="stable")[:top_k]  # [top_k] ids, the most likely first
         return generator.choices(kept, softmax(logits[kept] / temperature))[0]
 
     return choose
@@ -249,8 +249,8 @@ def visible(model: Model, ids: Any) -> list[str]:
     return [model.tokenizer.decode([int(id)]).replace(" ", "·") for id in ids]
 
 
-def likeliest(model: Model, logits: Array, n: int) -> list[str]:
-    """Return the n likeliest tokens of logits [n_vocab], each with its probability."""
+def most_likely(model: Model, logits: Array, n: int) -> list[str]:
+    """Return the n most likely tokens of logits [n_vocab], each with its probability."""
     probs = softmax(logits)  # [n_vocab]
     best = np.argsort(-probs, kind="stable")[:n]
     return [f"{token} {p:.2f}" for token, p in zip(visible(model, best), probs[best], strict=True)]
@@ -433,13 +433,11 @@ def show_mlp(model: Model, ids: list[int], out: Path) -> None:
 
 def show_residual(model: Model, ids: list[int], out: Path) -> None:
     """Part 5."""
-    length = np.linalg.norm
-    rows = [(name, length(added[-1]), length(x[-1])) for name, added, x in layers(model, ids)]
-    table(
-        ["length, of ·king", "added", "stream"], *([row[0], *numbers(row[1:], 1)] for row in rows)
-    )
+    norm = np.linalg.norm
+    rows = [(name, norm(added[-1]), norm(x[-1])) for name, added, x in layers(model, ids)]
+    table(["norm, of ·king", "added", "stream"], *([row[0], *numbers(row[1:], 1)] for row in rows))
     names, added, after = zip(*rows, strict=True)
-    with picture(out / "residual.png", "The stream of the last token: lengths") as axes:
+    with picture(out / "residual.png", "The stream of the last token: Euclidean norms") as axes:
         axes.bar(names, added, label="what is added")
         axes.plot(names, after, "ko-", label="the stream afterwards")
         axes.tick_params("x", rotation=45)
@@ -449,14 +447,14 @@ def show_residual(model: Model, ids: list[int], out: Path) -> None:
 def show_head(model: Model, ids: list[int], out: Path) -> None:
     """Part 6."""
     tokens, depths = visible(model, ids), range(count_blocks(model.w) + 1)
-    best = likeliest(model, gpt2(ids, model.w, model.n_head)[-1], 5)
+    best = most_likely(model, gpt2(ids, model.w, model.n_head)[-1], 5)
     table(["after ·king", *best])
     after = {name: x for name, x in streams(model, ids).items() if not name.endswith(".attn")}
     lens = [unembed(x, model.w) for x in after.values()]  # each [n_seq, n_vocab]
     best = [visible(model, logits.argmax(axis=-1)) for logits in lens]
     table(["blocks", *tokens], *([n, *row] for n, row in zip(depths, best, strict=True)))
     probs = np.stack([softmax(logits).max(axis=-1) for logits in lens])  # [n_layer + 1, n_seq]
-    with picture(out / "head.png", "The likeliest next token after some blocks", width=10) as axes:
+    with picture(out / "head.png", "The most likely next token after n blocks", width=10) as axes:
         grid(axes, probs, depths, tokens, best, vmax=1)
         axes.set_ylabel("blocks")
 
@@ -466,17 +464,17 @@ def show_greedy(model: Model, ids: list[int], out: Path) -> None:
     rows = []
     for token, other in zip(visible(model, ids), with_fox(model, ids), strict=True):
         logits = gpt2(other, model.w, model.n_head)[-1]  # [n_vocab]
-        rows.append([f"{token} -> ·fox", *likeliest(model, logits, 3)])
+        rows.append([f"{token} -> ·fox", *most_likely(model, logits, 3)])
     table(*rows)
     tokens, texts, best, probs = list(ids), [], [], []
     for _ in range(6):
         logits = gpt2(tokens, model.w, model.n_head)[-1]  # [n_vocab]
         texts.append(f"{model.tokenizer.decode(tokens)}|")
-        best.append(likeliest(model, logits, 4))
+        best.append(most_likely(model, logits, 4))
         probs.append(np.sort(softmax(logits))[:-5:-1])  # [4]
         tokens.append(int(logits.argmax()))
     table(*([text, *row[:3]] for text, row in zip(texts, best, strict=True)))
-    with picture(out / "greedy.png", "The likeliest tokens of each step", width=10) as axes:
+    with picture(out / "greedy.png", "The most likely tokens of each step", width=10) as axes:
         grid(axes, np.stack(probs), range(1, 7), ["taken", "2nd", "3rd", "4th"], best, vmax=1)
         axes.set_ylabel("step")
 

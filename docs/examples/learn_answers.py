@@ -22,23 +22,23 @@ from learn import (
 
 
 def difference(w: Weights, i: int, j: int) -> Array:
-    """1. Row i of x less row j, where both positions hold the same token: its embedding cancels."""
+    """1. Return row i minus row j of embed(ids, w). The embeddings of the same token cancel."""
     return w["wpe.weight"][i] - w["wpe.weight"][j]  # [n_embd]
 
 
 def wrong_norm_of_one_token(w: Weights, name: str) -> Array:
-    """2. What wrong_norm makes of any text of one token: its bias.
+    """2. Return what wrong_norm returns for any text of one token: its bias.
 
-    A single token is its own mean, so nothing is left of it. Every one-token prompt then gets the
-    same logits.
+    A single token is its own mean, so subtracting the mean leaves zeros. Every prompt of one token
+    then gets the same logits.
     """
     return w[name + ".bias"][None]  # [1, n_embd]
 
 
 def probs_masked_last(q: Array, k: Array) -> Array:
-    """3. The same probabilities with the mask after the softmax.
+    """3. Return the same probabilities, with the mask after the softmax.
 
-    What the future took is missing from each row, so each row is divided by its sum.
+    The probabilities of later tokens are missing from each row, so each row is divided by its sum.
     """
     n_seq, n_total = q.shape[1], k.shape[1]
     probs = softmax(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[2]))  # [n_head, n_seq, n_total]
@@ -47,10 +47,10 @@ def probs_masked_last(q: Array, k: Array) -> Array:
 
 
 def mlp_by_neurons(x: Array, w: Weights, name: str) -> Array:
-    """4. The MLP of one token x [n_embd], a neuron at a time.
+    """4. Return the MLP's output for one token x [n_embd], a neuron at a time.
 
-    A neuron compares x with its column of c_fc. The more alike they are, the more of its row of
-    c_proj it adds.
+    A neuron compares x with its column of c_fc. The more alike the two are, the more it adds of its
+    row of c_proj.
     """
     total = w[name + ".c_proj.bias"].copy()  # [n_embd]
     for neuron in range(w[name + ".c_fc.bias"].size):
@@ -60,7 +60,7 @@ def mlp_by_neurons(x: Array, w: Weights, name: str) -> Array:
 
 
 def stream_without(ids: list[int], w: Weights, n_head: int, skipped: int) -> Array:
-    """5. The stream [n_seq, n_embd] after all blocks but one, which adds nothing.
+    """5. Return the stream [n_seq, n_embd] after all blocks but one, which adds nothing.
 
     Without block 0 the model gives the prompt the lowest probability.
     """
@@ -72,13 +72,16 @@ def stream_without(ids: list[int], w: Weights, n_head: int, skipped: int) -> Arr
 
 
 def log_probability(ids: list[int], w: Weights, n_head: int) -> float:
-    """6. The log-probability of ids[1:] after ids[0]: row i of the logits foretells token i + 1."""
+    """6. Return the log-probability of ids[1:] after ids[0].
+
+    Row i of the logits predicts token i + 1.
+    """
     log_probs = np.log(softmax(gpt2(ids, w, n_head)))  # [n_seq, n_vocab]
     return float(log_probs[np.arange(len(ids) - 1), ids[1:]].sum())
 
 
 def best_pair(ids: list[int], w: Weights, n_head: int) -> list[int]:
-    """7. The likeliest two tokens to follow ids, which greedy decoding may miss.
+    """7. Return the most likely pair of tokens after ids, which greedy decoding may miss.
 
     A pair is at most as likely as its first token, so the search ends at the first token that is
     less likely than the best pair so far.
@@ -96,7 +99,9 @@ def best_pair(ids: list[int], w: Weights, n_head: int) -> list[int]:
 
 
 def cache_size(n_total: int, n_layer: int, n_embd: int) -> int:
-    """8. The numbers in a cache of n_total tokens: a key and a value for each token and block.
+    """8. Return how many numbers a cache of n_total tokens holds.
+
+    Each block keeps a key and a value for each token.
 
     GPT-2 124M with its 1,024 positions: 2 * 12 * 1024 * 768 numbers, 72 MiB in float32.
     """
@@ -104,7 +109,7 @@ def cache_size(n_total: int, n_layer: int, n_embd: int) -> int:
 
 
 def top_p_ids(logits: Array, p: float) -> list[int]:
-    """9. The fewest ids, the likeliest first, whose probabilities add up to p or more."""
+    """9. Return the smallest set of most likely ids that have a total probability of at least p."""
     probs = softmax(logits)  # [n_vocab]
     order = np.argsort(-probs, kind="stable")
     n_kept = np.searchsorted(np.cumsum(probs[order]), p) + 1
@@ -112,7 +117,7 @@ def top_p_ids(logits: Array, p: float) -> list[int]:
 
 
 def from_picogpt(encoder: Any, hparams: dict[str, int], params: dict[str, Any]) -> Model:
-    """10. The model of picoGPT's three parts: its nested names become GPT-2's."""
+    """10. Return the Model of picoGPT's three parts. Nested names become GPT-2's."""
     w = {"wte.weight": params["wte"], "wpe.weight": params["wpe"]}
     layers = {"ln_f": params["ln_f"]}
     for i, block in enumerate(params["blocks"]):
