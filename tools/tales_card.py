@@ -45,8 +45,9 @@ def model_card(facts: Facts) -> str:
 A small GPT-2 that writes children's prose in the style of a hundred years ago. It has
 {facts.parameters:,} parameters
 ({recipe["layers"]} blocks, width {recipe["width"]}, {recipe["heads"]} heads,
-{recipe["positions"]} positions, and its own byte-level BPE of {recipe["vocab_size"]:,} tokens),
-stored in float16. It was made for gpt2c, as a real model to run without a download.
+{recipe["positions"]} positions, and its own
+byte-level BPE of {recipe["vocab_size"]:,} tokens),
+stored in float16. It was made for gpt2c, so that users can run a trained model without a download.
 
 ## Terms
 
@@ -55,27 +56,28 @@ on are in the public domain in the United States.
 
 ## Data
 
-Books from Project Gutenberg, without its headers. Lines were unwrapped, so each paragraph is one
-line. Each tale of a collection and each chapter of a novel is one document, with its title on the
-first line. `<|endoftext|>` separates documents. The training text has
+The data are books from Project Gutenberg, without its headers. Lines were unwrapped, so each
+paragraph is one line. Each tale of a collection and each chapter of a novel is one document, with
+its title on the first line. `<|endoftext|>` separates documents. The training text has
 {len(facts.corpus.train):,} documents and
-{facts.training_tokens:,} tokens. Left out were:
+{facts.training_tokens:,} tokens. These were left out:
 
 {chr(10).join(dropped)}
 
-The books:
+These are the books:
 
 {chr(10).join(books)}
 
 ## Recipe
 
-`python tools/train_tales.py --corpus FILE` in gpt2c's repository, in bfloat16 with float32 weights.
-Training used {seen:,} tokens, {seen / facts.training_tokens:.1f} times the training text. Muon
-trained the matrices of the blocks, AdamW everything else. The learning rates rise, hold, then fall
-linearly to zero. Settings: {settings}.
+`python tools/train_tales.py --corpus FILE` in gpt2c's repository trains the model, in bfloat16 with
+float32 weights. Training used {seen:,} tokens, {seen / facts.training_tokens:.1f} times the
+training text. Muon trained the matrices of the blocks, and AdamW trained everything else. The learning rates
+rise, stay constant, then fall linearly to zero. These were the settings: {settings}.
 
-The training loss, in nats per token, and the bits per byte of the held-out books during training
-(windows without overlap, in bfloat16, so slightly worse than the scores below):
+The table shows the training loss, in nats per token, and the bits per byte of the held-out books
+during training. These were computed in bfloat16 and in windows without overlap, so they are
+slightly worse than the scores below.
 
 | step | training loss | bits per byte |
 | --- | --- | --- |
@@ -83,24 +85,27 @@ The training loss, in nats per token, and the bits per byte of the held-out book
 
 ## Scores
 
-Bits per byte of UTF-8 of the held-out books, in full windows with a stride of half a window, with
-the stored float16 weights. No scored tale of the Violet Fairy Book shares a run of
-{tales_corpus.SHARED_RUN} words with the training text.
+The table shows the bits per byte of UTF-8 of the held-out books, computed with the stored float16
+weights, in full windows with a stride of half a window. No scored tale of the Violet
+Fairy Book shares a run of {tales_corpus.SHARED_RUN} words with the training text.
 
 | text | bits per byte |
 | --- | --- |
 {chr(10).join(scores)}
 
-In fifty samples of 150 tokens (temperature 0.8, top-k 40, seeds 1 to 50, from `<|endoftext|>`
-alone), {measures.known_words:.1%} of the words occur in the training text (required: at least
-{MIN_KNOWN_WORDS:.0%}), the longest run of words that also occurs there is
-{measures.longest_copy or "under 8"} (required: at most {MAX_COPY}), and
-{measures.distinct_4grams:.1%} of the runs of four words are distinct (required: at least
-{MIN_DISTINCT:.0%}).
+Fifty samples of 150 tokens were generated from `<|endoftext|>` alone (temperature 0.8, top-k 40,
+seeds 1 to 50). In these samples:
+
+- {measures.known_words:.1%} of the words occur in the training text (required:
+  at least {MIN_KNOWN_WORDS:.0%});
+- the longest run of words that also occurs in the training text has
+  {measures.longest_copy or "under 8"} words (required: at most {MAX_COPY});
+- {measures.distinct_4grams:.1%} of the runs of four words are distinct (required:
+  at least {MIN_DISTINCT:.0%}).
 
 ## Limits
 
-The model knows nothing but these books. It answers no questions and loses the plot after a
+The model knows only these books. It cannot answer questions, and it loses the plot after a
 paragraph or two. The books are of their time: some contain stereotypes and slurs, which the model
 can repeat. Use it to try, test and measure an inference engine, not for children unattended.
 
