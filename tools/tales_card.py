@@ -72,8 +72,8 @@ These are the books:
 
 `python tools/train_tales.py --corpus FILE` in gpt2c's repository trains the model, in bfloat16 with
 float32 weights. Training used {seen:,} tokens, {seen / facts.training_tokens:.1f} times the
-training text. Muon trained the matrices of the blocks, and AdamW trained everything else. The learning rates
-rise, stay constant, then fall linearly to zero. These were the settings: {settings}.
+training text. Muon trained the matrices of the blocks, and AdamW trained everything else. The
+learning rates rise, stay constant, then fall linearly to zero. These were the settings: {settings}.
 
 The table shows the training loss, in nats per token, and the bits per byte of the held-out books
 during training. These were computed in bfloat16 and in windows without overlap, so they are
