@@ -23,7 +23,7 @@ import gpt2c
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint import open_checkpoint
-from gpt2c.weights.checkpoint.state_dict import StateDictFile
+from gpt2c.weights.checkpoint.shared.state_dict import StateDictFile
 
 INDEX = "model.safetensors.index.json"
 

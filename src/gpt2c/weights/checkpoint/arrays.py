@@ -14,7 +14,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
-from gpt2c.weights.checkpoint.hparams import config_of_hparams
+from gpt2c.weights.checkpoint.shared.hparams import config_of_hparams
 
 _DTYPES: Final = {"float64": "F64", "float32": "F32", "float16": "F16"}
 

@@ -19,8 +19,8 @@ from gpt2c.formats.tensors import TensorSource
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Around
 from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import matrix_shape
-from gpt2c.weights.checkpoint.views import from_linear
+from gpt2c.weights.checkpoint.shared.hparams import matrix_shape
+from gpt2c.weights.checkpoint.shared.views import from_linear
 
 _MODULES: Final = {
     "token_embd": "wte",

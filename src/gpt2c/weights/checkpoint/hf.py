@@ -18,13 +18,13 @@ from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
 from gpt2c.formats.safetensors_file import SafetensorsFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.shards import check_shard, read_index
-from gpt2c.weights.checkpoint.training_files import is_training_file
-from gpt2c.weights.checkpoint.views import with_embedding
+from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.shared.shards import check_shard, read_index
+from gpt2c.weights.checkpoint.shared.training_files import is_training_file
+from gpt2c.weights.checkpoint.shared.views import with_embedding
 
 if TYPE_CHECKING:
-    from gpt2c.weights.checkpoint.state_dict import StateDictFile
+    from gpt2c.weights.checkpoint.shared.state_dict import StateDictFile
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -94,7 +94,9 @@ def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
     is_torch = head.startswith(signatures.TORCH) and head[8:] != signatures.SAFETENSORS_NINTH
     if not is_torch:
         return SafetensorsFile(path)
-    from gpt2c.weights.checkpoint.state_dict import StateDictFile  # lazily: few checkpoints need it
+    from gpt2c.weights.checkpoint.shared.state_dict import (
+        StateDictFile,  # lazily: few checkpoints need it
+    )
 
     return StateDictFile(path)
 

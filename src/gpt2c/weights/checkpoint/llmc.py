@@ -17,7 +17,7 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor, closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
-from gpt2c.weights.checkpoint.views import FirstRows, from_linear
+from gpt2c.weights.checkpoint.shared.views import FirstRows, from_linear
 
 _HEADER: Final = 1024  # bytes
 # Versions 1 and 2, of April 2024, lack the padded vocabulary's size and are not read.

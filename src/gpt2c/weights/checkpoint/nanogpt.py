@@ -17,10 +17,10 @@ from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, check_n_layer, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import matrix_shape, mlp_width
-from gpt2c.weights.checkpoint.names import bare_name, count_blocks, gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.state_dict import SavedState
-from gpt2c.weights.checkpoint.views import Zeros, from_linear, with_embedding
+from gpt2c.weights.checkpoint.shared.hparams import matrix_shape, mlp_width
+from gpt2c.weights.checkpoint.shared.names import bare_name, count_blocks, gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.shared.state_dict import SavedState
+from gpt2c.weights.checkpoint.shared.views import Zeros, from_linear, with_embedding
 
 _REQUIRED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")

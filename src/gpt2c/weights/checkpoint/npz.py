@@ -21,10 +21,10 @@ from gpt2c.formats.raw_file import RawFile, RawTensor, bounded_product, closed_o
 from gpt2c.formats.tensors import TensorSource, widen_into
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
-from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.openai import LEAVES, gpt2_name, gpt2_shape
-from gpt2c.weights.checkpoint.views import FirstRows, Whole, transposed, with_embedding
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.shared.views import FirstRows, Whole, transposed, with_embedding
 
 _CONFIG: Final = "config.json"
 _MAGIC: Final = b"\x93NUMPY"

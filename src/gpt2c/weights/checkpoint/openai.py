@@ -15,8 +15,8 @@ from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensor_bundle import TensorBundle
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
-from gpt2c.weights.checkpoint.views import FirstRows
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.weights.checkpoint.shared.views import FirstRows
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, closed_on_error
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, open_hf_folder, weights_of
-from gpt2c.weights.checkpoint.hparams import HPARAMS, given_hparams
-from gpt2c.weights.checkpoint.training_files import is_training_file
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, given_hparams
+from gpt2c.weights.checkpoint.shared.training_files import is_training_file
 
 # The other loaders are imported lazily: together they would double the time of `import gpt2c`.
 
@@ -185,7 +185,7 @@ def _holds_arrays(path: Path) -> bool:
 def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
     """Open a torch file: nanoGPT's; else minGPT's, if `mingpt` has its settings; else HF's."""
     from gpt2c.weights.checkpoint.nanogpt import is_linear, open_mingpt, open_nanogpt, settings_of
-    from gpt2c.weights.checkpoint.state_dict import StateDictFile
+    from gpt2c.weights.checkpoint.shared.state_dict import StateDictFile
 
     file = StateDictFile(path)
     with closed_on_error(file):

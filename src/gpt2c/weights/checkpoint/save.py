@@ -18,7 +18,7 @@ from gpt2c.errors import CheckpointError, MissingDependencyError
 from gpt2c.formats.tensors import PackedSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
-from gpt2c.weights.checkpoint.shards import lies_inside
+from gpt2c.weights.checkpoint.shared.shards import lies_inside
 
 GENERATION_CONFIG: Final = "generation_config.json"
 MAX_BESIDE: Final = 1 << 26  # bytes of a file that is copied; vocabularies are the largest

@@ -14,7 +14,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.names import bare_name
+from gpt2c.weights.checkpoint.shared.names import bare_name
 
 _WHERE: Final = "the transformers model"
 _DTYPES: Final[Mapping[str, str]] = {

@@ -12,8 +12,8 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.pickle_values import Record, describe, entries_of, module_of
 from gpt2c.formats.raw_file import RawTensor, closed_on_error
 from gpt2c.formats.torch_file import StoredTensor, TorchFile
-from gpt2c.weights.checkpoint.names import bare_name, is_buffer, is_gpt2s, is_of_body
-from gpt2c.weights.checkpoint.training_files import training_state
+from gpt2c.weights.checkpoint.shared.names import bare_name, is_buffer, is_gpt2s, is_of_body
+from gpt2c.weights.checkpoint.shared.training_files import training_state
 
 # Keys under which trainers save a model's weights, in order of preference.
 _KEYS: Final = ("model", "state_dict", "model_state_dict", "module", "model_state")

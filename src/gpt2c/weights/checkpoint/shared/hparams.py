@@ -14,7 +14,7 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.config import GPT2_VOCABULARY, GPT2Config
 from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
 from gpt2c.formats.tensors import TensorSource
-from gpt2c.weights.checkpoint.names import count_blocks
+from gpt2c.weights.checkpoint.shared.names import count_blocks
 
 HPARAMS: Final = "hparams.json"
 _MAX_FILE: Final = 1 << 20  # bytes
