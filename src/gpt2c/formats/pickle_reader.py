@@ -38,7 +38,8 @@ _ESCAPES: Final = {
     b"\\": b"\\", b"'": b"'", b'"': b'"',
 }  # fmt: skip
 
-Build = Callable[..., Any]  # builds an object from the arguments of a call in the file
+# Returns the object that a call in the file makes, given the call's arguments.
+Builder = Callable[..., Any]
 
 
 @dataclass
@@ -131,7 +132,10 @@ class PickleReader:
     """Reads one pickle after another from bytes; `position` is the offset of the next byte."""
 
     def __init__(
-        self, raw: bytes | bytearray, builders: Mapping[str, Build], load_persistent: Build
+        self,
+        raw: bytes | bytearray,
+        builders: Mapping[str, Builder],
+        load_persistent: Callable[[object], object],
     ) -> None:
         """Read from raw.
 
@@ -326,7 +330,7 @@ class PickleReader:
         made.items = state.pop_mark()
         state.stack.append(made)
 
-    def _dict_of_group(self, state: _State) -> None:
+    def _dict(self, state: _State) -> None:
         made: dict[Any, Any] = {}
         put_items(made, state.pop_mark())
         state.stack.append(made)
@@ -372,7 +376,7 @@ def _tuple_of(n: int) -> _Step:
     return step
 
 
-def _group(make: Callable[[list[Any]], Any]) -> _Step:
+def _collect(make: Callable[[list[Any]], Any]) -> _Step:
     def step(_: PickleReader, state: _State) -> None:
         items = make(state.pop_mark())
         state.stack.append(items)
@@ -459,9 +463,9 @@ _STEPS: Final[dict[int, _Step]] = {
     0x85: _tuple_of(1),  # TUPLE1
     0x86: _tuple_of(2),  # TUPLE2
     0x87: _tuple_of(3),  # TUPLE3
-    ord("t"): _group(tuple),  # TUPLE
-    ord("l"): _group(lambda items: items),  # LIST
-    ord("d"): PickleReader._dict_of_group,  # DICT
+    ord("t"): _collect(tuple),  # TUPLE
+    ord("l"): _collect(lambda items: items),  # LIST
+    ord("d"): PickleReader._dict,  # DICT
     ord("a"): _append,  # APPEND
     ord("e"): lambda _, state: state.add_items(state.pop_mark()),  # APPENDS
     0x90: lambda _, state: state.add_items(state.pop_mark()),  # ADDITEMS

@@ -170,7 +170,7 @@ def _numpy_integer(value: Record) -> int | None:
     return int.from_bytes(raw, "little", signed=kind[0] == "i")
 
 
-def module_of(value: object) -> str | None:
+def torch_module_class(value: object) -> str | None:
     """Return the class path of a pickled torch module; None for anything else."""
     if isinstance(value, Record) and has_fields(value, ("_modules", "_parameters")):
         return value.path

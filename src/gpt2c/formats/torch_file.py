@@ -16,13 +16,14 @@ from typing import Any, Final
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError
 from gpt2c.formats import signatures
-from gpt2c.formats.pickle_reader import Build, PickleReader
+from gpt2c.formats.pickle_reader import Builder, PickleReader
 from gpt2c.formats.pickle_values import Global, PickleError, Record, describe
 from gpt2c.formats.raw_file import MAX_NUMBER, RawFile, RawTensor, bounded_product, closed_on_error
 from gpt2c.formats.zip_archive import Entry, read_directory
 
 MAX_PICKLE: Final = 16 << 20  # bytes, without the tensors' data: enough for 100,000 tensors
 _MAX_RANK: Final = 8
+_MAX_ARGUMENTS: Final = 8  # of a function that rebuilds a tensor
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION: Final = 1001
 
@@ -255,15 +256,15 @@ def _rebuild_tensor(
     n_elements = bounded_product(axes)
     if n_elements is None:
         raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
-    contiguous = 1  # the stride of a contiguous tensor's axis, from the last to the first
+    expected_stride = 1  # the stride of a contiguous tensor's axis, from the last to the first
     for axis, found in zip(reversed(axes), reversed(strides), strict=True):
-        if axis > 1 and found != contiguous and n_elements:
+        if axis > 1 and found != expected_stride and n_elements:
             return Record(
                 _TENSOR,
                 problem=f"has a tensor of shape {show(axes)} with strides {show(strides)}, which "
                 "is not contiguous: save it with .contiguous()",
             )
-        contiguous *= axis
+        expected_stride *= axis
     if offset + n_elements > storage.n_elements:
         raise PickleError(
             f"has a tensor of {n_elements} elements at offset {offset} of a storage of "
@@ -275,7 +276,7 @@ def _rebuild_tensor(
 def _rebuild_with_type(function: object, _: object, arguments: object, *__: object) -> object:
     """Rebuild a tensor with extra attributes, or of a class derived from Tensor."""
     is_known = isinstance(function, Global) and function.path in _REBUILDS
-    if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_RANK:
+    if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
         return Record(_TENSOR)
     return _rebuild_tensor(*arguments)
 
@@ -312,7 +313,7 @@ def _reconstructed(cls: object, *_: object) -> Record:
 
 _TENSOR: Final = "torch.Tensor"
 _REBUILDS: Final = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-_BUILDERS: Final[dict[str, Build]] = {
+_BUILDERS: Final[dict[str, Builder]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
     "copyreg._reconstructor": _reconstructed,

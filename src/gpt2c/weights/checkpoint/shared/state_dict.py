@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import CheckpointError
-from gpt2c.formats.pickle_values import Record, describe, entries_of, module_of
+from gpt2c.formats.pickle_values import Record, describe, entries_of, torch_module_class
 from gpt2c.formats.raw_file import RawTensor, closed_on_error
 from gpt2c.formats.torch_file import StoredTensor, TorchFile
 from gpt2c.weights.checkpoint.shared.names import bare_name, is_buffer, is_gpt2s, is_of_body
@@ -72,7 +72,7 @@ def find_state(file: TorchFile) -> SavedState:
     Raises CheckpointError if there is none, if several are equally likely, or if an entry that
     GPT-2 needs is not a tensor.
     """
-    if (module := module_of(file.value)) is not None:
+    if (module := torch_module_class(file.value)) is not None:
         raise _whole_module(file.path, module)
     top = entries_of(file.value)
     if top is None:
@@ -86,7 +86,7 @@ def find_state(file: TorchFile) -> SavedState:
         below = []
         for nested in level:
             for key, value in nested.dicts[-1].items():
-                if (module := module_of(value)) is not None:
+                if (module := torch_module_class(value)) is not None:
                     modules.append(module)
                 inner = entries_of(value)
                 if inner and isinstance(key, str) and id(inner) not in seen:
