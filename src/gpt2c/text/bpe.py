@@ -364,12 +364,12 @@ def model_of(
         except TokenizerError:
             return PairMerger(vocab, pairs, rules, sources[0])
         others = {token: id for token, id in vocab.items() if token not in merges.rank}
-        if not (rules.ignore_merges and any(map(is_of_bytes, others))):
+        if not (rules.ignore_merges and any(map(is_in_byte_alphabet, others))):
             return TiktokenModel(merges, [vocab[token] for token in merges.rank], others)
     return PairMerger(vocab, pairs, rules, sources[0])
 
 
-def is_of_bytes(token: str) -> bool:
+def is_in_byte_alphabet(token: str) -> bool:
     """Whether every character of a token is in the byte alphabet."""
     return all(char in BYTE_ALPHABET for char in token)
 

@@ -22,7 +22,15 @@ from gpt2c.text.added_tokens import (
     TokenizerConfig,
     read_tokenizer_config,
 )
-from gpt2c.text.bpe import BYTE_ALPHABET, Merges, Model, Rules, TiktokenModel, is_of_bytes, model_of
+from gpt2c.text.bpe import (
+    BYTE_ALPHABET,
+    Merges,
+    Model,
+    Rules,
+    TiktokenModel,
+    is_in_byte_alphabet,
+    model_of,
+)
 from gpt2c.text.special_tokens import END_OF_TEXT, MAX_FILE_BYTES, known_ids
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
@@ -142,7 +150,7 @@ class Tokenizer:
         others = [t for t in vocab if t not in reachable and t not in declared]
         # A token with a character that only the byte alphabet uses, such as the one for a space, is
         # ordinary text whose merge is missing, not a special token.
-        unused = [t for t in others if not t or (is_of_bytes(t) and max(map(ord, t)) > 255)]
+        unused = [t for t in others if not t or (is_in_byte_alphabet(t) and max(map(ord, t)) > 255)]
         if unused:
             warn(
                 f"{sources[0]}: no merge in {sources[1]} makes {show_list(unused)}, so text never"

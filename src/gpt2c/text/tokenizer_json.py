@@ -18,7 +18,7 @@ from gpt2c.checks.untrusted import read_json_object, show
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.text.added_tokens import PLAIN, TokenizerConfig
-from gpt2c.text.bpe import bytes_of_token, is_of_bytes
+from gpt2c.text.bpe import bytes_of_token, is_in_byte_alphabet
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
 from gpt2c.text.special_tokens import MAX_FILE_BYTES, template
@@ -151,7 +151,7 @@ class JsonTokenizer(Tokenizer):
         token = self._tokens.get(id, "")
         if token in self.special_tokens or not token:
             return token.encode("utf-8", "replace")
-        if self._is_byte_level and is_of_bytes(token):
+        if self._is_byte_level and is_in_byte_alphabet(token):
             return bytes_of_token(token)
         if match := _BYTE.fullmatch(token):
             return bytes([int(match[1], 16)])

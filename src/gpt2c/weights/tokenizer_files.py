@@ -28,7 +28,7 @@ from gpt2c.text.special_tokens import read_optional
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.text.tokenizer_json import read_tokenizer_json
 from gpt2c.weights.checkpoint import BytePairs, Checkpoint
-from gpt2c.weights.checkpoint.save import MAX_BESIDE, copy_beside
+from gpt2c.weights.checkpoint.save import MAX_COPIED_BYTES, copy_companion_file
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -259,14 +259,14 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
     for name, path in files.items():
-        if path.is_file() and path.stat().st_size > MAX_BESIDE:
+        if path.is_file() and path.stat().st_size > MAX_COPIED_BYTES:
             warn(
-                f"{path}: not copied: it has more than {MAX_BESIDE} bytes, the limit for a "
+                f"{path}: not copied: it has more than {MAX_COPIED_BYTES} bytes, the limit for a "
                 "tokenizer's file",
                 TokenizerWarning,
             )
         else:
-            copy_beside(path, folder / name)
+            copy_companion_file(path, folder / name)
 
 
 def _write_gpt2_files(folder: Path) -> None:

@@ -113,11 +113,11 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
         raise ConfigError(
             f"{file.path}: unknown metadata: {show_list(unknown)}; they may mean another model"
         )
-    ends = {
+    special_ids = {
         f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         for name in ("bos", "eos")
     }
-    for name, id in ends.items():
+    for name, id in special_ids.items():
         if id is not None and type(id) is not int:
             raise ConfigError(
                 f"{file.path}: found tokenizer.ggml.{name} {_shown(id)}, expected an integer"
@@ -126,7 +126,7 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
     return GPT2Config.from_sizes(
         str(file.path),
         **values,
-        **{name: id for name, id in ends.items() if id is not None},
+        **{name: id for name, id in special_ids.items() if id is not None},
         vocab_size=matrix_shape(sources, "wte.weight", str(file.path))[0],
         n_inner=None if inner == 4 * values["n_embd"] else inner,
         # It is stored as float32; the float32 nearest to 1e-5 means 1e-5.

@@ -43,22 +43,22 @@ def settings_of(state: SavedState) -> dict[str, Any] | None:
     All of nanoGPT's model_args, or of a configuration object, are returned, because an unknown one
     may mean another model. From hyperparameters only the model's sizes are returned.
     """
-    for around in reversed(state.around):
-        if arguments := fields_of(around.get(_ARGUMENTS)):
+    for enclosing in reversed(state.enclosing):
+        if arguments := fields_of(enclosing.get(_ARGUMENTS)):
             return arguments
-        config = around.get(_CONFIG)
+        config = enclosing.get(_CONFIG)
         if isinstance(config, Record) and has_fields(config, _REQUIRED):
             return fields_of(config)
         for key in _MIXED:
             # One level deeper too: {"config": GPTConfig(...), "learning_rate": ...}.
-            values = around.get(key)
+            values = enclosing.get(key)
             for named in (values, *fields_of(values).values()):
                 if has_fields(named, _REQUIRED):
                     return fields_of(named, (*_REQUIRED, *_OPTIONAL))
     return None
 
 
-def is_linear(state: SavedState) -> bool:
+def has_linear_layout(state: SavedState) -> bool:
     """Return whether matrices are [out, in], as in nn.Linear, not transformers' [in, out]."""
     for stored, name in ((stored, bare_name(stored)) for stored in state.tensors):
         shape = state.tensors[stored].shape
@@ -122,7 +122,7 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
 
 def _dataset(state: SavedState) -> tuple[str, str] | None:
     """Return dataset and out_dir from nanoGPT's training configuration, or None."""
-    for values in state.around:
+    for values in state.enclosing:
         config = values.get("config")
         if isinstance(config, dict) and isinstance(dataset := config.get("dataset"), str):
             out_dir = config.get("out_dir")
@@ -131,11 +131,11 @@ def _dataset(state: SavedState) -> tuple[str, str] | None:
 
 
 def open_mingpt(
-    file: TorchFile, state: SavedState, values: Mapping[str, Any], config_name: str
+    file: TorchFile, state: SavedState, values: Mapping[str, Any], config_path: str
 ) -> Checkpoint:
     """Return minGPT's checkpoint; it owns the file.
 
-    `values` is "model" of minGPT's config.json, and `config_name` that file's path. The number of
+    `values` is "model" of minGPT's config.json, and `config_path` that file's path. The number of
     heads comes from it. The other sizes come from the tensors, because minGPT writes its
     configuration before it knows them all.
 
@@ -147,7 +147,7 @@ def open_mingpt(
     n_head = values.get("n_head") or _MINGPT_HEADS.get(str(values.get("model_type")))
     if n_head is None:
         raise ConfigError(
-            f"{config_name}: found model_type {show(values.get('model_type'))} and no n_head, "
+            f"{config_path}: found model_type {show(values.get('model_type'))} and no n_head, "
             f"expected one of the two; the known types are {', '.join(_MINGPT_HEADS)}"
         )
     wte, wpe = (matrix_shape(sources, name, where) for name in ("wte.weight", "wpe.weight"))

@@ -74,7 +74,7 @@ def open_openai_folder(
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
-    hparams_name = "hparams"
+    hparams_source = "hparams"
     if hparams is None:
         if not os.path.lexists(folder / HPARAMS):
             raise CheckpointNotFoundError(
@@ -82,7 +82,7 @@ def open_openai_folder(
                 "of heads; put the model's there, or pass hparams= (--hparams): a path, a dict "
                 'such as {"n_head": 12}, or a size such as "124M"'
             )
-        hparams, hparams_name = read_hparams(folder), str(folder / HPARAMS)
+        hparams, hparams_source = read_hparams(folder), str(folder / HPARAMS)
     bundle = TensorBundle(_latest(folder) if index is None else index)
     with closed_on_error(bundle):
         where = str(bundle.path)
@@ -102,7 +102,7 @@ def open_openai_folder(
                 "%s: tensors outside GPT-2 are left out: %s", where, show_list(sorted(others))
             )
         sources = merged(found, where)
-        config = config_of_hparams(hparams, sources, hparams_name)
+        config = config_of_hparams(hparams, sources, hparams_source)
         sources["wpe.weight"] = FirstRows(sources["wpe.weight"], config.n_positions)
         tensors = checked_tensors(config, sources, where)
         return Checkpoint(config, tensors, folder, tuple(bundle.files))

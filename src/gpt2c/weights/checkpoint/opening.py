@@ -184,13 +184,18 @@ def _holds_arrays(path: Path) -> bool:
 
 def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
     """Open a torch file: nanoGPT's; else minGPT's, if `mingpt` has its settings; else HF's."""
-    from gpt2c.weights.checkpoint.nanogpt import is_linear, open_mingpt, open_nanogpt, settings_of
+    from gpt2c.weights.checkpoint.nanogpt import (
+        has_linear_layout,
+        open_mingpt,
+        open_nanogpt,
+        settings_of,
+    )
     from gpt2c.weights.checkpoint.shared.state_dict import StateDictFile
 
     file = StateDictFile(path)
     with closed_on_error(file):
         settings = settings_of(file.state)
-        if settings is not None and is_linear(file.state):
+        if settings is not None and has_linear_layout(file.state):
             return open_nanogpt(file, file.state, settings)
         if mingpt is not None:
             return open_mingpt(file, file.state, mingpt, str(path.parent / CONFIG))

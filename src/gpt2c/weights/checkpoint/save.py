@@ -21,7 +21,7 @@ from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
 from gpt2c.weights.checkpoint.shared.shards import lies_inside
 
 GENERATION_CONFIG: Final = "generation_config.json"
-MAX_BESIDE: Final = 1 << 26  # bytes of a file that is copied; vocabularies are the largest
+MAX_COPIED_BYTES: Final = 1 << 26  # bytes of a file that is copied; vocabularies are the largest
 
 
 def save_checkpoint(
@@ -53,7 +53,7 @@ def save_checkpoint(
     if not is_path:
         raise CheckpointError(f"{show(str(folder))}: cannot be written: it is not a path")
     name, tensors, header = _contents(checkpoint)
-    _check_loaded_first(folder, name)
+    _check_not_shadowed(folder, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
@@ -61,7 +61,7 @@ def save_checkpoint(
             new.mkdir()
             save_more(new)
             if checkpoint.folder is not None:
-                copy_beside(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
+                copy_companion_file(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
             config = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
             (new / CONFIG).write_text(config + "\n", encoding="utf-8")
             safetensors.numpy.save_file(tensors, new / name, metadata=header)
@@ -97,7 +97,7 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
     return WEIGHTS, tensors, {"format": "pt"}
 
 
-def _check_loaded_first(folder: Path, name: str) -> None:
+def _check_not_shadowed(folder: Path, name: str) -> None:
     """Raise CheckpointError if the folder has weights that would be loaded instead of `name`."""
     present = weights_of(folder)
     if name == QUANTIZED and present and present[0] != name:
@@ -107,11 +107,11 @@ def _check_loaded_first(folder: Path, name: str) -> None:
         )
 
 
-def copy_beside(file: Path, to: Path) -> None:
+def copy_companion_file(file: Path, to: Path) -> None:
     """Copy a file from a checkpoint's folder; do nothing if there is none.
 
-    Raises CheckpointError if it is larger than MAX_BESIDE, or a link to another folder: it could
-    point to a private file, and the copy may be published.
+    Raises CheckpointError for a file larger than MAX_COPIED_BYTES, and for a link to another
+    folder: it could point to a private file, and the copy may be published.
     """
     if not file.is_file():
         return
@@ -119,9 +119,9 @@ def copy_beside(file: Path, to: Path) -> None:
         raise CheckpointError(
             f"{file}: is a link to another place, expected a file in the same folder"
         )
-    if file.stat().st_size > MAX_BESIDE:
+    if file.stat().st_size > MAX_COPIED_BYTES:
         raise CheckpointError(
-            f"{file}: found {file.stat().st_size} bytes, expected at most {MAX_BESIDE}"
+            f"{file}: found {file.stat().st_size} bytes, expected at most {MAX_COPIED_BYTES}"
         )
     shutil.copyfile(file, to)
 

@@ -53,12 +53,12 @@ def bare_name(stored: str) -> str:
     return ".".join(parts[first:])
 
 
-def is_gpt2s(name: str) -> bool:
+def is_gpt2_name(name: str) -> bool:
     """Return whether a bare name belongs to GPT-2's blocks, embeddings, last norm or head."""
     return name.split(".", 1)[0] in _PARTS
 
 
-def is_of_body(name: str) -> bool:
+def is_body_name(name: str) -> bool:
     """Return whether a bare name is a tensor of GPT-2's body: all but the head."""
     return _BODY.fullmatch(name) is not None
 
@@ -86,11 +86,11 @@ def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
     that later checks refuse them. `where` begins the warning.
     """
     bare = {name: bare_name(name) for name in stored}
-    bodies = {_prefix(name, bare[name]) for name in bare if is_of_body(bare[name])}
+    bodies = {_prefix(name, bare[name]) for name in bare if is_body_name(bare[name])}
     others = [
         name
         for name, short in bare.items()
-        if not is_gpt2s(short)
+        if not is_gpt2_name(short)
         and not _OTHER_MODEL.search(short)
         and not any(body and name.startswith(body) for body in bodies)
     ]

@@ -12,7 +12,7 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.pickle_values import Record, describe, entries_of, torch_module_class
 from gpt2c.formats.raw_file import RawTensor, closed_on_error
 from gpt2c.formats.torch_file import StoredTensor, TorchFile
-from gpt2c.weights.checkpoint.shared.names import bare_name, is_buffer, is_gpt2s, is_of_body
+from gpt2c.weights.checkpoint.shared.names import bare_name, is_body_name, is_buffer, is_gpt2_name
 from gpt2c.weights.checkpoint.shared.training_files import training_state
 
 # Keys under which trainers save a model's weights, in order of preference.
@@ -37,11 +37,11 @@ class _NestedDict:
 class SavedState:
     """A state dict in a file: its tensors by their stored names, and the dicts that contain it.
 
-    `around` has the outermost dict first; it is empty if the state dict is at the top level.
+    `enclosing` has the outermost dict first; it is empty if the state dict is at the top level.
     """
 
     tensors: Mapping[str, StoredTensor]
-    around: tuple[Mapping[Any, Any], ...]
+    enclosing: tuple[Mapping[Any, Any], ...]
 
 
 class StateDictFile(TorchFile):
@@ -106,7 +106,7 @@ def _has_weights(values: Mapping[Any, Any]) -> bool:
     return any(
         isinstance(key, str)
         and isinstance(value, StoredTensor | Record)
-        and is_of_body(bare_name(key))
+        and is_body_name(bare_name(key))
         for key, value in values.items()
     )
 
@@ -147,7 +147,7 @@ def _checked(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> SavedStat
 
 
 def _is_needed(name: str) -> bool:
-    return is_gpt2s(name) and not is_buffer(name)
+    return is_gpt2_name(name) and not is_buffer(name)
 
 
 def _nothing_found(file: TorchFile) -> CheckpointError:
