@@ -13,11 +13,11 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError
 from gpt2c.text.special_tokens import (
     END_OF_TEXT,
-    Around,
     NamedTokens,
+    Template,
+    folder_template,
     named_tokens,
     read_optional,
-    tokens_around,
 )
 
 _MAX_ID: Final = 2**31
@@ -129,7 +129,7 @@ class TokenizerConfig:
     add_prefix_space: bool = False
     eos_token: str | None = None
     bos_token: str | None = END_OF_TEXT
-    around: Around = ((), ())
+    template: Template = ((), ())
 
 
 PLAIN: Final = TokenizerConfig()
@@ -138,7 +138,7 @@ PLAIN: Final = TokenizerConfig()
 def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerConfig:
     """Read ``tokenizer_config.json`` and, of older versions, ``added_tokens.json``, if present.
 
-    `for_json` leaves `around` empty, since the template of a ``tokenizer.json`` replaces it.
+    `for_json` leaves `template` empty, since the template of a ``tokenizer.json`` replaces it.
 
     Raises TokenizerError, naming the file, if a file or an added token in it is invalid.
     """
@@ -171,7 +171,7 @@ def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerC
         add_prefix_space=values.get("add_prefix_space") is True,
         eos_token=named.eos,
         bos_token=named.bos,
-        around=((), ()) if for_json else tokens_around(folder, values, named),
+        template=((), ()) if for_json else folder_template(folder, values, named),
     )
 
 

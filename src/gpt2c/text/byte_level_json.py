@@ -15,7 +15,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError
 from gpt2c.text.added_tokens import PLAIN, AddedToken, TokenizerConfig, content_and_flags
 from gpt2c.text.bpe import Rules, model_of
-from gpt2c.text.special_tokens import template
+from gpt2c.text.special_tokens import read_template
 from gpt2c.text.tokenizer import Tokenizer, check_ids
 
 
@@ -50,7 +50,7 @@ def byte_level_tokenizer(
     config = replace(
         config,
         add_prefix_space=bool(prefix and prefix["add_prefix_space"]),
-        around=template(values.get("post_processor")),
+        template=read_template(values.get("post_processor")),
     )
     return Tokenizer(bpe, added, str(path), config)
 

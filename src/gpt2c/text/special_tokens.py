@@ -22,10 +22,10 @@ END_OF_TEXT: Final = "<|endoftext|>"
 MAX_FILE_BYTES: Final = 1 << 26  # of a tokenizer's file; GPT-2's vocab.json has 1 MB
 _TOKEN_LISTS: Final = ("additional_special_tokens", "extra_special_tokens")  # keys
 _ID_LISTS: Final = ("_token_ids", "_tokens", "_words_ids")  # ends of keys
-_MAX_AROUND: Final = 64  # tokens before or after a text; real templates have one
+_MAX_TEMPLATE: Final = 64  # tokens before or after a text; real templates have one
 
 # The tokens put before and after a text, each given by its id or its string.
-Around = tuple[tuple["int | str", ...], tuple["int | str", ...]]
+Template = tuple[tuple["int | str", ...], tuple["int | str", ...]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
     return NamedTokens(bos, _content(values.get("eos_token")), frozenset(special))
 
 
-def tokens_around(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Around:
+def folder_template(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Template:
     """Return the tokens to put around every text encoded with a folder's vocab.json.
 
     values are those of ``tokenizer_config.json``. If there is a ``tokenizer.json``, its template
@@ -76,14 +76,14 @@ def tokens_around(folder: Path, values: Mapping[str, Any], named: NamedTokens) -
         pass
     else:
         # Parsing a vocabulary is slow, and most files have no template.
-        return template(_post_processor(raw)) if b"Processing" in raw else ((), ())
+        return read_template(_post_processor(raw)) if b"Processing" in raw else ((), ())
     eos = named.eos if "eos_token" in values or named.eos else END_OF_TEXT
     before = (named.bos,) if named.bos and _is_true(values.get("add_bos_token")) else ()
     after = (eos,) if eos and _is_true(values.get("add_eos_token")) else ()
     return before, after
 
 
-def template(processor: object) -> Around:
+def read_template(processor: object) -> Template:
     """Return the tokens that the post_processor of a ``tokenizer.json`` puts around a text."""
     if not isinstance(processor, Mapping):
         return (), ()
@@ -92,7 +92,7 @@ def template(processor: object) -> Around:
     kind = processor.get("type")
     if kind == "Sequence":
         for part in _list(processor.get("processors")):
-            outer_before, outer_after = template(part)
+            outer_before, outer_after = read_template(part)
             before, after = [*outer_before, *before], [*after, *outer_after]
     elif kind in ("BertProcessing", "RobertaProcessing"):
         before, after = _pair_id(processor.get("cls")), _pair_id(processor.get("sep"))
@@ -103,7 +103,7 @@ def template(processor: object) -> Around:
                 side += _template_ids(processor, piece["SpecialToken"])
             else:  # the text itself
                 side = after
-    return tuple(before[:_MAX_AROUND]), tuple(after[:_MAX_AROUND])
+    return tuple(before[:_MAX_TEMPLATE]), tuple(after[:_MAX_TEMPLATE])
 
 
 def known_ids(
@@ -171,7 +171,7 @@ def _template_ids(processor: Mapping[str, Any], special: object) -> list[int | s
     tokens = processor.get("special_tokens")
     known = tokens.get(name) if isinstance(tokens, Mapping) else None
     ids = known.get("ids") if isinstance(known, Mapping) else None
-    return _integers(_list(ids)[:_MAX_AROUND])
+    return _integers(_list(ids)[:_MAX_TEMPLATE])
 
 
 def _pair_id(pair: object) -> list[int | str]:

@@ -93,7 +93,7 @@ class Tokenizer:
         end = id_of(config.eos_token or END_OF_TEXT)
         self.eot_id = id_of(END_OF_TEXT) if end is None else end
         self.bos_id = None if config.bos_token is None else id_of(config.bos_token)
-        before, after = config.around
+        before, after = config.template
         self.prefix_ids = known_ids(before, id_of, self.n_vocab)
         self.suffix_ids = known_ids(after, id_of, self.n_vocab)
 

@@ -21,7 +21,7 @@ from gpt2c.text.added_tokens import PLAIN, TokenizerConfig
 from gpt2c.text.bpe import bytes_of_token, is_in_byte_alphabet
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
-from gpt2c.text.special_tokens import MAX_FILE_BYTES, template
+from gpt2c.text.special_tokens import MAX_FILE_BYTES, read_template
 from gpt2c.text.tokenizer import MAX_GAP, Tokenizer, check_text
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
@@ -98,7 +98,9 @@ class JsonTokenizer(Tokenizer):
         # The package ignores the ids in the file and gives its own.
         added = {token: vocab[token] for token in _added(values, path) if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
-        self._set_roles(replace(config, around=template(values.get("post_processor"))), vocab.get)
+        self._set_roles(
+            replace(config, template=read_template(values.get("post_processor"))), vocab.get
+        )
         specials = _added(values, path, only_special=True)
         self._special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}

@@ -122,7 +122,7 @@ def load_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
 
 def load_pairs(pairs: BytePairs) -> Tokenizer:
     """Return the tokenizer of a vocabulary inside a checkpoint's file; raises TokenizerError."""
-    config = TokenizerConfig(added=pairs.added, around=pairs.around)
+    config = TokenizerConfig(added=pairs.added, template=pairs.template)
     tokenizer = Tokenizer.from_vocabulary(pairs.vocab, pairs.merges, (pairs.source,) * 2, config)
     tokenizer.write_files = partial(_write_pairs, pairs)
     return tokenizer
@@ -286,7 +286,7 @@ def _write_pairs(pairs: BytePairs, folder: Path) -> None:
     }
     config: dict[str, Any] = {"added_tokens_decoder": decoder}
     tokens = {id: token for token, id in pairs.vocab.items()}
-    for name, ids in zip(("bos", "eos"), pairs.around, strict=True):
+    for name, ids in zip(("bos", "eos"), pairs.template, strict=True):
         for id in ids:
             config |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
     text = json.dumps(config, ensure_ascii=False)

@@ -15,7 +15,7 @@ from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import STORED_TYPES, BackingFile, TensorSource, check_finite
 from gpt2c.text.added_tokens import AddedToken
-from gpt2c.text.special_tokens import Around
+from gpt2c.text.special_tokens import Template
 
 # How many elements of wte and of a tied head are compared at a time: 4 MB each.
 _COMPARED_ELEMENTS = 2**20
@@ -29,7 +29,7 @@ class BytePairs:
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added: tuple[AddedToken, ...]
-    around: Around = ((), ())  # the ids put before and after every text
+    template: Template = ((), ())  # the ids put before and after every text
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from gpt2c.formats.gguf_file import GGUFFile
 from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.text.added_tokens import AddedToken
-from gpt2c.text.special_tokens import Around
+from gpt2c.text.special_tokens import Template
 from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.shared.hparams import matrix_shape
 from gpt2c.weights.checkpoint.shared.views import from_linear
@@ -178,10 +178,10 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
         if not left or not right or " " in right:
             return f"{file.path}: found the merge {show(merge)}, expected two tokens"
         pairs.append((left, right))
-    return BytePairs(str(file.path), vocab, pairs, added, _around(file, n))
+    return BytePairs(str(file.path), vocab, pairs, added, _template(file, n))
 
 
-def _around(file: GGUFFile, n_tokens: int) -> Around:
+def _template(file: GGUFFile, n_tokens: int) -> Template:
     """Return the ids that the file asks to put before and after a text, as llama.cpp does."""
     get = file.metadata.get
 
