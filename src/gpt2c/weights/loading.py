@@ -44,7 +44,7 @@ def load_engine(
     Raises OptionError for other values, and BackendError if the backend cannot run.
     """
     try:
-        model = new_model(checkpoint.config, checkpoint.packing, dtype, backend, n_threads)
+        model = new_model(checkpoint.config, checkpoint.quantized_dtype, dtype, backend, n_threads)
         fill(model, checkpoint, n_threads, bar)
     except CacheMemoryError:
         raise
@@ -179,16 +179,16 @@ class LoadedMatrix(LoadedTensor):
 
 
 def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
-    """Return a checkpoint that reads a loaded model's weights, with the model's packing."""
+    """Return a checkpoint that reads a loaded model's weights, quantised like the model."""
     tensors: dict[str, TensorSource] = {}
-    packing = model.dtype if model.dtype in QUANTIZED else None
+    quantized_dtype = model.dtype if model.dtype in QUANTIZED else None
     for name, shape in tensor_shapes(config).items():
-        packed = packed_shape(name, shape, packing) if packing else None
+        packed = packed_shape(name, shape, quantized_dtype) if quantized_dtype else None
         if packed is None:
             tensors[name] = LoadedTensor(model, name, shape)
         else:
             tensors[name] = LoadedMatrix(model, name, shape, packed_shape=packed)
-    return Checkpoint(config, tensors, packing=packing)
+    return Checkpoint(config, tensors, quantized_dtype=quantized_dtype)
 
 
 def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np.float32]:
@@ -223,7 +223,7 @@ def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
         width = source.shape[1] if len(source.shape) == 2 else 1
         step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width * unit)) * unit
         is_packed = False
-        if checkpoint.packing == dtype and isinstance(source, PackedSource):
+        if checkpoint.quantized_dtype == dtype and isinstance(source, PackedSource):
             is_packed = True
             n_rows, n_groups, n_bytes = source.packed_shape
             step = max(1, CHUNK_BYTES // (n_groups * n_bytes))

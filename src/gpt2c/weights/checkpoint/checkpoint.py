@@ -50,7 +50,7 @@ class Checkpoint:
     # nanoGPT's `dataset` (its training data) and `out_dir` (the folder it saves in).
     dataset: tuple[str, str] | None = None
     # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
-    packing: str | None = None
+    quantized_dtype: str | None = None
 
     @property
     def where(self) -> str:

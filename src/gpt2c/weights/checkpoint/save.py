@@ -79,7 +79,7 @@ def save_checkpoint(
 
 def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]:
     """Return the weights' file name, its tensors (float32, or uint8 panels), and its metadata."""
-    if checkpoint.packing is not None:
+    if checkpoint.quantized_dtype is not None:
         from gpt2c.weights.checkpoint.quantized import metadata
 
         packed: dict[str, NDArray[Any]] = {}
@@ -89,7 +89,7 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
                 source.read_panels(0, packed[name])
             else:
                 packed[name] = source.read(0, source.shape[0])
-        return QUANTIZED, packed, metadata(checkpoint.packing)
+        return QUANTIZED, packed, metadata(checkpoint.quantized_dtype)
     tensors = {
         name if name.startswith("lm_head.") else f"transformer.{name}": tensor
         for name, tensor in checkpoint.read_all().items()
