@@ -29,7 +29,7 @@ class _NestedDict:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """The keys' positions in _KEYS; smaller ranks are likelier to be the model."""
+        """The keys' positions in _KEYS; a dict of smaller rank is likelier to be the model."""
         return tuple(_KEYS.index(key) if key in _KEYS else len(_KEYS) for key in self.keys)
 
 
@@ -37,7 +37,7 @@ class _NestedDict:
 class SavedState:
     """A state dict in a file: its tensors by their stored names, and the dicts that contain it.
 
-    `enclosing` has the outermost dict first; it is empty if the state dict is at the top level.
+    `enclosing` begins with the outermost dict; it is empty for a state dict at the top level.
     """
 
     tensors: Mapping[str, StoredTensor]
@@ -116,17 +116,18 @@ def _chosen(file: TorchFile, found: list[_NestedDict]) -> tuple[Mapping[Any, Any
     if others and (len(_KEYS) in first.rank or others[0].rank == first.rank):
         names = [".".join(nested.keys) for nested in found]
         raise CheckpointError(
-            f"{file.path}: found weights under the keys {show_list(names)}, expected them under "
-            f"one key, or one of them under {show(_KEYS[0])}: save the one to load in its own file"
+            f"{file.path}: found weights under the keys {show_list(names)}, expected only one of "
+            f"them, or one called {show(_KEYS[0])}: save the weights to load in their own file"
         )
     return first.dicts
 
 
 def _checked(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> SavedState:
-    """Return the last dict's tensors, checked.
+    """Return the tensors of the last dict after checking them.
 
-    An entry that GPT-2 needs must be a tensor. A tied head's data count twice; more sharing of data
-    would let a small file claim a large model, so the tensors must not exceed twice the file.
+    An entry that GPT-2 needs must be a tensor. Tensors that share more data than a tied head does
+    would let a small file claim a large model, so together they must not exceed twice the file's
+    size.
     """
     tensors: dict[str, StoredTensor] = {}
     n_bytes = 0
