@@ -1,1 +1,1 @@
-"""What several loaders share."""
+"""The modules that several loaders share."""
