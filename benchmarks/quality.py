@@ -24,7 +24,7 @@ from gpt2c import GPT2
 from gpt2c.engine import _engine
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import open_checkpoint
-from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, widened
+from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, dequantised
 
 Logits = NDArray[np.float32]
 CHUNK = 128  # positions with logits in memory at once
@@ -114,7 +114,7 @@ def quantized(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
         ]
         for j in range(0, n, PANEL)
     ]
-    return widened(np.array(panels), f"int{bits}")
+    return dequantised(np.array(panels), f"int{bits}")
 
 
 def print_weights(file: Path) -> None:

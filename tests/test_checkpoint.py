@@ -29,7 +29,7 @@ from gpt2c.weights.checkpoint import (
     tensor_shapes,
 )
 from gpt2c.weights.checkpoint import checkpoint as checkpoint_module
-from gpt2c.weights.checkpoint.views import Whole
+from gpt2c.weights.checkpoint.shared.views import Whole
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -121,7 +121,7 @@ def test_mismatched_hparams(bare: Path) -> None:
 def test_named_sizes_are_those_of_openai() -> None:
     """OpenAI names each size by its number of parameters, rounded to millions."""
     from gpt2c.config import GPT2Config
-    from gpt2c.weights.checkpoint.hparams import given_hparams
+    from gpt2c.weights.checkpoint.shared.hparams import given_hparams
 
     for name in ("124M", "355M", "774M", "1558M"):
         values = given_hparams(name)

@@ -173,7 +173,7 @@ def test_unknown_keys_are_logged_and_not_printed(
         GPT2Config.from_dict({"my_note": 1, "n_ctx": 5, "n_positions": 6, "eos_token_id": -5})
     text = caplog.text
     assert "my_note" in text
-    assert "n_ctx 5 ignored" in text
+    assert "n_ctx 5 is ignored" in text
     assert "eos_token_id -5" in text
     assert capfd.readouterr() == ("", "")
 

@@ -18,7 +18,7 @@ from conftest import ROOT, config_of, model_on, random_weights
 
 import gpt2c
 from gpt2c.forks import ProcessLock
-from gpt2c.weights.checkpoint.views import Whole
+from gpt2c.weights.checkpoint.shared.views import Whole
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here"),

@@ -24,7 +24,7 @@ from conftest import ISAS, ROOT, config_of, model_on, needs_engine, random_weigh
 import gpt2c
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
-from gpt2c.weights.checkpoint.views import Whole
+from gpt2c.weights.checkpoint.shared.views import Whole
 
 needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no SIGALRM here")
 

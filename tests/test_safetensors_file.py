@@ -110,8 +110,8 @@ REJECTED = {
     "gap at the start": (pack({"a": entry([1], 4, 8)}, bytes(8)), "'a' leaves a gap"),
     "beyond the end": (pack({"a": A}, bytes(7)), "ends at byte 77, and the file at 76"),
     "far beyond the end": (pack({"a": entry([HUGE], 0, 4 * HUGE)}, bytes(8)), "the file is cut"),
-    "trailing bytes": (pack({"a": A}, bytes(9)), "found 78 bytes, expected the 77"),
-    "trailing bytes only": (pack({}, bytes(1)), "found 11 bytes, expected the 10"),
+    "trailing bytes": (pack({"a": A}, bytes(9)), "found 78 bytes, expected 77"),
+    "trailing bytes only": (pack({}, bytes(1)), "found 11 bytes, expected 10"),
 }  # fmt: skip
 
 

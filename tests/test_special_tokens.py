@@ -19,7 +19,7 @@ from gpt2c import GPT2, OptionTypeError, Tokenizer
 from gpt2c.cli.main import main
 from gpt2c.coloring import terminal_text
 from gpt2c.text.added_tokens import read_tokenizer_config
-from gpt2c.text.special_tokens import template
+from gpt2c.text.special_tokens import read_template
 
 CASES = RECORDED["cases"]
 TEXTS = RECORDED["texts"]
@@ -73,7 +73,7 @@ def test_ids_of_tokenizer_json_equal_those_of_transformers(tmp_path: Path, case:
     ],
 )  # fmt: skip
 def test_a_malformed_template_adds_no_tokens(processor: Any) -> None:
-    assert template(processor) == ((), ())
+    assert read_template(processor) == ((), ())
 
 
 def test_bos_outside_the_vocabulary_is_not_added(tmp_path: Path) -> None:

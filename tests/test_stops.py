@@ -555,7 +555,7 @@ def test_a_slow_load_shows_a_progress_bar(
 ) -> None:
     GPT2.from_pretrained(progress=True)
     assert capsys.readouterr().err == ""  # a load of under two seconds shows no bar
-    monkeypatch.setattr("gpt2c.progress._PATIENCE", 0)
+    monkeypatch.setattr("gpt2c.progress._DELAY", 0)
     GPT2.from_pretrained()
     assert capsys.readouterr().err == ""
     GPT2.from_pretrained(progress=True)

@@ -42,7 +42,7 @@ from model_folders import PickledCall
 from gpt2c import CheckpointError, CheckpointNotFoundError, ConfigError
 from gpt2c.formats.pickle_values import fields_of, has_fields
 from gpt2c.weights.checkpoint import open_checkpoint
-from gpt2c.weights.checkpoint.names import bare_name, gpt2_names
+from gpt2c.weights.checkpoint.shared.names import bare_name, gpt2_names
 
 
 def config_file(folder: Path, **values: Any) -> None:

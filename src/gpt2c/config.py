@@ -1,4 +1,4 @@
-"""The configuration of a GPT-2 model: HF's ``config.json``, checked."""
+"""Reads and checks the configuration of a GPT-2 model: HF's ``config.json``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())  # a library prints nothing by default
+_log.addHandler(logging.NullHandler())  # without it, Python would print the warnings
 
-# The maximum of each size: far above any GPT-2, and small enough that products of three sizes
-# stay below 2**63.
+# The maximum of each size. It is far above any GPT-2, and products of three sizes stay below 2**63.
 MAX_SIZE: Final = 2**20
-# The size of GPT-2's vocabulary, also rounded up to a multiple of 64 as in nanoGPT and llm.c.
+# The size of GPT-2's vocabulary, and that size rounded up to a multiple of 64, as in nanoGPT and
+# llm.c.
 GPT2_VOCABULARY: Final = 50257
 PADDED_VOCABULARY: Final = 50304
 _MAX_FILE = 4 * 2**20  # bytes; classifiers keep all their labels in config.json
 
-# HF's names of activations -> the engine's. `gelu_fast` writes sqrt(2/pi) as 0.7978845608, an error
-# of 4e-12, which vanishes in float32. The other tanh GELUs write the same formula differently.
+# HF's names of activations -> the engine's. `gelu_fast` rounds sqrt(2/pi) to 0.7978845608, an error
+# of 4e-12, which vanishes in float32. The other tanh GELUs are the same formula, written
+# differently.
 ACTIVATIONS: Final = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -41,7 +42,7 @@ ACTIVATIONS: Final = {
     "tanh": "tanh",
 }
 
-# HF's aliases of keys (GPT2Config.attribute_map).
+# HF's other names of keys (GPT2Config.attribute_map).
 _ALIASES = {
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
@@ -49,8 +50,8 @@ _ALIASES = {
     "max_position_embeddings": "n_positions",
 }
 
-# Keys that can change the architecture, and the values that leave it GPT-2's; null always does. Any
-# other value is an error.
+# Keys that can change the architecture -> the values that keep GPT-2's. null keeps it for every
+# key; any other value is an error.
 _SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
@@ -79,8 +80,8 @@ _SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "num_local_experts": (),
 }
 
-# Keys of HF's GPT2Config and PretrainedConfig, in new and old versions, that cannot change a logit:
-# training, generation defaults, other heads, book-keeping.
+# Keys of HF's GPT2Config and PretrainedConfig, in new and old versions, that cannot change a logit.
+# They concern training, defaults of generation, other heads and book-keeping.
 _HARMLESS_KEYS = """
     model_type architectures transformers_version _name_or_path name_or_path _commit_hash
     torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss use_cache output_past return_dict
@@ -104,13 +105,12 @@ _HARMLESS = frozenset(_HARMLESS_KEYS.split())
 class GPT2Config:
     """The architecture and the special tokens of a GPT-2 model, with HF's names and defaults.
 
-    The constructor checks every field: sizes are ints from 1 to 2**20 (`n_layer` may be 0),
-    `n_embd` is a multiple of `n_head` if there are blocks, the activation is known, and
-    `layer_norm_epsilon` is finite and not negative.
+    The constructor checks every field: sizes must be ints from 1 to 2**20 (`n_layer` may be 0),
+    `n_embd` must be a multiple of `n_head` if there are blocks, the activation must be known, and
+    `layer_norm_epsilon` must be finite and not negative.
 
-    A special token outside the vocabulary can be neither generated nor fed, so it becomes None
-    (in a tuple of EOS ids it is dropped). The default 50256 becomes None for smaller
-    vocabularies too.
+    A special token outside the vocabulary can neither be generated nor be fed, so it becomes None
+    (or is dropped from a tuple of EOS ids). This includes the default, 50256.
 
     Raises ConfigError, naming the field, the value found and what was expected.
     """
@@ -165,7 +165,7 @@ class GPT2Config:
 
     @property
     def inner(self) -> int:
-        """Width of the MLP's hidden layer: `n_inner`, or four times `n_embd`."""
+        """The width of the MLP's hidden layer: `n_inner`, or four times `n_embd`."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
     @property
@@ -185,12 +185,12 @@ class GPT2Config:
 
     @property
     def n_parameters(self) -> int:
-        """The number of weights; a tied head adds none."""
+        """The number of weights; those of a tied head count once."""
         width, inner = self.n_embd, self.inner
         embeddings = (self.vocab_size + self.n_positions) * width
         attention = 4 * width * width + 4 * width
         mlp = 2 * width * inner + inner + width
-        block = attention + mlp + 4 * width  # two layer norms
+        block = attention + mlp + 4 * width  # with two layer norms
         head = 0 if self.tie_word_embeddings else self.vocab_size * width
         return embeddings + self.n_layer * block + 2 * width + head
 
@@ -206,7 +206,7 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> GPT2Config:
-        """Make a configuration from HF's keys; missing ones get HF's defaults.
+        """Return a configuration made from HF's keys; missing keys get HF's defaults.
 
         A key that changes the architecture raises ConfigError. Unknown keys are ignored with a
         warning in the log, because people keep notes in their configurations. Every message begins
@@ -243,7 +243,7 @@ class GPT2Config:
 
     @classmethod
     def from_sizes(cls, where: str, **values: Any) -> GPT2Config:
-        """Make a configuration for a checkpoint that states little more than its sizes.
+        """Return the configuration of a checkpoint that states little more than its sizes.
 
         BOS and EOS default to GPT-2's if the vocabulary has GPT-2's size, and to None otherwise.
         Every message begins with `where`.
@@ -256,7 +256,7 @@ class GPT2Config:
             raise ConfigError(f"{where}: {reason}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return HF's config.json: every field, and the keys that tell transformers the model."""
+        """Return HF's config.json: every field, and the keys that name the model's class."""
         values: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -288,7 +288,7 @@ class GPT2Config:
 
 
 def _integer(value: object) -> int | None:
-    """Return an integer of any type, NumPy's too, as an int; None for other values and bools."""
+    """Return an int or a NumPy integer as an int; None for a bool or any other value."""
     if isinstance(value, bool):
         return None
     try:
@@ -309,7 +309,7 @@ def _size(name: str, value: object, minimum: int) -> int:
 def _epsilon(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"layer_norm_epsilon must be a number, found {show(value)}")
-    # Compared before the conversion: float() of a very large int raises OverflowError.
+    # Compare before converting: float() of a very large int raises OverflowError.
     if not 0 <= value <= 1e38 or not math.isfinite(value):
         raise ConfigError(
             f"layer_norm_epsilon must be finite and not negative, found {show(value)}"
@@ -332,8 +332,8 @@ def _check_architecture(values: Mapping[str, Any], where: str) -> None:
 def _read_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) -> None:
     """Read n_ctx, the old name of n_positions, into `found`.
 
-    If both are given, n_positions wins, because it is the length of wpe. transformers has not read
-    n_ctx for years, so people forget to change it.
+    If both are given, n_positions wins, because it is the length of wpe. transformers no longer
+    reads n_ctx, so people forget to change it.
     """
     n_ctx = values.get("n_ctx")
     if n_ctx is None:
@@ -342,7 +342,7 @@ def _read_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) ->
         found["n_positions"] = n_ctx
     elif found["n_positions"] != n_ctx:
         _log.warning(
-            "%s: n_positions is %s, and n_ctx %s ignored",
+            "%s: n_positions is %s, so n_ctx %s is ignored",
             where,
             show(found["n_positions"]),
             show(n_ctx),

@@ -47,7 +47,7 @@ class NumericalError(Error, ArithmeticError):
 
 
 class CacheMemoryError(Error, MemoryError):
-    """The memory for a model, a KV cache page or a call's activations cannot be allocated."""
+    """There is not enough memory for a model, a KV cache page or a call's activations."""
 
 
 class BackendError(Error, RuntimeError):
@@ -59,7 +59,7 @@ class ClosedError(Error, RuntimeError):
 
 
 class ForkError(Error, RuntimeError):
-    """The process forked during a call; the child lacks the threads that the call needs."""
+    """The process forked during a call, and the child lacks the threads that the call needs."""
 
 
 class MissingDependencyError(Error, ImportError):
@@ -79,7 +79,7 @@ class TokenizerWarning(Gpt2cWarning):
 
 
 def warn(message: str, kind: type[Gpt2cWarning]) -> None:
-    """Issue a warning that points at the line outside this package that called into it."""
+    """Issue a warning that points at the line outside gpt2c that called it."""
     level, frame = 1, sys._getframe(0)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
         level, frame = level + 1, frame.f_back

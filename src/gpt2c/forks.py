@@ -1,7 +1,7 @@
 """Locks that survive a fork.
 
-A forked child has only the thread that called fork. A lock that another thread held at that moment
-is locked in the child too, and no thread there will ever release it.
+A forked child has only the thread that called fork. If another thread held a lock at that moment,
+the lock is locked in the child too, and no thread of the child will ever release it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 _L = TypeVar("_L")
 
-_n_forks = 0  # between the process that imported this module and this one
+_n_forks = 0  # generations between this process and the one that imported this module
 
 
 def _count_fork() -> None:
@@ -25,10 +25,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class ProcessLock(Generic[_L]):
-    """A lock for the threads of one process; each forked child gets an unlocked one of its own."""
+    """A lock for the threads of one process; each forked child gets its own, unlocked lock."""
 
     def __init__(self, make_lock: Callable[[], _L]) -> None:
-        """make_lock is threading.Lock or threading.RLock."""
+        """`make_lock` is threading.Lock or threading.RLock."""
         self._make_lock = make_lock
         self._locks = {_n_forks: make_lock()}
 
@@ -36,7 +36,7 @@ class ProcessLock(Generic[_L]):
     def lock(self) -> _L:
         """This process's lock.
 
-        Use it only in a with statement: there, Ctrl-C cannot interrupt between acquiring the lock
+        Use it only in a with statement, where Ctrl-C cannot interrupt between acquiring the lock
         and entering the block.
         """
         found = self._locks.get(_n_forks)

@@ -8,31 +8,32 @@ from typing import Any, Final, TypeVar
 
 from gpt2c.errors import MissingDependencyError
 
-_PATIENCE: Final = 2  # seconds before a loading bar appears
+_DELAY: Final = 2  # seconds before a loading bar appears
 _T = TypeVar("_T")
 
 
 def with_bar(results: Iterable[_T], total: int | None) -> Iterator[_T]:
     """Yield the results, and count them in a bar on standard error.
 
-    total None means an unknown number. Raises MissingDependencyError, at the call, if tqdm is not
-    installed.
+    `total` None means an unknown number.
+
+    The call itself, not the first result, raises MissingDependencyError if tqdm is not installed.
     """
     bar: Iterator[_T] = iter(_tqdm()(results, total=total, unit="text"))
     return bar
 
 
 class LoadingBar:
-    """A bar of loaded bytes on standard error; it appears after two seconds."""
+    """A bar on standard error that counts loaded bytes; it appears after two seconds."""
 
     def __init__(self, n_bytes: int) -> None:
-        """Make a bar for n_bytes in all. Raises MissingDependencyError if tqdm is not installed."""
+        """`n_bytes` is the total. Raises MissingDependencyError if tqdm is not installed."""
         self._bar = _tqdm()(
-            total=n_bytes, unit="B", unit_scale=True, desc="loading", delay=_PATIENCE, leave=False
+            total=n_bytes, unit="B", unit_scale=True, desc="loading", delay=_DELAY, leave=False
         )
 
     def add(self, n_bytes: int) -> None:
-        """Count n_bytes more."""
+        """Add n_bytes to the count."""
         self._bar.update(n_bytes)
 
     def close(self) -> None:

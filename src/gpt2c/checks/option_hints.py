@@ -1,4 +1,4 @@
-"""Hints for unknown options: what other libraries call an option that gpt2c has."""
+"""Hints for unknown options, from the names that other libraries give to gpt2c's options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from gpt2c.checks.options import similar
 
-# Our name of each option, and its names in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
+# gpt2c's name of each option -> its names in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
 # CTranslate2, lm-evaluation-harness, gpt-2-simple, OpenAI's gpt-2 and picoGPT.
 _ALIASES: Final = {
     "max_new_tokens": "max_tokens max_length max_completion_tokens max_output_tokens max_gen_toks "
@@ -43,7 +43,7 @@ _OURS: Final[Mapping[str, str]] = MappingProxyType(
     {theirs: ours for ours, names in _ALIASES.items() for theirs in names.split()}
 )
 
-# Names without an equivalent option, and what to do about them.
+# Names of options that have no equivalent in gpt2c -> what to do instead.
 _INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
     {
         "stream": "use the method stream",
@@ -55,7 +55,7 @@ _INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
         "pad_token": "prompts of different lengths need no padding",
     }
 )
-# Differences between an alias and our option.
+# Differences between an alias and gpt2c's option.
 _NOTES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "max_length": ", which does not count the prompt",
@@ -67,8 +67,8 @@ _NOTES: Final[Mapping[str, str]] = MappingProxyType(
 def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> str:
     """Return the hint to append to a message about an unknown option; empty if there is none.
 
-    known are the options of the called method; elsewhere are those of ``complete``, which the hint
-    points to if the called method lacks the option.
+    `known` are the options of the called method; `elsewhere` are those of ``complete``, which the
+    hint mentions if the called method lacks the option.
     """
     plain = name.lower().replace("-", "_")
     ours = _OURS.get(plain, plain)
@@ -76,20 +76,25 @@ def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> 
     if ours in known and ours != name:
         return f"; did you mean {ours}{note}?"
     if ours in elsewhere and ours not in known:
-        return f"; complete has {ours}{note}" if ours != name else ", which complete has"
+        if ours == name:
+            return ", but complete() accepts it"
+        return f"; complete() accepts {ours}{note}"
     if plain in _INSTEAD:
         return f"; {_INSTEAD[plain]}"
     return similar(name, known)
 
 
-# Options whose command line flag has another name.
+# Options whose flag on the command line has another name.
 _FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {"stop_strings": "--stop", "return_full_text": "--echo", "overflow": "--slide"}
 )
 
 
 def flag_hint(flag: str, known: Collection[str]) -> str:
-    """Return the hint for an unknown flag, "--max_tokens=5"; known are the command's flags."""
+    """Return the hint for an unknown flag, such as "--max_tokens=5".
+
+    `known` are the command's flags.
+    """
     flag = flag.partition("=")[0]
     plain = flag.lstrip("-").lower().replace("-", "_")
     ours = _OURS.get(plain, plain)

@@ -1,8 +1,8 @@
 """Checks of single option values.
 
 integer, number, items, flag and choice return the checked value. They raise OptionTypeError for a
-wrong type and OptionError for a wrong value; the message names the option, its value and the values
-it may have.
+wrong type and OptionError for a wrong value; the message names the option, its value and the valid
+values.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
 
 MAX_ITEMS: Final = 2**24
-INT32_MAX: Final = 2**31 - 1  # the engine counts in int32
+INT32_MAX: Final = 2**31 - 1  # the engine's counts are int32
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def is_integer(value: object) -> bool:
-    """Whether this is an int or a NumPy integer; bool and np.timedelta64 do not count."""
+    """Return whether this is an int or a NumPy integer; bool and np.timedelta64 do not count."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
 def integer(name: str, value: object, lowest: int, highest: int) -> int:
-    """Return an integer of any type but bool as an int from `lowest` to `highest`."""
+    """Return an integer of any type except bool as an int from `lowest` to `highest`."""
     if isinstance(value, bool | np.bool_):
         raise OptionTypeError(f"{name} is {value}; it must be an integer")
     try:
@@ -44,7 +44,7 @@ def integer(name: str, value: object, lowest: int, highest: int) -> int:
 
 
 def number(name: str, value: object, lowest: float, highest: float) -> float:
-    """Return a number of any type but bool as a finite float from `lowest` to `highest`."""
+    """Return a number of any type except bool as a finite float from `lowest` to `highest`."""
     if not is_integer(value) and not isinstance(value, float | np.floating):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a number")
     try:
@@ -64,7 +64,7 @@ def items(name: str, value: object, what: str) -> list[Any]:
         value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a list of {what}")
-    if len(value) > MAX_ITEMS:  # a huge range would need the memory of a huge list
+    if len(value) > MAX_ITEMS:  # a range is small, but the list of its items may be huge
         raise OptionError(f"{name} has {len(value)} items; it may have at most {MAX_ITEMS}")
     return list(value)
 
@@ -86,7 +86,7 @@ def choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def similar(name: str, names: Iterable[str]) -> str:
-    """A "did you mean ...?" suffix for an unknown name; empty if no name is similar."""
+    """Return a "did you mean ...?" suffix for an unknown name; empty if no name is similar."""
     import difflib
 
     found = difflib.get_close_matches(name, list(names), n=1)
@@ -96,9 +96,9 @@ def similar(name: str, names: Iterable[str]) -> str:
 def shows_options(
     options: type, defaults: Mapping[str, object]
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorator: make help() and editors show the names of a method's ``**options``.
+    """Return a decorator that makes help() and editors show the names of a method's ``**options``.
 
-    options is their TypedDict, defaults has their default values; others default to None.
+    `options` is their TypedDict; `defaults` has the default values of those not None by default.
     """
 
     def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -4,9 +4,9 @@ Configurations, tensor headers and vocabularies are untrusted. ``json.loads`` al
 it keeps the last of two equal keys, accepts NaN as a number, and limits nesting only by the
 interpreter's stack.
 
-There are two parsers. The strict one raises for such a value. The lenient one replaces it by an
-:class:`Unusable`: code that needs the value rejects its type, and a value that nobody needs does no
-harm.
+There are two parsers. The strict parser raises for such a value. The lenient parser replaces it
+with an :class:`Unusable`: code that needs the value rejects its type, and a value that no code
+needs does no harm.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from typing import Any, NoReturn
 
 from gpt2c.errors import CheckpointNotFoundError, Error, OptionTypeError
 
-# Max nesting of JSON; a configuration needs about four levels. Checked before parsing, because a
-# program may have raised Python's recursion limit so far that the JSON scanner overflows the stack.
+# Maximum nesting of JSON; a configuration needs about four levels. The nesting is checked before
+# parsing: if a program has raised Python's recursion limit, the JSON scanner may overflow the
+# stack.
 MAX_DEPTH = 32
 
-# A string or one bracket. An unclosed string matches too, so that the search stays linear.
+# Matches a string or one bracket, and also an unclosed string, so that the search takes linear
+# time.
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
@@ -44,7 +46,7 @@ class Unusable:
 
     @property
     def is_huge(self) -> bool:
-        """Whether it is a positive integer of more than 64 bits."""
+        """Whether the value is a positive integer of more than 64 bits."""
         return self._text.isascii() and self._text.isdigit()
 
 
@@ -69,14 +71,14 @@ def show_list(names: Sequence[str], limit: int = 8) -> str:
 def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     """Open a regular file for reading, unbuffered; links are followed.
 
-    Raises CheckpointNotFoundError if it does not exist, `error` if it is a folder, a pipe or a
-    device or cannot be opened, and OptionTypeError if `path` is not a path.
+    Raises CheckpointNotFoundError if it does not exist, OptionTypeError if `path` is not a path,
+    and `error` if the file cannot be opened or is a folder, a pipe or a device.
     """
-    # O_NONBLOCK: without it, opening a named pipe would wait for a writer.
     try:
         path = Path(os.fspath(path))  # FileIO would use an int as an open descriptor and close it
     except TypeError:
         raise OptionTypeError(f"a path is {show(path)}; it must be a str or a Path") from None
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         file = io.FileIO(path, opener=lambda name, _: os.open(name, flags))
@@ -110,7 +112,7 @@ def read_json_object(
 ) -> dict[str, Any]:
     """Read a whole JSON file of at most `limit` bytes; its top level must be an object.
 
-    If `strict`, it is parsed by :func:`parse_json`, else by :func:`parse_json_leniently`.
+    :func:`parse_json` parses it if `strict`, else :func:`parse_json_leniently`.
 
     Raises CheckpointNotFoundError, `error` or OptionTypeError; the message names the file.
     """
@@ -129,7 +131,7 @@ def parse_json(raw: bytes) -> Any:
 
     Raises ValueError for invalid UTF-8 or JSON, duplicate keys, NaN and infinities, numbers beyond
     float64, integers of more than 20 characters, "-0", unpaired surrogates, and more than MAX_DEPTH
-    levels. The message lacks its subject: the caller puts the file's name before it.
+    levels. The message has no subject: the caller puts the file's name before it.
     """
     text = _decoded(raw)
     if _without_deep_values(text) is not text:
@@ -170,7 +172,7 @@ def _parsed(
         )
     except json.JSONDecodeError as reason:
         raise ValueError(f"is not JSON: {reason}") from None
-    except RecursionError:  # the caller had nearly used up the stack
+    except RecursionError:  # the caller had nearly exhausted the stack
         raise ValueError("is JSON nested too deeply") from None
 
 
@@ -191,7 +193,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    # A million digits would take minutes to convert; "-0" is a float to other parsers.
+    # A million digits would take minutes to convert; other parsers read "-0" as a float.
     if len(digits) > 20 or digits == "-0":
         raise ValueError(f"has the number {show(digits)}, which is not a 64-bit integer")
     return int(digits)
@@ -209,7 +211,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def _without_deep_values(text: str) -> str:
-    """Replace each value nested deeper than MAX_DEPTH by NaN; return `text` itself without one."""
+    """Replace each value nested deeper than MAX_DEPTH with NaN; without any, return `text`."""
     kept: list[str] = []
     depth = at = 0
     for match in _BRACKETS.finditer(text):
@@ -218,7 +220,7 @@ def _without_deep_values(text: str) -> str:
             depth += 1
             if depth == MAX_DEPTH + 1:
                 kept += text[at : match.start()], "NaN"
-                at = len(text)  # drops the rest, unless the bracket is closed
+                at = len(text)  # drop the rest, unless a bracket below closes the value
         elif bracket in "]}":
             depth -= 1
             if depth == MAX_DEPTH:
@@ -240,7 +242,7 @@ def _lenient_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lenient_string(value: Any) -> Any:
-    """Replace a string, or strings of a list, with an unpaired surrogate."""
+    """Replace a string with an unpaired surrogate, also as an item of a list, with an Unusable."""
     if isinstance(value, list):
         return [_lenient_string(item) if isinstance(item, str) else item for item in value]
     if isinstance(value, str) and not value.isascii():
@@ -256,7 +258,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 
 def _leniently(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return `parse` with its ValueError replaced by an Unusable."""
+    """Return a function that calls `parse`, but returns an Unusable if that raises ValueError."""
 
     def parse_or_replace(digits: str) -> Any:
         try:

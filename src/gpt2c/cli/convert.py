@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> None:
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
         config = _named_config(checkpoint, tokenizer)
-        in_float32 = replace(checkpoint, packing=None, config=config)
+        in_float32 = replace(checkpoint, quantized_dtype=None, config=config)
         save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
         save_checkpoint(in_float32, Path(options.folder), save)
 

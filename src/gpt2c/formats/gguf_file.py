@@ -1,4 +1,4 @@
-"""A reader of GGUF files: metadata, and tensors in floats or ggml's quantised blocks.
+"""A reader of GGUF files: metadata, and tensors of floats or of ggml's quantised blocks.
 
 The format is defined in ggml's docs/gguf.md. gpt2c parses the header itself, with limits on all
 sizes. The package gguf (an extra), from the format's authors, dequantises blocks.
@@ -30,14 +30,14 @@ _MAX_HEADER: Final = 32 << 20  # bytes
 _MAX_RANK: Final = 4
 _CHUNK: Final = 1 << 20  # bytes read at a time
 
-# Type ids of metadata values. Numbers map to struct's format letters.
+# Type ids of metadata values; those of numbers map to struct's format letters.
 _NUMBERS: Final = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"
 }  # fmt: skip
 _STRING: Final = 8
 _ARRAY: Final = 9
 
-# Type ids of ggml's tensors: name, elements in a block, bytes of a block.
+# ggml's ids of tensor types -> name, elements in a block, bytes of a block.
 _TYPES: Final = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 28: ("F64", 1, 8),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
@@ -115,7 +115,7 @@ class GGUFFile(RawFile):
             n_bytes = self._n_bytes(name, type_id, shape)
             if offset % alignment:
                 raise CheckpointError(
-                    f"{self.path}: tensor {show(name)} is at {offset}, expected a multiple of "
+                    f"{self.path}: tensor {show(name)} begins at {offset}, expected a multiple of "
                     f"{alignment}"
                 )
             self.tensors[name] = GGUFTensor(type_id, shape, start + offset, n_bytes)
@@ -134,8 +134,8 @@ class GGUFFile(RawFile):
         type_id, offset = header.numbers("<IQ")
         if offset > MAX_NUMBER or math.prod(axes) > MAX_NUMBER:
             raise CheckpointError(
-                f"{self.path}: tensor {show(name)} of shape {show(axes[::-1])} at {offset}: the "
-                "numbers overflow"
+                f"{self.path}: tensor {show(name)}: found shape {show(axes[::-1])} at {offset}, "
+                f"expected at most {MAX_NUMBER} elements and an offset of at most {MAX_NUMBER}"
             )
         return name, type_id, axes[::-1], offset
 
@@ -157,7 +157,7 @@ class GGUFFile(RawFile):
 
 
 class _HeaderReader:
-    """Reads the header's values in order; it reads the file in chunks."""
+    """Reads the header's values in order, and the file in chunks."""
 
     def __init__(self, file: GGUFFile) -> None:
         self.file, self.offset = file, 0
@@ -168,7 +168,7 @@ class _HeaderReader:
         if n > self._end - self.offset:
             raise CheckpointError(
                 f"{self.file.path}: header: found a value of {n} bytes at byte {self.offset}, "
-                f"where {self._end - self.offset} are left"
+                f"expected at most the {self._end - self.offset} that are left"
             )
         at = self.offset - self._chunk_begin
         if at + n > len(self._chunk):
@@ -188,7 +188,7 @@ class _HeaderReader:
                 f"{self.file.path}: header: found a string of {n} bytes, expected at most "
                 f"{_MAX_STRING}"
             )
-        # Some vocabularies have tokens that are not UTF-8; whoever uses the tokens rejects them.
+        # Some vocabularies have tokens that are not UTF-8; code that uses the tokens rejects them.
         return self.take(n).decode("utf-8", "surrogateescape")
 
     def value(self, type_id: int) -> Any:
@@ -203,7 +203,7 @@ class _HeaderReader:
         if type_id not in _NUMBERS:
             raise CheckpointError(
                 f"{self.file.path}: header: found a value of type {type_id} at byte {self.offset}, "
-                "which is not known"
+                f"expected one of {', '.join(map(str, sorted(_NUMBERS)))}"
             )
         return _NUMBERS[type_id]
 
@@ -222,7 +222,7 @@ class _HeaderReader:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A TensorSource over ggml's quantised blocks; each row is a whole number of blocks."""
+    """A TensorSource over ggml's quantised blocks; each row has a whole number of blocks."""
 
     file: GGUFFile
     name: str
@@ -244,13 +244,13 @@ class Quantized:
         return rows.reshape(end - begin, *self.shape[1:])
 
     def _dequantised(self, offset: int, n_bytes: int) -> NDArray[np.float32]:
-        """Return the elements [n] of the blocks in n_bytes of the tensor, from offset on."""
+        """Return the elements [n] of the blocks in the tensor's n_bytes from `offset`."""
         gguf = _gguf(self.file.path)
         raw = self.file.pread(n_bytes, self.tensor.begin + offset, f"tensor {self.name!r}")
         if not raw:
             return np.empty(0, dtype=np.float32)
         blocks = np.frombuffer(raw, dtype=np.uint8)[None]
-        with np.errstate(all="ignore"):  # a NaN or infinite scale gives such weights, checked later
+        with np.errstate(all="ignore"):  # check_finite reports weights that are NaN or infinite
             elements = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(self.tensor.type))
         return np.ascontiguousarray(elements[0], dtype=np.float32)
 

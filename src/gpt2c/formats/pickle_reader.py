@@ -1,12 +1,13 @@
 """A restricted unpickler, for all protocols, that never runs code from a file.
 
 Python's own unpickler imports and calls whatever a file names. This one looks up each called global
-in the caller's table and calls the function found there; a call of any other global becomes a
-record (:mod:`gpt2c.formats.pickle_values`). Its memory is bounded by the number of bytes read,
-because no opcode makes it copy a value.
+in a table and calls the function found there; a call of any other global becomes a record
+(:mod:`gpt2c.formats.pickle_values`). The bytes read bound the memory used, because no opcode copies
+a value.
 
-A pickle is a program for a stack machine. Opcodes push values, collect the values after a mark into
-a container, and store values in a memo to push them again. Python's ``pickletools`` documents them.
+A pickle is a program for a stack machine. Opcodes push values, collect the values above a mark into
+a container, and store values in a memo, from which they can be pushed again. Python's
+``pickletools`` documents the opcodes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any, Final
 from gpt2c.checks.untrusted import show
 from gpt2c.formats.pickle_values import Global, OddKey, PickleError, Record, describe
 
-MAX_KEY: Final = 2**31
-MAX_INDEX: Final = 2**32  # the memo's indices are smaller
+MAX_KEY: Final = 2**31  # a larger integer as a dict key becomes an OddKey
+MAX_INDEX: Final = 2**32  # indices of the memo are below this
 MAX_ARGUMENTS: Final = 16  # of a call
-MAX_DEPTH: Final = 100  # marks that are open at once
+MAX_DEPTH: Final = 100  # marks that are open at the same time
 # Opcodes in a file; each costs about 80 bytes of memory. The state dict of a model of 1.5 billion
-# parameters, together with its optimiser's, has 50,000.
+# parameters, with its optimiser's state, has 50,000.
 MAX_OPCODES: Final = 1_000_000
-MAX_GLOBALS: Final = 100_000  # distinct names
+MAX_GLOBALS: Final = 100_000  # with distinct names
 MAX_DIGITS: Final = 1000  # digits or bytes of an integer: parsing digits takes quadratic time
 
 # Escapes in protocol 0's strings, as in Python's bytes literals.
@@ -38,15 +39,16 @@ _ESCAPES: Final = {
     b"\\": b"\\", b"'": b"'", b'"': b'"',
 }  # fmt: skip
 
-Build = Callable[..., Any]  # builds an object from the arguments of a call in the file
+# Returns the object that a call in the file makes, given the call's arguments.
+Builder = Callable[..., Any]
 
 
 @dataclass
 class _State:
     """The stack machine's state while one pickle is read.
 
-    A mark moves the stack to `marks` and begins a new one; the values after the mark are then all
-    of the stack.
+    A mark moves the stack to `marks` and begins an empty one, which then holds exactly the values
+    above the mark.
     """
 
     stack: list[Any] = field(default_factory=list)
@@ -56,23 +58,25 @@ class _State:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise PickleError("takes a value from an empty stack")
+            raise PickleError("pops a value from an empty stack")
         return self.stack.pop()
 
     def top(self) -> Any:
         if not self.stack:
-            raise PickleError("takes a value from an empty stack")
+            raise PickleError("reads a value from an empty stack")
         return self.stack[-1]
 
     def pop_mark(self) -> list[Any]:
         if not self.marks:
-            raise PickleError("ends a group that it did not begin")
+            raise PickleError("pops a mark that it never pushed")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
     def remember(self, index: int) -> None:
         if not 0 <= index < MAX_INDEX:
-            raise PickleError(f"stores a value at the memo's index {show(index)}")
+            raise PickleError(
+                f"stores a value at the memo's index {show(index)}, expected one below {MAX_INDEX}"
+            )
         self.memo[index] = self.top()
 
     def recall(self, index: int) -> None:
@@ -109,7 +113,7 @@ def put_items(target: dict[Any, Any], items: list[Any]) -> None:
     if len(items) % 2:
         raise PickleError("has a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Larger integers could be chosen to have equal hashes, which makes a dict slow.
+        # A file could choose larger integers with equal hashes, which make a dict slow.
         if not isinstance(key, str) and not (type(key) is int and abs(key) < MAX_KEY):
             key = OddKey(key)
         if key in target:
@@ -118,7 +122,7 @@ def put_items(target: dict[Any, Any], items: list[Any]) -> None:
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
-    """Return the byte of an escape; an invalid escape is left unchanged."""
+    """Return the byte that an escape encodes, or an invalid escape itself."""
     escape = match[1]
     if escape[:1] == b"x" and len(escape) == 3:
         return bytes([int(escape[1:], 16)])
@@ -131,12 +135,15 @@ class PickleReader:
     """Reads one pickle after another from bytes; `position` is the offset of the next byte."""
 
     def __init__(
-        self, raw: bytes | bytearray, builders: Mapping[str, Build], load_persistent: Build
+        self,
+        raw: bytes | bytearray,
+        builders: Mapping[str, Builder],
+        load_persistent: Callable[[object], object],
     ) -> None:
-        """Read from raw.
+        """Read from `raw`.
 
-        builders maps the globals that may be called, such as "collections.OrderedDict", to our
-        replacements. load_persistent is called with each persistent id and returns its object.
+        `builders` maps the globals that may be called, such as "collections.OrderedDict", to our
+        replacements. `load_persistent` receives each persistent id and returns its object.
         """
         self._raw, self._builders, self._load_persistent = raw, builders, load_persistent
         self._globals: dict[str, Global] = {}
@@ -144,7 +151,7 @@ class PickleReader:
         self._n_opcodes = 0
 
     def read(self) -> Any:
-        """Read the next pickle's value and move `position` after it.
+        """Return the next pickle's value and move `position` to the pickle's end.
 
         Raises PickleError if the pickle is malformed, cut short, or exceeds a limit.
         """
@@ -203,7 +210,7 @@ class PickleReader:
         raise PickleError(f"has the line {show(line)}, expected an integer")
 
     def _integer_or_bool(self) -> int:
-        # Protocol 0 writes False and True as the integers 00 and 01.
+        # Protocol 0 writes False as the integer 00, and True as 01.
         start = self.position
         number = self._integer_line()
         return {b"00\n": False, b"01\n": True}.get(bytes(self._raw[start : start + 3]), number)
@@ -216,7 +223,7 @@ class PickleReader:
             raise PickleError(f"has the line {show(line)}, expected a number") from None
 
     def _quoted_line(self) -> str:
-        """Read a quoted Python 2 string; it is decoded as Latin-1."""
+        """Read a quoted Python 2 string and decode it as Latin-1."""
         line = self._line().strip()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
             raise PickleError(f"has the line {show(line)}, expected a quoted string")
@@ -256,7 +263,7 @@ class PickleReader:
     def _call(self, function: object, arguments: object) -> object:
         """Return the result of a function's or a class's call, or a record of it."""
         if not isinstance(arguments, tuple):
-            raise PickleError(f"calls with {describe(arguments)}, expected a tuple")
+            raise PickleError(f"calls with the arguments {describe(arguments)}, expected a tuple")
         if isinstance(function, Record):
             return Record(function.path, arguments)
         if not isinstance(function, Global):
@@ -264,7 +271,7 @@ class PickleReader:
         builder = self._builders.get(function.path)
         if builder is None:
             return Record(function.path, arguments)
-        # A file may pass one tuple to many calls. Each unpacks it, so it must be small.
+        # A file may pass one tuple to many calls. Each call unpacks it, so it must be small.
         if len(arguments) > MAX_ARGUMENTS:
             raise PickleError(
                 f"calls {show(function.path)} with {len(arguments)} arguments, expected at most "
@@ -282,9 +289,11 @@ class PickleReader:
     def _new_with_keywords(self, state: _State) -> None:
         keywords, arguments, function = state.pop(), state.pop(), state.pop()
         if not isinstance(keywords, dict):
-            raise PickleError(f"calls with {describe(keywords)}, expected a dict")
+            raise PickleError(
+                f"calls with the keyword arguments {describe(keywords)}, expected a dict"
+            )
         made = self._call(function, arguments)
-        # Keep them as the attributes; a BUILD opcode that sets the attributes usually follows.
+        # Keep the keywords as attributes; a BUILD opcode that sets the attributes usually follows.
         if isinstance(made, Record):
             made.state = keywords
         state.stack.append(made)
@@ -298,7 +307,7 @@ class PickleReader:
         state.stack.append(self._call(function, tuple(arguments)))
 
     def _build(self, state: _State) -> None:
-        """Set a record's attributes; drop those of a dict, such as a state dict's _metadata."""
+        """Set a record's attributes; drop a dict's, such as the _metadata of a state dict."""
         attributes = state.pop()
         target = state.stack[-1] if state.stack else None
         if isinstance(target, Record):
@@ -326,7 +335,7 @@ class PickleReader:
         made.items = state.pop_mark()
         state.stack.append(made)
 
-    def _dict_of_group(self, state: _State) -> None:
+    def _dict(self, state: _State) -> None:
         made: dict[Any, Any] = {}
         put_items(made, state.pop_mark())
         state.stack.append(made)
@@ -342,7 +351,7 @@ def _utf8(raw: bytes | bytearray) -> str:
         raise PickleError("has a string that is not UTF-8") from None
 
 
-# ---- makers of steps, and steps: each runs one opcode ----
+# ---- opcode handlers, and functions that return them ----
 
 
 def _push(read: Callable[[PickleReader], Any]) -> _Step:
@@ -372,7 +381,7 @@ def _tuple_of(n: int) -> _Step:
     return step
 
 
-def _group(make: Callable[[list[Any]], Any]) -> _Step:
+def _collect(make: Callable[[list[Any]], Any]) -> _Step:
     def step(_: PickleReader, state: _State) -> None:
         items = make(state.pop_mark())
         state.stack.append(items)
@@ -403,17 +412,17 @@ def _float_of(reader: PickleReader) -> float:
 
 
 def _extension(layout: str) -> _Step:
-    """Push a global given by its number in copyreg's extension registry, which has none here."""
+    """Push a global given by its number in copyreg's extension registry, which is empty here."""
     return _push(lambda reader: reader._find_global(f"copyreg.extension {reader._number(layout)}"))
 
 
 def _sized(layout: str, read: Callable[[PickleReader, int], Any]) -> _Step:
-    """Push a value that follows its length in bytes."""
+    """Read a length in bytes, then push the value of that length."""
     return _push(lambda reader: read(reader, reader._number(layout)))
 
 
 def _latin(reader: PickleReader, n: int) -> str:
-    """Read a Python 2 string; it is decoded as Latin-1."""
+    """Read a Python 2 string of n bytes and decode it as Latin-1."""
     return reader._take(max(n, 0)).decode("latin-1")
 
 
@@ -459,9 +468,9 @@ _STEPS: Final[dict[int, _Step]] = {
     0x85: _tuple_of(1),  # TUPLE1
     0x86: _tuple_of(2),  # TUPLE2
     0x87: _tuple_of(3),  # TUPLE3
-    ord("t"): _group(tuple),  # TUPLE
-    ord("l"): _group(lambda items: items),  # LIST
-    ord("d"): PickleReader._dict_of_group,  # DICT
+    ord("t"): _collect(tuple),  # TUPLE
+    ord("l"): _collect(lambda items: items),  # LIST
+    ord("d"): PickleReader._dict,  # DICT
     ord("a"): _append,  # APPEND
     ord("e"): lambda _, state: state.add_items(state.pop_mark()),  # APPENDS
     0x90: lambda _, state: state.add_items(state.pop_mark()),  # ADDITEMS

@@ -1,4 +1,4 @@
-"""The values that a pickle is read into: plain Python values, and records of everything else.
+"""The values that reading a pickle gives: plain Python values, and records of everything else.
 
 A record keeps the class or function name from the file, its arguments, attributes and contents.
 The name is never imported or called.
@@ -19,20 +19,21 @@ class PickleError(ValueError):
 
 
 class Global:
-    """A class or function named in the file, such as "collections.OrderedDict"; not imported."""
+    """A class or function that the file names, such as "collections.OrderedDict"; not imported."""
 
     __slots__ = ("path",)
 
     def __init__(self, path: str) -> None:
-        """Keep the name; path is "module.name"."""
+        """Keep the name, `path`: "module.name"."""
         self.path = path
 
 
 class Record:
     """A placeholder for an object of an unknown class or the result of an unknown call.
 
-    path is the name of the class or function, and arguments are those of the call. state holds
-    the object's attributes. entries and items hold what was added to it as to a dict or a list.
+    `path` is the name of the class or function, and `arguments` are those of the call. `state`
+    holds the object's attributes. `entries` and `items` hold the dict entries and the list items
+    that the pickle adds to the object (opcodes SETITEMS and APPENDS).
     """
 
     __slots__ = ("arguments", "entries", "items", "path", "problem", "state")
@@ -42,8 +43,8 @@ class Record:
     ) -> None:
         """Begin without state or contents.
 
-        problem tells why an object of a known class cannot be used; it is a predicate that
-        begins with "has".
+        `problem` tells why an object of a known class cannot be used. It completes a sentence about
+        the object, as in "has a tensor ...".
         """
         self.path = path
         self.arguments = arguments
@@ -68,7 +69,7 @@ class OddKey:
 
 
 def describe(value: object) -> str:
-    """Describe a value in a message, without a container's contents: it may contain itself."""
+    """Describe a value for a message; leave out a container's contents, which may be recursive."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return show(value)
     if isinstance(value, Record):
@@ -86,8 +87,8 @@ def entries_of(value: object) -> Mapping[Any, Any] | None:
         return value
     if not isinstance(value, Record):
         return None
-    # Python 2 wrote an OrderedDict as a call with a list of pairs. Convert it only once, because a
-    # file may refer to it any number of times.
+    # Python 2 wrote an OrderedDict as a call with a list of pairs. Convert the list only once,
+    # because a file may refer to the record any number of times.
     if value.entries is None and value.path == "collections.OrderedDict" and value.arguments:
         value.entries, value.arguments = _dict_from_pairs(value.arguments[0]), ()
     return value.entries
@@ -129,9 +130,10 @@ def has_fields(value: object, names: Iterable[str]) -> bool:
 
 
 def fields_of(value: object, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return the fields of a configuration: a dict, an object, or one of OmegaConf's.
+    """Return the fields of a configuration: a dict, an object, or an OmegaConf config.
 
-    names selects fields; None means all. NumPy integers become int. Other values have no fields.
+    `names` selects fields; None means all. NumPy integers become int. The result is empty for a
+    `value` of another kind.
     """
     found = {}
     for mapping in _field_mappings(value):
@@ -170,8 +172,8 @@ def _numpy_integer(value: Record) -> int | None:
     return int.from_bytes(raw, "little", signed=kind[0] == "i")
 
 
-def module_of(value: object) -> str | None:
-    """Return the class path of a pickled torch module; None for anything else."""
+def torch_module_class(value: object) -> str | None:
+    """Return the path of a pickled torch module's class; None for anything else."""
     if isinstance(value, Record) and has_fields(value, ("_modules", "_parameters")):
         return value.path
     return None

@@ -1,7 +1,7 @@
 """Files of tensors, read with pread.
 
-They are never memory-mapped: if another program truncates the file during a read, the result is an
-error and not a SIGBUS.
+They are never memory-mapped: if another program truncates the file during a read, that raises an
+error instead of a SIGBUS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gpt2c.errors import CheckpointError, ClosedError
 from gpt2c.formats.tensors import STORED_TYPES, check_rows, widen_into
 
 MAX_NUMBER: Final = 2**53  # the largest size or offset that a file may state
-_CHUNK: Final = 2**20  # bytes read at a time: they stay in the CPU's cache until they are widened
+_CHUNK: Final = 2**20  # bytes read at a time, few enough to stay in the CPU's cache until widened
 
 
 class _Closable(Protocol):
@@ -41,8 +41,8 @@ def closed_on_error(file: _Closable) -> Iterator[None]:
 def bounded_product(numbers: Iterable[int]) -> int | None:
     """Return the product, or None if a partial product exceeds MAX_NUMBER.
 
-    Partial products count because other readers of the formats reject them: a later zero does not
-    undo an overflow.
+    A zero after a partial product that is too large does not help: other readers of the formats
+    reject such a shape too.
     """
     product = 1
     for number in numbers:
@@ -55,7 +55,7 @@ def bounded_product(numbers: Iterable[int]) -> int | None:
 class RawFile:
     """An open file.
 
-    Reads keep no state, so threads may share it. Do not close it during a read.
+    Reads do not move a file position, so threads may share the file. Do not close it during a read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class RawFile:
         self._state = (status.st_size, status.st_mtime_ns)
 
     def pread(self, length: int, offset: int, what: str) -> bytearray:
-        """Read exactly `length` bytes; `what` names them in messages.
+        """Return exactly `length` bytes from `offset`; `what` names them in messages.
 
         Raises CheckpointError if the file ends too early or cannot be read, ClosedError after
         close.
@@ -81,7 +81,7 @@ class RawFile:
         return raw
 
     def pread_into(self, buffer: memoryview, offset: int, what: str) -> None:
-        """Fill a buffer of bytes. Raises the errors of :meth:`pread`."""
+        """Fill a buffer with the bytes from `offset`; raises the errors of :meth:`pread`."""
         if self._file.closed:
             raise ClosedError(f"{self.path}: was closed, so {what} cannot be read")
         while buffer:
@@ -104,7 +104,7 @@ class RawFile:
         return self._file.fileno()
 
     def verify_unchanged(self) -> None:
-        """Raise CheckpointError if the file's size or modification time changed after opening.
+        """Raise CheckpointError if the size or modification time changed since the file was opened.
 
         Raises ClosedError after close.
         """
@@ -123,9 +123,9 @@ class RawFile:
     ) -> None:
         """Check that tensors follow each other from `begin` to the end of the file.
 
-        `parts` has each tensor's name and the offsets of its begin and end, in order. Less than
-        `alignment` bytes of padding may precede a tensor or end the file. Overlaps would let a
-        small file claim terabytes; another file could hide in a gap.
+        `parts` has each tensor's name, begin and end, sorted by begin. Fewer than `alignment` bytes
+        of padding may precede a tensor or end the file. Overlaps would let a small file claim
+        terabytes; another file could hide in a gap.
 
         Raises CheckpointError for an overlap, a gap, and a file that is too short or too long.
         """
@@ -144,7 +144,7 @@ class RawFile:
                 )
         if self.size >= end + alignment:
             raise CheckpointError(
-                f"{self.path}: found {self.size} bytes, expected the {end} of its tensors"
+                f"{self.path}: found {self.size} bytes, expected {end}, where the last tensor ends"
             )
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class RawTensor:
     file: RawFile
     name: str
     shape: tuple[int, ...]
-    dtype: str  # may also be a dtype outside STORED_TYPES, which cannot be read
+    dtype: str  # checked_tensors refuses dtypes outside STORED_TYPES before anything is read
     begin: int  # offset in the file, in bytes
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:

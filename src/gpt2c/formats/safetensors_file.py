@@ -1,8 +1,8 @@
 """A reader of safetensors files: it checks the header strictly and reads tensors with pread.
 
-A file is the header's length in eight bytes, a JSON header, and the tensors' bytes without gaps.
-The checks are those of the safetensors library and a few more, so that library accepts every file
-that is accepted here.
+A file holds the header's length in eight bytes, a JSON header, and the tensors' bytes without gaps.
+The checks are those of the safetensors library and a few more, so the library accepts every file
+that this reader accepts.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SafetensorsFile(RawFile):
     def _read_header(self) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         if self.size < 8:
             raise CheckpointError(
-                f"{self.path}: found {self.size} bytes, expected at least 8, the header's length"
+                f"{self.path}: found {self.size} bytes, expected at least 8 (the header length)"
             )
         length = int.from_bytes(self.pread(8, 0, "header length"), "little")
         if length > min(self.size - 8, MAX_HEADER):
@@ -89,7 +89,7 @@ class SafetensorsFile(RawFile):
         return tensors, metadata
 
 
-# The checks below raise ValueError; the caller puts "FILE: header" before its message.
+# The functions below raise ValueError; the caller puts "FILE: header" before the message.
 
 
 def _check_metadata(metadata: object) -> dict[str, str]:
@@ -102,14 +102,16 @@ def _check_metadata(metadata: object) -> dict[str, str]:
 
 
 def _tensor_info(entry: object, name: str, start: int) -> TensorInfo:
-    """Check one entry of the header; `start` is the offset of the tensors' bytes in the file."""
+    """Parse one entry of the header; `start` is the offset of the tensors' bytes in the file."""
     what = f"has tensor {show(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{what}: found {show(entry)}, expected dtype, shape and data_offsets")
     dtype: Any = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in _ELEMENT_BYTES:
         kind = "sub-byte dtype" if dtype in _SUB_BYTE else "dtype"
-        raise ValueError(f"{what}: found {kind} {show(dtype)}, expected a known one of whole bytes")
+        raise ValueError(
+            f"{what}: found {kind} {show(dtype)}, expected a known dtype of whole bytes"
+        )
     shape = _numbers(entry["shape"], f"{what}: shape")
     offsets = _numbers(entry["data_offsets"], f"{what}: data_offsets")
     if len(shape) > _MAX_RANK:

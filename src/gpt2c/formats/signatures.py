@@ -1,4 +1,4 @@
-"""Magic numbers: the bytes by which a file's format is recognised."""
+"""Magic numbers: the bytes that identify a file's format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 ZIP: Final = b"PK\x03\x04"
 PICKLE: Final = b"\x80"
 OLD_PICKLE: Final = b"L11954703"  # torch.save's magic number, pickled by protocol 0 or 1
-TORCH: Final = (ZIP, PICKLE, OLD_PICKLE)  # a ZIP archive may also be one of NumPy's
+TORCH: Final = (ZIP, PICKLE, OLD_PICKLE)  # a ZIP archive may also be a .npz file of NumPy
 GGUF: Final = b"GGUF"
 LLMC: Final = (20240326).to_bytes(4, "little")
 SAFETENSORS_NINTH: Final = b"{"  # the ninth byte: the JSON header follows its 8-byte length

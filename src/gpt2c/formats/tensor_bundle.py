@@ -27,9 +27,8 @@ _MAX_TENSORS: Final = 100_000
 _MAX_NAME: Final = 512  # bytes; shared prefixes would let a small index expand to huge names
 _MAX_RANK: Final = 8
 
-# DataType's numbers in tensorflow/core/framework/types.proto: safetensors' name of the dtype, and
-# the bytes of an element. A checkpoint may hold integers, such as a step counter; nothing reads
-# them.
+# DataType's numbers in tensorflow/core/framework/types.proto -> safetensors' name of the dtype, and
+# the bytes of an element. A checkpoint may hold integers, such as a step counter; gpt2c skips them.
 _DTYPES: Final = {
     1: ("F32", 4), 2: ("F64", 8), 3: ("I32", 4), 4: ("U8", 1), 5: ("I16", 2), 6: ("I8", 1),
     9: ("I64", 8), 10: ("BOOL", 1), 14: ("BF16", 2), 19: ("F16", 2),
@@ -48,7 +47,7 @@ class BundleEntry:
 
 
 class _BundleError(ValueError):
-    """A malformed index; the caller puts the index's path before the message."""
+    """The index is malformed; the caller puts its path before the message."""
 
 
 class TensorBundle:
@@ -86,7 +85,7 @@ class TensorBundle:
     def source(self, stored: str, name: str, shape: tuple[int, ...]) -> RawTensor:
         """Return the tensor called `stored` as a source called `name`.
 
-        shape may differ from the stored shape, but must have the same number of elements.
+        `shape` may differ from the stored shape, but must have the same number of elements.
         """
         entry = self.tensors[stored]
         return RawTensor(self.files[1 + entry.shard], name, shape, entry.dtype, entry.offset)
@@ -97,11 +96,13 @@ class TensorBundle:
             file.close()
 
     def _check_layout(self) -> None:
-        """Check that the tensors do not overlap, or a small file could claim to be a large one."""
+        """Check that no tensors overlap: otherwise a small file could claim to be a large one."""
         ends = [0] * (len(self.files) - 1)
         for name, entry in sorted(self.tensors.items(), key=lambda item: item[1].offset):
             if entry.shard >= len(ends):
-                raise _BundleError(f"tensor {show(name)} is in shard {entry.shard} of {len(ends)}")
+                raise _BundleError(
+                    f"tensor {show(name)} is in shard {entry.shard} of {len(ends)}, counted from 0"
+                )
             data = self.files[1 + entry.shard]
             if entry.offset < ends[entry.shard]:
                 raise _BundleError(f"tensor {show(name)} overlaps the one before it")
@@ -109,7 +110,7 @@ class TensorBundle:
             if ends[entry.shard] > data.size:
                 raise _BundleError(
                     f"tensor {show(name)} ends at byte {ends[entry.shard]} of {data.path.name}, "
-                    f"which has {data.size}: it is cut short"
+                    f"which has {data.size} bytes: it is cut short"
                 )
 
 
@@ -128,13 +129,13 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     for _, block_handle in _block(raw, footer.varint(), footer.varint()):
         handle = _ByteReader(block_handle)
         offset, size = handle.varint(), handle.varint()
-        # Blocks in order and without overlaps bound the work by the file's size.
+        # Blocks that are in order and do not overlap bound the work by the file's size.
         if offset < end:
             raise _BundleError(f"has a block at byte {offset} that overlaps the one before it")
         end = offset + size + _TRAILER
         if end > footer_begin:
             raise _BundleError(
-                f"has a block that ends at byte {end}, and the footer begins at {footer_begin}"
+                f"has a block that ends at byte {end}, but the footer begins at {footer_begin}"
             )
         for key, value in _block(raw, offset, size):
             if key == b"":
@@ -157,14 +158,14 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
 def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield a block's keys and values.
 
-    Each entry holds the number of bytes that its key shares with the key before, the rest of the
+    Each entry holds the number of bytes that its key shares with the previous key, the rest of the
     key, and the value.
     """
     end = offset + size
     if size < 4 or end + _TRAILER > len(raw):
         raise _BundleError(f"has a block of {size} bytes at {offset}, outside the file")
     if raw[end] != 0:
-        raise _BundleError(f"has a compressed block at {offset}, expected it uncompressed")
+        raise _BundleError(f"has a compressed block at {offset}, expected uncompressed ones")
     n_restarts = int.from_bytes(raw[end - 4 : end], "little")
     entries = end - 4 - 4 * n_restarts
     if entries < offset:
@@ -174,7 +175,9 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     while not reader.is_empty:
         shared, rest, length = reader.varint(), reader.varint(), reader.varint()
         if shared > len(key):
-            raise _BundleError(f"has a key that shares {shared} bytes with one of {len(key)}")
+            raise _BundleError(
+                f"has a key that shares {shared} bytes with the previous one, which has {len(key)}"
+            )
         new = key[:shared] + reader.take(rest)
         if len(new) > _MAX_NAME:
             raise _BundleError(f"has a key of {len(new)} bytes, expected at most {_MAX_NAME}")
@@ -205,7 +208,7 @@ def _entry(value: bytes, name: str) -> BundleEntry:
         elif field == 2 and isinstance(found, bytes):
             shape = _shape(found, name)
         elif field == 7:
-            raise _BundleError(f"has tensor {show(name)} in slices, expected it whole")
+            raise _BundleError(f"has tensor {show(name)} in slices, expected whole tensors")
     type_number, shard, offset, size = numbers.values()
     if type_number not in _DTYPES:
         raise _BundleError(f"has tensor {show(name)} of type {type_number}, which is not known")
@@ -222,14 +225,17 @@ def _entry(value: bytes, name: str) -> BundleEntry:
 
 
 def _shape(value: bytes, name: str) -> tuple[int, ...]:
-    """Read a TensorShapeProto: 2 dim (repeated; its 1 is the size), 3 unknown_rank."""
+    """Read a TensorShapeProto: 2 dim (repeated; its field 1 is the size), 3 unknown_rank."""
     axes: list[int] = []
     for field, dimension in _fields(value):
         if field == 2 and isinstance(dimension, bytes):
             sizes = [size for key, size in _fields(dimension) if key == 1]
             size = sizes[-1] if sizes else 0
-            if not isinstance(size, int) or size > MAX_NUMBER:  # a negative one reads as a huge one
-                raise _BundleError(f"has tensor {show(name)} with an axis of {show(size)}")
+            if not isinstance(size, int) or size > MAX_NUMBER:  # negative sizes read as huge ones
+                raise _BundleError(
+                    f"has tensor {show(name)} with an axis of {show(size)}, expected at most "
+                    f"{MAX_NUMBER}"
+                )
             axes.append(size)
             if len(axes) > _MAX_RANK:
                 raise _BundleError(f"has tensor {show(name)} of more than {_MAX_RANK} axes")
@@ -239,7 +245,7 @@ def _shape(value: bytes, name: str) -> tuple[int, ...]:
 
 
 def _fields(value: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield a protocol buffer's fields: their numbers and values."""
+    """Yield the number and the value of each field of a protocol buffer."""
     reader = _ByteReader(value)
     while not reader.is_empty:
         tag = reader.varint()
@@ -272,7 +278,7 @@ class _ByteReader:
         return part
 
     def varint(self) -> int:
-        """Read an integer of seven bits per byte, the lowest first; the high bit continues it."""
+        """Read an integer of seven bits per byte, lowest first; a byte's high bit continues it."""
         result = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]

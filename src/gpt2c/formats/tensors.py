@@ -1,4 +1,4 @@
-"""What every reader of a file hands over: tensors, read by rows and widened to float32."""
+"""The tensor interface that all file readers implement: rows are read and widened to float32."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
 
 
 class TensorSource(Protocol):
-    """One tensor of a checkpoint, read by rows, so that each can be packed at once.
+    """One tensor of a checkpoint, read in blocks of rows, each packed as soon as it is read.
 
-    Several threads may read from one source at once.
+    Several threads may read from one source simultaneously.
     """
 
     @property
@@ -61,7 +61,7 @@ class PackedSource(Protocol):
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
-        """The number of panels, the groups in a panel, and the bytes of a group's block."""
+        """The number of panels, of groups in a panel, and of bytes in a group's block."""
 
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
         """Fill panels [n, groups, bytes] with the stored panels [begin, begin + n).
@@ -96,8 +96,8 @@ def check_rows(source: TensorSource, begin: int, end: int) -> None:
 def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dtype: str) -> None:
     """Convert stored little-endian elements to float32 in `out` [n].
 
-    The conversion is exact, except that float64 is rounded. It is in place because a fresh array
-    of a few megabytes costs more in page faults than in filling it.
+    The conversion is exact, except that float64 is rounded. The caller provides the array because
+    the page faults of a new array of a few megabytes cost more than filling it.
     """
     stored = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
     if dtype == "BF16":
@@ -114,13 +114,16 @@ def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dt
 
 @functools.cache
 def _half_table() -> NDArray[np.float32]:
-    """Return float32 [65536] by float16 bits: over twice as fast as NumPy's conversion."""
+    """Return a table [65536] from each float16 bit pattern to its float32 value.
+
+    Looking values up is over twice as fast as NumPy's conversion.
+    """
     with np.errstate(invalid="ignore"):  # signalling NaNs
         return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def check_finite(rows: NDArray[np.float32], name: str, begin: int, where: str) -> None:
-    """Raise CheckpointError if `rows`, read from row `begin` on, are not all finite."""
+    """Raise CheckpointError unless all `rows` are finite; the first of them is row `begin`."""
     finite = np.isfinite(rows)
     if not finite.all():
         at = np.argwhere(~finite)[0]

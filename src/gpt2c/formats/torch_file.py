@@ -1,7 +1,7 @@
 """A reader of ``torch.save`` files that does not need torch.
 
-It reads ZIP archives, and the format that torch wrote before version 1.6. Tensors stay in the file
-until they are read. Everything else becomes plain values and records; see
+It reads ZIP archives, and the format that torch wrote before version 1.6. Opening a file reads no
+elements of tensors. Everything else becomes plain values and records; see
 :mod:`gpt2c.formats.pickle_values`.
 """
 
@@ -16,17 +16,18 @@ from typing import Any, Final
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError
 from gpt2c.formats import signatures
-from gpt2c.formats.pickle_reader import Build, PickleReader
+from gpt2c.formats.pickle_reader import Builder, PickleReader
 from gpt2c.formats.pickle_values import Global, PickleError, Record, describe
 from gpt2c.formats.raw_file import MAX_NUMBER, RawFile, RawTensor, bounded_product, closed_on_error
 from gpt2c.formats.zip_archive import Entry, read_directory
 
 MAX_PICKLE: Final = 16 << 20  # bytes, without the tensors' data: enough for 100,000 tensors
 _MAX_RANK: Final = 8
+_MAX_ARGUMENTS: Final = 8  # of a function that rebuilds a tensor
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION: Final = 1001
 
-# torch's storage classes: safetensors' name of the dtype, and the bytes of an element.
+# torch's storage classes -> safetensors' name of the dtype, and the bytes of an element.
 _STORAGES: Final = {
     "torch.FloatStorage": ("F32", 4),
     "torch.HalfStorage": ("F16", 2),
@@ -38,7 +39,8 @@ _STORAGES: Final = {
     "torch.CharStorage": ("I8", 1),
     "torch.ByteStorage": ("U8", 1),
     "torch.BoolStorage": ("BOOL", 1),
-    # Weights never have these dtypes. Their sizes are needed to skip such storages in old files.
+    # Weights never have these dtypes, but the reader must know their sizes to skip such storages in
+    # files of the legacy format.
     "torch.ComplexFloatStorage": ("C64", 8),
     "torch.ComplexDoubleStorage": ("C128", 16),
     "torch.QInt8Storage": ("QI8", 1),
@@ -76,15 +78,15 @@ class StoredTensor:
 class TorchFile(RawFile):
     """An open torch.save file whose pickle was read and checked.
 
-    `value` is the saved object: dicts, lists, numbers, strings, :class:`StoredTensor`, and records
-    of everything else.
+    `value` is the saved object. It consists of dicts, lists, numbers, strings,
+    :class:`StoredTensor`, and records of everything else.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file and read its pickle.
 
         Raises CheckpointNotFoundError if there is no such file, CheckpointError if it is not a
-        valid torch.save file of a little-endian machine.
+        valid torch.save file from a little-endian machine.
         """
         super().__init__(path)
         self._storages: dict[str, Storage] = {}
@@ -136,7 +138,8 @@ class TorchFile(RawFile):
         return value
 
     def _check_entries(self, entries: Mapping[str, Entry]) -> None:
-        # Before the check for deflated entries, which TorchScript has too: this message helps more.
+        # Check this first: TorchScript archives also have deflated entries, and this error is more
+        # helpful.
         if any(name.endswith("/constants.pkl") for name in entries):
             raise CheckpointError(
                 f"{self.path}: found a TorchScript program, which gpt2c never runs, expected a "
@@ -145,16 +148,15 @@ class TorchFile(RawFile):
         for name, entry in entries.items():
             if entry.is_deflated:
                 raise CheckpointError(
-                    f"{self.path}: entry {show(name)} is compressed or encrypted, expected it "
-                    "stored"
+                    f"{self.path}: entry {show(name)} is compressed, expected an uncompressed one"
                 )
 
-    # ---- the format before archives ----
+    # ---- the legacy format, of torch before 1.6 ----
 
     def _read_legacy(self) -> Any:
         """Read five pickles: magic number, version, system, the saved object, and storage keys.
 
-        The storages follow: each is its number of elements, in eight bytes, and the elements.
+        The storages follow: for each, its number of elements in eight bytes, then the elements.
         """
         raw = self.pread(min(self.size, MAX_PICKLE), 0, "pickles")
         reader = PickleReader(raw, _BUILDERS, self._load_persistent)
@@ -174,19 +176,20 @@ class TorchFile(RawFile):
             )
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise CheckpointError(
-                f"{self.path}: was not written on a little-endian machine, which is expected"
+                f"{self.path}: is not marked as little-endian, expected a file from a "
+                "little-endian machine"
             )
         value = reader.read()
         keys = reader.read()
         storages = self._storages
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise CheckpointError(
-                f"{self.path}: found {describe(keys)}, expected a list of the storages' keys"
+                f"{self.path}: found {describe(keys)}, expected a list of storage keys"
             )
         if sorted(keys) != sorted(storages):
             raise CheckpointError(
-                f"{self.path}: found {len(keys)} storage keys, expected those of the "
-                f"{len(storages)} storages that tensors use"
+                f"{self.path}: its {len(keys)} storage keys do not match the {len(storages)} "
+                "storages that its tensors use"
             )
         offset = reader.position
         for key in keys:
@@ -201,12 +204,13 @@ class TorchFile(RawFile):
             offset += 8 + n_elements * storage.element_bytes
         if offset != self.size:
             raise CheckpointError(
-                f"{self.path}: found {self.size} bytes, expected the {offset} of its storages"
+                f"{self.path}: found {self.size} bytes, expected {offset}, where the last storage "
+                "ends"
             )
         return value
 
     def _load_persistent(self, identifier: object) -> object:
-        """Return the storage of a persistent id; two storages with one key must be equal."""
+        """Return the storage of a persistent id; storages with the same key must be equal."""
         value = _parse_persistent_id(identifier)
         if isinstance(value, Storage) and self._storages.setdefault(value.key, value) != value:
             raise PickleError(f"has two storages called {show(value.key)}")
@@ -216,8 +220,8 @@ class TorchFile(RawFile):
 def _parse_persistent_id(identifier: object) -> object:
     """Parse ("storage", class, key, device, number of elements).
 
-    In old files a sixth element describes a view of another storage; it must be None. Also in old
-    files, ("module", class, source, code) is the class of a whole module.
+    Files of the legacy format have a sixth element that describes a view of another storage; it
+    must be None. They may also have ("module", class, source, code), the class of a whole module.
     """
     if not isinstance(identifier, tuple) or len(identifier) not in (4, 5, 6):
         raise PickleError("has a persistent id that is not a storage")
@@ -255,15 +259,15 @@ def _rebuild_tensor(
     n_elements = bounded_product(axes)
     if n_elements is None:
         raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
-    contiguous = 1  # the stride of a contiguous tensor's axis, from the last to the first
+    expected_stride = 1  # of the axis, if the tensor is contiguous; the last axis comes first
     for axis, found in zip(reversed(axes), reversed(strides), strict=True):
-        if axis > 1 and found != contiguous and n_elements:
+        if axis > 1 and found != expected_stride and n_elements:
             return Record(
                 _TENSOR,
                 problem=f"has a tensor of shape {show(axes)} with strides {show(strides)}, which "
                 "is not contiguous: save it with .contiguous()",
             )
-        contiguous *= axis
+        expected_stride *= axis
     if offset + n_elements > storage.n_elements:
         raise PickleError(
             f"has a tensor of {n_elements} elements at offset {offset} of a storage of "
@@ -273,16 +277,16 @@ def _rebuild_tensor(
 
 
 def _rebuild_with_type(function: object, _: object, arguments: object, *__: object) -> object:
-    """Rebuild a tensor with extra attributes, or of a class derived from Tensor."""
+    """Rebuild a tensor that has extra attributes or a class derived from Tensor."""
     is_known = isinstance(function, Global) and function.path in _REBUILDS
-    if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_RANK:
+    if not is_known or not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
         return Record(_TENSOR)
     return _rebuild_tensor(*arguments)
 
 
 def _sizes(value: object) -> tuple[int, ...]:
-    """Check a torch.Size, a shape or strides."""
-    # The length comes first: a file may pass one long tuple to many calls.
+    """Return a torch.Size, a shape or strides; raise PickleError unless they are valid sizes."""
+    # Check the length first: a file may pass one long tuple to many calls.
     if (
         not isinstance(value, tuple)
         or len(value) > _MAX_RANK
@@ -306,13 +310,13 @@ def _default_dict(*_: object) -> dict[Any, Any]:
 
 
 def _reconstructed(cls: object, *_: object) -> Record:
-    """Rebuild an object as protocols 0 and 1 write it; the first argument is its class."""
+    """Return a record of an object that protocol 0 or 1 wrote; the first argument is its class."""
     return Record(cls.path if isinstance(cls, Global) else "copyreg._reconstructor")
 
 
 _TENSOR: Final = "torch.Tensor"
 _REBUILDS: Final = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-_BUILDERS: Final[dict[str, Build]] = {
+_BUILDERS: Final[dict[str, Builder]] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
     "copyreg._reconstructor": _reconstructed,

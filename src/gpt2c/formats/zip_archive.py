@@ -1,4 +1,4 @@
-"""ZIP archives: their directory, checked, and deflated entries.
+"""A reader of ZIP archives: it checks the directory and inflates entries.
 
 ``torch.save`` and ``numpy.savez`` both write ZIP archives. Python's zipfile parses the directory;
 nothing is ever extracted to disk, and no entry's name is used as a path.
@@ -20,8 +20,8 @@ from gpt2c.formats.raw_file import RawFile
 
 MAX_ENTRIES: Final = 20_000  # a model of 1.5 billion parameters has 600
 MAX_DIRECTORY: Final = 2 << 20  # bytes; zipfile takes seconds for more
-# The most times its stored size that a deflated entry may expand to. Deflate reaches 1032 times,
-# but weights hardly twice unless they are zeros. An entry may always expand to _SMALL bytes.
+# A deflated entry may expand to this many times its stored size, or to _SMALL bytes, but no more.
+# Deflate can reach 1032 times, but weights barely reach twice unless they are zeros.
 MAX_INFLATION: Final = 100
 _SMALL: Final = 1 << 20
 _CHUNK: Final = 1 << 20  # bytes read at a time
@@ -39,10 +39,10 @@ class Entry:
 
 
 def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str, Entry]:
-    """Return the entries by name; they lie inside the file and do not overlap.
+    """Return the entries by name, after checking that they lie in the file and do not overlap.
 
-    Raises CheckpointError if the archive is malformed, is encrypted, is compressed (other than by
-    deflate if may_be_deflated), or has a name twice.
+    Raises CheckpointError if the archive is malformed or encrypted, has a name twice, or is
+    compressed (except by deflate if `may_be_deflated`).
     """
     _check_directory_size(file)
     try:
@@ -61,7 +61,7 @@ def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str,
         if info.filename in entries:
             raise CheckpointError(f"{what} appears twice")
         if info.header_offset > file.size:
-            raise CheckpointError(f"{what} begins after the end of the file, which is cut short")
+            raise CheckpointError(f"{what} begins after the end of the file: it is cut short")
         # Overlapping entries would let a small file expand to a huge one.
         if info.header_offset < end:
             raise CheckpointError(f"{what} overlaps the one before it")
@@ -69,7 +69,7 @@ def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str,
         end = entry.begin + entry.n_stored
         if end > file.size:
             raise CheckpointError(
-                f"{what} ends at byte {end}, and the file at {file.size}: it is cut short"
+                f"{what} ends at byte {end}, and the file at {file.size}: the file is cut short"
             )
         entries[entry.name] = entry
     return entries
@@ -89,7 +89,7 @@ def inflated(file: RawFile, entry: Entry, first: int | None = None) -> bytearray
         while offset < end and not stream.eof and len(result) <= n_bytes:
             raw = file.pread(min(_CHUNK, end - offset), offset, what)
             offset += len(raw)
-            # Ask for one byte too many, to detect data that are longer than stated.
+            # Ask for one more byte, to detect data that are longer than the directory states.
             result += stream.decompress(raw, n_bytes + 1 - len(result))
     except zlib.error as reason:
         raise CheckpointError(f"{file.path}: {what} cannot be inflated: {reason}") from None
@@ -104,7 +104,7 @@ def inflated(file: RawFile, entry: Entry, first: int | None = None) -> bytearray
 
 
 def _check_directory_size(file: RawFile) -> None:
-    """Check the directory's size first, because zipfile parses it as a whole."""
+    """Raise CheckpointError for a directory that is too large; zipfile would parse all of it."""
     n = min(file.size, 1 << 17)
     tail = bytes(file.pread(n, file.size - n, "the archive's end"))
     # Check everything that looks like an end record: zipfile may choose any of them.
@@ -113,7 +113,7 @@ def _check_directory_size(file: RawFile) -> None:
         for magic, offset, width in ((b"PK\x05\x06", 8, 4), (b"PK\x06\x06", 36, 8))
         for match in re.finditer(re.escape(magic), tail)
     ]
-    known = [size for size in sizes if size != 0xFFFFFFFF]  # it refers to the ZIP64 record
+    known = [size for size in sizes if size != 0xFFFFFFFF]  # a reference to the ZIP64 record
     if known and max(known) > MAX_DIRECTORY:
         raise CheckpointError(
             f"{file.path}: found an archive's directory of {max(known)} bytes, expected at most "
@@ -126,7 +126,7 @@ def _checked_entry(file: RawFile, info: zipfile.ZipInfo, may_be_deflated: bool) 
     is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
     is_stored = info.compress_type == zipfile.ZIP_STORED
     if info.flag_bits & 1 or not (is_stored or (is_deflated and may_be_deflated)):
-        raise CheckpointError(f"{what} is compressed or encrypted, expected it stored")
+        raise CheckpointError(f"{what} is compressed or encrypted, expected a plain one")
     most = max(info.compress_size * MAX_INFLATION, _SMALL) if is_deflated else info.compress_size
     if info.file_size > most or (is_stored and info.file_size != most):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Added tokens: special tokens and later additions, which are matched verbatim in text."""
+"""Finds added tokens, which match verbatim in text: special tokens and later additions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError
 from gpt2c.text.special_tokens import (
     END_OF_TEXT,
-    Around,
     NamedTokens,
+    Template,
+    folder_template,
     named_tokens,
     read_optional,
-    tokens_around,
 )
 
 _MAX_ID: Final = 2**31
@@ -37,13 +37,13 @@ class AddedToken:
     """An added token and its flags, named as in the tokenizers package.
 
     lstrip, rstrip
-        Whether a match also removes the white space before it, or after it.
+        Whether a match also removes the white space before it (lstrip) or after it (rstrip).
     single_word
         Whether it matches only between characters that are not part of a word.
     special
         Whether `encode(special=False)`, which scoring uses, treats it as plain text.
     normalized
-        Whether it is matched after all tokens that are not normalized.
+        Whether it is matched only in what the tokens that are not normalized leave over.
     """
 
     content: str
@@ -56,20 +56,20 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Finds added tokens in texts: leftmost first, and the longest of those at one position.
+    """Finds added tokens in texts: leftmost first, and at each position the longest.
 
-    Matches equal those of the tokenizers package: it finds all contents first, without overlaps,
-    and then applies single_word, lstrip and rstrip to each match.
+    Matches equal those of the tokenizers package: first find all contents, without overlaps, then
+    apply single_word, lstrip and rstrip to each match.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
-        """The contents must be distinct."""
+        """The tokens' contents must be distinct."""
         tokens = list(tokens)
         late = [token for token in tokens if token.normalized]
         self._late = AddedTokens(late) if late and len(late) < len(tokens) else None
         self._tokens = {t.content: t for t in tokens if self._late is None or not t.normalized}
-        # There may be thousands of tokens. So find each of their first characters, and look up the
-        # few lengths that tokens with this first character have.
+        # There may be thousands of tokens. So search for any token's first character, and look up
+        # the few lengths that tokens with this first character have.
         lengths: dict[str, set[int]] = {}
         for content in self._tokens:
             lengths.setdefault(content[0], set()).add(len(content))
@@ -80,7 +80,7 @@ class AddedTokens:
     def split(self, text: str, special: bool = True) -> Iterator[tuple[str, int | None]]:
         """Yield the plain texts between added tokens, each with the id of the token after it.
 
-        The last id is None. Unless `special`, special tokens are part of the plain texts.
+        The last id is None. If `special` is False, special tokens are part of the plain texts.
         """
         if self._late is None:
             yield from self._split(text, special)
@@ -123,22 +123,23 @@ class AddedTokens:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The parts of ``tokenizer_config.json`` that change ids; by default it changes none."""
+    """The parts of ``tokenizer_config.json`` that change ids; the defaults change none."""
 
     added: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
     eos_token: str | None = None
     bos_token: str | None = END_OF_TEXT
-    around: Around = ((), ())
+    template: Template = ((), ())
 
 
 PLAIN: Final = TokenizerConfig()
 
 
 def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerConfig:
-    """Read ``tokenizer_config.json`` and, of older versions, ``added_tokens.json``, if present.
+    """Read a folder's ``tokenizer_config.json`` and ``added_tokens.json``; both may be missing.
 
-    `for_json` leaves `around` empty, since the template of a ``tokenizer.json`` replaces it.
+    The latter is read only if the former has no added_tokens_decoder, as in older versions.
+    `for_json` leaves the template empty, because the template of a ``tokenizer.json`` replaces it.
 
     Raises TokenizerError, naming the file, if a file or an added token in it is invalid.
     """
@@ -171,7 +172,7 @@ def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerC
         add_prefix_space=values.get("add_prefix_space") is True,
         eos_token=named.eos,
         bos_token=named.bos,
-        around=((), ()) if for_json else tokens_around(folder, values, named),
+        template=((), ()) if for_json else folder_template(folder, values, named),
     )
 
 
@@ -219,14 +220,15 @@ _LETTER_SYMBOLS = re.compile(
 
 
 def _has_word(text: str, before: int, after: int) -> bool:
-    """Whether the character at either index, if the text has it, is part of a word."""
+    """Return whether the character at either index is in the text and is part of a word."""
     return any(_is_word(text[at]) for at in (before, after) if 0 <= at < len(text))
 
 
 def _is_word(char: str) -> bool:
-    """Whether this is a word character of UTS 18: alphabetic, a mark, digit, connector or joiner.
+    """Return whether this is a word character of UTS 18.
 
-    Letters in circles and squares are symbols by category, and alphabetic nevertheless.
+    Those are alphabetic characters, marks, digits, connectors and joiners. Letters in circles and
+    squares are alphabetic, although their category is that of symbols.
     """
     category = unicodedata.category(char)
     is_letter = category[0] in "LM" or category == "Nl" or _LETTER_SYMBOLS.match(char) is not None

@@ -1,11 +1,11 @@
-"""Byte-level BPE: plain text, without added tokens, to ids.
+"""Byte-level BPE: encodes plain text, without added tokens, to ids.
 
 There are two implementations. tiktoken merges the adjacent pair whose *concatenation* is the token
-of lowest rank; GPT-2 merges the listed *pair* of lowest rank. The two agree on every text exactly
-if each token, when it is encoded by itself, ends with the merge that made it.
-:meth:`Merges.check_order` checks this. It holds for GPT-2's vocabulary, and for all others that BPE
-training produced and that have all 256 bytes. :class:`PairMerger` handles the rest, in Python, with
-the same ids as the tokenizers package.
+of lowest rank; GPT-2 merges the listed *pair* of lowest rank. The two agree on every text if and
+only if, for each token, the last merge applied when encoding its bytes alone is the merge that
+created it. :meth:`Merges.check_order` checks this. It holds for GPT-2's vocabulary, and for every
+other vocabulary that BPE training produced and that has all 256 bytes. :class:`PairMerger` handles
+the rest, in Python, with the same ids as the tokenizers package.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gpt2c.text.added_tokens import WHITE_SPACE
 # does not backtrack inside a run of letters.
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# `\s+(?!\S)` still backtracks, and tiktoken panics on a run of some 500,000 spaces before a
-# letter. So long runs of white space, as tiktoken's `\s` defines it, are separated first.
+# `\s+(?!\S)` still backtracks, and tiktoken panics on a run of some 500,000 spaces before a letter.
+# So _cut_long_space first separates long runs of white space, as tiktoken's `\s` defines it.
 _LONG_SPACE = re.compile(f"[{WHITE_SPACE}]{{256,}}")
 
-# The same pattern for a text whose non-ASCII characters were replaced by ASCII: see _Kinds.
+# The same pattern for a text whose non-ASCII characters _AsciiSubstitutes has replaced.
 _ASCII_SPLIT = re.compile(
     r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII
 )
@@ -39,7 +39,7 @@ _NO_TOKENS: Final[Mapping[str, int]] = {}
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Map GPT-2's character for each byte to the byte, in the order of GPT-2's ids."""
+    """Map each byte's character in GPT-2's alphabet to the byte, in the order of GPT-2's ids."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}
@@ -52,7 +52,7 @@ _CHARACTERS: Final = {byte: char for char, byte in BYTE_ALPHABET.items()}
 
 
 def bytes_of_token(token: str) -> bytes:
-    """Return the bytes of a token; one not in the byte alphabet is encoded as UTF-8."""
+    """Return the bytes of a token; a token outside the byte alphabet is encoded as UTF-8."""
     try:
         return bytes(map(BYTE_ALPHABET.__getitem__, token))
     except KeyError:
@@ -61,10 +61,10 @@ def bytes_of_token(token: str) -> bytes:
 
 @dataclass(frozen=True)
 class Rules:
-    """The options of a BPE, named as in ``tokenizer.json``."""
+    """The options of a BPE model, named as in ``tokenizer.json``."""
 
-    use_regex: bool = True  # False: a text is one piece
-    ignore_merges: bool = False  # True: a piece that is itself a token skips the merges
+    use_regex: bool = True  # False: the whole text is one piece
+    ignore_merges: bool = False  # True: a piece that is a token becomes its id without merging
     unk_token: str | None = None  # replaces a byte that the vocabulary lacks
     fuse_unk: bool = False
     byte_fallback: bool = False
@@ -74,10 +74,10 @@ class Model(Protocol):
     """A vocabulary and its encoding algorithm."""
 
     def encode(self, text: str, ids: list[int]) -> None:
-        """Append the ids of `text`; added tokens in it are plain characters."""
+        """Append the ids of `text` to `ids`; treat added tokens in it as plain characters."""
 
     def id_of(self, token: str) -> int | None:
-        """Return the id of a token as the vocabulary writes it, or None."""
+        """Return the id of a token, spelled as in the vocabulary, or None."""
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
         """Return every id that encoding can produce, with its bytes."""
@@ -92,11 +92,11 @@ class Merges:
     The single bytes have ranks 0 to 255; merge n, counted from 1, makes the token of rank 255 + n.
 
     rank
-        Tokens, in the byte alphabet, to their ranks.
+        Maps each token, spelled in the byte alphabet, to its rank.
     data
-        The bytes of each token, by rank.
+        Has the bytes of each token, by rank.
     parts
-        The ranks of the two tokens that each merge joins.
+        Has the ranks of the two tokens that each merge joins.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]], source: str) -> None:
@@ -124,7 +124,7 @@ class Merges:
             self.parts.append((x, y))
 
     def check_order(self) -> None:
-        """Raise TokenizerError if a token, encoded by itself, does not end in its own merge.
+        """Raise TokenizerError if encoding a token's bytes alone does not apply its own merge.
 
         GPT-2's algorithm never produces such a token, but tiktoken's does.
         """
@@ -140,11 +140,12 @@ class Merges:
     def _has_crossing_merge(
         self, pairs: Mapping[tuple[int, int], int], x: int, y: int, limit: int
     ) -> bool:
-        """Whether a merge of rank below `limit` joins tokens across the border between x and y.
+        """Return whether a merge of rank below `limit` joins tokens across the border of x and y.
 
         Undo the merges of x and y one by one, latest first, so that x and y are always the two
-        tokens that meet at the border. Equal ranks merge from left to right: a crossing merge of
-        x's rank would come after x's own merge, and one of y's rank before y's own.
+        tokens that meet at the border. Equal ranks merge from left to right. So a crossing merge
+        with x's rank would come after x's own merge, but one with y's rank would come before y's
+        own merge.
         """
         while True:
             if pairs.get((x, y), limit) < limit:
@@ -158,16 +159,16 @@ class Merges:
 
 
 class TiktokenModel:
-    """Encodes with tiktoken; the vocabulary has all 256 bytes, and merges in training order.
+    """Encodes with tiktoken.
 
-    The merges must have passed :meth:`Merges.check_order`.
+    The vocabulary must have all 256 bytes, and the merges must pass :meth:`Merges.check_order`.
     """
 
     def __init__(
         self, merges: Merges, ids: Sequence[int], others: Mapping[str, int] = _NO_TOKENS
     ) -> None:
         """`ids[rank]` is the id of a merged token; encoding never produces `others`."""
-        # Imported lazily: it takes some 35 ms.
+        # Imported lazily, because the import takes about 35 ms.
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(merges.data)}
@@ -203,9 +204,9 @@ class PairMerger:
     def __init__(
         self, vocab: Mapping[str, int], pairs: Sequence[tuple[str, str]], rules: Rules, source: str
     ) -> None:
-        """`vocab` must have both tokens of each pair and the token they make.
+        """`vocab` must have both tokens of each pair and the token that they make.
 
-        `source` begins messages.
+        Messages begin with `source`.
         """
         self._vocab, self._rules, self._source = vocab, rules, source
         # The last of two equal pairs wins, as in the tokenizers package.
@@ -221,7 +222,7 @@ class PairMerger:
     def encode(self, text: str, ids: list[int]) -> None:
         """Append the ids of `text` to `ids`.
 
-        Raises TokenizerError if the vocabulary lacks one of its bytes and also lacks the
+        Raises TokenizerError if the vocabulary lacks a byte of the text and also lacks the
         unk_token that should replace it.
         """
         for piece in _pieces(text) if self._rules.use_regex else [text] * bool(text):
@@ -246,7 +247,7 @@ class PairMerger:
         return ((self._vocab[token], bytes_of_token(token)) for token in others)
 
     def _encode_piece(self, piece: str) -> list[int]:
-        """Encode a piece, given in the byte alphabet."""
+        """Return the ids of a piece, spelled in the byte alphabet."""
         if self._rules.ignore_merges and piece in self._vocab:
             return [self._vocab[piece]]
         return self._merged(self._symbols(piece))
@@ -298,11 +299,12 @@ class PairMerger:
         )
 
     def _merged(self, ids: list[int]) -> list[int]:
-        """Merge pairs until none is left: lowest rank first, equal ranks from left to right.
+        """Merge pairs until no pair can merge: lowest rank first, equal ranks from left to right.
 
-        Tokens form a linked list, by their index before any merge; a queue holds the pairs to
-        merge. A queued pair may be outdated; it still counts if the pair that is now at its index
-        makes the same token.
+        The tokens form a linked list in `before` and `after`; a token's index is that of its first
+        id before any merge. A queue holds the pairs to merge. An earlier merge may have replaced a
+        queued pair; it is then merged only if the pair that is now at its index makes the same
+        token.
         """
         merges, n = self._merges, len(ids)
         queue = [
@@ -336,13 +338,13 @@ class PairMerger:
         return list(itertools.compress(ids, is_alive))
 
 
-def model_of(
+def make_model(
     vocab: Mapping[str, int],
     pairs: Sequence[tuple[str, str]],
     sources: tuple[str, str],
     rules: Rules,
 ) -> Model:
-    """Return the faster of the two implementations that gives the tokenizers package' ids.
+    """Return the fastest implementation that gives the same ids as the tokenizers package.
 
     `sources` names the vocabulary and the merges in messages.
 
@@ -364,21 +366,21 @@ def model_of(
         except TokenizerError:
             return PairMerger(vocab, pairs, rules, sources[0])
         others = {token: id for token, id in vocab.items() if token not in merges.rank}
-        if not (rules.ignore_merges and any(map(is_of_bytes, others))):
+        if not (rules.ignore_merges and any(map(is_in_byte_alphabet, others))):
             return TiktokenModel(merges, [vocab[token] for token in merges.rank], others)
     return PairMerger(vocab, pairs, rules, sources[0])
 
 
-def is_of_bytes(token: str) -> bool:
-    """Whether every character of a token is in the byte alphabet."""
+def is_in_byte_alphabet(token: str) -> bool:
+    """Return whether every character of a token is in the byte alphabet."""
     return all(char in BYTE_ALPHABET for char in token)
 
 
 def _cut_long_space(text: str) -> Iterator[str]:
     """Cut `text` so that each long run of white space is a part by itself.
 
-    GPT-2's pattern splits it at the same places: a run of white space is one piece, except for its
-    last character, which belongs to the text that follows.
+    GPT-2's pattern splits the text at the same places: a run of white space is one piece, except
+    for its last character, which belongs to the text that follows.
     """
     at = 0
     for match in _LONG_SPACE.finditer(text):
@@ -390,7 +392,7 @@ def _cut_long_space(text: str) -> Iterator[str]:
         yield text[at:] if at else text
 
 
-class _Kinds(dict[int, str]):
+class _AsciiSubstitutes(dict[int, str]):
     """Maps each non-ASCII character to an ASCII one that GPT-2's pattern treats alike."""
 
     def __init__(self) -> None:
@@ -415,17 +417,17 @@ class _Kinds(dict[int, str]):
         return kind
 
 
-_kinds: _Kinds | None = None
+_substitutes: _AsciiSubstitutes | None = None
 
 
 def _pieces(text: str) -> Iterator[str]:
     """Yield the pieces that GPT-2's pattern splits `text` into."""
-    global _kinds
+    global _substitutes
     if text.isascii():
         replaced = text
     else:
-        if _kinds is None:
-            _kinds = _Kinds()
-        replaced = text.translate(_kinds)
+        if _substitutes is None:
+            _substitutes = _AsciiSubstitutes()
+        replaced = text.translate(_substitutes)
     for match in _ASCII_SPLIT.finditer(replaced):
         yield text[match.start() : match.end()]

@@ -1,6 +1,6 @@
-"""``tokenizer.json`` files with a byte-level BPE, read without the tokenizers package.
+"""Reads ``tokenizer.json`` files with a byte-level BPE, without the tokenizers package.
 
-The ids equal those of the package. Files with another model or option need the package itself: see
+The ids equal those of the package. Files with another model or option need the package: see
 :mod:`gpt2c.text.tokenizer_json`.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError
 from gpt2c.text.added_tokens import PLAIN, AddedToken, TokenizerConfig, content_and_flags
-from gpt2c.text.bpe import Rules, model_of
-from gpt2c.text.special_tokens import template
+from gpt2c.text.bpe import Rules, make_model
+from gpt2c.text.special_tokens import read_template
 from gpt2c.text.tokenizer import Tokenizer, check_ids
 
 
@@ -24,8 +24,8 @@ def byte_level_tokenizer(
 ) -> Tokenizer | None:
     """Return the tokenizer in a file's parsed contents; None if it needs the tokenizers package.
 
-    The BOS and EOS tokens come from `config`, everything else from the file, whose `path` is for
-    messages.
+    The BOS and EOS tokens come from `config`, everything else from the file. `path` names the file
+    in messages.
 
     Raises TokenizerError, naming the file, if it is a malformed byte-level BPE.
     """
@@ -39,7 +39,7 @@ def byte_level_tokenizer(
     if len(set(map(str, vocab.values()))) < len(vocab):
         return None  # duplicate ids: the package decides which token an id decodes to
     check_ids(vocab, str(path))
-    bpe = model_of(vocab, _merges(model.get("merges"), path), (str(path),) * 2, rules)
+    bpe = make_model(vocab, _merges(model.get("merges"), path), (str(path),) * 2, rules)
     added = _added_tokens(values.get("added_tokens"), vocab, path)
     if not vocab and not added:
         raise TokenizerError(f"{path}: found no tokens, expected a vocabulary")
@@ -50,13 +50,13 @@ def byte_level_tokenizer(
     config = replace(
         config,
         add_prefix_space=bool(prefix and prefix["add_prefix_space"]),
-        around=template(values.get("post_processor")),
+        template=read_template(values.get("post_processor")),
     )
     return Tokenizer(bpe, added, str(path), config)
 
 
 def _rules(values: Mapping[str, Any]) -> Rules | None:
-    """Return the rules of the BPE; None if a part of the file is not that of a byte-level BPE."""
+    """Return the rules of the BPE; None if a part of the file does not fit a byte-level BPE."""
     model = values.get("model")
     split = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
     decoder = _only(values.get("decoder"), "decoders", "ByteLevel")
@@ -81,9 +81,9 @@ def _rules(values: Mapping[str, Any]) -> Rules | None:
 
 
 def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
-    """Return a part of the given kind; None if it is another.
+    """Return a part of the given kind; None for a part of another kind.
 
-    A Sequence of a single part, whose parts are under the key `inner`, counts as that part.
+    A Sequence counts as its part if it has only one; its parts are under the key `inner`.
     """
     if not isinstance(part, dict):
         return None
@@ -94,7 +94,7 @@ def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
 
 
 def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
-    """Check the merges, which are strings in older files and pairs in newer ones."""
+    """Return the pairs of the merges, which are strings in older files and lists in newer ones."""
     if not isinstance(merges, list):
         raise TokenizerError(f"{path}: found the merges {show(merges)}, expected a list")
     pairs: list[tuple[str, str]] = []
@@ -118,8 +118,8 @@ def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
 def _added_tokens(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedToken]:
     """Return the added tokens, with the ids that the tokenizers package gives them.
 
-    A token that is in the vocabulary keeps its id; the others get the ids after the vocabulary,
-    in order. The ids in the file are ignored.
+    A token that is in the vocabulary keeps its id; the others get the ids after the vocabulary's,
+    in order. The package ignores the ids in the file.
     """
     if tokens is None:
         return []

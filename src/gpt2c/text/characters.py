@@ -1,7 +1,8 @@
-"""Vocabularies of single characters: nanoGPT's ``meta.pkl``, and a ``tokenizer.json`` of one.
+"""Reads and writes vocabularies of single characters.
 
-nanoGPT's data/*_char/prepare.py pickles a dict of `stoi`, characters to ids, and `itos`, ids to
-characters. This module reads it, and writes it as a ``tokenizer.json`` that transformers can load.
+nanoGPT's data/*_char/prepare.py writes ``meta.pkl``, a pickled dict of `stoi` (characters to ids)
+and `itos` (ids to characters). This module reads that file, and saves its vocabulary as a
+``tokenizer.json`` that transformers can load and that this module reads too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ META: Final = "meta.pkl"
 _MAX_PICKLE: Final = 16 << 20  # bytes
 _KEYS: Final = ("stoi", "itos")
 
-# A tokenizer.json without its model. "Split" at an empty pattern makes each character a piece. The
-# unk_token is not in the vocabulary, so that the package raises for an unknown character too.
+# All parts of a tokenizer.json except its model. "Split" at an empty pattern makes each character a
+# piece. The unk_token is not in the vocabulary, so that the tokenizers package raises for an
+# unknown character too.
 _UNKNOWN: Final = "<unk>"
 _PARTS: Final[Mapping[str, Any]] = {
     "version": "1.0",
@@ -37,7 +39,7 @@ _PARTS: Final[Mapping[str, Any]] = {
     "post_processor": None,
     "decoder": {"type": "Fuse"},
 }
-# Without it, transformers would load the file as GPT-2's tokenizer.
+# Without this, transformers would load tokenizer.json as GPT-2's tokenizer.
 _CONFIG: Final = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
@@ -55,7 +57,7 @@ class _Characters:
             char = missing.args[0]
             raise TokenizerError(
                 f"the text has the character {char!r} (U+{ord(char):04X}) at {text.index(char)}; "
-                f"the vocabulary of {self._source} has {len(self._vocab)} other characters"
+                f"the vocabulary of {self._source} has {len(self._vocab)} characters, not this one"
             ) from None
 
     def id_of(self, token: str) -> int | None:
@@ -67,7 +69,7 @@ class _Characters:
         return ((id, token.encode("utf-8", "replace")) for token, id in self._vocab.items())
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """Return no ids: encoding can produce all of them."""
+        """Return an empty iterable, because encoding can produce every id."""
         return ()
 
 
@@ -122,9 +124,10 @@ def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | No
 def read_meta(path: Path) -> Tokenizer:
     """Read nanoGPT's meta.pkl without executing anything in it.
 
-    Raises CheckpointNotFoundError; TokenizerError, naming the file, if it is not such a file.
+    Raises CheckpointNotFoundError if there is no such file; TokenizerError, naming the file, if it
+    is not a meta.pkl.
     """
-    # Imported lazily: most models need no pickles.
+    # Imported lazily, because few models have pickles.
     from gpt2c.formats.pickle_reader import PickleReader
     from gpt2c.formats.pickle_values import PickleError, describe
 
@@ -136,7 +139,7 @@ def read_meta(path: Path) -> Tokenizer:
     if not isinstance(value, dict) or not any(key in value for key in _KEYS):
         raise TokenizerError(
             f"{path}: found {describe(value)} without stoi and itos, expected a dict of both, as "
-            "nanoGPT's prepare.py writes it"
+            "nanoGPT's prepare.py writes"
         )
     return _make_tokenizer(_vocabulary(value, path), str(path))
 
@@ -148,7 +151,7 @@ def _refuse(_: object) -> NoReturn:
 
 
 def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
-    """Join stoi and itos, which must agree on the tokens in both."""
+    """Return the union of stoi and itos, which must agree on the tokens that both have."""
     from gpt2c.formats.pickle_values import describe
 
     stoi, itos = (meta.get(key) for key in _KEYS)
@@ -169,7 +172,7 @@ def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
                 )
             if vocab.setdefault(token, id) != id:
                 raise TokenizerError(
-                    f"{path}: {show(token)} has two ids, {vocab[token]} and {id}; expected one"
+                    f"{path}: {show(token)} has two ids, {vocab[token]} and {id}; expected one id"
                 )
     if not vocab:
         raise TokenizerError(f"{path}: found no characters, expected a vocabulary")

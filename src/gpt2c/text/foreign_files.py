@@ -1,6 +1,6 @@
 """Detects files of tokenizers that gpt2c cannot read.
 
-If a folder has one, its model may not use GPT-2's vocabulary, and the user is told.
+The model in a folder with such a file may not use GPT-2's vocabulary, so gpt2c tells the user.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Final
 from gpt2c.checks.untrusted import open_regular, read_json_object, show
 from gpt2c.errors import Error, TokenizerError
 
-_MAX_ENTRIES: Final = 10_000  # checked in a folder
+_MAX_ENTRIES: Final = 10_000  # entries of a folder that are checked
 _MAX_SNIFFED: Final = 8  # JSON files whose first bytes are read
-_HEAD: Final = 1 << 16  # bytes read of each
+_HEAD: Final = 1 << 16  # bytes read from each of them
 _MAX_CONFIG: Final = 4 << 20  # bytes
 
 # Files that describe a tokenizer but do not contain one.
@@ -33,12 +33,13 @@ _TOKENIZER_NAMES: Final = re.compile(
     r"|\.(model|spm|tiktoken|bpe|codes)$",
     re.IGNORECASE,
 )
-# Suffixes of weights, data and texts: such a file is not a tokenizer, whatever its name.
+# Suffixes of weights, data and texts. Such a file is not a tokenizer, whatever its name.
 _OTHER_SUFFIXES: Final = re.compile(
     r"\.(bin|npy|npz|pt|pth|ckpt|safetensors|gguf|h5|msgpack|onnx|arrow|parquet|md|log|png|svg)$",
     re.IGNORECASE,
 )
-# What a tokenizer.json contains, and how a vocab.json begins: with 20 or more integers by name.
+# A tokenizer.json contains one of these keys; a vocab.json begins with at least 20 strings that map
+# to integers.
 _JSON_KEYS: Final = re.compile(rb'"(merges|added_tokens|pre_tokenizer)"\s*:')
 _VOCABULARY: Final = re.compile(rb'\A\s*\{(\s*"(?:[^"\\]|\\.)*"\s*:\s*\d+\s*,){20}')
 
@@ -46,10 +47,10 @@ _GPT2_CLASSES: Final = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def foreign_tokenizer(folder: Path) -> str | None:
-    """Find a sign of a tokenizer that gpt2c cannot read in a checkpoint's folder.
+    """Describe a sign that a checkpoint's folder has a tokenizer that gpt2c cannot read.
 
-    Return it for a message, as "PATH: looks like a tokenizer, which gpt2c does not read"; None if
-    there is none. Files that cannot be read are skipped.
+    Return a message such as "PATH: looks like a tokenizer, which gpt2c does not read"; None without
+    such a sign. Files that cannot be read are skipped.
     """
     sign = _foreign_sign(folder)
     return None if sign is None else f"{sign}, which gpt2c does not read"
@@ -93,7 +94,7 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _named_class(path: Path) -> object:
-    """Return the tokenizer_class that a configuration names; None if it is GPT-2's or unnamed."""
+    """Return the tokenizer_class that a configuration names; None if it is GPT-2's or missing."""
     try:
         values = read_json_object(path, limit=_MAX_CONFIG, error=TokenizerError)
     except Error:

@@ -1,6 +1,6 @@
-"""The special tokens that a tokenizer's files name, and the tokens that they put around every text.
+"""Reads which special tokens a tokenizer's files name, and which they put around every text.
 
-The rules are those of transformers 5.24's GPT2Tokenizer.
+The rules are those of GPT2Tokenizer in transformers 5.24.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _log.addHandler(logging.NullHandler())
 END_OF_TEXT: Final = "<|endoftext|>"
 
 MAX_FILE_BYTES: Final = 1 << 26  # of a tokenizer's file; GPT-2's vocab.json has 1 MB
-_TOKEN_LISTS: Final = ("additional_special_tokens", "extra_special_tokens")  # keys
-_ID_LISTS: Final = ("_token_ids", "_tokens", "_words_ids")  # ends of keys
-_MAX_AROUND: Final = 64  # tokens before or after a text; real templates have one
+_TOKEN_LISTS: Final = ("additional_special_tokens", "extra_special_tokens")  # keys of token lists
+_ID_LISTS: Final = ("_token_ids", "_tokens", "_words_ids")  # suffixes of keys of id lists
+_MAX_TEMPLATE: Final = 64  # tokens before or after a text; real templates have one
 
 # The tokens put before and after a text, each given by its id or its string.
-Around = tuple[tuple["int | str", ...], tuple["int | str", ...]]
+Template = tuple[tuple["int | str", ...], tuple["int | str", ...]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class NamedTokens:
     """The special tokens that a tokenizer's files name.
 
     bos
-        None if the files have null; ``<|endoftext|>`` if they do not name one.
+        None if the files have null; ``<|endoftext|>`` if they do not name a BOS token.
     eos
-        None if the files have null or do not name one.
+        None if the files have null or do not name an EOS token.
     special
-        All special tokens, with those two.
+        All special tokens, including the BOS and EOS tokens.
     """
 
     bos: str | None
@@ -46,7 +46,7 @@ class NamedTokens:
 
 
 def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
-    """Return the special tokens of a folder; values are those of its ``tokenizer_config.json``.
+    """Return the special tokens of a folder whose ``tokenizer_config.json`` holds `values`.
 
     ``special_tokens_map.json`` overrides ``tokenizer_config.json``, but only if the latter has no
     added_tokens_decoder.
@@ -64,11 +64,11 @@ def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
     return NamedTokens(bos, _content(values.get("eos_token")), frozenset(special))
 
 
-def tokens_around(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Around:
-    """Return the tokens to put around every text encoded with a folder's vocab.json.
+def folder_template(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Template:
+    """Return the template for texts that are encoded with a folder's vocab.json.
 
-    values are those of ``tokenizer_config.json``. If there is a ``tokenizer.json``, its template
-    decides, else add_bos_token and add_eos_token in ``tokenizer_config.json``.
+    `values` are those of ``tokenizer_config.json``. If there is a ``tokenizer.json``, the template
+    is read from it, else from add_bos_token and add_eos_token in ``tokenizer_config.json``.
     """
     try:
         raw = read_whole(folder / "tokenizer.json", limit=MAX_FILE_BYTES, error=TokenizerError)
@@ -76,15 +76,15 @@ def tokens_around(folder: Path, values: Mapping[str, Any], named: NamedTokens) -
         pass
     else:
         # Parsing a vocabulary is slow, and most files have no template.
-        return template(_post_processor(raw)) if b"Processing" in raw else ((), ())
+        return read_template(_post_processor(raw)) if b"Processing" in raw else ((), ())
     eos = named.eos if "eos_token" in values or named.eos else END_OF_TEXT
     before = (named.bos,) if named.bos and _is_true(values.get("add_bos_token")) else ()
     after = (eos,) if eos and _is_true(values.get("add_eos_token")) else ()
     return before, after
 
 
-def template(processor: object) -> Around:
-    """Return the tokens that the post_processor of a ``tokenizer.json`` puts around a text."""
+def read_template(processor: object) -> Template:
+    """Return the template in the post_processor of a ``tokenizer.json``."""
     if not isinstance(processor, Mapping):
         return (), ()
     before: list[int | str] = []
@@ -92,7 +92,7 @@ def template(processor: object) -> Around:
     kind = processor.get("type")
     if kind == "Sequence":
         for part in _list(processor.get("processors")):
-            outer_before, outer_after = template(part)
+            outer_before, outer_after = read_template(part)
             before, after = [*outer_before, *before], [*after, *outer_after]
     elif kind in ("BertProcessing", "RobertaProcessing"):
         before, after = _pair_id(processor.get("cls")), _pair_id(processor.get("sep"))
@@ -103,19 +103,22 @@ def template(processor: object) -> Around:
                 side += _template_ids(processor, piece["SpecialToken"])
             else:  # the text itself
                 side = after
-    return tuple(before[:_MAX_AROUND]), tuple(after[:_MAX_AROUND])
+    return tuple(before[:_MAX_TEMPLATE]), tuple(after[:_MAX_TEMPLATE])
 
 
 def known_ids(
     tokens: Iterable[int | str], id_of: Callable[[str], int | None], n_vocab: int
 ) -> tuple[int, ...]:
-    """Return the ids of tokens given as ids or strings; drop those the vocabulary lacks."""
+    """Return the ids of tokens given as ids or strings; drop tokens that the vocabulary lacks."""
     ids = [id_of(token) if isinstance(token, str) else token for token in tokens]
     return tuple(id for id in ids if id is not None and 0 <= id < n_vocab)
 
 
 def read_optional(path: Path, *, strict: bool = False) -> dict[str, Any]:
-    """Read a JSON object; empty if the file is missing. Raises TokenizerError, naming the file."""
+    """Return the JSON object in a file, or an empty dict if there is no such file.
+
+    Raises TokenizerError, naming the file, if it is invalid.
+    """
     try:
         return read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=strict)
     except CheckpointNotFoundError:
@@ -123,7 +126,7 @@ def read_optional(path: Path, *, strict: bool = False) -> dict[str, Any]:
 
 
 def ids_in(values: Mapping[str, Any]) -> frozenset[int]:
-    """Return all token ids under a configuration's keys, such as eos_token_id, bad_words_ids."""
+    """Return all token ids under a configuration's keys, such as eos_token_id or bad_words_ids."""
     found: set[int] = set()
     for key, value in values.items():
         if key.endswith("_token_id") or (isinstance(value, list) and key.endswith(_ID_LISTS)):
@@ -161,7 +164,7 @@ def _is_true(value: object) -> bool:
 def _post_processor(raw: bytes) -> object:
     try:
         values = parse_json_leniently(raw)
-    except ValueError:  # whoever reads the file's vocabulary reports it
+    except ValueError:  # code that reads the file's vocabulary reports it
         return None
     return values.get("post_processor") if isinstance(values, dict) else None
 
@@ -171,11 +174,11 @@ def _template_ids(processor: Mapping[str, Any], special: object) -> list[int | s
     tokens = processor.get("special_tokens")
     known = tokens.get(name) if isinstance(tokens, Mapping) else None
     ids = known.get("ids") if isinstance(known, Mapping) else None
-    return _integers(_list(ids)[:_MAX_AROUND])
+    return _integers(_list(ids)[:_MAX_TEMPLATE])
 
 
 def _pair_id(pair: object) -> list[int | str]:
-    """Return the id of a pair [token, id], in a list; empty if the pair is malformed."""
+    """Return a list with the id of a pair [token, id]; it is empty if the pair is malformed."""
     return _integers(_list(pair)[1:2])
 
 

@@ -22,14 +22,22 @@ from gpt2c.text.added_tokens import (
     TokenizerConfig,
     read_tokenizer_config,
 )
-from gpt2c.text.bpe import BYTE_ALPHABET, Merges, Model, Rules, TiktokenModel, is_of_bytes, model_of
+from gpt2c.text.bpe import (
+    BYTE_ALPHABET,
+    Merges,
+    Model,
+    Rules,
+    TiktokenModel,
+    is_in_byte_alphabet,
+    make_model,
+)
 from gpt2c.text.special_tokens import END_OF_TEXT, MAX_FILE_BYTES, known_ids
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 
 _GPT2_MERGES = Path(__file__).parents[1] / "data" / "gpt2" / "vocab.bpe"
-_DECODE_CHUNK = 65536  # ids
-MAX_GAP = 65536  # max unused ids below those of added tokens
+_DECODE_CHUNK = 65536  # ids decoded at a time
+MAX_GAP = 65536  # unused ids that a vocabulary may have below its largest id
 GPT2_SOURCE: Final = "GPT-2's own vocabulary, which is part of gpt2c"
 _PLAIN_RULES: Final = Rules()
 _ADVICE: Final = (
@@ -50,8 +58,8 @@ class Tokenizer:
     prefix_ids: tuple[int, ...]  # encode puts them before every text; usually empty
     suffix_ids: tuple[int, ...]  # encode puts them after every text; usually empty
     special_tokens: Mapping[str, int]  # the ids of added tokens, which encode matches verbatim
-    source: str  # where the vocabulary is from, usually a path
-    # Writes the vocabulary's files into a folder; None if it was not read from files.
+    source: str  # where the vocabulary comes from, usually a path
+    # Writes the vocabulary's files into a folder; None if the vocabulary was not read from files.
     write_files: Callable[[Path], None] | None = None
 
     def __init__(
@@ -64,7 +72,7 @@ class Tokenizer:
         """Private: use `gpt2`, `from_files` or `from_vocabulary`."""
         self._model, self.source = model, source
         by_content = {token.content: token for token in added}
-        # If two tokens share an id, it decodes to the one that encoding plain text can produce.
+        # If two tokens share an id, the id decodes to the token that plain text can encode to.
         bytes_by_id = dict(model.unused())
         bytes_by_id |= {token.id: token.content.encode() for token in by_content.values()}
         bytes_by_id.update(model.tokens())
@@ -81,11 +89,11 @@ class Tokenizer:
         return self._model.id_of(token) if id is None else id
 
     def _set_roles(self, config: TokenizerConfig, id_of: Callable[[str], int | None]) -> None:
-        """Set the BOS, EOS, prefix and suffix ids; tokens that the vocabulary lacks get none."""
+        """Set the BOS, EOS, prefix and suffix ids; ignore tokens that the vocabulary lacks."""
         end = id_of(config.eos_token or END_OF_TEXT)
         self.eot_id = id_of(END_OF_TEXT) if end is None else end
         self.bos_id = None if config.bos_token is None else id_of(config.bos_token)
-        before, after = config.around
+        before, after = config.template
         self.prefix_ids = known_ids(before, id_of, self.n_vocab)
         self.suffix_ids = known_ids(after, id_of, self.n_vocab)
 
@@ -130,19 +138,21 @@ class Tokenizer:
         sources: tuple[str, str],
         config: TokenizerConfig = PLAIN,
     ) -> Tokenizer:
-        """Make a tokenizer of a vocabulary and its merges, `pairs`, as `from_files` does.
+        """Return a tokenizer with this vocabulary and its merges, `pairs`, as `from_files` does.
 
-        `sources` name the vocabulary and the merges in messages. Raises TokenizerError.
+        `sources` name the vocabulary and the merges in messages.
+
+        Raises TokenizerError if the vocabulary, the merges and the added tokens do not match.
         """
         pairs = list(pairs)
-        model = model_of(vocab, pairs, sources, _PLAIN_RULES)
+        model = make_model(vocab, pairs, sources, _PLAIN_RULES)
         _check_added(config.added, vocab, sources[0])
         reachable = {*BYTE_ALPHABET, *(left + right for left, right in pairs)}
         declared = {token.content: token for token in config.added}
         others = [t for t in vocab if t not in reachable and t not in declared]
         # A token with a character that only the byte alphabet uses, such as the one for a space, is
         # ordinary text whose merge is missing, not a special token.
-        unused = [t for t in others if not t or (is_of_bytes(t) and max(map(ord, t)) > 255)]
+        unused = [t for t in others if not t or (is_in_byte_alphabet(t) and max(map(ord, t)) > 255)]
         if unused:
             warn(
                 f"{sources[0]}: no merge in {sources[1]} makes {show_list(unused)}, so text never"
@@ -200,7 +210,8 @@ class Tokenizer:
         result = b""
         try:
             rest = map(operator.index, ids)
-            # In chunks, so that range(2**40) fails at its first invalid id, not out of memory.
+            # Decode in chunks, so that range(2**40) fails at its first invalid id instead of
+            # running out of memory.
             while numbers := list(itertools.islice(rest, _DECODE_CHUNK)):
                 if min(numbers) < 0 or max(numbers) >= self.n_vocab:
                     for id in numbers:
@@ -211,7 +222,7 @@ class Tokenizer:
         return result
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the bytes of one token, perhaps part of a character; raises as `decode` does."""
+        """Return a token's bytes, which may be part of a character; raises as `decode` does."""
         try:
             number = operator.index(id)
         except TypeError:
@@ -230,7 +241,7 @@ class Tokenizer:
 
 
 class MissingTokenizer:
-    """Takes the place of a checkpoint's missing tokenizer: every method raises TokenizerError."""
+    """Replaces a checkpoint's missing tokenizer; every method raises TokenizerError."""
 
     eot_id: None = None
     bos_id: None = None
@@ -243,7 +254,10 @@ class MissingTokenizer:
         return f"<no tokenizer, token ids only: {self.reason}>"
 
     def __init__(self, reason: str, *, n_vocab: int = 0, advice: str = _ADVICE) -> None:
-        """`reason` says what is wrong, `advice` how to mend it; `n_vocab` is the model's."""
+        """`reason` says what is wrong, `advice` how to mend it.
+
+        `n_vocab` is the size of the model's vocabulary.
+        """
         self.reason, self._advice = reason, advice
         self.n_vocab = n_vocab
 
@@ -283,9 +297,9 @@ class StreamDecoder:
         self._n_bytes = 0
 
     def push(self, id: int, end: int | None = None) -> str:
-        """Return the text that this id completes, perhaps empty; raises as `token_bytes` does.
+        """Return the text that this id completes, which may be empty; raises as `token_bytes` does.
 
-        `end`, if given, is the length in bytes of the whole text: bytes beyond it are dropped.
+        `end`, if given, is the length in bytes of the whole text; later bytes are dropped.
         """
         new = self._token_bytes(id)
         if end is not None:
@@ -294,7 +308,7 @@ class StreamDecoder:
         return self._decoder.decode(new)
 
     def finish(self) -> str:
-        """Return U+FFFD for an incomplete last character, else "", and reset the decoder."""
+        """Return U+FFFD for an incomplete last character, else ""; reset the decoder."""
         rest = self._decoder.decode(b"", True)
         self._decoder.reset()
         self._n_bytes = 0
@@ -334,7 +348,7 @@ def _gpt2_merges() -> Merges:
 
 def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the pairs of a merges.txt; raise TokenizerError if a line is not a pair."""
-    # Not splitlines: it would also split at other line separators, which may be in tokens.
+    # Do not use splitlines: it also splits at other line separators, which tokens may contain.
     lines = _read_text(path).rstrip("\r\n").split("\n")
     for number, line in enumerate(lines, 1):
         if line.startswith("#version") or (number == 1 and not line):
@@ -356,7 +370,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def check_ids(vocab: Mapping[str, object], source: str) -> None:
-    """Raise TokenizerError, naming `source`, unless ids are distinct and without wide gaps."""
+    """Raise TokenizerError, naming `source`, unless the ids are distinct and have no wide gaps."""
     limit = min(len(vocab) + MAX_GAP, MAX_SIZE)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
@@ -368,12 +382,12 @@ def check_ids(vocab: Mapping[str, object], source: str) -> None:
         if by_id.setdefault(id, token) != token:
             raise TokenizerError(
                 f"{source}: {show(by_id[id])} and {show(token)} have the same id, {id}; expected"
-                " an id for each token"
+                " distinct ids"
             )
 
 
 def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: str) -> None:
-    """Raise TokenizerError if an added token's id is another token's, or far beyond all others."""
+    """Raise TokenizerError if an added token's id belongs to another token or is far too large."""
     by_id = {id: token for token, id in vocab.items()}
     for number, token in enumerate(added):
         if by_id.setdefault(token.id, token.content) != token.content:
@@ -394,7 +408,7 @@ def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: 
 
 
 def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]:
-    """Encode a part of a text, without the tokens put around a whole text."""
+    """Return the ids of a part of a text, without the template of a whole text."""
     if getattr(tokenizer, "prefix_ids", ()) or getattr(tokenizer, "suffix_ids", ()):
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode(text)

@@ -1,7 +1,7 @@
-"""``tokenizer.json`` files of any kind.
+"""Reads ``tokenizer.json`` files of any kind.
 
-Byte-level BPE and our own files of character vocabularies are read without the tokenizers package,
-which reads all others.
+Byte-level BPE and the character vocabularies that gpt2c writes do not need the tokenizers package;
+all other files do.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from gpt2c.checks.untrusted import read_json_object, show
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
 from gpt2c.text.added_tokens import PLAIN, TokenizerConfig
-from gpt2c.text.bpe import bytes_of_token, is_of_bytes
+from gpt2c.text.bpe import bytes_of_token, is_in_byte_alphabet
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
-from gpt2c.text.special_tokens import MAX_FILE_BYTES, template
+from gpt2c.text.special_tokens import MAX_FILE_BYTES, read_template
 from gpt2c.text.tokenizer import MAX_GAP, Tokenizer, check_text
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
 
-# Files are untrusted. A rule that replaces each character by a long string could need petabytes,
-# and the package aborts the process when it runs out of memory. So strings have max lengths, in
-# characters.
+# Files are untrusted. A rule that replaces each character with a long string could need petabytes,
+# and the package aborts the process when it runs out of memory. So the strings have maximum
+# lengths, in characters.
 _MAX_TOKEN: Final = 1000
 _MAX_STRING: Final = 1000
 _MAX_REPLACEMENT: Final = 16
@@ -45,10 +45,11 @@ _LIMITS: Final = {
 def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenizer:
     """Read a ``tokenizer.json`` of any kind.
 
-    The BOS and EOS tokens come from `config`, which is that of the same folder.
+    The BOS and EOS tokens come from `config`, which was read from the same folder.
 
-    Raises TokenizerError, naming the file; CheckpointNotFoundError; and MissingDependencyError if
-    the file needs the tokenizers package and it is not installed.
+    Raises TokenizerError, naming the file, if the file is invalid; CheckpointNotFoundError if there
+    is no such file; MissingDependencyError if the file needs the tokenizers package and that is not
+    installed.
     """
     values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
     own = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
@@ -58,16 +59,16 @@ def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenize
 class JsonTokenizer(Tokenizer):
     """A tokenizer that the tokenizers package runs.
 
-    A token decodes to the same bytes in every text, so that texts can be streamed. This differs
-    from the package in one way: decoding keeps a space before the first word, which the package may
+    A token decodes to the same bytes in every text, so that texts can be streamed. Decoding differs
+    from the package's in one way: it keeps a space before the first word, which the package may
     drop.
     """
 
     def __init__(self, path: Path, config: TokenizerConfig = PLAIN) -> None:
         """Read `path`.
 
-        Raises TokenizerError, naming the file; CheckpointNotFoundError; and MissingDependencyError
-        if the package is not installed.
+        Raises TokenizerError, naming the file, if the file is invalid; CheckpointNotFoundError if
+        there is no such file; MissingDependencyError if the package is not installed.
         """
         try:
             import tokenizers
@@ -76,12 +77,13 @@ class JsonTokenizer(Tokenizer):
                 f"{path}: reading it needs the tokenizers package: pip install tokenizers (the "
                 "extra gpt2c[tokenizers])"
             ) from None
-        # Parsed here too, strictly and with limits, and for facts that the package does not expose.
+        # Parse the file here too, to check it strictly and to read what the package does not
+        # expose.
         values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
         self._path, self.source = path, str(path)
         for part in _PARTS:
             _check_part(values.get(part), part, path)
-        # A second instance, which encodes special tokens as plain characters.
+        # The second instance encodes special tokens as plain characters.
         self._library, self._plain_library = (self._load(tokenizers) for _ in range(2))
         self._plain_library.encode_special_tokens = True
         vocab: dict[str, int] = self._call(self._library.get_vocab, with_added_tokens=True)
@@ -95,10 +97,12 @@ class JsonTokenizer(Tokenizer):
             raise TokenizerError(
                 f"{path}: found a token of {longest} characters, expected at most {_MAX_TOKEN}"
             )
-        # The package ignores the ids in the file and gives its own.
+        # The package ignores the ids in the file and assigns its own.
         added = {token: vocab[token] for token in _added(values, path) if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
-        self._set_roles(replace(config, around=template(values.get("post_processor"))), vocab.get)
+        self._set_roles(
+            replace(config, template=read_template(values.get("post_processor"))), vocab.get
+        )
         specials = _added(values, path, only_special=True)
         self._special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
@@ -131,7 +135,7 @@ class JsonTokenizer(Tokenizer):
         return library
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call the package; raise TokenizerError if it fails."""
+        """Call a function of the package; raise TokenizerError if it fails."""
         try:
             return function(*arguments, **options)
         except BaseException as reason:  # a panic of its Rust code is not an Exception
@@ -141,7 +145,10 @@ class JsonTokenizer(Tokenizer):
             raise TokenizerError(f"{self._path}: the tokenizers package says: {message}") from None
 
     def _bytes_of(self, id: int) -> bytes:
-        """Return the bytes of a token; lazily, for the package takes seconds for a vocabulary."""
+        """Return the bytes of a token, decoded at its first use.
+
+        The package would take seconds to decode a whole vocabulary.
+        """
         found = self._bytes_by_id.get(id)
         if found is None:
             found = self._bytes_by_id[id] = self._decode_token(id)
@@ -151,14 +158,14 @@ class JsonTokenizer(Tokenizer):
         token = self._tokens.get(id, "")
         if token in self.special_tokens or not token:
             return token.encode("utf-8", "replace")
-        if self._is_byte_level and is_of_bytes(token):
+        if self._is_byte_level and is_in_byte_alphabet(token):
             return bytes_of_token(token)
         if match := _BYTE.fullmatch(token):
             return bytes([int(match[1], 16)])
         decoder = self._library.decoder
         if decoder is None:
             return token.encode("utf-8", "replace")
-        # Decode it between two others, because the decoder may trim the ends of a text.
+        # Decode the token between two others, because the decoder may trim the ends of a text.
         without = self._call(decoder.decode, ["a", "a"])
         between = self._call(decoder.decode, ["a", token, "a"])
         rest = without.partition("a")[2]  # the last "a", and the space before it if there is one
@@ -182,7 +189,7 @@ def _check_part(part: object, name: str, path: Path) -> None:
 
 
 def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) -> list[str]:
-    """Return the contents of the added tokens; the package has checked their form."""
+    """Return the contents of the added tokens; raise TokenizerError if their form is wrong."""
     try:
         return [
             str(token["content"])
@@ -197,7 +204,7 @@ def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) ->
 
 
 def _has_decoder(decoder: object, kind: str) -> bool:
-    """Whether a decoder is of a kind, or is a Sequence with one of that kind."""
+    """Return whether a decoder is of this kind, or is a Sequence that contains one."""
     if not isinstance(decoder, dict):
         return False
     inner = decoder.get("decoders")

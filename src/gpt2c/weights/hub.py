@@ -12,8 +12,8 @@ from gpt2c.errors import CheckpointNotFoundError, MissingDependencyError, Option
 
 EMBEDDED: Final = "tales"
 
-# All that a model needs. The same weights in other formats are not downloaded, unless the
-# repository has no safetensors.
+# All files that a model needs. Weights in other formats are downloaded only if the repository has
+# no safetensors.
 FILES: Final = (
     "config.json",
     "model.safetensors",
@@ -40,7 +40,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether this could be a model on the hub: "name" or "user/name".
+    """Return whether this could name a model on the hub: "name" or "user/name".
 
     A string that begins with ``.``, ``/`` or ``~``, or has two slashes, is a path.
     """
@@ -56,9 +56,9 @@ def locate(
 ) -> Path:
     """Return the path of a model's files; download them into huggingface_hub's cache if needed.
 
-    None is the embedded model, and so is "tales" if no such path exists. An existing path takes
-    precedence over a name on the hub. A path that does not exist and cannot be a name on the hub
-    is returned as it is. revision, token and local_files_only are those of huggingface_hub.
+    None means the embedded model, and so does "tales" if no such path exists. An existing path
+    takes precedence over a name on the hub. A path that does not exist and cannot be a name on the
+    hub is returned unchanged. huggingface_hub defines `revision`, `token` and `local_files_only`.
 
     Raises CheckpointNotFoundError if the hub has no such model or cannot be reached,
     MissingDependencyError if huggingface_hub is needed and not installed, OptionTypeError unless
@@ -79,7 +79,7 @@ def locate(
     if name == EMBEDDED:
         return embedded_folder()
     if not isinstance(path, str) or not is_hub_name(name):
-        return Path(name)  # whoever reads it reports what is missing
+        return Path(name)  # code that reads it reports what is missing
     return _download(name, revision, token, local_files_only)
 
 
@@ -96,8 +96,8 @@ def _download(
         from huggingface_hub import errors
     except ImportError:
         raise MissingDependencyError(
-            f"{name}: there is no such folder, and to look for it on Hugging Face's hub the "
-            "package huggingface_hub is needed: pip install huggingface_hub (the extra gpt2c[hub])"
+            f"{name}: there is no such folder, and looking for it on Hugging Face's hub needs the "
+            "package huggingface_hub: pip install huggingface_hub (the extra gpt2c[hub])"
         ) from None
     at = name if revision is None else f"{name} at revision {revision}"
     try:
@@ -126,7 +126,7 @@ def _download(
             f"there is no such folder here, and it is not in the hub's cache, {_why_offline(error)}"
         )
     except Exception as error:  # the HTTP client's exceptions vary
-        why = f"the hub could not give it ({_first_line(error)})"
+        why = f"it could not be downloaded from the hub ({_first_line(error)})"
     else:
         return folder
     raise CheckpointNotFoundError(f"{at}: {why}") from None

@@ -24,11 +24,11 @@ from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
 
-# Bytes of float32 that a thread reads and packs at a time. GPT-2 124M then loads in 0.10 s. Half as
-# many took 0.12 s, as the threads waited for each other, and twice as many, which do not fit the
-# caches of one core, 0.11 s.
+# Bytes of float32 that a thread reads and packs at a time. GPT-2 124M then loads in 0.10 s. With
+# half as many bytes it took 0.12 s, because the threads waited for each other. With twice as many,
+# which do not fit the caches of one core, it took 0.11 s.
 CHUNK_BYTES = 2 << 20
-MAX_LOADERS = 8  # threads; each holds a piece in memory
+MAX_LOADERS = 8  # threads, each of which holds one piece in memory
 
 
 def load_engine(
@@ -36,15 +36,17 @@ def load_engine(
 ) -> EngineModel:
     """Return a loaded model on the chosen backend; `bar` shows the progress.
 
-    backend is "c", "numpy" or "auto": the one that GPT2C_BACKEND in the environment names, or else
-    the compiled engine, or NumPy with a FallbackWarning if that cannot run. GPT2C_ISA forces an
-    instruction set. dtype is "float32"; "int8" or "int4" on the compiled engine; "float64" on
-    NumPy; or "auto": the dtype of a quantised file, which NumPy dequantises, or else float32.
+    `backend` is "c", "numpy" or "auto". "auto" means the backend that GPT2C_BACKEND in the
+    environment names, or else the compiled engine; if that cannot run, NumPy with a
+    FallbackWarning. GPT2C_ISA forces an instruction set.
+
+    `dtype` is "float32"; "int8" or "int4" on the compiled engine; "float64" on NumPy; or "auto".
+    "auto" means the dtype of a quantised file, which NumPy dequantises, or else float32.
 
     Raises OptionError for other values, and BackendError if the backend cannot run.
     """
     try:
-        model = new_model(checkpoint.config, checkpoint.packing, dtype, backend, n_threads)
+        model = new_model(checkpoint.config, checkpoint.quantized_dtype, dtype, backend, n_threads)
         fill(model, checkpoint, n_threads, bar)
     except CacheMemoryError:
         raise
@@ -58,8 +60,8 @@ def fill(
 ) -> None:
     """Load the checkpoint's tensors into the engine, piece by piece, on up to n_threads threads.
 
-    Most of the time goes into page faults: the operating system clears each page of memory at its
-    first use, and it can do that on several threads.
+    Page faults take most of the time: the operating system clears each page of memory at its first
+    use, and can clear pages on several threads simultaneously.
 
     Raises CheckpointError if a file has a weight that is not finite.
     """
@@ -73,7 +75,7 @@ def fill(
             source.read_panels(begin, panels)
             return _float_bytes(source, begin, end)
         rows = source.read(begin, end)
-        # Arrays in memory may have NaN if the caller wants it, but NaN cannot be quantised.
+        # Arrays in memory may have NaNs if the caller wants them, but NaNs cannot be quantised.
         if checkpoint.files or model.dtype in QUANTIZED:
             check_finite(rows, name, begin, checkpoint.where)
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
@@ -83,7 +85,7 @@ def fill(
 
 
 class Loaders:
-    """Load pieces on several threads, the calling one included.
+    """Load pieces on several threads, including the calling one.
 
     The threads share a queue of pieces and never wait for each other, so all of them end soon after
     Ctrl-C. With an executor of concurrent.futures, an interrupt at the wrong moment can leave a
@@ -95,7 +97,7 @@ class Loaders:
         """Prepare to call `load`, which returns the number of bytes, for each piece."""
         self._load = load
         self._left = deque(enumerate(pieces))
-        self._sizes: deque[int] = deque()  # of loaded pieces that the bar has not counted yet
+        self._sizes: deque[int] = deque()  # bytes of loaded pieces that the bar has yet to count
         self._errors: list[tuple[int, BaseException]] = []
         self._ends: SimpleQueue[None] = SimpleQueue()
 
@@ -117,7 +119,7 @@ class Loaders:
         self._advance(bar)
 
     def _work_in_thread(self) -> None:
-        with suppress(BaseException):  # _work has recorded it
+        with suppress(BaseException):  # _work has recorded the error
             self._work(None)
         self._ends.put(None)
 
@@ -179,20 +181,23 @@ class LoadedMatrix(LoadedTensor):
 
 
 def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
-    """Return a checkpoint that reads a loaded model's weights, with the model's packing."""
+    """Return a checkpoint that reads a loaded model's weights, quantised like the model."""
     tensors: dict[str, TensorSource] = {}
-    packing = model.dtype if model.dtype in QUANTIZED else None
+    quantized_dtype = model.dtype if model.dtype in QUANTIZED else None
     for name, shape in tensor_shapes(config).items():
-        packed = packed_shape(name, shape, packing) if packing else None
+        packed = packed_shape(name, shape, quantized_dtype) if quantized_dtype else None
         if packed is None:
             tensors[name] = LoadedTensor(model, name, shape)
         else:
             tensors[name] = LoadedMatrix(model, name, shape, packed_shape=packed)
-    return Checkpoint(config, tensors, packing=packing)
+    return Checkpoint(config, tensors, quantized_dtype=quantized_dtype)
 
 
 def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np.float32]:
-    """Return a copy of a tensor by GPT-2's name for it. Raises OptionError for an unknown name."""
+    """Return a copy of the tensor that GPT-2 calls `name`.
+
+    Raises OptionError for an unknown name.
+    """
     tensors = loaded_checkpoint(model, config).tensors
     if name == "lm_head.weight" and config.tie_word_embeddings:
         name = "wte.weight"
@@ -207,7 +212,7 @@ def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a tensor that is loaded at once: rows [begin, end), or panels if it is packed."""
+    """The part of a tensor that one call loads: rows [begin, end), or panels if it is packed."""
 
     name: str
     begin: int
@@ -216,14 +221,17 @@ class _Piece:
 
 
 def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
-    """Split the tensors into pieces: whole groups of rows to quantise; a vector is one piece."""
+    """Yield the pieces of all tensors. A vector is one piece.
+
+    If the rows are to be quantised, a piece has whole groups of them.
+    """
     unit = GROUP if dtype in QUANTIZED else 1
     for name, source in checkpoint.tensors.items():
         n_rows = source.shape[0]
         width = source.shape[1] if len(source.shape) == 2 else 1
         step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width * unit)) * unit
         is_packed = False
-        if checkpoint.packing == dtype and isinstance(source, PackedSource):
+        if checkpoint.quantized_dtype == dtype and isinstance(source, PackedSource):
             is_packed = True
             n_rows, n_groups, n_bytes = source.packed_shape
             step = max(1, CHUNK_BYTES // (n_groups * n_bytes))

@@ -1,4 +1,4 @@
-"""The tokenizer that a user names with tokenizer=: a file, a folder or a Tokenizer."""
+"""Loads the tokenizer that a user passes as tokenizer=: a file, a folder or a Tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gpt2c.weights.tokenizer_files import (
     tokenizer_of,
 )
 
-GPT2: Final = "gpt2"  # names GPT-2's own, unless a path of that name exists
+GPT2: Final = "gpt2"  # GPT-2's own tokenizer, unless a path of that name exists
 _PICKLE_MAGIC: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _KINDS: Final = (
     f"{JSON}, {' or '.join(' with '.join(names) for names in PAIRS)}, nanoGPT's {META}, a GGUF "
@@ -42,7 +42,8 @@ def tokenizer_for(
 ) -> Tokenizer | MissingTokenizer | None:
     """Return the given tokenizer, or else the checkpoint's; None means GPT-2's own.
 
-    Raises as named_tokenizer does, and TokenizerError if the given one does not fit the model.
+    Raises as named_tokenizer does, and TokenizerError if the given tokenizer does not fit the
+    model.
     """
     if given is None:
         return tokenizer_of(checkpoint)
@@ -100,7 +101,7 @@ def _load_folder(folder: Path) -> Tokenizer:
 def _load_file(path: Path) -> Tokenizer:
     """Load a file; its content decides the kind, except for pickles and pairs of files.
 
-    Either file of a pair of vocabulary and merges may be named.
+    `path` may be either file of a pair of vocabulary and merges.
     """
     with open_regular(path, TokenizerError) as file:
         try:

@@ -1,4 +1,4 @@
-"""Find a checkpoint's tokenizer among its files, and save it with a model."""
+"""Finds a checkpoint's tokenizer among its files, and saves it with a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gpt2c.text.special_tokens import read_optional
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.text.tokenizer_json import read_tokenizer_json
 from gpt2c.weights.checkpoint import BytePairs, Checkpoint
-from gpt2c.weights.checkpoint.save import MAX_BESIDE, copy_beside
+from gpt2c.weights.checkpoint.save import MAX_COPIED_BYTES, copy_companion_file
 
 _log = logging.getLogger(__name__)
 _log.addHandler(logging.NullHandler())
@@ -36,7 +36,7 @@ _log.addHandler(logging.NullHandler())
 JSON: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.json"
 MERGES: Final = "merges.txt"
-PAIRS: Final = ((VOCABULARY, MERGES), ("encoder.json", "vocab.bpe"))  # the latter are OpenAI's
+PAIRS: Final = ((VOCABULARY, MERGES), ("encoder.json", "vocab.bpe"))  # the second pair is OpenAI's
 _HUGGING_FACE_FILES: Final = (
     JSON,
     "tokenizer_config.json",
@@ -50,9 +50,9 @@ _PACKAGE_ADVICE: Final = "put the vocabulary's vocab.json and merges.txt beside 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     """Return the tokenizer in a checkpoint's file or beside it; None means GPT-2's own.
 
-    It comes from the first readable file; tokenizer.json is tried first, as in transformers. If all
-    files are unreadable, or there are none and the model's vocabulary does not have GPT-2's size,
-    the result is a MissingTokenizer that says why.
+    The tokenizer comes from the first readable file; tokenizer.json is tried first, as in
+    transformers. If all files are unreadable, or if there are none and the model's vocabulary does
+    not have GPT-2's size, the result is a MissingTokenizer that says why.
     """
     n_vocab = checkpoint.config.vocab_size
     if isinstance(checkpoint.vocabulary, BytePairs):
@@ -105,7 +105,7 @@ def candidates_in(folder: Path) -> Iterator[_Candidate]:
 
 
 def load_json(path: Path) -> Tokenizer:
-    """Read a tokenizer.json of any file name; raises as read_tokenizer_json does."""
+    """Read a tokenizer.json under any file name; raises as read_tokenizer_json does."""
     tokenizer = read_tokenizer_json(path, read_tokenizer_config(path.parent, for_json=True))
     if tokenizer.write_files is None:
         tokenizer.write_files = partial(_copy_files, {**_files_in(path.parent), JSON: path})
@@ -113,7 +113,7 @@ def load_json(path: Path) -> Tokenizer:
 
 
 def load_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
-    """Read a vocab.json and a merges.txt of any names; raises as Tokenizer.from_files does."""
+    """Read a vocab.json and a merges.txt under any names; raises as Tokenizer.from_files does."""
     tokenizer = Tokenizer.from_files(vocab_json, merges_txt)
     files = {**_files_in(vocab_json.parent), VOCABULARY: vocab_json, MERGES: merges_txt}
     tokenizer.write_files = partial(_copy_files, files)
@@ -122,7 +122,7 @@ def load_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
 
 def load_pairs(pairs: BytePairs) -> Tokenizer:
     """Return the tokenizer of a vocabulary inside a checkpoint's file; raises TokenizerError."""
-    config = TokenizerConfig(added=pairs.added, around=pairs.around)
+    config = TokenizerConfig(added=pairs.added, template=pairs.template)
     tokenizer = Tokenizer.from_vocabulary(pairs.vocab, pairs.merges, (pairs.source,) * 2, config)
     tokenizer.write_files = partial(_write_pairs, pairs)
     return tokenizer
@@ -155,8 +155,8 @@ def _first_usable(
 def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
     """Return the tokenizer; raise TokenizerError if plain text may encode to ids >= n_vocab.
 
-    Added tokens may have such ids: people often add padding without enlarging the model. A text
-    that has one of them raises later.
+    Added tokens may have such ids, because people often add a padding token without enlarging the
+    model. A text that contains such a token raises later.
     """
     added = set(tokenizer.special_tokens.values())
     largest = next((id for id in reversed(range(tokenizer.n_vocab)) if id not in added), -1)
@@ -174,7 +174,7 @@ def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
 def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
     """Yield data/DATASET/meta.pkl of the nanoGPT folder that a checkpoint was trained in.
 
-    The checkpoint names DATASET and the folder it was written to, out_dir. data/ may be in the
+    The checkpoint names DATASET and the folder in which it was saved, out_dir. data/ may be in the
     checkpoint's folder, in its parent and, if the folder's path ends with out_dir, in the folder
     that out_dir is relative to. The checkpoint is untrusted, so only a file of this name is read,
     and links at or below data/ are not followed.
@@ -200,14 +200,14 @@ def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
                 yield path
             else:
                 _log.warning(
-                    "%s: not read, because its path has a link: name it with tokenizer=", path
+                    "%s: not read, because its path has a link: pass the path as tokenizer=", path
                 )
     except (OSError, RuntimeError, ValueError) as reason:  # link loops; invalid names
         _log.warning("%s: cannot look for the dataset %s: %s", folder, show(dataset), reason)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether this is a single path component that stays inside its folder."""
+    """Return whether this is a single path component that stays inside its folder."""
     return name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")
 
 
@@ -223,7 +223,7 @@ def save_tokenizer(
     unchanged, with a TokenizerWarning.
 
     Raises TokenizerError if the tokenizer was not read from files, and CheckpointError if a file is
-    a link out of its folder.
+    a link to another folder.
     """
     if isinstance(tokenizer, Tokenizer) and tokenizer.write_files is not None:
         tokenizer.write_files(folder)
@@ -259,14 +259,14 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
     for name, path in files.items():
-        if path.is_file() and path.stat().st_size > MAX_BESIDE:
+        if path.is_file() and path.stat().st_size > MAX_COPIED_BYTES:
             warn(
-                f"{path}: not copied: it has more than {MAX_BESIDE} bytes, the limit for a "
+                f"{path}: not copied: it has more than {MAX_COPIED_BYTES} bytes, the limit for a "
                 "tokenizer's file",
                 TokenizerWarning,
             )
         else:
-            copy_beside(path, folder / name)
+            copy_companion_file(path, folder / name)
 
 
 def _write_gpt2_files(folder: Path) -> None:
@@ -286,7 +286,7 @@ def _write_pairs(pairs: BytePairs, folder: Path) -> None:
     }
     config: dict[str, Any] = {"added_tokens_decoder": decoder}
     tokens = {id: token for token, id in pairs.vocab.items()}
-    for name, ids in zip(("bos", "eos"), pairs.around, strict=True):
+    for name, ids in zip(("bos", "eos"), pairs.template, strict=True):
         for id in ids:
             config |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
     text = json.dumps(config, ensure_ascii=False)
@@ -296,11 +296,11 @@ def _write_pairs(pairs: BytePairs, folder: Path) -> None:
 def with_named_tokens(
     config: GPT2Config, folder: Path | None, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> tuple[GPT2Config, Mapping[str, Any]]:
-    """Return the configuration with its BOS and EOS ids, and the raw values of ``config.json``.
+    """Return the configuration with BOS and EOS ids, and the raw values of ``config.json``.
 
     Ids in ``config.json`` take precedence if they are in the vocabulary, and so does a null
-    eos_token_id. Missing keys come from the tokenizer. folder is None for a checkpoint without
-    such a file.
+    eos_token_id. The tokenizer gives the ids that are missing. `folder` is None for a checkpoint
+    without such a file.
     """
     raw = {} if folder is None else _read_lenient(folder / "config.json")
     if tokenizer is None:
@@ -318,7 +318,7 @@ def with_named_tokens(
 
 
 def _read_lenient(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if the file is missing or invalid."""
+    """Return the JSON object in a file, or an empty dict if the file is missing or invalid."""
     try:
         return read_optional(path)
     except TokenizerError:

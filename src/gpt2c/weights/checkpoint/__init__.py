@@ -1,8 +1,8 @@
-"""Checkpoints: loaders of every format, and the writer.
+"""Checkpoints: loaders of every kind, and the writer.
 
 Each loader returns a :class:`Checkpoint`: a checked configuration, and a :class:`TensorSource` for
-each tensor that the configuration needs. Engines see nothing else. Nothing in a checkpoint is ever
-executed, and nothing is downloaded.
+each tensor that the configuration needs. Engines see nothing else. Loaders never execute
+anything in a checkpoint, and never download.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints over arrays in memory: under GPT-2's names, or nested as in picoGPT."""
+"""Checkpoints over arrays in memory, given by GPT-2's names or nested as in picoGPT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
-from gpt2c.weights.checkpoint.hparams import config_of_hparams
+from gpt2c.weights.checkpoint.shared.hparams import config_of_hparams
 
 _DTYPES: Final = {"float64": "F64", "float32": "F32", "float16": "F16"}
 
@@ -39,15 +39,17 @@ class ArraySource:
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
-        with np.errstate(over="ignore", invalid="ignore"):  # as for files: TensorSource.read
+        # TensorSource.read allows infinities and NaNs.
+        with np.errstate(over="ignore", invalid="ignore"):
             return np.array(self.array[begin:end], dtype=np.float32, order="C")
 
 
 def from_arrays(config: GPT2Config, arrays: Mapping[str, ArrayLike]) -> Checkpoint:
     """Return a checkpoint over float16, float32 or float64 arrays under GPT-2's names.
 
-    `arrays` maps "wte.weight" [n_vocab, n_embd], "h.0.attn.c_attn.weight" [in, out], ... (all of
-    :func:`tensor_shapes`) to arrays. They are not copied: do not change them before they are read.
+    `arrays` maps all names of :func:`tensor_shapes`, such as "wte.weight" [n_vocab, n_embd] and
+    "h.0.attn.c_attn.weight" [in, out], to arrays. They are not copied: do not change them before
+    they are read.
 
     Raises CheckpointError for arrays that are missing, unexpected, or of the wrong shape or dtype,
     and for a tied head that differs from wte.
@@ -63,8 +65,8 @@ def from_picogpt(hparams: Mapping[str, Any], params: Mapping[str, Any]) -> Check
     [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"}, "c_proj": ...}, "ln_2": ...,
     "mlp": {"c_fc": ..., "c_proj": ...}}, ...]}
 
-    hparams = {"n_head": 12, ...}: the other sizes come from the arrays; see
-    :func:`config_of_hparams`. There is no EOS token, because picoGPT has none.
+    hparams = {"n_head": 12, ...}; only n_head is required, because the other sizes come from the
+    arrays: see :func:`config_of_hparams`. There is no EOS token, because picoGPT has none.
 
     Raises CheckpointError for missing or unexpected keys and wrong shapes or dtypes, ConfigError
     if the sizes are not those of a GPT-2.
@@ -129,7 +131,7 @@ _BLOCK_NAMES = {
 
 
 def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return picoGPT's nested arrays by GPT-2's names."""
+    """Return the arrays of picoGPT's nested dict by GPT-2's names."""
     top = _leaves(params, {("wte",), ("wpe",), ("blocks",), ("ln_f", "g"), ("ln_f", "b")}, "params")
     blocks = top.pop(("blocks",))
     if isinstance(blocks, str) or not isinstance(blocks, Sequence):
@@ -150,8 +152,8 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple[str, ...], Any]:
     """Return the values at `paths` in nested mappings that must hold exactly those paths.
 
-    A missing bias is an error too: it is more often a mistake than intended, and a caller that
-    intends it can pass zeros.
+    A missing bias is an error too: it is usually a mistake, and a caller who wants no bias can pass
+    zeros.
     """
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{where}: found {show(tree)}, expected a dict")

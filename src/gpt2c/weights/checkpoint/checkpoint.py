@@ -15,7 +15,7 @@ from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import STORED_TYPES, BackingFile, TensorSource, check_finite
 from gpt2c.text.added_tokens import AddedToken
-from gpt2c.text.special_tokens import Around
+from gpt2c.text.special_tokens import Template
 
 # How many elements of wte and of a tied head are compared at a time: 4 MB each.
 _COMPARED_ELEMENTS = 2**20
@@ -25,11 +25,11 @@ _COMPARED_ELEMENTS = 2**20
 class BytePairs:
     """A byte-level BPE vocabulary that is stored in the checkpoint's own file."""
 
-    source: str  # the file, for messages
+    source: str  # the file's path, which messages name
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added: tuple[AddedToken, ...]
-    around: Around = ((), ())  # the ids put before and after every text
+    template: Template = ((), ())  # the ids put before and after every text
 
 
 @dataclass(eq=False)
@@ -45,12 +45,12 @@ class Checkpoint:
     tensors: Mapping[str, TensorSource]
     folder: Path | None = None  # None: the weights are in memory
     files: tuple[BackingFile, ...] = ()
-    # None: the folder's files have it. A str tells why the checkpoint's own cannot be used.
+    # None: look for a tokenizer in the folder. A str tells why the file's own cannot be used.
     vocabulary: BytePairs | str | None = None
     # nanoGPT's `dataset` (its training data) and `out_dir` (the folder it saves in).
     dataset: tuple[str, str] | None = None
     # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
-    packing: str | None = None
+    quantized_dtype: str | None = None
 
     @property
     def where(self) -> str:
@@ -60,9 +60,10 @@ class Checkpoint:
         return "arrays" if self.folder is None else str(self.folder)
 
     def read_all(self) -> dict[str, NDArray[np.float32]]:
-        """Read every tensor; return arrays by name.
+        """Read every tensor, and return the arrays by name.
 
-        Raises CheckpointError if weights from a file are not finite, or as a source's read.
+        Raises CheckpointError if weights from a file are not finite, and the errors of
+        :meth:`TensorSource.read`.
         """
         arrays = {}
         for name, source in self.tensors.items():
@@ -72,10 +73,10 @@ class Checkpoint:
         return arrays
 
     def verify_unchanged(self) -> None:
-        """Check, after everything was read, that no file changed in the meantime.
+        """Check that no file changed since it was opened; call it after reading everything.
 
-        Raises CheckpointError if a file's size or modification time changed after it was opened:
-        the weights would be a mixture of old and new ones.
+        Raises CheckpointError if a file's size or modification time changed, because the weights
+        may then be a mixture of old and new ones.
         """
         for file in self.files:
             file.verify_unchanged()
@@ -106,7 +107,7 @@ class Checkpoint:
 def checked_tensors(
     config: GPT2Config, found: Mapping[str, TensorSource], where: str
 ) -> dict[str, TensorSource]:
-    """Return the tensors that `config` needs, in the model's order, from those that were found.
+    """Return the tensors of `found` that `config` needs, in the order of the forward pass.
 
     Raises CheckpointError, with a message that begins with `where`, for tensors that are missing,
     unexpected, of the wrong shape or not of a float dtype, and for a tied head that differs from
@@ -115,7 +116,7 @@ def checked_tensors(
     check_n_layer(config, len(found), where)
     shapes = tensor_shapes(config)
     head = found.get("lm_head.weight") if config.tie_word_embeddings else None
-    if head is not None:  # stored although it is tied: it is compared below and then dropped
+    if head is not None:  # The file has the head although it is tied: compare it, then drop it.
         shapes["lm_head.weight"] = shapes["wte.weight"]
     _check_names(shapes, found, where)
     for name, shape in shapes.items():
@@ -162,7 +163,9 @@ def _check_names(
     if unexpected:
         problems.append(f"unexpected tensors: {show_list(unexpected)}")
     if any("lora_" in name for name in unexpected):
-        problems.append("they are an adapter's: merge it into its base model and save the result")
+        problems.append(
+            "some belong to an adapter: merge it into its base model and save the result"
+        )
     if problems:
         raise CheckpointError(f"{where}: {'; '.join(problems)}")
 

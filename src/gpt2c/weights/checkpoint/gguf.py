@@ -17,10 +17,10 @@ from gpt2c.formats.gguf_file import GGUFFile
 from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.text.added_tokens import AddedToken
-from gpt2c.text.special_tokens import Around
+from gpt2c.text.special_tokens import Template
 from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import matrix_shape
-from gpt2c.weights.checkpoint.views import from_linear
+from gpt2c.weights.checkpoint.shared.hparams import matrix_shape
+from gpt2c.weights.checkpoint.shared.views import from_linear
 
 _MODULES: Final = {
     "token_embd": "wte",
@@ -47,7 +47,7 @@ _SIZES: Final = {
     "n_inner": "feed_forward_length",
 }
 _EPSILON: Final = "attention.layer_norm_epsilon"
-# Other keys that may be there: llama.cpp's loader of gpt2 does not read them either.
+# Other keys that may be present. llama.cpp does not read them for gpt2 either.
 _IGNORED: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_kv")
 
 # Values of tokenizer.ggml.token_type, from ggml's docs/gguf.md.
@@ -111,13 +111,13 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
     )
     if unknown:
         raise ConfigError(
-            f"{file.path}: unknown metadata: {show_list(unknown)}; they may mean another model"
+            f"{file.path}: unknown metadata: {show_list(unknown)}; this may not be a GPT-2"
         )
-    ends = {
+    special_ids = {
         f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         for name in ("bos", "eos")
     }
-    for name, id in ends.items():
+    for name, id in special_ids.items():
         if id is not None and type(id) is not int:
             raise ConfigError(
                 f"{file.path}: found tokenizer.ggml.{name} {_shown(id)}, expected an integer"
@@ -126,10 +126,10 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
     return GPT2Config.from_sizes(
         str(file.path),
         **values,
-        **{name: id for name, id in ends.items() if id is not None},
+        **{name: id for name, id in special_ids.items() if id is not None},
         vocab_size=matrix_shape(sources, "wte.weight", str(file.path))[0],
         n_inner=None if inner == 4 * values["n_embd"] else inner,
-        # It is stored as float32; the float32 nearest to 1e-5 means 1e-5.
+        # The file stores a float32; the one nearest to 1e-5 means 1e-5.
         layer_norm_epsilon=1e-5 if epsilon == float(np.float32(1e-5)) else epsilon,
         tie_word_embeddings="lm_head.weight" not in sources,
     )
@@ -160,7 +160,7 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
         return (
             f"{file.path}: its token_type is not one integer for each of its {len(tokens)} tokens"
         )
-    # Padding tokens round the vocabulary up, at its end. They never appear in texts.
+    # Unused tokens pad the end of the vocabulary. They never appear in texts.
     n = len(tokens)
     while n and kinds[n - 1] == _UNUSED:
         n -= 1
@@ -171,18 +171,21 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
     )
     vocab = {token: id for id, token in enumerate(tokens[:n])}
     if len(vocab) != n or n > config.vocab_size:
-        return f"{file.path}: its {n} tokens are not distinct, or more than the model's"
+        return (
+            f"{file.path}: its {n} tokens are not distinct, or more than the model's "
+            f"{config.vocab_size}"
+        )
     pairs = []
     for merge in merges:
         left, _, right = merge.partition(" ")
         if not left or not right or " " in right:
             return f"{file.path}: found the merge {show(merge)}, expected two tokens"
         pairs.append((left, right))
-    return BytePairs(str(file.path), vocab, pairs, added, _around(file, n))
+    return BytePairs(str(file.path), vocab, pairs, added, _template(file, n))
 
 
-def _around(file: GGUFFile, n_tokens: int) -> Around:
-    """Return the ids that the file asks to put before and after a text, as llama.cpp does."""
+def _template(file: GGUFFile, n_tokens: int) -> Template:
+    """Return the ids that the file says to put before and after a text; llama.cpp does so too."""
     get = file.metadata.get
 
     def ids(name: str) -> tuple[int, ...]:
@@ -194,5 +197,5 @@ def _around(file: GGUFFile, n_tokens: int) -> Around:
 
 
 def _shown(value: object) -> str:
-    """Return a short form of a metadata value for a message: an array's type only."""
+    """Return a metadata value for a message; an array is shown as its type only."""
     return show(value) if isinstance(value, str | int | float) else type(value).__name__

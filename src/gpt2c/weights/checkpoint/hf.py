@@ -1,4 +1,4 @@
-"""A folder in Hugging Face's format: ``config.json`` and weights, in one file or in shards.
+"""Opens Hugging Face's folders: ``config.json`` and weights, in one file or in shards.
 
 The weights are ``model.safetensors`` or ``pytorch_model.bin``, which older versions of transformers
 wrote.
@@ -18,19 +18,20 @@ from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
 from gpt2c.formats.safetensors_file import SafetensorsFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.shards import check_shard, read_index
-from gpt2c.weights.checkpoint.training_files import is_training_file
-from gpt2c.weights.checkpoint.views import with_embedding
+from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.shared.shards import check_shard, read_index
+from gpt2c.weights.checkpoint.shared.training_files import is_training_file
+from gpt2c.weights.checkpoint.shared.views import with_embedding
 
 if TYPE_CHECKING:
-    from gpt2c.weights.checkpoint.state_dict import StateDictFile
+    from gpt2c.weights.checkpoint.shared.state_dict import StateDictFile
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 QUANTIZED: Final = "gpt2c.safetensors"
-_INDEX: Final = ".index.json"  # the suffix of a shards' index
-# Names of weights, in order of preference: one file, shards, older ones, and gpt2c's own.
+_INDEX: Final = ".index.json"  # the suffix of an index of shards
+# File names of weights, in order of preference: safetensors in one file or in shards, torch in one
+# file or in shards, and gpt2c's own.
 _NAMES: Final = (
     *(name + suffix for name in (WEIGHTS, "pytorch_model.bin") for suffix in ("", _INDEX)),
     QUANTIZED,
@@ -40,7 +41,7 @@ _OTHER_FORMATS: Final = ("tf_model.h5", "flax_model.msgpack")
 
 
 def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
-    """Open a folder with config.json; load the file `weights` in it, if given.
+    """Open a folder with config.json, and in it the file `weights`; None means the preferred file.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
@@ -83,18 +84,20 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
 
 
 def weights_of(folder: Path) -> list[str]:
-    """Return the names of the weights in the folder; the first is the one to load."""
+    """Return the file names of weights in the folder; the first is the one to load."""
     return [name for name in _NAMES if os.path.exists(folder / name)]
 
 
 def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
-    """Open weights. The content tells the format, because many files were renamed."""
+    """Open a file of weights; its content tells the format, because people rename files."""
     with closing(RawFile(path)) as file:
         head = bytes(file.pread(min(9, file.size), 0, "beginning"))
     is_torch = head.startswith(signatures.TORCH) and head[8:] != signatures.SAFETENSORS_NINTH
     if not is_torch:
         return SafetensorsFile(path)
-    from gpt2c.weights.checkpoint.state_dict import StateDictFile  # lazily: few checkpoints need it
+    from gpt2c.weights.checkpoint.shared.state_dict import (
+        StateDictFile,  # lazily: few checkpoints need it
+    )
 
     return StateDictFile(path)
 
@@ -107,8 +110,8 @@ def _missing_message(folder: Path, missing: list[str]) -> str:
     others = sorted({path.name for glob in _OTHER_FORMATS for path in folder.glob(glob)})
     if WEIGHTS in missing and others:
         message += (
-            f". The format of {', '.join(others[:4])} is not read: convert it to one {WEIGHTS} "
-            "(from_pretrained and save_pretrained of transformers do it)"
+            f". The format of {', '.join(others[:4])} is not read: convert it to {WEIGHTS} with "
+            "from_pretrained and save_pretrained of transformers"
         )
     training = sorted(path.name for path in folder.iterdir() if is_training_file(path.name))
     if WEIGHTS in missing and training:

@@ -1,8 +1,8 @@
-"""llm.c's model files: a header of 256 integers, then the tensors.
+"""Opens llm.c's model files: a header of 256 integers, then the tensors.
 
-Each kind of block tensor is stored for all blocks, then the next kind. The layout is that of
-``gpt2_write_to_checkpoint`` in llm.c's train_gpt2.cu and ``write_model`` in its train_gpt2.py;
-matrices are [out, in], and the rows of wte are padded.
+The tensors of one kind are stored together for all blocks, then those of the next kind. The layout
+is that of ``gpt2_write_to_checkpoint`` in llm.c's train_gpt2.cu and ``write_model`` in its
+train_gpt2.py; matrices are [out, in], and the rows of wte are padded.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor, closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
-from gpt2c.weights.checkpoint.views import FirstRows, from_linear
+from gpt2c.weights.checkpoint.shared.views import FirstRows, from_linear
 
 _HEADER: Final = 1024  # bytes
 # Versions 1 and 2, of April 2024, lack the padded vocabulary's size and are not read.
 _VERSIONS: Final = {3: ("F32", 4), 5: ("BF16", 2)}  # dtype, bytes of an element
 _MAX_VOCABULARY: Final = 2**20
 
-# In the order of the file.
+# The kinds of block tensors, in the order of the file.
 _BLOCK_TENSORS: Final = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
@@ -45,7 +45,7 @@ def open_llmc(path: Path) -> Checkpoint:
 
 
 def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
-    """Return the configuration, the rows of wte, and an element's dtype and bytes."""
+    """Return the configuration, the stored rows of wte, and the dtype and bytes of an element."""
     _, version, *sizes = struct.unpack("<8i", file.pread(32, 0, "header"))
     if version not in _VERSIONS:
         raise CheckpointError(
@@ -55,8 +55,8 @@ def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
     n_positions, n_vocab, n_layer, n_head, n_embd, n_padded = sizes
     if not 0 < n_vocab <= n_padded <= _MAX_VOCABULARY:
         raise CheckpointError(
-            f"{file.path}: found a vocabulary of {n_vocab} padded to {n_padded}, expected the "
-            f"second to be at least the first and at most {_MAX_VOCABULARY}"
+            f"{file.path}: found a vocabulary of {n_vocab} padded to {n_padded}, expected at "
+            f"least one token, and a padded size from that number to {_MAX_VOCABULARY}"
         )
     config = GPT2Config.from_sizes(
         str(file.path),
@@ -83,7 +83,7 @@ def _header(file: RawFile) -> tuple[GPT2Config, int, str, int]:
 def _sources(
     file: RawFile, config: GPT2Config, n_padded: int, dtype: str, element_bytes: int
 ) -> dict[str, TensorSource]:
-    """Return the tensors by name."""
+    """Return the tensors by GPT-2's names, with matrices as [in, out]."""
     names = (
         "wte.weight",
         "wpe.weight",

@@ -17,15 +17,16 @@ from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.formats.torch_file import TorchFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, check_n_layer, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import matrix_shape, mlp_width
-from gpt2c.weights.checkpoint.names import bare_name, count_blocks, gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.state_dict import SavedState
-from gpt2c.weights.checkpoint.views import Zeros, from_linear, with_embedding
+from gpt2c.weights.checkpoint.shared.hparams import matrix_shape, mlp_width
+from gpt2c.weights.checkpoint.shared.names import bare_name, count_blocks, gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.shared.state_dict import SavedState
+from gpt2c.weights.checkpoint.shared.views import Zeros, from_linear, with_embedding
 
 _REQUIRED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")
-# Keys of a model's sizes. These two hold the model's settings only (_CONFIG if it is an object);
-# the values of _MIXED hold others too.
+# Keys under which trainers save the model's configuration. The value of _ARGUMENTS holds nothing
+# else, and neither does that of _CONFIG if it is an object. The values of _MIXED also hold other
+# hyperparameters.
 _ARGUMENTS: Final = "model_args"
 _CONFIG: Final = "config"
 _MIXED: Final = ("hyper_parameters", "hparams", "args", "model_config", "cfg", _CONFIG)
@@ -40,26 +41,26 @@ _MINGPT_HEADS: Final = {
 def settings_of(state: SavedState) -> dict[str, Any] | None:
     """Return the model's settings that a trainer like nanoGPT saved with the weights, or None.
 
-    All of nanoGPT's model_args, or of a configuration object, are returned, because an unknown one
-    may mean another model. From hyperparameters only the model's sizes are returned.
+    From nanoGPT's model_args and from a configuration object, return all settings: an unknown one
+    may mean that the model is not nanoGPT's. From hyperparameters, return only the model's.
     """
-    for around in reversed(state.around):
-        if arguments := fields_of(around.get(_ARGUMENTS)):
+    for enclosing in reversed(state.enclosing):
+        if arguments := fields_of(enclosing.get(_ARGUMENTS)):
             return arguments
-        config = around.get(_CONFIG)
+        config = enclosing.get(_CONFIG)
         if isinstance(config, Record) and has_fields(config, _REQUIRED):
             return fields_of(config)
         for key in _MIXED:
-            # One level deeper too: {"config": GPTConfig(...), "learning_rate": ...}.
-            values = around.get(key)
+            # Look one level deeper too: {"config": GPTConfig(...), "learning_rate": ...}.
+            values = enclosing.get(key)
             for named in (values, *fields_of(values).values()):
                 if has_fields(named, _REQUIRED):
                     return fields_of(named, (*_REQUIRED, *_OPTIONAL))
     return None
 
 
-def is_linear(state: SavedState) -> bool:
-    """Return whether matrices are [out, in], as in nn.Linear, not transformers' [in, out]."""
+def has_linear_layout(state: SavedState) -> bool:
+    """Return whether matrices are stored [out, in], as in nn.Linear, not [in, out], as in HF's."""
     for stored, name in ((stored, bare_name(stored)) for stored in state.tensors):
         shape = state.tensors[stored].shape
         if name.endswith(".attn.c_attn.weight") and len(shape) == 2:
@@ -70,9 +71,9 @@ def is_linear(state: SavedState) -> bool:
 def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) -> Checkpoint:
     """Return the checkpoint of nanoGPT, build-nanogpt or a similar trainer; it owns the file.
 
-    `arguments` are the result of :func:`settings_of`. Without "bias" the model is of an old nanoGPT
-    or of build-nanogpt, whose GELU is the tanh approximation. With "bias" GELU is exact, as in
-    nanoGPT since 17 May 2023.
+    `arguments` is the result of :func:`settings_of`. Without "bias" the model comes from an old
+    nanoGPT or from build-nanogpt, whose GELU is the tanh approximation. With "bias" GELU is exact,
+    as in nanoGPT since 17 May 2023.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.
@@ -80,8 +81,8 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
     where = str(file.path)
     if unknown := [describe(key) for key in arguments if key not in _REQUIRED + _OPTIONAL]:
         raise ConfigError(
-            f"{where}: unknown model_args: {show_list(unknown)}; they may mean another model "
-            "than nanoGPT's"
+            f"{where}: unknown model_args: {show_list(unknown)}; this may be a model other than "
+            "nanoGPT's"
         )
     if missing := [key for key in _REQUIRED if key not in arguments]:
         raise ConfigError(f"{where}: model_args lacks {show_list(missing)}")
@@ -110,8 +111,8 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
     if not has_bias:
         if biases := sorted(name for name in sources if name.endswith(".bias")):
             raise CheckpointError(
-                f"{where}: unexpected tensors: {show_list(biases)}; model_args says that there "
-                "are no biases"
+                f"{where}: unexpected tensors: {show_list(biases)}; model_args says that "
+                "there are no biases"
             )
         for name, shape in tensor_shapes(config).items():
             if name.endswith(".bias"):
@@ -121,8 +122,8 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
 
 
 def _dataset(state: SavedState) -> tuple[str, str] | None:
-    """Return dataset and out_dir from nanoGPT's training configuration, or None."""
-    for values in state.around:
+    """Return dataset and out_dir of nanoGPT's training configuration, or None without a dataset."""
+    for values in state.enclosing:
         config = values.get("config")
         if isinstance(config, dict) and isinstance(dataset := config.get("dataset"), str):
             out_dir = config.get("out_dir")
@@ -131,13 +132,13 @@ def _dataset(state: SavedState) -> tuple[str, str] | None:
 
 
 def open_mingpt(
-    file: TorchFile, state: SavedState, values: Mapping[str, Any], config_name: str
+    file: TorchFile, state: SavedState, values: Mapping[str, Any], config_path: str
 ) -> Checkpoint:
     """Return minGPT's checkpoint; it owns the file.
 
-    `values` is "model" of minGPT's config.json, and `config_name` that file's path. The number of
-    heads comes from it. The other sizes come from the tensors, because minGPT writes its
-    configuration before it knows them all.
+    `values` is the "model" section of minGPT's config.json, and `config_path` is the file's path.
+    The number of heads comes from `values`. The other sizes come from the tensors, because minGPT
+    writes its configuration before it knows all of them.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.
@@ -147,8 +148,9 @@ def open_mingpt(
     n_head = values.get("n_head") or _MINGPT_HEADS.get(str(values.get("model_type")))
     if n_head is None:
         raise ConfigError(
-            f"{config_name}: found model_type {show(values.get('model_type'))} and no n_head, "
-            f"expected one of the two; the known types are {', '.join(_MINGPT_HEADS)}"
+            f"{config_path}: found no n_head and the unknown model_type "
+            f"{show(values.get('model_type'))}, expected n_head or one of the model types "
+            f"{', '.join(_MINGPT_HEADS)}"
         )
     wte, wpe = (matrix_shape(sources, name, where) for name in ("wte.weight", "wpe.weight"))
     config = GPT2Config.from_sizes(
@@ -166,7 +168,7 @@ def open_mingpt(
 
 
 def _sources(file: TorchFile, state: SavedState) -> dict[str, TensorSource]:
-    """Return tensors by GPT-2's names, matrices as [in, out]; a tied head is left out."""
+    """Return the tensors, without a tied head, by GPT-2's names, with matrices as [in, out]."""
     names = gpt2_names(state.tensors, str(file.path))
     embedding = [state.tensors[stored] for stored, name in names.items() if name == "wte.weight"]
     found: list[tuple[str, TensorSource]] = []

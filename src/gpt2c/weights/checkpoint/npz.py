@@ -1,4 +1,4 @@
-"""NumPy's ``.npz`` archives of named arrays.
+"""Opens NumPy's ``.npz`` archives of named arrays.
 
 The arrays' names are GPT-2's ("h.0.attn.c_attn.weight"), picoGPT's keys joined by dots or slashes
 ("blocks.0.attn.c_attn.w"), or OpenAI's ("model/h0/attn/c_attn/w").
@@ -21,17 +21,17 @@ from gpt2c.formats.raw_file import RawFile, RawTensor, bounded_product, closed_o
 from gpt2c.formats.tensors import TensorSource, widen_into
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
-from gpt2c.weights.checkpoint.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.openai import LEAVES, gpt2_name, gpt2_shape
-from gpt2c.weights.checkpoint.views import FirstRows, Whole, transposed, with_embedding
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
+from gpt2c.weights.checkpoint.shared.views import FirstRows, Whole, transposed, with_embedding
 
 _CONFIG: Final = "config.json"
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER: Final = 10_000  # bytes; NumPy's own limit
 _HPARAMS: Final = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 _DTYPES: Final = {"<f8": "F64", "<f4": "F32", "<f2": "F16"}
-# NumPy parses this header as a Python literal; what it writes always has this form.
+# NumPy reads the header as a Python literal, but always writes it in this form.
 _HEADER = re.compile(
     rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,16}, ?){0,7}(?:[0-9]{1,16})?)\), ?\} *\n",
@@ -43,9 +43,9 @@ _PICO_BLOCK = re.compile(r"(?<![^.])blocks\.([0-9]{1,7})\.", re.ASCII)
 def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
     """Open an archive.
 
-    The number of heads comes from `given`, the option hparams; else from the archive, which may
-    hold n_head and other hparams as arrays of one integer; else from a config.json or hparams.json
-    in the same folder.
+    The number of heads comes from `given`, the value of the option hparams. Without it, the number
+    comes from the archive, which may hold n_head and other hparams as arrays of one integer, or
+    else from a config.json or hparams.json in the same folder.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
@@ -103,7 +103,7 @@ def _config(
 
 
 class _Array:
-    """One array of an archive whose header was checked."""
+    """One array of an archive; its header was checked."""
 
     def __init__(self, file: RawFile, entry: Entry) -> None:
         self.file, self.entry = file, entry
@@ -127,7 +127,7 @@ class _Array:
         return RawTensor(self.file, name, shape, dtype, begin)
 
     def integer(self) -> int:
-        """Return the only element, an integer."""
+        """Return the array's only element, which must be an integer."""
         if self.shape not in ((), (1,)) or self.descr[1] not in "iu":
             raise CheckpointError(
                 f"{self.what}: found {self.descr} {list(self.shape)}, expected one integer"
@@ -146,12 +146,14 @@ class _Array:
         return elements.reshape(self.shape, order="F" if self.is_fortran else "C")
 
     def _header(self, raw: bytes) -> tuple[str, bool, tuple[int, ...], int]:
-        """Return NumPy's descr, the order, the shape and the data's offset.
+        """Return NumPy's descr, whether the order is Fortran's, the shape, and the data's offset.
 
-        They are checked against the entry's size.
+        Raises CheckpointError if they do not match the entry's size.
         """
         if raw[:6] != _MAGIC or raw[6:7] not in (b"\1", b"\2", b"\3"):
-            raise CheckpointError(f"{self.what} is not a NumPy array: found {show(raw[:8])}")
+            raise CheckpointError(
+                f"{self.what} is not a NumPy array: it begins with {show(raw[:8])}"
+            )
         width = 2 if raw[6] == 1 else 4
         begin = 8 + width + int.from_bytes(raw[8 : 8 + width], "little")
         match = _HEADER.fullmatch(raw[8 + width : begin])

@@ -1,4 +1,4 @@
-"""Folders in OpenAI's format: a TensorFlow checkpoint and ``hparams.json``."""
+"""Opens OpenAI's folders: a TensorFlow checkpoint and ``hparams.json``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensor_bundle import TensorBundle
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.hparams import HPARAMS, config_of_hparams, read_hparams
-from gpt2c.weights.checkpoint.views import FirstRows
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.weights.checkpoint.shared.views import FirstRows
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _TRAINING = re.compile(r".*/Adam(_1)?|beta[12]_power(_1)?|global_step", re.ASCII
 
 
 def gpt2_name(stored: str) -> str | None:
-    """Translate OpenAI's name to GPT-2's; None if it is not OpenAI's.
+    """Return GPT-2's name for one of OpenAI's names; None for other names.
 
     "model/h0/attn/c_attn/w" becomes "h.0.attn.c_attn.weight".
     """
@@ -50,7 +50,10 @@ def gpt2_name(stored: str) -> str | None:
 
 
 def gpt2_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop the first axis of OpenAI's matrices [1, in, out], which are convolution kernels."""
+    """Return the shape without the first axis of OpenAI's matrices [1, in, out].
+
+    OpenAI stores matrices as convolution kernels.
+    """
     return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
 
 
@@ -68,27 +71,27 @@ def index_of(path: Path) -> Path | None:
 def open_openai_folder(
     folder: Path, index: Path | None = None, hparams: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Open a TensorFlow checkpoint in a folder: `index`, or the latest.
+    """Open the TensorFlow checkpoint in a folder whose index is `index`; None means the latest.
 
-    hparams None means the folder's hparams.json.
+    `hparams` None means the folder's hparams.json.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
-    hparams_name = "hparams"
+    hparams_source = "hparams"
     if hparams is None:
         if not os.path.lexists(folder / HPARAMS):
             raise CheckpointNotFoundError(
-                f"{folder}: found a TensorFlow checkpoint and no {HPARAMS}, which gives the number "
-                "of heads; put the model's there, or pass hparams= (--hparams): a path, a dict "
+                f"{folder}: found a TensorFlow checkpoint but no {HPARAMS}, which gives the "
+                "number of heads; put the file there, or pass hparams= (--hparams): a path, a dict "
                 'such as {"n_head": 12}, or a size such as "124M"'
             )
-        hparams, hparams_name = read_hparams(folder), str(folder / HPARAMS)
+        hparams, hparams_source = read_hparams(folder), str(folder / HPARAMS)
     bundle = TensorBundle(_latest(folder) if index is None else index)
     with closed_on_error(bundle):
         where = str(bundle.path)
         found: list[tuple[str, TensorSource]] = []
-        unknown: list[str] = []  # tensors of the model
-        others: list[str] = []
+        unknown: list[str] = []  # tensors that belong to the model
+        others: list[str] = []  # tensors that do not
         for stored, entry in bundle.tensors.items():
             name = gpt2_name(stored)
             if name is not None:
@@ -102,18 +105,18 @@ def open_openai_folder(
                 "%s: tensors outside GPT-2 are left out: %s", where, show_list(sorted(others))
             )
         sources = merged(found, where)
-        config = config_of_hparams(hparams, sources, hparams_name)
+        config = config_of_hparams(hparams, sources, hparams_source)
         sources["wpe.weight"] = FirstRows(sources["wpe.weight"], config.n_positions)
         tensors = checked_tensors(config, sources, where)
         return Checkpoint(config, tensors, folder, tuple(bundle.files))
 
 
 def _latest(folder: Path) -> Path:
-    """Return the index that the file "checkpoint" names, or the only one in the folder."""
+    """Return the index that the file "checkpoint" names, or else the only index in the folder."""
     found = sorted(folder.glob("*.index"))
     if not found:
         raise CheckpointNotFoundError(
-            f"{folder}: found {HPARAMS} and no *.index, expected a TensorFlow checkpoint"
+            f"{folder}: found {HPARAMS} but no *.index file, expected a TensorFlow checkpoint"
         )
     try:
         with open_regular(folder / LATEST, CheckpointError) as file:
@@ -122,14 +125,14 @@ def _latest(folder: Path) -> Path:
         latest = ""
     match = re.search(r'^model_checkpoint_path: "([^"\\]*)"', latest, re.MULTILINE)
     if match is not None:
-        # Use only the file's name, because the path may be one of the training machine.
+        # Use only the file's name, because the path may be that of another machine.
         name = match[1].rsplit("/", 1)[-1] + ".index"
         for path in found:
             if path.name == name:
                 return path
     if len(found) > 1:
         raise CheckpointError(
-            f"{folder}: found {show_list([path.name for path in found])}, and no file "
+            f"{folder}: found {show_list([path.name for path in found])}, but no file "
             f"{show(LATEST)} that names one of them; name the one to load"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any format: the content, not the file's name, selects the loader."""
+"""Opens a checkpoint of any kind: the content, not the file's name, selects the loader."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, closed_on_error
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, open_hf_folder, weights_of
-from gpt2c.weights.checkpoint.hparams import HPARAMS, given_hparams
-from gpt2c.weights.checkpoint.training_files import is_training_file
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, given_hparams
+from gpt2c.weights.checkpoint.shared.training_files import is_training_file
 
 # The other loaders are imported lazily: together they would double the time of `import gpt2c`.
 
-# The usual names of files that hold a whole model.
+# The usual names of files that hold a whole model. Those that gpt2c refuses are in
+# hf._OTHER_FORMATS: remove a name there when a loader for it is added here.
 _WHOLE_MODELS: Final = ("*.gguf", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.bin")
 _ADAPTER_CONFIG: Final = "adapter_config.json"
 _ADAPTER: Final = "adapter_model."  # the beginning of an adapter's file name
@@ -37,14 +38,14 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint: a folder, a file, or a TensorFlow prefix.
 
-    A folder is in Hugging Face's format (``config.json`` with weights of safetensors or torch, in
-    one file or in shards), in OpenAI's (``hparams.json`` with a TensorFlow checkpoint), or holds
-    one file of another format: nanoGPT's, build-nanogpt's or minGPT's torch file, llm.c's, GGUF, or
-    NumPy's ``.npz``.
+    A folder is Hugging Face's (``config.json`` with weights of safetensors or torch, in one file or
+    in shards), OpenAI's (``hparams.json`` with a TensorFlow checkpoint), or holds one file of
+    another kind: a torch file of nanoGPT, build-nanogpt or minGPT, a file of llm.c, GGUF, or an
+    ``.npz`` of NumPy.
 
-    activation overrides the checkpoint's activation function, by transformers' names. hparams
-    replaces the file hparams.json of TensorFlow and NumPy checkpoints: a dict, a path, or a size
-    such as "124M".
+    `activation` is transformers' name of a function that overrides the checkpoint's activation
+    function. `hparams` (a dict, a path, or a size such as "124M") replaces the file hparams.json of
+    TensorFlow and NumPy checkpoints.
 
     This checks the configuration and every tensor's name, shape and dtype. It does not read the
     weights yet, except to compare a tied head that is stored twice. Close the result, or use it in
@@ -76,12 +77,13 @@ def _open(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
             "and model.safetensors, or a checkpoint of another kind"
         )
     if path.name == "checkpoint" and any(path.parent.glob("*.index")):
-        return _open_folder(path.parent, hparams)  # the file that names the latest checkpoint
+        # TensorFlow's file that names the latest checkpoint.
+        return _open_folder(path.parent, hparams)
     return _open_file(path, hparams)
 
 
 def _tensorflow_index(path: Path) -> Path | None:
-    """Return the index of the TensorFlow checkpoint of this prefix, data or graph file, or None."""
+    """Return the TensorFlow index of a checkpoint's prefix, data file or graph file, or None."""
     if os.path.exists(path) and not path.name.endswith(".meta") and ".data-" not in path.name:
         return None
     from gpt2c.weights.checkpoint.openai import index_of
@@ -90,7 +92,10 @@ def _tensorflow_index(path: Path) -> Path | None:
 
 
 def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
-    """Open a folder of minGPT, else of Hugging Face (without hparams), TensorFlow, or one file."""
+    """Open a folder of minGPT, of Hugging Face, with a TensorFlow checkpoint, or with one file.
+
+    `hparams` excludes the first two.
+    """
     if os.path.lexists(folder / _ADAPTER_CONFIG):
         raise _adapter_error(folder)
     if hparams is None and (values := _mingpt_values(folder)) is not None:
@@ -142,13 +147,13 @@ def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
 def _refuse_hparams(path: Path, hparams: Mapping[str, Any] | None) -> None:
     if hparams is not None:
         raise OptionError(
-            f"hparams is for checkpoints of TensorFlow and NumPy only, and {path} is neither: "
+            f"hparams is for checkpoints of TensorFlow and NumPy only, but {path} is neither: "
             "leave it out"
         )
 
 
 def _adapter_error(path: Path) -> CheckpointError:
-    """Return the error for an adapter's folder or file; it names its kind and base model."""
+    """Return the error for an adapter's folder or file; it names the adapter's base model."""
     folder = path.parent if path.name.startswith(_ADAPTER) else path
     try:
         values = read_json_object(
@@ -162,7 +167,7 @@ def _adapter_error(path: Path) -> CheckpointError:
         f"another model{f', {show(base)},' if base else ''} and is not a model by itself; merge "
         "the two with the package peft (PeftModel.from_pretrained(base, folder)"
         ".merge_and_unload(), then save_pretrained) and load the result. If the folder also holds "
-        "a model's weights, load them by their file's name"
+        "a model's weights, load that file by its path"
     )
 
 
@@ -183,14 +188,19 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
-    """Open a torch file: nanoGPT's; else minGPT's, if `mingpt` has its settings; else HF's."""
-    from gpt2c.weights.checkpoint.nanogpt import is_linear, open_mingpt, open_nanogpt, settings_of
-    from gpt2c.weights.checkpoint.state_dict import StateDictFile
+    """Open a torch file: nanoGPT's, else minGPT's if `mingpt` is its configuration, else HF's."""
+    from gpt2c.weights.checkpoint.nanogpt import (
+        has_linear_layout,
+        open_mingpt,
+        open_nanogpt,
+        settings_of,
+    )
+    from gpt2c.weights.checkpoint.shared.state_dict import StateDictFile
 
     file = StateDictFile(path)
     with closed_on_error(file):
         settings = settings_of(file.state)
-        if settings is not None and is_linear(file.state):
+        if settings is not None and has_linear_layout(file.state):
             return open_nanogpt(file, file.state, settings)
         if mingpt is not None:
             return open_mingpt(file, file.state, mingpt, str(path.parent / CONFIG))
@@ -198,14 +208,14 @@ def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
     if not os.path.exists(path.parent / CONFIG):
         raise ConfigError(
             f"{path}: found weights and no configuration; expected {CONFIG} of transformers or "
-            "minGPT in the same folder, or in the file itself nanoGPT's dict model_args or "
-            "build-nanogpt's object config"
+            "minGPT in the same folder, or nanoGPT's dict model_args or build-nanogpt's object "
+            "config in the file itself"
         )
     return open_hf_folder(path.parent, path)
 
 
 def _mingpt_values(folder: Path) -> dict[str, Any] | None:
-    """Return "model" of minGPT's config.json; None if there is no such file or it is not minGPT's.
+    """Return the "model" section of minGPT's config.json, or None if the folder has no such file.
 
     Raises ConfigError if config.json is not a JSON object.
     """
@@ -219,7 +229,7 @@ def _mingpt_values(folder: Path) -> dict[str, Any] | None:
 
 
 def _files(folder: Path, globs: tuple[str, ...]) -> list[Path]:
-    """Return the files that match the globs, except a trainer's files without weights."""
+    """Return the files that match the globs, without those in which trainers save other data."""
     found = {path for glob in globs for path in folder.glob(glob)}
     return sorted(path for path in found if not is_training_file(path.name))
 
@@ -227,7 +237,7 @@ def _files(folder: Path, globs: tuple[str, ...]) -> list[Path]:
 def _only_file(folder: Path, globs: tuple[str, ...]) -> Path:
     found = _files(folder, globs)
     if not found:
-        raise CheckpointNotFoundError(f"{folder}: found no file {' or '.join(globs)}")
+        raise CheckpointNotFoundError(f"{folder}: found no file named {' or '.join(globs)}")
     if len(found) > 1:
         raise CheckpointError(
             f"{folder}: found {show_list([path.name for path in found])}: name the file to load"

@@ -3,11 +3,11 @@
 ``gpt2c.safetensors``, beside a ``config.json``, holds vectors and wpe in float32 and each matrix as
 the bytes of its panels, uint8 [panels, groups, bytes of a block], all under GPT-2's names. Loading
 copies them without conversion. The metadata names the layout and its version; docs/quantization.md
-defines it.
+defines the layout.
 
-A panel holds PANEL columns of a matrix [k, n] side by side, a group GROUP consecutive values of k.
-A block is one group of one panel: its quantised values, then a 16-bit word for each column with the
-scale (and in int4 the zero point).
+A panel holds PANEL adjacent columns of a matrix [k, n]; a group has GROUP consecutive rows. A block
+is one group of one panel: its quantised values, then a 16-bit word for each column with the scale
+(in int4 also the zero point).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ GROUP: Final = 32  # consecutive values of a column that share a scale
 PANEL: Final = 32  # columns
 # Bytes of a block's quantised values, which precede its 16-bit words.
 VALUE_BYTES: Final = {"int8": GROUP * PANEL, "int4": GROUP * PANEL // 2}
-# These are stored transposed, so their rows are the panels' columns, and always in int8.
+# These are stored transposed, so that their rows are the panels' columns, and always in int8.
 _EMBEDDINGS: Final = ("wte.weight", "lm_head.weight")
-_BLOCKS_AT_ONCE: Final = 2048  # about 2 MB
+_CHECKED_BLOCKS: Final = 2048  # blocks checked at a time, about 2 MB
 
 
 def metadata(dtype: str) -> dict[str, str]:
     """Return the metadata of a file of this dtype, "int8" or "int4".
 
-    It is one entry, because safetensors writes several in an arbitrary order, and the same weights
+    There is only one entry: safetensors writes several in an arbitrary order, and the same weights
     should give the same file.
     """
     embeddings = "" if dtype == "int8" else ", embeddings int8"
     return {"gpt2c": f"{dtype}{embeddings}, group {GROUP}, panel {PANEL}, version {VERSION}"}
 
 
-def packing_of(name: str, dtype: str) -> str:
+def matrix_dtype(name: str, dtype: str) -> str:
     """Return the dtype of one matrix in a model of this dtype: "int8" or "int4"."""
     return "int8" if name in _EMBEDDINGS else dtype
 
@@ -54,23 +54,23 @@ def packing_of(name: str, dtype: str) -> str:
 def packed_shape(name: str, shape: tuple[int, ...], dtype: str) -> tuple[int, int, int] | None:
     """Return the shape [panels, groups, bytes] of a tensor's panels; None if it stays float32.
 
-    `shape` is the tensor's own, see TensorSource.
+    `shape` is the tensor's shape as TensorSource defines it.
     """
     if len(shape) == 1 or name == "wpe.weight":
         return None
     k, n = shape[::-1] if name in _EMBEDDINGS else shape
-    return -(-n // PANEL), -(-k // GROUP), VALUE_BYTES[packing_of(name, dtype)] + 2 * PANEL
+    return -(-n // PANEL), -(-k // GROUP), VALUE_BYTES[matrix_dtype(name, dtype)] + 2 * PANEL
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A TensorSource, and a PackedSource, over a matrix's panels in a file."""
+    """A TensorSource and PackedSource over a matrix's panels in a file."""
 
     file: SafetensorsFile
     info: TensorInfo
     name: str
     shape: tuple[int, ...]
-    packing: str
+    quantized_dtype: str
     dtype: str = "F32"  # the dtype after dequantising
 
     @property
@@ -87,12 +87,14 @@ class PackedTensor:
             first = begin // PANEL
             panels = np.empty((-(-end // PANEL) - first, n_groups, n_bytes), dtype=np.uint8)
             self.read_panels(first, panels)
-            columns = widened(panels, self.packing)[: self.shape[1], begin - first * PANEL :]
+            columns = dequantised(panels, self.quantized_dtype)[
+                : self.shape[1], begin - first * PANEL :
+            ]
             return np.ascontiguousarray(columns[:, : end - begin].T)
         panels = np.empty((n_panels, n_groups, n_bytes), dtype=np.uint8)
         self.read_panels(0, panels)
         first = begin // GROUP
-        rows = widened(panels[:, first : -(-end // GROUP)], self.packing)
+        rows = dequantised(panels[:, first : -(-end // GROUP)], self.quantized_dtype)
         at = begin - first * GROUP
         return np.ascontiguousarray(rows[at : at + end - begin, : self.shape[1]])
 
@@ -100,26 +102,26 @@ class PackedTensor:
         """See PackedSource."""
         offset = self.info.begin + begin * panels[0].size if len(panels) else 0
         self.file.pread_into(panels.reshape(-1).data, offset, f"tensor {self.name!r}")
-        if self.packing == "int4":  # every word holds a valid scale
+        if self.quantized_dtype == "int4":  # any word is a valid scale
             return
-        for at in range(0, len(panels), step := max(1, _BLOCKS_AT_ONCE // panels.shape[1])):
+        for at in range(0, len(panels), step := max(1, _CHECKED_BLOCKS // panels.shape[1])):
             words = panels[at : at + step, :, VALUE_BYTES["int8"] :].view("<u2")
-            if (words >= 0x7F80).any():  # as bfloat16: infinite, NaN, or negative
+            if (words >= 0x7F80).any():  # the bfloat16 is infinite, NaN or negative
                 raise CheckpointError(
                     f"{self.file.path}: tensor {show(self.name)}: found a scale that is not "
                     "positive and finite: the file is damaged"
                 )
 
 
-def widened(panels: NDArray[np.uint8], packing: str) -> NDArray[np.float32]:
+def dequantised(panels: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     """Dequantise panels [panels, groups, bytes] to float32 [groups * GROUP, panels * PANEL]."""
     n_panels, n_groups, _ = panels.shape
-    split = VALUE_BYTES[packing]
+    split = VALUE_BYTES[dtype]
     stored, words = panels[..., :split], panels[..., split:].view("<u2").astype(np.uint32)
-    # Each column's values are stored in fours: [k / 4, PANEL, 4] -> [k, PANEL].
+    # Four consecutive values of a column are stored together: [k / 4, PANEL, 4] -> [k, PANEL].
     fours = stored.reshape(n_panels, n_groups, -1, PANEL, 4).swapaxes(3, 4)
     values = fours.reshape(n_panels, n_groups, -1, PANEL)
-    if packing == "int8":
+    if dtype == "int8":
         scales = (words << 16).view(np.float32)
         numbers = values.astype(np.int16) - 128
     else:
@@ -136,12 +138,12 @@ def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path
     Raises CheckpointError for another version or layout, and for tensors that are missing,
     unexpected or of the wrong shape.
     """
-    packing = _packing(file.metadata, file.path)
+    dtype = _stored_dtype(file.metadata, file.path)
     shapes = tensor_shapes(config)
     found: dict[str, TensorSource] = {}
     for name, info in file.tensors.items():
         shape = shapes.get(name)
-        packed = packed_shape(name, shape, packing) if shape else None
+        packed = packed_shape(name, shape, dtype) if shape else None
         if packed is None or shape is None:
             found[name] = file.named_source(name, name)
             continue
@@ -150,12 +152,12 @@ def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path
                 f"{file.path}: tensor {show(name)}: found {info.dtype} {list(info.shape)}, "
                 f"expected U8 {list(packed)}"
             )
-        found[name] = PackedTensor(file, info, name, shape, packing_of(name, packing))
+        found[name] = PackedTensor(file, info, name, shape, matrix_dtype(name, dtype))
     tensors = checked_tensors(config, found, str(file.path))
-    return Checkpoint(config, tensors, folder, (file,), packing=packing)
+    return Checkpoint(config, tensors, folder, (file,), quantized_dtype=dtype)
 
 
-def _packing(found: dict[str, str], path: Path) -> str:
+def _stored_dtype(found: dict[str, str], path: Path) -> str:
     for dtype in VALUE_BYTES:
         if found == metadata(dtype):
             return dtype

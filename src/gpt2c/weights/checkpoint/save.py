@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a folder in Hugging Face's format."""
+"""Writes a checkpoint as a folder that transformers can read, or with gpt2c's quantised weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from gpt2c.errors import CheckpointError, MissingDependencyError
 from gpt2c.formats.tensors import PackedSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
-from gpt2c.weights.checkpoint.shards import lies_inside
+from gpt2c.weights.checkpoint.shared.shards import lies_inside
 
 GENERATION_CONFIG: Final = "generation_config.json"
-MAX_BESIDE: Final = 1 << 26  # bytes of a file that is copied; vocabularies are the largest
+MAX_COPIED_BYTES: Final = 1 << 26  # of a companion file; vocabularies are the largest
 
 
 def save_checkpoint(
     checkpoint: Checkpoint, folder: Path, save_more: Callable[[Path], None]
 ) -> None:
-    """Write config.json, the weights, generation_config.json, and what save_more writes.
+    """Write config.json, generation_config.json and the weights; save_more writes other files.
 
     The weights are written to model.safetensors in float32 or, if the checkpoint is quantised, to
-    gpt2c.safetensors as they are. save_more is called with a temporary folder for its files.
+    gpt2c.safetensors without conversion. save_more receives the temporary folder to write into.
 
-    A new folder appears once all its files are written. In an existing folder each file is replaced
-    atomically; other files stay. The weights are in memory twice while they are written.
+    A new folder appears after all its files are written. In an existing folder, each file is
+    replaced atomically; other files stay. The weights are in memory twice while they are written.
 
     Raises CheckpointError if the folder cannot be written or weights from a file are not finite,
     MissingDependencyError if safetensors is not installed.
@@ -42,18 +42,18 @@ def save_checkpoint(
         import safetensors.numpy  # lazily: reading does not need it
     except ImportError:
         raise MissingDependencyError(
-            f"{show(str(folder))}: to write weights the package safetensors is needed: "
+            f"{show(str(folder))}: writing weights needs the package safetensors: "
             "pip install safetensors"
         ) from None
     try:
-        folder = Path(os.path.abspath(folder))  # "." has no name of its own
+        folder = Path(os.path.abspath(folder))  # Path(".").name is empty
         is_path = b"\0" not in os.fsencode(folder)
     except (ValueError, OSError):  # a lone surrogate; no current folder
         is_path = False
     if not is_path:
-        raise CheckpointError(f"{show(str(folder))}: cannot be written: it is not a path")
+        raise CheckpointError(f"{show(str(folder))}: cannot be written: it is not a valid path")
     name, tensors, header = _contents(checkpoint)
-    _check_loaded_first(folder, name)
+    _check_not_shadowed(folder, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
@@ -61,7 +61,7 @@ def save_checkpoint(
             new.mkdir()
             save_more(new)
             if checkpoint.folder is not None:
-                copy_beside(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
+                copy_companion_file(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
             config = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
             (new / CONFIG).write_text(config + "\n", encoding="utf-8")
             safetensors.numpy.save_file(tensors, new / name, metadata=header)
@@ -78,8 +78,8 @@ def save_checkpoint(
 
 
 def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]:
-    """Return the weights' file name, its tensors (float32, or uint8 panels), and its metadata."""
-    if checkpoint.packing is not None:
+    """Return the weights' file name, tensors (float32, or uint8 panels) and metadata."""
+    if checkpoint.quantized_dtype is not None:
         from gpt2c.weights.checkpoint.quantized import metadata
 
         packed: dict[str, NDArray[Any]] = {}
@@ -89,7 +89,7 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
                 source.read_panels(0, packed[name])
             else:
                 packed[name] = source.read(0, source.shape[0])
-        return QUANTIZED, packed, metadata(checkpoint.packing)
+        return QUANTIZED, packed, metadata(checkpoint.quantized_dtype)
     tensors = {
         name if name.startswith("lm_head.") else f"transformer.{name}": tensor
         for name, tensor in checkpoint.read_all().items()
@@ -97,7 +97,7 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
     return WEIGHTS, tensors, {"format": "pt"}
 
 
-def _check_loaded_first(folder: Path, name: str) -> None:
+def _check_not_shadowed(folder: Path, name: str) -> None:
     """Raise CheckpointError if the folder has weights that would be loaded instead of `name`."""
     present = weights_of(folder)
     if name == QUANTIZED and present and present[0] != name:
@@ -107,11 +107,11 @@ def _check_loaded_first(folder: Path, name: str) -> None:
         )
 
 
-def copy_beside(file: Path, to: Path) -> None:
-    """Copy a file from a checkpoint's folder; do nothing if there is none.
+def copy_companion_file(file: Path, to: Path) -> None:
+    """Copy a file that accompanies the weights; do nothing if there is no such file.
 
-    Raises CheckpointError if it is larger than MAX_BESIDE, or a link to another folder: it could
-    point to a private file, and the copy may be published.
+    Raises CheckpointError for a file larger than MAX_COPIED_BYTES, and for a link to another
+    folder: it could point to a private file, and the copy may be published.
     """
     if not file.is_file():
         return
@@ -119,15 +119,15 @@ def copy_beside(file: Path, to: Path) -> None:
         raise CheckpointError(
             f"{file}: is a link to another place, expected a file in the same folder"
         )
-    if file.stat().st_size > MAX_BESIDE:
+    if file.stat().st_size > MAX_COPIED_BYTES:
         raise CheckpointError(
-            f"{file}: found {file.stat().st_size} bytes, expected at most {MAX_BESIDE}"
+            f"{file}: found {file.stat().st_size} bytes, expected at most {MAX_COPIED_BYTES}"
         )
     shutil.copyfile(file, to)
 
 
 def _check_replaceable(folder: Path, files: list[Path]) -> None:
-    """Raise CheckpointError unless all files can be replaced; call it before replacing any."""
+    """Raise CheckpointError unless all files can be replaced; call this before replacing any."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: cannot be written: found a file, expected a folder")
     for file in files:

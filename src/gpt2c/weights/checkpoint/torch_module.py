@@ -1,4 +1,4 @@
-"""A checkpoint over a model that transformers has loaded; it reads the module's parameters."""
+"""Checkpoints over models that transformers has loaded, read from the parameters in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.names import bare_name
+from gpt2c.weights.checkpoint.shared.names import bare_name
 
 _WHERE: Final = "the transformers model"
 _DTYPES: Final[Mapping[str, str]] = {
@@ -53,18 +53,18 @@ def from_module(module: Any) -> Checkpoint:
     """Return a checkpoint over the parameters of a transformers GPT2LMHeadModel.
 
     The head is tied if it is the same parameter as the embedding, whatever the configuration says.
-    There is no EOS token, because it is an option of generate there.
+    The checkpoint has no EOS token, because transformers has it as an option of generate.
 
     Raises ConfigError for a model that gpt2c does not support; CheckpointError for parameters that
     are not GPT-2's (such as an adapter's), not floats, or not loaded.
     """
     config = GPT2Config.from_dict(module.config.to_dict(), f"{_WHERE}'s config")
     parameters = []
-    # A parameter with two names, such as a tied head, comes once.
+    # named_parameters lists a parameter with two names, such as a tied head, only once.
     for stored, parameter in module.named_parameters():
         if parameter.is_meta:
             raise CheckpointError(
-                f"{_WHERE}: {show(stored)} is on the device 'meta', expected its values: load the "
+                f"{_WHERE}: {show(stored)} is on the device 'meta', which has no values: load the "
                 "model without offloading, or move it to the CPU first"
             )
         parameters.append((stored, ParameterSource(bare_name(stored), parameter)))

@@ -14,7 +14,7 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.config import GPT2_VOCABULARY, GPT2Config
 from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
 from gpt2c.formats.tensors import TensorSource
-from gpt2c.weights.checkpoint.names import count_blocks
+from gpt2c.weights.checkpoint.shared.names import count_blocks
 
 HPARAMS: Final = "hparams.json"
 _MAX_FILE: Final = 1 << 20  # bytes
@@ -35,7 +35,7 @@ _SIZES: Final[Mapping[str, Mapping[str, int]]] = {
 
 
 def given_hparams(value: object) -> dict[str, Any]:
-    """Resolve the option hparams: a dict, a path to a file or its folder, or an OpenAI size.
+    """Return the hparams of the option: a dict, a path to a file or its folder, or an OpenAI size.
 
     Raises OptionTypeError for another type, OptionError for a string that is neither a path nor
     a size, and for a file the errors of :func:`read_hparams`.
@@ -62,7 +62,8 @@ def given_hparams(value: object) -> dict[str, Any]:
 def read_hparams(folder: Path) -> dict[str, Any]:
     """Read the folder's hparams.json.
 
-    Raises CheckpointNotFoundError if there is none, CheckpointError if it is not a JSON object.
+    Raises CheckpointNotFoundError if there is no such file, CheckpointError if it is not a JSON
+    object.
     """
     return read_json_object(folder / HPARAMS, limit=_MAX_FILE, error=CheckpointError)
 
@@ -74,9 +75,9 @@ def config_of_hparams(
 ) -> GPT2Config:
     """Return the configuration of tensors under GPT-2's names.
 
-    The sizes come from the tensors. "n_vocab", "n_embd" and "n_layer" of hparams, if given, must
-    agree with them. "n_ctx" may be less than the rows of wpe; it then limits the positions.
-    "n_head" is required unless there are no blocks.
+    The sizes come from the tensors. If hparams has "n_vocab", "n_embd" or "n_layer", they must
+    agree with the tensors. "n_ctx" may be less than the number of rows of wpe; it then limits the
+    positions. "n_head" is required unless there are no blocks.
 
     Raises CheckpointError if hparams and tensors disagree or a size is missing, ConfigError if the
     sizes are not those of a GPT-2; messages begin with `where`.
@@ -94,16 +95,21 @@ def config_of_hparams(
         _log.warning("%s: unknown keys are ignored: %s", where, show_list(unknown))
     n_ctx = hparams.get("n_ctx", wpe[0])
     if not isinstance(n_ctx, int | np.integer) or not 0 < n_ctx <= wpe[0]:
-        raise CheckpointError(f"{where}: n_ctx is {show(n_ctx)}, and wpe has {wpe[0]} rows")
+        raise CheckpointError(
+            f"{where}: n_ctx is {show(n_ctx)}, and wpe has {wpe[0]} rows; expected an integer "
+            "from 1 to that number"
+        )
     if n_layer > 0 and "n_head" not in hparams:
-        raise CheckpointError(f"{where}: n_head is missing; the tensors' shapes do not give it")
+        raise CheckpointError(
+            f"{where}: n_head is missing; the tensors' shapes do not determine it"
+        )
     return GPT2Config.from_sizes(
         where,
         vocab_size=wte[0],
         n_positions=int(n_ctx),
         n_embd=wte[1],
         n_layer=n_layer,
-        # Without blocks there is no attention; any number of heads will do.
+        # Without blocks there is no attention, so any number of heads is valid.
         n_head=hparams["n_head"] if n_layer > 0 else 1,
         n_inner=mlp_width(tensors, wte[1]),
     )
@@ -112,7 +118,8 @@ def config_of_hparams(
 def matrix_shape(tensors: Mapping[str, TensorSource], name: str, where: str) -> tuple[int, int]:
     """Return the shape of a matrix.
 
-    Raises CheckpointError if it is missing or does not have two axes; `where` begins the message.
+    Raises CheckpointError if the matrix is missing or does not have two axes; the message begins
+    with `where`.
     """
     if (source := tensors.get(name)) is None:
         raise CheckpointError(f"{where}: missing tensors: {name!r}")
@@ -124,7 +131,7 @@ def matrix_shape(tensors: Mapping[str, TensorSource], name: str, where: str) -> 
 
 
 def mlp_width(tensors: Mapping[str, TensorSource], n_embd: int) -> int | None:
-    """Return n_inner from the first block's c_fc [n_embd, n_inner]; None is 4 * n_embd."""
+    """Return n_inner from the first block's c_fc [n_embd, n_inner]; None means 4 * n_embd."""
     fc = tensors.get("h.0.mlp.c_fc.weight")
     if fc is None or len(fc.shape) != 2 or fc.shape[1] == 4 * n_embd:
         return None

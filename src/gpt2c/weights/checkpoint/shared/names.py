@@ -1,7 +1,7 @@
-"""Names of tensors: GPT-2's own, those with a wrapper's prefix, and others.
+"""Maps stored tensor names to GPT-2's, and recognises the tensors of other models.
 
 GPT-2's names are "wte.weight", "wpe.weight", "h.0.ln_1.weight", ..., "ln_f.bias" and
-"lm_head.weight". Wrappers such as DataParallel put prefixes before them; a name without them is
+"lm_head.weight". Wrappers such as DataParallel put prefixes before them; a name without prefixes is
 called bare here.
 """
 
@@ -33,7 +33,7 @@ _BODY = re.compile(r"(wte|wpe|ln_f|h\.[0-9]{1,7}\.[a-z0-9_]+(\.[a-z0-9_]+)?)\.(w
 _BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
 
 # Tensors outside the blocks that would change what GPT-2 computes: another model's embeddings,
-# norms and positions, and those of an adapter or a tuned prompt.
+# norms and positions, and the tensors of an adapter or a tuned prompt.
 _OTHER_MODEL = re.compile(
     r"(^|\.)(crossattention|cross_attn|ln_cross_attn|lora_|adapter|rotary|inv_freq|alibi"
     r"|relative_attention|rel_pos|prompt_enc|prompt_emb|prefix_enc)"
@@ -42,7 +42,7 @@ _OTHER_MODEL = re.compile(
 
 
 def bare_name(stored: str) -> str:
-    """Strip wrappers' parts from a stored name, whether or not it is one of GPT-2's.
+    """Return a stored name without the parts that wrappers add; it need not be one of GPT-2's.
 
     "module.transformer.wte.weight" becomes "wte.weight".
     """
@@ -53,21 +53,21 @@ def bare_name(stored: str) -> str:
     return ".".join(parts[first:])
 
 
-def is_gpt2s(name: str) -> bool:
-    """Return whether a bare name belongs to GPT-2's blocks, embeddings, last norm or head."""
+def is_gpt2_name(name: str) -> bool:
+    """Return whether a bare name is in GPT-2's blocks, embeddings, final layer norm or head."""
     return name.split(".", 1)[0] in _PARTS
 
 
-def is_of_body(name: str) -> bool:
-    """Return whether a bare name is a tensor of GPT-2's body: all but the head."""
+def is_body_name(name: str) -> bool:
+    """Return whether a bare name is a tensor of GPT-2's body: of anything but the head."""
     return _BODY.fullmatch(name) is not None
 
 
 def is_buffer(name: str, n_layer: int | None = None) -> bool:
-    """Return whether a bare name is the stored causal mask of one of n_layer blocks.
+    """Return whether a bare name is the stored causal mask of one of the n_layer blocks.
 
-    n_layer None accepts any block. Otherwise the mask of a block that the model does not have is
-    an unexpected tensor, so the result is False.
+    n_layer None accepts any block. Otherwise the result is False for a block that the model does
+    not have: its mask is an unexpected tensor.
     """
     match = _BUFFER.fullmatch(name)
     return match is not None and (n_layer is None or int(match[1]) < n_layer)
@@ -81,16 +81,16 @@ def count_blocks(names: Iterable[str]) -> int:
 def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
     """Map stored names to bare names, without the tensors that are safe to ignore.
 
-    Those are the tensors of other heads (a value head, a classifier); a warning names them, as in
-    transformers. Unknown names inside GPT-2's body, or that look like another model's, are kept, so
-    that later checks refuse them. `where` begins the warning.
+    The tensors of other heads (a value head, a classifier) are safe to ignore; a warning, which
+    begins with `where`, names them, as in transformers. Unknown names inside GPT-2's body and names
+    that look like another model's are kept, so that later checks refuse them.
     """
     bare = {name: bare_name(name) for name in stored}
-    bodies = {_prefix(name, bare[name]) for name in bare if is_of_body(bare[name])}
+    bodies = {_prefix(name, bare[name]) for name in bare if is_body_name(bare[name])}
     others = [
         name
         for name, short in bare.items()
-        if not is_gpt2s(short)
+        if not is_gpt2_name(short)
         and not _OTHER_MODEL.search(short)
         and not any(body and name.startswith(body) for body in bodies)
     ]
@@ -106,5 +106,5 @@ def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
 
 
 def _prefix(stored: str, bare: str) -> str:
-    """Return what precedes the bare name in the stored one; "" if they differ elsewhere too."""
+    """Return what precedes the bare name in the stored one; "" if that does not end with it."""
     return stored.removesuffix(bare) if stored.endswith(bare) else ""

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import CheckpointError
-from gpt2c.formats.pickle_values import Record, describe, entries_of, module_of
+from gpt2c.formats.pickle_values import Record, describe, entries_of, torch_module_class
 from gpt2c.formats.raw_file import RawTensor, closed_on_error
 from gpt2c.formats.torch_file import StoredTensor, TorchFile
-from gpt2c.weights.checkpoint.names import bare_name, is_buffer, is_gpt2s, is_of_body
-from gpt2c.weights.checkpoint.training_files import training_state
+from gpt2c.weights.checkpoint.shared.names import bare_name, is_body_name, is_buffer, is_gpt2_name
+from gpt2c.weights.checkpoint.shared.training_files import training_state
 
 # Keys under which trainers save a model's weights, in order of preference.
 _KEYS: Final = ("model", "state_dict", "model_state_dict", "module", "model_state")
@@ -29,7 +29,7 @@ class _NestedDict:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """The keys' positions in _KEYS; smaller ranks are likelier to be the model."""
+        """The keys' positions in _KEYS; a dict of smaller rank is likelier to be the model."""
         return tuple(_KEYS.index(key) if key in _KEYS else len(_KEYS) for key in self.keys)
 
 
@@ -37,11 +37,11 @@ class _NestedDict:
 class SavedState:
     """A state dict in a file: its tensors by their stored names, and the dicts that contain it.
 
-    `around` has the outermost dict first; it is empty if the state dict is at the top level.
+    `enclosing` begins with the outermost dict; it is empty for a state dict at the top level.
     """
 
     tensors: Mapping[str, StoredTensor]
-    around: tuple[Mapping[Any, Any], ...]
+    enclosing: tuple[Mapping[Any, Any], ...]
 
 
 class StateDictFile(TorchFile):
@@ -72,7 +72,7 @@ def find_state(file: TorchFile) -> SavedState:
     Raises CheckpointError if there is none, if several are equally likely, or if an entry that
     GPT-2 needs is not a tensor.
     """
-    if (module := module_of(file.value)) is not None:
+    if (module := torch_module_class(file.value)) is not None:
         raise _whole_module(file.path, module)
     top = entries_of(file.value)
     if top is None:
@@ -86,7 +86,7 @@ def find_state(file: TorchFile) -> SavedState:
         below = []
         for nested in level:
             for key, value in nested.dicts[-1].items():
-                if (module := module_of(value)) is not None:
+                if (module := torch_module_class(value)) is not None:
                     modules.append(module)
                 inner = entries_of(value)
                 if inner and isinstance(key, str) and id(inner) not in seen:
@@ -106,7 +106,7 @@ def _has_weights(values: Mapping[Any, Any]) -> bool:
     return any(
         isinstance(key, str)
         and isinstance(value, StoredTensor | Record)
-        and is_of_body(bare_name(key))
+        and is_body_name(bare_name(key))
         for key, value in values.items()
     )
 
@@ -116,17 +116,18 @@ def _chosen(file: TorchFile, found: list[_NestedDict]) -> tuple[Mapping[Any, Any
     if others and (len(_KEYS) in first.rank or others[0].rank == first.rank):
         names = [".".join(nested.keys) for nested in found]
         raise CheckpointError(
-            f"{file.path}: found weights under the keys {show_list(names)}, expected them under "
-            f"one key, or one of them under {show(_KEYS[0])}: save the one to load in its own file"
+            f"{file.path}: found weights under the keys {show_list(names)}, expected only one of "
+            f"them, or one called {show(_KEYS[0])}: save the weights to load in their own file"
         )
     return first.dicts
 
 
 def _checked(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> SavedState:
-    """Return the last dict's tensors, checked.
+    """Return the tensors of the last dict after checking them.
 
-    An entry that GPT-2 needs must be a tensor. A tied head's data count twice; more sharing of data
-    would let a small file claim a large model, so the tensors must not exceed twice the file.
+    An entry that GPT-2 needs must be a tensor. Tensors that share more data than a tied head does
+    would let a small file claim a large model, so together they must not exceed twice the file's
+    size.
     """
     tensors: dict[str, StoredTensor] = {}
     n_bytes = 0
@@ -147,7 +148,7 @@ def _checked(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> SavedStat
 
 
 def _is_needed(name: str) -> bool:
-    return is_gpt2s(name) and not is_buffer(name)
+    return is_gpt2_name(name) and not is_buffer(name)
 
 
 def _nothing_found(file: TorchFile) -> CheckpointError:

@@ -22,12 +22,12 @@ _KEYS: Final = (
 
 
 def is_training_file(name: str) -> bool:
-    """Return whether trainers use this file name for something other than weights."""
+    """Return whether trainers use this file name for data that are not weights."""
     return _NAME.fullmatch(name) is not None
 
 
 def training_state(value: object, name: str) -> str | None:
-    """Describe the training state in a file called `name` that holds `value`; None if none."""
+    """Describe the training state in a file called `name` that holds `value`, or return None."""
     if isinstance(value, Record) and value.path.endswith("TrainingArguments"):
         return "a trainer's arguments"
     keys = {key for key in entries_of(value) or {} if isinstance(key, str)}

@@ -1,4 +1,4 @@
-"""The index of weights in several files (shards), as Hugging Face writes it.
+"""Reads Hugging Face's index of weights in several files (shards).
 
 ``model.safetensors.index.json`` (or ``pytorch_model.bin.index.json``) maps each tensor to the name
 of the file that holds it. The names are untrusted: none may lead out of the folder.
@@ -13,7 +13,7 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 
 MAX_INDEX: Final = 8 << 20  # bytes: about 80,000 tensors
-MAX_SHARDS: Final = 1000  # each is an open file
+MAX_SHARDS: Final = 1000  # each stays open
 
 
 def read_index(folder: Path, name: str) -> dict[Path, list[str]]:
@@ -55,7 +55,7 @@ def check_shard(path: Path, expected: list[str], found: list[str]) -> None:
 
 
 def _shard(folder: Path, index: Path, name: str) -> Path:
-    """Return a shard's path; refuse one outside the folder and the hub's cache."""
+    """Return a shard's path; raise CheckpointError outside the folder and the hub's cache."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(
             f"{index}: found the file name {show(name)}, expected one in the same folder"
@@ -68,7 +68,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
             f"{index}: names {show(name)}, and {folder} has no such file"
         ) from None
     except (OSError, RuntimeError, ValueError):  # a loop of links, a long name, a surrogate
-        raise CheckpointError(f"{index}: {show(name)} cannot be resolved") from None
+        raise CheckpointError(f"{index}: the path of {show(name)} cannot be resolved") from None
     if not is_inside:
         raise CheckpointError(
             f"{index}: {show(name)} is a link to another place, expected a file in the same folder"
@@ -83,6 +83,6 @@ def lies_inside(path: Path) -> bool:
     """
     real = path.resolve(strict=True)
     folder = path.parent.resolve(strict=True)
-    # In the hub's cache, files in snapshots/REVISION are links into blobs, beside snapshots.
+    # In the hub's cache, files in snapshots/REVISION are links into blobs/, beside snapshots/.
     blobs = folder.parent.parent / "blobs"
     return real.parent == folder or (folder.parent.name == "snapshots" and real.parent == blobs)

@@ -1,4 +1,4 @@
-"""Tensor sources derived from others (transposed, renamed, cut), and sources of zeros."""
+"""Tensor sources that transpose, rename or cut other sources, and sources of zeros."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from gpt2c.formats.tensors import TensorSource, check_rows
 
 
 class Whole:
-    """A TensorSource for data that cannot be read by rows: compressed or transposed in the file.
+    """A TensorSource for data that are compressed or transposed in the file.
 
-    The first read makes the whole array; it is freed once all rows were read.
+    Such data cannot be read by rows, so the first read makes the whole array. It is freed after all
+    rows were read.
     """
 
     def __init__(
         self, name: str, shape: tuple[int, ...], dtype: str, make: Callable[[], NDArray[np.float32]]
     ) -> None:
-        """Keep make, which returns the array, in any memory layout."""
+        """`make` returns the array, in any memory layout."""
         self.name, self.shape, self.dtype = name, shape, dtype
         self._make = make
         self._array: NDArray[np.float32] | None = None
@@ -52,7 +53,7 @@ def transposed(source: TensorSource) -> TensorSource:
 
 
 def from_linear(source: TensorSource) -> TensorSource:
-    """Return a block's matrix of nn.Linear, [out, in], as [in, out]; others unchanged."""
+    """Return a block's matrix of nn.Linear, [out, in], as [in, out], any other source unchanged."""
     return transposed(source) if source.name.startswith("h.") else source
 
 
@@ -65,12 +66,12 @@ class Renamed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The same shape."""
+        """The other source's shape."""
         return self.source.shape
 
     @property
     def dtype(self) -> str:
-        """The same dtype."""
+        """The other source's dtype."""
         return self.source.dtype
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
@@ -79,9 +80,10 @@ class Renamed:
 
 
 def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """Return the sources of a model with a tied head; the head replaces a missing embedding.
+    """Return sources with wte.weight: if only lm_head.weight is stored, it serves as wte.weight.
 
-    safetensors.torch.save_model keeps only one of two names for a tensor, possibly the head's.
+    Call it for tied models only: safetensors.torch.save_model stores a tensor that has two names
+    under only one of them, possibly lm_head.weight.
     """
     found = dict(sources)
     if "wte.weight" not in found and "lm_head.weight" in found:
@@ -98,17 +100,17 @@ class FirstRows:
 
     @property
     def name(self) -> str:
-        """The same name."""
+        """The other source's name."""
         return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape with n_rows rows."""
+        """The other source's shape, with n_rows rows."""
         return (self.n_rows, *self.source.shape[1:])
 
     @property
     def dtype(self) -> str:
-        """The same dtype."""
+        """The other source's dtype."""
         return self.source.dtype
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:

@@ -1,0 +1,1 @@
+"""The modules that several loaders share."""
