@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt2c.checks.options import flag, integer, shows_options
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
-from gpt2c.engine.protocol import MOST_LOGPROBS, EngineModel
+from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel
 from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.generate.completing import Completer
@@ -496,7 +496,7 @@ class GPT2:
         step = max(n_positions // 2, 1)
         if stride is not None:
             step = integer("stride", stride, 1, n_positions)
-        n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
+        n_top = integer("top_logprobs", top_logprobs, 0, MAX_LOGPROBS)
         encoder, start = self._encoder, None
         if flag("bos", bos):
             start = encoder.start_id("bos=True")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 MAX_ROWS: Final = 256  # tokens that one forward call takes, of all its sequences together
 PAGE_POSITIONS: Final = 64  # positions in a page of the KV cache
-MOST_LOGPROBS: Final = 128  # alternatives of a score
+MAX_LOGPROBS: Final = 128  # the max number of alternatives per score
 
 NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)

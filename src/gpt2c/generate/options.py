@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpt2c.checks.option_hints import hint
 from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.protocol import MAX_ROWS, MOST_LOGPROBS, Plan, Scores
+from gpt2c.engine.protocol import MAX_LOGPROBS, MAX_ROWS, Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import BeamOptions, check_beams
 from gpt2c.generate.generation_config import Lengths
@@ -304,7 +304,7 @@ def _n_sequences(value: object) -> int:
 
 
 def _n_logprobs(value: object) -> int:
-    return integer("logprobs", value, 0, MOST_LOGPROBS)
+    return integer("logprobs", value, 0, MAX_LOGPROBS)
 
 
 def _function(name: str, value: object) -> Any:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.engine.protocol import (
+    MAX_LOGPROBS,
     MAX_ROWS,
-    MOST_LOGPROBS,
     NO_IDS,
     EngineModel,
     EngineSequence,
@@ -113,7 +113,7 @@ class Search:
         # Earlier groups chose at most n_beams ids, which may be penalised.
         n = self._n_candidates + (self._plan.n_beams if self._plan.n_groups > 1 else 0)
         n += sum(len(stage.ids) for stage in stages)
-        return n if n <= MOST_LOGPROBS else None
+        return n if n <= MAX_LOGPROBS else None
 
     def inputs(self) -> list[tuple[EngineSequence, NDArray[np.int32]]]:
         """Return each beam's sequence and the ids to feed it in the next step."""
