@@ -12,7 +12,7 @@ import gpt2c
 from gpt2c.cli.input import READING, Item, read_prompts
 from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load
 from gpt2c.errors import ContextError
-from gpt2c.generate import drafting
+from gpt2c.generate.drafting import DRAFT_NAMES
 from gpt2c.generate.prompts import check_ids
 
 # Options of GPT2.complete that take one number.
@@ -68,7 +68,7 @@ def add_command(commands: Commands) -> None:
     add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends: once N texts "
         "are complete (true), once also no beam scores better (false, the default), or once also "
         "no beam can become better (never)")  # fmt: skip
-    add("--draft", choices=[*drafting.KINDS, "none"], default="auto", help="how speculative "
+    add("--draft", choices=[*DRAFT_NAMES, "none"], default="auto", help="how speculative "
         "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or "
         "whichever is faster (auto, the default). The text is the same")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
