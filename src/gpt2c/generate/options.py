@@ -20,7 +20,7 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import BeamOptions, check_beams
 from gpt2c.generate.generation_config import Lengths
 from gpt2c.generate.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
-from gpt2c.schedule.beams import BeamPlan
+from gpt2c.schedule.beams import SearchOptions
 from gpt2c.schedule.requests import LogitsProcessor
 from gpt2c.schedule.stops import Callback, StopString
 
@@ -165,7 +165,7 @@ class Options:
     """Checked generation options."""
 
     plan: Plan
-    beams: BeamPlan | None
+    beams: SearchOptions | None
     max_new_tokens: int
     seeds: int | tuple[int, ...] | None
     stop_strings: tuple[StopString, ...]
@@ -273,7 +273,7 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) -> None:
+def _check_with_beams(checked: Options, beams: SearchOptions, sampling: list[str]) -> None:
     """Raise for options that cannot be combined with beam search."""
     refused = [f"{name}, which is for sampling" for name in sampling]
     if checked.callback is not None:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class BeamPlan:
+class SearchOptions:
     """Checked options of a beam search."""
 
     n_beams: int
@@ -77,11 +77,11 @@ class Candidate(Generic[T]):
 class Group(Generic[T]):
     """One group of beams and its best hypotheses."""
 
-    def __init__(self, plan: BeamPlan, first: Beam[T], max_ids: int) -> None:
+    def __init__(self, options: SearchOptions, first: Beam[T], max_ids: int) -> None:
         """Make a group that starts from one beam; max_ids is the max number of new ids."""
-        self._plan, self._max_ids = plan, max_ids
-        self._size = plan.group_size
-        self._is_plain = plan.n_groups == 1
+        self._options, self._max_ids = options, max_ids
+        self._size = options.group_size
+        self._is_only_group = options.n_groups == 1
         self._n_ids = 0
         self.live: list[Beam[T]] = [first]
         self.finished: list[Hypothesis] = []  # best first
@@ -98,7 +98,7 @@ class Group(Generic[T]):
         self._n_ids += 1
         live: list[Beam[T]] = []
         for rank, candidate in enumerate(candidates):
-            is_last = last_reason is not None and self._is_plain
+            is_last = last_reason is not None and self._is_only_group
             if len(live) == self._size or (is_last and rank >= self._size):
                 break
             beam = extend(candidate.beam, candidate.id, candidate.total)
@@ -110,10 +110,10 @@ class Group(Generic[T]):
         self.live = live
         # In transformers, a single group judges by its best continuing beam, several groups judge
         # by their best candidate, even one that ends its sequence.
-        best = live[:1] if self._is_plain else candidates[:1]
+        best = live[:1] if self._is_only_group else candidates[:1]
         self.is_done = not live or (
             len(self.finished) == self._size
-            and (self._plan.early_stopping is True or not self._can_improve(best[0].total))
+            and (self._options.early_stopping is True or not self._can_improve(best[0].total))
         )
         if last_reason is not None and not self.is_done:
             for beam in live:
@@ -126,12 +126,12 @@ class Group(Generic[T]):
         It is scored at its present length, or, with "never" and a length_penalty above 0, at the
         max length.
         """
-        at_max = self._plan.early_stopping == "never" and self._plan.length_penalty > 0
+        at_max = self._options.early_stopping == "never" and self._options.length_penalty > 0
         length = self._max_ids if at_max else self._n_ids
         return self._score(total, length) > self.finished[-1].score
 
     def _score(self, total: float, length: int) -> float:
-        return float(total / float(length) ** self._plan.length_penalty)
+        return float(total / float(length) ** self._options.length_penalty)
 
     def _finish(self, beam: Beam[T], reason: str) -> None:
         score = self._score(beam.total, self._n_ids)  # the id that ended it counts in the length

@@ -39,7 +39,7 @@ from gpt2c.schedule.batching import (
     raise_failure,
     score_prompt,
 )
-from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
+from gpt2c.schedule.beams import Beam, Candidate, Group, Hypothesis, SearchOptions, best_of
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
@@ -85,10 +85,14 @@ class Search:
     """One prompt's beam search."""
 
     def __init__(
-        self, engine: EngineModel, request: Request, plan: BeamPlan, sequence: EngineSequence | None
+        self,
+        engine: EngineModel,
+        request: Request,
+        options: SearchOptions,
+        sequence: EngineSequence | None,
     ) -> None:
         """The search takes over `sequence`, which holds the prompt's first tokens."""
-        self._engine, self.request, self._plan = engine, request, plan
+        self._engine, self.request, self._options = engine, request, options
         self.result: list[Result] | None = None
         self.prefix_key = request.ids[:MIN_SHARED_PREFIX].tobytes()
         # The last id is never fed, so it needs no position in the context.
@@ -98,10 +102,10 @@ class Search:
         if request.scores_prompt:
             sequence, self._prompt_scores = score_prompt(engine, request)
         self._stop_ids = frozenset(request.stop_ids.tolist())
-        self._n_candidates = max(2, 1 + len(self._stop_ids)) * plan.group_size
+        self._n_candidates = max(2, 1 + len(self._stop_ids)) * options.group_size
         watcher = Watcher(request.stops, request.index) if request.stops.strings else None
         first = Beam((), 0.0, _State(sequence or engine.sequence(), watcher))
-        self._groups = [Group(plan, first, self._max_ids) for _ in range(plan.n_groups)]
+        self._groups = [Group(options, first, self._max_ids) for _ in range(options.n_groups)]
         self._beams = [first]  # the beams of the next step, one row each
         self.n_top = self._n_top()
 
@@ -111,7 +115,7 @@ class Search:
         if self.request.logits_processor is not None or any(s.name not in _BANS for s in stages):
             return None
         # Earlier groups chose at most n_beams ids, which may be penalised.
-        n = self._n_candidates + (self._plan.n_beams if self._plan.n_groups > 1 else 0)
+        n = self._n_candidates + (self._options.n_beams if self._options.n_groups > 1 else 0)
         n += sum(len(stage.ids) for stage in stages)
         return n if n <= MAX_LOGPROBS else None
 
@@ -148,7 +152,7 @@ class Search:
             if group.is_done:
                 # In transformers a finished group chooses padding, which later groups avoid.
                 if self.request.pad_id is not None:
-                    chosen[self.request.pad_id] += self._plan.group_size
+                    chosen[self.request.pad_id] += self._options.group_size
                 continue
             candidates = self._candidates(group, row_of, chosen)
             # The group must not keep the bound method: as a reference cycle it would keep the KV
@@ -165,7 +169,7 @@ class Search:
     def _candidates(
         self, group: Group[_State], row_of: dict[int, _Row], chosen: Counter[int]
     ) -> list[Candidate[_State]]:
-        penalties = {id: self._plan.diversity_penalty * n for id, n in chosen.items()}
+        penalties = {id: self._options.diversity_penalty * n for id, n in chosen.items()}
         beams, totals, ids = [], [], []
         for beam in group.live:
             row = row_of[id(beam.state)]
@@ -279,20 +283,20 @@ class Search:
 class SearchBatch(Batch[list[Result]]):
     """A batch of beam searches: each step is one call of the engine for all of their beams."""
 
-    def __init__(self, engine: EngineModel, size: int, plan: BeamPlan) -> None:
+    def __init__(self, engine: EngineModel, size: int, options: SearchOptions) -> None:
         """Make an empty batch of at most `size` searches and MAX_ROWS beams.
 
         That bounds the memory of rows of n_vocab log-probabilities.
         """
-        super().__init__(engine, max(1, min(size, MAX_ROWS // plan.n_beams)))
-        self._plan = plan
+        super().__init__(engine, max(1, min(size, MAX_ROWS // options.n_beams)))
+        self._options = options
 
     def _immediate_result(self, request: Request) -> list[Result] | None:
         result = immediate_result(self._engine, request)
         return None if result is None else [result]
 
     def _start(self, request: Request, sequence: EngineSequence | None) -> Search:
-        return Search(self._engine, request, self._plan, sequence)
+        return Search(self._engine, request, self._options, sequence)
 
     def _advance(self, running: list[Search]) -> None:
         """Run one step of all searches."""
