@@ -19,7 +19,7 @@ from gpt2c.config import tensor_shapes
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench_speed, "_SHORTEST", 0.001)
+    monkeypatch.setattr(bench_speed, "_MIN_REPEAT", 0.001)
 
 
 def test_the_table_names_every_measurement(capsys):

@@ -44,7 +44,7 @@ def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
     every model can produce one, and it is the kind of text that the model knows.
     """
     exact = load("float32")
-    text = _own_text(exact)
+    text = _sampled_text(exact)
     prefills = {}
     for dtype in DTYPES:
         model = exact if dtype == "float32" else load(dtype)
@@ -62,7 +62,7 @@ def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
     exact.close()
 
 
-def _own_text(model: GPT2) -> list[int]:
+def _sampled_text(model: GPT2) -> list[int]:
     n = min(PREFILL, model.config.n_positions) - 1
     start = model.config.bos_token_id
     start = 0 if start is None or start >= model.config.vocab_size else start

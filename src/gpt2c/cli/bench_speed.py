@@ -33,10 +33,10 @@ BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
 PREFILL: Final = 512
 _FLOAT: Final = 4  # bytes
 # A repeat takes at least this many seconds: shorter ones of a small model would measure noise.
-_SHORTEST: Final = 0.1
+_MIN_REPEAT: Final = 0.1
 
 # A program for a fresh process: it prints an empty line at its first token, then its peak memory.
-_FIRST_TOKEN = """
+_FRESH_PROGRAM = """
 import json
 import sys
 import gpt2c
@@ -102,7 +102,7 @@ def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
     engine = model._engine
 
     def run() -> float:
-        return _timed(lambda: engine.run([endless_job(model, ids, 1)], 1))
+        return _timed(lambda: engine.run([job_without_eos(model, ids, 1)], 1))
 
     flops = _flops(model.config, 0, n) + _head_flops(model.config)
     return _repeated(f"prompt of {n}", model, repeats, run, n, 0, flops)
@@ -113,7 +113,7 @@ def _decode(model: GPT2, depth: int, repeats: int) -> Measurement:
     ids = _random_ids(model, depth)
 
     def run() -> float:
-        job = endless_job(model, ids, DECODED + 1)
+        job = job_without_eos(model, ids, DECODED + 1)
         engine.run([job], 1)
         return _timed(lambda: engine.run([job], DECODED))
 
@@ -127,7 +127,7 @@ def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
     n = min(BATCH_TOKENS, model.config.n_positions - PROMPT)
 
     def run() -> float:
-        jobs = [endless_job(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
+        jobs = [job_without_eos(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
         return _timed(lambda: engine.run(jobs, n))
 
     c = model.config
@@ -140,7 +140,7 @@ def _fresh_process(
     model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any]
 ) -> Iterator[Measurement]:
     n_new = min(128, model.config.n_positions - PROMPT)
-    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", model.dtype, json.dumps(options)]
+    command = [sys.executable, "-c", _FRESH_PROGRAM, path or "", model.dtype, json.dumps(options)]
     command += [str(model.threads), str(PROMPT)]
     seconds, megabytes = [], []
     for _ in range(repeats):
@@ -179,11 +179,11 @@ def _repeated(
     flops: float,
 ) -> Measurement:
     """Warm up with one run, then measure each repeat between two measurements of the limits."""
-    n_inner = math.ceil(_SHORTEST / max(run(), 1e-6))
+    runs_per_repeat = math.ceil(_MIN_REPEAT / max(run(), 1e-6))
     speeds, bandwidth, fma = [], [], []
     before = _limits(model)
     for _ in range(repeats):
-        seconds = sum(run() for _ in range(n_inner)) / n_inner
+        seconds = sum(run() for _ in range(runs_per_repeat)) / runs_per_repeat
         after = _limits(model)
         stream, multiply_add = ((a + b) / 2 for a, b in zip(before, after, strict=True))
         before = after
@@ -213,7 +213,7 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def endless_job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
+def job_without_eos(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
     """Return a greedy job that no EOS token ends."""
     return model._engine.job(ids, n_new, Plan(), 0, 0, np.empty(0, dtype=np.int32))
 
