@@ -502,11 +502,15 @@ class GPT2:
             start = encoder.start_id("bos=True")
         self._engine.check_open()
         if is_lazy(texts):
-            ids = (encoder.encode_scored(text, i, special, start) for i, text in enumerate(texts))
+            ids = (
+                encoder.encode_for_scoring(text, i, special, start) for i, text in enumerate(texts)
+            )
             return score_texts(self._engine, ids, start, step, n_top)
         single = is_single(texts)
         text_list = [texts] if single else list(texts)
-        all_ids = [encoder.encode_scored(t, i, special, start) for i, t in enumerate(text_list)]
+        all_ids = [
+            encoder.encode_for_scoring(t, i, special, start) for i, t in enumerate(text_list)
+        ]
         with self._engine.held():
             scores = list(score_texts(self._engine, all_ids, start, step, n_top))
         return scores[0] if single else scores

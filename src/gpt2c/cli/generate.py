@@ -16,7 +16,7 @@ from gpt2c.generate.drafting import DRAFT_NAMES
 from gpt2c.generate.prompts import check_ids
 
 # Options of GPT2.complete that take one number.
-_GENERATE_OPTIONS: Final = (
+_NUMBER_OPTIONS: Final = (
     ("temperature", float, "T", "divide the logits by T; 0 is greedy"),
     ("top-k", int, "K", "draw only from the K likeliest tokens"),
     ("top-p", float, "P", "draw from the fewest tokens whose probabilities add up to P"),
@@ -63,7 +63,7 @@ def add_command(commands: Commands) -> None:
     add("-n", "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens; "
         "default: from the model's generation_config.json, else 40")  # fmt: skip
     add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
-    for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
+    for name, kind, metavar, help_text in (*_NUMBER_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
     add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends: once N texts "
         "are complete (true), once also no beam scores better (false, the default), or once also "
@@ -109,7 +109,7 @@ def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of GPT2.complete."""
-    names = [name.replace("-", "_") for name, *_ in _GENERATE_OPTIONS]
+    names = [name.replace("-", "_") for name, *_ in _NUMBER_OPTIONS]
     length = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     return {
         **length,

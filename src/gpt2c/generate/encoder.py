@@ -51,7 +51,7 @@ class Encoder:
         ids = self._text_ids(prompt, where, special=True) if isinstance(prompt, str) else prompt
         return check_ids(ids, self._config.vocab_size, where)
 
-    def encode_scored(
+    def encode_for_scoring(
         self, text: Any, index: int, special: bool, start: int | None
     ) -> NDArray[np.int32]:
         """Return the ids of a text to score; start is the id that is fed before them, or None.

@@ -129,13 +129,13 @@ class Continuation:
 
     def _slide(self) -> None:
         """Continue with the last half of the context as the prompt of a new job."""
-        self._add_up_job()
+        self._keep_job_results()
         left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
         self.job = self._start(ids, left, None)
 
-    def _add_up_job(self) -> None:
+    def _keep_job_results(self) -> None:
         """Keep the scores and draft counts of a job that ends."""
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
@@ -144,7 +144,7 @@ class Continuation:
             self._scores.append(self.job.scores())
 
     def _end(self, reason: str, end_id: int | None = None) -> None:
-        self._add_up_job()
+        self._keep_job_results()
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
         if self._scores:

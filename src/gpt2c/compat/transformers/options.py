@@ -15,7 +15,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import NEUTRAL
-from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
+from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, has_effect
 
 # Options with the same name and meaning in GPT2.complete.
 _SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
@@ -130,7 +130,7 @@ class GenerateOptions:
         lengths = (source.get("max_length") for source in (given, config, model_config))
         self._max_length = next((n for n in lengths if n is not None), None)
         for name, neutral in _UNSUPPORTED.items():
-            if acts(self._values, name, neutral):
+            if has_effect(self._values, name, neutral):
                 raise OptionError(
                     f"{name} is {show(self._values[name])}; gpt2c does not support this option of "
                     "transformers' generate: leave it out, or call transformers' own model"
@@ -215,11 +215,13 @@ class GenerateOptions:
         v = self._values
         if not self._flag("do_sample"):
             return {"do_sample": False}
-        if acts(v, "temperature", (1.0,)) and v["temperature"] == 0:
+        if has_effect(v, "temperature", (1.0,)) and v["temperature"] == 0:
             raise OptionError(
                 "temperature is 0; it must be positive. For greedy decoding pass do_sample=False"
             )
-        given = {name: v[name] for name, neutral in SAMPLING.items() if acts(v, name, neutral)}
+        given = {
+            name: v[name] for name, neutral in SAMPLING.items() if has_effect(v, name, neutral)
+        }
         return {"do_sample": True, **given}
 
     def _beams(self) -> dict[str, Any]:
@@ -233,7 +235,7 @@ class GenerateOptions:
                 f"do_sample is True and num_beams is {n_beams}; gpt2c's beam search does not "
                 "sample: pass do_sample=False, or num_beams=1"
             )
-        given = {name: v[name] for name, neutral in _BEAMS.items() if acts(v, name, neutral)}
+        given = {name: v[name] for name, neutral in _BEAMS.items() if has_effect(v, name, neutral)}
         return {"num_beams": n_beams, **given}
 
     def _bad_words(self, eos: tuple[int, ...]) -> list[Any]:
