@@ -1,4 +1,4 @@
-"""Options of beam search, checked."""
+"""Check the options of beam search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``generation_config.json``: a model's EOS tokens, and its default options for calls."""
+"""Read ``generation_config.json``: a model's EOS tokens and its default options for calls."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     """Return the configuration with the file's EOS, BOS and padding tokens, and default options.
 
     Sampling options are used only if the file sets do_sample, as in transformers. Beam search
-    options are used only if it sets num_beams without do_sample: gpt2c does not support both at
-    once. Without the file the result is `config` and no options.
+    options are used only if it sets num_beams without do_sample: gpt2c does not support both
+    together. Without the file the result is `config` and no options.
 
     Nothing in the file is an error. Unreadable values are ignored with a warning here; invalid
     options are ignored in each call, with a warning there.
@@ -253,7 +253,7 @@ class Lengths:
                 max_new = self.max_length - n_prompt
             else:
                 _log.warning(
-                    "%s: max_length is %d, and the prompt has %d tokens; it is ignored",
+                    "%s: max_length is %d, and the prompt has %d tokens; max_length is ignored",
                     self.source, self.max_length, n_prompt,
                 )  # fmt: skip
         min_new = self.min_new_tokens
@@ -291,7 +291,8 @@ def with_usable_defaults(
         found["min_new_tokens"] = 1
     if given.get("do_sample") is True and found.get("temperature") == 0:
         _log.warning(
-            "%s: temperature is 0, and the call has do_sample=True; it is ignored", defaults.source
+            "%s: temperature is 0, but the call has do_sample=True; this temperature is ignored",
+            defaults.source,
         )
         del found["temperature"]
     try:
@@ -343,7 +344,7 @@ def with_defaults(
     """Return a call's options, completed with defaults; an option given as None keeps its default.
 
     If the call asks for greedy decoding, the default sampling options are dropped; if it asks for
-    sampling or one beam, the default beam search options are.
+    sampling or one beam, the default beam search options are dropped.
     """
     options = {name: value for name, value in defaults.items() if name in allowed}
     temperature = given.get("temperature")

@@ -94,21 +94,22 @@ class Completion:
         The new ids, without the token that ended the text. A stop string's ids are left out, except
         an id that also holds text before the string.
     finish_reason
-        Why the text ended. "length": there are max_new_tokens; "stop": at an EOS token, a stop
-        string or a stop token; "context": the context is full; "time": max_time has passed;
-        "callback": the callback ended it.
+        Why the text ended. "length": it has max_new_tokens tokens; "stop": an EOS token, a stop
+        string or a stop token ended it; "context": the context is full; "time": max_time has
+        passed; "callback": the callback ended it.
     seed, sample
         The seed (None without sampling), and the number of this text among num_return_sequences,
         from 0; together they reproduce it. The texts of a beam search are numbered best first.
     logprobs, top_logprobs
-        With logprobs: the log-probability of each new token, by the model itself, in nats; and for
-        each place a dict of the most likely ids and their log-probabilities.
+        With logprobs: the log-probability of each new token, in nats, computed from the model's
+        logits before any option changes them; and for each position a dict from the most likely
+        ids to their log-probabilities.
     prompt_logprobs, prompt_top_logprobs
         With echo=True: the same for the prompt's tokens. The first token has NaN and no
         alternatives, because nothing precedes it.
     passes, drafted, accepted
-        The number of forward passes for the new tokens, of drafted tokens, and of those that the
-        model accepted.
+        The numbers of forward passes that chose new tokens, of drafted tokens, and of drafted
+        tokens that the model accepted.
     sequence_score
         With beam search: the sum of the log-probabilities, after all options, divided by
         length^length_penalty. The token that ended the text counts in both.
@@ -201,8 +202,8 @@ class Options:
         """
         if isinstance(self.seeds, tuple) and index >= len(self.seeds):
             raise OptionError(
-                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, and there "
-                f"is a prompt {index}"
+                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, but "
+                f"there is a prompt {index}"
             )
         if not self.plan.draws:
             return None
@@ -282,7 +283,8 @@ def _check_with_beams(checked: Options, beams: SearchOptions, sampling: list[str
         refused.append("overflow='slide'")
     if refused:
         raise OptionError(
-            f"num_beams is {beams.n_beams}, and beam search does not go with {refused[0]}; pass "
+            f"num_beams is {beams.n_beams}, and beam search cannot be combined with "
+            f"{refused[0]}; pass "
             "num_beams=1, or leave out the other"
         )
     if checked.n_texts > beams.n_beams:

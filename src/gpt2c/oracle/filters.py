@@ -50,7 +50,7 @@ def _keep_top_and_ids(logits: Logits, ids: NDArray[np.int64]) -> Logits:
 
 
 def _n_to_reach(mass: float, p: NDArray[np.float64], order: NDArray[np.int64]) -> int:
-    """Return how many ids, counted in `order`, it takes until their probabilities sum to mass."""
+    """Return how many ids, from the start of `order`, have a total probability of at least mass."""
     return min(int(np.searchsorted(np.cumsum(p[order]), mass)) + 1, len(order))
 
 

@@ -1,4 +1,4 @@
-"""Choosing a token, in plain NumPy: the compiled sampler is tested against this.
+"""Choose a token, in plain NumPy: the compiled sampler is tested against this.
 
 A draw uses the Gumbel-max trick: it adds noise to each logit and takes the argmax. The noise comes
 from a counter-based random generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
@@ -155,7 +155,7 @@ def _min_new_tokens(x: Logits, stage: Stage, _: Sequence[int], new: Sequence[int
         x[stage.ids] = -np.inf
 
 
-# Each changes logits in place, by its stage, the history and the new ids in it.
+# Each takes the logits, which it changes in place, its stage, the history, and the new ids.
 _Penalty = Callable[[Logits, Stage, Sequence[int], Sequence[int]], None]
 _PENALTIES: dict[str, _Penalty] = {
     "logit_bias": _logit_bias,

@@ -1,12 +1,13 @@
 """Beam search: which beams continue, which hypotheses are kept, and when the search ends.
 
 This is independent of the engine: a step's candidates come in, and the beams of the next step come
-out. Each group ranks its candidates, beam and next id, by the sum of log-probabilities. A
-candidate that ends its sequence becomes a hypothesis if it is among the first n, n being the size
-of the group; the first n others become the new beams. A group keeps its n best hypotheses, by the
-sum divided by length^length_penalty. Once it has n, early_stopping decides when it is done: at
-once, or when its best beam is estimated to end no better than the worst hypothesis. In each step
-the groups run one after the other, so that ids which earlier groups chose can be penalised.
+out. Each group ranks its candidates, which are pairs of a beam and a next id, by the sum of
+log-probabilities. A candidate that ends its sequence becomes a hypothesis if it is among the first
+n, n being the size of the group; the first n others become the new beams. A group keeps its n best
+hypotheses, by the sum divided by length^length_penalty. Once it has n, early_stopping decides when
+it is done: immediately, or when its best beam is estimated to end no better than the worst
+hypothesis. In each step the groups run one after the other, so that each group can penalise the ids
+that earlier groups chose.
 
 Everything follows transformers, whose two implementations differ in details: a single group
 follows GenerationMixin._beam_search of 5.24, several groups follow BeamSearchScorer of 4.56, the
@@ -108,8 +109,8 @@ class Group(Generic[T]):
             elif rank < self._size:
                 self._finish(beam, reason)
         self.live = live
-        # In transformers, a single group judges by its best continuing beam, several groups judge
-        # by their best candidate, even one that ends its sequence.
+        # As in transformers, a single group compares its best continuing beam with its hypotheses;
+        # each of several groups compares its best candidate, even one that ends its sequence.
         best = live[:1] if self._is_only_group else candidates[:1]
         self.is_done = not live or (
             len(self.finished) == self._size
@@ -123,8 +124,8 @@ class Group(Generic[T]):
     def _can_improve(self, total: float) -> bool:
         """Whether a beam with this total may beat the worst hypothesis.
 
-        It is scored at its present length, or, with "never" and a length_penalty above 0, at the
-        max length.
+        The beam is scored at its present length. With early_stopping="never" and a length_penalty
+        above 0, it is scored at the max length.
         """
         at_max = self._options.early_stopping == "never" and self._options.length_penalty > 0
         length = self._max_ids if at_max else self._n_ids

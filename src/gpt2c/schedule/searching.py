@@ -1,4 +1,4 @@
-"""Beam searches on the engine: what is fed, how candidates are found, which KV cache a beam uses.
+"""Run beam searches on the engine: feed the beams, find candidates, assign KV caches.
 
 A step feeds each live beam its last id, all beams of all prompts in one call of the engine; the
 first step feeds the prompt, from which all beams branch. The call returns a row for each beam: the
@@ -7,9 +7,9 @@ diversity penalty and the options, and `beams.Group` chooses from them. A beam k
 of its parent; if a parent has several children, the first takes its sequence and the others copy
 it.
 
-A row holds all n_vocab log-probabilities, or, where that is enough, only the most likely ids,
-which the engine finds much faster. It is enough if the options only ban ids: each ban or penalty
-moves at most one id out of the best, so the row has that many more ids than there are candidates.
+A row holds all n_vocab log-probabilities, or only those of the most likely ids, which the engine
+finds much faster. The most likely ids are enough if the options only ban ids. A ban or a diversity
+penalty moves at most one id out of the best, so the row has one id more for each of them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BANS: Final = ("suppress_tokens", "min_new_tokens")
 
 @dataclass(frozen=True)
 class _State:
-    """What continues a beam."""
+    """What a beam needs in order to continue."""
 
     sequence: EngineSequence  # the prompt and the beam's ids, without the last id
     watcher: Watcher | None  # None without stop strings
@@ -91,7 +91,7 @@ class Search:
         options: SearchOptions,
         sequence: EngineSequence | None,
     ) -> None:
-        """The search takes over `sequence`, which holds the prompt's first tokens."""
+        """Begin the search, which takes over `sequence`; it holds the prompt's first tokens."""
         self._engine, self.request, self._options = engine, request, options
         self.result: list[Result] | None = None
         self.prefix_key = request.ids[:MIN_SHARED_PREFIX].tobytes()
@@ -110,7 +110,7 @@ class Search:
         self.n_top = self._n_top()
 
     def _n_top(self) -> int | None:
-        """Return how many of the most likely ids are enough in a row; None if all are needed."""
+        """Return how many of the most likely ids a row needs; None if it needs all ids."""
         stages = self.request.plan.stages
         if self.request.logits_processor is not None or any(s.name not in _BANS for s in stages):
             return None
@@ -128,8 +128,8 @@ class Search:
 
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
-        most = min(len(request.ids), len(self.request.ids)) - 1
-        return min(common_prefix(request.ids, self.request.ids), most)
+        limit = min(len(request.ids), len(self.request.ids)) - 1
+        return min(common_prefix(request.ids, self.request.ids), limit)
 
     def copy_prefix(self, n: int) -> EngineSequence:
         """Return a sequence of the prompt's first n tokens; n is at most a shared_length."""
@@ -155,8 +155,8 @@ class Search:
                     chosen[self.request.pad_id] += self._options.group_size
                 continue
             candidates = self._candidates(group, row_of, chosen)
-            # The group must not keep the bound method: as a reference cycle it would keep the KV
-            # caches of a finished search until garbage collection.
+            # The group must not store self._extended: the reference cycle would keep the KV caches
+            # of a finished search until garbage collection.
             group.advance(candidates, last_reason, self._extended)
             chosen.update(beam.ids[-1] for beam in group.live)
         live = [beam for group in self._groups if not group.is_done for beam in group.live]
@@ -178,10 +178,12 @@ class Search:
             beams += [beam] * len(likeliest)
             totals.append(beam.total + log_probs)
             ids.append(likeliest)
-        total, id_ = np.concatenate(totals), np.concatenate(ids)
-        order = np.argsort(-total, kind="stable")[: self._n_candidates]
+        all_totals, all_ids = np.concatenate(totals), np.concatenate(ids)
+        order = np.argsort(-all_totals, kind="stable")[: self._n_candidates]
         return [
-            Candidate(beams[i], int(id_[i]), float(total[i])) for i in order if total[i] > -np.inf
+            Candidate(beams[i], int(all_ids[i]), float(all_totals[i]))
+            for i in order
+            if all_totals[i] > -np.inf
         ]
 
     def _processed(self, row: _Row, beam: Beam[_State]) -> _Row:

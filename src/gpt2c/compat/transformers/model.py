@@ -292,7 +292,7 @@ class GPT2LMHeadModel:
             raise AttributeError(f"the model has no {name!r}: {_ELSEWHERE}", name=name, obj=self)
 
     def close(self) -> None:
-        """Free the weights once running calls are done; later calls raise ClosedError."""
+        """Free the weights once running calls have ended; later calls raise ClosedError."""
         self._gpt2.close()
 
     def __enter__(self) -> GPT2LMHeadModel:
@@ -338,8 +338,8 @@ def _check_together(
             )
     if criteria and call.n_beams > 1:
         raise OptionError(
-            f"num_beams is {call.n_beams}; stop_strings and stopping_criteria do not go with beam "
-            "search here (gpt2c.GPT2's own beam search takes stop_strings)"
+            f"num_beams is {call.n_beams}; stop_strings and stopping_criteria cannot be combined "
+            "with beam search here (gpt2c.GPT2's own beam search takes stop_strings)"
         )
     if processors and (name := call.penalty()) is not None:
         raise OptionError(

@@ -140,12 +140,14 @@ class GenerateOptions:
     def bos_id(self) -> int:
         """The first token of an empty prompt."""
         if (id := self._values.get("bos_token_id")) is None:
-            raise OptionError("bos_token_id is None and the prompt is empty; pass one of them")
+            raise OptionError(
+                "bos_token_id is None and the prompt is empty; pass bos_token_id or a prompt"
+            )
         return integer("bos_token_id", id, 0, INT32_MAX)
 
     @property
     def padding(self) -> int | None:
-        """The token that is padding without an attention_mask; None if it is an EOS token too."""
+        """The id that marks padding without an attention_mask: pad_token_id, unless it is EOS."""
         pad = self._pad_token()
         return None if pad is None or pad in self._eos_ids() else pad
 
@@ -211,7 +213,7 @@ class GenerateOptions:
         return 0 if n is None else max(integer("min_length", n, 0, INT32_MAX) - n_prompt, 0)
 
     def _sampling(self) -> dict[str, Any]:
-        """Return the sampling options; drop those in configurations if do_sample is off."""
+        """Return the sampling options; if do_sample is off, drop all but do_sample."""
         v = self._values
         if not self._flag("do_sample"):
             return {"do_sample": False}
@@ -225,7 +227,7 @@ class GenerateOptions:
         return {"do_sample": True, **given}
 
     def _beams(self) -> dict[str, Any]:
-        """Return the options of beam search; drop them without beams."""
+        """Return the options of beam search; drop them all if there is only one beam."""
         v = self._values
         n_beams = v.get("num_beams")
         if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
@@ -252,7 +254,7 @@ class GenerateOptions:
         return None if pad is None else integer("pad_token_id", pad, -INT32_MAX, INT32_MAX)
 
     def _eos_ids(self) -> tuple[int, ...]:
-        """Return the EOS ids. A negative one, which some use for "none", is never generated."""
+        """Return the EOS ids. Some models use a negative id for "none"; it is never generated."""
         given = self._values.get("eos_token_id")
         if given is None:
             return ()
