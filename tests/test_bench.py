@@ -30,7 +30,7 @@ def test_the_table_names_every_measurement(capsys):
     # tales has 512 positions, so there is no row "decode at 1000".
     assert found == [
         "prompt of 512", "decode at 16", "decode at 256", "batch of 8", "batch of 32",
-        "first token of a fresh process", "its peak memory, 128 tokens on",
+        "first token of a fresh process", "peak memory after 128 tokens",
     ]  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from gpt2c.cli.bench_speed import PREFILL, PROMPT
 from gpt2c.model import GPT2
 
 DTYPES: Final = ("float32", "int8", "int4")
-_DECODED: Final = 96  # tokens
-_CHUNK: Final = 64  # positions whose logits are in memory at once
+_DECODED: Final = 96  # new tokens of a decoding run
+_CHUNK: Final = 64  # the max number of positions whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Row:
 
 
 def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
-    """Yield a row for each dtype, and for float32 with speculative decoding, when it is measured.
+    """Yield a row for each dtype, then one for float32 with speculative decoding.
 
-    load loads the model in a dtype. They are compared on a text that the float32 model samples:
-    every model can produce one, and it is the kind of text that the model knows.
+    load loads the model in a dtype. The dtypes are compared on a text that the float32 model
+    samples: every model can produce one, and it resembles what the model was trained on.
     """
     exact = load("float32")
     text = _sampled_text(exact)
@@ -82,7 +82,7 @@ def _prefill(model: GPT2, text: list[int]) -> float:
 
 
 def _decode(model: GPT2, text: list[int], draft: str | None = None) -> float:
-    """Return the speed of decoding: the time after the first token, without the prompt."""
+    """Return the tokens per second after the first token, so without the time for the prompt."""
     prompt = text[:PROMPT]
     runs = []
     n = min(_DECODED, model.config.n_positions - PROMPT)

@@ -1,4 +1,4 @@
-"""What ``gpt2c bench`` measures: speed and its share of the machine's limits, start-up, memory."""
+"""Measure speed, its share of the machine's limits, start-up and memory for ``gpt2c bench``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from gpt2c.config import GPT2Config
     from gpt2c.model import GPT2
 
-PROMPT: Final = 16  # tokens of a prompt, before the measured ones
+PROMPT: Final = 16  # tokens of a prompt that is fed before the measured tokens
 DECODED: Final = 24  # tokens per repeat
-DEPTHS: Final = (16, 256, 1000)
-BATCHES: Final = (8, 32)
+DEPTHS: Final = (16, 256, 1000)  # tokens in the KV cache before the measured ones
+BATCHES: Final = (8, 32)  # sequences
 BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
-PREFILL: Final = 512
-_FLOAT: Final = 4  # bytes
-# A repeat takes at least this many seconds: shorter ones of a small model would measure noise.
+PREFILL: Final = 512  # tokens of the prompt that is measured
+_FLOAT: Final = 4  # bytes of a float32
+# The min length of a repeat, in seconds. It has several runs if one run is too short to measure.
 _MIN_REPEAT: Final = 0.1
 
 # A program for a fresh process: it prints an empty line at its first token, then its peak memory.
@@ -40,8 +40,8 @@ _FRESH_PROGRAM = """
 import json
 import sys
 import gpt2c
-path, dtype, more, threads, n_prompt, n_new = *sys.argv[1:4], *map(int, sys.argv[4:])
-options = {"dtype": dtype, "threads": threads, **json.loads(more)}
+path, dtype, options_json, threads, n_prompt, n_new = *sys.argv[1:4], *map(int, sys.argv[4:])
+options = {"dtype": dtype, "threads": threads, **json.loads(options_json)}
 model = gpt2c.GPT2.from_pretrained(path or None, **options)
 stream = model.stream(list(range(n_prompt)), max_new_tokens=n_new)
 next(stream)
@@ -153,7 +153,7 @@ def _fresh_process(
                 megabytes.append(int(last) / 1e6)
     yield Measurement("first token of a fresh process", "s", seconds)
     if megabytes:
-        yield Measurement(f"its peak memory, {n_new} tokens on", "MB", megabytes)
+        yield Measurement(f"peak memory after {n_new} tokens", "MB", megabytes)
 
 
 def peak_bytes() -> int:
@@ -162,7 +162,7 @@ def peak_bytes() -> int:
         with open("/proc/self/status") as file:
             fields = dict(line.split(":", 1) for line in file)
         return int(fields["VmHWM"].split()[0]) << 10
-    except OSError:  # not Linux, where ru_maxrss would include the memory of the parent
+    except OSError:  # not Linux; on Linux, ru_maxrss can include the memory of the parent
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -198,7 +198,7 @@ def _repeated(
 def _limits(model: GPT2) -> tuple[float, float]:
     """Return the machine's streaming bandwidth in bytes/s and its FMA rate in flop/s.
 
-    Medians of three, because another process may disturb a single measurement.
+    Each is the median of three, because another process may disturb a single measurement.
     """
     engine = model._engine
     return (
@@ -231,12 +231,13 @@ def _block_weights(c: GPT2Config) -> int:
 
 
 def _weight_bytes(model: GPT2) -> int:
-    """Return the size of the matrices that each token reads; packed with padding if quantised."""
+    """Return the bytes of the matrices that each token reads, as packed if quantised."""
     c = model.config
     if model.dtype in ("int8", "int4"):
         sources = loaded_checkpoint(model._engine, c).tensors
-        read = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
-        return sum(math.prod(s.packed_shape) for s in read if isinstance(s, PackedSource))
+        # An untied wte.weight, the first tensor, is only looked up.
+        matrices = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
+        return sum(math.prod(s.packed_shape) for s in matrices if isinstance(s, PackedSource))
     return _FLOAT * (_block_weights(c) + c.vocab_size * c.n_embd)
 
 

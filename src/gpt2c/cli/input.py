@@ -1,4 +1,4 @@
-"""Reading texts and prompts from files and standard input.
+"""Read texts and prompts from files and standard input.
 
 Every text is read as ``open(path, encoding="utf-8-sig")`` reads it: UTF-8, without a byte-order
 mark at the beginning, and with CRLF and CR as line ends like LF. The same bytes therefore give the
