@@ -17,11 +17,11 @@ QUANTIZED = ("int8", "int4")
 
 
 def new_model(
-    config: GPT2Config, packing: str | None, dtype: str, backend: str, n_threads: int
+    config: GPT2Config, quantized_dtype: str | None, dtype: str, backend: str, n_threads: int
 ) -> EngineModel:
     """Return a model on the chosen engine. Its weights are not loaded yet.
 
-    packing is the quantised dtype of the checkpoint, "int8" or "int4", or None.
+    quantized_dtype is the quantised dtype of the checkpoint, "int8" or "int4", or None.
     Raises OptionError for wrong options, and BackendError if the backend cannot run.
     """
     choice("backend", backend, BACKENDS)
@@ -31,7 +31,7 @@ def new_model(
         backend = choice("GPT2C_BACKEND", named, BACKENDS)
     may_dequantise = dtype == "auto"
     if may_dequantise:
-        dtype = packing or "float32"
+        dtype = quantized_dtype or "float32"
     if dtype == "float64" and backend == "c":
         raise OptionError("dtype is 'float64', which only backend='numpy' supports")
     if may_dequantise and backend == "numpy":

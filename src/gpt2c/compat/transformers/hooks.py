@@ -125,8 +125,11 @@ def _key(ids: list[int]) -> bytes:
     return np.array(ids, dtype=np.int32).tobytes()
 
 
-def functions(name: str, given: Any) -> list[Callable[..., Any]]:
-    """Return the functions of a list, also of transformers' classes. Raises OptionTypeError."""
+def checked_functions(name: str, given: Any) -> list[Callable[..., Any]]:
+    """Return a list of functions; transformers' list classes are accepted too.
+
+    Raises OptionTypeError if an item is not a function.
+    """
     checked = [] if given is None else items(name, given, "functions")
     for function in checked:
         if not callable(function):

@@ -11,7 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpt2c.checks.untrusted import show
-from gpt2c.compat.transformers.hooks import LogitsProcessor, TokenCallback, all_criteria, functions
+from gpt2c.compat.transformers.hooks import (
+    LogitsProcessor,
+    TokenCallback,
+    all_criteria,
+    checked_functions,
+)
 from gpt2c.compat.transformers.options import Call, GenerateOptions
 from gpt2c.compat.transformers.tensors import (
     checked_ids,
@@ -156,9 +161,9 @@ class GPT2LMHeadModel:
         call = merged.resolve(ids.shape[1], self._gpt2.config)
         prompts = prompts_of(ids, mask, self._gpt2.config.n_positions, merged)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        criteria = functions("stopping_criteria", stopping_criteria)
+        criteria = checked_functions("stopping_criteria", stopping_criteria)
         criteria = all_criteria(call.stop_strings, tokenizer, criteria)
-        processors = functions("logits_processor", logits_processor)
+        processors = checked_functions("logits_processor", logits_processor)
         _check_together(call, len(prompts), criteria, streamer, processors)
         keeps = call.returns_dict and (call.output_scores or call.output_logits)
         callback = TokenCallback(ids, criteria, streamer)
