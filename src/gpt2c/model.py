@@ -279,7 +279,8 @@ class GPT2:
             Strings and token ids that end a text, besides the EOS tokens. The text ends before
             them.
         max_time
-            Seconds from the call after which all texts end. Texts that have not begun are empty.
+            Seconds from the call after which all texts end. Texts that have not begun by then are
+            empty.
         callback
             A function that is called after each token, as callback(index of the prompt, its new ids
             so far). A truthy result ends the text. With num_return_sequences, all texts of a prompt
@@ -306,14 +307,15 @@ class GPT2:
             A filter that removes unlikely ids, adjusted to keep the surprisal near tau.
         repetition_penalty, no_repeat_ngram_size, dry_multiplier, dry_base, dry_allowed_length,
         dry_range, dry_sequence_breakers
-            Against the repetition of tokens in the prompt and the new text.
+            Stages against the repetition of tokens in the prompt and the new text.
         presence_penalty, frequency_penalty
-            Against the repetition of new tokens only.
+            Stages against the repetition of new tokens only.
         logit_bias
             A dict of ids and the numbers to add to their logits. Here, in suppress_tokens and in
             stop_token_ids, a text that is one token may replace its id.
         suppress_tokens, bad_words
-            Ids that are never generated; texts or lists of ids that are never generated.
+            suppress_tokens lists ids that are never generated; bad_words lists texts, or lists of
+            ids, that are never generated.
         sampler_order
             A list of the stages' names, if they should run in another order than
             gpt2c.SAMPLER_ORDER.

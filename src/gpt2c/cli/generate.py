@@ -21,18 +21,8 @@ _NUMBER_OPTIONS: Final = (
     ("top-k", int, "K", "draw only from the K likeliest tokens"),
     ("top-p", float, "P", "draw from the fewest tokens whose probabilities add up to P"),
     ("min-p", float, "P", "draw from tokens at least P times as likely as the likeliest"),
-    (
-        "typical-p",
-        float,
-        "P",
-        "draw from tokens of the most typical surprisal (near the entropy), up to probability P",
-    ),
-    (
-        "top-n-sigma",
-        float,
-        "N",
-        "draw from tokens with a logit within N standard deviations of the max",
-    ),
+    ("typical-p", float, "P", "draw from the most typical tokens, up to total probability P"),
+    ("top-n-sigma", float, "N", "keep logits within N standard deviations of the max"),
     ("mirostat-tau", float, "BITS", "keep the surprisal near BITS per token"),
     ("repetition-penalty", float, "R", "divide the logits of tokens in the prompt or text by R"),
     ("presence-penalty", float, "X", "subtract X from the logits of generated tokens"),
@@ -44,7 +34,7 @@ _NUMBER_OPTIONS: Final = (
     ("seed", int, "S", "seed of the sampling, to draw the same text again"),
 )
 
-# Options with which texts cannot be streamed, but are printed when they are complete.
+# Options that rule out streaming: each text is printed once it is complete.
 _WHOLE_TEXT_OPTIONS: Final = (
     ("num-beams", int, "N", "search with N beams for the likeliest text"),
     ("length-penalty", float, "X", "above 0 beam search favours longer texts; default: 1"),

@@ -303,7 +303,7 @@ class EngineModel(Protocol):
         """
 
     def held(self) -> AbstractContextManager[None]:
-        """Return a context manager that keeps the weights, even if the model is closed meanwhile.
+        """Return a context manager that keeps the weights, even after `close`.
 
         Blocks of one thread may be nested.
         """

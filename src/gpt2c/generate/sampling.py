@@ -323,8 +323,8 @@ _NUMBERS: Final = {
     "eta_cutoff": (0.0, 1.0, 0.0),
 }
 
-# The stage that an option turns on, also for an option with a name of its own. A filter without
-# such an option here would never turn sampling on, without any error.
+# Maps each option to the stage that it turns on. Add every option whose name is not its stage's:
+# without its option, a filter never turns sampling on, and no error says so.
 _STAGE_OF: Final = {
     **{name: name for name in SAMPLER_ORDER},
     "xtc_probability": "xtc",

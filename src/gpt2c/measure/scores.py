@@ -182,7 +182,7 @@ class _Scorer:
             text.parts.append((part[0], part[1]))
 
     def finished(self) -> Iterator[Score]:
-        """Remove texts from the front of the queue while all their windows have run."""
+        """Yield and remove the first texts of the queue as long as all their windows have run."""
         while self._queue and len(self._queue[0].parts) == self._queue[0].n_windows:
             text = self._queue.popleft()
             yield _joined(text, self._n_finished, self._n_top)

@@ -86,7 +86,7 @@ def min_p(logits: Logits, p: float) -> Logits:
 def typical_p(logits: Logits, mass: float) -> Logits:
     """Keep the smallest set of most typical ids with a total probability of at least mass.
 
-    An id is typical if its surprise, -log p, is near the entropy. Ids tied with the last one of
+    An id is typical if its surprisal, -log p, is near the entropy. Ids tied with the last one of
     the set stay too (Meister et al. 2022).
     """
     p = probabilities(logits)
@@ -132,5 +132,5 @@ def xtc(logits: Logits, threshold: float) -> Logits:
 
 
 def mirostat(logits: Logits, mu: float) -> Logits:
-    """Keep ids whose surprise, -log2 p, is at most mu bits (Basu et al. 2021, version 2)."""
+    """Keep ids whose surprisal, -log2 p, is at most mu bits (Basu et al. 2021, version 2)."""
     return _keep_top_and(logits, probabilities(logits) >= 2.0**-mu)

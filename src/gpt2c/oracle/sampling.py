@@ -83,7 +83,7 @@ class Sampler:
     n_prompt
         The number of prompt tokens at the start of each history.
     mu
-        Mirostat's limit of surprise, in bits; None, which means twice tau, before the first draw.
+        Mirostat's limit of surprisal, in bits; None, which means twice tau, before the first draw.
     """
 
     plan: Plan
@@ -117,8 +117,8 @@ class Sampler:
         token = int(ids[np.argmax(scores)])
         for stage in self.plan.stages:
             if stage.name == "mirostat":  # value is tau, other is eta
-                surprise = -math.log2(filters.probabilities(before_mirostat)[token])
-                self.mu = self._mu(stage) - stage.other * (surprise - stage.value)
+                surprisal = -math.log2(filters.probabilities(before_mirostat)[token])
+                self.mu = self._mu(stage) - stage.other * (surprisal - stage.value)
         return token
 
     def _mu(self, stage: Stage) -> float:
