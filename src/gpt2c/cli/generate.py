@@ -26,7 +26,7 @@ _NUMBER_OPTIONS: Final = (
     ("mirostat-tau", float, "BITS", "keep the surprisal near BITS per token"),
     ("repetition-penalty", float, "R", "divide the logits of tokens in the prompt or text by R"),
     ("presence-penalty", float, "X", "subtract X from the logits of generated tokens"),
-    ("frequency-penalty", float, "X", "subtract X from a token's logit each time it was generated"),
+    ("frequency-penalty", float, "X", "subtract X from a token's logit for each occurrence"),
     ("no-repeat-ngram-size", int, "N", "never repeat a sequence of N tokens"),
     ("dry-multiplier", float, "X", "strength of the DRY penalty for repeated passages"),
     ("min-new-tokens", int, "N", "generate at least N tokens before an EOS token"),
@@ -70,7 +70,7 @@ def add_command(commands: Commands) -> None:
         "or when no beam can become better (never)")  # fmt: skip
     add("--draft", choices=[*DRAFT_NAMES, "none"], default="auto", help="how speculative "
         "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or "
-        "whichever is faster (auto, the default). The text is the same")  # fmt: skip
+        "in each pass whichever is faster (auto, the default). The text is the same")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
         "may be repeated")  # fmt: skip
     add("--slide", action="store_true", help="when the context is full, go on from its second half")
