@@ -72,8 +72,9 @@ class GPT2:
     >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name
     >>> model.generate("Once upon a time", max_new_tokens=40)
 
-    A model is immutable. Any number of threads may use it together; each call has its own KV cache.
-    ``close()``, or the end of a ``with`` block, frees the memory once running calls have ended.
+    A model is immutable. Any number of threads may use it at the same time; each call has its own
+    KV cache. ``close()``, or the end of a ``with`` block, frees the memory once running calls have
+    ended.
     """
 
     def __init__(
@@ -350,8 +351,8 @@ class GPT2:
         What is returned besides the text:
 
         logprobs
-            A number from 0 to 128. Each new token's log-probability is returned, and this number of
-            most likely ids at its position, with their log-probabilities.
+            A number n from 0 to 128. Return each new token's log-probability, and the n most likely
+            ids at its position with theirs.
         echo
             Return the same for the prompt's tokens, except those that truncate or overflow cut off.
             In a prompt, unlike in a text passed to :meth:`score`, the name of a special token
@@ -488,8 +489,7 @@ class GPT2:
             `stride` tokens apart (default: half of the context). Each token is scored in the first
             window that holds it, given the tokens before it in that window.
         top_logprobs
-            A number from 0 to 128. This number of most likely ids at each token's position is
-            returned too.
+            A number n from 0 to 128. Return the n most likely ids at each token's position too.
 
         Raises OptionError, OptionTypeError or TokenizerError; NumericalError if the weights give a
         NaN logit; and CacheMemoryError.
