@@ -18,7 +18,7 @@ import numpy as np
 from peers import Ids
 
 import gpt2c
-from gpt2c.cli.bench_speed import endless_job
+from gpt2c.cli.bench_speed import job_without_eos
 
 N_NEW = 64
 PROMPT = list(range(16))
@@ -26,7 +26,7 @@ PROMPT = list(range(16))
 
 def token_seconds(model: gpt2c.GPT2, ids: Ids, n_new: int) -> float:
     """Return the time per token when one call of the engine decodes all of them."""
-    job = endless_job(model, np.array(ids, dtype=np.int32), n_new + 1)
+    job = job_without_eos(model, np.array(ids, dtype=np.int32), n_new + 1)
     model._engine.run([job], 1)
     begin = time.perf_counter()
     model._engine.run([job], n_new)

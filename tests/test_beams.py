@@ -475,10 +475,13 @@ WRONG = [
     ({"early_stopping": True}, "early_stopping is given without num_beams"),
     ({"num_beam_groups": 2}, "num_beam_groups is given without num_beams"),
     ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences is 3, more than num_beams"),
-    ({"num_beams": 2, "do_sample": True}, "num_beams is 2, and beam search does not go with do_s"),
-    ({"num_beams": 2, "temperature": 0.7}, "does not go with temperature, which is"),
-    ({"num_beams": 2, "callback": print}, "does not go with a callback"),
-    ({"num_beams": 2, "overflow": "slide"}, "does not go with overflow='slide'"),
+    (
+        {"num_beams": 2, "do_sample": True},
+        "num_beams is 2, and beam search cannot be combined with do_s",
+    ),
+    ({"num_beams": 2, "temperature": 0.7}, "cannot be combined with temperature, which is"),
+    ({"num_beams": 2, "callback": print}, "cannot be combined with a callback"),
+    ({"num_beams": 2, "overflow": "slide"}, "cannot be combined with overflow='slide'"),
 ]
 
 

@@ -19,7 +19,7 @@ from gpt2c.config import tensor_shapes
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench_speed, "_SHORTEST", 0.001)
+    monkeypatch.setattr(bench_speed, "_MIN_REPEAT", 0.001)
 
 
 def test_the_table_names_every_measurement(capsys):
@@ -30,7 +30,7 @@ def test_the_table_names_every_measurement(capsys):
     # tales has 512 positions, so there is no row "decode at 1000".
     assert found == [
         "prompt of 512", "decode at 16", "decode at 256", "batch of 8", "batch of 32",
-        "first token of a fresh process", "its peak memory, 128 tokens on",
+        "first token of a fresh process", "peak memory after 128 tokens",
     ]  # fmt: skip
 
 

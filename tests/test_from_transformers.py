@@ -546,7 +546,10 @@ def test_a_pipeline_logs_no_warnings(hf_tales, caplog):
         ({"num_return_sequences": 2}, "num_return_sequences is 2"),
         ({"do_sample": True, "top_p": 2.0}, "top_p is 2"),
         ({"streamer": 1, "num_return_sequences": 2, "do_sample": True}, "streamer is given for"),
-        ({"num_beams": 2, "stopping_criteria": [lambda ids, scores: True]}, "not go with beam"),
+        (
+            {"num_beams": 2, "stopping_criteria": [lambda ids, scores: True]},
+            "cannot be combined with beam",
+        ),
         ({"max_new_tokns": 2}, "did you mean max_new_tokens"),
         ({"input_ids": torch.ones(1, 2) * 1j}, "input_ids is a tensor of torch.complex64"),
         ({"input_ids": torch.ones(1, 2).long().to_sparse()}, "input_ids is .*torch.sparse_coo"),

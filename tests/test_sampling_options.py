@@ -12,7 +12,7 @@ import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.checks import option_hints
 from gpt2c.generate.options import CompleteOptions
-from gpt2c.generate.sampling import SamplingOptions
+from gpt2c.generate.sampling import FILTERS, SamplingOptions, Vocabulary, check_sampling
 from gpt2c.weights.checkpoint import from_arrays
 
 
@@ -288,3 +288,17 @@ def test_every_option_is_tested():
     tried = {name for options, _ in WRONG for name in options}
     assert set(SamplingOptions.__annotations__) <= tried
     assert GPT2.stream.__doc__
+
+
+def test_every_filter_turns_sampling_on():
+    options = {
+        "temperature": 0.5, "top_n_sigma": 1, "top_k": 3, "top_p": 0.5, "min_p": 0.5,
+        "typical_p": 0.5, "epsilon_cutoff": 0.1, "eta_cutoff": 0.1, "xtc_probability": 0.5,
+        "mirostat_tau": 3,
+    }  # fmt: skip
+    stages = []
+    for name, value in options.items():
+        plan = check_sampling({name: value}, Vocabulary(5, frozenset(), Tokenizer.gpt2))
+        assert plan.draws, name
+        stages += [stage.name for stage in plan.stages]
+    assert tuple(stages) == FILTERS

@@ -33,7 +33,7 @@ NUMBERS = {
     "arithmetic": gpt2c.ARITHMETIC,
     "max_threads": threads.MAX_THREADS,
     "max_rows": protocol.MAX_ROWS,
-    "max_top": protocol.MOST_LOGPROBS,
+    "max_top": protocol.MAX_LOGPROBS,
     "max_drafts": drafting._MAX_DRAFTED,
     "page_positions": protocol.PAGE_POSITIONS,
     "group": quantized.GROUP,

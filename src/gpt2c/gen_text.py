@@ -36,10 +36,10 @@ def gen_text(
     """Continue prompt greedily; return only the new text.
 
     model is a :class:`GPT2`, an argument of :meth:`GPT2.from_pretrained`, or picoGPT's triple
-    (encoder, hparams, params). There encoder is any object with encode(str) -> list[int] and
-    decode(list[int]) -> str, and params is a nested dict of arrays, packed again at each call. As
-    in picoGPT, no EOS token ends the text of a triple: it has n_tokens_to_generate tokens unless
-    the context ends it.
+    (encoder, hparams, params). In the triple, encoder is any object with encode(str) -> list[int]
+    and decode(list[int]) -> str, and params is a nested dict of arrays, packed again at each call.
+    With a triple, as in picoGPT, no EOS token ends the text: it has n_tokens_to_generate tokens
+    unless the context ends it.
 
     The default is the embedded model, which is loaded once and kept.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt2c.checks.options import flag, integer, shows_options
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
-from gpt2c.engine.protocol import MOST_LOGPROBS, EngineModel
+from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel
 from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 from gpt2c.generate.completing import Completer
@@ -72,8 +72,9 @@ class GPT2:
     >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name
     >>> model.generate("Once upon a time", max_new_tokens=40)
 
-    A model is immutable. Any number of threads may use it at once; each call has its own KV cache.
-    ``close()``, or the end of a ``with`` block, frees the memory once running calls have ended.
+    A model is immutable. Any number of threads may use it at the same time; each call has its own
+    KV cache. ``close()``, or the end of a ``with`` block, frees the memory once running calls have
+    ended.
     """
 
     def __init__(
@@ -181,8 +182,8 @@ class GPT2:
     ) -> Self:
         """Make a model from picoGPT's hparams and params; see checkpoint.from_picogpt.
 
-        The model has no tokenizer, so it takes ids. The options are
-        dtype, threads, backend and progress, as in :meth:`from_pretrained`.
+        The model has no tokenizer, so it takes ids. The options are dtype, threads, backend and
+        progress, as in :meth:`from_pretrained`.
         """
         missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
         return cls(from_picogpt(hparams, params), missing, **options)
@@ -279,7 +280,8 @@ class GPT2:
             Strings and token ids that end a text, besides the EOS tokens. The text ends before
             them.
         max_time
-            Seconds from the call after which all texts end. Texts that have not begun are empty.
+            Seconds from the call after which all texts end. Texts that have not begun by then are
+            empty.
         callback
             A function that is called after each token, as callback(index of the prompt, its new ids
             so far). A truthy result ends the text. With num_return_sequences, all texts of a prompt
@@ -306,14 +308,15 @@ class GPT2:
             A filter that removes unlikely ids, adjusted to keep the surprisal near tau.
         repetition_penalty, no_repeat_ngram_size, dry_multiplier, dry_base, dry_allowed_length,
         dry_range, dry_sequence_breakers
-            Against the repetition of tokens in the prompt and the new text.
+            Stages against the repetition of tokens in the prompt and the new text.
         presence_penalty, frequency_penalty
-            Against the repetition of new tokens only.
+            Stages against the repetition of new tokens only.
         logit_bias
             A dict of ids and the numbers to add to their logits. Here, in suppress_tokens and in
             stop_token_ids, a text that is one token may replace its id.
         suppress_tokens, bad_words
-            Ids that are never generated; texts or lists of ids that are never generated.
+            suppress_tokens lists ids that are never generated; bad_words lists texts, or lists of
+            ids, that are never generated.
         sampler_order
             A list of the stages' names, if they should run in another order than
             gpt2c.SAMPLER_ORDER.
@@ -339,19 +342,19 @@ class GPT2:
         length_penalty
             Longer texts are rewarded if it is above 0 (default 1).
         early_stopping
-            When the search ends, once num_beams texts are finished: at once (True); when better
+            When the search ends, once num_beams texts are finished: immediately (True); when better
             texts are unlikely (False, the default); or when they are impossible ("never").
         num_beam_groups, diversity_penalty
-            Split the beams into that many groups. An id loses the penalty from its log-probability
-            for each beam of an earlier group that chose it at the same place.
+            The number of groups of beams, and the number to subtract from an id's log-probability
+            for each beam of an earlier group that chose the id at the same position.
 
         What is returned besides the text:
 
         logprobs
-            From 0 to 128: the log-probabilities of the new tokens, and of that many of the most
-            likely ids in each one's place.
+            A number n from 0 to 128. Return each new token's log-probability, and the n most likely
+            ids at its position with theirs.
         echo
-            Return them for the prompt's tokens too, except those that truncate or overflow cut off.
+            Return the same for the prompt's tokens, except those that truncate or overflow cut off.
             In a prompt, unlike in a text passed to :meth:`score`, the name of a special token
             becomes its id.
 
@@ -422,10 +425,10 @@ class GPT2:
 
     @shows_options(StreamOptions, DEFAULTS)
     def stream_async(self, prompt: Any, **options: Any) -> Any:
-        """Do the same for ``async for``; a thread does the work, so the event loop is not blocked.
+        """Do what :meth:`stream` does, for ``async for``, without blocking the event loop.
 
-        If the iterator is closed or its task cancelled, the work stops within one token, or within
-        256 tokens of a long prompt.
+        A thread does the work. If the iterator is closed or its task cancelled, the work stops
+        within one token, or within 256 tokens of a long prompt.
         """
         return self._stream(prompt, options, "stream_async").pieces_async()
 
@@ -470,8 +473,8 @@ class GPT2:
     ) -> Any:
         """Score a text or ids, or each of a list; return a :class:`Score` for each.
 
-        A score has each token's log-probability, rank and entropy. Short texts run together and
-        get the same bits as alone. For an iterator of texts the result is an iterator, which reads
+        A score has each token's log-probability, rank and entropy. Short texts run together, with
+        the same bits as alone. For an iterator of texts the result is an iterator, which reads
         them lazily and in bounded memory. A text is encoded like a prompt, except for the names of
         special tokens.
 
@@ -486,7 +489,7 @@ class GPT2:
             `stride` tokens apart (default: half of the context). Each token is scored in the first
             window that holds it, given the tokens before it in that window.
         top_logprobs
-            From 0 to 128: return that many of the most likely ids in each token's place, too.
+            A number n from 0 to 128. Return the n most likely ids at each token's position too.
 
         Raises OptionError, OptionTypeError or TokenizerError; NumericalError if the weights give a
         NaN logit; and CacheMemoryError.
@@ -496,17 +499,21 @@ class GPT2:
         step = max(n_positions // 2, 1)
         if stride is not None:
             step = integer("stride", stride, 1, n_positions)
-        n_top = integer("top_logprobs", top_logprobs, 0, MOST_LOGPROBS)
+        n_top = integer("top_logprobs", top_logprobs, 0, MAX_LOGPROBS)
         encoder, start = self._encoder, None
         if flag("bos", bos):
             start = encoder.start_id("bos=True")
         self._engine.check_open()
         if is_lazy(texts):
-            ids = (encoder.encode_scored(text, i, special, start) for i, text in enumerate(texts))
+            ids = (
+                encoder.encode_for_scoring(text, i, special, start) for i, text in enumerate(texts)
+            )
             return score_texts(self._engine, ids, start, step, n_top)
         single = is_single(texts)
         text_list = [texts] if single else list(texts)
-        all_ids = [encoder.encode_scored(t, i, special, start) for i, t in enumerate(text_list)]
+        all_ids = [
+            encoder.encode_for_scoring(t, i, special, start) for i, t in enumerate(text_list)
+        ]
         with self._engine.held():
             scores = list(score_texts(self._engine, all_ids, start, step, n_top))
         return scores[0] if single else scores
@@ -577,23 +584,24 @@ class GPT2:
         capture
             The names of the points to return. The model's points are embed, ln_f and logits; each
             block's are resid_pre, ln_1, q, k, v, scores, probs, attn_out, resid_mid, ln_2,
-            mlp_pre, mlp_act, mlp_out and resid_post. "h.3.probs" is block 3's; "probs" is all
-            blocks', in one array. Memory is used only for these.
+            mlp_pre, mlp_act, mlp_out and resid_post. "h.3.probs" is the point in block 3; "probs"
+            is the point in all blocks, in one array. Points that are not named take no memory.
         edit
             A dict from the same names to new values: a function that gets a point's values and
             returns others, or an array. The new values must broadcast to the shape of the old ones,
             for all tokens. A name without a block's number edits every block. A function is called
-            once per block, and may keep the array that it gets. Captured values are those after the
-            edit. A token never attends to later ones, whatever scores an edit returns.
+            once per block, and may keep the array that it gets. Points are captured after they are
+            edited. A token never attends to later ones, whatever scores an edit returns.
         positions
             The tokens whose values are captured, ascending; negative numbers count from the end.
-            The default is all. Logits are computed for these only.
+            The default is all. Logits are computed only for these tokens.
 
         Returns a dict with the names of capture. The arrays are float32 [n, n_embd], n being the
         number of captured tokens, with these exceptions: mlp_pre and mlp_act are [n, n_inner]; q, k
         and v [n_head, n, head_dim]; scores (-inf where a token does not attend) and probs
-        [n_head, n, n_tokens]; logits [n, n_vocab]. For all blocks, n_layer comes before that. The
-        bits are those of :meth:`logits`; values that no edit affects keep theirs.
+        [n_head, n, n_tokens]; logits [n, n_vocab]. An array of all blocks has n_layer as its first
+        dimension. Logits have the bits of :meth:`logits`; values that no edit affects keep
+        their bits.
 
         Raises OptionError or OptionTypeError naming what is wrong with an option; ContextError;
         CacheMemoryError; and whatever a function of edit raises. If such a function forks, the call

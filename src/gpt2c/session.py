@@ -25,8 +25,8 @@ class Session:
         """Make an empty session."""
         self._engine = engine
         self._sequence: EngineSequence = engine.sequence()
-        # The ids that were fed. After an error or Ctrl-C it may have more of them than the cache:
-        # only the first `self._sequence.length` count, so the two always agree.
+        # The ids that were fed. Only the first `self._sequence.length` count: after an error or
+        # Ctrl-C the list may have further ids, which are not in the cache.
         self._fed: list[int] = []
         self._calls = ProcessLock(RLock)  # held during a call
 
@@ -94,7 +94,7 @@ class Session:
         return self.copy()
 
     def __deepcopy__(self, memo: object) -> Session:
-        """The same as copy(): shared pages are copied before they are written."""
+        """The same as copy(), because shared pages are copied before they are written."""
         return self.copy()
 
     def __reduce__(self) -> NoReturn:

@@ -17,15 +17,17 @@ def add_command(commands: Commands) -> None:
     parser = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
         description="Measures the speed of prefill, of decoding at several depths and of batches, "
-        "and the first token and the memory of a fresh process. Beside each speed stands its share "
-        "of this machine's streaming bandwidth and FMA rate, measured between the repeats. "
-        "--dtype all compares speed, size and quality of all dtypes.",
+        "and the time to first token and the memory of a fresh process. Each speed is shown with "
+        "its share of this machine's streaming bandwidth and FMA rate, which are measured between "
+        "the repeats. --dtype all compares the speed, size and quality of all dtypes.",
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
-    add("--repeats", type=int, default=5, metavar="N", help="default: 5")
+    add(
+        "--repeats", type=int, default=5, metavar="N", help="measure everything N times; default: 5"
+    )
     add("--json", action="store_true", help="print a JSON object instead of the table")
-    add("--plot", metavar="FILE", help="draw a PNG too (with matplotlib)")
+    add("--plot", metavar="FILE", help="also draw a PNG file (needs matplotlib)")
     add_model_options(parser)
 
 
@@ -37,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
         _bench_dtypes(options, repeats)
         return
     if options.plot:
-        bench_speed.new_figure()  # without matplotlib fail now, not after the measurements
+        bench_speed.new_figure()  # if matplotlib is missing, fail before the measurements
     measurements = []
     with load(options) as model:
         name = options.model or "tales (embedded)"
@@ -66,7 +68,7 @@ def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
     from gpt2c.cli import bench_dtypes
 
     if options.plot:
-        raise OptionError("--plot draws a single dtype; name one, or leave out --plot")
+        raise OptionError("--plot draws only one dtype; name one, or leave out --plot")
 
     def load_as(dtype: str) -> gpt2c.GPT2:
         return load(argparse.Namespace(**{**vars(options), "dtype": dtype, "backend": "c"}))

@@ -16,8 +16,8 @@ from gpt2c.cli.bench_speed import PREFILL, PROMPT
 from gpt2c.model import GPT2
 
 DTYPES: Final = ("float32", "int8", "int4")
-_DECODED: Final = 96  # tokens
-_CHUNK: Final = 64  # positions whose logits are in memory at once
+_DECODED: Final = 96  # new tokens of a decoding run
+_CHUNK: Final = 64  # the max number of positions whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Row:
 
 
 def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
-    """Yield a row for each dtype, and for float32 with speculative decoding, when it is measured.
+    """Yield a row for each dtype, then one for float32 with speculative decoding.
 
-    load loads the model in a dtype. They are compared on a text that the float32 model samples:
-    every model can produce one, and it is the kind of text that the model knows.
+    load loads the model in a dtype. The dtypes are compared on a text that the float32 model
+    samples: every model can produce one, and it resembles what the model was trained on.
     """
     exact = load("float32")
-    text = _own_text(exact)
+    text = _sampled_text(exact)
     prefills = {}
     for dtype in DTYPES:
         model = exact if dtype == "float32" else load(dtype)
@@ -62,7 +62,7 @@ def compare_dtypes(load: Callable[[str], GPT2], repeats: int) -> Iterator[Row]:
     exact.close()
 
 
-def _own_text(model: GPT2) -> list[int]:
+def _sampled_text(model: GPT2) -> list[int]:
     n = min(PREFILL, model.config.n_positions) - 1
     start = model.config.bos_token_id
     start = 0 if start is None or start >= model.config.vocab_size else start
@@ -82,7 +82,7 @@ def _prefill(model: GPT2, text: list[int]) -> float:
 
 
 def _decode(model: GPT2, text: list[int], draft: str | None = None) -> float:
-    """Return the speed of decoding: the time after the first token, without the prompt."""
+    """Return the tokens per second after the first token, so without the time for the prompt."""
     prompt = text[:PROMPT]
     runs = []
     n = min(_DECODED, model.config.n_positions - PROMPT)

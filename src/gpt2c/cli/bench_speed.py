@@ -1,4 +1,4 @@
-"""What ``gpt2c bench`` measures: speed and its share of the machine's limits, start-up, memory."""
+"""Measure speed, its share of the machine's limits, start-up and memory for ``gpt2c bench``."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from gpt2c.config import GPT2Config
     from gpt2c.model import GPT2
 
-PROMPT: Final = 16  # tokens of a prompt, before the measured ones
+PROMPT: Final = 16  # tokens of a prompt that is fed before the measured tokens
 DECODED: Final = 24  # tokens per repeat
-DEPTHS: Final = (16, 256, 1000)
-BATCHES: Final = (8, 32)
+DEPTHS: Final = (16, 256, 1000)  # tokens in the KV cache before the measured ones
+BATCHES: Final = (8, 32)  # sequences
 BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
-PREFILL: Final = 512
-_FLOAT: Final = 4  # bytes
-# A repeat takes at least this many seconds: shorter ones of a small model would measure noise.
-_SHORTEST: Final = 0.1
+PREFILL: Final = 512  # tokens of the prompt that is measured
+_FLOAT: Final = 4  # bytes of a float32
+# The min length of a repeat, in seconds. It has several runs if one run is too short to measure.
+_MIN_REPEAT: Final = 0.1
 
 # A program for a fresh process: it prints an empty line at its first token, then its peak memory.
-_FIRST_TOKEN = """
+_FRESH_PROGRAM = """
 import json
 import sys
 import gpt2c
-path, dtype, more, threads, n_prompt, n_new = *sys.argv[1:4], *map(int, sys.argv[4:])
-options = {"dtype": dtype, "threads": threads, **json.loads(more)}
+path, dtype, options_json, threads, n_prompt, n_new = *sys.argv[1:4], *map(int, sys.argv[4:])
+options = {"dtype": dtype, "threads": threads, **json.loads(options_json)}
 model = gpt2c.GPT2.from_pretrained(path or None, **options)
 stream = model.stream(list(range(n_prompt)), max_new_tokens=n_new)
 next(stream)
@@ -102,7 +102,7 @@ def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
     engine = model._engine
 
     def run() -> float:
-        return _timed(lambda: engine.run([endless_job(model, ids, 1)], 1))
+        return _timed(lambda: engine.run([job_without_eos(model, ids, 1)], 1))
 
     flops = _flops(model.config, 0, n) + _head_flops(model.config)
     return _repeated(f"prompt of {n}", model, repeats, run, n, 0, flops)
@@ -113,7 +113,7 @@ def _decode(model: GPT2, depth: int, repeats: int) -> Measurement:
     ids = _random_ids(model, depth)
 
     def run() -> float:
-        job = endless_job(model, ids, DECODED + 1)
+        job = job_without_eos(model, ids, DECODED + 1)
         engine.run([job], 1)
         return _timed(lambda: engine.run([job], DECODED))
 
@@ -127,7 +127,7 @@ def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
     n = min(BATCH_TOKENS, model.config.n_positions - PROMPT)
 
     def run() -> float:
-        jobs = [endless_job(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
+        jobs = [job_without_eos(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
         return _timed(lambda: engine.run(jobs, n))
 
     c = model.config
@@ -140,7 +140,7 @@ def _fresh_process(
     model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any]
 ) -> Iterator[Measurement]:
     n_new = min(128, model.config.n_positions - PROMPT)
-    command = [sys.executable, "-c", _FIRST_TOKEN, path or "", model.dtype, json.dumps(options)]
+    command = [sys.executable, "-c", _FRESH_PROGRAM, path or "", model.dtype, json.dumps(options)]
     command += [str(model.threads), str(PROMPT)]
     seconds, megabytes = [], []
     for _ in range(repeats):
@@ -153,7 +153,7 @@ def _fresh_process(
                 megabytes.append(int(last) / 1e6)
     yield Measurement("first token of a fresh process", "s", seconds)
     if megabytes:
-        yield Measurement(f"its peak memory, {n_new} tokens on", "MB", megabytes)
+        yield Measurement(f"peak memory after {n_new} tokens", "MB", megabytes)
 
 
 def peak_bytes() -> int:
@@ -162,7 +162,7 @@ def peak_bytes() -> int:
         with open("/proc/self/status") as file:
             fields = dict(line.split(":", 1) for line in file)
         return int(fields["VmHWM"].split()[0]) << 10
-    except OSError:  # not Linux, where ru_maxrss would include the memory of the parent
+    except OSError:  # not Linux; on Linux, ru_maxrss can include the memory of the parent
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -179,11 +179,11 @@ def _repeated(
     flops: float,
 ) -> Measurement:
     """Warm up with one run, then measure each repeat between two measurements of the limits."""
-    n_inner = math.ceil(_SHORTEST / max(run(), 1e-6))
+    runs_per_repeat = math.ceil(_MIN_REPEAT / max(run(), 1e-6))
     speeds, bandwidth, fma = [], [], []
     before = _limits(model)
     for _ in range(repeats):
-        seconds = sum(run() for _ in range(n_inner)) / n_inner
+        seconds = sum(run() for _ in range(runs_per_repeat)) / runs_per_repeat
         after = _limits(model)
         stream, multiply_add = ((a + b) / 2 for a, b in zip(before, after, strict=True))
         before = after
@@ -198,7 +198,7 @@ def _repeated(
 def _limits(model: GPT2) -> tuple[float, float]:
     """Return the machine's streaming bandwidth in bytes/s and its FMA rate in flop/s.
 
-    Medians of three, because another process may disturb a single measurement.
+    Each is the median of three, because another process may disturb a single measurement.
     """
     engine = model._engine
     return (
@@ -213,7 +213,7 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def endless_job(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
+def job_without_eos(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
     """Return a greedy job that no EOS token ends."""
     return model._engine.job(ids, n_new, Plan(), 0, 0, np.empty(0, dtype=np.int32))
 
@@ -231,12 +231,13 @@ def _block_weights(c: GPT2Config) -> int:
 
 
 def _weight_bytes(model: GPT2) -> int:
-    """Return the size of the matrices that each token reads; packed with padding if quantised."""
+    """Return the bytes of the matrices that each token reads, as packed if quantised."""
     c = model.config
     if model.dtype in ("int8", "int4"):
         sources = loaded_checkpoint(model._engine, c).tensors
-        read = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
-        return sum(math.prod(s.packed_shape) for s in read if isinstance(s, PackedSource))
+        # An untied wte.weight, the first tensor, is only looked up.
+        matrices = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
+        return sum(math.prod(s.packed_shape) for s in matrices if isinstance(s, PackedSource))
     return _FLOAT * (_block_weights(c) + c.vocab_size * c.n_embd)
 
 

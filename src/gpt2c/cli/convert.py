@@ -31,13 +31,13 @@ def _run(options: argparse.Namespace) -> None:
     source = locate(options.source)
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
-        config = _named_config(checkpoint, tokenizer)
+        config = _config_with_named_tokens(checkpoint, tokenizer)
         in_float32 = replace(checkpoint, quantized_dtype=None, config=config)
         save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
         save_checkpoint(in_float32, Path(options.folder), save)
 
 
-def _named_config(
+def _config_with_named_tokens(
     checkpoint: Checkpoint, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> gpt2c.GPT2Config:
     """Return the configuration with the BOS and EOS tokens that the tokenizer's files name."""

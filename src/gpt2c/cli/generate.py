@@ -12,29 +12,29 @@ import gpt2c
 from gpt2c.cli.input import READING, Item, read_prompts
 from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load
 from gpt2c.errors import ContextError
-from gpt2c.generate import drafting
+from gpt2c.generate.drafting import DRAFT_NAMES
 from gpt2c.generate.prompts import check_ids
 
 # Options of GPT2.complete that take one number.
-_GENERATE_OPTIONS: Final = (
+_NUMBER_OPTIONS: Final = (
     ("temperature", float, "T", "divide the logits by T; 0 is greedy"),
     ("top-k", int, "K", "draw only from the K likeliest tokens"),
     ("top-p", float, "P", "draw from the fewest tokens whose probabilities add up to P"),
     ("min-p", float, "P", "draw from tokens at least P times as likely as the likeliest"),
-    ("typical-p", float, "P", "draw from tokens of surprisal near the entropy that add up to P"),
-    ("top-n-sigma", float, "N", "draw from logits within N standard deviations of the maximum"),
+    ("typical-p", float, "P", "draw from the most typical tokens, up to total probability P"),
+    ("top-n-sigma", float, "N", "keep logits within N standard deviations of the max"),
     ("mirostat-tau", float, "BITS", "keep the surprisal near BITS per token"),
-    ("repetition-penalty", float, "R", "divide by R the logits of tokens in prompt or text"),
+    ("repetition-penalty", float, "R", "divide the logits of tokens in the prompt or text by R"),
     ("presence-penalty", float, "X", "subtract X from the logits of generated tokens"),
-    ("frequency-penalty", float, "X", "the same, for each occurrence"),
-    ("no-repeat-ngram-size", int, "N", "no sequence of N tokens occurs twice"),
+    ("frequency-penalty", float, "X", "subtract X from a token's logit for each occurrence"),
+    ("no-repeat-ngram-size", int, "N", "never repeat a sequence of N tokens"),
     ("dry-multiplier", float, "X", "strength of the DRY penalty for repeated passages"),
     ("min-new-tokens", int, "N", "generate at least N tokens before an EOS token"),
     ("max-time", float, "SECONDS", "end a text (with --json: all texts) after this time"),
     ("seed", int, "S", "seed of the sampling, to draw the same text again"),
 )
 
-# Options whose texts cannot be streamed: they are printed when complete.
+# Options that rule out streaming: each text is printed once it is complete.
 _WHOLE_TEXT_OPTIONS: Final = (
     ("num-beams", int, "N", "search with N beams for the likeliest text"),
     ("length-penalty", float, "X", "above 0 beam search favours longer texts; default: 1"),
@@ -50,8 +50,8 @@ def add_command(commands: Commands) -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(
         "generate", help="continue prompts", epilog=EXAMPLES, formatter_class=layout,
-        description="Continues prompts and streams the new text. Greedy unless a sampling option "
-        f"is given.{READING}", allow_abbrev=False,
+        description="Continues prompts and streams the new text. Decoding is greedy unless a "
+        f"sampling option is given.{READING}", allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
@@ -63,14 +63,14 @@ def add_command(commands: Commands) -> None:
     add("-n", "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens; "
         "default: from the model's generation_config.json, else 40")  # fmt: skip
     add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
-    for name, kind, metavar, help_text in (*_GENERATE_OPTIONS, *_WHOLE_TEXT_OPTIONS):
+    for name, kind, metavar, help_text in (*_NUMBER_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
-    add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends: once N texts "
-        "are complete (true), once also no beam scores better (false, the default), or once also "
-        "no beam can become better (never)")  # fmt: skip
-    add("--draft", choices=[*drafting.KINDS, "none"], default="auto", help="how speculative "
+    add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends, once N "
+        "texts are complete: immediately (true), when no beam scores better (false, the default), "
+        "or when no beam can become better (never)")  # fmt: skip
+    add("--draft", choices=[*DRAFT_NAMES, "none"], default="auto", help="how speculative "
         "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or "
-        "whichever is faster (auto, the default). The text is the same")  # fmt: skip
+        "in each pass whichever is faster (auto, the default). The text is the same")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
         "may be repeated")  # fmt: skip
     add("--slide", action="store_true", help="when the context is full, go on from its second half")
@@ -109,7 +109,7 @@ def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of GPT2.complete."""
-    names = [name.replace("-", "_") for name, *_ in _GENERATE_OPTIONS]
+    names = [name.replace("-", "_") for name, *_ in _NUMBER_OPTIONS]
     length = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     return {
         **length,

@@ -1,4 +1,4 @@
-"""Reading texts and prompts from files and standard input.
+"""Read texts and prompts from files and standard input.
 
 Every text is read as ``open(path, encoding="utf-8-sig")`` reads it: UTF-8, without a byte-order
 mark at the beginning, and with CRLF and CR as line ends like LF. The same bytes therefore give the
@@ -71,7 +71,7 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
         offset += len(raw)
         if not text:  # the file is only a byte order mark
             return
-        # A line end inside is a lone CR, as in files of the classic Mac OS.
+        # A line end inside `text` is a lone CR, as in files of the classic Mac OS.
         for line in _with_plain_line_ends(text).removesuffix("\n").split("\n"):
             number += 1
             yield f"{name}, line {number}", line

@@ -29,9 +29,9 @@ def add_scoring_command(
     """Add a command that prints the results of scoring texts."""
     parser = commands.add_parser(
         name, help=f"print {results}", allow_abbrev=False,
-        description=f"Reads texts and prints {results}: one JSON object per text and line, with "
+        description=f"Reads texts and prints {results}: a line with a JSON object per text, with "
         "null for a number that is undefined or infinite. Short texts are scored in batches, so "
-        f"several lines can appear at once.{READING}",
+        f"several lines can appear together.{READING}",
     )  # fmt: skip
     parser.set_defaults(run=run, top_logprobs=0)
     add = parser.add_argument
@@ -65,7 +65,7 @@ def print_line(result: dict[str, Any]) -> None:
 def _scored(
     model: GPT2, file: BinaryIO, options: argparse.Namespace
 ) -> Iterator[tuple[Item, Score]]:
-    waiting: deque[Item] = deque()  # for their scores
+    waiting: deque[Item] = deque()  # the texts whose scores have not come yet
 
     def texts() -> Iterator[Item]:
         for text in _texts(file, options):

@@ -69,11 +69,11 @@ def html_page(
     title: str = "A text as the model sees it",
     model: str | None = None,
 ) -> Iterator[str]:
-    """Yield the pieces of a page that shows the text of each score; made lazily.
+    """Yield, lazily, the pieces of a page that shows the text of each score.
 
     Each token has the colour of its rank. A tooltip shows its rank, probability and entropy, and
-    the likeliest tokens at its position if the score has them. model is the model's name, to be
-    shown. The page has no script and needs no other file. ``"".join`` makes it one string.
+    the likeliest tokens at its position if the score has them. `model` is the name of the model
+    to show. The page has no script and needs no other file. ``"".join`` makes it one string.
     """
     shown = html.escape(one_line(title))
     model_line = f"<p>Model: {html.escape(one_line(model))}</p>\n" if model else ""

@@ -1,4 +1,4 @@
-"""Which tokens spell which characters of a text, and their ranks."""
+"""Find which tokens spell each character of a text, and their ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from gpt2c.errors import OptionError, TokenizerError
 from gpt2c.measure.scores import Score
 
-# GLTR's classes: the highest rank of each; the last has no bound.
+# The highest rank of each of GLTR's classes; the last class has no bound.
 CLASS_BOUNDS: Final = (10, 100, 1000)
 CLASS_NAMES: Final = ("top 10", "top 100", "top 1000", "the rest")
 
@@ -31,8 +31,8 @@ class Span:
     """Whole characters and the tokens that spell them: usually one token.
 
     text
-        The characters. Bytes that are not valid UTF-8 are U+FFFD; a token without text is its id
-        in brackets.
+        The characters. Bytes that are not valid UTF-8 become U+FFFD; a token without text becomes
+        its id in brackets.
     begin, end
         The span's tokens are the score's tokens begin to end - 1.
     rank

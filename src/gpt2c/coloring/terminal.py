@@ -1,4 +1,4 @@
-"""A coloured text for a terminal; brackets replace the colours where it shows none."""
+"""Colour a text for a terminal; brackets replace the colours if it cannot show them."""
 
 from __future__ import annotations
 

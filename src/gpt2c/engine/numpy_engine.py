@@ -40,12 +40,12 @@ class _Weights(dict[str, NDArray[Any]]):
 class Model:
     """See EngineModel. The weights are NumPy arrays.
 
-    References keep the weights: the model's until `close`, and those of holds and running calls. So
-    there is no lock, and an interrupt can leave nothing undone.
+    The weights live as long as something refers to them: the model until `close`, a hold, or a
+    running call. So no lock is needed, and an interrupt cannot leave one locked.
     """
 
     isa = "numpy"
-    n_threads = 1  # besides the threads of NumPy's BLAS
+    n_threads = 1  # NumPy's BLAS may use more
 
     def __init__(self, config: GPT2Config, dtype: str = "float32") -> None:
         """Set all weights to zero; `load` fills them."""
@@ -138,7 +138,7 @@ class Model:
         """See EngineModel.run."""
         own = [job for job in jobs if isinstance(job, Job)]
         if len(own) != len(jobs):
-            raise OptionError("run takes jobs of NumPy's engine alone")
+            raise OptionError("run takes only jobs of the NumPy engine")
         for _ in range(max_steps):
             for job in own:
                 job.step()
@@ -154,15 +154,15 @@ class Model:
     ) -> Scores:
         """See EngineModel.score."""
         parts = []
-        for sequence, fed, asked in zip(sequences, ids, targets, strict=True):
-            n_unscored = len(fed) - len(asked)
+        for sequence, fed, scored in zip(sequences, ids, targets, strict=True):
+            n_unscored = len(fed) - len(scored)
             if n_unscored:
                 sequence.feed(fed[:n_unscored], 0)
-            # In chunks, since the logits of all rows would take too much memory.
-            for begin in range(0, len(asked), SCORE_ROWS):
+            # Feed in chunks, because the logits of all rows would take too much memory.
+            for begin in range(0, len(scored), SCORE_ROWS):
                 rows = slice(begin, begin + SCORE_ROWS)
-                logits = sequence.feed(fed[n_unscored:][rows], len(asked[rows]))
-                parts.append(token_scores(logits, asked[rows], n_top))
+                logits = sequence.feed(fed[n_unscored:][rows], len(scored[rows]))
+                parts.append(token_scores(logits, scored[rows], n_top))
         if not parts:
             parts.append(token_scores(np.empty((0, self.n_vocab)), np.empty(0, dtype=int), n_top))
         scores, top = zip(*parts, strict=True)
@@ -307,7 +307,7 @@ class Sequence:
             raise OptionError(
                 f"token ids must be from 0 to {model.n_vocab - 1}; found {ids.min()} to {ids.max()}"
             )
-        # A copy of the list, so an interrupted call leaves the sequence as it was.
+        # Extend a copy of the list, so an interrupted call leaves the sequence as it was.
         past = list(self.past)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
@@ -379,7 +379,7 @@ class Job:
 
     @property
     def draft_counts(self) -> tuple[int, int, int]:
-        """One forward call for each token, and no drafts."""
+        """See EngineJob.draft_counts: one forward call for each token, and no drafts."""
         return len(self._ids), 0, 0
 
     def new_ids(self, begin: int = 0) -> list[int]:

@@ -14,14 +14,14 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_ROWS: Final = 256  # tokens that one forward call takes, of all its sequences together
+MAX_ROWS: Final = 256  # the max number of tokens in one forward call, over all its sequences
 PAGE_POSITIONS: Final = 64  # positions in a page of the KV cache
-MOST_LOGPROBS: Final = 128  # alternatives of a score
+MAX_LOGPROBS: Final = 128  # the max number of alternatives per score
 
 NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
 
-# The score of a token, and one of the likeliest ids in its place. gpt2c.h has the same structs.
+# The score of a token, and one of the likeliest ids at its position; gpt2c.h has the same structs.
 SCORE_TYPE: Final = np.dtype(
     [("log_prob", np.float32), ("entropy", np.float32), ("rank", np.int32)]
 )
@@ -36,7 +36,7 @@ BLOCK_POINTS: Final = (
 )  # fmt: skip
 MODEL_POINTS: Final = ("embed", "ln_f", "logits")
 # A callback that takes a point, its block (0 outside the blocks) and its rows, which it may edit in
-# place: scores and probs are [n_head * n, n], logits are the wanted rows, others are [n, width].
+# place: scores and probs are [n_head * n, n], logits are only the wanted rows, others [n, width].
 Show: TypeAlias = Callable[[str, int, NDArray[Any]], None]
 
 
@@ -60,12 +60,12 @@ class Drafts:
     lookup: bool = False  # with what followed an earlier occurrence of the last tokens
     packing: bool = False  # with the model's own weights in 4 bits
     model: EngineModel | None = None  # with a draft model, which has the same vocabulary
-    n_tokens: int = 0  # tokens drafted at a time; 0: as many as pay off
+    n_tokens: int = 0  # tokens drafted at a time; 0: as many as are expected to save time
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The sampler stages of a sequence, and whether a token is then drawn or the argmax taken."""
+    """The sampler stages of a sequence, and whether its tokens are then drawn or the argmax."""
 
     stages: tuple[Stage, ...] = ()
     draws: bool = False
@@ -134,21 +134,21 @@ class EngineJob(Protocol):
 
     @property
     def draft_counts(self) -> tuple[int, int, int]:
-        """The numbers of forward calls after the prompt's, drafted tokens and accepted ones."""
+        """The numbers of forward calls that chose tokens, of drafted and of accepted tokens."""
 
     @property
     def finish_reason(self) -> str | None:
-        """ "length", "stop", "context", "nan", "nothing" (no id is left), or None while it runs."""
+        """None while it runs; then "length", "stop", "context", "nan" or "nothing" (no id left)."""
 
     @property
     def end_id(self) -> int | None:
-        """The EOS or other stop id that ended the sequence, or None; new_ids does not have it."""
+        """The EOS or other stop id that ended the sequence, or None; `new_ids` leaves it out."""
 
     def cancel(self) -> None:
         """Make a `run` of this job in another thread return soon."""
 
     def prefill(self, n: int) -> None:
-        """Feed the prompt's first n ids, fewer than all, as far as they are not fed yet."""
+        """Feed those of the prompt's first n ids that were not fed yet; n must be less than all."""
 
     def new_ids(self, begin: int = 0) -> list[int]:
         """Return the new tokens, beginning at index `begin`."""
@@ -160,7 +160,7 @@ class EngineJob(Protocol):
         """Feed the rest of the prompt, or the last token; return the next token's logits."""
 
     def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
-        """Choose the next token from logits [n_vocab]; score it by `own`, the model's logits."""
+        """Choose the next token from logits [n_vocab]; score it from `own`, the model's logits."""
 
 
 @runtime_checkable
@@ -176,7 +176,7 @@ class EngineModel(Protocol):
 
     @property
     def dtype(self) -> str:
-        """ "float32", "int8", "int4" or "float64"."""
+        """The format of the weights: "float32", "int8", "int4" or "float64"."""
 
     @property
     def n_vocab(self) -> int:
@@ -188,15 +188,15 @@ class EngineModel(Protocol):
 
     @property
     def n_threads(self) -> int:
-        """The maximum number of threads of one call."""
+        """The max number of threads of one call."""
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of memory that the weights take, those packed for drafts included."""
+        """The memory of the weights, in bytes, including those packed for drafts."""
 
     @property
     def draft_bytes(self) -> int:
-        """Bytes of memory that the weights packed for drafts take; 0 until drafts need them."""
+        """The memory of the weights packed for drafts, in bytes; 0 until drafts need them."""
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """Store rows [begin, begin + len(rows)) of a tensor; a vector is one row."""
@@ -233,15 +233,16 @@ class EngineModel(Protocol):
     ) -> EngineJob:
         """Return a job that continues ids int32 [n].
 
-        The job takes over `sequence`, which already holds the first of these ids, fewer than all.
+        The job takes over `sequence`, which already holds some of the first ids, but not all.
         With n_top, each new token gets a score and n_top alternatives. Raises OptionError for
         invalid arguments.
         """
 
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
-        """Advance the jobs together, one token or more a step, for up to max_steps steps.
+        """Advance the jobs together for up to max_steps steps.
 
-        It returns early when a job finishes or is cancelled.
+        With drafts, a step can add several tokens to a job. Returns early when a job finishes or is
+        cancelled.
         """
 
     def score(
@@ -262,8 +263,8 @@ class EngineModel(Protocol):
     ) -> NDArray[np.void]:
         """Feed each sequence its ids; return the likeliest next tokens, TOP_TYPE [n, n_top].
 
-        The likeliest comes first, of ties the lower id. If n_top exceeds the vocabulary, the last
-        entries have the id -1. If any logit is NaN, all log-probabilities of its row are.
+        The likeliest comes first; ties go to the lower id. If n_top exceeds the vocabulary, the
+        last entries have the id -1. If any logit is NaN, all log-probabilities of its row are NaN.
         """
 
     def log_probs(
@@ -302,7 +303,7 @@ class EngineModel(Protocol):
         """
 
     def held(self) -> AbstractContextManager[None]:
-        """Return a context manager that keeps the weights, even if the model is closed meanwhile.
+        """Return a context manager that keeps the weights, even after `close`.
 
         Blocks of one thread may be nested.
         """
@@ -311,4 +312,4 @@ class EngineModel(Protocol):
         """Raise ClosedError after `close`."""
 
     def close(self) -> None:
-        """Free the weights once running calls are done."""
+        """Free the weights once running calls have ended."""

@@ -84,7 +84,8 @@ def instruction_sets() -> list[tuple[str, bool]]:
 def choose_isa() -> str:
     """Return the fastest instruction set that this CPU can run, or the one that GPT2C_ISA names.
 
-    Raises OptionError if GPT2C_ISA names none of them, and BackendError if the CPU can run none.
+    Raises OptionError if GPT2C_ISA names one that is unknown or that this CPU cannot run, and
+    BackendError if the CPU can run none.
     """
     sets = dict(instruction_sets())
     supported = [name for name, runs in sets.items() if runs]

@@ -19,8 +19,8 @@ _OPENMP_LIST: Final = re.compile(r"\s*\+?\d{1,18}\s*(,\s*\+?\d{1,18}\s*)*", re.A
 def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
     """Return the number of threads, and the reason for it.
 
-    It is the requested number; or else GPT2C_THREADS from the environment; or else OMP_NUM_THREADS
-    (the first number of a list; ignored if OpenMP would ignore it); or else the minimum of the CPUs
+    The number is `requested`; or else GPT2C_THREADS from the environment; or else OMP_NUM_THREADS
+    (the first number of a list; ignored if OpenMP would ignore it); or else the min of the CPUs
     that this process may run on, the physical cores among them, and the quota of its control group
     (rounded down, but at least 1). Two threads on one core would share its arithmetic units, and a
     thread beyond the quota would make all threads wait.
@@ -74,13 +74,13 @@ def _physical_cores(cpus: set[int], root: Path) -> int | None:
 
 
 def _quota(root: Path) -> float | None:
-    """Return the minimum quota, in CPUs, of the control group and its parents, or None."""
+    """Return the min quota, in CPUs, of the control group and its parents; None without one."""
     quotas = [*_quotas_v2(root), *_quotas_v1(root)]
     return min(quotas, default=None)
 
 
 def _groups(root: Path, controller: str) -> list[str]:
-    """Return this process's control group and its parents; the controller "" is version 2."""
+    """Return this process's control group and its parents; the controller "" selects version 2."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

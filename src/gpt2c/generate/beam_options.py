@@ -1,4 +1,4 @@
-"""Options of beam search, checked."""
+"""Check the options of beam search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, TypedDict
 from gpt2c.checks.options import integer, number
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.schedule.beams import BeamPlan
+from gpt2c.schedule.beams import SearchOptions
 
 _MAX_BEAMS: Final = 1024
 _MAX_LENGTH_PENALTY: Final = 50.0  # larger powers of a length could overflow a float
@@ -35,14 +35,14 @@ NEUTRAL: Final[Mapping[str, object]] = {
 }
 
 
-def check_beams(given: Mapping[str, Any]) -> BeamPlan | None:
-    """Return the plan for BeamOptions, or None if num_beams is 1. A value of None means not given.
+def check_beams(given: Mapping[str, Any]) -> SearchOptions | None:
+    """Return the checked BeamOptions, or None if num_beams is 1. An option may be None: not given.
 
     Raises OptionError or OptionTypeError naming the option, its value and its range.
     """
     options = {**NEUTRAL, **{name: value for name, value in given.items() if value is not None}}
     n_beams = integer("num_beams", options["num_beams"], 1, _MAX_BEAMS)
-    plan = BeamPlan(
+    search = SearchOptions(
         n_beams,
         number(
             "length_penalty",
@@ -59,20 +59,20 @@ def check_beams(given: Mapping[str, Any]) -> BeamPlan | None:
             if options[name] != neutral:
                 raise OptionError(f"{name} is given without num_beams, which turns on beam search")
         return None
-    if n_beams % plan.n_groups:
+    if n_beams % search.n_groups:
         raise OptionError(
-            f"num_beam_groups is {plan.n_groups}; it must divide num_beams, which is {n_beams}"
+            f"num_beam_groups is {search.n_groups}; it must divide num_beams, which is {n_beams}"
         )
-    if plan.n_groups > 1 and not plan.diversity_penalty:
+    if search.n_groups > 1 and not search.diversity_penalty:
         raise OptionError(
             "num_beam_groups is given without a diversity_penalty above 0; without one, all groups "
             "would find the same texts"
         )
-    if plan.n_groups == 1 and plan.diversity_penalty:
+    if search.n_groups == 1 and search.diversity_penalty:
         raise OptionError(
             "diversity_penalty is given without num_beam_groups; it acts only between groups"
         )
-    return plan
+    return search
 
 
 def _early_stopping(value: object) -> bool | str:

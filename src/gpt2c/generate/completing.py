@@ -1,4 +1,4 @@
-"""A call's prompts and options become requests; their results become completions."""
+"""Turn a call's prompts and options into requests, and their results into completions."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ class Completer:
         self._options = options
         self._stops = self._new_stops()
         self._drafts = None
-        if options.logits_processor is None:  # which must see each token's logits one by one
+        # A logits_processor sees the logits of one token at a time, so such a call uses no drafts.
+        if options.logits_processor is None:
             draft, n_tokens = options.draft, options.num_assistant_tokens
             self._drafts = check_drafts(engine, draft, n_tokens)
 
     def complete_list(self, prompts: Any) -> list[Any]:
         """Return a completion for each prompt of a list; a single prompt counts as a list of one.
 
-        With num_return_sequences it is a list of completions for each prompt, here and in
+        With num_return_sequences, each prompt gets a list of completions, here and in
         complete_lazily.
         """
         options = self._options
@@ -158,7 +159,10 @@ class Completer:
             )
 
     def _pad_id(self) -> int | None:
-        """Return the padding token or else, as in transformers, the first EOS token."""
+        """Return the padding token, or else the first EOS token, as in transformers.
+
+        Without either, it is the first stop token, or None.
+        """
         config = self._config
         eos = config.eos_token_id
         if config.pad_token_id is not None:

@@ -13,8 +13,8 @@ from gpt2c.checks.untrusted import show
 from gpt2c.engine.protocol import Drafts, EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
 
-KINDS: Final = ("auto", "packing", "lookup")
-_MAX_DRAFTED: Final = 24  # tokens at a time
+DRAFT_NAMES: Final = ("auto", "packing", "lookup")  # the values of draft that are strings
+_MAX_DRAFTED: Final = 24  # the max number of tokens drafted at a time
 # The min size of a model that drafts with its 4-bit copy. Smaller weights stay in the processor's
 # caches, where drafting costs as much as it saves.
 _MIN_BYTES: Final = 32 << 20
@@ -23,8 +23,8 @@ _MIN_BYTES: Final = 32 << 20
 def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | None:
     """Return the drafts for the options `draft` and `num_assistant_tokens`, or None.
 
-    A draft model is given as its engine's model. Raises OptionError or OptionTypeError for invalid
-    values, and for drafts without the compiled engine.
+    `draft` is a name, None, or the EngineModel of a draft model. Raises OptionError or
+    OptionTypeError for invalid values, and for drafts without the compiled engine.
     """
     fixed = 0
     if n_tokens is not None:
@@ -35,7 +35,7 @@ def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | Non
             )
     if draft is None:
         return None
-    if isinstance(draft, str) and draft not in KINDS:
+    if isinstance(draft, str) and draft not in DRAFT_NAMES:
         raise OptionError(_must_be(draft))
     if engine.isa == "numpy":
         if draft == "auto":
@@ -71,5 +71,5 @@ def _draft_model(engine: EngineModel, draft: Any) -> EngineModel:
 
 
 def _must_be(draft: Any) -> str:
-    kinds = ", ".join(map(repr, KINDS))
-    return f"draft is {show(draft)}; it must be {kinds}, a gpt2c.GPT2, or None"
+    names = ", ".join(map(repr, DRAFT_NAMES))
+    return f"draft is {show(draft)}; it must be {names}, a gpt2c.GPT2, or None"

@@ -1,4 +1,4 @@
-"""Texts to ids with a model's tokenizer, the BOS token of an empty prompt, and ids to bytes."""
+"""Encode texts and prompts to checked ids, and decode single ids to bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Encoder:
 
     @property
     def n_padding(self) -> int:
-        """The number of ids that the model has and its tokenizer lacks: padding."""
+        """The number of padding ids, which the model has and its tokenizer lacks."""
         given = self.given_tokenizer
         if isinstance(given, MissingTokenizer):
             return 0
@@ -51,10 +51,10 @@ class Encoder:
         ids = self._text_ids(prompt, where, special=True) if isinstance(prompt, str) else prompt
         return check_ids(ids, self._config.vocab_size, where)
 
-    def encode_scored(
+    def encode_for_scoring(
         self, text: Any, index: int, special: bool, start: int | None
     ) -> NDArray[np.int32]:
-        """Return the ids of a text to score; start is the id that is fed before them, or None.
+        """Return the ids of a text to score; start is the id to feed before them, or None.
 
         If `special`, the name of a special token becomes its id; otherwise it is plain characters.
         Raises what `encode` raises.

@@ -1,4 +1,4 @@
-"""``generation_config.json``: a model's EOS tokens, and its default options for calls."""
+"""Read ``generation_config.json``: a model's EOS tokens and its default options for calls."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     """Return the configuration with the file's EOS, BOS and padding tokens, and default options.
 
     Sampling options are used only if the file sets do_sample, as in transformers. Beam search
-    options are used only if it sets num_beams without do_sample: gpt2c does not support both at
-    once. Without the file the result is `config` and no options.
+    options are used only if it sets num_beams without do_sample: gpt2c does not support both
+    together. Without the file the result is `config` and no options.
 
     Nothing in the file is an error. Unreadable values are ignored with a warning here; invalid
     options are ignored in each call, with a warning there.
@@ -132,11 +132,11 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     except ConfigError as reason:
         _log.warning("%s; the file is ignored", reason)
         return config, ModelDefaults()
-    ignored = [name for name, neutral in NOT_SUPPORTED.items() if acts(values, name, neutral)]
-    if acts(values, "num_return_sequences", (1,)):
+    ignored = [name for name, neutral in NOT_SUPPORTED.items() if has_effect(values, name, neutral)]
+    if has_effect(values, "num_return_sequences", (1,)):
         ignored.append("num_return_sequences")
     samples = values.get("do_sample") is True
-    searches = acts(values, "num_beams", (BEAMS["num_beams"],))
+    searches = has_effect(values, "num_beams", (BEAMS["num_beams"],))
     if samples and searches:
         ignored.append("num_beams")
     if ignored:
@@ -150,7 +150,7 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
         wanted |= {name: (neutral,) for name, neutral in BEAMS.items()}
     options: dict[str, Any] = {"do_sample": True} if samples else {}
     for name, neutral in wanted.items():
-        if acts(values, name, neutral):
+        if has_effect(values, name, neutral):
             options[_OURS.get(name, name)] = _cleaned(name, values[name], config)
     if options.get("bad_words") == []:
         del options["bad_words"]
@@ -242,30 +242,30 @@ class Lengths:
         """Whether a min length is set."""
         return self.min_new_tokens is not None or self.min_length is not None
 
-    def new_tokens(self, n_prompt: int, most: int) -> tuple[int, int]:
+    def new_tokens(self, n_prompt: int, max_new: int) -> tuple[int, int]:
         """Return the max and min number of new tokens after a prompt of n_prompt tokens.
 
-        most is the max from the call or from gpt2c's own default. Impossible lengths are ignored
-        or clamped with a warning.
+        max_new is the max from the call, or gpt2c's own default. Impossible lengths are ignored or
+        clamped with a warning.
         """
         if self.max_length is not None:
             if self.max_length > n_prompt:
-                most = self.max_length - n_prompt
+                max_new = self.max_length - n_prompt
             else:
                 _log.warning(
-                    "%s: max_length is %d, and the prompt has %d tokens; it is ignored",
+                    "%s: max_length is %d, and the prompt has %d tokens; max_length is ignored",
                     self.source, self.max_length, n_prompt,
                 )  # fmt: skip
-        fewest = self.min_new_tokens
-        if fewest is None:
-            fewest = max((self.min_length or 0) - n_prompt, 0)
-        if fewest > most:
+        min_new = self.min_new_tokens
+        if min_new is None:
+            min_new = max((self.min_length or 0) - n_prompt, 0)
+        if min_new > max_new:
             name = "min_length" if self.min_new_tokens is None else "min_new_tokens"
             _log.warning(
                 "%s: %s asks for %d new tokens, more than the max of %d",
-                self.source, name, fewest, most,
+                self.source, name, min_new, max_new,
             )  # fmt: skip
-        return most, min(fewest, most)
+        return max_new, min(min_new, max_new)
 
 
 def _is_integral_or_inf(value: object) -> bool:
@@ -291,7 +291,8 @@ def with_usable_defaults(
         found["min_new_tokens"] = 1
     if given.get("do_sample") is True and found.get("temperature") == 0:
         _log.warning(
-            "%s: temperature is 0, and the call has do_sample=True; it is ignored", defaults.source
+            "%s: temperature is 0, but the call has do_sample=True; this temperature is ignored",
+            defaults.source,
         )
         del found["temperature"]
     try:
@@ -343,7 +344,7 @@ def with_defaults(
     """Return a call's options, completed with defaults; an option given as None keeps its default.
 
     If the call asks for greedy decoding, the default sampling options are dropped; if it asks for
-    sampling or one beam, the default beam search options are.
+    sampling or one beam, the default beam search options are dropped.
     """
     options = {name: value for name, value in defaults.items() if name in allowed}
     temperature = given.get("temperature")
@@ -362,7 +363,7 @@ def with_defaults(
     return options
 
 
-def acts(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
+def has_effect(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
     """Return whether the option is set to a value that has an effect (one not in `neutral`)."""
     value = values.get(name)
     try:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from gpt2c.checks.option_hints import hint
 from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.protocol import MAX_ROWS, MOST_LOGPROBS, Plan, Scores
+from gpt2c.engine.protocol import MAX_LOGPROBS, MAX_ROWS, Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import BeamOptions, check_beams
 from gpt2c.generate.generation_config import Lengths
 from gpt2c.generate.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
-from gpt2c.schedule.beams import BeamPlan
+from gpt2c.schedule.beams import SearchOptions
 from gpt2c.schedule.requests import LogitsProcessor
 from gpt2c.schedule.stops import Callback, StopString
 
@@ -94,21 +94,22 @@ class Completion:
         The new ids, without the token that ended the text. A stop string's ids are left out, except
         an id that also holds text before the string.
     finish_reason
-        Why the text ended. "length": there are max_new_tokens; "stop": at an EOS token, a stop
-        string or a stop token; "context": the context is full; "time": max_time has passed;
-        "callback": the callback ended it.
+        Why the text ended. "length": it has max_new_tokens tokens; "stop": an EOS token, a stop
+        string or a stop token ended it; "context": the context is full; "time": max_time has
+        passed; "callback": the callback ended it.
     seed, sample
         The seed (None without sampling), and the number of this text among num_return_sequences,
         from 0; together they reproduce it. The texts of a beam search are numbered best first.
     logprobs, top_logprobs
-        With logprobs: the log-probability of each new token, by the model itself, in nats; and for
-        each place a dict of the most likely ids and their log-probabilities.
+        With logprobs: the log-probability of each new token, in nats, computed from the model's
+        logits before any option changes them; and for each position a dict from the most likely
+        ids to their log-probabilities.
     prompt_logprobs, prompt_top_logprobs
         With echo=True: the same for the prompt's tokens. The first token has NaN and no
         alternatives, because nothing precedes it.
     passes, drafted, accepted
-        The number of forward passes for the new tokens, of drafted tokens, and of those that the
-        model accepted.
+        The numbers of forward passes that chose new tokens, of drafted tokens, and of drafted
+        tokens that the model accepted.
     sequence_score
         With beam search: the sum of the log-probabilities, after all options, divided by
         length^length_penalty. The token that ended the text counts in both.
@@ -165,7 +166,7 @@ class Options:
     """Checked generation options."""
 
     plan: Plan
-    beams: BeamPlan | None
+    beams: SearchOptions | None
     max_new_tokens: int
     seeds: int | tuple[int, ...] | None
     stop_strings: tuple[StopString, ...]
@@ -201,8 +202,8 @@ class Options:
         """
         if isinstance(self.seeds, tuple) and index >= len(self.seeds):
             raise OptionError(
-                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, and there "
-                f"is a prompt {index}"
+                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, but "
+                f"there is a prompt {index}"
             )
         if not self.plan.draws:
             return None
@@ -273,7 +274,7 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) -> None:
+def _check_with_beams(checked: Options, beams: SearchOptions, sampling: list[str]) -> None:
     """Raise for options that cannot be combined with beam search."""
     refused = [f"{name}, which is for sampling" for name in sampling]
     if checked.callback is not None:
@@ -282,7 +283,8 @@ def _check_with_beams(checked: Options, beams: BeamPlan, sampling: list[str]) ->
         refused.append("overflow='slide'")
     if refused:
         raise OptionError(
-            f"num_beams is {beams.n_beams}, and beam search does not go with {refused[0]}; pass "
+            f"num_beams is {beams.n_beams}, and beam search cannot be combined with "
+            f"{refused[0]}; pass "
             "num_beams=1, or leave out the other"
         )
     if checked.n_texts > beams.n_beams:
@@ -304,7 +306,7 @@ def _n_sequences(value: object) -> int:
 
 
 def _n_logprobs(value: object) -> int:
-    return integer("logprobs", value, 0, MOST_LOGPROBS)
+    return integer("logprobs", value, 0, MAX_LOGPROBS)
 
 
 def _function(name: str, value: object) -> Any:

@@ -68,7 +68,7 @@ def _kind(item: object) -> str:
 
 
 def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
-    """Return token ids as int32 [n], copied so that the caller cannot change them meanwhile.
+    """Return token ids as int32 [n], copied so that the caller cannot change them during the call.
 
     Raises OptionTypeError for an id that is not an integer, and OptionError for the first id that
     is not in the vocabulary. The messages begin with `where`.

@@ -65,7 +65,7 @@ class Vocabulary:
     named: frozenset[int] = frozenset()  # ids that the model's files name, which are not padding
 
     def id(self, name: str, value: object) -> int:
-        """Return the token id for an id, or for a text of one token that is not only digits.
+        """Return a checked token id, or the id of a text that is one token and not only digits.
 
         Raises OptionError or OptionTypeError naming the option.
         """
@@ -145,7 +145,7 @@ def _filter_options(options: Mapping[str, Any]) -> list[str]:
 
 
 def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
-    """Yield a stage that bans ids without a token, unless an option or the model names them."""
+    """Yield a stage that bans padding ids, except those that an option or the model names."""
     if not vocabulary.n_padding:
         return
     named = set(vocabulary.named | vocabulary.stop_ids)
@@ -161,7 +161,7 @@ def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]
 
 
 def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
-    """Yield the stages for the options; a value without effect yields none."""
+    """Yield the stages for the options; neutral values of _NUMBERS yield none."""
     for name, (low, high, neutral) in _NUMBERS.items():
         if name in options:
             value = number(name, options[name], low, high)
@@ -196,7 +196,7 @@ def _pair(
     first: tuple[str, float, float],
     second: tuple[str, float, float, float],
 ) -> Iterator[Stage]:
-    """Yield a stage that has two numbers, if its first is given, which turns it on."""
+    """Yield a stage of two numbers if the first one, which turns it on, is given."""
     name, low, high = second[:3]
     other = number(name, options.get(name, second[3]), low, high)
     if first[0] in options:
@@ -323,7 +323,8 @@ _NUMBERS: Final = {
     "eta_cutoff": (0.0, 1.0, 0.0),
 }
 
-# The stage that an option turns on.
+# Maps each option to the stage that it turns on. Add every option whose name is not its stage's:
+# without its option, a filter never turns sampling on, and no error says so.
 _STAGE_OF: Final = {
     **{name: name for name in SAMPLER_ORDER},
     "xtc_probability": "xtc",

@@ -23,12 +23,12 @@ class _Tokens:
 
 
 class TextStream:
-    """A sequence that is generated while its pieces are read; they can be read once."""
+    """A sequence that is generated while its pieces are read; they can be read only once."""
 
     def __init__(
         self, engine: EngineModel, request: Request, token_bytes: Callable[[int], bytes] | None
     ) -> None:
-        """The pieces are texts with token_bytes, and ids without. Generation starts lazily."""
+        """Make a stream of texts, or of ids if token_bytes is None. Generation starts lazily."""
         self._engine, self._request, self._token_bytes = engine, request, token_bytes
         self._continuation: Continuation | None = None
         self._is_cancelled = False
@@ -37,7 +37,7 @@ class TextStream:
     def pieces(self) -> Iterator[Any]:
         """Yield pieces of the new text, or new ids, each as soon as it is safe to show.
 
-        Nothing runs between two pieces; if the model is closed there, the next one raises
+        Nothing runs between two pieces. If the model is closed between them, the next piece raises
         ClosedError.
         """
         return self._ids() if self._token_bytes is None else self._texts(self._token_bytes)
@@ -48,7 +48,7 @@ class TextStream:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                # None is the event loop's default pool of threads, which ends with the loop.
+                # None selects the event loop's default thread pool, which ends with the loop.
                 work = loop.run_in_executor(None, next, pieces, _END)
                 try:
                     piece = await asyncio.shield(work)
@@ -85,7 +85,7 @@ class TextStream:
             n_yielded = n_safe
 
     def _texts(self, token_bytes: Callable[[int], bytes]) -> Iterator[str]:
-        """Decode the ids; the last one is cut before a stop string."""
+        """Decode the ids; cut the bytes of the last one where a stop string begins."""
         decoder = StreamDecoder(_Tokens(token_bytes))
         for id in self._ids():
             if piece := decoder.push(id, self._end):

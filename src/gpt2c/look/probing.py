@@ -35,8 +35,8 @@ _MASKED: Final = {"scores": -np.inf, "probs": 0}  # the causal mask's values
 class Captured:
     """The array that receives a point's values."""
 
-    values: Array  # of one block, or of all blocks, stacked
-    block: int | None  # the index of the block if stacked
+    values: Array  # the point's values in one block, or in all blocks, stacked
+    block: int | None  # the index of the block if they are stacked
 
     def put(self, value: Array) -> None:
         """Store the values of one block."""

@@ -22,10 +22,11 @@ from gpt2c.engine.protocol import (
 )
 from gpt2c.errors import NumericalError
 
-# Limit of a group of windows that runs in one call of the engine, besides MAX_ROWS. 32 pages of the
-# KV cache take 150 MB for GPT-2 124M.
+# The max number of KV cache pages that one call of the engine uses for its windows; MAX_ROWS limits
+# their rows. 32 pages take 150 MB for GPT-2 124M.
 _MAX_PAGES: Final = 32
-# Limit of queued texts: a text without a token to score adds no rows, so it fills no group.
+# The max number of queued texts. Texts without a token to score add no rows, so they never fill a
+# group.
 _MAX_QUEUED: Final = 10_000
 
 
@@ -47,9 +48,9 @@ class Score:
         float32 [n], in nats: the entropy of the distribution that predicts each token; NaN where
         logprobs is NaN.
     top_ids, top_logprobs
-        int32 and float32 [n, k], k being the argument top_logprobs: the k most likely ids in each
-        token's place, the most likely first, and their log-probabilities. -1 and NaN where logprobs
-        is NaN, and past n_vocab entries.
+        int32 and float32 [n, k], k being the argument top_logprobs: the k most likely ids at each
+        token's position, the most likely first, and their log-probabilities. They are -1 and NaN
+        where logprobs is NaN, and beyond n_vocab entries.
     """
 
     ids: NDArray[np.int32]
@@ -113,7 +114,7 @@ def score_texts(
     A text longer than the context is scored in windows of n_positions tokens that begin `stride`
     tokens apart; each token is scored in the first window that contains it. bos is the id to put
     before each text, if any. n_top is how many of the most likely ids to return per token. If
-    reading `texts` raises, the scores of the texts before are yielded first.
+    reading `texts` raises an exception, the scores of the earlier texts are yielded first.
 
     Raises NumericalError, naming the text and the position, if a logit is NaN.
     """
@@ -181,7 +182,7 @@ class _Scorer:
             text.parts.append((part[0], part[1]))
 
     def finished(self) -> Iterator[Score]:
-        """Remove texts from the front of the queue while all their windows have run."""
+        """Yield and remove the first texts of the queue as long as all their windows have run."""
         while self._queue and len(self._queue[0].parts) == self._queue[0].n_windows:
             text = self._queue.popleft()
             yield _joined(text, self._n_finished, self._n_top)

@@ -50,7 +50,7 @@ def _keep_top_and_ids(logits: Logits, ids: NDArray[np.int64]) -> Logits:
 
 
 def _n_to_reach(mass: float, p: NDArray[np.float64], order: NDArray[np.int64]) -> int:
-    """Return how many ids, counted in `order`, it takes until their probabilities sum to mass."""
+    """Return how many ids, from the start of `order`, have a total probability of at least mass."""
     return min(int(np.searchsorted(np.cumsum(p[order]), mass)) + 1, len(order))
 
 
@@ -86,7 +86,7 @@ def min_p(logits: Logits, p: float) -> Logits:
 def typical_p(logits: Logits, mass: float) -> Logits:
     """Keep the smallest set of most typical ids with a total probability of at least mass.
 
-    An id is typical if its surprise, -log p, is near the entropy. Ids tied with the last one of
+    An id is typical if its surprisal, -log p, is near the entropy. Ids tied with the last one of
     the set stay too (Meister et al. 2022).
     """
     p = probabilities(logits)
@@ -132,5 +132,5 @@ def xtc(logits: Logits, threshold: float) -> Logits:
 
 
 def mirostat(logits: Logits, mu: float) -> Logits:
-    """Keep ids whose surprise, -log2 p, is at most mu bits (Basu et al. 2021, version 2)."""
+    """Keep ids whose surprisal, -log2 p, is at most mu bits (Basu et al. 2021, version 2)."""
     return _keep_top_and(logits, probabilities(logits) >= 2.0**-mu)

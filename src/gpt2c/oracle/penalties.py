@@ -1,4 +1,4 @@
-"""The sampling stages that penalise or ban ids by the tokens so far, in plain NumPy.
+"""The sampling stages that penalise or ban ids based on the tokens so far, in plain NumPy.
 
 Each function changes logits [n_vocab], float32 or float64, in place. `history` holds the ids of the
 prompt and of the new tokens, `new_ids` only the latter. The compiled engine is tested against these
@@ -28,12 +28,12 @@ def repetition_penalty(logits: Logits, history: Sequence[int], penalty: float) -
 
 
 def presence_penalty(logits: Logits, new_ids: Sequence[int], penalty: float) -> None:
-    """Subtract penalty once from each generated id, as OpenAI's API does."""
+    """Subtract penalty once from the logit of each generated id, as OpenAI's API does."""
     logits[sorted(set(new_ids))] -= penalty
 
 
 def frequency_penalty(logits: Logits, new_ids: Sequence[int], penalty: float) -> None:
-    """Subtract penalty for each occurrence of a generated id, as OpenAI's API does."""
+    """Subtract penalty for each occurrence of a generated id from its logit, as OpenAI does."""
     for id, count in Counter(new_ids).items():
         logits[id] -= penalty * count
 
@@ -52,10 +52,10 @@ def dry(
     p-e-w 2024 (oobabooga/text-generation-webui pull request 5677).
 
     If the last `length` ids of the history also occur earlier, the id that follows them there would
-    lengthen a repetition. If length is at least allowed_length, multiplier * base ** (length -
-    allowed_length) is subtracted from its logit; length is the max over all its occurrences. A
-    repetition cannot contain a breaker, and breakers are never penalised. Only the last `span` ids
-    of the history count; 0 means all.
+    lengthen a repetition. If an id follows several such earlier occurrences, the longest counts. If
+    its length is at least allowed_length, multiplier * base ** (length - allowed_length) is
+    subtracted from the id's logit. A repetition cannot contain a breaker, and breakers are never
+    penalised. Only the last `span` ids of the history count; 0 means all.
     """
     recent = list(history)[-span:] if span else list(history)
     longest: dict[int, int] = {}

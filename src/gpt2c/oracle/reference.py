@@ -155,8 +155,8 @@ def gpt2(
     """Return logits [n, n_vocab]: row i is for the token that follows ids[i]; ids are int [n].
 
     A sequence may be fed in parts: past is the KV cache of the n_past tokens fed before, and each
-    call extends it in place. Feeding the whole sequence at once gives the same logits. record is
-    called with the name and the value of every activation, and may change the value in place.
+    call extends it in place. Feeding the whole sequence in one call gives the same logits. `record`
+    is called with the name and the value of every activation, and may change the value in place.
     """
     past = [] if past is None else past
     positions = np.arange(n_past, n_past + len(ids))

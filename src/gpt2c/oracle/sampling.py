@@ -1,4 +1,4 @@
-"""Choosing a token, in plain NumPy: the compiled sampler is tested against this.
+"""Choose a token, in plain NumPy: the compiled sampler is tested against this.
 
 A draw uses the Gumbel-max trick: it adds noise to each logit and takes the argmax. The noise comes
 from a counter-based random generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
@@ -83,7 +83,7 @@ class Sampler:
     n_prompt
         The number of prompt tokens at the start of each history.
     mu
-        Mirostat's limit of surprise, in bits; None, which means twice tau, before the first draw.
+        Mirostat's limit of surprisal, in bits; None, which means twice tau, before the first draw.
     """
 
     plan: Plan
@@ -117,8 +117,8 @@ class Sampler:
         token = int(ids[np.argmax(scores)])
         for stage in self.plan.stages:
             if stage.name == "mirostat":  # value is tau, other is eta
-                surprise = -math.log2(filters.probabilities(before_mirostat)[token])
-                self.mu = self._mu(stage) - stage.other * (surprise - stage.value)
+                surprisal = -math.log2(filters.probabilities(before_mirostat)[token])
+                self.mu = self._mu(stage) - stage.other * (surprisal - stage.value)
         return token
 
     def _mu(self, stage: Stage) -> float:
@@ -155,7 +155,7 @@ def _min_new_tokens(x: Logits, stage: Stage, _: Sequence[int], new: Sequence[int
         x[stage.ids] = -np.inf
 
 
-# Each changes logits in place, by its stage, the history and the new ids in it.
+# Each takes the logits, which it changes in place, its stage, the history, and the new ids.
 _Penalty = Callable[[Logits, Stage, Sequence[int], Sequence[int]], None]
 _PENALTIES: dict[str, _Penalty] = {
     "logit_bias": _logit_bias,

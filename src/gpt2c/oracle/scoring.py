@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and ranks from logits, in plain NumPy: the oracle of scoring."""
+"""Compute log-probabilities, entropies and ranks, in plain NumPy: the oracle of scoring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
 
 
 def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
-    """Score ids [n] by logits [n, n_vocab]; return SCORE_TYPE [n] and TOP_TYPE [n, n_top].
+    """Score ids [n] from logits [n, n_vocab]; return SCORE_TYPE [n] and TOP_TYPE [n, n_top].
 
     "log_prob" is log p(id), or NaN if a logit of the row is NaN. "entropy" is that of the whole
     distribution, in nats. "rank" is 1 for the most likely id; ties go to the lower id. The second

@@ -46,13 +46,14 @@ R = TypeVar("R")
 class Continuation:
     """One sequence while it is generated.
 
-    It has one job of the engine, or, with overflow="slide", one after the other for each context.
+    It has one job of the engine at a time. With overflow="slide", a new job follows when the
+    context is full.
     """
 
     def __init__(
         self, engine: EngineModel, request: Request, sequence: EngineSequence | None = None
     ) -> None:
-        """The job takes over `sequence`, which holds the prompt's first tokens."""
+        """Make the job, which takes over `sequence`; it holds the prompt's first tokens."""
         self._engine = engine
         self.request = request
         self.result: Result | None = None
@@ -65,7 +66,10 @@ class Continuation:
         self.job = self._start(request.ids, request.max_new_tokens, sequence)
 
     def step(self) -> None:
-        """Run one step alone (several tokens with drafts); set `result` if the sequence ends."""
+        """Run one step, and set `result` if the sequence ends.
+
+        A step adds one token, or several with drafts.
+        """
         if self.request.logits_processor is None:
             self._engine.run([self.job], 1)
         else:
@@ -95,10 +99,10 @@ class Continuation:
 
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
-        mine = self._ids
-        # A donor's last token counts only if it is fed already.
-        most = min(len(request.ids) - 1, max(len(mine) - 1, self.job.sequence.length))
-        return min(common_prefix(request.ids, mine), most)
+        own = self._ids
+        # The donor's last prompt token counts only if it was fed already.
+        limit = min(len(request.ids) - 1, max(len(own) - 1, self.job.sequence.length))
+        return min(common_prefix(request.ids, own), limit)
 
     def copy_prefix(self, n: int) -> EngineSequence:
         """Return a sequence of the first n tokens; n is at most a shared_length."""
@@ -129,13 +133,13 @@ class Continuation:
 
     def _slide(self) -> None:
         """Continue with the last half of the context as the prompt of a new job."""
-        self._add_up_job()
-        left = self.request.max_new_tokens - len(self.watcher.ids)
+        self._keep_job_results()
+        n_left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
-        self.job = self._start(ids, left, None)
+        self.job = self._start(ids, n_left, None)
 
-    def _add_up_job(self) -> None:
+    def _keep_job_results(self) -> None:
         """Keep the scores and draft counts of a job that ends."""
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
@@ -144,7 +148,7 @@ class Continuation:
             self._scores.append(self.job.scores())
 
     def _end(self, reason: str, end_id: int | None = None) -> None:
-        self._add_up_job()
+        self._keep_job_results()
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
         if self._scores:
@@ -237,13 +241,13 @@ class Running(Protocol[R]):
 
 
 class Batch(ABC, Generic[R]):
-    """The requests that run, by number, and the results that were not yielded yet."""
+    """The running requests, by number, and the results that were not yielded yet."""
 
     def __init__(self, engine: EngineModel, size: int) -> None:
-        """Make an empty batch; at most `size` requests run at once."""
+        """Make an empty batch; at most `size` requests run together."""
         self._engine, self._size = engine, size
         self._running: dict[int, Running[R]] = {}
-        # Those that ended in the last step, because their successors may still share prefixes.
+        # The requests that ended in the last step; new requests may still copy their prefixes.
         self._ended: list[Running[R]] = []
         self.results: dict[int, R] = {}
         self.n_added = 0
@@ -258,7 +262,7 @@ class Batch(ABC, Generic[R]):
 
     @abstractmethod
     def _advance(self, running: list[Any]) -> None:
-        """Run these until one of them ends, or for one step."""
+        """Run these requests for one step, or until one of them ends."""
 
     def has_place(self, n_yielded: int) -> bool:
         """Whether another request can be added, if n_yielded results were yielded."""
@@ -278,7 +282,7 @@ class Batch(ABC, Generic[R]):
         self.n_added += 1
 
     def run(self) -> None:
-        """Run until a request ends, or for one step, and move finished requests to `results`."""
+        """Run for one step, or until a request ends; move finished requests to `results`."""
         self._ended = []
         if not self._running:
             return
@@ -325,7 +329,7 @@ class ContinuationBatch(Batch[Result]):
 def immediate_result(engine: EngineModel, request: Request) -> Result | None:
     """Return the result of a request that needs no new token; None for others.
 
-    It needs none if max_new_tokens is 0 or the deadline has passed.
+    No new token is needed if max_new_tokens is 0 or the deadline has passed.
     """
     if request.max_new_tokens and not request.stops.is_late:
         return None

@@ -1,12 +1,13 @@
 """Beam search: which beams continue, which hypotheses are kept, and when the search ends.
 
 This is independent of the engine: a step's candidates come in, and the beams of the next step come
-out. Each group ranks its candidates, beam and next id, by the sum of log-probabilities. A
-candidate that ends its sequence becomes a hypothesis if it is among the first n, n being the size
-of the group; the first n others become the new beams. A group keeps its n best hypotheses, by the
-sum divided by length^length_penalty. Once it has n, early_stopping decides when it is done: at
-once, or when its best beam is estimated to end no better than the worst hypothesis. In each step
-the groups run one after the other, so that ids which earlier groups chose can be penalised.
+out. Each group ranks its candidates, which are pairs of a beam and a next id, by the sum of
+log-probabilities. A candidate that ends its sequence becomes a hypothesis if it is among the first
+n, n being the size of the group; the first n others become the new beams. A group keeps its n best
+hypotheses, by the sum divided by length^length_penalty. Once it has n, early_stopping decides when
+it is done: immediately, or when its best beam is estimated to end no better than the worst
+hypothesis. In each step the groups run one after the other, so that each group can penalise the ids
+that earlier groups chose.
 
 Everything follows transformers, whose two implementations differ in details: a single group
 follows GenerationMixin._beam_search of 5.24, several groups follow BeamSearchScorer of 4.56, the
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class BeamPlan:
+class SearchOptions:
     """Checked options of a beam search."""
 
     n_beams: int
@@ -77,11 +78,11 @@ class Candidate(Generic[T]):
 class Group(Generic[T]):
     """One group of beams and its best hypotheses."""
 
-    def __init__(self, plan: BeamPlan, first: Beam[T], max_ids: int) -> None:
+    def __init__(self, options: SearchOptions, first: Beam[T], max_ids: int) -> None:
         """Make a group that starts from one beam; max_ids is the max number of new ids."""
-        self._plan, self._max_ids = plan, max_ids
-        self._size = plan.group_size
-        self._is_plain = plan.n_groups == 1
+        self._options, self._max_ids = options, max_ids
+        self._size = options.group_size
+        self._is_only_group = options.n_groups == 1
         self._n_ids = 0
         self.live: list[Beam[T]] = [first]
         self.finished: list[Hypothesis] = []  # best first
@@ -98,7 +99,7 @@ class Group(Generic[T]):
         self._n_ids += 1
         live: list[Beam[T]] = []
         for rank, candidate in enumerate(candidates):
-            is_last = last_reason is not None and self._is_plain
+            is_last = last_reason is not None and self._is_only_group
             if len(live) == self._size or (is_last and rank >= self._size):
                 break
             beam = extend(candidate.beam, candidate.id, candidate.total)
@@ -108,12 +109,12 @@ class Group(Generic[T]):
             elif rank < self._size:
                 self._finish(beam, reason)
         self.live = live
-        # In transformers, a single group judges by its best continuing beam, several groups judge
-        # by their best candidate, even one that ends its sequence.
-        best = live[:1] if self._is_plain else candidates[:1]
+        # As in transformers, a single group compares its best continuing beam with its hypotheses;
+        # each of several groups compares its best candidate, even one that ends its sequence.
+        best = live[:1] if self._is_only_group else candidates[:1]
         self.is_done = not live or (
             len(self.finished) == self._size
-            and (self._plan.early_stopping is True or not self._can_improve(best[0].total))
+            and (self._options.early_stopping is True or not self._can_improve(best[0].total))
         )
         if last_reason is not None and not self.is_done:
             for beam in live:
@@ -123,15 +124,15 @@ class Group(Generic[T]):
     def _can_improve(self, total: float) -> bool:
         """Whether a beam with this total may beat the worst hypothesis.
 
-        It is scored at its present length, or, with "never" and a length_penalty above 0, at the
-        max length.
+        The beam is scored at its present length. With early_stopping="never" and a length_penalty
+        above 0, it is scored at the max length.
         """
-        at_max = self._plan.early_stopping == "never" and self._plan.length_penalty > 0
+        at_max = self._options.early_stopping == "never" and self._options.length_penalty > 0
         length = self._max_ids if at_max else self._n_ids
         return self._score(total, length) > self.finished[-1].score
 
     def _score(self, total: float, length: int) -> float:
-        return float(total / float(length) ** self._plan.length_penalty)
+        return float(total / float(length) ** self._options.length_penalty)
 
     def _finish(self, beam: Beam[T], reason: str) -> None:
         score = self._score(beam.total, self._n_ids)  # the id that ended it counts in the length

@@ -1,4 +1,4 @@
-"""What a batch takes and returns: requests and results."""
+"""The types that a batch takes and returns: requests and results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 class Request:
     """One sequence to generate, or one beam search, with checked options."""
 
-    index: int  # the prompt's, for messages and the callback
+    index: int  # of the prompt, for messages and the callback
     is_text: bool  # whether the prompt is a text; otherwise it is ids
     is_empty: bool  # whether the prompt is empty; ids then hold the start token
     ids: NDArray[np.int32]
@@ -36,7 +36,7 @@ class Request:
     logits_processor: LogitsProcessor | None = None
     drafts: Drafts | None = None
     n_best: int = 1  # the number of results of a beam search
-    pad_id: int | None = None  # what a finished group of beams counts as having chosen
+    pad_id: int | None = None  # a finished group of beams counts as choosing this id
 
 
 @dataclass(frozen=True)

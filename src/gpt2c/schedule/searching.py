@@ -1,4 +1,4 @@
-"""Beam searches on the engine: what is fed, how candidates are found, which KV cache a beam uses.
+"""Run beam searches on the engine: feed the beams, find candidates, assign KV caches.
 
 A step feeds each live beam its last id, all beams of all prompts in one call of the engine; the
 first step feeds the prompt, from which all beams branch. The call returns a row for each beam: the
@@ -7,9 +7,9 @@ diversity penalty and the options, and `beams.Group` chooses from them. A beam k
 of its parent; if a parent has several children, the first takes its sequence and the others copy
 it.
 
-A row holds all n_vocab log-probabilities, or, where that is enough, only the most likely ids,
-which the engine finds much faster. It is enough if the options only ban ids: each ban or penalty
-moves at most one id out of the best, so the row has that many more ids than there are candidates.
+A row holds all n_vocab log-probabilities, or only those of the most likely ids, which the engine
+finds much faster. The most likely ids are enough if the options only ban ids. A ban or a diversity
+penalty moves at most one id out of the best, so the row has one id more for each of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.engine.protocol import (
+    MAX_LOGPROBS,
     MAX_ROWS,
-    MOST_LOGPROBS,
     NO_IDS,
     EngineModel,
     EngineSequence,
@@ -39,7 +39,7 @@ from gpt2c.schedule.batching import (
     raise_failure,
     score_prompt,
 )
-from gpt2c.schedule.beams import Beam, BeamPlan, Candidate, Group, Hypothesis, best_of
+from gpt2c.schedule.beams import Beam, Candidate, Group, Hypothesis, SearchOptions, best_of
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
@@ -49,7 +49,7 @@ _BANS: Final = ("suppress_tokens", "min_new_tokens")
 
 @dataclass(frozen=True)
 class _State:
-    """What continues a beam."""
+    """What a beam needs in order to continue."""
 
     sequence: EngineSequence  # the prompt and the beam's ids, without the last id
     watcher: Watcher | None  # None without stop strings
@@ -85,10 +85,14 @@ class Search:
     """One prompt's beam search."""
 
     def __init__(
-        self, engine: EngineModel, request: Request, plan: BeamPlan, sequence: EngineSequence | None
+        self,
+        engine: EngineModel,
+        request: Request,
+        options: SearchOptions,
+        sequence: EngineSequence | None,
     ) -> None:
-        """The search takes over `sequence`, which holds the prompt's first tokens."""
-        self._engine, self.request, self._plan = engine, request, plan
+        """Begin the search, which takes over `sequence`; it holds the prompt's first tokens."""
+        self._engine, self.request, self._options = engine, request, options
         self.result: list[Result] | None = None
         self.prefix_key = request.ids[:MIN_SHARED_PREFIX].tobytes()
         # The last id is never fed, so it needs no position in the context.
@@ -98,22 +102,22 @@ class Search:
         if request.scores_prompt:
             sequence, self._prompt_scores = score_prompt(engine, request)
         self._stop_ids = frozenset(request.stop_ids.tolist())
-        self._n_candidates = max(2, 1 + len(self._stop_ids)) * plan.group_size
+        self._n_candidates = max(2, 1 + len(self._stop_ids)) * options.group_size
         watcher = Watcher(request.stops, request.index) if request.stops.strings else None
         first = Beam((), 0.0, _State(sequence or engine.sequence(), watcher))
-        self._groups = [Group(plan, first, self._max_ids) for _ in range(plan.n_groups)]
+        self._groups = [Group(options, first, self._max_ids) for _ in range(options.n_groups)]
         self._beams = [first]  # the beams of the next step, one row each
         self.n_top = self._n_top()
 
     def _n_top(self) -> int | None:
-        """Return how many of the most likely ids are enough in a row; None if all are needed."""
+        """Return how many of the most likely ids a row needs; None if it needs all ids."""
         stages = self.request.plan.stages
         if self.request.logits_processor is not None or any(s.name not in _BANS for s in stages):
             return None
         # Earlier groups chose at most n_beams ids, which may be penalised.
-        n = self._n_candidates + (self._plan.n_beams if self._plan.n_groups > 1 else 0)
+        n = self._n_candidates + (self._options.n_beams if self._options.n_groups > 1 else 0)
         n += sum(len(stage.ids) for stage in stages)
-        return n if n <= MOST_LOGPROBS else None
+        return n if n <= MAX_LOGPROBS else None
 
     def inputs(self) -> list[tuple[EngineSequence, NDArray[np.int32]]]:
         """Return each beam's sequence and the ids to feed it in the next step."""
@@ -124,8 +128,8 @@ class Search:
 
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
-        most = min(len(request.ids), len(self.request.ids)) - 1
-        return min(common_prefix(request.ids, self.request.ids), most)
+        limit = min(len(request.ids), len(self.request.ids)) - 1
+        return min(common_prefix(request.ids, self.request.ids), limit)
 
     def copy_prefix(self, n: int) -> EngineSequence:
         """Return a sequence of the prompt's first n tokens; n is at most a shared_length."""
@@ -148,11 +152,11 @@ class Search:
             if group.is_done:
                 # In transformers a finished group chooses padding, which later groups avoid.
                 if self.request.pad_id is not None:
-                    chosen[self.request.pad_id] += self._plan.group_size
+                    chosen[self.request.pad_id] += self._options.group_size
                 continue
             candidates = self._candidates(group, row_of, chosen)
-            # The group must not keep the bound method: as a reference cycle it would keep the KV
-            # caches of a finished search until garbage collection.
+            # The group must not store self._extended: the reference cycle would keep the KV caches
+            # of a finished search until garbage collection.
             group.advance(candidates, last_reason, self._extended)
             chosen.update(beam.ids[-1] for beam in group.live)
         live = [beam for group in self._groups if not group.is_done for beam in group.live]
@@ -165,7 +169,7 @@ class Search:
     def _candidates(
         self, group: Group[_State], row_of: dict[int, _Row], chosen: Counter[int]
     ) -> list[Candidate[_State]]:
-        penalties = {id: self._plan.diversity_penalty * n for id, n in chosen.items()}
+        penalties = {id: self._options.diversity_penalty * n for id, n in chosen.items()}
         beams, totals, ids = [], [], []
         for beam in group.live:
             row = row_of[id(beam.state)]
@@ -174,10 +178,12 @@ class Search:
             beams += [beam] * len(likeliest)
             totals.append(beam.total + log_probs)
             ids.append(likeliest)
-        total, id_ = np.concatenate(totals), np.concatenate(ids)
-        order = np.argsort(-total, kind="stable")[: self._n_candidates]
+        all_totals, all_ids = np.concatenate(totals), np.concatenate(ids)
+        order = np.argsort(-all_totals, kind="stable")[: self._n_candidates]
         return [
-            Candidate(beams[i], int(id_[i]), float(total[i])) for i in order if total[i] > -np.inf
+            Candidate(beams[i], int(all_ids[i]), float(all_totals[i]))
+            for i in order
+            if all_totals[i] > -np.inf
         ]
 
     def _processed(self, row: _Row, beam: Beam[_State]) -> _Row:
@@ -279,20 +285,20 @@ class Search:
 class SearchBatch(Batch[list[Result]]):
     """A batch of beam searches: each step is one call of the engine for all of their beams."""
 
-    def __init__(self, engine: EngineModel, size: int, plan: BeamPlan) -> None:
+    def __init__(self, engine: EngineModel, size: int, options: SearchOptions) -> None:
         """Make an empty batch of at most `size` searches and MAX_ROWS beams.
 
         That bounds the memory of rows of n_vocab log-probabilities.
         """
-        super().__init__(engine, max(1, min(size, MAX_ROWS // plan.n_beams)))
-        self._plan = plan
+        super().__init__(engine, max(1, min(size, MAX_ROWS // options.n_beams)))
+        self._options = options
 
     def _immediate_result(self, request: Request) -> list[Result] | None:
         result = immediate_result(self._engine, request)
         return None if result is None else [result]
 
     def _start(self, request: Request, sequence: EngineSequence | None) -> Search:
-        return Search(self._engine, request, self._plan, sequence)
+        return Search(self._engine, request, self._options, sequence)
 
     def _advance(self, running: list[Search]) -> None:
         """Run one step of all searches."""

@@ -19,7 +19,7 @@ class StopString:
     """
 
     def __init__(self, string: bytes) -> None:
-        """string is not empty."""
+        """Make a matcher; string must not be empty."""
         self.string = string
         # KMP's failure function: for each prefix, the longest proper prefix that it ends with.
         self._shorter = [0]
@@ -41,12 +41,12 @@ class Stops:
 
     strings: tuple[StopString, ...] = ()
     token_bytes: Callable[[int], bytes] | None = None  # needed for strings
-    deadline: float | None = None  # in the time of time.monotonic
+    deadline: float | None = None  # on the clock of time.monotonic
     callback: Callback | None = None
 
     @property
     def need_every_token(self) -> bool:
-        """Whether to check after every token."""
+        """Whether these conditions must be checked after every token."""
         return bool(self.strings or self.deadline is not None or self.callback)
 
     @property
@@ -63,7 +63,7 @@ class Watcher:
     """
 
     def __init__(self, stops: Stops, index: int) -> None:
-        """index is the prompt's, for the callback."""
+        """Begin a sequence; index is that of its prompt, for the callback."""
         self._stops, self._index = stops, index
         self._matched = [0] * len(stops.strings)  # the state of each matcher
         self._ends: list[int] = []  # for each id, the number of bytes up to its end
@@ -74,7 +74,7 @@ class Watcher:
     def push(self, id: int) -> str | None:
         """Add the next id; return a finish reason if the sequence ends, or None.
 
-        If a stop string ends it, `ids` lose those that hold nothing before the string.
+        If a stop string ends the sequence, remove the ids that hold nothing before the string.
         """
         self.ids.append(id)
         if self._stops.strings and self._find_string(id):

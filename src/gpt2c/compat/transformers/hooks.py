@@ -73,7 +73,7 @@ class LogitsProcessor:
     """
 
     def __init__(self, processors: Sequence[Callable[..., Any]], keeps: bool) -> None:
-        """With keeps, keep all logits."""
+        """If `keeps` is true, keep the logits of every step."""
         self._processors, self._keeps = processors, keeps
         self._kept: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
@@ -108,7 +108,7 @@ class LogitsProcessor:
     def scores(
         self, prompt: list[int], new_ids: list[int], plan: Plan
     ) -> list[NDArray[np.float32]]:
-        """Return the same after all processors and stages: what each id was chosen from."""
+        """Return the logits that each id was chosen from: after all processors and stages."""
         sampler = Sampler(plan, 0, 0, len(prompt))
         rows = []
         for i, key in enumerate(_keys(prompt, new_ids)):
@@ -125,8 +125,11 @@ def _key(ids: list[int]) -> bytes:
     return np.array(ids, dtype=np.int32).tobytes()
 
 
-def functions(name: str, given: Any) -> list[Callable[..., Any]]:
-    """Return the functions as a list (transformers' list classes too). Raises OptionTypeError."""
+def checked_functions(name: str, given: Any) -> list[Callable[..., Any]]:
+    """Return a list of functions; transformers' list classes are accepted too.
+
+    Raises OptionTypeError if an item is not a function.
+    """
     checked = [] if given is None else items(name, given, "functions")
     for function in checked:
         if not callable(function):
@@ -135,7 +138,7 @@ def functions(name: str, given: Any) -> list[Callable[..., Any]]:
 
 
 def all_criteria(stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any]) -> list[Any]:
-    """Return the given criteria after transformers' own for stop strings, if there are any.
+    """Return transformers' criterion for the stop strings, if any, and the given criteria.
 
     Raises OptionError for stop strings without a tokenizer.
     """

@@ -11,7 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpt2c.checks.untrusted import show
-from gpt2c.compat.transformers.hooks import LogitsProcessor, TokenCallback, all_criteria, functions
+from gpt2c.compat.transformers.hooks import (
+    LogitsProcessor,
+    TokenCallback,
+    all_criteria,
+    checked_functions,
+)
 from gpt2c.compat.transformers.options import Call, GenerateOptions
 from gpt2c.compat.transformers.tensors import (
     checked_ids,
@@ -156,9 +161,9 @@ class GPT2LMHeadModel:
         call = merged.resolve(ids.shape[1], self._gpt2.config)
         prompts = prompts_of(ids, mask, self._gpt2.config.n_positions, merged)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        criteria = functions("stopping_criteria", stopping_criteria)
+        criteria = checked_functions("stopping_criteria", stopping_criteria)
         criteria = all_criteria(call.stop_strings, tokenizer, criteria)
-        processors = functions("logits_processor", logits_processor)
+        processors = checked_functions("logits_processor", logits_processor)
         _check_together(call, len(prompts), criteria, streamer, processors)
         keeps = call.returns_dict and (call.output_scores or call.output_logits)
         callback = TokenCallback(ids, criteria, streamer)
@@ -292,7 +297,7 @@ class GPT2LMHeadModel:
             raise AttributeError(f"the model has no {name!r}: {_ELSEWHERE}", name=name, obj=self)
 
     def close(self) -> None:
-        """Free the weights once running calls are done; later calls raise ClosedError."""
+        """Free the weights once running calls have ended; later calls raise ClosedError."""
         self._gpt2.close()
 
     def __enter__(self) -> GPT2LMHeadModel:
@@ -338,8 +343,8 @@ def _check_together(
             )
     if criteria and call.n_beams > 1:
         raise OptionError(
-            f"num_beams is {call.n_beams}; stop_strings and stopping_criteria do not go with beam "
-            "search here (gpt2c.GPT2's own beam search takes stop_strings)"
+            f"num_beams is {call.n_beams}; stop_strings and stopping_criteria cannot be combined "
+            "with beam search here (gpt2c.GPT2's own beam search takes stop_strings)"
         )
     if processors and (name := call.penalty()) is not None:
         raise OptionError(

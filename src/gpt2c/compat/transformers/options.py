@@ -15,7 +15,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import NEUTRAL
-from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, acts
+from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, has_effect
 
 # Options with the same name and meaning in GPT2.complete.
 _SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
@@ -130,7 +130,7 @@ class GenerateOptions:
         lengths = (source.get("max_length") for source in (given, config, model_config))
         self._max_length = next((n for n in lengths if n is not None), None)
         for name, neutral in _UNSUPPORTED.items():
-            if acts(self._values, name, neutral):
+            if has_effect(self._values, name, neutral):
                 raise OptionError(
                     f"{name} is {show(self._values[name])}; gpt2c does not support this option of "
                     "transformers' generate: leave it out, or call transformers' own model"
@@ -140,12 +140,14 @@ class GenerateOptions:
     def bos_id(self) -> int:
         """The first token of an empty prompt."""
         if (id := self._values.get("bos_token_id")) is None:
-            raise OptionError("bos_token_id is None and the prompt is empty; pass one of them")
+            raise OptionError(
+                "bos_token_id is None and the prompt is empty; pass bos_token_id or a prompt"
+            )
         return integer("bos_token_id", id, 0, INT32_MAX)
 
     @property
     def padding(self) -> int | None:
-        """The token that is padding without an attention_mask; None if it is an EOS token too."""
+        """The id that marks padding without an attention_mask: pad_token_id, unless it is EOS."""
         pad = self._pad_token()
         return None if pad is None or pad in self._eos_ids() else pad
 
@@ -211,19 +213,21 @@ class GenerateOptions:
         return 0 if n is None else max(integer("min_length", n, 0, INT32_MAX) - n_prompt, 0)
 
     def _sampling(self) -> dict[str, Any]:
-        """Return the sampling options; drop those in configurations if do_sample is off."""
+        """Return the sampling options; if do_sample is off, drop all but do_sample."""
         v = self._values
         if not self._flag("do_sample"):
             return {"do_sample": False}
-        if acts(v, "temperature", (1.0,)) and v["temperature"] == 0:
+        if has_effect(v, "temperature", (1.0,)) and v["temperature"] == 0:
             raise OptionError(
                 "temperature is 0; it must be positive. For greedy decoding pass do_sample=False"
             )
-        given = {name: v[name] for name, neutral in SAMPLING.items() if acts(v, name, neutral)}
+        given = {
+            name: v[name] for name, neutral in SAMPLING.items() if has_effect(v, name, neutral)
+        }
         return {"do_sample": True, **given}
 
     def _beams(self) -> dict[str, Any]:
-        """Return the options of beam search; drop them without beams."""
+        """Return the options of beam search; drop them all if there is only one beam."""
         v = self._values
         n_beams = v.get("num_beams")
         if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
@@ -233,7 +237,7 @@ class GenerateOptions:
                 f"do_sample is True and num_beams is {n_beams}; gpt2c's beam search does not "
                 "sample: pass do_sample=False, or num_beams=1"
             )
-        given = {name: v[name] for name, neutral in _BEAMS.items() if acts(v, name, neutral)}
+        given = {name: v[name] for name, neutral in _BEAMS.items() if has_effect(v, name, neutral)}
         return {"num_beams": n_beams, **given}
 
     def _bad_words(self, eos: tuple[int, ...]) -> list[Any]:
@@ -250,7 +254,7 @@ class GenerateOptions:
         return None if pad is None else integer("pad_token_id", pad, -INT32_MAX, INT32_MAX)
 
     def _eos_ids(self) -> tuple[int, ...]:
-        """Return the EOS ids. A negative one, which some use for "none", is never generated."""
+        """Return the EOS ids. Some models use a negative id for "none"; it is never generated."""
         given = self._values.get("eos_token_id")
         if given is None:
             return ()
