@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from convert import read_config
-from peers import ENGINES, FLOAT32
+from peers import DEFAULT_ENGINES, ENGINES
 from processes import EngineError, Launcher, Worker, add_options, first_token, launcher_for
-from tasks import AGREEMENT, TASKS, Task, share
+from tasks import AGREEMENT, TASKS, Task, roofline_share
 
 Samples = dict[str, list[float]]  # engine: one value per repeat
 
@@ -93,7 +93,7 @@ class Comparison:
                     shares.setdefault(name, []).extend(used)
 
     def turn(self, name: str, task: Task, prompts: list[list[int]]) -> tuple[float, list[float]]:
-        """Return the measured value and, if it is known, the share of the machine's roofline."""
+        """Return the measured value and, if the roofline is known, the share that was reached."""
         if task.measure is None:
             return first_token(self.launcher, name, prompts[0]), []
 
@@ -102,13 +102,13 @@ class Comparison:
 
         worker = self.workers[name]
         with worker.turn():
-            before = worker.ask("limits") if task.limit else {}
+            before = worker.ask("roofline") if task.limit else {}
             value = task.measure(task, generate, prompts)
             if task.limit not in before:
                 return value, []
-            after = worker.ask("limits")
-        limits = {key: (before[key] + after[key]) / 2 for key in before}
-        return value, [share(task, value, limits, self.config)]
+            after = worker.ask("roofline")
+        roofline = {key: (before[key] + after[key]) / 2 for key in before}
+        return value, [roofline_share(task, value, roofline, self.config)]
 
 
 def can_run(name: str, task: Task) -> bool:
@@ -149,7 +149,7 @@ def print_agreement(result: Comparison) -> None:
     print(f"\nGreedy ids equal to {next(iter(result.agreement), '')}'s, of {sum(per_text)}, "
           "in each text up to the first that differs:")  # fmt: skip
     for name, lengths in result.agreement.items():
-        odd = ENGINES[name].float32 and lengths != per_text
+        odd = ENGINES[name].is_float32 and lengths != per_text
         print(f"  {name:20}{sum(lengths):4}{'   although it computes in float32' if odd else ''}")
 
 
@@ -163,7 +163,8 @@ def names_of(known: dict[str, Any], text: str) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*FLOAT32],
+    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text),
+                        default=[*DEFAULT_ENGINES],
                         help="the others are compared with the first")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)
