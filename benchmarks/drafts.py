@@ -56,7 +56,7 @@ def until_repeated(ids: list[int]) -> int:
 
 
 def repeats(prompt: list[int], answer: list[int]) -> bool:
-    """Whether at least 90 % of the answer's 8-grams occur in the prompt."""
+    """Return whether at least 90 % of the answer's 8-grams occur in the prompt."""
     grams = {tuple(prompt[i : i + 8]) for i in range(len(prompt))}
     found = [tuple(answer[i : i + 8]) in grams for i in range(len(answer) - 7)]
     return sum(found) >= 0.9 * len(found)
@@ -157,10 +157,10 @@ def main() -> None:
                 print(f"without {name}: {error}", flush=True)
         show(*measure(model, workers, prompts, options.tokens))
     print("\nanswers that repeat the prompt:")
-    circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
-    circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
-    print(f"{len(circles)} prompts:")
-    show(*measure(model, {}, circles, 100, counts_all=True))
+    loops = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
+    loops = [p for p in loops if repeats(p, model.generate(p, max_new_tokens=100))]
+    print(f"{len(loops)} prompts:")
+    show(*measure(model, {}, loops, 100, counts_all=True))
 
 
 if __name__ == "__main__":
