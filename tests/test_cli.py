@@ -412,8 +412,8 @@ def test_score_writes_a_page(tales, tmp_path, capsys):
     expected = "".join(html_page(scores, tales.tokenizer, title="a & b.txt", model="tales"))
     assert page.read_text() == expected
     assert main([*arguments, "--color"]) == 0
-    both = [terminal_text(score, tales.tokenizer, color=False) for score in scores]
-    assert capsys.readouterr().out == "\n\n".join(both) + "\n"
+    shown = [terminal_text(score, tales.tokenizer, color=False) for score in scores]
+    assert capsys.readouterr().out == "\n\n".join(shown) + "\n"
     assert page.read_text() == expected
 
 

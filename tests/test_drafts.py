@@ -140,7 +140,7 @@ def test_drafts_are_made_and_accepted(isa):
 
 
 def test_lookup_drafts_repeated_text():
-    """A model that always generates the next higher id, modulo n."""
+    """The model always generates the next higher id, modulo n."""
     n = 50
     config = config_of(vocab_size=n, n_positions=300, n_embd=n, n_head=1, n_layer=0,
                        tie_word_embeddings=False)  # fmt: skip
@@ -208,7 +208,7 @@ def test_the_packing_is_made_only_for_long_completions(isa):
     # A stream runs step by step, so the engine sees that the sequence is long before it ends.
     list(model.stream([1, 2], max_new_tokens=50, draft="auto"))
     assert model.n_bytes > n_bytes
-    # 4.5 bits instead of 32, plus the padding of a small model's panels and groups.
+    # A weight has 4.5 bits instead of 32; small models also pad panels and groups.
     config = config_of(vocab_size=4096, n_embd=256, n_head=4, n_layer=4)
     model = model_on(isa, config, random_weights(config))
     n_bytes = model.n_bytes
@@ -231,7 +231,7 @@ def test_closing_a_draft_model_while_it_drafts():
         except ClosedError:
             pass
         closer.join()
-    # What the drafter remembers of the previous draft model is not used for the next one.
+    # The drafter does not use its memory of the previous draft model for the next one.
     again = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 1))
     assert model.generate([1, 2], max_new_tokens=50, draft=again) == expected
 
@@ -263,7 +263,7 @@ def test_a_draft_model_with_a_shorter_context():
 
 def test_invalid_drafts():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
-    four = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
+    int4_model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
     on_numpy = model_on("numpy", CONFIG, sharp_weights(CONFIG, 0))
     wide = config_of(**{**vars_of(model), "vocab_size": 61})
     other = model_on(ISAS[-1], wide, random_weights(wide))
@@ -274,8 +274,8 @@ def test_invalid_drafts():
         with pytest.raises(error, match="draft is"):
             model.generate([1], draft=draft)
     with pytest.raises(OptionError, match=r"draft is 'packing'.*int4 itself"):
-        four.generate([1], draft="packing")
-    assert four.generate([1], draft="auto") == four.generate([1])
+        int4_model.generate([1], draft="packing")
+    assert int4_model.generate([1], draft="auto") == int4_model.generate([1])
     for draft in ("packing", "lookup", model):
         with pytest.raises(OptionError, match="compiled engine"):
             on_numpy.generate([1], draft=draft)
@@ -344,7 +344,7 @@ def test_drafting_is_skipped_without_memory_for_the_packing():
         [sys.executable, "-c", _LIMITED_MEMORY], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=False,
         # Each thread that allocates reserves 128 MB of address space and returns half of it later.
-        # NumPy's own threads start meanwhile, and what they return would make room.
+        # NumPy's own threads start meanwhile, and the space that they return would make room.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -103,7 +103,7 @@ def test_other_threads_run_while_the_engine_runs():
     while thread.is_alive():
         beats.append(time.perf_counter())
         time.sleep(0.001)
-    # If the engine held the GIL, there would be one beat per call or two.
+    # If the engine held the GIL, there would be only one or two beats per call.
     assert len(beats) > 20
 
 
