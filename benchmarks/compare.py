@@ -17,7 +17,7 @@ from typing import Any
 
 from convert import read_config
 from peers import DEFAULT_ENGINES, ENGINES
-from processes import EngineError, Launcher, Worker, add_options, first_token, launcher_for
+from processes import EngineError, Launcher, Worker, add_options, first_token_seconds, launcher_for
 from tasks import AGREEMENT, TASKS, Task, roofline_share
 
 Samples = dict[str, list[float]]  # engine: one value per repeat
@@ -84,7 +84,7 @@ class Comparison:
         for repeat in range(-1, self.repeats):
             for name in [name for name in self.workers if can_run(name, task)]:
                 try:
-                    value, used = self.turn(name, task, self.prompts(task, repeat))
+                    value, used = self.take_turn(name, task, self.prompts(task, repeat))
                 except EngineError as error:
                     self.skip(name, f"{task.name}: {error}")
                     continue
@@ -92,10 +92,12 @@ class Comparison:
                     samples.setdefault(name, []).append(value)
                     shares.setdefault(name, []).extend(used)
 
-    def turn(self, name: str, task: Task, prompts: list[list[int]]) -> tuple[float, list[float]]:
+    def take_turn(
+        self, name: str, task: Task, prompts: list[list[int]]
+    ) -> tuple[float, list[float]]:
         """Return the measured value and, if the roofline is known, the share that was reached."""
         if task.measure is None:
-            return first_token(self.launcher, name, prompts[0]), []
+            return first_token_seconds(self.launcher, name, prompts[0]), []
 
         def generate(prompts: list[list[int]], n_new: int) -> float:
             return float(worker.ask("generate", prompts=prompts, n_new=n_new)["seconds"])

@@ -284,7 +284,7 @@ class OpenVINO(Engine):
 
 
 class OpenVINODefault(OpenVINO):
-    is_float32 = False  # bfloat16 if the CPU has it
+    is_float32 = False  # it computes in bfloat16 if the CPU can
     options: dict[str, Any] = {}  # noqa: RUF012
 
 

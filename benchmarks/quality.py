@@ -32,7 +32,7 @@ CHUNK = 128  # positions whose logits are in memory together
 
 @dataclass
 class Cost:
-    """Sums over all tokens."""
+    """What one model costs, as sums over all tokens."""
 
     n: int = 0
     nats: float = 0.0
