@@ -53,7 +53,7 @@ ISAS = _instruction_sets()
 needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 if ISAS:
     # Models with three or seven threads really run on that many, even on fewer CPUs: the tests of
-    # equal bits and of idle workers need them all.
+    # equal bits and of idle workers need that many.
     from gpt2c.engine import _engine
 
     _engine.pretend_cpus(16)
@@ -195,7 +195,7 @@ def in_threads(work: Callable[[Any], object], arguments: Iterable[Any]) -> None:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
-    """subprocess.Popen that kills the process at the end of the test, passed or failed."""
+    """subprocess.Popen; the process is killed at the end of the test, passed or failed."""
     started: list[subprocess.Popen[Any]] = []
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:

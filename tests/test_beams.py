@@ -264,14 +264,14 @@ def test_ties_go_to_the_lower_id_with_and_without_all_ids():
 
 # ---- batches and shared caches ----
 
-RUNS = [
+BEAM_OPTIONS = [
     {"num_beams": 3, "num_return_sequences": 3},
     {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.8, "num_return_sequences": 4},
     {"num_beams": 4, "repetition_penalty": 1.3, "num_return_sequences": 2},
 ]
 
 
-@pytest.mark.parametrize("options", RUNS)
+@pytest.mark.parametrize("options", BEAM_OPTIONS)
 def test_results_do_not_depend_on_the_batch(backend, model, options):
     given = prompts(9)
     options = {"max_new_tokens": 12, **options}
@@ -291,7 +291,7 @@ def test_instruction_sets_agree(backend):
         pytest.skip("NumPy's bits may differ")
     scalar = model_on("scalar", CONFIG, WEIGHTS)
     model = model_on(backend, CONFIG, WEIGHTS)
-    for options in RUNS:
+    for options in BEAM_OPTIONS:
         for prompt in prompts(3):
             assert model.complete(prompt, **options) == scalar.complete(prompt, **options)
 
@@ -382,7 +382,7 @@ def test_a_finished_search_is_freed_without_garbage_collection(model, options):
 
 
 def test_log_probs_equal_scores_bit_for_bit(isa):
-    """Options that need all log-probabilities therefore change nothing else."""
+    """An option that needs all log-probabilities must change nothing else."""
     config = config_of(vocab_size=3000, n_positions=300)
     engine = model_on(isa, config, random_weights(config))._engine
     ids = np.random.default_rng(0).integers(0, 3000, 260).astype(np.int32)

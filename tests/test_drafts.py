@@ -325,7 +325,7 @@ plain = model.generate([1, 2], max_new_tokens=30, draft="lookup")
 n_bytes = model.n_bytes
 gc.collect()  # memory freed later would make room
 pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + (8 << 20)  # the packing takes over 30
+limit = pages * resource.getpagesize() + (8 << 20)  # the packing takes over 30 MB
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for _ in range(2):
     assert model.generate([1, 2], max_new_tokens=30) == plain

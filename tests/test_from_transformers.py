@@ -150,7 +150,7 @@ def test_a_row_ends_with_eos_and_padding(converted):
     n = free[0].index(eos)
     ids = converted(model).generate(**given, max_new_tokens=20, eos_token_id=eos, pad_token_id=59)
     assert ids[0, 8:].tolist()[: n + 2] == [*free[0][:n], eos, 59]
-    # The same id in other types; ids outside the vocabulary have no effect.
+    # The same id may have other types; ids outside the vocabulary have no effect.
     for same in ([eos], torch.tensor([eos]), torch.tensor(eos), np.int64(eos), [eos, -1, 999]):
         again = converted(model).generate(
             **given, max_new_tokens=20, eos_token_id=same, pad_token_id=59
@@ -282,7 +282,7 @@ def test_samples_follow_transformers_distribution(converted):
     ids = converted(model).generate(
         given["input_ids"].repeat(20, 1), num_return_sequences=100, **options
     )[:, -1]
-    # The scores after transformers' own processors, including its default of top_k=50.
+    # These scores come after transformers' own processors, including its default of top_k=50.
     output = model.generate(**given, **options, return_dict_in_generate=True, output_scores=True)
     expected = output.scores[0][0].softmax(-1).numpy()
     counts = np.bincount(ids.numpy(), minlength=N_VOCAB)
@@ -440,14 +440,14 @@ def test_logits_processors(converted):
         ours.generate(**given, **options, logits_processor=processors, repetition_penalty=2.0)
 
 
-@pytest.mark.parametrize("draws", [False, True])
-def test_output_logits_and_scores(converted, draws):
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_output_logits_and_scores(converted, do_sample):
     model = random_model(13)
     given = prompts(7, 4)
     kept = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     options = {
         "max_new_tokens": 6, "pad_token_id": 0, "repetition_penalty": 1.4, "top_p": 0.8,
-        "do_sample": draws, **kept,
+        "do_sample": do_sample, **kept,
     }  # fmt: skip
     output = converted(model).generate(**given, **options)
     assert type(output) is type(model.generate(**given, **options))

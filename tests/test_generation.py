@@ -176,7 +176,7 @@ def test_errors_name_the_prompt_and_position_of_an_invalid_id(model):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "names"),
+    ("options", "error", "message"),
     [
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens is -1"),
         ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens is 2.0"),
@@ -203,8 +203,8 @@ def test_errors_name_the_prompt_and_position_of_an_invalid_id(model):
         ({"batch_size": 257}, ValueError, "batch_size is 257"),
     ],
 )
-def test_bad_options_name_the_option(plain, options, error, names):
-    with pytest.raises(error, match=names) as caught:
+def test_bad_options_name_the_option(plain, options, error, message):
+    with pytest.raises(error, match=message) as caught:
         plain.generate([1, 2], **options)
     assert isinstance(caught.value, gpt2c.Error)
 

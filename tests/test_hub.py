@@ -40,7 +40,7 @@ def repository(tmp_path) -> Path:
     (folder / "pytorch_model.bin").write_bytes(b"another format of the same weights")
     (folder / "README.md").write_text("a model card")
     for name in OTHER_FILES:
-        # The contents must differ, because the hub's cache fetches equal files once.
+        # The contents must differ, because the hub's cache fetches equal files only once.
         (folder / name).write_text(f'{{"{name}": 0}}')
     return folder
 

@@ -13,7 +13,7 @@ import gpt2c
 
 ROOT = Path(gpt2c.__file__).parent
 
-# What every folder may import: they import nothing above themselves.
+# Every folder may import these, because they import nothing above themselves.
 BELOW_ALL = {"_version", "errors", "forks", "progress", "checks"}
 PROTOCOL = {"config", "engine.protocol"}
 CONTINUED = {"generate", "measure", "look"}

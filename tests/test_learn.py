@@ -125,7 +125,7 @@ def test_draws_follow_the_probabilities_of_the_top_k(random_case):
     counts = np.bincount([choose(logits) for _ in range(n_draws)], minlength=len(logits))
     p = filters.probabilities(filters.top_k(logits / 5.0, 6))
     assert np.count_nonzero(counts) == 6
-    # Five standard deviations of a binomial count.
+    # Allow five standard deviations of a binomial count.
     assert (np.abs(counts - n_draws * p) <= 5 * np.sqrt(n_draws * p * (1 - p))).all()
 
 

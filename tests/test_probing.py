@@ -436,5 +436,5 @@ def test_ctrl_c_is_noticed_without_captures():
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    # The signal comes at 0.1 and a block takes 1/40; allow for a busy machine.
+    # The signal comes after 1/10 of the call, and a block takes 1/40; allow for a busy machine.
     assert float(done.stdout) < 0.7

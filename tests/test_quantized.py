@@ -159,7 +159,7 @@ def test_int4_scales_are_searched():
 
 
 def test_int4_weights_are_not_shrunk():
-    """Least squared_error alone would shrink weights: error . weights would equal error . error."""
+    """Least squares alone would shrink weights: error . weights would equal error . error."""
     square = error = along = 0.0
     for seed in range(50):
         weights = weights_of(seed).astype(np.float64)
@@ -172,7 +172,7 @@ def test_int4_weights_are_not_shrunk():
 
 
 def test_int4_keeps_representable_weights():
-    """Weights (q - zero) * scale with q in 0..15 and a 5-bit mantissa of scale are kept exactly."""
+    """Weights (q - zero) * scale are kept exactly: q in 0..15, scale with a 5-bit mantissa."""
     rng = np.random.default_rng(0)
     zero = rng.integers(0, 16, PANEL)
     values = rng.integers(0, 16, (GROUP, PANEL))
@@ -301,8 +301,8 @@ def test_logits_are_close_to_those_of_dequantised_weights(dtype, options):
     double = {n: w.astype(np.float64) for n, w in dequantized(model, config).items()}
     oracle = gpt2(ids, double, config)
     error = model.logits(ids) - oracle
-    # Rounding a row adds an error of at most 1/254 of the maximum of 32 values, about 0.5 %, and so
-    # does the bfloat16 cache. Through the ten products of two blocks the total stays below 10 %.
+    # Rounding a row adds an error of at most 1/254 of the maximum of 32 values, about 0.5 %. The
+    # bfloat16 cache adds as much. Through the ten products of two blocks the total is below 10 %.
     assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((oracle**2).mean())
 
 
@@ -344,7 +344,7 @@ def test_same_bits_in_any_batch(any_isa, dtype):
 def test_overflow_gives_nan_logits(any_isa, dtype):
     config = config_of()
     weights = random_weights(config)
-    # Their sum overflows at position 1.
+    # The sum of these two overflows at position 1.
     weights["wpe.weight"][1, 3] = weights["h.0.attn.c_proj.bias"][3] = 3e38
     logits = model_on(any_isa, config, weights, dtype=dtype).logits([1, 2, 3])
     assert np.isfinite(logits[0]).all()
@@ -399,7 +399,7 @@ def test_a_quantized_file_gives_the_same_model(folder, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quantized_file_in_other_dtypes(folder, dtype, monkeypatch):
-    """Dequantised, the weights equal those of the quantised model, on every backend."""
+    """The dequantised weights equal those of the quantised model on every backend."""
     model = load(folder / "float32", dtype=dtype)
     model.save_pretrained(folder / "q")
     expected = dequantized(model, model.config)

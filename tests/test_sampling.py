@@ -139,7 +139,7 @@ def test_draws_follow_the_distribution(backend, options):
     probabilities = softmax(stages.process(model.logits([5])[0].astype(np.float64), [5]))
     draws = np.array(draws).ravel()
     statistic, freedom = chi_square(draws, probabilities)
-    # Five standard deviations above the mean of chi-square; the seeds are fixed.
+    # The limit is five standard deviations above the mean of chi-square; the seeds are fixed.
     assert statistic <= freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 

@@ -118,7 +118,7 @@ def test_watcher_equals_a_search_of_the_whole_text(ids, strings):
 
 
 def test_a_long_stop_string_takes_linear_time():
-    """A text whose every prefix is one of the stop string's takes linear, not quadratic, time."""
+    """A text whose prefixes all begin the stop string takes linear, not quadratic, time."""
     watcher = Watcher(Stops((StopString(b"a" * 100_000),), lambda id: b"a"), 0)
     for _ in range(99_999):
         assert watcher.push(0) is None
@@ -200,7 +200,7 @@ def test_a_callback_sees_every_token_and_may_stop(model):
 
 
 def test_a_prompt_changed_during_the_call_has_no_effect(model):
-    """The result is for the prompt at the time of the call."""
+    """The result belongs to the prompt as it was when the call began."""
     ids, prompts, buffer = [5, 6, 7], [[5, 6], [7]], [1]
     plain = model.generate([5, 6, 7], max_new_tokens=3)
     assert model.generate(ids, max_new_tokens=3, callback=lambda *_: ids.clear()) == plain

@@ -101,7 +101,7 @@ def test_a_warning_names_other_heads(
 def test_a_trainers_other_files_are_refused(name: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=what):
         open_checkpoint(TRAINERS / "trainer" / name)
-    # It is also refused under another name: named directly, and as the only weights of a folder.
+    # The same file is refused under another name, whether the file or its folder is opened.
     shutil.copy(TRAINERS / "trainer" / name, tmp_path / "model.pt")
     shutil.copy(TRAINERS / "trainer" / "config.json", tmp_path)
     for path in (tmp_path / "model.pt", tmp_path):
@@ -116,7 +116,7 @@ def test_a_trainers_folder(tmp_path: Path) -> None:
     (folder / "scaler.pt").write_bytes(b"the content is not read")
     shutil.copy(TRAINERS / "lightning" / "last.ckpt", folder)
     assert_arrays_equal(arrays_of(folder), arrays_of(TRAINERS / "lightning"))
-    # Files of accelerate are ignored too, beside a checkpoint that contains its configuration.
+    # accelerate's state files are ignored beside a checkpoint that contains its configuration.
     shutil.copy(FORMATS / "nanogpt" / "ckpt.pt", tmp_path)
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "rng_state_1.pth"):
         (tmp_path / name).write_bytes(b"")
@@ -141,7 +141,7 @@ def test_adapters_are_refused(tmp_path: Path) -> None:
             CheckpointError, match=r"is an adapter \('LORA'\).*'openai-community/gpt2'.*merge"
         ):
             open_checkpoint(place)
-    # With a model's weights beside the adapter, only the name of the weights' file loads them.
+    # With a model's weights beside the adapter, the folder is refused; the weights' path loads.
     shutil.copy(TINY / "model.safetensors", folder)
     shutil.copy(TINY / "config.json", folder)
     with pytest.raises(CheckpointError, match="is an adapter"):
@@ -250,7 +250,7 @@ def test_an_untied_head_does_not_replace_the_embedding(kind: str, tmp_path: Path
 
 
 def test_names_of_modules_wrapped_one_by_one() -> None:
-    """Names that torch.compile and FSDP give to the blocks of a model."""
+    """torch.compile and FSDP give such names to the blocks of a model."""
     for stored, name in (
         ("transformer.h.0._orig_mod.ln_1.weight", "h.0.ln_1.weight"),
         ("_fsdp_wrapped_module.transformer.h.3._fsdp_wrapped_module.mlp.c_fc.bias",
