@@ -53,7 +53,7 @@ def tokenizer_json(
     }  # fmt: skip
 
 
-def both(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, Any]:
+def load_both(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, Any]:
     """Write tokenizer.json; load it with our own reader and with the package."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(values), encoding="utf-8")
@@ -131,7 +131,7 @@ def pair_of(kind: str) -> tuple[Tokenizer, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return both(Path(folder), _vocabulary(kind))
+        return load_both(Path(folder), _vocabulary(kind))
 
 
 @settings(max_examples=150)
@@ -177,7 +177,7 @@ def test_merges_in_any_order_and_duplicates(tmp_path: Path) -> None:
             tokens.append(left + right)
             merges.append([left, right])
         vocab = {token: id for id, token in enumerate(dict.fromkeys([*ALPHABET, *tokens]))}
-        ours, theirs = both(tmp_path, tokenizer_json(vocab, merges))
+        ours, theirs = load_both(tmp_path, tokenizer_json(vocab, merges))
         engines.add(type(ours._model))
         for _ in range(20):
             text = "".join(source.choices("ab ", k=source.randrange(1, 30)))
@@ -195,7 +195,7 @@ def test_long_texts(text: str) -> None:
 def test_one_warning_about_missing_bytes(tmp_path: Path) -> None:
     vocab, merges = trained(["once upon a time"], 60, [])
     for model, becomes in (({}, "are left out"), ({"unk_token": "o"}, "become 'o'")):
-        ours, theirs = both(tmp_path, tokenizer_json(vocab, merges, **model))
+        ours, theirs = load_both(tmp_path, tokenizer_json(vocab, merges, **model))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert ours.encode("once upon") == theirs.encode("once upon").ids
@@ -209,7 +209,7 @@ def test_one_warning_about_missing_bytes(tmp_path: Path) -> None:
 
 
 def test_a_missing_unknown_token(tmp_path: Path) -> None:
-    ours, theirs = both(tmp_path, tokenizer_json({"a": 0}, [], unk_token="<unk>"))
+    ours, theirs = load_both(tmp_path, tokenizer_json({"a": 0}, [], unk_token="<unk>"))
     assert ours.encode("aa") == [0, 0]
     with pytest.raises(Exception, match="not found in the vocabulary"):
         theirs.encode("ab")
@@ -244,7 +244,7 @@ def test_unused_parts_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     ours = read_tokenizer_json(tmp_path / "tokenizer.json")
     values["truncation"] = None
-    _, theirs = both(tmp_path, values)
+    _, theirs = load_both(tmp_path, values)
     assert ours.encode("once <s> word") == theirs.encode("once <s> word").ids
 
 
@@ -303,7 +303,7 @@ def test_malformed_files(tmp_path: Path, values: dict[str, Any], message: str) -
 
 
 def test_the_package_is_not_imported(tmp_path: Path) -> None:
-    both(tmp_path, _vocabulary("whole"))
+    load_both(tmp_path, _vocabulary("whole"))
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; sys.modules['tokenizers'] = None\n"
         "from pathlib import Path; from gpt2c.text.tokenizer_json import read_tokenizer_json\n"

@@ -60,29 +60,31 @@ def result_of(completion):
 
 def drafts_of(model, seed):
     other = model_on(
-        model.backend, config_of(**{**vars_of(model), "n_layer": 1}), sharp_weights_of(model, seed)
+        model.backend, config_of(**{**shape_of(model), "n_layer": 1}), sharp_weights_of(model, seed)
     )
     return ["auto", "packing", "lookup", other]
 
 
-def vars_of(model):
+def shape_of(model):
     c = model.config
     return {"vocab_size": c.vocab_size, "n_positions": c.n_positions, "n_embd": c.n_embd,
             "n_head": c.n_head}  # fmt: skip
 
 
 def sharp_weights_of(model, seed):
-    return sharp_weights(config_of(**{**vars_of(model), "n_layer": 1}), seed)
+    return sharp_weights(config_of(**{**shape_of(model), "n_layer": 1}), seed)
 
 
-prompts_of = st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=40), min_size=1, max_size=5)
+prompt_lists = st.lists(
+    st.lists(st.integers(0, 59), min_size=1, max_size=40), min_size=1, max_size=5
+)
 
 
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 1000),
     sampling=st.sampled_from(sorted(SAMPLING)),
-    prompts=prompts_of,
+    prompts=prompt_lists,
     dtype=st.sampled_from(["float32", "float32", "int8"]),
     n_tokens=st.sampled_from([None, 1, 2, 3, 7, 24]),
     batch_size=st.sampled_from([1, 2, 64]),
@@ -253,7 +255,7 @@ def test_threads_share_a_model_and_its_drafts():
 
 def test_a_draft_model_with_a_shorter_context():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
-    short = config_of(**{**vars_of(model), "n_positions": 20})
+    short = config_of(**{**shape_of(model), "n_positions": 20})
     other = model_on(ISAS[-1], short, sharp_weights(short, 0))
     done = model.complete([1, 2], max_new_tokens=60, draft=other, num_assistant_tokens=4)
     assert done.ids == model.generate([1, 2], max_new_tokens=60)
@@ -265,7 +267,7 @@ def test_invalid_drafts():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     int4_model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
     on_numpy = model_on("numpy", CONFIG, sharp_weights(CONFIG, 0))
-    wide = config_of(**{**vars_of(model), "vocab_size": 61})
+    wide = config_of(**{**shape_of(model), "vocab_size": 61})
     other = model_on(ISAS[-1], wide, random_weights(wide))
     for draft, error in (
         ("int4", OptionError), (3, OptionTypeError), (True, OptionTypeError), (other, OptionError),

@@ -277,7 +277,7 @@ def test_the_tokenizer_of_a_gguf_file(tmp_path: Path) -> None:
     assert again.tokenizer.encode(" the th<|endoftext|>") == [258, 32, 256, 259]
 
 
-def text_of(value: str) -> bytes:
+def str_of(value: str) -> bytes:
     return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
@@ -289,9 +289,9 @@ def gguf_of(
 ) -> bytes:
     raw = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     for key, kind, value in metadata:
-        raw += text_of(key) + struct.pack("<I", kind) + value
+        raw += str_of(key) + struct.pack("<I", kind) + value
     for name, axes, kind, offset in tensors:
-        raw += text_of(name) + struct.pack(f"<I{len(axes)}Q", len(axes), *axes)
+        raw += str_of(name) + struct.pack(f"<I{len(axes)}Q", len(axes), *axes)
         raw += struct.pack("<IQ", kind, offset)
     return raw + bytes(-len(raw) % 32) + data
 
@@ -316,7 +316,7 @@ GGUF_REFUSED = {
     "alignment 0": (
         gguf_of([("general.alignment", 4, struct.pack("<I", 0))], []), "found general.alignment 0"
     ),
-    "alignment of text": (gguf_of([("general.alignment", 8, text_of("32"))], []), "alignment '32'"),
+    "alignment of text": (gguf_of([("general.alignment", 8, str_of("32"))], []), "alignment '32'"),
     "five axes": (gguf_of([], [("a", (1,) * 5, 0, 0)]), "has 5 axes"),
     "2^42 + 1": (gguf_of([], [("a", (2**42 + 1, 2**42), 0, 0)]), "the numbers overflow"),
     "a wild offset": (gguf_of([], [("a", (4,), 0, 2**60)]), "the numbers overflow"),
@@ -331,9 +331,9 @@ GGUF_REFUSED = {
     ),
     "a gap": (gguf_of([], [("a", (4,), 0, 0), ("b", (4,), 0, 96)], bytes(128)), "leaves a gap"),
     "another architecture": (
-        gguf_of([("general.architecture", 8, text_of("llama"))], []), "'llama', expected 'gpt2'"
+        gguf_of([("general.architecture", 8, str_of("llama"))], []), "'llama', expected 'gpt2'"
     ),
-    "no sizes": (gguf_of([("general.architecture", 8, text_of("gpt2"))], []), "context_length"),
+    "no sizes": (gguf_of([("general.architecture", 8, str_of("gpt2"))], []), "context_length"),
 }  # fmt: skip
 
 
