@@ -89,11 +89,11 @@ class BuildEngine(build_ext):
                 with captured_output(log):
                     super().run()
             except Exception as error:
-                self.install_without(error, log.read_text(errors="replace"))
+                self.install_without_engine(error, log.read_text(errors="replace"))
             else:
                 sys.stdout.write(log.read_text(errors="replace"))
 
-    def install_without(self, error: Exception, output: str) -> None:
+    def install_without_engine(self, error: Exception, output: str) -> None:
         print(f"gpt2c: the engine could not be built ({error}); the compiler's last lines:")
         print("\n".join(output.splitlines()[-LAST_LINES:]))
         print("gpt2c: installing without it: everything runs on NumPy, far slower.")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from convert import read_config
-from peers import ENGINES, FLOAT32
-from processes import EngineError, Launcher, Worker, add_options, first_token, launcher_for
-from tasks import AGREEMENT, TASKS, Task, share
+from peers import DEFAULT_ENGINES, ENGINES
+from processes import EngineError, Launcher, Worker, add_options, first_token_seconds, launcher_for
+from tasks import AGREEMENT, TASKS, Task, roofline_share
 
 Samples = dict[str, list[float]]  # engine: one value per repeat
 
@@ -84,7 +84,7 @@ class Comparison:
         for repeat in range(-1, self.repeats):
             for name in [name for name in self.workers if can_run(name, task)]:
                 try:
-                    value, used = self.turn(name, task, self.prompts(task, repeat))
+                    value, used = self.take_turn(name, task, self.prompts(task, repeat))
                 except EngineError as error:
                     self.skip(name, f"{task.name}: {error}")
                     continue
@@ -92,23 +92,25 @@ class Comparison:
                     samples.setdefault(name, []).append(value)
                     shares.setdefault(name, []).extend(used)
 
-    def turn(self, name: str, task: Task, prompts: list[list[int]]) -> tuple[float, list[float]]:
-        """Return the measured value and, if it is known, the share of the machine's roofline."""
+    def take_turn(
+        self, name: str, task: Task, prompts: list[list[int]]
+    ) -> tuple[float, list[float]]:
+        """Return the measured value and, if the roofline is known, the share that was reached."""
         if task.measure is None:
-            return first_token(self.launcher, name, prompts[0]), []
+            return first_token_seconds(self.launcher, name, prompts[0]), []
 
         def generate(prompts: list[list[int]], n_new: int) -> float:
             return float(worker.ask("generate", prompts=prompts, n_new=n_new)["seconds"])
 
         worker = self.workers[name]
         with worker.turn():
-            before = worker.ask("limits") if task.limit else {}
+            before = worker.ask("roofline") if task.limit else {}
             value = task.measure(task, generate, prompts)
             if task.limit not in before:
                 return value, []
-            after = worker.ask("limits")
-        limits = {key: (before[key] + after[key]) / 2 for key in before}
-        return value, [share(task, value, limits, self.config)]
+            after = worker.ask("roofline")
+        roofline = {key: (before[key] + after[key]) / 2 for key in before}
+        return value, [roofline_share(task, value, roofline, self.config)]
 
 
 def can_run(name: str, task: Task) -> bool:
@@ -149,7 +151,7 @@ def print_agreement(result: Comparison) -> None:
     print(f"\nGreedy ids equal to {next(iter(result.agreement), '')}'s, of {sum(per_text)}, "
           "in each text up to the first that differs:")  # fmt: skip
     for name, lengths in result.agreement.items():
-        odd = ENGINES[name].float32 and lengths != per_text
+        odd = ENGINES[name].is_float32 and lengths != per_text
         print(f"  {name:20}{sum(lengths):4}{'   although it computes in float32' if odd else ''}")
 
 
@@ -163,7 +165,8 @@ def names_of(known: dict[str, Any], text: str) -> list[str]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text), default=[*FLOAT32],
+    parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text),
+                        default=[*DEFAULT_ENGINES],
                         help="the others are compared with the first")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)

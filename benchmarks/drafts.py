@@ -4,8 +4,8 @@
 
 Prompts are the first 40 tokens of the text's paragraphs; 150 tokens are generated for each. A
 greedy text counts up to its first repeated 20-gram: there it starts to loop, and every drafted
-token is accepted. Peers decode the same prompts greedily to the same length. All alternate; each
-turn takes a part of the prompts. The checkpoint needs a tokenizer of its own.
+token is accepted. Peers decode the same prompts greedily to the same length. gpt2c and its peers
+alternate; each turn takes a part of the prompts. The checkpoint needs a tokenizer of its own.
 
 A second part measures answers that repeat the prompt, as in editing: its prompts are greedy texts
 of the model that loop.
@@ -45,7 +45,7 @@ class Variant:
 
 
 def until_repeated(ids: list[int]) -> int:
-    """Return the number of ids before a 20-gram is complete for the second time."""
+    """Return the number of ids before the one that completes a 20-gram for the second time."""
     seen = set()
     for i in range(len(ids) - REPEATED + 1):
         gram = tuple(ids[i : i + REPEATED])
@@ -56,7 +56,7 @@ def until_repeated(ids: list[int]) -> int:
 
 
 def repeats(prompt: list[int], answer: list[int]) -> bool:
-    """Whether at least 90 % of the answer's 8-grams occur in the prompt."""
+    """Return whether at least 90 % of the answer's 8-grams occur in the prompt."""
     grams = {tuple(prompt[i : i + 8]) for i in range(len(prompt))}
     found = [tuple(answer[i : i + 8]) in grams for i in range(len(answer) - 7)]
     return sum(found) >= 0.9 * len(found)
@@ -87,11 +87,11 @@ def peer_rate(worker: Worker, prompts: list[list[int]], n_new: int) -> float:
     """Return the rate of a peer, measured in the same way."""
     with worker.turn():
         worker.ask("generate", prompts=prompts[:1], n_new=8)  # warm-up after the stop
-        first, all_of_them = (
+        first, whole = (
             sum(worker.ask("generate", prompts=[p], n_new=n)["seconds"] for p in prompts)
             for n in (1, n_new)
         )
-    return len(prompts) * (n_new - 1) / (all_of_them - first)
+    return len(prompts) * (n_new - 1) / (whole - first)
 
 
 def measure(
@@ -157,10 +157,10 @@ def main() -> None:
                 print(f"without {name}: {error}", flush=True)
         show(*measure(model, workers, prompts, options.tokens))
     print("\nanswers that repeat the prompt:")
-    circles = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
-    circles = [p for p in circles if repeats(p, model.generate(p, max_new_tokens=100))]
-    print(f"{len(circles)} prompts:")
-    show(*measure(model, {}, circles, 100, counts_all=True))
+    loops = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
+    loops = [p for p in loops if repeats(p, model.generate(p, max_new_tokens=100))]
+    print(f"{len(loops)} prompts:")
+    show(*measure(model, {}, loops, 100, counts_all=True))
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def main() -> None:
     print(f"{gpt2c.__version__}, {model.backend}, {model.threads} threads, {options.checkpoint}")
     print(f"per token: {1e6 * best:,.0f} us; streamed: {1e6 * best_streamed:,.0f} us "
           f"({best_streamed / best - 1:+.1%}; min of {len(plain)})")  # fmt: skip
-    left = [a / b for a, b in zip(quiet, disturbed, strict=True)]
-    print(f"next to a busy process: {statistics.median(left):.0%} of the quiet speed "
-          f"({min(left):.0%} to {max(left):.0%})")  # fmt: skip
+    kept = [a / b for a, b in zip(quiet, disturbed, strict=True)]
+    print(f"next to a busy process: {statistics.median(kept):.0%} of the quiet speed "
+          f"({min(kept):.0%} to {max(kept):.0%})")  # fmt: skip
 
 
 if __name__ == "__main__":

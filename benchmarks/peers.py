@@ -21,7 +21,7 @@ class Engine:
 
     packages: tuple[str, ...] = ()  # their versions are reported
     files = "plain"  # the kind of files that convert.py makes
-    float32 = True  # whether its greedy ids should equal gpt2c's
+    is_float32 = True  # it computes in float32, so any greedy ids it returns should equal gpt2c's
     batches = True  # whether several prompts run together
     singles = True  # whether it takes a single prompt, as ids
     no_first_token = ""  # the reason not to measure the first token
@@ -46,8 +46,8 @@ class Engine:
             raise RuntimeError(f"expected {n_new} ids per prompt, got {[len(one) for one in ids]}")
         return seconds, ids
 
-    def limits(self) -> dict[str, float]:
-        """Return the machine's roofline, if the engine measures it."""
+    def roofline(self) -> dict[str, float]:
+        """Return the model's bytes and the machine's rates, if the engine measures them."""
         return {}
 
     def encode(self, text: str) -> Ids:
@@ -83,7 +83,7 @@ class Gpt2c(Engine):
     def score(self, ids: Ids, stride: int) -> float:
         return self.model.score(ids, stride=stride).total
 
-    def limits(self) -> dict[str, float]:
+    def roofline(self) -> dict[str, float]:
         engine: Any = self.model._engine
         found = {"n_bytes": float(self.model.n_bytes)}
         for name in ("stream_rate", "multiply_add_rate"):
@@ -94,7 +94,7 @@ class Gpt2c(Engine):
 
 class Gpt2cInt8(Gpt2c):
     files = "gpt2c-int8"
-    float32 = False
+    is_float32 = False
     dtype = "int8"
 
 
@@ -125,12 +125,13 @@ class TorchEager(Engine):
         with self.torch.inference_mode():
             out = self.model.generate(
                 ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=n_new,
-                do_sample=False, eos_token_id=None, pad_token_id=0, **self.cache(ids, n_new),
+                do_sample=False, eos_token_id=None, pad_token_id=0,
+                **self.extra_options(ids, n_new),
             )  # fmt: skip
         return out[:, ids.shape[1] :].tolist()
 
-    def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
-        """Return more options for transformers' generate."""
+    def extra_options(self, ids: Any, n_new: int) -> dict[str, Any]:
+        """Return additional options for transformers' generate."""
         return {}
 
     def score(self, ids: Ids, stride: int) -> float:
@@ -160,10 +161,10 @@ class TorchCompiled(TorchEager):
         self.compile = CompileConfig(fullgraph=False, dynamic=False, mode="default")
         self.compile._compile_all_devices = True  # otherwise CPUs are skipped, with a warning
 
-    def cache(self, ids: Any, n_new: int) -> dict[str, Any]:
+    def extra_options(self, ids: Any, n_new: int) -> dict[str, Any]:
         from transformers import StaticCache
 
-        # The cache that generate creates keeps its longest length and attends over all of it.
+        # The cache that generate creates keeps the longest length so far and attends to all of it.
         cache = StaticCache(config=self.model.config, max_cache_len=ids.shape[1] + n_new)
         return {"past_key_values": cache, "compile_config": self.compile}
 
@@ -176,7 +177,7 @@ class LlamaCpp(Engine):
     def __init__(self, folder: str, threads: int) -> None:
         from llama_cpp import Llama
 
-        # Flash attention with the default cache was its fastest setting here.
+        # Flash attention with the default cache was llama.cpp's fastest setting here.
         self.model = Llama(
             os.path.join(folder, "model.gguf"), n_ctx=0, n_batch=1024, n_threads=threads,
             n_threads_batch=threads, flash_attn=True, logits_all=False, verbose=False,
@@ -193,12 +194,12 @@ class LlamaCpp(Engine):
 
 class LlamaCppQ8(LlamaCpp):
     files = "gguf-q8_0"
-    float32 = False
+    is_float32 = False
 
 
 class LlamaCppQ4(LlamaCpp):
     files = "gguf-q4_0"
-    float32 = False
+    is_float32 = False
 
 
 class LlamaBatchedBench(Engine):
@@ -215,7 +216,7 @@ class LlamaBatchedBench(Engine):
 
     def timed(self, prompts: list[Ids], n_new: int) -> tuple[float, list[Ids]]:
         n, length = len(prompts), len(prompts[0])
-        # The prefill gives each prompt its first token, so one step less remains.
+        # The prefill gives each prompt its first token, so n_new - 1 steps remain.
         shape = ["-npp", str(length), "-ntg", str(n_new - 1), "-npl", str(n)]
         context = ["-c", str(n * 256 * (1 + (length + n_new) // 256))]
         command = [self.program, *self.options, *shape, *context]
@@ -248,7 +249,7 @@ class CTranslate2(Engine):
 
 class CTranslate2Int8(CTranslate2):
     files = "ctranslate2-int8"
-    float32 = False
+    is_float32 = False
     compute = "int8"
 
 
@@ -263,8 +264,9 @@ class OpenVINO(Engine):
         import openvino_genai
 
         self.numpy, self.tensor, self.genai = numpy, openvino.Tensor, openvino_genai
-        # Continuous batching, also for one prompt: as fast alone, faster in batches. No prefix
-        # caching, because the decode rate is the difference of two runs of one prompt.
+        # Use continuous batching also for one prompt: one prompt runs as fast as without it, and
+        # batches run faster. Prefix caching is off, because the decode rate is computed from the
+        # difference in time between two runs of one prompt.
         schedule = openvino_genai.SchedulerConfig()
         schedule.enable_prefix_caching = False
         schedule.max_num_batched_tokens = 2048
@@ -282,7 +284,7 @@ class OpenVINO(Engine):
 
 
 class OpenVINODefault(OpenVINO):
-    float32 = False  # bfloat16 if the CPU has it
+    is_float32 = False  # it computes in bfloat16 if the CPU can
     options: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -313,7 +315,7 @@ ENGINES: dict[str, type[Engine]] = {
     "openvino-int4": OpenVINOInt4,
 }
 # The default for compare.py --engines.
-FLOAT32 = (
+DEFAULT_ENGINES = (
     "gpt2c", "torch-eager", "torch-compiled", "llama.cpp", "llama-batched-bench", "ctranslate2",
     "openvino-f32", "openvino-default",
 )  # fmt: skip

@@ -93,8 +93,8 @@ class Launcher:
         folder = str(converted(self.work, self.checkpoint, ENGINES[name].files))
         worker = [self.python(name), str(HERE / "worker.py"), name, folder, str(self.threads)]
         with self.log(name).open("w") as log:
-            # In a process group of its own, one SIGSTOP stops all of its processes. In the same
-            # session, the kernel ends a stopped group if this process dies.
+            # The engine has its own process group, so one SIGSTOP stops all of its processes. The
+            # group is in this session, so the kernel ends it, if stopped, when this process dies.
             return subprocess.Popen(
                 [*worker, *more], env=self.env, text=True, process_group=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
@@ -154,7 +154,7 @@ class Worker:
         self.process.communicate()
 
 
-def first_token(launcher: Launcher, name: str, prompt: list[int]) -> float:
+def first_token_seconds(launcher: Launcher, name: str, prompt: list[int]) -> float:
     """Return the seconds from the start of a process to its first new token."""
     begin = time.perf_counter()
     process = launcher.start(name, json.dumps(prompt))

@@ -3,11 +3,11 @@
     python benchmarks/quality.py CHECKPOINT TEXT [--tokens 20000] [--also Q8_0.gguf ...]
     python benchmarks/quality.py --weights FILE.safetensors
 
-The text is cut into windows of the context; each token is predicted from the earlier ones of its
-window. --also takes other quantisations of the same model, such as llama.cpp's. gpt2c dequantises
-GGUF, so these lines show the cost of the weights in float32 arithmetic, without the cost of
-llama.cpp's 8-bit activations and float16 KV cache. --weights prints the relative RMS error of each
-matrix.
+The text is cut into windows of the context's length; each token is predicted from the earlier ones
+of its window. --also names other quantised files of the same model, such as llama.cpp's. gpt2c
+dequantises GGUF, so these lines show the cost of the weights in float32 arithmetic, without the
+cost of llama.cpp's 8-bit activations and float16 KV cache. --weights prints the relative RMS error
+of each matrix.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gpt2c.weights.checkpoint import open_checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, dequantised
 
 Logits = NDArray[np.float32]
-CHUNK = 128  # positions with logits in memory at once
+CHUNK = 128  # positions whose logits are in memory together
 
 
 @dataclass
 class Cost:
-    """Sums over all tokens."""
+    """What one model costs, as sums over all tokens."""
 
     n: int = 0
     nats: float = 0.0
@@ -94,14 +94,14 @@ def print_costs(checkpoint: str, text: Path, n_tokens: int, others: list[str]) -
     costs = compare(models, ids)
     exact = costs["float32"].perplexity
     print(f"{checkpoint}, {len(ids) - 1} tokens of {text.name}\n")
-    print(f"{'':24}{'perplexity':>12}{'more':>9}{'top-1':>9}{'mean KL':>11}{'MB':>8}")
+    print(f"{'':24}{'perplexity':>12}{'increase':>9}{'top-1':>9}{'mean KL':>11}{'MB':>8}")
     for name, cost in costs.items():
         print(f"{name:24}{cost.perplexity:12.4f}{cost.perplexity / exact - 1:9.3%}"
               f"{cost.n_same / cost.n:9.2%}{cost.divergence / cost.n:11.6f}"
               f"{models[name].n_bytes / 1e6:8.0f}")  # fmt: skip
 
 
-def quantized(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+def round_trip(weights: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     """Quantise and dequantise a matrix [k, n] that consists of whole groups and panels."""
     k, n = weights.shape
     isa = [name for name, runs in _engine.instruction_sets() if runs][-1]
@@ -127,7 +127,7 @@ def print_weights(file: Path) -> None:
             continue
         square = np.square(weights, dtype=np.float64).sum()
         errors = [
-            np.sqrt(np.square(quantized(weights, bits) - weights, dtype=np.float64).sum() / square)
+            np.sqrt(np.square(round_trip(weights, bits) - weights, dtype=np.float64).sum() / square)
             for bits in (8, 4)
         ]
         print(f"{name:44}{errors[0]:9.5f}{errors[1]:9.4f}")

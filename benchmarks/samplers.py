@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def choice_seconds(model: gpt2c.GPT2, plan: Plan, ids: Any, logits: Any) -> float:
-    """Return the time of one choice, the min of some repeats."""
+    """Return the time of one choice, the min of several repeats."""
     no_stops, times = np.empty(0, dtype=np.int32), []
     for _ in range(REPEATS):
         job = model._engine.job(ids, CHOICES + 1, plan, 1, 0, no_stops)

@@ -77,11 +77,13 @@ TASKS = {
 AGREEMENT = Task("agreement", "ids", 8, 16, 16, None)
 
 
-def share(task: Task, value: float, limits: dict[str, float], config: dict[str, Any]) -> float:
+def roofline_share(
+    task: Task, value: float, roofline: dict[str, float], config: dict[str, Any]
+) -> float:
     """Return the share of the roofline that a decode or prefill rate reaches."""
-    rate = limits[task.limit]
+    rate = roofline[task.limit]
     if task.limit == "stream_rate":  # every token reads all weights
-        return limits["n_bytes"] * value / rate
+        return roofline["n_bytes"] * value / rate
     n, width, layers = task.length, config["n_embd"], config["n_layer"]
     inner = config.get("n_inner") or 4 * width
     blocks = 2 * n * layers * (4 * width * width + 2 * width * inner)

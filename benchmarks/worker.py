@@ -19,8 +19,8 @@ from peers import ENGINES, Engine
 
 
 def answer(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
-    if task["op"] == "limits":
-        return engine.limits()
+    if task["op"] == "roofline":
+        return engine.roofline()
     if task["op"] == "encode":
         return {"ids": engine.encode(Path(task["text"]).read_text())}
     if task["op"] == "score":

@@ -53,7 +53,7 @@ ISAS = _instruction_sets()
 needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 if ISAS:
     # Models with three or seven threads really run on that many, even on fewer CPUs: the tests of
-    # equal bits and of idle workers need them all.
+    # equal bits and of idle workers need that many.
     from gpt2c.engine import _engine
 
     _engine.pretend_cpus(16)
@@ -62,7 +62,7 @@ if ISAS:
 _SAME_FLOATS = {"avxvnni": "avx2", "avx512vnni": "avx512", "neondot": "neon"}
 FLOAT_ISAS = [i for i in ISAS if i not in {_SAME_FLOATS.get(other) for other in ISAS}]
 BACKENDS = ["numpy", *FLOAT_ISAS]
-SHAPES = {
+CONFIG_DEFAULTS = {
     "vocab_size": 50,
     "n_positions": 40,
     "n_embd": 24,
@@ -74,7 +74,7 @@ SHAPES = {
 
 
 def config_of(**options: Any) -> GPT2Config:
-    return GPT2Config(**{**SHAPES, **options})
+    return GPT2Config(**{**CONFIG_DEFAULTS, **options})
 
 
 def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -112,7 +112,7 @@ def on_backend(backend: str, make: Callable[[str], GPT2]) -> GPT2:
 
 
 def load(path: Path, backend: str = "numpy", **options: Any) -> GPT2:
-    """Load a checkpoint on a backend that the fixture of that name gives."""
+    """Load a checkpoint; `backend` is a value of the fixture `backend`."""
     return on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b, **options))
 
 
@@ -123,16 +123,16 @@ def arrays_of(path: Path, **options: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def assert_arrays_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """The same names in the same order, and the same numbers."""
+    """Check that both have the same names, in the same order, and the same numbers."""
     assert list(found) == list(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def logit_atol(logits: NDArray[Any]) -> float:
-    """Return how far two float32 computations of logits that round in different orders may differ.
+    """Return the tolerance for two float32 computations that round in different orders.
 
-    That is a few ULP of the largest logit.
+    It is a few ULP of the largest logit.
     """
     return 16 * float(np.finfo(np.float32).eps) * float(np.abs(logits).max())
 
@@ -165,7 +165,7 @@ def no_preferences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn: NumPy, and every instruction set that this CPU has."""
+    """Each backend in turn: NumPy, and the instruction sets of the fixture `isa`."""
     return str(request.param)
 
 
@@ -195,7 +195,7 @@ def in_threads(work: Callable[[Any], object], arguments: Iterable[Any]) -> None:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
-    """subprocess.Popen that kills the process at the end of the test, passed or failed."""
+    """subprocess.Popen; the process is killed at the end of the test, passed or failed."""
     started: list[subprocess.Popen[Any]] = []
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:

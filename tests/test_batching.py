@@ -42,9 +42,9 @@ def test_an_iterator_yields_results_in_order(model):
 def test_empty_prompts_of_ids(backend):
     config = config_of(eos_token_id=49)
     model = model_on(backend, config, random_weights(config))
-    texts = model.generate([[], [1], []], max_new_tokens=3)
-    assert list(model.generate(iter([[], [1], []]), max_new_tokens=3)) == texts
-    assert texts[0] == texts[2] == model.generate([49], max_new_tokens=3)
+    results = model.generate([[], [1], []], max_new_tokens=3)
+    assert list(model.generate(iter([[], [1], []]), max_new_tokens=3)) == results
+    assert results[0] == results[2] == model.generate([49], max_new_tokens=3)
     lazily = model.generate(iter([[1], [2]]), max_new_tokens=3)
     next(lazily)
     lazily.close()  # a generator has close()
@@ -63,7 +63,7 @@ def test_prompts_are_read_lazily(model):
     assert taken == 0
     for n_answered in range(1, 61):
         next(answers)
-        # Five run at once and end together, so at most five are read ahead.
+        # Five prompts run together and end together, so at most five are read ahead.
         assert taken <= n_answered + 5
     assert next(answers, None) is None
 
@@ -117,7 +117,7 @@ def test_an_error_is_raised_after_the_results_before_it(model):
         next(answers)
 
 
-def test_invalid_prompts_are_refused_at_once(model):
+def test_invalid_prompts_are_refused(model):
     for wrong in (range(3), {1: 2}, {1, 2}, b"abc", memoryview(b"abc"), None, 5, np.float32(1)):
         with pytest.raises(TypeError, match=r"a prompt is of type|dimensions"):
             model.generate(wrong)
@@ -168,9 +168,9 @@ def shared_lengths(monkeypatch):
 def test_equal_prefixes_are_computed_once(model, shared_lengths):
     header = list(range(40))
     together = [[*header, 1, 2], [*header, 3], header, [*header, 1, 4], [7] * 20]
-    texts = model.generate(together, max_new_tokens=6)
+    results = model.generate(together, max_new_tokens=6)
     assert shared_lengths == [0, 40, 39, 41, 0]
-    assert texts == [model.generate(p, max_new_tokens=6) for p in together]
+    assert results == [model.generate(p, max_new_tokens=6) for p in together]
 
 
 def test_a_shared_prefix_outlives_its_first_prompt(model, shared_lengths):

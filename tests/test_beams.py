@@ -1,4 +1,4 @@
-"""Beam search: the best completions, independent of the batch, and shared caches."""
+"""Beam search: it finds the best completions, in any batch, and its beams share caches."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def prompts(n, seed=0):
     return [rng.integers(0, CONFIG.vocab_size, rng.integers(1, 60)).tolist() for _ in range(n)]
 
 
-def assert_same(backend, texts, others):
+def assert_same(backend, completions, others):
     """Compare ids exactly, and scores bit for bit; NumPy's matrix products may differ in bits."""
-    assert [c.ids for c in texts] == [c.ids for c in others]
-    scores = ([c.sequence_score for c in each] for each in (texts, others))
+    assert [c.ids for c in completions] == [c.ids for c in others]
+    scores = ([c.sequence_score for c in each] for each in (completions, others))
     np.testing.assert_allclose(*scores, rtol=1e-5 if backend == "numpy" else 0)
 
 
@@ -70,7 +70,7 @@ def test_enough_beams_find_the_best_completions(backend, length_penalty):
             length_penalty=length_penalty, early_stopping="never",
         )  # fmt: skip
         assert [c.ids for c in found] == [ids for _, ids in best[:20]]
-        # Sums of at most four float32 log-probabilities from the same kernels.
+        # Each score sums at most four float32 log-probabilities from the same kernels.
         scores = [c.sequence_score for c in found]
         np.testing.assert_allclose(scores, [score for score, _ in best[:20]], rtol=1e-6)
 
@@ -84,22 +84,22 @@ def test_fewer_completions_may_exist_than_requested(backend):
 
 def test_beams_score_at_least_as_well_as_greedy(model):
     for prompt in prompts(5):
-        texts = model.complete(prompt, max_new_tokens=8, num_beams=8, num_return_sequences=8)
-        scores = [c.sequence_score for c in texts]
+        found = model.complete(prompt, max_new_tokens=8, num_beams=8, num_return_sequences=8)
+        scores = [c.sequence_score for c in found]
         assert scores == sorted(scores, reverse=True)
-        assert len({tuple(c.ids) for c in texts}) == 8
-        assert [c.sample for c in texts] == list(range(8))
+        assert len({tuple(c.ids) for c in found}) == 8
+        assert [c.sample for c in found] == list(range(8))
         greedy = model.score(prompt + model.generate(prompt, max_new_tokens=8, stop_token_ids=[]))
         assert scores[0] >= float(greedy.logprobs[len(prompt) :].mean()) - 1e-5
 
 
 def test_options_apply_to_every_beam(model):
     for prompt in prompts(4):
-        texts = model.complete(
+        found = model.complete(
             prompt, max_new_tokens=12, num_beams=4, num_return_sequences=4, suppress_tokens=[3, 4],
             no_repeat_ngram_size=1, min_new_tokens=5, bad_words=[[9]],
         )  # fmt: skip
-        for done in texts:
+        for done in found:
             assert len(done.ids) >= 5
             assert len({*prompt, *done.ids} - {*prompt}) == len(done.ids)
             assert not {3, 4, 7, 9} & set(done.ids)
@@ -138,10 +138,10 @@ def test_a_logits_processor_sees_log_probabilities(model):
         log_probs[1::2] = -np.inf
         return log_probs
 
-    texts = model.generate(
+    found = model.generate(
         [1, 2], num_beams=3, num_return_sequences=3, max_new_tokens=4, logits_processor=only_even
     )
-    assert all(id % 2 == 0 for ids in texts for id in ids)
+    assert all(id % 2 == 0 for ids in found for id in ids)
     assert seen[0][0] == [1, 2]
     assert {len(ids) for ids, _ in seen} == {2, 3, 4, 5}
     np.testing.assert_allclose([total for _, total in seen], 1, rtol=1e-5)
@@ -152,15 +152,15 @@ def test_logprobs_are_the_models_own(backend, model):
     for changed in ({}, {"repetition_penalty": 1.5}, {"stop_token_ids": list(range(0, 50, 3))}):
         for prompt in ([3, 9, 4], [8]):
             plain = model.complete(prompt, **options, **changed)
-            texts = model.complete(prompt, logprobs=2, echo=True, **options, **changed)
-            assert_same(backend, texts, plain)
-            for done in texts:
-                text = [*prompt, *done.ids]
+            found = model.complete(prompt, logprobs=2, echo=True, **options, **changed)
+            assert_same(backend, found, plain)
+            for done in found:
+                ids = [*prompt, *done.ids]
                 logprobs = [*done.prompt_logprobs, *done.logprobs]
                 atol = 1e-5 if backend == "numpy" else 0
-                np.testing.assert_allclose(logprobs, model.score(text).logprobs, rtol=0, atol=atol)
+                np.testing.assert_allclose(logprobs, model.score(ids).logprobs, rtol=0, atol=atol)
                 tops = [*done.prompt_top_logprobs, *done.top_logprobs][1:]
-                likeliest = np.argsort(-model.logits(text), axis=1, kind="stable")[:-1, :2]
+                likeliest = np.argsort(-model.logits(ids), axis=1, kind="stable")[:-1, :2]
                 assert [list(top) for top in tops] == likeliest.tolist()
     late = model.complete([1], max_time=0, logprobs=1, **options)
     assert late[0].logprobs == []
@@ -253,7 +253,7 @@ def test_a_nan_logit_is_an_error(backend):
 
 
 def test_ties_go_to_the_lower_id_with_and_without_all_ids():
-    """A penalty can make two ids equal: both kinds of row put the lower one first."""
+    """If a penalty makes two log-probabilities equal, both kinds of row put the lower id first."""
     log_probs = np.array([-9, -9, -9, -1.5, -9, -9, -9, -1], dtype=np.float32)
     few = searching._Row(log_probs[[7, 3]], np.array([7, 3], dtype=np.int32))
     for row in (searching._Row(log_probs), few):
@@ -264,14 +264,14 @@ def test_ties_go_to_the_lower_id_with_and_without_all_ids():
 
 # ---- batches and shared caches ----
 
-RUNS = [
+BEAM_OPTIONS = [
     {"num_beams": 3, "num_return_sequences": 3},
     {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.8, "num_return_sequences": 4},
     {"num_beams": 4, "repetition_penalty": 1.3, "num_return_sequences": 2},
 ]
 
 
-@pytest.mark.parametrize("options", RUNS)
+@pytest.mark.parametrize("options", BEAM_OPTIONS)
 def test_results_do_not_depend_on_the_batch(backend, model, options):
     given = prompts(9)
     options = {"max_new_tokens": 12, **options}
@@ -291,7 +291,7 @@ def test_instruction_sets_agree(backend):
         pytest.skip("NumPy's bits may differ")
     scalar = model_on("scalar", CONFIG, WEIGHTS)
     model = model_on(backend, CONFIG, WEIGHTS)
-    for options in RUNS:
+    for options in BEAM_OPTIONS:
         for prompt in prompts(3):
             assert model.complete(prompt, **options) == scalar.complete(prompt, **options)
 
@@ -348,7 +348,7 @@ def test_calls_stay_within_the_batch_size(model):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")
 def test_beams_share_the_cache_pages_of_their_common_prefix():
     # 32 blocks of 128 dimensions: 2 MB per page, 32 MB for the prompt, so 1 GB for 32 copies.
-    text = """
+    program = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 from conftest import config_of, model_on, random_weights
@@ -359,7 +359,7 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 250_000_000, -1))
 print(len(model.generate([1] * 1000, num_beams=32, num_return_sequences=32, max_new_tokens=3)))
 """
-    command = [sys.executable, "-c", text, str(FIXTURES.parent)]
+    command = [sys.executable, "-c", program, str(FIXTURES.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "32\n", done.stderr
 
@@ -382,7 +382,7 @@ def test_a_finished_search_is_freed_without_garbage_collection(model, options):
 
 
 def test_log_probs_equal_scores_bit_for_bit(isa):
-    """So options that need all log-probabilities do not change anything else."""
+    """An option that needs all log-probabilities must change nothing else."""
     config = config_of(vocab_size=3000, n_positions=300)
     engine = model_on(isa, config, random_weights(config))._engine
     ids = np.random.default_rng(0).integers(0, 3000, 260).astype(np.int32)
@@ -398,7 +398,7 @@ def test_log_probs_equal_scores_bit_for_bit(isa):
     np.testing.assert_array_equal(likeliest, top)
 
 
-def test_several_ids_are_fed_at_once(backend, model):
+def test_one_call_feeds_sequences_different_numbers_of_ids(backend, model):
     """One sequence gets a prompt and another one id, as in the first step of two searches."""
     engine = model._engine
     ids = [np.array(part, dtype=np.int32) for part in ([3, 1, 4, 1, 5], [9])]
@@ -409,7 +409,7 @@ def test_several_ids_are_fed_at_once(backend, model):
         for id in part[:-1]:
             sequence.feed(np.array([id], dtype=np.int32), 0)
         alone = engine.log_probs([sequence], [part[-1:]])
-        if backend == "numpy":  # float32 products in another order: some roundings of the logits
+        if backend == "numpy":  # it adds in another order, so logits differ by roundings
             np.testing.assert_allclose(rows[i], alone[0], atol=1e-5)
         else:
             np.testing.assert_array_equal(rows[i], alone[0])

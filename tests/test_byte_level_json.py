@@ -1,4 +1,4 @@
-"""tokenizer.json of a byte-level BPE, read by our own code: same ids as the package tokenizers."""
+"""tokenizer.json of a byte-level BPE: our own reader gives the ids of the tokenizers package."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def added(id: int, content: str, **flags: bool) -> dict[str, Any]:
     return {"id": id, "content": content, **dict.fromkeys(names, False), **flags}
 
 
-def values_of(
+def tokenizer_json(
     vocab: dict[str, int], merges: list[Any], tokens: Any = (), split: Any = None, **model: Any
 ) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
@@ -53,8 +53,8 @@ def values_of(
     }  # fmt: skip
 
 
-def both(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, Any]:
-    """Read a file with our own code, not through the package, and with the package."""
+def load_both(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, Any]:
+    """Write tokenizer.json; load it with our own reader and with the package."""
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     ours = read_tokenizer_json(path)
@@ -90,37 +90,40 @@ TOKENS = [
 ]
 
 
-# Vocabularies as training makes them, or as people write them by hand.
 def _vocabulary(kind: str) -> dict[str, Any]:
+    """Return a vocabulary as training makes it or as people write it by hand."""
     whole = trained(CORPUS, 330, ALPHABET)
     part = trained(CORPUS, 120, [])
     if kind == "whole":
-        return values_of(*whole, TOKENS)
-    if kind == "texts":
-        return values_of(whole[0], [" ".join(pair) for pair in whole[1]], TOKENS)
+        return tokenizer_json(*whole, TOKENS)
+    if kind == "string merges":
+        return tokenizer_json(whole[0], [" ".join(pair) for pair in whole[1]], TOKENS)
     if kind == "prefix":
-        return values_of(*whole, TOKENS, {"add_prefix_space": True})
+        return tokenizer_json(*whole, TOKENS, {"add_prefix_space": True})
     if kind == "no regex":
-        return values_of(*whole, TOKENS, {"use_regex": False})
+        return tokenizer_json(*whole, TOKENS, {"use_regex": False})
     if kind == "part":
-        return values_of(*part, TOKENS)
+        return tokenizer_json(*part, TOKENS)
     if kind == "unk":
-        return values_of(*part, TOKENS, unk_token="<|endoftext|>")
+        return tokenizer_json(*part, TOKENS, unk_token="<|endoftext|>")
     if kind == "fuse":
-        return values_of(*part, TOKENS, {"use_regex": False}, unk_token="a", fuse_unk=True)
+        return tokenizer_json(*part, TOKENS, {"use_regex": False}, unk_token="a", fuse_unk=True)
     if kind == "ignore merges":
         vocab = {**whole[0], "aaaa": len(whole[0]), "日": len(whole[0]) + 1}
-        return values_of(vocab, whole[1], TOKENS, ignore_merges=True)
+        return tokenizer_json(vocab, whole[1], TOKENS, ignore_merges=True)
     assert kind == "fallback"
     vocab = dict(part[0])
     for char in "!?1":  # byte tokens for characters that the vocabulary lacks
         vocab.setdefault(f"<0x{ord(char):02X}>", len(vocab))
     for byte in "ĉ".encode():  # the alphabet's character for the tab
         vocab.setdefault(f"<0x{byte:02X}>", len(vocab))
-    return values_of(vocab, part[1], TOKENS, byte_fallback=True, unk_token="<|endoftext|>")
+    return tokenizer_json(vocab, part[1], TOKENS, byte_fallback=True, unk_token="<|endoftext|>")
 
 
-KINDS = ["whole", "texts", "prefix", "no regex", "part", "unk", "fuse", "ignore merges", "fallback"]
+KINDS = [
+    "whole", "string merges", "prefix", "no regex", "part", "unk", "fuse", "ignore merges",
+    "fallback",
+]  # fmt: skip
 
 
 @functools.cache
@@ -128,7 +131,7 @@ def pair_of(kind: str) -> tuple[Tokenizer, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return both(Path(folder), _vocabulary(kind))
+        return load_both(Path(folder), _vocabulary(kind))
 
 
 @settings(max_examples=150)
@@ -174,7 +177,7 @@ def test_merges_in_any_order_and_duplicates(tmp_path: Path) -> None:
             tokens.append(left + right)
             merges.append([left, right])
         vocab = {token: id for id, token in enumerate(dict.fromkeys([*ALPHABET, *tokens]))}
-        ours, theirs = both(tmp_path, values_of(vocab, merges))
+        ours, theirs = load_both(tmp_path, tokenizer_json(vocab, merges))
         engines.add(type(ours._model))
         for _ in range(20):
             text = "".join(source.choices("ab ", k=source.randrange(1, 30)))
@@ -192,7 +195,7 @@ def test_long_texts(text: str) -> None:
 def test_one_warning_about_missing_bytes(tmp_path: Path) -> None:
     vocab, merges = trained(["once upon a time"], 60, [])
     for model, becomes in (({}, "are left out"), ({"unk_token": "o"}, "become 'o'")):
-        ours, theirs = both(tmp_path, values_of(vocab, merges, **model))
+        ours, theirs = load_both(tmp_path, tokenizer_json(vocab, merges, **model))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert ours.encode("once upon") == theirs.encode("once upon").ids
@@ -206,7 +209,7 @@ def test_one_warning_about_missing_bytes(tmp_path: Path) -> None:
 
 
 def test_a_missing_unknown_token(tmp_path: Path) -> None:
-    ours, theirs = both(tmp_path, values_of({"a": 0}, [], unk_token="<unk>"))
+    ours, theirs = load_both(tmp_path, tokenizer_json({"a": 0}, [], unk_token="<unk>"))
     assert ours.encode("aa") == [0, 0]
     with pytest.raises(Exception, match="not found in the vocabulary"):
         theirs.encode("ab")
@@ -218,7 +221,7 @@ def test_a_missing_unknown_token(tmp_path: Path) -> None:
 
 
 def test_missing_bytes_in_vocab_json_and_merges_txt(tmp_path: Path) -> None:
-    """Files as chapter 6 of the Hugging Face course makes them, without an initial alphabet."""
+    """Chapter 6 of the Hugging Face course makes such files, without an initial alphabet."""
     vocab, merges = trained(CORPUS, 120, [])
     (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     lines = "".join(f"{left} {right}\n" for left, right in merges)
@@ -234,14 +237,14 @@ def test_missing_bytes_in_vocab_json_and_merges_txt(tmp_path: Path) -> None:
 
 def test_unused_parts_may_hold_anything(tmp_path: Path) -> None:
     vocab, merges = trained(CORPUS, 300, ALPHABET)
-    values = values_of(vocab, merges, TOKENS)
+    values = tokenizer_json(vocab, merges, TOKENS)
     text = json.dumps(values)[:-1] + ', "notes": [NaN, -Infinity, 1e999, 123456789012345678901234'
     text += ', {"a": 1, "a": 2}, "\\ud800", ' + "[" * 200 + "]" * 200 + "]"
     text += ', "truncation": {"max_length": 1000000000000000019884624838656}}'
     (tmp_path / "tokenizer.json").write_text(text)
     ours = read_tokenizer_json(tmp_path / "tokenizer.json")
     values["truncation"] = None
-    _, theirs = both(tmp_path, values)
+    _, theirs = load_both(tmp_path, values)
     assert ours.encode("once <s> word") == theirs.encode("once <s> word").ids
 
 
@@ -257,7 +260,7 @@ def test_unused_parts_may_hold_anything(tmp_path: Path) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_other_pipelines_are_left_to_the_package(tmp_path: Path, change: dict[str, Any]) -> None:
-    values = {**values_of({"a": 0, "b": 1}, []), **change}
+    values = {**tokenizer_json({"a": 0, "b": 1}, []), **change}
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     assert isinstance(read_tokenizer_json(tmp_path / "tokenizer.json"), JsonTokenizer)
 
@@ -266,29 +269,29 @@ def test_other_pipelines_are_left_to_the_package(tmp_path: Path, change: dict[st
     "model", [{"end_of_word_suffix": "</w>"}, {"continuing_subword_prefix": "##"}, {"dropout": 0.5}]
 )
 def test_other_models_are_left_to_the_package(tmp_path: Path, model: dict[str, Any]) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(values_of({"a": 0}, [], **model)))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json({"a": 0}, [], **model)))
     assert isinstance(read_tokenizer_json(tmp_path / "tokenizer.json"), JsonTokenizer)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (values_of({"a": 0}, [["a", "b"]]), "merge 1 joins 'a' and 'b', but .* no token 'b'"),
-        (values_of({"a": 0, "b": 1}, [["a", "b"]]), "no token 'ab'"),
-        (values_of({"a": 0}, ["a"]), "merge 1 is 'a', expected a list of two tokens"),
-        (values_of({"a": 0}, [["a", 1]]), r"merge 1 is \['a', 1\]"),
-        (values_of({"a": 0}, {}), "found the merges {}"),  # type: ignore[arg-type]
-        (values_of({"a": -1}, []), "the id of 'a' is -1"),
-        (values_of({"a": 2**40}, []), "the id of 'a' is 1099511627776"),
-        (values_of({"a": True}, []), "the id of 'a' is True"),
-        (values_of([], []), r"found the vocabulary \[\]"),  # type: ignore[arg-type]
-        (values_of({}, []), "found no tokens"),
-        (values_of({"a": 0}, [], [5]), "found the added token 5"),
+        (tokenizer_json({"a": 0}, [["a", "b"]]), "merge 1 joins 'a' and 'b', but .* no token 'b'"),
+        (tokenizer_json({"a": 0, "b": 1}, [["a", "b"]]), "no token 'ab'"),
+        (tokenizer_json({"a": 0}, ["a"]), "merge 1 is 'a', expected a list of two tokens"),
+        (tokenizer_json({"a": 0}, [["a", 1]]), r"merge 1 is \['a', 1\]"),
+        (tokenizer_json({"a": 0}, {}), "found the merges {}"),  # type: ignore[arg-type]
+        (tokenizer_json({"a": -1}, []), "the id of 'a' is -1"),
+        (tokenizer_json({"a": 2**40}, []), "the id of 'a' is 1099511627776"),
+        (tokenizer_json({"a": True}, []), "the id of 'a' is True"),
+        (tokenizer_json([], []), r"found the vocabulary \[\]"),  # type: ignore[arg-type]
+        (tokenizer_json({}, []), "found no tokens"),
+        (tokenizer_json({"a": 0}, [], [5]), "found the added token 5"),
         (
-            values_of({"a": 0}, [], [added(1, "<s>", lstrip=None)]),
+            tokenizer_json({"a": 0}, [], [added(1, "<s>", lstrip=None)]),
             "lstrip of the added token '<s>' is None",
         ),  # type: ignore[arg-type]
-        (values_of({"a": 0}, []) | {"added_tokens": 5}, "added_tokens 5"),
+        (tokenizer_json({"a": 0}, []) | {"added_tokens": 5}, "added_tokens 5"),
     ],
 )
 def test_malformed_files(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -300,7 +303,7 @@ def test_malformed_files(tmp_path: Path, values: dict[str, Any], message: str) -
 
 
 def test_the_package_is_not_imported(tmp_path: Path) -> None:
-    both(tmp_path, _vocabulary("whole"))
+    load_both(tmp_path, _vocabulary("whole"))
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; sys.modules['tokenizers'] = None\n"
         "from pathlib import Path; from gpt2c.text.tokenizer_json import read_tokenizer_json\n"

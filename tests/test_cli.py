@@ -174,7 +174,7 @@ def test_help_shows_examples(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["generate", "x", "--model", "./nowhere"], "nowhere"),
         (["generate", "x", "--model", PLAIN], "vocab.json"),
@@ -186,12 +186,12 @@ def test_help_shows_examples(capsys):
         (["generate", "\udcff"], "surrogate"),
     ],
 )
-def test_an_error_is_one_line_and_status_2(arguments, says, capsys):
+def test_an_error_is_one_line_and_status_2(arguments, message, capsys):
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gpt2c: ")
-    assert says in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -204,7 +204,7 @@ def test_a_usage_error_is_one_line_and_status_2():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["generate", "x", "--num-beam", "4"], "--num-beam 4; did you mean --num-beams?"),
         (["generate", "x", "--top_k", "4"], "did you mean --top-k? (see gpt2c generate --help)"),
@@ -219,11 +219,11 @@ def test_a_usage_error_is_one_line_and_status_2():
         (["perplexity", "x", "y"], "arguments: y (see gpt2c perplexity --help)"),
     ],
 )
-def test_an_unknown_option_gets_a_suggestion_from_the_same_command(arguments, says, capsys):
+def test_an_unknown_option_gets_a_suggestion_from_the_same_command(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_an_output_encoding_without_the_characters():
@@ -412,8 +412,8 @@ def test_score_writes_a_page(tales, tmp_path, capsys):
     expected = "".join(html_page(scores, tales.tokenizer, title="a & b.txt", model="tales"))
     assert page.read_text() == expected
     assert main([*arguments, "--color"]) == 0
-    both = [terminal_text(score, tales.tokenizer, color=False) for score in scores]
-    assert capsys.readouterr().out == "\n\n".join(both) + "\n"
+    shown = [terminal_text(score, tales.tokenizer, color=False) for score in scores]
+    assert capsys.readouterr().out == "\n\n".join(shown) + "\n"
     assert page.read_text() == expected
 
 

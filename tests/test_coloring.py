@@ -57,7 +57,7 @@ def score_of(ranks: list[int], **given: Any) -> Score:
 
 
 def test_rank_classes_are_those_of_gltr() -> None:
-    """Top 10, top 100, top 1000 and the rest, as Gehrmann et al. 2019 chose them."""
+    """The classes are top 10, top 100, top 1000 and the rest, as in Gehrmann et al. 2019."""
     ranks = [0, 1, 10, 11, 100, 101, 1000, 1001, 50257]
     assert [class_of(rank) for rank in ranks] == [None, 0, 0, 1, 1, 2, 2, 3, 3]
     assert shares(score_of(ranks)) == (0.25, 0.25, 0.25, 0.25)
@@ -74,7 +74,7 @@ def test_a_character_of_several_tokens_is_one_span() -> None:
 
 
 def test_invalid_utf_8_becomes_replacement_characters() -> None:
-    """One U+FFFD per truncated character, as when the whole text is decoded at once."""
+    """A truncated character becomes one U+FFFD, as when the whole text is decoded together."""
     tokenizer = FixedTokenizer(
         b"\xe2\x82", b"A", b"\xff", b"\x80", b"\xe0", b"\x80", b"\xf0\x9f\x99"
     )
@@ -186,7 +186,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         assert "\u202e" not in shown
         assert "␛" in shown
         assert "<U+202E>" in shown
-    assert visible("a\u200db e\u0301 של") == "a\u200db e\u0301 של"  # these compose letters
+    assert visible("a\u200db e\u0301 של") == "a\u200db e\u0301 של"  # they compose letters
 
 
 def test_lines_break_between_words() -> None:

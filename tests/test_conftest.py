@@ -40,7 +40,7 @@ def test_without_terminals(monkeypatch, request):
 
 
 def ignore_and_block_sigint() -> list[str]:
-    """Return a command prefix that does so: a shell cannot block signals."""
+    """Return a command prefix that ignores and blocks SIGINT; a shell cannot block signals."""
     program = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT});"

@@ -60,29 +60,31 @@ def result_of(completion):
 
 def drafts_of(model, seed):
     other = model_on(
-        model.backend, config_of(**{**vars_of(model), "n_layer": 1}), sharp_weights_of(model, seed)
+        model.backend, config_of(**{**shape_of(model), "n_layer": 1}), sharp_weights_of(model, seed)
     )
     return ["auto", "packing", "lookup", other]
 
 
-def vars_of(model):
+def shape_of(model):
     c = model.config
     return {"vocab_size": c.vocab_size, "n_positions": c.n_positions, "n_embd": c.n_embd,
             "n_head": c.n_head}  # fmt: skip
 
 
 def sharp_weights_of(model, seed):
-    return sharp_weights(config_of(**{**vars_of(model), "n_layer": 1}), seed)
+    return sharp_weights(config_of(**{**shape_of(model), "n_layer": 1}), seed)
 
 
-prompts_of = st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=40), min_size=1, max_size=5)
+prompt_lists = st.lists(
+    st.lists(st.integers(0, 59), min_size=1, max_size=40), min_size=1, max_size=5
+)
 
 
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 1000),
     sampling=st.sampled_from(sorted(SAMPLING)),
-    prompts=prompts_of,
+    prompts=prompt_lists,
     dtype=st.sampled_from(["float32", "float32", "int8"]),
     n_tokens=st.sampled_from([None, 1, 2, 3, 7, 24]),
     batch_size=st.sampled_from([1, 2, 64]),
@@ -140,7 +142,7 @@ def test_drafts_are_made_and_accepted(isa):
 
 
 def test_lookup_drafts_repeated_text():
-    """A model that always generates the next higher id, modulo n."""
+    """The model always generates the next higher id, modulo n."""
     n = 50
     config = config_of(vocab_size=n, n_positions=300, n_embd=n, n_head=1, n_layer=0,
                        tie_word_embeddings=False)  # fmt: skip
@@ -208,7 +210,7 @@ def test_the_packing_is_made_only_for_long_completions(isa):
     # A stream runs step by step, so the engine sees that the sequence is long before it ends.
     list(model.stream([1, 2], max_new_tokens=50, draft="auto"))
     assert model.n_bytes > n_bytes
-    # 4.5 bits instead of 32, plus the padding of a small model's panels and groups.
+    # A weight has 4.5 bits instead of 32; small models also pad panels and groups.
     config = config_of(vocab_size=4096, n_embd=256, n_head=4, n_layer=4)
     model = model_on(isa, config, random_weights(config))
     n_bytes = model.n_bytes
@@ -231,7 +233,7 @@ def test_closing_a_draft_model_while_it_drafts():
         except ClosedError:
             pass
         closer.join()
-    # What the drafter remembers of the previous draft model is not used for the next one.
+    # The drafter does not use its memory of the previous draft model for the next one.
     again = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 1))
     assert model.generate([1, 2], max_new_tokens=50, draft=again) == expected
 
@@ -253,7 +255,7 @@ def test_threads_share_a_model_and_its_drafts():
 
 def test_a_draft_model_with_a_shorter_context():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
-    short = config_of(**{**vars_of(model), "n_positions": 20})
+    short = config_of(**{**shape_of(model), "n_positions": 20})
     other = model_on(ISAS[-1], short, sharp_weights(short, 0))
     done = model.complete([1, 2], max_new_tokens=60, draft=other, num_assistant_tokens=4)
     assert done.ids == model.generate([1, 2], max_new_tokens=60)
@@ -263,9 +265,9 @@ def test_a_draft_model_with_a_shorter_context():
 
 def test_invalid_drafts():
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
-    four = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
+    int4_model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0), dtype="int4")
     on_numpy = model_on("numpy", CONFIG, sharp_weights(CONFIG, 0))
-    wide = config_of(**{**vars_of(model), "vocab_size": 61})
+    wide = config_of(**{**shape_of(model), "vocab_size": 61})
     other = model_on(ISAS[-1], wide, random_weights(wide))
     for draft, error in (
         ("int4", OptionError), (3, OptionTypeError), (True, OptionTypeError), (other, OptionError),
@@ -274,8 +276,8 @@ def test_invalid_drafts():
         with pytest.raises(error, match="draft is"):
             model.generate([1], draft=draft)
     with pytest.raises(OptionError, match=r"draft is 'packing'.*int4 itself"):
-        four.generate([1], draft="packing")
-    assert four.generate([1], draft="auto") == four.generate([1])
+        int4_model.generate([1], draft="packing")
+    assert int4_model.generate([1], draft="auto") == int4_model.generate([1])
     for draft in ("packing", "lookup", model):
         with pytest.raises(OptionError, match="compiled engine"):
             on_numpy.generate([1], draft=draft)
@@ -325,7 +327,7 @@ plain = model.generate([1, 2], max_new_tokens=30, draft="lookup")
 n_bytes = model.n_bytes
 gc.collect()  # memory freed later would make room
 pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + (8 << 20)  # the packing takes over 30
+limit = pages * resource.getpagesize() + (8 << 20)  # the packing takes over 30 MB
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for _ in range(2):
     assert model.generate([1, 2], max_new_tokens=30) == plain
@@ -344,7 +346,7 @@ def test_drafting_is_skipped_without_memory_for_the_packing():
         [sys.executable, "-c", _LIMITED_MEMORY], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=False,
         # Each thread that allocates reserves 128 MB of address space and returns half of it later.
-        # NumPy's own threads start meanwhile, and what they return would make room.
+        # NumPy's own threads start meanwhile, and the space that they return would make room.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

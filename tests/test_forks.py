@@ -69,7 +69,7 @@ def test_a_fork_during_the_first_call_of_the_pool(tmp_path, flags):
         check=True,
     )
     # When the fork handler was registered under the pool's lock, a sixth of these children hung.
-    # Without LD_PRELOAD: a fork may copy a lock of AddressSanitizer while it is held.
+    # LD_PRELOAD is unset, because a fork may copy a lock of AddressSanitizer that is held.
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     command = [program, "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -319,7 +319,7 @@ def test_refused_legacy_files(tmp_path: Path) -> None:
 def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
     """A kilobyte of copies, references and sizes must not expand."""
     path = tmp_path / "x.bin"
-    # Tuples of eight references to the previous tuple: 8^40 numbers to a reader that copies them.
+    # Each tuple refers to the previous one eight times: a reader that copies makes 8^40 numbers.
     billions = b"\x80\x02(K\x01tq\x00" + (b"(" + b"h\x00" * 8 + b"tq\x00") * 40 + b"."
     # A list of 200 numbers inside 300 other lists.
     repeated = b"\x80\x02](" + b"K\x01" * 200 + b"eq\x00" + b"](h\x00eq\x01" * 300 + b"."
@@ -336,7 +336,7 @@ def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 def nested_pairs(height: int) -> bytes:
-    """Return nested pairs of the previous pair: 2^height elements to a reader that walks them."""
+    """Return pairs that each hold the previous pair twice: a walk visits 2^height elements."""
     return b")" + b"q\x00h\x00\x86" * height
 
 
@@ -386,7 +386,7 @@ def test_a_giant_directory_is_not_parsed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["torch_zip", "torch_legacy", "torch_sharded"])
 def test_mutated_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
-    """Changed, removed and repeated bytes, from a fixed seed: a read succeeds or fails, soon."""
+    """If bytes are changed, removed or repeated, a read soon succeeds or fails."""
     rng = random.Random(name)
     folder = shutil.copytree(FORMATS / name, tmp_path / "model")
     path = sorted(folder.glob("*.bin"))[0]

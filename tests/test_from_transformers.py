@@ -38,9 +38,9 @@ MODELS = {
     "unscaled": {"scale_attn_weights": False, "activation_function": "silu", "n_inner": 37},
     "relu": {"activation_function": "relu", "n_head": 1, "layer_norm_epsilon": 1e-3},
 }
-# Two logits this close may change their order: 16 rounding errors of the largest logit on either
-# side, the tolerance of assert_logits_close.
-ERRORS = 2 * 16 * float(np.finfo(np.float32).eps)
+# Two logits that differ by less than this share of the largest logit may change their order. Each
+# may have 16 rounding errors of the largest logit, the tolerance of assert_logits_close.
+TOLERANCE = 2 * 16 * float(np.finfo(np.float32).eps)
 
 
 def random_model(seed=0, dtype="float32", **changes):
@@ -79,7 +79,7 @@ def theirs_of(model, **options):
     for row, ids in enumerate(output.sequences[:, n_prompt:].tolist()):
         for id, scores, logits in zip(ids, output.scores, output.logits, strict=True):
             best = scores[row].topk(2).values
-            assert best[0] - best[1] > ERRORS * logits[row].abs().max()
+            assert best[0] - best[1] > TOLERANCE * logits[row].abs().max()
             if id in eos:
                 break
     return output.sequences
@@ -150,7 +150,7 @@ def test_a_row_ends_with_eos_and_padding(converted):
     n = free[0].index(eos)
     ids = converted(model).generate(**given, max_new_tokens=20, eos_token_id=eos, pad_token_id=59)
     assert ids[0, 8:].tolist()[: n + 2] == [*free[0][:n], eos, 59]
-    # The same id in other types; ids outside the vocabulary have no effect.
+    # The same id may have other types; ids outside the vocabulary have no effect.
     for same in ([eos], torch.tensor([eos]), torch.tensor(eos), np.int64(eos), [eos, -1, 999]):
         again = converted(model).generate(
             **given, max_new_tokens=20, eos_token_id=same, pad_token_id=59
@@ -175,7 +175,7 @@ def test_without_a_mask_padding_is_masked(converted):
 def test_an_empty_row_starts_from_bos(converted, options):
     """An empty row gives what transformers' generate() gives without a prompt.
 
-    For an empty row itself transformers computes on the padding.
+    Given an empty row, transformers computes on the padding.
     """
     model = random_model(5)
     given = prompts(7, 1, 4, pad=59)
@@ -282,7 +282,7 @@ def test_samples_follow_transformers_distribution(converted):
     ids = converted(model).generate(
         given["input_ids"].repeat(20, 1), num_return_sequences=100, **options
     )[:, -1]
-    # The scores after transformers' own processors, including its default of top_k=50.
+    # These scores come after transformers' own processors, including its default of top_k=50.
     output = model.generate(**given, **options, return_dict_in_generate=True, output_scores=True)
     expected = output.scores[0][0].softmax(-1).numpy()
     counts = np.bincount(ids.numpy(), minlength=N_VOCAB)
@@ -361,10 +361,10 @@ def test_stop_strings_are_kept_in_the_output(hf_tales, stops):
     assert expected.shape[1] < 20
     ids = ours.generate(**given, **options)
     assert ids.tolist() == expected.tolist()
-    without = gpt2c.from_transformers(model)
-    assert without.generate(**given, **options, tokenizer=tokenizer).tolist() == ids.tolist()
+    no_tokenizer = gpt2c.from_transformers(model)
+    assert no_tokenizer.generate(**given, **options, tokenizer=tokenizer).tolist() == ids.tolist()
     with pytest.raises(gpt2c.OptionError, match="stop_strings is given without a tokenizer"):
-        without.generate(**given, **options)
+        no_tokenizer.generate(**given, **options)
 
 
 def test_stopping_criteria_and_streamers(hf_tales):
@@ -440,14 +440,14 @@ def test_logits_processors(converted):
         ours.generate(**given, **options, logits_processor=processors, repetition_penalty=2.0)
 
 
-@pytest.mark.parametrize("draws", [False, True])
-def test_output_logits_and_scores(converted, draws):
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_output_logits_and_scores(converted, do_sample):
     model = random_model(13)
     given = prompts(7, 4)
     kept = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     options = {
         "max_new_tokens": 6, "pad_token_id": 0, "repetition_penalty": 1.4, "top_p": 0.8,
-        "do_sample": draws, **kept,
+        "do_sample": do_sample, **kept,
     }  # fmt: skip
     output = converted(model).generate(**given, **options)
     assert type(output) is type(model.generate(**given, **options))
@@ -460,7 +460,7 @@ def test_output_logits_and_scores(converted, draws):
         }
         theirs = model.generate(**prompt, **{**options, "max_new_tokens": 1})
         for ours_, theirs_ in ((output.logits, theirs.logits), (output.scores, theirs.scores)):
-            atol = ERRORS * float(theirs.logits[0].abs().max())
+            atol = TOLERANCE * float(theirs.logits[0].abs().max())
             torch.testing.assert_close(ours_[step], theirs_[0], rtol=0, atol=2 * atol)
 
 

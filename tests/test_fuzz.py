@@ -52,16 +52,16 @@ def test_a_foreign_exception_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
-# Past findings: once each raised a foreign exception or took unbounded memory.
+# Past findings: each used to raise a foreign exception or take unbounded memory.
 PAST: dict[str, Callable[[GPT2], object]] = {
     "an array for a flag of encode": lambda m: m.tokenizer.encode(
         "<|endoftext|>", special=np.ones(8)
     ),
     "an array for a flag of feed": lambda m: m.session().feed([19, 48], all=np.arange(8)),
-    "endless ids": lambda m: m.tokenizer.decode(range(2**40)),
-    "an endless order": lambda m: m.generate("the", sampler_order=range(2**40)),
-    "endless seeds": lambda m: m.generate("the", seed=range(2**40)),
-    "endless stop ids": lambda m: m.generate("the", stop_token_ids=range(2**40)),
+    "a trillion ids": lambda m: m.tokenizer.decode(range(2**40)),
+    "a trillion stages": lambda m: m.generate("the", sampler_order=range(2**40)),
+    "a trillion seeds": lambda m: m.generate("the", seed=range(2**40)),
+    "a trillion stop ids": lambda m: m.generate("the", stop_token_ids=range(2**40)),
 }
 
 

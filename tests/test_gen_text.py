@@ -12,7 +12,7 @@ from gpt2c.oracle.reference import gpt2
 
 
 class WordEncoder:
-    """The seed problem's toy encoder: words split on spaces, unknown ones are 0."""
+    """The seed problem's toy encoder: it splits words on spaces; unknown words have the id 0."""
 
     ids = {"hello": 1, "world": 2, "<UNK>": 0}  # noqa: RUF012
     words = {i: word for word, i in ids.items()}  # noqa: RUF012
@@ -122,7 +122,7 @@ def test_backends_agree_on_prose(shared):
     compiled, plain = GPT2.from_pretrained(folder), GPT2.from_pretrained(folder, backend="numpy")
     text = (folder / "held-out.txt").read_text()[:2000]
     ids = compiled.tokenizer.encode(text)[:400]
-    # Two float32 computations of 6 blocks, with logits up to about 20.
+    # Both compute 6 blocks in float32, with logits up to about 20.
     np.testing.assert_allclose(compiled.logits(ids), plain.logits(ids), rtol=0, atol=1e-4)
     options = {"max_new_tokens": 30, "temperature": 0.8, "top_k": 40, "seed": 5}
     assert compiled.generate("The wolf", **options) == plain.generate("The wolf", **options)

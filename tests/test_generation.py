@@ -82,7 +82,7 @@ def test_finish_reasons(model):
 def test_eos_ends_a_completion_and_is_not_part_of_it(backend):
     weights = random_weights(config_of())
     free = model_on(backend, config_of(), weights).generate([7, 7], max_new_tokens=30)
-    # Use the first token after some steps that did not occur before as EOS.
+    # EOS is the first token, after three steps, that did not occur before.
     at = next(i for i in range(3, 30) if free[i] not in free[:i])
     for eos in (free[at], (49, free[at])):
         if 49 in free[:at]:
@@ -128,9 +128,9 @@ def test_prompt_longer_than_the_context(model):
 
 def test_an_empty_prompt_starts_from_eos(backend):
     weights = random_weights(config_of())
-    without = model_on(backend, config_of(), weights)
+    no_eos = model_on(backend, config_of(), weights)
     with pytest.raises(gpt2c.OptionError, match="prompt 0 is empty"):
-        without.generate([[]])
+        no_eos.generate([[]])
     model = model_on(backend, config_of(eos_token_id=49), weights)
     assert model.generate([[], [49]], max_new_tokens=4)[0] == model.generate([49], max_new_tokens=4)
 
@@ -176,7 +176,7 @@ def test_errors_name_the_prompt_and_position_of_an_invalid_id(model):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "names"),
+    ("options", "error", "message"),
     [
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens is -1"),
         ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens is 2.0"),
@@ -203,8 +203,8 @@ def test_errors_name_the_prompt_and_position_of_an_invalid_id(model):
         ({"batch_size": 257}, ValueError, "batch_size is 257"),
     ],
 )
-def test_bad_options_name_the_option(plain, options, error, names):
-    with pytest.raises(error, match=names) as caught:
+def test_bad_options_name_the_option(plain, options, error, message):
+    with pytest.raises(error, match=message) as caught:
         plain.generate([1, 2], **options)
     assert isinstance(caught.value, gpt2c.Error)
 
@@ -284,9 +284,9 @@ def test_help_shows_the_options_of_all_methods():
 
     complete = options(GPT2.complete)
     assert options(GPT2.generate) == [n for n in complete if n not in ("logprobs", "echo")]
-    of_lists = ("prompts", "num_return_sequences", "batch_size", "progress", "logprobs", "echo",
-                *BeamOptions.__annotations__)  # fmt: skip
-    assert options(GPT2.stream) == [n for n in complete if n not in of_lists]
+    not_of_stream = ("prompts", "num_return_sequences", "batch_size", "progress", "logprobs",
+                     "echo", *BeamOptions.__annotations__)  # fmt: skip
+    assert options(GPT2.stream) == [n for n in complete if n not in not_of_stream]
     assert options(GPT2.stream_async) == options(GPT2.stream)
     assert inspect.signature(GPT2.complete).parameters["max_new_tokens"].default == 40
     documented = GPT2.complete.__doc__

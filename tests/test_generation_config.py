@@ -215,7 +215,7 @@ def test_a_length_above_the_context_has_no_effect(tmp_path: Path) -> None:
 def test_max_length_counts_the_truncated_prompt(tmp_path: Path) -> None:
     model = load(folder_of(tmp_path, generation_config={"max_length": 40}, **NEVER_ENDS))
     assert len(model.generate([1] * 30, truncate="left")) == 10
-    # Half of the 64 positions remain of the prompt.
+    # The prompt is cut to its last 32 ids, half of the 64 positions.
     assert len(model.generate([1] * 100, overflow="slide")) == 8
 
 
@@ -279,7 +279,7 @@ def test_an_invalid_option_is_a_warning_when_it_is_used(
     assert caplog.records[0].name.startswith("gpt2c")
     assert re.search(message, caplog.text)
     assert "generation_config.json" in caplog.text
-    # The file's other options still apply, and the call's own override them.
+    # The file's other options still apply, and the call's own options override them.
     assert len(model.generate([1, 2], max_new_tokens=3)) == 3
 
 
@@ -425,7 +425,7 @@ def test_an_integral_float_is_used_as_an_integer(
 
 
 def test_ids_without_effect_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As in transformers: a bad word that is EOS, and ids outside the vocabulary."""
+    """As in transformers, a bad word that is EOS and ids outside the vocabulary have no effect."""
     values = {**PLAIN, "eos_token_id": 4, "bad_words_ids": [[4], [5]],
               "suppress_tokens": [7, 99, -1]}  # fmt: skip
     model = with_generation(tmp_path, values)

@@ -1,4 +1,4 @@
-"""Careless or hostile calls; each once crashed, gave a wrong result or raised a bare error."""
+"""Careless or hostile calls that used to crash, give a wrong result or raise a bare error."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ else:
 """
 
 
-BESIDE = ("generation_config.json", "tokenizer_config.json", "added_tokens.json")
+OTHER_FILES = ("generation_config.json", "tokenizer_config.json", "added_tokens.json")
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def repository(tmp_path) -> Path:
     shutil.copytree(FIXTURES / "transformers" / "plain", folder)
     (folder / "pytorch_model.bin").write_bytes(b"another format of the same weights")
     (folder / "README.md").write_text("a model card")
-    for name in BESIDE:
-        # The contents must differ, because the hub's cache fetches equal files once.
+    for name in OTHER_FILES:
+        # The contents must differ, because the hub's cache fetches equal files only once.
         (folder / name).write_text(f'{{"{name}": 0}}')
     return folder
 
@@ -66,12 +66,12 @@ def test_only_the_needed_files_are_downloaded(repository, tmp_path):
     home = tmp_path / "home"
     with Hub({"user/model": repository}) as server:
         assert load("user/model", home, server.url) == expected(repository)
-        assert server.downloads() == {"config.json", "model.safetensors", *BESIDE}
+        assert server.downloads() == {"config.json", "model.safetensors", *OTHER_FILES}
         server.requests.clear()
         assert load("user/model", home, server.url) == expected(repository)
-        assert server.downloads() == set()  # the cache has it
+        assert server.downloads() == set()  # the cache has all files
     assert (home / "hub" / "models--user--model" / "snapshots" / COMMIT).is_dir()
-    # Without the server the cache is used, with or without an option for it.
+    # Without the server the cache is used, with or without an option that asks for it.
     assert load("user/model", home, server.url) == expected(repository)
     assert load("user/model", home, server.url, HF_HUB_OFFLINE="1") == expected(repository)
     local = "{'local_files_only': True}"

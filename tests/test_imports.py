@@ -1,6 +1,6 @@
-"""Who imports whom: downwards only, as CONTRIBUTING.md draws it.
+"""Imports point only downwards, as CONTRIBUTING.md draws them.
 
-Every import counts, those inside functions and under TYPE_CHECKING too.
+Imports inside functions and under TYPE_CHECKING count too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import gpt2c
 
 ROOT = Path(gpt2c.__file__).parent
 
-# What every folder may import: they import nothing above themselves.
+# Every folder may import these, because they import nothing above themselves.
 BELOW_ALL = {"_version", "errors", "forks", "progress", "checks"}
 PROTOCOL = {"config", "engine.protocol"}
 CONTINUED = {"generate", "measure", "look"}
@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "compat": {*PROTOCOL, "generate", "model", "text", "weights"},
     "cli": {*PROTOCOL, *CONTINUED, "coloring", "engine", "formats", "model", "text", "weights", ""},
     "__main__": {"cli"},
-    # The public face.
+    # __init__.py, the public interface.
     "": {*CONTINUED, "compat", "config", "gen_text", "model", "pico", "session", "text"},
 }
 # Single imports that the rule would forbid, each with its reason.
@@ -55,7 +55,7 @@ MAX_MODULES = 18  # in a folder
 
 
 def modules() -> dict[str, Path]:
-    """Names without "gpt2c.", and files."""
+    """Return the file of each module, by its name without "gpt2c."."""
     found = {}
     for path in ROOT.rglob("*"):
         if path.suffix in (".py", ".pyi", ".pyx"):
@@ -68,7 +68,7 @@ MODULES = modules()
 
 
 def python_of(path: Path) -> str:
-    """The file; of Cython the lines with a Python import alone."""
+    """Return the source of a Python file, or the Python imports of a Cython file."""
     source = path.read_text()
     if path.suffix != ".pyx":
         return source
@@ -86,7 +86,7 @@ def python_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of gpt2c that a file imports, without "gpt2c."."""
+    """Return the modules of gpt2c that a file imports, without "gpt2c."."""
     found = set()
     for node in ast.walk(ast.parse(python_of(path))):
         if isinstance(node, ast.Import):
@@ -127,11 +127,11 @@ def test_exceptions_are_needed() -> None:
         assert imported in imports_of(MODULES[module])
 
 
-def test_no_import_goes_in_a_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     arrows = defaultdict(set)
     for module, path in MODULES.items():
         for imported in imports_of(path):
-            # A package that imports its own module, and is imported by name alone, is no circle.
+            # A module may import its own package: that does not count as a cycle.
             if imported in MODULES and not module.startswith(f"{imported}."):
                 arrows[module].add(imported)
     done: set[str] = set()

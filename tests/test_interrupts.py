@@ -100,8 +100,8 @@ FAILING = ["score", "log_probs", "load", "read", "forward", "run", "job", "feed"
 def test_an_interrupt_just_before_the_engine_raises(name, handler_runs):
     config = config_of()
     call = failing_calls(model_on(ISAS[-1], config, random_weights(config)))[name]
-    both = map(operator.call, [partial(_thread.interrupt_main, signal.SIGALRM), call])
-    assert is_interrupted(partial(list, both), gpt2c.Error, TypeError, KeyError)
+    calls = map(operator.call, [partial(_thread.interrupt_main, signal.SIGALRM), call])
+    assert is_interrupted(partial(list, calls), gpt2c.Error, TypeError, KeyError)
     assert len(handler_runs) == 1
 
 
@@ -122,7 +122,7 @@ def test_an_interrupt_just_before_a_processor_fails(model, handler_runs):
 
 @needs_engine
 def test_an_error_of_the_engine_has_a_traceback():
-    """Cython's `except` needs a traceback; the one of the limited API would lose interrupts."""
+    """Cython's `except` needs a traceback, and Cython's own would lose interrupts."""
     config = config_of()
     engine = model_on(ISAS[-1], config, random_weights(config))._engine
     with pytest.raises(gpt2c.OptionError) as caught:

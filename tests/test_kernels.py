@@ -53,7 +53,7 @@ def test_activations_are_within_four_ulp(function):
     x = np.linspace(-12, 12, 100_001).astype(np.float32)
     exact = reference.ACTIVATIONS[function](x.astype(np.float64))
     ours = _engine.elementwise(ISAS[0], function, x)
-    # A product of x and a factor within 4 ULP or, for tanh, a value of at most 1.
+    # The result is x times a factor that is accurate to 4 ULP; tanh is at most 1.
     assert (np.abs(ours - exact) <= 4 * EPS * np.maximum(np.abs(x), 2.0**-126)).all()
     ends = _engine.elementwise(ISAS[0], function, [np.inf, -np.inf, np.nan, 1e30, -1e30])
     lower = -1.0 if function == "tanh" else 0.0
@@ -91,7 +91,7 @@ def test_layer_norm_is_close_to_float64(isa):
         x += 3
         exact = reference.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), 1e-5)
         ours = _engine.layer_norm(isa, x, weight, bias, 1e-5)
-        # The mean of values near 3 has an error of some ULP of 3, and is subtracted from them.
+        # The mean, near 3, has an error of a few ULP of 3, which each difference from it keeps.
         np.testing.assert_allclose(ours, exact, rtol=8 * EPS, atol=64 * EPS)
 
 
@@ -174,18 +174,18 @@ def test_attention_bits_equal_the_scalar_kernels(head_dim, n_before, n_rows, see
     n_rows = min(n_rows, 64 - n_before % 64)
     q = values(seed, n_rows, head_dim, extremes=False)
     keys = values(seed + 1, n_before + n_rows, head_dim, extremes=extremes)
-    mixed = values(seed + 2, n_before + n_rows, head_dim, extremes=extremes)
-    results = [_engine.attention(isa, q, keys, mixed, 0.125) for isa in ISAS]
+    v = values(seed + 2, n_before + n_rows, head_dim, extremes=extremes)
+    results = [_engine.attention(isa, q, keys, v, 0.125) for isa in ISAS]
     assert_same_bits(results)
     # A row computed alone has the same bits: neither its tile nor later positions affect it.
     alone = [
-        _engine.attention(ISAS[-1], q[r : r + 1], keys[:n], mixed[:n], 0.125)[0]
+        _engine.attention(ISAS[-1], q[r : r + 1], keys[:n], v[:n], 0.125)[0]
         for r, n in enumerate(range(n_before + 1, n_before + n_rows + 1))
     ]
     assert_same_bits([results[-1], np.array(alone)])
     # A bfloat16 cache equals a float32 cache whose lower 16 bits are zero.
-    cut = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (keys, mixed)]
-    bfloat16 = [_engine.attention(isa, q, keys, mixed, 0.125, is_bfloat16=True) for isa in ISAS]
+    cut = [(x.view(np.uint32) & 0xFFFF0000).view(np.float32) for x in (keys, v)]
+    bfloat16 = [_engine.attention(isa, q, keys, v, 0.125, is_bfloat16=True) for isa in ISAS]
     assert_same_bits([_engine.attention(ISAS[0], q, *cut, 0.125), *bfloat16])
 
 
@@ -200,7 +200,7 @@ def test_attention_is_close_to_float64(isa):
         scores[np.arange(len(k)) > n_before + np.arange(n_rows)[:, None]] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         exact = weights / weights.sum(axis=1, keepdims=True) @ v
-        # Sums of up to 550 terms of about 1, which mostly cancel: a few ULP of 1.
+        # The sums have up to 550 terms of about 1, which mostly cancel: errors are a few ULP of 1.
         np.testing.assert_allclose(ours, exact, rtol=0, atol=16 * EPS)
 
 

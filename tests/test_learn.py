@@ -1,4 +1,4 @@
-"""docs/learn.md: its code and its answers against the oracle, its outputs against its code."""
+"""docs/learn.md: its code and answers match the oracle, and its outputs match its code."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ import learn_answers as answers  # noqa: E402
 
 sys.path.pop(0)
 
-# The same float64 operations as the oracle's, some in another order: logits up to some 20, of a
-# thousand roundings of 1e-15 at most.
+# learn.py does the oracle's float64 operations, some in another order. Logits are up to about 20,
+# with at most a thousand roundings of 1e-15.
 ATOL = 1e-11
 
 
 class Case:
-    """A model for learn.py, and what the oracle computes of its text."""
+    """A model for learn.py, and what the oracle computes from its text."""
 
     def __init__(self, model, config, ids):
         self.model, self.w, self.n_head, self.ids = model, model.w, model.n_head, ids
@@ -73,7 +73,7 @@ def close(actual, expected):
 
 def test_it_loads_every_tensor(tales):
     model = gpt2c.GPT2.from_pretrained()
-    assert sum(x.size for x in tales.w.values()) == 4_339_200  # the model card's
+    assert sum(x.size for x in tales.w.values()) == 4_339_200  # the number on the model card
     np.testing.assert_array_equal(
         tales.w["h.3.mlp.c_fc.weight"], model.weight("h.3.mlp.c_fc.weight")
     )
@@ -91,7 +91,7 @@ def test_the_model_is_the_oracles(case):
         close(learn.mlp(case.seen[h + "ln_2"], case.w, h + "mlp"), case.seen[h + "mlp_out"])
 
 
-def test_from_the_cache_as_at_once(case):
+def test_pieces_with_a_cache_give_the_logits_of_one_call(case):
     cache, n_past, pieces = {}, 0, []
     for piece in (case.ids[:3], case.ids[3:4], case.ids[4:]):
         pieces.append(learn.gpt2(piece, case.w, case.n_head, n_past=n_past, cache=cache))
@@ -102,7 +102,7 @@ def test_from_the_cache_as_at_once(case):
 
 
 @pytest.mark.parametrize("norm", [learn.layer_norm, learn.wrong_norm])
-def test_only_layer_norm_across_tokens_lets_later_ones_reach_back(case, norm):
+def test_later_tokens_affect_earlier_ones_only_if_the_norm_is_across_tokens(case, norm):
     changed = [*case.ids[:-1], (case.ids[-1] + 1) % case.config.vocab_size]
     logits, others = (learn.gpt2(ids, case.w, case.n_head, norm) for ids in (case.ids, changed))
     earlier = np.abs(logits - others)[:-1].max(axis=1)
@@ -119,13 +119,13 @@ def test_the_wrong_norm_is_the_oracles_across_tokens(random_case):
     close(learn.wrong_norm(x, w, "n"), expected)
 
 
-def test_a_sampler_draws_by_the_probabilities_of_the_top_k(random_case):
+def test_draws_follow_the_probabilities_of_the_top_k(random_case):
     logits, n_draws = random_case.seen["logits"][-1], 20_000
     choose = learn.sampler(temperature=5.0, top_k=6, seed=3)
     counts = np.bincount([choose(logits) for _ in range(n_draws)], minlength=len(logits))
     p = filters.probabilities(filters.top_k(logits / 5.0, 6))
     assert np.count_nonzero(counts) == 6
-    # Five standard deviations of a binomial count.
+    # Allow five standard deviations of a binomial count.
     assert (np.abs(counts - n_draws * p) <= 5 * np.sqrt(n_draws * p * (1 - p))).all()
 
 
@@ -185,12 +185,12 @@ def test_exercise_5(case):
         close(learn.unembed(x, case.w), logits)
         losses.append(-answers.log_probability(case.ids, silent, case.n_head))
     if case.config.n_layer == 4:
-        assert np.argmax(losses) == 0  # what the answer says of tales
+        assert np.argmax(losses) == 0  # the answer says this about tales
 
 
 def test_exercise_6(tales):
     total = gpt2c.GPT2.from_pretrained().score(learn.PROMPT).total
-    # float32 of the engine: seven log-probabilities of some 1e-6 each.
+    # The engine's float32 gives each of seven log-probabilities an error of about 1e-6.
     assert answers.log_probability(tales.ids, tales.w, tales.n_head) == pytest.approx(
         total, abs=1e-5
     )
@@ -198,7 +198,7 @@ def test_exercise_6(tales):
 
 def test_exercise_7(tales, random_case):
     def pairs(seed):
-        """The likeliest pair of all, tried one by one with the oracle, and the answer's."""
+        """Return the likeliest of all pairs, each tried with the oracle, and the answer's pair."""
         config = random_case.config
         w = {name: x.astype(np.float64) for name, x in random_weights(config, seed).items()}
         ids = random_case.ids
@@ -278,7 +278,7 @@ def test_the_page_has_an_exercise_for_each_answer_and_says_how_to_begin():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What the command of the page prints, and the folder that it is called in."""
+    """The output of the page's command, and the folder in which it runs."""
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("learn")
     command = [sys.executable, "-X", "utf8", learn.__file__]
@@ -305,7 +305,7 @@ def test_every_number_in_the_pages_sentences_is_printed_by_the_code(run):
         set(re.findall(r"(?<![\w.])\d[\d.,]*\d|(?<![\w.])\d(?!\w)", text))
         for text in (prose, printed)
     )
-    # What exercise 8 asks about: GPT-2 124M.
+    # The other numbers are in the question of exercise 8, about GPT-2 124M.
     assert written - computed <= {"12", "768", "1,024"}
     assert {"0.47", "154.0", "512"} <= written
 

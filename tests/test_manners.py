@@ -29,9 +29,9 @@ model = model_on(ISAS[-1], config, random_weights(config))
 """
 
 
-def program(text: str) -> list[str]:
+def program(code: str) -> list[str]:
     prelude = PRELUDE.format(tests=os.path.dirname(__file__))
-    return [sys.executable, "-c", prelude + text]
+    return [sys.executable, "-c", prelude + code]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def program(text: str) -> list[str]:
     ],
 )
 def test_ctrl_c_ends_a_call_and_leaves_the_model_usable(call, start):
-    text = f"""
+    code = f"""
 print("ready", flush=True)
 try:
     {call}
@@ -53,7 +53,7 @@ except KeyboardInterrupt:
     session.feed([1, 2, 3])
     print("interrupted", len(model.generate([1], max_new_tokens=2)), flush=True)
 """
-    process = start(program(text), stdout=subprocess.PIPE, text=True)
+    process = start(program(code), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -65,7 +65,7 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces RLIMIT_AS")
 def test_running_out_of_memory_is_an_error_that_frees_memory():
     # 32 blocks of 128 dimensions: 2 MB per page, 537 MB for a full context.
-    text = """
+    code = """
 import resource
 model.generate([1], max_new_tokens=2)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -82,7 +82,7 @@ for _ in range(3):
 again = model.session().feed([5, 6, 7])
 print((before == again).all(), len(model.generate([1] * 300, max_new_tokens=5)))
 """
-    done = subprocess.run(program(text), capture_output=True, text=True, check=False)
+    done = subprocess.run(program(code), capture_output=True, text=True, check=False)
     assert done.stdout == "memory\nmemory\nmemory\nTrue 5\n", done.stderr
 
 
@@ -103,7 +103,7 @@ def test_other_threads_run_while_the_engine_runs():
     while thread.is_alive():
         beats.append(time.perf_counter())
         time.sleep(0.001)
-    # If the engine held the GIL, there would be one beat per call or two.
+    # If the engine held the GIL, there would be only one or two beats per call.
     assert len(beats) > 20
 
 

@@ -100,11 +100,11 @@ def random_params(seed: int = 0) -> dict[str, Any]:
     }
 
 
-def widened(tree: Any) -> Any:
+def as_float64(tree: Any) -> Any:
     """Convert nested params to float64."""
     if isinstance(tree, dict):
-        return {name: widened(value) for name, value in tree.items()}
-    return list(map(widened, tree)) if isinstance(tree, list) else tree.astype(np.float64)
+        return {name: as_float64(value) for name, value in tree.items()}
+    return list(map(as_float64, tree)) if isinstance(tree, list) else tree.astype(np.float64)
 
 
 def exact_logits(ids: list[int], p: dict[str, Any], n_head: int) -> np.ndarray[Any, Any]:
@@ -124,9 +124,9 @@ def exact_logits(ids: list[int], p: dict[str, Any], n_head: int) -> np.ndarray[A
         q, k, v = qkv.reshape(len(ids), 3, n_head, -1).transpose(1, 2, 0, 3)  # [n_head, n, head]
         scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])  # [n_head, n, n]
         e = np.where(future, 0.0, np.exp(scores))
-        mixed = e / e.sum(axis=2, keepdims=True) @ v  # [n_head, n, head]
-        mixed = mixed.transpose(1, 0, 2).reshape(x.shape)  # [n, n_embd]
-        x = x + dense(mixed, **block["attn"]["c_proj"])
+        attended = e / e.sum(axis=2, keepdims=True) @ v  # [n_head, n, head]
+        attended = attended.transpose(1, 0, 2).reshape(x.shape)  # [n, n_embd]
+        x = x + dense(attended, **block["attn"]["c_proj"])
         u = dense(norm(x, **block["ln_2"]), **block["mlp"]["c_fc"])  # [n, 4 * n_embd]
         u = u / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
         x = x + dense(u, **block["mlp"]["c_proj"])
@@ -144,30 +144,30 @@ def every_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 IDS = np.random.default_rng(7).integers(0, N_VOCAB, N_CTX).tolist()
-# Logits up to about 8 after two float32 blocks: a few hundred roundings of 6e-8 each.
+# Logits are up to about 8 after two float32 blocks, with a few hundred roundings of 6e-8 each.
 ATOL = 1e-4
 
 
 @pytest.mark.usefixtures("every_backend")
 def test_logits_follow_picogpts_definition() -> None:
     params = random_params()
-    exact = exact_logits(IDS, widened(params), N_HEAD)
+    exact = exact_logits(IDS, as_float64(params), N_HEAD)
     assert np.abs(exact).max() > 1
     for inputs in (IDS, np.array(IDS), tuple(IDS)):
         logits = gpt2(inputs, **params, n_head=N_HEAD)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, exact, rtol=0, atol=ATOL)
-    by_place = gpt2(IDS, params["wte"], params["wpe"], params["blocks"], params["ln_f"], N_HEAD)
-    np.testing.assert_array_equal(by_place, logits)
+    by_position = gpt2(IDS, params["wte"], params["wpe"], params["blocks"], params["ln_f"], N_HEAD)
+    np.testing.assert_array_equal(by_position, logits)
     assert gpt2([], **params, n_head=N_HEAD).shape == (0, N_VOCAB)
-    np.testing.assert_array_equal(gpt2(IDS, **widened(params), n_head=N_HEAD), logits)
+    np.testing.assert_array_equal(gpt2(IDS, **as_float64(params), n_head=N_HEAD), logits)
 
 
 @pytest.mark.usefixtures("every_backend")
 def test_generate_matches_picogpt() -> None:
     for seed in range(3):
         params = random_params(seed)
-        wide, expected = widened(params), IDS[:5]
+        wide, expected = as_float64(params), IDS[:5]
         for _ in range(15):
             logits = exact_logits(expected, wide, N_HEAD)[-1]
             first, second = np.sort(logits)[::-1][:2]
@@ -193,7 +193,9 @@ def test_params_changed_in_place_take_effect() -> None:
     params["wte"][3] += 1
     after = gpt2(IDS, **params, n_head=N_HEAD)
     assert np.abs(after - before).max() > 0.1
-    np.testing.assert_allclose(after, exact_logits(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        after, exact_logits(IDS, as_float64(params), N_HEAD), rtol=0, atol=ATOL
+    )
     new = generate(IDS[:3], params, N_HEAD, 4)
     assert new == generate(IDS[:3], copy.deepcopy(params), N_HEAD, 4)
     params["ln_f"]["g"][:] = 0  # now only ln_f.b determines the logits
@@ -257,5 +259,5 @@ def test_without_the_engine_numpy_runs_with_a_warning() -> None:
     with pytest.warns(FallbackWarning):
         logits = gpt2(IDS, **params, n_head=N_HEAD)
     np.testing.assert_allclose(
-        logits, exact_logits(IDS, widened(params), N_HEAD), rtol=0, atol=ATOL
+        logits, exact_logits(IDS, as_float64(params), N_HEAD), rtol=0, atol=ATOL
     )

@@ -1,4 +1,4 @@
-"""Captures and edits of a forward call: equal to the oracle's, and to the bits of other calls."""
+"""Captures and edits match the oracle; a capture has the same bits as other calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from gpt2c.look.probing import POINTS
 from gpt2c.oracle.reference import gpt2
 
 CONFIG = config_of(n_positions=70)
-IDS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 67)  # over a page of the KV cache
+# Longer than one page of the KV cache.
+IDS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 67)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -49,12 +50,13 @@ def oracle(config, ids, change=lambda name, value: None):
 
 
 def assert_near(found, wanted):
-    """Compare within float32's rounding; weights of 0.3 give activations up to about 10."""
-    seen = np.isfinite(wanted)
+    """Compare within float32's rounding: weights with deviation 0.3 give activations up to 10."""
+    finite = np.isfinite(wanted)
     assert found.shape == wanted.shape
-    np.testing.assert_array_equal(np.isfinite(found), seen)
-    scale = np.abs(wanted[seen]).max()
-    np.testing.assert_allclose(found[seen], wanted[seen], rtol=0, atol=3e-5 * max(scale, 1))
+    np.testing.assert_array_equal(np.isfinite(found), finite)
+    scale = np.abs(wanted[finite]).max()
+    atol = 3e-5 * max(scale, 1)
+    np.testing.assert_allclose(found[finite], wanted[finite], rtol=0, atol=atol)
 
 
 def test_every_point_equals_the_oracle(model):
@@ -255,7 +257,7 @@ def test_a_model_closed_by_an_edit_finishes_the_call(model):
 
 @needs_engine
 def test_an_edit_that_raises_stops_every_thread():
-    """Once a late thread found the call over while the others still continued."""
+    """Regression test: a late thread used to find the call finished while others still ran."""
     program = textwrap.dedent("""
         from conftest import ISAS, config_of, model_on, random_weights
 
@@ -434,5 +436,5 @@ def test_ctrl_c_is_noticed_without_captures():
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    # The signal comes at 0.1 and a block takes 1/40; allow for a busy machine.
+    # The signal comes after 1/10 of the call, and a block takes 1/40; allow for a busy machine.
     assert float(done.stdout) < 0.7

@@ -1,4 +1,4 @@
-"""Quantised rows, weights and models: the defined arithmetic, and the same bits everywhere."""
+"""Quantised rows, weights and models: the defined arithmetic, and equal bits everywhere."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def int8_of(block):
 
 
 def int4_of(block):
-    both = block[: GROUP // 2 * PANEL].reshape(GROUP // 8, PANEL, 4).transpose(0, 2, 1)
-    both = both.reshape(GROUP // 2, PANEL)
+    packed = block[: GROUP // 2 * PANEL].reshape(GROUP // 8, PANEL, 4).transpose(0, 2, 1)
+    packed = packed.reshape(GROUP // 2, PANEL)
     words = block[GROUP // 2 * PANEL :].view("<u2").astype(np.uint32)
     scale = (((words & 0xFFF0) << 14) + (32 << 23)).astype(np.uint32).view(np.float32)
-    return np.concatenate([both & 15, both >> 4]).astype(int), (words & 15).astype(int), scale
+    return np.concatenate([packed & 15, packed >> 4]).astype(int), (words & 15).astype(int), scale
 
 
-def values_of(block):
+def dequantized_block(block):
     values, zero, scale = (int8_of if len(block) > 1000 else int4_of)(block)
     return ((values - zero) * scale.astype(np.float64)).astype(np.float32)
 
@@ -137,25 +137,25 @@ def test_int4_blocks_are_the_same_everywhere(seed, magnitude, candidates):
     assert np.isfinite(scale).all()
 
 
-def squares(weights, block):
-    return ((weights - values_of(block)).astype(np.float64) ** 2).sum(axis=0)
+def squared_error(weights, block):
+    return ((weights - dequantized_block(block)).astype(np.float64) ** 2).sum(axis=0)
 
 
 def test_int4_scales_are_searched():
-    found, plain, of_range = 0.0, 0.0, 0.0
+    found, plain, unrounded = 0.0, 0.0, 0.0
     for seed in range(50):
         weights = weights_of(seed)
-        best = squares(weights, _engine.quantize_block(ISAS[-1], 4, weights, 16))
-        first = squares(weights, _engine.quantize_block(ISAS[-1], 4, weights, 1))
+        best = squared_error(weights, _engine.quantize_block(ISAS[-1], 4, weights, 16))
+        first = squared_error(weights, _engine.quantize_block(ISAS[-1], 4, weights, 1))
         found, plain = found + best.sum(), plain + first.sum()
-        # Compare with scale = range / 15, not rounded to the stored scales.
+        # Compare with scale = range / 15, which is not rounded to a scale that a block can store.
         low, high = np.minimum(weights.min(axis=0), 0), np.maximum(weights.max(axis=0), 0)
         scale = np.where(high > low, (high - low) / 15, 1)
         zero = np.rint(-low / scale)
         values = np.clip(np.rint(weights / scale) + zero, 0, 15)
-        of_range += ((weights - (values - zero) * scale) ** 2).sum()
+        unrounded += ((weights - (values - zero) * scale) ** 2).sum()
     assert found < 0.97 * plain
-    assert found < 0.97 * of_range
+    assert found < 0.97 * unrounded
 
 
 def test_int4_weights_are_not_shrunk():
@@ -163,7 +163,8 @@ def test_int4_weights_are_not_shrunk():
     square = error = along = 0.0
     for seed in range(50):
         weights = weights_of(seed).astype(np.float64)
-        values = values_of(_engine.quantize_block(ISAS[-1], 4, weights.astype(np.float32), 16))
+        block = _engine.quantize_block(ISAS[-1], 4, weights.astype(np.float32), 16)
+        values = dequantized_block(block)
         square += (weights**2).sum()
         error += ((weights - values) ** 2).sum()
         along += (weights * (weights - values)).sum()
@@ -171,7 +172,7 @@ def test_int4_weights_are_not_shrunk():
 
 
 def test_int4_keeps_representable_weights():
-    """Weights of the form (integer from 0 to 15 - zero point) * 5-bit scale are kept exactly."""
+    """Weights (q - zero) * scale are kept exactly: q in 0..15, scale with a 5-bit mantissa."""
     rng = np.random.default_rng(0)
     zero = rng.integers(0, 16, PANEL)
     values = rng.integers(0, 16, (GROUP, PANEL))
@@ -180,7 +181,7 @@ def test_int4_keeps_representable_weights():
     weights = ((values - zero) * scale).astype(np.float32)
     for candidates in (1, 16):
         block = _engine.quantize_block(ISAS[0], 4, weights, candidates)
-        np.testing.assert_array_equal(values_of(block), weights)
+        np.testing.assert_array_equal(dequantized_block(block), weights)
 
 
 # ---- products ----
@@ -223,17 +224,17 @@ def test_integer_products_follow_the_defined_arithmetic(n_rows, n_groups, n, bit
         for group in range(n_groups):
             weights, zero, scale = (int8_of if bits == 8 else int4_of)(panels[panel, group])
             sums = values[group].astype(int) @ (weights - zero)
-            both = scales[group][:, None] * scale  # rounded to float32
-            added = expected[:, columns] + sums * both.astype(np.float64)
+            scale_product = scales[group][:, None] * scale  # rounded to float32
+            added = expected[:, columns] + sums * scale_product.astype(np.float64)
             expected[:, columns] = added.astype(np.float32)
     for isa in ISAS:
         ours = _engine.integer_matmul(isa, bits, rows, panels, n)
         np.testing.assert_array_equal(ours, expected[:, :n])
         for activation in (None, "gelu_tanh"):
             floats = _engine.integer_matmul(isa, bits, rows, panels, n, activation)
-            apart = _engine.quantize_rows(isa, floats)
-            at_once = _engine.integer_matmul(isa, bits, rows, panels, n, activation, True)
-            for found, wanted in zip(at_once, apart, strict=True):
+            separate = _engine.quantize_rows(isa, floats)
+            fused = _engine.integer_matmul(isa, bits, rows, panels, n, activation, True)
+            for found, wanted in zip(fused, separate, strict=True):
                 np.testing.assert_array_equal(found, wanted)
 
 
@@ -285,7 +286,7 @@ def test_weights_read_back_equal_their_blocks(dtype):
             for j in range(0, tile.shape[1], PANEL):
                 part = np.ascontiguousarray(tile[i : i + GROUP, j : j + PANEL])
                 block = _engine.quantize_block(ISAS[0], bits, part)
-                expected[i : i + GROUP, j : j + PANEL] = values_of(block)
+                expected[i : i + GROUP, j : j + PANEL] = dequantized_block(block)
         expected = expected[:k, :n]
         np.testing.assert_array_equal(read[name], expected.T if is_embedding else expected)
 
@@ -293,15 +294,15 @@ def test_weights_read_back_equal_their_blocks(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"n_inner": 50}, {"tie_word_embeddings": False}])
 def test_logits_are_close_to_those_of_dequantised_weights(dtype, options):
-    """The error of 8-bit rows and a bfloat16 cache; the oracle has the dequantised weights."""
+    """Only 8-bit rows and the bfloat16 cache add errors: the oracle has the dequantised weights."""
     config = config_of(n_embd=96, n_positions=130, vocab_size=100, **options)
     ids = ids_of(config, config.n_positions, 0)
     model = model_on(ISAS[-1], config, random_weights(config), dtype=dtype)
     double = {n: w.astype(np.float64) for n, w in dequantized(model, config).items()}
     oracle = gpt2(ids, double, config)
     error = model.logits(ids) - oracle
-    # Rounding a row adds an error of at most 1/254 of the maximum of 32 values, about 0.5 %, and so
-    # does the bfloat16 cache. Through the ten products of two blocks the total stays below 10 %.
+    # Rounding a row adds an error of at most 1/254 of the maximum of 32 values, about 0.5 %. The
+    # bfloat16 cache adds as much. Through the ten products of two blocks the total is below 10 %.
     assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((oracle**2).mean())
 
 
@@ -343,7 +344,7 @@ def test_same_bits_in_any_batch(any_isa, dtype):
 def test_overflow_gives_nan_logits(any_isa, dtype):
     config = config_of()
     weights = random_weights(config)
-    # Their sum overflows at position 1.
+    # The sum of these two overflows at position 1.
     weights["wpe.weight"][1, 3] = weights["h.0.attn.c_proj.bias"][3] = 3e38
     logits = model_on(any_isa, config, weights, dtype=dtype).logits([1, 2, 3])
     assert np.isfinite(logits[0]).all()
@@ -398,7 +399,7 @@ def test_a_quantized_file_gives_the_same_model(folder, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quantized_file_in_other_dtypes(folder, dtype, monkeypatch):
-    """Dequantised, the weights equal those of the quantised model, on every backend."""
+    """The dequantised weights equal those of the quantised model on every backend."""
     model = load(folder / "float32", dtype=dtype)
     model.save_pretrained(folder / "q")
     expected = dequantized(model, model.config)

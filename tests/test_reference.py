@@ -58,7 +58,7 @@ def test_sort_nanos_activations_equal_the_published_ones(dtype):
         seen = {}
         logits = gpt2(published["idx"][row].astype(int), weights, config, record=seen.__setitem__)
         for ours, theirs in PUBLISHED.items():
-            # 1e-5: float32 activations up to about 10, rounded in a different order.
+            # The activations are float32 up to about 10, rounded in a different order.
             np.testing.assert_allclose(seen[ours], published[theirs][row], rtol=0, atol=1e-5)
         seen_scores = np.where(np.tri(11, dtype=bool), seen["h.0.scores"], 0)
         scores = np.where(np.tri(11, dtype=bool), published["att"][row], 0)
@@ -114,7 +114,7 @@ def test_parts_with_a_cache_equal_the_whole():
     ids = np.arange(20) % 50
     past = []
     parts = [gpt2(ids[a:b], weights, config, a, past) for a, b in [(0, 7), (7, 8), (8, 20)]]
-    # float64: BLAS may sum in a different order for other shapes.
+    # Even in float64, BLAS may sum in a different order for other shapes.
     np.testing.assert_allclose(np.concatenate(parts), gpt2(ids, weights, config), atol=1e-12)
 
 

@@ -166,7 +166,7 @@ def test_small_files_take_little_memory(path: Path, case: str) -> None:
 
 
 def test_unusual_valid_files(path: Path) -> None:
-    """Tensors in any order, empty or scalar ones, a padded header, a file without tensors."""
+    """Tensors may be in any order, empty or scalar; a header may be padded or have no tensors."""
     tensors = {
         "b": entry([1], 4, 8),
         "a": entry([], 0, 4),

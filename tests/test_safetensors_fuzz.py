@@ -35,7 +35,7 @@ def mutate(rng: random.Random, header: bytes) -> bytes:
         at = rng.randrange(len(header) + 1)
         to = min(len(header), at + rng.choice((0, 1, 1, 2, 8)))
         kind = rng.randrange(5)
-        if kind == 0:  # insert or replace by a word
+        if kind == 0:  # insert a word, or replace bytes with one
             header = header[:at] + rng.choice(WORDS) + header[to:]
         elif kind == 1:  # delete
             header = header[:at] + header[to:]
@@ -47,7 +47,7 @@ def mutate(rng: random.Random, header: bytes) -> bytes:
                 header = (
                     header[:at] + bytes([header[at] ^ 1 << rng.randrange(8)]) + header[at + 1 :]
                 )
-        else:  # replace a digit by a number
+        else:  # replace a digit with a number
             digits = [i for i, byte in enumerate(header) if 48 <= byte <= 57]
             if digits:
                 spot = rng.choice(digits)
@@ -58,7 +58,7 @@ def mutate(rng: random.Random, header: bytes) -> bytes:
 
 
 def test_mutated_headers_are_refused_or_read_like_the_package(tmp_path: Path) -> None:
-    """The package accepts every header that we accept, and reads the same. Fixed seed."""
+    """The package accepts every header that we accept, and reads the same tensors."""
     rng = random.Random(20)
     path = tmp_path / "x.safetensors"
     accepted = 0

@@ -19,7 +19,7 @@ if ISAS:
 
 
 def test_philox_gives_the_published_values():
-    """The known answers of Salmon et al.'s Random123 library (kat_vectors)."""
+    """The values are the known answers of Salmon et al.'s Random123 library (kat_vectors)."""
     ones = 0xFFFFFFFF
     pi = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
     cases = [
@@ -45,7 +45,7 @@ def test_compiled_noise_equals_the_reference(seed, sample, position):
         for isa in ISAS
     ]
     assert all(other == noise[0] for other in noise)
-    # Two float32 logarithms: errors of some ULP of values up to 23, and of -log u.
+    # The two float32 logarithms err by a few ULP of values up to 23, and of -log u.
     exact = gumbel_noise(seed, sample, position, ids)
     np.testing.assert_allclose(noise[0], exact, rtol=2e-6, atol=1e-6)
 
@@ -94,9 +94,9 @@ def test_draw_kernel_returns_the_best_id(n, seed, spread, special):
 
 
 def chi_square(draws: np.ndarray, probabilities: np.ndarray) -> tuple[float, int]:
-    """Return Pearson's statistic and its degrees of freedom. Ids expected under 5 times are pooled.
+    """Return Pearson's statistic and its degrees of freedom.
 
-    Ids of zero probability must not occur.
+    Ids that are expected less than 5 times are pooled; ids of zero probability must not occur.
     """
     expected = probabilities * len(draws)
     counts = np.bincount(draws, minlength=len(probabilities)).astype(float)
@@ -139,7 +139,7 @@ def test_draws_follow_the_distribution(backend, options):
     probabilities = softmax(stages.process(model.logits([5])[0].astype(np.float64), [5]))
     draws = np.array(draws).ravel()
     statistic, freedom = chi_square(draws, probabilities)
-    # Five standard deviations above the mean of chi-square; the seeds are fixed.
+    # The limit is five standard deviations above the mean of chi-square; the seeds are fixed.
     assert statistic <= freedom + 5 * np.sqrt(2 * max(freedom, 1))
 
 
@@ -166,11 +166,11 @@ def test_every_backend_draws_the_same_ids():
     config = config_of()
     weights = random_weights(config)
     options = {"max_new_tokens": 30, "temperature": 1.0, "top_k": 20, "seed": 12345678901234567890}
-    texts = [model_on(b, config, weights).generate([1, 2, 3], **options) for b in BACKENDS]
-    assert all(text == texts[0] for text in texts)
+    results = [model_on(b, config, weights).generate([1, 2, 3], **options) for b in BACKENDS]
+    assert all(ids == results[0] for ids in results)
 
 
-# Every option that can be combined.
+# All options that one call can combine.
 ALL_OPTIONS = {
     "temperature": 1.4, "top_k": 40, "top_p": 0.98, "min_p": 0.001, "typical_p": 0.97,
     "top_n_sigma": 4.0, "epsilon_cutoff": 1e-4, "eta_cutoff": 1e-4, "xtc_probability": 0.3,
@@ -182,22 +182,22 @@ ALL_OPTIONS = {
 
 
 def test_a_seed_gives_the_same_ids_everywhere():
-    """With all options: alone, in batches, streamed, on any number of threads and every backend."""
+    """Ids are equal alone, in batches, streamed, on any number of threads and on every backend."""
     config = config_of(n_positions=60)
     weights = random_weights(config)
     options = {"max_new_tokens": 40, "seed": 99, **ALL_OPTIONS}
     prompts = [[1, 2, 3], [4], [1] * 18, [1] * 18 + [2], [3, 1]]
-    texts = None
+    results = None
     for backend in BACKENDS:
         for threads in (1, 2, 3, 7) if backend != "numpy" else (1,):
             model = model_on(backend, config, weights, threads=threads)
             alone = [model.generate(prompt, **options) for prompt in prompts]
-            texts = texts or alone
-            assert alone == texts
-            assert model.generate(prompts, **options) == texts
-            assert model.generate(prompts, batch_size=2, **options) == texts
-            assert [list(model.stream(prompt, **options)) for prompt in prompts] == texts
-    assert len({tuple(text) for text in texts}) == len(texts)
+            results = results or alone
+            assert alone == results
+            assert model.generate(prompts, **options) == results
+            assert model.generate(prompts, batch_size=2, **options) == results
+            assert [list(model.stream(prompt, **options)) for prompt in prompts] == results
+    assert len({tuple(ids) for ids in results}) == len(results)
 
 
 def test_a_draw_does_not_depend_on_the_batch(backend):
@@ -205,10 +205,10 @@ def test_a_draw_does_not_depend_on_the_batch(backend):
     model = model_on(backend, config, random_weights(config))
     options = {"max_new_tokens": 10, "temperature": 1.0}
     alone = model.generate([1, 2, 3], seed=9, **options)
-    beside = [[4], [1, 2, 3], [5, 6, 7, 8], [1, 2, 3]]
-    many = model.generate(beside, seed=9, **options)
+    batch = [[4], [1, 2, 3], [5, 6, 7, 8], [1, 2, 3]]
+    many = model.generate(batch, seed=9, **options)
     assert many[1] == many[3] == alone
-    assert model.generate(beside, seed=[1, 9, 3, 4], batch_size=2, **options)[1] == alone
+    assert model.generate(batch, seed=[1, 9, 3, 4], batch_size=2, **options)[1] == alone
     assert list(model.stream([1, 2, 3], seed=9, **options)) == alone
     # A draw depends on the position, so a longer prompt continues like the shorter one.
     longer = model.generate([1, 2, 3, *alone[:4]], seed=9, max_new_tokens=6, temperature=1.0)
@@ -238,7 +238,7 @@ def test_when_sampling_is_on(backend):
 def test_without_a_seed_one_is_drawn_and_reported(backend):
     config = config_of()
     model = model_on(backend, config, random_weights(config))
-    # Without drafts: a Completion counts them, and their number depends on measured times.
+    # draft=None, because a Completion counts drafts, and their number depends on measured times.
     done = model.complete([1, 2], max_new_tokens=20, temperature=1.5, draft=None)
     again = model.complete([1, 2], max_new_tokens=20, temperature=1.5, seed=done.seed, draft=None)
     assert again == done

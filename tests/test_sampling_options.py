@@ -154,7 +154,7 @@ def test_wrong_options_of_complete(model, options, message):
         model.generate([1], **options)
 
 
-# (name elsewhere, ours): OpenAI, transformers, llama.cpp, Ollama, lm-evaluation-harness.
+# Names in OpenAI, transformers, llama.cpp, Ollama and lm-evaluation-harness, and ours.
 ELSEWHERE = [
     ("max_tokens", "max_new_tokens"),
     ("max_length", "max_new_tokens, which does not count the prompt"),

@@ -44,7 +44,7 @@ def test_a_saved_model_loads_again(backend: str, name: str, tmp_path: Path) -> N
 
 
 def test_the_file_has_transformers_format(tmp_path: Path) -> None:
-    """The prefix "transformer.", transformers' metadata, no tied head, matrices [in, out]."""
+    """The prefix "transformer.", transformers' metadata, no tied head, and matrices [in, out]."""
     source = TRANSFORMERS / "plain"
     GPT2.from_pretrained(source).save_pretrained(str(tmp_path / "saved"))
     ours = safetensors.numpy.load_file(tmp_path / "saved" / "model.safetensors")

@@ -51,7 +51,7 @@ def test_a_case_by_hand(backend):
     model = model_on(backend, config, weights)
     score = model.score([0, 2, 1, 0])
     assert score.ids.tolist() == [0, 2, 1, 0]
-    # Logits and their log-sum are about 1.6 to 2.3: a few roundings of 1e-7.
+    # Logits and their log-sum are at most 2.3, so errors are a few roundings of 1e-7.
     np.testing.assert_allclose(score.logprobs[1:], np.log([0.2, 0.3, 0.5]), atol=1e-6)
     assert math.isnan(score.logprobs[0])
     assert score.ranks.tolist() == [0, 3, 2, 1]
@@ -157,7 +157,7 @@ def test_windows_score_each_token_once(n, n_positions, data, bos):
 
 
 def test_windows_follow_transformers_recipe(model):
-    """The loop of transformers' documentation, "Perplexity of fixed-length models", on logits."""
+    """Compare with the loop in transformers' documentation, "Perplexity of fixed-length models"."""
     ids = random_ids(150)
     n_positions = 40
     for stride in (7, 20, 39):
@@ -174,7 +174,7 @@ def test_windows_follow_transformers_recipe(model):
                 break
         ours = model.score(ids, stride=stride)
         assert n_scored == ours.n_scored == len(ids) - 1
-        # A float32 sum of 149 values of about 10.
+        # The total is a float32 sum of 149 values of about 10.
         assert ours.total == pytest.approx(float(total), rel=1e-5)
         assert model.perplexity(ids, stride=stride) == ours.perplexity
     assert is_same(model.score(ids), model.score(ids, stride=20))
@@ -279,8 +279,8 @@ def test_log_total_and_rank_kernels(n, seed, spread, special):
     assert all(result == results[0] for result in results)
     total, entropy, rank = results[0]
     (exact,), ((top,),) = token_scores(logits[None], np.array([id]), 1)
-    # The maximum logit plus the log of a sum of up to 2,500 terms. Each term is within 4 ULP, and
-    # 16 lanes add them, so the log is within 2e-6; the total is rounded once more.
+    # The total is the maximum logit plus the log of a sum of up to 2,500 terms. Each term is within
+    # 4 ULP, and 16 lanes add them, so the log is within 2e-6; the total is rounded once more.
     assert total == pytest.approx(float(logits[top["id"]]) - top["log_prob"], rel=1e-6, abs=4e-6)
     assert entropy == pytest.approx(float(exact["entropy"]), rel=1e-5, abs=2e-5 * max(1, np.log(n)))
     assert rank == exact["rank"]

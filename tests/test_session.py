@@ -115,7 +115,7 @@ class Sessions(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        # Over two pages of 64 positions.
+        # 150 positions need three pages of 64.
         config = config_of(n_positions=150, n_layer=1)
         self.model = model_on(ISAS[-1], config, random_weights(config))
 

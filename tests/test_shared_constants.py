@@ -1,6 +1,6 @@
-"""Values that both Python and C define: the compiled engine exports C's, and they are equal.
+"""Constants that both Python and C define are equal; the compiled engine exports C's.
 
-NumPy's fallback and the readers of files need them without the engine.
+Python defines them too, because NumPy's fallback and the file readers work without the engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POINTS = (*protocol.BLOCK_POINTS, *protocol.MODEL_POINTS)
 
 
 def packed_bytes(dtype: str) -> int:
-    """The bytes of one group of a panel."""
+    """Return the bytes of one group of a panel."""
     shape = quantized.packed_shape("h.0.mlp.c_fc.weight", (1, 1), dtype)
     assert shape is not None
     return shape[2]
@@ -55,7 +55,7 @@ def test_numbers() -> None:
     ("name", "ordered"), [("points", POINTS), ("stages", sampling.SAMPLER_ORDER)]
 )
 def test_order(name: str, ordered: tuple[str, ...]) -> None:
-    """C numbers them in Python's order, from 0."""
+    """C numbers the entries in Python's order, from 0."""
     assert _engine.ENUMS[name] == {entry: i for i, entry in enumerate(ordered)}
 
 

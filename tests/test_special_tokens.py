@@ -174,7 +174,7 @@ NEITHER_ID = ("bos_token_id", "eos_token_id")
     ("changes", "bos", "ends"),
     [
         ({}, 256, {256}),
-        # generation_config.json overrides config.json, and that the tokenizer's files
+        # generation_config.json overrides config.json, which overrides the tokenizer's files
         ({"generation_config": {"bos_token_id": 4, "eos_token_id": [5, 6]}}, 4, {5, 6}),
         ({"generation_config": {"bos_token_id": 4}, "config": {"bos_token_id": 7}}, 4, {256}),
         ({"generation_config": {}, "config": {"bos_token_id": 7, "eos_token_id": 8}}, 7, {8}),
@@ -210,7 +210,7 @@ def test_sources_of_bos_and_eos(
     ids = [VOCAB["x"], VOCAB["y"]]
     assert model.score("xy", bos=True).total == model.score([bos, *ids]).total
     assert model.score("xy", bos=True).ids.tolist() == ids
-    # Saving and converting keep both.
+    # Saving and converting keep BOS and EOS.
     model.save_pretrained(tmp_path / "saved")
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "converted")]) == 0
     for name in ("saved", "converted"):

@@ -240,7 +240,7 @@ def test_penalties_after_filters(models, data):
     ],
 )
 def test_thresholds_are_exact(models, name, stage, n_kept):
-    """256 equally likely ids and 44 of zero probability: no value is rounded."""
+    """With 256 equally likely ids and 44 of zero probability, no value is rounded."""
     logits = np.full(N_VOCAB, -np.inf, dtype=np.float32)
     logits[:256] = 3.5
     plan = Plan((Stage(name, **stage),), draws=True)

@@ -25,7 +25,7 @@ SAMPLED = {"temperature": 1.0, "seed": 5}
 
 
 class Letters:
-    """A tokenizer of 50 tokens: one to three of the letters a to d, the two bytes of é, spaces."""
+    """A tokenizer of 50 tokens: one to three letters from a to d, the two bytes of é, spaces."""
 
     n_vocab = 50
     eot_id = None
@@ -97,7 +97,7 @@ def test_watcher_equals_a_search_of_the_whole_text(ids, strings):
             break
         safe = letters.decode_bytes(shown)
         assert not any(string in safe for string in raw)
-        # Held back text could be the beginning of a stop string.
+        # Text that is held back could be the beginning of a stop string.
         held = letters.decode_bytes(ids[len(shown) : n_pushed])
         assert not held or any(
             (safe + held).endswith(string[:n]) for string in raw for n in range(1, len(string))
@@ -118,7 +118,7 @@ def test_watcher_equals_a_search_of_the_whole_text(ids, strings):
 
 
 def test_a_long_stop_string_takes_linear_time():
-    """A text whose every prefix is one of the stop string's takes linear, not quadratic, time."""
+    """A text whose prefixes all begin the stop string takes linear, not quadratic, time."""
     watcher = Watcher(Stops((StopString(b"a" * 100_000),), lambda id: b"a"), 0)
     for _ in range(99_999):
         assert watcher.push(0) is None
@@ -200,7 +200,7 @@ def test_a_callback_sees_every_token_and_may_stop(model):
 
 
 def test_a_prompt_changed_during_the_call_has_no_effect(model):
-    """The result is for the prompt at the time of the call."""
+    """The result belongs to the prompt as it was when the call began."""
     ids, prompts, buffer = [5, 6, 7], [[5, 6], [7]], [1]
     plain = model.generate([5, 6, 7], max_new_tokens=3)
     assert model.generate(ids, max_new_tokens=3, callback=lambda *_: ids.clear()) == plain
@@ -239,16 +239,16 @@ def test_close_waits_for_running_calls(model, options):
 def test_close_waits_for_running_scores(model, monkeypatch):
     texts = [[1, 2, 3, 4, 5]] * 600
     expected = [score.total for score in model.score(texts)]
-    run, n_runs = scoring._Scorer.run, []
+    run, runs = scoring._Scorer.run, []
 
     def run_and_close(scorer):
         run(scorer)
-        n_runs.append(scorer)
+        runs.append(scorer)
         model.close()
 
     monkeypatch.setattr(scoring._Scorer, "run", run_and_close)
     assert [score.total for score in model.score(texts)] == expected
-    assert len(n_runs) > 2
+    assert len(runs) > 2
     with pytest.raises(gpt2c.ClosedError):
         model.score(texts)
 
@@ -313,7 +313,8 @@ def test_logprobs_equal_scores(model):
     done = model.complete(prompt, logprobs=4, echo=True, **options)
     assert done.ids == model.generate(prompt, **options)
     score = model.score([*prompt, *done.ids])
-    # The model's own log-probabilities, whatever options do to the logits. NumPy has a tolerance.
+    # These are the model's own log-probabilities: options do not change them. NumPy may round
+    # differently.
     rtol = 1e-5 if model.backend == "numpy" else 0
     np.testing.assert_allclose(done.logprobs, score.logprobs[3:], rtol=rtol)
     np.testing.assert_allclose(done.prompt_logprobs, score.logprobs[:3], rtol=rtol)
@@ -447,10 +448,10 @@ def test_the_event_loop_is_not_blocked(model):
 
 
 def test_closing_an_async_stream_stops_the_work(model):
-    n_tokens = []
+    lengths = []
 
     def callback(index, ids):
-        n_tokens.append(len(ids))
+        lengths.append(len(ids))
         time.sleep(0.005)
 
     async def run():
@@ -458,12 +459,12 @@ def test_closing_an_async_stream_stops_the_work(model):
         async for _ in pieces:
             break
         await pieces.aclose()
-        n = len(n_tokens)
+        n = len(lengths)
         await asyncio.sleep(0.05)
         return n
 
     n = asyncio.run(run())
-    assert len(n_tokens) == n <= 2
+    assert len(lengths) == n <= 2
 
 
 def test_cancelling_the_task_stops_the_work(model):

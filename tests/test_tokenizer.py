@@ -59,7 +59,7 @@ ALPHABET = alphabet()
 
 
 def slow_bpe(piece: str, merges: list[tuple[str, str]]) -> list[str]:
-    """Split a piece, written in the alphabet, into tokens exactly by GPT-2's algorithm."""
+    """Split a piece, spelled in the byte alphabet, exactly as GPT-2's algorithm does."""
     tokens = list(piece)
     while True:
         found = [pair for pair in itertools.pairwise(tokens) if pair in merges]
@@ -212,27 +212,27 @@ def test_trained_vocabulary_with_ids_in_any_order(tmp_path: Path, seed: int) -> 
 
 
 def test_tiktoken_is_used_only_where_it_follows_the_merges(tmp_path: Path) -> None:
-    """tiktoken is used exactly if each merged token, encoded alone, gives that token.
+    """tiktoken is used if and only if each merged token, encoded alone, gives that token.
 
-    Then it encodes every text as GPT-2's algorithm does.
+    In that case it encodes every text as GPT-2's algorithm does.
     """
     source = random.Random(7)
-    loaded = refused = 0
+    n_tiktoken = n_merger = 0
     for number in range(400):
         merges = random_merges(source, "ab", source.randrange(1, 9))
         vocab = shuffled_vocab(merges, source)
         files = write_files(tmp_path / str(number), vocab, merges)
         if any(slow_bpe(a + b, merges) != [a + b] for a, b in merges):
-            refused += 1
+            n_merger += 1
             assert isinstance(Tokenizer.from_files(*files)._model, PairMerger)
             continue
-        loaded += 1
+        n_tiktoken += 1
         tokenizer = Tokenizer.from_files(*files)
         assert isinstance(tokenizer._model, TiktokenModel)
         for _ in range(20):
             text = "".join(source.choices("ab", k=source.randrange(1, 30)))
             assert tokenizer.encode(text) == slow_encode(text, merges, vocab), (merges, text)
-    assert min(loaded, refused) > 50
+    assert min(n_tiktoken, n_merger) > 50
 
 
 def test_long_pieces_merge_like_short_ones(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_inconsistent_files(tmp_path: Path, vocab: object, merges: str, message:
 
 @pytest.mark.parametrize("token", ["Ġthe", ""])
 def test_a_token_that_no_merge_makes_is_a_warning(tmp_path: Path, token: str) -> None:
-    """Such a vocabulary loads, as in the package tokenizers, with a warning."""
+    """Such a vocabulary loads, as in the tokenizers package, with a warning."""
     files = write_files(tmp_path, {**GOOD, token: LAST + 1}, "a b\n")
     with pytest.warns(
         TokenizerWarning, match=rf"no merge in .*txt makes '{token}', so text never encodes"

@@ -84,7 +84,7 @@ def check_only_ids_work(folder: Path, message: str) -> None:
 
 
 def test_tokenizer_json_takes_precedence(tmp_path: Path) -> None:
-    """As in transformers 5.24's AutoTokenizer."""
+    """tokenizer.json is preferred to other files, as in transformers 5.24's AutoTokenizer."""
     folder = random_folder(tmp_path / "m")
     write_pair(folder, 2, ("encoder.json", "vocab.bpe"))
     assert first_of(GPT2.from_pretrained(folder).tokenizer) == 2

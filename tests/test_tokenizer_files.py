@@ -1,4 +1,4 @@
-"""Added tokens and tokenizer.json of any kind, compared with the package tokenizers."""
+"""Added tokens and tokenizer.json of any kind, compared with the tokenizers package."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def config_of_added(folder: Path, n_vocab: int, **more: Any) -> None:
 
 @pytest.fixture(scope="module")
 def tales(tmp_path_factory: Any) -> Path:
-    """A folder with the embedded model's vocabulary. Here it replaces the shared fixture."""
+    """A folder with the embedded model's vocabulary; replaces the shared fixture `tales`."""
     folder = tmp_path_factory.mktemp("tales")
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(TALES / name, folder / name)
@@ -98,7 +98,7 @@ def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_spa
 
 
 def test_thousands_of_added_tokens_in_long_texts(tales: Path, tmp_path: Path) -> None:
-    """As in models of music. This takes at most a second; once it took minutes."""
+    """Models of music have such tokens. This used to take minutes; now it takes a second."""
     folder = shutil.copytree(tales, tmp_path / "m")
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     notes = {f"<note_{n}>": 4096 + n for n in range(20_000)}

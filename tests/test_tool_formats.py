@@ -75,7 +75,7 @@ def copied_as(source: Path, to: Path) -> Path:
 
 
 def test_the_format_is_detected_from_the_content(tmp_path: Path) -> None:
-    """Files with other formats' names, alone in a folder or named directly."""
+    """Load files that have other formats' names, alone in a folder or named directly."""
     for name, new in (
         ("nanogpt/ckpt.pt", "weights.bin"),
         ("llmc_float32/model.bin", "model.pt"),
@@ -88,7 +88,7 @@ def test_the_format_is_detected_from_the_content(tmp_path: Path) -> None:
         expected = arrays_of(FORMATS / name)
         for place in (path, path.parent):
             assert_arrays_equal(arrays_of(place), expected)
-    # safetensors under torch's name, and torch files under that of safetensors.
+    # A safetensors file under torch's name, and torch files under the name of safetensors.
     for source, new in (
         (TINY / "model.safetensors", "pytorch_model.bin"),
         (FORMATS / "torch_zip" / "pytorch_model.bin", "model.safetensors"),
@@ -240,7 +240,7 @@ def test_gguf_weights_are_dequantised_like_llamacpp(name: str) -> None:
         source = file.source(tensor, tensor)
         items = source.read(0, source.shape[0]).reshape(-1)
         chosen = items[np.linspace(0, items.size - 1, len(sample)).astype(int)]
-        # A float32 product and sum, which llama.cpp's compiler may have fused.
+        # llama.cpp's compiler may have fused the float32 product and sum.
         np.testing.assert_allclose(chosen, sample, rtol=1e-6, atol=1e-7)
         half = source.shape[0] // 2
         parts = np.concatenate([source.read(0, half), source.read(half, source.shape[0])])
@@ -277,7 +277,7 @@ def test_the_tokenizer_of_a_gguf_file(tmp_path: Path) -> None:
     assert again.tokenizer.encode(" the th<|endoftext|>") == [258, 32, 256, 259]
 
 
-def text_of(value: str) -> bytes:
+def str_of(value: str) -> bytes:
     return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
@@ -289,9 +289,9 @@ def gguf_of(
 ) -> bytes:
     raw = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(metadata))
     for key, kind, value in metadata:
-        raw += text_of(key) + struct.pack("<I", kind) + value
+        raw += str_of(key) + struct.pack("<I", kind) + value
     for name, axes, kind, offset in tensors:
-        raw += text_of(name) + struct.pack(f"<I{len(axes)}Q", len(axes), *axes)
+        raw += str_of(name) + struct.pack(f"<I{len(axes)}Q", len(axes), *axes)
         raw += struct.pack("<IQ", kind, offset)
     return raw + bytes(-len(raw) % 32) + data
 
@@ -316,7 +316,7 @@ GGUF_REFUSED = {
     "alignment 0": (
         gguf_of([("general.alignment", 4, struct.pack("<I", 0))], []), "found general.alignment 0"
     ),
-    "alignment of text": (gguf_of([("general.alignment", 8, text_of("32"))], []), "alignment '32'"),
+    "alignment of text": (gguf_of([("general.alignment", 8, str_of("32"))], []), "alignment '32'"),
     "five axes": (gguf_of([], [("a", (1,) * 5, 0, 0)]), "has 5 axes"),
     "2^42 + 1": (gguf_of([], [("a", (2**42 + 1, 2**42), 0, 0)]), "and an offset of at most"),
     "a wild offset": (gguf_of([], [("a", (4,), 0, 2**60)]), "and an offset of at most"),
@@ -331,9 +331,9 @@ GGUF_REFUSED = {
     ),
     "a gap": (gguf_of([], [("a", (4,), 0, 0), ("b", (4,), 0, 96)], bytes(128)), "leaves a gap"),
     "another architecture": (
-        gguf_of([("general.architecture", 8, text_of("llama"))], []), "'llama', expected 'gpt2'"
+        gguf_of([("general.architecture", 8, str_of("llama"))], []), "'llama', expected 'gpt2'"
     ),
-    "no sizes": (gguf_of([("general.architecture", 8, text_of("gpt2"))], []), "context_length"),
+    "no sizes": (gguf_of([("general.architecture", 8, str_of("gpt2"))], []), "context_length"),
 }  # fmt: skip
 
 
@@ -593,7 +593,7 @@ def test_npz_sizes_and_archive_bombs(tmp_path: Path) -> None:
     np.savez(path, **arrays_of(TINY), n_head=5, n_layer=3)
     with pytest.raises(CheckpointError, match="n_layer is 3, and the tensors have 2"):
         open_checkpoint(path)
-    # A directory that claims that a few bytes inflate to a gigabyte.
+    # The archive's directory claims that a few bytes inflate to a gigabyte.
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("wte.npy", npy(GOOD, bytes(16)))
@@ -612,7 +612,7 @@ def test_npz_sizes_and_archive_bombs(tmp_path: Path) -> None:
 
 
 def test_npz_of_zeros_that_would_expand(tmp_path: Path) -> None:
-    """Half a megabyte of zeros could expand to 512 MB; small arrays of zeros are common."""
+    """Half a megabyte can inflate to 512 MB of zeros; small arrays of zeros are common."""
     path = tmp_path / "x.npz"
     np.savez_compressed(path, **{**arrays_of(TINY), "h.0.ln_1.bias": np.zeros(10), "n_head": 5})
     assert config_in(path).n_layer == 2
@@ -649,7 +649,7 @@ def test_bundle_names_with_shared_prefixes(tmp_path: Path) -> None:
 
 
 def test_pickles_that_would_take_long_to_read(tmp_path: Path) -> None:
-    """Keys with equal hashes, and a large tuple that is used repeatedly."""
+    """Such pickles have keys with equal hashes, or use a large tuple repeatedly."""
     prime = 2**61 - 1
     keys = b"".join(
         b"\x8a\x0b" + (n * prime + 1).to_bytes(11, "little") + b"N" for n in range(1, 9)

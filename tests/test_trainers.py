@@ -101,7 +101,7 @@ def test_a_warning_names_other_heads(
 def test_a_trainers_other_files_are_refused(name: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=what):
         open_checkpoint(TRAINERS / "trainer" / name)
-    # Also under another name, alone and as the only file with a configuration.
+    # The same file is refused under another name, whether the file or its folder is opened.
     shutil.copy(TRAINERS / "trainer" / name, tmp_path / "model.pt")
     shutil.copy(TRAINERS / "trainer" / "config.json", tmp_path)
     for path in (tmp_path / "model.pt", tmp_path):
@@ -116,7 +116,7 @@ def test_a_trainers_folder(tmp_path: Path) -> None:
     (folder / "scaler.pt").write_bytes(b"the content is not read")
     shutil.copy(TRAINERS / "lightning" / "last.ckpt", folder)
     assert_arrays_equal(arrays_of(folder), arrays_of(TRAINERS / "lightning"))
-    # Also with a checkpoint that contains its configuration, as accelerate saves it.
+    # accelerate's state files are ignored beside a checkpoint that contains its configuration.
     shutil.copy(FORMATS / "nanogpt" / "ckpt.pt", tmp_path)
     for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl", "rng_state_1.pth"):
         (tmp_path / name).write_bytes(b"")
@@ -141,7 +141,7 @@ def test_adapters_are_refused(tmp_path: Path) -> None:
             CheckpointError, match=r"is an adapter \('LORA'\).*'openai-community/gpt2'.*merge"
         ):
             open_checkpoint(place)
-    # With a model's weights in the folder too, the folder is ambiguous; a file's name is not.
+    # With a model's weights beside the adapter, the folder is refused; the weights' path loads.
     shutil.copy(TINY / "model.safetensors", folder)
     shutil.copy(TINY / "config.json", folder)
     with pytest.raises(CheckpointError, match="is an adapter"):
@@ -178,13 +178,6 @@ def write_container(kind: str, folder: Path, arrays: dict[str, np.ndarray]) -> N
         np.savez(folder / "model.npz", **arrays)
     else:
         torch_archive(folder / "pytorch_model.bin", arrays)
-
-
-class _Tensor:
-    """An array that is pickled like a torch tensor."""
-
-    def __init__(self, key: str, array: np.ndarray) -> None:
-        self.key, self.array = key, array
 
 
 def torch_archive(path: Path, value: Any, protocol: int = 2) -> Path:
@@ -229,14 +222,14 @@ def torch_archive(path: Path, value: Any, protocol: int = 2) -> Path:
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_wrapper_prefixes_are_removed(kind: str, prefix: str, tmp_path: Path) -> None:
-    """With both names of a tied pair, and with only one."""
+    """The file stores both names of the tied embedding and head, or only one."""
     for drop in (None, "wte.weight", "lm_head.weight"):
         write_container(kind, tmp_path / str(drop), stored_tensors(prefix, drop))
         assert_arrays_equal(arrays_of(tmp_path / str(drop)), arrays_of(TINY))
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "npz"])
-def test_a_missing_tied_pair(kind: str, tmp_path: Path) -> None:
+def test_a_missing_embedding_and_tied_head(kind: str, tmp_path: Path) -> None:
     arrays = stored_tensors("transformer.", "wte.weight")
     del arrays["lm_head.weight"]
     write_container(kind, tmp_path, arrays)
@@ -257,7 +250,7 @@ def test_an_untied_head_does_not_replace_the_embedding(kind: str, tmp_path: Path
 
 
 def test_names_of_modules_wrapped_one_by_one() -> None:
-    """Names that torch.compile and FSDP give to the blocks of a model."""
+    """torch.compile and FSDP give such names to the blocks of a model."""
     for stored, name in (
         ("transformer.h.0._orig_mod.ln_1.weight", "h.0.ln_1.weight"),
         ("_fsdp_wrapped_module.transformer.h.3._fsdp_wrapped_module.mlp.c_fc.bias",
@@ -458,8 +451,8 @@ def other_values(protocol: int) -> dict[str, Any]:
 @pytest.mark.parametrize("protocol", range(6))
 def test_other_values_in_a_file_are_ignored(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "called"
-    beside = {**other_values(protocol), "calls": PickledCall(called, str(marker))}
-    for n, (key, value) in enumerate([*beside.items(), ("all", beside)]):
+    others = {**other_values(protocol), "calls": PickledCall(called, str(marker))}
+    for n, (key, value) in enumerate([*others.items(), ("all", others)]):
         folder = tmp_path / str(n)
         folder.mkdir()
         config_file(folder)
@@ -502,15 +495,9 @@ def test_old_opcodes() -> None:
 
 
 def test_kinds_of_configurations() -> None:
-    """Configurations as dicts or objects with slots; NumPy's integers count as integers."""
+    """A configuration is a dict or an object with slots; NumPy's integers count as integers."""
     from gpt2c.formats.pickle_reader import PickleReader
 
-    class Config:
-        pass
-
-    config = Config()
-    config.n_head, config.n_layer = np.int64(4), 2  # type: ignore[attr-defined]
-    Config.__module__, Config.__qualname__ = "__main__", "Config"
     slotted = Slotted()
     slotted.lr = np.int32(-7)  # type: ignore[attr-defined]
     for protocol in range(6):
@@ -541,7 +528,7 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8}
 
 
 @pytest.mark.parametrize(
-    ("around", "activation"),
+    ("saved_config", "activation"),
     [
         ({"model_args": SIZES}, "gelu_new"),
         ({"model_args": {**SIZES, "vocab_size": None, "dropout": 0.1}}, "gelu_new"),
@@ -553,8 +540,8 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 8}
         ({"hyper_parameters": {"config": argparse.Namespace(**SIZES), "lr": 1}}, "gelu_new"),
     ],
 )
-def test_sources_of_sizes(around: Any, activation: str, tmp_path: Path) -> None:
-    torch_archive(tmp_path / "x.pt", {"state_dict": nanogpt_state(), **around})
+def test_sources_of_sizes(saved_config: Any, activation: str, tmp_path: Path) -> None:
+    torch_archive(tmp_path / "x.pt", {"state_dict": nanogpt_state(), **saved_config})
     with open_checkpoint(tmp_path / "x.pt") as checkpoint:
         assert checkpoint.config.activation_function == activation
         assert checkpoint.config.vocab_size == 20

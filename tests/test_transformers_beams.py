@@ -37,8 +37,8 @@ def test_ids_and_scores_equal_transformers(backend, fixture, name):
             "stop" if new[-1] in eos else "length" for new in case["new"]
         ]
         assert {c.passes for c in found} == {case["steps"]}
-        # The tolerance of log-probabilities (test_transformers_sampling) for each token;
-        # transformers sums them in float32 too.
+        # Each token has the tolerance of log-probabilities (test_transformers_sampling);
+        # transformers also sums them in float32.
         length = max(map(len, case["new"]))
         atol = 2 * logit_atol(model.logits(case["ids"])) * length
         scale = max(1.0, length ** -options.get("length_penalty", 1.0))

@@ -66,7 +66,7 @@ def test_lengths(given, n_prompt, n_max, n_min):
         assert (options["max_new_tokens"], options["min_new_tokens"]) == (n_max, n_min)
 
 
-def test_a_calls_options_override_its_configuration_and_that_the_models():
+def test_a_call_overrides_its_configuration_which_overrides_the_models():
     model_config = {"max_new_tokens": 9, "eos_token_id": 7, "repetition_penalty": 1.5, "foo": 1}
     config = {"repetition_penalty": 1.3, "pad_token_id": 2}
     call = call_of({"pad_token_id": 3}, config, model_config)

@@ -42,7 +42,7 @@ def test_processed_logits_equal_transformers(backend, weights, number):
     theirs = decoded(case["processed"])
     np.testing.assert_array_equal(ours > -np.inf, theirs > -np.inf)
     kept = ours > -np.inf
-    # One division or product, rounded once on each side.
+    # Each side rounds one division or product once.
     np.testing.assert_allclose(ours[kept], theirs[kept], rtol=3e-7)
 
 
@@ -56,7 +56,7 @@ def test_log_probabilities_equal_transformers(backend, name):
     ):
         assert score.ids.tolist() == text
         assert np.isnan(score.logprobs[0])
-        # The tolerance of logits, on either side of the subtraction.
+        # Both sides of the subtraction have the tolerance of logits.
         atol = 2 * logit_atol(model.logits(text))
         np.testing.assert_allclose(score.logprobs[1:], exact, rtol=0, atol=atol)
         assert score.total == pytest.approx(sum(exact), abs=atol * len(text))

@@ -2,7 +2,8 @@
 
     python tools/check_tales.py --corpus childrens-prose.txt --model src/gpt2c/models/tales
 
-draws fifty samples with gpt2c and prints the measures. `measure` takes samples from any source.
+This draws fifty samples with gpt2c and prints the measures. `measure` takes samples from any
+source.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ from transformers import GPT2LMHeadModel
 
 import gpt2c
 
-N_POSITIONS = 1000  # compare at least this many
+MIN_POSITIONS = 1000  # compare at least this many
 
 
 def token_windows(model: gpt2c.GPT2, text: Path | None) -> list[list[int]]:
     """Return full windows of the text's tokens, or of random ones without a text."""
     length = model.config.n_positions
-    n_windows = -(-N_POSITIONS // length)
+    n_windows = -(-MIN_POSITIONS // length)
     if text is None:
         rng = np.random.default_rng(0)
         return rng.integers(0, model.config.vocab_size, (n_windows, length)).tolist()

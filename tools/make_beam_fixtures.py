@@ -112,7 +112,7 @@ def cases_of(model: GPT2LMHeadModel, seed: int) -> list[dict[str, Any]]:
         n_prompt = (1, 5, 9)[number % 3]
         ids = rng.integers(0, n_vocab, n_prompt).tolist()
         options = {"max_new_tokens": min(14, n_positions - n_prompt), **options}
-        # EOS tokens are ids that the model likes here, so that beams end at different lengths.
+        # EOS tokens are ids that the model generates here, so that beams end at different lengths.
         free = searched(model, ids, [], None, {"num_beams": 4, "num_return_sequences": 4,
                                                "max_new_tokens": 10})  # fmt: skip
         liked = list(dict.fromkeys(row[i] for i in (3, 5, 8) for row in free["new"]))

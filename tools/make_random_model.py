@@ -23,7 +23,7 @@ SIZES = {
     "774M": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
     "1558M": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
-ELEMENTS = 250_000_000  # in a shard
+MAX_ELEMENTS = 250_000_000  # per shard
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     n_elements = 0
     for name, shape in tensor_shapes(config).items():
         n_elements += int(np.prod(shape))
-        if n_elements > ELEMENTS:
+        if n_elements > MAX_ELEMENTS:
             shards.append({})
             n_elements = int(np.prod(shape))
         shards[-1][f"transformer.{name}"] = shape

@@ -5,7 +5,7 @@ Needs torch and transformers; run from the repository's root:
     python tools/make_sampling_fixtures.py
 
 The first holds logits, the ids before them, options, and the logits after transformers' own chain
-of processors, which generate's own code builds. The second holds log-probabilities of ragged
+of processors, built by generate's own code. The second holds log-probabilities of ragged
 batches, left- and right-padded with an attention mask, computed by transformers in float64 for the
 checkpoints in tests/fixtures/transformers.
 """

@@ -1,6 +1,6 @@
 """Writes tests/fixtures/tokenizer_hf.json: the ids of tricky texts in HF `tokenizers`.
 
-Needs the package tokenizers and the project's shared data:
+Needs the tokenizers package and the project's shared data:
 
     python tools/make_tokenizer_fixtures.py SHARED/data tests/fixtures/tokenizer_hf.json
 """

@@ -1,4 +1,4 @@
-"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files of tools with own formats.
+"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files in other tools' formats.
 
 Needs torch, gguf and llama-cpp-python; run from the repository's root:
 
@@ -106,7 +106,7 @@ def llmc(name: str, version: int, dtype: torch.dtype) -> None:
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))
     state = model.state_dict()
-    state["transformer.wte.weight"] = nn_pad(state["transformer.wte.weight"], 128)
+    state["transformer.wte.weight"] = pad_rows(state["transformer.wte.weight"], 128)
     header = [20240326, version, config.block_size, config.vocab_size, config.n_layer,
               config.n_head, config.n_embd, 128]  # fmt: skip
     folder = new_folder(OUT / name)
@@ -122,7 +122,7 @@ def llmc(name: str, version: int, dtype: torch.dtype) -> None:
     write_logits(folder, model)
 
 
-def nn_pad(wte: torch.Tensor, n_rows: int) -> torch.Tensor:
+def pad_rows(wte: torch.Tensor, n_rows: int) -> torch.Tensor:
     return torch.nn.functional.pad(wte, (0, 0, 0, n_rows - wte.shape[0]))
 
 
@@ -130,7 +130,7 @@ def nn_pad(wte: torch.Tensor, n_rows: int) -> torch.Tensor:
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
-    """Return 256 bytes, three merges, <|endoftext|> and two padding tokens; and the merges."""
+    """Return the tokens (256 bytes, three merged, <|endoftext|>, two padding) and the merges."""
     merges = ["t h", "th e", "Ġ the"]
     tokens = [*byte_alphabet(), *(merge.replace(" ", "") for merge in merges), "<|endoftext|>"]
     return [*tokens, "[PAD260]", "[PAD261]"], merges

@@ -70,7 +70,7 @@ class Texts(torch.utils.data.Dataset):
 
 
 def heads() -> None:
-    """Models with other heads, which transformers loads as language models."""
+    """Save models with other heads, which transformers loads as language models."""
     for name in ("DoubleHeadsModel", "ForSequenceClassification", "ForTokenClassification",
                  "ForQuestionAnswering", "Model"):  # fmt: skip
         torch.manual_seed(2)
@@ -81,7 +81,7 @@ def heads() -> None:
 
 
 def save_model() -> None:
-    """A tied pair, of which safetensors keeps one name."""
+    """Save a tied model with safetensors' save_model, which stores tied weights under one name."""
     model, folder = language_model(), new_folder(OUT / "save_model")
     safetensors.torch.save_model(model, str(folder / "model.safetensors"))
     CONFIG.save_pretrained(folder)
@@ -92,7 +92,7 @@ def save_model() -> None:
 
 
 def trainer() -> None:
-    """A checkpoint of transformers' Trainer, without the weights."""
+    """Save a checkpoint of transformers' Trainer, without the weights."""
     with tempfile.TemporaryDirectory() as work:
         arguments = transformers.TrainingArguments(
             output_dir=work, max_steps=1, save_steps=1, use_cpu=True, report_to=[],
@@ -147,10 +147,10 @@ def adapter() -> None:
 
 
 def extras() -> None:
-    """Files of torch.save, in both of its formats, with objects that people save with weights."""
+    """Save in both formats of torch.save, with objects that people save beside the weights."""
     model = language_model()
     wrapped = nn.DataParallel(torch.compile(model))
-    beside = {
+    others = {
         "loss": np.float64(2.5), "steps": np.int64(7), "dtype": np.dtype("f4"),
         "numpy state": np.random.default_rng(0).bit_generator.state,
         "numpy legacy state": np.random.get_state()[:1], "python state": random.getstate()[:1],
@@ -169,7 +169,7 @@ def extras() -> None:
                                        ("legacy", 2, False), ("legacy_1", 1, False)):  # fmt: skip
         folder = new_folder(OUT / f"extras_{name}")
         torch.save(
-            {**beside, "model_state_dict": wrapped.state_dict()}, folder / "pytorch_model.bin",
+            {**others, "model_state_dict": wrapped.state_dict()}, folder / "pytorch_model.bin",
             pickle_protocol=protocol, _use_new_zipfile_serialization=is_archive,
         )  # fmt: skip
         CONFIG.save_pretrained(folder)
@@ -192,7 +192,7 @@ def whole_modules() -> None:
 
 
 def nanogpt_old() -> None:
-    """As nanoGPT saved before it had `bias`: the tanh form of GELU, no vocab_size."""
+    """Save as nanoGPT did before it had `bias`: with the tanh form of GELU, without vocab_size."""
     torch.manual_seed(6)
     config = GPTConfig(vocab_size=13)
     model = GPT(config, exact_gelu=False)

@@ -119,7 +119,7 @@ def random_model(options: dict, dtype: str, seed: int) -> GPT2LMHeadModel:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
-    # Both compute with the values that are stored.
+    # gpt2c and transformers both compute with the stored values.
     return model.to(getattr(torch, dtype)).float()
 
 

@@ -2,8 +2,8 @@
 
     python tools/train_tales.py --corpus childrens-prose.txt
 
-writes everything in the output folder: tokenizer, weights, config and model card. It runs on a GPU
-if there is one, otherwise on the CPU, where two cores need less than two hours. The seed and the
+This writes the tokenizer, weights, config and model card to the output folder. It runs on a GPU if
+there is one, otherwise on the CPU, where two cores need less than two hours. The seed and the
 number of steps are fixed. An interrupted run continues from its last checkpoint.
 
 Needs torch and tokenizers, and gpt2c itself, which draws the samples for the model card.
@@ -106,7 +106,7 @@ class GPT2(nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update for a matrix is replaced by the nearest orthogonal one.
+    """Momentum whose update for each matrix is replaced by the nearest orthogonal matrix.
 
     See Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Matrices
     of one shape are orthogonalised together; a fused query-key-value matrix counts as three.

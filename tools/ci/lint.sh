@@ -12,7 +12,7 @@ else
     . "$(dirname "$0")/tree.sh"
     copy_tree "$work/gpt2c"
     GPT2C_BUILD=skip make_venv "$work/gpt2c[test,dev]"
-    "$work/venv/bin/pip" uninstall -q -y gpt2c # the sources alone are looked at
+    "$work/venv/bin/pip" uninstall -q -y gpt2c # only the sources are checked
     cd "$work/gpt2c"
     lint_python=$work/venv/bin/python objects=$work/objects
     mkdir "$objects"

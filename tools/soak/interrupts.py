@@ -37,7 +37,7 @@ from conftest import ISAS, config_of, model_on, random_weights
 
 import gpt2c
 
-STANDS_STILL = 120  # seconds without progress
+MAX_STALL = 120  # seconds without progress
 # Seconds. fork and pthread_create block signals for a moment. A signal at that moment goes to
 # another thread, such as one of NumPy's BLAS, and Python may notice it only with the next signal.
 # This also happens without gpt2c.
@@ -209,7 +209,7 @@ class Calls:
 
 def as_child() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(STANDS_STILL)
+    signal.alarm(MAX_STALL)
 
 
 def reap() -> None:
@@ -251,7 +251,7 @@ def soak(backend: str, seconds: float, seed: int, signals: Signals) -> Counter[s
             name = rng.choice(calls.names())
             if time.monotonic() - looked > 1:
                 looked = time.monotonic()
-                faulthandler.dump_traceback_later(STANDS_STILL, exit=True)
+                faulthandler.dump_traceback_later(MAX_STALL, exit=True)
             try:
                 run_round(signals, getattr(calls, name), rng.uniform(1e-5, LONGEST_TIMER))
                 signals.check()

@@ -100,7 +100,7 @@ pid survivor_pid, first_new_pid; /* of the child's own workers */
 #define IS_HERE (process == 0 || _pid == survivor_pid || _pid >= first_new_pid)
 bool handler_is_set = 1;
 
-/* ---- teams: one of each caller, on its stack ---- */
+/* ---- teams: one per caller, on its stack ---- */
 
 bool is_alive[N_CALLERS], is_stopped[N_CALLERS];
 byte n_members[N_CALLERS], team_process[N_CALLERS], arrived[N_CALLERS];

@@ -46,7 +46,7 @@ check() {
     spin -a -DN_CALLERS="$n_callers" -DN_WORKERS="$n_workers" -DN_CALLS="$n_calls" \
         -DN_STEPS="$n_steps" -DN_FORKS="$n_forks" $2 "$model" >spin.log
     ${CC:-cc} -O2 -DNOREDUCE -DSAFETY -DVECTORSZ=2048 $3 -o pan pan.c
-    # -E: workers that wait for orders at the end are not a deadlock; the watcher looks for real ones.
+    # -E: workers that wait for orders at the end are not a deadlock; the watcher finds real deadlocks.
     ./pan -E -m200000 $4 >report
 }
 
