@@ -364,7 +364,7 @@ enum { GPT2C_DRAFT_LOOKUP = 1 };
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *drafter, const gpt2c_model *model, int32_t sources,
                                int32_t fixed);
 
-/* ---- the machine's limits, for benchmarks (measure.c) ---- */
+/* ---- the machine's limits, for benchmarks (roofline.c) ---- */
 
 /* Bytes per second at which the model's threads read its weights and only add them. */
 double gpt2c_measure_stream(const gpt2c_model *model);
