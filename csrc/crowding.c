@@ -26,7 +26,7 @@ typedef struct {
 } cpu_share;
 #define SHARE_KEPT 0.98
 /* The record of resting calls decays, so that resting is tried again. */
-#define SHARE_FADING 1.0005
+#define RESTING_SHARE_GROWTH 1.0005
 
 static struct {
     double last_crowded; /* the end of the last crowded call */
@@ -34,7 +34,7 @@ static struct {
     double rest_seconds, rest_end;
     cpu_share all, resting; /* of calls with all workers, and of calls that rested some */
 } crowding = {.last_crowded = -NEAR_SECONDS};
-static atomic_int is_felt;
+static atomic_int recently_crowded;
 
 static double rate(const cpu_share *s, double unknown) {
     return s->seconds > 0 ? s->cpu_seconds / s->seconds : unknown;
@@ -84,7 +84,7 @@ static void set_rest(int crowded) {
         if (crowding.rest_seconds < MIN_REST_SECONDS / 4)
             crowding.rest_seconds = 0;
     }
-    atomic_store_explicit(&is_felt, crowding.rest_seconds > 0, memory_order_relaxed);
+    atomic_store_explicit(&recently_crowded, crowding.rest_seconds > 0, memory_order_relaxed);
 }
 
 void crowding_learn(const call_report *call) {
@@ -98,18 +98,20 @@ void crowding_learn(const call_report *call) {
     if (crowding.rest_seconds == 0 && !(crowded && again))
         return;
     add_to(&crowding.all, call);
-    crowding.resting.cpu_seconds *= SHARE_FADING;
+    crowding.resting.cpu_seconds *= RESTING_SHARE_GROWTH;
     set_rest(crowded);
     if (crowding.rest_seconds > 0 && resting_pays(call->n_threads - 1))
         crowding.rest_end = call->end + crowding.rest_seconds;
 }
 
-int crowding_is_felt(void) { return atomic_load_explicit(&is_felt, memory_order_relaxed); }
+int crowding_is_recent(void) {
+    return atomic_load_explicit(&recently_crowded, memory_order_relaxed);
+}
 
 void crowding_forget(void) {
     crowding.n_resting = 0;
     crowding.rest_seconds = crowding.rest_end = 0;
     crowding.last_crowded = -NEAR_SECONDS;
     crowding.all = crowding.resting = (cpu_share){0, 0};
-    atomic_store_explicit(&is_felt, 0, memory_order_relaxed);
+    atomic_store_explicit(&recently_crowded, 0, memory_order_relaxed);
 }

@@ -32,7 +32,7 @@ int crowding_n_resting(double now, int n_workers);
 void crowding_learn(const call_report *call);
 
 /* Whether the machine was crowded lately. Any thread may ask. */
-int crowding_is_felt(void);
+int crowding_is_recent(void);
 
 /* Resets everything learned, for a forked child. */
 void crowding_forget(void);

@@ -15,7 +15,7 @@ typedef struct {
     gpt2c_scratch *scratch;
     gpt2c_drafter *drafter; /* or NULL */
     gpt2c_feed *feeds;      /* [n_jobs] */
-    gpt2c_job **fed;        /* [n_jobs]: the jobs in the order of the feeds */
+    gpt2c_job **running;    /* [n_jobs]: the jobs in the order of the feeds */
     draft *drafts;          /* [n_jobs], of the fed jobs */
     size_t *first_row;      /* [n_jobs]: of each fed job, among the logits */
     float *logits;          /* [n_logits_rows, n_vocab], owned by the scratch */
@@ -26,7 +26,7 @@ typedef struct {
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
-    free(w->fed);
+    free(w->running);
     free(w->drafts);
     free(w->first_row);
     free(w->choosing);
@@ -57,14 +57,14 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
         .scratch = scratch,
         .drafter = drafter,
         .feeds = calloc(n, sizeof(gpt2c_feed)),
-        .fed = calloc(n, sizeof(gpt2c_job *)),
+        .running = calloc(n, sizeof(gpt2c_job *)),
         .drafts = calloc(n, sizeof(draft)),
         .first_row = calloc(n, sizeof(size_t)),
         .choosing = calloc(n, sizeof(int32_t)),
         .logits = gpt2c_scratch_logits(scratch, m, n_rows),
         .n_logits_rows = n_rows,
     };
-    if (w->feeds && w->fed && w->drafts && w->first_row && w->choosing && w->logits &&
+    if (w->feeds && w->running && w->drafts && w->first_row && w->choosing && w->logits &&
         alloc_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
@@ -84,8 +84,8 @@ static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t 
 
 /* Chooses a job's next tokens: one, and another for each accepted draft. Rolls back the positions
  * of rejected drafts. */
-static void choose(const workspace *w, int32_t f, candidates *c) {
-    gpt2c_job *job = w->fed[f];
+static void choose_for_job(const workspace *w, int32_t f, candidates *c) {
+    gpt2c_job *job = w->running[f];
     const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
     int32_t n = w->drafts[f].n, n_accepted = 0;
     for (;; n_accepted++, logits += w->model->config.n_vocab) {
@@ -109,9 +109,10 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     const workspace *w = context;
     for (int32_t i = worker; i < w->n_choosing; i += n_workers) {
         int32_t f = w->choosing[i];
-        candidates *c =
-            is_greedy(w->fed[f]) ? NULL : gpt2c_scratch_candidates(w->scratch, w->model, worker);
-        choose(w, f, c);
+        candidates *c = is_greedy(w->running[f])
+                            ? NULL
+                            : gpt2c_scratch_candidates(w->scratch, w->model, worker);
+        choose_for_job(w, f, c);
     }
 }
 
@@ -119,7 +120,7 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
 static void choose_tokens(workspace *w) {
     int32_t n_working = 0;
     for (int32_t i = 0; i < w->n_choosing; i++) {
-        const gpt2c_job *job = w->fed[w->choosing[i]];
+        const gpt2c_job *job = w->running[w->choosing[i]];
         n_working += !is_greedy(job) || job->scores.scores;
     }
     if (n_working > 1)
@@ -132,37 +133,38 @@ static void choose_tokens(workspace *w) {
  * that are left. Sets *n_decoding, and returns the number of jobs. */
 static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
                          int32_t *n_decoding) {
-    int32_t n_fed = 0;
+    int32_t n_running = 0;
     for (int in_prompt = 0; in_prompt <= 1; in_prompt++) {
         for (int32_t j = 0; j < n_jobs; j++)
             if (jobs[j]->finish == GPT2C_RUNNING &&
                 (jobs[j]->n_fed < jobs[j]->n_prompt) == in_prompt)
-                w->fed[n_fed++] = jobs[j];
+                w->running[n_running++] = jobs[j];
         if (!in_prompt)
-            *n_decoding = n_fed;
+            *n_decoding = n_running;
     }
-    return n_fed;
+    return n_running;
 }
 
 /* Makes drafts if all jobs decode. A prefill keeps the CPU busy by itself. */
-static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_fed) {
-    for (int32_t f = 0; f < n_fed; f++)
+static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_running) {
+    for (int32_t f = 0; f < n_running; f++)
         w->drafts[f] = (draft){.source = NO_DRAFT};
-    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS;
+    int may_draft = w->drafter && n_decoding == n_running && n_running <= MAX_DRAFTING_JOBS;
     for (int32_t f = 0; f < n_decoding; f++)
-        may_draft &= w->fed[f]->lookup != NULL;
+        may_draft &= w->running[f]->lookup != NULL;
     if (!may_draft)
         return GPT2C_OK;
-    return draft_tokens(w->drafter, w->fed, n_fed, w->n_logits_rows / n_fed - 1, w->drafts);
+    return draft_tokens(w->drafter, w->running, n_running, w->n_logits_rows / n_running - 1,
+                        w->drafts);
 }
 
 /* Feeds the jobs, and lists which of them get a token. *n_rows is the number of rows fed. */
-static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
+static gpt2c_status feed_jobs(workspace *w, int32_t n_running, int32_t *n_rows) {
     int32_t n_feeds = 0;
     *n_rows = 0;
-    for (; n_feeds < n_fed && *n_rows < GPT2C_MAX_ROWS; n_feeds++) {
+    for (; n_feeds < n_running && *n_rows < GPT2C_MAX_ROWS; n_feeds++) {
         w->feeds[n_feeds] =
-            next_feed(w->fed[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
+            next_feed(w->running[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
         *n_rows += w->feeds[n_feeds].n_tokens;
     }
     gpt2c_status status = gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, w->logits);
@@ -171,7 +173,7 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
     size_t row = 0;
     w->n_choosing = 0;
     for (int32_t f = 0; f < n_feeds; f++) {
-        gpt2c_job *job = w->fed[f];
+        gpt2c_job *job = w->running[f];
         if (job->n_fed < job->n_prompt)
             job->n_fed += w->feeds[f].n_tokens;
         if (w->feeds[f].wanted == GPT2C_LOGITS_NONE)
@@ -186,18 +188,18 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
 
 /* One forward call for the running jobs. */
 static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
-    int32_t n_decoding = 0, n_rows, n_fed = list_jobs(w, jobs, n_jobs, &n_decoding);
-    gpt2c_status status = make_drafts(w, n_decoding, n_fed);
+    int32_t n_decoding = 0, n_rows, n_running = list_jobs(w, jobs, n_jobs, &n_decoding);
+    gpt2c_status status = make_drafts(w, n_decoding, n_running);
     if (status)
         return status;
     double begin = os_seconds();
-    status = feed_jobs(w, n_fed, &n_rows);
+    status = feed_jobs(w, n_running, &n_rows);
     if (status)
         return status;
     choose_tokens(w);
-    if (w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS) {
-        draft_record_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
-        for (int32_t f = 0; f < n_fed; f++)
+    if (w->drafter && n_decoding == n_running && n_running <= MAX_DRAFTING_JOBS) {
+        draft_record_pass(w->drafter, n_running, n_rows - n_running, os_seconds() - begin);
+        for (int32_t f = 0; f < n_running; f++)
             draft_record_job(w->drafter, &w->drafts[f]);
     }
     return GPT2C_OK;

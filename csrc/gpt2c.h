@@ -47,7 +47,7 @@ typedef struct {
     int32_t layer_dtype;     /* a gpt2c_dtype, for the layers' matrices */
     int32_t embedding_dtype; /* the same for wte and lm_head; quantised if layer_dtype is */
     int32_t bfloat16_cache;  /* keys and values are kept in bfloat16 */
-    int32_t n_candidates;    /* scales tried for each int4 group, at least 1 */
+    int32_t n_scales;        /* scales tried for each int4 group, at least 1 */
     int32_t n_vocab;
     int32_t n_positions;
     int32_t n_embd;
@@ -55,7 +55,7 @@ typedef struct {
     int32_t n_head;
     int32_t n_inner;
     int32_t activation;             /* a gpt2c_activation */
-    int32_t tied_head;              /* 1: the head is wte; 0: it is LM_HEAD */
+    int32_t tied_lm_head;           /* 1: the head is wte; 0: it is LM_HEAD */
     int32_t scale_attn;             /* scores are divided by sqrt(head_dim) */
     int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
     float layer_norm_epsilon;
@@ -108,8 +108,8 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
                                 gpt2c_model **model);
 /* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32; a vector
  * is one row of its length. */
-gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
-                              const float *rows, size_t begin, size_t n_rows, size_t width);
+gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                               const float *rows, size_t begin, size_t n_rows, size_t width);
 /* Reads the same rows back: dequantised if the matrix is quantised. */
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width);
@@ -226,7 +226,7 @@ typedef struct {
     gpt2c_on_point on_point;
     int (*poll)(void *context); /* called before each layer; not 0 stops the call */
     void *context;
-} gpt2c_probe;
+} gpt2c_hooks;
 
 /* Feeds all tokens at once to an empty sequence, with a scratch for as many rows, and calls the
  * probe's callbacks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if
@@ -234,7 +234,7 @@ typedef struct {
  * then be freed. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
-                                  const gpt2c_probe *probe, float *logits);
+                                  const gpt2c_hooks *hooks, float *logits);
 
 /* ---- generation (sample.c, generate.c) ---- */
 
@@ -290,7 +290,7 @@ typedef struct {
 typedef struct {
     const gpt2c_stage *stages; /* [n_stages], run in this order */
     int32_t n_stages;
-    int32_t draws; /* 0: greedy, 1: draws */
+    int32_t do_sample; /* 0: greedy, 1: draws */
     uint64_t seed;
     uint32_t sample; /* the number of this sample among those of its prompt */
 } gpt2c_sampling;
@@ -327,8 +327,8 @@ typedef struct {
 } gpt2c_job;
 
 /* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */
-gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
-                           float *logits);
+gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                const gpt2c_job *job, float *logits);
 /* Chooses a job's next token from logits [n_vocab], and scores it by raw_logits, the model's before
  * any edit. */
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,

@@ -92,7 +92,7 @@ static void sleep_until_changed(event *e, unsigned old) {
 
 /* Waits while the count equals old. Returns whether it slept. */
 static int wait_while(event *e, unsigned old) {
-    double end = 0, spin = crowding_is_felt() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
+    double end = 0, spin = crowding_is_recent() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
     int has_slept = 0;
     while (count_of(e) == old) {
         for (int i = 0; i < PAUSES_PER_LOOK && count_of(e) == old; i++)

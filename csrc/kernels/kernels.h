@@ -148,7 +148,7 @@ typedef struct {
                           const quantized_rows *out);
     /* Packs a group of a panel's columns, [GROUP][PANEL], all finite: see quantize.h. */
     void (*quantize_int8)(const float *weights, uint8_t *packed);
-    void (*quantize_int4)(const float *weights, int n_candidates, uint8_t *packed);
+    void (*quantize_int4)(const float *weights, int n_scales, uint8_t *packed);
     /* The lowest id with the largest logit, or -1 if any logit is NaN. */
     int (*arg_max)(const float *logits, int n);
     /* Sets *log_sum_exp to what is subtracted from a logit to get its log-probability, and *entropy

@@ -6,7 +6,7 @@
  *
  * The search for an int4 scale. A scale that spans a column's whole range spends the 16 nibbles on
  * its extremes; a smaller one clips these and brings all other weights nearer. So choose_int4 tries
- * n_candidates scales range / 15 * f, with f from 1.08, which moves the zero point, down to about
+ * n_scales scales range / 15 * f, with f from 1.08, which moves the zero point, down to about
  * 0.7. For each, try_scale puts the zero point such that the middle of the range is at nibble 7.5,
  * rounds the weights to nibbles v, and tries a second scale with the same nibbles: the
  * least-squares solution sum(w v) / sum(v^2). The pair of scale and zero point with the least cost
@@ -126,7 +126,7 @@ INLINE void try_scale(const float *weights, const weight_norm *w, vf scale, vf m
 }
 
 /* The best scale and zero point for a vector of columns of a group: see above. */
-INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
+INLINE int4_choice choose_int4(const float *weights, int n_scales) {
     vf low = vf_set1(0.0f), high = vf_set1(0.0f);
     weight_norm w = {.square = vf_set1(0.0f)};
     for (int i = 0; i < GROUP; i++) {
@@ -141,16 +141,16 @@ INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     vf range = vf_sub(high, low), middle = vf_mul(vf_add(high, low), vf_set1(0.5f));
     int4_choice best = {.scale = vf_set1(INT4_MIN_SCALE), .zero = vf_set1(0.0f)};
     best.cost = int4_cost(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));
-    for (int i = 0; i < n_candidates; i++) {
-        float part = n_candidates == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_candidates;
+    for (int i = 0; i < n_scales; i++) {
+        float part = n_scales == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_scales;
         try_scale(weights, &w, int4_scale(vf_mul(range, vf_set1(part / 15.0f))), middle, &best);
     }
     return best;
 }
 
-static void quantize_int4_kernel(const float *weights, int n_candidates, uint8_t *packed) {
+static void quantize_int4_kernel(const float *weights, int n_scales, uint8_t *packed) {
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
-        int4_choice best = choose_int4(weights + c, n_candidates);
+        int4_choice best = choose_int4(weights + c, n_scales);
         vf factor = vf_div(vf_set1(1.0f), best.scale);
         for (int step = 0; step < GROUP / 8; step++) {
             vi lower[4], upper[4];

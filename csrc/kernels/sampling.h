@@ -5,21 +5,21 @@
  * counter-based generator; so a draw depends on nothing that runs beside it, and no sum over the
  * logits is needed. */
 
-/* Finds the block with the largest logit first, so only that one is searched for the id. */
+/* Finds the tile with the largest logit first, so that only this tile is searched for the id. */
 static int arg_max_kernel(const float *logits, int n) {
-    const int block = 1024;
+    const int tile = 1024;
     float best = 0.0f;
-    int best_block = -1;
-    for (int begin = 0; begin < n; begin += block) {
-        float max = row_max(logits + begin, n - begin < block ? n - begin : block);
+    int best_tile = -1;
+    for (int begin = 0; begin < n; begin += tile) {
+        float max = row_max(logits + begin, n - begin < tile ? n - begin : tile);
         if (max != max)
             return -1;
-        if (best_block < 0 || max > best) {
+        if (best_tile < 0 || max > best) {
             best = max;
-            best_block = begin;
+            best_tile = begin;
         }
     }
-    int id = best_block;
+    int id = best_tile;
     while (logits[id] != best)
         id++;
     return id;
@@ -92,12 +92,12 @@ INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
 }
 
 /* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9. An id whose logit
- * is NOISE_RANGE below the largest cannot win, so a block of such ids is skipped. */
+ * is NOISE_RANGE below the largest cannot win, so a tile of only such ids is skipped. */
 #define NOISE_RANGE 26.5f
-#define DRAW_BLOCK 64
+#define DRAW_TILE 64
 
-static void draw_from_block(best_draws *best, const float *logits, const int32_t *ids, int n,
-                            const noise_key *key) {
+static void draw_from_tile(best_draws *best, const float *logits, const int32_t *ids, int n,
+                           const noise_key *key) {
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH)
         keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
@@ -120,10 +120,10 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     const float lowest = -3.402823466e38f;
     float threshold = row_max(logits, n) - NOISE_RANGE;
     best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
-    for (int i = 0; i < n; i += DRAW_BLOCK) {
-        int rest = n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK;
+    for (int i = 0; i < n; i += DRAW_TILE) {
+        int rest = n - i < DRAW_TILE ? n - i : DRAW_TILE;
         if (row_max(logits + i, rest) >= threshold)
-            draw_from_block(&best, logits + i, ids + i, rest, key);
+            draw_from_tile(&best, logits + i, ids + i, rest, key);
     }
     float scores[VF_WIDTH], numbers[VF_WIDTH];
     vf_store(scores, best.score);

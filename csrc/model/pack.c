@@ -33,35 +33,35 @@ static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t grou
 
 /* ---- packing ---- */
 
-static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                      const float *tile, size_t panel, size_t group) {
     unsigned char *block = block_of(m, panel, group);
     if (m->dtype == GPT2C_INT8)
         kernels->quantize_int8(tile, block);
     else
-        kernels->quantize_int4(tile, n_candidates, block);
+        kernels->quantize_int4(tile, n_scales, block);
 }
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows) {
     float tile[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
-        size_t in_group = min_size(n_rows - r, GROUP);
+        size_t n_in_group = min_size(n_rows - r, GROUP);
         for (size_t panel = 0; panel < panels_of(m->n); panel++) {
             size_t count = min_size(m->n - panel * PANEL, PANEL);
             const float *from = rows + r * m->n + panel * PANEL;
             if (m->dtype == GPT2C_FLOAT32) {
                 float *to = float_panel(m, panel) + (begin + r) * PANEL;
-                for (size_t i = 0; i < in_group; i++)
+                for (size_t i = 0; i < n_in_group; i++)
                     memcpy(to + i * PANEL, from + i * m->n, count * sizeof(float));
                 continue;
             }
             memset(tile, 0, sizeof tile);
-            for (size_t i = 0; i < in_group; i++)
+            for (size_t i = 0; i < n_in_group; i++)
                 memcpy(tile[i], from + i * m->n, count * sizeof(float));
-            quantize(m, kernels, n_candidates, tile[0], panel, (begin + r) / GROUP);
+            quantize(m, kernels, n_scales, tile[0], panel, (begin + r) / GROUP);
         }
     }
 }
@@ -74,7 +74,7 @@ static void transpose(float *to, const float *rows, size_t n_rows, size_t stride
             to[i * PANEL + j] = rows[j * stride + i];
 }
 
-void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows) {
     float tile[GROUP][PANEL];
     for (size_t r = 0, count; r < n_rows; r += count) {
@@ -89,7 +89,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
             memset(tile, 0, sizeof tile);
             transpose(tile[0], from + group * GROUP, count, m->k,
                       min_size(m->k - group * GROUP, GROUP));
-            quantize(m, kernels, n_candidates, tile[0], panel, group);
+            quantize(m, kernels, n_scales, tile[0], panel, group);
         }
     }
 }
@@ -133,7 +133,7 @@ static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_
 /* Rows [first, first + n) of a column, all in one group. */
 static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
                       float *values) {
-    size_t panel = column / PANEL, in_group = first % GROUP;
+    size_t panel = column / PANEL, offset_in_group = first % GROUP;
     if (m->dtype == GPT2C_FLOAT32) {
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
         for (size_t i = 0; i < n; i++)
@@ -141,8 +141,9 @@ static void column_of(const packed_matrix *m, size_t column, size_t first, size_
         return;
     }
     float all[GROUP];
-    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL, in_group + n, all);
-    memcpy(values, all + in_group, n * sizeof(float));
+    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL,
+                    offset_in_group + n, all);
+    memcpy(values, all + offset_in_group, n * sizeof(float));
 }
 
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
@@ -168,14 +169,14 @@ void repack_panels(const packed_matrix *m, const kernel_table *kernels, const pa
     float tile[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < groups_of(m->k); group++) {
-            size_t first = group * GROUP, in_group = min_size(m->k - first, GROUP);
+            size_t first = group * GROUP, n_in_group = min_size(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
-            if (from->dtype != GPT2C_FLOAT32 || in_group < GROUP) {
+            if (from->dtype != GPT2C_FLOAT32 || n_in_group < GROUP) {
                 memset(tile, 0, sizeof tile);
                 for (size_t column = 0; column < PANEL; column++) {
                     float values[GROUP];
-                    column_of(from, panel * PANEL + column, first, in_group, values);
-                    for (size_t i = 0; i < in_group; i++)
+                    column_of(from, panel * PANEL + column, first, n_in_group, values);
+                    for (size_t i = 0; i < n_in_group; i++)
                         tile[i][column] = values[i];
                 }
                 rows = tile[0];

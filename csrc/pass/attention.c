@@ -223,10 +223,12 @@ static void attend_heads(const worker_view *view, int32_t layer, int first, int 
 /* Computes q, k and v of heads [first, last). A head must be whole panels. */
 static void project_heads(const worker_view *view, activations normed, linear c_attn, int first,
                           int last) {
-    int in_head = view->model->head_dim / PANEL, in_part = view->model->config.n_embd / PANEL;
+    int panels_per_head = view->model->head_dim / PANEL,
+        panels_per_part = view->model->config.n_embd / PANEL;
     for (int part = 0; part < 3; part++)
         matmul_panels(view, normed, c_attn, view->scratch->qkv, view->pass->n_rows,
-                      part * in_part + first * in_head, part * in_part + last * in_head);
+                      part * panels_per_part + first * panels_per_head,
+                      part * panels_per_part + last * panels_per_head);
 }
 
 /* From this many rows on, q, k and v are computed head by head. Otherwise they would not stay in

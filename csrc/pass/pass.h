@@ -23,7 +23,7 @@ typedef struct {
     /* Of a scoring, for each row whose logits are wanted: */
     const int32_t *targets;
     const gpt2c_scores *scores;
-    const gpt2c_probe *probe; /* or NULL */
+    const gpt2c_hooks *hooks; /* or NULL */
     probe_buffers *buffers;   /* of a probed call */
 } pass;
 
@@ -82,7 +82,7 @@ void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, floa
 /* Collective. Polls whether the call should stop. All workers get the same answer. */
 int poll_stop_collective(const worker_view *view);
 
-gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_probe *probe,
+gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_hooks *hooks,
                                  const gpt2c_config *config, int32_t n_rows);
 void probe_buffers_free(probe_buffers *buffers);
 

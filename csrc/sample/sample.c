@@ -94,7 +94,7 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, int32_t *token) {
     if (isinf(max) && max < 0.0f)
         return GPT2C_NOTHING_LEFT;
     *token = c->ids[best];
-    if (!job->sampling.draws || isinf(max))
+    if (!job->sampling.do_sample || isinf(max))
         return GPT2C_OK;
     float score;
     *token = c->kernels->draw(c->logits, c->ids, c->n, &c->noise, &score);
@@ -106,7 +106,7 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, int32_t *token) {
     return GPT2C_OK;
 }
 
-int is_greedy(const gpt2c_job *job) { return !job->sampling.draws && !job->sampling.n_stages; }
+int is_greedy(const gpt2c_job *job) { return !job->sampling.do_sample && !job->sampling.n_stages; }
 
 static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                            int32_t *token) {
@@ -174,8 +174,8 @@ gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt
     return GPT2C_OK;
 }
 
-gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
-                           float *logits) {
+gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                const gpt2c_job *job, float *logits) {
     candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)
         return GPT2C_NO_MEMORY;

@@ -70,7 +70,7 @@ static void load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t 
     float *values = malloc(rows * width * sizeof *values);
     for (size_t i = 0; i < rows * width; i++)
         values[i] = next_weight() + offset;
-    check(gpt2c_model_load(model, tensor, layer, values, 0, rows, width));
+    check(gpt2c_model_write(model, tensor, layer, values, 0, rows, width));
     free(values);
 }
 
@@ -179,7 +179,7 @@ int main(int argc, char **argv) {
          .n_head = 4,
          .n_inner = 256,
          .activation = GPT2C_GELU_TANH,
-         .tied_head = 1,
+         .tied_lm_head = 1,
          .scale_attn = 1,
          .layer_norm_epsilon = 1e-5f},
         {.n_vocab = 65,
@@ -189,7 +189,7 @@ int main(int argc, char **argv) {
          .n_head = 3,
          .n_inner = 50,
          .activation = GPT2C_SILU,
-         .tied_head = 1,
+         .tied_lm_head = 1,
          .scale_attn = 1,
          .scale_by_inverse_layer = 1,
          .layer_norm_epsilon = 1e-3f},
@@ -199,7 +199,7 @@ int main(int argc, char **argv) {
             configs[i].layer_dtype = dtype;
             configs[i].embedding_dtype = dtype == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
             configs[i].bfloat16_cache = dtype != GPT2C_FLOAT32;
-            configs[i].n_candidates = 16;
+            configs[i].n_scales = 16;
             print_model(&configs[i], argv[1], atoi(argv[2]));
         }
     return 0;

@@ -64,7 +64,7 @@ cdef dict FINISH_REASONS = {
 cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
 
 # Scales tried for each int4 group. More than 16 lower the error by less than a thousandth.
-cdef int N_CANDIDATES = 16
+cdef int N_SCALES = 16
 
 # The weights are packed for drafts once a job has this many new tokens. For GPT-2 124M packing
 # takes as long as about six tokens.
@@ -178,7 +178,7 @@ cdef class Model:
         # In int4 they alone would cost as much perplexity as the matrices of all layers.
         c.embedding_dtype = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
         c.bfloat16_cache = dtype != "float32"
-        c.n_candidates = N_CANDIDATES
+        c.n_scales = N_SCALES
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions
         c.n_embd = config.n_embd
@@ -186,7 +186,7 @@ cdef class Model:
         c.n_head = config.n_head
         c.n_inner = config.inner
         c.activation = ACTIVATIONS[config.activation]
-        c.tied_head = config.tie_word_embeddings
+        c.tied_lm_head = config.tie_word_embeddings
         c.scale_attn = config.scale_attn_weights
         c.scale_by_inverse_layer = config.scale_attn_by_inverse_layer_idx
         c.layer_norm_epsilon = config.layer_norm_epsilon
@@ -215,7 +215,7 @@ cdef class Model:
         if rows.shape[0] == 0 or rows.shape[1] == 0:
             raise OptionError(f"{name}: no rows to load")
         with nogil:
-            status = gpt2c_model_load(
+            status = gpt2c_model_write(
                 self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
             )
         raise_status(status, name)
@@ -410,7 +410,7 @@ cdef class Model:
         cdef Scratch scratch = self.begin([])
         try:
             with nogil:
-                status = gpt2c_process(self.pointer, scratch.pointer, &job, &view[0])
+                status = gpt2c_apply_stages(self.pointer, scratch.pointer, &job, &view[0])
         finally:
             self.end(scratch)
         raise_status(status, "sampling")

@@ -110,7 +110,7 @@ cdef quantized_rows rows_at(tuple arrays):
     return rows
 
 
-def quantize_block(str isa not None, int bits, const float[:, ::1] weights not None, candidates=16):
+def quantize_block(str isa not None, int bits, const float[:, ::1] weights not None, int n_scales=16):
     """Pack a group of a panel's columns, [GROUP, PANEL], to bytes."""
     if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
         raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
@@ -119,7 +119,7 @@ def quantize_block(str isa not None, int bits, const float[:, ::1] weights not N
     if bits == 8:
         kernels_of(isa).quantize_int8(&weights[0, 0], &out[0])
     else:
-        kernels_of(isa).quantize_int4(&weights[0, 0], candidates, &out[0])
+        kernels_of(isa).quantize_int4(&weights[0, 0], n_scales, &out[0])
     return block
 
 
@@ -296,6 +296,6 @@ def learn_crowding(reports, double now, int n_workers):
         report.lost_seconds,
     ) in reports:
         crowding_learn(&report)
-    result = crowding_n_resting(now, n_workers), bool(crowding_is_felt())
+    result = crowding_n_resting(now, n_workers), bool(crowding_is_recent())
     crowding_forget()
     return result
