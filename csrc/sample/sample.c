@@ -163,6 +163,17 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
     fp_leave(caller);
 }
 
+void apply_stages(candidates *c, const gpt2c_job *job, float *logits) {
+    fp_state caller = fp_enter();
+    fill(c, job, logits);
+    run_stages(c, job);
+    for (int32_t id = 0; id < c->n_vocab; id++)
+        logits[id] = -INFINITY;
+    for (int32_t i = 0; i < c->n; i++)
+        logits[c->ids[i]] = c->logits[i];
+    fp_leave(caller);
+}
+
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *raw_logits) {
     if (job->finish != GPT2C_RUNNING) /* a finished job may have no room for another token */
@@ -179,13 +190,6 @@ gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch
     candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
     if (!c)
         return GPT2C_NO_MEMORY;
-    fp_state caller = fp_enter();
-    fill(c, job, logits);
-    run_stages(c, job);
-    for (int32_t id = 0; id < c->n_vocab; id++)
-        logits[id] = -INFINITY;
-    for (int32_t i = 0; i < c->n; i++)
-        logits[c->ids[i]] = c->logits[i];
-    fp_leave(caller);
+    apply_stages(c, job, logits);
     return GPT2C_OK;
 }

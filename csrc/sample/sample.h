@@ -11,5 +11,7 @@ int is_greedy(const gpt2c_job *job);
  * caller has changed. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                  const float *raw_logits);
+/* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */
+void apply_stages(candidates *c, const gpt2c_job *job, float *logits);
 
 #endif
