@@ -3,7 +3,7 @@
 
 #include "model/model.h"
 #include "os/os.h"
-#include "sample/candidates.h"
+#include "pass/scratch.h"
 #include "sample/sample.h"
 
 /* Past the end of the sequence it copies its own drafts, which continues a loop. */

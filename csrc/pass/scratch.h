@@ -69,4 +69,7 @@ struct gpt2c_scratch {
     worker_scratch *workers; /* [n_workers] */
 };
 
+/* The candidates of a scratch's worker, allocated by the first call. */
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker);
+
 #endif

@@ -33,8 +33,6 @@ typedef struct {
 /* Buffers for one draw at a time. NULL if there is no memory. */
 candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int32_t n_positions);
 void candidates_free(candidates *c);
-/* The candidates of a scratch's worker, allocated by the first call. */
-candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker);
 
 /* Makes all ids candidates, with these logits. */
 void candidates_fill(candidates *c, const float *logits);
