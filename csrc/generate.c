@@ -1,6 +1,6 @@
-/* The generation loop. Each step is one forward call for all running jobs, which feeds chunks of
- * prompts (prefill) and chosen tokens with their drafts (decode), and then chooses the next
- * tokens. */
+/* The generation loop, and the calls of sampling that need a scratch. Each step is one forward call
+ * for all running jobs, which feeds chunks of prompts (prefill) and chosen tokens with their drafts
+ * (decode), and then chooses the next tokens. */
 #include "draft/draft.h"
 #include "model/model.h"
 #include "os/os.h"
@@ -16,12 +16,12 @@ typedef struct {
     gpt2c_scratch *scratch;
     gpt2c_drafter *drafter; /* or NULL */
     gpt2c_feed *feeds;      /* [n_jobs] */
-    gpt2c_job **running;    /* [n_jobs]: the jobs in the order of the feeds */
-    draft *drafts;          /* [n_jobs], of the fed jobs */
-    size_t *first_row;      /* [n_jobs]: of each fed job, among the logits */
+    gpt2c_job **running;    /* [n_jobs]: the running jobs, in the order of the feeds */
+    draft *drafts;          /* [n_jobs], of the running jobs */
+    size_t *first_row;      /* [n_jobs]: each running job's first row of the logits */
     float *logits;          /* [n_logits_rows, n_vocab], owned by the scratch */
     int32_t n_logits_rows;
-    int32_t *choosing; /* [n_jobs]: which of the fed jobs get a token */
+    int32_t *choosing; /* [n_jobs]: indices of the running jobs that get a token */
     int32_t n_choosing;
 } workspace;
 
@@ -33,7 +33,7 @@ static void workspace_free(workspace *w) {
     free(w->choosing);
 }
 
-/* Allocates the workers' candidates, unless all jobs are greedy. Returns 0 without memory. */
+/* Allocates the workers' candidates, unless all jobs are greedy. Returns 0 if out of memory. */
 static int alloc_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
                             int32_t n_jobs) {
     int all_greedy = 1;
@@ -72,7 +72,8 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
     return GPT2C_NO_MEMORY;
 }
 
-/* The job's next feed: the next chunk of its prompt, or the token chosen last and its drafts. */
+/* Returns the job's next feed: the next chunk of its prompt, or the token chosen last and its
+ * drafts. */
 static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t max_rows) {
     if (job->n_fed == job->n_prompt)
         return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + drafted->n,
@@ -130,8 +131,9 @@ static void choose_tokens(workspace *w) {
         choose_share(w, NULL, 0, 1);
 }
 
-/* Lists the running jobs, those that decode before those in their prompts, which share the rows
- * that are left. Sets *n_decoding, and returns the number of jobs. */
+/* Lists the running jobs: decoding jobs first, then those still in prefill, which share the
+ * remaining rows. Returns the number of running jobs; *n_decoding is the number of decoding
+ * jobs. */
 static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
                          int32_t *n_decoding) {
     int32_t n_running = 0;
@@ -159,7 +161,8 @@ static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_runn
                         w->drafts);
 }
 
-/* Feeds the jobs, and lists which of them get a token. *n_rows is the number of rows fed. */
+/* Feeds the running jobs, in order, until no row is left, and lists those that get a token. *n_rows
+ * is the number of rows fed. */
 static gpt2c_status feed_jobs(workspace *w, int32_t n_running, int32_t *n_rows) {
     int32_t n_feeds = 0;
     *n_rows = 0;
@@ -187,7 +190,7 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_running, int32_t *n_rows) 
     return GPT2C_OK;
 }
 
-/* One forward call for the running jobs. */
+/* Makes one forward call for the running jobs, and chooses their tokens. */
 static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     int32_t n_decoding = 0, n_rows, n_running = list_jobs(w, jobs, n_jobs, &n_decoding);
     gpt2c_status status = make_drafts(w, n_decoding, n_running);

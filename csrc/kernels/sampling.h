@@ -1,8 +1,8 @@
 /* Choosing a token from logits: the largest, or a draw.
  *
  * A draw uses the Gumbel-max trick: the id with the largest logit + Gumbel noise is a draw from the
- * softmax. The noise is a function of the seed, the sample, the position and the id, by a
- * counter-based generator; so a draw depends on nothing that runs beside it, and no sum over the
+ * softmax. The noise is a function of the seed, the sample, the position and the id, made by
+ * a counter-based generator. So a draw depends on nothing that runs beside it, and no sum over the
  * logits is needed. */
 
 /* Finds the tile with the largest logit first, so that only this tile is searched for the id. */
@@ -71,7 +71,7 @@ INLINE vf exponential_variate(vi r) {
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
-/* logit - log(-log u). */
+/* Returns logit - log(-log u). */
 INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     vf exponential = exponential_variate(random_word(key, id));
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
@@ -103,7 +103,7 @@ static void draw_from_tile(best_draws *best, const float *logits, const int32_t 
         keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
     if (i == n)
         return;
-    /* The last, incomplete vector, filled up with its first element. */
+    /* The last vector is incomplete, so copies of its first element fill it. */
     float last_logits[VF_WIDTH];
     int32_t last_ids[VF_WIDTH];
     for (int j = 0; j < VF_WIDTH; j++) {
@@ -137,7 +137,7 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     return (int)numbers[first];
 }
 
-/* 24 bits of word 0 of the counter (0, position, sample, 1). */
+/* Returns 24 bits of word 0 of the counter (0, position, sample, 1), divided by 2^24. */
 static float uniform_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
                      vi_set1(1)};
