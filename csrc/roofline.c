@@ -1,5 +1,5 @@
-/* The machine's limits, the roofline of benchmarks: how fast the threads of a model can read its
- * weights, and how many floating-point operations per second they can do. */
+/* Measures the machine's limits, the roofline of benchmarks: how fast the threads of a model can
+ * read its weights, and how many floating-point operations per second they can do. */
 #include "fpenv.h"
 #include "model/model.h"
 #include "os/os.h"
@@ -19,7 +19,7 @@ typedef struct {
 static void stream(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     measurement *m = context;
-    const size_t unit = 128; /* floats: the kernel reads multiples of it */
+    const size_t unit = 128; /* floats: the stream kernel reads multiples of this */
     size_t n_units = m->model->arena_bytes / (unit * sizeof(float));
     size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
     size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;

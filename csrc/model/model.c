@@ -1,4 +1,4 @@
-/* The memory of a model's weights; loading and reading them. */
+/* The memory of a model's weights; writing and reading them. */
 #include "model/model.h"
 
 #include "cache.h"
@@ -117,9 +117,9 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* A draft model with 8-bit embeddings (wte and the head) is right more often than one with 4
- * bits. It has them if they are up to this share of the weights: so it never takes more than
- * MAX_DRAFT_SHARE of the base's memory. */
+/* Drafts are accepted more often if the draft model's embeddings (wte and lm_head) have 8 bits
+ * instead of 4. They get 8 bits if they are up to this share of the weights, so that the draft
+ * model never takes more than MAX_DRAFT_SHARE of the base's memory. */
 #define MAX_8_BIT_SHARE 0.115
 #define MAX_DRAFT_SHARE                                                                \
     (((1 - MAX_8_BIT_SHARE) * INT4_GROUP_BYTES + MAX_8_BIT_SHARE * INT8_GROUP_BYTES) / \

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #if GROUP != PANEL
-#error "a chunk of rows must be groups of k and panels of n alike"
+#error "GROUP must equal PANEL: chunks of rows must suit both pack_k_rows and pack_n_rows"
 #endif
 
 size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k) {
@@ -66,8 +66,8 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
     }
 }
 
-/* Transposes up to PANEL rows. Writes are sequential; the cache line of each row that is being
- * read stays in the L1 cache. */
+/* Transposes up to PANEL rows. Writes are sequential, and the cache line that is being read of each
+ * row stays in the L1 cache. */
 static void transpose(float *to, const float *rows, size_t n_rows, size_t stride, size_t k) {
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < n_rows; j++)
@@ -106,8 +106,8 @@ static float float_of(uint32_t bits) {
     return x;
 }
 
-/* The first n values of a column in a block. Products of a 9-bit value and an 8-bit scale are
- * exact. */
+/* The first n values of a column in a block. The products are exact: a
+ * value has up to 9 bits, and a scale a significand of up to 8 bits. */
 static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
                             float *values) {
     const unsigned char *bytes =

@@ -3,7 +3,7 @@
 typedef enum { ONE, N_EMBD, THREE_N_EMBD, N_INNER, N_POSITIONS, N_VOCAB } dimension;
 
 typedef struct {
-    const char *name; /* for a layer's tensors without "h.N." */
+    const char *name; /* for a per-layer tensor, without "h.N." */
     dimension n_rows, width;
     packing packing;
     size_t offset; /* in gpt2c_model, or in layer_tensors */

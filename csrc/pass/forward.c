@@ -1,6 +1,6 @@
-/* GPT-2 itself: the only file that knows what a layer consists of.
+/* GPT-2's forward pass: the only file of pass/ that knows the steps of a layer.
  *
- * Everything is one call over rows. A row is (sequence, position, token): matmuls see all rows as
+ * Every use is one call over rows. A row is (sequence, position, token): matmuls see all rows as
  * one matrix, attention sees each row's own sequence. Prefill, decode, batches, scoring and the
  * verification of drafts differ only in their rows. */
 #include "cache.h"
@@ -38,7 +38,7 @@ static void norm_row(const worker_view *view, int r, const float *weight, const 
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Layer norm of the residual stream. The result is in the scratch, or in this worker's own
+/* Applies layer norm to the residual stream. The result is in the scratch, or in this worker's own
  * buffer. */
 static activations layer_norm(const worker_view *view, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
@@ -67,7 +67,7 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
 static void add_product(const worker_view *view, gpt2c_point point, int32_t layer, activations x,
                         linear l) {
     const float_rows residual = view->scratch->residual;
-    const float_rows product = view->scratch->normed.floats; /* no longer needed */
+    const float_rows product = view->scratch->normed.floats; /* its content is no longer needed */
     int begin, end, n_rows = view->pass->n_rows;
     if (!is_probed(view, point, layer)) {
         matmul(view, x, l, residual, n_rows, 1);
@@ -133,7 +133,7 @@ static int count_wanted(const worker_view *view) {
     return n_wanted;
 }
 
-/* ln_f of the rows whose logits are wanted. Only these reach the head. */
+/* Applies ln_f to the rows whose logits are wanted. Only these reach the lm_head. */
 static activations norm_wanted(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     activations normed = view->scratch->normed;
@@ -152,7 +152,7 @@ static activations norm_wanted(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* The same if ln_f is probed: computes all rows, and then moves the wanted ones together. */
+/* Does the same if ln_f is probed: computes all rows, and then moves the wanted rows together. */
 static activations norm_probed(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     int n_rows = view->pass->n_rows, begin, end;
@@ -174,7 +174,7 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* Scores rows [begin, end) of the wanted rows by their logits. */
+/* Scores rows [begin, end) of the wanted rows from their logits. */
 static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
     const gpt2c_model *m = view->model;
     for (int r = begin + view->worker; r < end; r += view->n_workers)

@@ -1,4 +1,4 @@
-/* Probing: callbacks that read and edit activations between two steps of a forward call. */
+/* Calls hooks, which read and edit activations, between two steps of a forward call. */
 #include "fpenv.h"
 #include "pass/pass.h"
 
@@ -9,11 +9,12 @@ int is_probed(const worker_view *view, gpt2c_point point, int32_t layer) {
     return hooks && hooks->points[layer * GPT2C_N_POINTS + point];
 }
 
-/* To be called after a callback. The call stops if the callback says so, or if it forked and this
- * is the child. */
+/* Must be called after a callback. The call stops if `stops` is set, or if the callback forked and
+ * this is the child. */
 static void end_callback(const worker_view *view, int stops) {
     view->pass->buffers->is_stopped = stops || team_was_lost(view->team);
-    (void)fp_enter(); /* the callback may have changed it, for instance by loading a library */
+    (void)
+        fp_enter(); /* the callback may have changed the mode, for instance by loading a library */
 }
 
 /* Worker 0 polls; the first barrier publishes the result, the second keeps it stable until all
@@ -30,7 +31,7 @@ int poll_stop_collective(const worker_view *view) {
     return is_stopped;
 }
 
-/* Worker 0 is the call's own thread. */
+/* Worker 0, the call's own thread, calls the hook. */
 void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
                  int n_rows, int32_t width) {
     if (!is_probed(view, point, layer))

@@ -42,17 +42,17 @@ static void run_stages(candidates *c, const gpt2c_job *job) {
     }
 }
 
-/* Moves mu so that the surprise of the next tokens approaches tau. The surprise of the drawn token,
- * in bits, is that of the distribution before mirostat's cut; `below` is its logit minus the
- * largest. */
+/* Moves mu so that the surprisal of the next tokens approaches tau. The surprisal of the drawn
+ * token, in bits, is under the distribution before mirostat's cut; `below` is the token's logit
+ * minus the largest logit. */
 static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
     float log_sum = c->mirostat_sum;
     c->kernels->log(&log_sum, 1);
-    float surprise = (log_sum - below) * 1.44269504f;
+    float surprisal = (log_sum - below) * 1.44269504f;
     for (int32_t s = 0; s < job->sampling.n_stages; s++) {
         const gpt2c_stage *stage = &job->sampling.stages[s];
         if (stage->kind == GPT2C_MIROSTAT)
-            job->mirostat_mu -= stage->other * (surprise - stage->value);
+            job->mirostat_mu -= stage->other * (surprisal - stage->value);
     }
 }
 
@@ -72,8 +72,8 @@ static float margin_of_argmax(const kernel_table *kernels, const float *logits, 
     return logits[best] - next;
 }
 
-/* How far the score (logit + noise) of the drawn token is above the next best score: draws again
- * without the token. */
+/* How far the score (logit + noise) of the drawn token is above the next best score, which is found
+ * by drawing again without the token. */
 static float margin_of_draw(candidates *c, int32_t token, float score) {
     int32_t index = 0;
     while (c->ids[index] != token)

@@ -65,8 +65,8 @@ static void check(gpt2c_status status) {
     }
 }
 
-static void load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t rows, size_t width,
-                 float offset) {
+static void write_random(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t rows,
+                         size_t width, float offset) {
     float *values = malloc(rows * width * sizeof *values);
     for (size_t i = 0; i < rows * width; i++)
         values[i] = next_weight() + offset;
@@ -78,23 +78,23 @@ static gpt2c_model *random_model(const gpt2c_config *c, const char *isa, int n_t
     gpt2c_model *model;
     check(gpt2c_model_create(c, isa, n_threads, &model));
     size_t embd = (size_t)c->n_embd, inner = (size_t)c->n_inner;
-    load(model, GPT2C_WTE, 0, (size_t)c->n_vocab, embd, 0.0f);
-    load(model, GPT2C_WPE, 0, (size_t)c->n_positions, embd, 0.0f);
-    load(model, GPT2C_LN_F_WEIGHT, 0, 1, embd, 1.0f);
-    load(model, GPT2C_LN_F_BIAS, 0, 1, embd, 0.0f);
+    write_random(model, GPT2C_WTE, 0, (size_t)c->n_vocab, embd, 0.0f);
+    write_random(model, GPT2C_WPE, 0, (size_t)c->n_positions, embd, 0.0f);
+    write_random(model, GPT2C_LN_F_WEIGHT, 0, 1, embd, 1.0f);
+    write_random(model, GPT2C_LN_F_BIAS, 0, 1, embd, 0.0f);
     for (int32_t layer = 0; layer < c->n_layer; layer++) {
-        load(model, GPT2C_LN_1_WEIGHT, layer, 1, embd, 1.0f);
-        load(model, GPT2C_LN_1_BIAS, layer, 1, embd, 0.0f);
-        load(model, GPT2C_C_ATTN_WEIGHT, layer, embd, 3 * embd, 0.0f);
-        load(model, GPT2C_C_ATTN_BIAS, layer, 1, 3 * embd, 0.0f);
-        load(model, GPT2C_ATTN_C_PROJ_WEIGHT, layer, embd, embd, 0.0f);
-        load(model, GPT2C_ATTN_C_PROJ_BIAS, layer, 1, embd, 0.0f);
-        load(model, GPT2C_LN_2_WEIGHT, layer, 1, embd, 1.0f);
-        load(model, GPT2C_LN_2_BIAS, layer, 1, embd, 0.0f);
-        load(model, GPT2C_C_FC_WEIGHT, layer, embd, inner, 0.0f);
-        load(model, GPT2C_C_FC_BIAS, layer, 1, inner, 0.0f);
-        load(model, GPT2C_MLP_C_PROJ_WEIGHT, layer, inner, embd, 0.0f);
-        load(model, GPT2C_MLP_C_PROJ_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_LN_1_WEIGHT, layer, 1, embd, 1.0f);
+        write_random(model, GPT2C_LN_1_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_C_ATTN_WEIGHT, layer, embd, 3 * embd, 0.0f);
+        write_random(model, GPT2C_C_ATTN_BIAS, layer, 1, 3 * embd, 0.0f);
+        write_random(model, GPT2C_ATTN_C_PROJ_WEIGHT, layer, embd, embd, 0.0f);
+        write_random(model, GPT2C_ATTN_C_PROJ_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_LN_2_WEIGHT, layer, 1, embd, 1.0f);
+        write_random(model, GPT2C_LN_2_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_C_FC_WEIGHT, layer, embd, inner, 0.0f);
+        write_random(model, GPT2C_C_FC_BIAS, layer, 1, inner, 0.0f);
+        write_random(model, GPT2C_MLP_C_PROJ_WEIGHT, layer, inner, embd, 0.0f);
+        write_random(model, GPT2C_MLP_C_PROJ_BIAS, layer, 1, embd, 0.0f);
     }
     return model;
 }

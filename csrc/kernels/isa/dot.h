@@ -1,10 +1,13 @@
 /* What a dot header (dot_*.h) must define for integer.h, beside a vector header (vec.h). All
  * results are exact.
  *
- * DOT_VECTORS vectors of columns whose weights integer.h keeps in registers: GROUP / 4 registers
- * per vector INT8_OFFSET 0 or 128: the offset that dot_int8 does not remove from each weight;
- * integer.h subtracts it INT4_SUMS_ARE_32_BITS 1 if a lane of dot_int4's sum is one int32, 0 if it
- * is two int16 functions those declared below, as INLINE functions */
+ *   DOT_VECTORS  vectors of columns whose weights integer.h keeps in registers: GROUP / 4 registers
+ *                per vector
+ *   INT8_OFFSET  0 or 128: the offset that dot_int8 does not remove from each weight; integer.h
+ *                subtracts it
+ *   INT4_SUMS_ARE_32_BITS
+ *                1 if a lane of dot_int4's sum is one int32, 0 if it is two int16
+ *   functions    those declared below, as INLINE functions */
 
 _Static_assert(PANEL % (DOT_VECTORS * VF_WIDTH) == 0,
                "a panel must be a multiple of DOT_VECTORS vectors");
