@@ -185,7 +185,9 @@ cdef extern from "gpt2c.h" nogil:
         gpt2c_sequence *draft_sequence
         int32_t n_passes, n_drafted, n_accepted
 
-    gpt2c_status gpt2c_apply_stages(const gpt2c_model *, gpt2c_scratch *, const gpt2c_job *, float *)
+    gpt2c_status gpt2c_apply_stages(
+        const gpt2c_model *, gpt2c_scratch *, const gpt2c_job *, float *
+    )
     gpt2c_status gpt2c_advance(
         const gpt2c_model *, gpt2c_scratch *, gpt2c_job *, const float *, const float *
     )
@@ -273,7 +275,6 @@ cdef extern from "kernels/kernels.h" nogil:
         int (*rank)(const float *, int, int)
         int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
         float (*uniform)(const noise_key *)
-
 
     ctypedef struct integer_table:
         void (*matmul_int8)(const matmul_args *, int, int)

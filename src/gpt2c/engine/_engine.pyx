@@ -35,7 +35,7 @@ cdef extern from "Python.h":
 
 include "_traceback.pxi"
 
-# Seconds that gpt2c_run takes before it returns, so that Python can handle Ctrl-C.
+# Seconds after which gpt2c_run returns, so that Python can handle Ctrl-C.
 cdef double SIGNAL_INTERVAL = 0.02
 
 cdef dict ACTIVATIONS = {
@@ -47,7 +47,7 @@ cdef dict ACTIVATIONS = {
     "tanh": GPT2C_TANH,
 }
 
-# A layer's tensors are without their prefix "h.N.".
+# Tensors by name; those of a layer without the prefix "h.N.".
 cdef dict TENSORS = {
     gpt2c_tensor_name(<gpt2c_tensor>i).decode(): i for i in range(GPT2C_N_TENSORS)
 }
@@ -97,7 +97,7 @@ cdef tuple tensor_of(str name):
 
 
 cdef int raise_status(gpt2c_status status, str what) except -1:
-    """Raise the exception for a status other than GPT2C_OK; `what` begins or ends its message."""
+    """Raise the exception for a status other than GPT2C_OK. Its message contains `what`."""
     if status == GPT2C_OK:
         return 0
     if status == GPT2C_NO_MEMORY:
@@ -128,7 +128,7 @@ cdef class Scratch:
 
     cdef gpt2c_scratch *pointer
     cdef gpt2c_drafter *drafter
-    cdef list sequences  # claimed by the call
+    cdef list sequences  # those that the call has claimed
     # The draft model whose buffers the drafter holds, or None. Weak reference, so dropping the
     # draft model frees its memory.
     cdef object draft_model
@@ -175,7 +175,7 @@ cdef class Model:
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
         c.layer_dtype = DTYPES[dtype]
-        # In int4 they alone would cost as much perplexity as the matrices of all layers.
+        # int4 embeddings alone would cost as much perplexity as int4 matrices in all layers.
         c.embedding_dtype = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
         c.bfloat16_cache = dtype != "float32"
         c.n_scales = N_SCALES
@@ -259,12 +259,12 @@ cdef class Model:
         return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
 
     cdef bint needs_draft(self, drafts) except -1:
-        """Whether to call make_draft. Drafts by lookup go on without it after memory ran out."""
+        """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
         tries = not (self.has_no_room_for_draft and drafts.lookup)
         return self.draft == NULL and drafts.packing and tries
 
     cdef int make_draft(self, bint is_needed) except -1:
-        """Pack the matrices in 4 bits. The caller is a running call, which keeps the weights.
+        """Pack the matrices in 4 bits. Must run inside a call, which holds the weights.
 
         If memory runs out, it sets has_no_room_for_draft and, if is_needed, raises
         CacheMemoryError.
@@ -349,7 +349,7 @@ cdef class Model:
             )
         rows = empty((n, self.n_vocab), np.float32, f"{n} rows of logits")
         cdef float[:, ::1] view = rows
-        # All but the last id of each sequence first: nobody needs their logits.
+        # Feed all but the last id of each sequence first, without logits.
         longer = [
             (each, part[:len(part) - 1]) for each, part in zip(sequences, ids) if len(part) > 1
         ]

@@ -24,7 +24,10 @@ cdef int on_point(
 
 
 cdef object after_signals(error):
-    """Return the exception of a pending signal, with `error` as its context, or else `error`."""
+    """Return the exception that a pending signal raises, or `error` if there is none.
+
+    The exception has `error` as its context.
+    """
     try:
         PyErr_CheckSignals()
     except BaseException as interrupt:
@@ -33,7 +36,7 @@ cdef object after_signals(error):
 
 
 cdef int poll_signals(void *context) noexcept with gil:
-    """Called before each layer, which may take long; not 0 after Ctrl-C."""
+    """Handle signals; called before each layer, which may take long. Return 1 after Ctrl-C."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
