@@ -34,7 +34,7 @@ static void multiply_add(void *context, pool_team *team, int worker, int n_worke
         m->model->kernels->multiply_add(MULTIPLY_ADD_STEPS, 0.5f, &m->results[worker]);
 }
 
-static double seconds_of(team_function function, measurement *m) {
+static double seconds_to_run(team_function function, measurement *m) {
     fp_state caller = fp_enter();
     double begin = os_seconds();
     pool_run(function, m, m->model->n_threads);
@@ -45,12 +45,12 @@ static double seconds_of(team_function function, measurement *m) {
 
 double gpt2c_measure_stream(const gpt2c_model *model) {
     measurement m = {.model = model};
-    return (double)model->arena_bytes / seconds_of(stream, &m);
+    return (double)model->arena_bytes / seconds_to_run(stream, &m);
 }
 
 double gpt2c_measure_multiply_add(const gpt2c_model *model) {
     measurement m = {.model = model};
-    double seconds = seconds_of(multiply_add, &m), operations = 0;
+    double seconds = seconds_to_run(multiply_add, &m), operations = 0;
     for (int w = 0; w < GPT2C_MAX_THREADS; w++)
         operations += m.operations[w];
     return operations / seconds;

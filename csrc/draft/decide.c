@@ -68,10 +68,11 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
     return result;
 }
 
-/* Drafts by the model. If n drafts are worthwhile at the average rate, drafting goes on for as long
- * as each next draft is worth its time by its own margin. A draft takes the time of a row and of a
- * step. The job makes gain * n_jobs / plain tokens per second, hence a fraction of a token in that
- * time: the draft must be accepted with at least this probability. A trial has n drafts. */
+/* Decides on n drafts by the model. If n drafts are worthwhile at the average rate, drafting
+ * instead continues, up to max, while the next draft is worth its time at the rate of its own
+ * margin. A draft takes the time of a row and of a step. In that time the job makes a fraction of a
+ * token, at gain * n_jobs / plain tokens per second: the draft must be accepted with at least this
+ * probability. A trial always has n drafts. */
 static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
                              int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};

@@ -290,7 +290,7 @@ INLINE void attend_tile(const attention_args *a, const int is_bfloat16, const in
     tile_values(a, is_bfloat16, rows, row, sum);
 }
 
-INLINE void attend_rows(const attention_args *a, const int is_bfloat16) {
+INLINE void attend_in_tiles(const attention_args *a, const int is_bfloat16) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
         switch (rows) { /* one unrolled copy for each count */
@@ -306,9 +306,9 @@ INLINE void attend_rows(const attention_args *a, const int is_bfloat16) {
 
 static void attention_kernel(const attention_args *a) {
     if (a->is_bfloat16)
-        attend_rows(a, 1);
+        attend_in_tiles(a, 1);
     else
-        attend_rows(a, 0);
+        attend_in_tiles(a, 0);
 }
 
 /* out[dim ..] += sum(weights[i] * value[i][dim ..]) over one block of positions, for n_vectors
@@ -349,7 +349,7 @@ INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, i
                   page == 0, out + dim);
 }
 
-INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
+INLINE void attend_page_by_page(const attention_args *a, const int is_bfloat16) {
     int n_pages = (a->n_positions + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
     for (int page = 0, first = 0; page < n_pages; page++, first += PAGE_POSITIONS) {
         int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
@@ -374,9 +374,9 @@ INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
 
 static void attention_heads_kernel(const attention_args *a) {
     if (a->is_bfloat16)
-        attend_heads(a, 1);
+        attend_page_by_page(a, 1);
     else
-        attend_heads(a, 0);
+        attend_page_by_page(a, 0);
 }
 
 static void attention_scores_kernel(const attention_args *a) {

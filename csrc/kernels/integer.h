@@ -25,7 +25,7 @@ INLINE vi broadcast_bytes(const int8_t *p) {
     return vi_set1(bytes);
 }
 
-/* A group's weights for some columns, in registers. */
+/* A group's weights for DOT_VECTORS vectors of columns, in registers. */
 typedef struct {
     vi weights[BYTES_STEPS][DOT_VECTORS];
     vf scale[DOT_VECTORS];

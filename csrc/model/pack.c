@@ -33,8 +33,8 @@ static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t grou
 
 /* ---- packing ---- */
 
-static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_scales,
-                     const float *tile, size_t panel, size_t group) {
+static void quantize_to_block(const packed_matrix *m, const kernel_table *kernels, int n_scales,
+                              const float *tile, size_t panel, size_t group) {
     unsigned char *block = block_of(m, panel, group);
     if (m->dtype == GPT2C_INT8)
         kernels->quantize_int8(tile, block);
@@ -61,7 +61,7 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
             memset(tile, 0, sizeof tile);
             for (size_t i = 0; i < n_in_group; i++)
                 memcpy(tile[i], from + i * m->n, count * sizeof(float));
-            quantize(m, kernels, n_scales, tile[0], panel, (begin + r) / GROUP);
+            quantize_to_block(m, kernels, n_scales, tile[0], panel, (begin + r) / GROUP);
         }
     }
 }
@@ -89,7 +89,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
             memset(tile, 0, sizeof tile);
             transpose(tile[0], from + group * GROUP, count, m->k,
                       min_size(m->k - group * GROUP, GROUP));
-            quantize(m, kernels, n_scales, tile[0], panel, group);
+            quantize_to_block(m, kernels, n_scales, tile[0], panel, group);
         }
     }
 }
@@ -106,8 +106,8 @@ static float float_of(uint32_t bits) {
     return x;
 }
 
-/* The first n values of a column in a block. The products are exact: a
- * value has up to 9 bits, and a scale a significand of up to 8 bits. */
+/* Reads the first n values of a column in a block. The products are exact: a value has up to 9
+ * bits, and a scale a significand of up to 8 bits. */
 static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
                             float *values) {
     const unsigned char *bytes =
@@ -181,6 +181,6 @@ void repack_panels(const packed_matrix *m, const kernel_table *kernels, const pa
                 }
                 rows = tile[0];
             }
-            quantize(m, kernels, 1, rows, panel, group);
+            quantize_to_block(m, kernels, 1, rows, panel, group);
         }
 }

@@ -126,7 +126,7 @@ static int n_filled(const input_row *row, int first) {
     return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
 }
 
-/* Lists the keys, except the first `skipped` bytes, and the values of some heads of a row. */
+/* Lists the keys, except the first `skipped` bytes, and the values of n_heads heads of a row. */
 static void list_row(const worker_view *view, fetch_list *list, int32_t layer, int head,
                      int n_heads, const input_row *row, size_t skipped) {
     const gpt2c_model *m = view->model;
@@ -149,8 +149,8 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
     }
 }
 
-/* Lists what to prefetch while n_heads heads of a row attend. next is the row that
- * attends after that, beginning with head next_head; NULL: none does. */
+/* Lists what to prefetch while n_heads heads of a row are computed. `next` is the row that is
+ * computed after that, beginning with head next_head; NULL: none is. */
 static void list_fetches(const worker_view *view, fetch_list *list, int32_t layer, int head,
                          int n_heads, const input_row *row, const input_row *next, int next_head) {
     const gpt2c_model *m = view->model;

@@ -22,7 +22,7 @@ static const struct {
 
 const char *gpt2c_stage_name(gpt2c_stage_kind kind) { return stage_table[kind].name; }
 
-static void fill(candidates *c, const gpt2c_job *job, const float *logits) {
+static void fill_for_job(candidates *c, const gpt2c_job *job, const float *logits) {
     candidates_fill(c, logits);
     memcpy(c->history, job->prompt, (size_t)job->n_prompt * sizeof(int32_t));
     memcpy(c->history + job->n_prompt, job->tokens, (size_t)job->n_tokens * sizeof(int32_t));
@@ -121,7 +121,7 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
             is_greedy(job) ? margin_of_argmax(m->kernels, logits, m->config.n_vocab, best) : NAN;
     if (is_greedy(job))
         return GPT2C_OK;
-    fill(c, job, logits);
+    fill_for_job(c, job, logits);
     return draw(c, job, token);
 }
 
@@ -165,7 +165,7 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
 
 void apply_stages(candidates *c, const gpt2c_job *job, float *logits) {
     fp_state caller = fp_enter();
-    fill(c, job, logits);
+    fill_for_job(c, job, logits);
     run_stages(c, job);
     for (int32_t id = 0; id < c->n_vocab; id++)
         logits[id] = -INFINITY;
