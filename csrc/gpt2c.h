@@ -154,10 +154,10 @@ typedef struct {
     gpt2c_wanted wanted;
 } gpt2c_feed;
 
-/* Feeds several sequences in one call. A sequence may appear only once, and the feeds may
- * have GPT2C_MAX_ROWS tokens in total.
- * The wanted logits are written as rows of n_vocab floats in the order of the feeds. On success
- * every sequence has grown by its tokens; on an error no sequence has changed. */
+/* Feeds several sequences in one call. A sequence may appear only once, and the feeds may have at
+ * most GPT2C_MAX_ROWS tokens in total. The wanted logits are written as rows of n_vocab floats in
+ * the order of the feeds. On success every sequence has grown by its tokens; on an error no
+ * sequence has changed. */
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
 
@@ -211,7 +211,7 @@ typedef enum {
     GPT2C_POINT_MLP_ACT, /* [n, n_inner] */
     GPT2C_POINT_MLP_OUT,
     GPT2C_POINT_RESID_POST,
-    GPT2C_POINT_EMBED, /* points from here on exist once; those above, in each layer */
+    GPT2C_POINT_EMBED, /* this point and those below exist once, the others in each layer */
     GPT2C_POINT_LN_F,
     GPT2C_POINT_LOGITS, /* [rows whose logits are wanted, n_vocab] */
     GPT2C_N_POINTS,
@@ -235,7 +235,7 @@ typedef struct {
 
 /* Feeds all tokens in one call to an empty sequence, with a scratch of n_tokens rows, and calls the
  * hooks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if a hook stopped
- * the call, and, in the child, if a hook forked, because the child lacks the worker threads. The
+ * the call, or, in the child, if a hook forked, because the child lacks the worker threads. The
  * sequence must then be freed. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
