@@ -124,7 +124,7 @@ void os_wake_all(atomic_uint *word) {
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
 
-/* At the fork, another thread of the parent may have been using both. */
+/* Resets both for a forked child: at the fork, another thread of the parent may have used them. */
 static void forget_sleepers(void) {
     sleep_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     sleep_condition = (pthread_cond_t)PTHREAD_COND_INITIALIZER;

@@ -1,5 +1,5 @@
-/* From logits to a token: the stages of the sampling options (filters.c, penalties.c), then the
- * largest logit or a draw. */
+/* Turns logits into a token: applies the stages of the sampling options (filters.c, penalties.c),
+ * then takes the largest logit or draws. */
 #include "sample/sample.h"
 #include "fpenv.h"
 #include "model/model.h"

@@ -1,4 +1,4 @@
-/* From logits to a job's next token. */
+/* Chooses a job's next token from logits. */
 #ifndef GPT2C_SAMPLE_H
 #define GPT2C_SAMPLE_H
 
