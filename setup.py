@@ -21,7 +21,7 @@ if MODE not in ("require", "auto", "skip"):
 
 # These come after the environment's CFLAGS and override them. Contraction, fast math and link-time
 # optimisation would change the bits that gpt2c promises, or use instructions that the CPU lacks.
-# The files in csrc/kernels choose their instruction sets by pragma.
+# Each csrc/kernels/isa/NAME.c chooses its instruction set by pragma (TARGET_BEGIN).
 COMPILE_ARGS = [
     "-std=c11",
     "-O2",

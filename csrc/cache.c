@@ -1,4 +1,4 @@
-/* Pages: allocation, sharing, roll-back. */
+/* Allocates, shares and releases the pages of the KV cache. */
 #include "cache.h"
 
 #include "os/os.h"
@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Lies before a page's elements, in a cache line of its own. The count is atomic because different
- * threads may use and free copies of a sequence. */
+/* The header lies before a page's elements, in a cache line of its own. The count is atomic because
+ * different threads may use and free copies of a sequence. */
 typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
     size_t bytes;             /* of header and page */
@@ -21,7 +21,7 @@ typedef struct page_header {
 #define SPARE_BYTES ((size_t)192 << 20)
 
 static struct {
-    os_lock lock; /* tried, never waited for: in a forked child it may stay locked */
+    os_lock lock; /* only tried, never awaited: in a forked child it may stay locked */
     page_header *first;
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};

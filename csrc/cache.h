@@ -12,7 +12,7 @@
 struct gpt2c_sequence {
     const gpt2c_model *model;
     int32_t length;  /* positions filled */
-    int32_t n_pages; /* during a call more than length needs */
+    int32_t n_pages; /* during a call, more than `length` needs */
     void **pages;    /* [room for n_positions]; shared with copies until written */
     int in_forward;  /* set during a forward call, which refuses a sequence given twice */
 };
@@ -21,7 +21,7 @@ struct gpt2c_sequence {
  * the sequence is unchanged. */
 gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
 
-/* Frees the spare pages, which no sequence has. */
+/* Frees the spare pages: those that belong to no sequence. */
 void cache_free_spares(void);
 
 /* The bytes of one element of a key or value. */

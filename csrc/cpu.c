@@ -16,9 +16,9 @@ static unsigned long long saved_state(void) {
 }
 
 enum {
-    OS_AVX = 0x6,
-    OS_AVX512 = 0xe6
-}; /* XMM and YMM; for AVX-512 also opmask and both parts of ZMM */
+    OS_AVX = 0x6,     /* XMM and YMM */
+    OS_AVX512 = 0xe6, /* the same, opmask and both parts of ZMM */
+};
 
 static int has_fma(void) {
     unsigned a, b, c, d;
@@ -54,7 +54,8 @@ static int has_avxvnni(void) {
 #endif
 
 /* Slowest first: callers take the last one that is supported. Names with "vnni" or "dot" differ
- * from the set they extend only in the integer kernels. */
+ * from the set they extend only in the integer kernels. avx512 has none of its own: it uses
+ * avx2's. */
 static const instruction_set instruction_sets[] = {
 #if defined(__x86_64__)
     {"scalar", &kernels_scalar, &integer_scalar, has_fma},

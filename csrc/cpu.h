@@ -1,4 +1,5 @@
-/* Which of the compiled instruction sets this CPU can run. Built without instruction-set flags. */
+/* Which of the compiled instruction sets this CPU can run. cpu.c itself is built without
+ * instruction-set flags. */
 #ifndef GPT2C_CPU_H
 #define GPT2C_CPU_H
 

@@ -3,38 +3,39 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-/* A call is crowded if lost_seconds * n_threads exceeds this share of its wall time: for two
- * threads, if a quarter of that time was lost. With more threads a loss weighs more, since all of
- * them wait for the late one. */
+/* A call is crowded if lost_seconds * n_threads exceeds this share of its wall time: with two
+ * threads, if they lost a quarter of it. With more threads a loss weighs more, since all of them
+ * wait for the late one. */
 #define CROWDED_SHARE 0.5
-/* Shorter losses are the system's own: an interrupt, or a thread that wakes slowly. */
+/* Shorter losses have other causes: an interrupt, or a thread that wakes slowly. */
 #define MIN_LOST_SECONDS 500e-6
-/* One crowded call proves nothing; a crowded call that begins this soon after another does. */
+/* Only two crowded calls in quick succession count: the second begins this soon after the first. */
 #define NEAR_SECONDS 0.02
 
-/* The first rest lasts about as long as a short pass; seven more crowded calls raise it to its
- * limit. Once the machine is quiet, resting stops after some fifteen calls and a third of a
+/* The first rest period is about as long as a short pass; seven more crowded calls raise it to
+ * its limit. Once the machine is quiet, resting stops after about fifteen calls and a third of a
  * second. */
 #define MIN_REST_SECONDS 1e-3
 #define MAX_REST_SECONDS 0.1
 #define REST_GROWTH 2.0
 #define REST_DECAY 0.7
 
-/* CPU seconds per second of wall time, summed over the threads: a mean over some 50 calls. */
+/* CPU seconds per second of wall time, summed over the threads: a mean over about 50 calls. */
 typedef struct {
     double seconds, cpu_seconds;
 } cpu_share;
 #define SHARE_KEPT 0.98
-/* The record of resting calls decays, so that resting is tried again. */
-#define SHARE_FADING 1.0005
+/* With each call that uses all workers, the CPU share of resting calls is assumed to be a little
+ * larger, so that resting is tried again in time. */
+#define RESTING_SHARE_GROWTH 1.0005
 
 static struct {
     double last_crowded; /* the end of the last crowded call */
     int n_resting;
     double rest_seconds, rest_end;
-    cpu_share all, resting; /* of calls with all workers, and of calls that rested some */
+    cpu_share all, resting; /* of calls with all workers, and of calls that rested workers */
 } crowding = {.last_crowded = -NEAR_SECONDS};
-static atomic_int is_felt;
+static atomic_int recently_crowded;
 
 static double rate(const cpu_share *s, double unknown) {
     return s->seconds > 0 ? s->cpu_seconds / s->seconds : unknown;
@@ -62,7 +63,7 @@ int crowding_n_resting(double now, int n_workers) {
     return crowding.n_resting < n_workers ? crowding.n_resting : n_workers;
 }
 
-/* After a call that rested workers: rest more of them, or stop resting? */
+/* After a call that rested workers: decides whether to rest more of them, or to stop resting. */
 static void learn_resting(const call_report *call) {
     add_to(&crowding.resting, call);
     if (is_crowded(call) && call->n_threads > 1 && crowding.n_resting == call->n_resting)
@@ -71,7 +72,7 @@ static void learn_resting(const call_report *call) {
         crowding.rest_end = call->end;
 }
 
-/* After a call with all workers: how long the next calls rest some. */
+/* After a call with all workers: sets how long the next calls leave workers resting. */
 static void set_rest(int crowded) {
     if (crowded) {
         double seconds = crowding.rest_seconds * REST_GROWTH;
@@ -84,7 +85,7 @@ static void set_rest(int crowded) {
         if (crowding.rest_seconds < MIN_REST_SECONDS / 4)
             crowding.rest_seconds = 0;
     }
-    atomic_store_explicit(&is_felt, crowding.rest_seconds > 0, memory_order_relaxed);
+    atomic_store_explicit(&recently_crowded, crowding.rest_seconds > 0, memory_order_relaxed);
 }
 
 void crowding_learn(const call_report *call) {
@@ -98,18 +99,20 @@ void crowding_learn(const call_report *call) {
     if (crowding.rest_seconds == 0 && !(crowded && again))
         return;
     add_to(&crowding.all, call);
-    crowding.resting.cpu_seconds *= SHARE_FADING;
+    crowding.resting.cpu_seconds *= RESTING_SHARE_GROWTH;
     set_rest(crowded);
     if (crowding.rest_seconds > 0 && resting_pays(call->n_threads - 1))
         crowding.rest_end = call->end + crowding.rest_seconds;
 }
 
-int crowding_is_felt(void) { return atomic_load_explicit(&is_felt, memory_order_relaxed); }
+int crowding_is_recent(void) {
+    return atomic_load_explicit(&recently_crowded, memory_order_relaxed);
+}
 
 void crowding_forget(void) {
     crowding.n_resting = 0;
     crowding.rest_seconds = crowding.rest_end = 0;
     crowding.last_crowded = -NEAR_SECONDS;
     crowding.all = crowding.resting = (cpu_share){0, 0};
-    atomic_store_explicit(&is_felt, 0, memory_order_relaxed);
+    atomic_store_explicit(&recently_crowded, 0, memory_order_relaxed);
 }

@@ -1,9 +1,10 @@
-/* The generation loop. Each step is one forward call for all running jobs, which feeds chunks of
- * prompts (prefill) and chosen tokens with their drafts (decode), and then chooses the next
- * tokens. */
+/* The generation loop, and the calls of sampling that need a scratch. Each step is one forward call
+ * for all running jobs, which feeds chunks of prompts (prefill) and chosen tokens with their drafts
+ * (decode), and then chooses the next tokens. */
 #include "draft/draft.h"
 #include "model/model.h"
 #include "os/os.h"
+#include "pass/scratch.h"
 #include "pool.h"
 #include "sample/sample.h"
 
@@ -15,24 +16,24 @@ typedef struct {
     gpt2c_scratch *scratch;
     gpt2c_drafter *drafter; /* or NULL */
     gpt2c_feed *feeds;      /* [n_jobs] */
-    gpt2c_job **fed;        /* [n_jobs]: the jobs in the order of the feeds */
-    draft *drafts;          /* [n_jobs], of the fed jobs */
-    size_t *first_row;      /* [n_jobs]: of each fed job, among the logits */
+    gpt2c_job **running;    /* [n_jobs]: the running jobs, in the order of the feeds */
+    draft *drafts;          /* [n_jobs], of the running jobs */
+    size_t *first_row;      /* [n_jobs]: each running job's first row of the logits */
     float *logits;          /* [n_logits_rows, n_vocab], owned by the scratch */
     int32_t n_logits_rows;
-    int32_t *choosing; /* [n_jobs]: which of the fed jobs get a token */
+    int32_t *choosing; /* [n_jobs]: indices of the running jobs that get a token */
     int32_t n_choosing;
 } workspace;
 
 static void workspace_free(workspace *w) {
     free(w->feeds);
-    free(w->fed);
+    free(w->running);
     free(w->drafts);
     free(w->first_row);
     free(w->choosing);
 }
 
-/* Allocates the workers' candidates, unless all jobs are greedy. Returns 0 without memory. */
+/* Allocates the workers' candidates, unless all jobs are greedy. Returns 0 if out of memory. */
 static int alloc_candidates(const gpt2c_model *m, gpt2c_scratch *scratch, gpt2c_job *const *jobs,
                             int32_t n_jobs) {
     int all_greedy = 1;
@@ -57,21 +58,22 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
         .scratch = scratch,
         .drafter = drafter,
         .feeds = calloc(n, sizeof(gpt2c_feed)),
-        .fed = calloc(n, sizeof(gpt2c_job *)),
+        .running = calloc(n, sizeof(gpt2c_job *)),
         .drafts = calloc(n, sizeof(draft)),
         .first_row = calloc(n, sizeof(size_t)),
         .choosing = calloc(n, sizeof(int32_t)),
         .logits = gpt2c_scratch_logits(scratch, m, n_rows),
         .n_logits_rows = n_rows,
     };
-    if (w->feeds && w->fed && w->drafts && w->first_row && w->choosing && w->logits &&
+    if (w->feeds && w->running && w->drafts && w->first_row && w->choosing && w->logits &&
         alloc_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
     return GPT2C_NO_MEMORY;
 }
 
-/* The job's next feed: the next chunk of its prompt, or the token chosen last and its drafts. */
+/* Returns the job's next feed: the next chunk of its prompt, or the token chosen last and its
+ * drafts. */
 static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t max_rows) {
     if (job->n_fed == job->n_prompt)
         return (gpt2c_feed){job->sequence, &job->tokens[job->n_tokens - 1], 1 + drafted->n,
@@ -84,8 +86,8 @@ static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t 
 
 /* Chooses a job's next tokens: one, and another for each accepted draft. Rolls back the positions
  * of rejected drafts. */
-static void choose(const workspace *w, int32_t f, candidates *c) {
-    gpt2c_job *job = w->fed[f];
+static void choose_for_job(const workspace *w, int32_t f, candidates *c) {
+    gpt2c_job *job = w->running[f];
     const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
     int32_t n = w->drafts[f].n, n_accepted = 0;
     for (;; n_accepted++, logits += w->model->config.n_vocab) {
@@ -109,9 +111,10 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     const workspace *w = context;
     for (int32_t i = worker; i < w->n_choosing; i += n_workers) {
         int32_t f = w->choosing[i];
-        candidates *c =
-            is_greedy(w->fed[f]) ? NULL : gpt2c_scratch_candidates(w->scratch, w->model, worker);
-        choose(w, f, c);
+        candidates *c = is_greedy(w->running[f])
+                            ? NULL
+                            : gpt2c_scratch_candidates(w->scratch, w->model, worker);
+        choose_for_job(w, f, c);
     }
 }
 
@@ -119,7 +122,7 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
 static void choose_tokens(workspace *w) {
     int32_t n_working = 0;
     for (int32_t i = 0; i < w->n_choosing; i++) {
-        const gpt2c_job *job = w->fed[w->choosing[i]];
+        const gpt2c_job *job = w->running[w->choosing[i]];
         n_working += !is_greedy(job) || job->scores.scores;
     }
     if (n_working > 1)
@@ -128,41 +131,44 @@ static void choose_tokens(workspace *w) {
         choose_share(w, NULL, 0, 1);
 }
 
-/* Lists the running jobs, those that decode before those in their prompts, which share the rows
- * that are left. Sets *n_decoding, and returns the number of jobs. */
+/* Lists the running jobs: decoding jobs first, then those still in prefill, which share the
+ * remaining rows. Returns the number of running jobs; *n_decoding is the number of decoding
+ * jobs. */
 static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
                          int32_t *n_decoding) {
-    int32_t n_fed = 0;
+    int32_t n_running = 0;
     for (int in_prompt = 0; in_prompt <= 1; in_prompt++) {
         for (int32_t j = 0; j < n_jobs; j++)
             if (jobs[j]->finish == GPT2C_RUNNING &&
                 (jobs[j]->n_fed < jobs[j]->n_prompt) == in_prompt)
-                w->fed[n_fed++] = jobs[j];
+                w->running[n_running++] = jobs[j];
         if (!in_prompt)
-            *n_decoding = n_fed;
+            *n_decoding = n_running;
     }
-    return n_fed;
+    return n_running;
 }
 
 /* Makes drafts if all jobs decode. A prefill keeps the CPU busy by itself. */
-static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_fed) {
-    for (int32_t f = 0; f < n_fed; f++)
+static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_running) {
+    for (int32_t f = 0; f < n_running; f++)
         w->drafts[f] = (draft){.source = NO_DRAFT};
-    int may_draft = w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS;
+    int may_draft = w->drafter && n_decoding == n_running && n_running <= MAX_DRAFTING_JOBS;
     for (int32_t f = 0; f < n_decoding; f++)
-        may_draft &= w->fed[f]->lookup != NULL;
+        may_draft &= w->running[f]->lookup != NULL;
     if (!may_draft)
         return GPT2C_OK;
-    return draft_tokens(w->drafter, w->fed, n_fed, w->n_logits_rows / n_fed - 1, w->drafts);
+    return draft_tokens(w->drafter, w->running, n_running, w->n_logits_rows / n_running - 1,
+                        w->drafts);
 }
 
-/* Feeds the jobs, and lists which of them get a token. *n_rows is the number of rows fed. */
-static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
+/* Feeds the running jobs, in order, until no row is left, and lists those that get a token. *n_rows
+ * is the number of rows fed. */
+static gpt2c_status feed_jobs(workspace *w, int32_t n_running, int32_t *n_rows) {
     int32_t n_feeds = 0;
     *n_rows = 0;
-    for (; n_feeds < n_fed && *n_rows < GPT2C_MAX_ROWS; n_feeds++) {
+    for (; n_feeds < n_running && *n_rows < GPT2C_MAX_ROWS; n_feeds++) {
         w->feeds[n_feeds] =
-            next_feed(w->fed[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
+            next_feed(w->running[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
         *n_rows += w->feeds[n_feeds].n_tokens;
     }
     gpt2c_status status = gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, w->logits);
@@ -171,7 +177,7 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
     size_t row = 0;
     w->n_choosing = 0;
     for (int32_t f = 0; f < n_feeds; f++) {
-        gpt2c_job *job = w->fed[f];
+        gpt2c_job *job = w->running[f];
         if (job->n_fed < job->n_prompt)
             job->n_fed += w->feeds[f].n_tokens;
         if (w->feeds[f].wanted == GPT2C_LOGITS_NONE)
@@ -184,20 +190,20 @@ static gpt2c_status feed_jobs(workspace *w, int32_t n_fed, int32_t *n_rows) {
     return GPT2C_OK;
 }
 
-/* One forward call for the running jobs. */
+/* Makes one forward call for the running jobs, and chooses their tokens. */
 static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
-    int32_t n_decoding = 0, n_rows, n_fed = list_jobs(w, jobs, n_jobs, &n_decoding);
-    gpt2c_status status = make_drafts(w, n_decoding, n_fed);
+    int32_t n_decoding = 0, n_rows, n_running = list_jobs(w, jobs, n_jobs, &n_decoding);
+    gpt2c_status status = make_drafts(w, n_decoding, n_running);
     if (status)
         return status;
     double begin = os_seconds();
-    status = feed_jobs(w, n_fed, &n_rows);
+    status = feed_jobs(w, n_running, &n_rows);
     if (status)
         return status;
     choose_tokens(w);
-    if (w->drafter && n_decoding == n_fed && n_fed <= MAX_DRAFTING_JOBS) {
-        draft_record_pass(w->drafter, n_fed, n_rows - n_fed, os_seconds() - begin);
-        for (int32_t f = 0; f < n_fed; f++)
+    if (w->drafter && n_decoding == n_running && n_running <= MAX_DRAFTING_JOBS) {
+        draft_record_pass(w->drafter, n_running, n_rows - n_running, os_seconds() - begin);
+        for (int32_t f = 0; f < n_running; f++)
             draft_record_job(w->drafter, &w->drafts[f]);
     }
     return GPT2C_OK;
@@ -247,4 +253,24 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_d
     }
     workspace_free(&w);
     return status;
+}
+
+gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
+                           const float *logits, const float *raw_logits) {
+    if (job->finish != GPT2C_RUNNING) /* a finished job may have no room for another token */
+        return GPT2C_BAD_ARGUMENT;
+    candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
+    if (!c)
+        return GPT2C_NO_MEMORY;
+    advance_job(model, c, job, logits, raw_logits);
+    return GPT2C_OK;
+}
+
+gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                const gpt2c_job *job, float *logits) {
+    candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
+    if (!c)
+        return GPT2C_NO_MEMORY;
+    apply_stages(c, job, logits);
+    return GPT2C_OK;
 }

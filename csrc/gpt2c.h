@@ -13,7 +13,7 @@
  * CONTRIBUTING.md). */
 #define GPT2C_ARITHMETIC 1
 
-/* Rows (sequence, position, token) of one forward call, at most. */
+/* The most rows (sequence, position, token) of one forward call. */
 #define GPT2C_MAX_ROWS 256
 
 #define GPT2C_MAX_THREADS 256
@@ -26,7 +26,7 @@ typedef enum {
     GPT2C_NOT_A_NUMBER,
     GPT2C_NOTHING_LEFT, /* the sampling stages removed every token */
     GPT2C_UNSUPPORTED_CPU,
-    GPT2C_STOPPED, /* a probe's callback stopped the forward call */
+    GPT2C_STOPPED, /* a hook stopped the forward call */
 } gpt2c_status;
 
 typedef enum {
@@ -36,18 +36,18 @@ typedef enum {
     GPT2C_RELU,
     GPT2C_SILU,
     GPT2C_TANH,
-    GPT2C_IDENTITY, /* no activation: every matmul but c_fc's */
+    GPT2C_IDENTITY, /* no activation; used by every matmul except c_fc's */
 } gpt2c_activation;
 
-/* How matrices are stored. Rows that meet a quantised matrix are quantised to 8 bits by group
- * (kernels.h). */
+/* How matrices are stored. Activation rows that are multiplied by a quantised matrix are quantised
+ * to 8 bits, group by group (kernels.h). */
 typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_dtype;
 
 typedef struct {
     int32_t layer_dtype;     /* a gpt2c_dtype, for the layers' matrices */
-    int32_t embedding_dtype; /* the same for wte and lm_head; quantised if layer_dtype is */
+    int32_t embedding_dtype; /* for wte and lm_head; quantised exactly if layer_dtype is */
     int32_t bfloat16_cache;  /* keys and values are kept in bfloat16 */
-    int32_t n_candidates;    /* scales tried for each int4 group, at least 1 */
+    int32_t n_scales;        /* scales tried for each int4 group, at least 1 */
     int32_t n_vocab;
     int32_t n_positions;
     int32_t n_embd;
@@ -55,7 +55,7 @@ typedef struct {
     int32_t n_head;
     int32_t n_inner;
     int32_t activation;             /* a gpt2c_activation */
-    int32_t tied_head;              /* 1: the head is wte; 0: it is LM_HEAD */
+    int32_t tied_lm_head;           /* 1: wte is the lm_head; 0: GPT2C_LM_HEAD is */
     int32_t scale_attn;             /* scores are divided by sqrt(head_dim) */
     int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
     float layer_norm_epsilon;
@@ -80,11 +80,12 @@ typedef enum {
     GPT2C_LN_F_WEIGHT,
     GPT2C_LN_F_BIAS,
     GPT2C_WTE,
-    GPT2C_LM_HEAD, /* only if the head is not tied */
+    GPT2C_LM_HEAD, /* only if tied_lm_head is 0 */
     GPT2C_N_TENSORS,
 } gpt2c_tensor;
 
-/* GPT-2's name of a tensor; of a layer's tensor without its prefix "h.N.". */
+/* GPT-2's name of a tensor; for a per-layer tensor, without the prefix "h.N.". Defined in
+ * model/tensors.c. */
 const char *gpt2c_tensor_name(gpt2c_tensor tensor);
 
 typedef struct gpt2c_model gpt2c_model;
@@ -100,16 +101,16 @@ const char *gpt2c_isa_compiled(int i);
 /* Whether this CPU and operating system can run it. */
 int gpt2c_isa_supported(const char *name);
 
-/* ---- model (model.c) ---- */
+/* ---- model (model/model.c) ---- */
 
 /* Allocates a model of this shape with all weights zero. isa is the name of a supported
- * instruction set; one call runs on up to n_threads threads, from 1 to GPT2C_MAX_THREADS. */
+ * instruction set. n_threads, from 1 to GPT2C_MAX_THREADS, limits the threads of one call. */
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model);
 /* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32; a vector
  * is one row of its length. */
-gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
-                              const float *rows, size_t begin, size_t n_rows, size_t width);
+gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                               const float *rows, size_t begin, size_t n_rows, size_t width);
 /* Reads the same rows back: dequantised if the matrix is quantised. */
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width);
@@ -132,15 +133,15 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
 /* In a forked child: releases a sequence that a call in another thread of the parent was using. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence);
 
-/* ---- forward (forward.c) ---- */
+/* ---- forward (pass/forward.c; the scratch: pass/scratch.c) ---- */
 
-/* Allocates the buffers of calls of up to n_rows rows: GPT2C_MAX_ROWS, or for
- * gpt2c_forward_probed the number of its tokens. */
+/* Allocates the buffers of calls of up to n_rows rows. n_rows must be GPT2C_MAX_ROWS or, for
+ * gpt2c_forward_probed, the number of its tokens. */
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
                                   gpt2c_scratch **scratch);
 void gpt2c_scratch_free(gpt2c_scratch *scratch);
-/* A buffer for n_rows rows of logits, at most GPT2C_MAX_ROWS, which the scratch owns; NULL without
- * memory. */
+/* Returns a buffer for n_rows rows of logits, at most GPT2C_MAX_ROWS. The scratch owns it. NULL if
+ * out of memory. */
 float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, int32_t n_rows);
 
 typedef enum { GPT2C_LOGITS_NONE = 0, GPT2C_LOGITS_LAST, GPT2C_LOGITS_ALL } gpt2c_wanted;
@@ -153,13 +154,14 @@ typedef struct {
     gpt2c_wanted wanted;
 } gpt2c_feed;
 
-/* Feeds several sequences at once: each at most once, and at most GPT2C_MAX_ROWS tokens in all.
- * The wanted logits are written as rows of n_vocab floats in the order of the feeds. On success
- * every sequence has grown by its tokens; on an error no sequence has changed. */
+/* Feeds several sequences in one call. A sequence may appear only once, and the feeds may have at
+ * most GPT2C_MAX_ROWS tokens in total. The wanted logits are written as rows of n_vocab floats in
+ * the order of the feeds. On success every sequence has grown by its tokens; on an error no
+ * sequence has changed. */
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
 
-/* A token, scored by the distribution that the model predicted for its position. */
+/* The score of a token under the distribution that the model predicted for its position. */
 typedef struct {
     float log_prob; /* natural logarithm; NaN if any logit is NaN */
     float entropy;  /* of the distribution, in nats */
@@ -186,10 +188,12 @@ typedef struct {
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
                          int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
 
-/* Turns logits [n_rows, n_vocab] into log-probabilities in place, with the bits of gpt2c_score. */
+/* Turns logits [n_rows, n_vocab] into log-probabilities in place, with the bits of gpt2c_score.
+ * Defined in sample/scores.c. */
 void gpt2c_log_probs(const gpt2c_model *model, float *logits, int32_t n_rows);
 
-/* ---- probing: reading and editing activations at named points of a forward call (probe.c) ---- */
+/* ---- probing: hooks that read and edit activations at named points of a forward call
+ * (pass/forward.c and probe.c) ---- */
 
 /* Shapes are [n, n_embd] unless stated otherwise, for n tokens. */
 typedef enum {
@@ -207,40 +211,42 @@ typedef enum {
     GPT2C_POINT_MLP_ACT, /* [n, n_inner] */
     GPT2C_POINT_MLP_OUT,
     GPT2C_POINT_RESID_POST,
-    GPT2C_POINT_EMBED, /* from here on points of the model, before this of each layer */
+    GPT2C_POINT_EMBED, /* this point and those below exist once, the others in each layer */
     GPT2C_POINT_LN_F,
     GPT2C_POINT_LOGITS, /* [rows whose logits are wanted, n_vocab] */
     GPT2C_N_POINTS,
 } gpt2c_point;
 
-/* A callback that may edit rows [n_rows, width], which begin a stride apart. layer is n_layer for
- * points of the model. A result other than 0 stops the call. It runs on the thread that made the
- * call. */
+/* A hook that may edit rows [n_rows, width], which begin a stride apart. layer is n_layer for
+ * points outside the layers. A result other than 0 stops the call. The hook runs on the thread that
+ * made the call. */
 typedef int (*gpt2c_on_point)(void *context, gpt2c_point point, int32_t layer, float *rows,
                               size_t stride, int32_t n_rows, int32_t width);
 
 typedef struct {
-    /* [n_layer + 1, GPT2C_N_POINTS]: not 0 for the points to probe; the last row is the model's */
+    /* [n_layer + 1, GPT2C_N_POINTS]: not 0 for the points to probe; the last row has the points
+     * outside the layers */
     const uint8_t *points;
     const uint8_t *wants_logits; /* [n_tokens] */
     gpt2c_on_point on_point;
     int (*poll)(void *context); /* called before each layer; not 0 stops the call */
     void *context;
-} gpt2c_probe;
+} gpt2c_hooks;
 
-/* Feeds all tokens at once to an empty sequence, with a scratch for as many rows, and calls the
- * probe's callbacks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if
- * a callback stopped the call, or forked: the child lacks the other workers. The sequence must
- * then be freed. */
+/* Feeds all tokens in one call to an empty sequence, with a scratch of n_tokens rows, and calls the
+ * hooks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if a hook stopped
+ * the call, or, in the child, if a hook forked, because the child lacks the worker threads. The
+ * sequence must then be freed. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
-                                  const gpt2c_probe *probe, float *logits);
+                                  const gpt2c_hooks *hooks, float *logits);
 
-/* ---- generation (sample.c, generate.c) ---- */
+/* ---- generation (generate.c) ---- */
 
 /* The stages that change the logits before a token is chosen, in their usual order: STAGE(kind,
- * option) for each. The enum below, the dispatch (sample.c) and the names that Python uses follow
- * from these two lists. The comment beside a stage says what it reads of its gpt2c_stage. */
+ * option) for each. The enum below, the dispatch (sample/sample.c) and the names that Python uses
+ * follow from these two lists. The comment beside a stage names the fields of its gpt2c_stage that
+ * it reads. */
 
 /* Penalties change the logits of single ids. */
 #define GPT2C_PENALTIES(STAGE)                                                                     \
@@ -254,7 +260,7 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
     STAGE(MIN_NEW_TOKENS, min_new_tokens)   /* count: bans ids until count tokens are generated */ \
     STAGE(SUPPRESS_TOKENS, suppress_tokens) /* ids */
 
-/* Filters change or remove ids by the distribution. */
+/* Filters change logits or remove ids, depending on the distribution. */
 #define GPT2C_FILTERS(STAGE)                                                         \
     STAGE(TEMPERATURE, temperature)       /* value */                                \
     STAGE(TOP_N_SIGMA, top_n_sigma)       /* value */                                \
@@ -270,7 +276,7 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
 typedef enum {
 #define GPT2C_KIND(kind, option) GPT2C_##kind,
     GPT2C_PENALTIES(GPT2C_KIND) GPT2C_N_PENALTIES,
-    GPT2C_LAST_PENALTY = GPT2C_N_PENALTIES - 1, /* the next kind is again GPT2C_N_PENALTIES */
+    GPT2C_LAST_PENALTY = GPT2C_N_PENALTIES - 1, /* so that the first filter is GPT2C_N_PENALTIES */
     GPT2C_FILTERS(GPT2C_KIND) GPT2C_N_STAGES,
 #undef GPT2C_KIND
 } gpt2c_stage_kind;
@@ -290,7 +296,7 @@ typedef struct {
 typedef struct {
     const gpt2c_stage *stages; /* [n_stages], run in this order */
     int32_t n_stages;
-    int32_t draws; /* 0: greedy, 1: draws */
+    int32_t do_sample; /* 0: the largest logit is chosen; 1: the token is drawn */
     uint64_t seed;
     uint32_t sample; /* the number of this sample among those of its prompt */
 } gpt2c_sampling;
@@ -300,7 +306,7 @@ typedef enum {
     GPT2C_FINISHED_LENGTH,
     GPT2C_FINISHED_STOP,
     GPT2C_FINISHED_CONTEXT,
-    GPT2C_FINISHED_NOT_A_NUMBER, /* at position gpt2c_sequence_length(sequence) */
+    GPT2C_FINISHED_NOT_A_NUMBER, /* a logit for position gpt2c_sequence_length(sequence) is NaN */
     GPT2C_FINISHED_NOTHING_LEFT,
 } gpt2c_finish;
 
@@ -317,20 +323,20 @@ typedef struct {
     int32_t max_new_tokens;
     int32_t *tokens; /* [max_new_tokens], the generated tokens */
     int32_t n_tokens;
-    gpt2c_scores scores; /* of the generated tokens, by the raw logits */
+    gpt2c_scores scores; /* of the generated tokens, from the raw logits */
     gpt2c_finish finish;
     int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the stop id that was chosen */
     gpt2c_lookup *lookup;           /* NULL: no speculative decoding */
-    gpt2c_sequence *draft_sequence; /* of a draft model other than this model's own packing */
-    /* Forward calls after the prompt; tokens drafted in them, and accepted. */
+    gpt2c_sequence *draft_sequence; /* of a separate draft model; NULL: none, or a 4-bit copy */
+    /* Forward calls that chose tokens; tokens that were drafted for them, and accepted. */
     int32_t n_passes, n_drafted, n_accepted;
 } gpt2c_job;
 
 /* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */
-gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
-                           float *logits);
-/* Chooses a job's next token from logits [n_vocab], and scores it by raw_logits, the model's before
- * any edit. */
+gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                const gpt2c_job *job, float *logits);
+/* Chooses a job's next token from logits [n_vocab]. Its score comes from raw_logits, the model's
+ * logits before any edit. */
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *raw_logits);
 
@@ -344,31 +350,33 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_d
 
 /* ---- speculative decoding (draft/) ---- */
 
-/* A draft model with the base's matrices in 4 bits, quantised without a search for scales. It
- * shares the base's vectors and sequences; the base must outlive it. */
+/* Makes a draft model with the base's matrices in 4 bits, quantised without a search for scales. It
+ * shares the base's vectors and sequences; the base must outlive it. Defined in model/model.c. */
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft);
 
 /* An index for prompt lookup in one sequence of up to n_positions tokens. */
 gpt2c_status gpt2c_lookup_create(int32_t n_positions, gpt2c_lookup **lookup);
 void gpt2c_lookup_free(gpt2c_lookup *lookup);
 
-/* The drafts' measured costs and acceptance rates. Like a scratch, it belongs to one call at a
- * time. */
+/* A drafter holds the measured costs and acceptance rates of drafts. Like a scratch, it belongs to
+ * one call at a time. */
 gpt2c_status gpt2c_drafter_create(gpt2c_drafter **drafter);
 void gpt2c_drafter_free(gpt2c_drafter *drafter);
 
 enum { GPT2C_DRAFT_LOOKUP = 1 };
 
 /* Sets what makes the drafts: a model with the same vocabulary (or NULL), and the sources, a set of
- * GPT2C_DRAFT_ flags. With fixed > 0 always `fixed` tokens are drafted, else as many as pay. */
+ * GPT2C_DRAFT_ flags. With fixed > 0, `fixed` tokens are always drafted; otherwise as many
+ * as are expected to save time. */
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *drafter, const gpt2c_model *model, int32_t sources,
                                int32_t fixed);
 
-/* ---- the machine's limits, for benchmarks (measure.c) ---- */
+/* ---- the machine's limits, for benchmarks (roofline.c) ---- */
 
-/* Bytes per second at which the model's threads read its weights and only add them. */
+/* Bytes per second at which the model's threads read and sum its weights. */
 double gpt2c_measure_stream(const gpt2c_model *model);
-/* Floating-point operations per second of the model's threads in registers; an FMA is two. */
+/* Floating-point operations per second of the model's threads on values in registers. An FMA counts
+ * as two. */
 double gpt2c_measure_multiply_add(const gpt2c_model *model);
 
 #endif

@@ -4,7 +4,7 @@
  * while it is unchanged; an announcer raises it and wakes sleepers. A call announces its orders
  * to each worker, and each worker announces that it is done. A barrier counts arrivals: the last
  * worker to arrive resets the count for the next barrier, and then announces that the barrier is
- * passed. It must do so in this order, since the others may arrive at the next barrier at once.
+ * passed. The order matters, since the others may arrive at the next barrier immediately.
  * Each worker reads the event's count before it arrives, so it cannot miss the announcement. The
  * team lies on the caller's stack: a worker does not touch it after it has announced that it is
  * done, and the call returns only after all have. tools/soak/pool.pml is a model of this protocol,
@@ -33,7 +33,7 @@
 /* A count that only goes up, on which threads wait. */
 typedef struct {
     atomic_uint count;
-    atomic_uint n_sleepers;      /* without sleepers, no system call */
+    atomic_uint n_sleepers;      /* 0: announcing needs no system call */
     _Atomic double announced_at; /* set if there seem to be sleepers */
 } event;
 
@@ -42,7 +42,7 @@ struct pool_team {
     void *context;
     int n_workers;
     unsigned process;     /* pool.process when the team began */
-    double begin;         /* when the workers were called */
+    double begin;         /* the time at which the workers were called */
     atomic_int has_slept; /* a worker slept at a barrier, so another one may be late */
     atomic_uint arrived;  /* workers at the barrier */
     event passed;         /* all have arrived */
@@ -67,7 +67,7 @@ typedef struct {
 static struct {
     os_lock lock;
     int n_workers;    /* started so far; needs the lock */
-    unsigned process; /* forks between the process that loaded the library and this one */
+    unsigned process; /* number of forks between the process that loaded the library and this one */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 
@@ -76,8 +76,8 @@ static _Thread_local double idle_seconds;
 
 static unsigned count_of(event *e) { return atomic_load_explicit(&e->count, memory_order_acquire); }
 
-/* Sequentially consistent here and in announce: either the sleeper sees the new count, or the
- * announcer sees the sleeper. */
+/* These operations and those in announce are sequentially consistent: either the sleeper sees the
+ * new count, or the announcer sees the sleeper. */
 static void sleep_until_changed(event *e, unsigned old) {
     double begin = os_seconds();
     atomic_fetch_add(&e->n_sleepers, 1);
@@ -92,7 +92,7 @@ static void sleep_until_changed(event *e, unsigned old) {
 
 /* Waits while the count equals old. Returns whether it slept. */
 static int wait_while(event *e, unsigned old) {
-    double end = 0, spin = crowding_is_felt() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
+    double end = 0, spin = crowding_is_recent() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
     int has_slept = 0;
     while (count_of(e) == old) {
         for (int i = 0; i < PAUSES_PER_LOOK && count_of(e) == old; i++)
@@ -166,8 +166,8 @@ static int start_worker(void) {
     return 1;
 }
 
-/* Takes up to n idle workers, and returns how many. It starts workers until there are n. On a
- * crowded machine it takes *n_resting fewer. */
+/* Takes up to n idle workers, and returns how many it took. It starts workers until the pool has n.
+ * On a crowded machine it takes *n_resting fewer. */
 static int take_workers(worker **taken, int n, double now, int *n_resting) {
     int n_taken = 0;
     os_lock_take(&pool.lock);
@@ -197,7 +197,8 @@ static void give_back(worker **taken, int n, call_report *call) {
     os_lock_release(&pool.lock);
 }
 
-/* Threads for a call: no more than CPUs, since a thread that waits for a CPU delays all others. */
+/* The number of threads for a call: no more than CPUs, since a thread that waits for a CPU delays
+ * all others. */
 static int usable_threads(int n_threads) {
     int n_cpus = os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;

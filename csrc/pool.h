@@ -1,8 +1,8 @@
 /* The process's worker threads, shared by all calls.
  *
  * A call takes idle workers, as many as it may use, runs one function on them and on its own
- * thread, which is worker 0, and gives them back. If no worker is idle it runs alone: calls never
- * wait for each other. The number of workers never changes a bit of the result. */
+ * thread, which is worker 0, and gives them back. If no worker is idle, the call runs alone: calls
+ * never wait for each other. The number of workers never changes a bit of the result. */
 #ifndef GPT2C_POOL_H
 #define GPT2C_POOL_H
 

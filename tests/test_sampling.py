@@ -136,7 +136,7 @@ def test_draws_follow_the_distribution(backend, options):
     draws = model.generate([[5]] * n, max_new_tokens=1, seed=range(n), batch_size=256, **options)
     vocabulary = Vocabulary(50, frozenset(), lambda: model.tokenizer)
     stages = Sampler(check_sampling(options, vocabulary), 0, 0, 1)
-    probabilities = softmax(stages.process(model.logits([5])[0].astype(np.float64), [5]))
+    probabilities = softmax(stages.apply(model.logits([5])[0].astype(np.float64), [5]))
     draws = np.array(draws).ravel()
     statistic, freedom = chi_square(draws, probabilities)
     # The limit is five standard deviations above the mean of chi-square; the seeds are fixed.

@@ -52,7 +52,7 @@ def processed(models, plan, logits, history, seed=0, sample=0):
 
 def reference_of(plan, logits, history, seed=0, sample=0):
     sampler = Sampler(plan, seed, sample, len(history))
-    return sampler.process(logits.astype(np.float64), list(history))
+    return sampler.apply(logits.astype(np.float64), list(history))
 
 
 def assert_same(ours, exact, logits):

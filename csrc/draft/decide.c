@@ -1,13 +1,15 @@
-/* How many tokens are drafted for a job, and by what: the most tokens per second decide. */
+/* Decides how many tokens are drafted for a job and from which source: the choice with the most
+ * tokens per second. */
 #include "draft/drafter.h"
 
 #include "cache.h"
 #include "model/model.h"
 
-#define TRIAL_DRAFTS 2 /* of a source that does not pay, to see whether it still does not */
+/* Drafts in a trial of a source that was not worthwhile when last tried. */
+#define TRIAL_DRAFTS 2
 
-/* Tokens per second of one of n_jobs with k drafts, each of which is accepted at this rate if the
- * one before was. A step is the time to make one draft. */
+/* Tokens per second of one of n_jobs jobs with k drafts. A draft is accepted at `rate`, provided
+ * that the one before it was. `step` is the time to make one draft. */
 static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, double rate,
                                 double step) {
     double row = cost_of_row(c, n_jobs), tokens = 1, all_accepted = 1;
@@ -17,7 +19,8 @@ static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, 
 }
 
 /* The number of drafts, up to max, with the most tokens per second; *gain is the ratio to the
- * tokens per second without drafts. 0, and MIN_GAIN, if no number pays. */
+ * tokens per second without drafts. Returns 0, and MIN_GAIN as *gain, if no number is
+ * worthwhile. */
 static int32_t best_length(const pass_costs *c, int32_t n_jobs, int32_t max, double rate,
                            double step, double *gain) {
     int32_t best = 0;
@@ -33,7 +36,7 @@ static int32_t best_length(const pass_costs *c, int32_t n_jobs, int32_t max, dou
     return best;
 }
 
-/* The number of drafts from a source; a few now and then if it does not pay. */
+/* The number of drafts from a source. If none is worthwhile, a trial is made after each wait. */
 static int32_t draft_length(gpt2c_drafter *d, int32_t n_jobs, int32_t max, acceptance *e,
                             double step, double *gain) {
     const pass_costs *c = &d->costs[n_jobs];
@@ -65,10 +68,11 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
     return result;
 }
 
-/* Drafts by the model. If n drafts pay at the average rate, drafting goes on for as long as each
- * next draft is worth its time by its own margin. A draft takes the time of a row and of a step.
- * The job makes gain * n_jobs / plain tokens per second, hence a fraction of a token in that time:
- * the draft must be accepted with at least this probability. A trial has n drafts. */
+/* Decides on n drafts by the model. If n drafts are worthwhile at the average rate, drafting
+ * instead continues, up to max, while the next draft is worth its time at the rate of its own
+ * margin. A draft takes the time of a row and of a step. In that time the job makes a fraction of a
+ * token, at gain * n_jobs / plain tokens per second: the draft must be accepted with at least this
+ * probability. A trial always has n drafts. */
 static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
                              int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};

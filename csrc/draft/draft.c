@@ -3,21 +3,22 @@
  * A pass reads all weights, whether for one row or for several. So k draft tokens are fed after a
  * job's last token, and one pass computes the logits of all 1 + k rows. The job then chooses its
  * tokens row by row, as it does without drafts. A draft is accepted if it is the very token that
- * the job chose; the first draft that differs ends the pass, and the positions after it are
- * rolled back (generate.c). Logits have the same bits in every batch, and a draw depends on
- * nothing but the logits, the seed and the position: hence the output is that of plain decoding,
- * bit for bit, whatever the drafts are.
+ * the job chose; the first draft that differs ends the pass, and the positions after it are rolled
+ * back (generate.c). Logits have the same bits in every batch, and a draw depends on nothing but
+ * the logits, the seed and the position: hence the output is that of plain decoding, bit for bit,
+ * whatever the drafts are.
  *
- * Drafts are the tokens after an earlier occurrence of the last few (lookup.c), which cost
- * nothing, or are chosen by a draft model with the job's own sampling and noise (propose.c). The
- * draft model is another model, or this one with its matrices in 4 bits.
+ * There are two sources of drafts. Prompt lookup copies the tokens that followed an earlier
+ * occurrence of the last tokens (lookup.c), which costs nothing. A draft model chooses tokens with
+ * the job's own sampling and noise (propose.c); it is a separate model, or a copy of this one with
+ * its matrices in 4 bits.
  *
- * How many pay (decide.c): if each draft is accepted at the rate p, k drafts give 1 + p + .. +
- * p^k tokens in the time of a plain pass plus k times that of a further row and of a draft. The k
- * with the most tokens per second is taken, and none if the gain is below 2 %. A model's drafts
- * end sooner where it is unsure: see decide_by_model. Rates and times are measured as texts are
- * generated, the times for each number of jobs (estimates.c). A source that does not pay is tried
- * again after a wait. */
+ * How many drafts are worthwhile (decide.c): if each draft is accepted at the rate p, k drafts give
+ * 1 + p + .. + p^k tokens. They take the time of a plain pass, plus k times the cost of one more
+ * row and one draft. decide.c chooses the k with the most tokens per second, and 0 if the gain is
+ * below 2 %. A draft model stops earlier where it is unsure: see decide_by_model. Rates and times
+ * are measured while texts are generated, times separately for each number of jobs (estimates.c). A
+ * source that is not worthwhile is tried again after a wait. */
 #include "draft/drafter.h"
 
 #include <stdlib.h>

@@ -6,14 +6,14 @@
 #include "draft/lookup.h"
 #include "gpt2c.h"
 
-/* Tokens that are drafted for a job at a time, at most. */
+/* The most tokens that are drafted for a job at a time. */
 #define MAX_DRAFTS 24
 /* Rows of logits in a pass that verifies drafts: 13 MB with GPT-2's vocabulary. */
 #define MAX_DRAFT_ROWS 64
-/* Each of these jobs has a row for its own token and one for a draft at least. */
+/* With up to this many jobs, each has a row for its own token and at least one for a draft. */
 #define MAX_DRAFTING_JOBS (MAX_DRAFT_ROWS / 2)
 
-/* What makes the drafts. */
+/* Where drafts come from. */
 typedef enum { NO_DRAFT = 0, DRAFT_BY_LOOKUP, DRAFT_BY_MODEL } draft_source;
 
 /* The drafts of one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
@@ -22,10 +22,10 @@ typedef struct {
     int32_t n;
     lookup_match match;
     int32_t n_accepted; /* set when they are verified */
-    /* Of drafts by a model: the margin range of each; the probability that all so far are accepted;
-     * and the probability below which the next one is not worth its time. 0: any is. */
-    uint8_t margins[MAX_DRAFTS];
-    double all_accepted, min_probability;
+    /* For DRAFT_BY_MODEL only: */
+    uint8_t margins[MAX_DRAFTS]; /* the margin range of each draft */
+    double all_accepted;         /* the probability that all drafts so far are accepted */
+    double min_probability;      /* a less likely draft is not worth its time; 0: no limit */
 } draft;
 
 /* Drafts up to `max` tokens for each of up to MAX_DRAFTING_JOBS jobs. All jobs must have a token to

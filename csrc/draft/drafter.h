@@ -13,29 +13,29 @@ typedef struct {
 } acceptance;
 
 /* The margin of a draft is its lead over the second best token, in logits with their noise. It
- * tells how sure the model is. Margins are sorted into ranges by their upper ends (estimates.c);
+ * shows how sure the model is. Margins are sorted into ranges by their upper ends (estimates.c);
  * the last range but one has no end, and the last is for unknown margins. */
 #define N_MARGIN_ENDS 7
 #define N_MARGINS (N_MARGIN_ENDS + 2)
 #define UNKNOWN_MARGIN (N_MARGINS - 1)
 
-/* Seconds, measured for one number of jobs: a pass without drafts, each further row, and one
- * token of every job by the draft model. 0: not measured yet. */
+/* Measured seconds for one number of jobs: of a pass without drafts, of each further row, and of a
+ * step, in which the draft model drafts one token for every job. 0 means not measured yet. */
 typedef struct {
     double plain, row, step;
     int32_t n_plain; /* up to N_PLAIN_PASSES */
 } pass_costs;
 
-/* Plain passes before the first drafts. The first one may have met cold caches. */
+/* Passes that run without drafts first. One is not enough: it may meet cold caches. */
 #define N_PLAIN_PASSES 2
 
-/* Acceptance grows with the length of a lookup's match: LOOKUP_MIN tokens, up to LONG_MATCH - 1,
- * and more. */
+/* Longer matches of a lookup are accepted more often. Rates are kept for three ranges of length:
+ * LOOKUP_MIN tokens, up to LONG_MATCH - 1, and more. */
 #define N_MATCH_LENGTHS 3
 #define LONG_MATCH 8
 
-/* Drafts pay if they raise the tokens per second by this factor. A smaller gain is lost in the
- * noise of the measured times. */
+/* Drafts are worthwhile if they raise the tokens per second by this factor. A smaller gain is lost
+ * in the noise of the measured times. */
 #define MIN_GAIN 1.02
 
 struct gpt2c_drafter {
@@ -55,27 +55,28 @@ static inline int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 
 void estimates_reset(gpt2c_drafter *d);
 void estimates_reset_model(gpt2c_drafter *d);
-/* The estimate from the prior and the record. */
+/* The acceptance rate, estimated from the prior and the record. */
 double acceptance_rate(const acceptance *e);
 acceptance *acceptance_of(gpt2c_drafter *d, draft_source source, lookup_match match);
 /* A moving average; old is 0 before the first measurement. */
 double cost_smoothed(double old, double new);
 /* Seconds of one more row in a pass; an assumed share of a pass before any was measured. */
 double cost_of_row(const pass_costs *c, int32_t n_jobs);
-/* Seconds of one token of a job by the draft model, likewise. */
+/* Seconds that the draft model takes for one token of one job; an assumed share likewise. */
 double cost_of_step(const pass_costs *c, int32_t n_jobs);
 int margin_range(float margin);
 
 /* ---- decide.c ---- */
 
-/* How many drafts leave room for the token after them, in the job and in both models' contexts. */
+/* The most drafts that leave room for the token after them, in the job and in both models'
+ * contexts. */
 int32_t max_drafts_for(const gpt2c_drafter *d, const gpt2c_job *job);
-/* Where a job's drafts come from, and how many, up to max. */
+/* Decides the source of a job's drafts and their number, up to max. */
 draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t max);
 
 /* ---- propose.c ---- */
 
-/* Drafts what followed the match. */
+/* Copies the tokens that followed the match. */
 void copy_continuation(gpt2c_job *job, const draft *drafted);
 /* Drafts for all jobs whose source is the model. */
 gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,

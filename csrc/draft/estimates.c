@@ -1,31 +1,31 @@
-/* What drafting learns while texts are generated: acceptance rates, and what passes cost. */
+/* Measurements of drafting while texts are generated: acceptance rates, and the costs of passes. */
 #include "draft/drafter.h"
 
-/* The prior weighs as much as this many verified drafts: two of them outweigh it. */
+/* The prior weighs as much as this many verified drafts, so two of these outweigh it. */
 #define PRIOR_WEIGHT 1.5
 /* Beyond this many verified drafts the record is halved, so that the rate follows a text as it
  * changes. */
 #define MAX_VERIFIED 64.0
-/* A rate of 1 would promise tokens without end. */
+/* With a rate of 1, more drafts would always seem better. */
 #define MAX_RATE 0.995
 
-/* Passes between trials of a source that does not pay. Each trial without an accepted draft doubles
- * the wait, six times at most: trials then cost less than a thousandth of the time. */
+/* Passes between trials of a source that is not worthwhile. Each trial without an accepted draft
+ * doubles the wait, six times at most: trials then cost less than a thousandth of the time. */
 #define MIN_WAIT 16
 #define MAX_WAIT (MIN_WAIT << 6)
 
-/* Rates assumed before any draft was verified; longer matches are right more often. A model's
- * drafts by its own 4-bit packing were measured to be right in 94 to 96 % of cases. */
+/* Rates assumed before any draft was verified; longer matches are accepted more often. Measured: 94
+ * to 96 % of the drafts by a model's own 4-bit copy are accepted. */
 #define MODEL_PRIOR 0.9
 static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 
-/* A new cost counts for a fifth of the average. One that is 3 times the average was an
- * interruption, and is cut off there. */
+/* A new cost has a weight of a fifth in the moving average. If it is more than 3 times the average,
+ * the pass was interrupted, and 3 times the average counts instead. */
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
-/* Shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise. ROW_SHARE and
- * STEP_SHARE are assumed until they are measured. A step reads the draft model; the 4-bit packing
- * has up to MAX_DRAFT_SHARE of the weights (model/model.c). */
+/* Costs as shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise.
+ * ROW_SHARE and STEP_SHARE are assumed until the costs are measured. A step reads all weights of
+ * the draft model; a 4-bit copy has up to MAX_DRAFT_SHARE of the model's bytes (model/model.c). */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2

@@ -1,10 +1,10 @@
-/* An index of a sequence's trigrams: where each came last. */
+/* An index of a sequence's trigrams: it gives the last occurrence of each. */
 #include "draft/lookup.h"
 
 #include <stdlib.h>
 
-/* A hash table without collision lists: of the trigrams with one hash, the last stays. lookup_find
- * compares the tokens themselves, so a collision costs a match and nothing else. */
+/* A hash table without collision lists: of trigrams with the same hash, it keeps the last.
+ * lookup_find compares the tokens themselves, so a collision can only lose a match. */
 struct gpt2c_lookup {
     int32_t *slots;    /* [n_slots]: the index after the trigram; 0: empty */
     uint32_t n_slots;  /* a power of two */
@@ -42,7 +42,7 @@ static int32_t *slot_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end
     return &l->slots[(hash ^ hash >> 15) & (l->n_slots - 1)];
 }
 
-/* How many tokens before the two indices are equal, up to LOOKUP_MAX. */
+/* How many tokens just before the two indices are equal, up to LOOKUP_MAX. */
 static int32_t same_before(const gpt2c_job *job, int32_t continuation, int32_t end) {
     int32_t n = 0;
     while (n < LOOKUP_MAX && n < continuation &&

@@ -1,5 +1,5 @@
-/* Prompt lookup decoding (Saxena 2023): where the last tokens occurred before, what followed them
- * is the draft. */
+/* Prompt lookup decoding (Saxena 2023): the draft is what followed an earlier occurrence of the
+ * last tokens. */
 #ifndef GPT2C_LOOKUP_H
 #define GPT2C_LOOKUP_H
 

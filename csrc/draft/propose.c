@@ -3,17 +3,17 @@
 
 #include "model/model.h"
 #include "os/os.h"
-#include "sample/candidates.h"
+#include "pass/scratch.h"
 #include "sample/sample.h"
 
-/* Past the end of the sequence it copies its own drafts, which continues a loop. */
+/* Beyond the end of the sequence it copies its own drafts, so a repetition goes on repeating. */
 void copy_continuation(gpt2c_job *job, const draft *drafted) {
     for (int32_t i = 0; i < drafted->n; i++)
         job->tokens[job->n_tokens + i] = lookup_token(job, drafted->match.continuation + i);
 }
 
-/* The sequence on which the draft model continues a job. Another model has its own; the model's own
- * packing reads and overwrites the job's keys and values. */
+/* The sequence on which the draft model continues a job. A separate draft model has a sequence of
+ * its own; a 4-bit copy reads and overwrites the job's keys and values. */
 static gpt2c_sequence *draft_sequence_of(const gpt2c_job *job) {
     return job->draft_sequence ? job->draft_sequence : job->sequence;
 }
@@ -74,7 +74,7 @@ static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
         int32_t before = shadow->n_tokens;
         advance_job(d->model, c, shadow, row, row);
         record_margin(d, &drafts[fed[f]], i, c->margin);
-        /* An EOS, or a NaN, is no draft, and nothing follows it. */
+        /* A stop id or a NaN ends the drafts and is not one of them. */
         if (shadow->finish != GPT2C_RUNNING)
             drafts[fed[f]].n = i + shadow->n_tokens - before;
     }
@@ -102,7 +102,7 @@ gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_
         if (n_fed == n_jobs)
             costs->step = cost_smoothed(costs->step, os_seconds() - begin);
     }
-    /* Verification overwrites the keys and values that the packing wrote. */
+    /* Verification overwrites the keys and values that a 4-bit copy wrote. */
     for (int32_t j = 0; j < n_jobs; j++)
         if (drafts[j].source == DRAFT_BY_MODEL && (status || !jobs[j]->draft_sequence))
             gpt2c_sequence_truncate(draft_sequence_of(jobs[j]), length[j]);

@@ -2,9 +2,9 @@
  * page. Each row attends to all positions up to and including its own.
  *
  * A score is one FMA chain over the head's dimensions, ascending, then scaled. The softmax takes
- * two passes: the largest score, then exp of the differences. The sum of these and the weighted sum
- * of the values run over blocks of POSITION_BLOCK positions, block sums added ascending; the
- * weighted sum is divided once.
+ * two passes: the largest score, then exp of the differences. The sum of these weights and the
+ * weighted sum of the values run over blocks of POSITION_BLOCK positions, block sums added
+ * ascending; the weighted sum is divided once.
  *
  * Rows are processed in tiles, so that each key or value that is loaded serves all rows of a tile.
  * The size of a tile changes no bit, because each row has sums of its own.
@@ -21,7 +21,7 @@
  * pace of the reads and stay the same distance ahead of them. */
 
 #if PAGE_POSITIONS != POSITION_BLOCK
-#error "a page must be a block of the sums"
+#error "PAGE_POSITIONS must equal POSITION_BLOCK: sums run page by page"
 #endif
 
 /* A single row (decoding) reads a page's keys in the order of memory: its tile is as wide as a
@@ -29,8 +29,8 @@
 #define MAX_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
 #define ATTENTION_VECTORS(rows) ((rows) == 1 ? MAX_VECTORS : TILE_VECTORS)
 
-/* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is cut off instead, which
- * keeps it a NaN: one that was computed has a bit set in the upper half of its mantissa. */
+/* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is truncated instead, and
+ * stays a NaN: a computed NaN has a bit set in the upper half of its mantissa. */
 INLINE vi to_bfloat16(vf x) {
     vf rounded = vf_nan_or(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
@@ -70,9 +70,9 @@ INLINE cache_pointer cache_offset(cache_pointer s, int n) {
     return (cache_pointer){s.page, s.index + (size_t)n};
 }
 
-/* Loads the first n of a vector of a page's elements. With none of them it does not touch memory: a
- * processor waits for the cache line of a masked load even if the whole mask is off, which took
- * near half of attention's time for short sequences that were not in the CPU's cache. */
+/* Loads the first n elements of a vector from a page. If n is 0 or less it does not touch memory: a
+ * processor waits for the cache line of a masked load even if the whole mask is off. That took
+ * nearly half of attention's time for short sequences that were not in the CPU's cache. */
 INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
@@ -144,8 +144,8 @@ INLINE void page_scores(const attention_args *a, const int is_bfloat16, const in
     for (; i + width <= n; i += width)
         score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), width,
                    i ? NULL : fetches, scores + i);
-    /* For a single row the rest is one wide tile too: tiles of one vector would be one FMA chain
-     * each, limited by its latency. */
+    /* A single row also computes the rest as one wide tile: tiles of one vector would be one FMA
+     * chain each, limited by the latency. */
     for (; rows == 1 && i < n; i += width)
         score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), n - i,
                    i ? NULL : fetches, scores + i);
@@ -290,7 +290,7 @@ INLINE void attend_tile(const attention_args *a, const int is_bfloat16, const in
     tile_values(a, is_bfloat16, rows, row, sum);
 }
 
-INLINE void attend_rows(const attention_args *a, const int is_bfloat16) {
+INLINE void attend_in_tiles(const attention_args *a, const int is_bfloat16) {
     for (int row = 0; row < a->n_rows; row += TILE_ROWS) {
         int rows = a->n_rows - row < TILE_ROWS ? a->n_rows - row : TILE_ROWS;
         switch (rows) { /* one unrolled copy for each count */
@@ -306,9 +306,9 @@ INLINE void attend_rows(const attention_args *a, const int is_bfloat16) {
 
 static void attention_kernel(const attention_args *a) {
     if (a->is_bfloat16)
-        attend_rows(a, 1);
+        attend_in_tiles(a, 1);
     else
-        attend_rows(a, 0);
+        attend_in_tiles(a, 0);
 }
 
 /* out[dim ..] += sum(weights[i] * value[i][dim ..]) over one block of positions, for n_vectors
@@ -349,7 +349,7 @@ INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, i
                   page == 0, out + dim);
 }
 
-INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
+INLINE void attend_page_by_page(const attention_args *a, const int is_bfloat16) {
     int n_pages = (a->n_positions + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
     for (int page = 0, first = 0; page < n_pages; page++, first += PAGE_POSITIONS) {
         int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
@@ -374,9 +374,9 @@ INLINE void attend_heads(const attention_args *a, const int is_bfloat16) {
 
 static void attention_heads_kernel(const attention_args *a) {
     if (a->is_bfloat16)
-        attend_heads(a, 1);
+        attend_page_by_page(a, 1);
     else
-        attend_heads(a, 0);
+        attend_page_by_page(a, 0);
 }
 
 static void attention_scores_kernel(const attention_args *a) {

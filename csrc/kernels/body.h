@@ -1,4 +1,4 @@
-/* Every kernel, in the vector type that the including file has defined (vec.h). */
+/* Includes every kernel. They use the vector type that the including file has defined (vec.h). */
 #include "kernels/functions.h"
 #include "kernels/row.h"
 

@@ -1,10 +1,10 @@
 /* The end of a product, float or quantised: bias, activation, residual and the store of a panel. */
 
-/* A matmul takes PASS_ROWS rows through all panels, then the next rows. 48 rows made prompts about
- * 5% slower; 256 were no faster. */
+/* A matmul multiplies PASS_ROWS rows by all panels, then the next PASS_ROWS rows. 48 rows made
+ * prompts about 5% slower; 256 were no faster. */
 #define PASS_ROWS 128
 
-/* A vector of a row from column c of the panel, with the bias added and the activation applied. */
+/* Returns a vector of a row, at column c of the panel, with bias and activation applied. */
 INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, int c) {
     vf value = vf_load(totals + c);
     if (a->bias)
@@ -13,10 +13,10 @@ INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, i
 }
 
 #if PANEL != GROUP
-#error "a panel's columns must be one group of the next product"
+#error "PANEL must equal GROUP: a panel's columns are one group of k of the next product"
 #endif
 
-/* Stores rows in int8: a panel's columns are one group of the next product's k. */
+/* Stores rows quantised: a panel's columns are one group of the next product's k. */
 INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int panel,
                              const float *totals) {
     int n_columns = a->n - panel * PANEL;

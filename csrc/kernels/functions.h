@@ -1,4 +1,4 @@
-/* exp, log and the activations, computed with fma, mul, add and div alone: without libm, so that
+/* exp, log and the activations, computed only with fma, mul, add and div and without libm, so that
  * every instruction set and every machine gives the same bits. */
 #include "kernels/isa/vec.h"
 
@@ -71,11 +71,11 @@ INLINE vf log_of_one_plus(vf f) {
     return vf_sub(f, vf_sub(half_square, inner));
 }
 
-/* log(x) for a normal positive x = 2^e m, m in [sqrt(1/2), sqrt(2)). Other x give no useful result.
- * */
+/* log(x) for a normal positive x = 2^e m, m in [sqrt(1/2), sqrt(2)). The result for other x is
+ * unspecified. */
 INLINE vf vf_log(vf x) {
-    /* Subtracting the bits of sqrt(1/2) makes the exponent field change where m would leave its
-     * range. */
+    /* After the bits of sqrt(1/2) are subtracted, the exponent field changes just where m would
+     * leave its range. */
     const int32_t root_half = 0x3f3504f3;
     vi offset = vi_sub(vi_bits(x), vi_set1(root_half));
     vi exponent = vi_shift_right(offset, 23);
@@ -85,8 +85,8 @@ INLINE vf vf_log(vf x) {
     return vf_fma(e, vf_set1(LN2_HIGH), vf_fma(e, vf_set1(LN2_LOW), log_m));
 }
 
-/* x * sigmoid(y). x = -infinity is replaced by -3e38, so that times a sigmoid of zero it gives the
- * limit, zero, and not NaN. */
+/* x * sigmoid(y). x = -infinity is replaced by -3e38, so that its product with a sigmoid of zero
+ * is the limit, zero, and not NaN. */
 INLINE vf times_sigmoid(vf x, vf y) {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), y));
     vf finite = vf_max(vf_set1(-3e38f), x);
@@ -135,8 +135,8 @@ INLINE vf gelu_erf(vf x) {
     return vf_nan_or(x, vf_mul(finite, phi));
 }
 
-/* tanh(x): near zero Lambert's continued fraction, cut after four terms (relative error 8e-10 up to
- * 0.625); elsewhere 1 - 2 / (exp(2 |x|) + 1). */
+/* tanh(x). Near zero it is Lambert's continued fraction, truncated after four terms (relative error
+ * 8e-10 up to 0.625); elsewhere 1 - 2 / (exp(2 |x|) + 1). */
 INLINE vf vf_tanh(vf x) {
     vf z = vf_mul(x, x);
     vf above = vf_fma(z, vf_add(z, vf_set1(105.0f)), vf_set1(945.0f));

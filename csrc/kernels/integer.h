@@ -4,14 +4,14 @@
  * registers once, GROUP / 4 registers for each vector, and all rows are multiplied by them. A row's
  * sum over the group is an exact integer, so the order inside a group does not matter. It is scaled
  * and added to the row's float totals in memory, groups ascending. The number of rows changes no
- * bit. matmul.h does the reverse, with sums in registers and weights loaded again for each tile:
- * here a group's weights are few enough to stay, and a total is touched only once in 32 steps. */
+ * bit. matmul.h does the reverse: it keeps sums in registers and loads weights again for each tile.
+ * Here a group's weights are few enough to stay, and a total is touched only once in 32 steps. */
 #include "kernels/isa/dot.h"
 
 #define BYTES_STEPS (GROUP / 4)
 
 /* Loads weights in the order of memory. The hardware prefetcher depends on the order, and a
- * compiler likes to change it: a single row was a fifth slower. */
+ * compiler may change it: then a single row was a fifth slower. */
 INLINE vi load_bytes(const uint8_t *p) {
     vi bytes = vi_load((const int32_t *)(const void *)p);
     __asm__ volatile("" ::: "memory");
@@ -25,7 +25,7 @@ INLINE vi broadcast_bytes(const int8_t *p) {
     return vi_set1(bytes);
 }
 
-/* A group's weights for some columns, in registers. */
+/* A group's weights for DOT_VECTORS vectors of columns, in registers. */
 typedef struct {
     vi weights[BYTES_STEPS][DOT_VECTORS];
     vf scale[DOT_VECTORS];
@@ -87,9 +87,9 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
 }
 
 /* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), a share of
- * them at each row. All at once they would fill the core's list of outstanding loads, and the loads
- * of rows would wait: that cost a third of the speed at 32 rows and near half at 8. A prefetch
- * beyond the weights' end is harmless, because it does not read. */
+ * them at each row. Prefetched together, they would fill the core's list of outstanding loads, and
+ * the loads of rows would wait: that cost a third of the speed at 32 rows and nearly half at 8. A
+ * prefetch beyond the weights' end is harmless, because it does not read. */
 #define PREFETCH_AHEAD 16384
 
 typedef struct {

@@ -1,5 +1,5 @@
-/* The integer kernels alone, for an instruction set that otherwise uses the kernels of a smaller
- * one. */
+/* Includes the integer kernels alone, for an instruction set that has no other kernels of its own:
+ * cpu.c combines it with the float kernels of a smaller set. */
 #include "kernels/functions.h"
 
 #include "kernels/quantize_rows.h"

@@ -7,37 +7,39 @@
 #include <stdint.h>
 
 /* Output columns of a packed weight panel [k][PANEL]. 32 floats are two AVX-512 registers, so the
- * sums of 8 rows of x fit the registers and one pass over the weights serves 8 rows. (64 columns
- * with 6 rows decoded batches of 8 and 32 a quarter to a third slower.) Not part of the arithmetic.
- * */
+ * sums of 8 rows of x fit the registers and one pass over the weights serves 8 rows. (With 64
+ * columns and 6 rows, batches of 8 and 32 decoded a quarter to a third slower.) PANEL is not part
+ * of the arithmetic. */
 #define PANEL 32
 
 #define CACHE_LINE 16 /* floats in a cache line */
 
 /* A product is summed in blocks of K_BLOCK steps of k: one FMA chain per block, block sums added
- * ascending. Part of the arithmetic: docs/arithmetic.md has measurements of 32, 64, 128 and 256. */
+ * ascending. K_BLOCK is part of the arithmetic: docs/arithmetic.md has measurements of 32, 64, 128
+ * and 256. */
 #define K_BLOCK 64
 
 /* GROUP steps of k share a scale, in quantised weights and in the quantised rows multiplied by
- * them. Part of the arithmetic. */
+ * them. GROUP is part of the arithmetic. */
 #define GROUP 32
 
-/* Bytes of a packed group: GROUP steps of k of a panel's columns. Of int8 [GROUP / 4][PANEL][4]
- * values; of int4 [GROUP / 8][PANEL][4] bytes, the first half of the group in the lower nibbles and
- * the second in the upper. Then, for each column, 16 bits with its scale (quantize.h). A weight
- * takes 8.5 or 4.5 bits. */
+/* Bytes of a block: one packed group of a panel, GROUP steps of k of its columns. int8 has
+ * [GROUP / 4][PANEL][4] values. int4 has [GROUP / 8][PANEL][4] bytes, with the first half of the
+ * group in the lower nibbles and the second half in the upper ones. After these come 16 bits for
+ * each column, with its scale (quantize.h). A weight takes 8.5 or 4.5 bits. */
 #define INT8_GROUP_BYTES (GROUP * PANEL + 2 * PANEL)
 #define INT4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
 
-/* The scale of an int4 column is a float's bits shifted right, with less added to the exponent. */
+/* The scale of an int4 column is a float's bits shifted right, with a smaller exponent bias. */
 #define INT4_SCALE_SHIFT 18
 #define INT4_SCALE_EXPONENT 32 /* the float's biased exponent where the scale's is 0 */
 
-/* Positions in a page of the KV cache. Not part of the arithmetic. */
+/* Positions in a page of the KV cache. They are not part of the arithmetic. */
 #define PAGE_POSITIONS 64
 
 /* Softmax sums and value sums run over blocks of POSITION_BLOCK positions, block sums added
- * ascending. Part of the arithmetic (docs/arithmetic.md). A multiple of 16, the lanes of a sum. */
+ * ascending. POSITION_BLOCK is part of the arithmetic (docs/arithmetic.md). It is a multiple of
+ * 16, the lanes of a sum. */
 #define POSITION_BLOCK 64
 
 /* A C11 compiler that computes float in double would round twice. */
@@ -66,14 +68,14 @@ typedef struct {
     quantized_rows quantized;
     int n_rows;
     int k;
-    const void *panels;    /* [panels of n]: float [k][PANEL], or packed groups [groups of k] */
+    const void *panels;    /* [panels of n]: float [k][PANEL], or blocks [groups of k] */
     const float *bias;     /* [n rounded up to PANEL], or NULL */
     const float *residual; /* [n_rows, n], or NULL; may be out itself */
     size_t residual_stride;
     float *out; /* [n_rows, n] */
     size_t out_stride;
-    quantized_rows
-        quantized_out; /* if it has values, the result goes here in int8 and not to out */
+    /* If this has values, the result is stored here, quantised, instead of in out. */
+    quantized_rows quantized_out;
     int n;
     int activation; /* a gpt2c_activation */
 } matmul_args;
@@ -88,7 +90,7 @@ typedef struct {
         size_t step;
     } parts[MAX_FETCHES];
     int n_parts;
-    int part; /* the one that is under way */
+    int part; /* the part that is being prefetched */
 } fetch_list;
 
 /* The most rows, or heads of one row, that one call of an attention kernel takes. Its caller
@@ -112,19 +114,20 @@ typedef struct {
     float scale;
     float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
     size_t scores_stride;
-    float
-        *sums;  /* [n_rows], for attention_weights and attention_values: the softmax denominators */
+    /* [n_rows], for attention_weights and attention_values: the softmax denominators */
+    float *sums;
     float *out; /* [n_rows, head_dim] */
     size_t out_stride;
 } attention_args;
 
-/* Determines the noise of a draw together with the token's id: see sampling.h. */
+/* The noise of a draw depends on this key and on the token's id: see sampling.h. */
 typedef struct {
     uint64_t seed;
     uint32_t sample;
     uint32_t position;
 } noise_key;
 
+/* KERNEL_TABLE (body.h) must name every member: a member that it leaves out would be NULL. */
 typedef struct {
     void (*matmul)(const matmul_args *args, int panel_begin, int panel_end);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int n,
@@ -146,9 +149,9 @@ typedef struct {
     /* Quantises rows [begin, end) of x, [.., k], to int8. */
     void (*quantize_rows)(const float *x, size_t x_stride, int begin, int end, int k,
                           const quantized_rows *out);
-    /* Packs a group of a panel's columns, [GROUP][PANEL], all finite: see quantize.h. */
+    /* Pack one group of a panel, [GROUP][PANEL] weights, all finite, to a block: see quantize.h. */
     void (*quantize_int8)(const float *weights, uint8_t *packed);
-    void (*quantize_int4)(const float *weights, int n_candidates, uint8_t *packed);
+    void (*quantize_int4)(const float *weights, int n_scales, uint8_t *packed);
     /* The lowest id with the largest logit, or -1 if any logit is NaN. */
     int (*arg_max)(const float *logits, int n);
     /* Sets *log_sum_exp to what is subtracted from a logit to get its log-probability, and *entropy
@@ -160,7 +163,7 @@ typedef struct {
      * 2^24. */
     int (*draw)(const float *logits, const int32_t *ids, int n, const noise_key *key, float *score);
     void (*divide)(float *x, int n, float by);
-    /* A uniform number from [0, 1) that belongs to the position. */
+    /* A uniform number in [0, 1), determined by the key. */
     float (*uniform)(const noise_key *key);
     /* Elementwise functions. */
     void (*exp)(float *x, int n);

@@ -1,4 +1,4 @@
-/* The limits of the machine, which benchmarks compare the other kernels with. */
+/* Kernels that measure the machine's limits: benchmarks compare the other kernels with these. */
 
 #define STREAM_CHAINS 8
 

@@ -5,7 +5,7 @@
 
 #define TILE_IDS 1024
 
-/* Below it exp is zero, and the product with it is left out instead of being 0 * -infinity. */
+/* Below this exponent exp is zero, so such terms are left out: 0 * -infinity would be NaN. */
 #define MIN_EXPONENT -104.0f
 
 typedef struct {
@@ -72,8 +72,9 @@ static softmax_sums sums_of_row(const float *logits, int n) {
     return all;
 }
 
-/* With the merged max M and sum S: M + log S, so that log p(id) = logit - (M + log S), and the
- * entropy in nats. Both are NaN if a logit is NaN or the largest is infinite. */
+/* Computes log_sum_exp = M + log S, where M is the merged max and S the merged sum, and the entropy
+ * in nats. log p(id) is logit - log_sum_exp. Both are NaN if a logit is NaN or the largest is
+ * infinite. */
 static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
     softmax_sums all = sums_of_row(logits, n);
     if (!(all.sum > 0.0f) || all.max - all.max != 0.0f) {

@@ -9,8 +9,8 @@
  * of k it loads these vectors of weights once, broadcasts one element of each row, and does one FMA
  * for each pair. Its sums stay in registers through a block of k, so a vector header chooses
  * TILE_ROWS and TILE_VECTORS such that the sums, the weights and a broadcast fit the register file:
- * more rows mean fewer loads of weights per FMA, and too many spill. The sums of finished blocks
- * (`total`) are touched once per block and may spill. */
+ * more rows mean fewer loads of weights per FMA, but too many rows spill sums. The sums of finished
+ * blocks (`total`) are touched once per block and may spill. */
 
 /* Vectors of columns in a tile. A tile of one row needs several independent chains to hide the
  * latency of an FMA. */
@@ -89,6 +89,8 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 #define TILE_CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #elif TILE_ROWS == 8
 #define TILE_CASES CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#else
+#error "add TILE_CASES for this TILE_ROWS"
 #endif
 
 /* Each row count has its own unrolled copy, with its sums in registers. */
@@ -106,8 +108,8 @@ INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const 
 
 /* With many rows a processor does not look enough steps of k ahead to keep the memory busy, so
  * tiles prefetch: a single tile prefetches the weights of the next block of k, several tiles share
- * the prefetch of the next panel. With few rows the processor looks far enough ahead itself;
- * prefetching then made decoding a sixth slower. A prefetch beyond the last panel is harmless,
+ * the prefetch of the next panel. With few rows the processor looks far enough ahead by itself,
+ * and prefetching made decoding a sixth slower. A prefetch beyond the last panel is harmless,
  * because it does not read. */
 #define PREFETCH_MIN_ROWS 5
 
@@ -141,8 +143,8 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     }
 }
 
-/* All panels for some rows, then for the next rows: x of these rows stays in the second-level
- * cache, and the panels are read in the order of memory. */
+/* Multiplies PASS_ROWS rows by all panels, then the next PASS_ROWS rows: x of one chunk of rows
+ * stays in the second-level cache, and the panels are read in the order of memory. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
     float totals[PASS_ROWS * PANEL];
     for (int row = 0; row < a->n_rows; row += PASS_ROWS) {

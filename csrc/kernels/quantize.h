@@ -1,17 +1,17 @@
 /* Quantised weights. Quantising is defined arithmetic: every machine gives the same bytes.
  *
- * A packed group (kernels.h) has 16 bits for each column. int8: a scale in bfloat16; a value is
+ * A block (kernels.h) has 16 bits for each column. int8: a scale in bfloat16; a value is
  * (byte - 128) * scale. int4: a scale of 7 bits of exponent (from 2^-95) and 5 bits of mantissa,
  * and a zero point of 4 bits; a value is (nibble - zero) * scale.
  *
  * The search for an int4 scale. A scale that spans a column's whole range spends the 16 nibbles on
  * its extremes; a smaller one clips these and brings all other weights nearer. So choose_int4 tries
- * n_candidates scales range / 15 * f, with f from 1.08, which moves the zero point, down to about
+ * n_scales scales range / 15 * f, with f from 1.08, which moves the zero point, down to about
  * 0.7. For each, try_scale puts the zero point such that the middle of the range is at nibble 7.5,
  * rounds the weights to nibbles v, and tries a second scale with the same nibbles: the
  * least-squares solution sum(w v) / sum(v^2). The pair of scale and zero point with the least cost
- * (BIAS_COST) wins. On GPT-2's own weights 16 candidates give 0.954 times the error of the range
- * alone, and 24 no less. */
+ * (BIAS_COST) wins. On GPT-2's own weights 16 scales give 0.954 times the error of the range
+ * alone, and 24 give no less. */
 
 /* Limits x to [low, high]; NaN becomes high. */
 INLINE vf vf_clamp(vf x, float low, float high) {
@@ -28,7 +28,7 @@ INLINE void store_words(uint8_t *words, vi a) {
     }
 }
 
-/* Packs four values of a column, each of a byte or less, in its lane. */
+/* Packs four values of a column, each at most a byte, in the column's lane. */
 INLINE vi four_bytes(const vi *values) {
     vi low = vi_or(values[0], vi_shift_left(values[1], 8));
     return vi_or(low, vi_or(vi_shift_left(values[2], 16), vi_shift_left(values[3], 24)));
@@ -91,7 +91,7 @@ INLINE void keep_better(int4_choice *best, vf scale, vf zero, vf cost) {
 /* The cost of a column's errors d = w - scale * v is sum(d^2) + BIAS_COST * sum(w d)^2 / sum(w^2).
  * The second term is the part of the error along the weights themselves: least squares alone makes
  * all weights a little too short, which does not average out over groups and layers. (On a trained
- * model it halved the cost in perplexity, with errors 0.7 % greater.) */
+ * model the second term halved the cost in perplexity, with errors 0.7 % greater.) */
 #define BIAS_COST 8.0f
 
 typedef struct {
@@ -99,7 +99,7 @@ typedef struct {
     vf factor; /* BIAS_COST / square */
 } weight_norm;
 
-/* The cost of a scale, less the constant sum(w^2); product is sum(w v), square sum(v^2). */
+/* The cost of a scale without the constant term sum(w^2); product is sum(w v), square sum(v^2). */
 INLINE vf int4_cost(const weight_norm *w, vf scale, vf product, vf square) {
     vf minus = vf_sub(vf_set1(0.0f), vf_add(product, product));
     vf error = vf_mul(scale, vf_fma(scale, square, minus));
@@ -107,7 +107,8 @@ INLINE vf int4_cost(const weight_norm *w, vf scale, vf product, vf square) {
     return vf_fma(vf_mul(w->factor, along), along, error);
 }
 
-/* Tries a scale and, with its nibbles, the least-squares scale; `middle` is that of the range. */
+/* Tries a scale and, with its nibbles, the least-squares scale; `middle` is the middle of the
+ * range. */
 INLINE void try_scale(const float *weights, const weight_norm *w, vf scale, vf middle,
                       int4_choice *best) {
     vf factor = vf_div(vf_set1(1.0f), scale);
@@ -126,7 +127,7 @@ INLINE void try_scale(const float *weights, const weight_norm *w, vf scale, vf m
 }
 
 /* The best scale and zero point for a vector of columns of a group: see above. */
-INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
+INLINE int4_choice choose_int4(const float *weights, int n_scales) {
     vf low = vf_set1(0.0f), high = vf_set1(0.0f);
     weight_norm w = {.square = vf_set1(0.0f)};
     for (int i = 0; i < GROUP; i++) {
@@ -141,16 +142,16 @@ INLINE int4_choice choose_int4(const float *weights, int n_candidates) {
     vf range = vf_sub(high, low), middle = vf_mul(vf_add(high, low), vf_set1(0.5f));
     int4_choice best = {.scale = vf_set1(INT4_MIN_SCALE), .zero = vf_set1(0.0f)};
     best.cost = int4_cost(&w, best.scale, vf_set1(0.0f), vf_set1(0.0f));
-    for (int i = 0; i < n_candidates; i++) {
-        float part = n_candidates == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_candidates;
+    for (int i = 0; i < n_scales; i++) {
+        float part = n_scales == 1 ? 1.0f : 1.08f - 0.4f * (float)i / (float)n_scales;
         try_scale(weights, &w, int4_scale(vf_mul(range, vf_set1(part / 15.0f))), middle, &best);
     }
     return best;
 }
 
-static void quantize_int4_kernel(const float *weights, int n_candidates, uint8_t *packed) {
+static void quantize_int4_kernel(const float *weights, int n_scales, uint8_t *packed) {
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
-        int4_choice best = choose_int4(weights + c, n_candidates);
+        int4_choice best = choose_int4(weights + c, n_scales);
         vf factor = vf_div(vf_set1(1.0f), best.scale);
         for (int step = 0; step < GROUP / 8; step++) {
             vi lower[4], upper[4];

@@ -1,4 +1,4 @@
-/* Rows quantised to int8 by group.
+/* Quantises rows to int8, group by group.
  *
  * The scale is the largest magnitude / 127; a value is x * (1 / scale), rounded to nearest even. If
  * the scale would be denormal, it and the values are 0; if an element is not finite, the scale is

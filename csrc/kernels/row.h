@@ -1,4 +1,4 @@
-/* Sums along a row, and its largest element.
+/* The sum along a row, and a row's largest element.
  *
  * A sum has 16 virtual lanes (element i in lane i mod 16) that are added by one fixed tree,
  * whatever the width of a vector. A lane starts at +0 and so never becomes -0; adding the zeros of

@@ -1,25 +1,25 @@
 /* Choosing a token from logits: the largest, or a draw.
  *
  * A draw uses the Gumbel-max trick: the id with the largest logit + Gumbel noise is a draw from the
- * softmax. The noise is a function of the seed, the sample, the position and the id, by a
- * counter-based generator; so a draw depends on nothing that runs beside it, and no sum over the
+ * softmax. The noise is a function of the seed, the sample, the position and the id, made by
+ * a counter-based generator. So a draw depends on nothing that runs beside it, and no sum over the
  * logits is needed. */
 
-/* Finds the block with the largest logit first, so only that one is searched for the id. */
+/* Finds the tile with the largest logit first, so that only this tile is searched for the id. */
 static int arg_max_kernel(const float *logits, int n) {
-    const int block = 1024;
+    const int tile = 1024;
     float best = 0.0f;
-    int best_block = -1;
-    for (int begin = 0; begin < n; begin += block) {
-        float max = row_max(logits + begin, n - begin < block ? n - begin : block);
+    int best_tile = -1;
+    for (int begin = 0; begin < n; begin += tile) {
+        float max = row_max(logits + begin, n - begin < tile ? n - begin : tile);
         if (max != max)
             return -1;
-        if (best_block < 0 || max > best) {
+        if (best_tile < 0 || max > best) {
             best = max;
-            best_block = begin;
+            best_tile = begin;
         }
     }
-    int id = best_block;
+    int id = best_tile;
     while (logits[id] != best)
         id++;
     return id;
@@ -71,7 +71,7 @@ INLINE vf exponential_variate(vi r) {
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
-/* logit - log(-log u). */
+/* Returns logit - log(-log u). */
 INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     vf exponential = exponential_variate(random_word(key, id));
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
@@ -92,18 +92,18 @@ INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
 }
 
 /* Noise is at least -log(32 log 2 + log 2) = -3.13 and at most log(2^33) = 22.9. An id whose logit
- * is NOISE_RANGE below the largest cannot win, so a block of such ids is skipped. */
+ * is NOISE_RANGE below the largest cannot win, so a tile of only such ids is skipped. */
 #define NOISE_RANGE 26.5f
-#define DRAW_BLOCK 64
+#define DRAW_TILE 64
 
-static void draw_from_block(best_draws *best, const float *logits, const int32_t *ids, int n,
-                            const noise_key *key) {
+static void draw_from_tile(best_draws *best, const float *logits, const int32_t *ids, int n,
+                           const noise_key *key) {
     int i = 0;
     for (; i + VF_WIDTH <= n; i += VF_WIDTH)
         keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
     if (i == n)
         return;
-    /* The last, incomplete vector, filled up with its first element. */
+    /* The last vector is incomplete, so copies of its first element fill it. */
     float last_logits[VF_WIDTH];
     int32_t last_ids[VF_WIDTH];
     for (int j = 0; j < VF_WIDTH; j++) {
@@ -120,10 +120,10 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     const float lowest = -3.402823466e38f;
     float threshold = row_max(logits, n) - NOISE_RANGE;
     best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
-    for (int i = 0; i < n; i += DRAW_BLOCK) {
-        int rest = n - i < DRAW_BLOCK ? n - i : DRAW_BLOCK;
+    for (int i = 0; i < n; i += DRAW_TILE) {
+        int rest = n - i < DRAW_TILE ? n - i : DRAW_TILE;
         if (row_max(logits + i, rest) >= threshold)
-            draw_from_block(&best, logits + i, ids + i, rest, key);
+            draw_from_tile(&best, logits + i, ids + i, rest, key);
     }
     float scores[VF_WIDTH], numbers[VF_WIDTH];
     vf_store(scores, best.score);
@@ -137,7 +137,7 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     return (int)numbers[first];
 }
 
-/* 24 bits of word 0 of the counter (0, position, sample, 1). */
+/* Returns 24 bits of word 0 of the counter (0, position, sample, 1), divided by 2^24. */
 static float uniform_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
                      vi_set1(1)};

@@ -1,4 +1,4 @@
-/* The memory of a model's weights; loading and reading them. */
+/* The memory of a model's weights; writing and reading them. */
 #include "model/model.h"
 
 #include "cache.h"
@@ -48,8 +48,8 @@ static void lay_out(gpt2c_model *m, arena_walk *walk) {
         else if (!m->base)
             *t.floats = take(walk, t.n_rows, t.width);
     }
-    if (m->config.tied_head)
-        m->head = m->wte;
+    if (m->config.tied_lm_head)
+        m->lm_head = m->wte;
 }
 
 static int config_is_valid(const gpt2c_config *c) {
@@ -62,7 +62,7 @@ static int config_is_valid(const gpt2c_config *c) {
            c->layer_dtype >= GPT2C_FLOAT32 && c->layer_dtype <= GPT2C_INT4 &&
            c->embedding_dtype >= GPT2C_FLOAT32 && c->embedding_dtype <= GPT2C_INT4 &&
            (c->layer_dtype == GPT2C_FLOAT32) == (c->embedding_dtype == GPT2C_FLOAT32) &&
-           c->n_candidates >= 1;
+           c->n_scales >= 1;
 }
 
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
@@ -117,9 +117,9 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* A draft model with 8-bit embeddings (wte and the head) is right more often than one with 4
- * bits. It has them if they are up to this share of the weights: so it never takes more than
- * MAX_DRAFT_SHARE of the base's memory. */
+/* Drafts are accepted more often if the draft model's embeddings (wte and lm_head) have 8 bits
+ * instead of 4. They get 8 bits if they are up to this share of the weights, so that the draft
+ * model never takes more than MAX_DRAFT_SHARE of the base's memory. */
 #define MAX_8_BIT_SHARE 0.115
 #define MAX_DRAFT_SHARE                                                                \
     (((1 - MAX_8_BIT_SHARE) * INT4_GROUP_BYTES + MAX_8_BIT_SHARE * INT8_GROUP_BYTES) / \
@@ -184,22 +184,22 @@ static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows
            (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == t->n_rows));
 }
 
-gpt2c_status gpt2c_model_load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
-                              const float *rows, size_t begin, size_t n_rows, size_t width) {
+gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                               const float *rows, size_t begin, size_t n_rows, size_t width) {
     const tensor_view to = tensor_find(model, tensor, layer);
     if (!has_rows(&to, begin, n_rows, width) || !covers_whole_groups(&to, begin, n_rows))
         return GPT2C_BAD_ARGUMENT;
-    int n_candidates = model->config.n_candidates;
+    int n_scales = model->config.n_scales;
     fp_state caller = fp_enter();
     switch (to.packing) {
     case AS_GIVEN:
         memcpy(*to.floats + begin * width, rows, n_rows * width * sizeof(float));
         break;
     case ROWS_ARE_K:
-        pack_k_rows(to.matrix, model->kernels, n_candidates, rows, begin, n_rows);
+        pack_k_rows(to.matrix, model->kernels, n_scales, rows, begin, n_rows);
         break;
     case ROWS_ARE_N:
-        pack_n_rows(to.matrix, model->kernels, n_candidates, rows, begin, n_rows);
+        pack_n_rows(to.matrix, model->kernels, n_scales, rows, begin, n_rows);
         break;
     }
     fp_leave(caller);

@@ -22,14 +22,14 @@ typedef struct {
 
 struct gpt2c_model {
     gpt2c_config config;
-    const gpt2c_model *base; /* of a draft model: owner of its vectors and sequences */
+    const gpt2c_model *base; /* of a 4-bit copy: the owner of its vectors and sequences */
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;
-    int32_t n_threads;  /* of a call, at most */
-    packed_matrix wte;  /* [n_embd, n_vocab]; a token's embedding is a column */
-    packed_matrix head; /* the same as wte if the head is tied */
-    float *wpe;         /* [n_positions, n_embd] */
+    int32_t n_threads;     /* the most threads of one call */
+    packed_matrix wte;     /* [n_embd, n_vocab]; a token's embedding is a column */
+    packed_matrix lm_head; /* the same as wte if tied_lm_head is 1 */
+    float *wpe;            /* [n_positions, n_embd] */
     float *ln_f_weight, *ln_f_bias;
     layer_tensors *layers; /* [n_layer] */
     float *arena;

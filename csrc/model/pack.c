@@ -4,7 +4,7 @@
 #include <string.h>
 
 #if GROUP != PANEL
-#error "a chunk of rows must be groups of k and panels of n alike"
+#error "GROUP must equal PANEL: chunks of rows must suit both pack_k_rows and pack_n_rows"
 #endif
 
 size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k) {
@@ -33,48 +33,48 @@ static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t grou
 
 /* ---- packing ---- */
 
-static void quantize(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
-                     const float *tile, size_t panel, size_t group) {
+static void quantize_to_block(const packed_matrix *m, const kernel_table *kernels, int n_scales,
+                              const float *tile, size_t panel, size_t group) {
     unsigned char *block = block_of(m, panel, group);
     if (m->dtype == GPT2C_INT8)
         kernels->quantize_int8(tile, block);
     else
-        kernels->quantize_int4(tile, n_candidates, block);
+        kernels->quantize_int4(tile, n_scales, block);
 }
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows) {
     float tile[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
-        size_t in_group = min_size(n_rows - r, GROUP);
+        size_t n_in_group = min_size(n_rows - r, GROUP);
         for (size_t panel = 0; panel < panels_of(m->n); panel++) {
             size_t count = min_size(m->n - panel * PANEL, PANEL);
             const float *from = rows + r * m->n + panel * PANEL;
             if (m->dtype == GPT2C_FLOAT32) {
                 float *to = float_panel(m, panel) + (begin + r) * PANEL;
-                for (size_t i = 0; i < in_group; i++)
+                for (size_t i = 0; i < n_in_group; i++)
                     memcpy(to + i * PANEL, from + i * m->n, count * sizeof(float));
                 continue;
             }
             memset(tile, 0, sizeof tile);
-            for (size_t i = 0; i < in_group; i++)
+            for (size_t i = 0; i < n_in_group; i++)
                 memcpy(tile[i], from + i * m->n, count * sizeof(float));
-            quantize(m, kernels, n_candidates, tile[0], panel, (begin + r) / GROUP);
+            quantize_to_block(m, kernels, n_scales, tile[0], panel, (begin + r) / GROUP);
         }
     }
 }
 
-/* Transposes up to PANEL rows. Writes are sequential; the cache line of each row that is being
- * read stays in the L1 cache. */
+/* Transposes up to PANEL rows. Writes are sequential, and the cache line that is being read of each
+ * row stays in the L1 cache. */
 static void transpose(float *to, const float *rows, size_t n_rows, size_t stride, size_t k) {
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < n_rows; j++)
             to[i * PANEL + j] = rows[j * stride + i];
 }
 
-void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows) {
     float tile[GROUP][PANEL];
     for (size_t r = 0, count; r < n_rows; r += count) {
@@ -89,7 +89,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_cand
             memset(tile, 0, sizeof tile);
             transpose(tile[0], from + group * GROUP, count, m->k,
                       min_size(m->k - group * GROUP, GROUP));
-            quantize(m, kernels, n_candidates, tile[0], panel, group);
+            quantize_to_block(m, kernels, n_scales, tile[0], panel, group);
         }
     }
 }
@@ -106,8 +106,8 @@ static float float_of(uint32_t bits) {
     return x;
 }
 
-/* The first n values of a column in a block. Products of a 9-bit value and an 8-bit scale are
- * exact. */
+/* Reads the first n values of a column in a block. The products are exact: a value has up to 9
+ * bits, and a scale a significand of up to 8 bits. */
 static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
                             float *values) {
     const unsigned char *bytes =
@@ -133,7 +133,7 @@ static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_
 /* Rows [first, first + n) of a column, all in one group. */
 static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
                       float *values) {
-    size_t panel = column / PANEL, in_group = first % GROUP;
+    size_t panel = column / PANEL, offset_in_group = first % GROUP;
     if (m->dtype == GPT2C_FLOAT32) {
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
         for (size_t i = 0; i < n; i++)
@@ -141,8 +141,9 @@ static void column_of(const packed_matrix *m, size_t column, size_t first, size_
         return;
     }
     float all[GROUP];
-    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL, in_group + n, all);
-    memcpy(values, all + in_group, n * sizeof(float));
+    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL,
+                    offset_in_group + n, all);
+    memcpy(values, all + offset_in_group, n * sizeof(float));
 }
 
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
@@ -168,18 +169,18 @@ void repack_panels(const packed_matrix *m, const kernel_table *kernels, const pa
     float tile[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < groups_of(m->k); group++) {
-            size_t first = group * GROUP, in_group = min_size(m->k - first, GROUP);
+            size_t first = group * GROUP, n_in_group = min_size(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
-            if (from->dtype != GPT2C_FLOAT32 || in_group < GROUP) {
+            if (from->dtype != GPT2C_FLOAT32 || n_in_group < GROUP) {
                 memset(tile, 0, sizeof tile);
                 for (size_t column = 0; column < PANEL; column++) {
                     float values[GROUP];
-                    column_of(from, panel * PANEL + column, first, in_group, values);
-                    for (size_t i = 0; i < in_group; i++)
+                    column_of(from, panel * PANEL + column, first, n_in_group, values);
+                    for (size_t i = 0; i < n_in_group; i++)
                         tile[i][column] = values[i];
                 }
                 rows = tile[0];
             }
-            quantize(m, kernels, 1, rows, panel, group);
+            quantize_to_block(m, kernels, 1, rows, panel, group);
         }
 }

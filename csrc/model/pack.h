@@ -20,12 +20,12 @@ static inline size_t groups_of(size_t k) { return (k + GROUP - 1) / GROUP; }
 /* The size of a panel in bytes; k is at most 2^23. */
 size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k);
 
-/* Store rows [begin, begin + n_rows), given as rows of the matrix [k, n], or of its transpose [n,
- * k]. In a quantised matrix, begin is a multiple of GROUP, and so is n_rows unless the rows reach
- * the end. int4 searches its scales among n_candidates. */
-void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+/* Store rows [begin, begin + n_rows), given as rows of the matrix [k, n] (pack_k_rows) or of its
+ * transpose [n, k] (pack_n_rows). In a quantised matrix, begin is a multiple of GROUP, and so is
+ * n_rows unless the rows reach the end. For int4, n_scales scales are tried for each group. */
+void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows);
-void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_candidates,
+void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows);
 
 /* Quantises panels [begin, end) of another matrix of the same shape, without a scale search. */

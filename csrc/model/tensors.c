@@ -3,7 +3,7 @@
 typedef enum { ONE, N_EMBD, THREE_N_EMBD, N_INNER, N_POSITIONS, N_VOCAB } dimension;
 
 typedef struct {
-    const char *name; /* for a layer's tensors without "h.N." */
+    const char *name; /* for a per-layer tensor, without "h.N." */
     dimension n_rows, width;
     packing packing;
     size_t offset; /* in gpt2c_model, or in layer_tensors */
@@ -32,7 +32,7 @@ static const tensor_info tensors[GPT2C_N_TENSORS] = {
     [GPT2C_LN_F_WEIGHT] = {"ln_f.weight", ONE, N_EMBD, AS_GIVEN, MODEL(ln_f_weight)},
     [GPT2C_LN_F_BIAS] = {"ln_f.bias", ONE, N_EMBD, AS_GIVEN, MODEL(ln_f_bias)},
     [GPT2C_WTE] = {"wte.weight", N_VOCAB, N_EMBD, ROWS_ARE_N, MODEL(wte)},
-    [GPT2C_LM_HEAD] = {"lm_head.weight", N_VOCAB, N_EMBD, ROWS_ARE_N, MODEL(head)},
+    [GPT2C_LM_HEAD] = {"lm_head.weight", N_VOCAB, N_EMBD, ROWS_ARE_N, MODEL(lm_head)},
 };
 
 #define FIRST_OF_LAYER ((int32_t)GPT2C_LN_1_WEIGHT)
@@ -56,7 +56,7 @@ static size_t size_of(const gpt2c_config *c, dimension d) {
 tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer) {
     const gpt2c_config *c = &m->config;
     int is_of_layer = tensor >= GPT2C_LN_1_WEIGHT && tensor < GPT2C_LN_F_WEIGHT;
-    if ((tensor == GPT2C_LM_HEAD && c->tied_head) ||
+    if ((tensor == GPT2C_LM_HEAD && c->tied_lm_head) ||
         (is_of_layer && (layer < 0 || layer >= c->n_layer)))
         return (tensor_view){.packing = AS_GIVEN};
     const tensor_info *info = &tensors[tensor];
@@ -74,7 +74,7 @@ tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer
 }
 
 int32_t tensor_count(const gpt2c_model *m) {
-    int32_t n_of_model = GPT2C_N_TENSORS - N_OF_LAYER - (m->config.tied_head ? 1 : 0);
+    int32_t n_of_model = GPT2C_N_TENSORS - N_OF_LAYER - (m->config.tied_lm_head ? 1 : 0);
     return n_of_model + N_OF_LAYER * m->config.n_layer;
 }
 

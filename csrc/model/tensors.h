@@ -1,12 +1,11 @@
-/* The table of GPT-2's tensors: their names, shapes and packing are stated here and nowhere else in
- * the core. */
+/* The table of GPT-2's tensors. The core states their names, shapes and packing only here. */
 #ifndef GPT2C_TENSORS_H
 #define GPT2C_TENSORS_H
 
 #include "model/model.h"
 
-/* How a tensor is kept. Vectors and wpe are kept AS_GIVEN. Matrices are packed into panels: their
- * rows are the rows of [k, n], or (wte and lm_head) its columns. */
+/* How a tensor is stored. Vectors and wpe are stored AS_GIVEN. Matrices are packed into panels of a
+ * matrix [k, n]; a tensor's rows are its rows (ROWS_ARE_K) or, for wte and lm_head, its columns. */
 typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
 
 /* One tensor of a model. */
@@ -18,7 +17,7 @@ typedef struct {
     packed_matrix *matrix; /* the model's matrix, or NULL */
 } tensor_view;
 
-/* The layer is ignored for tensors of the model. */
+/* Finds a tensor. The layer is ignored for tensors outside the layers. */
 tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer);
 
 /* How many tensors a model has, and the i-th of them in the order of the arena. */

@@ -23,7 +23,7 @@
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 /* Two threads streamed 1.2 times faster from huge pages than from ordinary ones. The kernel uses
- * huge pages only for aligned ranges, so one page more is mapped and both ends are unmapped. */
+ * huge pages only for aligned ranges, so this maps one page more and then unmaps both ends. */
 void *os_arena_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * HUGE_PAGE)
         return NULL;
@@ -44,8 +44,7 @@ void *os_arena_alloc(size_t bytes) {
     if (after)
         munmap(aligned + length, after);
 #ifdef MADV_HUGEPAGE
-    /* The rest that does not fill a huge page stays on ordinary pages and takes no more than it
-     * uses. */
+    /* A rest that does not fill a huge page stays on ordinary pages, which take less memory. */
     (void)madvise(aligned, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     return aligned;
@@ -86,7 +85,7 @@ int os_start_thread(void (*function)(void *), void *argument) {
     if (!start)
         return 0;
     *start = (thread_start){function, argument};
-    /* The interpreter's threads take the signals. A thread inherits its creator's mask. */
+    /* Signals are left to the interpreter's threads. A thread inherits its creator's mask. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -125,7 +124,7 @@ void os_wake_all(atomic_uint *word) {
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
 
-/* At the fork, another thread of the parent may have been using both. */
+/* Resets both for a forked child: at the fork, another thread of the parent may have used them. */
 static void forget_sleepers(void) {
     sleep_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     sleep_condition = (pthread_cond_t)PTHREAD_COND_INITIALIZER;

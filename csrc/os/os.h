@@ -8,16 +8,16 @@
 #include <stddef.h>
 
 /* Zeroed memory for weights and the KV cache. Sizes of 2 MiB and more are aligned to 2 MiB and
- * backed by huge pages if the system has them; smaller ones are aligned to a cache line. NULL
- * without memory. */
+ * backed by huge pages if the system has them; smaller ones are aligned to a cache line. NULL if
+ * out of memory. */
 void *os_arena_alloc(size_t bytes);
 void os_arena_free(void *memory, size_t bytes);
 
-/* Uninitialised memory, aligned to a cache line of 64 bytes. NULL without memory. */
+/* Uninitialised memory, aligned to a cache line of 64 bytes. NULL if out of memory. */
 void *os_aligned_alloc(size_t bytes);
 void os_aligned_free(void *memory);
 
-/* Starts a detached thread that takes no signals. Returns 0 if the system gives no thread. */
+/* Starts a detached thread that takes no signals. Returns 0 if the system refuses. */
 int os_start_thread(void (*function)(void *), void *argument);
 void os_after_fork_in_child(void (*function)(void));
 
@@ -30,13 +30,13 @@ int os_lock_try(os_lock *lock);
 
 /* Sleeps until woken, if *word still equals old. It may return early. */
 void os_sleep_while(atomic_uint *word, unsigned old);
-/* Wakes all threads that sleep on the word. The caller has changed its value before. */
+/* Wakes all threads that sleep on the word. The caller changes the word's value first. */
 void os_wake_all(atomic_uint *word);
 
 /* Whether this AArch64 CPU has the dot product of bytes. */
 int os_has_dot_product(void);
 
-/* Tells the CPU that this thread spins. */
+/* A hint to the CPU that this thread spins. */
 static inline void os_pause(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -53,7 +53,7 @@ double os_thread_seconds(void);
 
 /* How many CPUs the calling thread may run on; INT_MAX if the system does not say. */
 int os_n_cpus(void);
-/* For tests with many threads on few CPUs: os_n_cpus returns n from now on; 0 undoes that. */
+/* For tests with many threads on few CPUs: os_n_cpus returns n from now on; n = 0 undoes this. */
 void os_pretend_cpus(int n);
 
 #endif

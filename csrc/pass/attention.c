@@ -83,15 +83,15 @@ static void quantize_heads(const worker_view *view, activations x, int first, in
 
 /* ---- prefetch lists ----
  *
- * In decoding, attention waits for keys and values to come from memory: in short sequences that
- * took almost half of its time. So the kernel of a single row gets a list of the cache lines that
- * will be read a little later, and prefetches some of them at every step.
+ * In decoding, attention waits for keys and values to come from memory: in short sequences the
+ * wait took almost half of its time. So the kernel of a single row gets a list of the cache lines
+ * that will be read a little later, and prefetches a few of them at every step.
  *
  * A worker goes through the rows, and for each row through its heads, ATTENTION_ROWS at a time.
- * While some heads of a row attend, the list holds
+ * While the kernel computes a few heads of a row, the list holds
  *   - the keys and values of the next row, if those are at most FETCHED_ROW bytes;
- *   - otherwise what these heads themselves still have to read, from FETCHED_AHEAD bytes after
- *     their first key on, and then the first FETCHED_AHEAD bytes of the keys that are read next:
+ *   - otherwise what these heads themselves still have to read, beginning FETCHED_AHEAD bytes
+ *     after their first key, and then the first FETCHED_AHEAD bytes of the keys that are read next:
  *     of the row's next heads, or of the next row.
  * Lines are listed in the order in which they are read: keys page by page, then values. In a page
  * with so few positions that the keys of one dimension fit a cache line, one line per dimension
@@ -110,7 +110,8 @@ static void list_lines(fetch_list *list, const char *begin, const char *end, siz
     list->parts[list->n_parts++].step = step;
 }
 
-/* Lists bytes [begin, end) of the keys of some heads in a page with n filled positions. */
+/* Lists bytes [begin, end) of a page's keys, from the address `keys`; the page has n filled
+ * positions. */
 static void list_keys(const worker_view *view, fetch_list *list, const char *keys, int n,
                       size_t begin, size_t end) {
     const size_t line = CACHE_LINE * sizeof(float),
@@ -125,7 +126,7 @@ static int n_filled(const input_row *row, int first) {
     return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
 }
 
-/* Lists the keys, except the first `skipped` bytes, and the values of some heads of a row. */
+/* Lists the keys, except the first `skipped` bytes, and the values of n_heads heads of a row. */
 static void list_row(const worker_view *view, fetch_list *list, int32_t layer, int head,
                      int n_heads, const input_row *row, size_t skipped) {
     const gpt2c_model *m = view->model;
@@ -148,8 +149,8 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
     }
 }
 
-/* Lists what to prefetch while n_heads heads of a row attend. next, which may be NULL, is the row
- * that attends after that, from head next_head on. */
+/* Lists what to prefetch while n_heads heads of a row are computed. `next` is the row that is
+ * computed after that, beginning with head next_head; NULL: none is. */
 static void list_fetches(const worker_view *view, fetch_list *list, int32_t layer, int head,
                          int n_heads, const input_row *row, const input_row *next, int next_head) {
     const gpt2c_model *m = view->model;
@@ -171,8 +172,8 @@ static void list_fetches(const worker_view *view, fetch_list *list, int32_t laye
 
 /* ---- attention of sequences ---- */
 
-/* Attention of a single row by heads [first, last), ATTENTION_ROWS heads at a time. next_row
- * attends next; -1: no row does. */
+/* Computes attention of a single row and heads [first, last), ATTENTION_ROWS heads at a time.
+ * next_row is computed next; -1: none is. */
 static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
                        int next_row) {
     const input_row *rows = view->scratch->rows;
@@ -193,7 +194,7 @@ static void attend_row(const worker_view *view, int32_t layer, int first, int la
     }
 }
 
-/* Attention of rows [begin, end) of a sequence by one head. */
+/* Computes attention of rows [begin, end) of a sequence and one head. */
 static void attend_rows(const worker_view *view, int32_t layer, int head, int begin, int end) {
     for (int r = begin, next; r < end; r = next) {
         next = end_of_page(view, r, end);
@@ -203,8 +204,8 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
     }
 }
 
-/* Attention of all rows by heads [first, last). All heads of a sequence come before the next
- * sequence, since they lie together in its pages. */
+/* Computes attention of all rows and heads [first, last). All heads of a sequence come before the
+ * next sequence, since they lie together in its pages. */
 static void attend_heads(const worker_view *view, int32_t layer, int first, int last,
                          activations attended) {
     int n_rows = view->pass->n_rows;
@@ -223,14 +224,16 @@ static void attend_heads(const worker_view *view, int32_t layer, int first, int 
 /* Computes q, k and v of heads [first, last). A head must be whole panels. */
 static void project_heads(const worker_view *view, activations normed, linear c_attn, int first,
                           int last) {
-    int in_head = view->model->head_dim / PANEL, in_part = view->model->config.n_embd / PANEL;
+    int panels_per_head = view->model->head_dim / PANEL,
+        panels_per_part = view->model->config.n_embd / PANEL;
     for (int part = 0; part < 3; part++)
         matmul_panels(view, normed, c_attn, view->scratch->qkv, view->pass->n_rows,
-                      part * in_part + first * in_head, part * in_part + last * in_head);
+                      part * panels_per_part + first * panels_per_head,
+                      part * panels_per_part + last * panels_per_head);
 }
 
-/* From this many rows on, q, k and v are computed head by head. Otherwise they would not stay in
- * the L2 cache until attention reads them: 64 rows of all 12 heads of GPT-2 124M are 590 KB. */
+/* With this many rows or more, q, k and v are computed head by head. Otherwise they would not stay
+ * in the L2 cache until attention reads them: 64 rows of all 12 heads of GPT-2 124M are 590 KB. */
 #define ROWS_HEAD_BY_HEAD 64
 
 /* ---- probed attention: the parts of the kernel, one after the other ---- */
@@ -283,7 +286,7 @@ static float *probs_of(const worker_view *view, int head, int r) {
 }
 
 /* The kernel divides by the sum of the weights after the values are summed. Probabilities exist
- * only for the probe. */
+ * only for hooks. */
 static void normalize_row(const worker_view *view, int head, int r, attention_args *args) {
     float *probs = probs_of(view, head, r);
     for (int i = 0; i < view->pass->n_rows; i++)
@@ -341,7 +344,7 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 
 /* Each worker has whole heads. It stores their keys and values and then attends to them, so no
  * barrier is needed in between, though the rows of a prompt read each other's keys. If it also
- * computes the heads' q, k and v (`projects`), none is needed before. */
+ * computes the heads' q, k and v (`projects`), no barrier is needed before either. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          int projects, activations attended) {
     int first, last, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;

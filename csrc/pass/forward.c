@@ -1,6 +1,6 @@
-/* GPT-2 itself: the only file that knows what a layer consists of.
+/* GPT-2's forward pass: the only file of pass/ that knows the steps of a layer.
  *
- * Everything is one call over rows. A row is (sequence, position, token): matmuls see all rows as
+ * Every use is one call over rows. A row is (sequence, position, token): matmuls see all rows as
  * one matrix, attention sees each row's own sequence. Prefill, decode, batches, scoring and the
  * verification of drafts differ only in their rows. */
 #include "cache.h"
@@ -38,7 +38,7 @@ static void norm_row(const worker_view *view, int r, const float *weight, const 
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Layer norm of the residual stream. The result is in the scratch, or in this worker's own
+/* Applies layer norm to the residual stream. The result is in the scratch, or in this worker's own
  * buffer. */
 static activations layer_norm(const worker_view *view, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
@@ -67,7 +67,7 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
 static void add_product(const worker_view *view, gpt2c_point point, int32_t layer, activations x,
                         linear l) {
     const float_rows residual = view->scratch->residual;
-    const float_rows product = view->scratch->normed.floats; /* no longer needed */
+    const float_rows product = view->scratch->normed.floats; /* its content is no longer needed */
     int begin, end, n_rows = view->pass->n_rows;
     if (!is_probed(view, point, layer)) {
         matmul(view, x, l, residual, n_rows, 1);
@@ -133,7 +133,7 @@ static int count_wanted(const worker_view *view) {
     return n_wanted;
 }
 
-/* ln_f of the rows whose logits are wanted. Only these reach the head. */
+/* Applies ln_f to the rows whose logits are wanted. Only these reach the lm_head. */
 static activations norm_wanted(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     activations normed = view->scratch->normed;
@@ -152,7 +152,7 @@ static activations norm_wanted(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* The same if ln_f is probed: computes all rows, and then moves the wanted ones together. */
+/* Does the same if ln_f is probed: computes all rows, and then moves the wanted rows together. */
 static activations norm_probed(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     int n_rows = view->pass->n_rows, begin, end;
@@ -174,7 +174,7 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* Scores rows [begin, end) of the wanted rows by their logits. */
+/* Scores rows [begin, end) of the wanted rows from their logits. */
 static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
     const gpt2c_model *m = view->model;
     for (int r = begin + view->worker; r < end; r += view->n_workers)
@@ -183,15 +183,15 @@ static void score_rows(const worker_view *view, float_rows logits, int begin, in
     team_barrier(view->team);
 }
 
-static void run_head(const worker_view *view) {
+static void run_lm_head(const worker_view *view) {
     const gpt2c_model *m = view->model;
-    const linear head = {&m->head, NULL, GPT2C_IDENTITY};
+    const linear lm_head = {&m->lm_head, NULL, GPT2C_IDENTITY};
     const float_rows logits = {view->pass->logits, (size_t)m->config.n_vocab};
     int n_wanted = count_wanted(view),
         probed = is_probed(view, GPT2C_POINT_LN_F, m->config.n_layer);
     activations normed = probed ? norm_probed(view, n_wanted) : norm_wanted(view, n_wanted);
     if (!view->pass->scores && n_wanted) {
-        matmul(view, normed, head, logits, n_wanted, 0);
+        matmul(view, normed, lm_head, logits, n_wanted, 0);
         probe_point(view, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted,
                     m->config.n_vocab);
     }
@@ -199,7 +199,7 @@ static void run_head(const worker_view *view) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
         activations x = {{row_of(normed.floats, begin), normed.floats.stride},
                          quantized_slice(normed.quantized, begin, 0)};
-        matmul(view, x, head, logits, end - begin, 0);
+        matmul(view, x, lm_head, logits, end - begin, 0);
         score_rows(view, logits, begin, end);
     }
 }
@@ -221,7 +221,7 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
     for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&view); layer++)
         run_layer(&view, layer);
     if (!poll_stop_collective(&view))
-        run_head(&view);
+        run_lm_head(&view);
 }
 
 /* ---- the call ---- */
@@ -257,7 +257,7 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
                 .token = feed->tokens[i],
                 .wants_logits = feed->wanted == GPT2C_LOGITS_ALL ||
                                 (feed->wanted == GPT2C_LOGITS_LAST && i + 1 == feed->n_tokens) ||
-                                (p->probe && p->probe->wants_logits[i]),
+                                (p->hooks && p->hooks->wants_logits[i]),
             };
     }
     return GPT2C_OK;
@@ -304,14 +304,14 @@ gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const
 
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
-                                  const gpt2c_probe *probe, float *logits) {
+                                  const gpt2c_hooks *hooks, float *logits) {
     probe_buffers buffers = {0};
     pass p = {
-        .model = model, .scratch = scratch, .logits = logits, .probe = probe, .buffers = &buffers};
+        .model = model, .scratch = scratch, .logits = logits, .hooks = hooks, .buffers = &buffers};
     const gpt2c_feed whole = {sequence, tokens, n_tokens, GPT2C_LOGITS_NONE};
     if (sequence->length)
         return GPT2C_BAD_ARGUMENT;
-    gpt2c_status status = probe_buffers_alloc(&buffers, probe, &model->config, n_tokens);
+    gpt2c_status status = probe_buffers_alloc(&buffers, hooks, &model->config, n_tokens);
     if (!status)
         status = run_feeds(&p, &whole, 1);
     if (!status && buffers.is_stopped)

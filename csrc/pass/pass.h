@@ -19,12 +19,13 @@ typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     int n_rows;
-    float *logits; /* [rows whose logits are wanted, n_vocab]; of a scoring [SCORE_ROWS, n_vocab] */
-    /* Of a scoring, for each row whose logits are wanted: */
+    float
+        *logits; /* [rows whose logits are wanted, n_vocab]; in gpt2c_score [SCORE_ROWS, n_vocab] */
+    /* In gpt2c_score, for each row whose logits are wanted: */
     const int32_t *targets;
     const gpt2c_scores *scores;
-    const gpt2c_probe *probe; /* or NULL */
-    probe_buffers *buffers;   /* of a probed call */
+    const gpt2c_hooks *hooks; /* or NULL */
+    probe_buffers *buffers;   /* in a probed call */
 } pass;
 
 /* A worker's view of the call. */
@@ -59,7 +60,7 @@ typedef struct {
 
 /* out = activation(x @ weight + bias), added to out if `add` is set. */
 void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add);
-/* The same for the input of another matmul: the output is quantised if that one needs it so. */
+/* The same for the input of another matmul: quantises the output if that matmul needs it. */
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
                                   int n_rows);
 /* Computes the columns of panels [begin, end) on this worker alone. Has no barrier. */
@@ -75,14 +76,14 @@ activations attend(const worker_view *view, int32_t layer, activations normed, l
 
 /* Whether a point of a layer is probed. All workers get the same answer. */
 int is_probed(const worker_view *view, gpt2c_point point, int32_t layer);
-/* Collective. If the point is probed, calls the probe's callback with rows [n_rows, width], which
+/* Collective. If the point is probed, calls the hook with rows [n_rows, width], which
  * all workers have completed. When it returns, all workers see the edits. */
 void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
                  int n_rows, int32_t width);
 /* Collective. Polls whether the call should stop. All workers get the same answer. */
 int poll_stop_collective(const worker_view *view);
 
-gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_probe *probe,
+gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_hooks *hooks,
                                  const gpt2c_config *config, int32_t n_rows);
 void probe_buffers_free(probe_buffers *buffers);
 

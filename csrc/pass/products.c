@@ -1,4 +1,4 @@
-/* Matrix products of rows and weights. The workers share the panels of columns. */
+/* Matrix products of rows and weights. Each worker computes a share of the panels of columns. */
 #include "pass/pass.h"
 
 static matmul_args matmul_of(activations x, linear l, int n_rows) {
@@ -26,7 +26,7 @@ static void multiply(const worker_view *view, const matmul_args *args, gpt2c_dty
         m->kernels->matmul(args, begin, end);
 }
 
-static void run(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
+static void multiply_share(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
     int begin, end;
     team_share((int)panels_of((size_t)args->n), view->worker, view->n_workers, &begin, &end);
     multiply(view, args, dtype, begin, end);
@@ -38,7 +38,7 @@ void matmul(const worker_view *view, activations x, linear l, float_rows out, in
     args.residual = add ? out.floats : NULL;
     args.out = out.floats;
     args.residual_stride = args.out_stride = out.stride;
-    run(view, &args, l.weight->dtype);
+    multiply_share(view, &args, l.weight->dtype);
 }
 
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
@@ -48,7 +48,7 @@ activations matmul_to_activations(const worker_view *view, activations x, linear
     args.out_stride = out.floats.stride;
     if (is_quantized(view))
         args.quantized_out = out.quantized = quantized_layout(out.quantized, n_rows);
-    run(view, &args, l.weight->dtype);
+    multiply_share(view, &args, l.weight->dtype);
     return out;
 }
 

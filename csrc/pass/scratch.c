@@ -6,7 +6,8 @@
 #include <stdlib.h>
 
 /* GPT-2's widths are often multiples of 4096 bytes. Rows that far apart would map to the same few
- * sets of the L1 cache, so a cache line of padding lies between them. Returns 0 without memory. */
+ * sets of the L1 cache, so a cache line of padding lies between them. Returns 0 if out of
+ * memory. */
 static int alloc_rows(float_rows *m, int n_rows, int32_t width) {
     m->stride = ((size_t)width + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + CACHE_LINE;
     m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));

@@ -12,7 +12,7 @@ typedef struct {
     int wants_logits;
 } input_row;
 
-/* Up to this many rows, every worker computes layer norm (and quantises) for itself: that is
+/* With up to this many rows, every worker computes layer norm (and quantises) for itself, which is
  * cheaper than a barrier. */
 #define OWN_NORM_ROWS 2
 
@@ -24,7 +24,7 @@ typedef struct {
 
 static inline float *row_of(float_rows m, int r) { return m.floats + (size_t)r * m.stride; }
 
-/* Rows between two steps: floats and, if they meet quantised weights, 8-bit values. */
+/* Rows between two steps: floats and, if quantised weights multiply them, 8-bit values. */
 typedef struct {
     float_rows floats;
     quantized_rows quantized;
@@ -56,7 +56,7 @@ typedef struct {
 } worker_scratch;
 
 struct gpt2c_scratch {
-    int32_t n_rows;       /* of a call, at most */
+    int32_t n_rows;       /* the most rows of one call */
     input_row *rows;      /* [n_rows] */
     float_rows residual;  /* [rows, n_embd] */
     activations normed;   /* [rows, n_embd] */
@@ -68,5 +68,8 @@ struct gpt2c_scratch {
     int n_workers;
     worker_scratch *workers; /* [n_workers] */
 };
+
+/* Returns the candidates of a worker, allocated at the first use; NULL if out of memory. */
+candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker);
 
 #endif

@@ -4,12 +4,12 @@
  * lower 32 bits. The keys are radix-sorted by the upper half: three passes of 11 bits, linear in n
  * and stable, so ties keep the order of ids without being compared.
  *
- * Selecting. For the k largest of n logits, with k far below n, a sort would be wasted. select_keys
- * keeps the best k keys seen so far in a heap whose root is the worst of them. A logit that does
- * not beat the root costs one comparison of floats; one that does replaces the root and sifts down,
- * log k steps. Few do: about k ln(n / k) of logits in random order. The heap is then sorted in
- * place. Ids are visited ascending, so of equal logits the lower id is already there and stays.
- * candidates_keep_top sorts instead if k is more than n / 8. */
+ * Selecting. To find the k largest of n logits, with k far below n, sorting all would waste time.
+ * select_keys keeps the best k keys seen so far in a heap whose root is the worst of them. A logit
+ * that does not beat the root costs one comparison of floats; one that does replaces the root and
+ * sifts down in log k steps. Few do: about k ln(n / k) of logits in random order. The heap is then
+ * sorted in place. Ids are visited ascending, so of equal logits the lower id is in the heap
+ * already and stays. candidates_keep_top sorts instead if k is more than n / 8. */
 #include "sample/candidates.h"
 
 #include "os/os.h"
@@ -190,7 +190,7 @@ static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     }
 }
 
-/* The k smallest keys of n logits, in order. ids ascend; NULL means 0, 1, ... */
+/* Sets `keys` to the k smallest keys of n logits, in order. ids ascend; NULL means 0, 1, ... */
 static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids, int32_t n,
                         int32_t k) {
     for (int32_t i = 0; i < k; i++)

@@ -19,22 +19,20 @@ typedef struct {
     uint64_t *keys, *spare_keys; /* [n_vocab], for sorting */
     int32_t *indices;            /* [n_vocab], for candidates_index */
     int has_indices;
-    int32_t *counts;  /* [n_vocab], zero outside a penalty */
+    int32_t *counts;  /* [n_vocab]; all zero except while a penalty runs */
     int32_t *history; /* [n_history], the ids of the prompt and the generated ones */
     int32_t n_history, n_prompt;
     int32_t *lengths;   /* [n_history], apply_dry's scratch */
-    noise_key noise;    /* of this draw */
-    float mirostat_mu;  /* the largest surprise in bits that mirostat keeps */
+    noise_key noise;    /* the key of this draw's noise */
+    float mirostat_mu;  /* the largest surprisal in bits that mirostat keeps */
     float mirostat_sum; /* of the weights that mirostat saw; 0 without mirostat */
-    int wants_margin;   /* set by callers that want the margin of a choice: */
-    float margin;       /* its lead over the next best; NaN where it is not computed */
+    int wants_margin;   /* set by a caller that wants the margin */
+    float margin;       /* the chosen token's lead over the next best; NaN: not computed */
 } candidates;
 
-/* Buffers for one draw at a time. NULL if there is no memory. */
+/* Allocates buffers for one draw at a time. Returns NULL if out of memory. */
 candidates *candidates_create(const kernel_table *kernels, int32_t n_vocab, int32_t n_positions);
 void candidates_free(candidates *c);
-/* The candidates of a scratch's worker, allocated by the first call. */
-candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker);
 
 /* Makes all ids candidates, with these logits. */
 void candidates_fill(candidates *c, const float *logits);
@@ -43,7 +41,7 @@ int32_t candidates_argmax(const candidates *c);
 /* Sets the weights and returns their sum, or -1 if a logit is NaN or the largest is infinite. */
 double candidates_weigh(candidates *c);
 void candidates_sort(candidates *c);
-/* Restores the order of ids, which penalties need. */
+/* Sorts by id again, which penalties need. */
 void candidates_unsort(candidates *c);
 /* The index of an id, or NOT_FOUND if it was removed. The candidates must not be sorted. */
 int32_t candidates_index(candidates *c, int32_t id);
@@ -51,11 +49,11 @@ int32_t candidates_index(candidates *c, int32_t id);
 void candidates_keep_top(candidates *c, int32_t k);
 /* Keeps the candidates whose weight is at least min_weight. */
 void candidates_keep_at_least(candidates *c, double min_weight);
-/* Keeps these, and the most likely candidate in any case. No logit may be NaN. */
+/* The same, but always keeps the most likely candidate. No logit may be NaN. */
 void candidates_keep_best_or_at_least(candidates *c, double min_weight);
 /* An unsigned key that orders as x does; both zeros have the same key. */
 uint32_t ascending_key(float x);
-/* Sorts `keys` by their upper 32 bits, ascending; equal ones keep their order. */
+/* Sorts `keys` by their upper 32 bits, ascending; equal keys keep their order. */
 void candidates_sort_keys(candidates *c, int32_t n);
 
 /* Sets ids[k] to the ids of the k largest of n logits, by (logit descending, id ascending), and to

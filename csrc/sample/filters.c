@@ -83,8 +83,8 @@ static double entropy_of(const candidates *c, double sum) {
     return (double)log_sum - scaled / sum;
 }
 
-/* Meister et al. 2022, "Locally Typical Sampling": orders the ids by how far their surprise, -log
- * p, is from the entropy, and keeps the nearest ones until their probabilities sum to p or more.
+/* Meister et al. 2022, "Locally Typical Sampling": orders the ids by how far their surprisal, -log
+ * p, is from the entropy, and keeps the nearest ids until their probabilities sum to p or more.
  * The ids that tie with the last one kept are kept too. */
 void apply_typical_p(candidates *c, const gpt2c_stage *stage) {
     candidates_unsort(c);
@@ -95,8 +95,8 @@ void apply_typical_p(candidates *c, const gpt2c_stage *stage) {
     float max = c->logits[candidates_argmax(c)], log_sum = (float)sum;
     c->kernels->log(&log_sum, 1);
     for (int32_t i = 0; i < c->n; i++) {
-        double surprise = (double)log_sum - (double)(c->logits[i] - max);
-        c->keys[i] = (uint64_t)ascending_key((float)fabs(surprise - entropy)) << 32 | (uint32_t)i;
+        double surprisal = (double)log_sum - (double)(c->logits[i] - max);
+        c->keys[i] = (uint64_t)ascending_key((float)fabs(surprisal - entropy)) << 32 | (uint32_t)i;
     }
     candidates_sort_keys(c, c->n);
     double reached = 0.0;
@@ -134,7 +134,7 @@ void apply_eta_cutoff(candidates *c, const gpt2c_stage *stage) {
 
 /* XTC, "exclude top choices" (p-e-w 2024, oobabooga/text-generation-webui pull request 6335): with
  * the given probability, if several ids reach the threshold, removes all of these but the least
- * likely. Whether it does is drawn at the token's position, as the token's noise is. */
+ * likely. The random number for this depends on the seed, sample and position, as noise does. */
 void apply_xtc(candidates *c, const gpt2c_stage *stage) {
     float probability = stage->value;
     double threshold = (double)stage->other;
@@ -159,9 +159,10 @@ void apply_xtc(candidates *c, const gpt2c_stage *stage) {
 }
 
 /* Basu et al. 2021, "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity",
- * version 2: keeps the ids whose surprise is at most mu bits. sample.c adapts mu after the draw. */
+ * version 2: keeps the ids whose surprisal is at most mu bits. sample.c adapts mu after the
+ * draw. */
 void apply_mirostat(candidates *c, const gpt2c_stage *stage) {
-    (void)stage; /* its parameters, tau and eta, adapt mu */
+    (void)stage; /* sample.c uses its parameters, tau and eta, to adapt mu */
     double sum = candidates_weigh(c);
     c->mirostat_sum = (float)sum;
     float min = -c->mirostat_mu * 0.693147181f;

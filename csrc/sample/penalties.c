@@ -1,5 +1,5 @@
-/* The stages that change the logits of single ids, most of them by the ids that came before: the
- * prompt's and the new ones, c->history. The candidates are in the order of ids (sample.c). */
+/* The stages that change the logits of single ids. Most depend on c->history: the ids of the prompt
+ * and the generated ones. The candidates are in the order of ids (sample.c). */
 #include "sample/candidates.h"
 
 #include <math.h>

@@ -1,5 +1,5 @@
-/* From logits to a token: the stages of the sampling options (filters.c, penalties.c), then the
- * largest logit or a draw. */
+/* Turns logits into a token: applies the stages of the sampling options (filters.c, penalties.c),
+ * then takes the largest logit or draws. */
 #include "sample/sample.h"
 #include "fpenv.h"
 #include "model/model.h"
@@ -22,7 +22,7 @@ static const struct {
 
 const char *gpt2c_stage_name(gpt2c_stage_kind kind) { return stage_table[kind].name; }
 
-static void fill(candidates *c, const gpt2c_job *job, const float *logits) {
+static void fill_for_job(candidates *c, const gpt2c_job *job, const float *logits) {
     candidates_fill(c, logits);
     memcpy(c->history, job->prompt, (size_t)job->n_prompt * sizeof(int32_t));
     memcpy(c->history + job->n_prompt, job->tokens, (size_t)job->n_tokens * sizeof(int32_t));
@@ -42,17 +42,17 @@ static void run_stages(candidates *c, const gpt2c_job *job) {
     }
 }
 
-/* Moves mu so that the surprise of the next tokens approaches tau. The surprise of the drawn token,
- * in bits, is that of the distribution before mirostat's cut; `below` is its logit minus the
- * largest. */
+/* Moves mu so that the surprisal of the next tokens approaches tau. The surprisal of the drawn
+ * token, in bits, is under the distribution before mirostat's cut; `below` is the token's logit
+ * minus the largest logit. */
 static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
     float log_sum = c->mirostat_sum;
     c->kernels->log(&log_sum, 1);
-    float surprise = (log_sum - below) * 1.44269504f;
+    float surprisal = (log_sum - below) * 1.44269504f;
     for (int32_t s = 0; s < job->sampling.n_stages; s++) {
         const gpt2c_stage *stage = &job->sampling.stages[s];
         if (stage->kind == GPT2C_MIROSTAT)
-            job->mirostat_mu -= stage->other * (surprise - stage->value);
+            job->mirostat_mu -= stage->other * (surprisal - stage->value);
     }
 }
 
@@ -72,8 +72,8 @@ static float margin_of_argmax(const kernel_table *kernels, const float *logits, 
     return logits[best] - next;
 }
 
-/* How far the score (logit + noise) of the drawn token is above the next best score: draws again
- * without the token. */
+/* How far the score (logit + noise) of the drawn token is above the next best score, which is found
+ * by drawing again without the token. */
 static float margin_of_draw(candidates *c, int32_t token, float score) {
     int32_t index = 0;
     while (c->ids[index] != token)
@@ -94,7 +94,7 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, int32_t *token) {
     if (isinf(max) && max < 0.0f)
         return GPT2C_NOTHING_LEFT;
     *token = c->ids[best];
-    if (!job->sampling.draws || isinf(max))
+    if (!job->sampling.do_sample || isinf(max))
         return GPT2C_OK;
     float score;
     *token = c->kernels->draw(c->logits, c->ids, c->n, &c->noise, &score);
@@ -106,7 +106,7 @@ static gpt2c_status draw(candidates *c, gpt2c_job *job, int32_t *token) {
     return GPT2C_OK;
 }
 
-int is_greedy(const gpt2c_job *job) { return !job->sampling.draws && !job->sampling.n_stages; }
+int is_greedy(const gpt2c_job *job) { return !job->sampling.do_sample && !job->sampling.n_stages; }
 
 static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                            int32_t *token) {
@@ -121,7 +121,7 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
             is_greedy(job) ? margin_of_argmax(m->kernels, logits, m->config.n_vocab, best) : NAN;
     if (is_greedy(job))
         return GPT2C_OK;
-    fill(c, job, logits);
+    fill_for_job(c, job, logits);
     return draw(c, job, token);
 }
 
@@ -163,29 +163,13 @@ void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const floa
     fp_leave(caller);
 }
 
-gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
-                           const float *logits, const float *raw_logits) {
-    if (job->finish != GPT2C_RUNNING) /* a finished job may have no room for another token */
-        return GPT2C_BAD_ARGUMENT;
-    candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
-    if (!c)
-        return GPT2C_NO_MEMORY;
-    advance_job(model, c, job, logits, raw_logits);
-    return GPT2C_OK;
-}
-
-gpt2c_status gpt2c_process(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_job *job,
-                           float *logits) {
-    candidates *c = gpt2c_scratch_candidates(scratch, model, 0);
-    if (!c)
-        return GPT2C_NO_MEMORY;
+void apply_stages(candidates *c, const gpt2c_job *job, float *logits) {
     fp_state caller = fp_enter();
-    fill(c, job, logits);
+    fill_for_job(c, job, logits);
     run_stages(c, job);
     for (int32_t id = 0; id < c->n_vocab; id++)
         logits[id] = -INFINITY;
     for (int32_t i = 0; i < c->n; i++)
         logits[c->ids[i]] = c->logits[i];
     fp_leave(caller);
-    return GPT2C_OK;
 }

@@ -1,4 +1,4 @@
-/* From logits to a job's next token. */
+/* Chooses a job's next token from logits. */
 #ifndef GPT2C_SAMPLE_H
 #define GPT2C_SAMPLE_H
 
@@ -7,9 +7,11 @@
 /* Whether a job takes the largest of the model's logits, without stages, and so needs no
  * candidates. */
 int is_greedy(const gpt2c_job *job);
-/* Chooses the next token by `logits` and appends it; its score is by raw_logits, which no stage or
- * caller has changed. */
+/* Chooses the next token from `logits` and appends it. Its score comes from raw_logits, which no
+ * stage or caller has changed. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                  const float *raw_logits);
+/* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */
+void apply_stages(candidates *c, const gpt2c_job *job, float *logits);
 
 #endif

@@ -3,7 +3,7 @@
 
 #include "model/model.h"
 
-/* Writes the score of a token by the model's logits [n_vocab] to scores[at]. */
+/* Computes a token's score from the model's logits [n_vocab] and writes it to scores[at]. */
 void score_token(const gpt2c_model *m, const float *logits, int32_t token,
                  const gpt2c_scores *scores, size_t at);
 

@@ -65,12 +65,12 @@ static void check(gpt2c_status status) {
     }
 }
 
-static void load(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t rows, size_t width,
-                 float offset) {
+static void write_random(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t rows,
+                         size_t width, float offset) {
     float *values = malloc(rows * width * sizeof *values);
     for (size_t i = 0; i < rows * width; i++)
         values[i] = next_weight() + offset;
-    check(gpt2c_model_load(model, tensor, layer, values, 0, rows, width));
+    check(gpt2c_model_write(model, tensor, layer, values, 0, rows, width));
     free(values);
 }
 
@@ -78,23 +78,23 @@ static gpt2c_model *random_model(const gpt2c_config *c, const char *isa, int n_t
     gpt2c_model *model;
     check(gpt2c_model_create(c, isa, n_threads, &model));
     size_t embd = (size_t)c->n_embd, inner = (size_t)c->n_inner;
-    load(model, GPT2C_WTE, 0, (size_t)c->n_vocab, embd, 0.0f);
-    load(model, GPT2C_WPE, 0, (size_t)c->n_positions, embd, 0.0f);
-    load(model, GPT2C_LN_F_WEIGHT, 0, 1, embd, 1.0f);
-    load(model, GPT2C_LN_F_BIAS, 0, 1, embd, 0.0f);
+    write_random(model, GPT2C_WTE, 0, (size_t)c->n_vocab, embd, 0.0f);
+    write_random(model, GPT2C_WPE, 0, (size_t)c->n_positions, embd, 0.0f);
+    write_random(model, GPT2C_LN_F_WEIGHT, 0, 1, embd, 1.0f);
+    write_random(model, GPT2C_LN_F_BIAS, 0, 1, embd, 0.0f);
     for (int32_t layer = 0; layer < c->n_layer; layer++) {
-        load(model, GPT2C_LN_1_WEIGHT, layer, 1, embd, 1.0f);
-        load(model, GPT2C_LN_1_BIAS, layer, 1, embd, 0.0f);
-        load(model, GPT2C_C_ATTN_WEIGHT, layer, embd, 3 * embd, 0.0f);
-        load(model, GPT2C_C_ATTN_BIAS, layer, 1, 3 * embd, 0.0f);
-        load(model, GPT2C_ATTN_C_PROJ_WEIGHT, layer, embd, embd, 0.0f);
-        load(model, GPT2C_ATTN_C_PROJ_BIAS, layer, 1, embd, 0.0f);
-        load(model, GPT2C_LN_2_WEIGHT, layer, 1, embd, 1.0f);
-        load(model, GPT2C_LN_2_BIAS, layer, 1, embd, 0.0f);
-        load(model, GPT2C_C_FC_WEIGHT, layer, embd, inner, 0.0f);
-        load(model, GPT2C_C_FC_BIAS, layer, 1, inner, 0.0f);
-        load(model, GPT2C_MLP_C_PROJ_WEIGHT, layer, inner, embd, 0.0f);
-        load(model, GPT2C_MLP_C_PROJ_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_LN_1_WEIGHT, layer, 1, embd, 1.0f);
+        write_random(model, GPT2C_LN_1_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_C_ATTN_WEIGHT, layer, embd, 3 * embd, 0.0f);
+        write_random(model, GPT2C_C_ATTN_BIAS, layer, 1, 3 * embd, 0.0f);
+        write_random(model, GPT2C_ATTN_C_PROJ_WEIGHT, layer, embd, embd, 0.0f);
+        write_random(model, GPT2C_ATTN_C_PROJ_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_LN_2_WEIGHT, layer, 1, embd, 1.0f);
+        write_random(model, GPT2C_LN_2_BIAS, layer, 1, embd, 0.0f);
+        write_random(model, GPT2C_C_FC_WEIGHT, layer, embd, inner, 0.0f);
+        write_random(model, GPT2C_C_FC_BIAS, layer, 1, inner, 0.0f);
+        write_random(model, GPT2C_MLP_C_PROJ_WEIGHT, layer, inner, embd, 0.0f);
+        write_random(model, GPT2C_MLP_C_PROJ_BIAS, layer, 1, embd, 0.0f);
     }
     return model;
 }
@@ -179,7 +179,7 @@ int main(int argc, char **argv) {
          .n_head = 4,
          .n_inner = 256,
          .activation = GPT2C_GELU_TANH,
-         .tied_head = 1,
+         .tied_lm_head = 1,
          .scale_attn = 1,
          .layer_norm_epsilon = 1e-5f},
         {.n_vocab = 65,
@@ -189,7 +189,7 @@ int main(int argc, char **argv) {
          .n_head = 3,
          .n_inner = 50,
          .activation = GPT2C_SILU,
-         .tied_head = 1,
+         .tied_lm_head = 1,
          .scale_attn = 1,
          .scale_by_inverse_layer = 1,
          .layer_norm_epsilon = 1e-3f},
@@ -199,7 +199,7 @@ int main(int argc, char **argv) {
             configs[i].layer_dtype = dtype;
             configs[i].embedding_dtype = dtype == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
             configs[i].bfloat16_cache = dtype != GPT2C_FLOAT32;
-            configs[i].n_candidates = 16;
+            configs[i].n_scales = 16;
             print_model(&configs[i], argv[1], atoi(argv[2]));
         }
     return 0;

@@ -22,6 +22,7 @@ fi
 "$lint_python" -m ruff format --check .
 "$lint_python" -m mypy
 
-"$(dirname "$lint_python")/clang-format" --dry-run --Werror csrc/*.[ch] csrc/*/*.[ch] tests/c/*.c
+find csrc tests/c -name '*.[ch]' -exec \
+    "$(dirname "$lint_python")/clang-format" --dry-run --Werror {} +
 tools/ci/warnings.sh "$objects"
 echo "lint: clean"

@@ -5,7 +5,8 @@
 set -euo pipefail
 objects=${1:?usage: [CC=compiler] tools/ci/warnings.sh FOLDER}
 cd "$(dirname "$0")/../.."
-for source in csrc/*.c csrc/*/*.c; do
+shopt -s globstar
+for source in csrc/**/*.c; do
     "${CC:-cc}" -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Wshadow -Wpointer-arith \
         -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Werror \
         -Icsrc -c "$source" -o "$objects/$(basename "$source").o"

@@ -1,21 +1,24 @@
 /* What a dot header (dot_*.h) must define for integer.h, beside a vector header (vec.h). All
  * results are exact.
  *
- *   DOT_VECTORS  vectors of columns whose weights integer.h keeps in registers, GROUP / 4 for each
- *   INT8_OFFSET  0 or 128: what dot_int8 leaves added to each weight; integer.h subtracts it
+ *   DOT_VECTORS  vectors of columns whose weights integer.h keeps in registers: GROUP / 4 registers
+ *                per vector
+ *   INT8_OFFSET  0 or 128: the offset that dot_int8 does not remove from each weight; integer.h
+ *                subtracts it
  *   INT4_SUMS_ARE_32_BITS
  *                1 if a lane of dot_int4's sum is one int32, 0 if it is two int16
  *   functions    those declared below, as INLINE functions */
 
-_Static_assert(PANEL % (DOT_VECTORS * VF_WIDTH) == 0, "a panel is whole sets of columns");
-_Static_assert(INT8_OFFSET == 0 || INT8_OFFSET == 128, "the offset is none or all of the byte's");
+_Static_assert(PANEL % (DOT_VECTORS * VF_WIDTH) == 0,
+               "a panel must be a multiple of DOT_VECTORS vectors");
+_Static_assert(INT8_OFFSET == 0 || INT8_OFFSET == 128, "the offset must be 0 or 128");
 
 /* Adds to each lane of sum the four products (w_i - 128 + INT8_OFFSET) * x_i of the lane's bytes:
  * w_i is unsigned, from 1 to 255, and x_i signed, from -127 to 127. */
 INLINE vi dot_int8(vi sum, vi w, vi x);
-/* Adds the four products w_i * x_i, w_i from 0 to 15. The sum of a group fits. */
+/* Adds the four products w_i * x_i, for w_i from 0 to 15. The sum of a group does not overflow. */
 INLINE vi dot_int4(vi sum, vi w, vi x);
-/* dot_int4's sum as one int32 a lane. */
+/* dot_int4's sum as one int32 per lane. */
 INLINE vi int4_sum(vi sum);
-/* a * b, a from 0 to 15 and b in the range of int16. */
+/* a * b, for a from 0 to 15 and b in the range of int16. */
 INLINE vi mul_zero_point(vi a, vi b);

@@ -1,6 +1,6 @@
 /* Products of bytes with AVX2. Its one instruction for them, maddubs, multiplies unsigned by signed
- * bytes and saturates at 16 bits, so it gets magnitudes up to 127, and nibbles. */
-#define DOT_VECTORS 1 /* 8 registers of weights, half of 16 */
+ * bytes and saturates at 16 bits. dot_int8 therefore passes it |w| <= 127, and dot_int4 nibbles. */
+#define DOT_VECTORS 1 /* the weights take 8 of the 16 registers */
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 0
 

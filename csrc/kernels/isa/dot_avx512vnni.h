@@ -1,5 +1,5 @@
 /* Products of bytes with AVX-512's VNNI. */
-#define DOT_VECTORS 2 /* 16 registers of weights, 4 of scales and zero points, of 32 */
+#define DOT_VECTORS 2 /* of 32 registers, 16 hold weights and 4 scales and zero points */
 #define INT8_OFFSET 128
 #define INT4_SUMS_ARE_32_BITS 1
 

@@ -1,5 +1,5 @@
 /* Products of bytes with AVX-VNNI. */
-#define DOT_VECTORS 1 /* 8 registers of weights, half of 16 */
+#define DOT_VECTORS 1 /* the weights take 8 of the 16 registers */
 #define INT8_OFFSET 128
 #define INT4_SUMS_ARE_32_BITS 1
 

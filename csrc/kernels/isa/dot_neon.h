@@ -1,5 +1,5 @@
 /* Products of bytes with NEON, widened to 16 bits. */
-#define DOT_VECTORS 2 /* 16 registers of weights, half of 32 */
+#define DOT_VECTORS 2 /* the weights take 16 of the 32 registers */
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 1
 

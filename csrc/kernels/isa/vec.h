@@ -4,23 +4,25 @@
  *
  * A header defines
  *   VF_WIDTH    the lanes of a vector: 1, 2, 4, 8 or 16
- *   vf, vi      the types of VF_WIDTH floats and of VF_WIDTH int32
+ *   vf, vi      the types of VF_WIDTH floats and of VF_WIDTH int32; their size is a constant
  *   TILE_ROWS, TILE_VECTORS, ROW_VECTORS
  *               the shape of a matmul's tile (matmul.h): a budget of registers
  *   functions   those declared below, as INLINE functions. Kernels include this file after the
  *               header, so the compiler compares the types and reports a function that is missing.
- * It may define HAS_VF_LDEXP and vf_ldexp (functions.h) if one instruction does that.
+ * It may define HAS_VF_LDEXP and vf_ldexp (functions.h) if it has an instruction for that.
  *
  * Each operation works lane by lane. Float arithmetic is IEEE 754 binary32, rounded to nearest,
  * ties to even, with denormals (fpenv.h sets the mode). Arithmetic with a NaN returns some NaN,
  * whose bits are unspecified. Pointers need only the alignment of their element. */
 
-_Static_assert(16 % VF_WIDTH == 0, "the 16 lanes of a sum (row.h) are whole vectors");
-_Static_assert(sizeof(vf) == VF_WIDTH * sizeof(float), "vf has VF_WIDTH floats");
-_Static_assert(sizeof(vi) == VF_WIDTH * sizeof(int32_t), "vi has VF_WIDTH integers");
-_Static_assert(PANEL % (TILE_VECTORS * VF_WIDTH) == 0, "a panel is whole tiles");
-_Static_assert(PANEL % (ROW_VECTORS * VF_WIDTH) == 0, "a panel is whole tiles of one row");
-_Static_assert(TILE_ROWS <= ATTENTION_ROWS, "the scores of a tile have room");
+_Static_assert(16 % VF_WIDTH == 0, "vectors must divide the 16 lanes of a sum (row.h)");
+_Static_assert(sizeof(vf) == VF_WIDTH * sizeof(float), "vf must have VF_WIDTH floats");
+_Static_assert(sizeof(vi) == VF_WIDTH * sizeof(int32_t), "vi must have VF_WIDTH integers");
+_Static_assert(PANEL % (TILE_VECTORS * VF_WIDTH) == 0,
+               "a panel must be a multiple of a tile's columns");
+_Static_assert(PANEL % (ROW_VECTORS * VF_WIDTH) == 0,
+               "a panel must be a multiple of a one-row tile's columns");
+_Static_assert(TILE_ROWS <= ATTENTION_ROWS, "the scores of a tile must have room");
 
 /* ---- loads and stores ---- */
 
@@ -30,8 +32,8 @@ INLINE void vf_store(float *p, vf a);
 INLINE vi vi_set1(int32_t a);
 INLINE vi vi_load(const int32_t *p);
 INLINE void vi_store(int32_t *p, vi a);
-/* The first n lanes; n may be negative or more than VF_WIDTH. A load sets the other lanes to +0,
- * and memory past the n-th element is neither read nor written. */
+/* These load or store the first n lanes; n may be negative or more than VF_WIDTH. A load sets the
+ * other lanes to +0, and memory past the n-th element is neither read nor written. */
 INLINE vf vf_load_first(const float *p, int n);
 INLINE void vf_store_first(float *p, vf a, int n);
 INLINE vi vi_load_first_16(const uint16_t *p, int n);
@@ -56,7 +58,8 @@ INLINE vf vf_from_int(vi a);
 
 /* ---- selections, which change no bit of the lane they return ---- */
 
-/* a > b ? a : b, and a < b ? a : b. Both return b if either is NaN and if both are zeros. */
+/* vf_max is a > b ? a : b, and vf_min is a < b ? a : b. Both return b if either is NaN and if both
+ * are zeros. */
 INLINE vf vf_max(vf a, vf b);
 INLINE vf vf_min(vf a, vf b);
 /* a < b ? x : y. A NaN is not less. */
@@ -77,7 +80,7 @@ INLINE vi vi_and(vi a, vi b);
 INLINE vi vi_or(vi a, vi b);
 INLINE vi vi_xor(vi a, vi b);
 INLINE vi vi_max(vi a, vi b); /* signed */
-/* By 0 to 31 bits. The first repeats the sign bit, the second shifts zeros in. */
+/* Shifts by 0 to 31 bits. vi_shift_right repeats the sign bit; the other two shift zeros in. */
 INLINE vi vi_shift_right(vi a, int n);
 INLINE vi vi_shift_right_unsigned(vi a, int n);
 INLINE vi vi_shift_left(vi a, int n);

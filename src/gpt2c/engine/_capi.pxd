@@ -23,9 +23,9 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_INT4
 
     ctypedef struct gpt2c_config:
-        int32_t layer_dtype, embedding_dtype, bfloat16_cache, n_candidates
+        int32_t layer_dtype, embedding_dtype, bfloat16_cache, n_scales
         int32_t n_vocab, n_positions, n_embd, n_layer, n_head, n_inner
-        int32_t activation, tied_head, scale_attn, scale_by_inverse_layer
+        int32_t activation, tied_lm_head, scale_attn, scale_by_inverse_layer
         float layer_norm_epsilon
 
     enum:
@@ -54,7 +54,7 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_status gpt2c_model_create(
         const gpt2c_config *, const char *, int32_t, gpt2c_model **
     )
-    gpt2c_status gpt2c_model_load(
+    gpt2c_status gpt2c_model_write(
         gpt2c_model *, gpt2c_tensor, int32_t, const float *, size_t, size_t, size_t
     )
     gpt2c_status gpt2c_model_read(
@@ -99,7 +99,7 @@ cdef extern from "gpt2c.h" nogil:
         void *, gpt2c_point, int32_t, float *, size_t, int32_t, int32_t
     ) noexcept with gil
 
-    ctypedef struct gpt2c_probe:
+    ctypedef struct gpt2c_hooks:
         const uint8_t *points
         const uint8_t *wants_logits
         gpt2c_on_point on_point
@@ -108,7 +108,7 @@ cdef extern from "gpt2c.h" nogil:
 
     gpt2c_status gpt2c_forward_probed(
         const gpt2c_model *, gpt2c_scratch *, gpt2c_sequence *, const int32_t *, int32_t,
-        const gpt2c_probe *, float *,
+        const gpt2c_hooks *, float *,
     )
 
     enum: GPT2C_MAX_TOP
@@ -154,7 +154,7 @@ cdef extern from "gpt2c.h" nogil:
 
     ctypedef struct gpt2c_sampling:
         const gpt2c_stage *stages
-        int32_t n_stages, draws
+        int32_t n_stages, do_sample
         uint64_t seed
         uint32_t sample
 
@@ -185,7 +185,9 @@ cdef extern from "gpt2c.h" nogil:
         gpt2c_sequence *draft_sequence
         int32_t n_passes, n_drafted, n_accepted
 
-    gpt2c_status gpt2c_process(const gpt2c_model *, gpt2c_scratch *, const gpt2c_job *, float *)
+    gpt2c_status gpt2c_apply_stages(
+        const gpt2c_model *, gpt2c_scratch *, const gpt2c_job *, float *
+    )
     gpt2c_status gpt2c_advance(
         const gpt2c_model *, gpt2c_scratch *, gpt2c_job *, const float *, const float *
     )
@@ -274,7 +276,6 @@ cdef extern from "kernels/kernels.h" nogil:
         int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
         float (*uniform)(const noise_key *)
 
-
     ctypedef struct integer_table:
         void (*matmul_int8)(const matmul_args *, int, int)
         void (*matmul_int4)(const matmul_args *, int, int)
@@ -301,5 +302,5 @@ cdef extern from "crowding.h" nogil:
 
     int crowding_n_resting(double now, int n_workers)
     void crowding_learn(const call_report *call)
-    int crowding_is_felt()
+    int crowding_is_recent()
     void crowding_forget()

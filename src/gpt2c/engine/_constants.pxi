@@ -1,5 +1,5 @@
-# C's values of what Python defines too. tests/test_shared_constants.py compares them. Included by
-# _engine.pyx.
+# The C values of constants that Python defines too, which tests/test_shared_constants.py compares.
+# Included by _engine.pyx.
 
 cdef extern from "draft/draft.h" nogil:
     enum: MAX_DRAFTS

@@ -128,7 +128,7 @@ def quantize_rows(
     isa: str, x: NDArray[np.float32]
 ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]: ...
 def quantize_block(
-    isa: str, bits: int, weights: NDArray[np.float32], candidates: int = 16
+    isa: str, bits: int, weights: NDArray[np.float32], n_scales: int = 16
 ) -> NDArray[np.uint8]: ...
 def integer_matmul(
     isa: str,

@@ -35,7 +35,7 @@ cdef extern from "Python.h":
 
 include "_traceback.pxi"
 
-# Seconds that gpt2c_run takes before it returns, so that Python can handle Ctrl-C.
+# Seconds after which gpt2c_run returns, so that Python can handle Ctrl-C.
 cdef double SIGNAL_INTERVAL = 0.02
 
 cdef dict ACTIVATIONS = {
@@ -47,7 +47,7 @@ cdef dict ACTIVATIONS = {
     "tanh": GPT2C_TANH,
 }
 
-# A layer's tensors are without their prefix "h.N.".
+# Tensors by name; those of a layer without the prefix "h.N.".
 cdef dict TENSORS = {
     gpt2c_tensor_name(<gpt2c_tensor>i).decode(): i for i in range(GPT2C_N_TENSORS)
 }
@@ -64,7 +64,7 @@ cdef dict FINISH_REASONS = {
 cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
 
 # Scales tried for each int4 group. More than 16 lower the error by less than a thousandth.
-cdef int N_CANDIDATES = 16
+cdef int N_SCALES = 16
 
 # The weights are packed for drafts once a job has this many new tokens. For GPT-2 124M packing
 # takes as long as about six tokens.
@@ -97,7 +97,7 @@ cdef tuple tensor_of(str name):
 
 
 cdef int raise_status(gpt2c_status status, str what) except -1:
-    """Raise the exception for a status other than GPT2C_OK; `what` begins or ends its message."""
+    """Raise the exception for a status other than GPT2C_OK. Its message contains `what`."""
     if status == GPT2C_OK:
         return 0
     if status == GPT2C_NO_MEMORY:
@@ -128,7 +128,7 @@ cdef class Scratch:
 
     cdef gpt2c_scratch *pointer
     cdef gpt2c_drafter *drafter
-    cdef list sequences  # claimed by the call
+    cdef list sequences  # those that the call has claimed
     # The draft model whose buffers the drafter holds, or None. Weak reference, so dropping the
     # draft model frees its memory.
     cdef object draft_model
@@ -175,10 +175,10 @@ cdef class Model:
     def __cinit__(self, config, str isa not None, int32_t n_threads, str dtype not None="float32"):
         cdef gpt2c_config c
         c.layer_dtype = DTYPES[dtype]
-        # In int4 they alone would cost as much perplexity as the matrices of all layers.
+        # int4 embeddings alone would cost as much perplexity as int4 matrices in all layers.
         c.embedding_dtype = GPT2C_FLOAT32 if dtype == "float32" else GPT2C_INT8
         c.bfloat16_cache = dtype != "float32"
-        c.n_candidates = N_CANDIDATES
+        c.n_scales = N_SCALES
         c.n_vocab = config.vocab_size
         c.n_positions = config.n_positions
         c.n_embd = config.n_embd
@@ -186,7 +186,7 @@ cdef class Model:
         c.n_head = config.n_head
         c.n_inner = config.inner
         c.activation = ACTIVATIONS[config.activation]
-        c.tied_head = config.tie_word_embeddings
+        c.tied_lm_head = config.tie_word_embeddings
         c.scale_attn = config.scale_attn_weights
         c.scale_by_inverse_layer = config.scale_attn_by_inverse_layer_idx
         c.layer_norm_epsilon = config.layer_norm_epsilon
@@ -215,7 +215,7 @@ cdef class Model:
         if rows.shape[0] == 0 or rows.shape[1] == 0:
             raise OptionError(f"{name}: no rows to load")
         with nogil:
-            status = gpt2c_model_load(
+            status = gpt2c_model_write(
                 self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
             )
         raise_status(status, name)
@@ -259,12 +259,12 @@ cdef class Model:
         return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
 
     cdef bint needs_draft(self, drafts) except -1:
-        """Whether to call make_draft. Drafts by lookup go on without it after memory ran out."""
+        """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
         tries = not (self.has_no_room_for_draft and drafts.lookup)
         return self.draft == NULL and drafts.packing and tries
 
     cdef int make_draft(self, bint is_needed) except -1:
-        """Pack the matrices in 4 bits. The caller is a running call, which keeps the weights.
+        """Pack the matrices in 4 bits. Must run inside a call, which holds the weights.
 
         If memory runs out, it sets has_no_room_for_draft and, if is_needed, raises
         CacheMemoryError.
@@ -349,7 +349,7 @@ cdef class Model:
             )
         rows = empty((n, self.n_vocab), np.float32, f"{n} rows of logits")
         cdef float[:, ::1] view = rows
-        # All but the last id of each sequence first: nobody needs their logits.
+        # Feed all but the last id of each sequence first, without logits.
         longer = [
             (each, part[:len(part) - 1]) for each, part in zip(sequences, ids) if len(part) > 1
         ]
@@ -410,7 +410,7 @@ cdef class Model:
         cdef Scratch scratch = self.begin([])
         try:
             with nogil:
-                status = gpt2c_process(self.pointer, scratch.pointer, &job, &view[0])
+                status = gpt2c_apply_stages(self.pointer, scratch.pointer, &job, &view[0])
         finally:
             self.end(scratch)
         raise_status(status, "sampling")

@@ -44,7 +44,7 @@ cdef class Job:
         self.job.n_prompt = <int32_t>ids.shape[0]
         self.job.sampling.seed = seed
         self.job.sampling.sample = sample
-        self.job.sampling.draws = plan.draws
+        self.job.sampling.do_sample = plan.draws
         self.stages = Stages(plan.stages, model.n_vocab)
         self.stages.attach_to(&self.job)
         self.job.n_stop_ids = <int32_t>stop_ids.shape[0]

@@ -110,8 +110,10 @@ cdef quantized_rows rows_at(tuple arrays):
     return rows
 
 
-def quantize_block(str isa not None, int bits, const float[:, ::1] weights not None, candidates=16):
-    """Pack a group of a panel's columns, [GROUP, PANEL], to bytes."""
+def quantize_block(
+    str isa not None, int bits, const float[:, ::1] weights not None, int n_scales=16,
+):
+    """Pack one group of a panel, [GROUP, PANEL] weights, to the bytes of a block."""
     if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
         raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
     block = np.empty(INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES, dtype=np.uint8)
@@ -119,7 +121,7 @@ def quantize_block(str isa not None, int bits, const float[:, ::1] weights not N
     if bits == 8:
         kernels_of(isa).quantize_int8(&weights[0, 0], &out[0])
     else:
-        kernels_of(isa).quantize_int4(&weights[0, 0], candidates, &out[0])
+        kernels_of(isa).quantize_int4(&weights[0, 0], n_scales, &out[0])
     return block
 
 
@@ -129,15 +131,15 @@ def integer_matmul(
 ):
     """Compute activation(rows @ weights) from rows as quantize_rows returns them.
 
-    panels holds packed groups, [n_panels, n_groups, bytes]. Return float32 [n_rows, n]; if
-    quantizes is true, return that quantised as quantize_rows would.
+    panels holds blocks, [n_panels, n_groups, bytes]. Return float32 [n_rows, n]; if quantizes is
+    true, return the same quantised, as quantize_rows returns it.
     """
     cdef const integer_table *kernels = set_of(isa).integer
     cdef int n_groups = rows[0].shape[0], n_rows = rows[0].shape[1]
     group_bytes = INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES
     expected = ((n + PANEL - 1) // PANEL, n_groups, group_bytes)
     if (panels.shape[0], panels.shape[1], panels.shape[2]) != expected:
-        raise OptionError(f"integer_matmul takes packed groups {expected}")
+        raise OptionError(f"integer_matmul takes blocks of the shape {expected}")
     result = np.zeros((n_rows, n), dtype=np.float32)
     cdef float[:, ::1] out = result
     cdef matmul_args args
@@ -204,8 +206,8 @@ def store(
 ):
     """Store a key and a value of one position in an empty page.
 
-    Return the page's (keys [head_dim, PAGE_POSITIONS], values [head_dim]). Only the keys' first position is written, the others are zero. With is_bfloat16 the arrays are
-    uint16.
+    Return the page's (keys [head_dim, PAGE_POSITIONS], values [head_dim]). Only the first
+    position of the keys is written; the others are zero. With is_bfloat16 the arrays are uint16.
     """
     if not key.shape[0] == value.shape[0] > 0:
         raise OptionError("store takes two vectors of one length")
@@ -296,6 +298,6 @@ def learn_crowding(reports, double now, int n_workers):
         report.lost_seconds,
     ) in reports:
         crowding_learn(&report)
-    result = crowding_n_resting(now, n_workers), bool(crowding_is_felt())
+    result = crowding_n_resting(now, n_workers), bool(crowding_is_recent())
     crowding_forget()
     return result

@@ -24,7 +24,10 @@ cdef int on_point(
 
 
 cdef object after_signals(error):
-    """Return the exception of a pending signal, with `error` as its context, or else `error`."""
+    """Return the exception that a pending signal raises, or `error` if there is none.
+
+    The exception has `error` as its context.
+    """
     try:
         PyErr_CheckSignals()
     except BaseException as interrupt:
@@ -33,7 +36,7 @@ cdef object after_signals(error):
 
 
 cdef int poll_signals(void *context) noexcept with gil:
-    """Called before each layer, which may take long; not 0 after Ctrl-C."""
+    """Handle signals; called before each layer, which may take long. Return 1 after Ctrl-C."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
@@ -71,7 +74,7 @@ cdef class Probing:
     def run(self):
         """Run the call and return the wanted logits."""
         cdef Model model = self.model
-        cdef gpt2c_probe probe
+        cdef gpt2c_hooks hooks
         cdef gpt2c_status status
         cdef int32_t n = <int32_t>self.ids.shape[0]
         cdef gpt2c_scratch *scratch = NULL
@@ -80,14 +83,14 @@ cdef class Probing:
         logits = empty((n_rows, model.n_vocab), np.float32, f"{n_rows} rows of logits")
         cdef float[::1] flat = logits.reshape(-1)
         out = &flat[0] if flat.shape[0] else NULL
-        probe.points, probe.wants_logits = &self.points[0, 0], &self.wants_logits[0]
-        probe.on_point, probe.poll, probe.context = on_point, poll_signals, <void *>self
+        hooks.points, hooks.wants_logits = &self.points[0, 0], &self.wants_logits[0]
+        hooks.on_point, hooks.poll, hooks.context = on_point, poll_signals, <void *>self
         with model.held():
             raise_status(gpt2c_scratch_create(model.pointer, n, &scratch), "scratch buffers")
             try:
                 with nogil:
                     status = gpt2c_forward_probed(
-                        model.pointer, scratch, self.sequence.pointer, &self.ids[0], n, &probe, out
+                        model.pointer, scratch, self.sequence.pointer, &self.ids[0], n, &hooks, out
                     )
             finally:
                 gpt2c_scratch_free(scratch)

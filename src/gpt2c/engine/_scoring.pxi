@@ -58,7 +58,7 @@ cdef class Scoring:
             if room == 0:
                 break
             sequence = self.sequences[i]
-            # C scores all ids of a feed or none.
+            # C scores either all ids of a feed or none.
             n = self.n_unscored[i] if self.n_unscored[i] else self.n_left[i]
             n = min(n, room)
             feeds[n_feeds].sequence = sequence.pointer

@@ -1,4 +1,4 @@
-# The traceback entries of _engine's functions. Included by _engine.pyx, first of all.
+# The traceback entries of _engine's functions. _engine.pyx includes this file first.
 #
 # Under the limited API, whenever an exception passes through a Cython function, Cython compiles and
 # runs a line of Python to get a frame for the traceback, and drops any exception that this line

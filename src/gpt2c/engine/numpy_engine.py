@@ -200,7 +200,7 @@ class Model:
     ) -> NDArray[np.float32]:
         """See EngineModel.apply_stages."""
         sampler = Sampler(plan, seed, sample, len(ids))
-        processed = sampler.process(logits, [*ids.tolist(), *new_ids.tolist()])
+        processed = sampler.apply(logits, [*ids.tolist(), *new_ids.tolist()])
         return processed.astype(np.float32)
 
     def forward(

@@ -92,7 +92,7 @@ class Sampler:
     n_prompt: int
     mu: float | None = None
 
-    def process(self, logits: Logits, history: Sequence[int]) -> Logits:
+    def apply(self, logits: Logits, history: Sequence[int]) -> Logits:
         """Return logits [n_vocab] after every stage; those of removed ids are -inf."""
         for stage in self.plan.stages:
             logits = self._apply(stage, logits, history)

@@ -112,7 +112,7 @@ class LogitsProcessor:
         sampler = Sampler(plan, 0, 0, len(prompt))
         rows = []
         for i, key in enumerate(_keys(prompt, new_ids)):
-            processed = sampler.process(self._kept[key][1], [*prompt, *new_ids[:i]])
+            processed = sampler.apply(self._kept[key][1], [*prompt, *new_ids[:i]])
             rows.append(np.asarray(processed, dtype=np.float32))
         return rows
 

@@ -1,5 +1,5 @@
-/* The machine's limits, the roofline of benchmarks: how fast the threads of a model can read its
- * weights, and how many floating-point operations per second they can do. */
+/* Measures the machine's limits, the roofline of benchmarks: how fast the threads of a model can
+ * read its weights, and how many floating-point operations per second they can do. */
 #include "fpenv.h"
 #include "model/model.h"
 #include "os/os.h"
@@ -19,7 +19,7 @@ typedef struct {
 static void stream(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     measurement *m = context;
-    const size_t unit = 128; /* floats: the kernel reads multiples of it */
+    const size_t unit = 128; /* floats: the stream kernel reads multiples of this */
     size_t n_units = m->model->arena_bytes / (unit * sizeof(float));
     size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
     size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;
@@ -34,7 +34,7 @@ static void multiply_add(void *context, pool_team *team, int worker, int n_worke
         m->model->kernels->multiply_add(MULTIPLY_ADD_STEPS, 0.5f, &m->results[worker]);
 }
 
-static double seconds_of(team_function function, measurement *m) {
+static double seconds_to_run(team_function function, measurement *m) {
     fp_state caller = fp_enter();
     double begin = os_seconds();
     pool_run(function, m, m->model->n_threads);
@@ -45,12 +45,12 @@ static double seconds_of(team_function function, measurement *m) {
 
 double gpt2c_measure_stream(const gpt2c_model *model) {
     measurement m = {.model = model};
-    return (double)model->arena_bytes / seconds_of(stream, &m);
+    return (double)model->arena_bytes / seconds_to_run(stream, &m);
 }
 
 double gpt2c_measure_multiply_add(const gpt2c_model *model) {
     measurement m = {.model = model};
-    double seconds = seconds_of(multiply_add, &m), operations = 0;
+    double seconds = seconds_to_run(multiply_add, &m), operations = 0;
     for (int w = 0; w < GPT2C_MAX_THREADS; w++)
         operations += m.operations[w];
     return operations / seconds;
