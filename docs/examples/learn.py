@@ -1,4 +1,4 @@
-"""GPT-2 from nothing: the code, the numbers and the pictures of docs/learn.md.
+"""GPT-2 from scratch: the code, the numbers and the pictures of docs/learn.md.
 
     python docs/examples/learn.py [--out FOLDER]
 
