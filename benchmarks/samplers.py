@@ -1,4 +1,4 @@
-"""Measures the cost of each sampling option as a share of a float32 token's time.
+"""Measures each sampling option's cost as a share of the time to decode a token in float32.
 
     python benchmarks/samplers.py CHECKPOINT [--threads 2] [--spread 3]
 

@@ -30,7 +30,7 @@ def digests(*command: str | Path) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
-    reason=f"{COMPILER} and {EMULATOR} are not installed (tools/ci/neon.sh does)",
+    reason=f"{COMPILER} and {EMULATOR} are missing (tools/ci/neon.sh installs them)",
 )
 def test_neon_has_the_same_bits_as_this_machine(tmp_path):
     here = build("cc", tmp_path / "here")

@@ -1,4 +1,4 @@
-"""Mutated safetensors headers: CheckpointError, or the same reading as the safetensors package."""
+"""Mutated safetensors headers raise CheckpointError or are read as the safetensors package does."""
 
 from __future__ import annotations
 

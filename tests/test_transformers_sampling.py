@@ -56,7 +56,7 @@ def test_log_probabilities_equal_transformers(backend, name):
     ):
         assert score.ids.tolist() == text
         assert np.isnan(score.logprobs[0])
-        # Both sides of the subtraction have the tolerance of logits.
+        # A log-probability is logit - logsumexp; each of the two may be off by logit_atol.
         atol = 2 * logit_atol(model.logits(text))
         np.testing.assert_allclose(score.logprobs[1:], exact, rtol=0, atol=atol)
         assert score.total == pytest.approx(sum(exact), abs=atol * len(text))
