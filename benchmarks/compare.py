@@ -1,4 +1,4 @@
-"""Compares gpt2c with other engines on one checkpoint: the same prompts, alternating engines.
+"""Compares gpt2c with other engines on one checkpoint: they take turns on the same prompts.
 
     python benchmarks/compare.py CHECKPOINT [--tasks decode,prefill] [--engines gpt2c,llama.cpp]
 

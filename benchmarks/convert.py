@@ -3,7 +3,7 @@
     python benchmarks/convert.py KIND CHECKPOINT WORK_FOLDER
 
 compare.py runs this when files are missing. Weights stay float32, except in kinds with another
-dtype in their name. Vocabularies are placeholders ("t0", "t1", ...), because prompts are ids.
+dtype in their name. Prompts are ids, so vocabularies are placeholders ("t0", "t1", ...).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures speculative decoding on real text: gpt2c with and without it, and float32 peers.
+"""Measures speculative decoding on real text: gpt2c with and without drafts, and other engines.
 
     python benchmarks/drafts.py CHECKPOINT TEXT [--engines llama.cpp,openvino-f32,...]
 
@@ -7,7 +7,7 @@ greedy text counts up to its first repeated 20-gram: there it starts to loop, an
 token is accepted. Peers decode the same prompts greedily to the same length. gpt2c and its peers
 alternate; each turn takes a part of the prompts. The checkpoint needs a tokenizer of its own.
 
-A second part measures answers that repeat the prompt, as in editing: its prompts are greedy texts
+A second part measures answers that repeat the prompt, as in editing. Its prompts are greedy texts
 of the model that loop.
 """
 

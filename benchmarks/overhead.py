@@ -1,4 +1,4 @@
-"""Measures Python's overhead in `stream`, and decoding next to a busy process.
+"""Measures Python's overhead in `stream`, and decoding while another process is busy.
 
     python benchmarks/overhead.py CHECKPOINT [--threads 2] [--repeats 5]
 
@@ -47,7 +47,7 @@ def streamed_seconds(model: gpt2c.GPT2) -> float:
 
 
 def disturbed_seconds(model: gpt2c.GPT2) -> float:
-    """Return plain_seconds next to a process that spins."""
+    """Return plain_seconds while another process spins."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
             time.sleep(0.3)

@@ -1,6 +1,6 @@
 """One adapter for each engine, all with the same methods.
 
-This module imports next to nothing. An adapter imports its own engine, in its constructor: any
+This module imports almost nothing. Each adapter imports its engine in its constructor, because any
 other import would count towards that engine's time to the first token.
 """
 
@@ -104,7 +104,7 @@ class Gpt2cInt4(Gpt2cInt8):
 
 
 class Gpt2cDraft(Gpt2c):
-    """Float32 with draft="auto". Random weights generate repetitive text, which flatters it."""
+    """Float32 with draft="auto". Random weights generate repetitive text, which favours it."""
 
     draft = "auto"
 
@@ -264,7 +264,7 @@ class OpenVINO(Engine):
         import openvino_genai
 
         self.numpy, self.tensor, self.genai = numpy, openvino.Tensor, openvino_genai
-        # Use continuous batching also for one prompt: one prompt runs as fast as without it, and
+        # Use continuous batching for one prompt too: one prompt runs as fast as without it, and
         # batches run faster. Prefix caching is off, because the decode rate is computed from the
         # difference in time between two runs of one prompt.
         schedule = openvino_genai.SchedulerConfig()

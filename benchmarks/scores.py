@@ -1,4 +1,4 @@
-"""Scores a text with gpt2c and with transformers' float32 forward, alternating.
+"""Scores a text with gpt2c and with transformers in float32, by turns.
 
     python benchmarks/scores.py CHECKPOINT TEXT [--tokens 8192] [--stride 512] [--repeats 5]
 

@@ -43,7 +43,7 @@ class Task:
 def step_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
     """Return the time per token without prefill: the time of all tokens minus that of the first.
 
-    The first token is measured before and after, because its time, mostly prefill, drifts.
+    The first token is measured before and after, because its time drifts; most of it is prefill.
     """
     before = generate(prompts, 1)
     seconds = generate(prompts, task.n_new)

@@ -1,4 +1,4 @@
-"""Runs one engine in a process of its own; compare.py talks to it in lines of JSON.
+"""Runs one engine in a process of its own, which exchanges lines of JSON with compare.py.
 
 python benchmarks/worker.py ENGINE FOLDER THREADS [PROMPT]
 

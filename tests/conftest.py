@@ -30,7 +30,7 @@ TRAINERS = FIXTURES / "trainers"
 TINY = FIXTURES / "transformers" / "tiny"
 TALES = Path(gpt2c.__file__).parent / "models" / "tales"
 
-# A failure must be reproducible in the next run and on other machines: fixed seeds, no deadline.
+# Fixed seeds and no deadline, so that a failure is reproducible in later runs and elsewhere.
 settings.register_profile("gpt2c", derandomize=True, deadline=None)
 settings.load_profile("gpt2c")
 
@@ -52,8 +52,8 @@ def _instruction_sets() -> list[str]:
 ISAS = _instruction_sets()
 needs_engine = pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 if ISAS:
-    # Models with three or seven threads really run on that many, even on fewer CPUs: the tests of
-    # equal bits and of idle workers need that many.
+    # Let models with three or seven threads run on that many threads, even on fewer CPUs. The tests
+    # of equal bits and of idle workers need this.
     from gpt2c.engine import _engine
 
     _engine.pretend_cpus(16)
@@ -151,7 +151,7 @@ def tales() -> GPT2:
 
 @pytest.fixture
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the package look as if it was installed without a compiler."""
+    """Make the package behave as if it had been installed without a compiler."""
     monkeypatch.setitem(sys.modules, "gpt2c.engine._engine", None)
     monkeypatch.delattr(gpt2c.engine, "_engine", raising=False)
 
@@ -214,7 +214,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """The two descriptors of a pseudo-terminal: ours, to read its output, and the program's.
+    """The two descriptors of a pseudo-terminal: the test's, to read output, and the program's.
 
     The fixture closes them; the test must not.
     """

@@ -1,8 +1,8 @@
 """Mutated checkpoints, tokenizers and calls, which may raise only our own errors.
 
 A finding is an input that raises any other exception, takes more than 5 seconds, or takes more
-memory than MAX_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds,
-tools/soak/fuzz.py as many as you ask for.
+memory than MAX_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds;
+tools/soak/fuzz.py runs as many as you ask for.
 """
 
 from __future__ import annotations

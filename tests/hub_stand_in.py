@@ -14,7 +14,7 @@ TOKEN = "hf_let_me_in"
 
 
 class Hub:
-    """Serve folders as repositories, {"user/name": folder}; gated ones require TOKEN."""
+    """Serve folders as repositories, {"user/name": folder}; gated repositories require TOKEN."""
 
     def __init__(self, repositories: dict[str, Path], gated: frozenset[str] = frozenset()) -> None:
         self.repositories = repositories

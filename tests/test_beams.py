@@ -253,7 +253,7 @@ def test_a_nan_logit_is_an_error(backend):
 
 
 def test_ties_go_to_the_lower_id_with_and_without_all_ids():
-    """If a penalty makes two log-probabilities equal, both kinds of row put the lower id first."""
+    """If a penalty makes two log-probabilities equal, the lower id is first in both rows."""
     log_probs = np.array([-9, -9, -9, -1.5, -9, -9, -9, -1], dtype=np.float32)
     few = searching._Row(log_probs[[7, 3]], np.array([7, 3], dtype=np.int32))
     for row in (searching._Row(log_probs), few):

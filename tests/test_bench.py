@@ -1,4 +1,4 @@
-"""gpt2c bench: its output, counts and plot. Speed itself is not tested."""
+"""gpt2c bench: its output, counts and plot. No test checks the speed itself."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_peak_memory_excludes_the_parent_process():
         "import sys, numpy; from gpt2c.cli.bench_speed import peak_bytes; before = peak_bytes();"
         "held = numpy.ones(50_000_000 // 8); print(before, peak_bytes())"
     )
-    big = np.ones(300_000_000 // 8)  # of this process; must not count in the child's peak
+    big = np.ones(300_000_000 // 8)  # must not count in the child's peak
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     before, after = map(int, done.stdout.split())
     assert 45e6 < after - before < 60e6

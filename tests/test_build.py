@@ -1,4 +1,4 @@
-"""Installation from the wheel and the sdist, also without a compiler. Needs the package index."""
+"""Installation from wheel and sdist, with and without a compiler. Needs the package index."""
 
 from __future__ import annotations
 

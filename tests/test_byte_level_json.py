@@ -187,7 +187,7 @@ def test_merges_in_any_order_and_duplicates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a" * 10**6, " " * 10**6 + "b", "ab" * 500_000, "é" * 300_000])
 def test_long_texts(text: str) -> None:
-    """The time is about linear in the length; quadratic time would take hours."""
+    """The time is about linear in the length of the text; quadratic time would take hours."""
     ours, _ = pair_of("part")
     assert ours.decode(ours.encode(text)) == text
 

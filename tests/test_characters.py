@@ -152,7 +152,7 @@ EVIL = PickledCall(os.system, "touch executed")
     ids=str,
 )  # fmt: skip
 def test_invalid_meta(tmp_path: Path, meta: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An invalid meta.pkl is an error only when text or the file itself is used; nothing runs."""
+    """An invalid meta.pkl raises an error only if text or the file itself is used; no code runs."""
     monkeypatch.chdir(tmp_path)
     path = checkpoint_of(tmp_path)
     write_meta(tmp_path, meta)

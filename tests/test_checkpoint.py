@@ -223,7 +223,7 @@ def test_a_file_changed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     folder = save(tmp_path, random_arrays())
     with pytest.raises(CheckpointError, match="changed while it was read"), open_checkpoint(folder):
         os.utime(folder / "model.safetensors", ns=(1, 1))
-    # This check does not hide an error that the with block raises.
+    # This check must not hide an error that the with block raises.
     checkpoint = open_checkpoint(folder)
     os.utime(folder / "model.safetensors", ns=(2, 2))
     with pytest.raises(OptionError), checkpoint:

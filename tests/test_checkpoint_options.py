@@ -1,4 +1,4 @@
-"""Options for what a checkpoint does not state; the file names of TensorFlow checkpoints."""
+"""Options for facts that a checkpoint lacks; the file names of TensorFlow checkpoints."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def test_the_fallback_warning_is_one_line():
 
 
 def test_output_is_streamed(start):
-    """The first piece arrives before the last; speed itself is not tested."""
+    """The first piece arrives before the last; no test checks the speed itself."""
     began = time.monotonic()
     process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "200"], stdout=subprocess.PIPE

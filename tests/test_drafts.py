@@ -39,7 +39,7 @@ SAMPLING = {
 
 
 def sharp_weights(config, seed):
-    """Return weights with logits far enough apart that a 4-bit packing mostly drafts right."""
+    """Return weights with logits far enough apart that most drafts of a 4-bit copy are right."""
     weights = random_weights(config, seed)
     weights["wte.weight"] *= 3
     return weights
@@ -122,7 +122,7 @@ def test_ids_and_logprobs_equal_plain_decoding(
 
 
 def test_drafts_are_made_and_accepted(isa):
-    """Without this test, those above could pass without any drafted token."""
+    """Without this test, the tests above could pass without any drafted token."""
     config = config_of(vocab_size=60, n_positions=200, n_embd=64, n_head=2)
     model = model_on(isa, config, sharp_weights(config, 3))
     prompt = [5, 6, 7]
@@ -132,7 +132,7 @@ def test_drafts_are_made_and_accepted(isa):
     assert packed.ids == plain.ids
     assert packed.accepted > 60
     same = model.complete(prompt, max_new_tokens=120, draft=model, num_assistant_tokens=5)
-    # The model drafts for itself: every draft of five tokens is accepted.
+    # The model is its own draft model: every draft of five tokens is accepted.
     assert same.accepted == same.drafted
     assert same.passes <= 120 // 6 + 2
     repeating = model.complete(
@@ -346,7 +346,7 @@ def test_drafting_is_skipped_without_memory_for_the_packing():
         [sys.executable, "-c", _LIMITED_MEMORY], cwd=Path(__file__).parent, capture_output=True,
         text=True, check=False,
         # Each thread that allocates reserves 128 MB of address space and returns half of it later.
-        # NumPy's own threads start meanwhile, and the space that they return would make room.
+        # NumPy's threads start during the test. The space that they return would make room.
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

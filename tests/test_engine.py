@@ -1,4 +1,4 @@
-"""The compiled engine: close to the oracle, and the same bits for every way to call it."""
+"""The compiled engine: it is close to the oracle, and every way to call it gives the same bits."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_same_bits_in_any_batch(isa):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_as_accurate_as_torch(index, isa):
-    """Contract C1: the RMS error against float64 is no more than torch's float32 error."""
+    """The RMS error against float64 is at most that of torch's float32."""
     made = json.loads((FIXTURES / "transformers" / "precision.json").read_text())["models"][index]
     config = GPT2Config(**made["config"], eos_token_id=None, bos_token_id=None)
     rng = np.random.RandomState(made["seed"])

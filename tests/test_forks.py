@@ -1,4 +1,4 @@
-"""Forked children, which have neither the pool's workers nor the threads that held locks."""
+"""Forked children. They have neither the pool's workers nor the threads that held locks."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_child_forked_in_an_edit_that_returns(model, point):
     if child == 0:
 
         def check():
-            # A call on one thread completes in the child too.
+            # A call that uses one thread completes in the child too.
             assert logits is not None or model.threads > 1
             assert logits is None or np.array_equal(logits, expected)
             assert np.array_equal(model.forward([1, 2, 3], capture="logits")["logits"], expected)

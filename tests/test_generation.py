@@ -295,7 +295,7 @@ def test_help_shows_the_options_of_all_methods():
 
 
 def test_ids_without_text_are_never_generated(backend):
-    """Ids that the tokenizer lacks have no text; here they are by far the likeliest."""
+    """The model's likeliest ids by far are ids that the tokenizer lacks, so they have no text."""
     config = config_of(vocab_size=50304, n_layer=0, n_embd=3, n_head=1)
     weights = random_weights(config)
     weights["wte.weight"][50257:] *= 1000

@@ -22,7 +22,7 @@ from gpt2c.cli.main import main
 
 
 def with_generation(tmp_path: Path, values: Any) -> GPT2:
-    """Return a model without a tokenizer whose file has these values, or this text."""
+    """Return a model with no tokenizer; its generation_config.json holds these values or text."""
     random_folder(tmp_path / "model", vocab_size=21, n_layer=2, n_embd=24)
     text = values if isinstance(values, str) else json.dumps(values)
     (tmp_path / "model" / "generation_config.json").write_text(text)
@@ -293,7 +293,7 @@ def test_an_unreadable_file_is_ignored(
     model = with_generation(tmp_path, text)
     assert "generation_config.json" in caplog.text
     assert caplog.text.rstrip().endswith("the file is ignored")
-    assert len(model.generate([1, 2])) == 39  # as many as fit in the context of 40
+    assert len(model.generate([1, 2])) == 39  # as many tokens as fit in the context of 40
 
 
 def test_a_folder_or_a_broken_link_is_ignored(

@@ -1,7 +1,7 @@
-"""Detects changes: the recorded bits are those of the scalar build with arithmetic 1.
+"""Detects changed bits: the recorded bits are those of the scalar build with arithmetic 1.
 
 The tests against the oracle check that the bits are right. If you mean to change the arithmetic,
-raise ARITHMETIC and run tools/make_golden_bits.py.
+increase ARITHMETIC and run tools/make_golden_bits.py.
 """
 
 from __future__ import annotations

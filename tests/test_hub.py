@@ -1,4 +1,4 @@
-"""Names on the hub, with a local stand-in; and paths, which are never sent to the hub."""
+"""Names on the hub, with a local stand-in for it; paths, which are never sent to the hub."""
 
 from __future__ import annotations
 

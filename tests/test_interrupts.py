@@ -1,7 +1,7 @@
 """Ctrl-C at any moment: the signal handler's exception is raised, and weights are freed.
 
 The handler counts its runs; the caller must see an exception for each. tools/soak/interrupts.py
-does the same for hours.
+runs the same checks for hours.
 """
 
 from __future__ import annotations

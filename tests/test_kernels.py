@@ -91,12 +91,12 @@ def test_layer_norm_is_close_to_float64(isa):
         x += 3
         exact = reference.layer_norm(*(a.astype(np.float64) for a in (x, weight, bias)), 1e-5)
         ours = _engine.layer_norm(isa, x, weight, bias, 1e-5)
-        # The mean, near 3, has an error of a few ULP of 3, which each difference from it keeps.
+        # The mean, near 3, has an error of a few ULP of 3, and so has each difference from it.
         np.testing.assert_allclose(ours, exact, rtol=8 * EPS, atol=64 * EPS)
 
 
 def assert_same_bits(results):
-    """Compare bits; all NaNs are equal, zeros of different signs are not."""
+    """Compare bits; all NaNs are equal, but zeros of different signs are not equal."""
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
         np.testing.assert_array_equal(

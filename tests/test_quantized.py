@@ -295,7 +295,7 @@ def test_weights_read_back_equal_their_blocks(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"n_inner": 50}, {"tie_word_embeddings": False}])
 def test_logits_are_close_to_those_of_dequantised_weights(dtype, options):
-    """Only 8-bit rows and the bfloat16 cache add errors: the oracle has the dequantised weights."""
+    """Only 8-bit rows and the bfloat16 cache add errors; the oracle has the dequantised weights."""
     config = config_of(n_embd=96, n_positions=130, vocab_size=100, **options)
     ids = ids_of(config, config.n_positions, 0)
     model = model_on(ISAS[-1], config, random_weights(config), dtype=dtype)

@@ -45,7 +45,7 @@ def test_compiled_noise_equals_the_reference(seed, sample, position):
         for isa in ISAS
     ]
     assert all(other == noise[0] for other in noise)
-    # The two float32 logarithms err by a few ULP of values up to 23, and of -log u.
+    # The two float32 logarithms have errors of a few ULP of values up to 23, and of -log u.
     exact = gumbel_noise(seed, sample, position, ids)
     np.testing.assert_allclose(noise[0], exact, rtol=2e-6, atol=1e-6)
 

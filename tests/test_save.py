@@ -79,7 +79,7 @@ def test_saving_over_another_model(tmp_path: Path) -> None:
         np.testing.assert_array_equal(saved.logits([1, 2]), model.logits([1, 2]))
     names = ["config.json", "model.safetensors", "notes.txt"]
     assert sorted(os.listdir(tmp_path)) == names
-    saved.save_pretrained(tmp_path)  # over the files that it was loaded from
+    saved.save_pretrained(tmp_path)  # overwrite the files from which the model was loaded
     assert sorted(os.listdir(tmp_path)) == names
 
 

@@ -1,4 +1,4 @@
-"""Scores: computed by hand and by the oracle; the same alone, in batches, lazily, in windows."""
+"""Scores equal those by hand and by the oracle, alone, in batches, lazily and in windows."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_an_iterator_is_read_lazily_and_in_order(model):
     scores = model.score(texts())
     for n, score in zip(range(300), scores, strict=False):
         assert score.ids.tolist() == [n % 50, 1, 2]
-    # At most 256 rows run together, two per text, and one text that did not fit is read.
+    # At most 256 rows run together, two per text. One more text is read, which did not fit.
     assert len(taken) <= 300 + 256
 
 

@@ -1,4 +1,4 @@
-"""Every method tokenizes a text alike; BOS, EOS, and tokens that files add around every text.
+"""Every method tokenizes a text alike; BOS and EOS; tokens that files add around every text.
 
 fixtures/special_tokens.json has transformers' results for the same files.
 tools/make_special_token_fixtures.py made it with transformers 5.24.0.
@@ -117,7 +117,7 @@ def test_every_method_tokenizes_alike(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize("files", [ADDED, ADDED | {"tokenizer_config": {
     **ADDED["tokenizer_config"], "add_bos_token": True, "add_eos_token": True}}])  # fmt: skip
 def test_options_accept_an_added_token(tmp_path: Path, files: Any) -> None:
-    """Tokens that are added around texts are not added around the words of options."""
+    """Tokens that are added around texts are not added around the strings of options."""
     model = load(folder_of(tmp_path, **files, likeliest=257))
     assert model.generate([1, 2], max_new_tokens=3) == [257] * 3
     for option in ({"stop_token_ids": ["new9"]}, {"stop_strings": ["new9"]}):

@@ -159,7 +159,7 @@ def test_dry_finds_every_repetition(models, history, allowed, span, breakers, ba
 def test_dry_by_hand(models):
     """After 1 2 3 1 2, token 3 would extend a repeat of length 2.
 
-    With allowed length 2 its logit falls by the multiplier, 0.5.
+    With allowed length 2, the logit of token 3 falls by the multiplier, 0.5.
     """
     zeros = np.zeros(N_VOCAB, dtype=np.float32)
     stage = {"value": 0.5, "other": 2.0, "span": 0}
@@ -231,7 +231,7 @@ def test_penalties_after_filters(models, data):
         ("min_p", {"value": 1.0}, 256),
         ("epsilon_cutoff", {"value": 1 / 256}, 256),
         ("epsilon_cutoff", {"value": 1 / 255}, 1),
-        ("mirostat", {"value": 4.0, "other": 0.1}, 256),  # mu and every surprise are 8 bits
+        ("mirostat", {"value": 4.0, "other": 0.1}, 256),  # mu and every surprisal are 8 bits
         ("mirostat", {"value": 3.99, "other": 0.1}, 1),
         ("top_n_sigma", {"value": 0.0}, 256),
         ("xtc", {"value": 1.0, "other": 1 / 256}, 1),
@@ -301,7 +301,7 @@ def test_xtc_applies_with_its_probability(models):
 
 
 def test_mirostat_keeps_the_mean_surprise_near_tau():
-    """The mean surprise of 450 tokens of a trained model is close to tau."""
+    """The mean surprisal of 450 tokens of a trained model is close to tau."""
     model = GPT2.from_pretrained()
     means = {}
     for tau in (1.5, 3.0, 4.5):
@@ -310,8 +310,8 @@ def test_mirostat_keeps_the_mean_surprise_near_tau():
             stop_token_ids=[], min_new_tokens=450,
         )  # fmt: skip
         means[tau] = -np.mean(done.logprobs) / math.log(2)
-    # With eta 0.1, mu adapts within about 10 tokens. A surprise has a standard deviation of about
-    # 2 bits, so the mean of 450 has about 0.1.
+    # With eta 0.1, mu adapts within about 10 tokens. A surprisal has a standard deviation of
+    # about 2 bits, so the mean of 450 has about 0.1.
     assert all(abs(mean - tau) < 0.5 for tau, mean in means.items()), means
 
 

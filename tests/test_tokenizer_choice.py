@@ -58,7 +58,7 @@ def first_of(tokenizer: Tokenizer | MissingTokenizer) -> int:
 
 
 def check_only_ids_work(folder: Path, message: str) -> None:
-    """Check that ids, info, convert and quantize work; a text is an error that names the file."""
+    """Check that ids, info, convert and quantize work. Any text raises an error with the file."""
     model = GPT2.from_pretrained(folder)
     new = model.generate([1, 2], max_new_tokens=3)
     assert len(new) == 3

@@ -98,7 +98,7 @@ def test_added_tokens_are_found_as_theirs(tales: Path, text: str, add_prefix_spa
 
 
 def test_thousands_of_added_tokens_in_long_texts(tales: Path, tmp_path: Path) -> None:
-    """Models of music have such tokens. This used to take minutes; now it takes a second."""
+    """Models of music have such tokens. This test used to take minutes; now it takes a second."""
     folder = shutil.copytree(tales, tmp_path / "m")
     (folder / "tokenizer_config.json").unlink(missing_ok=True)
     notes = {f"<note_{n}>": 4096 + n for n in range(20_000)}

@@ -36,7 +36,7 @@ def test_processed_logits_equal_transformers(backend, weights, number):
     vocabulary = Vocabulary(N_VOCAB, frozenset([eos]), lambda: MissingTokenizer("a test"))
     plan = check_sampling({"do_sample": True, **options}, vocabulary)
     model = model_on(backend, config_of(vocab_size=N_VOCAB, n_layer=0), weights)
-    # Only min_new_tokens depends on which ids are new; there are none, so it always applies.
+    # Only min_new_tokens depends on which ids are new. No id is new here, so it always applies.
     ids, none = np.array(case["ids"], dtype=np.int32), np.empty(0, dtype=np.int32)
     ours = model._engine.apply_stages(plan, decoded(case["logits"]), ids, none)
     theirs = decoded(case["processed"])
