@@ -12,16 +12,16 @@
 typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
     size_t bytes;             /* of header and page */
-    struct page_header *next; /* of a spare page */
+    struct page_header *next; /* the next spare page */
 } page_header;
 
-/* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB,
- * about 5 % of the time of a prefill. All spares have one size. Their total is limited to
+/* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB, about
+ * 5 % of the time of a prefill. All spare pages have the same size. Their total size is limited to
  * 2.7 full contexts of GPT-2 124M. */
 #define SPARE_BYTES ((size_t)192 << 20)
 
 static struct {
-    os_lock lock; /* only tried, never awaited: in a forked child it may stay locked */
+    os_lock lock; /* never waited for: in a forked child it may stay locked */
     page_header *first;
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};
@@ -154,7 +154,7 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence) {
 
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) { return sequence->length; }
 
-/* The call may have been anywhere in cache_reserve, so the pages after the length are leaked, not
+/* The call may have been at any point of cache_reserve, so the pages after `length` are leaked, not
  * freed. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence) {
     sequence->n_pages = pages_for(sequence->length);
@@ -179,7 +179,7 @@ static gpt2c_status unshare_last_page(gpt2c_sequence *s) {
         return GPT2C_NO_MEMORY;
     void *shared = s->pages[last];
     memcpy(own, shared, page_bytes(s->model));
-    s->pages[last] = own; /* first: see gpt2c_sequence_forget_call */
+    s->pages[last] = own; /* before the release: see gpt2c_sequence_forget_call */
     page_release(shared);
     return GPT2C_OK;
 }

@@ -1,9 +1,9 @@
-/* The KV cache, in pages of PAGE_POSITIONS positions: a sequence grows page by page, copies share
- * their prefix, and rolling back is free.
+/* The KV cache, in pages of PAGE_POSITIONS positions: a sequence grows page by page, its copies
+ * share pages, and rolling back copies nothing.
  *
  * For every layer a page holds the keys [head][dim][position], so that scores vectorise over
- * positions, and then the values [head][position][dim], so that their weighted sum vectorises
- * over dimensions. The elements are floats, or bfloat16 if the configuration says so. */
+ * positions, and then the values [head][position][dim], so that the weighted sum of values
+ * vectorises over dimensions. The elements are floats, or bfloat16 if the configuration says so. */
 #ifndef GPT2C_CACHE_H
 #define GPT2C_CACHE_H
 
@@ -12,16 +12,16 @@
 struct gpt2c_sequence {
     const gpt2c_model *model;
     int32_t length;  /* positions filled */
-    int32_t n_pages; /* during a call, more than `length` needs */
+    int32_t n_pages; /* during a call this may be more than `length` needs */
     void **pages;    /* [room for n_positions]; shared with copies until written */
-    int in_forward;  /* set during a forward call, which refuses a sequence given twice */
+    int in_forward;  /* set during a forward call, to detect a sequence given twice */
 };
 
-/* Makes room for n_tokens more positions, and unshares the page of the next position. On failure
- * the sequence is unchanged. */
+/* Makes room for n_tokens more positions, and copies the page of the next position if it is shared.
+ * On failure the sequence is unchanged. */
 gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
 
-/* Frees the spare pages: those that belong to no sequence. */
+/* Frees the spare pages, which belong to no sequence. */
 void cache_free_spares(void);
 
 /* The bytes of one element of a key or value. */

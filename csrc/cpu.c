@@ -17,7 +17,7 @@ static unsigned long long saved_state(void) {
 
 enum {
     OS_AVX = 0x6,     /* XMM and YMM */
-    OS_AVX512 = 0xe6, /* the same, opmask and both parts of ZMM */
+    OS_AVX512 = 0xe6, /* XMM, YMM, opmask and both parts of ZMM */
 };
 
 static int has_fma(void) {
@@ -48,14 +48,14 @@ static int has_avx512vnni(void) {
 
 static int has_avxvnni(void) {
     unsigned a, b, c, d;
-    const unsigned avxvnni = 1u << 4; /* old compilers' headers do not name it */
+    const unsigned avxvnni = 1u << 4; /* the headers of old compilers do not define this bit */
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avxvnni);
 }
 #endif
 
-/* Slowest first: callers take the last one that is supported. Names with "vnni" or "dot" differ
- * from the set they extend only in the integer kernels. avx512 has none of its own: it uses
- * avx2's. */
+/* Slowest first: callers take the last supported one. The vnni and dot sets use the float kernels
+ * of the set that they extend; only their integer kernels differ. avx512 uses the integer kernels
+ * of avx2. */
 static const instruction_set instruction_sets[] = {
 #if defined(__x86_64__)
     {"scalar", &kernels_scalar, &integer_scalar, has_fma},
@@ -73,7 +73,7 @@ static const instruction_set instruction_sets[] = {
     {NULL, NULL, NULL, NULL},
 };
 
-const char *gpt2c_isa_compiled(int i) {
+const char *gpt2c_isa_name(int i) {
     for (int j = 0; instruction_sets[j].name; j++)
         if (i == j)
             return instruction_sets[j].name;

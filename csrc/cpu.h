@@ -12,7 +12,8 @@ typedef struct {
     int (*supported)(void); /* NULL: always */
 } instruction_set;
 
-/* The instruction set with this name; NULL if it is not compiled in or cannot run here. */
+/* Finds an instruction set by name. Returns NULL if this build lacks it or this CPU cannot run
+ * it. */
 const instruction_set *cpu_instruction_set(const char *name);
 
 #endif

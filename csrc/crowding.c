@@ -4,12 +4,13 @@
 #include <stddef.h>
 
 /* A call is crowded if lost_seconds * n_threads exceeds this share of its wall time: with two
- * threads, if they lost a quarter of it. With more threads a loss weighs more, since all of them
- * wait for the late one. */
+ * threads, if lost_seconds exceeds a quarter of the wall time. With more threads the same loss
+ * weighs more, because all threads wait for the late one. */
 #define CROWDED_SHARE 0.5
 /* Shorter losses have other causes: an interrupt, or a thread that wakes slowly. */
 #define MIN_LOST_SECONDS 500e-6
-/* Only two crowded calls in quick succession count: the second begins this soon after the first. */
+/* Workers begin to rest only after two crowded calls in quick succession: at most this long
+ * apart. */
 #define NEAR_SECONDS 0.02
 
 /* The first rest period is about as long as a short pass; seven more crowded calls raise it to
@@ -37,7 +38,7 @@ static struct {
 } crowding = {.last_crowded = -NEAR_SECONDS};
 static atomic_int recently_crowded;
 
-static double rate(const cpu_share *s, double unknown) {
+static double cpus_used(const cpu_share *s, double unknown) {
     return s->seconds > 0 ? s->cpu_seconds / s->seconds : unknown;
 }
 
@@ -46,9 +47,9 @@ static void add_to(cpu_share *s, const call_report *call) {
     s->cpu_seconds = SHARE_KEPT * s->cpu_seconds + call->cpu_seconds;
 }
 
-/* Whether fewer threads get as much CPU time as all of them. */
+/* Whether calls that rest workers get as much CPU time as calls with all workers. */
 static int resting_pays(int n_threads) {
-    return rate(&crowding.resting, n_threads) >= rate(&crowding.all, 0);
+    return cpus_used(&crowding.resting, n_threads) >= cpus_used(&crowding.all, 0);
 }
 
 static int is_crowded(const call_report *call) {
@@ -93,10 +94,10 @@ void crowding_learn(const call_report *call) {
         learn_resting(call);
         return;
     }
-    int crowded = is_crowded(call), again = call->begin - crowding.last_crowded < NEAR_SECONDS;
+    int crowded = is_crowded(call), is_near = call->begin - crowding.last_crowded < NEAR_SECONDS;
     if (crowded)
         crowding.last_crowded = call->end;
-    if (crowding.rest_seconds == 0 && !(crowded && again))
+    if (crowding.rest_seconds == 0 && !(crowded && is_near))
         return;
     add_to(&crowding.all, call);
     crowding.resting.cpu_seconds *= RESTING_SHARE_GROWTH;

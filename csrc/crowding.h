@@ -6,13 +6,13 @@
  * share, the machine is crowded, and two things change until it is quiet again. Neither changes any
  * result.
  *
- * Waits spin for a shorter time, because the late thread may need this CPU.
+ * Waits spin for a shorter time, because the late thread may need the CPU of a thread that waits.
  *
- * Calls rest workers: after a crowded call the next ones run on fewer threads. The rest period
- * doubles with each crowded call and shrinks with each other call. Between rests, calls with all
- * workers find out whether the machine is still crowded. On two CPUs, beside one busy process, this
- * is 1.4 times as fast. Beside two busy processes one thread would get less CPU time than two, so
- * no worker rests. */
+ * Calls rest workers: after a crowded call the next ones run on fewer threads. Each crowded call
+ * doubles the rest period, and each call that is not crowded shortens it. Between rests, calls with
+ * all workers find out whether the machine is still crowded. On two CPUs, beside one busy process,
+ * resting makes calls 1.4 times as fast. Beside two busy processes one thread would get less CPU
+ * time than two, so no worker rests. */
 #ifndef GPT2C_CROWDING_H
 #define GPT2C_CROWDING_H
 

@@ -1,6 +1,7 @@
 /* The floating-point environment of a call: round to nearest, denormals kept. Other libraries
- * (torch, anything linked with -ffast-math) flush denormals to zero on their threads. fp_enter sets
- * ours and returns the caller's; fp_leave restores it. */
+ * (torch, anything linked with -ffast-math) may make the caller's thread flush denormals to zero.
+ * fp_enter sets the environment that gpt2c needs and returns the caller's environment, which
+ * fp_leave restores. */
 #ifndef GPT2C_FPENV_H
 #define GPT2C_FPENV_H
 

@@ -1,6 +1,6 @@
-/* The generation loop, and the calls of sampling that need a scratch. Each step is one forward call
- * for all running jobs, which feeds chunks of prompts (prefill) and chosen tokens with their drafts
- * (decode), and then chooses the next tokens. */
+/* The generation loop, and the sampling functions that need a scratch. Each step makes one forward
+ * call for all running jobs, and then chooses their next tokens. The call feeds chunks of prompts
+ * (prefill), and chosen tokens with their drafts (decode). */
 #include "draft/draft.h"
 #include "model/model.h"
 #include "os/os.h"
@@ -10,14 +10,14 @@
 
 #include <stdlib.h>
 
-/* The memory of one gpt2c_run, allocated before its first token. */
+/* The memory of one call of gpt2c_run. */
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     gpt2c_drafter *drafter; /* or NULL */
     gpt2c_feed *feeds;      /* [n_jobs] */
-    gpt2c_job **running;    /* [n_jobs]: the running jobs, in the order of the feeds */
-    draft *drafts;          /* [n_jobs], of the running jobs */
+    gpt2c_job **running;    /* [n_jobs]: the running jobs, in the order in which they are fed */
+    draft *job_drafts;      /* [n_jobs], of the running jobs */
     size_t *first_row;      /* [n_jobs]: each running job's first row of the logits */
     float *logits;          /* [n_logits_rows, n_vocab], owned by the scratch */
     int32_t n_logits_rows;
@@ -28,7 +28,7 @@ typedef struct {
 static void workspace_free(workspace *w) {
     free(w->feeds);
     free(w->running);
-    free(w->drafts);
+    free(w->job_drafts);
     free(w->first_row);
     free(w->choosing);
 }
@@ -59,13 +59,13 @@ static gpt2c_status workspace_create(workspace *w, const gpt2c_model *m, gpt2c_s
         .drafter = drafter,
         .feeds = calloc(n, sizeof(gpt2c_feed)),
         .running = calloc(n, sizeof(gpt2c_job *)),
-        .drafts = calloc(n, sizeof(draft)),
+        .job_drafts = calloc(n, sizeof(draft)),
         .first_row = calloc(n, sizeof(size_t)),
         .choosing = calloc(n, sizeof(int32_t)),
         .logits = gpt2c_scratch_logits(scratch, m, n_rows),
         .n_logits_rows = n_rows,
     };
-    if (w->feeds && w->running && w->drafts && w->first_row && w->choosing && w->logits &&
+    if (w->feeds && w->running && w->job_drafts && w->first_row && w->choosing && w->logits &&
         alloc_candidates(m, scratch, jobs, n_jobs))
         return GPT2C_OK;
     workspace_free(w);
@@ -89,7 +89,7 @@ static gpt2c_feed next_feed(const gpt2c_job *job, const draft *drafted, int32_t 
 static void choose_for_job(const workspace *w, int32_t f, candidates *c) {
     gpt2c_job *job = w->running[f];
     const float *logits = w->logits + w->first_row[f] * (size_t)w->model->config.n_vocab;
-    int32_t n = w->drafts[f].n, n_accepted = 0;
+    int32_t n = w->job_drafts[f].n, n_accepted = 0;
     for (;; n_accepted++, logits += w->model->config.n_vocab) {
         int32_t drafted = n_accepted < n ? job->tokens[job->n_tokens] : -1;
         advance_job(w->model, c, job, logits, logits);
@@ -101,7 +101,7 @@ static void choose_for_job(const workspace *w, int32_t f, candidates *c) {
     gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence) - n + n_accepted);
     job->n_drafted += n;
     job->n_accepted += n_accepted;
-    w->drafts[f].n_accepted = n_accepted;
+    w->job_drafts[f].n_accepted = n_accepted;
     draft_roll_back(job);
 }
 
@@ -148,27 +148,27 @@ static int32_t list_jobs(workspace *w, gpt2c_job *const *jobs, int32_t n_jobs,
     return n_running;
 }
 
-/* Makes drafts if all jobs decode. A prefill keeps the CPU busy by itself. */
+/* Makes drafts if all jobs decode. A prefill already keeps the CPU busy. */
 static gpt2c_status make_drafts(workspace *w, int32_t n_decoding, int32_t n_running) {
     for (int32_t f = 0; f < n_running; f++)
-        w->drafts[f] = (draft){.source = NO_DRAFT};
+        w->job_drafts[f] = (draft){.source = NO_DRAFT};
     int may_draft = w->drafter && n_decoding == n_running && n_running <= MAX_DRAFTING_JOBS;
     for (int32_t f = 0; f < n_decoding; f++)
         may_draft &= w->running[f]->lookup != NULL;
     if (!may_draft)
         return GPT2C_OK;
     return draft_tokens(w->drafter, w->running, n_running, w->n_logits_rows / n_running - 1,
-                        w->drafts);
+                        w->job_drafts);
 }
 
-/* Feeds the running jobs, in order, until no row is left, and lists those that get a token. *n_rows
- * is the number of rows fed. */
+/* Feeds the running jobs, in order, until no row is left, and lists the jobs that get a token.
+ * *n_rows is the number of rows fed. */
 static gpt2c_status feed_jobs(workspace *w, int32_t n_running, int32_t *n_rows) {
     int32_t n_feeds = 0;
     *n_rows = 0;
     for (; n_feeds < n_running && *n_rows < GPT2C_MAX_ROWS; n_feeds++) {
         w->feeds[n_feeds] =
-            next_feed(w->running[n_feeds], &w->drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
+            next_feed(w->running[n_feeds], &w->job_drafts[n_feeds], GPT2C_MAX_ROWS - *n_rows);
         *n_rows += w->feeds[n_feeds].n_tokens;
     }
     gpt2c_status status = gpt2c_forward(w->model, w->scratch, w->feeds, n_feeds, w->logits);
@@ -204,7 +204,7 @@ static gpt2c_status step(gpt2c_job *const *jobs, int32_t n_jobs, workspace *w) {
     if (w->drafter && n_decoding == n_running && n_running <= MAX_DRAFTING_JOBS) {
         draft_record_pass(w->drafter, n_running, n_rows - n_running, os_seconds() - begin);
         for (int32_t f = 0; f < n_running; f++)
-            draft_record_job(w->drafter, &w->drafts[f]);
+            draft_record_job(w->drafter, &w->job_drafts[f]);
     }
     return GPT2C_OK;
 }

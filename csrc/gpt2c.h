@@ -45,8 +45,8 @@ typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_dtype;
 
 typedef struct {
     int32_t layer_dtype;     /* a gpt2c_dtype, for the layers' matrices */
-    int32_t embedding_dtype; /* for wte and lm_head; quantised exactly if layer_dtype is */
-    int32_t bfloat16_cache;  /* keys and values are kept in bfloat16 */
+    int32_t embedding_dtype; /* for wte and lm_head; quantised if and only if layer_dtype is */
+    int32_t bfloat16_cache;  /* 1: the KV cache holds bfloat16; 0: float32 */
     int32_t n_scales;        /* scales tried for each int4 group, at least 1 */
     int32_t n_vocab;
     int32_t n_positions;
@@ -61,8 +61,8 @@ typedef struct {
     float layer_norm_epsilon;
 } gpt2c_config;
 
-/* GPT-2's tensors, in the order of use; model/tensors.c has their shapes. Those from LN_1_WEIGHT to
- * MLP_C_PROJ_BIAS exist once per layer. */
+/* GPT-2's tensors, in the order of use; model/tensors.c has their shapes. The tensors from
+ * LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once per layer. */
 typedef enum {
     GPT2C_WPE = 0,
     GPT2C_LN_1_WEIGHT,
@@ -96,9 +96,9 @@ typedef struct gpt2c_drafter gpt2c_drafter;
 
 /* ---- instruction sets (cpu.c) ---- */
 
-/* The name of instruction set i compiled into this build, slowest first; NULL past the last. */
-const char *gpt2c_isa_compiled(int i);
-/* Whether this CPU and operating system can run it. */
+/* The name of the i-th instruction set of this build, slowest first; NULL if i is too large. */
+const char *gpt2c_isa_name(int i);
+/* Whether this CPU and operating system support the instruction set `name`. */
 int gpt2c_isa_supported(const char *name);
 
 /* ---- model (model/model.c) ---- */
@@ -107,11 +107,11 @@ int gpt2c_isa_supported(const char *name);
  * instruction set. n_threads, from 1 to GPT2C_MAX_THREADS, limits the threads of one call. */
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model);
-/* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32; a vector
- * is one row of its length. */
+/* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32. A vector is
+ * one row. */
 gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                const float *rows, size_t begin, size_t n_rows, size_t width);
-/* Reads the same rows back: dequantised if the matrix is quantised. */
+/* Reads rows [begin, begin + n_rows) back, dequantised if the matrix is quantised. */
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width);
 /* The packed bytes of a matrix; NULL for vectors, wpe and tensors that the model lacks. */
@@ -124,7 +124,8 @@ size_t gpt2c_model_bytes(const gpt2c_model *model);
 /* ---- sequences and their cache (cache.c) ---- */
 
 gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence);
-/* The copy shares the pages until one of the two sequences writes to them (copy-on-write). */
+/* Copies a sequence. The copy shares each page until one of the two sequences writes to it
+ * (copy-on-write). */
 gpt2c_status gpt2c_sequence_copy(const gpt2c_sequence *sequence, gpt2c_sequence **copy);
 void gpt2c_sequence_free(gpt2c_sequence *sequence);
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence);
@@ -136,12 +137,12 @@ void gpt2c_sequence_forget_call(gpt2c_sequence *sequence);
 /* ---- forward (pass/forward.c; the scratch: pass/scratch.c) ---- */
 
 /* Allocates the buffers of calls of up to n_rows rows. n_rows must be GPT2C_MAX_ROWS or, for
- * gpt2c_forward_probed, the number of its tokens. */
+ * gpt2c_forward_probed, the number of tokens of the call. */
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
                                   gpt2c_scratch **scratch);
 void gpt2c_scratch_free(gpt2c_scratch *scratch);
-/* Returns a buffer for n_rows rows of logits, at most GPT2C_MAX_ROWS. The scratch owns it. NULL if
- * out of memory. */
+/* Returns a buffer for n_rows rows of logits, at most GPT2C_MAX_ROWS. The scratch owns the buffer.
+ * Returns NULL if out of memory. */
 float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, int32_t n_rows);
 
 typedef enum { GPT2C_LOGITS_NONE = 0, GPT2C_LOGITS_LAST, GPT2C_LOGITS_ALL } gpt2c_wanted;
@@ -155,9 +156,9 @@ typedef struct {
 } gpt2c_feed;
 
 /* Feeds several sequences in one call. A sequence may appear only once, and the feeds may have at
- * most GPT2C_MAX_ROWS tokens in total. The wanted logits are written as rows of n_vocab floats in
- * the order of the feeds. On success every sequence has grown by its tokens; on an error no
- * sequence has changed. */
+ * most GPT2C_MAX_ROWS tokens in total. Writes the wanted logits as rows of n_vocab floats, in the
+ * order of the feeds. On success every sequence has grown by its tokens; on an error no sequence
+ * has changed. */
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
 
@@ -176,14 +177,14 @@ typedef struct {
 #define GPT2C_MAX_TOP 128
 
 /* Output of scoring: a score per token, and the n_top most likely ids (at most GPT2C_MAX_TOP) in
- * descending order. */
+ * descending order of probability. */
 typedef struct {
     gpt2c_token_score *scores; /* [n], or NULL for no scores */
     int32_t n_top;
     gpt2c_alternative *top; /* [n, n_top] */
 } gpt2c_scores;
 
-/* Like gpt2c_forward, but scores the token in `targets` for each row whose logits are wanted. The
+/* Like gpt2c_forward, but scores one token of `targets` for each row whose logits are wanted. The
  * logits are computed a few rows at a time and are not returned. */
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
                          int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
@@ -235,8 +236,8 @@ typedef struct {
 
 /* Feeds all tokens in one call to an empty sequence, with a scratch of n_tokens rows, and calls the
  * hooks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if a hook stopped
- * the call, or, in the child, if a hook forked, because the child lacks the worker threads. The
- * sequence must then be freed. */
+ * the call and, in the child, if a hook forked, because the child lacks the worker threads. After
+ * GPT2C_STOPPED the sequence must be freed. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
                                   const gpt2c_hooks *hooks, float *logits);
@@ -245,8 +246,8 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
 
 /* The stages that change the logits before a token is chosen, in their usual order: STAGE(kind,
  * option) for each. The enum below, the dispatch (sample/sample.c) and the names that Python uses
- * follow from these two lists. The comment beside a stage names the fields of its gpt2c_stage that
- * it reads. */
+ * follow from these two lists. The comment beside a stage names the fields of gpt2c_stage that the
+ * stage reads. */
 
 /* Penalties change the logits of single ids. */
 #define GPT2C_PENALTIES(STAGE)                                                                     \
@@ -281,7 +282,7 @@ typedef enum {
 #undef GPT2C_KIND
 } gpt2c_stage_kind;
 
-/* The option that asks for a stage. */
+/* The name of the option that enables a stage. */
 const char *gpt2c_stage_name(gpt2c_stage_kind kind);
 
 typedef struct {
@@ -298,7 +299,7 @@ typedef struct {
     int32_t n_stages;
     int32_t do_sample; /* 0: the largest logit is chosen; 1: the token is drawn */
     uint64_t seed;
-    uint32_t sample; /* the number of this sample among those of its prompt */
+    uint32_t sample; /* the index of this sample among the samples of the prompt */
 } gpt2c_sampling;
 
 typedef enum {
@@ -327,16 +328,16 @@ typedef struct {
     gpt2c_finish finish;
     int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the stop id that was chosen */
     gpt2c_lookup *lookup;           /* NULL: no speculative decoding */
-    gpt2c_sequence *draft_sequence; /* of a separate draft model; NULL: none, or a 4-bit copy */
-    /* Forward calls that chose tokens; tokens that were drafted for them, and accepted. */
+    gpt2c_sequence *draft_sequence; /* of a separate draft model; NULL without one */
+    /* Counts of forward calls that chose tokens, of drafted tokens, and of accepted drafts. */
     int32_t n_passes, n_drafted, n_accepted;
 } gpt2c_job;
 
 /* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */
 gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch,
                                 const gpt2c_job *job, float *logits);
-/* Chooses a job's next token from logits [n_vocab]. Its score comes from raw_logits, the model's
- * logits before any edit. */
+/* Chooses a job's next token from logits [n_vocab]. The token's score comes from raw_logits, the
+ * model's logits before any edit. */
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *raw_logits);
 
@@ -365,11 +366,11 @@ void gpt2c_drafter_free(gpt2c_drafter *drafter);
 
 enum { GPT2C_DRAFT_LOOKUP = 1 };
 
-/* Sets what makes the drafts: a model with the same vocabulary (or NULL), and the sources, a set of
- * GPT2C_DRAFT_ flags. With fixed > 0, `fixed` tokens are always drafted; otherwise as many
- * as are expected to save time. */
+/* Sets the sources of drafts: a draft model with the same vocabulary (or NULL), and a set of
+ * GPT2C_DRAFT_ flags. If n_fixed > 0, n_fixed tokens are always drafted; otherwise as many as are
+ * expected to save time. */
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *drafter, const gpt2c_model *model, int32_t sources,
-                               int32_t fixed);
+                               int32_t n_fixed);
 
 /* ---- the machine's limits, for benchmarks (roofline.c) ---- */
 

@@ -1,19 +1,19 @@
 /* Threads and barriers.
  *
  * Everything waits on an event: a count that only goes up. A waiter reads the count, and waits
- * while it is unchanged; an announcer raises it and wakes sleepers. A call announces its orders
- * to each worker, and each worker announces that it is done. A barrier counts arrivals: the last
+ * while it is unchanged; an announcer raises it and wakes sleepers. A call announces its orders to
+ * each worker, and each worker announces that it is done. A barrier counts arrivals: the last
  * worker to arrive resets the count for the next barrier, and then announces that the barrier is
- * passed. The order matters, since the others may arrive at the next barrier immediately.
- * Each worker reads the event's count before it arrives, so it cannot miss the announcement. The
- * team lies on the caller's stack: a worker does not touch it after it has announced that it is
- * done, and the call returns only after all have. tools/soak/pool.pml is a model of this protocol,
- * with forks, in which every interleaving is checked.
+ * passed. The order matters, since the others may arrive at the next barrier immediately. Each
+ * worker reads the event's count before it arrives, so it cannot miss the announcement. The team
+ * lies on the caller's stack: a worker does not touch the team after announcing that it is done,
+ * and the call returns only after all workers have announced that. tools/soak/pool.pml is a model
+ * of this protocol, with forks, in which every interleaving is checked.
  *
  * A wait spins for a short time and then sleeps. Workers that have just finished are likely to be
  * needed again within microseconds, but a thread that spins beside another busy process may take
- * the CPU from the very thread it waits for. Data is handed over through the counts alone,
- * without fences, so that ThreadSanitizer can follow it. */
+ * the CPU from the thread that it waits for. Data is handed over through the counts alone, without
+ * fences, so that ThreadSanitizer can follow it. */
 #include "pool.h"
 
 #include "crowding.h"
@@ -27,7 +27,7 @@
 #define SPIN_SECONDS 50e-6
 #define CROWDED_SPIN_SECONDS 15e-6
 #define PAUSES_PER_LOOK 32
-/* A sleeping thread takes about this long to wake on a quiet machine, at most. */
+/* On a quiet machine a sleeping thread takes at most about this long to wake. */
 #define WAKE_SECONDS 100e-6
 
 /* A count that only goes up, on which threads wait. */
@@ -52,7 +52,7 @@ struct pool_team {
 typedef struct {
     double cpu_seconds;
     double lost_seconds; /* it was runnable but had no CPU */
-} thread_share;
+} thread_times;
 
 /* Workers are never freed, so a call may return while its last worker is still in announce. */
 typedef struct {
@@ -60,7 +60,7 @@ typedef struct {
     _Alignas(64) event done;
     pool_team *team;
     int index;          /* within the team */
-    thread_share share; /* of its last call */
+    thread_times times; /* of the worker's last call */
     int is_taken;       /* by a call; needs the pool's lock */
 } worker;
 
@@ -116,17 +116,17 @@ static void announce(event *e) {
         os_wake_all(&e->count);
 }
 
-/* Runs the team's function on this thread. It reads the clocks again only if a worker slept:
+/* Runs the team's function on this thread. It reads the CPU clock again only if a worker slept:
  * otherwise no worker was late. */
-static thread_share take_part(pool_team *t, int index) {
+static thread_times take_part(pool_team *t, int index) {
     double cpu_begin = os_thread_seconds(), late = os_seconds() - t->begin;
     idle_seconds = late < WAKE_SECONDS ? late : WAKE_SECONDS;
     t->function(t->context, t, index, t->n_workers);
     if (!atomic_load_explicit(&t->has_slept, memory_order_relaxed))
-        return (thread_share){os_seconds() - t->begin, 0};
+        return (thread_times){os_seconds() - t->begin, 0};
     double cpu = os_thread_seconds() - cpu_begin,
            lost = os_seconds() - t->begin - cpu - idle_seconds;
-    return (thread_share){cpu, lost > 0 ? lost : 0};
+    return (thread_times){cpu, lost > 0 ? lost : 0};
 }
 
 static void worker_main(void *argument) {
@@ -134,7 +134,7 @@ static void worker_main(void *argument) {
     (void)fp_enter(); /* without fp_leave: nothing else runs on this thread */
     for (unsigned seen = 0;; seen++) {
         wait_while(&w->orders, seen);
-        w->share = take_part(w->team, w->index);
+        w->times = take_part(w->team, w->index);
         announce(&w->done);
     }
 }
@@ -153,8 +153,8 @@ __attribute__((constructor)) static void register_child_handler(void) {
     os_after_fork_in_child(forget_workers);
 }
 
-/* Starts another worker. Needs the lock. Returns 0 if the system gives no thread: the call then
- * runs on fewer. */
+/* Starts another worker. Needs the lock. Returns 0 if the system refuses; the call then runs on
+ * fewer threads. */
 static int start_worker(void) {
     if (pool.n_workers == POOL_MAX_WORKERS)
         return 0;
@@ -186,8 +186,8 @@ static int take_workers(worker **taken, int n, double now, int *n_resting) {
 
 static void give_back(worker **taken, int n, call_report *call) {
     for (int i = 0; i < n; i++) {
-        call->cpu_seconds += taken[i]->share.cpu_seconds;
-        call->lost_seconds += taken[i]->share.lost_seconds;
+        call->cpu_seconds += taken[i]->times.cpu_seconds;
+        call->lost_seconds += taken[i]->times.lost_seconds;
     }
     call->end = os_seconds();
     os_lock_take(&pool.lock);
@@ -213,7 +213,7 @@ void pool_run(team_function function, void *context, int max_workers) {
         .function = function, .context = context, .process = pool.process, .begin = os_seconds()};
     n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;
     t.n_workers = n + 1;
-    /* A call that rests workers reads the clocks even if no worker sleeps: its CPU time shows
+    /* A call that rests workers reads the CPU clock even if no worker sleeps: the CPU time shows
      * whether resting pays. */
     atomic_store_explicit(&t.has_slept, n_resting > 0, memory_order_relaxed);
     for (int i = 0; i < n; i++) {
@@ -222,7 +222,7 @@ void pool_run(team_function function, void *context, int max_workers) {
         done_before[i] = count_of(&taken[i]->done);
         announce(&taken[i]->orders);
     }
-    thread_share own = take_part(&t, 0);
+    thread_times own = take_part(&t, 0);
     if (team_was_lost(&t))
         return; /* the workers are in the parent */
     for (int i = 0; i < n; i++)

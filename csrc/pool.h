@@ -1,8 +1,9 @@
 /* The process's worker threads, shared by all calls.
  *
- * A call takes idle workers, as many as it may use, runs one function on them and on its own
- * thread, which is worker 0, and gives them back. If no worker is idle, the call runs alone: calls
- * never wait for each other. The number of workers never changes a bit of the result. */
+ * A call takes up to max_workers - 1 idle workers from the pool, runs one function on them and on
+ * its own thread (worker 0), and then returns the workers to the pool. If no worker is idle, the
+ * call runs alone: calls never wait for each other. The number of workers never changes a bit of
+ * the result. */
 #ifndef GPT2C_POOL_H
 #define GPT2C_POOL_H
 
@@ -19,13 +20,13 @@ typedef void (*team_function)(void *context, pool_team *team, int worker, int n_
 /* Runs function on up to max_workers threads, including this one, and returns when all are done. */
 void pool_run(team_function function, void *context, int max_workers);
 
-/* Collective. Waits until all workers of the team have called it. What a worker wrote before the
- * barrier, all workers see after it. */
+/* Collective. Waits until all workers of the team have called it. After the barrier, all workers
+ * see what any worker wrote before it. */
 void team_barrier(pool_team *team);
 
-/* Whether the team's function forked, and this is the child. The other workers are in the parent,
- * so the work cannot be completed, and barriers no longer wait. Only worker 0 can be in this
- * state. */
+/* Whether this process is the child of a fork in the team's function. The other workers are in the
+ * parent, so the work cannot be completed, and barriers no longer wait. Only worker 0 can be in
+ * this state. */
 int team_was_lost(const pool_team *team);
 
 /* A worker's share [*begin, *end) of n items. Shares differ by one item at most. */

@@ -1,5 +1,5 @@
-/* Measures the machine's limits, the roofline of benchmarks: how fast the threads of a model can
- * read its weights, and how many floating-point operations per second they can do. */
+/* Measures the machine's limits for benchmarks (the roofline model): how fast the threads of a
+ * model can read its weights, and how many floating-point operations per second they can do. */
 #include "fpenv.h"
 #include "model/model.h"
 #include "os/os.h"

@@ -2,23 +2,24 @@
  *
  * A pass reads all weights, whether for one row or for several. So k draft tokens are fed after a
  * job's last token, and one pass computes the logits of all 1 + k rows. The job then chooses its
- * tokens row by row, as it does without drafts. A draft is accepted if it is the very token that
- * the job chose; the first draft that differs ends the pass, and the positions after it are rolled
- * back (generate.c). Logits have the same bits in every batch, and a draw depends on nothing but
- * the logits, the seed and the position: hence the output is that of plain decoding, bit for bit,
+ * tokens row by row, as it does without drafts. A draft is accepted if it equals the token that the
+ * job chose; the first draft that differs ends the pass, and the positions after it are rolled back
+ * (generate.c). Logits have the same bits in every batch, and a draw depends on nothing but the
+ * logits, the seed and the position: hence the output is that of plain decoding, bit for bit,
  * whatever the drafts are.
  *
  * There are two sources of drafts. Prompt lookup copies the tokens that followed an earlier
- * occurrence of the last tokens (lookup.c), which costs nothing. A draft model chooses tokens with
- * the job's own sampling and noise (propose.c); it is a separate model, or a copy of this one with
- * its matrices in 4 bits.
+ * occurrence of the last tokens (lookup.c), which takes almost no time. A draft model chooses
+ * tokens with the job's own sampling and noise (propose.c); it is a separate model, or a copy of
+ * the job's model with its matrices in 4 bits.
  *
  * How many drafts are worthwhile (decide.c): if each draft is accepted at the rate p, k drafts give
- * 1 + p + .. + p^k tokens. They take the time of a plain pass, plus k times the cost of one more
- * row and one draft. decide.c chooses the k with the most tokens per second, and 0 if the gain is
- * below 2 %. A draft model stops earlier where it is unsure: see decide_by_model. Rates and times
- * are measured while texts are generated, times separately for each number of jobs (estimates.c). A
- * source that is not worthwhile is tried again after a wait. */
+ * 1 + p + .. + p^k tokens. They take the time of a plain pass and, for each draft, the time of one
+ * more row and of making the draft. decide.c chooses the k with the most tokens per second, and 0
+ * if the gain is below 2 %. A draft model that is unsure of a draft stops earlier: see
+ * decide_by_model. Rates and times are measured during generation; times are kept separately for
+ * each number of jobs (estimates.c). A source that is not worthwhile is tried again after a
+ * wait. */
 #include "draft/drafter.h"
 
 #include <stdlib.h>
@@ -40,8 +41,8 @@ void gpt2c_drafter_free(gpt2c_drafter *drafter) {
 }
 
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32_t sources,
-                               int32_t fixed) {
-    d->fixed = min_int32(fixed, MAX_DRAFTS);
+                               int32_t n_fixed) {
+    d->n_fixed = min_int32(n_fixed, MAX_DRAFTS);
     d->sources = sources;
     if (d->model == model)
         return GPT2C_OK;
@@ -59,14 +60,14 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
 }
 
 gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
-                          draft *drafts) {
+                          draft *job_drafts) {
     int by_model = 0;
     for (int32_t j = 0; j < n_jobs; j++) {
         int32_t room = max_drafts_for(d, jobs[j]);
-        drafts[j] = draft_decide(d, jobs[j], n_jobs, min_int32(room, max));
-        if (drafts[j].source == DRAFT_BY_LOOKUP)
-            copy_continuation(jobs[j], &drafts[j]);
-        by_model |= drafts[j].source == DRAFT_BY_MODEL;
+        job_drafts[j] = draft_decide(d, jobs[j], n_jobs, min_int32(room, max));
+        if (job_drafts[j].source == DRAFT_BY_LOOKUP)
+            copy_continuation(jobs[j], &job_drafts[j]);
+        by_model |= job_drafts[j].source == DRAFT_BY_MODEL;
     }
-    return by_model ? draft_by_model(d, jobs, n_jobs, drafts) : GPT2C_OK;
+    return by_model ? draft_by_model(d, jobs, n_jobs, job_drafts) : GPT2C_OK;
 }

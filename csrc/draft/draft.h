@@ -21,23 +21,23 @@ typedef struct {
     draft_source source;
     int32_t n;
     lookup_match match;
-    int32_t n_accepted; /* set when they are verified */
+    int32_t n_accepted; /* set when the drafts are verified */
     /* For DRAFT_BY_MODEL only: */
     uint8_t margins[MAX_DRAFTS]; /* the margin range of each draft */
-    double all_accepted;         /* the probability that all drafts so far are accepted */
-    double min_probability;      /* a less likely draft is not worth its time; 0: no limit */
+    double p_all_accepted;       /* the probability that all drafts so far are accepted */
+    double min_probability;      /* drafting ends at a less likely draft; 0: no limit */
 } draft;
 
 /* Drafts up to `max` tokens for each of up to MAX_DRAFTING_JOBS jobs. All jobs must have a token to
  * feed and a `lookup`. */
 gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
-                          draft *drafts);
+                          draft *job_drafts);
 
 /* Removes rejected drafts from a job's draft sequence. */
 void draft_roll_back(const gpt2c_job *job);
 
-/* Record what a pass cost (the seconds of verifying and choosing), and how many drafts of a job
- * were accepted. */
+/* Record the seconds that a pass took to verify drafts and choose tokens, and how many drafts of a
+ * job were accepted. */
 void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
 void draft_record_job(gpt2c_drafter *d, const draft *drafted);
 

@@ -1,36 +1,39 @@
-/* What the files of draft/ share: the drafter, and the steps of making drafts. */
+/* The drafter, and the functions that the files of draft/ share. */
 #ifndef GPT2C_DRAFTER_H
 #define GPT2C_DRAFTER_H
 
 #include "draft/draft.h"
 
-/* How often one kind of draft is accepted. A draft after a rejected one is never verified, and does
- * not count. */
+/* How often one kind of draft is accepted. Drafts after a rejected one are not verified and do not
+ * count. */
 typedef struct {
     double accepted, verified;
     double prior;           /* the rate assumed before any draft was verified */
     int32_t n_waited, wait; /* passes without drafts; after `wait` of them a trial is made */
 } acceptance;
 
-/* The margin of a draft is its lead over the second best token, in logits with their noise. It
- * shows how sure the model is. Margins are sorted into ranges by their upper ends (estimates.c);
- * the last range but one has no end, and the last is for unknown margins. */
+/* The margin of a draft is its score (its logit plus any noise) minus the score of the second-best
+ * token. A large margin means that the model is confident. Margins are grouped into ranges, whose
+ * upper ends are in estimates.c. The last range but one has no upper end, and the last is for
+ * unknown margins. */
 #define N_MARGIN_ENDS 7
 #define N_MARGINS (N_MARGIN_ENDS + 2)
 #define UNKNOWN_MARGIN (N_MARGINS - 1)
 
-/* Measured seconds for one number of jobs: of a pass without drafts, of each further row, and of a
- * step, in which the draft model drafts one token for every job. 0 means not measured yet. */
+/* Measured seconds, for one number of jobs: `plain` is a pass without drafts, `row` is each
+ * additional row, and `step` is a step in which the draft model drafts one token for every job. 0
+ * means not measured yet. */
 typedef struct {
     double plain, row, step;
     int32_t n_plain; /* up to N_PLAIN_PASSES */
 } pass_costs;
 
-/* Passes that run without drafts first. One is not enough: it may meet cold caches. */
+/* The first passes run without drafts, to measure their time. One is not enough, because its caches
+ * may be cold. */
 #define N_PLAIN_PASSES 2
 
-/* Longer matches of a lookup are accepted more often. Rates are kept for three ranges of length:
- * LOOKUP_MIN tokens, up to LONG_MATCH - 1, and more. */
+/* Drafts after a longer match are accepted more often. So rates are kept separately for three match
+ * lengths: LOOKUP_MIN tokens, up to LONG_MATCH - 1 tokens, and LONG_MATCH or more. */
 #define N_MATCH_LENGTHS 3
 #define LONG_MATCH 8
 
@@ -40,9 +43,9 @@ typedef struct {
 
 struct gpt2c_drafter {
     const gpt2c_model *model; /* the draft model, or NULL */
-    gpt2c_scratch *scratch;   /* the draft model's */
-    int32_t fixed;            /* if not 0, how many tokens are always drafted */
-    int32_t sources;
+    gpt2c_scratch *scratch;   /* of the draft model */
+    int32_t n_fixed;          /* if not 0, how many tokens are always drafted */
+    int32_t sources;          /* a set of GPT2C_DRAFT_ flags */
     acceptance by_lookup[N_MATCH_LENGTHS], by_model, by_margin[N_MARGINS];
     pass_costs costs[MAX_DRAFTING_JOBS + 1];
     gpt2c_job shadow_jobs[MAX_DRAFTING_JOBS]; /* copies of the jobs, to which drafts are appended */
@@ -55,14 +58,14 @@ static inline int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 
 void estimates_reset(gpt2c_drafter *d);
 void estimates_reset_model(gpt2c_drafter *d);
-/* The acceptance rate, estimated from the prior and the record. */
+/* The acceptance rate, estimated from the prior and the verified drafts. */
 double acceptance_rate(const acceptance *e);
 acceptance *acceptance_of(gpt2c_drafter *d, draft_source source, lookup_match match);
-/* A moving average; old is 0 before the first measurement. */
+/* The moving average after a new measurement. `old` is 0 before the first one. */
 double cost_smoothed(double old, double new);
-/* Seconds of one more row in a pass; an assumed share of a pass before any was measured. */
+/* Seconds of one more row in a pass: measured or, before the first measurement, assumed. */
 double cost_of_row(const pass_costs *c, int32_t n_jobs);
-/* Seconds that the draft model takes for one token of one job; an assumed share likewise. */
+/* Seconds that the draft model takes for one token of one job, measured or assumed. */
 double cost_of_step(const pass_costs *c, int32_t n_jobs);
 int margin_range(float margin);
 
@@ -76,10 +79,10 @@ draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32
 
 /* ---- propose.c ---- */
 
-/* Copies the tokens that followed the match. */
+/* Drafts the tokens that followed the earlier occurrence. */
 void copy_continuation(gpt2c_job *job, const draft *drafted);
-/* Drafts for all jobs whose source is the model. */
+/* Makes the drafts of all jobs whose source is DRAFT_BY_MODEL. */
 gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                            draft *drafts);
+                            draft *job_drafts);
 
 #endif

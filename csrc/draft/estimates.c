@@ -1,12 +1,12 @@
-/* Measurements of drafting while texts are generated: acceptance rates, and the costs of passes. */
+/* Estimates acceptance rates and the costs of passes from measurements during generation. */
 #include "draft/drafter.h"
 
-/* The prior weighs as much as this many verified drafts, so two of these outweigh it. */
+/* The prior counts as this many verified drafts, so two verified drafts outweigh it. */
 #define PRIOR_WEIGHT 1.5
-/* Beyond this many verified drafts the record is halved, so that the rate follows a text as it
+/* Beyond this many verified drafts both counts are halved, so that the rate follows a text as it
  * changes. */
 #define MAX_VERIFIED 64.0
-/* With a rate of 1, more drafts would always seem better. */
+/* The upper limit of estimated rates. With a rate of 1, more drafts would always seem better. */
 #define MAX_RATE 0.995
 
 /* Passes between trials of a source that is not worthwhile. Each trial without an accepted draft
@@ -19,18 +19,19 @@
 #define MODEL_PRIOR 0.9
 static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 
-/* A new cost has a weight of a fifth in the moving average. If it is more than 3 times the average,
- * the pass was interrupted, and 3 times the average counts instead. */
+/* A new cost has a weight of one fifth in the moving average. It counts as at most 3 times the
+ * average, because a much slower pass was interrupted. */
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
-/* Costs as shares of a plain pass. A further row costs at least MIN_ROW_SHARE: less is noise.
- * ROW_SHARE and STEP_SHARE are assumed until the costs are measured. A step reads all weights of
- * the draft model; a 4-bit copy has up to MAX_DRAFT_SHARE of the model's bytes (model/model.c). */
+/* Costs as shares of a plain pass. An additional row costs at least MIN_ROW_SHARE; a smaller
+ * measurement is noise. ROW_SHARE and STEP_SHARE are assumed until the costs are measured. A step
+ * reads all weights of the draft model; a 4-bit copy has up to MAX_DRAFT_SHARE of the model's bytes
+ * (model/model.c). */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2
 
-/* The upper ends of the margin ranges, and their assumed rates. */
+/* The upper ends of the margin ranges, and the acceptance rate assumed for each range. */
 static const float margin_ends[N_MARGIN_ENDS] = {0.1f, 0.2f, 0.4f, 0.7f, 1.0f, 1.5f, 2.5f};
 static const double margin_priors[N_MARGINS] = {0.5,  0.6,   0.75,     0.85,       0.93,
                                                 0.97, 0.985, MAX_RATE, MODEL_PRIOR};
@@ -91,8 +92,8 @@ void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, doubl
         c->plain = c->n_plain < N_PLAIN_PASSES ? seconds : cost_smoothed(c->plain, seconds);
         c->n_plain += c->n_plain < N_PLAIN_PASSES;
     } else if (c->plain > 0) {
-        double more = (seconds - c->plain) / n_drafts, min = MIN_ROW_SHARE * c->plain;
-        c->row = cost_smoothed(c->row, more > min ? more : min);
+        double per_draft = (seconds - c->plain) / n_drafts, min = MIN_ROW_SHARE * c->plain;
+        c->row = cost_smoothed(c->row, per_draft > min ? per_draft : min);
     }
 }
 

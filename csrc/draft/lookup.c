@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 
-/* A hash table without collision lists: of trigrams with the same hash, it keeps the last.
- * lookup_find compares the tokens themselves, so a collision can only lose a match. */
+/* A hash table without collision lists: each slot holds the last trigram with its hash. lookup_find
+ * compares the tokens themselves, so a collision can only lose a match. */
 struct gpt2c_lookup {
     int32_t *slots;    /* [n_slots]: the index after the trigram; 0: empty */
     uint32_t n_slots;  /* a power of two */
@@ -53,7 +53,7 @@ static int32_t same_before(const gpt2c_job *job, int32_t continuation, int32_t e
 
 lookup_match lookup_find(gpt2c_lookup *lookup, const gpt2c_job *job) {
     int32_t end = job->n_prompt + job->n_tokens;
-    /* The last trigram itself is not indexed yet: the search must find an earlier one. */
+    /* The last trigram itself is not indexed yet: the search must find an earlier occurrence. */
     for (int32_t i = lookup->n_indexed + 1; i < end; i++)
         if (i >= LOOKUP_MIN)
             *slot_of(lookup, job, i) = i;

@@ -7,15 +7,15 @@
 
 /* An earlier occurrence of a sequence's last tokens. */
 typedef struct {
-    int32_t continuation; /* index of the token after it, in prompt and new tokens; 0: no match */
+    int32_t continuation; /* index, in prompt and new tokens, of the next token; 0: no match */
     int32_t length;       /* how many tokens match, up to LOOKUP_MAX */
 } lookup_match;
 
 #define LOOKUP_MIN 3
 #define LOOKUP_MAX 16
 
-/* Indexes the tokens that the job got since the last call, and finds the previous occurrence of its
- * last tokens. */
+/* Indexes the tokens that the job got since the last call, and finds the previous occurrence of the
+ * job's last tokens. */
 lookup_match lookup_find(gpt2c_lookup *lookup, const gpt2c_job *job);
 
 /* Token i of the prompt and the new tokens together. */

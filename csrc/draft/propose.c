@@ -1,4 +1,5 @@
-/* Makes drafts: copies them from an earlier occurrence, or runs the draft model. */
+/* Makes drafts: copies the tokens that followed an earlier occurrence of the last tokens, or runs
+ * the draft model. */
 #include "draft/drafter.h"
 
 #include "model/model.h"
@@ -6,7 +7,7 @@
 #include "pass/scratch.h"
 #include "sample/sample.h"
 
-/* Beyond the end of the sequence it copies its own drafts, so a repetition goes on repeating. */
+/* Beyond the end of the sequence this copies its own drafts, so a repetition continues. */
 void copy_continuation(gpt2c_job *job, const draft *drafted) {
     for (int32_t i = 0; i < drafted->n; i++)
         job->tokens[job->n_tokens + i] = lookup_token(job, drafted->match.continuation + i);
@@ -18,7 +19,7 @@ static gpt2c_sequence *draft_sequence_of(const gpt2c_job *job) {
     return job->draft_sequence ? job->draft_sequence : job->sequence;
 }
 
-/* Feeds a draft sequence the tokens it lacks, except the last one, which the next draft_step
+/* Feeds a job's draft sequence the tokens that it lacks, except the last one, which draft_step
  * feeds. */
 static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     if (!job->draft_sequence)
@@ -39,22 +40,22 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     return GPT2C_OK;
 }
 
-/* Records the margin of draft i, and ends the drafts if the next one is not worth its time. */
+/* Records the margin of draft i, and ends drafting if the next draft is not worth its time. */
 static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, float margin) {
     int range = margin_range(margin);
     drafted->margins[i] = (uint8_t)range;
-    drafted->all_accepted *= acceptance_rate(&d->by_margin[range]);
-    if (drafted->all_accepted * acceptance_rate(&d->by_model) < drafted->min_probability)
+    drafted->p_all_accepted *= acceptance_rate(&d->by_margin[range]);
+    if (drafted->p_all_accepted * acceptance_rate(&d->by_model) < drafted->min_probability)
         drafted->n = i + 1;
 }
 
 /* Drafts token i of each job that still drafts; *n_fed is the number of these jobs. */
 static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                               draft *drafts, int32_t i, int32_t *n_fed) {
+                               draft *job_drafts, int32_t i, int32_t *n_fed) {
     int32_t fed[MAX_DRAFTING_JOBS];
     *n_fed = 0;
     for (int32_t j = 0; j < n_jobs; j++)
-        if (drafts[j].source == DRAFT_BY_MODEL && i < drafts[j].n) {
+        if (job_drafts[j].source == DRAFT_BY_MODEL && i < job_drafts[j].n) {
             const int32_t *token = &jobs[j]->tokens[jobs[j]->n_tokens - 1 + i];
             d->feeds[*n_fed] =
                 (gpt2c_feed){draft_sequence_of(jobs[j]), token, 1, GPT2C_LOGITS_LAST};
@@ -73,20 +74,20 @@ static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
         const float *row = logits + (size_t)f * (size_t)d->model->config.n_vocab;
         int32_t before = shadow->n_tokens;
         advance_job(d->model, c, shadow, row, row);
-        record_margin(d, &drafts[fed[f]], i, c->margin);
-        /* A stop id or a NaN ends the drafts and is not one of them. */
+        record_margin(d, &job_drafts[fed[f]], i, c->margin);
+        /* A stop id or a NaN ends drafting and is not a draft. */
         if (shadow->finish != GPT2C_RUNNING)
-            drafts[fed[f]].n = i + shadow->n_tokens - before;
+            job_drafts[fed[f]].n = i + shadow->n_tokens - before;
     }
     return status;
 }
 
 gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                            draft *drafts) {
+                            draft *job_drafts) {
     int32_t length[MAX_DRAFTING_JOBS], n_fed = 0;
     gpt2c_status status = GPT2C_OK;
     for (int32_t j = 0; !status && j < n_jobs; j++)
-        if (drafts[j].source == DRAFT_BY_MODEL) {
+        if (job_drafts[j].source == DRAFT_BY_MODEL) {
             d->shadow_jobs[j] = *jobs[j];
             d->shadow_jobs[j].scores.scores = NULL;
             status = catch_up(d, jobs[j]);
@@ -96,7 +97,7 @@ gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_
     pass_costs *costs = &d->costs[n_jobs];
     for (int32_t i = 0; !status && i < MAX_DRAFTS; i++) {
         double begin = os_seconds();
-        status = draft_step(d, jobs, n_jobs, drafts, i, &n_fed);
+        status = draft_step(d, jobs, n_jobs, job_drafts, i, &n_fed);
         if (n_fed == 0)
             break;
         if (n_fed == n_jobs)
@@ -104,13 +105,13 @@ gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_
     }
     /* Verification overwrites the keys and values that a 4-bit copy wrote. */
     for (int32_t j = 0; j < n_jobs; j++)
-        if (drafts[j].source == DRAFT_BY_MODEL && (status || !jobs[j]->draft_sequence))
+        if (job_drafts[j].source == DRAFT_BY_MODEL && (status || !jobs[j]->draft_sequence))
             gpt2c_sequence_truncate(draft_sequence_of(jobs[j]), length[j]);
     return status;
 }
 
 void draft_roll_back(const gpt2c_job *job) {
-    int32_t right = job->n_prompt + job->n_tokens - 1;
-    if (job->draft_sequence && gpt2c_sequence_length(job->draft_sequence) > right)
-        gpt2c_sequence_truncate(job->draft_sequence, right);
+    int32_t valid_length = job->n_prompt + job->n_tokens - 1;
+    if (job->draft_sequence && gpt2c_sequence_length(job->draft_sequence) > valid_length)
+        gpt2c_sequence_truncate(job->draft_sequence, valid_length);
 }

@@ -2,23 +2,23 @@
  * page. Each row attends to all positions up to and including its own.
  *
  * A score is one FMA chain over the head's dimensions, ascending, then scaled. The softmax takes
- * two passes: the largest score, then exp of the differences. The sum of these weights and the
- * weighted sum of the values run over blocks of POSITION_BLOCK positions, block sums added
- * ascending; the weighted sum is divided once.
+ * two passes: the first finds the largest score, the second computes the weights, exp(score -
+ * largest). The sum of the weights and the weighted sum of the values run over blocks of
+ * POSITION_BLOCK positions, block sums added ascending; the weighted sum is divided once.
  *
  * Rows are processed in tiles, so that each key or value that is loaded serves all rows of a tile.
  * The size of a tile changes no bit, because each row has sums of its own.
  *
- * Two kernels do this. attention_kernel is for a prompt: many rows share the keys and values of one
- * head, which stay in the CPU's caches. attention_heads_kernel is for decoding: one row reads all
- * of its keys and values once, so memory is the limit, and it visits page by page, all heads of a
- * page together, because these are contiguous.
+ * There are two kernels. attention_kernel is for a prompt: many rows share the keys and values of
+ * one head, which stay in the CPU's caches. attention_heads_kernel is for decoding: one row reads
+ * all of its keys and values once, so memory bandwidth is the limit. It therefore works page by
+ * page, and takes all heads of a page together, because the heads are contiguous.
  *
  * Prefetching. A page's keys and values are short runs, which a hardware prefetcher notices too
  * late. The caller (pass/attention.c) therefore lists the cache lines that will be read a little
- * later: the row's own, 32 KB ahead, or all of the next row's where these are few. Wherever the
- * kernel reads n cache lines it prefetches the next n lines of the list, so prefetches come at the
- * pace of the reads and stay the same distance ahead of them. */
+ * later: those that this row reads 32 KB later or, if the next row reads few, all those of the next
+ * row. Wherever the kernel reads n cache lines it prefetches the next n lines of the list, so
+ * prefetches come at the pace of the reads and stay the same distance ahead of them. */
 
 #if PAGE_POSITIONS != POSITION_BLOCK
 #error "PAGE_POSITIONS must equal POSITION_BLOCK: sums run page by page"
@@ -41,8 +41,8 @@ INLINE void store_bfloat16(const float *key, const float *value, int head_dim, u
     for (int d = 0; d < head_dim; d += VF_WIDTH) {
         uint16_t part[2][VF_WIDTH];
         int n = head_dim - d < VF_WIDTH ? head_dim - d : VF_WIDTH;
-        vi_store_16(part[0], to_bfloat16(vf_load_first(key + d, n)));
-        vi_store_16(part[1], to_bfloat16(vf_load_first(value + d, n)));
+        vi_store_u16(part[0], to_bfloat16(vf_load_first(key + d, n)));
+        vi_store_u16(part[1], to_bfloat16(vf_load_first(value + d, n)));
         for (int i = 0; i < n; i++)
             keys[(d + i) * PAGE_POSITIONS] = part[0][i];
         memcpy(values + d, part[1], (size_t)n * sizeof(uint16_t));
@@ -70,15 +70,16 @@ INLINE cache_pointer cache_offset(cache_pointer s, int n) {
     return (cache_pointer){s.page, s.index + (size_t)n};
 }
 
-/* Loads the first n elements of a vector from a page. If n is 0 or less it does not touch memory: a
- * processor waits for the cache line of a masked load even if the whole mask is off. That took
- * nearly half of attention's time for short sequences that were not in the CPU's cache. */
+/* Loads the first n elements of a vector from a page. If n is 0 or less, this does not touch
+ * memory: a processor waits for the cache line of a masked load even if the whole mask is off. Such
+ * waits took nearly half of attention's time for short sequences that were not in the CPU's
+ * cache. */
 INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
     if (is_bfloat16)
         return vf_from_bits(
-            vi_shift_left(vi_load_first_16((const uint16_t *)s.page + s.index, n), 16));
+            vi_shift_left(vi_load_first_u16((const uint16_t *)s.page + s.index, n), 16));
     return vf_load_first((const float *)s.page + s.index, n);
 }
 
@@ -92,7 +93,7 @@ INLINE void fetch_lines(fetch_list *f, int n) {
     }
 }
 
-/* The cache lines that n elements of a page take. */
+/* How many cache lines n elements of a page take. */
 INLINE int lines_in(const int is_bfloat16, int n) {
     const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* elements in a line */
     return (n + line - 1) / line;
@@ -153,8 +154,8 @@ INLINE void page_scores(const attention_args *a, const int is_bfloat16, const in
         score_tile(a, is_bfloat16, rows, 1, q, cache_offset(key, i), n - i, NULL, scores + i);
 }
 
-/* Replaces scores by exp(score - m) and returns their sum. A NaN score makes its own exp, and so
- * the sum, a NaN, whatever m is. */
+/* Replaces scores by exp(score - m) and returns their sum. If a score is NaN, the sum is NaN for
+ * every m. */
 static float exp_and_sum(float *scores, int n, float m) {
     float total = 0.0f;
     for (int block = 0; block < n; block += POSITION_BLOCK) {
@@ -203,8 +204,8 @@ INLINE void add_value(const attention_args *a, const int is_bfloat16, const int 
 }
 
 /* out[r][dim ..] = sum(scores[r][i] * value[i][dim ..]) / divisor[r] for n_vectors vectors of
- * dimensions, of which the first n dimensions exist. The first row sees n_positions, each later row
- * one more. */
+ * dimensions, of which the first n dimensions exist. The first row attends to n_positions
+ * positions, and each later row to one more. */
 INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int rows,
                        const int n_vectors, int dim, int n, int n_positions, const float *divisor,
                        float *out) {
@@ -227,7 +228,7 @@ INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int
         }
         for (int i = 0; i < end; i++, value.index += (size_t)a->head_dim)
             add_value(a, is_bfloat16, rows, 0, n_vectors, value, n, scores + i, sum);
-        /* Later rows continue to their own position. */
+        /* Each later row continues up to its own position. */
         if (block + end == n_positions) {
             UNROLL
             for (int first = 1; first < rows; first++, value.index += (size_t)a->head_dim)

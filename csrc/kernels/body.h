@@ -1,4 +1,4 @@
-/* Includes every kernel. They use the vector type that the including file has defined (vec.h). */
+/* Includes all kernels, which use the vector type that the including file has defined (vec.h). */
 #include "kernels/functions.h"
 #include "kernels/row.h"
 

@@ -32,7 +32,7 @@ INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int pane
     }
 }
 
-/* Applies bias, activation and residual to a panel's totals and stores its real columns. */
+/* Applies bias, activation and residual to a panel's totals and stores the columns below n. */
 static void finish_panel(const matmul_args *a, int row, int n_rows, int panel,
                          const float *totals) {
     if (a->quantized_out.values) {

@@ -5,7 +5,7 @@
 /* Adding 1.5 * 2^23 leaves a float's nearest integer (ties to even) in its low bits. */
 #define ROUND_MAGIC 12582912.0f
 
-/* The nearest integer, ties to even, of |x| < 2^22. */
+/* Rounds x to the nearest integer, ties to even. |x| must be less than 2^22. */
 INLINE vi vi_round(vf x) {
     return vi_sub(vi_bits(vf_add(x, vf_set1(ROUND_MAGIC))), vi_bits(vf_set1(ROUND_MAGIC)));
 }
@@ -23,11 +23,11 @@ INLINE vi vi_round_mantissa(vi bits, int n) {
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
 
-/* 2^n for n from -126 to 127, made from its exponent bits. */
+/* 2^n for n from -126 to 127, made from the exponent bits. */
 INLINE vf power_of_two(vi n) { return vf_from_bits(vi_shift_left(vi_add(n, vi_set1(127)), 23)); }
 
-/* a * 2^n for an integer n, rounded once. n may be from -150, where results are denormal, to 128,
- * where they are infinite, so 2^n is applied as two factors. */
+/* a * 2^n for an integer n, rounded once. n may be from -150 (denormal results) to 128 (infinite
+ * results), so 2^n is applied as two factors. */
 #ifndef HAS_VF_LDEXP
 INLINE vf vf_ldexp(vf a, vf n) {
     vi exponent = vi_round(n), half = vi_shift_right(exponent, 1);
@@ -35,8 +35,8 @@ INLINE vf vf_ldexp(vf a, vf n) {
 }
 #endif
 
-/* exp(x) = 2^n exp(r) with n = round(x / ln 2), so |r| <= 0.347. There the Taylor polynomial of
- * degree 7 has an error of 5e-9. A NaN passes through every step. */
+/* exp(x) = 2^n exp(r) with n = round(x / ln 2), so |r| <= 0.347. For such r the Taylor polynomial
+ * of degree 7 has an error of 5e-9. A NaN passes through every step. */
 INLINE vf vf_exp(vf x) {
     vf clamped = vf_max(vf_set1(-104.0f), x);
     clamped = vf_min(vf_set1(89.0f), clamped);
@@ -57,8 +57,8 @@ INLINE vf vf_exp(vf x) {
     return vf_ldexp(p, n);
 }
 
-/* log(1 + f) for f in [-0.293, 0.415]. With s = f / (2 + f) it is 2 (s + s^3/3 + s^5/5 + ...),
- * written as f - (f^2/2 - s (f^2/2 + R)) so that the leading term is exact. */
+/* log(1 + f) for f in [-0.293, 0.415]. With s = f / (2 + f), log(1 + f) is 2 (s + s^3/3 + s^5/5 +
+ * ...). It is computed as f - (f^2/2 - s (f^2/2 + R)) so that the leading term is exact. */
 INLINE vf log_of_one_plus(vf f) {
     vf s = vf_div(f, vf_add(vf_set1(2.0f), f));
     vf z = vf_mul(s, s);

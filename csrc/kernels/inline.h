@@ -1,7 +1,7 @@
-/* How kernels are compiled: what is inlined and unrolled, and for which instructions. */
+/* Macros that inline and unroll kernels, and compile them for an instruction set. */
 
-/* Kernels are small functions that must be inlined and loops that must be unrolled, or their
- * vectors would not stay in registers. */
+/* The small functions of kernels must be inlined and their loops unrolled; otherwise vectors would
+ * not stay in registers. */
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__clang__)
@@ -10,8 +10,9 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* The functions between TARGET_BEGIN and TARGET_END may use the named instructions. System headers
- * are included before, so that their functions are not compiled for these. */
+/* The functions between TARGET_BEGIN and TARGET_END may use the named instructions. Include system
+ * headers before TARGET_BEGIN, so that their inline functions are not compiled for these
+ * instructions. */
 #define PRAGMA(tokens) _Pragma(#tokens)
 #if defined(__clang__)
 #define TARGET_BEGIN(names) \
@@ -22,5 +23,5 @@
 #define TARGET_END PRAGMA(GCC pop_options)
 #endif
 
-/* Prefetches a cache line to be read into the second-level cache. */
+/* Prefetches a cache line into the L2 cache, for reading. */
 INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }

@@ -2,16 +2,17 @@
  *
  * Tiles. The weights of a group (32 steps of k) for DOT_VECTORS vectors of columns are loaded into
  * registers once, GROUP / 4 registers for each vector, and all rows are multiplied by them. A row's
- * sum over the group is an exact integer, so the order inside a group does not matter. It is scaled
- * and added to the row's float totals in memory, groups ascending. The number of rows changes no
- * bit. matmul.h does the reverse: it keeps sums in registers and loads weights again for each tile.
- * Here a group's weights are few enough to stay, and a total is touched only once in 32 steps. */
+ * sum over the group is an exact integer, so the order inside a group does not matter. The sum is
+ * scaled and added to the row's float totals in memory, groups ascending. The number of rows
+ * changes no bit. matmul.h does the reverse: it keeps sums in registers and loads weights again for
+ * each tile. Here a group's weights are few enough to stay in registers, and a total is touched
+ * only once in 32 steps of k. */
 #include "kernels/isa/dot.h"
 
 #define BYTES_STEPS (GROUP / 4)
 
-/* Loads weights in the order of memory. The hardware prefetcher depends on the order, and a
- * compiler may change it: then a single row was a fifth slower. */
+/* Loads weights in the order of memory. The hardware prefetcher depends on this order. A compiler
+ * that changed the order made a single row a fifth slower. */
 INLINE vi load_bytes(const uint8_t *p) {
     vi bytes = vi_load((const int32_t *)(const void *)p);
     __asm__ volatile("" ::: "memory");
@@ -42,7 +43,7 @@ INLINE void load_int8(group_columns *g, const uint8_t *packed, int column) {
     }
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
-        vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
+        vi word = vi_load_u16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
         g->scale[v] = vf_from_bits(vi_shift_left(word, 16));
     }
 }
@@ -61,7 +62,7 @@ INLINE void load_int4(group_columns *g, const uint8_t *packed, int column) {
     }
     UNROLL
     for (int v = 0; v < DOT_VECTORS; v++) {
-        vi word = vi_load_16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
+        vi word = vi_load_u16((const uint16_t *)(const void *)(words + 2 * v * VF_WIDTH));
         vi bits = vi_shift_left(vi_and(word, vi_set1(0xfff0)), INT4_SCALE_SHIFT - 4);
         g->scale[v] = vf_from_bits(vi_add(bits, vi_set1(INT4_SCALE_EXPONENT << 23)));
         g->zero[v] = vi_and(word, vi_set1(0xf));
@@ -86,10 +87,10 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
     return INT4_SUMS_ARE_32_BITS ? total : vi_add(int4_sum(total), offset);
 }
 
-/* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), a share of
- * them at each row. Prefetched together, they would fill the core's list of outstanding loads, and
- * the loads of rows would wait: that cost a third of the speed at 32 rows and nearly half at 8. A
- * prefetch beyond the weights' end is harmless, because it does not read. */
+/* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), and each row
+ * prefetches a share of them. Prefetching all of them at once would fill the core's list of
+ * outstanding loads, and the loads of rows would wait: that cost a third of the speed at 32 rows
+ * and nearly half at 8. A prefetch beyond the end of the weights is harmless: it cannot fault. */
 #define PREFETCH_AHEAD 16384
 
 typedef struct {
@@ -133,8 +134,8 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
     }
 }
 
-/* With many rows the stores of the results would wait for memory too, so their cache lines are
- * prefetched while a panel is multiplied: at each group, those of a share of the rows. */
+/* With many rows the stores of the results would wait for memory too. So the cache lines of the
+ * results are prefetched while a panel is multiplied, a share of the rows at each group. */
 #define PREFETCH_OUT_MIN_ROWS 32
 
 INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,

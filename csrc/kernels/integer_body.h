@@ -1,5 +1,5 @@
-/* Includes the integer kernels alone, for an instruction set that has no other kernels of its own:
- * cpu.c combines it with the float kernels of a smaller set. */
+/* Includes only the integer kernels, for an instruction set that uses the float kernels of a
+ * smaller set (cpu.c). */
 #include "kernels/functions.h"
 
 #include "kernels/quantize_rows.h"

@@ -19,14 +19,16 @@
  * and 256. */
 #define K_BLOCK 64
 
-/* GROUP steps of k share a scale, in quantised weights and in the quantised rows multiplied by
- * them. GROUP is part of the arithmetic. */
+/* GROUP steps of k share a scale, in quantised weights and in quantised rows. GROUP is part of the
+ * arithmetic. */
 #define GROUP 32
 
-/* Bytes of a block: one packed group of a panel, GROUP steps of k of its columns. int8 has
- * [GROUP / 4][PANEL][4] values. int4 has [GROUP / 8][PANEL][4] bytes, with the first half of the
- * group in the lower nibbles and the second half in the upper ones. After these come 16 bits for
- * each column, with its scale (quantize.h). A weight takes 8.5 or 4.5 bits. */
+/* Bytes of a block: a panel's weights in one group, GROUP steps of k.
+ *   int8: [GROUP / 4][PANEL][4] values
+ *   int4: [GROUP / 8][PANEL][4] bytes; the first half of the group is in the lower nibbles, the
+ *         second half in the upper ones
+ * Then follow 16 bits of scale data for each column (quantize.h). In total a weight takes 8.5 or
+ * 4.5 bits. */
 #define INT8_GROUP_BYTES (GROUP * PANEL + 2 * PANEL)
 #define INT4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
 
@@ -34,7 +36,7 @@
 #define INT4_SCALE_SHIFT 18
 #define INT4_SCALE_EXPONENT 32 /* the float's biased exponent where the scale's is 0 */
 
-/* Positions in a page of the KV cache. They are not part of the arithmetic. */
+/* Positions in a page of the KV cache. PAGE_POSITIONS is not part of the arithmetic. */
 #define PAGE_POSITIONS 64
 
 /* Softmax sums and value sums run over blocks of POSITION_BLOCK positions, block sums added
@@ -53,7 +55,7 @@
 #endif
 
 /* Rows in int8, with a scale and the negative sum of the values for each group. The rows of a group
- * lie side by side, so that one address reaches them all. */
+ * lie side by side, so that a kernel needs one address for all rows. */
 typedef struct {
     int8_t *values; /* group g of row r: values + g * values_stride + r * GROUP */
     float *scales;  /* scales[g * stride + r]; 0 for zeros, NaN where an element is not finite */
@@ -74,7 +76,7 @@ typedef struct {
     size_t residual_stride;
     float *out; /* [n_rows, n] */
     size_t out_stride;
-    /* If this has values, the result is stored here, quantised, instead of in out. */
+    /* If quantized_out.values is set, the result is stored there, quantised, and not in out. */
     quantized_rows quantized_out;
     int n;
     int activation; /* a gpt2c_activation */
@@ -93,8 +95,8 @@ typedef struct {
     int part; /* the part that is being prefetched */
 } fetch_list;
 
-/* The most rows, or heads of one row, that one call of an attention kernel takes. Its caller
- * provides room for the scores of all. */
+/* The most rows, or heads of one row, that one call of an attention kernel takes. The caller
+ * provides room for all their scores. */
 #define ATTENTION_ROWS 8
 
 /* Attention of one head for rows at consecutive positions of one sequence, all in one page; or of
@@ -136,8 +138,8 @@ typedef struct {
     /* Attention of one row and n_heads heads, page by page, so that memory is read in long runs. */
     void (*attention_heads)(const attention_args *args);
     /* The steps of attention for one row of one head: the scores, the softmax weights (in place of
-     * the scores) with their sum, and the weighted sum of the values. Together they give
-     * attention's bits. */
+     * the scores) with their sum, and the weighted sum of the values. Together they give the same
+     * bits as `attention`. */
     void (*attention_scores)(const attention_args *args);
     void (*attention_weights)(const attention_args *args);
     void (*attention_values)(const attention_args *args);
@@ -154,13 +156,13 @@ typedef struct {
     void (*quantize_int4)(const float *weights, int n_scales, uint8_t *packed);
     /* The lowest id with the largest logit, or -1 if any logit is NaN. */
     int (*arg_max)(const float *logits, int n);
-    /* Sets *log_sum_exp to what is subtracted from a logit to get its log-probability, and *entropy
-     * to the entropy in nats: see log_prob.h. */
+    /* Sets *log_sum_exp, such that logit - log_sum_exp is a log-probability, and *entropy, in nats:
+     * see log_prob.h. */
     void (*log_sum_exp)(const float *logits, int n, float *log_sum_exp, float *entropy);
     /* The rank of an id: 1 for the most likely. Of equal logits the lower id comes first. */
     int (*rank)(const float *logits, int n, int id);
-    /* The id whose logit plus Gumbel noise, *score, is largest; the lowest such id. ids are below
-     * 2^24. */
+    /* The id with the largest score, logit + Gumbel noise, which is stored in *score. Of equal
+     * scores the lowest id wins. ids are below 2^24. */
     int (*draw)(const float *logits, const int32_t *ids, int n, const noise_key *key, float *score);
     void (*divide)(float *x, int n, float by);
     /* A uniform number in [0, 1), determined by the key. */
@@ -176,7 +178,8 @@ typedef struct {
 } kernel_table;
 
 /* Products of quantised rows and quantised weights. Each output adds its groups ascending, from +0:
- * acc = fma((float)sum, row's scale * column's scale, acc), where sum, an integer, is exact. */
+ * acc = fma((float)sum, row's scale * column's scale, acc), where `sum` is the group's exact
+ * integer sum. */
 typedef struct {
     void (*matmul_int8)(const matmul_args *args, int panel_begin, int panel_end);
     void (*matmul_int4)(const matmul_args *args, int panel_begin, int panel_end);

@@ -1,4 +1,5 @@
-/* Kernels that measure the machine's limits: benchmarks compare the other kernels with these. */
+/* Kernels that measure the machine's limits. Benchmarks compare the other kernels with these
+ * limits. */
 
 #define STREAM_CHAINS 8
 
@@ -15,9 +16,9 @@ static float stream_kernel(const float *x, size_t n) {
     }
     for (int v = 1; v < STREAM_CHAINS; v++)
         sum[0] = vf_add(sum[0], sum[v]);
-    float lanes_of[VF_WIDTH];
-    vf_store(lanes_of, sum[0]);
-    return lanes_of[0];
+    float lane[VF_WIDTH];
+    vf_store(lane, sum[0]);
+    return lane[0];
 }
 
 /* Multiplies and adds in registers only, and returns the number of operations. 12 independent
@@ -43,8 +44,8 @@ static double multiply_add_kernel(long long steps, float factor, float *result) 
     UNROLL
     for (int v = 0; v < FMA_CHAINS; v++)
         total = vf_add(total, vf_add(sum[0][v], sum[1][v]));
-    float lanes_of[VF_WIDTH];
-    vf_store(lanes_of, total);
-    *result = lanes_of[0];
+    float lane[VF_WIDTH];
+    vf_store(lane, total);
+    *result = lane[0];
     return 2.0 * 2 * FMA_CHAINS * VF_WIDTH * (double)steps;
 }

@@ -1,7 +1,7 @@
 /* Log-probabilities and entropy from logits.
  *
- * The sums run over tiles of TILE_IDS ids. A tile has its own largest logit m and adds, in 16
- * lanes, e = exp(x - m) and e * (x - m); tiles are merged ascending. */
+ * The sums run over tiles of TILE_IDS ids. For each tile, m is its largest logit, and the sums of e
+ * = exp(x - m) and of e * (x - m) are added in 16 lanes. Tiles are merged ascending. */
 
 #define TILE_IDS 1024
 
@@ -27,7 +27,7 @@ INLINE float log_scalar(float x) {
 }
 
 static softmax_sums sums_of_tile(const float *logits, int n) {
-    /* A NaN logit makes its own exp, and so the sum, NaN. */
+    /* If a logit is NaN, the sum is NaN. */
     softmax_sums tile = {row_max(logits, n), 0.0f, 0.0f};
     if (tile.max == -__builtin_inff())
         return tile;
@@ -52,7 +52,7 @@ static softmax_sums sums_of_tile(const float *logits, int n) {
 /* Adds b's sums, rescaled to a's max, to a's; b's max is at most a's. */
 static softmax_sums merge_smaller(softmax_sums a, softmax_sums b) {
     if (b.sum == 0.0f)
-        return a; /* its largest logit is -infinity */
+        return a; /* b's largest logit is -infinity */
     float below = b.max - a.max;
     if (below < MIN_EXPONENT)
         return a;
@@ -73,8 +73,8 @@ static softmax_sums sums_of_row(const float *logits, int n) {
 }
 
 /* Computes log_sum_exp = M + log S, where M is the merged max and S the merged sum, and the entropy
- * in nats. log p(id) is logit - log_sum_exp. Both are NaN if a logit is NaN or the largest is
- * infinite. */
+ * in nats. log p(id) is logit - log_sum_exp. Both results are NaN if a logit is NaN or the largest
+ * logit is infinite. */
 static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
     softmax_sums all = sums_of_row(logits, n);
     if (!(all.sum > 0.0f) || all.max - all.max != 0.0f) {

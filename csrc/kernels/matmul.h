@@ -1,13 +1,13 @@
 /* Float matrix products with packed panels.
  *
  * An output is defined as follows: one FMA chain from +0 over each block of K_BLOCK steps of k,
- * ascending; the block sums added ascending; then the bias, the activation, the residual. A
- * vector's lanes are output columns, and rows of x have registers of their own, so neither the
- * shape of a tile nor the number of rows changes any bit.
+ * ascending; then the block sums are added ascending, and then the bias, the activation and the
+ * residual are applied. A vector's lanes are output columns, and rows of x have registers of their
+ * own, so neither the shape of a tile nor the number of rows changes any bit.
  *
- * Tiles. A tile is `rows` rows of x by VECTORS_OF(rows) vectors of a panel's columns. At each step
- * of k it loads these vectors of weights once, broadcasts one element of each row, and does one FMA
- * for each pair. Its sums stay in registers through a block of k, so a vector header chooses
+ * Tiles. A tile is `rows` rows of x by VECTORS_OF(rows) vectors of a panel's columns. Each step of
+ * k loads these vectors of weights once, broadcasts one element of each row, and does one FMA for
+ * each pair. The tile's sums stay in registers through a block of k, so a vector header chooses
  * TILE_ROWS and TILE_VECTORS such that the sums, the weights and a broadcast fit the register file:
  * more rows mean fewer loads of weights per FMA, but too many rows spill sums. The sums of finished
  * blocks (`total`) are touched once per block and may spill. */
@@ -93,7 +93,7 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 #error "add TILE_CASES for this TILE_ROWS"
 #endif
 
-/* Each row count has its own unrolled copy, with its sums in registers. */
+/* Each row count has an unrolled copy of multiply_tile, which keeps the sums in registers. */
 INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const float *panel,
                           tile_prefetch ahead, float *totals) {
     switch (rows) {
@@ -108,9 +108,9 @@ INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const 
 
 /* With many rows a processor does not look enough steps of k ahead to keep the memory busy, so
  * tiles prefetch: a single tile prefetches the weights of the next block of k, several tiles share
- * the prefetch of the next panel. With few rows the processor looks far enough ahead by itself,
- * and prefetching made decoding a sixth slower. A prefetch beyond the last panel is harmless,
- * because it does not read. */
+ * the prefetch of the next panel. With few rows the processor looks far enough ahead by itself, and
+ * prefetching made decoding a sixth slower. A prefetch beyond the last panel is harmless: it cannot
+ * fault. */
 #define PREFETCH_MIN_ROWS 5
 
 INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const float *panel, int n_tiles,
@@ -143,8 +143,8 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     }
 }
 
-/* Multiplies PASS_ROWS rows by all panels, then the next PASS_ROWS rows: x of one chunk of rows
- * stays in the second-level cache, and the panels are read in the order of memory. */
+/* Multiplies PASS_ROWS rows by all panels, then the next PASS_ROWS rows: these rows of x stay in
+ * the L2 cache, and the panels are read in the order of memory. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
     float totals[PASS_ROWS * PANEL];
     for (int row = 0; row < a->n_rows; row += PASS_ROWS) {

@@ -1,8 +1,8 @@
 /* Quantises rows to int8, group by group.
  *
  * The scale is the largest magnitude / 127; a value is x * (1 / scale), rounded to nearest even. If
- * the scale would be denormal, it and the values are 0; if an element is not finite, the scale is
- * NaN. */
+ * the scale would be denormal, the scale and the values are 0; if an element is not finite, the
+ * scale is NaN. */
 
 #define GROUP_VECTORS (GROUP / VF_WIDTH)
 
@@ -31,7 +31,7 @@ INLINE void quantize_group(const vf part[GROUP_VECTORS], const quantized_rows *o
     for (int v = 0; v < GROUP_VECTORS; v++) {
         vi nearest = vi_round(vf_mul(part[v], factor));
         total = vi_sub(total, nearest);
-        vi_store_8(values + v * VF_WIDTH, nearest);
+        vi_store_i8(values + v * VF_WIDTH, nearest);
     }
     out->scales[at] = scale;
     out->minus_sums[at] = vi_reduce_add(total);

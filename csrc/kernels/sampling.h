@@ -1,9 +1,9 @@
-/* Choosing a token from logits: the largest, or a draw.
+/* Chooses a token from logits: the id with the largest logit, or a random draw.
  *
  * A draw uses the Gumbel-max trick: the id with the largest logit + Gumbel noise is a draw from the
- * softmax. The noise is a function of the seed, the sample, the position and the id, made by
- * a counter-based generator. So a draw depends on nothing that runs beside it, and no sum over the
- * logits is needed. */
+ * softmax. The noise is a function of the seed, the sample, the position and the id, made by a
+ * counter-based generator. So a draw does not depend on other sequences of the batch, and it needs
+ * no sum over the logits. */
 
 /* Finds the tile with the largest logit first, so that only this tile is searched for the id. */
 static int arg_max_kernel(const float *logits, int n) {
@@ -30,8 +30,8 @@ static int arg_max_kernel(const float *logits, int n) {
 INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     for (int round = 0; round < 10; round++) {
         vi upper0, upper2;
-        vi lower0 = vi_mul_wide(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
-        vi lower2 = vi_mul_wide(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
+        vi lower0 = vi_mul_wide_unsigned(counter[0], vi_set1((int32_t)0xD2511F53u), &upper0);
+        vi lower2 = vi_mul_wide_unsigned(counter[2], vi_set1((int32_t)0xCD9E8D57u), &upper2);
         counter[0] = vi_xor(vi_xor(upper2, counter[1]), vi_set1((int32_t)key0));
         counter[1] = lower2;
         counter[2] = vi_xor(vi_xor(upper0, counter[3]), vi_set1((int32_t)key1));
@@ -41,8 +41,8 @@ INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     }
 }
 
-/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, use). The
- * use is 0 for noise and 1 for uniform_kernel. */
+/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, use).
+ * `use` is 0 for noise and 1 for uniform_kernel. */
 INLINE vi random_word(const noise_key *key, vi id) {
     vi counter[4] = {vi_shift_right_unsigned(id, 2), vi_set1((int32_t)key->position),
                      vi_set1((int32_t)key->sample), vi_set1(0)};
@@ -53,21 +53,21 @@ INLINE vi random_word(const noise_key *key, vi id) {
     return word;
 }
 
-/* Unsigned to float, rounded once: both halves are exact. */
+/* Converts unsigned integers to float, rounded once, because both 16-bit halves are exact. */
 INLINE vf vf_from_unsigned(vi r) {
     vf upper = vf_from_int(vi_shift_right_unsigned(r, 16));
     return vf_fma(upper, vf_set1(65536.0f), vf_from_int(vi_and(r, vi_set1(0xffff))));
 }
 
-/* -log(u) for u = (r + 1/2) / 2^32. Near u = 1 it is computed from 1 - u, which keeps all 32 bits
- * of r: the most likely ids of a draw are decided there. */
+/* -log(u) for u = (r + 1/2) / 2^32. Near u = 1 the logarithm is computed from 1 - u, which keeps
+ * all 32 bits of r: there the noise is largest, and the largest noise decides most draws. */
 INLINE vf exponential_variate(vi r) {
     const vf unit = vf_set1(2.32830644e-10f), half = vf_set1(0.5f); /* 2^-32 */
     vf u = vf_mul(vf_add(vf_from_unsigned(r), half), unit);
-    vf distance = vf_mul(vf_add(vf_from_unsigned(vi_xor(r, vi_set1(-1))), half), unit);
+    vf one_minus_u = vf_mul(vf_add(vf_from_unsigned(vi_xor(r, vi_set1(-1))), half), unit);
     vf far_from_one = vf_log(u);
-    vf near_one = log_of_one_plus(vf_sub(vf_set1(0.0f), distance));
-    vf log_u = vf_select_less(distance, vf_set1(0.25f), near_one, far_from_one);
+    vf near_one = log_of_one_plus(vf_sub(vf_set1(0.0f), one_minus_u));
+    vf log_u = vf_select_less(one_minus_u, vf_set1(0.25f), near_one, far_from_one);
     return vf_sub(vf_set1(0.0f), log_u);
 }
 
@@ -77,17 +77,17 @@ INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
 }
 
-/* The best score of each lane so far, and its id. Ids are exact as floats. */
+/* The best score of each lane so far, and its id as a float, which is exact. */
 typedef struct {
     vf score, id;
 } best_draws;
 
 INLINE void keep_best(best_draws *best, vf logit, vi id, const noise_key *key) {
     vf score = add_gumbel_noise(logit, id, key);
-    vf number = vf_from_int(id);
-    vf lower = vf_select_less(number, best->id, number, best->id);
+    vf float_id = vf_from_int(id);
+    vf lower = vf_select_less(float_id, best->id, float_id, best->id);
     vf otherwise = vf_select_less(score, best->score, best->id, lower);
-    best->id = vf_select_less(best->score, score, number, otherwise);
+    best->id = vf_select_less(best->score, score, float_id, otherwise);
     best->score = vf_select_less(best->score, score, score, best->score);
 }
 
@@ -103,7 +103,7 @@ static void draw_from_tile(best_draws *best, const float *logits, const int32_t 
         keep_best(best, vf_load(logits + i), vi_load(ids + i), key);
     if (i == n)
         return;
-    /* The last vector is incomplete, so copies of its first element fill it. */
+    /* The last vector is incomplete. Copies of its first element fill the other lanes. */
     float last_logits[VF_WIDTH];
     int32_t last_ids[VF_WIDTH];
     for (int j = 0; j < VF_WIDTH; j++) {
@@ -125,16 +125,16 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
         if (row_max(logits + i, rest) >= threshold)
             draw_from_tile(&best, logits + i, ids + i, rest, key);
     }
-    float scores[VF_WIDTH], numbers[VF_WIDTH];
+    float scores[VF_WIDTH], float_ids[VF_WIDTH];
     vf_store(scores, best.score);
-    vf_store(numbers, best.id);
+    vf_store(float_ids, best.id);
     int first = 0;
     for (int lane = 1; lane < VF_WIDTH; lane++)
         if (scores[lane] > scores[first] ||
-            (scores[lane] == scores[first] && numbers[lane] < numbers[first]))
+            (scores[lane] == scores[first] && float_ids[lane] < float_ids[first]))
             first = lane;
     *best_score = scores[first];
-    return (int)numbers[first];
+    return (int)float_ids[first];
 }
 
 /* Returns 24 bits of word 0 of the counter (0, position, sample, 1), divided by 2^24. */

@@ -1,4 +1,4 @@
-/* The memory of a model's weights; writing and reading them. */
+/* Allocates, writes and reads the weights of a model. */
 #include "model/model.h"
 
 #include "cache.h"
@@ -118,8 +118,8 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
 }
 
 /* Drafts are accepted more often if the draft model's embeddings (wte and lm_head) have 8 bits
- * instead of 4. They get 8 bits if they are up to this share of the weights, so that the draft
- * model never takes more than MAX_DRAFT_SHARE of the base's memory. */
+ * instead of 4. The embeddings get 8 bits if they are at most MAX_8_BIT_SHARE of the weights, so
+ * that the draft model never takes more than MAX_DRAFT_SHARE of the base's memory. */
 #define MAX_8_BIT_SHARE 0.115
 #define MAX_DRAFT_SHARE                                                                \
     (((1 - MAX_8_BIT_SHARE) * INT4_GROUP_BYTES + MAX_8_BIT_SHARE * INT8_GROUP_BYTES) / \
@@ -173,7 +173,8 @@ void gpt2c_model_free(gpt2c_model *model) {
 
 size_t gpt2c_model_bytes(const gpt2c_model *model) { return model->arena_bytes; }
 
-/* Whether the model has this tensor with rows [begin, begin + n_rows) of this width. */
+/* Whether the model has this tensor, and the tensor has rows [begin, begin + n_rows) of this
+ * width. */
 static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t width) {
     return t->n_rows && width == t->width && begin <= t->n_rows && n_rows <= t->n_rows - begin;
 }

@@ -1,4 +1,4 @@
-/* What a model consists of. model.c and tensors.c fill it; the other files only read it. */
+/* The parts of a model. model.c and tensors.c set the parts, and the other files only read them. */
 #ifndef GPT2C_MODEL_H
 #define GPT2C_MODEL_H
 
@@ -22,7 +22,7 @@ typedef struct {
 
 struct gpt2c_model {
     gpt2c_config config;
-    const gpt2c_model *base; /* of a 4-bit copy: the owner of its vectors and sequences */
+    const gpt2c_model *base; /* in a 4-bit copy, the model that owns the vectors and sequences */
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;

@@ -1,4 +1,4 @@
-/* Packing matrices into panels, and reading them back. */
+/* Packs matrices into panels, and reads the panels back. */
 #include "model/pack.h"
 
 #include <string.h>
@@ -66,8 +66,8 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
     }
 }
 
-/* Transposes up to PANEL rows. Writes are sequential, and the cache line that is being read of each
- * row stays in the L1 cache. */
+/* Transposes up to PANEL rows. Writes are sequential, and reads touch one cache line of each row at
+ * a time, which the L1 cache keeps. */
 static void transpose(float *to, const float *rows, size_t n_rows, size_t stride, size_t k) {
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < n_rows; j++)
@@ -110,8 +110,7 @@ static float float_of(uint32_t bits) {
  * bits, and a scale a significand of up to 8 bits. */
 static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
                             float *values) {
-    const unsigned char *bytes =
-        block + 4 * column; /* four values, then those of the other columns */
+    const unsigned char *bytes = block + 4 * column; /* four values of each column in turn */
     if (dtype == GPT2C_INT8) {
         float scale = float_of(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
@@ -130,7 +129,7 @@ static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_
     }
 }
 
-/* Rows [first, first + n) of a column, all in one group. */
+/* Reads rows [first, first + n) of a column. The rows must lie in one group. */
 static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
                       float *values) {
     size_t panel = column / PANEL, offset_in_group = first % GROUP;

@@ -28,11 +28,12 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
 void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows);
 
-/* Quantises panels [begin, end) of another matrix of the same shape, without a scale search. */
+/* Quantises panels [begin, end) of `from`, a matrix of the same shape, into m, without a search for
+ * scales. */
 void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
                    size_t begin, size_t end);
 
-/* Read the same rows back, dequantised. */
+/* Read rows [begin, begin + n_rows) back, dequantised. */
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows);
 void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows);
 

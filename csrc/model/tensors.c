@@ -35,8 +35,8 @@ static const tensor_info tensors[GPT2C_N_TENSORS] = {
     [GPT2C_LM_HEAD] = {"lm_head.weight", N_VOCAB, N_EMBD, ROWS_ARE_N, MODEL(lm_head)},
 };
 
-#define FIRST_OF_LAYER ((int32_t)GPT2C_LN_1_WEIGHT)
-#define N_OF_LAYER ((int32_t)GPT2C_LN_F_WEIGHT - FIRST_OF_LAYER)
+#define FIRST_LAYER_TENSOR ((int32_t)GPT2C_LN_1_WEIGHT)
+#define N_LAYER_TENSORS ((int32_t)GPT2C_LN_F_WEIGHT - FIRST_LAYER_TENSOR)
 
 const char *gpt2c_tensor_name(gpt2c_tensor tensor) { return tensors[tensor].name; }
 
@@ -55,12 +55,12 @@ static size_t size_of(const gpt2c_config *c, dimension d) {
 
 tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer) {
     const gpt2c_config *c = &m->config;
-    int is_of_layer = tensor >= GPT2C_LN_1_WEIGHT && tensor < GPT2C_LN_F_WEIGHT;
+    int is_per_layer = tensor >= GPT2C_LN_1_WEIGHT && tensor < GPT2C_LN_F_WEIGHT;
     if ((tensor == GPT2C_LM_HEAD && c->tied_lm_head) ||
-        (is_of_layer && (layer < 0 || layer >= c->n_layer)))
+        (is_per_layer && (layer < 0 || layer >= c->n_layer)))
         return (tensor_view){.packing = AS_GIVEN};
     const tensor_info *info = &tensors[tensor];
-    char *field = (is_of_layer ? (char *)&m->layers[layer] : (char *)m) + info->offset;
+    char *field = (is_per_layer ? (char *)&m->layers[layer] : (char *)m) + info->offset;
     tensor_view view = {.packing = info->packing,
                         .n_rows = size_of(c, info->n_rows),
                         .width = size_of(c, info->width)};
@@ -68,20 +68,20 @@ tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer
         view.floats = (float **)(void *)field;
     } else {
         view.matrix = (packed_matrix *)(void *)field;
-        view.dtype = (gpt2c_dtype)(is_of_layer ? c->layer_dtype : c->embedding_dtype);
+        view.dtype = (gpt2c_dtype)(is_per_layer ? c->layer_dtype : c->embedding_dtype);
     }
     return view;
 }
 
 int32_t tensor_count(const gpt2c_model *m) {
-    int32_t n_of_model = GPT2C_N_TENSORS - N_OF_LAYER - (m->config.tied_lm_head ? 1 : 0);
-    return n_of_model + N_OF_LAYER * m->config.n_layer;
+    int32_t n_of_model = GPT2C_N_TENSORS - N_LAYER_TENSORS - (m->config.tied_lm_head ? 1 : 0);
+    return n_of_model + N_LAYER_TENSORS * m->config.n_layer;
 }
 
 tensor_view tensor_at(const gpt2c_model *m, int32_t i) {
-    int32_t in_layers = i - FIRST_OF_LAYER, n_in_layers = N_OF_LAYER * m->config.n_layer;
+    int32_t in_layers = i - FIRST_LAYER_TENSOR, n_in_layers = N_LAYER_TENSORS * m->config.n_layer;
     if (in_layers >= 0 && in_layers < n_in_layers)
-        return tensor_find(m, (gpt2c_tensor)(FIRST_OF_LAYER + in_layers % N_OF_LAYER),
-                           in_layers / N_OF_LAYER);
-    return tensor_find(m, (gpt2c_tensor)(in_layers < 0 ? i : i - n_in_layers + N_OF_LAYER), 0);
+        return tensor_find(m, (gpt2c_tensor)(FIRST_LAYER_TENSOR + in_layers % N_LAYER_TENSORS),
+                           in_layers / N_LAYER_TENSORS);
+    return tensor_find(m, (gpt2c_tensor)(in_layers < 0 ? i : i - n_in_layers + N_LAYER_TENSORS), 0);
 }

@@ -1,11 +1,12 @@
-/* The table of GPT-2's tensors. The core states their names, shapes and packing only here. */
+/* The table of GPT-2's tensors: their names, shapes and packing. */
 #ifndef GPT2C_TENSORS_H
 #define GPT2C_TENSORS_H
 
 #include "model/model.h"
 
-/* How a tensor is stored. Vectors and wpe are stored AS_GIVEN. Matrices are packed into panels of a
- * matrix [k, n]; a tensor's rows are its rows (ROWS_ARE_K) or, for wte and lm_head, its columns. */
+/* How a tensor is stored. Vectors and wpe are stored AS_GIVEN. Matrices are packed with the shape
+ * [k, n]. The rows of a tensor are the rows of the packed matrix (ROWS_ARE_K) or, for wte and
+ * lm_head, its columns (ROWS_ARE_N). */
 typedef enum { AS_GIVEN, ROWS_ARE_K, ROWS_ARE_N } packing;
 
 /* One tensor of a model. */

@@ -23,7 +23,8 @@
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 /* Two threads streamed 1.2 times faster from huge pages than from ordinary ones. The kernel uses
- * huge pages only for aligned ranges, so this maps one page more and then unmaps both ends. */
+ * huge pages only for aligned ranges, so this maps one extra huge page and then unmaps both
+ * ends. */
 void *os_arena_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * HUGE_PAGE)
         return NULL;
@@ -44,7 +45,7 @@ void *os_arena_alloc(size_t bytes) {
     if (after)
         munmap(aligned + length, after);
 #ifdef MADV_HUGEPAGE
-    /* A rest that does not fill a huge page stays on ordinary pages, which take less memory. */
+    /* The end that does not fill a huge page stays on ordinary pages, which take less memory. */
     (void)madvise(aligned, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     return aligned;
@@ -85,7 +86,7 @@ int os_start_thread(void (*function)(void *), void *argument) {
     if (!start)
         return 0;
     *start = (thread_start){function, argument};
-    /* Signals are left to the interpreter's threads. A thread inherits its creator's mask. */
+    /* Only the interpreter's threads handle signals. A new thread inherits its creator's mask. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -124,7 +125,8 @@ void os_wake_all(atomic_uint *word) {
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
 
-/* Resets both for a forked child: at the fork, another thread of the parent may have used them. */
+/* Resets the lock and the condition for a forked child: at the fork, another thread of the parent
+ * may have held the lock. */
 static void forget_sleepers(void) {
     sleep_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     sleep_condition = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
@@ -160,7 +162,8 @@ double os_seconds(void) { return seconds_of(CLOCK_MONOTONIC); }
 double os_thread_seconds(void) { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }
 
 #if defined(__linux__)
-/* The affinity mask has one bit per CPU. The kernel refuses a set smaller than its own. */
+/* The affinity mask has one bit per CPU. The kernel rejects a buffer that is smaller than its own
+ * mask. */
 #define MAX_CPUS 8192
 
 static int allowed_cpus(void) {
@@ -191,7 +194,7 @@ int os_has_dot_product(void) {
 #if defined(__aarch64__) && defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
-    return 1; /* every Mac with an ARM CPU has it */
+    return 1; /* every Mac with an ARM CPU has these instructions */
 #else
     return 0;
 #endif

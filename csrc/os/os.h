@@ -1,5 +1,5 @@
-/* The operating system: memory, threads, sleep and clocks. Only os.c and this file include its
- * headers. */
+/* The operating system: memory, threads, sleep and clocks. In csrc, only os.c and os.h include the
+ * system's headers. */
 #ifndef GPT2C_OS_H
 #define GPT2C_OS_H
 
@@ -17,7 +17,7 @@ void os_arena_free(void *memory, size_t bytes);
 void *os_aligned_alloc(size_t bytes);
 void os_aligned_free(void *memory);
 
-/* Starts a detached thread that takes no signals. Returns 0 if the system refuses. */
+/* Starts a detached thread with all signals blocked. Returns 0 if the system refuses. */
 int os_start_thread(void (*function)(void *), void *argument);
 void os_after_fork_in_child(void (*function)(void));
 
@@ -33,7 +33,7 @@ void os_sleep_while(atomic_uint *word, unsigned old);
 /* Wakes all threads that sleep on the word. The caller changes the word's value first. */
 void os_wake_all(atomic_uint *word);
 
-/* Whether this AArch64 CPU has the dot product of bytes. */
+/* Whether this AArch64 CPU supports the int8 dot product instructions (FEAT_DotProd). */
 int os_has_dot_product(void);
 
 /* A hint to the CPU that this thread spins. */

@@ -62,8 +62,8 @@ static attention_args attention_of(const worker_view *view, int32_t layer, int32
         .n_positions = row->position + 1,
         .head_dim = m->head_dim,
         .scale = attention_scale(&m->config, m->head_dim, layer),
-        .scores = view->own->scores.floats,
-        .scores_stride = view->own->scores.stride,
+        .scores = view->own_scratch->scores.floats,
+        .scores_stride = view->own_scratch->scores.stride,
         .out = row_of(view->scratch->attended.floats, r) + column,
         .out_stride = view->scratch->attended.floats.stride,
     };
@@ -83,24 +83,24 @@ static void quantize_heads(const worker_view *view, activations x, int first, in
 
 /* ---- prefetch lists ----
  *
- * In decoding, attention waits for keys and values to come from memory: in short sequences the
- * wait took almost half of its time. So the kernel of a single row gets a list of the cache lines
- * that will be read a little later, and prefetches a few of them at every step.
+ * In decoding, attention waits for keys and values to come from memory: in short sequences the wait
+ * took almost half of its time. So the kernel of a single row gets a list of the cache lines that
+ * will be read a little later, and prefetches a few of them at every step.
  *
  * A worker goes through the rows, and for each row through its heads, ATTENTION_ROWS at a time.
  * While the kernel computes a few heads of a row, the list holds
- *   - the keys and values of the next row, if those are at most FETCHED_ROW bytes;
- *   - otherwise what these heads themselves still have to read, beginning FETCHED_AHEAD bytes
- *     after their first key, and then the first FETCHED_AHEAD bytes of the keys that are read next:
- *     of the row's next heads, or of the next row.
+ *   - the keys and values of the next row, if those are at most MAX_NEXT_ROW_BYTES;
+ *   - otherwise, what these heads themselves still have to read, from FETCH_AHEAD_BYTES after their
+ *     first key, and then the first FETCH_AHEAD_BYTES of the keys that are read next: those of the
+ *     row's next heads, or of the next row.
  * Lines are listed in the order in which they are read: keys page by page, then values. In a page
  * with so few positions that the keys of one dimension fit a cache line, one line per dimension
  * is listed. */
 
-/* How far the kernel reads ahead in its own keys: bytes. */
-#define FETCHED_AHEAD ((size_t)32 << 10)
-/* The most that is prefetched for the next row: it must stay in an L2 cache until it is read. */
-#define FETCHED_ROW ((size_t)256 << 10)
+/* How far ahead the kernel prefetches its own keys. */
+#define FETCH_AHEAD_BYTES ((size_t)32 << 10)
+/* The most that is prefetched for the next row. It must stay in an L2 cache until it is read. */
+#define MAX_NEXT_ROW_BYTES ((size_t)256 << 10)
 
 static void list_lines(fetch_list *list, const char *begin, const char *end, size_t step) {
     if (list->n_parts == MAX_FETCHES || begin >= end)
@@ -150,15 +150,16 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
 }
 
 /* Lists what to prefetch while n_heads heads of a row are computed. `next` is the row that is
- * computed after that, beginning with head next_head; NULL: none is. */
+ * computed next, beginning with head next_head, or NULL. */
 static void list_fetches(const worker_view *view, fetch_list *list, int32_t layer, int head,
                          int n_heads, const input_row *row, const input_row *next, int next_head) {
     const gpt2c_model *m = view->model;
     const size_t element_bytes = cache_element_bytes(m),
                  width = (size_t)n_heads * (size_t)m->head_dim * element_bytes;
-    const size_t all = width * PAGE_POSITIONS, ahead = FETCHED_AHEAD < all ? FETCHED_AHEAD : all;
+    const size_t all = width * PAGE_POSITIONS,
+                 ahead = FETCH_AHEAD_BYTES < all ? FETCH_AHEAD_BYTES : all;
     list->n_parts = list->part = 0;
-    if (next && next != row && 2 * (size_t)next->position * width <= FETCHED_ROW) {
+    if (next && next != row && 2 * (size_t)next->position * width <= MAX_NEXT_ROW_BYTES) {
         list_row(view, list, layer, next_head, n_heads, next, 0);
         return;
     }
@@ -173,7 +174,7 @@ static void list_fetches(const worker_view *view, fetch_list *list, int32_t laye
 /* ---- attention of sequences ---- */
 
 /* Computes attention of a single row and heads [first, last), ATTENTION_ROWS heads at a time.
- * next_row is computed next; -1: none is. */
+ * next_row is the row that is computed next, or -1. */
 static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
                        int next_row) {
     const input_row *rows = view->scratch->rows;
@@ -205,7 +206,7 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
 }
 
 /* Computes attention of all rows and heads [first, last). All heads of a sequence come before the
- * next sequence, since they lie together in its pages. */
+ * next sequence, since a page holds all heads together. */
 static void attend_heads(const worker_view *view, int32_t layer, int first, int last,
                          activations attended) {
     int n_rows = view->pass->n_rows;
@@ -221,7 +222,7 @@ static void attend_heads(const worker_view *view, int32_t layer, int first, int 
     }
 }
 
-/* Computes q, k and v of heads [first, last). A head must be whole panels. */
+/* Computes q, k and v of heads [first, last). head_dim must be a multiple of PANEL. */
 static void project_heads(const worker_view *view, activations normed, linear c_attn, int first,
                           int last) {
     int panels_per_head = view->model->head_dim / PANEL,
@@ -232,8 +233,9 @@ static void project_heads(const worker_view *view, activations normed, linear c_
                       part * panels_per_part + last * panels_per_head);
 }
 
-/* With this many rows or more, q, k and v are computed head by head. Otherwise they would not stay
- * in the L2 cache until attention reads them: 64 rows of all 12 heads of GPT-2 124M are 590 KB. */
+/* With this many rows or more, q, k and v are computed head by head. If all heads were computed at
+ * once, q, k and v would not stay in the L2 cache until attention reads them: 64 rows of all 12
+ * heads of GPT-2 124M are 590 KB. */
 #define ROWS_HEAD_BY_HEAD 64
 
 /* ---- probed attention: the parts of the kernel, one after the other ---- */
@@ -343,8 +345,9 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 /* ---- attention as a step ---- */
 
 /* Each worker has whole heads. It stores their keys and values and then attends to them, so no
- * barrier is needed in between, though the rows of a prompt read each other's keys. If it also
- * computes the heads' q, k and v (`projects`), no barrier is needed before either. */
+ * barrier is needed in between, although the rows of a prompt read each other's keys. If the worker
+ * also computes the q, k and v of its heads (`projects`), no barrier is needed before that
+ * either. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          int projects, activations attended) {
     int first, last, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;

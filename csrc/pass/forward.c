@@ -1,7 +1,7 @@
 /* GPT-2's forward pass: the only file of pass/ that knows the steps of a layer.
  *
- * Every use is one call over rows. A row is (sequence, position, token): matmuls see all rows as
- * one matrix, attention sees each row's own sequence. Prefill, decode, batches, scoring and the
+ * A call computes rows, and a row is (sequence, position, token). Matmuls see all rows as one
+ * matrix; attention sees each row's own sequence. Prefill, decode, batches, scoring and the
  * verification of drafts differ only in their rows. */
 #include "cache.h"
 #include "fpenv.h"
@@ -46,7 +46,7 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
     int begin = 0, n_rows = view->pass->n_rows, end = n_rows,
         probed = is_probed(view, point, layer);
     int is_shared = probed || n_rows > OWN_NORM_ROWS;
-    activations normed = is_shared ? view->scratch->normed : view->own->normed;
+    activations normed = is_shared ? view->scratch->normed : view->own_scratch->normed;
     normed.quantized = quantized_layout(normed.quantized, n_rows);
     if (is_shared)
         team_share(n_rows, view->worker, view->n_workers, &begin, &end);
@@ -152,7 +152,8 @@ static activations norm_wanted(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* Does the same if ln_f is probed: computes all rows, and then moves the wanted rows together. */
+/* Like norm_wanted, for a call that probes ln_f: computes all rows, and then moves the wanted rows
+ * together. */
 static activations norm_probed(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     int n_rows = view->pass->n_rows, begin, end;
@@ -210,7 +211,7 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
         .pass = p,
         .model = p->model,
         .scratch = p->scratch,
-        .own = &p->scratch->workers[worker],
+        .own_scratch = &p->scratch->workers[worker],
         .team = team,
         .worker = worker,
         .n_workers = n_workers,
@@ -273,7 +274,7 @@ static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
     }
     for (int r = 0; r < p->n_rows; r++)
         p->scratch->rows[r].sequence->in_forward = 0;
-    /* On an error this releases the reserved pages. */
+    /* On an error gpt2c_sequence_truncate releases the reserved pages. */
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_sequence *sequence = feeds[f].sequence;
         if (status)

@@ -1,6 +1,6 @@
-/* One forward call: what its workers share, a worker's view of it, and the steps of forward.c. A
- * step is collective: all workers call it, each does its share, and when it returns its output
- * may be read. */
+/* The state of one forward call, and the steps that forward.c runs. A step is collective: all
+ * workers call it, and each does its share of the work. When a step returns, its whole output may
+ * be read. */
 #ifndef GPT2C_PASS_H
 #define GPT2C_PASS_H
 
@@ -33,7 +33,7 @@ typedef struct {
     const pass *pass;
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
-    worker_scratch *own;
+    worker_scratch *own_scratch;
     pool_team *team;
     int worker, n_workers;
 } worker_view;
@@ -58,9 +58,11 @@ typedef struct {
     int32_t activation;
 } linear;
 
-/* out = activation(x @ weight + bias), added to out if `add` is set. */
+/* Computes activation(x @ weight + bias), and stores it in out or, if `add` is set, adds it to
+ * out. */
 void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add);
-/* The same for the input of another matmul: quantises the output if that matmul needs it. */
+/* Like matmul, but the output is the input of another matmul: it is quantised if the weights
+ * are. */
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
                                   int n_rows);
 /* Computes the columns of panels [begin, end) on this worker alone. Has no barrier. */

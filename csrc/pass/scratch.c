@@ -95,9 +95,9 @@ float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, in
 }
 
 candidates *gpt2c_scratch_candidates(gpt2c_scratch *scratch, const gpt2c_model *model, int worker) {
-    worker_scratch *own = &scratch->workers[worker];
-    if (!own->candidates)
-        own->candidates =
+    worker_scratch *w = &scratch->workers[worker];
+    if (!w->candidates)
+        w->candidates =
             candidates_create(model->kernels, model->config.n_vocab, model->config.n_positions);
-    return own->candidates;
+    return w->candidates;
 }

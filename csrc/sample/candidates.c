@@ -6,10 +6,10 @@
  *
  * Selecting. To find the k largest of n logits, with k far below n, sorting all would waste time.
  * select_keys keeps the best k keys seen so far in a heap whose root is the worst of them. A logit
- * that does not beat the root costs one comparison of floats; one that does replaces the root and
- * sifts down in log k steps. Few do: about k ln(n / k) of logits in random order. The heap is then
- * sorted in place. Ids are visited ascending, so of equal logits the lower id is in the heap
- * already and stays. candidates_keep_top sorts instead if k is more than n / 8. */
+ * that does not beat the root costs one comparison of floats. A logit that beats the root replaces
+ * it and sifts down in log k steps. In random order, only about k ln(n / k) logits beat the root.
+ * The heap is then sorted in place. Ids are visited ascending, so of equal logits the lower id is
+ * in the heap already and stays. candidates_keep_top sorts instead if k is more than n / 8. */
 #include "sample/candidates.h"
 
 #include "os/os.h"
@@ -173,7 +173,8 @@ int32_t candidates_index(candidates *c, int32_t id) {
 
 /* ---- the k largest ---- */
 
-/* Restores the heap below i, whose root is the largest key: the worst of the candidates kept. */
+/* Moves element i down until the heap is valid again. The root is the largest key: the worst
+ * candidate. */
 static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     for (;;) {
         int32_t largest = i, left = 2 * i + 1, right = 2 * i + 2;
@@ -199,7 +200,7 @@ static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids,
         sift_down(keys, k, i);
     float min = logit_of_key(~(uint32_t)(keys[0] >> 32));
     for (int32_t i = k; i < n; i++)
-        if (logits[i] > min) { /* of equal logits the lower id is already there */
+        if (logits[i] > min) { /* of equal logits the lower id is already in the heap */
             keys[0] = key_of(logits[i], ids ? ids[i] : i);
             sift_down(keys, k, 0);
             min = logit_of_key(~(uint32_t)(keys[0] >> 32));

@@ -23,9 +23,9 @@ typedef struct {
     int32_t *history; /* [n_history], the ids of the prompt and the generated ones */
     int32_t n_history, n_prompt;
     int32_t *lengths;   /* [n_history], apply_dry's scratch */
-    noise_key noise;    /* the key of this draw's noise */
+    noise_key noise;    /* the key of the draw's noise */
     float mirostat_mu;  /* the largest surprisal in bits that mirostat keeps */
-    float mirostat_sum; /* of the weights that mirostat saw; 0 without mirostat */
+    float mirostat_sum; /* sum of the weights before mirostat's cut; 0 without mirostat */
     int wants_margin;   /* set by a caller that wants the margin */
     float margin;       /* the chosen token's lead over the next best; NaN: not computed */
 } candidates;
@@ -49,11 +49,12 @@ int32_t candidates_index(candidates *c, int32_t id);
 void candidates_keep_top(candidates *c, int32_t k);
 /* Keeps the candidates whose weight is at least min_weight. */
 void candidates_keep_at_least(candidates *c, double min_weight);
-/* The same, but always keeps the most likely candidate. No logit may be NaN. */
+/* Like candidates_keep_at_least, but always keeps the most likely candidate. No logit may be
+ * NaN. */
 void candidates_keep_best_or_at_least(candidates *c, double min_weight);
-/* An unsigned key that orders as x does; both zeros have the same key. */
+/* Maps x to an unsigned key with the same order. Both zeros have the same key. */
 uint32_t ascending_key(float x);
-/* Sorts `keys` by their upper 32 bits, ascending; equal keys keep their order. */
+/* Sorts the first n elements of c->keys by their upper 32 bits, ascending and stably. */
 void candidates_sort_keys(candidates *c, int32_t n);
 
 /* Sets ids[k] to the ids of the k largest of n logits, by (logit descending, id ascending), and to

@@ -1,4 +1,5 @@
-/* The stages that remove unlikely ids. Each sees the distribution that the stages before it left.
+/* The stages that remove unlikely ids. Each stage sees the distribution that the earlier stages
+ * left.
  *
  * A probability is a weight divided by the sum of all weights. Weights are float, from the engine's
  * own exp; sums are double, added in the order of the candidates. So every machine keeps the same
@@ -8,7 +9,8 @@
 
 #include <math.h>
 
-/* Divides the logits. If the quotient overflows, keeps the best id alone: the greedy limit. */
+/* Divides the logits by the temperature. If the largest quotient overflows, keeps only the best id,
+ * as greedy decoding would. */
 void apply_temperature(candidates *c, const gpt2c_stage *stage) {
     float temperature = stage->value;
     int32_t best = candidates_argmax(c);
@@ -133,8 +135,9 @@ void apply_eta_cutoff(candidates *c, const gpt2c_stage *stage) {
 }
 
 /* XTC, "exclude top choices" (p-e-w 2024, oobabooga/text-generation-webui pull request 6335): with
- * the given probability, if several ids reach the threshold, removes all of these but the least
- * likely. The random number for this depends on the seed, sample and position, as noise does. */
+ * the given probability, if several ids reach the threshold, removes all of these ids except the
+ * least likely one. The random number for this depends on the seed, sample and position, as noise
+ * does. */
 void apply_xtc(candidates *c, const gpt2c_stage *stage) {
     float probability = stage->value;
     double threshold = (double)stage->other;
@@ -162,7 +165,7 @@ void apply_xtc(candidates *c, const gpt2c_stage *stage) {
  * version 2: keeps the ids whose surprisal is at most mu bits. sample.c adapts mu after the
  * draw. */
 void apply_mirostat(candidates *c, const gpt2c_stage *stage) {
-    (void)stage; /* sample.c uses its parameters, tau and eta, to adapt mu */
+    (void)stage; /* sample.c uses tau and eta to adapt mu */
     double sum = candidates_weigh(c);
     c->mirostat_sum = (float)sum;
     float min = -c->mirostat_mu * 0.693147181f;

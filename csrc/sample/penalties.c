@@ -22,8 +22,8 @@ void apply_logit_bias(candidates *c, const gpt2c_stage *stage) {
         add(c, stage->ids[i], stage->values[i]);
 }
 
-/* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": divides the logit of each
- * id in the history by the penalty, or multiplies it where it is negative. */
+/* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": for each id in the history,
+ * divides a positive logit by the penalty and multiplies a negative logit by it. */
 void apply_repetition_penalty(candidates *c, const gpt2c_stage *stage) {
     float penalty = stage->value;
     for (int32_t i = 0; i < c->n_history; i++) {
@@ -106,9 +106,10 @@ static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
 }
 
 /* Sets lengths[i] to the length of the longest run of ids that ends just before i and also ends the
- * history. This is Gusfield's Z algorithm read backwards: linear in n, however much repeats. */
+ * history. This is Gusfield's Z algorithm, run backwards: its time is linear in n for every
+ * history. */
 static void match_endings(const int32_t *history, int32_t n, int32_t *lengths) {
-    int32_t begin = n, end = n; /* the match that reaches furthest back: history[begin, end) */
+    int32_t begin = n, end = n; /* history[begin, end): the match that reaches furthest back */
     for (int32_t i = n - 1; i > 0; i--) {
         int32_t length = 0;
         if (i > begin) {

@@ -42,9 +42,9 @@ static void run_stages(candidates *c, const gpt2c_job *job) {
     }
 }
 
-/* Moves mu so that the surprisal of the next tokens approaches tau. The surprisal of the drawn
- * token, in bits, is under the distribution before mirostat's cut; `below` is the token's logit
- * minus the largest logit. */
+/* Changes mu so that the surprisal of the next tokens approaches tau. The surprisal of the drawn
+ * token, in bits, is computed from the distribution before mirostat's cut; `below` is the token's
+ * logit minus the largest logit. */
 static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
     float log_sum = c->mirostat_sum;
     c->kernels->log(&log_sum, 1);
@@ -58,7 +58,7 @@ static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
 
 /* ---- the choice ---- */
 
-/* How far the largest logit, logits[best], is above the second largest. */
+/* How far the largest logit, logits[best], is above the second-largest logit. */
 static float margin_of_argmax(const kernel_table *kernels, const float *logits, int32_t n,
                               int32_t best) {
     float next = -INFINITY;

@@ -4,11 +4,10 @@
 
 #include "sample/candidates.h"
 
-/* Whether a job takes the largest of the model's logits, without stages, and so needs no
- * candidates. */
+/* Whether a job chooses the largest logit and has no stages, so that it needs no candidates. */
 int is_greedy(const gpt2c_job *job);
-/* Chooses the next token from `logits` and appends it. Its score comes from raw_logits, which no
- * stage or caller has changed. */
+/* Chooses the next token from `logits` and appends it. The token's score comes from raw_logits, the
+ * model's unchanged logits. */
 void advance_job(const gpt2c_model *m, candidates *c, gpt2c_job *job, const float *logits,
                  const float *raw_logits);
 /* Applies a job's stages to logits [n_vocab] in place; removed ids get -infinity. */

@@ -36,7 +36,7 @@ static uint64_t digest(uint64_t hash, const float *x, size_t n) {
     return hash;
 }
 
-static const uint64_t EMPTY = 14695981039346656037u;
+static const uint64_t EMPTY_DIGEST = 14695981039346656037u;
 
 static void print_elementwise(const kernel_table *k) {
     static float x[N_FLOATS];
@@ -54,7 +54,8 @@ static void print_elementwise(const kernel_table *k) {
             k->log(x, N_FLOATS);
         else
             k->activate(x, N_FLOATS, function);
-        printf("function %d %016llx\n", function, (unsigned long long)digest(EMPTY, x, N_FLOATS));
+        printf("function %d %016llx\n", function,
+               (unsigned long long)digest(EMPTY_DIGEST, x, N_FLOATS));
     }
 }
 
@@ -129,7 +130,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     float *logits = malloc((size_t)n * (size_t)c->n_vocab * sizeof *logits);
     gpt2c_feed feed = {sequence, tokens, n, GPT2C_LOGITS_ALL};
     check(gpt2c_forward(model, scratch, &feed, 1, logits));
-    uint64_t hash = digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab);
+    uint64_t hash = digest(EMPTY_DIGEST, logits, (size_t)n * (size_t)c->n_vocab);
     printf("logits %d %d %016llx\n", (int)c->layer_dtype, (int)c->n_embd, (unsigned long long)hash);
 
     check(gpt2c_sequence_truncate(sequence, 0));
@@ -137,7 +138,7 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
         gpt2c_feed one = {sequence, tokens + i, 1, GPT2C_LOGITS_ALL};
         check(gpt2c_forward(model, scratch, &one, 1, logits + (size_t)i * (size_t)c->n_vocab));
     }
-    if (digest(EMPTY, logits, (size_t)n * (size_t)c->n_vocab) != hash) {
+    if (digest(EMPTY_DIGEST, logits, (size_t)n * (size_t)c->n_vocab) != hash) {
         fprintf(stderr, "the logits differ when tokens are fed one by one\n");
         exit(1);
     }

@@ -1,5 +1,6 @@
-/* Products of bytes with AVX2. Its one instruction for them, maddubs, multiplies unsigned by signed
- * bytes and saturates at 16 bits. dot_int8 therefore passes it |w| <= 127, and dot_int4 nibbles. */
+/* Products of bytes with AVX2. The only instruction for this, maddubs, multiplies unsigned by
+ * signed bytes and saturates at 16 bits. So its unsigned operand is |w| <= 127 in dot_int8, and a
+ * nibble in dot_int4. */
 #define DOT_VECTORS 1 /* the weights take 8 of the 16 registers */
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 0
@@ -11,7 +12,7 @@ INLINE vi dot_int8(vi sum, vi w, vi x) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-/* The sums have 16 bits: a group's is at most 8 * 2 * 15 * 127. */
+/* Each lane holds two sums of 16 bits: for a group, each is at most 8 * 2 * 15 * 127. */
 INLINE vi dot_int4(vi sum, vi w, vi x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
 
 INLINE vi int4_sum(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }

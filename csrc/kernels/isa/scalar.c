@@ -1,5 +1,6 @@
 /* The scalar kernels: one float at a time. Tests compare every other instruction set with them. On
- * x86-64 they need the FMA instruction: an fma in software is 50 times slower. */
+ * x86-64 the scalar kernels need the FMA instruction, because fma in software is 50 times
+ * slower. */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"

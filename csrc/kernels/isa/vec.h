@@ -9,7 +9,7 @@
  *               the shape of a matmul's tile (matmul.h): a budget of registers
  *   functions   those declared below, as INLINE functions. Kernels include this file after the
  *               header, so the compiler compares the types and reports a function that is missing.
- * It may define HAS_VF_LDEXP and vf_ldexp (functions.h) if it has an instruction for that.
+ * A header may define HAS_VF_LDEXP and vf_ldexp (functions.h) if one instruction does that.
  *
  * Each operation works lane by lane. Float arithmetic is IEEE 754 binary32, rounded to nearest,
  * ties to even, with denormals (fpenv.h sets the mode). Arithmetic with a NaN returns some NaN,
@@ -36,13 +36,13 @@ INLINE void vi_store(int32_t *p, vi a);
  * other lanes to +0, and memory past the n-th element is neither read nor written. */
 INLINE vf vf_load_first(const float *p, int n);
 INLINE void vf_store_first(float *p, vf a, int n);
-INLINE vi vi_load_first_16(const uint16_t *p, int n);
-/* Zero-extends 16 bits to 32. */
-INLINE vi vi_load_16(const uint16_t *p);
+INLINE vi vi_load_first_u16(const uint16_t *p, int n);
+/* Loads VF_WIDTH elements, zero-extended to 32 bits. */
+INLINE vi vi_load_u16(const uint16_t *p);
 /* Stores the lower 16 bits of each lane. */
-INLINE void vi_store_16(uint16_t *p, vi a);
-/* Stores each lane as a byte; it must be from -128 to 127. */
-INLINE void vi_store_8(int8_t *p, vi a);
+INLINE void vi_store_u16(uint16_t *p, vi a);
+/* Stores each lane as a byte. Lanes must be from -128 to 127. */
+INLINE void vi_store_i8(int8_t *p, vi a);
 
 /* ---- floats ---- */
 
@@ -53,7 +53,6 @@ INLINE vf vf_div(vf a, vf b);
 INLINE vf vf_sqrt(vf a);
 /* a * b + c, rounded once. */
 INLINE vf vf_fma(vf a, vf b, vf c);
-/* Rounded to nearest, ties to even. */
 INLINE vf vf_from_int(vi a);
 
 /* ---- selections, which change no bit of the lane they return ---- */
@@ -66,7 +65,7 @@ INLINE vf vf_min(vf a, vf b);
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y);
 /* a if a is NaN, else x. */
 INLINE vf vf_nan_or(vf a, vf x);
-/* The first n lanes of a, and +0 in the others; n as in vf_load_first. */
+/* The first n lanes of a, and +0 in the others; n may be negative or more than VF_WIDTH. */
 INLINE vf vf_keep_first(vf a, int n);
 /* The same bits as another type. */
 INLINE vi vi_bits(vf a);
@@ -87,7 +86,7 @@ INLINE vi vi_shift_left(vi a, int n);
 /* a == b ? x : y */
 INLINE vi vi_select_equal(vi a, vi b, vi x, vi y);
 /* The product of unsigned a and b, 64 bits: returns its lower half and sets *upper. */
-INLINE vi vi_mul_wide(vi a, vi b, vi *upper);
+INLINE vi vi_mul_wide_unsigned(vi a, vi b, vi *upper);
 /* The largest lane, signed, and the sum of the lanes, which wraps. */
 INLINE int32_t vi_reduce_max(vi a);
 INLINE int32_t vi_reduce_add(vi a);

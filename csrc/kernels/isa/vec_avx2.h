@@ -1,4 +1,4 @@
-/* Eight floats in an AVX2 register, with FMA. vec.h is the contract. */
+/* Eight floats in an AVX2 register, with FMA. vec.h defines the operations. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -6,7 +6,7 @@
 /* 6 x 2 accumulators, 2 weights and a broadcast: 15 of 16 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 2
-#define ROW_VECTORS 4 /* of a tile of one row */
+#define ROW_VECTORS 4 /* vectors per tile when the tile has one row */
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -51,7 +51,7 @@ INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi32(a, b));
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm256_srli_epi32(a, n); }
-INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide_unsigned(vi a, vi b, vi *upper) {
     vi even = _mm256_mul_epu32(a, b);
     vi odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
     *upper = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
@@ -75,24 +75,24 @@ INLINE int32_t vi_reduce_add(vi a) {
     return _mm_cvtsi128_si32(half);
 }
 INLINE void vi_store(int32_t *p, vi a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
-INLINE void vi_store_8(int8_t *p, vi a) {
+INLINE void vi_store_i8(int8_t *p, vi a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packs_epi16(words, words));
 }
-INLINE void vi_store_16(uint16_t *p, vi a) {
+INLINE void vi_store_u16(uint16_t *p, vi a) {
     vi lower = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
     __m128i words =
         _mm_packus_epi32(_mm256_castsi256_si128(lower), _mm256_extracti128_si256(lower, 1));
     _mm_storeu_si128((__m128i *)(void *)p, words);
 }
-INLINE vi vi_load_16(const uint16_t *p) {
+INLINE vi vi_load_u16(const uint16_t *p) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
-INLINE vi vi_load_first_16(const uint16_t *p, int n) {
+INLINE vi vi_load_first_u16(const uint16_t *p, int n) {
     if (n >= VF_WIDTH)
-        return vi_load_16(p);
+        return vi_load_u16(p);
     uint16_t tail[VF_WIDTH] = {0};
     for (int i = 0; i < n; i++)
         tail[i] = p[i];
-    return vi_load_16(tail);
+    return vi_load_u16(tail);
 }

@@ -1,13 +1,13 @@
-/* Sixteen floats in an AVX-512 register. vec.h is the contract. */
+/* Sixteen floats in an AVX-512 register. vec.h defines the operations. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define VF_WIDTH 16
-/* 8 x 2 accumulators, 2 weights and a broadcast: 19 of 32 vector registers. The 8 row addresses
+/* 8 x 2 accumulators, 2 weights and a broadcast: 19 of 32 vector registers. The addresses of 8 rows
  * take most of the general registers: 12 rows were half as fast. */
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
-#define ROW_VECTORS 2 /* of a tile of one row */
+#define ROW_VECTORS 2 /* vectors per tile when the tile has one row */
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -51,7 +51,7 @@ INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) {
     return _mm512_mask_blend_epi32(_mm512_cmpeq_epi32_mask(a, b), y, x);
 }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }
-INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide_unsigned(vi a, vi b, vi *upper) {
     vi even = _mm512_mul_epu32(a, b);
     vi odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
     *upper = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
@@ -65,15 +65,15 @@ INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 INLINE int32_t vi_reduce_max(vi a) { return _mm512_reduce_max_epi32(a); }
 INLINE int32_t vi_reduce_add(vi a) { return _mm512_reduce_add_epi32(a); }
 INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
-INLINE void vi_store_8(int8_t *p, vi a) {
+INLINE void vi_store_i8(int8_t *p, vi a) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(a));
 }
-INLINE void vi_store_16(uint16_t *p, vi a) {
+INLINE void vi_store_u16(uint16_t *p, vi a) {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(a));
 }
-INLINE vi vi_load_16(const uint16_t *p) {
+INLINE vi vi_load_u16(const uint16_t *p) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
-INLINE vi vi_load_first_16(const uint16_t *p, int n) {
+INLINE vi vi_load_first_u16(const uint16_t *p, int n) {
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }

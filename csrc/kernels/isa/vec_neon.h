@@ -1,4 +1,4 @@
-/* Four floats in a NEON register (AArch64). vec.h is the contract. */
+/* Four floats in a NEON register (AArch64). vec.h defines the operations. */
 #include <arm_neon.h>
 #include <stdint.h>
 
@@ -6,7 +6,7 @@
 /* 6 x 4 accumulators, 4 weights and a broadcast: 29 of 32 registers. */
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8 /* of a tile of one row */
+#define ROW_VECTORS 8 /* vectors per tile when the tile has one row */
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;
@@ -65,7 +65,7 @@ INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return vbslq_s32(vceqq_s32(a
 INLINE vi vi_shift_right_unsigned(vi a, int n) {
     return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
 }
-INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide_unsigned(vi a, vi b, vi *upper) {
     uint32x4_t x = vreinterpretq_u32_s32(a), y = vreinterpretq_u32_s32(b);
     uint64x2_t low = vmull_u32(vget_low_u32(x), vget_low_u32(y));
     uint64x2_t high = vmull_u32(vget_high_u32(x), vget_high_u32(y));
@@ -80,19 +80,19 @@ INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
 INLINE int32_t vi_reduce_max(vi a) { return vmaxvq_s32(a); }
 INLINE int32_t vi_reduce_add(vi a) { return vaddvq_s32(a); }
 INLINE void vi_store(int32_t *p, vi a) { vst1q_s32(p, a); }
-INLINE void vi_store_8(int8_t *p, vi a) {
+INLINE void vi_store_i8(int8_t *p, vi a) {
     int16x4_t words = vmovn_s32(a);
     int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
     int32_t four = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
     memcpy(p, &four, sizeof four);
 }
-INLINE void vi_store_16(uint16_t *p, vi a) { vst1_u16(p, vmovn_u32(vreinterpretq_u32_s32(a))); }
-INLINE vi vi_load_16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
-INLINE vi vi_load_first_16(const uint16_t *p, int n) {
+INLINE void vi_store_u16(uint16_t *p, vi a) { vst1_u16(p, vmovn_u32(vreinterpretq_u32_s32(a))); }
+INLINE vi vi_load_u16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
+INLINE vi vi_load_first_u16(const uint16_t *p, int n) {
     if (n >= VF_WIDTH)
-        return vi_load_16(p);
+        return vi_load_u16(p);
     uint16_t tail[VF_WIDTH] = {0};
     for (int i = 0; i < n; i++)
         tail[i] = p[i];
-    return vi_load_16(tail);
+    return vi_load_u16(tail);
 }

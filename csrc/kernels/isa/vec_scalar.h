@@ -1,4 +1,4 @@
-/* A "vector" of one float: the scalar twin of every kernel. vec.h is the contract. */
+/* Vectors of one float: the scalar fallback for every kernel. vec.h defines the operations. */
 #include <stdint.h>
 #include <string.h>
 
@@ -6,7 +6,7 @@
 /* 2 x 4 accumulators, 4 weights and 2 broadcasts: 14 of 16 registers. */
 #define TILE_ROWS 2
 #define TILE_VECTORS 4
-#define ROW_VECTORS 8 /* of a tile of one row */
+#define ROW_VECTORS 8 /* vectors per tile when the tile has one row */
 
 typedef float vf;
 typedef int32_t vi;
@@ -49,7 +49,7 @@ INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
 INLINE vi vi_load(const int32_t *p) { return *p; }
 INLINE vi vi_select_equal(vi a, vi b, vi x, vi y) { return a == b ? x : y; }
 INLINE vi vi_shift_right_unsigned(vi a, int n) { return (vi)((uint32_t)a >> n); }
-INLINE vi vi_mul_wide(vi a, vi b, vi *upper) {
+INLINE vi vi_mul_wide_unsigned(vi a, vi b, vi *upper) {
     uint64_t product = (uint64_t)(uint32_t)a * (uint32_t)b;
     *upper = (vi)(uint32_t)(product >> 32);
     return (vi)(uint32_t)product;
@@ -63,7 +63,7 @@ INLINE vi vi_max(vi a, vi b) { return a < b ? b : a; }
 INLINE int32_t vi_reduce_max(vi a) { return a; }
 INLINE int32_t vi_reduce_add(vi a) { return a; }
 INLINE void vi_store(int32_t *p, vi a) { *p = a; }
-INLINE void vi_store_8(int8_t *p, vi a) { *p = (int8_t)a; }
-INLINE void vi_store_16(uint16_t *p, vi a) { *p = (uint16_t)a; }
-INLINE vi vi_load_16(const uint16_t *p) { return *p; }
-INLINE vi vi_load_first_16(const uint16_t *p, int n) { return n > 0 ? *p : 0; }
+INLINE void vi_store_i8(int8_t *p, vi a) { *p = (int8_t)a; }
+INLINE void vi_store_u16(uint16_t *p, vi a) { *p = (uint16_t)a; }
+INLINE vi vi_load_u16(const uint16_t *p) { return *p; }
+INLINE vi vi_load_first_u16(const uint16_t *p, int n) { return n > 0 ? *p : 0; }

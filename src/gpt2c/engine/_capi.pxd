@@ -48,7 +48,7 @@ cdef extern from "gpt2c.h" nogil:
     ctypedef struct gpt2c_lookup
     ctypedef struct gpt2c_drafter
 
-    const char *gpt2c_isa_compiled(int i)
+    const char *gpt2c_isa_name(int i)
     int gpt2c_isa_supported(const char *name)
 
     gpt2c_status gpt2c_model_create(

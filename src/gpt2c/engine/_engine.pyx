@@ -80,11 +80,11 @@ def instruction_sets():
     """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it)."""
     names = []
     cdef int i = 0
-    cdef const char *name = gpt2c_isa_compiled(0)
+    cdef const char *name = gpt2c_isa_name(0)
     while name != NULL:
         names.append((name.decode(), bool(gpt2c_isa_supported(name))))
         i += 1
-        name = gpt2c_isa_compiled(i)
+        name = gpt2c_isa_name(i)
     return names
 
 
