@@ -37,7 +37,7 @@ BLOCK_POINTS: Final = (
 MODEL_POINTS: Final = ("embed", "ln_f", "logits")
 # A callback that takes a point, its block (0 outside the blocks) and its rows, which it may edit in
 # place: scores and probs are [n_head * n, n], logits are only the wanted rows, others [n, width].
-Show: TypeAlias = Callable[[str, int, NDArray[Any]], None]
+OnActivation: TypeAlias = Callable[[str, int, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +159,8 @@ class EngineJob(Protocol):
     def next_logits(self) -> NDArray[np.float32]:
         """Feed the rest of the prompt, or the last token; return the next token's logits."""
 
-    def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
-        """Choose the next token from logits [n_vocab]; score it from `own`, the model's logits."""
+    def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None:
+        """Choose the next token from logits [n_vocab]; score it from the model's raw logits."""
 
 
 @runtime_checkable
@@ -292,14 +292,14 @@ class EngineModel(Protocol):
     def forward(
         self,
         ids: NDArray[np.int32],
-        shown: Collection[tuple[str, int]],
+        locations: Collection[tuple[str, int]],
         logit_rows: NDArray[np.bool_],
-        show: Show,
+        on_activation: OnActivation,
     ) -> NDArray[np.float32]:
-        """Feed a whole sequence, and call `show` at each (point, block) of `shown`.
+        """Feed a whole sequence, and call `on_activation` at each (point, block) of `locations`.
 
-        The block is 0 for points outside the blocks. Returns the logits of the rows where
-        logit_rows [n_ids] is true, float32 [n, n_vocab].
+        The callback may edit the values in place. The block is 0 for points outside the blocks.
+        Returns the logits of the rows where logit_rows [n_ids] is true, float32 [n, n_vocab].
         """
 
     def held(self) -> AbstractContextManager[None]:

@@ -132,7 +132,7 @@ class Search:
         return min(common_prefix(request.ids, self.request.ids), limit)
 
     def copy_prefix(self, n: int) -> EngineSequence:
-        """Return a sequence of the prompt's first n tokens; n is at most a shared_length."""
+        """Return a sequence of the first n tokens; n must not exceed shared_length(request)."""
         first = self._beams[0].state.sequence
         if first.length < n:  # before the first step, which feeds the prompt
             first.feed(self.request.ids[first.length : n], 0)

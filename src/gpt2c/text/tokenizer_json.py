@@ -22,7 +22,7 @@ from gpt2c.text.bpe import bytes_of_token, is_in_byte_alphabet
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
 from gpt2c.text.special_tokens import MAX_FILE_BYTES, read_template
-from gpt2c.text.tokenizer import MAX_GAP, Tokenizer, check_text
+from gpt2c.text.tokenizer import MAX_UNUSED_IDS, Tokenizer, check_text
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
 
@@ -88,7 +88,7 @@ class JsonTokenizer(Tokenizer):
         self._plain_library.encode_special_tokens = True
         vocab: dict[str, int] = self._call(self._library.get_vocab, with_added_tokens=True)
         self.n_vocab = 1 + max(vocab.values(), default=-1)
-        if not vocab or self.n_vocab > min(len(vocab) + MAX_GAP, MAX_SIZE):
+        if not vocab or self.n_vocab > min(len(vocab) + MAX_UNUSED_IDS, MAX_SIZE):
             raise TokenizerError(
                 f"{path}: found {len(vocab)} tokens with ids up to {self.n_vocab - 1}, expected at "
                 f"least one token, and ids without wide gaps"
