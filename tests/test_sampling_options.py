@@ -68,7 +68,7 @@ WRONG = [
     ({"suppress_tokens": [10**30]}, "suppress_tokens has 1000"),
     ({"min_new_tokens": -1}, "min_new_tokens is -1"),
     ({"min_new_tokens": 50}, "min_new_tokens is 50, more than max_new_tokens, 40"),
-    ({"sampler_order": ["top_q"]}, "sampler_order has 'top_q'; it may have logit_bias"),
+    ({"sampler_order": ["top_q"]}, "sampler_order has 'top_q'; the stages are logit_bias"),
     ({"sampler_order": ["top_k", "top_k"]}, "a stage twice"),
     ({"sampler_order": "top_k"}, "sampler_order is 'top_k'"),
     ({"sampler_order": ["top_k"], "top_p": 0.5}, "sampler_order lacks top_p"),
