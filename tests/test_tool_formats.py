@@ -444,7 +444,7 @@ BUNDLES_REFUSED = {
     "a negative axis": (index_of([HEADER, (b"a", entry(1, (2**64 - 1,), 0, 4))]), "an axis of"),
     "many axes": (index_of([HEADER, (b"a", entry(1, (1,) * 9, 0, 4))]), "of more than 8 axes"),
     "slices": (index_of([HEADER, (b"a", entry(1, (1,), 0, 4, s=field(7, b"")))]), "in slices"),
-    "beyond the data": (index_of([HEADER, (b"a", entry(1, (9,), 0, 36))]), "it is cut short"),
+    "beyond the data": (index_of([HEADER, (b"a", entry(1, (9,), 0, 36))]), "the file is cut short"),
     "overlapping": (
         index_of([HEADER, FLOATS, (b"b", entry(1, (2,), 8, 8))]), "'b' overlaps the one before"
     ),

@@ -578,7 +578,7 @@ class GPT2:
         edit: Mapping[str, Edit] | None = None,
         positions: int | Ints | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Run ids or a text through the model; capture its activations, and edit them while it runs.
+        """Run ids or a text through the model; capture the activations, and edit them on the way.
 
         >>> seen = model.forward("Once upon a time", capture=["resid_post", "h.0.probs", "logits"])
         >>> seen["resid_post"].shape, seen["h.0.probs"].shape  # n_layer first; heads first
