@@ -149,7 +149,10 @@ class EngineJob(Protocol):
         """Make a `run` of this job in another thread return soon."""
 
     def prefill(self, n: int) -> None:
-        """Feed those of the prompt's first n ids that are not fed yet; n must be below its length."""
+        """Feed the prompt's first n ids, without the ids that were fed before.
+
+        n must be less than the prompt's length.
+        """
 
     def new_ids(self, begin: int = 0) -> list[int]:
         """Return the new tokens, beginning at index `begin`."""
