@@ -194,8 +194,8 @@ def test_suggestions_depend_on_the_method(model):
 
 
 def test_every_hint_names_an_existing_option():
-    assert set(option_hints._OURS.values()) <= set(CompleteOptions.__annotations__)
-    assert not set(option_hints._OURS) & set(CompleteOptions.__annotations__)
+    assert set(option_hints._GPT2C_NAMES.values()) <= set(CompleteOptions.__annotations__)
+    assert not set(option_hints._GPT2C_NAMES) & set(CompleteOptions.__annotations__)
     assert not set(option_hints._INSTEAD) & set(CompleteOptions.__annotations__)
 
 

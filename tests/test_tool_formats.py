@@ -559,15 +559,15 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
 NPZ_REFUSED = {
     "no array": (b"hello", "is not a NumPy array"),
     "nothing": (b"", "is not a NumPy array"),
-    "code": (npy("__import__('os').system('true')"), "expected that of an array"),
-    "objects": (npy(GOOD.replace("<f4", "|O")), "expected that of an array"),
-    "big-endian": (npy(GOOD.replace("<f4", ">f4"), bytes(16)), "expected that of an array"),
-    "a negative axis": (npy(GOOD.replace("(2, 2)", "(-2, 2)")), "expected that of an array"),
+    "code": (npy("__import__('os').system('true')"), "expected the header of an array"),
+    "objects": (npy(GOOD.replace("<f4", "|O")), "expected the header of an array"),
+    "big-endian": (npy(GOOD.replace("<f4", ">f4"), bytes(16)), "expected the header of an array"),
+    "a negative axis": (npy(GOOD.replace("(2, 2)", "(-2, 2)")), "expected the header of an array"),
     "overflow": (npy(GOOD.replace("(2, 2)", f"({2**40}, {2**40})")), "which overflows"),
     "cut": (npy(GOOD, bytes(15)), "bytes, expected "),
     "too long": (npy(GOOD, bytes(17)), "bytes, expected "),
-    "a long header": (npy(GOOD + " " * 20000), "expected that of an array"),
-    "nested": (npy("(" * 5000), "expected that of an array"),
+    "a long header": (npy(GOOD + " " * 20000), "expected the header of an array"),
+    "nested": (npy("(" * 5000), "expected the header of an array"),
 }  # fmt: skip
 
 

@@ -83,8 +83,9 @@ def html_page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="generator" content="gpt2c {__version__}">\n'
         f"<title>{heading}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{heading}</h1>\n{model_line}<p>Each token has the colour of its rank among all tokens "
-        "that the model could have chosen at its position. Point at a token for details.</p>\n"
+        f"<h1>{heading}</h1>\n{model_line}<p>Each token has the colour of its rank among all "
+        "tokens that the model could have chosen at its position. Point at a token for details."
+        "</p>\n"
     )
     for score in scores:
         yield from _section(score, tokenizer)

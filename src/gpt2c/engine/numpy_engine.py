@@ -41,7 +41,7 @@ class Model:
     """See EngineModel. The weights are NumPy arrays.
 
     The weights live as long as something refers to them: the model until `close`, a hold, or a
-    running call. So no lock is needed, and an interrupt cannot leave one locked.
+    running call. So no lock is needed that an interrupt could leave locked.
     """
 
     isa = "numpy"
@@ -136,13 +136,13 @@ class Model:
 
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
         """See EngineModel.run."""
-        own = [job for job in jobs if isinstance(job, Job)]
-        if len(own) != len(jobs):
+        numpy_jobs = [job for job in jobs if isinstance(job, Job)]
+        if len(numpy_jobs) != len(jobs):
             raise OptionError("run takes only jobs of the NumPy engine")
         for _ in range(max_steps):
-            for job in own:
+            for job in numpy_jobs:
                 job.step()
-            if any(job.finish_reason or job.cancelled for job in own):
+            if any(job.finish_reason or job.cancelled for job in numpy_jobs):
                 return
 
     def score(
@@ -266,7 +266,7 @@ class Model:
 
 
 class _Held:
-    """A context manager that holds weights by its reference to them, until the block ends."""
+    """A context manager that keeps the weights alive, by a reference, until the block ends."""
 
     def __init__(self, weights: _Weights) -> None:
         self.weights: _Weights | None = weights
