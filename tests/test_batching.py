@@ -125,7 +125,7 @@ def test_invalid_prompts_are_refused(model):
         model.generate(iter([[1]]), top_k=-1)
     with pytest.raises(TypeError, match="prompt 1 of the iterator is a list of prompts"):
         list(model.generate(iter([[1], [[2], [3]]])))
-    with pytest.raises(ValueError, match=r"seed is a list of 2; .* there is a prompt 2"):
+    with pytest.raises(ValueError, match=r"seed is a list of 2; .* prompt 2 has none"):
         list(model.generate(iter([[1], [2], [3]]), temperature=1.0, seed=[1, 2]))
 
 

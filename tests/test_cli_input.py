@@ -196,7 +196,7 @@ def test_a_closed_standard_input(tales, monkeypatch, capsys):
 
 def test_jsonl_requires_a_file(capsys):
     assert main(["generate", "One", "--jsonl"]) == 2
-    assert "--jsonl is given without --file" in capsys.readouterr().err
+    assert "--jsonl needs --file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "perplexity"])

@@ -72,7 +72,7 @@ def change_index(folder: Path, change: Any) -> None:
 )
 def test_an_index_cannot_name_files_elsewhere(sharded: Path, name: str) -> None:
     change_index(sharded, lambda index: index["weight_map"].update({"wte.weight": name}))
-    with pytest.raises(CheckpointError, match="expected one in the same folder"):
+    with pytest.raises(CheckpointError, match="expected a name in the same folder"):
         open_checkpoint(sharded)
 
 
@@ -294,7 +294,7 @@ def test_overlapping_archive_entries(tmp_path: Path) -> None:
     first, second = (raw.rindex(b"m/data/" + digit) for digit in (b"0", b"1"))
     raw[second - 4 : second] = raw[first - 4 : first]  # the offset of its local header
     path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="overlaps the one before it"):
+    with pytest.raises(CheckpointError, match="overlaps the entry before it"):
         StateDictFile(path)
 
 

@@ -319,11 +319,11 @@ class ConvertsToNothing:
         ({"edit": {"q": 0, "h.1.q": 0}}, "names the point h.1.q twice"),
         (
             {"edit": {"embed": lambda x: x[:5]}},
-            r"embed gave shape \(5, 24\); .* of shape \(67, 24\)",
+            r"embed gave shape \(5, 24\); .* to shape \(67, 24\)",
         ),
         ({"edit": {"h.1.q": lambda x: None}}, r"edit of h.1.q gave None.* \(3, 67, 8\)"),
         ({"edit": {"embed": "zero"}}, "gave 'zero'"),
-        ({"edit": {"embed": "3"}}, "gave '3'; it must be real numbers"),
+        ({"edit": {"embed": "3"}}, "gave '3'; expected real numbers"),
         ({"edit": {"embed": 1j}}, "gave 1j.*complex128"),
         ({"edit": {"embed": lambda x: x + 1j}}, r"gave shape \(67, 24\).*complex64"),
         ({"edit": {"embed": [None] * 24}}, "gave .None"),
@@ -332,7 +332,7 @@ class ConvertsToNothing:
         ({"edit": {"embed": ConvertsToNothing()}}, "it asks for a gradient"),
         ({"positions": [67]}, "from -67 to 66"),
         ({"positions": [3, 2]}, "ascending"),
-        ({"positions": [2, 2]}, "each once"),
+        ({"positions": [2, 2]}, "without duplicates"),
     ],
 )
 def test_errors_name_the_point(model, options, message):

@@ -68,7 +68,7 @@ WRONG = [
     ({"suppress_tokens": [10**30]}, "suppress_tokens has 1000"),
     ({"min_new_tokens": -1}, "min_new_tokens is -1"),
     ({"min_new_tokens": 50}, "min_new_tokens is 50, more than max_new_tokens, 40"),
-    ({"sampler_order": ["top_q"]}, "sampler_order has 'top_q'; it may have logit_bias"),
+    ({"sampler_order": ["top_q"]}, "sampler_order has 'top_q'; the stages are logit_bias"),
     ({"sampler_order": ["top_k", "top_k"]}, "a stage twice"),
     ({"sampler_order": "top_k"}, "sampler_order is 'top_k'"),
     ({"sampler_order": ["top_k"], "top_p": 0.5}, "sampler_order lacks top_p"),
@@ -194,8 +194,8 @@ def test_suggestions_depend_on_the_method(model):
 
 
 def test_every_hint_names_an_existing_option():
-    assert set(option_hints._OURS.values()) <= set(CompleteOptions.__annotations__)
-    assert not set(option_hints._OURS) & set(CompleteOptions.__annotations__)
+    assert set(option_hints._GPT2C_NAMES.values()) <= set(CompleteOptions.__annotations__)
+    assert not set(option_hints._GPT2C_NAMES) & set(CompleteOptions.__annotations__)
     assert not set(option_hints._INSTEAD) & set(CompleteOptions.__annotations__)
 
 

@@ -162,8 +162,8 @@ def test_added_tokens_of_older_versions(tales: Path, tmp_path: Path) -> None:
     [
         ("added_tokens.json", '{"<a>": 5}', "have the same id, 5"),
         ("added_tokens.json", '{"<a>": 4096, "<b>": 4096}', "have the same id, 4096"),
-        ("added_tokens.json", '{"<|endoftext|>": 4096}', "but as an added token 4096"),
-        ("added_tokens.json", '{"<a>": 2000000}', "far beyond the vocabulary's 4096"),
+        ("added_tokens.json", '{"<|endoftext|>": 4096}', "but the id 4096 as an added token"),
+        ("added_tokens.json", '{"<a>": 2000000}', "far beyond the vocabulary's 4096 tokens"),
         ("added_tokens.json", '{"<a>": -1}', "found the id -1"),
         ("added_tokens.json", '{"<a>": true}', "found the id True"),
         ("added_tokens.json", '{"": 4096}', "the added token '' of 0 characters"),

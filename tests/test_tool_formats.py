@@ -444,7 +444,7 @@ BUNDLES_REFUSED = {
     "a negative axis": (index_of([HEADER, (b"a", entry(1, (2**64 - 1,), 0, 4))]), "an axis of"),
     "many axes": (index_of([HEADER, (b"a", entry(1, (1,) * 9, 0, 4))]), "of more than 8 axes"),
     "slices": (index_of([HEADER, (b"a", entry(1, (1,), 0, 4, s=field(7, b"")))]), "in slices"),
-    "beyond the data": (index_of([HEADER, (b"a", entry(1, (9,), 0, 36))]), "it is cut short"),
+    "beyond the data": (index_of([HEADER, (b"a", entry(1, (9,), 0, 36))]), "the file is cut short"),
     "overlapping": (
         index_of([HEADER, FLOATS, (b"b", entry(1, (2,), 8, 8))]), "'b' overlaps the one before"
     ),
@@ -559,15 +559,15 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
 NPZ_REFUSED = {
     "no array": (b"hello", "is not a NumPy array"),
     "nothing": (b"", "is not a NumPy array"),
-    "code": (npy("__import__('os').system('true')"), "expected that of an array"),
-    "objects": (npy(GOOD.replace("<f4", "|O")), "expected that of an array"),
-    "big-endian": (npy(GOOD.replace("<f4", ">f4"), bytes(16)), "expected that of an array"),
-    "a negative axis": (npy(GOOD.replace("(2, 2)", "(-2, 2)")), "expected that of an array"),
+    "code": (npy("__import__('os').system('true')"), "expected the header of an array"),
+    "objects": (npy(GOOD.replace("<f4", "|O")), "expected the header of an array"),
+    "big-endian": (npy(GOOD.replace("<f4", ">f4"), bytes(16)), "expected the header of an array"),
+    "a negative axis": (npy(GOOD.replace("(2, 2)", "(-2, 2)")), "expected the header of an array"),
     "overflow": (npy(GOOD.replace("(2, 2)", f"({2**40}, {2**40})")), "which overflows"),
     "cut": (npy(GOOD, bytes(15)), "bytes, expected "),
     "too long": (npy(GOOD, bytes(17)), "bytes, expected "),
-    "a long header": (npy(GOOD + " " * 20000), "expected that of an array"),
-    "nested": (npy("(" * 5000), "expected that of an array"),
+    "a long header": (npy(GOOD + " " * 20000), "expected the header of an array"),
+    "nested": (npy("(" * 5000), "expected the header of an array"),
 }  # fmt: skip
 
 

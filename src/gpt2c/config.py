@@ -14,7 +14,7 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())  # without it, Python would print the warnings
+_log.addHandler(logging.NullHandler())  # without this, Python prints the warnings
 
 # The maximum of each size. It is far above any GPT-2, and products of three sizes stay below 2**63.
 MAX_SIZE: Final = 2**20
@@ -50,9 +50,9 @@ _ALIASES = {
     "max_position_embeddings": "n_positions",
 }
 
-# Keys that can change the architecture -> the values that keep GPT-2's. null keeps it for every
-# key; any other value is an error.
-_SUPPORTED: Mapping[str, tuple[object, ...]] = {
+# Keys that can change the architecture -> the values with which it stays GPT-2's. null is allowed
+# for every key; any other value is an error.
+_SUPPORTED_VALUES: Mapping[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
@@ -185,7 +185,7 @@ class GPT2Config:
 
     @property
     def n_parameters(self) -> int:
-        """The number of weights; those of a tied head count once."""
+        """The number of weights; a tied head adds none."""
         width, inner = self.n_embd, self.inner
         embeddings = (self.vocab_size + self.n_positions) * width
         attention = 4 * width * width + 4 * width
@@ -227,7 +227,7 @@ class GPT2Config:
                         f"{show(found[name])} and as {show(value)}"
                     )
                 found[name] = value
-            elif key not in _HARMLESS and key not in _SUPPORTED:
+            elif key not in _HARMLESS and key not in _SUPPORTED_VALUES:
                 unknown.append(str(key))
         if unknown:
             _log.warning("%s: unknown keys are ignored: %s", where, show_list(sorted(unknown)))
@@ -320,7 +320,7 @@ def _epsilon(value: object) -> float:
 def _check_architecture(values: Mapping[str, Any], where: str) -> None:
     if values.get("model_type", "gpt2") != "gpt2":
         raise ConfigError(f"{where}: model_type must be 'gpt2', found {show(values['model_type'])}")
-    for key, allowed in _SUPPORTED.items():
+    for key, allowed in _SUPPORTED_VALUES.items():
         value = values.get(key)
         if value is not None and value not in allowed:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """The exceptions and warnings of gpt2c.
 
-Every exception derives from :class:`Error`, so ``except gpt2c.Error`` catches them all. Each also
-derives from the closest builtin exception, so a program's ``except ValueError`` works too.
+Every exception derives from :class:`Error`, so ``except gpt2c.Error`` catches every exception. Each
+also derives from the closest builtin exception, so a program's ``except ValueError`` works too.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TokenizerWarning(Gpt2cWarning):
 
 
 def warn(message: str, kind: type[Gpt2cWarning]) -> None:
-    """Issue a warning that points at the line outside gpt2c that called it."""
+    """Issue a warning that points at the line outside gpt2c that called gpt2c."""
     level, frame = 1, sys._getframe(0)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith("gpt2c."):
         level, frame = level + 1, frame.f_back

@@ -1,7 +1,7 @@
 """Locks that survive a fork.
 
 A forked child has only the thread that called fork. If another thread held a lock at that moment,
-the lock is locked in the child too, and no thread of the child will ever release it.
+the lock is also locked in the child, where no thread will ever release the lock.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class ProcessLock(Generic[_L]):
     def lock(self) -> _L:
         """This process's lock.
 
-        Use it only in a with statement, where Ctrl-C cannot interrupt between acquiring the lock
-        and entering the block.
+        Use the lock only in a with statement, where Ctrl-C cannot interrupt between acquiring the
+        lock and entering the block.
         """
         found = self._locks.get(_n_forks)
         # setdefault is atomic, so two threads of a child get the same lock.

@@ -43,7 +43,7 @@ def gen_text(
 
     The default is the embedded model, which is loaded once and kept.
 
-    Raises what :meth:`GPT2.from_pretrained` and :meth:`GPT2.complete` raise.
+    Raises the errors of :meth:`GPT2.from_pretrained` and :meth:`GPT2.complete`.
     """
     if model is None:
         model = _embedded_model()

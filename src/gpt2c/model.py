@@ -89,7 +89,7 @@ class GPT2:
     ) -> None:
         """Read the checkpoint's weights. Most callers use :meth:`from_pretrained` instead.
 
-        If the tokenizer is None, the model uses GPT-2's own.
+        If the tokenizer is None, the model uses GPT-2's own tokenizer.
         """
         n_threads, _ = choose_threads(threads)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
@@ -130,7 +130,7 @@ class GPT2:
             A checkpoint on disk, in any format of docs/checkpoints.md; the content decides which.
             It may be a folder in Hugging Face's format (``config.json`` with ``model.safetensors``
             or ``pytorch_model.bin``, whole or in shards), OpenAI's original files, or a file of
-            nanoGPT, minGPT, llm.c, GGUF or NumPy. If there is no such path, it is a name on the
+            nanoGPT, minGPT, llm.c, GGUF or NumPy. A path that does not exist is a name on the
             hub, such as "openai-community/gpt2" (needs the extra ``hub``). By default, the model is
             "tales", which is part of the package.
         dtype
@@ -142,18 +142,19 @@ class GPT2:
             The max number of threads. The default is GPT2C_THREADS, else OMP_NUM_THREADS, else the
             min of this process's CPUs, the physical cores and the control group's quota.
         backend
-            "c", the compiled engine; "numpy"; or "auto", the first of these that runs.
+            "c", the compiled engine; "numpy"; or "auto", the first of the two that runs.
         progress
             Show a bar if loading takes over two seconds (needs the package tqdm).
         revision, token, local_files_only
-            How to fetch a name on the hub. HF_HOME and HF_HUB_OFFLINE are honoured.
+            How to fetch a model from the hub. HF_HOME and HF_HUB_OFFLINE are honoured.
         tokenizer
-            Another tokenizer than the checkpoint's: the path of a tokenizer file or of a folder
-            that has one, "gpt2" for GPT-2's own, or a Tokenizer. By default it is read from the
-            checkpoint's file or folder: ``tokenizer.json``, ``vocab.json`` with ``merges.txt``, or
-            nanoGPT's ``meta.pkl``. If there is none, it is GPT-2's own, provided that the
-            vocabulary has GPT-2's size (``model.tokenizer.source`` says which it is). If it cannot
-            be read, the model takes token ids, and raises an error for texts.
+            A tokenizer to use instead of the checkpoint's: the path of a tokenizer file or of a
+            folder that has one, "gpt2" for GPT-2's own, or a Tokenizer. By default the tokenizer is
+            read from the checkpoint's file or folder: ``tokenizer.json``, ``vocab.json`` with
+            ``merges.txt``, or nanoGPT's ``meta.pkl``. Without these files the model uses GPT-2's
+            own tokenizer, provided that the vocabulary has GPT-2's size. If no tokenizer can be
+            read, the model takes only token ids, and raises an error for texts.
+            ``model.tokenizer.source`` says where the tokenizer comes from.
         activation
             The activation function, by transformers' name, instead of the checkpoint's: "gelu_new"
             for a nanoGPT model trained before 17 May 2023 (docs/checkpoints.md).
@@ -259,15 +260,15 @@ class GPT2:
     def complete(self, prompts: Any, **options: Any) -> Any:
         """Continue a prompt, or each prompt of a list; return a :class:`Completion` for each.
 
-        prompts is a text, a list or NumPy array of token ids, or a list of one kind of these. The
-        prompts of a list run together, whatever their lengths, and a prefix that they share is
-        computed once. For an iterator of prompts (a generator, an open file), the result is an
-        iterator of completions in the same order. It reads the prompts lazily, so there may be any
-        number of them.
+        prompts is a text, a list or NumPy array of token ids, or a list of such prompts, all texts
+        or all ids. The prompts of a list run together, whatever their lengths, and a prefix that
+        they share is computed once. For an iterator of prompts (a generator, an open file), the
+        result is an iterator of completions in the same order. The prompts are then read lazily,
+        so their number is not limited.
 
         Options that are not given have the defaults of the model's ``generation_config.json``, or
-        those named here. docs/sampling.md has exact definitions, the papers, and the order in
-        which the options act.
+        the defaults named here. docs/sampling.md has exact definitions, the papers, and the order
+        in which the options act.
 
         Where a text ends:
 
@@ -277,15 +278,15 @@ class GPT2:
         min_new_tokens
             The number of new tokens that must come before an EOS token or one of stop_token_ids.
         stop_strings, stop_token_ids
-            Strings and token ids that end a text, besides the EOS tokens. The text ends before
-            them.
+            Strings and token ids that end a text, besides the EOS tokens. The result leaves
+            out the string or token that ended it.
         max_time
             Seconds from the call after which all texts end. Texts that have not begun by then are
             empty.
         callback
             A function that is called after each token, as callback(index of the prompt, its new ids
-            so far). A truthy result ends the text. With num_return_sequences, all texts of a prompt
-            have its index.
+            so far). A truthy result ends the text. With num_return_sequences, the index is
+            the same for all texts of a prompt.
         overflow
             What a full context does. "stop", the default, ends the text. "slide" continues with the
             last half of the context as a new prompt, which takes the time to feed that half again;
@@ -312,14 +313,14 @@ class GPT2:
         presence_penalty, frequency_penalty
             Stages against the repetition of new tokens only.
         logit_bias
-            A dict of ids and the numbers to add to their logits. Here, in suppress_tokens and in
-            stop_token_ids, a text that is one token may replace its id.
+            A dict from ids to the numbers to add to their logits. An id in logit_bias,
+            suppress_tokens or stop_token_ids may also be given as a text that is one token.
         suppress_tokens, bad_words
             suppress_tokens lists ids that are never generated; bad_words lists texts, or lists of
             ids, that are never generated.
         sampler_order
-            A list of the stages' names, if they should run in another order than
-            gpt2c.SAMPLER_ORDER.
+            The names of the stages, in the order in which they run, including every stage used
+            (default gpt2c.SAMPLER_ORDER).
         logits_processor
             A function that returns the logits to use, called before all other options as
             logits_processor(ids of the prompt and the new tokens, float32 [n_vocab]). With
@@ -327,11 +328,13 @@ class GPT2:
             which is slower.
         seed
             An int from 0 to 2**64 - 1, or a list with one for each prompt. The prompt, the options
-            and the seed determine the text, whatever runs beside it. By default each prompt gets a
-            random seed, which its completion has. A seed alone does not turn sampling on.
+            and the seed determine the text, whichever other prompts run with it. By default each
+            prompt gets a random seed, which its completion records. A seed alone does not turn
+            sampling on.
         num_return_sequences
-            The number of texts for each prompt, whose result is then a list. They are all drawn
-            from the prompt's seed, or are the best of num_beams, best first.
+            The number of texts for each prompt. The result of a prompt is then a list. With
+            sampling, all its texts are drawn from the prompt's seed; with num_beams, the list has
+            the best texts, best first.
 
         Beam search, as in transformers:
 
@@ -352,7 +355,7 @@ class GPT2:
 
         logprobs
             A number n from 0 to 128. Return each new token's log-probability, and the n most likely
-            ids at its position with theirs.
+            ids at its position with their log-probabilities.
         echo
             Return the same for the prompt's tokens, except those that truncate or overflow cut off.
             In a prompt, unlike in a text passed to :meth:`score`, the name of a special token
@@ -363,8 +366,8 @@ class GPT2:
         draft, num_assistant_tokens
             Speculative decoding (docs/drafts.md): "auto" (the default), "packing", "lookup" or a
             smaller GPT2 drafts tokens, and the model verifies several in one pass. The text and the
-            bits of its log-probabilities stay the same. None turns it off. num_assistant_tokens,
-            from 1 to 24, fixes the number of tokens to draft at a time.
+            bits of its log-probabilities stay the same. None turns drafting off.
+            num_assistant_tokens, from 1 to 24, fixes the number of tokens to draft at a time.
         batch_size
             The max number of sequences, or beam searches, that run together: 1 to 256 (default 32).
         progress
@@ -473,10 +476,10 @@ class GPT2:
     ) -> Any:
         """Score a text or ids, or each of a list; return a :class:`Score` for each.
 
-        A score has each token's log-probability, rank and entropy. Short texts run together, with
-        the same bits as alone. For an iterator of texts the result is an iterator, which reads
-        them lazily and in bounded memory. A text is encoded like a prompt, except for the names of
-        special tokens.
+        A score has each token's log-probability, rank and entropy. Short texts run together; this
+        does not change the bits of a score. For an iterator of texts the result is an iterator,
+        which reads the texts lazily and in bounded memory. A text is encoded like a prompt, except
+        for the names of special tokens.
 
         bos
             Score the first token too, given the BOS token before it. A BOS token that the tokenizer
@@ -539,11 +542,11 @@ class GPT2:
     ) -> Any:
         """Return the perplexity of a text or ids, or of each of a list.
 
-        That is exp of the mean negative log-probability of its tokens. A text longer than the
-        context is scored in windows, as transformers' documentation recommends; the options are
+        The perplexity is exp of the mean negative log-probability of the tokens. A text longer than
+        the context is scored in windows, as transformers' documentation recommends; the options are
         those of :meth:`score`.
 
-        Raises what :meth:`score` raises.
+        Raises the same errors as :meth:`score`.
         """
         if is_lazy(texts):
             raise OptionTypeError(
@@ -575,7 +578,7 @@ class GPT2:
         edit: Mapping[str, Edit] | None = None,
         positions: int | Ints | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Run ids, or a text, through the model; capture activations, and edit them on the way.
+        """Run ids or a text through the model; capture the activations, and edit them on the way.
 
         >>> seen = model.forward("Once upon a time", capture=["resid_post", "h.0.probs", "logits"])
         >>> seen["resid_post"].shape, seen["h.0.probs"].shape  # n_layer first; heads first
@@ -587,11 +590,12 @@ class GPT2:
             mlp_pre, mlp_act, mlp_out and resid_post. "h.3.probs" is the point in block 3; "probs"
             is the point in all blocks, in one array. Points that are not named take no memory.
         edit
-            A dict from the same names to new values: a function that gets a point's values and
-            returns others, or an array. The new values must broadcast to the shape of the old ones,
-            for all tokens. A name without a block's number edits every block. A function is called
-            once per block, and may keep the array that it gets. Points are captured after they are
-            edited. A token never attends to later ones, whatever scores an edit returns.
+            A dict from the same names to edits. An edit is an array of new values, or a function
+            that gets a point's values and returns new ones. The new values must broadcast to the
+            shape of the old ones, for all tokens. A name without a block's number edits every
+            block. A function is called once per block, and may keep the array that it gets. Points
+            are captured after they are edited. A token never attends to later tokens, whatever
+            scores an edit returns.
         positions
             The tokens whose values are captured, ascending; negative numbers count from the end.
             The default is all. Logits are computed only for these tokens.
@@ -623,7 +627,7 @@ class GPT2:
 
     @property
     def tokenizer(self) -> Tokenizer | MissingTokenizer:
-        """Encodes texts to ids, and decodes ids. GPT-2's own is made lazily."""
+        """Encodes texts to ids, and decodes ids. GPT-2's own tokenizer is made lazily."""
         return self._encoder.tokenizer
 
     @tokenizer.setter
@@ -639,7 +643,7 @@ class GPT2:
         appears atomically, once all files are written. In an existing folder, each file is replaced
         atomically, and files with other names stay, such as those of another tokenizer.
 
-        Raises CheckpointError if it cannot be written.
+        Raises CheckpointError if the folder or a file cannot be written.
         """
         if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
             raise OptionTypeError(f"folder is {show(folder)}; it must be a str or a Path")

@@ -101,15 +101,15 @@ def load_encoder_hparams_and_params(
     """Load models_dir/model_size; return picoGPT's triple (encoder, hparams, params).
 
     The checkpoint is one of OpenAI's folders ("124M" has ``model.ckpt.*``, ``hparams.json``,
-    ``encoder.json`` and ``vocab.bpe``) or any other that gpt2c reads. Unlike picoGPT, this
-    downloads nothing.
+    ``encoder.json`` and ``vocab.bpe``) or any other checkpoint that gpt2c reads. Unlike picoGPT,
+    this downloads nothing.
 
     encoder has encode(text) -> list[int] and decode(ids) -> str. hparams is {"n_vocab", "n_ctx",
     "n_embd", "n_head", "n_layer"}. params nests float32 arrays: {"wte": [n_vocab, n_embd],
     "wpe": [n_ctx, n_embd], "blocks": [{"ln_1": {"g", "b"}, "attn": {"c_attn": {"w", "b"},
     "c_proj"}, "ln_2", "mlp": {"c_fc", "c_proj"}}], "ln_f": {"g", "b"}}; matrices are [in, out].
     :func:`gpt2`, :func:`generate` and ``gpt2c.gen_text(prompt, n, model=(encoder, hparams,
-    params))`` take them.
+    params))`` take these three.
 
     Raises CheckpointNotFoundError, CheckpointError, ConfigError or TokenizerError; ConfigError also
     for a model that picoGPT's format cannot express, for example one with another activation.
@@ -153,5 +153,5 @@ def _check_expressible(config: GPT2Config, path: Path) -> None:
         if found != expected:
             raise ConfigError(
                 f"{path}: {name} is {found!r}; picoGPT's format supports only {expected!r}. Load "
-                "it with GPT2.from_pretrained"
+                "the model with GPT2.from_pretrained"
             )

@@ -13,9 +13,9 @@ _T = TypeVar("_T")
 
 
 def with_bar(results: Iterable[_T], total: int | None) -> Iterator[_T]:
-    """Yield the results, and count them in a bar on standard error.
+    """Yield the results, and count the results in a bar on standard error.
 
-    `total` None means an unknown number.
+    `total` is the number of results; None if it is unknown.
 
     The call itself, not the first result, raises MissingDependencyError if tqdm is not installed.
     """
@@ -51,6 +51,7 @@ def _tqdm() -> Any:
         from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError:
         raise MissingDependencyError(
-            "progress=True needs the package tqdm: pip install 'gpt2c[progress]', or leave it out"
+            "progress=True needs the package tqdm: pip install 'gpt2c[progress]', or "
+            "leave progress out"
         ) from None
     return tqdm

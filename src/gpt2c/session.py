@@ -40,7 +40,7 @@ class Session:
         return self._sequence.length
 
     def feed(self, ids: int | Ids, *, all: bool = False) -> NDArray[np.float32]:
-        """Feed ids after those fed before; return the logits of the next token.
+        """Feed ids after the ids fed before; return the logits of the next token.
 
         The logits are float32 [n_vocab]; with all=True [n, n_vocab], row i being the logits after
         ids[i]. Feeding ids in parts or one by one gives the same bits. An error leaves the session
@@ -80,7 +80,7 @@ class Session:
             self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
-        """Return a session with the same tokens; they share cache pages until one writes."""
+        """Return a session with the same tokens. The two share cache pages until one writes."""
         with self._calls.lock:
             other = object.__new__(Session)
             other._engine = self._engine

@@ -39,7 +39,7 @@ _ALIASES: Final = {
     "truncate": "truncation truncate_prompt_tokens",
     "logprobs": "output_scores output_logits top_logprobs",
 }
-_OURS: Final[Mapping[str, str]] = MappingProxyType(
+_GPT2C_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {theirs: ours for ours, names in _ALIASES.items() for theirs in names.split()}
 )
 
@@ -65,13 +65,13 @@ _NOTES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> str:
-    """Return the hint to append to a message about an unknown option; empty if there is none.
+    """Return the hint to append to a message about an unknown option; empty if there is no hint.
 
-    `known` are the options of the called method; `elsewhere` are those of ``complete``, which the
-    hint mentions if the called method lacks the option.
+    `known` are the options of the called method. `elsewhere` are the options of ``complete``, which
+    the hint mentions if the called method lacks the option.
     """
     plain = name.lower().replace("-", "_")
-    ours = _OURS.get(plain, plain)
+    ours = _GPT2C_NAMES.get(plain, plain)
     note = _NOTES.get(plain, "")
     if ours in known and ours != name:
         return f"; did you mean {ours}{note}?"
@@ -97,7 +97,7 @@ def flag_hint(flag: str, known: Collection[str]) -> str:
     """
     flag = flag.partition("=")[0]
     plain = flag.lstrip("-").lower().replace("-", "_")
-    ours = _OURS.get(plain, plain)
+    ours = _GPT2C_NAMES.get(plain, plain)
     found = _FLAGS.get(ours, "--" + ours.replace("_", "-"))
     if found in known:
         return f"; did you mean {found}{_NOTES.get(plain, '')}?"

@@ -59,7 +59,7 @@ def number(name: str, value: object, lowest: float, highest: float) -> float:
 
 
 def items(name: str, value: object, what: str) -> list[Any]:
-    """Return the items of a list, tuple, set or array; `what` names them in messages."""
+    """Return the items of a list, tuple, set or array; `what` names the items in messages."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
@@ -98,7 +98,7 @@ def shows_options(
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Return a decorator that makes help() and editors show the names of a method's ``**options``.
 
-    `options` is their TypedDict; `defaults` has the default values of those not None by default.
+    `options` is the TypedDict of these options; `defaults` has the defaults that are not None.
     """
 
     def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:

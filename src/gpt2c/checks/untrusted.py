@@ -4,9 +4,9 @@ Configurations, tensor headers and vocabularies are untrusted. ``json.loads`` al
 it keeps the last of two equal keys, accepts NaN as a number, and limits nesting only by the
 interpreter's stack.
 
-There are two parsers. The strict parser raises for such a value. The lenient parser replaces it
-with an :class:`Unusable`: code that needs the value rejects its type, and a value that no code
-needs does no harm.
+There are two parsers. The strict parser raises an error for such values. The lenient parser
+replaces each of them with an :class:`Unusable`: code that needs the value rejects its type, and a
+value that no code needs does no harm.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Unusable:
 def show(value: object, limit: int = 120) -> str:
     """Return ``repr(value)`` for a message, cut to `limit` characters.
 
-    It never raises, so a message about a bad value cannot become another error.
+    `show` never raises, so making a message about a bad value cannot fail.
     """
     try:
         text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
@@ -63,7 +63,7 @@ def show(value: object, limit: int = 120) -> str:
 
 
 def show_list(names: Sequence[str], limit: int = 8) -> str:
-    """Return the first `limit` names, and "and N more" if there are others."""
+    """Return the first `limit` names for a message, with "and N more" if the list is longer."""
     text = ", ".join(show(name) for name in names[:limit])
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
@@ -71,8 +71,8 @@ def show_list(names: Sequence[str], limit: int = 8) -> str:
 def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     """Open a regular file for reading, unbuffered; links are followed.
 
-    Raises CheckpointNotFoundError if it does not exist, OptionTypeError if `path` is not a path,
-    and `error` if the file cannot be opened or is a folder, a pipe or a device.
+    Raises CheckpointNotFoundError if the file does not exist, OptionTypeError if `path` is not a
+    path, and `error` if the file cannot be opened or is a folder, a pipe or a device.
     """
     try:
         path = Path(os.fspath(path))  # FileIO would use an int as an open descriptor and close it
@@ -211,7 +211,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def _without_deep_values(text: str) -> str:
-    """Replace each value nested deeper than MAX_DEPTH with NaN; without any, return `text`."""
+    """Replace each value nested deeper than MAX_DEPTH with NaN. Return `text` if there are none."""
     kept: list[str] = []
     depth = at = 0
     for match in _BRACKETS.finditer(text):
@@ -242,7 +242,7 @@ def _lenient_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lenient_string(value: Any) -> Any:
-    """Replace a string with an unpaired surrogate, also as an item of a list, with an Unusable."""
+    """Replace strings with an unpaired surrogate by Unusable, also the items of a list."""
     if isinstance(value, list):
         return [_lenient_string(item) if isinstance(item, str) else item for item in value]
     if isinstance(value, str) and not value.isascii():
@@ -258,7 +258,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 
 def _leniently(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a function that calls `parse`, but returns an Unusable if that raises ValueError."""
+    """Return a function that calls `parse`; it returns an Unusable for a ValueError."""
 
     def parse_or_replace(digits: str) -> Any:
         try:

@@ -32,7 +32,7 @@ BATCHES: Final = (8, 32)  # sequences
 BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
 PREFILL: Final = 512  # tokens of the prompt that is measured
 _FLOAT: Final = 4  # bytes of a float32
-# The min length of a repeat, in seconds. It has several runs if one run is too short to measure.
+# The min length of a repeat, in seconds. A repeat has several runs if one run is too short.
 _MIN_REPEAT: Final = 0.1
 
 # A program for a fresh process: it prints an empty line at its first token, then its peak memory.
@@ -57,8 +57,8 @@ print(peak_bytes())
 class Measurement:
     """One line of the table.
 
-    values has one number per repeat. bandwidth and fma are these values' shares of the machine's
-    own rates, which are measured before and after each repeat.
+    values has one number per repeat. bandwidth and fma give each value as a share of the machine's
+    limits, which are measured before and after each repeat.
     """
 
     name: str
@@ -198,7 +198,7 @@ def _repeated(
 def _limits(model: GPT2) -> tuple[float, float]:
     """Return the machine's streaming bandwidth in bytes/s and its FMA rate in flop/s.
 
-    Each is the median of three, because another process may disturb a single measurement.
+    Each rate is the median of three measurements, because another process may disturb one.
     """
     engine = model._engine
     return (
@@ -231,7 +231,7 @@ def _block_weights(c: GPT2Config) -> int:
 
 
 def _weight_bytes(model: GPT2) -> int:
-    """Return the bytes of the matrices that each token reads, as packed if quantised."""
+    """Return the bytes of the matrices that each token reads; quantised ones count as packed."""
     c = model.config
     if model.dtype in ("int8", "int4"):
         sources = loaded_checkpoint(model._engine, c).tensors

@@ -89,13 +89,13 @@ def _run(options: argparse.Namespace) -> None:
         _check_prompts(model, named_prompts, options)
         if options.json:
             _print_objects(model, prompts, arguments)
-        elif _streams(model, options):
+        elif _can_stream(model, options):
             _stream_texts(model, prompts, arguments, options.echo)
         else:
             _print_whole_texts(model, prompts, arguments, options.echo)
 
 
-def _streams(model: gpt2c.GPT2, options: argparse.Namespace) -> bool:
+def _can_stream(model: gpt2c.GPT2, options: argparse.Namespace) -> bool:
     """Whether to stream: there is one text per prompt, and no beam search."""
     return not _whole_text_options(options) and "num_beams" not in model.generation_defaults
 

@@ -20,7 +20,7 @@ READING: Final = (
     "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
     "CRLF, CR and LF all end a line."
 )
-JSON_LINES: Final = (".jsonl", ".ndjson")
+JSON_LINES_SUFFIXES: Final = (".jsonl", ".ndjson")
 
 _BOM: Final = "\ufeff"
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -57,7 +57,7 @@ def read_text(file: BinaryIO, name: str) -> str:
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield each line's name for messages and its text without the line end, as it is read.
+    """Yield each line's name for messages and its text without the line end, lazily.
 
     Raises OptionError at a line that is not UTF-8, after yielding the lines before it.
     """
@@ -88,8 +88,8 @@ def read_items(file: BinaryIO, name: str, *, is_json: bool, key: str) -> Iterato
 
 
 def is_json_lines(options: argparse.Namespace) -> bool:
-    """Whether --jsonl or the suffix of options.file says that the file is JSON lines."""
-    return bool(options.jsonl) or options.file.lower().endswith(JSON_LINES)
+    """Whether the file is JSON lines, according to --jsonl or the suffix of options.file."""
+    return bool(options.jsonl) or options.file.lower().endswith(JSON_LINES_SUFFIXES)
 
 
 def read_prompts(options: argparse.Namespace) -> list[tuple[str, Item]]:
@@ -105,7 +105,7 @@ def read_prompts(options: argparse.Namespace) -> list[tuple[str, Item]]:
             name = input_name(options.file)
             return list(read_items(file, name, is_json=is_json_lines(options), key="prompt"))
     if options.jsonl:
-        raise OptionError("--jsonl is given without --file; --file - is standard input")
+        raise OptionError("--jsonl needs --file; to read standard input, give --file -")
     if options.prompt:
         return [(f"prompt {n}", prompt) for n, prompt in enumerate(options.prompt, start=1)]
     if sys.stdin is None or sys.stdin.isatty():

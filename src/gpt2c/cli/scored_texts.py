@@ -1,4 +1,4 @@
-"""What ``gpt2c score`` and ``gpt2c perplexity`` share: reading texts and scoring them."""
+"""Reads and scores texts for ``gpt2c score`` and ``gpt2c perplexity``."""
 
 from __future__ import annotations
 

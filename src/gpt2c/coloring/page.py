@@ -58,7 +58,7 @@ li b { font-weight: 400; padding: .1rem .4rem; border-radius: .2rem; }
 footer { margin-top: 2rem; padding-top: .5rem; border-top: 1px solid var(--line); }
 """
 
-# Defence in depth: if escaping ever failed, injected HTML could neither fetch nor run anything.
+# Defence in depth: even if escaping failed, injected HTML could neither fetch nor run anything.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -75,16 +75,17 @@ def html_page(
     the likeliest tokens at its position if the score has them. `model` is the name of the model
     to show. The page has no script and needs no other file. ``"".join`` makes it one string.
     """
-    shown = html.escape(one_line(title))
+    heading = html.escape(one_line(title))
     model_line = f"<p>Model: {html.escape(one_line(model))}</p>\n" if model else ""
     yield (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="generator" content="gpt2c {__version__}">\n'
-        f"<title>{shown}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{shown}</h1>\n{model_line}<p>Each token has the colour of its rank among all tokens "
-        "that the model could have chosen at its position. Point at a token for details.</p>\n"
+        f"<title>{heading}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{heading}</h1>\n{model_line}<p>Each token has the colour of its rank among all "
+        "tokens that the model could have chosen at its position. Point at a token for details."
+        "</p>\n"
     )
     for score in scores:
         yield from _section(score, tokenizer)

@@ -28,7 +28,7 @@ class HasTokenBytes(Protocol):
 
 @dataclass(frozen=True)
 class Span:
-    """Whole characters and the tokens that spell them: usually one token.
+    """Whole characters and the tokens that spell these characters: usually one token.
 
     text
         The characters. Bytes that are not valid UTF-8 become U+FFFD; a token without text becomes
@@ -86,8 +86,8 @@ def spans(score: Score, tokenizer: HasTokenBytes) -> Iterator[Span]:
 
 
 def spelling(tokenizer: HasTokenBytes, id: int) -> bytes:
-    """Return a token's bytes, or its id in brackets if it has none."""
+    """Return a token's bytes, or the id in brackets for a token without bytes."""
     try:
         return tokenizer.token_bytes(id) or b"[%d]" % id
-    except (OptionError, TokenizerError):  # an id beyond its vocabulary; a MissingTokenizer
+    except (OptionError, TokenizerError):  # an id beyond the vocabulary; a MissingTokenizer
         return b"[%d]" % id

@@ -1,4 +1,4 @@
-"""Colour a text for a terminal; brackets replace the colours if it cannot show them."""
+"""Colour a text for a terminal; brackets replace the colours if the terminal has none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Cell: TypeAlias = tuple[int | None, str]  # the index of a class, and its chara
 
 
 def wants_color(stream: TextIO) -> bool:
-    """Whether to write colours: the stream is a terminal that shows them, and NO_COLOR is unset.
+    """Whether to write colours: the stream is a terminal that shows colours, and NO_COLOR is unset.
 
     FORCE_COLOR asks for colours elsewhere too, for example in a pipe to a pager. An empty variable
     counts as unset.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.config import GPT2Config
-from gpt2c.engine.protocol import Drafts, EngineJob, EngineSequence, Plan, Scores, Show
+from gpt2c.engine.protocol import Drafts, EngineJob, EngineSequence, OnActivation, Plan, Scores
 
 NUMBERS: dict[str, int]
 ENUMS: dict[str, dict[str, int]]
@@ -74,9 +74,9 @@ class Model:
     def forward(
         self,
         ids: NDArray[np.int32],
-        shown: Collection[tuple[str, int]],
+        locations: Collection[tuple[str, int]],
         logit_rows: NDArray[np.bool_],
-        show: Show,
+        on_activation: OnActivation,
     ) -> NDArray[np.float32]: ...
     def held(self) -> AbstractContextManager[None]: ...
     def check_open(self) -> None: ...
@@ -106,7 +106,7 @@ class Job:
     def new_ids(self, begin: int = 0) -> list[int]: ...
     def scores(self) -> Scores: ...
     def next_logits(self) -> NDArray[np.float32]: ...
-    def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None: ...
+    def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None: ...
 
 def elementwise(isa: str, function: str, x: ArrayLike) -> NDArray[np.float32]: ...
 def layer_norm(

@@ -416,9 +416,9 @@ cdef class Model:
         raise_status(status, "sampling")
         return result
 
-    def forward(self, const int32_t[::1] ids not None, shown, logit_rows, show):
+    def forward(self, const int32_t[::1] ids not None, locations, logit_rows, on_activation):
         """See EngineModel.forward."""
-        return Probing(self, ids, shown, logit_rows, show).run()
+        return Probing(self, ids, locations, logit_rows, on_activation).run()
 
     def run(self, list jobs not None, int max_steps):
         """See EngineModel.run."""

@@ -100,19 +100,19 @@ cdef class Job:
             raise OptionError("next_logits was called twice: call advance in between")
         return self.sequence.feed(self.tokens[self.job.n_tokens - 1:self.job.n_tokens], 1)[0]
 
-    def advance(self, const float[::1] logits not None, const float[::1] own not None):
+    def advance(self, const float[::1] logits not None, const float[::1] raw_logits not None):
         """See EngineJob.advance."""
         cdef gpt2c_status status
         cdef Model model = self.sequence.model
-        if not logits.shape[0] == own.shape[0] == model.n_vocab:
+        if not logits.shape[0] == raw_logits.shape[0] == model.n_vocab:
             raise OptionError(
                 f"advance takes {model.n_vocab} logits each; found {logits.shape[0]} and "
-                f"{own.shape[0]}"
+                f"{raw_logits.shape[0]}"
             )
         cdef Scratch scratch = model.begin([self.sequence])
         try:
             status = gpt2c_advance(
-                model.pointer, scratch.pointer, &self.job, &logits[0], &own[0]
+                model.pointer, scratch.pointer, &self.job, &logits[0], &raw_logits[0]
             )
         finally:
             model.end(scratch)

@@ -1,10 +1,13 @@
-# Model.forward, which shows activations to a callback. Included by _engine.pyx.
+# Model.forward, which passes activations to a callback. Included by _engine.pyx.
 
 cdef int on_point(
     void *context, gpt2c_point point, int32_t layer, float *rows, size_t stride, int32_t n_rows,
     int32_t width,
 ) noexcept with gil:
-    """Show rows [n_rows, width] to Python; called by gpt2c_forward_probed. Return 1 on an error."""
+    """Pass rows [n_rows, width] to the callback; return 1 on an error.
+
+    The C function gpt2c_forward_probed calls this function.
+    """
     cdef Probing probing = <Probing>context
     cdef float[::1] numbers
     try:
@@ -13,9 +16,9 @@ cdef int on_point(
             np.asarray(numbers), (n_rows, width), (stride * sizeof(float), sizeof(float))
         )
         if point < GPT2C_POINT_EMBED:
-            probing.show(BLOCK_POINTS[<int>point], layer, view)
+            probing.on_activation(BLOCK_POINTS[<int>point], layer, view)
         else:
-            probing.show(MODEL_POINTS[<int>point - <int>GPT2C_POINT_EMBED], 0, view)
+            probing.on_activation(MODEL_POINTS[<int>point - <int>GPT2C_POINT_EMBED], 0, view)
         PyErr_CheckSignals()
     except BaseException as error:
         probing.error = after_signals(error)
@@ -53,15 +56,17 @@ cdef class Probing:
     cdef const int32_t[::1] ids
     cdef uint8_t[:, ::1] points
     cdef uint8_t[::1] wants_logits
-    cdef object show, error
+    cdef object on_activation, error
 
-    def __cinit__(self, Model model, const int32_t[::1] ids, shown, logit_rows, show):
-        self.model, self.ids, self.show = model, ids, show
+    def __cinit__(
+        self, Model model, const int32_t[::1] ids, locations, logit_rows, on_activation
+    ):
+        self.model, self.ids, self.on_activation = model, ids, on_activation
         self.sequence = Sequence(model)
         n_layer = model.n_layer
         names = [*BLOCK_POINTS, *MODEL_POINTS]
         points = np.zeros((n_layer + 1, GPT2C_N_POINTS), dtype=np.uint8)
-        for name, block in shown:
+        for name, block in locations:
             points[n_layer if name in MODEL_POINTS else block, names.index(name)] = 1
         self.points = points
         self.wants_logits = np.array(logit_rows, dtype=np.uint8)

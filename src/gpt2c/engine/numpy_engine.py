@@ -21,9 +21,9 @@ from gpt2c.engine.protocol import (
     Drafts,
     EngineJob,
     EngineSequence,
+    OnActivation,
     Plan,
     Scores,
-    Show,
 )
 from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
 from gpt2c.oracle.reference import Past, gpt2
@@ -41,7 +41,7 @@ class Model:
     """See EngineModel. The weights are NumPy arrays.
 
     The weights live as long as something refers to them: the model until `close`, a hold, or a
-    running call. So no lock is needed, and an interrupt cannot leave one locked.
+    running call. So no lock is needed that an interrupt could leave locked.
     """
 
     isa = "numpy"
@@ -136,13 +136,13 @@ class Model:
 
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
         """See EngineModel.run."""
-        own = [job for job in jobs if isinstance(job, Job)]
-        if len(own) != len(jobs):
+        numpy_jobs = [job for job in jobs if isinstance(job, Job)]
+        if len(numpy_jobs) != len(jobs):
             raise OptionError("run takes only jobs of the NumPy engine")
         for _ in range(max_steps):
-            for job in own:
+            for job in numpy_jobs:
                 job.step()
-            if any(job.finish_reason or job.cancelled for job in own):
+            if any(job.finish_reason or job.cancelled for job in numpy_jobs):
                 return
 
     def score(
@@ -206,30 +206,30 @@ class Model:
     def forward(
         self,
         ids: NDArray[np.int32],
-        shown: Collection[tuple[str, int]],
+        locations: Collection[tuple[str, int]],
         logit_rows: NDArray[np.bool_],
-        show: Show,
+        on_activation: OnActivation,
     ) -> NDArray[np.float32]:
         """See EngineModel.forward."""
-        shown_names = {_oracle_name(point, block): (point, block) for point, block in shown}
+        by_name = {_oracle_name(point, block): (point, block) for point, block in locations}
         n = len(ids)
 
         def record(name: str, value: NDArray[Any]) -> None:
-            if name not in shown_names:
+            if name not in by_name:
                 return
-            point, block = shown_names[name]
+            point, block = by_name[name]
             if point in ("q", "k", "v"):
                 rows = value.swapaxes(0, 1).reshape(n, -1)  # [n, n_head * head_dim]
-                show(point, block, rows)
+                on_activation(point, block, rows)
                 value[:] = rows.reshape(n, *value.shape[::2]).swapaxes(0, 1)
             elif point in ("scores", "probs"):
-                show(point, block, value.reshape(-1, n))
+                on_activation(point, block, value.reshape(-1, n))
             elif point == "logits":
                 rows = value[logit_rows]
-                show(point, block, rows)
+                on_activation(point, block, rows)
                 value[logit_rows] = rows
             else:
-                show(point, block, value)
+                on_activation(point, block, value)
 
         with self.held(), np.errstate(over="ignore", invalid="ignore"):
             try:
@@ -266,7 +266,7 @@ class Model:
 
 
 class _Held:
-    """A context manager that holds weights by its reference to them, until the block ends."""
+    """A context manager that keeps the weights alive, by a reference, until the block ends."""
 
     def __init__(self, weights: _Weights) -> None:
         self.weights: _Weights | None = weights
@@ -405,7 +405,7 @@ class Job:
         logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
         return logits
 
-    def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
+    def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None:
         """See EngineJob.advance."""
         token = self._sampler.choose(logits, [*self._prompt, *self._ids])
         if token is None:
@@ -415,7 +415,7 @@ class Job:
             self.finish_reason, self.end_id = "stop", token
             return
         if self._n_top is not None:
-            self._scores.append(token_scores(own[None], np.array([token]), self._n_top))
+            self._scores.append(token_scores(raw_logits[None], np.array([token]), self._n_top))
         self._ids.append(token)
         self._next = np.array([token], dtype=np.int32)
         if len(self._ids) == self._max_new_tokens:

@@ -35,9 +35,10 @@ BLOCK_POINTS: Final = (
     "mlp_pre", "mlp_act", "mlp_out", "resid_post",
 )  # fmt: skip
 MODEL_POINTS: Final = ("embed", "ln_f", "logits")
-# A callback that takes a point, its block (0 outside the blocks) and its rows, which it may edit in
-# place: scores and probs are [n_head * n, n], logits are only the wanted rows, others [n, width].
-Show: TypeAlias = Callable[[str, int, NDArray[Any]], None]
+# A callback that takes a point, its block (0 outside the blocks) and its rows. The callback may
+# edit the rows in place. Scores and probs are [n_head * n, n]; logits are only the wanted rows;
+# other points are [n, width].
+OnActivation: TypeAlias = Callable[[str, int, NDArray[Any]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +58,15 @@ class Stage:
 class Drafts:
     """How speculative decoding drafts tokens: see gpt2c.generate.drafting."""
 
-    lookup: bool = False  # with what followed an earlier occurrence of the last tokens
-    packing: bool = False  # with the model's own weights in 4 bits
-    model: EngineModel | None = None  # with a draft model, which has the same vocabulary
+    lookup: bool = False  # copy the tokens that followed an earlier occurrence of the last tokens
+    packing: bool = False  # use the model's own weights in 4 bits
+    model: EngineModel | None = None  # use a draft model, which has the same vocabulary
     n_tokens: int = 0  # tokens drafted at a time; 0: as many as are expected to save time
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The sampler stages of a sequence, and whether its tokens are then drawn or the argmax."""
+    """The sampler stages of a sequence. `draws` is True to sample tokens, False for the argmax."""
 
     stages: tuple[Stage, ...] = ()
     draws: bool = False
@@ -89,7 +90,7 @@ class Plan:
 
 
 def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
-    """Return the words of a "bad_words" stage, which packs each as its length and its ids."""
+    """Return the words of a "bad_words" stage, which packs each word as its length and its ids."""
     words, at = [], 0
     while at < len(packed):
         words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
@@ -98,9 +99,9 @@ def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
 
 
 class EngineSequence(Protocol):
-    """Fed tokens, and their keys and values in the KV cache.
+    """The tokens that were fed, and their keys and values in the KV cache.
 
-    Only one call may use a sequence at a time; a second one raises OptionError.
+    Only one call may use a sequence at a time; a second call raises OptionError.
     """
 
     @property
@@ -108,7 +109,7 @@ class EngineSequence(Protocol):
         """The number of fed tokens."""
 
     def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
-        """Feed ids int32 [n]; return the logits after the last n_logits (0, 1 or n) of them.
+        """Feed ids int32 [n]; return the logits after the last n_logits (0, 1 or n) ids.
 
         The logits are float32 [n_logits, n_vocab]. An error leaves the sequence as it was.
         Raises OptionError, ContextError, CacheMemoryError or ClosedError.
@@ -118,7 +119,7 @@ class EngineSequence(Protocol):
         """Forget all but the first `length` tokens. Raises OptionError if there are fewer."""
 
     def copy(self) -> EngineSequence:
-        """Return a copy. Both share the cache's pages until one of them writes to a page."""
+        """Return a copy, which shares each page of the cache until either sequence writes to it."""
 
 
 class EngineJob(Protocol):
@@ -138,7 +139,7 @@ class EngineJob(Protocol):
 
     @property
     def finish_reason(self) -> str | None:
-        """None while it runs; then "length", "stop", "context", "nan" or "nothing" (no id left)."""
+        """None while running; then "length", "stop", "context", "nan" or "nothing" (no id left)."""
 
     @property
     def end_id(self) -> int | None:
@@ -148,7 +149,10 @@ class EngineJob(Protocol):
         """Make a `run` of this job in another thread return soon."""
 
     def prefill(self, n: int) -> None:
-        """Feed those of the prompt's first n ids that were not fed yet; n must be less than all."""
+        """Feed the prompt's first n ids, without the ids that were fed before.
+
+        n must be less than the prompt's length.
+        """
 
     def new_ids(self, begin: int = 0) -> list[int]:
         """Return the new tokens, beginning at index `begin`."""
@@ -159,8 +163,8 @@ class EngineJob(Protocol):
     def next_logits(self) -> NDArray[np.float32]:
         """Feed the rest of the prompt, or the last token; return the next token's logits."""
 
-    def advance(self, logits: NDArray[np.float32], own: NDArray[np.float32]) -> None:
-        """Choose the next token from logits [n_vocab]; score it from `own`, the model's logits."""
+    def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None:
+        """Choose the next token from logits [n_vocab]; score it from the model's raw logits."""
 
 
 @runtime_checkable
@@ -192,7 +196,7 @@ class EngineModel(Protocol):
 
     @property
     def n_bytes(self) -> int:
-        """The memory of the weights, in bytes, including those packed for drafts."""
+        """The memory of the weights, in bytes, including the weights packed for drafts."""
 
     @property
     def draft_bytes(self) -> int:
@@ -252,7 +256,7 @@ class EngineModel(Protocol):
         targets: list[NDArray[np.int32]],
         n_top: int,
     ) -> Scores:
-        """Feed each sequence its ids, and score its targets, the tokens that follow its last ids.
+        """Feed each sequence its ids, and score its targets, the tokens after its last ids.
 
         ids are int32 [n] and targets int32 [m], m <= n: target j follows id n - m + j. Returns the
         scores of all targets in order.
@@ -292,14 +296,14 @@ class EngineModel(Protocol):
     def forward(
         self,
         ids: NDArray[np.int32],
-        shown: Collection[tuple[str, int]],
+        locations: Collection[tuple[str, int]],
         logit_rows: NDArray[np.bool_],
-        show: Show,
+        on_activation: OnActivation,
     ) -> NDArray[np.float32]:
-        """Feed a whole sequence, and call `show` at each (point, block) of `shown`.
+        """Feed a whole sequence, and call `on_activation` at each (point, block) of `locations`.
 
-        The block is 0 for points outside the blocks. Returns the logits of the rows where
-        logit_rows [n_ids] is true, float32 [n, n_vocab].
+        The callback may edit the values in place. The block is 0 for points outside the blocks.
+        Returns the logits of the rows where logit_rows [n_ids] is true, float32 [n, n_vocab].
         """
 
     def held(self) -> AbstractContextManager[None]:

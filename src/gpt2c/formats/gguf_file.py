@@ -1,7 +1,7 @@
 """A reader of GGUF files: metadata, and tensors of floats or of ggml's quantised blocks.
 
 The format is defined in ggml's docs/gguf.md. gpt2c parses the header itself, with limits on all
-sizes. The package gguf (an extra), from the format's authors, dequantises blocks.
+sizes. The package gguf (an extra), by the authors of the format, dequantises blocks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gpt2c.formats.tensors import TensorSource, check_rows
 _VERSIONS: Final = (2, 3)
 _MAX_KEYS: Final = 10_000
 _MAX_TENSORS: Final = 100_000
-_MAX_ARRAY: Final = 1_000_000  # elements; GPT-2's vocabulary has 50,257 tokens, 50,000 merges
+_MAX_ARRAY: Final = 1_000_000  # elements; GPT-2 has 50,257 tokens and 50,000 merges
 _MAX_STRING: Final = 1 << 20  # bytes; chat templates are the longest
 _MAX_HEADER: Final = 32 << 20  # bytes
 _MAX_RANK: Final = 4
 _CHUNK: Final = 1 << 20  # bytes read at a time
 
-# Type ids of metadata values; those of numbers map to struct's format letters.
+# Type ids of metadata values; the ids of numbers map to struct's format letters.
 _NUMBERS: Final = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """A restricted unpickler, for all protocols, that never runs code from a file.
 
-Python's own unpickler imports and calls whatever a file names. This one looks up each called global
-in a table and calls the function found there; a call of any other global becomes a record
-(:mod:`gpt2c.formats.pickle_values`). The bytes read bound the memory used, because no opcode copies
-a value.
+Python's own unpickler imports and calls whatever a file names. PickleReader looks up each called
+global in a table and calls the function found there; a call of any other global becomes a record
+(:mod:`gpt2c.formats.pickle_values`). The number of bytes read bounds the memory used, because no
+opcode copies a value.
 
 A pickle is a program for a stack machine. Opcodes push values, collect the values above a mark into
 a container, and store values in a memo, from which they can be pushed again. Python's
@@ -24,12 +24,12 @@ from gpt2c.formats.pickle_values import Global, OddKey, PickleError, Record, des
 
 MAX_KEY: Final = 2**31  # a larger integer as a dict key becomes an OddKey
 MAX_INDEX: Final = 2**32  # indices of the memo are below this
-MAX_ARGUMENTS: Final = 16  # of a call
+MAX_ARGUMENTS: Final = 16  # arguments of one call
 MAX_DEPTH: Final = 100  # marks that are open at the same time
-# Opcodes in a file; each costs about 80 bytes of memory. The state dict of a model of 1.5 billion
-# parameters, with its optimiser's state, has 50,000.
+# The max number of opcodes in a file; each costs about 80 bytes of memory. The state dict of a
+# model of 1.5 billion parameters, with its optimiser's state, has 50,000.
 MAX_OPCODES: Final = 1_000_000
-MAX_GLOBALS: Final = 100_000  # with distinct names
+MAX_GLOBALS: Final = 100_000  # globals with distinct names
 MAX_DIGITS: Final = 1000  # digits or bytes of an integer: parsing digits takes quadratic time
 
 # Escapes in protocol 0's strings, as in Python's bytes literals.
@@ -47,8 +47,8 @@ Builder = Callable[..., Any]
 class _State:
     """The stack machine's state while one pickle is read.
 
-    A mark moves the stack to `marks` and begins an empty one, which then holds exactly the values
-    above the mark.
+    A mark moves the stack to `marks` and begins an empty stack, which then holds exactly the
+    values above the mark.
     """
 
     stack: list[Any] = field(default_factory=list)
@@ -261,7 +261,7 @@ class PickleReader:
         state.stack.append(self._find_global(f"{module}.{name}"))
 
     def _call(self, function: object, arguments: object) -> object:
-        """Return the result of a function's or a class's call, or a record of it."""
+        """Return the result of a global's builder; without a builder, a record of the call."""
         if not isinstance(arguments, tuple):
             raise PickleError(f"calls with the arguments {describe(arguments)}, expected a tuple")
         if isinstance(function, Record):
@@ -271,7 +271,8 @@ class PickleReader:
         builder = self._builders.get(function.path)
         if builder is None:
             return Record(function.path, arguments)
-        # A file may pass one tuple to many calls. Each call unpacks it, so it must be small.
+        # A file may pass one tuple to many calls. Each call unpacks the tuple, so its length is
+        # limited.
         if len(arguments) > MAX_ARGUMENTS:
             raise PickleError(
                 f"calls {show(function.path)} with {len(arguments)} arguments, expected at most "

@@ -31,9 +31,9 @@ class Global:
 class Record:
     """A placeholder for an object of an unknown class or the result of an unknown call.
 
-    `path` is the name of the class or function, and `arguments` are those of the call. `state`
-    holds the object's attributes. `entries` and `items` hold the dict entries and the list items
-    that the pickle adds to the object (opcodes SETITEMS and APPENDS).
+    `path` is the name of the class or function, and `arguments` are the arguments of the call.
+    `state` holds the object's attributes. `entries` and `items` hold the dict entries and the list
+    items that the pickle adds to the object (opcodes SETITEMS and APPENDS).
     """
 
     __slots__ = ("arguments", "entries", "items", "path", "problem", "state")
@@ -43,8 +43,8 @@ class Record:
     ) -> None:
         """Begin without state or contents.
 
-        `problem` tells why an object of a known class cannot be used. It completes a sentence about
-        the object, as in "has a tensor ...".
+        `problem` says why an object of a known class cannot be used. The text completes a sentence
+        about the object, as in "has a tensor ...".
         """
         self.path = path
         self.arguments = arguments

@@ -1,7 +1,7 @@
 """Files of tensors, read with pread.
 
-They are never memory-mapped: if another program truncates the file during a read, that raises an
-error instead of a SIGBUS.
+The files are never memory-mapped: if another program truncates a file during a read, pread raises
+an error, but a memory map would raise SIGBUS.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def closed_on_error(file: _Closable) -> Iterator[None]:
 def bounded_product(numbers: Iterable[int]) -> int | None:
     """Return the product, or None if a partial product exceeds MAX_NUMBER.
 
-    A zero after a partial product that is too large does not help: other readers of the formats
-    reject such a shape too.
+    If a zero follows a partial product that is too large, the result is still None: other readers
+    of the formats also reject such a shape.
     """
     product = 1
     for number in numbers:
@@ -55,14 +55,15 @@ def bounded_product(numbers: Iterable[int]) -> int | None:
 class RawFile:
     """An open file.
 
-    Reads do not move a file position, so threads may share the file. Do not close it during a read.
+    Reads do not move a file position, so threads may share the file. Do not close the file during a
+    read.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file.
 
-        Raises CheckpointNotFoundError if there is no such file, CheckpointError if it is not a
-        regular file or cannot be opened.
+        Raises CheckpointNotFoundError if there is no such file, CheckpointError if the path is not
+        a regular file or cannot be opened.
         """
         self.path = path
         self._file = open_regular(path, CheckpointError)
@@ -71,7 +72,7 @@ class RawFile:
         self._state = (status.st_size, status.st_mtime_ns)
 
     def pread(self, length: int, offset: int, what: str) -> bytearray:
-        """Return exactly `length` bytes from `offset`; `what` names them in messages.
+        """Return exactly `length` bytes from `offset`; `what` names the bytes in messages.
 
         Raises CheckpointError if the file ends too early or cannot be read, ClosedError after
         close.
@@ -133,9 +134,9 @@ class RawFile:
         for name, part_begin, part_end in parts:
             what = f"{self.path}: tensor {show(name)}"
             if not end <= part_begin < end + alignment:
-                problem = "overlaps the one before it" if part_begin < end else "leaves a gap"
+                problem = "overlaps the tensor before it" if part_begin < end else "leaves a gap"
                 raise CheckpointError(
-                    f"{what} {problem}: found it at byte {part_begin}, expected {end}"
+                    f"{what} {problem}: found the tensor at byte {part_begin}, expected {end}"
                 )
             end = part_end
             if end > self.size:

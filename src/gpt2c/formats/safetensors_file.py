@@ -1,8 +1,8 @@
 """A reader of safetensors files: it checks the header strictly and reads tensors with pread.
 
 A file holds the header's length in eight bytes, a JSON header, and the tensors' bytes without gaps.
-The checks are those of the safetensors library and a few more, so the library accepts every file
-that this reader accepts.
+The reader makes all checks of the safetensors library and a few more. So the library accepts every
+file that this reader accepts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class SafetensorsFile(RawFile):
     def __init__(self, path: Path) -> None:
         """Open the file and check its header.
 
-        Raises CheckpointNotFoundError if there is no such file, CheckpointError if it cannot be
-        read or its header breaks the format's rules.
+        Raises CheckpointNotFoundError if there is no such file, CheckpointError if the file
+        cannot be read or its header breaks the format's rules.
         """
         super().__init__(path)
         with closed_on_error(self):

@@ -47,7 +47,7 @@ class BundleEntry:
 
 
 class _BundleError(ValueError):
-    """The index is malformed; the caller puts its path before the message."""
+    """The index is malformed; the caller puts the index's path before the message."""
 
 
 class TensorBundle:
@@ -96,7 +96,7 @@ class TensorBundle:
             file.close()
 
     def _check_layout(self) -> None:
-        """Check that no tensors overlap: otherwise a small file could claim to be a large one."""
+        """Check that no tensors overlap, so that a small file cannot claim many tensors."""
         ends = [0] * (len(self.files) - 1)
         for name, entry in sorted(self.tensors.items(), key=lambda item: item[1].offset):
             if entry.shard >= len(ends):
@@ -110,7 +110,7 @@ class TensorBundle:
             if ends[entry.shard] > data.size:
                 raise _BundleError(
                     f"tensor {show(name)} ends at byte {ends[entry.shard]} of {data.path.name}, "
-                    f"which has {data.size} bytes: it is cut short"
+                    f"which has {data.size} bytes: the file is cut short"
                 )
 
 
@@ -176,7 +176,7 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         shared, rest, length = reader.varint(), reader.varint(), reader.varint()
         if shared > len(key):
             raise _BundleError(
-                f"has a key that shares {shared} bytes with the previous one, which has {len(key)}"
+                f"has a key that shares {shared} bytes with the previous key, which has {len(key)}"
             )
         new = key[:shared] + reader.take(rest)
         if len(new) > _MAX_NAME:
@@ -211,7 +211,7 @@ def _entry(value: bytes, name: str) -> BundleEntry:
             raise _BundleError(f"has tensor {show(name)} in slices, expected whole tensors")
     type_number, shard, offset, size = numbers.values()
     if type_number not in _DTYPES:
-        raise _BundleError(f"has tensor {show(name)} of type {type_number}, which is not known")
+        raise _BundleError(f"has tensor {show(name)} of type {type_number}, which is unknown")
     dtype, element_bytes = _DTYPES[type_number]
     n_bytes = bounded_product((element_bytes, *shape))
     if n_bytes is None:
@@ -278,7 +278,7 @@ class _ByteReader:
         return part
 
     def varint(self) -> int:
-        """Read an integer of seven bits per byte, lowest first; a byte's high bit continues it."""
+        """Read an integer: seven bits per byte, lowest first; a high bit of 1 means more follow."""
         result = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]

@@ -56,7 +56,7 @@ class TensorSource(Protocol):
 class PackedSource(Protocol):
     """A TensorSource whose quantised matrix is stored as the engine's panels.
 
-    checkpoint/quantized.py defines their layout.
+    checkpoint/quantized.py defines the layout of panels.
     """
 
     @property
@@ -66,7 +66,7 @@ class PackedSource(Protocol):
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
         """Fill panels [n, groups, bytes] with the stored panels [begin, begin + n).
 
-        Raises CheckpointError if they cannot be read or a scale is not positive and finite.
+        Raises CheckpointError if the panels cannot be read or a scale is not positive and finite.
         """
 
 
@@ -97,7 +97,7 @@ def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dt
     """Convert stored little-endian elements to float32 in `out` [n].
 
     The conversion is exact, except that float64 is rounded. The caller provides the array because
-    the page faults of a new array of a few megabytes cost more than filling it.
+    the page faults of a new array of a few megabytes cost more than filling the array.
     """
     stored = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
     if dtype == "BF16":
@@ -123,7 +123,7 @@ def _half_table() -> NDArray[np.float32]:
 
 
 def check_finite(rows: NDArray[np.float32], name: str, begin: int, where: str) -> None:
-    """Raise CheckpointError unless all `rows` are finite; the first of them is row `begin`."""
+    """Raise CheckpointError unless all `rows` are finite; rows[0] is row `begin` of the tensor."""
     finite = np.isfinite(rows)
     if not finite.all():
         at = np.argwhere(~finite)[0]

@@ -1,7 +1,7 @@
 """A reader of ``torch.save`` files that does not need torch.
 
-It reads ZIP archives, and the format that torch wrote before version 1.6. Opening a file reads no
-elements of tensors. Everything else becomes plain values and records; see
+It reads ZIP archives, and the format that torch wrote before version 1.6. Opening a file reads
+everything except the elements of tensors, as plain values and records; see
 :mod:`gpt2c.formats.pickle_values`.
 """
 

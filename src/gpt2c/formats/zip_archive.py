@@ -19,7 +19,7 @@ from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
 
 MAX_ENTRIES: Final = 20_000  # a model of 1.5 billion parameters has 600
-MAX_DIRECTORY: Final = 2 << 20  # bytes; zipfile takes seconds for more
+MAX_DIRECTORY: Final = 2 << 20  # bytes; zipfile takes seconds for a larger directory
 # A deflated entry may expand to this many times its stored size, or to _SMALL bytes, but no more.
 # Deflate can reach 1032 times, but weights barely reach twice unless they are zeros.
 MAX_INFLATION: Final = 100
@@ -29,7 +29,7 @@ _CHUNK: Final = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of an archive: where its bytes are in the file, and how many."""
+    """An entry of an archive: the position and the number of its bytes in the file."""
 
     name: str
     begin: int  # offset in the file
@@ -39,7 +39,7 @@ class Entry:
 
 
 def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str, Entry]:
-    """Return the entries by name, after checking that they lie in the file and do not overlap.
+    """Return the entries by name; all entries lie in the file, without overlaps.
 
     Raises CheckpointError if the archive is malformed or encrypted, has a name twice, or is
     compressed (except by deflate if `may_be_deflated`).
@@ -61,10 +61,10 @@ def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str,
         if info.filename in entries:
             raise CheckpointError(f"{what} appears twice")
         if info.header_offset > file.size:
-            raise CheckpointError(f"{what} begins after the end of the file: it is cut short")
+            raise CheckpointError(f"{what} begins after the end of the file: the file is cut short")
         # Overlapping entries would let a small file expand to a huge one.
         if info.header_offset < end:
-            raise CheckpointError(f"{what} overlaps the one before it")
+            raise CheckpointError(f"{what} overlaps the entry before it")
         entry = _checked_entry(file, info, may_be_deflated)
         end = entry.begin + entry.n_stored
         if end > file.size:
@@ -107,7 +107,7 @@ def _check_directory_size(file: RawFile) -> None:
     """Raise CheckpointError for a directory that is too large; zipfile would parse all of it."""
     n = min(file.size, 1 << 17)
     tail = bytes(file.pread(n, file.size - n, "the archive's end"))
-    # Check everything that looks like an end record: zipfile may choose any of them.
+    # Check everything that looks like an end record, because zipfile may choose any of these.
     sizes = [
         int.from_bytes(tail[match.end() + offset : match.end() + offset + width], "little")
         for magic, offset, width in ((b"PK\x05\x06", 8, 4), (b"PK\x06\x06", 36, 8))
@@ -126,7 +126,7 @@ def _checked_entry(file: RawFile, info: zipfile.ZipInfo, may_be_deflated: bool) 
     is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
     is_stored = info.compress_type == zipfile.ZIP_STORED
     if info.flag_bits & 1 or not (is_stored or (is_deflated and may_be_deflated)):
-        raise CheckpointError(f"{what} is compressed or encrypted, expected a plain one")
+        raise CheckpointError(f"{what} is compressed or encrypted, expected a plain entry")
     most = max(info.compress_size * MAX_INFLATION, _SMALL) if is_deflated else info.compress_size
     if info.file_size > most or (is_stored and info.file_size != most):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Turn a call's prompts and options into requests, and their results into completions."""
+"""Turn a call's prompts and options into requests, and the results into completions."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Completer:
     def complete_list(self, prompts: Any) -> list[Any]:
         """Return a completion for each prompt of a list; a single prompt counts as a list of one.
 
-        With num_return_sequences, each prompt gets a list of completions, here and in
+        With num_return_sequences, each prompt gets a list of completions. The same holds for
         complete_lazily.
         """
         options = self._options
         prompt_list = [prompts] if is_single(prompts) else list(prompts)
         if isinstance(options.seeds, tuple) and len(options.seeds) != len(prompt_list):
             raise OptionError(
-                f"seed is a list of {len(options.seeds)}; it must have one for each of the "
-                f"{len(prompt_list)} prompts"
+                f"seed is a list of {len(options.seeds)}; it must have one seed for each of "
+                f"the {len(prompt_list)} prompts"
             )
         requests = [r for i, p in enumerate(prompt_list) for r in self.requests(p, i)]
         with self._engine.held():
@@ -159,9 +159,9 @@ class Completer:
             )
 
     def _pad_id(self) -> int | None:
-        """Return the padding token, or else the first EOS token, as in transformers.
+        """Return the padding token, else the first EOS token, as in transformers.
 
-        Without either, it is the first stop token, or None.
+        Without either, return the first stop token, or None.
         """
         config = self._config
         eos = config.eos_token_id

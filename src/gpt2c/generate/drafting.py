@@ -1,4 +1,4 @@
-"""Speculative decoding: which drafts a call uses.
+"""Speculative decoding: how a call drafts tokens.
 
 The model accepts only the drafted tokens that it would have chosen itself, so drafts change the
 speed, but no token and no bit of a log-probability (docs/drafts.md).
@@ -31,7 +31,8 @@ def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | Non
         fixed = integer("num_assistant_tokens", n_tokens, 1, _MAX_DRAFTED)
         if draft is None:
             raise OptionError(
-                "num_assistant_tokens is given without a draft; leave it out, or pass a draft"
+                "num_assistant_tokens is given without a draft; leave num_assistant_tokens out, or "
+                "pass a draft"
             )
     if draft is None:
         return None
@@ -48,7 +49,7 @@ def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | Non
         if draft == "packing" and not may_pack:
             raise OptionError(
                 f"draft is 'packing', a 4-bit copy of the model, but the model is {engine.dtype} "
-                "itself; pass draft='lookup' or leave it out"
+                "itself; pass draft='lookup' or leave draft out"
             )
         packs = draft == "packing" or (
             draft == "auto" and may_pack and engine.n_bytes >= _MIN_BYTES

@@ -38,7 +38,7 @@ class Encoder:
         return max(self._config.vocab_size - known, 0)
 
     def token_bytes(self, id: int) -> bytes:
-        """Return the bytes of a token; b"" if the tokenizer lacks it."""
+        """Return the bytes of a token; b"" if the tokenizer lacks the token."""
         tokenizer = self.tokenizer
         return tokenizer.token_bytes(id) if id < getattr(tokenizer, "n_vocab", id + 1) else b""
 
@@ -54,10 +54,10 @@ class Encoder:
     def encode_for_scoring(
         self, text: Any, index: int, special: bool, start: int | None
     ) -> NDArray[np.int32]:
-        """Return the ids of a text to score; start is the id to feed before them, or None.
+        """Return the ids of a text to score; start is the id to feed before these ids, or None.
 
         If `special`, the name of a special token becomes its id; otherwise it is plain characters.
-        Raises what `encode` raises.
+        Raises the errors of `encode`.
         """
         where = f"text {index}"
         if not is_single(text) and len(text):
@@ -65,7 +65,7 @@ class Encoder:
         ids = text
         if isinstance(text, str):
             ids = self._text_ids(text, where, special)
-            # If the tokenizer adds the same BOS token, drop it: it must not come twice.
+            # If the tokenizer also adds this BOS token, drop one: the token must not come twice.
             if start is not None and getattr(self.tokenizer, "prefix_ids", ())[:1] == (start,):
                 ids = ids[1:]
         return check_ids(ids, self._config.vocab_size, where)

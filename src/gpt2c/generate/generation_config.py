@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 FILE: Final = "generation_config.json"
 _MAX_FILE: Final = 16 << 20  # bytes
-_TOKENS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
+_TOKEN_KEYS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 # transformers' options that gpt2c has too, and the values with which they have no effect.
 SAMPLING: Final[Mapping[str, tuple[object, ...]]] = {
@@ -39,7 +39,7 @@ SAMPLING: Final[Mapping[str, tuple[object, ...]]] = {
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
 }
-_OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
+_GENERAL: Final[Mapping[str, tuple[object, ...]]] = {
     "max_new_tokens": (),
     "min_new_tokens": (0,),
     "repetition_penalty": (1.0,),
@@ -51,8 +51,9 @@ _OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
 }
 # Lengths that include the prompt: gpt2c has no such options, but a file may set them.
 _LENGTHS: Final[Mapping[str, tuple[object, ...]]] = {"max_length": (), "min_length": (0,)}
-_OURS: Final = {"bad_words_ids": "bad_words"}  # transformers' names -> gpt2c's, if they differ
-# Options that would change the text and are not supported, with their values without effect.
+# transformers' names -> gpt2c's, if they differ.
+_GPT2C_NAMES: Final = {"bad_words_ids": "bad_words"}
+# Options that would change the text and are not supported, with the values that have no effect.
 NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "penalty_alpha": (0.0,),
     "dola_layers": (),
@@ -88,7 +89,7 @@ _OTHER_KEYS = """
     use_mtp transformers_version _from_model_config _commit_hash
 """
 _KNOWN: Final = frozenset(
-    (*_TOKENS, *SAMPLING, *_OTHERS, *NOT_SUPPORTED, *BEAMS, *FOR_SPEED, *_OTHER_KEYS.split())
+    (*_TOKEN_KEYS, *SAMPLING, *_GENERAL, *NOT_SUPPORTED, *BEAMS, *FOR_SPEED, *_OTHER_KEYS.split())
 )
 # Options whose numbers are clamped to the engine's max, which has the same effect.
 _COUNTS: Final = ("max_new_tokens", "top_k", "no_repeat_ngram_size")
@@ -118,11 +119,11 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     """Return the configuration with the file's EOS, BOS and padding tokens, and default options.
 
     Sampling options are used only if the file sets do_sample, as in transformers. Beam search
-    options are used only if it sets num_beams without do_sample: gpt2c does not support both
-    together. Without the file the result is `config` and no options.
+    options are used only if the file sets num_beams without do_sample: gpt2c does not support the
+    two together. Without the file the result is `config` and no options.
 
-    Nothing in the file is an error. Unreadable values are ignored with a warning here; invalid
-    options are ignored in each call, with a warning there.
+    The file never causes an error. Unreadable values are ignored with a warning when the file is
+    read; invalid options are ignored with a warning in each call.
     """
     path = folder / FILE
     try:
@@ -145,13 +146,13 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     if unknown:
         _log.warning("%s: unknown keys are ignored: %s", path, show_list(unknown))
     config = _with_tokens(config, values, path)
-    wanted = {**_OTHERS, **_LENGTHS, **(SAMPLING if samples else {})}
+    wanted = {**_GENERAL, **_LENGTHS, **(SAMPLING if samples else {})}
     if searches and not samples:
         wanted |= {name: (neutral,) for name, neutral in BEAMS.items()}
     options: dict[str, Any] = {"do_sample": True} if samples else {}
     for name, neutral in wanted.items():
         if has_effect(values, name, neutral):
-            options[_OURS.get(name, name)] = _cleaned(name, values[name], config)
+            options[_GPT2C_NAMES.get(name, name)] = _cleaned(name, values[name], config)
     if options.get("bad_words") == []:
         del options["bad_words"]
     return config, ModelDefaults(options, ids_in(values), str(path))
@@ -164,7 +165,7 @@ def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> G
     Values that are not token ids are ignored with a warning.
     """
     tokens: dict[str, Any] = {}
-    for name in _TOKENS:
+    for name in _TOKEN_KEYS:
         value = values.get(name)
         given = value if isinstance(value, list) and name == "eos_token_id" else [value]
         ids = [int(id) for id in given if id is not None and _is_integral(id)]
@@ -181,7 +182,7 @@ def _with_tokens(config: GPT2Config, values: Mapping[str, Any], path: Path) -> G
 
 
 def _cleaned(name: str, value: Any, config: GPT2Config) -> Any:
-    """Drop the ids that transformers ignores too, and clamp counts that are too large."""
+    """Drop the ids that transformers also ignores, and clamp counts that are too large."""
     if name == "suppress_tokens" and isinstance(value, list):
         return [id for id in value if not _is_integral(id) or 0 <= id < config.vocab_size]
     if name == "bad_words_ids" and isinstance(value, list):

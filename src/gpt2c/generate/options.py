@@ -72,7 +72,7 @@ class CompleteOptions(_ListOptions, total=False):
     echo: bool
 
 
-# The defaults that are not None.
+# The defaults of the options that do not default to None.
 DEFAULTS: Final[Mapping[str, Any]] = {
     "max_new_tokens": 40,
     "overflow": "stop",
@@ -99,7 +99,8 @@ class Completion:
         passed; "callback": the callback ended it.
     seed, sample
         The seed (None without sampling), and the number of this text among num_return_sequences,
-        from 0; together they reproduce it. The texts of a beam search are numbered best first.
+        from 0. The seed and the number reproduce the text. The texts of a beam search are numbered
+        best first.
     logprobs, top_logprobs
         With logprobs: the log-probability of each new token, in nats, computed from the model's
         logits before any option changes them; and for each position a dict from the most likely
@@ -112,7 +113,7 @@ class Completion:
         tokens that the model accepted.
     sequence_score
         With beam search: the sum of the log-probabilities, after all options, divided by
-        length^length_penalty. The token that ended the text counts in both.
+        length^length_penalty. The token that ended the text counts in the sum and in the length.
     end_id
         The token that ended the text, which is not in ids; None if no token did.
     """
@@ -156,7 +157,7 @@ class Logprobs:
 
     @classmethod
     def of_prompt(cls, scores: Scores | None, n: int) -> Logprobs:
-        """Convert the scores of a prompt of n tokens; the first has NaN."""
+        """Convert the scores of a prompt of n tokens; the first token has NaN."""
         rest = cls.of(scores)
         return cls([math.nan, *(rest.logprobs or [])][:n], [{}, *(rest.top or [])][:n])
 
@@ -202,8 +203,8 @@ class Options:
         """
         if isinstance(self.seeds, tuple) and index >= len(self.seeds):
             raise OptionError(
-                f"seed is a list of {len(self.seeds)}; it must have one for each prompt, but "
-                f"there is a prompt {index}"
+                f"seed is a list of {len(self.seeds)}; it must have one seed for "
+                f"each prompt, but prompt {index} has none"
             )
         if not self.plan.draws:
             return None
@@ -284,8 +285,7 @@ def _check_with_beams(checked: Options, beams: SearchOptions, sampling: list[str
     if refused:
         raise OptionError(
             f"num_beams is {beams.n_beams}, and beam search cannot be combined with "
-            f"{refused[0]}; pass "
-            "num_beams=1, or leave out the other"
+            f"{refused[0]}; pass num_beams=1, or leave out the other option"
         )
     if checked.n_texts > beams.n_beams:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""Checks of prompts: texts, token ids, and lists and iterators of them."""
+"""Checks of prompts: texts, token ids, and lists and iterators of texts or ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Prompt: TypeAlias = "str | Ids"
 def is_single(prompts: object) -> bool:
     """Whether this is one prompt, a text or token ids, rather than a list of prompts.
 
-    Raises OptionTypeError if it is neither.
+    Raises OptionTypeError if `prompts` is neither.
     """
     if isinstance(prompts, str):
         return True
@@ -108,8 +108,8 @@ def fit_context(
 ) -> NDArray[np.int32]:
     """Return the ids of a prompt that fit in the context: all, or with keep_end the last ones.
 
-    keep_end leaves room for max_new_tokens, up to half of the context. Without it, a prompt longer
-    than the context raises ContextError.
+    keep_end leaves room for max_new_tokens, up to half of the context. Without keep_end, a prompt
+    longer than the context raises ContextError.
     """
     if keep_end:
         room = max(min(max_new_tokens - 1, n_positions // 2), 0)

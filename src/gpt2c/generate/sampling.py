@@ -61,11 +61,11 @@ class Vocabulary:
     n: int  # the number of ids
     stop_ids: frozenset[int]
     tokenizer: Callable[[], Tokenizer | MissingTokenizer]
-    n_padding: int = 0  # how many of the last ids have no token: they round the size up, for speed
+    n_padding: int = 0  # the last ids, without tokens, which round the size up for speed
     named: frozenset[int] = frozenset()  # ids that the model's files name, which are not padding
 
     def id(self, name: str, value: object) -> int:
-        """Return a checked token id, or the id of a text that is one token and not only digits.
+        """Return the checked id. A text must be a single token, and not only digits.
 
         Raises OptionError or OptionTypeError naming the option.
         """
@@ -77,7 +77,7 @@ class Vocabulary:
                 raise OptionError(f"{name} has {show(value)}, which is {len(ids)} tokens, not one")
             return ids[0]
         if not is_integer(value):
-            raise OptionTypeError(f"{name} has {show(value)}; it must be token ids")
+            raise OptionTypeError(f"{name} has {show(value)}; it must hold token ids")
         id: int = int(value)  # type: ignore[call-overload]
         if not 0 <= id < self.n:
             raise OptionError(f"{name} has {show(id)}; ids are from 0 to {self.n - 1}")
@@ -196,7 +196,7 @@ def _pair(
     first: tuple[str, float, float],
     second: tuple[str, float, float, float],
 ) -> Iterator[Stage]:
-    """Yield a stage of two numbers if the first one, which turns it on, is given."""
+    """Yield a stage of two numbers if the first number, which turns the stage on, is given."""
     name, low, high = second[:3]
     other = number(name, options.get(name, second[3]), low, high)
     if first[0] in options:
@@ -282,8 +282,8 @@ def _id_array(ids: Sequence[int]) -> NDArray[np.int32]:
 
 # ---- order ----
 
-# The order of transformers for the options that it has: first the stages that change the logits of
-# single ids, then temperature, then the filters, which remove unlikely ids.
+# transformers' order, for the options that transformers has: first the stages that change the
+# logits of single ids, then temperature, then the filters, which remove unlikely ids.
 PENALTIES: Final = (
     "logit_bias",
     "repetition_penalty",
@@ -323,8 +323,9 @@ _NUMBERS: Final = {
     "eta_cutoff": (0.0, 1.0, 0.0),
 }
 
-# Maps each option to the stage that it turns on. Add every option whose name is not its stage's:
-# without its option, a filter never turns sampling on, and no error says so.
+# Maps each option to the stage that it turns on. Add every option whose name differs from its
+# stage's name. The option of a filter that is missing here does not turn sampling on, and no error
+# says so.
 _STAGE_OF: Final = {
     **{name: name for name in SAMPLER_ORDER},
     "xtc_probability": "xtc",
@@ -340,7 +341,7 @@ def _order(given: object) -> list[str]:
     for name in names:
         if not isinstance(name, str) or name not in SAMPLER_ORDER:
             raise OptionError(
-                f"sampler_order has {show(name)}; it may have {', '.join(SAMPLER_ORDER)}"
+                f"sampler_order has {show(name)}; the stages are {', '.join(SAMPLER_ORDER)}"
             )
     if len(set(names)) < len(names):
         raise OptionError("sampler_order has a stage twice")

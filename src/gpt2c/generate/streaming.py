@@ -23,7 +23,7 @@ class _Tokens:
 
 
 class TextStream:
-    """A sequence that is generated while its pieces are read; they can be read only once."""
+    """A sequence that is generated while its pieces are read. The pieces can be read only once."""
 
     def __init__(
         self, engine: EngineModel, request: Request, token_bytes: Callable[[int], bytes] | None
@@ -37,7 +37,7 @@ class TextStream:
     def pieces(self) -> Iterator[Any]:
         """Yield pieces of the new text, or new ids, each as soon as it is safe to show.
 
-        Nothing runs between two pieces. If the model is closed between them, the next piece raises
+        Nothing runs between two pieces. If the model is closed meanwhile, the next piece raises
         ClosedError.
         """
         return self._ids() if self._token_bytes is None else self._texts(self._token_bytes)
@@ -54,7 +54,8 @@ class TextStream:
                     piece = await asyncio.shield(work)
                 except asyncio.CancelledError:
                     self.cancel()
-                    # Wait for the thread, which would otherwise run beside the caller's next work.
+                    # Wait for the thread, which would otherwise still run during the caller's next
+                    # work.
                     await asyncio.wait([work])
                     raise
                 if piece is _END:
@@ -85,7 +86,7 @@ class TextStream:
             n_yielded = n_safe
 
     def _texts(self, token_bytes: Callable[[int], bytes]) -> Iterator[str]:
-        """Decode the ids; cut the bytes of the last one where a stop string begins."""
+        """Decode the ids; cut the bytes of the last id where a stop string begins."""
         decoder = StreamDecoder(_Tokens(token_bytes))
         for id in self._ids():
             if piece := decoder.push(id, self._end):

@@ -2,7 +2,7 @@
 
 A point is a named activation of the pass, with the name that interpretability research uses (Nanda
 and Bloom 2022, "TransformerLens"). The engine runs the same kernels as without probing; where a
-point lies inside a fused step, it runs the parts one after another.
+point lies inside a fused step, the engine runs the parts of the step one after another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Captured:
     """The array that receives a point's values."""
 
     values: Array  # the point's values in one block, or in all blocks, stacked
-    block: int | None  # the index of the block if they are stacked
+    block: int | None  # the index of the block if the blocks are stacked
 
     def put(self, value: Array) -> None:
         """Store the values of one block."""
@@ -144,7 +144,7 @@ class InstrumentedForward:
         return np.float64 if self._engine.dtype == "float64" else np.float32
 
     def _shape(self, point: str, n: int) -> tuple[int, ...]:
-        """Return the shape of n tokens' values at a point, as users see it."""
+        """Return the shape in which users see the values of n tokens at a point."""
         c = self._config
         if point in ("scores", "probs"):
             return c.n_head, n, len(self._ids)
@@ -182,8 +182,8 @@ class InstrumentedForward:
         except ValueError as error:
             found = f"shape {changed.shape}" if isinstance(changed, np.ndarray) else show(changed)
             raise OptionError(
-                f"edit of {_full_name(*location)} gave {found}; it must be real numbers of shape "
-                f"{value.shape}, or broadcast to it ({error})"
+                f"edit of {_full_name(*location)} gave {found}; expected real numbers that "
+                f"broadcast to shape {value.shape} ({error})"
             ) from None
 
 
@@ -210,8 +210,8 @@ def _checked_positions(positions: Any, n: int) -> NDArray[np.intp]:
     indices = [integer("a position", position, -n, n - 1) % n for position in given]
     if sorted(set(indices)) != indices:
         raise OptionError(
-            f"positions are {show(given)}; they must be in ascending order, each once, for a "
-            f"prompt of {n} tokens"
+            f"positions are {show(given)}; they must be in strictly ascending order, without "
+            f"duplicates (the prompt has {n} tokens)"
         )
     return np.array(indices, dtype=np.intp)
 

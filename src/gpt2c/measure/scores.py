@@ -22,8 +22,8 @@ from gpt2c.engine.protocol import (
 )
 from gpt2c.errors import NumericalError
 
-# The max number of KV cache pages that one call of the engine uses for its windows; MAX_ROWS limits
-# their rows. 32 pages take 150 MB for GPT-2 124M.
+# The max number of KV cache pages that one call of the engine uses for its windows. MAX_ROWS limits
+# the total rows of the windows. 32 pages take 150 MB for GPT-2 124M.
 _MAX_PAGES: Final = 32
 # The max number of queued texts. Texts without a token to score add no rows, so they never fill a
 # group.
@@ -87,7 +87,7 @@ class Score:
 
 
 class _Window(NamedTuple):
-    """Ids to feed, and the targets to score: the ids that follow the last len(targets) fed ones."""
+    """Ids to feed, and targets to score: the next id after each of the last len(targets) fed."""
 
     fed: NDArray[np.int32]
     targets: NDArray[np.int32]
@@ -95,7 +95,7 @@ class _Window(NamedTuple):
 
 @dataclass(eq=False)
 class _Text:
-    """A queued text: its ids, its number of windows, and the scores of those that have run."""
+    """A queued text: its ids, its number of windows, and the scores of the finished windows."""
 
     ids: NDArray[np.int32]
     n_windows: int

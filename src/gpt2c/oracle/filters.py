@@ -37,13 +37,13 @@ def _keep(logits: Logits, kept: NDArray[np.bool_]) -> Logits:
 
 
 def _keep_top_and(logits: Logits, kept: NDArray[np.bool_]) -> Logits:
-    """Remove the ids that are False in `kept`, but never the most likely one."""
+    """Remove the ids that are False in `kept`, but never the most likely id."""
     kept[np.argmax(logits)] = True
     return _keep(logits, kept)
 
 
 def _keep_top_and_ids(logits: Logits, ids: NDArray[np.int64]) -> Logits:
-    """Remove all but `ids` and the most likely one."""
+    """Remove all ids except `ids` and the most likely id."""
     kept = np.zeros(len(logits), dtype=bool)
     kept[ids] = True
     return _keep_top_and(logits, kept)
@@ -78,7 +78,7 @@ def top_p(logits: Logits, p: float) -> Logits:
 
 
 def min_p(logits: Logits, p: float) -> Logits:
-    """Keep ids at least p times as likely as the most likely one (Nguyen et al. 2024)."""
+    """Keep ids at least p times as likely as the most likely id (Nguyen et al. 2024)."""
     likelihood = probabilities(logits)
     return _keep_top_and(logits, likelihood >= p * likelihood.max())
 
@@ -86,8 +86,8 @@ def min_p(logits: Logits, p: float) -> Logits:
 def typical_p(logits: Logits, mass: float) -> Logits:
     """Keep the smallest set of most typical ids with a total probability of at least mass.
 
-    An id is typical if its surprisal, -log p, is near the entropy. Ids tied with the last one of
-    the set stay too (Meister et al. 2022).
+    An id is typical if its surprisal, -log p, is near the entropy. Ids tied with the last id of the
+    set also stay (Meister et al. 2022).
     """
     p = probabilities(logits)
     with np.errstate(divide="ignore"):
@@ -118,10 +118,10 @@ def eta_cutoff(logits: Logits, epsilon: float) -> Logits:
 
 
 def xtc(logits: Logits, threshold: float) -> Logits:
-    """Remove all ids of probability at least threshold, except the least likely of them.
+    """Remove all ids of probability at least threshold, except the least likely of these.
 
     "Exclude top choices", p-e-w 2024 (oobabooga/text-generation-webui pull request 6335). The
-    caller draws whether a step applies it.
+    caller draws whether a step applies this filter.
     """
     order = descending(logits)
     p = probabilities(logits)

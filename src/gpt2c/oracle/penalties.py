@@ -1,8 +1,8 @@
 """The sampling stages that penalise or ban ids based on the tokens so far, in plain NumPy.
 
 Each function changes logits [n_vocab], float32 or float64, in place. `history` holds the ids of the
-prompt and of the new tokens, `new_ids` only the latter. The compiled engine is tested against these
-functions.
+prompt and of the new tokens, `new_ids` only the ids of the new tokens. The compiled engine is
+tested against these functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Logits = NDArray[Any]
 
 
 def repetition_penalty(logits: Logits, history: Sequence[int], penalty: float) -> None:
-    """Divide the logits of the history's ids by penalty; multiply negative ones by it.
+    """Divide the logits of the history's ids by penalty; multiply negative logits by penalty.
 
     Keskar et al. 2019, "CTRL".
     """
@@ -53,7 +53,7 @@ def dry(
 
     If the last `length` ids of the history also occur earlier, the id that follows them there would
     lengthen a repetition. If an id follows several such earlier occurrences, the longest counts. If
-    its length is at least allowed_length, multiplier * base ** (length - allowed_length) is
+    the length is at least allowed_length, multiplier * base ** (length - allowed_length) is
     subtracted from the id's logit. A repetition cannot contain a breaker, and breakers are never
     penalised. Only the last `span` ids of the history count; 0 means all.
     """

@@ -7,7 +7,7 @@ The weights `w` have GPT-2's own names, such as "h.0.attn.c_attn.weight". All ar
 dtype, float32 or float64. Comments give shapes in these names:
 
     n          tokens of this call
-    n_total    tokens of the sequence so far: those in the KV cache and the n new ones
+    n_total    tokens of the sequence so far: the tokens in the KV cache and the n new tokens
     n_embd     width of the residual stream x; n_embd = n_head * head_dim
     n_inner    width of the MLP's hidden layer, usually 4 * n_embd
 """

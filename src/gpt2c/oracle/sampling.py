@@ -3,7 +3,7 @@
 A draw uses the Gumbel-max trick: it adds noise to each logit and takes the argmax. The noise comes
 from a counter-based random generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
 2, 3"), so a draw depends only on the logits, the seed, the sample's number and the position of the
-drawn token, never on what runs beside it.
+drawn token, never on other sequences in the batch.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def uniform(seed: int, sample: int, position: int) -> float:
 
 @dataclass
 class Sampler:
-    """Chooses the tokens of one sequence, and keeps mirostat's state between them.
+    """Chooses the tokens of one sequence, and keeps mirostat's state between tokens.
 
     plan
         The stages, in order, and whether to draw or take the argmax.
     seed, sample
-        What the random numbers depend on: the user's seed, and the number of this sample among
-        those of one prompt.
+        The random numbers depend on these: the user's seed, and the number of this sample among the
+        samples of one prompt.
     n_prompt
         The number of prompt tokens at the start of each history.
     mu
@@ -93,7 +93,7 @@ class Sampler:
     mu: float | None = None
 
     def apply(self, logits: Logits, history: Sequence[int]) -> Logits:
-        """Return logits [n_vocab] after every stage; those of removed ids are -inf."""
+        """Return logits [n_vocab] after every stage; the logits of removed ids are -inf."""
         for stage in self.plan.stages:
             logits = self._apply(stage, logits, history)
         return logits
@@ -155,7 +155,8 @@ def _min_new_tokens(x: Logits, stage: Stage, _: Sequence[int], new: Sequence[int
         x[stage.ids] = -np.inf
 
 
-# Each takes the logits, which it changes in place, its stage, the history, and the new ids.
+# A function that changes logits in place. Its arguments are the logits, the stage, the history and
+# the new ids.
 _Penalty = Callable[[Logits, Stage, Sequence[int], Sequence[int]], None]
 _PENALTIES: dict[str, _Penalty] = {
     "logit_bias": _logit_bias,

@@ -1,15 +1,16 @@
 """Continuous batching: which requests run together, in what order, and which prompts share pages.
 
-A batch has `size` places. A request takes a place, runs until its sequence ends, and frees the
-place for the next request. Results are yielded in the order of the requests, so a finished one
-waits for those before it. When _BATCHES_AHEAD * size requests are begun but not yielded, no new
-ones begin; this bounds the memory of a lazy run in which one request is slow.
+A batch has `size` slots. A request takes a slot, runs until its sequence ends, and frees the slot
+for the next request. Results are yielded in the order of the requests, so a result waits for the
+results of earlier requests. When _BATCHES_AHEAD * size requests are begun but not yielded, no new
+request begins; this bounds the memory of a lazy run in which one request is slow.
 
-Prompts that begin with the same tokens share their KV cache. A new request is compared with those
-that run and those that ended in the last step; the one with the longest shared prefix is the
-donor. The donor feeds the prefix, if it has not done so. A copy of its sequence, cut to the
-prefix, becomes the sequence of the new request; the two share pages until one of them writes. The
-last token of the new prompt is never shared: the request feeds it, to get the logits after it.
+Prompts that begin with the same tokens share their KV cache. A new request is compared with the
+requests that run and those that ended in the last step; the one with the longest shared prefix is
+the donor. The donor first feeds any tokens of the prefix that it has not fed yet. A copy of the
+donor's sequence, cut to the prefix, becomes the sequence of the new request. The two sequences
+share pages until one of them writes. The last token of the new prompt is never shared: the new
+request feeds that token itself, to get the logits after it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from gpt2c.schedule.stops import Watcher
 
 # The min length of a shared prefix: feeding fewer tokens is faster than copying a sequence.
 MIN_SHARED_PREFIX: Final = 16
-# The max number of requests that are begun and not yielded, in batches.
+# The max number of requests that are begun but not yielded, in multiples of the batch size.
 _BATCHES_AHEAD: Final = 4
 
 R = TypeVar("R")
@@ -46,14 +47,14 @@ R = TypeVar("R")
 class Continuation:
     """One sequence while it is generated.
 
-    It has one job of the engine at a time. With overflow="slide", a new job follows when the
-    context is full.
+    A continuation has one job of the engine at a time. With overflow="slide", a new job follows
+    when the context is full.
     """
 
     def __init__(
         self, engine: EngineModel, request: Request, sequence: EngineSequence | None = None
     ) -> None:
-        """Make the job, which takes over `sequence`; it holds the prompt's first tokens."""
+        """Make the job. It takes over `sequence`, which already holds the prompt's first tokens."""
         self._engine = engine
         self.request = request
         self.result: Result | None = None
@@ -99,13 +100,13 @@ class Continuation:
 
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
-        own = self._ids
-        # The donor's last prompt token counts only if it was fed already.
-        limit = min(len(request.ids) - 1, max(len(own) - 1, self.job.sequence.length))
-        return min(common_prefix(request.ids, own), limit)
+        ids = self._ids
+        # The donor's last prompt token counts only if the donor has fed it.
+        limit = min(len(request.ids) - 1, max(len(ids) - 1, self.job.sequence.length))
+        return min(common_prefix(request.ids, ids), limit)
 
     def copy_prefix(self, n: int) -> EngineSequence:
-        """Return a sequence of the first n tokens; n is at most a shared_length."""
+        """Return a sequence of the first n tokens; n must not exceed shared_length(request)."""
         self.job.prefill(n)
         sequence = self.job.sequence.copy()
         sequence.truncate(n)
@@ -185,7 +186,7 @@ def check_logits(logits: Any, n_vocab: int) -> NDArray[np.float32]:
         given = np.asarray(logits)
         if given.dtype.kind not in "fiu":
             raise TypeError(f"its dtype is {given.dtype}")
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
             checked = np.ascontiguousarray(given, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise OptionError(
@@ -204,7 +205,7 @@ def check_logits(logits: Any, n_vocab: int) -> NDArray[np.float32]:
 def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
     """Yield the results in the order of the requests, each as soon as possible.
 
-    The next request is taken from `requests` only when there is a place for it. If `requests`
+    The next request is taken from `requests` only when a slot is free. If `requests`
     raises an exception, the requests before it are finished and yielded first.
     """
     source = iter(requests)
@@ -212,7 +213,7 @@ def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
     is_exhausted = False
     n_yielded = 0
     while not is_exhausted or n_yielded < batch.n_added:
-        while not is_exhausted and batch.has_place(n_yielded):
+        while not is_exhausted and batch.has_free_slot(n_yielded):
             try:
                 batch.add(next(source))
             except StopIteration:
@@ -237,11 +238,11 @@ class Running(Protocol[R]):
         """Return the length of the prefix that a request can copy."""
 
     def copy_prefix(self, n: int) -> EngineSequence:
-        """Return a sequence of the first n tokens; n is at most a shared_length."""
+        """Return a sequence of the first n tokens; n must not exceed shared_length(request)."""
 
 
 class Batch(ABC, Generic[R]):
-    """The running requests, by number, and the results that were not yielded yet."""
+    """The running requests, by number, and the results that are not yielded yet."""
 
     def __init__(self, engine: EngineModel, size: int) -> None:
         """Make an empty batch; at most `size` requests run together."""
@@ -258,13 +259,13 @@ class Batch(ABC, Generic[R]):
 
     @abstractmethod
     def _start(self, request: Request, sequence: EngineSequence | None) -> Running[R]:
-        """Begin a request; it takes over `sequence`, which holds the prompt's first tokens."""
+        """Begin a request. It takes over `sequence`, which holds the prompt's first tokens."""
 
     @abstractmethod
     def _advance(self, running: list[Any]) -> None:
         """Run these requests for one step, or until one of them ends."""
 
-    def has_place(self, n_yielded: int) -> bool:
+    def has_free_slot(self, n_yielded: int) -> bool:
         """Whether another request can be added, if n_yielded results were yielded."""
         return (
             len(self._running) < self._size

@@ -1,13 +1,13 @@
 """Beam search: which beams continue, which hypotheses are kept, and when the search ends.
 
-This is independent of the engine: a step's candidates come in, and the beams of the next step come
-out. Each group ranks its candidates, which are pairs of a beam and a next id, by the sum of
-log-probabilities. A candidate that ends its sequence becomes a hypothesis if it is among the first
-n, n being the size of the group; the first n others become the new beams. A group keeps its n best
-hypotheses, by the sum divided by length^length_penalty. Once it has n, early_stopping decides when
-it is done: immediately, or when its best beam is estimated to end no better than the worst
-hypothesis. In each step the groups run one after the other, so that each group can penalise the ids
-that earlier groups chose.
+This module is independent of the engine: it gets the candidates of a step, and returns the beams of
+the next step. Each group ranks its candidates, which are pairs of a beam and a next id, by the sum
+of log-probabilities. A candidate that ends its sequence becomes a hypothesis if it is among the
+first n, n being the size of the group; the first n candidates that continue become the new beams. A
+group keeps its n best hypotheses, by the sum divided by length^length_penalty. Once a group has n
+hypotheses, early_stopping decides when the group is done: immediately, or when its best beam is
+estimated to end no better than the worst hypothesis. In each step the groups run one after the
+other, so that each group can penalise the ids that earlier groups chose.
 
 Everything follows transformers, whose two implementations differ in details: a single group
 follows GenerationMixin._beam_search of 5.24, several groups follow BeamSearchScorer of 4.56, the
@@ -41,7 +41,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Beam(Generic[T]):
-    """A partial sequence; state is whatever the caller needs to continue it."""
+    """A partial sequence; state is whatever the caller needs to continue the sequence."""
 
     ids: tuple[int, ...]  # the new ids, without the id that ended the sequence
     total: float  # the sum of the ids' log-probabilities, in nats, after all options
@@ -68,7 +68,7 @@ Extend = Callable[[Beam[T], int, float], Beam[T]]
 
 @dataclass(frozen=True)
 class Candidate(Generic[T]):
-    """A beam and an id that may follow it; total includes the id."""
+    """A beam and an id that may follow; total includes the id's log-probability."""
 
     beam: Beam[T]
     id: int
@@ -124,8 +124,8 @@ class Group(Generic[T]):
     def _can_improve(self, total: float) -> bool:
         """Whether a beam with this total may beat the worst hypothesis.
 
-        The beam is scored at its present length. With early_stopping="never" and a length_penalty
-        above 0, it is scored at the max length.
+        The beam is scored at its current length, or at the max length with early_stopping="never"
+        and a length_penalty above 0.
         """
         at_max = self._options.early_stopping == "never" and self._options.length_penalty > 0
         length = self._max_ids if at_max else self._n_ids
@@ -135,7 +135,7 @@ class Group(Generic[T]):
         return float(total / float(length) ** self._options.length_penalty)
 
     def _finish(self, beam: Beam[T], reason: str) -> None:
-        score = self._score(beam.total, self._n_ids)  # the id that ended it counts in the length
+        score = self._score(beam.total, self._n_ids)  # the length includes the id that ended it
         self.finished.append(Hypothesis(beam.ids, score, reason, beam.end, beam.end_id))
         self.finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self.finished[self._size :]

@@ -20,7 +20,7 @@ LogitsProcessor: TypeAlias = Callable[[list[int], NDArray[np.float32]], Any]
 class Request:
     """One sequence to generate, or one beam search, with checked options."""
 
-    index: int  # of the prompt, for messages and the callback
+    index: int  # the prompt's index, for messages and the callback
     is_text: bool  # whether the prompt is a text; otherwise it is ids
     is_empty: bool  # whether the prompt is empty; ids then hold the start token
     ids: NDArray[np.int32]
@@ -49,5 +49,5 @@ class Result:
     scores: Scores | None = None
     prompt_scores: Scores | None = None
     draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
-    sequence_score: float | None = None  # of beam search
+    sequence_score: float | None = None  # the score of a beam search
     end_id: int | None = None  # the token that ended the sequence

@@ -4,12 +4,13 @@ A step feeds each live beam its last id, all beams of all prompts in one call of
 first step feeds the prompt, from which all beams branch. The call returns a row for each beam: the
 log-probabilities of the next id. Each group turns the rows of its beams into candidates, after the
 diversity penalty and the options, and `beams.Group` chooses from them. A beam keeps the sequence
-of its parent; if a parent has several children, the first takes its sequence and the others copy
-it.
+of its parent; if a parent has several children, the first child takes the parent's sequence and
+the others copy it.
 
 A row holds all n_vocab log-probabilities, or only those of the most likely ids, which the engine
 finds much faster. The most likely ids are enough if the options only ban ids. A ban or a diversity
-penalty moves at most one id out of the best, so the row has one id more for each of them.
+penalty moves at most one id out of the best, so the row has one extra id for each ban and
+each penalty.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _State:
 class _Row:
     """The log-probabilities of the id that follows a beam."""
 
-    log_probs: NDArray[np.float32]  # [n_vocab], or those of `ids`
+    log_probs: NDArray[np.float32]  # [n_vocab], or one for each of `ids`
     ids: NDArray[np.int32] | None = None  # the most likely ids, best first; None: all
 
     def most_likely(self, n: int) -> tuple[NDArray[np.float64], NDArray[Any]]:
@@ -91,7 +92,7 @@ class Search:
         options: SearchOptions,
         sequence: EngineSequence | None,
     ) -> None:
-        """Begin the search, which takes over `sequence`; it holds the prompt's first tokens."""
+        """Begin the search. It takes over `sequence`, which holds the prompt's first tokens."""
         self._engine, self.request, self._options = engine, request, options
         self.result: list[Result] | None = None
         self.prefix_key = request.ids[:MIN_SHARED_PREFIX].tobytes()
@@ -132,7 +133,7 @@ class Search:
         return min(common_prefix(request.ids, self.request.ids), limit)
 
     def copy_prefix(self, n: int) -> EngineSequence:
-        """Return a sequence of the prompt's first n tokens; n is at most a shared_length."""
+        """Return a sequence of the first n tokens; n must not exceed shared_length(request)."""
         first = self._beams[0].state.sequence
         if first.length < n:  # before the first step, which feeds the prompt
             first.feed(self.request.ids[first.length : n], 0)
@@ -141,7 +142,7 @@ class Search:
         return sequence
 
     def advance(self, rows: list[_Row]) -> None:
-        """Choose the next beams from the rows of the present ones; set `result` at the end."""
+        """Choose the next beams from the rows of the current beams; set `result` at the end."""
         if any(np.isnan(row.log_probs).any() for row in rows):
             raise_failure("nan", self.request.index, len(self.request.ids) + self._n_ids)
         self._n_ids += 1
@@ -236,8 +237,8 @@ class Search:
     def _assign_sequences(self) -> None:
         """Give each beam its own sequence.
 
-        A parent's first child takes its sequence. The others get copies, which share its pages
-        until one of them writes.
+        A parent's first child takes the parent's sequence. The other children get copies, which
+        share pages with it until one of the sequences writes.
         """
         taken: set[int] = set()
         for group in self._groups:
@@ -288,7 +289,7 @@ class SearchBatch(Batch[list[Result]]):
     def __init__(self, engine: EngineModel, size: int, options: SearchOptions) -> None:
         """Make an empty batch of at most `size` searches and MAX_ROWS beams.
 
-        That bounds the memory of rows of n_vocab log-probabilities.
+        The limit on beams bounds the memory of rows of n_vocab log-probabilities.
         """
         super().__init__(engine, max(1, min(size, MAX_ROWS // options.n_beams)))
         self._options = options

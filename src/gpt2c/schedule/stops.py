@@ -27,7 +27,7 @@ class StopString:
             self._shorter.append(self.step(self._shorter[-1], byte))
 
     def step(self, n: int, byte: int) -> int:
-        """Return the state after another byte; n is the state before it."""
+        """Return the state after another byte; n is the state before that byte."""
         if n == len(self.string):
             n = self._shorter[n - 1]
         while n and self.string[n] != byte:
@@ -63,7 +63,7 @@ class Watcher:
     """
 
     def __init__(self, stops: Stops, index: int) -> None:
-        """Begin a sequence; index is that of its prompt, for the callback."""
+        """Begin a sequence; index is the index of its prompt, for the callback."""
         self._stops, self._index = stops, index
         self._matched = [0] * len(stops.strings)  # the state of each matcher
         self._ends: list[int] = []  # for each id, the number of bytes up to its end
@@ -93,7 +93,7 @@ class Watcher:
         return other
 
     def finish(self) -> None:
-        """Mark all ids as safe, because no more will come."""
+        """Mark all ids as safe, because no more ids will come."""
         self.n_safe_ids = len(self.ids)
 
     def _find_string(self, id: int) -> bool:

@@ -37,13 +37,14 @@ class AddedToken:
     """An added token and its flags, named as in the tokenizers package.
 
     lstrip, rstrip
-        Whether a match also removes the white space before it (lstrip) or after it (rstrip).
+        Whether a match also removes the white space before (lstrip) or after (rstrip) the token.
     single_word
-        Whether it matches only between characters that are not part of a word.
+        Whether the token matches only between characters that are not part of a word.
     special
-        Whether `encode(special=False)`, which scoring uses, treats it as plain text.
+        Whether `encode(special=False)`, which scoring uses, treats the token as plain text.
     normalized
-        Whether it is matched only in what the tokens that are not normalized leave over.
+        Whether the token is matched later: only in the text between the matches of tokens without
+        this flag.
     """
 
     content: str
@@ -138,7 +139,8 @@ PLAIN: Final = TokenizerConfig()
 def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerConfig:
     """Read a folder's ``tokenizer_config.json`` and ``added_tokens.json``; both may be missing.
 
-    The latter is read only if the former has no added_tokens_decoder, as in older versions.
+    ``added_tokens.json`` is read only if ``tokenizer_config.json`` has no added_tokens_decoder, as
+    in older versions of transformers.
     `for_json` leaves the template empty, because the template of a ``tokenizer.json`` replaces it.
 
     Raises TokenizerError, naming the file, if a file or an added token in it is invalid.
@@ -227,8 +229,8 @@ def _has_word(text: str, before: int, after: int) -> bool:
 def _is_word(char: str) -> bool:
     """Return whether this is a word character of UTS 18.
 
-    Those are alphabetic characters, marks, digits, connectors and joiners. Letters in circles and
-    squares are alphabetic, although their category is that of symbols.
+    Word characters are alphabetic characters, marks, digits, connectors and joiners. Letters in
+    circles and squares are alphabetic, although Unicode's category for them is symbol.
     """
     category = unicodedata.category(char)
     is_letter = category[0] in "LM" or category == "Nl" or _LETTER_SYMBOLS.match(char) is not None

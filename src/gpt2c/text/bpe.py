@@ -5,7 +5,7 @@ of lowest rank; GPT-2 merges the listed *pair* of lowest rank. The two agree on 
 only if, for each token, the last merge applied when encoding its bytes alone is the merge that
 created it. :meth:`Merges.check_order` checks this. It holds for GPT-2's vocabulary, and for every
 other vocabulary that BPE training produced and that has all 256 bytes. :class:`PairMerger` handles
-the rest, in Python, with the same ids as the tokenizers package.
+all other vocabularies, in Python, with the same ids as the tokenizers package.
 """
 
 from __future__ import annotations
@@ -215,7 +215,9 @@ class PairMerger:
             for rank, (left, right) in enumerate(pairs)
         }
         made = {left + right for left, right in pairs}
-        self._used = {t for t in vocab if t in made or t in BYTE_ALPHABET or rules.ignore_merges}
+        self._reachable = {
+            t for t in vocab if t in made or t in BYTE_ALPHABET or rules.ignore_merges
+        }
         self._cache: dict[str, list[int]] = {}
         self._has_warned = False
 
@@ -239,11 +241,11 @@ class PairMerger:
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
         """Return every id that encoding can produce, with its bytes."""
-        return ((self._vocab[token], bytes_of_token(token)) for token in self._used)
+        return ((self._vocab[token], bytes_of_token(token)) for token in self._reachable)
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
         """Return the ids that encoding never produces, with their bytes."""
-        others = (token for token in self._vocab if token not in self._used)
+        others = (token for token in self._vocab if token not in self._reachable)
         return ((self._vocab[token], bytes_of_token(token)) for token in others)
 
     def _encode_piece(self, piece: str) -> list[int]:
@@ -301,10 +303,10 @@ class PairMerger:
     def _merged(self, ids: list[int]) -> list[int]:
         """Merge pairs until no pair can merge: lowest rank first, equal ranks from left to right.
 
-        The tokens form a linked list in `before` and `after`; a token's index is that of its first
-        id before any merge. A queue holds the pairs to merge. An earlier merge may have replaced a
-        queued pair; it is then merged only if the pair that is now at its index makes the same
-        token.
+        The tokens form a linked list in `before` and `after`; a token's index is the index
+        that its first id had before any merge. A queue holds the pairs to merge. An earlier merge
+        may have replaced a queued pair. The pair that is now at that index is then merged only if
+        it makes the same token.
         """
         merges, n = self._merges, len(ids)
         queue = [

@@ -27,7 +27,7 @@ def byte_level_tokenizer(
     The BOS and EOS tokens come from `config`, everything else from the file. `path` names the file
     in messages.
 
-    Raises TokenizerError, naming the file, if it is a malformed byte-level BPE.
+    Raises TokenizerError, naming the file, if the file has a malformed byte-level BPE.
     """
     model = values.get("model")
     rules = _rules(values)
@@ -83,7 +83,7 @@ def _rules(values: Mapping[str, Any]) -> Rules | None:
 def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
     """Return a part of the given kind; None for a part of another kind.
 
-    A Sequence counts as its part if it has only one; its parts are under the key `inner`.
+    A Sequence with a single part counts as that part. The key `inner` holds a Sequence's parts.
     """
     if not isinstance(part, dict):
         return None
@@ -118,8 +118,8 @@ def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
 def _added_tokens(tokens: object, vocab: Mapping[str, int], path: Path) -> list[AddedToken]:
     """Return the added tokens, with the ids that the tokenizers package gives them.
 
-    A token that is in the vocabulary keeps its id; the others get the ids after the vocabulary's,
-    in order. The package ignores the ids in the file.
+    A token that is in the vocabulary keeps its id. The other tokens get the ids that follow the
+    vocabulary's ids, in order. The package ignores the ids in the file.
     """
     if tokens is None:
         return []

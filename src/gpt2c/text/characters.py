@@ -1,8 +1,8 @@
 """Reads and writes vocabularies of single characters.
 
 nanoGPT's data/*_char/prepare.py writes ``meta.pkl``, a pickled dict of `stoi` (characters to ids)
-and `itos` (ids to characters). This module reads that file, and saves its vocabulary as a
-``tokenizer.json`` that transformers can load and that this module reads too.
+and `itos` (ids to characters). This module reads ``meta.pkl``, and saves its vocabulary as a
+``tokenizer.json`` that transformers can load. This module also reads such a ``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MAX_PICKLE: Final = 16 << 20  # bytes
 _KEYS: Final = ("stoi", "itos")
 
 # All parts of a tokenizer.json except its model. "Split" at an empty pattern makes each character a
-# piece. The unk_token is not in the vocabulary, so that the tokenizers package raises for an
-# unknown character too.
+# piece. The unk_token is not in the vocabulary, so that the tokenizers package also raises an
+# error for an unknown character.
 _UNKNOWN: Final = "<unk>"
 _PARTS: Final[Mapping[str, Any]] = {
     "version": "1.0",
@@ -56,8 +56,9 @@ class _Characters:
         except KeyError as missing:
             char = missing.args[0]
             raise TokenizerError(
-                f"the text has the character {char!r} (U+{ord(char):04X}) at {text.index(char)}; "
-                f"the vocabulary of {self._source} has {len(self._vocab)} characters, not this one"
+                f"the text has the character {char!r} (U+{ord(char):04X}) at index "
+                f"{text.index(char)}, which is not one of the {len(self._vocab)} characters in the "
+                f"vocabulary of {self._source}"
             ) from None
 
     def id_of(self, token: str) -> int | None:
@@ -124,8 +125,8 @@ def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | No
 def read_meta(path: Path) -> Tokenizer:
     """Read nanoGPT's meta.pkl without executing anything in it.
 
-    Raises CheckpointNotFoundError if there is no such file; TokenizerError, naming the file, if it
-    is not a meta.pkl.
+    Raises CheckpointNotFoundError if there is no such file; TokenizerError, naming the file, if the
+    file is not a meta.pkl.
     """
     # Imported lazily, because few models have pickles.
     from gpt2c.formats.pickle_reader import PickleReader
@@ -151,7 +152,7 @@ def _refuse(_: object) -> NoReturn:
 
 
 def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
-    """Return the union of stoi and itos, which must agree on the tokens that both have."""
+    """Return the union of stoi and itos, which must give the same ids to tokens that both have."""
     from gpt2c.formats.pickle_values import describe
 
     stoi, itos = (meta.get(key) for key in _KEYS)

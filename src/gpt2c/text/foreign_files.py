@@ -16,7 +16,7 @@ from gpt2c.errors import Error, TokenizerError
 
 _MAX_ENTRIES: Final = 10_000  # entries of a folder that are checked
 _MAX_SNIFFED: Final = 8  # JSON files whose first bytes are read
-_HEAD: Final = 1 << 16  # bytes read from each of them
+_HEAD: Final = 1 << 16  # bytes read from each of these files
 _MAX_CONFIG: Final = 4 << 20  # bytes
 
 # Files that describe a tokenizer but do not contain one.
@@ -94,7 +94,7 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _named_class(path: Path) -> object:
-    """Return the tokenizer_class that a configuration names; None if it is GPT-2's or missing."""
+    """Return the tokenizer_class in a configuration; None if it is missing or GPT-2's."""
     try:
         values = read_json_object(path, limit=_MAX_CONFIG, error=TokenizerError)
     except Error:

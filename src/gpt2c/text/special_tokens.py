@@ -1,4 +1,4 @@
-"""Reads which special tokens a tokenizer's files name, and which they put around every text.
+"""Reads which special tokens a tokenizer's files name, and which tokens go around every text.
 
 The rules are those of GPT2Tokenizer in transformers 5.24.
 """
@@ -19,7 +19,7 @@ _log.addHandler(logging.NullHandler())
 
 END_OF_TEXT: Final = "<|endoftext|>"
 
-MAX_FILE_BYTES: Final = 1 << 26  # of a tokenizer's file; GPT-2's vocab.json has 1 MB
+MAX_FILE_BYTES: Final = 1 << 26  # bytes of a tokenizer's file; GPT-2's vocab.json has 1 MB
 _TOKEN_LISTS: Final = ("additional_special_tokens", "extra_special_tokens")  # keys of token lists
 _ID_LISTS: Final = ("_token_ids", "_tokens", "_words_ids")  # suffixes of keys of id lists
 _MAX_TEMPLATE: Final = 64  # tokens before or after a text; real templates have one
@@ -48,8 +48,8 @@ class NamedTokens:
 def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
     """Return the special tokens of a folder whose ``tokenizer_config.json`` holds `values`.
 
-    ``special_tokens_map.json`` overrides ``tokenizer_config.json``, but only if the latter has no
-    added_tokens_decoder.
+    ``special_tokens_map.json`` overrides ``tokenizer_config.json``, but only if
+    ``tokenizer_config.json`` has no added_tokens_decoder.
     """
     if "added_tokens_decoder" not in values:
         values = {**values, **_special_tokens_map(folder)}
@@ -67,8 +67,8 @@ def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
 def folder_template(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Template:
     """Return the template for texts that are encoded with a folder's vocab.json.
 
-    `values` are those of ``tokenizer_config.json``. If there is a ``tokenizer.json``, the template
-    is read from it, else from add_bos_token and add_eos_token in ``tokenizer_config.json``.
+    `values` is the content of ``tokenizer_config.json``. The template comes from ``tokenizer.json``
+    if there is one, else from add_bos_token and add_eos_token in ``tokenizer_config.json``.
     """
     try:
         raw = read_whole(folder / "tokenizer.json", limit=MAX_FILE_BYTES, error=TokenizerError)
@@ -117,7 +117,7 @@ def known_ids(
 def read_optional(path: Path, *, strict: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty dict if there is no such file.
 
-    Raises TokenizerError, naming the file, if it is invalid.
+    Raises TokenizerError, naming the file, if the file is invalid.
     """
     try:
         return read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=strict)
@@ -164,7 +164,7 @@ def _is_true(value: object) -> bool:
 def _post_processor(raw: bytes) -> object:
     try:
         values = parse_json_leniently(raw)
-    except ValueError:  # code that reads the file's vocabulary reports it
+    except ValueError:  # code that reads the file's vocabulary reports the error
         return None
     return values.get("post_processor") if isinstance(values, dict) else None
 

@@ -37,7 +37,7 @@ __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 
 _GPT2_MERGES = Path(__file__).parents[1] / "data" / "gpt2" / "vocab.bpe"
 _DECODE_CHUNK = 65536  # ids decoded at a time
-MAX_GAP = 65536  # unused ids that a vocabulary may have below its largest id
+MAX_UNUSED_IDS = 65536  # unused ids that a vocabulary may have below its largest id
 GPT2_SOURCE: Final = "GPT-2's own vocabulary, which is part of gpt2c"
 _PLAIN_RULES: Final = Rules()
 _ADVICE: Final = (
@@ -49,15 +49,17 @@ _ADVICE: Final = (
 class Tokenizer:
     """A byte-level BPE vocabulary: `encode` text to ids, `decode` ids to text.
 
-    It never downloads anything. It is immutable, and several threads may use it.
+    A tokenizer is immutable, never downloads anything, and may be used by several threads.
     """
 
     n_vocab: int  # ids are 0 to n_vocab - 1
-    eot_id: int | None  # the EOS token that the files name, or <|endoftext|>; None without one
-    bos_id: int | None  # the BOS token that the files name; None without one
-    prefix_ids: tuple[int, ...]  # encode puts them before every text; usually empty
-    suffix_ids: tuple[int, ...]  # encode puts them after every text; usually empty
-    special_tokens: Mapping[str, int]  # the ids of added tokens, which encode matches verbatim
+    # The id of the EOS token: the one that the tokenizer's files name, else <|endoftext|>. None if
+    # the vocabulary has neither.
+    eot_id: int | None
+    bos_id: int | None  # the id of the BOS token that the tokenizer's files name, if any
+    prefix_ids: tuple[int, ...]  # ids that encode puts before every text; usually empty
+    suffix_ids: tuple[int, ...]  # ids that encode puts after every text; usually empty
+    special_tokens: Mapping[str, int]  # the id of each added token, which encode matches verbatim
     source: str  # where the vocabulary comes from, usually a path
     # Writes the vocabulary's files into a folder; None if the vocabulary was not read from files.
     write_files: Callable[[Path], None] | None = None
@@ -72,7 +74,7 @@ class Tokenizer:
         """Private: use `gpt2`, `from_files` or `from_vocabulary`."""
         self._model, self.source = model, source
         by_content = {token.content: token for token in added}
-        # If two tokens share an id, the id decodes to the token that plain text can encode to.
+        # If a BPE token and an added token share an id, the id decodes to the BPE token.
         bytes_by_id = dict(model.unused())
         bytes_by_id |= {token.id: token.content.encode() for token in by_content.values()}
         bytes_by_id.update(model.tokens())
@@ -122,8 +124,8 @@ class Tokenizer:
         Entries that are neither a single byte nor the result of a merge are special tokens; the
         folder's `tokenizer_config.json` and `added_tokens.json`, if present, add more.
 
-        Raises TokenizerError, naming the file, if a file cannot be read or the two do not match;
-        CheckpointNotFoundError if one is missing.
+        Raises TokenizerError, naming the file, if a file cannot be read or the two files do not
+        match; CheckpointNotFoundError if a file is missing.
         """
         sources = str(vocab_json), str(merges_txt)
         vocab, pairs = _read_vocab(vocab_json), _read_merges(merges_txt)
@@ -140,7 +142,7 @@ class Tokenizer:
     ) -> Tokenizer:
         """Return a tokenizer with this vocabulary and its merges, `pairs`, as `from_files` does.
 
-        `sources` name the vocabulary and the merges in messages.
+        `sources` are the names of the vocabulary and of the merges in messages.
 
         Raises TokenizerError if the vocabulary, the merges and the added tokens do not match.
         """
@@ -254,7 +256,7 @@ class MissingTokenizer:
         return f"<no tokenizer, token ids only: {self.reason}>"
 
     def __init__(self, reason: str, *, n_vocab: int = 0, advice: str = _ADVICE) -> None:
-        """`reason` says what is wrong, `advice` how to mend it.
+        """`reason` says what is wrong, and `advice` says how to fix it.
 
         `n_vocab` is the size of the model's vocabulary.
         """
@@ -323,8 +325,8 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at {error.start};"
-            " it is not a character and has no UTF-8 bytes: remove or replace it"
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character"
+            f" {error.start}; a surrogate has no UTF-8 bytes: remove or replace it"
         ) from None
 
 
@@ -371,7 +373,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 def check_ids(vocab: Mapping[str, object], source: str) -> None:
     """Raise TokenizerError, naming `source`, unless the ids are distinct and have no wide gaps."""
-    limit = min(len(vocab) + MAX_GAP, MAX_SIZE)
+    limit = min(len(vocab) + MAX_UNUSED_IDS, MAX_SIZE)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
         if type(id) is not int or not 0 <= id < limit:
@@ -397,18 +399,18 @@ def _check_added(added: Iterable[AddedToken], vocab: Mapping[str, int], source: 
             )
         if vocab.get(token.content, token.id) != token.id:
             raise TokenizerError(
-                f"{source}: {show(token.content)} has the id {vocab[token.content]}, but as an"
-                f" added token {token.id}; expected the same id"
+                f"{source}: {show(token.content)} has the id {vocab[token.content]} in the"
+                f" vocabulary, but the id {token.id} as an added token; expected the same id"
             )
-        if token.id > len(vocab) + MAX_GAP + number:
+        if token.id > len(vocab) + MAX_UNUSED_IDS + number:
             raise TokenizerError(
-                f"{source}: the added token {show(token.content)} has the id {token.id}, far beyond"
-                f" the vocabulary's {len(vocab)}"
+                f"{source}: the added token {show(token.content)} has the id {token.id}, which is"
+                f" far beyond the vocabulary's {len(vocab)} tokens"
             )
 
 
 def encode_part(tokenizer: Tokenizer | MissingTokenizer, text: str) -> list[int]:
-    """Return the ids of a part of a text, without the template of a whole text."""
+    """Return the ids of a part of a text, without the prefix and suffix ids of a whole text."""
     if getattr(tokenizer, "prefix_ids", ()) or getattr(tokenizer, "suffix_ids", ()):
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode(text)

@@ -22,7 +22,7 @@ from gpt2c.text.bpe import bytes_of_token, is_in_byte_alphabet
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
 from gpt2c.text.special_tokens import MAX_FILE_BYTES, read_template
-from gpt2c.text.tokenizer import MAX_GAP, Tokenizer, check_text
+from gpt2c.text.tokenizer import MAX_UNUSED_IDS, Tokenizer, check_text
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
 
@@ -60,8 +60,8 @@ class JsonTokenizer(Tokenizer):
     """A tokenizer that the tokenizers package runs.
 
     A token decodes to the same bytes in every text, so that texts can be streamed. Decoding differs
-    from the package's in one way: it keeps a space before the first word, which the package may
-    drop.
+    from the package's in one way: JsonTokenizer keeps a space before the first word, which the
+    package may drop.
     """
 
     def __init__(self, path: Path, config: TokenizerConfig = PLAIN) -> None:
@@ -88,7 +88,7 @@ class JsonTokenizer(Tokenizer):
         self._plain_library.encode_special_tokens = True
         vocab: dict[str, int] = self._call(self._library.get_vocab, with_added_tokens=True)
         self.n_vocab = 1 + max(vocab.values(), default=-1)
-        if not vocab or self.n_vocab > min(len(vocab) + MAX_GAP, MAX_SIZE):
+        if not vocab or self.n_vocab > min(len(vocab) + MAX_UNUSED_IDS, MAX_SIZE):
             raise TokenizerError(
                 f"{path}: found {len(vocab)} tokens with ids up to {self.n_vocab - 1}, expected at "
                 f"least one token, and ids without wide gaps"
@@ -114,12 +114,12 @@ class JsonTokenizer(Tokenizer):
     ) -> list[int]:
         """Return the ids of `text`, with the tokens that the file's template puts around it.
 
-        `add_special_tokens=False` leaves those out. Special tokens in the text become one id each;
-        with `special=False` they are encoded as plain characters. Other added tokens always become
-        one id.
+        `add_special_tokens=False` leaves the template's tokens out. Special tokens in the text
+        become one id each; with `special=False` they are encoded as plain characters. Other added
+        tokens always become one id.
 
         Raises TokenizerError if the text has a lone surrogate or the file's rules cannot be applied
-        to it; OptionTypeError if it is not a str.
+        to the text; OptionTypeError if `text` is not a str.
         """
         check_text(text)
         library = self._library if flag("special", special) else self._plain_library
@@ -138,7 +138,7 @@ class JsonTokenizer(Tokenizer):
         """Call a function of the package; raise TokenizerError if it fails."""
         try:
             return function(*arguments, **options)
-        except BaseException as reason:  # a panic of its Rust code is not an Exception
+        except BaseException as reason:  # a panic in Rust code is not an Exception
             if isinstance(reason, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
             message = show(str(reason))

@@ -26,7 +26,7 @@ FILES: Final = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
-    "adapter_config.json",  # lets the error say that it is an adapter
+    "adapter_config.json",  # lets the error say that the repository is an adapter
 )
 
 _OLDER_FILES: Final = (
@@ -79,7 +79,7 @@ def locate(
     if name == EMBEDDED:
         return embedded_folder()
     if not isinstance(path, str) or not is_hub_name(name):
-        return Path(name)  # code that reads it reports what is missing
+        return Path(name)  # code that reads the path reports what is missing
     return _download(name, revision, token, local_files_only)
 
 
@@ -123,7 +123,8 @@ def _download(
         why = "the hub has the model, but not this revision"
     except errors.LocalEntryNotFoundError as error:
         why = (
-            f"there is no such folder here, and it is not in the hub's cache, {_why_offline(error)}"
+            "there is no such folder here, and the model is not in the hub's cache, "
+            f"{_why_offline(error)}"
         )
     except Exception as error:  # the HTTP client's exceptions vary
         why = f"it could not be downloaded from the hub ({_first_line(error)})"

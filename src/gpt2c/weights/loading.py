@@ -89,8 +89,8 @@ class Loaders:
 
     The threads share a queue of pieces and never wait for each other, so all of them end soon after
     Ctrl-C. With an executor of concurrent.futures, an interrupt at the wrong moment can leave a
-    thread waiting for ever, and Thread.start can turn it into a RuntimeError. So C code starts the
-    threads (`_thread`) and waits for them (`SimpleQueue`).
+    thread waiting for ever, and Thread.start can turn an interrupt into a RuntimeError. So C code
+    starts the threads (`_thread`) and waits for them (`SimpleQueue`).
     """
 
     def __init__(self, load: Callable[[_Piece], int], pieces: list[_Piece]) -> None:
@@ -212,7 +212,7 @@ def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Piece:
-    """The part of a tensor that one call loads: rows [begin, end), or panels if it is packed."""
+    """The part of a tensor that one call loads: rows [begin, end), or panels if packed."""
 
     name: str
     begin: int
@@ -223,7 +223,7 @@ class _Piece:
 def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
     """Yield the pieces of all tensors. A vector is one piece.
 
-    If the rows are to be quantised, a piece has whole groups of them.
+    If the rows are to be quantised, a piece has whole groups of rows.
     """
     unit = GROUP if dtype in QUANTIZED else 1
     for name, source in checkpoint.tensors.items():

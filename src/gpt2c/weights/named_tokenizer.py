@@ -42,7 +42,7 @@ def tokenizer_for(
 ) -> Tokenizer | MissingTokenizer | None:
     """Return the given tokenizer, or else the checkpoint's; None means GPT-2's own.
 
-    Raises as named_tokenizer does, and TokenizerError if the given tokenizer does not fit the
+    Raises the errors of named_tokenizer, and TokenizerError if the given tokenizer does not fit the
     model.
     """
     if given is None:
@@ -57,8 +57,8 @@ def named_tokenizer(given: object) -> Tokenizer | MissingTokenizer:
     """Load the tokenizer at a path, or GPT-2's own for "gpt2"; return a Tokenizer unchanged.
 
     Raises OptionTypeError for anything else; CheckpointNotFoundError if the path does not exist, or
-    is a folder without a tokenizer; TokenizerError, naming the file, if it cannot be read; and
-    MissingDependencyError if reading it needs a package that is not installed.
+    is a folder without a tokenizer; TokenizerError, naming the file, if the file cannot be read;
+    and MissingDependencyError if reading the file needs a package that is not installed.
     """
     if isinstance(given, Tokenizer | MissingTokenizer):
         return given
@@ -99,7 +99,7 @@ def _load_folder(folder: Path) -> Tokenizer:
 
 
 def _load_file(path: Path) -> Tokenizer:
-    """Load a file; its content decides the kind, except for pickles and pairs of files.
+    """Load a file. The content decides the kind, except for pickles and pairs of files.
 
     `path` may be either file of a pair of vocabulary and merges.
     """
@@ -126,11 +126,11 @@ def _load_file(path: Path) -> Tokenizer:
 def _pairs_for(name: str) -> tuple[tuple[str, str], ...]:
     """Return the pairs of vocabulary and merges file names that `name` may belong to.
 
-    The tokenizers package can save both with a prefix: my-vocab.json, my-merges.txt.
+    The tokenizers package can save both files with a prefix: my-vocab.json, my-merges.txt.
     """
-    for own in PAIRS[0]:
-        if name.endswith("-" + own):
-            prefix = name.removesuffix(own)
+    for suffix in PAIRS[0]:
+        if name.endswith("-" + suffix):
+            prefix = name.removesuffix(suffix)
             return ((prefix + PAIRS[0][0], prefix + PAIRS[0][1]),)
     return PAIRS
 

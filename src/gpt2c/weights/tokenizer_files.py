@@ -48,7 +48,7 @@ _PACKAGE_ADVICE: Final = "put the vocabulary's vocab.json and merges.txt beside 
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
-    """Return the tokenizer in a checkpoint's file or beside it; None means GPT-2's own.
+    """Return the tokenizer in a checkpoint's file or folder; None means GPT-2's own.
 
     The tokenizer comes from the first readable file; tokenizer.json is tried first, as in
     transformers. If all files are unreadable, or if there are none and the model's vocabulary does
@@ -249,7 +249,7 @@ def save_tokenizer(
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    """Return the tokenizer files in a folder, by the names to save them under."""
+    """Return a folder's tokenizer files: the name under which to save each, and its path."""
     files = {name: folder / name for name in _HUGGING_FACE_FILES}
     for names in reversed(PAIRS):
         if all((folder / name).is_file() for name in names):

@@ -1,4 +1,4 @@
-"""Callbacks of GPT2.complete that call transformers' objects, and keep logits for its output.
+"""Callbacks of GPT2.complete that call transformers' objects, and keep logits for the result.
 
 gpt2c generates each row on its own, so it calls each of transformers' objects with one row.
 """
@@ -55,13 +55,13 @@ class TokenCallback:
 
 
 def _is_true(answer: Any) -> bool:
-    """Whether a criterion ends the row: older ones return a bool, newer ones one bool per row."""
+    """Whether a criterion ends the row: older criteria return a bool, newer ones a bool per row."""
     import torch
 
     if not isinstance(answer, bool | np.bool_ | torch.Tensor):
         raise OptionTypeError(
-            f"one of stopping_criteria returned {show(answer)}; it must return True, False or a "
-            "tensor of them"
+            f"a criterion in stopping_criteria returned {show(answer)}; it must return a bool or "
+            "a bool tensor"
         )
     return bool(torch.as_tensor(answer).any())
 
@@ -69,7 +69,8 @@ def _is_true(answer: Any) -> bool:
 class LogitsProcessor:
     """A logits_processor of GPT2.complete that runs transformers' processors.
 
-    It can keep logits for the output. Their key is the sequence's ids so far, which determine them.
+    It can keep logits for the result. The sequence's ids so far are the key of the kept logits,
+    because the ids determine the logits.
     """
 
     def __init__(self, processors: Sequence[Callable[..., Any]], keeps: bool) -> None:
@@ -93,8 +94,8 @@ class LogitsProcessor:
                 scores = process(row, scores)
                 if not isinstance(scores, torch.Tensor) or scores.shape != (1, len(logits)):
                     raise OptionError(
-                        f"one of logits_processor returned {show(scores)}; it must be a tensor of "
-                        f"shape [1, {len(logits)}]"
+                        f"a processor in logits_processor returned {show(scores)}; it must "
+                        f"return a tensor of shape [1, {len(logits)}]"
                     )
             processed = scores[0].detach().float().cpu().numpy()
         if self._keeps:

@@ -33,7 +33,7 @@ from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_module
 
 _INT64_MAX: Final = 2**63 - 1
-_ELSEWHERE: Final = (
+_ONLY_GENERATE: Final = (
     "gpt2c's model has only generate. For anything else keep transformers' model, or see "
     "gpt2c.GPT2, which has score, logits and forward"
 )
@@ -53,10 +53,10 @@ def from_transformers(
     >>> model = gpt2c.from_transformers(model)  # the only new line
 
     hf_model is a ``transformers.GPT2LMHeadModel`` with floating-point parameters of any width, on
-    any device. The parameters are copied, so hf_model may be freed or changed afterwards.
-    tokenizer is the transformers tokenizer that matches stop_strings in calls that pass none.
-    dtype, threads and backend are those of :meth:`gpt2c.GPT2.from_pretrained`. The default dtype
-    is float32, whatever the parameters' dtype, so results are those of ``hf_model.float()``.
+    any device. The parameters are copied, so hf_model may be freed or changed afterwards. tokenizer
+    is the transformers tokenizer that matches stop_strings in calls that pass none. dtype, threads
+    and backend are the options of :meth:`gpt2c.GPT2.from_pretrained`. The default dtype is float32,
+    whatever the parameters' dtype, so results are those of ``hf_model.float()``.
 
     Raises MissingDependencyError without torch and transformers; OptionTypeError for another kind
     of model; ConfigError or CheckpointError for a GPT-2 that gpt2c does not support (an unknown
@@ -100,7 +100,7 @@ class GPT2LMHeadModel:
         """Use :func:`from_transformers` instead."""
         self._gpt2 = gpt2
         self.config = config  # transformers' object, for reading: changes have no effect
-        # The defaults of calls, as in transformers; it may be changed.
+        # The default options of calls, as in transformers; users may change them.
         self.generation_config = copy.deepcopy(generation_config)
         self.tokenizer = tokenizer
 
@@ -125,23 +125,24 @@ class GPT2LMHeadModel:
         """Continue prompts, as transformers' ``generate`` does with the same arguments.
 
         inputs, or input_ids
-            Token ids: an integer tensor [n_prompts, n_tokens]. Without it the prompt is
+            Token ids: an integer tensor [n_prompts, n_tokens]. Without ids the prompt is
             bos_token_id.
         attention_mask
-            [n_prompts, n_tokens], 0 for padding, which must be on the left. Without it
-            pad_token_id is padding, unless it is also an EOS token. Padding costs no computation.
-            A row of only padding is an empty prompt, which begins with bos_token_id.
+            [n_prompts, n_tokens], 0 for padding, which must be on the left. Without a mask,
+            pad_token_id is padding, unless it is also an EOS token. Padding costs no computation. A
+            row of only padding is an empty prompt, which begins with bos_token_id.
         generation_config, options
-            Options by transformers' names, with its meanings. Missing ones come from the model's
-            generation_config, then from transformers' defaults. docs/transformers.md lists them.
+            Options with transformers' names and meanings. Options that are not given come from the
+            model's generation_config, then from transformers' defaults. docs/transformers.md lists
+            the options.
 
         Returns an int64 tensor [n_prompts * num_return_sequences, n_tokens + n_new] on the device
         of the ids: each prompt and its new ids, padded on the right with pad_token_id. With
         return_dict_in_generate, returns transformers' output object, with sequences and, if
         output_scores and output_logits are set, scores and logits. Greedy ids are those of
         transformers in float32, unless two logits are equal within float32's error. Sampling has
-        transformers' distribution but its own random numbers; ``torch.manual_seed`` makes it
-        repeatable.
+        the same distribution as transformers, but draws other random numbers;
+        ``torch.manual_seed`` makes the draws repeatable.
 
         Raises OptionError or OptionTypeError, naming the option, for invalid or unsupported
         options; ContextError for a prompt longer than the context; NumericalError;
@@ -288,13 +289,15 @@ class GPT2LMHeadModel:
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Raise OptionTypeError: the model has no forward pass."""
-        raise OptionTypeError(f"the model cannot be called: {_ELSEWHERE}")
+        raise OptionTypeError(f"the model cannot be called: {_ONLY_GENERATE}")
 
     if not TYPE_CHECKING:  # with __getattr__, a type checker would accept unknown names
 
         def __getattr__(self, name: str) -> NoReturn:
             """Raise an error that says where to find a transformers model's other attributes."""
-            raise AttributeError(f"the model has no {name!r}: {_ELSEWHERE}", name=name, obj=self)
+            raise AttributeError(
+                f"the model has no {name!r}: {_ONLY_GENERATE}", name=name, obj=self
+            )
 
     def close(self) -> None:
         """Free the weights once running calls have ended; later calls raise ClosedError."""

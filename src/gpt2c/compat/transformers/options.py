@@ -22,12 +22,12 @@ _SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens",
 _BEAMS: Final[Mapping[str, tuple[object, ...]]] = {
     name: (neutral,) for name, neutral in NEUTRAL.items() if name != "num_beams"
 }
-_OTHERS = """
+_OTHER_NAMES = """
     max_length max_new_tokens min_length min_new_tokens do_sample num_beams bad_words_ids
     stop_strings bos_token_id eos_token_id pad_token_id return_dict_in_generate output_scores
     output_logits renormalize_logits num_return_sequences
 """
-_HANDLED: Final = frozenset(_OTHERS.split()) | {*SAMPLING, *_SAME, *_BEAMS}
+_HANDLED: Final = frozenset(_OTHER_NAMES.split()) | {*SAMPLING, *_SAME, *_BEAMS}
 _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     **{name: neutral for name, neutral in NOT_SUPPORTED.items() if name not in _HANDLED},
     "remove_invalid_values": (False,),
@@ -57,12 +57,12 @@ class Call:
     """The resolved options of a call of transformers' generate.
 
     options
-        Options of GPT2.complete, without seeds, EOS tokens and stop strings.
+        Options of GPT2.complete, except seeds, EOS tokens and stop strings.
     eos_ids
         EOS tokens; some may not be in the vocabulary.
     pad_id
-        The token that fills rows that end before others: pad_token_id, or the first EOS token, or
-        None without either.
+        The token that fills the end of shorter rows: pad_token_id, else the first EOS token, else
+        None.
     """
 
     options: Mapping[str, Any]
@@ -112,10 +112,10 @@ class GenerateOptions:
         model_config: Mapping[str, Any],
         defaults: Mapping[str, Any],
     ) -> None:
-        """Merge options; given ones take precedence over config, and config over model_config.
+        """Merge options: `given` takes precedence over config, and config over model_config.
 
-        The configurations hold only the values that differ from an empty GenerationConfig. None in
-        given turns an option off, whatever the configurations say.
+        The configurations hold only the values that differ from an empty GenerationConfig. An
+        option that `given` sets to None is off, whatever the configurations say.
 
         Raises OptionError, or OptionTypeError for an unknown option.
         """
@@ -125,8 +125,8 @@ class GenerateOptions:
                 raise OptionTypeError(f"generate has no option {show(name)}{similar(name, known)}")
         self._values: dict[str, Any] = {**defaults, **model_config, **config, **given}
         self._default_new = int(defaults["max_length"])
-        # An explicit max_length counts the prompt too; transformers' default counts only new
-        # tokens, so the two are kept apart. None falls through to the next source.
+        # An explicit max_length also counts the prompt, but transformers' default counts only new
+        # tokens. So the two are separate attributes. If a source has None, the next one counts.
         lengths = (source.get("max_length") for source in (given, config, model_config))
         self._max_length = next((n for n in lengths if n is not None), None)
         for name, neutral in _UNSUPPORTED.items():
@@ -147,7 +147,7 @@ class GenerateOptions:
 
     @property
     def padding(self) -> int | None:
-        """The id that marks padding without an attention_mask: pad_token_id, unless it is EOS."""
+        """Without an attention_mask, the id that marks padding: pad_token_id, unless it is EOS."""
         pad = self._pad_token()
         return None if pad is None or pad in self._eos_ids() else pad
 
@@ -164,7 +164,7 @@ class GenerateOptions:
         )
         limit = self._max_new_tokens(n_prompt, config.n_positions)
         options["max_new_tokens"] = limit
-        # min_new_tokens may exceed the maximum: then no EOS token ends the sequence.
+        # min_new_tokens may exceed max_new_tokens: then no EOS token ends the sequence.
         options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), limit)
         options |= self._sampling() | self._beams()
         if words := self._bad_words(eos):
@@ -213,7 +213,7 @@ class GenerateOptions:
         return 0 if n is None else max(integer("min_length", n, 0, INT32_MAX) - n_prompt, 0)
 
     def _sampling(self) -> dict[str, Any]:
-        """Return the sampling options; if do_sample is off, drop all but do_sample."""
+        """Return the sampling options; if do_sample is off, only do_sample."""
         v = self._values
         if not self._flag("do_sample"):
             return {"do_sample": False}
@@ -227,7 +227,7 @@ class GenerateOptions:
         return {"do_sample": True, **given}
 
     def _beams(self) -> dict[str, Any]:
-        """Return the options of beam search; drop them all if there is only one beam."""
+        """Return the options of beam search; none if there is only one beam."""
         v = self._values
         n_beams = v.get("num_beams")
         if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
@@ -254,7 +254,7 @@ class GenerateOptions:
         return None if pad is None else integer("pad_token_id", pad, -INT32_MAX, INT32_MAX)
 
     def _eos_ids(self) -> tuple[int, ...]:
-        """Return the EOS ids. Some models use a negative id for "none"; it is never generated."""
+        """Return the EOS ids. Some models have a negative id, which is never generated."""
         given = self._values.get("eos_token_id")
         if given is None:
             return ()

@@ -157,20 +157,20 @@ def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple
     """
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{where}: found {show(tree)}, expected a dict")
-    heads = {path[0] for path in paths}
-    missing = sorted(heads - tree.keys())
-    unexpected = sorted(str(key) for key in tree.keys() - heads)
+    first_keys = {path[0] for path in paths}
+    missing = sorted(first_keys - tree.keys())
+    unexpected = sorted(str(key) for key in tree.keys() - first_keys)
     if missing or unexpected:
         raise CheckpointError(
             f"{where}: missing keys: {show_list(missing) or 'none'}; "
             f"unexpected keys: {show_list(unexpected) or 'none'}"
         )
     leaves: dict[tuple[str, ...], Any] = {}
-    for head in sorted(heads):
-        rest = {path[1:] for path in paths if path[0] == head}
+    for key in sorted(first_keys):
+        rest = {path[1:] for path in paths if path[0] == key}
         if rest == {()}:
-            leaves[head,] = tree[head]
+            leaves[key,] = tree[key]
         else:
-            below = _leaves(tree[head], rest, f"{where}[{head!r}]")
-            leaves.update({(head, *path): value for path, value in below.items()})
+            below = _leaves(tree[key], rest, f"{where}[{key!r}]")
+            leaves.update({(key, *path): value for path, value in below.items()})
     return leaves

@@ -37,7 +37,7 @@ class Checkpoint:
     """An open checkpoint, as a loader hands it to an engine.
 
     `tensors` holds exactly the tensors that `config` needs (see :func:`tensor_shapes`), under
-    GPT-2's names and with the right shapes. "lm_head.weight" is among them only if the head is not
+    GPT-2's names and with the right shapes. "lm_head.weight" is included only if the head is not
     tied.
     """
 
@@ -45,7 +45,8 @@ class Checkpoint:
     tensors: Mapping[str, TensorSource]
     folder: Path | None = None  # None: the weights are in memory
     files: tuple[BackingFile, ...] = ()
-    # None: look for a tokenizer in the folder. A str tells why the file's own cannot be used.
+    # None: look for a tokenizer in the folder. A str says why the vocabulary in the file is
+    # unusable.
     vocabulary: BytePairs | str | None = None
     # nanoGPT's `dataset` (its training data) and `out_dir` (the folder it saves in).
     dataset: tuple[str, str] | None = None
@@ -76,7 +77,7 @@ class Checkpoint:
         """Check that no file changed since it was opened; call it after reading everything.
 
         Raises CheckpointError if a file's size or modification time changed, because the weights
-        may then be a mixture of old and new ones.
+        may then be a mixture of old and new weights.
         """
         for file in self.files:
             file.verify_unchanged()
@@ -116,7 +117,7 @@ def checked_tensors(
     check_n_layer(config, len(found), where)
     shapes = tensor_shapes(config)
     head = found.get("lm_head.weight") if config.tie_word_embeddings else None
-    if head is not None:  # The file has the head although it is tied: compare it, then drop it.
+    if head is not None:  # The file stores a tied head: compare it with wte, then drop it.
         shapes["lm_head.weight"] = shapes["wte.weight"]
     _check_names(shapes, found, where)
     for name, shape in shapes.items():
@@ -151,7 +152,7 @@ def _check_names(
     if missing == ["wte.weight"] and "lm_head.weight" in found:
         raise CheckpointError(
             f"{where}: missing tensors: 'wte.weight'; 'lm_head.weight' does not replace it, "
-            "because tie_word_embeddings is false (set it to true in config.json if they are tied)"
+            "because tie_word_embeddings is false (set it to true in config.json for a tied head)"
         )
     if any(part in name for name in unexpected for part in ("crossattention.", "ln_cross_attn.")):
         raise CheckpointError(
@@ -194,7 +195,7 @@ def _check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
         if not np.array_equal(wte.read(begin, end), head.read(begin, end), equal_nan=True):
             raise CheckpointError(
                 f"{where}: 'lm_head.weight' differs from 'wte.weight' in rows {begin} to "
-                f"{end - 1}, expected them equal because tie_word_embeddings is true (set it to "
+                f"{end - 1}, expected equal rows because tie_word_embeddings is true (set it to "
                 "false in config.json if the head has weights of its own)"
             )
 

@@ -41,7 +41,9 @@ _OTHER_FORMATS: Final = ("tf_model.h5", "flax_model.msgpack")
 
 
 def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
-    """Open a folder with config.json, and in it the file `weights`; None means the preferred file.
+    """Open a folder with config.json and weights.
+
+    `weights` is a file in the folder; None means the preferred file.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
@@ -89,7 +91,7 @@ def weights_of(folder: Path) -> list[str]:
 
 
 def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
-    """Open a file of weights; its content tells the format, because people rename files."""
+    """Open a file of weights. The content decides the format, because people rename files."""
     with closing(RawFile(path)) as file:
         head = bytes(file.pread(min(9, file.size), 0, "beginning"))
     is_torch = head.startswith(signatures.TORCH) and head[8:] != signatures.SAFETENSORS_NINTH

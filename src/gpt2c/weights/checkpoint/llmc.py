@@ -1,7 +1,7 @@
 """Opens llm.c's model files: a header of 256 integers, then the tensors.
 
-The tensors of one kind are stored together for all blocks, then those of the next kind. The layout
-is that of ``gpt2_write_to_checkpoint`` in llm.c's train_gpt2.cu and ``write_model`` in its
+The tensors of one kind are stored together for all blocks, then the tensors of the next kind. The
+layout is that of ``gpt2_write_to_checkpoint`` in llm.c's train_gpt2.cu and ``write_model`` in its
 train_gpt2.py; matrices are [out, in], and the rows of wte are padded.
 """
 

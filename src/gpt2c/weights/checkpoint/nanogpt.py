@@ -1,8 +1,8 @@
 """Checkpoints of nanoGPT, build-nanogpt and minGPT: torch.save files.
 
-They use nn.Linear, so their matrices are [out, in]. nanoGPT saves ``model_args`` with the weights,
-build-nanogpt an object ``GPTConfig``, and Lightning ``hyper_parameters``. minGPT saves the weights
-alone, and a ``config.json`` in a format of its own.
+The models use nn.Linear, so the matrices are [out, in]. nanoGPT saves ``model_args`` with the
+weights, build-nanogpt an object ``GPTConfig``, and Lightning ``hyper_parameters``. minGPT saves the
+weights alone, and a ``config.json`` in a format of its own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from gpt2c.weights.checkpoint.shared.views import Zeros, from_linear, with_embed
 
 _REQUIRED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")
-# Keys under which trainers save the model's configuration. The value of _ARGUMENTS holds nothing
-# else, and neither does that of _CONFIG if it is an object. The values of _MIXED also hold other
+# Keys under which trainers save the model's configuration. The value of _ARGUMENTS, and an
+# object under _CONFIG, hold only the configuration. The values of _MIXED also hold other
 # hyperparameters.
 _ARGUMENTS: Final = "model_args"
 _CONFIG: Final = "config"
@@ -41,8 +41,9 @@ _MINGPT_HEADS: Final = {
 def settings_of(state: SavedState) -> dict[str, Any] | None:
     """Return the model's settings that a trainer like nanoGPT saved with the weights, or None.
 
-    From nanoGPT's model_args and from a configuration object, return all settings: an unknown one
-    may mean that the model is not nanoGPT's. From hyperparameters, return only the model's.
+    From nanoGPT's model_args and from a configuration object, return all settings: an unknown
+    setting may mean that the model is not nanoGPT's. From hyperparameters, return only the settings
+    of the model.
     """
     for enclosing in reversed(state.enclosing):
         if arguments := fields_of(enclosing.get(_ARGUMENTS)):
@@ -69,11 +70,11 @@ def has_linear_layout(state: SavedState) -> bool:
 
 
 def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) -> Checkpoint:
-    """Return the checkpoint of nanoGPT, build-nanogpt or a similar trainer; it owns the file.
+    """Return the checkpoint of nanoGPT, build-nanogpt or a similar trainer.
 
-    `arguments` is the result of :func:`settings_of`. Without "bias" the model comes from an old
-    nanoGPT or from build-nanogpt, whose GELU is the tanh approximation. With "bias" GELU is exact,
-    as in nanoGPT since 17 May 2023.
+    The checkpoint owns the file. `arguments` is the result of :func:`settings_of`. Without "bias"
+    the model comes from an old nanoGPT or from build-nanogpt, whose GELU is the tanh approximation.
+    With "bias" GELU is exact, as in nanoGPT since 17 May 2023.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.
@@ -87,7 +88,7 @@ def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) 
     if missing := [key for key in _REQUIRED if key not in arguments]:
         raise ConfigError(f"{where}: model_args lacks {show_list(missing)}")
     sizes = {key: arguments[key] for key in _REQUIRED}
-    if arguments.get("vocab_size") is not None:  # nanoGPT's first versions did not save it
+    if arguments.get("vocab_size") is not None:  # nanoGPT's first versions did not save vocab_size
         sizes["vocab_size"] = arguments["vocab_size"]
     for key, value in sizes.items():
         if type(value) is not int:
@@ -134,11 +135,11 @@ def _dataset(state: SavedState) -> tuple[str, str] | None:
 def open_mingpt(
     file: TorchFile, state: SavedState, values: Mapping[str, Any], config_path: str
 ) -> Checkpoint:
-    """Return minGPT's checkpoint; it owns the file.
+    """Return minGPT's checkpoint, which owns the file.
 
-    `values` is the "model" section of minGPT's config.json, and `config_path` is the file's path.
-    The number of heads comes from `values`. The other sizes come from the tensors, because minGPT
-    writes its configuration before it knows all of them.
+    `values` is the "model" section of minGPT's config.json, and `config_path` is the path of
+    config.json. The number of heads comes from `values`. The other sizes come from the tensors,
+    because minGPT writes its configuration before it knows all of them.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.

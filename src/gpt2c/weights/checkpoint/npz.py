@@ -103,7 +103,7 @@ def _config(
 
 
 class _Array:
-    """One array of an archive; its header was checked."""
+    """One array of an archive, with a checked header."""
 
     def __init__(self, file: RawFile, entry: Entry) -> None:
         self.file, self.entry = file, entry
@@ -148,7 +148,7 @@ class _Array:
     def _header(self, raw: bytes) -> tuple[str, bool, tuple[int, ...], int]:
         """Return NumPy's descr, whether the order is Fortran's, the shape, and the data's offset.
 
-        Raises CheckpointError if they do not match the entry's size.
+        Raises CheckpointError if the dtype and the shape do not match the entry's size.
         """
         if raw[:6] != _MAGIC or raw[6:7] not in (b"\1", b"\2", b"\3"):
             raise CheckpointError(
@@ -159,8 +159,8 @@ class _Array:
         match = _HEADER.fullmatch(raw[8 + width : begin])
         if begin > len(raw) or match is None:
             raise CheckpointError(
-                f"{self.what}: found the header {show(raw[8 + width : begin])}, expected that of "
-                "an array of little-endian numbers"
+                f"{self.what}: found the header {show(raw[8 + width : begin])}, expected the "
+                "header of an array of little-endian numbers"
             )
         descr = match[1].decode()
         shape = tuple(int(axis) for axis in match[3].replace(b",", b" ").split())

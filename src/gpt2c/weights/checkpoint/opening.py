@@ -22,8 +22,8 @@ from gpt2c.weights.checkpoint.shared.training_files import is_training_file
 
 # The other loaders are imported lazily: together they would double the time of `import gpt2c`.
 
-# The usual names of files that hold a whole model. Those that gpt2c refuses are in
-# hf._OTHER_FORMATS: remove a name there when a loader for it is added here.
+# The usual names of files that hold a whole model. hf._OTHER_FORMATS has the names that gpt2c
+# refuses: when you add a loader here, remove its file name there.
 _WHOLE_MODELS: Final = ("*.gguf", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.bin")
 _ADAPTER_CONFIG: Final = "adapter_config.json"
 _ADAPTER: Final = "adapter_model."  # the beginning of an adapter's file name
@@ -94,7 +94,7 @@ def _tensorflow_index(path: Path) -> Path | None:
 def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     """Open a folder of minGPT, of Hugging Face, with a TensorFlow checkpoint, or with one file.
 
-    `hparams` excludes the first two.
+    With `hparams`, the folder must be one of the last two.
     """
     if os.path.lexists(folder / _ADAPTER_CONFIG):
         raise _adapter_error(folder)
@@ -148,7 +148,7 @@ def _refuse_hparams(path: Path, hparams: Mapping[str, Any] | None) -> None:
     if hparams is not None:
         raise OptionError(
             f"hparams is for checkpoints of TensorFlow and NumPy only, but {path} is neither: "
-            "leave it out"
+            "leave hparams out"
         )
 
 
@@ -165,14 +165,14 @@ def _adapter_error(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path}: is an adapter{f' ({show(kind)})' if kind else ''}, which changes the weights of "
         f"another model{f', {show(base)},' if base else ''} and is not a model by itself; merge "
-        "the two with the package peft (PeftModel.from_pretrained(base, folder)"
+        "the adapter into that model with the package peft (PeftModel.from_pretrained(base, folder)"
         ".merge_and_unload(), then save_pretrained) and load the result. If the folder also holds "
         "a model's weights, load that file by its path"
     )
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
-    """Return the first 16 and the last 8 bytes of a file; fewer if it is shorter."""
+    """Return the first 16 and the last 8 bytes of a file; fewer if the file is shorter."""
     with closing(RawFile(path)) as file:
         head = bytes(file.pread(min(file.size, 16), 0, "beginning"))
         return head, bytes(file.pread(8, file.size - 8, "end")) if file.size >= 8 else b""
@@ -229,7 +229,7 @@ def _mingpt_values(folder: Path) -> dict[str, Any] | None:
 
 
 def _files(folder: Path, globs: tuple[str, ...]) -> list[Path]:
-    """Return the files that match the globs, without those in which trainers save other data."""
+    """Return the files that match the globs, except files in which trainers save other data."""
     found = {path for glob in globs for path in folder.glob(glob)}
     return sorted(path for path in found if not is_training_file(path.name))
 

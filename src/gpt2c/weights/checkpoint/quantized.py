@@ -2,8 +2,8 @@
 
 ``gpt2c.safetensors``, beside a ``config.json``, holds vectors and wpe in float32 and each matrix as
 the bytes of its panels, uint8 [panels, groups, bytes of a block], all under GPT-2's names. Loading
-copies them without conversion. The metadata names the layout and its version; docs/quantization.md
-defines the layout.
+copies the bytes without conversion. The metadata names the layout and its version;
+docs/quantization.md defines the layout.
 
 A panel holds PANEL adjacent columns of a matrix [k, n]; a group has GROUP consecutive rows. A block
 is one group of one panel: its quantised values, then a 16-bit word for each column with the scale
@@ -31,7 +31,7 @@ GROUP: Final = 32  # consecutive values of a column that share a scale
 PANEL: Final = 32  # columns
 # Bytes of a block's quantised values, which precede its 16-bit words.
 VALUE_BYTES: Final = {"int8": GROUP * PANEL, "int4": GROUP * PANEL // 2}
-# These are stored transposed, so that their rows are the panels' columns, and always in int8.
+# These matrices are always int8, and stored transposed: their rows are the panels' columns.
 _EMBEDDINGS: Final = ("wte.weight", "lm_head.weight")
 _CHECKED_BLOCKS: Final = 2048  # blocks checked at a time, about 2 MB
 
@@ -39,8 +39,8 @@ _CHECKED_BLOCKS: Final = 2048  # blocks checked at a time, about 2 MB
 def metadata(dtype: str) -> dict[str, str]:
     """Return the metadata of a file of this dtype, "int8" or "int4".
 
-    There is only one entry: safetensors writes several in an arbitrary order, and the same weights
-    should give the same file.
+    There is only one entry, so that the same weights give the same file: safetensors writes several
+    entries in an arbitrary order.
     """
     embeddings = "" if dtype == "int8" else ", embeddings int8"
     return {"gpt2c": f"{dtype}{embeddings}, group {GROUP}, panel {PANEL}, version {VERSION}"}

@@ -21,7 +21,7 @@ from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
 from gpt2c.weights.checkpoint.shared.shards import lies_inside
 
 GENERATION_CONFIG: Final = "generation_config.json"
-MAX_COPIED_BYTES: Final = 1 << 26  # of a companion file; vocabularies are the largest
+MAX_COPIED_BYTES: Final = 1 << 26  # bytes of a companion file; vocabularies are the largest
 
 
 def save_checkpoint(
@@ -111,7 +111,7 @@ def copy_companion_file(file: Path, to: Path) -> None:
     """Copy a file that accompanies the weights; do nothing if there is no such file.
 
     Raises CheckpointError for a file larger than MAX_COPIED_BYTES, and for a link to another
-    folder: it could point to a private file, and the copy may be published.
+    folder: the link could point to a private file, and the copy may be published.
     """
     if not file.is_file():
         return

@@ -62,8 +62,8 @@ def given_hparams(value: object) -> dict[str, Any]:
 def read_hparams(folder: Path) -> dict[str, Any]:
     """Read the folder's hparams.json.
 
-    Raises CheckpointNotFoundError if there is no such file, CheckpointError if it is not a JSON
-    object.
+    Raises CheckpointNotFoundError if there is no such file, CheckpointError if the file is not a
+    JSON object.
     """
     return read_json_object(folder / HPARAMS, limit=_MAX_FILE, error=CheckpointError)
 
@@ -76,11 +76,11 @@ def config_of_hparams(
     """Return the configuration of tensors under GPT-2's names.
 
     The sizes come from the tensors. If hparams has "n_vocab", "n_embd" or "n_layer", they must
-    agree with the tensors. "n_ctx" may be less than the number of rows of wpe; it then limits the
-    positions. "n_head" is required unless there are no blocks.
+    agree with the tensors. "n_ctx" may be less than the number of rows of wpe; then "n_ctx" limits
+    the positions. "n_head" is required unless there are no blocks.
 
-    Raises CheckpointError if hparams and tensors disagree or a size is missing, ConfigError if the
-    sizes are not those of a GPT-2; messages begin with `where`.
+    Raises CheckpointError if hparams and tensors disagree or a size is missing, ConfigError if a
+    GPT-2 cannot have these sizes; messages begin with `where`.
     """
     wte, wpe = (matrix_shape(tensors, name, where) for name in ("wte.weight", "wpe.weight"))
     n_layer = count_blocks(tensors)

@@ -42,7 +42,7 @@ _OTHER_MODEL = re.compile(
 
 
 def bare_name(stored: str) -> str:
-    """Return a stored name without the parts that wrappers add; it need not be one of GPT-2's.
+    """Return a stored name without the parts that wrappers add. It may be a name outside GPT-2.
 
     "module.transformer.wte.weight" becomes "wte.weight".
     """
@@ -59,7 +59,7 @@ def is_gpt2_name(name: str) -> bool:
 
 
 def is_body_name(name: str) -> bool:
-    """Return whether a bare name is a tensor of GPT-2's body: of anything but the head."""
+    """Return whether a bare name is a tensor of GPT-2's body, which is everything but the head."""
     return _BODY.fullmatch(name) is not None
 
 
@@ -67,7 +67,7 @@ def is_buffer(name: str, n_layer: int | None = None) -> bool:
     """Return whether a bare name is the stored causal mask of one of the n_layer blocks.
 
     n_layer None accepts any block. Otherwise the result is False for a block that the model does
-    not have: its mask is an unexpected tensor.
+    not have, because the mask of such a block is an unexpected tensor.
     """
     match = _BUFFER.fullmatch(name)
     return match is not None and (n_layer is None or int(match[1]) < n_layer)
@@ -106,5 +106,5 @@ def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
 
 
 def _prefix(stored: str, bare: str) -> str:
-    """Return what precedes the bare name in the stored one; "" if that does not end with it."""
+    """Return the part of the stored name before the bare name; "" without such a part."""
     return stored.removesuffix(bare) if stored.endswith(bare) else ""

@@ -1,7 +1,7 @@
 """Reads Hugging Face's index of weights in several files (shards).
 
 ``model.safetensors.index.json`` (or ``pytorch_model.bin.index.json``) maps each tensor to the name
-of the file that holds it. The names are untrusted: none may lead out of the folder.
+of the file that holds it. The names are untrusted: no name may lead out of the folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 
 MAX_INDEX: Final = 8 << 20  # bytes: about 80,000 tensors
-MAX_SHARDS: Final = 1000  # each stays open
+MAX_SHARDS: Final = 1000  # every shard stays open
 
 
 def read_index(folder: Path, name: str) -> dict[Path, list[str]]:
@@ -58,7 +58,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
     """Return a shard's path; raise CheckpointError outside the folder and the hub's cache."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(
-            f"{index}: found the file name {show(name)}, expected one in the same folder"
+            f"{index}: found the file name {show(name)}, expected a name in the same folder"
         )
     path = folder / name
     try:
@@ -79,7 +79,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
 def lies_inside(path: Path) -> bool:
     """Return whether a file, after following links, lies in its folder or in the hub's cache.
 
-    Raises OSError or RuntimeError if its links cannot be followed.
+    Raises OSError or RuntimeError if the links cannot be followed.
     """
     real = path.resolve(strict=True)
     folder = path.parent.resolve(strict=True)

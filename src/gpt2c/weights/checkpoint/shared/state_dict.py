@@ -29,7 +29,7 @@ class _NestedDict:
 
     @property
     def rank(self) -> tuple[int, ...]:
-        """The keys' positions in _KEYS; a dict of smaller rank is likelier to be the model."""
+        """The keys' positions in _KEYS; the smallest rank is likeliest to be the model."""
         return tuple(_KEYS.index(key) if key in _KEYS else len(_KEYS) for key in self.keys)
 
 

@@ -16,8 +16,8 @@ from gpt2c.formats.tensors import TensorSource, check_rows
 class Whole:
     """A TensorSource for data that are compressed or transposed in the file.
 
-    Such data cannot be read by rows, so the first read makes the whole array. It is freed after all
-    rows were read.
+    Such data cannot be read by rows, so the first read makes the whole array. The array is freed
+    after all rows were read.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Renamed:
 def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     """Return sources with wte.weight: if only lm_head.weight is stored, it serves as wte.weight.
 
-    Call it for tied models only: safetensors.torch.save_model stores a tensor that has two names
-    under only one of them, possibly lm_head.weight.
+    Call this function for tied models only: safetensors.torch.save_model stores a tensor that has
+    two names under only one name, possibly lm_head.weight.
     """
     found = dict(sources)
     if "wte.weight" not in found and "lm_head.weight" in found:
