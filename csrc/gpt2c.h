@@ -13,7 +13,7 @@
  * CONTRIBUTING.md). */
 #define GPT2C_ARITHMETIC 1
 
-/* The most rows (sequence, position, token) of one forward call. */
+/* The max number of rows of a forward call. A row is one token at a position of a sequence. */
 #define GPT2C_MAX_ROWS 256
 
 #define GPT2C_MAX_THREADS 256
@@ -55,7 +55,7 @@ typedef struct {
     int32_t n_head;
     int32_t n_inner;
     int32_t activation;             /* a gpt2c_activation */
-    int32_t tied_lm_head;           /* 1: wte is the lm_head; 0: GPT2C_LM_HEAD is */
+    int32_t tied_lm_head;           /* 1: wte; 0: a tensor of its own */
     int32_t scale_attn;             /* scores are divided by sqrt(head_dim) */
     int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
     float layer_norm_epsilon;
@@ -189,8 +189,8 @@ typedef struct {
 gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
                          int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
 
-/* Turns logits [n_rows, n_vocab] into log-probabilities in place, with the bits of gpt2c_score.
- * Defined in sample/scores.c. */
+/* Turns logits [n_rows, n_vocab] into log-probabilities in place; they have the same bits
+ * as gpt2c_score's. Defined in sample/scores.c. */
 void gpt2c_log_probs(const gpt2c_model *model, float *logits, int32_t n_rows);
 
 /* ---- probing: hooks that read and edit activations at named points of a forward call
@@ -236,8 +236,8 @@ typedef struct {
 
 /* Feeds all tokens in one call to an empty sequence, with a scratch of n_tokens rows, and calls the
  * hooks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if a hook stopped
- * the call and, in the child, if a hook forked, because the child lacks the worker threads. After
- * GPT2C_STOPPED the sequence must be freed. */
+ * the call. If a hook forks, the call returns it in the child too, which lacks the worker threads.
+ * After GPT2C_STOPPED the sequence must be freed. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
                                   const gpt2c_hooks *hooks, float *logits);
@@ -352,7 +352,8 @@ gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_d
 /* ---- speculative decoding (draft/) ---- */
 
 /* Makes a draft model with the base's matrices in 4 bits, quantised without a search for scales. It
- * shares the base's vectors and sequences; the base must outlive it. Defined in model/model.c. */
+ * shares the base's vectors and runs on the base's sequences; the base must outlive it. Defined
+ * in model/model.c. */
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft);
 
 /* An index for prompt lookup in one sequence of up to n_positions tokens. */

@@ -22,8 +22,9 @@
 
 #include <stddef.h>
 
-/* How long a wait spins; less while the machine is crowded. With less than 15 microseconds Linux
- * takes our threads for idle ones, and puts two of them on one CPU beside a busy process. */
+/* How long a wait spins; less while other programs keep the CPUs busy. With less than
+ * 15 microseconds Linux takes our threads for idle ones, and puts two of them on one CPU beside a
+ * busy process. */
 #define SPIN_SECONDS 50e-6
 #define CROWDED_SPIN_SECONDS 15e-6
 #define PAUSES_PER_LOOK 32
@@ -117,7 +118,7 @@ static void announce(event *e) {
 }
 
 /* Runs the team's function on this thread. It reads the CPU clock again only if a worker slept:
- * otherwise no worker was late. */
+ * otherwise no worker was late, and the wall time is its CPU time. */
 static thread_times take_part(pool_team *t, int index) {
     double cpu_begin = os_thread_seconds(), late = os_seconds() - t->begin;
     idle_seconds = late < WAKE_SECONDS ? late : WAKE_SECONDS;
@@ -197,8 +198,8 @@ static void give_back(worker **taken, int n, call_report *call) {
     os_lock_release(&pool.lock);
 }
 
-/* The number of threads for a call: no more than CPUs, since a thread that waits for a CPU delays
- * all others. */
+/* The number of threads for a call: no more than there are CPUs, since a thread that waits for
+ * a CPU delays all others. */
 static int usable_threads(int n_threads) {
     int n_cpus = os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;

@@ -2,7 +2,7 @@
 
     python tools/make_random_model.py 1558M FOLDER [--dtype float16]
 
-Its output means nothing; use it to measure memory and speed.
+The model writes gibberish; use it to measure memory and speed.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
 }
 
 /* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), and each row
- * prefetches a share of them. Prefetching all of them at once would fill the core's list of
- * outstanding loads, and the loads of rows would wait: that cost a third of the speed at 32 rows
+ * prefetches a share of them. Prefetching all of them at once would fill the core's
+ * line-fill buffers, and the loads of rows would wait: that cost a third of the speed at 32 rows
  * and nearly half at 8. A prefetch beyond the end of the weights is harmless: it cannot fault. */
 #define PREFETCH_AHEAD 16384
 

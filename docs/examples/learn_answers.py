@@ -22,12 +22,12 @@ from learn import (
 
 
 def difference(w: Weights, i: int, j: int) -> Array:
-    """1. Return row i minus row j of embed(ids, w). The embeddings of the same token cancel."""
+    """1. Return row i minus row j of embed(ids, w). Both tokens are the same, so wte cancels."""
     return w["wpe.weight"][i] - w["wpe.weight"][j]  # [n_embd]
 
 
 def wrong_norm_of_one_token(w: Weights, name: str) -> Array:
-    """2. Return what wrong_norm returns for any text of one token: its bias.
+    """2. Return what wrong_norm returns for any text of one token: the bias.
 
     A single token is its own mean, so subtracting the mean leaves zeros. Every prompt of one token
     then gets the same logits.
@@ -36,7 +36,7 @@ def wrong_norm_of_one_token(w: Weights, name: str) -> Array:
 
 
 def probs_masked_last(q: Array, k: Array) -> Array:
-    """3. Return the same probabilities, with the mask after the softmax.
+    """3. Return the probabilities of attention, with the mask after the softmax.
 
     The probabilities of later tokens are missing from each row, so each row is divided by its sum.
     """

@@ -229,7 +229,7 @@ class GPT2:
 
         if is_lazy(prompts):
             return (new(done) for done in self._completer(checked).complete_lazily(iter(prompts)))
-        single = is_single(prompts)  # before the work, during which the list may change
+        single = is_single(prompts)  # checked first: the caller may change the list meanwhile
         completions = self._completer(checked).complete_list(prompts)
         return new(completions[0]) if single else list(map(new, completions))
 
@@ -281,17 +281,17 @@ class GPT2:
             Strings and token ids that end a text, besides the EOS tokens. The result leaves
             out the string or token that ended it.
         max_time
-            Seconds from the call after which all texts end. Texts that have not begun by then are
-            empty.
+            A time limit in seconds, counted from the call, at which all texts end. Texts that have
+            not begun by then are empty.
         callback
             A function that is called after each token, as callback(index of the prompt, its new ids
             so far). A truthy result ends the text. With num_return_sequences, the index is
             the same for all texts of a prompt.
         overflow
-            What a full context does. "stop", the default, ends the text. "slide" continues with the
-            last half of the context as a new prompt, which takes the time to feed that half again;
-            from then on, options that depend on earlier tokens see only that half. A prompt longer
-            than the context is cut to its last n_positions // 2 tokens.
+            What happens when the context is full. "stop", the default, ends the text. "slide"
+            continues with the last half of the context as a new prompt, which takes the time to
+            feed that half again; from then on, options that depend on earlier tokens see only that
+            half. A prompt longer than the context is cut to its last n_positions // 2 tokens.
         truncate
             "left" drops the beginning of a prompt that leaves too little room for new tokens in the
             context. Without it, a prompt longer than the context is an error.
@@ -324,8 +324,8 @@ class GPT2:
         logits_processor
             A function that returns the logits to use, called before all other options as
             logits_processor(ids of the prompt and the new tokens, float32 [n_vocab]). With
-            num_beams it gets log-probabilities. Without num_beams, prompts no longer run together,
-            which is slower.
+            num_beams it gets log-probabilities. Without num_beams it turns batching off, which is
+            slower.
         seed
             An int from 0 to 2**64 - 1, or a list with one for each prompt. The prompt, the options
             and the seed determine the text, whichever other prompts run with it. By default each
@@ -358,14 +358,15 @@ class GPT2:
             ids at its position with their log-probabilities.
         echo
             Return the same for the prompt's tokens, except those that truncate or overflow cut off.
-            In a prompt, unlike in a text passed to :meth:`score`, the name of a special token
+            Their ids may differ from those of :meth:`score`, because a special token in a prompt
             becomes its id.
 
         Speed:
 
         draft, num_assistant_tokens
-            Speculative decoding (docs/drafts.md): "auto" (the default), "packing", "lookup" or a
-            smaller GPT2 drafts tokens, and the model verifies several in one pass. The text and the
+            Speculative decoding (docs/drafts.md): "auto" (the default), "packing" (a 4-bit copy of
+            the model), "lookup" (prompt lookup) or a smaller GPT2 drafts tokens, and the model
+            verifies several in one pass. The text and the
             bits of its log-probabilities stay the same. None turns drafting off.
             num_assistant_tokens, from 1 to 24, fixes the number of tokens to draft at a time.
         batch_size
@@ -581,14 +582,15 @@ class GPT2:
         """Run ids or a text through the model; capture the activations, and edit them on the way.
 
         >>> seen = model.forward("Once upon a time", capture=["resid_post", "h.0.probs", "logits"])
-        >>> seen["resid_post"].shape, seen["h.0.probs"].shape  # n_layer first; heads first
+        >>> seen["resid_post"].shape, seen["h.0.probs"].shape  # n_layer, n, n_embd; n_head, n, n
         >>> ablated = model.forward(ids, edit={"h.3.attn_out": lambda x: 0 * x})["logits"]
 
         capture
-            The names of the points to return. The model's points are embed, ln_f and logits; each
-            block's are resid_pre, ln_1, q, k, v, scores, probs, attn_out, resid_mid, ln_2,
-            mlp_pre, mlp_act, mlp_out and resid_post. "h.3.probs" is the point in block 3; "probs"
-            is the point in all blocks, in one array. Points that are not named take no memory.
+            The names of the hook points (activations) to return. The model's points are embed, ln_f
+            and logits; each block's are resid_pre, ln_1, q, k, v, scores, probs, attn_out,
+            resid_mid, ln_2, mlp_pre, mlp_act, mlp_out and resid_post. "h.3.probs" is the point in
+            block 3; "probs" is the point in all blocks, in one array. Points that are not named
+            take no memory.
         edit
             A dict from the same names to edits. An edit is an array of new values, or a function
             that gets a point's values and returns new ones. The new values must broadcast to the
@@ -600,16 +602,16 @@ class GPT2:
             The tokens whose values are captured, ascending; negative numbers count from the end.
             The default is all. Logits are computed only for these tokens.
 
-        Returns a dict with the names of capture. The arrays are float32 [n, n_embd], n being the
-        number of captured tokens, with these exceptions: mlp_pre and mlp_act are [n, n_inner]; q, k
-        and v [n_head, n, head_dim]; scores (-inf where a token does not attend) and probs
+        Returns a dict keyed by the names in capture. The arrays are float32 [n, n_embd], n being
+        the number of captured tokens, with these exceptions: mlp_pre and mlp_act are [n, n_inner];
+        q, k and v [n_head, n, head_dim]; scores (-inf where a token does not attend) and probs
         [n_head, n, n_tokens]; logits [n, n_vocab]. An array of all blocks has n_layer as its first
         dimension. Logits have the bits of :meth:`logits`; values that no edit affects keep
         their bits.
 
         Raises OptionError or OptionTypeError naming what is wrong with an option; ContextError;
         CacheMemoryError; and whatever a function of edit raises. If such a function forks, the call
-        raises ForkError in the child, unless it ran on one thread.
+        raises ForkError in the child, unless the call uses one thread.
         """
         checked = self._encoder.encode(ids, "forward")
         return forward(self._engine, self.config, checked, capture, edit, positions)

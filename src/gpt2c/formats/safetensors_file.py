@@ -56,7 +56,7 @@ class SafetensorsFile(RawFile):
             self.tensors, self.metadata = self._read_header()
 
     def named_source(self, stored: str, name: str) -> RawTensor:
-        """Return the tensor called `stored` in the file as a source called `name`."""
+        """Return the file's tensor `stored`, under the name `name`."""
         info = self.tensors[stored]
         return RawTensor(self, name, info.shape, info.dtype, info.begin)
 

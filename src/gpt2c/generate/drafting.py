@@ -21,7 +21,7 @@ _MIN_BYTES: Final = 32 << 20
 
 
 def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> Drafts | None:
-    """Return the drafts for the options `draft` and `num_assistant_tokens`, or None.
+    """Return how tokens are drafted, by the options `draft` and `num_assistant_tokens`, or None.
 
     `draft` is a name, None, or the EngineModel of a draft model. Raises OptionError or
     OptionTypeError for invalid values, and for drafts without the compiled engine.

@@ -18,7 +18,7 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, encode_part
 
 _MAX_BIAS: Final = 1e4  # a larger bias would round away the digits of float32 logits
-_MIN_TEMPERATURE: Final = 2e-38  # a normal float32
+_MIN_TEMPERATURE: Final = 2e-38  # just above the subnormal float32s
 _DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 
 
@@ -61,8 +61,8 @@ class Vocabulary:
     n: int  # the number of ids
     stop_ids: frozenset[int]
     tokenizer: Callable[[], Tokenizer | MissingTokenizer]
-    n_padding: int = 0  # the last ids, without tokens, which round the size up for speed
-    named: frozenset[int] = frozenset()  # ids that the model's files name, which are not padding
+    n_padding: int = 0  # the last ids, which have no token
+    named: frozenset[int] = frozenset()  # ids in the model's files: never padding
 
     def id(self, name: str, value: object) -> int:
         """Return the checked id. A text must be a single token, and not only digits.
@@ -324,8 +324,8 @@ _NUMBERS: Final = {
 }
 
 # Maps each option to the stage that it turns on. Add every option whose name differs from its
-# stage's name. The option of a filter that is missing here does not turn sampling on, and no error
-# says so.
+# stage's name. A filter's option that is missing here silently fails to turn
+# sampling on.
 _STAGE_OF: Final = {
     **{name: name for name in SAMPLER_ORDER},
     "xtc_probability": "xtc",

@@ -51,7 +51,7 @@ def _random_words(seed: int, counter: NDArray[np.uint32]) -> NDArray[np.uint32]:
 def gumbel_noise(seed: int, sample: int, position: int, ids: NDArray[Any]) -> NDArray[np.float64]:
     """Return -log(-log u) for each of ids [n]; u = (word + 1/2) / 2^32 lies between 0 and 1.
 
-    The word of an id is number id mod 4 of the counter (id / 4, position, sample, 0).
+    An id's word is output word id % 4 of Philox for the counter (id // 4, position, sample, 0).
     """
     counter = np.zeros((len(ids), 4), dtype=np.uint32)
     counter[:, 0] = ids // 4
@@ -63,7 +63,10 @@ def gumbel_noise(seed: int, sample: int, position: int, ids: NDArray[Any]) -> ND
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
-    """Return a uniform draw in [0, 1): the top 24 bits of word 0 of (0, position, sample, 1)."""
+    """Return a uniform draw in [0, 1): from the top 24 bits of a word.
+
+    The word is output word 0 of Philox for the counter (0, position, sample, 1).
+    """
     word = _random_words(seed, np.array([[0, position, sample, 1]], dtype=np.uint32))[0, 0]
     return float(int(word) >> 8) / 2.0**24
 
@@ -83,7 +86,8 @@ class Sampler:
     n_prompt
         The number of prompt tokens at the start of each history.
     mu
-        Mirostat's limit of surprisal, in bits; None, which means twice tau, before the first draw.
+        Mirostat's limit of surprisal, in bits. It is None before the first draw, when 2 * tau
+        is used.
     """
 
     plan: Plan
