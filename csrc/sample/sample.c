@@ -25,7 +25,8 @@ const char *gpt2c_stage_name(gpt2c_stage_kind kind) { return stage_table[kind].n
 static void fill_for_job(candidates *c, const gpt2c_job *job, const float *logits) {
     candidates_fill(c, logits);
     memcpy(c->history, job->prompt, (size_t)job->n_prompt * sizeof(int32_t));
-    memcpy(c->history + job->n_prompt, job->tokens, (size_t)job->n_tokens * sizeof(int32_t));
+    if (job->n_tokens) /* without new tokens there may be no array of them */
+        memcpy(c->history + job->n_prompt, job->tokens, (size_t)job->n_tokens * sizeof(int32_t));
     c->n_prompt = job->n_prompt;
     c->n_history = job->n_prompt + job->n_tokens;
     c->noise = (noise_key){job->sampling.seed, job->sampling.sample, (uint32_t)c->n_history};

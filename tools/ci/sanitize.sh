@@ -57,7 +57,7 @@ $fixed_layout true 2>/dev/null || fixed_layout=
 [ $# -gt 0 ] || set -- $(for test in $tests; do echo "tests/$test.py"; done)
 # Reports go to files, because pytest captures the output of a dying process.
 if ! $fixed_layout env LD_PRELOAD="$preload" PYTHONMALLOC=malloc \
-    "$work/venv/bin/python" -m pytest -q -p no:cacheprovider "$@" || ls report.* >/dev/null 2>&1; then
+    "$work/venv/bin/python" -m pytest -q --capture=sys -p no:cacheprovider "$@" || ls report.* >/dev/null 2>&1; then
     cat report.* 2>/dev/null || true
     echo "sanitizers, $kind: failed" >&2
     exit 1
