@@ -65,6 +65,22 @@ static int config_is_valid(const gpt2c_config *c) {
            c->n_scales >= 1;
 }
 
+/* Allocates the arena that a walk has measured, and lays the tensors out in it. Without memory it
+ * frees the model and returns 0. */
+static int allocate_arena(gpt2c_model *m, const arena_walk *measured) {
+    if (m->layers && !measured->overflow) {
+        m->arena_bytes = measured->used * sizeof(float);
+        m->arena = os_arena_alloc(m->arena_bytes);
+    }
+    if (!m->arena) {
+        gpt2c_model_free(m);
+        return 0;
+    }
+    arena_walk walk = {.base = m->arena};
+    lay_out(m, &walk);
+    return 1;
+}
+
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model) {
     if (!config_is_valid(config) || n_threads < 1 || n_threads > GPT2C_MAX_THREADS)
@@ -84,16 +100,8 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     arena_walk walk = {0};
     if (m->layers)
         lay_out(m, &walk);
-    if (m->layers && !walk.overflow) {
-        m->arena_bytes = walk.used * sizeof(float);
-        m->arena = os_arena_alloc(m->arena_bytes);
-    }
-    if (!m->arena) {
-        gpt2c_model_free(m);
+    if (!allocate_arena(m, &walk))
         return GPT2C_NO_MEMORY;
-    }
-    walk = (arena_walk){.base = m->arena};
-    lay_out(m, &walk);
     *model = m;
     return GPT2C_OK;
 }
@@ -145,15 +153,9 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
             walk = (arena_walk){0};
             lay_out(m, &walk);
         }
-        m->arena_bytes = walk.used * sizeof(float);
-        m->arena = os_arena_alloc(m->arena_bytes);
     }
-    if (!m->arena) {
-        gpt2c_model_free(m);
+    if (!allocate_arena(m, &walk))
         return GPT2C_NO_MEMORY;
-    }
-    walk = (arena_walk){.base = m->arena};
-    lay_out(m, &walk);
     repacking r = {base, m};
     fp_state caller = fp_enter();
     pool_run(repack_share, &r, m->n_threads);
