@@ -14,7 +14,6 @@ from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())  # without this, Python prints the warnings
 
 # The maximum of each size. It is far above any GPT-2, and products of three sizes stay below 2**63.
 MAX_SIZE: Final = 2**20

@@ -15,7 +15,6 @@ from gpt2c.checks.untrusted import parse_json_leniently, read_json_object, read_
 from gpt2c.errors import CheckpointNotFoundError, TokenizerError
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 END_OF_TEXT: Final = "<|endoftext|>"
 

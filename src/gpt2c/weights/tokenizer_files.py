@@ -31,7 +31,6 @@ from gpt2c.weights.checkpoint import BytePairs, Checkpoint
 from gpt2c.weights.checkpoint.save import MAX_COPIED_BYTES, copy_companion_file
 
 _log = logging.getLogger(__name__)
-_log.addHandler(logging.NullHandler())
 
 JSON: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.json"
