@@ -2,10 +2,12 @@
  *
  * Nothing here aborts, exits, prints or asserts on input: a function that can fail returns a
  * gpt2c_status. A model is immutable once loaded and may be shared by any number of threads;
- * a sequence, a scratch and a job belong to one call at a time. */
+ * a sequence, a scratch and a job belong to one call at a time. A batch runs the jobs of all
+ * calls. */
 #ifndef GPT2C_H
 #define GPT2C_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -309,14 +311,28 @@ typedef enum {
     GPT2C_FINISHED_CONTEXT,
     GPT2C_FINISHED_NOT_A_NUMBER, /* a logit for position gpt2c_sequence_length(sequence) is NaN */
     GPT2C_FINISHED_NOTHING_LEFT,
+    GPT2C_FINISHED_FED, /* a job that only feeds has fed its prompt */
 } gpt2c_finish;
 
-/* One sequence being generated. The caller owns every pointer. */
+typedef struct gpt2c_caller gpt2c_caller;
+
+/* What the running batch knows of a job. Only batch.c reads and writes it, under the batch's lock. */
+typedef struct {
+    gpt2c_caller *caller; /* while the job is ready; then NULL */
+    int is_ready;         /* the next steps may run the job */
+    int is_in_step;       /* the step that runs now uses the job */
+    int is_cancelled;
+    unsigned expected; /* the batch's gathering that waits for the job to be resumed; 0: none */
+    uint64_t arrival;  /* the number of the job's first resume, from 1; 0: not yet */
+} gpt2c_membership;
+
+/* One sequence being generated, or fed. The caller owns every pointer. A job's tokens are those of
+ * the prompt and then the new ones; the first gpt2c_sequence_length(sequence) of them were fed. */
 typedef struct {
     gpt2c_sequence *sequence;
     const int32_t *prompt; /* [n_prompt] */
     int32_t n_prompt;
-    int32_t n_fed; /* how many of the prompt's tokens were fed */
+    int32_t n_before; /* tokens in the sequence before the prompt; 0 unless the job only feeds */
     gpt2c_sampling sampling;
     float mirostat_mu;       /* begins at twice tau */
     const int32_t *stop_ids; /* [n_stop_ids] */
@@ -327,7 +343,14 @@ typedef struct {
     gpt2c_scores scores; /* of the generated tokens, from the raw logits */
     gpt2c_finish finish;
     int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the stop id that was chosen */
-    gpt2c_lookup *lookup;           /* NULL: no speculative decoding */
+    float *logits_out;              /* a job that only feeds its prompt: where to write logits */
+    gpt2c_wanted wanted;            /* of such a job: which logits to write */
+    int is_feed;                    /* 1: the job only feeds its prompt */
+    int32_t rest_at;                /* the job rests once it has this many new tokens */
+    gpt2c_status status;            /* why the last step failed for this job */
+    gpt2c_membership member;
+    gpt2c_drafter *drafter;         /* NULL: no speculative decoding */
+    gpt2c_lookup *lookup;           /* needed with a drafter */
     gpt2c_sequence *draft_sequence; /* of a separate draft model; NULL without one */
     /* Counts of forward calls that chose tokens, of drafted tokens, and of accepted drafts. */
     int32_t n_passes, n_drafted, n_accepted;
@@ -341,13 +364,60 @@ gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *raw_logits);
 
-/* Runs all jobs together until one of them finishes, max_steps forward calls have generated
- * tokens, or `seconds` have passed; at least one call is made. *n_steps is the number of calls
- * that generated tokens. With a drafter (which may be NULL) a call may generate several tokens
- * per job. */
-gpt2c_status gpt2c_run(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_drafter *drafter,
-                       gpt2c_job *const *jobs, int32_t n_jobs, int32_t max_steps, double seconds,
-                       int32_t *n_steps);
+/* ---- the running batch (batch.c) ---- */
+
+/* The jobs of all calls of a model. batch.c describes who runs them. */
+typedef struct gpt2c_batch gpt2c_batch;
+
+/* A thread, or an event loop, that waits for its jobs. */
+struct gpt2c_caller {
+    atomic_uint n_wakes; /* the word that a waiting caller sleeps on */
+    int rests_together;  /* 1: as soon as one of its jobs rests, all of them do */
+    int is_waiting;
+    int leads;     /* the caller was chosen to run the next step */
+    int n_news;    /* jobs that came to rest since the last wait */
+    int n_ready;   /* jobs that are ready */
+    int n_chosen;  /* of them, those chosen for the next step */
+};
+
+gpt2c_status gpt2c_batch_create(const gpt2c_model *model, gpt2c_batch **batch);
+void gpt2c_batch_free(gpt2c_batch *batch);
+
+/* Lets jobs run in the batch's next steps, until each of them finishes, has rest_at new tokens or
+ * is cancelled; the job then rests, and the batch does not touch it. A job that has a drafter may
+ * get several tokens in a step. The jobs must rest and have a token to feed; the caller must not
+ * touch them while they are ready. */
+gpt2c_status gpt2c_batch_resume(gpt2c_batch *batch, gpt2c_caller *caller, gpt2c_job *const *jobs,
+                                int32_t n_jobs);
+/* Waits until a job of the caller has come to rest, for at most `seconds`; the calling thread may
+ * run steps of the batch meanwhile. Returns the number of jobs that came to rest. */
+int gpt2c_batch_wait(gpt2c_batch *batch, gpt2c_caller *caller, double seconds);
+/* Takes jobs out of the batch, whether they rest or not. Waits for a step that uses one. */
+void gpt2c_batch_leave(gpt2c_batch *batch, gpt2c_job *const *jobs, int32_t n_jobs);
+/* Makes a job rest before the next step. Any thread may call this. */
+void gpt2c_batch_cancel(gpt2c_batch *batch, gpt2c_job *job);
+/* Makes a wait of the caller in another thread return. */
+void gpt2c_batch_wake(gpt2c_batch *batch, gpt2c_caller *caller);
+/* In a forked child: forgets the parent's jobs and callers. A job that was in a step (is_in_step) at
+ * the fork is lost. On an error nothing has changed. */
+gpt2c_status gpt2c_batch_forget(gpt2c_batch *batch);
+
+/* A call that needs the model's threads for a pass of its own waits for its turn. Turns alternate
+ * with steps. */
+typedef struct gpt2c_turn {
+    atomic_uint n_wakes;
+    int is_granted, is_queued;
+    struct gpt2c_turn *next;
+} gpt2c_turn;
+
+/* Returns whether it is the call's turn now; if not after `seconds`, the call keeps its place. */
+int gpt2c_turn_wait(gpt2c_batch *batch, gpt2c_turn *turn, double seconds);
+/* Ends the turn, or gives up the place. */
+void gpt2c_turn_end(gpt2c_batch *batch, gpt2c_turn *turn);
+/* How many rows a turn's pass may feed, so that decoding jobs do not wait for long. */
+int32_t gpt2c_turn_rows(gpt2c_batch *batch);
+/* The buffers for the pass of a turn. */
+gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *batch);
 
 /* ---- speculative decoding (draft/) ---- */
 

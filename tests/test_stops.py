@@ -493,15 +493,22 @@ def test_cancelling_the_task_stops_the_work(model):
 
 
 def test_a_cancelled_job_returns_soon(isa):
-    """A run polls for cancellation 50 times a second; 1,000 tokens of this model take longer."""
     from gpt2c.engine.protocol import Plan
 
     config = config_of(n_positions=1024, n_embd=192, n_layer=4)
     model = model_on(isa, config, random_weights(config))
     ids, no_stops = np.array([1], dtype=np.int32), np.empty(0, dtype=np.int32)
     job = model._engine.job(ids, 1000, Plan(), 0, 0, no_stops)
-    job.cancel()
+
+    def cancel():
+        while job.n_tokens == 0:
+            time.sleep(1e-4)
+        job.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
     model._engine.run([job], 1000)
+    canceller.join()
     assert job.finish_reason is None
     assert 0 < job.n_tokens < 1000
 

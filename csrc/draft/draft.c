@@ -59,15 +59,15 @@ gpt2c_status gpt2c_drafter_set(gpt2c_drafter *d, const gpt2c_model *model, int32
     return GPT2C_OK;
 }
 
-gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
-                          draft *job_drafts) {
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
+                          int32_t n_decoding, int32_t max, draft *job_drafts) {
     int by_model = 0;
     for (int32_t j = 0; j < n_jobs; j++) {
         int32_t room = max_drafts_for(d, jobs[j]);
-        job_drafts[j] = draft_decide(d, jobs[j], n_jobs, min_int32(room, max));
+        job_drafts[j] = draft_decide(d, jobs[j], n_decoding, min_int32(room, max));
         if (job_drafts[j].source == DRAFT_BY_LOOKUP)
             copy_continuation(jobs[j], &job_drafts[j]);
         by_model |= job_drafts[j].source == DRAFT_BY_MODEL;
     }
-    return by_model ? draft_by_model(d, jobs, n_jobs, job_drafts) : GPT2C_OK;
+    return by_model ? draft_by_model(d, jobs, n_jobs, n_decoding, job_drafts) : GPT2C_OK;
 }

@@ -28,10 +28,10 @@ typedef struct {
     double min_probability;      /* drafting ends at a less likely draft; 0: no limit */
 } draft;
 
-/* Drafts up to `max` tokens for each of up to MAX_DRAFTING_JOBS jobs. All jobs must have a token to
- * feed and a `lookup`. */
-gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs, int32_t max,
-                          draft *job_drafts);
+/* Drafts up to `max` tokens for each of n_jobs jobs, which are among the n_decoding jobs (at most
+ * MAX_DRAFTING_JOBS) that the pass decodes. Each job must have a new token and a `lookup`. */
+gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
+                          int32_t n_decoding, int32_t max, draft *job_drafts);
 
 /* Removes rejected drafts from a job's draft sequence. */
 void draft_roll_back(const gpt2c_job *job);

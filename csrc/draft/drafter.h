@@ -20,7 +20,7 @@ typedef struct {
 #define N_MARGINS (N_MARGIN_ENDS + 2)
 #define UNKNOWN_MARGIN (N_MARGINS - 1)
 
-/* Measured seconds, for one number of jobs: `plain` is a pass without drafts, `row` is each
+/* Measured seconds, for one number of decoding jobs: `plain` is a pass without drafts, `row` is each
  * additional row, and `step` is a step in which the draft model drafts one token for every job. 0
  * means not measured yet. */
 typedef struct {
@@ -74,7 +74,7 @@ int margin_range(float margin);
 /* The most drafts that leave room for the token after them, in the job and in both models'
  * contexts. */
 int32_t max_drafts_for(const gpt2c_drafter *d, const gpt2c_job *job);
-/* Decides the source of a job's drafts and their number, up to max. */
+/* Decides the source of a job's drafts and their number, up to max. n_jobs jobs decode. */
 draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t max);
 
 /* ---- propose.c ---- */
@@ -83,6 +83,6 @@ draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32
 void copy_continuation(gpt2c_job *job, const draft *drafted);
 /* Makes the drafts of all jobs whose source is DRAFT_BY_MODEL. */
 gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                            draft *job_drafts);
+                            int32_t n_decoding, draft *job_drafts);
 
 #endif

@@ -83,7 +83,7 @@ static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t
 }
 
 gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
-                            draft *job_drafts) {
+                            int32_t n_decoding, draft *job_drafts) {
     int32_t length[MAX_DRAFTING_JOBS], n_fed = 0;
     gpt2c_status status = GPT2C_OK;
     for (int32_t j = 0; !status && j < n_jobs; j++)
@@ -94,14 +94,15 @@ gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_
         }
     for (int32_t j = 0; j < n_jobs; j++)
         length[j] = gpt2c_sequence_length(draft_sequence_of(jobs[j]));
-    pass_costs *costs = &d->costs[n_jobs];
+    pass_costs *costs = &d->costs[n_decoding];
     for (int32_t i = 0; !status && i < MAX_DRAFTS; i++) {
         double begin = os_seconds();
         status = draft_step(d, jobs, n_jobs, job_drafts, i, &n_fed);
         if (n_fed == 0)
             break;
         if (n_fed == n_jobs)
-            costs->step = cost_smoothed(costs->step, os_seconds() - begin);
+            costs->step =
+                cost_smoothed(costs->step, (os_seconds() - begin) * n_decoding / n_jobs);
     }
     /* Verification overwrites the keys and values that a 4-bit copy wrote. */
     for (int32_t j = 0; j < n_jobs; j++)

@@ -109,10 +109,28 @@ void os_lock_release(os_lock *lock) { pthread_mutex_unlock(lock); }
 
 int os_lock_try(os_lock *lock) { return pthread_mutex_trylock(lock) == 0; }
 
+/* Longer than any wait; a larger number could overflow time_t. */
+#define MAX_SLEEP_SECONDS 1e6
+
+/* Returns the time `seconds` after `begin`. */
+static struct timespec time_after(struct timespec begin, double seconds) {
+    seconds = seconds > 0 ? seconds : 0;
+    seconds = seconds < MAX_SLEEP_SECONDS ? seconds : MAX_SLEEP_SECONDS;
+    time_t whole = (time_t)seconds;
+    long nanoseconds = begin.tv_nsec + (long)((seconds - (double)whole) * 1e9);
+    return (struct timespec){.tv_sec = begin.tv_sec + whole + nanoseconds / 1000000000,
+                             .tv_nsec = nanoseconds % 1000000000};
+}
+
 /* Tests define OS_NO_FUTEX to run the code of other systems on Linux. */
 #if defined(__linux__) && !defined(OS_NO_FUTEX)
 void os_sleep_while(atomic_uint *word, unsigned old) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+}
+
+void os_sleep_while_for(atomic_uint *word, unsigned old, double seconds) {
+    struct timespec time = time_after((struct timespec){0, 0}, seconds);
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old, &time, NULL, 0);
 }
 
 void os_wake_all(atomic_uint *word) {
@@ -140,6 +158,16 @@ void os_sleep_while(atomic_uint *word, unsigned old) {
     pthread_mutex_lock(&sleep_lock);
     if (atomic_load_explicit(word, memory_order_acquire) == old)
         pthread_cond_wait(&sleep_condition, &sleep_lock);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+void os_sleep_while_for(atomic_uint *word, unsigned old, double seconds) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now); /* the clock of pthread_cond_timedwait */
+    struct timespec end = time_after(now, seconds);
+    pthread_mutex_lock(&sleep_lock);
+    if (atomic_load_explicit(word, memory_order_acquire) == old)
+        pthread_cond_timedwait(&sleep_condition, &sleep_lock, &end);
     pthread_mutex_unlock(&sleep_lock);
 }
 

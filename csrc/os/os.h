@@ -30,6 +30,8 @@ int os_lock_try(os_lock *lock);
 
 /* Sleeps until woken, if *word still equals old. It may return early. */
 void os_sleep_while(atomic_uint *word, unsigned old);
+/* The same, for at most `seconds`. */
+void os_sleep_while_for(atomic_uint *word, unsigned old, double seconds);
 /* Wakes all threads that sleep on the word. The caller changes the word's value first. */
 void os_wake_all(atomic_uint *word);
 

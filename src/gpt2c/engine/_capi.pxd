@@ -165,12 +165,18 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_FINISHED_CONTEXT
         GPT2C_FINISHED_NOT_A_NUMBER
         GPT2C_FINISHED_NOTHING_LEFT
+        GPT2C_FINISHED_FED
+
+    ctypedef struct gpt2c_caller:
+        int rests_together
+
+    ctypedef struct gpt2c_membership:
+        int is_ready, is_in_step, is_cancelled
 
     ctypedef struct gpt2c_job:
         gpt2c_sequence *sequence
         const int32_t *prompt
-        int32_t n_prompt
-        int32_t n_fed
+        int32_t n_prompt, n_before
         gpt2c_sampling sampling
         float mirostat_mu
         const int32_t *stop_ids
@@ -181,6 +187,13 @@ cdef extern from "gpt2c.h" nogil:
         gpt2c_scores scores
         gpt2c_finish finish
         int32_t end_id
+        float *logits_out
+        gpt2c_wanted wanted
+        int is_feed
+        int32_t rest_at
+        gpt2c_status status
+        gpt2c_membership member
+        gpt2c_drafter *drafter
         gpt2c_lookup *lookup
         gpt2c_sequence *draft_sequence
         int32_t n_passes, n_drafted, n_accepted
@@ -192,10 +205,22 @@ cdef extern from "gpt2c.h" nogil:
         const gpt2c_model *, gpt2c_scratch *, gpt2c_job *, const float *, const float *
     )
 
-    gpt2c_status gpt2c_run(
-        const gpt2c_model *, gpt2c_scratch *, gpt2c_drafter *, gpt2c_job **, int32_t, int32_t,
-        double, int32_t *
-    )
+    ctypedef struct gpt2c_batch
+    gpt2c_status gpt2c_batch_create(const gpt2c_model *, gpt2c_batch **)
+    void gpt2c_batch_free(gpt2c_batch *)
+    gpt2c_status gpt2c_batch_resume(gpt2c_batch *, gpt2c_caller *, gpt2c_job **, int32_t)
+    int gpt2c_batch_wait(gpt2c_batch *, gpt2c_caller *, double)
+    void gpt2c_batch_leave(gpt2c_batch *, gpt2c_job **, int32_t)
+    void gpt2c_batch_cancel(gpt2c_batch *, gpt2c_job *)
+    void gpt2c_batch_wake(gpt2c_batch *, gpt2c_caller *)
+    gpt2c_status gpt2c_batch_forget(gpt2c_batch *)
+
+    ctypedef struct gpt2c_turn:
+        pass
+    int gpt2c_turn_wait(gpt2c_batch *, gpt2c_turn *, double)
+    void gpt2c_turn_end(gpt2c_batch *, gpt2c_turn *)
+    int32_t gpt2c_turn_rows(gpt2c_batch *)
+    gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *)
 
     gpt2c_status gpt2c_draft_model_create(const gpt2c_model *, gpt2c_model **)
     gpt2c_status gpt2c_lookup_create(int32_t, gpt2c_lookup **)

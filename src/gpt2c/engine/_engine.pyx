@@ -14,7 +14,7 @@ from gpt2c.engine._capi cimport *
 
 import os
 import weakref
-from threading import get_ident
+from threading import get_ident, main_thread
 
 import numpy as np
 
@@ -34,9 +34,6 @@ cdef extern from "Python.h":
 
 
 include "_traceback.pxi"
-
-# Seconds after which gpt2c_run returns, so that Python can handle Ctrl-C.
-cdef double SIGNAL_INTERVAL = 0.02
 
 cdef dict ACTIVATIONS = {
     "gelu_tanh": GPT2C_GELU_TANH,
@@ -69,6 +66,11 @@ cdef int N_SCALES = 16
 # The weights are packed for drafts once a job has this many new tokens. For GPT-2 124M packing
 # takes as long as about six tokens.
 cdef int DRAFT_AFTER = 8
+
+# A model keeps the drafters of the last kinds of drafts that its calls asked for.
+cdef int MAX_DRAFTERS = 8
+
+cdef int32_t INT32_MAX = 2147483647
 
 # The sampler's stages by the names of their options.
 cdef dict STAGES = {
@@ -124,38 +126,13 @@ include "_holding.pxi"
 
 
 cdef class Scratch:
-    """The buffers of one running call. Later calls reuse them and the drafter's measurements."""
+    """The buffers of one call outside the running batch. Later calls reuse them."""
 
     cdef gpt2c_scratch *pointer
-    cdef gpt2c_drafter *drafter
     cdef list sequences  # those that the call has claimed
-    # The draft model whose buffers the drafter holds, or None. Weak reference, so dropping the
-    # draft model frees its memory.
-    cdef object draft_model
 
     def __dealloc__(self):
-        gpt2c_drafter_free(self.drafter)
         gpt2c_scratch_free(self.pointer)
-
-    cdef gpt2c_drafter *set_drafts(self, Model model, drafts) except NULL:
-        """Return the drafter, set up for a call's Drafts."""
-        cdef Model other = drafts.model
-        cdef const gpt2c_model *draft = model.draft if drafts.packing else NULL
-        if self.drafter == NULL:
-            raise_status(gpt2c_drafter_create(&self.drafter), "drafts")
-        had_model = self.draft_model is not None
-        if had_model != (other is not None) or (had_model and self.draft_model() is not other):
-            # Another model: reset the drafter. C knows a model by its address, and a new model may
-            # have the address of a freed one.
-            raise_status(gpt2c_drafter_set(self.drafter, NULL, 0, 0), "drafts")
-            self.draft_model = None if other is None else weakref.ref(other)
-        if other is not None:
-            draft = other.pointer
-        sources = GPT2C_DRAFT_LOOKUP if drafts.lookup else 0
-        raise_status(
-            gpt2c_drafter_set(self.drafter, draft, sources, drafts.n_tokens), "the draft's buffers"
-        )
-        return self.drafter
 
 
 cdef class Model:
@@ -168,6 +145,10 @@ cdef class Model:
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
     cdef bint closed
+    cdef gpt2c_batch *batch  # the running batch, or NULL: made lazily
+    cdef Py_ssize_t n_batch_forks  # len(forking_threads) when the batch was last used
+    cdef list drafters  # of Drafter
+    cdef Py_ssize_t packing_fork  # len(forking_threads) while a thread packs `draft`; else -1
     cdef list free_scratches
     cdef dict holders  # thread -> the number of its running calls and `held` blocks
     cdef Py_ssize_t n_forks  # len(forking_threads) when holders was last updated
@@ -197,11 +178,13 @@ cdef class Model:
         self.n_vocab = c.n_vocab
         self.n_positions = c.n_positions
         self.n_layer = c.n_layer
-        self.free_scratches = []
+        self.free_scratches, self.drafters = [], []
+        self.packing_fork = -1
         self.holders = {}
         self.n_forks = len(forking_threads)
 
     def __dealloc__(self):
+        gpt2c_batch_free(self.batch)
         gpt2c_model_free(self.draft)
         gpt2c_model_free(self.pointer)
 
@@ -340,6 +323,7 @@ cdef class Model:
         cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
         cdef gpt2c_status status = GPT2C_OK
         cdef Sequence sequence
+        cdef gpt2c_batch *batch
         cdef Py_ssize_t n = len(sequences), done = 0
         cdef int32_t i, n_rows
         if not n == len(ids) > 0 or not all(map(len, ids)):
@@ -359,24 +343,31 @@ cdef class Model:
         cdef const int32_t[::1] last = np.array(
             [part[len(part) - 1] for part in ids], dtype=np.int32
         )
-        cdef Scratch scratch = self.begin(sequences)
+        cdef Turn turn = Turn(self)
+        cdef Claims claims = Claims(self, sequences)
         try:
             while done < n:
-                n_rows = <int32_t>min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
-                for i in range(n_rows):
-                    sequence = sequences[done + i]
-                    feeds[i] = gpt2c_feed(sequence.pointer, &last[done + i], 1, GPT2C_LOGITS_LAST)
-                with nogil:
-                    status = gpt2c_forward(
-                        self.pointer, scratch.pointer, feeds, n_rows, &view[done, 0]
-                    )
-                    if status == GPT2C_OK:
-                        gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
+                batch = turn.begin()
+                try:
+                    n_rows = min(<int32_t>(n - done), gpt2c_turn_rows(batch))
+                    for i in range(n_rows):
+                        sequence = sequences[done + i]
+                        feeds[i] = gpt2c_feed(
+                            sequence.pointer, &last[done + i], 1, GPT2C_LOGITS_LAST
+                        )
+                    with nogil:
+                        status = gpt2c_forward(
+                            self.pointer, gpt2c_turn_scratch(batch), feeds, n_rows, &view[done, 0]
+                        )
+                        if status == GPT2C_OK:
+                            gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
+                finally:
+                    turn.end()
                 raise_status(status, "feeding tokens")
                 done += n_rows
                 PyErr_CheckSignals()
         finally:
-            self.end(scratch)
+            claims.end()
         return rows
 
     def apply_stages(
@@ -422,55 +413,62 @@ cdef class Model:
 
     def run(self, list jobs not None, int max_steps):
         """See EngineModel.run."""
-        cdef int n_jobs = len(jobs)
-        cdef Job job
-        cdef Scratch scratch
-        cdef int32_t n_steps = 0
-        cdef gpt2c_status status = GPT2C_OK
-        cdef bint running = True
-        cdef gpt2c_drafter *drafter = NULL
-        cdef Model other = None
-        cdef list sequences = []
-        if None in jobs:
-            raise OptionError("run takes jobs; found None")
-        drafts = drafts_of(jobs)
-        for job in jobs:
-            sequences.append(job.sequence)
-        cdef gpt2c_job **pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
-        if pointers == NULL:
-            raise CacheMemoryError("not enough memory to run the jobs")
-        for i in range(n_jobs):
-            job = jobs[i]
-            pointers[i] = &job.job
-        thread = get_ident()
-        try:
-            if drafts is not None and drafts.model is not None:
-                other = held_draft_model(drafts.model, thread)
-            scratch = self.begin(sequences)
-            try:
-                while running:
-                    if drafts is not None:
-                        if self.needs_draft(drafts) and is_under_way(jobs, drafts):
-                            self.make_draft(is_needed=not drafts.lookup)
-                        drafter = scratch.set_drafts(self, drafts)
-                    with nogil:
-                        status = gpt2c_run(
-                            self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
-                            SIGNAL_INTERVAL, &n_steps,
-                        )
-                    raise_status(status, "a cache page or the logits")
-                    max_steps -= n_steps
-                    running = max_steps > 0
-                    for i in range(n_jobs):
-                        job = jobs[i]
-                        running = running and job.job.finish == GPT2C_RUNNING and not job.cancelled
-                    PyErr_CheckSignals()
-            finally:
-                self.end(scratch)
-        finally:
-            free(pointers)
-            if other is not None:
-                other.let_go(thread)
+        if not jobs or None in jobs or len(set(map(id, jobs))) < len(jobs):
+            raise OptionError(f"run takes one or more different jobs; found {jobs}")
+        Running(self, len(jobs), jobs).run(max_steps)
+
+    cdef gpt2c_batch *own_batch(self) except NULL:
+        """Return the running batch of this process."""
+        cdef Drafter drafter
+        if self.batch == NULL:
+            raise_status(gpt2c_batch_create(self.pointer, &self.batch), "the running batch")
+            self.n_batch_forks = len(forking_threads)
+        if self.n_batch_forks != len(forking_threads):
+            raise_status(gpt2c_batch_forget(self.batch), "the running batch")
+            self.n_batch_forks = len(forking_threads)
+            lost_drafters.extend(self.drafters)
+            self.drafters = []
+        return self.batch
+
+    def waiter(self):
+        """See EngineModel.waiter."""
+        return Waiter(self)
+
+    cdef int32_t set_drafter(self, Job job, bint may_pack=True) except -1:
+        """Set the drafter of a job that rests.
+
+        Return the number of new tokens at which to call this again, because the weights are then
+        to be packed for drafts; 0 if they need not be.
+        """
+        cdef Drafter drafter
+        drafts = job.drafts
+        cdef int32_t pack_at = 0
+        if self.needs_draft(drafts):
+            pack_at = job.job.n_tokens + DRAFT_AFTER
+            if not (drafts.n_tokens or job.job.n_tokens >= DRAFT_AFTER):
+                pack_at = DRAFT_AFTER
+            elif may_pack and self.packing_fork != len(forking_threads):  # nobody else packs now
+                self.packing_fork = len(forking_threads)
+                try:
+                    self.make_draft(is_needed=not drafts.lookup)
+                finally:
+                    self.packing_fork = -1
+                pack_at = 0
+        kind = bool(drafts.lookup), bool(drafts.packing and self.draft != NULL), drafts.n_tokens
+        if job.drafter is None or not job.drafter.makes(kind, drafts.model):
+            job.drafter = self.drafter_for(kind, drafts.model)
+        job.job.drafter = job.drafter.pointer
+        return pack_at
+
+    cdef Drafter drafter_for(self, tuple kind, Model draft_model):
+        """Return the drafter of a kind, with what it measured in earlier calls."""
+        cdef Drafter drafter
+        for drafter in self.drafters:
+            if drafter.makes(kind, draft_model):
+                return drafter
+        drafter = new_drafter(self, kind, draft_model)
+        self.drafters = [*self.drafters[1 - MAX_DRAFTERS:], drafter]
+        return drafter
 
     def held(self):
         """See EngineModel.held."""
@@ -489,6 +487,12 @@ cdef class Model:
         holders = self.current_holders()
         holders[thread] = holders.get(thread, 0) + 1
         return 0
+
+    cdef int hold_open(self, thread) except -1:
+        """Hold the weights for a call. Raises ClosedError if they were freed."""
+        if self.pointer == NULL:
+            raise ClosedError("the model was closed")
+        return self.hold(thread)
 
     cdef int let_go(self, thread) except -1:
         holders = self.current_holders()
@@ -532,9 +536,9 @@ cdef class Model:
         self.hold(get_ident())
         try:
             for sequence in sequences:
-                if sequence is None or sequence.model is not self:
+                if sequence is None:
                     raise OptionError("the sequence belongs to another model")
-                sequence.claim()
+                sequence.claim_for(self)
                 scratch.sequences.append(sequence)
         except BaseException:
             self.end(scratch)
@@ -553,10 +557,12 @@ cdef class Model:
 
     cdef int free_if_idle(self) except -1:
         if self.closed and not self.current_holders():
-            self.free_scratches = []
+            self.free_scratches, self.drafters = [], []
+            gpt2c_batch_free(self.batch)
             gpt2c_model_free(self.draft)
             gpt2c_model_free(self.pointer)
             self.pointer = self.draft = NULL
+            self.batch = NULL
         return 0
 
 
@@ -566,18 +572,6 @@ cdef Model held_draft_model(Model model, thread):
     return model
 
 
-cdef object drafts_of(list jobs):
-    """Return the Drafts object that all jobs share; None if they differ."""
-    cdef Job job
-    drafts = None
-    for index, job in enumerate(jobs):
-        if index == 0:
-            drafts = job.drafts
-        elif job.drafts is not drafts:
-            return None
-    return drafts
-
-
 cdef int check_ids(const int32_t[::1] ids, int n_vocab) except -1:
     """Raise OptionError unless all ids are in the vocabulary: C uses them as indices unchecked."""
     cdef Py_ssize_t i
@@ -585,15 +579,6 @@ cdef int check_ids(const int32_t[::1] ids, int n_vocab) except -1:
         if not 0 <= ids[i] < n_vocab:
             raise OptionError(f"id {ids[i]} is not in the vocabulary of {n_vocab} tokens")
     return 0
-
-
-cdef bint is_under_way(list jobs, drafts) except -1:
-    """Whether packing the weights for drafts can pay off: a job has grown, or drafts are forced."""
-    cdef Job job
-    for job in jobs:
-        if drafts.n_tokens or job.job.n_tokens >= DRAFT_AFTER:
-            return True
-    return False
 
 
 cdef class Sequence:
@@ -627,49 +612,25 @@ cdef class Sequence:
         self.user, self.n_forks = get_ident(), len(forking_threads)
         return 0
 
+    cdef int claim_for(self, Model model) except -1:
+        """Claim the sequence, which must be one of `model`."""
+        if self.model is not model:
+            raise OptionError("the sequence belongs to another model")
+        return self.claim()
+
     cdef int release(self) noexcept:
         self.user = None
         return 0
 
     def feed(self, const int32_t[::1] ids not None, int n_logits):
         """See EngineSequence.feed."""
-        cdef Py_ssize_t n = ids.shape[0], done = 0, chunk
+        cdef Py_ssize_t n = ids.shape[0]
         if n == 0 or n_logits not in (0, 1, n):
             raise OptionError(
                 f"feed takes at least one token and n_logits 0, 1 or all; found {n} and {n_logits}"
             )
         logits = empty((n_logits, self.model.n_vocab), np.float32, f"{n_logits} rows of logits")
-        cdef float[:, ::1] view = logits
-        cdef gpt2c_feed feed
-        cdef gpt2c_status status
-        cdef float *out
-        feed.sequence = self.pointer
-        cdef Scratch scratch = self.model.begin([self])
-        cdef int32_t had = gpt2c_sequence_length(self.pointer)
-        try:
-            while done < n:
-                chunk = min(n - done, <Py_ssize_t>GPT2C_MAX_ROWS)
-                feed.tokens = &ids[done]
-                feed.n_tokens = <int32_t>chunk
-                out = NULL
-                if n_logits == n:
-                    feed.wanted = GPT2C_LOGITS_ALL
-                    out = &view[done, 0]
-                elif n_logits == 1 and done + chunk == n:
-                    feed.wanted = GPT2C_LOGITS_LAST
-                    out = &view[0, 0]
-                else:
-                    feed.wanted = GPT2C_LOGITS_NONE
-                with nogil:
-                    status = gpt2c_forward(self.model.pointer, scratch.pointer, &feed, 1, out)
-                raise_status(status, f"feeding {n} tokens after {had}")
-                done += chunk
-                PyErr_CheckSignals()
-        except BaseException:
-            gpt2c_sequence_truncate(self.pointer, had)
-            raise
-        finally:
-            self.model.end(scratch)
+        Feeding(self.model, 1, self, ids, logits).run()
         return logits
 
     def truncate(self, int length):
@@ -697,7 +658,8 @@ cdef class Sequence:
 
 include "_constants.pxi"
 include "_stages.pxi"
+include "_job.pxi"
+include "_batch.pxi"
 include "_scoring.pxi"
 include "_probing.pxi"
-include "_job.pxi"
 include "_kernels.pxi"

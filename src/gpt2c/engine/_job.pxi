@@ -1,5 +1,6 @@
 # The jobs of Model.run. Included by _engine.pyx.
 
+@cython.no_gc
 cdef class Job:
     """See EngineJob."""
 
@@ -9,6 +10,7 @@ cdef class Job:
     cdef Stages stages
     cdef object score_array, top_array
     cdef object drafts
+    cdef Drafter drafter
     cdef Sequence draft_sequence
     cdef const int32_t[::1] prompt
     cdef const int32_t[::1] stop_ids
@@ -35,7 +37,6 @@ cdef class Job:
             )
         self.prompt = ids
         check_ids(ids, model.n_vocab)
-        self.job.n_fed = <int32_t>self.sequence.length
         self.stop_ids = stop_ids
         # The context ends a job before its tokens outgrow this buffer.
         self.tokens = np.empty(min(max_new_tokens, room), dtype=np.int32)
@@ -59,6 +60,11 @@ cdef class Job:
             self.set_drafts(drafts)
 
     def __dealloc__(self):
+        cdef gpt2c_job *job = &self.job
+        cdef Model model = self.sequence.model if self.sequence is not None else None
+        if model is not None and model.batch != NULL:
+            if model.n_batch_forks == len(forking_threads):
+                gpt2c_batch_leave(model.batch, &job, 1)  # it rests: nothing to wait for
         gpt2c_lookup_free(self.job.lookup)
 
     cdef int set_drafts(self, drafts) except -1:
@@ -77,28 +83,39 @@ cdef class Job:
 
     def prefill(self, int n):
         """See EngineJob.prefill."""
-        if n > self.job.n_fed:
+        cdef int32_t n_fed = gpt2c_sequence_length(self.job.sequence)
+        if n > n_fed:
             if n >= self.job.n_prompt:
                 raise OptionError(
                     f"prefill takes fewer ids than the prompt's {self.job.n_prompt}; found {n}"
                 )
-            self.sequence.feed(self.prompt[self.job.n_fed:n], 0)
-            self.job.n_fed = n
+            self.sequence.feed(self.prompt[n_fed:n], 0)
 
     def cancel(self):
         """See EngineJob.cancel."""
+        cdef Model model = self.sequence.model
         self.cancelled = True
+        if model.batch != NULL and model.n_batch_forks == len(forking_threads):
+            gpt2c_batch_cancel(model.batch, &self.job)
+
+    def raise_failure(self):
+        """See EngineJob.raise_failure."""
+        cdef gpt2c_status status = self.job.status
+        self.job.status = GPT2C_OK
+        raise_status(status, "a cache page or the logits")
 
     def next_logits(self):
         """See EngineJob.next_logits."""
-        self.prefill(self.job.n_prompt - 1)
-        if self.job.n_fed < self.job.n_prompt:
-            logits = self.sequence.feed(self.prompt[self.job.n_fed:], 1)
-            self.job.n_fed = self.job.n_prompt
-            return logits[0]
-        if self.job.n_tokens == 0:
+        cdef int32_t n_prompt = self.job.n_prompt, n_tokens = self.job.n_tokens
+        cdef int32_t n_fed = gpt2c_sequence_length(self.job.sequence)
+        if n_fed == n_prompt + n_tokens:
             raise OptionError("next_logits was called twice: call advance in between")
-        return self.sequence.feed(self.tokens[self.job.n_tokens - 1:self.job.n_tokens], 1)[0]
+        if n_fed < n_prompt and n_tokens == 0:
+            return self.sequence.feed(self.prompt[n_fed:], 1)[0]
+        if n_fed < n_prompt:
+            self.sequence.feed(self.prompt[n_fed:], 0)
+            n_fed = n_prompt
+        return self.sequence.feed(self.tokens[n_fed - n_prompt:n_tokens], 1)[0]
 
     def advance(self, const float[::1] logits not None, const float[::1] raw_logits not None):
         """See EngineJob.advance."""

@@ -19,7 +19,7 @@ cdef gpt2c_scores scores_at(scores, top):
 
 
 cdef class Scoring:
-    """One call of Model.score: feeds up to GPT2C_MAX_ROWS ids at a time.
+    """One call of Model.score: feeds up to GPT2C_MAX_ROWS ids in each of its turns.
 
     The first n_unscored ids of a sequence have no targets and are fed without scores.
     """
@@ -47,9 +47,9 @@ cdef class Scoring:
         check_ids(self.targets, model.n_vocab)
         self.scores, self.top = empty_scores(self.targets.shape[0], n_top)
 
-    cdef int32_t next_feeds(self, gpt2c_feed *feeds):
-        """Write feeds of up to GPT2C_MAX_ROWS ids in all; return the number of feeds."""
-        cdef int32_t n_feeds = 0, room = GPT2C_MAX_ROWS, n
+    cdef int32_t next_feeds(self, gpt2c_feed *feeds, int32_t room):
+        """Write feeds of up to `room` ids in all; return the number of feeds."""
+        cdef int32_t n_feeds = 0, n
         cdef Py_ssize_t i
         cdef Sequence sequence
         for i in range(len(self.sequences)):
@@ -83,21 +83,28 @@ cdef class Scoring:
         cdef const int32_t *targets
         cdef int32_t n_feeds
         cdef Py_ssize_t i
-        cdef Scratch scratch = self.model.begin(self.sequences)
+        cdef gpt2c_batch *batch
+        cdef Turn turn = Turn(self.model)
+        cdef Claims claims = Claims(self.model, self.sequences)
         try:
             while self.n_fed < self.ids.shape[0]:
                 out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
                 targets = &self.targets[self.n_scored] if out.scores != NULL else NULL
-                n_feeds = self.next_feeds(feeds)
-                with nogil:
-                    status = gpt2c_score(
-                        self.model.pointer, scratch.pointer, feeds, n_feeds, targets, &out
-                    )
+                batch = turn.begin()
+                try:
+                    n_feeds = self.next_feeds(feeds, gpt2c_turn_rows(batch))
+                    with nogil:
+                        status = gpt2c_score(
+                            self.model.pointer, gpt2c_turn_scratch(batch), feeds, n_feeds, targets,
+                            &out,
+                        )
+                finally:
+                    turn.end()
                 raise_status(status, "scoring")
                 for i in range(n_feeds):
                     if feeds[i].wanted == GPT2C_LOGITS_ALL:
                         self.n_scored += feeds[i].n_tokens
                 PyErr_CheckSignals()
         finally:
-            self.model.end(scratch)
+            claims.end()
         return self.scores, self.top

@@ -7,9 +7,10 @@ rounding. gpt2c.engine.protocol describes its classes and methods.
 from __future__ import annotations
 
 import math
+import os
 import weakref
 from collections.abc import Collection
-from threading import local
+from threading import Condition, local
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ from gpt2c.engine.protocol import (
     Plan,
     Scores,
 )
-from gpt2c.errors import CacheMemoryError, ClosedError, ContextError, OptionError
+from gpt2c.errors import (
+    CacheMemoryError,
+    ClosedError,
+    ContextError,
+    ForkError,
+    OptionError,
+)
 from gpt2c.oracle.reference import Past, gpt2
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.oracle.scoring import log_probabilities, token_scores
@@ -144,6 +151,10 @@ class Model:
                 job.step()
             if any(job.finish_reason or job.cancelled for job in numpy_jobs):
                 return
+
+    def waiter(self) -> Waiter:
+        """See EngineModel.waiter."""
+        return Waiter(self)
 
     def score(
         self,
@@ -353,6 +364,7 @@ class Job:
         self.finish_reason: str | None = None
         self.end_id: int | None = None
         self.cancelled = False
+        self.failure: Exception | None = None  # of the last step that a waiter ran
         self._prompt = ids.tolist()
         self._next = ids[sequence.length :]
         self._sampler = sampler
@@ -371,6 +383,12 @@ class Job:
         if (n_new := n - self.sequence.length) > 0:
             self.sequence.feed(self._next[:n_new], 0)
             self._next = self._next[n_new:]
+
+    def raise_failure(self) -> None:
+        """See EngineJob.raise_failure."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
 
     @property
     def n_tokens(self) -> int:
@@ -422,3 +440,59 @@ class Job:
             self.finish_reason = "length"
         elif self.sequence.length == self._n_positions:
             self.finish_reason = "context"
+
+
+class Waiter:
+    """See EngineWaiter. The thread that waits runs the steps, one job after another."""
+
+    def __init__(self, model: Model) -> None:
+        """Make a waiter without jobs."""
+        self._model = model
+        self._jobs: list[Job] = []
+        self._changes = Condition()
+        self._is_woken = False
+        self._process = os.getpid()
+
+    def add(self, job: EngineJob) -> None:
+        """See EngineWaiter.add."""
+        self._check_process()
+        if not isinstance(job, Job) or job.finish_reason is not None or job in self._jobs:
+            raise OptionError("add takes a job of the NumPy engine that has not finished or joined")
+        with self._changes:
+            self._jobs.append(job)
+            self._changes.notify_all()
+
+    def remove(self, job: EngineJob) -> None:
+        """See EngineWaiter.remove."""
+        self._check_process()
+        with self._changes:
+            self._jobs = [each for each in self._jobs if each is not job]
+
+    def wait(self, seconds: float) -> list[EngineJob]:
+        """See EngineWaiter.wait."""
+        self._check_process()
+        rested: list[EngineJob] = []
+        with self._changes:
+            self._changes.wait_for(lambda: self._jobs or self._is_woken, seconds)
+            self._is_woken = False
+            while self._jobs:  # each step runs under the lock, so remove waits for it
+                job = self._jobs.pop(0)
+                try:
+                    if not job.cancelled:
+                        with self._model.held():
+                            job.step()
+                except Exception as error:
+                    job.failure = error
+                rested.append(job)
+        return rested
+
+    def wake(self) -> None:
+        """See EngineWaiter.wake."""
+        self._check_process()
+        with self._changes:
+            self._is_woken = True
+            self._changes.notify_all()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkError("this waiter belongs to the parent process; make another one")

@@ -154,6 +154,12 @@ class EngineJob(Protocol):
         n must be less than the prompt's length.
         """
 
+    def raise_failure(self) -> None:
+        """Raise the error of the job's last step, if it failed; the job can be run again.
+
+        `run` raises it itself; this is for jobs that a waiter returned. Raises CacheMemoryError.
+        """
+
     def new_ids(self, begin: int = 0) -> list[int]:
         """Return the new tokens, beginning at index `begin`."""
 
@@ -165,6 +171,35 @@ class EngineJob(Protocol):
 
     def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None:
         """Choose the next token from logits [n_vocab]; score it from the model's raw logits."""
+
+
+class EngineWaiter(Protocol):
+    """Waits for jobs on behalf of others, such as the tasks of an event loop.
+
+    Other calls of the model run the jobs in their steps too, but only a thread in `wait`, or in
+    another call, runs steps. Any thread may call the methods. A waiter of a parent process raises
+    ForkError in a forked child.
+    """
+
+    def add(self, job: EngineJob) -> None:
+        """Let the job run one step; `wait` then returns it.
+
+        The job must not be touched until then. With drafts, a step may add several tokens. Raises
+        OptionError if the job has finished or was already added, and ClosedError.
+        """
+
+    def remove(self, job: EngineJob) -> None:
+        """Take a job back, after at most one more step; does nothing for other jobs."""
+
+    def wait(self, seconds: float) -> list[EngineJob]:
+        """Wait for at most `seconds`; return the jobs that have run a step.
+
+        They have a new token, have finished, failed (`raise_failure`) or were cancelled. Returns an
+        empty list after `wake`, or if the time is over.
+        """
+
+    def wake(self) -> None:
+        """Make `wait` in another thread return."""
 
 
 @runtime_checkable
@@ -245,9 +280,12 @@ class EngineModel(Protocol):
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
         """Advance the jobs together for up to max_steps steps.
 
-        With drafts, a step can add several tokens to a job. Returns early when a job finishes or is
-        cancelled.
+        Jobs of other threads' calls share the steps. With drafts, a step can add several tokens to
+        a job. Returns early when a job finishes or is cancelled.
         """
+
+    def waiter(self) -> EngineWaiter:
+        """Return a new waiter for jobs of this model."""
 
     def score(
         self,

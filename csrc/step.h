@@ -1,0 +1,35 @@
+/* One step of the running batch: a forward call for several jobs, and the choice of their tokens. */
+#ifndef GPT2C_STEP_H
+#define GPT2C_STEP_H
+
+#include "draft/draft.h"
+#include "gpt2c.h"
+
+/* The most prompt tokens that a step feeds if it also decodes for another caller. Measured: see
+ * docs/scheduler.md. */
+#define PROMPT_ROWS_BESIDE 64
+
+/* The memory of a step. */
+typedef struct {
+    const gpt2c_model *model;
+    gpt2c_scratch *scratch;
+    gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* in the order of their arrival; the step reorders them */
+    int32_t n_jobs;
+    int is_shared;                    /* the jobs belong to several callers */
+    gpt2c_feed feeds[GPT2C_MAX_ROWS]; /* of the first n_feeds jobs */
+    int32_t n_feeds;
+    int32_t n_decoding;                /* the first n_decoding jobs decode */
+    draft job_drafts[GPT2C_MAX_ROWS];  /* of the decoding jobs */
+    size_t first_row[GPT2C_MAX_ROWS];  /* each job's first row of the logits */
+    int32_t choosing[GPT2C_MAX_ROWS];  /* indices of the jobs that get a token */
+    int32_t n_choosing;
+    float *logits; /* owned by the scratch */
+} step_space;
+
+/* Whether the next token to feed is the job's last one, so that its logits choose a token. */
+int is_decoding(const gpt2c_job *job);
+
+/* Runs a step. A job for which it fails gets a status, and keeps its state before the step. */
+void run_step(step_space *s);
+
+#endif

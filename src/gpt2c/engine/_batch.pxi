@@ -1,0 +1,395 @@
+# Clients of the running batch (csrc/batch.c): calls that wait for jobs, and turns. Included by
+# _engine.pyx.
+#
+# Python code may run between two waits only (a signal's handler, say), never while C has the lead.
+# The batch's lists grow only while this thread has the GIL, and os.fork needs the GIL; so a forked
+# child finds the lists whole.
+
+# Seconds that a wait lasts at most, so that Python can handle Ctrl-C, which only the main thread
+# does. Other threads return now and then in case their process exits.
+cdef double SIGNAL_INTERVAL = 0.02
+cdef double OTHER_INTERVAL = 0.5
+
+
+cdef double wait_interval():
+    return SIGNAL_INTERVAL if get_ident() == main_thread().ident else OTHER_INTERVAL
+
+
+# What a step of the parent may have been using as it forked: never freed, because it may be in any
+# state.
+cdef list lost_drafters = []
+
+
+cdef class Drafter:
+    """Drafts of one kind for one model, with the rates and times measured so far."""
+
+    cdef gpt2c_drafter *pointer
+    cdef tuple kind  # (lookup, packing, n_tokens)
+    # The draft model, or None. Weak, so that dropping the draft model frees its memory.
+    cdef object draft_model
+
+    def __dealloc__(self):
+        gpt2c_drafter_free(self.pointer)
+
+    cdef bint makes(self, tuple kind, Model draft_model) except -1:
+        """Whether this drafter makes the drafts that are asked for."""
+        own = None if self.draft_model is None else self.draft_model()
+        return self.kind == kind and own is draft_model and (
+            draft_model is not None or self.draft_model is None
+        )
+
+
+cdef Drafter new_drafter(Model model, tuple kind, Model draft_model):
+    cdef Drafter drafter = Drafter.__new__(Drafter)
+    lookup, packing, n_tokens = kind
+    drafter.kind = kind
+    cdef const gpt2c_model *draft = model.draft if packing else NULL
+    if draft_model is not None:
+        drafter.draft_model = weakref.ref(draft_model)
+        draft = draft_model.pointer
+    raise_status(gpt2c_drafter_create(&drafter.pointer), "drafts")
+    raise_status(
+        gpt2c_drafter_set(
+            drafter.pointer, draft, GPT2C_DRAFT_LOOKUP if lookup else 0, n_tokens
+        ),
+        "the draft's buffers",
+    )
+    return drafter
+
+
+cdef class Claims:
+    """What a call reserves for itself: the model's weights, and sequences."""
+
+    cdef Model model
+    cdef list sequences
+    cdef object thread
+
+    def __cinit__(self, Model model, list sequences):
+        cdef Sequence sequence
+        self.model, self.sequences, self.thread = model, [], get_ident()
+        model.hold_open(self.thread)
+        try:
+            for sequence in sequences:
+                if sequence is None:
+                    raise OptionError("expected a sequence; found None")
+                sequence.claim_for(model)
+                self.sequences.append(sequence)
+        except BaseException:
+            self.end()
+            raise
+
+    cdef int end(self) except -1:
+        cdef Sequence sequence
+        for sequence in self.sequences:
+            sequence.release()
+        return self.model.let_go(self.thread)
+
+
+cdef class Waiting:
+    """A call that waits for jobs of the running batch."""
+
+    cdef Model model
+    cdef gpt2c_caller caller
+    cdef gpt2c_job **pointers
+    cdef int32_t n_jobs
+
+    def __cinit__(self, Model model, int32_t n_jobs, *more):
+        self.model, self.n_jobs = model, n_jobs
+        memset(&self.caller, 0, sizeof(self.caller))
+        self.pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
+        if self.pointers == NULL:
+            raise CacheMemoryError("not enough memory to run the jobs")
+
+    def __dealloc__(self):
+        free(self.pointers)
+
+    cdef int run_until_rest(self) except -1:
+        """Let the jobs run until one of them comes to rest; then all of them rest."""
+        cdef int n = 0
+        cdef double seconds = wait_interval()
+        cdef Py_ssize_t n_forks = -1
+        self.caller.rests_together = True
+        try:
+            while n == 0:
+                if n_forks != len(forking_threads):
+                    n_forks = len(forking_threads)
+                    self.resume()
+                with nogil:
+                    n = gpt2c_batch_wait(self.model.batch, &self.caller, seconds)
+                PyErr_CheckSignals()
+        except BaseException:
+            self.leave()
+            raise
+        return 0
+
+    cdef int resume(self) except -1:
+        """Resume the jobs; in a forked child again, since they are not in the child's batch."""
+        cdef gpt2c_batch *batch = self.model.own_batch()
+        cdef int32_t i
+        cdef gpt2c_status status
+        memset(&self.caller, 0, sizeof(self.caller))
+        self.caller.rests_together = True
+        for i in range(self.n_jobs):
+            if self.pointers[i].member.is_ready and self.pointers[i].member.is_in_step:
+                raise ForkError(
+                    "this process was forked in the middle of a step that used this call's text; "
+                    "call again for a new text"
+                )
+            self.pointers[i].member.is_ready = False
+        status = gpt2c_batch_resume(batch, &self.caller, self.pointers, self.n_jobs)
+        raise_status(status, "the running batch")
+        return 0
+
+    cdef int leave(self) except -1:
+        """Take the jobs out of the batch."""
+        cdef gpt2c_batch *batch = self.model.own_batch()
+        with nogil:
+            gpt2c_batch_leave(batch, self.pointers, self.n_jobs)
+        return 0
+
+    cdef int raise_failures(self) except -1:
+        """Raise the error of the first job whose step failed; the job can be run again."""
+        cdef int32_t i
+        cdef gpt2c_status status = GPT2C_OK, found
+        for i in range(self.n_jobs):
+            found, self.pointers[i].status = self.pointers[i].status, GPT2C_OK
+            status = found if status == GPT2C_OK else status
+        raise_status(status, "a cache page or the logits")
+        return 0
+
+
+cdef class Turn:
+    """A pass of its own. Between `begin` and `end` no Python code may run."""
+
+    cdef Model model
+    cdef gpt2c_turn turn
+    cdef Py_ssize_t n_forks
+
+    def __cinit__(self, Model model):
+        self.model = model
+        self.n_forks = -1
+
+    cdef gpt2c_batch *begin(self) except NULL:
+        """Wait for the turn."""
+        cdef int is_granted = False
+        cdef gpt2c_batch *batch = NULL
+        cdef double seconds = wait_interval()
+        try:
+            while not is_granted:
+                if self.n_forks != len(forking_threads):
+                    self.n_forks = len(forking_threads)
+                    memset(&self.turn, 0, sizeof(self.turn))
+                    batch = self.model.own_batch()
+                with nogil:
+                    is_granted = gpt2c_turn_wait(self.model.batch, &self.turn, seconds)
+                if not is_granted:
+                    PyErr_CheckSignals()
+        except BaseException:
+            self.end()
+            raise
+        return self.model.batch
+
+    cdef int end(self) noexcept:
+        if self.n_forks == len(forking_threads):
+            gpt2c_turn_end(self.model.batch, &self.turn)
+        return 0
+
+
+cdef class Running(Waiting):
+    """One call of Model.run."""
+
+    cdef list jobs
+    cdef list draft_models  # those that the call holds
+
+    def __cinit__(self, Model model, int32_t n_jobs, list jobs):
+        cdef Job job
+        cdef int i
+        self.jobs, self.draft_models = jobs, []
+        for i, job in enumerate(jobs):
+            self.pointers[i] = &job.job
+
+    def run(self, int max_steps):
+        """Run the jobs for up to max_steps steps, or until one finishes or is cancelled."""
+        cdef Job job
+        cdef list sequences = []
+        for job in self.jobs:
+            sequences.append(job.sequence)
+        cdef Claims claims = Claims(self.model, sequences)
+        try:
+            self.hold_draft_models(claims.thread)
+            while max_steps > 0:
+                for job in self.jobs:
+                    if job.job.finish != GPT2C_RUNNING or job.cancelled:
+                        return
+                is_whole = self.set_limits(max_steps)
+                self.run_until_rest()
+                self.raise_failures()
+                if max_steps != INT32_MAX and is_whole:
+                    max_steps -= 1
+        finally:
+            self.let_draft_models_go(claims.thread)
+            claims.end()
+
+    cdef int hold_draft_models(self, thread) except -1:
+        cdef Job job
+        for job in self.jobs:
+            if job.drafts is not None and job.drafts.model is not None:
+                if job.drafts.model not in self.draft_models:
+                    self.draft_models.append(held_draft_model(job.drafts.model, thread))
+        return 0
+
+    cdef int let_draft_models_go(self, thread) except -1:
+        cdef Model draft_model
+        for draft_model in self.draft_models:
+            draft_model.let_go(thread)
+        return 0
+
+    cdef bint set_limits(self, int max_steps) except -1:
+        """Set when each job rests, and its drafter.
+
+        Return False if a job may rest only to have the weights packed for drafts.
+        """
+        cdef Job job
+        cdef int32_t pack_at
+        cdef bint is_whole = True
+        for job in self.jobs:
+            pack_at = 0
+            if job.drafts is not None:
+                pack_at = self.model.set_drafter(job)
+            job.job.rest_at = INT32_MAX if max_steps == INT32_MAX else job.job.n_tokens + 1
+            if pack_at > job.job.n_tokens and pack_at < job.job.rest_at:
+                job.job.rest_at = pack_at
+                is_whole = False
+        return is_whole
+
+
+cdef class Feeding(Waiting):
+    """One call of Sequence.feed: a job that only feeds."""
+
+    cdef Sequence sequence
+    cdef gpt2c_job job
+    cdef const int32_t[::1] ids
+    cdef float[:, ::1] logits
+
+    def __cinit__(self, Model model, int32_t n_jobs, Sequence sequence, ids, logits):
+        self.sequence, self.ids, self.logits = sequence, ids, logits
+        cdef Py_ssize_t n = self.ids.shape[0], n_rows = self.logits.shape[0]
+        memset(&self.job, 0, sizeof(self.job))
+        self.job.is_feed = True
+        self.job.sequence = sequence.pointer
+        self.job.prompt = &self.ids[0]
+        self.job.n_prompt = <int32_t>n
+        self.job.rest_at = INT32_MAX
+        if n_rows:
+            self.job.wanted = GPT2C_LOGITS_LAST if n_rows == 1 else GPT2C_LOGITS_ALL
+            self.job.logits_out = &self.logits[0, 0]
+        self.pointers[0] = &self.job
+
+    def run(self):
+        """Feed the ids. An error leaves the sequence as it was."""
+        cdef Claims claims = Claims(self.model, [self.sequence])
+        cdef int32_t had = gpt2c_sequence_length(self.sequence.pointer)
+        self.job.n_before = had
+        try:
+            self.run_until_rest()
+            raise_status(
+                self.job.status, f"feeding {self.job.n_prompt} tokens after {had}"
+            )
+        except BaseException:
+            gpt2c_sequence_truncate(self.sequence.pointer, had)
+            raise
+        finally:
+            claims.end()
+
+
+cdef class Waiter:
+    """See EngineWaiter."""
+
+    cdef Model model
+    cdef gpt2c_caller caller
+    cdef list jobs  # those that were added and not yet returned by `wait`
+    cdef Py_ssize_t n_forks
+
+    def __cinit__(self, Model model not None):
+        self.model, self.jobs = model, []
+        memset(&self.caller, 0, sizeof(self.caller))
+        self.n_forks = len(forking_threads)
+
+    cdef int check_fork(self) except -1:
+        if self.n_forks != len(forking_threads):
+            raise ForkError("this waiter belongs to the parent process; make another one")
+        return 0
+
+    def add(self, Job job not None):
+        """See EngineWaiter.add."""
+        cdef gpt2c_job *pointer = &job.job
+        cdef gpt2c_batch *batch
+        self.check_fork()
+        if job in self.jobs:
+            raise OptionError("the job was already added, and has not come back from wait")
+        self.model.hold_open(job)
+        try:
+            job.sequence.claim_for(self.model)
+            try:
+                if job.drafts is not None:
+                    if job.drafts.model is not None:
+                        held_draft_model(job.drafts.model, job)
+                    self.model.set_drafter(job, may_pack=False)
+                batch = self.model.own_batch()
+                job.job.rest_at = job.job.n_tokens + 1
+                self.jobs.append(job)
+                raise_status(
+                    gpt2c_batch_resume(batch, &self.caller, &pointer, 1), "the running batch"
+                )
+            except BaseException:
+                job.sequence.release()
+                raise
+        except BaseException:
+            self.forget(job)
+            raise
+
+    cdef int forget(self, Job job) except -1:
+        cdef Model draft_model
+        if job in self.jobs:
+            self.jobs.remove(job)
+        if job.drafts is not None and job.drafts.model is not None:
+            draft_model = job.drafts.model
+            draft_model.let_go(job)
+        return self.model.let_go(job)
+
+    def remove(self, Job job not None):
+        """See EngineWaiter.remove."""
+        cdef gpt2c_job *pointer = &job.job
+        self.check_fork()
+        if job not in self.jobs:
+            return
+        with nogil:
+            gpt2c_batch_leave(self.model.batch, &pointer, 1)
+        job.sequence.release()
+        self.forget(job)
+
+    def wake(self):
+        """See EngineWaiter.wake."""
+        self.check_fork()
+        gpt2c_batch_wake(self.model.own_batch(), &self.caller)
+
+    def wait(self, double seconds):
+        """See EngineWaiter.wait."""
+        cdef Job job
+        cdef list rested = []
+        self.check_fork()
+        cdef gpt2c_batch *batch = self.model.own_batch()
+        self.model.hold_open(self)
+        try:
+            with nogil:
+                gpt2c_batch_wait(batch, &self.caller, seconds)
+            for job in list(self.jobs):
+                if not job.job.member.is_ready:
+                    job.sequence.release()
+                    self.forget(job)
+                    if job.drafts is not None:
+                        self.model.set_drafter(job)  # may pack the weights, in this thread
+                    rested.append(job)
+        finally:
+            self.model.let_go(self)
+        return rested
