@@ -318,12 +318,13 @@ static void fail_feeds(step_space *s, gpt2c_status status) {
 /* Runs the pass. A job that only feeds, and is alone, gets its logits without a copy. */
 static gpt2c_status run_forward(step_space *s) {
     gpt2c_job *only = s->n_feeds == 1 && s->jobs[0]->is_feed ? s->jobs[0] : NULL;
+    int32_t n_logits = count_logits(s);
     s->logits = NULL;
     if (only && only->wanted == GPT2C_LOGITS_ALL)
         s->logits = only->logits_out + (size_t)n_fed(only) * (size_t)s->model->config.n_vocab;
     else if (only)
         s->logits = only->logits_out;
-    else if (!(s->logits = gpt2c_scratch_logits(s->scratch, s->model, count_logits(s))))
+    else if (n_logits && !(s->logits = gpt2c_scratch_logits(s->scratch, s->model, n_logits)))
         return GPT2C_NO_MEMORY;
     return gpt2c_forward(s->model, s->scratch, s->feeds, s->n_feeds, s->logits);
 }

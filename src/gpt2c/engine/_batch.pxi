@@ -214,6 +214,8 @@ cdef class Running(Waiting):
         cdef list sequences = []
         for job in self.jobs:
             sequences.append(job.sequence)
+            if job.job.finish != GPT2C_RUNNING:
+                raise OptionError("run takes jobs that have not finished")
         cdef Claims claims = Claims(self.model, sequences)
         try:
             self.hold_draft_models(claims.thread)
