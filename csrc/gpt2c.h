@@ -26,7 +26,8 @@ typedef enum {
     GPT2C_NOT_A_NUMBER,
     GPT2C_NOTHING_LEFT, /* the sampling stages removed every token */
     GPT2C_UNSUPPORTED_CPU,
-    GPT2C_STOPPED, /* a hook stopped the forward call */
+    GPT2C_STOPPED,    /* a hook stopped the forward call */
+    GPT2C_CACHE_FULL, /* the KV cache would exceed the model's limit */
 } gpt2c_status;
 
 typedef enum {
@@ -122,6 +123,17 @@ void gpt2c_model_free(gpt2c_model *model);
 size_t gpt2c_model_bytes(const gpt2c_model *model);
 
 /* ---- sequences and their cache (cache.c) ---- */
+
+/* The bytes of one page of the KV cache. */
+size_t gpt2c_model_page_bytes(const gpt2c_model *model);
+/* The bytes of the pages that the model's sequences use; a shared page counts once. */
+size_t gpt2c_model_cache_bytes(const gpt2c_model *model);
+/* The limit of these bytes: a call that would exceed it returns GPT2C_CACHE_FULL. 0 means no limit,
+ * as in a new model. Any thread may set it. */
+size_t gpt2c_model_cache_limit(const gpt2c_model *model);
+void gpt2c_model_set_cache_limit(gpt2c_model *model, size_t bytes);
+/* In a forked child, before it makes pages: stops counting the parent's pages. */
+void gpt2c_model_forget_pages(gpt2c_model *model);
 
 gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence);
 /* Copies a sequence. The copy shares each page until one of the two sequences writes to it

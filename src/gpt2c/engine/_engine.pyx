@@ -26,6 +26,7 @@ from gpt2c.errors import (
     ForkError,
     OptionError,
 )
+from gpt2c.engine.memory import cache_full
 from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, NO_IDS, SCORE_TYPE, TOP_TYPE
 
 
@@ -96,10 +97,19 @@ cdef tuple tensor_of(str name):
     return TENSORS[rest], int(index)
 
 
-cdef int raise_status(gpt2c_status status, str what) except -1:
-    """Raise the exception for a status other than GPT2C_OK. Its message contains `what`."""
+cdef class Model
+
+
+cdef int raise_status(gpt2c_status status, str what, Model model=None) except -1:
+    """Raise the exception for a status other than GPT2C_OK. Its message contains `what`.
+
+    A call that makes pages of the KV cache gives its model, whose limit the message names.
+    """
     if status == GPT2C_OK:
         return 0
+    if status == GPT2C_CACHE_FULL:
+        limit = 0 if model is None else model.cache_limit
+        raise CacheMemoryError(cache_full(what, limit))
     if status == GPT2C_NO_MEMORY:
         raise CacheMemoryError(f"not enough memory for {what}")
     if status == GPT2C_CONTEXT_FULL:
@@ -115,9 +125,6 @@ cdef object empty(shape, dtype, str what):
         return np.empty(shape, dtype=dtype)
     except MemoryError as error:
         raise CacheMemoryError(f"not enough memory for {what} ({error})") from None
-
-
-cdef class Model
 
 
 include "_holding.pxi"
@@ -258,6 +265,29 @@ cdef class Model:
         """See EngineModel.draft_bytes."""
         return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
 
+    @property
+    def page_bytes(self):
+        """See EngineModel.page_bytes."""
+        return 0 if self.pointer == NULL else gpt2c_model_page_bytes(self.pointer)
+
+    @property
+    def cache_bytes(self):
+        """See EngineModel.cache_bytes."""
+        if self.pointer == NULL:
+            return 0
+        self.current_holders()
+        return gpt2c_model_cache_bytes(self.pointer)
+
+    @property
+    def cache_limit(self):
+        """See EngineModel.cache_limit."""
+        return 0 if self.pointer == NULL else gpt2c_model_cache_limit(self.pointer)
+
+    @cache_limit.setter
+    def cache_limit(self, size_t n_bytes):
+        if self.pointer != NULL:
+            gpt2c_model_set_cache_limit(self.pointer, n_bytes)
+
     cdef bint needs_draft(self, drafts) except -1:
         """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
         tries = not (self.has_no_room_for_draft and drafts.lookup)
@@ -372,7 +402,7 @@ cdef class Model:
                     )
                     if status == GPT2C_OK:
                         gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
-                raise_status(status, "feeding tokens")
+                raise_status(status, "feeding tokens", self)
                 done += n_rows
                 PyErr_CheckSignals()
         finally:
@@ -458,7 +488,7 @@ cdef class Model:
                             self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
                             SIGNAL_INTERVAL, &n_steps,
                         )
-                    raise_status(status, "a cache page or the logits")
+                    raise_status(status, "a cache page or the logits", self)
                     max_steps -= n_steps
                     running = max_steps > 0
                     for i in range(n_jobs):
@@ -477,7 +507,12 @@ cdef class Model:
         return Held(self)
 
     cdef dict current_holders(self):
-        """Return `holders` without threads that a fork left in the parent process."""
+        """Return `holders` without threads that a fork left in the parent process.
+
+        After a fork, the child also stops counting the parent's pages.
+        """
+        if self.n_forks < len(forking_threads) and self.pointer != NULL:
+            gpt2c_model_forget_pages(self.pointer)
         while self.n_forks < len(forking_threads):
             thread = forking_threads[self.n_forks]
             n = self.holders.get(thread)
@@ -662,7 +697,7 @@ cdef class Sequence:
                     feed.wanted = GPT2C_LOGITS_NONE
                 with nogil:
                     status = gpt2c_forward(self.model.pointer, scratch.pointer, &feed, 1, out)
-                raise_status(status, f"feeding {n} tokens after {had}")
+                raise_status(status, f"feeding {n} tokens after {had}", self.model)
                 done += chunk
                 PyErr_CheckSignals()
         except BaseException:

@@ -93,7 +93,7 @@ cdef class Scoring:
                     status = gpt2c_score(
                         self.model.pointer, scratch.pointer, feeds, n_feeds, targets, &out
                     )
-                raise_status(status, "scoring")
+                raise_status(status, "scoring", self.model)
                 for i in range(n_feeds):
                     if feeds[i].wanted == GPT2C_LOGITS_ALL:
                         self.n_scored += feeds[i].n_tokens
