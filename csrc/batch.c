@@ -21,7 +21,7 @@
  * interleaving is checked. */
 #include "gpt2c.h"
 
-#include "model/model.h"
+#include "cache.h"
 #include "os/os.h"
 #include "step.h"
 
@@ -33,6 +33,12 @@
 #define GATHER_SHARE 0.25
 #define MIN_GATHER_SECONDS 200e-6
 #define MAX_GATHER_SECONDS 20e-3
+/* How long a job waits for room in a full cache: long while unfinished jobs rest, which may give
+ * pages back; less long if only finished texts or sessions can hold them. If no job has room, the
+ * leader sleeps between its attempts. */
+#define FULL_SECONDS 10.0
+#define OTHERS_FULL_SECONDS 1.0
+#define FULL_SLEEP_SECONDS 2e-3
 /* Rows that decoding jobs leave to prompts. */
 #define MAX_DECODING (GPT2C_MAX_ROWS - PROMPT_ROWS_BESIDE)
 
@@ -46,7 +52,9 @@ struct gpt2c_batch {
     int32_t first_to_choose; /* with more jobs than rows, the next step begins with this one */
     uint64_t n_arrived;
     gpt2c_turn *first_turn, *last_turn; /* the turns that wait */
-    int32_t n_expected;                 /* jobs that are expected back */
+    int32_t n_resting;                  /* jobs that rest unfinished */
+    int32_t n_expected;                 /* of them, those that are expected back soon */
+    unsigned process;                   /* from 1; another one after each fork */
     unsigned gathering;                 /* the number of this gathering, from 1 */
     int is_gathering;                   /* the leader sleeps on n_returns */
     atomic_uint n_returns;
@@ -62,7 +70,7 @@ gpt2c_status gpt2c_batch_create(const gpt2c_model *model, gpt2c_batch **batch) {
         return GPT2C_NO_MEMORY;
     b->lock = (os_lock)OS_LOCK_INITIAL;
     b->model = model;
-    b->gathering = 1;
+    b->gathering = b->process = 1;
     b->space = calloc(1, sizeof *b->space);
     gpt2c_status status = b->space ? GPT2C_OK : GPT2C_NO_MEMORY;
     if (!status)
@@ -103,8 +111,9 @@ gpt2c_status gpt2c_batch_forget(gpt2c_batch *b) {
     }
     b->lock = (os_lock)OS_LOCK_INITIAL;
     b->is_led = b->last_was_turn = b->is_gathering = 0;
-    b->n_ready = b->n_expected = b->n_leaving = 0;
+    b->n_ready = b->n_resting = b->n_expected = b->n_leaving = 0;
     b->gathering++;
+    b->process++;
     b->first_turn = b->last_turn = NULL;
     return status;
 }
@@ -182,8 +191,10 @@ static void hand_over(gpt2c_batch *b) {
 
 /* ---- jobs that become ready or come to rest; all need the lock ---- */
 
-/* A job that returns is no longer expected; after the last one, the leader may go on. */
+/* A job that returns, or leaves, is no longer expected; after the last one, the leader may go on. */
 static void note_return(gpt2c_batch *b, gpt2c_job *job) {
+    b->n_resting -= job->member.resting == b->process;
+    job->member.resting = 0;
     if (job->member.expected != b->gathering)
         return;
     job->member.expected = 0;
@@ -200,7 +211,9 @@ static void bring_to_rest(gpt2c_batch *b, gpt2c_job *job, int is_news) {
     if (is_news && caller->n_news++ == 0 && caller->is_waiting)
         wake(&caller->n_wakes);
     if (job->finish == GPT2C_RUNNING && !job->member.is_cancelled && !job->status) {
+        job->member.resting = b->process;
         job->member.expected = b->gathering;
+        b->n_resting++;
         b->n_expected++;
     }
 }
@@ -401,6 +414,34 @@ static void choose_step(gpt2c_batch *b) {
     s->is_shared = n_callers > 1 || !b->ready[0]->member.caller->rests_together;
 }
 
+/* Returns for how long a job waits if the cache is full: not at all if its tokens alone fill it. */
+static double full_seconds(const gpt2c_batch *b, const gpt2c_job *job) {
+    int32_t length = job->n_before + job->n_prompt + job->n_tokens;
+    int32_t n_pages = (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
+    if (n_pages > (int32_t)(gpt2c_model_cache_limit(b->model) / gpt2c_model_page_bytes(b->model)))
+        return 0;
+    int others = b->n_resting > 0 || b->n_ready > b->space->n_jobs;
+    return others ? FULL_SECONDS : OTHERS_FULL_SECONDS;
+}
+
+/* After a step: a job that found the cache full waits while others may give pages back. */
+static void wait_for_room(gpt2c_batch *b, double now) {
+    for (int32_t i = 0; i < b->n_ready; i++) {
+        gpt2c_job *job = b->ready[i];
+        if (job->status != GPT2C_CACHE_FULL) {
+            if (job->member.is_in_step)
+                job->member.full_since = 0;
+            continue;
+        }
+        if (job->member.full_since == 0)
+            job->member.full_since = now;
+        if (now - job->member.full_since < full_seconds(b, job))
+            job->status = GPT2C_OK;
+    }
+    if (b->space->n_feeds == 0)
+        sleep_unlocked(b, &b->n_returns, now + FULL_SLEEP_SECONDS);
+}
+
 /* Runs one step. Needs the lock, and gives it up meanwhile. */
 static void lead_step(gpt2c_batch *b) {
     gather(b);
@@ -415,6 +456,7 @@ static void lead_step(gpt2c_batch *b) {
     double seconds = os_seconds() - begin;
     os_lock_take(&b->lock);
     b->step_seconds = seconds;
+    wait_for_room(b, begin + seconds);
     for (int32_t i = 0; i < b->n_ready; i++)
         b->ready[i]->member.is_in_step = 0;
     rest_jobs(b);

@@ -11,9 +11,17 @@
  * different threads may use and free copies of a sequence. */
 typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
+    unsigned generation; /* the budget's, when the page was made */
+    cache_budget *budget;
     size_t bytes;             /* of header and page */
     struct page_header *next; /* the next spare page */
 } page_header;
+
+struct cache_budget {
+    atomic_size_t bytes, limit;
+    atomic_int n_users;  /* the model, and each page in use */
+    unsigned generation; /* increased in a forked child; only pages of this generation count */
+};
 
 /* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB, about
  * 5 % of the time of a prefill. All spare pages have the same size. Their total size is limited to
@@ -26,13 +34,62 @@ static struct {
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};
 
+cache_budget *cache_budget_create(void) {
+    cache_budget *budget = calloc(1, sizeof *budget);
+    if (budget)
+        atomic_init(&budget->n_users, 1);
+    return budget;
+}
+
+void cache_budget_leave(cache_budget *budget) {
+    if (budget && atomic_fetch_sub_explicit(&budget->n_users, 1, memory_order_acq_rel) == 1)
+        free(budget);
+}
+
+/* Adds a page to the budget, unless the limit forbids it. */
+static int budget_take(cache_budget *budget, size_t bytes) {
+    size_t limit = atomic_load_explicit(&budget->limit, memory_order_relaxed);
+    size_t used = atomic_load_explicit(&budget->bytes, memory_order_relaxed);
+    do {
+        if (limit && (used > limit || bytes > limit - used))
+            return 0;
+    } while (!atomic_compare_exchange_weak(&budget->bytes, &used, used + bytes));
+    atomic_fetch_add_explicit(&budget->n_users, 1, memory_order_relaxed);
+    return 1;
+}
+
+static void budget_give_back(cache_budget *budget, unsigned generation, size_t bytes) {
+    if (generation == budget->generation)
+        atomic_fetch_sub(&budget->bytes, bytes);
+    cache_budget_leave(budget);
+}
+
 static page_header *header_of(void *page) {
     return (page_header *)(void *)((char *)page - sizeof(page_header));
 }
 
-static size_t page_bytes(const gpt2c_model *m) {
+size_t gpt2c_model_page_bytes(const gpt2c_model *m) {
     return 2 * (size_t)m->config.n_layer * (size_t)m->config.n_embd * PAGE_POSITIONS *
            cache_element_bytes(m);
+}
+
+size_t gpt2c_model_cache_bytes(const gpt2c_model *model) {
+    return atomic_load_explicit(&model->budget->bytes, memory_order_relaxed);
+}
+
+size_t gpt2c_model_cache_limit(const gpt2c_model *model) {
+    return atomic_load_explicit(&model->budget->limit, memory_order_relaxed);
+}
+
+void gpt2c_model_set_cache_limit(gpt2c_model *model, size_t bytes) {
+    atomic_store_explicit(&model->budget->limit, bytes, memory_order_relaxed);
+}
+
+/* Calls in other threads of the parent may have made pages that no sequence has yet, and the child
+ * will never free those. So it counts none of the parent's pages. */
+void gpt2c_model_forget_pages(gpt2c_model *model) {
+    model->budget->generation++;
+    atomic_store(&model->budget->bytes, 0);
 }
 
 /* Needs the lock. */
@@ -83,22 +140,31 @@ static int keep_as_spare(page_header *header) {
     return is_kept;
 }
 
-static void *page_create(const gpt2c_model *m) {
-    size_t bytes = sizeof(page_header) + page_bytes(m);
+static gpt2c_status page_create(const gpt2c_model *m, void **page) {
+    size_t counted = gpt2c_model_page_bytes(m), bytes = sizeof(page_header) + counted;
+    if (!budget_take(m->budget, counted))
+        return GPT2C_CACHE_FULL;
     page_header *header = take_spare(bytes);
     if (!header)
         header = os_arena_alloc(bytes);
-    if (!header)
-        return NULL;
+    if (!header) {
+        budget_give_back(m->budget, m->budget->generation, counted);
+        return GPT2C_NO_MEMORY;
+    }
     header->bytes = bytes;
+    header->budget = m->budget;
+    header->generation = m->budget->generation;
     atomic_init(&header->n_owners, 1);
-    return (char *)header + sizeof *header;
+    *page = (char *)header + sizeof *header;
+    return GPT2C_OK;
 }
 
 static void page_release(void *page) {
     page_header *header = header_of(page);
-    if (atomic_fetch_sub_explicit(&header->n_owners, 1, memory_order_acq_rel) == 1 &&
-        !keep_as_spare(header))
+    if (atomic_fetch_sub_explicit(&header->n_owners, 1, memory_order_acq_rel) > 1)
+        return;
+    budget_give_back(header->budget, header->generation, header->bytes - sizeof *header);
+    if (!keep_as_spare(header))
         os_arena_free(header, header->bytes);
 }
 
@@ -169,16 +235,21 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length) {
     return GPT2C_OK;
 }
 
-/* Copies the last page if it is partly filled and shared, since the next token will write to it. */
+/* Whether the last page is partly filled and shared: then the next token needs a copy of it. */
+static int shares_last_page(const gpt2c_sequence *s) {
+    return s->length % PAGE_POSITIONS && page_is_shared(s->pages[s->length / PAGE_POSITIONS]);
+}
+
 static gpt2c_status unshare_last_page(gpt2c_sequence *s) {
     int32_t last = s->length / PAGE_POSITIONS;
-    if (s->length % PAGE_POSITIONS == 0 || !page_is_shared(s->pages[last]))
+    void *own;
+    if (!shares_last_page(s))
         return GPT2C_OK;
-    void *own = page_create(s->model);
-    if (!own)
-        return GPT2C_NO_MEMORY;
+    gpt2c_status status = page_create(s->model, &own);
+    if (status)
+        return status;
     void *shared = s->pages[last];
-    memcpy(own, shared, page_bytes(s->model));
+    memcpy(own, shared, gpt2c_model_page_bytes(s->model));
     s->pages[last] = own; /* before the release: see gpt2c_sequence_forget_call */
     page_release(shared);
     return GPT2C_OK;
@@ -187,16 +258,22 @@ static gpt2c_status unshare_last_page(gpt2c_sequence *s) {
 gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
     int32_t had = s->n_pages;
     int32_t needed = pages_for(s->length + n_tokens);
-    while (s->n_pages < needed) {
-        void *page = page_create(s->model);
-        if (!page) {
-            drop_pages(s, had);
-            return GPT2C_NO_MEMORY;
-        }
-        s->pages[s->n_pages++] = page;
+    gpt2c_status status = GPT2C_OK;
+    while (!status && s->n_pages < needed) {
+        void *page;
+        status = page_create(s->model, &page);
+        if (!status)
+            s->pages[s->n_pages++] = page;
     }
-    gpt2c_status status = unshare_last_page(s);
+    if (!status)
+        status = unshare_last_page(s);
     if (status)
         drop_pages(s, had);
     return status;
+}
+
+size_t cache_bytes_needed(const gpt2c_sequence *s, int32_t n_tokens) {
+    int32_t n_new = pages_for(s->length + n_tokens) - s->n_pages;
+    return (size_t)((n_new > 0 ? n_new : 0) + shares_last_page(s)) *
+           gpt2c_model_page_bytes(s->model);
 }

@@ -9,6 +9,13 @@
 
 #include "model/model.h"
 
+/* Counts the bytes of a model's pages. It lives until the model and all its pages are freed. */
+typedef struct cache_budget cache_budget;
+
+cache_budget *cache_budget_create(void); /* NULL if out of memory */
+/* Called when the model is freed. */
+void cache_budget_leave(cache_budget *budget);
+
 struct gpt2c_sequence {
     const gpt2c_model *model;
     int32_t length;  /* positions filled */
@@ -18,8 +25,12 @@ struct gpt2c_sequence {
 };
 
 /* Makes room for n_tokens more positions, and copies the page of the next position if it is shared.
- * On failure the sequence is unchanged. */
+ * On failure the sequence is unchanged: GPT2C_CACHE_FULL beyond the model's limit, or
+ * GPT2C_NO_MEMORY. */
 gpt2c_status cache_reserve(gpt2c_sequence *sequence, int32_t n_tokens);
+
+/* The bytes of the pages that cache_reserve would make. */
+size_t cache_bytes_needed(const gpt2c_sequence *sequence, int32_t n_tokens);
 
 /* Frees the spare pages, which belong to no sequence. */
 void cache_free_spares(void);

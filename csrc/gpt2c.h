@@ -28,7 +28,8 @@ typedef enum {
     GPT2C_NOT_A_NUMBER,
     GPT2C_NOTHING_LEFT, /* the sampling stages removed every token */
     GPT2C_UNSUPPORTED_CPU,
-    GPT2C_STOPPED, /* a hook stopped the forward call */
+    GPT2C_STOPPED,    /* a hook stopped the forward call */
+    GPT2C_CACHE_FULL, /* the KV cache would exceed the model's limit */
 } gpt2c_status;
 
 typedef enum {
@@ -124,6 +125,17 @@ void gpt2c_model_free(gpt2c_model *model);
 size_t gpt2c_model_bytes(const gpt2c_model *model);
 
 /* ---- sequences and their cache (cache.c) ---- */
+
+/* The bytes of one page of the KV cache. */
+size_t gpt2c_model_page_bytes(const gpt2c_model *model);
+/* The bytes of the pages that the model's sequences use; a shared page counts once. */
+size_t gpt2c_model_cache_bytes(const gpt2c_model *model);
+/* The limit of these bytes: a call that would exceed it returns GPT2C_CACHE_FULL. 0 means no limit,
+ * as in a new model. Any thread may set it. */
+size_t gpt2c_model_cache_limit(const gpt2c_model *model);
+void gpt2c_model_set_cache_limit(gpt2c_model *model, size_t bytes);
+/* In a forked child, before it makes pages: stops counting the parent's pages. */
+void gpt2c_model_forget_pages(gpt2c_model *model);
 
 gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence);
 /* Copies a sequence. The copy shares each page until one of the two sequences writes to it
@@ -322,7 +334,9 @@ typedef struct {
     int is_ready;         /* the next steps may run the job */
     int is_in_step;       /* the step that runs now uses the job */
     int is_cancelled;
+    unsigned resting;  /* it came to rest unfinished in this process of the batch; 0: it did not */
     unsigned expected; /* the batch's gathering that waits for the job to be resumed; 0: none */
+    double full_since; /* when the job first found the cache full; 0: it has room */
     uint64_t arrival;  /* the number of the job's first resume, from 1; 0: not yet */
 } gpt2c_membership;
 
@@ -342,12 +356,12 @@ typedef struct {
     int32_t n_tokens;
     gpt2c_scores scores; /* of the generated tokens, from the raw logits */
     gpt2c_finish finish;
-    int32_t end_id;                 /* with GPT2C_FINISHED_STOP: the stop id that was chosen */
-    float *logits_out;              /* a job that only feeds its prompt: where to write logits */
-    gpt2c_wanted wanted;            /* of such a job: which logits to write */
-    int is_feed;                    /* 1: the job only feeds its prompt */
-    int32_t rest_at;                /* the job rests once it has this many new tokens */
-    gpt2c_status status;            /* why the last step failed for this job */
+    int32_t end_id;      /* with GPT2C_FINISHED_STOP: the stop id that was chosen */
+    float *logits_out;   /* a job that only feeds its prompt: where to write logits */
+    gpt2c_wanted wanted; /* of such a job: which logits to write */
+    int is_feed;         /* 1: the job only feeds its prompt */
+    int32_t rest_at;     /* the job rests once it has this many new tokens */
+    gpt2c_status status; /* why the last step failed for this job */
     gpt2c_membership member;
     gpt2c_drafter *drafter;         /* NULL: no speculative decoding */
     gpt2c_lookup *lookup;           /* needed with a drafter */
@@ -374,10 +388,10 @@ struct gpt2c_caller {
     atomic_uint n_wakes; /* the word that a waiting caller sleeps on */
     int rests_together;  /* 1: as soon as one of its jobs rests, all of them do */
     int is_waiting;
-    int leads;     /* the caller was chosen to run the next step */
-    int n_news;    /* jobs that came to rest since the last wait */
-    int n_ready;   /* jobs that are ready */
-    int n_chosen;  /* of them, those chosen for the next step */
+    int leads;    /* the caller was chosen to run the next step */
+    int n_news;   /* jobs that came to rest since the last wait */
+    int n_ready;  /* jobs that are ready */
+    int n_chosen; /* of them, those chosen for the next step */
 };
 
 gpt2c_status gpt2c_batch_create(const gpt2c_model *model, gpt2c_batch **batch);

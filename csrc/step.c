@@ -216,9 +216,8 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     step_space *s = context;
     for (int32_t i = worker; i < s->n_choosing; i += n_workers) {
         int32_t f = s->choosing[i];
-        candidates *c = is_greedy(s->jobs[f])
-                            ? NULL
-                            : gpt2c_scratch_candidates(s->scratch, s->model, worker);
+        candidates *c =
+            is_greedy(s->jobs[f]) ? NULL : gpt2c_scratch_candidates(s->scratch, s->model, worker);
         choose_for_job(s, f, c);
     }
 }
@@ -281,7 +280,14 @@ static int alloc_candidates(const step_space *s) {
     return 1;
 }
 
-/* Drops feed f from the step, and gives its job a status unless that is GPT2C_OK. */
+/* ---- memory of the KV cache ----
+ *
+ * A job's pages for its whole prompt are reserved with its first chunk, and a page for its new
+ * tokens every 64 of them. A job that finds the cache full takes the pages of the youngest job that
+ * arrived after it. Without a younger job it sits out until pages are free. The oldest job thus
+ * always gets on, and a job that lost its pages feeds its tokens again once they fit. */
+
+/* Drops feed f from the step. The job's status says why; with GPT2C_OK the job sits out. */
 static void drop_feed(step_space *s, int32_t f, gpt2c_status status) {
     gpt2c_job *job = s->jobs[f];
     job->status = status;
@@ -292,21 +298,65 @@ static void drop_feed(step_space *s, int32_t f, gpt2c_status status) {
         if (i + 1 < s->n_decoding)
             s->job_drafts[i] = s->job_drafts[i + 1];
     }
-    s->jobs[s->n_feeds - 1] = job;
     s->n_feeds--;
+    s->jobs[s->n_feeds] = job;
     s->n_decoding -= f < s->n_decoding;
 }
 
-/* Makes room in the cache for each feed. A job without room fails alone. */
+/* Takes the pages of the youngest job that arrived after `job`. Returns 0 if there is none. A job
+ * that only feeds has tokens before its prompt, which it could not feed again. */
+static int preempt_younger_than(step_space *s, const gpt2c_job *job) {
+    int32_t youngest = -1;
+    for (int32_t j = 0; j < s->n_jobs; j++) {
+        const gpt2c_job *other = s->jobs[j];
+        if (!other->is_feed && gpt2c_sequence_length(other->sequence) > 0 &&
+            other->member.arrival > job->member.arrival &&
+            (youngest < 0 || other->member.arrival > s->jobs[youngest]->member.arrival))
+            youngest = j;
+    }
+    if (youngest < 0)
+        return 0;
+    gpt2c_sequence_truncate(s->jobs[youngest]->sequence, 0);
+    if (youngest < s->n_feeds)
+        drop_feed(s, youngest, GPT2C_OK);
+    return 1;
+}
+
+/* Reserves the pages of a job's feed. */
+static gpt2c_status reserve(step_space *s, gpt2c_job *job) {
+    int32_t n_tokens = n_unfed(job);
+    for (int32_t f = 0; f < s->n_decoding; f++)
+        if (s->jobs[f] == job)
+            n_tokens = s->feeds[f].n_tokens;
+    if (n_tokens > s->model->config.n_positions - gpt2c_sequence_length(job->sequence))
+        return GPT2C_CONTEXT_FULL;
+    gpt2c_status status = cache_reserve(job->sequence, n_tokens);
+    while (status == GPT2C_CACHE_FULL && preempt_younger_than(s, job))
+        status = cache_reserve(job->sequence, n_tokens);
+    return status;
+}
+
+/* Reserves the pages of all feeds, the oldest job's first. */
 static void reserve_feeds(step_space *s) {
-    for (int32_t f = s->n_feeds - 1; f >= 0; f--) {
-        const gpt2c_feed *feed = &s->feeds[f];
-        gpt2c_status status = GPT2C_CONTEXT_FULL;
-        if (feed->n_tokens <=
-            s->model->config.n_positions - gpt2c_sequence_length(feed->sequence))
-            status = cache_reserve(feed->sequence, feed->n_tokens);
-        if (status)
-            drop_feed(s, f, status);
+    gpt2c_job *jobs[GPT2C_MAX_ROWS];
+    int32_t n = s->n_feeds;
+    for (int32_t i = 0; i < n; i++) {
+        gpt2c_job *job = s->jobs[i];
+        int32_t j = i;
+        for (; j > 0 && jobs[j - 1]->member.arrival > job->member.arrival; j--)
+            jobs[j] = jobs[j - 1];
+        jobs[j] = job;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        int32_t f = 0;
+        while (f < s->n_feeds && s->jobs[f] != jobs[i])
+            f++;
+        if (f == s->n_feeds)
+            continue; /* an older job took its pages */
+        gpt2c_status status = reserve(s, jobs[i]);
+        for (f = 0; status && f < s->n_feeds; f++)
+            if (s->jobs[f] == jobs[i])
+                drop_feed(s, f, status == GPT2C_CACHE_FULL && i > 0 ? GPT2C_OK : status);
     }
 }
 

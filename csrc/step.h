@@ -18,10 +18,10 @@ typedef struct {
     int is_shared;                    /* the jobs belong to several callers */
     gpt2c_feed feeds[GPT2C_MAX_ROWS]; /* of the first n_feeds jobs */
     int32_t n_feeds;
-    int32_t n_decoding;                /* the first n_decoding jobs decode */
-    draft job_drafts[GPT2C_MAX_ROWS];  /* of the decoding jobs */
-    size_t first_row[GPT2C_MAX_ROWS];  /* each job's first row of the logits */
-    int32_t choosing[GPT2C_MAX_ROWS];  /* indices of the jobs that get a token */
+    int32_t n_decoding;               /* the first n_decoding jobs decode */
+    draft job_drafts[GPT2C_MAX_ROWS]; /* of the decoding jobs */
+    size_t first_row[GPT2C_MAX_ROWS]; /* each job's first row of the logits */
+    int32_t choosing[GPT2C_MAX_ROWS]; /* indices of the jobs that get a token */
     int32_t n_choosing;
     float *logits; /* owned by the scratch */
 } step_space;

@@ -101,8 +101,7 @@ gpt2c_status draft_by_model(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_
         if (n_fed == 0)
             break;
         if (n_fed == n_jobs)
-            costs->step =
-                cost_smoothed(costs->step, (os_seconds() - begin) * n_decoding / n_jobs);
+            costs->step = cost_smoothed(costs->step, (os_seconds() - begin) * n_decoding / n_jobs);
     }
     /* Verification overwrites the keys and values that a 4-bit copy wrote. */
     for (int32_t j = 0; j < n_jobs; j++)

@@ -97,7 +97,8 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     m->n_threads = n_threads;
     m->head_dim = config->n_layer ? config->n_embd / config->n_head : 0;
     m->layers = calloc((size_t)config->n_layer + 1, sizeof *m->layers);
-    arena_walk walk = {0};
+    m->budget = cache_budget_create();
+    arena_walk walk = {.overflow = !m->budget};
     if (m->layers)
         lay_out(m, &walk);
     if (!allocate_arena(m, &walk))
@@ -168,6 +169,8 @@ void gpt2c_model_free(gpt2c_model *model) {
     if (!model)
         return;
     os_arena_free(model->arena, model->arena_bytes);
+    if (!model->base)
+        cache_budget_leave(model->budget);
     cache_free_spares();
     free(model->layers);
     free(model);

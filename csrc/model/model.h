@@ -23,6 +23,7 @@ typedef struct {
 struct gpt2c_model {
     gpt2c_config config;
     const gpt2c_model *base; /* in a 4-bit copy, the model that owns the vectors and sequences */
+    struct cache_budget *budget; /* of its sequences' pages; a 4-bit copy has its base's */
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;

@@ -85,6 +85,7 @@ class GPT2:
         dtype: str = "auto",
         threads: int | None = None,
         backend: str = "auto",
+        kv_cache_bytes: int | None = None,
         progress: bool = False,
     ) -> None:
         """Read the checkpoint's weights. Most callers use :meth:`from_pretrained` instead.
@@ -103,7 +104,9 @@ class GPT2:
         self._encoder = Encoder(config, tokenizer)
         bar = LoadingBar(4 * config.n_parameters) if flag("progress", progress) else None
         try:
-            self._engine: EngineModel = load_engine(checkpoint, dtype, backend, n_threads, bar)
+            self._engine: EngineModel = load_engine(
+                checkpoint, dtype, backend, n_threads, kv_cache_bytes, bar
+            )
         finally:
             if bar is not None:
                 bar.close()
@@ -116,6 +119,7 @@ class GPT2:
         dtype: str = "auto",
         threads: int | None = None,
         backend: str = "auto",
+        kv_cache_bytes: int | None = None,
         progress: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -143,6 +147,11 @@ class GPT2:
             min of this process's CPUs, the physical cores and the control group's quota.
         backend
             "c", the compiled engine; "numpy"; or "auto", the first of the two that runs.
+        kv_cache_bytes
+            The max memory of the KV caches of all calls and sessions together, in bytes; at least a
+            page of 64 tokens (GPT-2 124M takes 73,728 bytes per token in float32). The default is
+            half of the memory that this process may use, control groups included, or one full
+            context if that is more. A call that would exceed the limit raises CacheMemoryError.
         progress
             Show a bar if loading takes over two seconds (needs the package tqdm).
         revision, token, local_files_only
@@ -174,7 +183,7 @@ class GPT2:
             found = tokenizer_for(checkpoint, tokenizer)
             return cls(
                 checkpoint, found, dtype=dtype, threads=threads, backend=backend,
-                progress=progress,
+                kv_cache_bytes=kv_cache_bytes, progress=progress,
             )  # fmt: skip
 
     @classmethod
@@ -183,8 +192,8 @@ class GPT2:
     ) -> Self:
         """Make a model from picoGPT's hparams and params; see checkpoint.from_picogpt.
 
-        The model has no tokenizer, so it takes ids. The options are dtype, threads, backend and
-        progress, as in :meth:`from_pretrained`.
+        The model has no tokenizer, so it takes ids. The options are dtype, threads, backend,
+        kv_cache_bytes and progress, as in :meth:`from_pretrained`.
         """
         missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
         return cls(from_picogpt(hparams, params), missing, **options)
@@ -688,6 +697,16 @@ class GPT2:
     def n_bytes(self) -> int:
         """The memory of the weights, in bytes, as the engine packs them."""
         return self._engine.n_bytes
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """The memory that the KV cache takes now, in bytes; what sequences share counts once."""
+        return self._engine.cache_bytes
+
+    @property
+    def kv_cache_limit(self) -> int:
+        """The max of kv_cache_bytes, as :meth:`from_pretrained` chose it; 0 means no limit."""
+        return self._engine.cache_limit
 
     def close(self) -> None:
         """Free the weights once running calls have ended; later calls raise ClosedError."""

@@ -47,7 +47,7 @@ def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --dtype, --threads, --backend and the checkpoint options."""
+    """Add --model, --dtype, --threads, --backend, --kv-cache-bytes and the checkpoint options."""
     add = parser.add_argument
     add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
         "default: tales, the embedded model")  # fmt: skip
@@ -55,6 +55,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "the checkpoint was quantized to, else float32")  # fmt: skip
     add("--threads", type=int, metavar="N", help="use at most N threads")
     add("--backend", default="auto", help="auto (default), c or numpy")
+    add("--kv-cache-bytes", type=int, metavar="N", help="the max memory of the KV cache; default: "
+        "half of the memory that this process may use")  # fmt: skip
     add_checkpoint_options(parser)
 
 
@@ -62,7 +64,8 @@ def load(options: argparse.Namespace) -> gpt2c.GPT2:
     """Load the model that the options name."""
     return gpt2c.GPT2.from_pretrained(
         options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        progress=progress(), tokenizer=options.tokenizer, **checkpoint_options(options),
+        kv_cache_bytes=options.kv_cache_bytes, progress=progress(), tokenizer=options.tokenizer,
+        **checkpoint_options(options),
     )  # fmt: skip
 
 

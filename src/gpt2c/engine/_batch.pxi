@@ -147,15 +147,20 @@ cdef class Waiting:
             gpt2c_batch_leave(batch, self.pointers, self.n_jobs)
         return 0
 
-    cdef int raise_failures(self) except -1:
-        """Raise the error of the first job whose step failed; the job can be run again."""
+    cdef bint has_failed(self, str what) except -1:
+        """Raise the error of the first job whose step failed; the job can be run again.
+
+        Return whether a step failed for lack of pages, which were freed meanwhile.
+        """
         cdef int32_t i
         cdef gpt2c_status status = GPT2C_OK, found
         for i in range(self.n_jobs):
             found, self.pointers[i].status = self.pointers[i].status, GPT2C_OK
             status = found if status == GPT2C_OK else status
-        raise_status(status, "a cache page or the logits")
-        return 0
+        if status == GPT2C_CACHE_FULL and self.model.free_pages():
+            return True
+        raise_status(status, what, self.model)
+        return False
 
 
 cdef class Turn:
@@ -225,7 +230,8 @@ cdef class Running(Waiting):
                         return
                 is_whole = self.set_limits(max_steps)
                 self.run_until_rest()
-                self.raise_failures()
+                if self.has_failed("a cache page or the logits"):
+                    continue
                 if max_steps != INT32_MAX and is_whole:
                     max_steps -= 1
         finally:
@@ -293,10 +299,9 @@ cdef class Feeding(Waiting):
         cdef int32_t had = gpt2c_sequence_length(self.sequence.pointer)
         self.job.n_before = had
         try:
-            self.run_until_rest()
-            raise_status(
-                self.job.status, f"feeding {self.job.n_prompt} tokens after {had}"
-            )
+            while self.job.finish != GPT2C_FINISHED_FED:
+                self.run_until_rest()
+                self.has_failed(f"feeding {self.job.n_prompt} tokens after {had}")
         except BaseException:
             gpt2c_sequence_truncate(self.sequence.pointer, had)
             raise

@@ -16,6 +16,7 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_NOT_A_NUMBER
         GPT2C_UNSUPPORTED_CPU
         GPT2C_STOPPED
+        GPT2C_CACHE_FULL
 
     ctypedef enum gpt2c_dtype:
         GPT2C_FLOAT32
@@ -65,6 +66,12 @@ cdef extern from "gpt2c.h" nogil:
     )
     void gpt2c_model_free(gpt2c_model *)
     size_t gpt2c_model_bytes(const gpt2c_model *)
+
+    size_t gpt2c_model_page_bytes(const gpt2c_model *)
+    size_t gpt2c_model_cache_bytes(const gpt2c_model *)
+    size_t gpt2c_model_cache_limit(const gpt2c_model *)
+    void gpt2c_model_set_cache_limit(gpt2c_model *, size_t)
+    void gpt2c_model_forget_pages(gpt2c_model *)
 
     gpt2c_status gpt2c_sequence_create(const gpt2c_model *, gpt2c_sequence **)
     gpt2c_status gpt2c_sequence_copy(const gpt2c_sequence *, gpt2c_sequence **)
@@ -312,6 +319,9 @@ cdef extern from "cpu.h" nogil:
         const integer_table *integer
 
     const instruction_set *cpu_instruction_set(const char *)
+
+cdef extern from "cache.h" nogil:
+    size_t cache_bytes_needed(const gpt2c_sequence *, int32_t)
 
 cdef extern from "os/os.h" nogil:
     void os_pretend_cpus(int n)

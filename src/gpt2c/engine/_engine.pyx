@@ -26,6 +26,7 @@ from gpt2c.errors import (
     ForkError,
     OptionError,
 )
+from gpt2c.engine.memory import cache_full
 from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, NO_IDS, SCORE_TYPE, TOP_TYPE
 
 
@@ -98,10 +99,19 @@ cdef tuple tensor_of(str name):
     return TENSORS[rest], int(index)
 
 
-cdef int raise_status(gpt2c_status status, str what) except -1:
-    """Raise the exception for a status other than GPT2C_OK. Its message contains `what`."""
+cdef class Model
+
+
+cdef int raise_status(gpt2c_status status, str what, Model model=None) except -1:
+    """Raise the exception for a status other than GPT2C_OK. Its message contains `what`.
+
+    A call that makes pages of the KV cache gives its model, whose limit the message names.
+    """
     if status == GPT2C_OK:
         return 0
+    if status == GPT2C_CACHE_FULL:
+        limit = 0 if model is None else model.cache_limit
+        raise CacheMemoryError(cache_full(what, limit))
     if status == GPT2C_NO_MEMORY:
         raise CacheMemoryError(f"not enough memory for {what}")
     if status == GPT2C_CONTEXT_FULL:
@@ -117,9 +127,6 @@ cdef object empty(shape, dtype, str what):
         return np.empty(shape, dtype=dtype)
     except MemoryError as error:
         raise CacheMemoryError(f"not enough memory for {what} ({error})") from None
-
-
-cdef class Model
 
 
 include "_holding.pxi"
@@ -145,6 +152,7 @@ cdef class Model:
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
     cdef bint closed
+    cdef public object on_cache_full
     cdef gpt2c_batch *batch  # the running batch, or NULL: made lazily
     cdef Py_ssize_t n_batch_forks  # len(forking_threads) when the batch was last used
     cdef list drafters  # of Drafter
@@ -240,6 +248,29 @@ cdef class Model:
     def draft_bytes(self):
         """See EngineModel.draft_bytes."""
         return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
+
+    @property
+    def page_bytes(self):
+        """See EngineModel.page_bytes."""
+        return 0 if self.pointer == NULL else gpt2c_model_page_bytes(self.pointer)
+
+    @property
+    def cache_bytes(self):
+        """See EngineModel.cache_bytes."""
+        if self.pointer == NULL:
+            return 0
+        self.current_holders()
+        return gpt2c_model_cache_bytes(self.pointer)
+
+    @property
+    def cache_limit(self):
+        """See EngineModel.cache_limit."""
+        return 0 if self.pointer == NULL else gpt2c_model_cache_limit(self.pointer)
+
+    @cache_limit.setter
+    def cache_limit(self, size_t n_bytes):
+        if self.pointer != NULL:
+            gpt2c_model_set_cache_limit(self.pointer, n_bytes)
 
     cdef bint needs_draft(self, drafts) except -1:
         """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
@@ -363,7 +394,7 @@ cdef class Model:
                             gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
                 finally:
                     turn.end()
-                raise_status(status, "feeding tokens")
+                raise_status(status, "feeding tokens", self)
                 done += n_rows
                 PyErr_CheckSignals()
         finally:
@@ -430,6 +461,10 @@ cdef class Model:
             self.drafters = []
         return self.batch
 
+    cdef bint free_pages(self) except -1:
+        """Free pages that no call needs; return whether there were any."""
+        return self.on_cache_full is not None and self.on_cache_full()
+
     def waiter(self):
         """See EngineModel.waiter."""
         return Waiter(self)
@@ -475,7 +510,12 @@ cdef class Model:
         return Held(self)
 
     cdef dict current_holders(self):
-        """Return `holders` without threads that a fork left in the parent process."""
+        """Return `holders` without threads that a fork left in the parent process.
+
+        After a fork, the child also stops counting the parent's pages.
+        """
+        if self.n_forks < len(forking_threads) and self.pointer != NULL:
+            gpt2c_model_forget_pages(self.pointer)
         while self.n_forks < len(forking_threads):
             thread = forking_threads[self.n_forks]
             n = self.holders.get(thread)

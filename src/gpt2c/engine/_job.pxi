@@ -101,8 +101,11 @@ cdef class Job:
     def raise_failure(self):
         """See EngineJob.raise_failure."""
         cdef gpt2c_status status = self.job.status
+        cdef Model model = self.sequence.model
         self.job.status = GPT2C_OK
-        raise_status(status, "a cache page or the logits")
+        if status == GPT2C_CACHE_FULL and model.free_pages():
+            return
+        raise_status(status, "a cache page or the logits", self.sequence.model)
 
     def next_logits(self):
         """See EngineJob.next_logits."""

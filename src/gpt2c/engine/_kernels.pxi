@@ -278,6 +278,13 @@ def uniform(str isa not None, uint64_t seed, uint32_t sample, uint32_t position)
     return kernels_of(isa).uniform(&key)
 
 
+# ---- the KV cache ----
+
+def bytes_needed(Sequence sequence not None, int32_t n_tokens):
+    """Return the bytes of the pages that feeding n_tokens more would make."""
+    return cache_bytes_needed(sequence.pointer, n_tokens)
+
+
 # ---- how many threads run ----
 
 def pretend_cpus(int n):

@@ -105,5 +105,5 @@ cdef class Probing:
                 "handler, and the call's other threads exist only in the parent: end the child "
                 "inside the edit (os._exit), or fork before or after the call"
             )
-        raise_status(status, f"a forward call of {n} tokens")
+        raise_status(status, f"a forward call of {n} tokens", model)
         return logits

@@ -100,7 +100,7 @@ cdef class Scoring:
                         )
                 finally:
                     turn.end()
-                raise_status(status, "scoring")
+                raise_status(status, "scoring", self.model)
                 for i in range(n_feeds):
                     if feeds[i].wanted == GPT2C_LOGITS_ALL:
                         self.n_scored += feeds[i].n_tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from threading import Condition, local
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.config import GPT2Config, tensor_shapes
+from gpt2c.engine.memory import cache_full
 from gpt2c.engine.protocol import (
     MODEL_POINTS,
+    PAGE_POSITIONS,
     Drafts,
     EngineJob,
     EngineSequence,
@@ -61,11 +63,16 @@ class Model:
         self.n_vocab = config.vocab_size
         self.n_positions = config.n_positions
         self.n_layer = config.n_layer
+        self.token_bytes = 2 * config.n_layer * config.n_embd * np.dtype(dtype).itemsize
+        self.cache_limit = 0
+        # By their ids. A WeakSet could not be listed while another thread adds a sequence.
+        self.sequences: weakref.WeakValueDictionary[int, Sequence] = weakref.WeakValueDictionary()
         weights = _Weights(
             {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
         )
         self._own: _Weights | None = weights
         self._living = weakref.ref(weights)
+        self.on_cache_full: Callable[[], bool] | None = None
         self._threads = local()  # .held: a weak reference to the thread's outermost hold
 
     @property
@@ -97,6 +104,26 @@ class Model:
     def draft_bytes(self) -> int:
         """0: NumPy makes no drafts."""
         return 0
+
+    @property
+    def page_bytes(self) -> int:
+        """See EngineModel.page_bytes."""
+        return 0 if self._living() is None else PAGE_POSITIONS * self.token_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        """See EngineModel.cache_bytes."""
+        return 0 if self._living() is None else self.cache_bytes_without(None)
+
+    def cache_bytes_without(self, left_out: Sequence | None) -> int:
+        """Return the bytes of the keys and values of all sequences, except one."""
+        sizes: dict[int, int] = {}
+        for reference in self.sequences.valuerefs():
+            sequence = reference()
+            if sequence is not None and sequence is not left_out and sequence.length:
+                key = sequence.array_id()
+                sizes[key] = max(sizes.get(key, 0), sequence.length)
+        return sum(sizes.values()) * self.token_bytes
 
     def packed(self, name: str) -> NDArray[np.uint8]:
         """Raise OptionError: NumPy packs nothing."""
@@ -302,6 +329,14 @@ class Sequence:
         self.model = model
         self.length = 0
         self.past: Past = []
+        model.sequences[id(self)] = self
+
+    def array_id(self) -> int:
+        """Return a number of the arrays, which copies share until one of them is fed."""
+        if not self.past:
+            return 0
+        keys = self.past[0][0]
+        return id(keys if keys.base is None else keys.base)
 
     def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
         """See EngineSequence.feed."""
@@ -317,6 +352,11 @@ class Sequence:
         if ids.min() < 0 or ids.max() >= model.n_vocab:
             raise OptionError(
                 f"token ids must be from 0 to {model.n_vocab - 1}; found {ids.min()} to {ids.max()}"
+            )
+        n_bytes = model.cache_bytes_without(self) + (self.length + n) * model.token_bytes
+        if n_bytes > model.cache_limit > 0:
+            raise CacheMemoryError(
+                cache_full(f"feeding {n} tokens after {self.length}", model.cache_limit)
             )
         # Extend a copy of the list, so an interrupted call leaves the sequence as it was.
         past = list(self.past)

@@ -209,6 +209,9 @@ class EngineModel(Protocol):
     After `close` every call raises ClosedError, except inside a `held` block.
     """
 
+    on_cache_full: Callable[[], bool] | None
+    """Called if a call finds the KV cache full: frees pages, and returns whether it freed any."""
+
     @property
     def isa(self) -> str:
         """The compiled engine's instruction set, or "numpy"."""
@@ -236,6 +239,27 @@ class EngineModel(Protocol):
     @property
     def draft_bytes(self) -> int:
         """The memory of the weights packed for drafts, in bytes; 0 until drafts need them."""
+
+    @property
+    def page_bytes(self) -> int:
+        """The bytes of one page of the KV cache; 0 after `close`."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """The bytes of the KV cache that sequences use; what several share counts once.
+
+        A forked child may leave out what its parent fed. 0 after `close`.
+        """
+
+    @property
+    def cache_limit(self) -> int:
+        """The max of cache_bytes; 0 means no limit.
+
+        A forward call that would exceed it raises CacheMemoryError.
+        """
+
+    @cache_limit.setter
+    def cache_limit(self, n_bytes: int) -> None: ...
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """Store rows [begin, begin + len(rows)) of a tensor; a vector is one row."""

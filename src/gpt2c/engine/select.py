@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from gpt2c.checks.options import choice
 from gpt2c.config import GPT2Config
+from gpt2c.engine.memory import choose_cache_limit
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import BackendError, FallbackWarning, OptionError, warn
 
@@ -17,13 +18,27 @@ QUANTIZED = ("int8", "int4")
 
 
 def new_model(
-    config: GPT2Config, quantized_dtype: str | None, dtype: str, backend: str, n_threads: int
+    config: GPT2Config,
+    quantized_dtype: str | None,
+    dtype: str,
+    backend: str,
+    n_threads: int,
+    kv_cache_bytes: int | None = None,
 ) -> EngineModel:
     """Return a model on the chosen engine. Its weights are not loaded yet.
 
-    quantized_dtype is the quantised dtype of the checkpoint, "int8" or "int4", or None.
+    quantized_dtype is the quantised dtype of the checkpoint, "int8" or "int4", or None;
+    kv_cache_bytes is the limit of the KV cache, or None for the default.
     Raises OptionError for wrong options, and BackendError if the backend cannot run.
     """
+    model = _new_model(config, quantized_dtype, dtype, backend, n_threads)
+    model.cache_limit = choose_cache_limit(kv_cache_bytes, model)
+    return model
+
+
+def _new_model(
+    config: GPT2Config, quantized_dtype: str | None, dtype: str, backend: str, n_threads: int
+) -> EngineModel:
     choice("backend", backend, BACKENDS)
     choice("dtype", dtype, DTYPES)
     if backend == "auto":

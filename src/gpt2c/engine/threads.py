@@ -9,6 +9,7 @@ from typing import Final
 
 from gpt2c.checks.options import integer
 from gpt2c.checks.untrusted import show
+from gpt2c.engine.control_groups import folders_v1, folders_v2, read
 from gpt2c.errors import OptionError
 
 MAX_THREADS: Final = 256
@@ -66,7 +67,7 @@ def _physical_cores(cpus: set[int], root: Path) -> int | None:
     cores = set()
     for cpu in cpus:
         file = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        siblings = _read(file)
+        siblings = read(file)
         if not siblings:
             return None
         cores.add(siblings)
@@ -79,22 +80,11 @@ def _quota(root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _groups(root: Path, controller: str) -> list[str]:
-    """Return this process's control group and its parents; the controller "" selects version 2."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controller in controllers.split(","):
-            parts = [part for part in path.split("/") if part not in ("", "..")]
-            return ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]
-    return [""]
-
-
 def _quotas_v2(root: Path) -> list[float]:
     """Read cpu.max: "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
     quotas = []
-    for group in _groups(root, ""):
-        quota, _, period = _read(root / "sys/fs/cgroup" / group / "cpu.max").partition(" ")
+    for folder in folders_v2(root):
+        quota, _, period = read(folder / "cpu.max").partition(" ")
         quotas += _ratio(quota, period)
     return quotas
 
@@ -102,11 +92,9 @@ def _quotas_v2(root: Path) -> list[float]:
 def _quotas_v1(root: Path) -> list[float]:
     """Read cpu.cfs_quota_us, which is -1 without a quota, and cpu.cfs_period_us."""
     quotas = []
-    for mount in ("cpu", "cpu,cpuacct"):
-        for group in _groups(root, "cpu"):
-            folder = root / "sys/fs/cgroup" / mount / group
-            quota = _read(folder / "cpu.cfs_quota_us")
-            quotas += _ratio(quota, _read(folder / "cpu.cfs_period_us"))
+    for folder in folders_v1(root, "cpu"):
+        quota = read(folder / "cpu.cfs_quota_us")
+        quotas += _ratio(quota, read(folder / "cpu.cfs_period_us"))
     return quotas
 
 
@@ -114,10 +102,3 @@ def _ratio(quota: str, period: str) -> list[float]:
     if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
         return [int(quota) / int(period)]
     return []
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeError):
-        return ""

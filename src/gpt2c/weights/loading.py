@@ -32,7 +32,12 @@ MAX_LOADERS = 8  # threads, each of which holds one piece in memory
 
 
 def load_engine(
-    checkpoint: Checkpoint, dtype: str, backend: str, n_threads: int, bar: LoadingBar | None = None
+    checkpoint: Checkpoint,
+    dtype: str,
+    backend: str,
+    n_threads: int,
+    kv_cache_bytes: int | None = None,
+    bar: LoadingBar | None = None,
 ) -> EngineModel:
     """Return a loaded model on the chosen backend; `bar` shows the progress.
 
@@ -43,10 +48,14 @@ def load_engine(
     `dtype` is "float32"; "int8" or "int4" on the compiled engine; "float64" on NumPy; or "auto".
     "auto" means the dtype of a quantised file, which NumPy dequantises, or else float32.
 
+    `kv_cache_bytes` limits the KV cache; None means gpt2c.engine.memory's default.
+
     Raises OptionError for other values, and BackendError if the backend cannot run.
     """
     try:
-        model = new_model(checkpoint.config, checkpoint.quantized_dtype, dtype, backend, n_threads)
+        model = new_model(
+            checkpoint.config, checkpoint.quantized_dtype, dtype, backend, n_threads, kv_cache_bytes
+        )
         fill(model, checkpoint, n_threads, bar)
     except CacheMemoryError:
         raise

@@ -1,0 +1,40 @@
+"""Linux control groups, with which containers and services limit this process.
+
+A process may be in groups of version 1, of version 2, or of both. A group's limits hold for the
+groups inside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def folders_v2(root: Path) -> list[Path]:
+    """Return the folders of this process's group of version 2 and of the groups around it."""
+    return [root / "sys/fs/cgroup" / group for group in _groups(root, "")]
+
+
+def folders_v1(root: Path, controller: str) -> list[Path]:
+    """Return the same for version 1; the controller is "cpu" or "memory"."""
+    mounts = ("cpu", "cpu,cpuacct") if controller == "cpu" else (controller,)
+    groups = _groups(root, controller)
+    return [root / "sys/fs/cgroup" / mount / group for mount in mounts for group in groups]
+
+
+def read(file: Path) -> str:
+    """Return the text of one of the system's files; "" if it cannot be read."""
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeError):
+        return ""
+
+
+def _groups(root: Path, controller: str) -> list[str]:
+    """Return this process's control group and its parents; the controller "" selects version 2."""
+    for line in read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controller in controllers.split(","):
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            return ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]
+    return [""]
