@@ -36,7 +36,8 @@ OPTIONS = {
     "filters first": {
         "top_k": 1, "logit_bias": {BANNED: 1e4}, "sampler_order": ["top_k", "logit_bias"],
     },
-    "mirostat": {"mirostat_tau": 3.0},
+    # With this eta, mu moves far enough in one step to change the next token.
+    "mirostat": {"mirostat_tau": 2.0, "mirostat_eta": 3.0},
 }  # fmt: skip
 
 
@@ -164,6 +165,13 @@ def test_min_new_tokens_bans_an_allowed_stop_id(model):
 def test_no_id_may_be_left(model):
     for options in ({"suppress_tokens": [2, 9]}, {"temperature": 1.0, "suppress_tokens": [9, 2]}):
         job = job_of(model, plan_of(options).with_allowed_ids(only(2, 9)))
+        assert finished(model, job) == []
+        assert job.finish_reason == "nothing"
+    # A plan's mask comes first; the engine must be safe even if a filter left no allowed id.
+    ((mask,), temperature) = Plan().with_allowed_ids(only(2)).stages, Stage("temperature", value=2)
+    ban, best = Stage("suppress_tokens", ids=int32(2)), Stage("top_k", count=1)
+    for stages in ((ban, best, mask), (ban, best, mask, temperature, best)):
+        job = job_of(model, Plan(stages, draws=True))
         assert finished(model, job) == []
         assert job.finish_reason == "nothing"
     late = plan_of({"min_new_tokens": 1}, [9]).with_allowed_ids(only(9))
@@ -372,8 +380,13 @@ def test_invalid_masks(model):
 def test_bits_beyond_the_vocabulary_are_ignored(model):
     beyond = packed(only(2, N_VOCAB - 1)) | np.array([0, 0, 0xFFFFFFC0], dtype=np.uint32)
     logits = np.arange(N_VOCAB, dtype=np.float32)
-    kept = model._engine.apply_stages(Plan().with_allowed_ids(beyond), logits, int32(1), int32())
+    plan = Plan().with_allowed_ids(beyond)
+    kept = model._engine.apply_stages(plan, logits, int32(1), int32())
     assert np.flatnonzero(kept > -np.inf).tolist() == [2, N_VOCAB - 1]
+    job = job_of(model, plan, n=2)
+    job.next_logits()
+    job.advance(logits - 1000, logits)  # beyond the logits, memory probably holds larger numbers
+    assert job.new_ids() == [N_VOCAB - 1]
 
 
 def test_users_have_no_such_option(model):
