@@ -261,10 +261,11 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
 /* The stages that change the logits before a token is chosen, in their usual order: STAGE(kind,
  * option) for each. The enum below, the dispatch (sample/sample.c) and the names that Python uses
  * follow from these two lists. The comment beside a stage names the fields of gpt2c_stage that the
- * stage reads. */
+ * stage reads. allowed_ids is the only stage that is not an option of users. */
 
-/* Penalties change the logits of single ids. */
+/* Penalties change the logits of single ids, or ban them. */
 #define GPT2C_PENALTIES(STAGE)                                                                     \
+    STAGE(ALLOWED_IDS, allowed_ids)               /* ids: a bitmask, see apply_allowed_ids */      \
     STAGE(LOGIT_BIAS, logit_bias)                 /* adds values to the logits of ids */           \
     STAGE(REPETITION_PENALTY, repetition_penalty) /* value */                                      \
     STAGE(PRESENCE_PENALTY, presence_penalty)     /* value */                                      \
@@ -303,7 +304,7 @@ typedef struct {
     gpt2c_stage_kind kind;
     float value, other;
     int32_t count, span;
-    const int32_t *ids;  /* [n_ids], all in the vocabulary */
+    const int32_t *ids;  /* [n_ids], in the vocabulary if they are ids */
     const float *values; /* [n_ids] */
     int32_t n_ids;
 } gpt2c_stage;

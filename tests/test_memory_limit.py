@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, in_threads, model_on, needs_engine, random_weights
+from conftest import FLOAT_ISAS, ISAS, config_of, in_threads, model_on, needs_engine, random_weights
 from test_forks import in_child
 
 import gpt2c

@@ -42,7 +42,7 @@ NUMBERS = {
     "int4_group_bytes": packed_bytes("int4"),
     "n_points": len(POINTS),
     "first_model_point": len(protocol.BLOCK_POINTS),
-    "last_penalty": len(sampling.PENALTIES) - 1,
+    "last_penalty": len(sampling.PENALTIES),  # the first is allowed_ids, which is not an option
 }
 
 
@@ -52,7 +52,8 @@ def test_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "ordered"), [("points", POINTS), ("stages", sampling.SAMPLER_ORDER)]
+    ("name", "ordered"),
+    [("points", POINTS), ("stages", (protocol.ALLOWED_IDS, *sampling.SAMPLER_ORDER))],
 )
 def test_order(name: str, ordered: tuple[str, ...]) -> None:
     """C numbers the entries in Python's order, from 0."""

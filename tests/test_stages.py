@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2c import GPT2
-from gpt2c.engine.protocol import Plan, Stage
+from gpt2c.engine.protocol import ALLOWED_IDS, Plan, Stage
 from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
 from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, uniform
@@ -205,6 +205,32 @@ def test_biases_and_bans(models):
     np.testing.assert_array_equal(processed(models, Plan((bias, ban, late)), logits, [1]), expected)
 
 
+@settings(max_examples=150)
+@given(data=st.data())
+def test_allowed_ids_at_any_place(models, data):
+    """Stages before the mask may sort and remove ids; those after it must work on what is left."""
+    logits = some_logits(data.draw(st.integers(0, 10**6)))
+    history = data.draw(st.lists(st.integers(0, N_VOCAB - 1), min_size=1, max_size=50))
+    allowed = data.draw(st.sets(st.integers(0, N_VOCAB - 1), min_size=1))
+    if data.draw(st.booleans()):
+        allowed = set(range(N_VOCAB)) - set(sorted(allowed)[1:])
+    mask = np.isin(np.arange(N_VOCAB), list(allowed))
+    stages = [
+        Stage("repetition_penalty", value=0.3),
+        Stage("top_k", count=data.draw(st.integers(1, N_VOCAB))),
+        Stage("logit_bias", ids=ids_of(*range(0, N_VOCAB, 3)), values=np.float32([30] * 100)),
+        Stage("top_p", value=0.9),
+        *Plan().with_allowed_ids(mask).stages,
+    ]
+    plan = Plan(tuple(data.draw(st.permutations(stages))), draws=True)
+    ours, exact = processed(models, plan, logits, history), reference_of(plan, logits, history)
+    assert not np.isfinite(ours[~mask]).any()
+    if np.isfinite(exact.max()):
+        assert_same(ours, exact, logits)
+    else:
+        assert not np.isfinite(ours.max())
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_penalties_after_filters(models, data):
@@ -333,5 +359,5 @@ def test_mirostat_updates_mu_like_the_reference(backend, seed):
 
 def test_sampler_order_has_every_stage():
     assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
-    assert tuple(_engine.ENUMS["stages"]) == SAMPLER_ORDER
+    assert tuple(_engine.ENUMS["stages"]) == (ALLOWED_IDS, *SAMPLER_ORDER)
     assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

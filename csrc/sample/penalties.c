@@ -17,6 +17,33 @@ static void ban(candidates *c, int32_t id) {
         c->logits[index] = -INFINITY;
 }
 
+/* Keeps the ids whose bits are set in the mask: id's bit is 1 << id % 32 of word id / 32. The words
+ * are stage->ids, at least one for every 32 ids of the vocabulary; bits beyond it are ignored.
+ *
+ * Other ids are removed, so no later stage can bring them back, and later stages have fewer
+ * candidates to work on. If no id is left, one stays that cannot be drawn. */
+void apply_allowed_ids(candidates *c, const gpt2c_stage *stage) {
+    int has_all = c->n == c->n_vocab; /* then candidates_index need not be called */
+    int32_t n = 0;
+    for (int32_t first = 0; first < c->n_vocab; first += 32) {
+        uint32_t bits = (uint32_t)stage->ids[first / 32];
+        if (c->n_vocab - first < 32)
+            bits &= (1u << (c->n_vocab - first)) - 1;
+        for (; bits; bits &= bits - 1) {
+            int32_t id = first + __builtin_ctz(bits);
+            int32_t index = has_all ? id : candidates_index(c, id);
+            if (index == NOT_FOUND)
+                continue;
+            c->logits[n] = c->logits[index];
+            c->ids[n++] = id;
+        }
+    }
+    if (n == 0)
+        c->logits[n++] = -INFINITY;
+    c->n = n;
+    c->has_indices = 0;
+}
+
 void apply_logit_bias(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = 0; i < stage->n_ids; i++)
         add(c, stage->ids[i], stage->values[i]);

@@ -141,6 +141,7 @@ cdef extern from "gpt2c.h" nogil:
     void gpt2c_log_probs(const gpt2c_model *, float *, int32_t)
 
     ctypedef enum gpt2c_stage_kind:
+        GPT2C_ALLOWED_IDS
         GPT2C_LOGIT_BIAS
         GPT2C_DRY
         GPT2C_NO_REPEAT_NGRAM

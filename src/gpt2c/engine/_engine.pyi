@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpt2c.config import GPT2Config
-from gpt2c.engine.protocol import Drafts, EngineJob, EngineSequence, OnActivation, Plan, Scores
+from gpt2c.engine.protocol import (
+    AllowedIds,
+    Drafts,
+    EngineJob,
+    EngineSequence,
+    OnActivation,
+    Plan,
+    Scores,
+)
 
 NUMBERS: dict[str, int]
 ENUMS: dict[str, dict[str, int]]
@@ -113,6 +121,7 @@ class Job:
     def end_id(self) -> int | None: ...
     def cancel(self) -> None: ...
     def raise_failure(self) -> None: ...
+    def set_allowed_ids(self, mask: AllowedIds) -> None: ...
     def prefill(self, n: int) -> None: ...
     def new_ids(self, begin: int = 0) -> list[int]: ...
     def scores(self) -> Scores: ...

@@ -7,6 +7,7 @@ cdef class Job:
     cdef gpt2c_job job
     cdef readonly Sequence sequence
     cdef readonly bint cancelled
+    cdef object plan
     cdef Stages stages
     cdef object score_array, top_array
     cdef object drafts
@@ -46,6 +47,7 @@ cdef class Job:
         self.job.sampling.seed = seed
         self.job.sampling.sample = sample
         self.job.sampling.do_sample = plan.draws
+        self.plan = plan
         self.stages = Stages(plan.stages, model.n_vocab)
         self.stages.attach_to(&self.job)
         self.job.n_stop_ids = <int32_t>stop_ids.shape[0]
@@ -106,6 +108,17 @@ cdef class Job:
         if status == GPT2C_CACHE_FULL and model.free_pages():
             return
         raise_status(status, "a cache page or the logits", self.sequence.model)
+
+    def set_allowed_ids(self, mask):
+        """See EngineJob.set_allowed_ids."""
+        plan = self.plan.with_allowed_ids(mask)
+        cdef Stages stages = Stages(plan.stages, self.sequence.model.n_vocab)
+        cdef float mirostat_mu = self.job.mirostat_mu
+        self.sequence.claim()  # raises while `run`, which reads the old stages, runs the job
+        stages.attach_to(&self.job)
+        self.job.mirostat_mu = mirostat_mu
+        self.plan, self.stages = plan, stages
+        self.sequence.release()
 
     def next_logits(self):
         """See EngineJob.next_logits."""

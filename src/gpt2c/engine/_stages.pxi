@@ -25,6 +25,8 @@ cdef class Stages:
             ids, values = given.ids, given.values
             if stage.kind == GPT2C_BAD_WORDS:
                 check_words(ids, n_vocab)
+            elif stage.kind == GPT2C_ALLOWED_IDS:
+                check_mask(ids, n_vocab)
             else:
                 check_ids(ids, n_vocab)
             stage.n_ids = <int32_t>ids.shape[0]
@@ -65,4 +67,23 @@ cdef int check_words(const int32_t[::1] packed, int n_vocab) except -1:
             )
         check_ids(packed[at + 1:at + 1 + packed[at]], n_vocab)
         at += 1 + packed[at]
+    return 0
+
+
+cdef int check_mask(const int32_t[::1] words, int n_vocab) except -1:
+    """Raise OptionError unless `words` has a bit for each id, and an id's bit is set."""
+    cdef Py_ssize_t i, n = (n_vocab + 31) // 32
+    cdef uint32_t set_bits = 0
+    if words.shape[0] != n:
+        raise OptionError(
+            f"allowed_ids has {words.shape[0]} words of 32 bits; {n_vocab} ids take {n} words"
+        )
+    for i in range(n - 1):
+        set_bits |= <uint32_t>words[i]
+    # The last word's upper bits may be beyond the vocabulary.
+    set_bits |= <uint32_t>words[n - 1] << (32 * n - n_vocab)
+    if set_bits == 0:
+        raise OptionError(
+            f"allowed_ids leaves no token: set the bit of at least one id from 0 to {n_vocab - 1}"
+        )
     return 0

@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.engine.memory import cache_full
 from gpt2c.engine.protocol import (
+    ALLOWED_IDS,
     MODEL_POINTS,
     PAGE_POSITIONS,
+    AllowedIds,
     Drafts,
     EngineJob,
     EngineSequence,
     OnActivation,
     Plan,
     Scores,
+    unpack_allowed_ids,
 )
 from gpt2c.errors import (
     CacheMemoryError,
@@ -156,6 +159,7 @@ class Model:
         drafts: Drafts | None = None,
     ) -> Job:
         """See EngineModel.job. Drafts are ignored: they never change a result."""
+        _check_mask(plan, self.n_vocab)
         sampler = Sampler(plan, seed, sample, len(ids))
         stops = frozenset(stop_ids.tolist())
         return Job(
@@ -166,6 +170,7 @@ class Model:
             n_top,
             sequence or self.sequence(),
             self.n_positions,
+            self.n_vocab,
         )
 
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
@@ -237,6 +242,7 @@ class Model:
         sample: int = 0,
     ) -> NDArray[np.float32]:
         """See EngineModel.apply_stages."""
+        _check_mask(plan, self.n_vocab)
         sampler = Sampler(plan, seed, sample, len(ids))
         processed = sampler.apply(logits, [*ids.tolist(), *new_ids.tolist()])
         return processed.astype(np.float32)
@@ -321,6 +327,13 @@ def _oracle_name(point: str, block: int) -> str:
     return point if point in MODEL_POINTS else f"h.{block}.{point}"
 
 
+def _check_mask(plan: Plan, n_vocab: int) -> None:
+    """Raise OptionError if the plan's mask of allowed ids does not fit the vocabulary."""
+    for stage in plan.stages:
+        if stage.name == ALLOWED_IDS:
+            unpack_allowed_ids(stage.ids, n_vocab)
+
+
 class Sequence:
     """See EngineSequence."""
 
@@ -397,10 +410,11 @@ class Job:
         n_top: int | None,
         sequence: EngineSequence,
         n_positions: int,
+        n_vocab: int,
     ) -> None:
         """Make a job; `prefill` or the first `step` feeds the prompt."""
         self.sequence = sequence
-        self._n_positions = n_positions
+        self._n_positions, self._n_vocab = n_positions, n_vocab
         self.finish_reason: str | None = None
         self.end_id: int | None = None
         self.cancelled = False
@@ -417,6 +431,12 @@ class Job:
     def cancel(self) -> None:
         """See EngineJob.cancel."""
         self.cancelled = True
+
+    def set_allowed_ids(self, mask: AllowedIds) -> None:
+        """See EngineJob.set_allowed_ids."""
+        plan = self._sampler.plan.with_allowed_ids(mask)
+        _check_mask(plan, self._n_vocab)
+        self._sampler.plan = plan
 
     def prefill(self, n: int) -> None:
         """See EngineJob.prefill."""

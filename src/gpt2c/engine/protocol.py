@@ -14,9 +14,13 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.errors import OptionError, OptionTypeError
+
 MAX_ROWS: Final = 256  # the max number of tokens in one forward call, over all its sequences
 PAGE_POSITIONS: Final = 64  # positions in a page of the KV cache
 MAX_LOGPROBS: Final = 128  # the max number of alternatives per score
+
+ALLOWED_IDS: Final = "allowed_ids"  # the only stage that is not an option of users
 
 NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
@@ -27,6 +31,10 @@ SCORE_TYPE: Final = np.dtype(
 )
 TOP_TYPE: Final = np.dtype([("log_prob", np.float32), ("id", np.int32)])
 Scores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void]]  # [n], [n, n_top]
+
+# The ids that a token may have: bool [n_vocab], or a packed bitmask, uint32 or int32
+# [ceil(n_vocab / 32)], in which id's bit is 1 << id % 32 of word id // 32.
+AllowedIds: TypeAlias = NDArray[np.bool_] | NDArray[np.uint32] | NDArray[np.int32]
 
 # The points of a forward call where activations can be captured or edited, in gpt2c.h's order: in
 # each block, and outside the blocks.
@@ -79,6 +87,18 @@ class Plan:
         """Return the plan with n_new as the count of its min_new_tokens stage, if it has one."""
         return self._change_min(lambda _: n_new)
 
+    def with_allowed_ids(self, mask: AllowedIds) -> Plan:
+        """Return the plan with a mask that no other stage can override; it replaces an earlier one.
+
+        An EOS token can end the sequence only if the mask allows it. The mask is copied. Raises
+        OptionTypeError or OptionError for another dtype or shape. An engine raises OptionError if
+        the mask has the wrong length for its vocabulary, or allows none of the vocabulary's ids.
+        """
+        # The mask comes first, also with a sampler_order that begins with filters: they must see
+        # only allowed ids. A ban never depends on where among the penalties it is.
+        masked = Stage(ALLOWED_IDS, ids=_packed(mask))
+        return Plan((masked, *(s for s in self.stages if s.name != ALLOWED_IDS)), self.draws)
+
     def _change_min(self, change: Callable[[int], int]) -> Plan:
         if not any(stage.name == "min_new_tokens" for stage in self.stages):
             return self
@@ -96,6 +116,44 @@ def unpack_words(packed: NDArray[np.int32]) -> list[list[int]]:
         words.append(packed[at + 1 : at + 1 + packed[at]].tolist())
         at += 1 + int(packed[at])
     return words
+
+
+def _packed(mask: AllowedIds) -> NDArray[np.int32]:
+    """Return a copy of the mask as packed words, int32 [ceil(n_vocab / 32)]."""
+    given: NDArray[Any] = np.asarray(mask)
+    if given.dtype not in (np.bool_, np.uint32, np.int32):
+        raise OptionTypeError(
+            f"the mask of allowed ids has the dtype {given.dtype}; it must be bool [n_vocab], or "
+            "uint32 or int32 [ceil(n_vocab / 32)]"
+        )
+    if given.ndim != 1:
+        raise OptionError(
+            f"the mask of allowed ids has the shape {list(given.shape)}; it must have one dimension"
+        )
+    if given.dtype != np.bool_:
+        return np.array(given).view(np.int32)
+    padded = np.zeros(-(-len(given) // 32) * 32, dtype=np.bool_)
+    padded[: len(given)] = given
+    return np.packbits(padded, bitorder="little").view("<i4").astype(np.int32)
+
+
+def unpack_allowed_ids(words: NDArray[np.int32], n_vocab: int) -> NDArray[np.bool_]:
+    """Return the mask of an "allowed_ids" stage as bool [n_vocab].
+
+    Raises OptionError if the number of words is wrong or no id is allowed.
+    """
+    n = -(-n_vocab // 32)
+    if len(words) != n:
+        raise OptionError(
+            f"allowed_ids has {len(words)} words of 32 bits; {n_vocab} ids take {n} words"
+        )
+    octets = words.astype("<i4").view(np.uint8)
+    mask = np.unpackbits(octets, count=n_vocab, bitorder="little").astype(np.bool_)
+    if not mask.any():
+        raise OptionError(
+            f"allowed_ids leaves no token: set the bit of at least one id from 0 to {n_vocab - 1}"
+        )
+    return mask
 
 
 class EngineSequence(Protocol):
@@ -147,6 +205,16 @@ class EngineJob(Protocol):
 
     def cancel(self) -> None:
         """Make a `run` of this job in another thread return soon."""
+
+    def set_allowed_ids(self, mask: AllowedIds) -> None:
+        """Restrict the next tokens to these ids, instead of those of an earlier mask.
+
+        See Plan.with_allowed_ids. Call it between two calls of `run`. The compiled engine raises
+        OptionError if another thread is running the job, which then keeps its mask.
+
+        A step with drafts may choose several tokens, all under the same mask. So a job whose mask
+        changes after each token must be made without drafts.
+        """
 
     def prefill(self, n: int) -> None:
         """Feed the prompt's first n ids, without the ids that were fed before.

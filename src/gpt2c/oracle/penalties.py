@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 Logits = NDArray[Any]
 
 
+def allowed_ids(logits: Logits, mask: NDArray[np.bool_]) -> None:
+    """Ban each id whose element of mask, bool [n_vocab], is False."""
+    logits[~mask] = -np.inf
+
+
 def repetition_penalty(logits: Logits, history: Sequence[int], penalty: float) -> None:
     """Divide the logits of the history's ids by penalty; multiply negative logits by penalty.
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import Plan, Stage, unpack_words
+from gpt2c.engine.protocol import Plan, Stage, unpack_allowed_ids, unpack_words
 from gpt2c.oracle import filters, penalties
 
 Logits = NDArray[Any]
@@ -163,6 +163,9 @@ def _min_new_tokens(x: Logits, stage: Stage, _: Sequence[int], new: Sequence[int
 # the new ids.
 _Penalty = Callable[[Logits, Stage, Sequence[int], Sequence[int]], None]
 _PENALTIES: dict[str, _Penalty] = {
+    "allowed_ids": lambda x, s, ids, new: penalties.allowed_ids(
+        x, unpack_allowed_ids(s.ids, len(x))
+    ),
     "logit_bias": _logit_bias,
     "suppress_tokens": _suppress_tokens,
     "min_new_tokens": _min_new_tokens,
