@@ -144,22 +144,29 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     }
     check(gpt2c_sequence_truncate(sequence, 0));
     int32_t drawn[30];
-    int32_t n_steps;
+    gpt2c_batch *batch;
+    gpt2c_caller caller = {.rests_together = 1};
+    check(gpt2c_batch_create(model, &batch));
     gpt2c_job job = {.sequence = sequence,
                      .prompt = tokens,
                      .n_prompt = 5,
                      .tokens = drawn,
                      .max_new_tokens = 30,
+                     .rest_at = 30,
                      .sampling = {stages, N_STAGES, 1, 1234567890123u, 0},
                      .mirostat_mu = 9.0f};
     gpt2c_job *jobs[] = {&job};
-    check(gpt2c_run(model, scratch, NULL, jobs, 1, 30, 1e9, &n_steps));
+    check(gpt2c_batch_resume(batch, &caller, jobs, 1));
+    while (gpt2c_batch_wait(batch, &caller, 1e9) == 0) {
+    }
+    check(job.status);
     printf("draws");
     for (int i = 0; i < job.n_tokens; i++)
         printf(" %d", (int)drawn[i]);
     printf("\n");
     free(tokens);
     free(logits);
+    gpt2c_batch_free(batch);
     gpt2c_sequence_free(sequence);
     gpt2c_scratch_free(scratch);
     gpt2c_model_free(model);
