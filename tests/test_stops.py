@@ -425,10 +425,12 @@ def test_async_pieces_equal_the_streams(model):
         model.stream_async([1], temperature=-1)
 
 
-def test_the_event_loop_is_not_blocked(model):
-    """Another task runs while tokens are generated slowly."""
+def test_the_event_loop_is_not_blocked(backend):
+    """Another task runs while a long prompt is fed."""
+    config = config_of(n_positions=1024, n_embd=192, n_layer=4)
+    model = model_on(backend, config, random_weights(config))
 
-    async def run():
+    async def run(**options):
         n_turns = 0
 
         async def tick():
@@ -438,13 +440,13 @@ def test_the_event_loop_is_not_blocked(model):
                 n_turns += 1
 
         ticking = asyncio.create_task(tick())
-        slow = {"callback": lambda index, ids: time.sleep(0.02)}
-        async for _ in model.stream_async([1], max_new_tokens=5, **slow):
+        async for _ in model.stream_async([1] * 900, max_new_tokens=1, **options):
             pass
         ticking.cancel()
         return n_turns
 
     assert asyncio.run(run()) >= 5
+    assert asyncio.run(run(logits_processor=lambda ids, logits: logits)) >= 5
 
 
 def test_closing_an_async_stream_stops_the_work(model):

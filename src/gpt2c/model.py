@@ -440,8 +440,10 @@ class GPT2:
     def stream_async(self, prompt: Any, **options: Any) -> Any:
         """Do what :meth:`stream` does, for ``async for``, without blocking the event loop.
 
-        A thread does the work. If the iterator is closed or its task cancelled, the work stops
-        within one token, or within 256 tokens of a long prompt.
+        Any number of streams share the model's forward passes. One thread runs them; it ends with
+        the last stream. A callback, a logits_processor and stop strings run in the event loop's
+        thread. If the iterator is closed or its task cancelled, the work stops within one token, or
+        within 256 tokens of a long prompt.
         """
         return self._stream(prompt, options, "stream_async").pieces_async()
 

@@ -309,6 +309,7 @@ cdef class Feeding(Waiting):
             claims.end()
 
 
+@cython.no_gc
 cdef class Waiter:
     """See EngineWaiter."""
 
@@ -321,6 +322,16 @@ cdef class Waiter:
         self.model, self.jobs = model, []
         memset(&self.caller, 0, sizeof(self.caller))
         self.n_forks = len(forking_threads)
+
+    def __dealloc__(self):
+        cdef Job job
+        cdef gpt2c_job *pointer
+        if self.jobs is not None and self.n_forks == len(forking_threads):
+            for job in list(self.jobs):  # the batch refers to them and to `caller`
+                pointer = &job.job
+                gpt2c_batch_leave(self.model.batch, &pointer, 1)
+                job.sequence.release()
+                self.forget(job)
 
     cdef int check_fork(self) except -1:
         if self.n_forks != len(forking_threads):
@@ -395,7 +406,10 @@ cdef class Waiter:
                     job.sequence.release()
                     self.forget(job)
                     if job.drafts is not None:
-                        self.model.set_drafter(job)  # may pack the weights, in this thread
+                        try:
+                            self.model.set_drafter(job)  # may pack the weights, in this thread
+                        except Exception as error:
+                            job.failure = error
                     rested.append(job)
         finally:
             self.model.let_go(self)

@@ -451,6 +451,8 @@ cdef class Model:
     cdef gpt2c_batch *own_batch(self) except NULL:
         """Return the running batch of this process."""
         cdef Drafter drafter
+        if self.pointer == NULL:
+            raise ClosedError("the model was closed")
         if self.batch == NULL:
             raise_status(gpt2c_batch_create(self.pointer, &self.batch), "the running batch")
             self.n_batch_forks = len(forking_threads)

@@ -12,6 +12,7 @@ cdef class Job:
     cdef object score_array, top_array
     cdef object drafts
     cdef Drafter drafter
+    cdef object failure  # what a waiter could not do after the last step, or None
     cdef Sequence draft_sequence
     cdef const int32_t[::1] prompt
     cdef const int32_t[::1] stop_ids
@@ -104,7 +105,10 @@ cdef class Job:
         """See EngineJob.raise_failure."""
         cdef gpt2c_status status = self.job.status
         cdef Model model = self.sequence.model
+        failure, self.failure = self.failure, None
         self.job.status = GPT2C_OK
+        if failure is not None:
+            raise failure
         if status == GPT2C_CACHE_FULL and model.free_pages():
             return
         raise_status(status, "a cache page or the logits", self.sequence.model)

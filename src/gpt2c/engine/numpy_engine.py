@@ -10,7 +10,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Collection
-from threading import Condition, local
+from threading import Condition, Lock, local
 from typing import Any
 
 import numpy as np
@@ -509,13 +509,15 @@ class Waiter:
         """Make a waiter without jobs."""
         self._model = model
         self._jobs: list[Job] = []
-        self._changes = Condition()
+        self._changes = Condition()  # of the list of jobs; never held during a step
+        self._stepping = Lock()  # held during a step
         self._is_woken = False
         self._process = os.getpid()
 
     def add(self, job: EngineJob) -> None:
         """See EngineWaiter.add."""
         self._check_process()
+        self._model.check_open()
         if not isinstance(job, Job) or job.finish_reason is not None or job in self._jobs:
             raise OptionError("add takes a job of the NumPy engine that has not finished or joined")
         with self._changes:
@@ -527,6 +529,8 @@ class Waiter:
         self._check_process()
         with self._changes:
             self._jobs = [each for each in self._jobs if each is not job]
+        with self._stepping:  # the job may be in a step
+            pass
 
     def wait(self, seconds: float) -> list[EngineJob]:
         """See EngineWaiter.wait."""
@@ -535,16 +539,23 @@ class Waiter:
         with self._changes:
             self._changes.wait_for(lambda: self._jobs or self._is_woken, seconds)
             self._is_woken = False
-            while self._jobs:  # each step runs under the lock, so remove waits for it
-                job = self._jobs.pop(0)
-                try:
-                    if not job.cancelled:
-                        with self._model.held():
-                            job.step()
-                except Exception as error:
-                    job.failure = error
-                rested.append(job)
+            n_jobs = len(self._jobs)
+        for _ in range(n_jobs):
+            with self._stepping:
+                with self._changes:
+                    job = self._jobs.pop(0) if self._jobs else None
+                if job is not None:
+                    self._step(job)
+                    rested.append(job)
         return rested
+
+    def _step(self, job: Job) -> None:
+        try:
+            if not job.cancelled:
+                with self._model.held():
+                    job.step()
+        except Exception as error:
+            job.failure = error
 
     def wake(self) -> None:
         """See EngineWaiter.wake."""

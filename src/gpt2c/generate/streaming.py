@@ -9,10 +9,9 @@ from typing import Any
 
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.schedule.batching import Continuation, immediate_result
+from gpt2c.schedule.dispatcher import Dispatcher, dispatcher_of
 from gpt2c.schedule.requests import Request
 from gpt2c.text.tokenizer import StreamDecoder
-
-_END = object()
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,31 @@ class _Tokens:
     """The part of a tokenizer that StreamDecoder uses."""
 
     token_bytes: Callable[[int], bytes]
+
+
+class Pieces:
+    """The new tokens of a continuation and their texts, each as soon as it is safe to show."""
+
+    def __init__(self, running: Continuation, token_bytes: Callable[[int], bytes] | None) -> None:
+        """Without token_bytes there are no texts."""
+        self._running = running
+        self._decoder = None if token_bytes is None else StreamDecoder(_Tokens(token_bytes))
+        self._n_taken = 0
+
+    def take(self) -> Iterator[tuple[int, str]]:
+        """Yield the ids that became safe since the last call, and the texts that they complete.
+
+        The text of the last id is cut where a stop string begins.
+        """
+        result, watcher = self._running.result, self._running.watcher
+        end = None if result is None else result.end
+        for id in watcher.ids[self._n_taken : watcher.n_safe_ids]:
+            self._n_taken += 1
+            yield id, "" if self._decoder is None else self._decoder.push(id, end)
+
+    def rest(self) -> str:
+        """Return U+FFFD if the ended text ends inside a character, else ""."""
+        return "" if self._decoder is None else self._decoder.finish()
 
 
 class TextStream:
@@ -30,9 +54,6 @@ class TextStream:
     ) -> None:
         """Make a stream of texts, or of ids if token_bytes is None. Generation starts lazily."""
         self._engine, self._request, self._token_bytes = engine, request, token_bytes
-        self._continuation: Continuation | None = None
-        self._is_cancelled = False
-        self._end: int | None = None
 
     def pieces(self) -> Iterator[Any]:
         """Yield pieces of the new text, or new ids, each as soon as it is safe to show.
@@ -40,56 +61,56 @@ class TextStream:
         Nothing runs between two pieces. If the model is closed meanwhile, the next piece raises
         ClosedError.
         """
-        return self._ids() if self._token_bytes is None else self._texts(self._token_bytes)
-
-    async def pieces_async(self) -> AsyncIterator[Any]:
-        """Yield the same pieces without blocking the event loop: a thread does the work."""
-        pieces = self.pieces()
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                # None selects the event loop's default thread pool, which ends with the loop.
-                work = loop.run_in_executor(None, next, pieces, _END)
-                try:
-                    piece = await asyncio.shield(work)
-                except asyncio.CancelledError:
-                    self.cancel()
-                    # Wait for the thread, which would otherwise still run during the caller's next
-                    # work.
-                    await asyncio.wait([work])
-                    raise
-                if piece is _END:
-                    return
-                yield piece
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """End the stream; a step in another thread returns soon."""
-        self._is_cancelled = True
-        if self._continuation is not None:
-            self._continuation.cancel()
-
-    def _ids(self) -> Iterator[int]:
         if immediate_result(self._engine, self._request) is not None:
             return
-        with self._engine.held():
-            running = self._continuation = Continuation(self._engine, self._request)
-        n_yielded = 0
-        while running.result is None and not self._is_cancelled:
+        running, pieces = self._begin()
+        while running.result is None:
             with self._engine.held():
                 running.step()
-            if running.result is not None:
-                self._end = running.result.end
-            n_safe = running.watcher.n_safe_ids
-            yield from running.watcher.ids[n_yielded:n_safe]
-            n_yielded = n_safe
+            yield from self._new_pieces(running, pieces)
 
-    def _texts(self, token_bytes: Callable[[int], bytes]) -> Iterator[str]:
-        """Decode the ids; cut the bytes of the last id where a stop string begins."""
-        decoder = StreamDecoder(_Tokens(token_bytes))
-        for id in self._ids():
-            if piece := decoder.push(id, self._end):
-                yield piece
-        if piece := decoder.finish():
-            yield piece
+    async def pieces_async(self) -> AsyncIterator[Any]:
+        """Yield the same pieces without blocking the event loop.
+
+        The model's dispatcher runs the steps, those of all streams together. Stop strings, the
+        callback, the logits_processor and decoding run in the event loop's thread.
+        """
+        if immediate_result(self._engine, self._request) is not None:
+            return
+        running, pieces = self._begin()
+        dispatcher = dispatcher_of(self._engine)
+        with dispatcher.stream():
+            while running.result is None:
+                await self._step_async(dispatcher, running)
+                for piece in self._new_pieces(running, pieces):
+                    yield piece
+
+    def _begin(self) -> tuple[Continuation, Pieces]:
+        with self._engine.held():
+            running = Continuation(self._engine, self._request)
+        return running, Pieces(running, self._token_bytes)
+
+    def _new_pieces(self, running: Continuation, pieces: Pieces) -> Iterator[Any]:
+        for id, text in pieces.take():
+            if self._token_bytes is None:
+                yield id
+            elif text:
+                yield text
+        if running.result is not None and (rest := pieces.rest()):
+            yield rest
+
+    async def _step_async(self, dispatcher: Dispatcher, running: Continuation) -> None:
+        process = self._request.logits_processor
+        if process is None:
+            await dispatcher.step(self._engine, running.job)
+        else:
+            # A waiter cannot return logits, so a thread of the event loop's pool waits for them.
+            self._engine.check_open()
+            feeding = asyncio.get_running_loop().run_in_executor(None, running.job.next_logits)
+            try:
+                logits = await asyncio.shield(feeding)
+            except asyncio.CancelledError:
+                await asyncio.wait([feeding])  # do not feed during the caller's next work
+                raise
+            running.process(process, logits)
+        running.collect()

@@ -74,8 +74,16 @@ class Continuation:
         if self.request.logits_processor is None:
             self._engine.run([self.job], 1)
         else:
-            self._step_processed(self.request.logits_processor)
+            self.process(self.request.logits_processor, self.job.next_logits())
         self.collect()
+
+    def process(self, process: LogitsProcessor, raw: NDArray[np.float32]) -> None:
+        """Choose the next token from the processed logits; `raw` are those of job.next_logits."""
+        if np.isnan(raw).any():
+            self._fail("nan")
+        before = [*self._ids.tolist(), *self.job.new_ids()]
+        logits = check_logits(process(before, raw.copy()), len(raw))
+        self.job.advance(logits, raw)
 
     def collect(self) -> None:
         """Pass the engine's new tokens to the watcher; set `result` if the sequence ends."""
@@ -123,14 +131,6 @@ class Continuation:
             ids, max_new_tokens, plan, r.seed or 0, r.sample, r.stop_ids, r.n_top,
             sequence, r.drafts,
         )  # fmt: skip
-
-    def _step_processed(self, process: LogitsProcessor) -> None:
-        raw = self.job.next_logits()
-        if np.isnan(raw).any():
-            self._fail("nan")
-        before = [*self._ids.tolist(), *self.job.new_ids()]
-        logits = check_logits(process(before, raw.copy()), len(raw))
-        self.job.advance(logits, raw)
 
     def _slide(self) -> None:
         """Continue with the last half of the context as the prompt of a new job."""

@@ -1,0 +1,224 @@
+"""Steps for event loops: one thread per model waits for the jobs of all asyncio tasks.
+
+A task awaits `Dispatcher.step`. The dispatcher's thread waits for the jobs of all tasks with one
+EngineWaiter, and runs the model's steps if no other call does. After a step it wakes each event
+loop once, for all the loop's jobs. It runs no code of the user: stop strings, callbacks and
+decoding are done by the tasks.
+
+The thread starts with the first job, and ends after the last stream. It refers to tasks weakly: a
+job whose task is gone, because its event loop was closed, ends with the step that it is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock, Thread, main_thread
+from typing import Final, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from gpt2c.engine.protocol import EngineJob, EngineModel
+from gpt2c.errors import ClosedError
+from gpt2c.forks import ProcessLock
+
+# How long the thread waits for the next step of an open stream, in seconds: its reader may need
+# time for a piece. The next step after that starts a new thread, which takes about 0.1 ms.
+IDLE_SECONDS: Final = 0.1
+
+_Future: TypeAlias = "asyncio.Future[None]"
+
+
+class Dispatcher:
+    """Runs the jobs of one model for tasks of any event loops."""
+
+    def __init__(self) -> None:
+        """Make a dispatcher without a thread."""
+        self._lock = ProcessLock(Lock)
+        self._streams: WeakSet[_Stream] = WeakSet()
+        self._worker: _Worker | None = None
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Return a context manager in which a stream runs its steps.
+
+        After the last stream, the thread ends at once.
+        """
+        stream = _Stream()
+        self._streams.add(stream)
+        try:
+            yield
+        finally:
+            self._streams.discard(stream)
+            worker = self._worker
+            if worker is not None and not self._streams:
+                worker.wake()
+
+    async def step(self, engine: EngineModel, job: EngineJob) -> None:
+        """Let a job of this dispatcher's model run one step, without blocking the event loop.
+
+        If the task is cancelled, the step ends within one pass, and then CancelledError is raised.
+        Raises ClosedError, and the errors of `EngineJob.raise_failure`.
+        """
+        engine.check_open()
+        future = asyncio.get_running_loop().create_future()
+        worker = self._add(engine, job, future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            job.cancel()
+            if (rested := worker.replace_future(job)) is not None:
+                await rested
+            raise
+        job.raise_failure()
+
+    def _add(self, engine: EngineModel, job: EngineJob, future: _Future) -> _Worker:
+        with self._lock.lock:
+            worker = self._worker
+            if worker is not None and not worker.is_of_this_process:
+                _lost_workers.append(worker)
+                worker = None
+            if worker is None or not worker.add(job, future):
+                worker = _Worker(engine, self._lock, self._streams)
+                worker.add(job, future)
+                worker.thread.start()
+                self._worker = worker
+        return worker
+
+
+class _Stream:
+    """A stream that is open. Its generator has the only reference."""
+
+
+class _Worker:
+    """The thread, and the jobs that it waits for."""
+
+    def __init__(
+        self, engine: EngineModel, lock: ProcessLock[Lock], streams: WeakSet[_Stream]
+    ) -> None:
+        self._waiter = engine.waiter()
+        self._lock, self._streams = lock, streams  # the dispatcher's
+        self._futures: dict[EngineJob, ref[_Future]] = {}
+        self._is_over = False
+        self._process = os.getpid()
+        # Not a daemon: Python waits at exit until the thread has left the engine.
+        self.thread = Thread(target=self._run, name="gpt2c asyncio")
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process, not its parent, started the thread."""
+        return self._process == os.getpid()
+
+    def add(self, job: EngineJob, future: _Future) -> bool:
+        """Let the job run one step, which resolves the future; False if the thread has ended.
+
+        The caller holds the lock.
+        """
+        if self._is_over:
+            return False
+        if not main_thread().is_alive():
+            raise ClosedError("Python is shutting down, so no step can begin")
+        self._futures[job] = ref(future)
+        try:
+            self._waiter.add(job)
+        except BaseException:
+            del self._futures[job]
+            raise
+        return True
+
+    def replace_future(self, job: EngineJob) -> _Future | None:
+        """Return a new future for the running step of a job; None if it has ended."""
+        with self._lock.lock:
+            if job not in self._futures:
+                return None
+            future = asyncio.get_running_loop().create_future()
+            self._futures[job] = ref(future)
+        return future
+
+    def wake(self) -> None:
+        """Let the thread find out whether it is still needed."""
+        with self._lock.lock:
+            if self.is_of_this_process and not self._is_over:
+                with suppress(ClosedError):
+                    self._waiter.wake()
+
+    def _run(self) -> None:
+        try:
+            is_over = False
+            while not is_over:
+                rested = self._waiter.wait(IDLE_SECONDS)
+                _resolve(self._futures_of(rested))
+                if not rested:
+                    self._drop_lost_jobs()
+                is_over = self._end_if_idle(not rested)
+        except Exception as error:  # the model was closed, or there is no memory
+            self._fail(error)
+        del self._waiter  # it keeps the model alive
+
+    def _futures_of(self, jobs: list[EngineJob]) -> list[_Future]:
+        """Forget the jobs; return their futures."""
+        with self._lock.lock:
+            references = [self._futures.pop(job, None) for job in jobs]
+        futures = (reference() for reference in references if reference is not None)
+        return [future for future in futures if future is not None]
+
+    def _drop_lost_jobs(self) -> None:
+        """Drop the jobs whose tasks are gone."""
+        with self._lock.lock:
+            lost = [job for job, future in self._futures.items() if future() is None]
+        for job in lost:
+            self._waiter.remove(job)
+        self._futures_of(lost)
+
+    def _end_if_idle(self, has_waited: bool) -> bool:
+        """Return whether the thread ends. has_waited tells that it has just waited in vain."""
+        with self._lock.lock:
+            self._is_over = not self._futures and (has_waited or not self._streams)
+            return self._is_over
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock.lock:
+            self._is_over = True
+            jobs = list(self._futures)
+        futures = self._futures_of(jobs)
+        with suppress(ClosedError):
+            for job in jobs:
+                self._waiter.remove(job)
+        _resolve(futures, error)
+
+
+def _resolve(futures: Iterable[_Future], error: Exception | None = None) -> None:
+    """Resolve futures, all of one event loop at once. Any thread may call this."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Future]] = {}
+    for future in futures:
+        by_loop.setdefault(future.get_loop(), []).append(future)
+    for loop, group in by_loop.items():
+        with suppress(RuntimeError):  # the event loop was closed
+            loop.call_soon_threadsafe(_set_results, group, error)
+
+
+def _set_results(futures: list[_Future], error: Exception | None) -> None:
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+_registry = ProcessLock(Lock)
+_dispatchers: WeakKeyDictionary[EngineModel, Dispatcher] = WeakKeyDictionary()
+# Workers of a parent process. They are never freed, because a step may have been using their jobs
+# at the moment of the fork.
+_lost_workers: list[_Worker] = []
+
+
+def dispatcher_of(engine: EngineModel) -> Dispatcher:
+    """Return the model's dispatcher."""
+    with _registry.lock:
+        found = _dispatchers.get(engine)
+        if found is None:
+            found = _dispatchers[engine] = Dispatcher()
+        return found
