@@ -1,6 +1,6 @@
 """Types of the compiled engine. gpt2c.engine.protocol describes Model, Sequence and Job."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,6 +23,7 @@ class Model:
     n_vocab: int
     n_positions: int
     n_threads: int
+    reclaim: Callable[[], bool] | None
     def __init__(
         self, config: GPT2Config, isa: str, n_threads: int, dtype: str = "float32"
     ) -> None: ...

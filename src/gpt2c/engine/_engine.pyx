@@ -174,6 +174,7 @@ cdef class Model:
     cdef bint has_no_room_for_draft  # packing them ran out of memory
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
+    cdef public object reclaim  # see EngineModel.reclaim
     cdef bint closed
     cdef list free_scratches
     cdef dict holders  # thread -> the number of its running calls and `held` blocks
@@ -287,6 +288,12 @@ cdef class Model:
     def cache_limit(self, size_t n_bytes):
         if self.pointer != NULL:
             gpt2c_model_set_cache_limit(self.pointer, n_bytes)
+
+    cdef bint reclaims(self, gpt2c_status status) except -1:
+        """Whether a call may try again: it lacked memory, and `reclaim` freed some."""
+        if status != GPT2C_CACHE_FULL and status != GPT2C_NO_MEMORY:
+            return False
+        return self.reclaim is not None and self.reclaim()
 
     cdef bint needs_draft(self, drafts) except -1:
         """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
@@ -402,6 +409,8 @@ cdef class Model:
                     )
                     if status == GPT2C_OK:
                         gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
+                if self.reclaims(status):
+                    continue
                 raise_status(status, "feeding tokens", self)
                 done += n_rows
                 PyErr_CheckSignals()
@@ -488,7 +497,8 @@ cdef class Model:
                             self.pointer, scratch.pointer, drafter, pointers, n_jobs, max_steps,
                             SIGNAL_INTERVAL, &n_steps,
                         )
-                    raise_status(status, "a cache page or the logits", self)
+                    if not self.reclaims(status):
+                        raise_status(status, "a cache page or the logits", self)
                     max_steps -= n_steps
                     running = max_steps > 0
                     for i in range(n_jobs):
@@ -639,11 +649,14 @@ cdef class Sequence:
     cdef object user  # the thread whose call has claimed this sequence, or None
     cdef Py_ssize_t n_forks  # len(forking_threads) at that time
 
-    def __cinit__(self, Model model not None):
+    def __cinit__(self, Model model not None, Sequence source=None):
         self.model = model
         if model.pointer == NULL:
             raise ClosedError("the model was closed")
-        raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
+        if source is None:
+            raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
+        else:
+            raise_status(gpt2c_sequence_copy(source.pointer, &self.pointer), "a copy")
 
     def __dealloc__(self):
         gpt2c_sequence_free(self.pointer)
@@ -697,6 +710,8 @@ cdef class Sequence:
                     feed.wanted = GPT2C_LOGITS_NONE
                 with nogil:
                     status = gpt2c_forward(self.model.pointer, scratch.pointer, &feed, 1, out)
+                if self.model.reclaims(status):
+                    continue
                 raise_status(status, f"feeding {n} tokens after {had}", self.model)
                 done += chunk
                 PyErr_CheckSignals()
@@ -719,15 +734,11 @@ cdef class Sequence:
 
     def copy(self):
         """See EngineSequence.copy."""
-        cdef Sequence other = Sequence(self.model)
         self.claim()
         try:
-            gpt2c_sequence_free(other.pointer)
-            other.pointer = NULL
-            raise_status(gpt2c_sequence_copy(self.pointer, &other.pointer), "a copy")
+            return Sequence(self.model, self)
         finally:
             self.release()
-        return other
 
 
 include "_constants.pxi"

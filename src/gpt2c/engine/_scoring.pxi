@@ -89,10 +89,13 @@ cdef class Scoring:
                 out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
                 targets = &self.targets[self.n_scored] if out.scores != NULL else NULL
                 n_feeds = self.next_feeds(feeds)
-                with nogil:
-                    status = gpt2c_score(
-                        self.model.pointer, scratch.pointer, feeds, n_feeds, targets, &out
-                    )
+                while True:
+                    with nogil:
+                        status = gpt2c_score(
+                            self.model.pointer, scratch.pointer, feeds, n_feeds, targets, &out
+                        )
+                    if not self.model.reclaims(status):
+                        break
                 raise_status(status, "scoring", self.model)
                 for i in range(n_feeds):
                     if feeds[i].wanted == GPT2C_LOGITS_ALL:
