@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.schedule.batching import Continuation, immediate_result
+from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request
 from gpt2c.text.tokenizer import StreamDecoder
 
@@ -26,10 +27,15 @@ class TextStream:
     """A sequence that is generated while its pieces are read. The pieces can be read only once."""
 
     def __init__(
-        self, engine: EngineModel, request: Request, token_bytes: Callable[[int], bytes] | None
+        self,
+        engine: EngineModel,
+        prefixes: PrefixCache,
+        request: Request,
+        token_bytes: Callable[[int], bytes] | None,
     ) -> None:
         """Make a stream of texts, or of ids if token_bytes is None. Generation starts lazily."""
-        self._engine, self._request, self._token_bytes = engine, request, token_bytes
+        self._engine, self._prefixes = engine, prefixes
+        self._request, self._token_bytes = request, token_bytes
         self._continuation: Continuation | None = None
         self._is_cancelled = False
         self._end: int | None = None
@@ -74,7 +80,9 @@ class TextStream:
         if immediate_result(self._engine, self._request) is not None:
             return
         with self._engine.held():
-            running = self._continuation = Continuation(self._engine, self._request)
+            prefix = self._prefixes.take(self._request.ids)
+            running = Continuation(self._engine, self._prefixes, self._request, prefix)
+            self._continuation = running
         n_yielded = 0
         while running.result is None and not self._is_cancelled:
             with self._engine.held():
