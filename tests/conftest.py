@@ -90,7 +90,11 @@ def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.fl
 
 
 def model_on(backend: str, config: GPT2Config, weights: Mapping[str, Any], **options: Any) -> GPT2:
-    """Return a model on "numpy" or on a named instruction set of the compiled engine."""
+    """Return a model on "numpy" or on a named instruction set of the compiled engine.
+
+    It has no prefix cache, so that tests that compare two calls compute everything twice.
+    """
+    options = {"prefix_cache_bytes": 0, **options}
     checkpoint = from_arrays(config, weights)
     return on_backend(
         backend, lambda b: GPT2(checkpoint, MissingTokenizer("a test"), backend=b, **options)

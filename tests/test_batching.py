@@ -157,9 +157,9 @@ def shared_lengths(monkeypatch):
     lengths = []
     create = batching.Continuation.__init__
 
-    def spy(self, engine, request, sequence=None):
+    def spy(self, engine, prefixes, request, sequence=None):
         lengths.append(sequence.length if sequence else 0)
-        create(self, engine, request, sequence)
+        create(self, engine, prefixes, request, sequence)
 
     monkeypatch.setattr(batching.Continuation, "__init__", spy)
     return lengths

@@ -369,9 +369,9 @@ def test_samples_share_the_cache_of_their_prompt(isa, monkeypatch):
     fed = []
     create = batching.Continuation.__init__
 
-    def spy(self, engine, request, sequence=None):
+    def spy(self, engine, prefixes, request, sequence=None):
         fed.append(len(request.ids) - (sequence.length if sequence else 0))
-        create(self, engine, request, sequence)
+        create(self, engine, prefixes, request, sequence)
 
     monkeypatch.setattr(batching.Continuation, "__init__", spy)
     model = model_on(isa, CONFIG, WEIGHTS)

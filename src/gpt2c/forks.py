@@ -12,7 +12,12 @@ from typing import Generic, TypeVar
 
 _L = TypeVar("_L")
 
-_n_forks = 0  # generations between this process and the one that imported this module
+_n_forks = 0
+
+
+def n_forks() -> int:
+    """Return the number of forks between the process that imported this module and this one."""
+    return _n_forks
 
 
 def _count_fork() -> None:

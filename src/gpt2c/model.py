@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checks.options import flag, integer, shows_options
+from gpt2c.checks.options import INT64_MAX, flag, integer, shows_options
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel
@@ -42,6 +42,7 @@ from gpt2c.generate.streaming import TextStream
 from gpt2c.look.probing import Edit, Ints, Names, forward
 from gpt2c.measure.scores import Score, score_texts
 from gpt2c.progress import LoadingBar
+from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.session import Session
 from gpt2c.text.special_tokens import ids_in
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
@@ -86,6 +87,7 @@ class GPT2:
         threads: int | None = None,
         backend: str = "auto",
         kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int = 64 * 2**20,
         progress: bool = False,
     ) -> None:
         """Read the checkpoint's weights. Most callers use :meth:`from_pretrained` instead.
@@ -93,6 +95,7 @@ class GPT2:
         If the tokenizer is None, the model uses GPT-2's own tokenizer.
         """
         n_threads, _ = choose_threads(threads)
+        n_kept = integer("prefix_cache_bytes", prefix_cache_bytes, 0, INT64_MAX)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
         tokenizer_folder = self._folder if checkpoint.vocabulary is None else None
         config, named = with_named_tokens(checkpoint.config, tokenizer_folder, tokenizer)
@@ -110,6 +113,7 @@ class GPT2:
         finally:
             if bar is not None:
                 bar.close()
+        self._prefixes = PrefixCache(self._engine, n_kept)
 
     @classmethod
     def from_pretrained(
@@ -120,6 +124,7 @@ class GPT2:
         threads: int | None = None,
         backend: str = "auto",
         kv_cache_bytes: int | None = None,
+        prefix_cache_bytes: int = 64 * 2**20,
         progress: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -152,6 +157,10 @@ class GPT2:
             page of 64 tokens (GPT-2 124M takes 73,728 bytes per token in float32). The default is
             half of the memory that this process may use, control groups included, or one full
             context if that is more. A call that would exceed the limit raises CacheMemoryError.
+        prefix_cache_bytes
+            The max memory, within kv_cache_bytes, in which the model keeps the KV caches of
+            finished texts. A prompt that begins like one of them, with at least 16 equal tokens,
+            does not compute these tokens again. It never changes a result. 0 turns it off.
         progress
             Show a bar if loading takes over two seconds (needs the package tqdm).
         revision, token, local_files_only
@@ -183,7 +192,8 @@ class GPT2:
             found = tokenizer_for(checkpoint, tokenizer)
             return cls(
                 checkpoint, found, dtype=dtype, threads=threads, backend=backend,
-                kv_cache_bytes=kv_cache_bytes, progress=progress,
+                kv_cache_bytes=kv_cache_bytes, prefix_cache_bytes=prefix_cache_bytes,
+                progress=progress,
             )  # fmt: skip
 
     @classmethod
@@ -193,7 +203,7 @@ class GPT2:
         """Make a model from picoGPT's hparams and params; see checkpoint.from_picogpt.
 
         The model has no tokenizer, so it takes ids. The options are dtype, threads, backend,
-        kv_cache_bytes and progress, as in :meth:`from_pretrained`.
+        kv_cache_bytes, prefix_cache_bytes and progress, as in :meth:`from_pretrained`.
         """
         missing = MissingTokenizer("the model was made from arrays, without a tokenizer")
         return cls(from_picogpt(hparams, params), missing, **options)
@@ -414,7 +424,8 @@ class GPT2:
 
     def _completer(self, options: Options) -> Completer:
         draft = options.draft._engine if isinstance(options.draft, GPT2) else options.draft
-        return Completer(self._engine, self.config, self._encoder, replace(options, draft=draft))
+        options = replace(options, draft=draft)
+        return Completer(self._engine, self._prefixes, self.config, self._encoder, options)
 
     @overload
     def stream(self, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[str]: ...
@@ -456,9 +467,8 @@ class GPT2:
         if isinstance(options.seeds, tuple):
             raise OptionTypeError(f"{method} takes one prompt, so one seed; found a list of seeds")
         (request,) = self._completer(options).requests(prompt, 0)
-        return TextStream(
-            self._engine, request, self._encoder.token_bytes if isinstance(prompt, str) else None
-        )
+        token_bytes = self._encoder.token_bytes if isinstance(prompt, str) else None
+        return TextStream(self._engine, self._prefixes, request, token_bytes)
 
     # ---- scores ----
 
@@ -702,7 +712,10 @@ class GPT2:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """The memory that the KV cache takes now, in bytes; what sequences share counts once."""
+        """The memory of the KV cache now, in bytes: that of calls, sessions and the prefix cache.
+
+        What several of them share counts once.
+        """
         return self._engine.cache_bytes
 
     @property
@@ -712,6 +725,7 @@ class GPT2:
 
     def close(self) -> None:
         """Free the weights once running calls have ended; later calls raise ClosedError."""
+        self._prefixes.close()
         self._engine.close()
 
     def __enter__(self) -> Self:

@@ -20,6 +20,7 @@ from gpt2c.errors import OptionError, OptionTypeError
 
 MAX_ITEMS: Final = 2**24
 INT32_MAX: Final = 2**31 - 1  # the engine's counts are int32
+INT64_MAX: Final = 2**63 - 1
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -150,14 +150,14 @@ cdef class Waiting:
     cdef bint has_failed(self, str what) except -1:
         """Raise the error of the first job whose step failed; the job can be run again.
 
-        Return whether a step failed for lack of pages, which were freed meanwhile.
+        Return whether a step lacked memory that was freed meanwhile.
         """
         cdef int32_t i
         cdef gpt2c_status status = GPT2C_OK, found
         for i in range(self.n_jobs):
             found, self.pointers[i].status = self.pointers[i].status, GPT2C_OK
             status = found if status == GPT2C_OK else status
-        if status == GPT2C_CACHE_FULL and self.model.free_pages():
+        if self.model.reclaims(status):
             return True
         raise_status(status, what, self.model)
         return False

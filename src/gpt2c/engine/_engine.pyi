@@ -31,7 +31,7 @@ class Model:
     n_vocab: int
     n_positions: int
     n_threads: int
-    on_cache_full: Callable[[], bool] | None
+    reclaim: Callable[[], bool] | None
     def __init__(
         self, config: GPT2Config, isa: str, n_threads: int, dtype: str = "float32"
     ) -> None: ...

@@ -151,8 +151,8 @@ cdef class Model:
     cdef bint has_no_room_for_draft  # packing them ran out of memory
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
+    cdef public object reclaim  # see EngineModel.reclaim
     cdef bint closed
-    cdef public object on_cache_full
     cdef gpt2c_batch *batch  # the running batch, or NULL: made lazily
     cdef Py_ssize_t n_batch_forks  # len(forking_threads) when the batch was last used
     cdef list drafters  # of Drafter
@@ -271,6 +271,12 @@ cdef class Model:
     def cache_limit(self, size_t n_bytes):
         if self.pointer != NULL:
             gpt2c_model_set_cache_limit(self.pointer, n_bytes)
+
+    cdef bint reclaims(self, gpt2c_status status) except -1:
+        """Whether a call may try again: it lacked memory, and `reclaim` freed some."""
+        if status != GPT2C_CACHE_FULL and status != GPT2C_NO_MEMORY:
+            return False
+        return self.reclaim is not None and self.reclaim()
 
     cdef bint needs_draft(self, drafts) except -1:
         """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
@@ -394,6 +400,8 @@ cdef class Model:
                             gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
                 finally:
                     turn.end()
+                if self.reclaims(status):
+                    continue
                 raise_status(status, "feeding tokens", self)
                 done += n_rows
                 PyErr_CheckSignals()
@@ -462,10 +470,6 @@ cdef class Model:
             lost_drafters.extend(self.drafters)
             self.drafters = []
         return self.batch
-
-    cdef bint free_pages(self) except -1:
-        """Free pages that no call needs; return whether there were any."""
-        return self.on_cache_full is not None and self.on_cache_full()
 
     def waiter(self):
         """See EngineModel.waiter."""
@@ -631,11 +635,14 @@ cdef class Sequence:
     cdef object user  # the thread whose call has claimed this sequence, or None
     cdef Py_ssize_t n_forks  # len(forking_threads) at that time
 
-    def __cinit__(self, Model model not None):
+    def __cinit__(self, Model model not None, Sequence source=None):
         self.model = model
         if model.pointer == NULL:
             raise ClosedError("the model was closed")
-        raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
+        if source is None:
+            raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
+        else:
+            raise_status(gpt2c_sequence_copy(source.pointer, &self.pointer), "a copy")
 
     def __dealloc__(self):
         gpt2c_sequence_free(self.pointer)
@@ -687,15 +694,11 @@ cdef class Sequence:
 
     def copy(self):
         """See EngineSequence.copy."""
-        cdef Sequence other = Sequence(self.model)
         self.claim()
         try:
-            gpt2c_sequence_free(other.pointer)
-            other.pointer = NULL
-            raise_status(gpt2c_sequence_copy(self.pointer, &other.pointer), "a copy")
+            return Sequence(self.model, self)
         finally:
             self.release()
-        return other
 
 
 include "_constants.pxi"

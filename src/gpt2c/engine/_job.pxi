@@ -109,7 +109,7 @@ cdef class Job:
         self.job.status = GPT2C_OK
         if failure is not None:
             raise failure
-        if status == GPT2C_CACHE_FULL and model.free_pages():
+        if model.reclaims(status):
             return
         raise_status(status, "a cache page or the logits", self.sequence.model)
 

@@ -93,10 +93,14 @@ cdef class Probing:
         with model.held():
             raise_status(gpt2c_scratch_create(model.pointer, n, &scratch), "scratch buffers")
             try:
-                with nogil:
-                    status = gpt2c_forward_probed(
-                        model.pointer, scratch, self.sequence.pointer, &self.ids[0], n, &hooks, out
-                    )
+                while True:
+                    with nogil:
+                        status = gpt2c_forward_probed(
+                            model.pointer, scratch, self.sequence.pointer, &self.ids[0], n, &hooks,
+                            out,
+                        )
+                    if not model.reclaims(status):
+                        break
             finally:
                 gpt2c_scratch_free(scratch)
         if status == GPT2C_STOPPED:

@@ -90,16 +90,21 @@ cdef class Scoring:
             while self.n_fed < self.ids.shape[0]:
                 out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
                 targets = &self.targets[self.n_scored] if out.scores != NULL else NULL
-                batch = turn.begin()
-                try:
-                    n_feeds = self.next_feeds(feeds, gpt2c_turn_rows(batch))
-                    with nogil:
-                        status = gpt2c_score(
-                            self.model.pointer, gpt2c_turn_scratch(batch), feeds, n_feeds, targets,
-                            &out,
-                        )
-                finally:
-                    turn.end()
+                n_feeds = 0
+                while True:
+                    batch = turn.begin()
+                    try:
+                        if n_feeds == 0:
+                            n_feeds = self.next_feeds(feeds, gpt2c_turn_rows(batch))
+                        with nogil:
+                            status = gpt2c_score(
+                                self.model.pointer, gpt2c_turn_scratch(batch), feeds, n_feeds,
+                                targets, &out,
+                            )
+                    finally:
+                        turn.end()
+                    if not self.model.reclaims(status):
+                        break
                 raise_status(status, "scoring", self.model)
                 for i in range(n_feeds):
                     if feeds[i].wanted == GPT2C_LOGITS_ALL:

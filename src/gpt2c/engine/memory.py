@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
-from gpt2c.checks.options import integer
+from gpt2c.checks.options import INT64_MAX, integer
 from gpt2c.engine.control_groups import folders_v1, folders_v2, read
 from gpt2c.engine.protocol import PAGE_POSITIONS, EngineModel
-
-_MOST: Final = 2**63 - 1
 
 
 def choose_cache_limit(requested: int | None, model: EngineModel, root: Path = Path("/")) -> int:
@@ -21,7 +18,7 @@ def choose_cache_limit(requested: int | None, model: EngineModel, root: Path = P
     Raises OptionError or OptionTypeError.
     """
     if requested is not None:
-        return integer("kv_cache_bytes", requested, max(model.page_bytes, 1), _MOST)
+        return integer("kv_cache_bytes", requested, max(model.page_bytes, 1), INT64_MAX)
     usable = usable_memory(root)
     n_pages = -(-model.n_positions // PAGE_POSITIONS)
     return 0 if usable is None else max(usable // 2, n_pages * model.page_bytes)

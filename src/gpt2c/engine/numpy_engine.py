@@ -68,6 +68,7 @@ class Model:
         self.n_layer = config.n_layer
         self.token_bytes = 2 * config.n_layer * config.n_embd * np.dtype(dtype).itemsize
         self.cache_limit = 0
+        self.reclaim: Callable[[], bool] | None = None
         # By their ids. A WeakSet could not be listed while another thread adds a sequence.
         self.sequences: weakref.WeakValueDictionary[int, Sequence] = weakref.WeakValueDictionary()
         weights = _Weights(
@@ -75,7 +76,6 @@ class Model:
         )
         self._own: _Weights | None = weights
         self._living = weakref.ref(weights)
-        self.on_cache_full: Callable[[], bool] | None = None
         self._threads = local()  # .held: a weak reference to the thread's outermost hold
 
     @property
@@ -366,11 +366,12 @@ class Sequence:
             raise OptionError(
                 f"token ids must be from 0 to {model.n_vocab - 1}; found {ids.min()} to {ids.max()}"
             )
-        n_bytes = model.cache_bytes_without(self) + (self.length + n) * model.token_bytes
-        if n_bytes > model.cache_limit > 0:
-            raise CacheMemoryError(
-                cache_full(f"feeding {n} tokens after {self.length}", model.cache_limit)
-            )
+        own_bytes = (self.length + n) * model.token_bytes
+        while model.cache_bytes_without(self) + own_bytes > model.cache_limit > 0:
+            if model.reclaim is None or not model.reclaim():
+                raise CacheMemoryError(
+                    cache_full(f"feeding {n} tokens after {self.length}", model.cache_limit)
+                )
         # Extend a copy of the list, so an interrupted call leaves the sequence as it was.
         past = list(self.past)
         try:

@@ -277,9 +277,6 @@ class EngineModel(Protocol):
     After `close` every call raises ClosedError, except inside a `held` block.
     """
 
-    on_cache_full: Callable[[], bool] | None
-    """Called if a call finds the KV cache full: frees pages, and returns whether it freed any."""
-
     @property
     def isa(self) -> str:
         """The compiled engine's instruction set, or "numpy"."""
@@ -323,11 +320,15 @@ class EngineModel(Protocol):
     def cache_limit(self) -> int:
         """The max of cache_bytes; 0 means no limit.
 
-        A forward call that would exceed it raises CacheMemoryError.
+        A forward call that would exceed it calls `reclaim`, and raises CacheMemoryError if that
+        frees nothing.
         """
 
     @cache_limit.setter
     def cache_limit(self, n_bytes: int) -> None: ...
+
+    # Frees some memory of the KV cache that nothing needs, and returns whether it did.
+    reclaim: Callable[[], bool] | None
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """Store rows [begin, begin + len(rows)) of a tensor; a vector is one row."""

@@ -18,6 +18,7 @@ from gpt2c.generate.options import Completion, Logprobs, Options
 from gpt2c.generate.prompts import Prompt, fit_context, is_single
 from gpt2c.progress import with_bar
 from gpt2c.schedule.batching import ContinuationBatch, run_requests
+from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.searching import SearchBatch
 from gpt2c.schedule.stops import Stops
@@ -27,10 +28,16 @@ class Completer:
     """One call of GPT2.complete, or of a method based on it."""
 
     def __init__(
-        self, engine: EngineModel, config: GPT2Config, encoder: Encoder, options: Options
+        self,
+        engine: EngineModel,
+        prefixes: PrefixCache,
+        config: GPT2Config,
+        encoder: Encoder,
+        options: Options,
     ) -> None:
         """Begin the call; max_time counts from here."""
-        self._engine, self._config, self._encoder = engine, config, encoder
+        self._engine, self._prefixes = engine, prefixes
+        self._config, self._encoder = config, encoder
         self._options = options
         self._stops = self._new_stops()
         self._drafts = None
@@ -83,11 +90,11 @@ class Completer:
 
     def _run(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
         """Yield the results of each request: one, or several if it is a beam search."""
-        options = self._options
-        if options.beams is not None:
-            searches = SearchBatch(self._engine, options.batch_size, options.beams)
+        engine, prefixes, size = self._engine, self._prefixes, self._options.batch_size
+        if self._options.beams is not None:
+            searches = SearchBatch(engine, prefixes, size, self._options.beams)
             return run_requests(searches, requests)
-        continuations = ContinuationBatch(self._engine, options.batch_size)
+        continuations = ContinuationBatch(engine, prefixes, size)
         return ([result] for result in run_requests(continuations, requests))
 
     def _grouped(self, pairs: Iterable[tuple[Request, list[Result]]]) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.schedule.batching import Continuation, immediate_result
 from gpt2c.schedule.dispatcher import Dispatcher, dispatcher_of
+from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request
 from gpt2c.text.tokenizer import StreamDecoder
 
@@ -50,10 +51,15 @@ class TextStream:
     """A sequence that is generated while its pieces are read. The pieces can be read only once."""
 
     def __init__(
-        self, engine: EngineModel, request: Request, token_bytes: Callable[[int], bytes] | None
+        self,
+        engine: EngineModel,
+        prefixes: PrefixCache,
+        request: Request,
+        token_bytes: Callable[[int], bytes] | None,
     ) -> None:
         """Make a stream of texts, or of ids if token_bytes is None. Generation starts lazily."""
-        self._engine, self._request, self._token_bytes = engine, request, token_bytes
+        self._engine, self._prefixes = engine, prefixes
+        self._request, self._token_bytes = request, token_bytes
 
     def pieces(self) -> Iterator[Any]:
         """Yield pieces of the new text, or new ids, each as soon as it is safe to show.
@@ -87,7 +93,8 @@ class TextStream:
 
     def _begin(self) -> tuple[Continuation, Pieces]:
         with self._engine.held():
-            running = Continuation(self._engine, self._request)
+            prefix = self._prefixes.take(self._request.ids)
+            running = Continuation(self._engine, self._prefixes, self._request, prefix)
         return running, Pieces(running, self._token_bytes)
 
     def _new_pieces(self, running: Continuation, pieces: Pieces) -> Iterator[Any]:

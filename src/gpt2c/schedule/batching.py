@@ -6,11 +6,12 @@ results of earlier requests. When _BATCHES_AHEAD * size requests are begun but n
 request begins; this bounds the memory of a lazy run in which one request is slow.
 
 Prompts that begin with the same tokens share their KV cache. A new request is compared with the
-requests that run and those that ended in the last step; the one with the longest shared prefix is
-the donor. The donor first feeds any tokens of the prefix that it has not fed yet. A copy of the
-donor's sequence, cut to the prefix, becomes the sequence of the new request. The two sequences
-share pages until one of them writes. The last token of the new prompt is never shared: the new
-request feeds that token itself, to get the logits after it.
+requests that run, with those that ended in the last step, and with the prefix cache
+(prefix_cache.py); the one with the longest shared prefix is the donor. A donor that runs first
+feeds any tokens of the prefix that it has not fed yet. A copy of the donor's sequence, cut to the
+prefix, becomes the sequence of the new request. The two sequences share pages until one of them
+writes. The last token of the new prompt is never shared: the new request feeds that token itself,
+to get the logits after it.
 """
 
 from __future__ import annotations
@@ -33,11 +34,10 @@ from gpt2c.engine.protocol import (
     Scores,
 )
 from gpt2c.errors import NumericalError, OptionError
+from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_prefix
 from gpt2c.schedule.requests import LogitsProcessor, Request, Result
 from gpt2c.schedule.stops import Watcher
 
-# The min length of a shared prefix: feeding fewer tokens is faster than copying a sequence.
-MIN_SHARED_PREFIX: Final = 16
 # The max number of requests that are begun but not yielded, in multiples of the batch size.
 _BATCHES_AHEAD: Final = 4
 
@@ -52,10 +52,14 @@ class Continuation:
     """
 
     def __init__(
-        self, engine: EngineModel, request: Request, sequence: EngineSequence | None = None
+        self,
+        engine: EngineModel,
+        prefixes: PrefixCache,
+        request: Request,
+        sequence: EngineSequence | None = None,
     ) -> None:
         """Make the job. It takes over `sequence`, which already holds the prompt's first tokens."""
-        self._engine = engine
+        self._engine, self._prefixes = engine, prefixes
         self.request = request
         self.result: Result | None = None
         self.watcher = Watcher(request.stops, request.index)
@@ -138,15 +142,18 @@ class Continuation:
         n_left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
-        self.job = self._start(ids, n_left, None)
+        self.job = self._start(ids, n_left, self._prefixes.take(ids))
 
     def _keep_job_results(self) -> None:
-        """Keep the scores and draft counts of a job that ends."""
+        """Keep the scores, draft counts and KV cache of a job that ends."""
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
         self._draft_counts = (passes + new_passes, drafted + new_drafted, accepted + new_accepted)
         if self.request.n_top is not None:
             self._scores.append(self.job.scores())
+        if (n := self.job.sequence.length) >= MIN_SHARED_PREFIX:
+            ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])
+            self._prefixes.put(ids[:n], self.job.sequence)
 
     def _end(self, reason: str, end_id: int | None = None) -> None:
         self._keep_job_results()
@@ -244,9 +251,9 @@ class Running(Protocol[R]):
 class Batch(ABC, Generic[R]):
     """The running requests, by number, and the results that are not yielded yet."""
 
-    def __init__(self, engine: EngineModel, size: int) -> None:
+    def __init__(self, engine: EngineModel, prefixes: PrefixCache, size: int) -> None:
         """Make an empty batch; at most `size` requests run together."""
-        self._engine, self._size = engine, size
+        self._engine, self._prefixes, self._size = engine, prefixes, size
         self._running: dict[int, Running[R]] = {}
         # The requests that ended in the last step; new requests may still copy their prefixes.
         self._ended: list[Running[R]] = []
@@ -302,9 +309,10 @@ class Batch(ABC, Generic[R]):
         key = request.ids[:MIN_SHARED_PREFIX].tobytes()
         donors = [r for r in (*self._running.values(), *self._ended) if r.prefix_key == key]
         donor = max(donors, key=lambda running: running.shared_length(request), default=None)
-        if donor is None or (n := donor.shared_length(request)) < MIN_SHARED_PREFIX:
-            return None
-        return donor.copy_prefix(n)
+        n = 0 if donor is None else donor.shared_length(request)
+        if (sequence := self._prefixes.take(request.ids, longer_than=n)) is not None:
+            return sequence
+        return None if donor is None or n < MIN_SHARED_PREFIX else donor.copy_prefix(n)
 
 
 class ContinuationBatch(Batch[Result]):
@@ -314,7 +322,7 @@ class ContinuationBatch(Batch[Result]):
         return immediate_result(self._engine, request)
 
     def _start(self, request: Request, sequence: EngineSequence | None) -> Continuation:
-        return Continuation(self._engine, request, sequence)
+        return Continuation(self._engine, self._prefixes, request, sequence)
 
     def _advance(self, running: list[Continuation]) -> None:
         if any(each.request.logits_processor for each in running):
@@ -362,10 +370,3 @@ def score_prompt(
         sequence = engine.sequence()
         scores = engine.score([sequence], [ids[:-1]], [ids[1:]], request.n_top or 0)
     return sequence, scores
-
-
-def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """Return the length of the longest common prefix."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if len(different) else n

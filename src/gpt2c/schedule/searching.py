@@ -31,16 +31,15 @@ from gpt2c.engine.protocol import (
     Scores,
 )
 from gpt2c.schedule.batching import (
-    MIN_SHARED_PREFIX,
     Batch,
     check_logits,
-    common_prefix,
     empty_scores,
     immediate_result,
     raise_failure,
     score_prompt,
 )
 from gpt2c.schedule.beams import Beam, Candidate, Group, Hypothesis, SearchOptions, best_of
+from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_prefix
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
 
@@ -88,12 +87,14 @@ class Search:
     def __init__(
         self,
         engine: EngineModel,
+        prefixes: PrefixCache,
         request: Request,
         options: SearchOptions,
         sequence: EngineSequence | None,
     ) -> None:
         """Begin the search. It takes over `sequence`, which holds the prompt's first tokens."""
-        self._engine, self.request, self._options = engine, request, options
+        self._engine, self._prefixes = engine, prefixes
+        self.request, self._options = request, options
         self.result: list[Result] | None = None
         self.prefix_key = request.ids[:MIN_SHARED_PREFIX].tobytes()
         # The last id is never fed, so it needs no position in the context.
@@ -256,6 +257,7 @@ class Search:
         best = best_of(self._groups, self.request.n_best)
         if not best:
             raise_failure("nothing", self.request.index, len(self.request.ids) + self._n_ids - 1)
+        self._prefixes.put(self.request.ids, self._beams[0].state.sequence)
         self.result = [
             Result(
                 list(h.ids), h.finish_reason, h.end, scores, self._prompt_scores,
@@ -286,12 +288,14 @@ class Search:
 class SearchBatch(Batch[list[Result]]):
     """A batch of beam searches: each step is one call of the engine for all of their beams."""
 
-    def __init__(self, engine: EngineModel, size: int, options: SearchOptions) -> None:
+    def __init__(
+        self, engine: EngineModel, prefixes: PrefixCache, size: int, options: SearchOptions
+    ) -> None:
         """Make an empty batch of at most `size` searches and MAX_ROWS beams.
 
         The limit on beams bounds the memory of rows of n_vocab log-probabilities.
         """
-        super().__init__(engine, max(1, min(size, MAX_ROWS // options.n_beams)))
+        super().__init__(engine, prefixes, max(1, min(size, MAX_ROWS // options.n_beams)))
         self._options = options
 
     def _immediate_result(self, request: Request) -> list[Result] | None:
@@ -299,7 +303,7 @@ class SearchBatch(Batch[list[Result]]):
         return None if result is None else [result]
 
     def _start(self, request: Request, sequence: EngineSequence | None) -> Search:
-        return Search(self._engine, request, self._options, sequence)
+        return Search(self._engine, self._prefixes, request, self._options, sequence)
 
     def _advance(self, running: list[Search]) -> None:
         """Run one step of all searches."""
