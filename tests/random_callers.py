@@ -1,0 +1,261 @@
+"""Makes random requests from threads and asyncio tasks at once, and compares each with it alone.
+
+A finding is an outcome that differs from the request alone, a hook that ran in another caller's
+thread, a caller that waits too long, or a thread or weights that are left afterwards.
+test_running_batch.py runs a few hundred requests from fixed seeds; tools/soak/together.py runs as
+many as you ask for.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import faulthandler
+import gc
+import random
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from random_requests import Loaded, Outcome, Request, load, make_requests, perform, perform_async
+
+MAX_SECONDS = 120.0  # for all requests of a round
+
+
+class FindingError(Exception):
+    """A request that gave another outcome than alone, or that did not end."""
+
+
+# ---- comparing ----
+
+
+def difference(
+    request: Request, found: Outcome, alone: Outcome, may_be_closed: bool = False
+) -> str | None:
+    """Return what differs between an outcome and that of the request alone, or None.
+
+    An iterator that was cut, or that an error ended, gives the first of the values alone.
+    """
+    if found.foreign:
+        return f"ran in another caller's thread: {', '.join(found.foreign)}"
+    if may_be_closed and (found.error or "").startswith("ClosedError"):
+        return None if is_prefix(found.values, alone.values) else "closed, with other values"
+    if request.cut is not None or "max_time" in request.options:
+        return _cut_difference(request, found, alone)
+    if found.error is not None and request.is_unseeded:
+        return None  # it kept its seeds to itself
+    if _error(request, found) != _error(request, alone):
+        return f"the error {found.error}, alone {alone.error}"
+    if found.error is not None:
+        # The values before an error of one prompt depend on how far the others were.
+        is_equal = is_prefix(found.values, alone.values) or is_prefix(alone.values, found.values)
+        return None if is_equal else _first_difference(found.values, alone.values)
+    if found.values != alone.values:
+        return _first_difference(found.values, alone.values)
+    if found.calls != alone.calls:
+        return (
+            f"the callback's calls {found.calls - alone.calls}, alone {alone.calls - found.calls}"
+        )
+    return None
+
+
+def is_prefix(part: list[Any], whole: list[Any]) -> bool:
+    return whole[: len(part)] == part
+
+
+def _error(request: Request, outcome: Outcome) -> str | None:
+    """Return the error to compare: of a list, only its type, as the first to fail may differ."""
+    error = outcome.error
+    return error.split(":")[0] if error is not None and request.is_list else error
+
+
+def _cut_difference(request: Request, found: Outcome, alone: Outcome) -> str | None:
+    if "max_time" not in request.options:
+        if found.error is not None and _error(request, found) != _error(request, alone):
+            return f"the error {found.error}, alone {alone.error}"
+        is_equal = is_prefix(found.values, alone.values)
+        return None if is_equal or alone.error else _first_difference(found.values, alone.values)
+    if found.error is not None or alone.error is not None or "num_beams" in request.options:
+        # The clock may end a text before its error, and a beam search with other hypotheses.
+        return None
+    if request.kind == "stream":
+        is_equal = is_prefix(found.values, alone.values)
+        return None if is_equal else _first_difference(found.values, alone.values)
+    for mine, other in zip(_flat(found.values), _flat(alone.values), strict=False):
+        if not _is_timed_prefix(mine, other):
+            return _first_difference([mine], [other])
+    return None
+
+
+def _flat(values: Iterable[Any]) -> Iterable[Any]:
+    """Yield the texts of a call, without the lists of num_return_sequences."""
+    for value in values:
+        if isinstance(value, list) and value and isinstance(value[0], str | dict | list):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _is_timed_prefix(mine: Any, other: Any) -> bool:
+    if not isinstance(mine, dict):  # generate does not say what ended its texts
+        return bool(other[: len(mine)] == mine)
+    if mine["finish_reason"] != "'time'":
+        return bool(mine == other)
+    return is_prefix(ast.literal_eval(mine["ids"]), ast.literal_eval(other["ids"]))
+
+
+def _first_difference(found: list[Any], alone: list[Any]) -> str:
+    if len(found) != len(alone):
+        return f"{len(found)} values, alone {len(alone)}; {found!r:.300}, alone {alone!r:.300}"
+    at = next(i for i, (a, b) in enumerate(zip(found, alone, strict=True)) if a != b)
+    a, b = found[at], alone[at]
+    if isinstance(a, dict) and isinstance(b, dict):
+        name = next(name for name in a if a[name] != b.get(name))
+        a, b = f"{name} {a[name]}", f"{name} {b[name]}"
+    return f"value {at}: {a!r:.500}, alone {b!r:.500}"
+
+
+# ---- running ----
+
+
+def run_alone(loaded: Loaded, request: Request, found: Outcome | None = None) -> Outcome:
+    """Return the outcome of a request with nothing beside it, without its cut and its time limit.
+
+    A request that drew its seeds gets those of its outcome `found`. The text of a stream must be
+    that of complete.
+    """
+    options = {name: value for name, value in request.options.items() if name != "max_time"}
+    seeds: Any = None
+    if found is not None and found.seeds and found.seeds[0] is not None:
+        seeds = found.seeds if request.is_list else found.seeds[0]
+    whole = replace(request, options=options, cut=None)
+    alone = perform(loaded, whole, seeds)
+    if request.kind == "stream" and alone.error is None:
+        text = perform(loaded, replace(whole, kind="generate"), seeds).values[0]
+        if list(text) != alone.values:
+            raise FindingError(f"{request}: the stream {alone.values}, but generate {text!r}")
+    return alone
+
+
+class Round:
+    """The requests of a round and their callers: threads, and tasks of one event loop."""
+
+    def __init__(self, loaded: Loaded, requests: list[Request], rng: random.Random) -> None:
+        self.loaded = loaded
+        self._left = deque(requests)
+        self._n_threads = rng.randint(1, 12)
+        self._n_tasks = rng.choice([0, 1, 4, 12])
+        self._switch_interval = rng.choice([1e-5, 1e-4, 1e-3])
+        self.outcomes: dict[int, Outcome] = {}
+        self.failures: list[BaseException] = []
+        self.slowest = 0.0
+
+    def run(self, others: Iterable[threading.Thread] = ()) -> None:
+        """Run all requests. Raises FindingError if one does not end in time."""
+        # Daemon threads, so that a program with a stuck caller can end.
+        threads = [
+            threading.Thread(target=self._in_thread, daemon=True) for _ in range(self._n_threads)
+        ]
+        if self._n_tasks:
+            loop = threading.Thread(target=lambda: asyncio.run(self._in_tasks()), daemon=True)
+            threads.append(loop)
+        threads += others
+        # Python's default, 5 ms, makes a call of a millisecond wait behind others' Python.
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(self._switch_interval)
+        try:
+            self._run_threads(threads)
+        finally:
+            sys.setswitchinterval(before)
+        if self.failures:
+            raise self.failures[0]
+
+    def _run_threads(self, threads: list[threading.Thread]) -> None:
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + MAX_SECONDS
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0.01))
+        if any(thread.is_alive() for thread in threads):
+            faulthandler.dump_traceback(sys.__stderr__)
+            raise FindingError(f"callers still wait after {MAX_SECONDS:.0f} s; stderr shows where")
+
+    def _next(self) -> Request | None:
+        try:
+            return self._left.popleft()
+        except IndexError:
+            return None
+
+    def _end(self, request: Request, outcome: Outcome, begin: float) -> None:
+        self.outcomes[request.number] = outcome
+        self.slowest = max(self.slowest, time.monotonic() - begin)
+
+    def _in_thread(self) -> None:
+        try:
+            while (request := self._next()) is not None:
+                time.sleep(request.delay)
+                begin = time.monotonic()
+                self._end(request, perform(self.loaded, request), begin)
+        except BaseException as error:
+            self.failures.append(error)
+
+    async def _in_tasks(self) -> None:
+        async def caller() -> None:
+            while (request := self._next()) is not None:
+                await asyncio.sleep(request.delay)
+                begin = time.monotonic()
+                self._end(request, await perform_async(self.loaded, request), begin)
+
+        try:
+            await asyncio.gather(*(caller() for _ in range(self._n_tasks)))
+        except BaseException as error:
+            self.failures.append(error)
+
+
+def run_round(name: str, loaded: Loaded, seed: int, n: int) -> Counter[str]:
+    """Run n requests on a model, some rounds while it is closed, and compare; count the outcomes.
+
+    Raises FindingError.
+    """
+    rng = random.Random(f"{name} {seed}")
+    requests = make_requests(rng, loaded, n)
+    closes = rng.random() < 0.12 and name != "tales"
+    is_before = rng.random() < 0.5
+    alone = {r.number: run_alone(loaded, r) for r in requests if is_before and not r.is_unseeded}
+    used = load(name) if closes else loaded
+    n_threads = threading.active_count()
+    running = Round(used, requests, rng)
+    closing = threading.Timer(rng.uniform(0, 0.003 * n), used.close)
+    running.run([closing] if closes else [])
+    gc.collect()
+    if threading.active_count() > n_threads:
+        raise FindingError(f"threads are left: {threading.enumerate()}")
+    if closes and used.model.n_bytes:
+        raise FindingError("close() did not free the weights: an ended call holds them")
+    counts: Counter[str] = Counter()
+    for request in requests:
+        found = running.outcomes[request.number]
+        expected = alone.get(request.number) or run_alone(loaded, request, found)
+        if differs := difference(request, found, expected, closes):
+            raise FindingError(f"{request}: {differs}")
+        counts[_kind_of(request, found)] += 1
+    return counts
+
+
+def _kind_of(request: Request, found: Outcome) -> str:
+    if found.error is not None:
+        return f"{request.kind}: {found.error.split(':')[0]}"
+    return f"{request.kind}{', cut' if request.cut is not None else ''}"
+
+
+def check_idle() -> None:
+    """Raise FindingError if this process computes although no call runs."""
+    time.sleep(0.05)  # workers spin for a moment
+    before = time.process_time()
+    time.sleep(0.3)
+    if (seconds := time.process_time() - before) > 0.1:
+        raise FindingError(f"{seconds:.2f} s of CPU time in 0.3 s without a call")
