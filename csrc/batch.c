@@ -156,18 +156,26 @@ static void remove_turn(gpt2c_batch *b, gpt2c_turn *turn) {
     turn->is_queued = 0;
 }
 
-static void grant_turn(gpt2c_batch *b) {
-    gpt2c_turn *turn = b->first_turn;
+static void grant_turn(gpt2c_batch *b, gpt2c_turn *turn) {
     remove_turn(b, turn);
     turn->is_granted = 1;
     wake(&turn->n_wakes);
+}
+
+/* Returns the first turn whose thread waits, or NULL. A thread that is not in gpt2c_turn_wait may run
+ * a signal handler, which may call the model. */
+static gpt2c_turn *next_turn(const gpt2c_batch *b) {
+    gpt2c_turn *turn = b->first_turn;
+    while (turn && !turn->is_waiting)
+        turn = turn->next;
+    return turn;
 }
 
 /* Returns a caller that waits for a ready job, or NULL. */
 static gpt2c_caller *next_leader(const gpt2c_batch *b) {
     for (int32_t i = 0; i < b->n_ready; i++) {
         gpt2c_caller *caller = b->ready[i]->member.caller;
-        if (caller->is_waiting && !caller->n_news)
+        if (caller->n_waiting && !caller->n_news)
             return caller;
     }
     return NULL;
@@ -176,10 +184,11 @@ static gpt2c_caller *next_leader(const gpt2c_batch *b) {
 /* Gives the lead to a turn or to a waiting caller; without either, the lead is free. */
 static void hand_over(gpt2c_batch *b) {
     gpt2c_caller *leader = next_leader(b);
+    gpt2c_turn *turn = next_turn(b);
     b->is_led = 1;
-    if (b->first_turn && (!b->last_was_turn || !leader)) {
+    if (turn && (!b->last_was_turn || !leader)) {
         b->last_was_turn = 1;
-        grant_turn(b);
+        grant_turn(b, turn);
     } else if (leader) {
         b->last_was_turn = 0;
         leader->leads = 1;
@@ -208,7 +217,7 @@ static void bring_to_rest(gpt2c_batch *b, gpt2c_job *job, int is_news) {
     job->member.is_ready = 0;
     job->member.caller = NULL;
     caller->n_ready--;
-    if (is_news && caller->n_news++ == 0 && caller->is_waiting)
+    if (is_news && caller->n_news++ == 0 && caller->n_waiting)
         wake(&caller->n_wakes);
     if (job->finish == GPT2C_RUNNING && !job->member.is_cancelled && !job->status) {
         job->member.resting = b->process;
@@ -221,7 +230,7 @@ static void bring_to_rest(gpt2c_batch *b, gpt2c_job *job, int is_news) {
 /* Whether the job has something for its caller. */
 static int has_news(const gpt2c_job *job) {
     return job->finish != GPT2C_RUNNING || job->status || job->member.is_cancelled ||
-           job->n_tokens >= job->rest_at;
+           job->n_tokens >= job->rest_at || job->member.is_leaving;
 }
 
 /* Brings all jobs with news to rest, and those that rest together with them. */
@@ -277,6 +286,7 @@ static void add_ready(gpt2c_batch *b, gpt2c_caller *caller, gpt2c_job *job) {
     job->member.caller = caller;
     job->member.is_ready = 1;
     job->member.is_in_step = 0;
+    job->member.process = b->process;
     b->ready[b->n_ready++] = job;
     caller->n_ready++;
 }
@@ -299,7 +309,7 @@ gpt2c_status gpt2c_batch_resume(gpt2c_batch *b, gpt2c_caller *caller, gpt2c_job 
         jobs[i]->member.is_ready = 0;
         caller->n_ready--;
     }
-    if (!b->is_led && caller->is_waiting)
+    if (!b->is_led && caller->n_waiting)
         wake(&caller->n_wakes);
     os_lock_release(&b->lock);
     return status;
@@ -310,10 +320,11 @@ void gpt2c_batch_leave(gpt2c_batch *b, gpt2c_job *const *jobs, int32_t n_jobs) {
     for (int32_t i = 0; i < n_jobs; i++) {
         gpt2c_job *job = jobs[i];
         note_return(b, job);
+        if (job->member.is_ready && job->member.process != b->process)
+            job->member.is_ready = 0; /* its step, if it was in one, goes on in the parent */
         if (!job->member.is_ready)
             continue;
-        int was_cancelled = job->member.is_cancelled;
-        job->member.is_cancelled = 1; /* keeps it out of the next step */
+        job->member.is_leaving = 1; /* keeps it out of the next step */
         b->n_leaving++;
         while (job->member.is_ready && job->member.is_in_step)
             sleep_unlocked(b, &b->n_steps, os_seconds() + 1);
@@ -323,9 +334,17 @@ void gpt2c_batch_leave(gpt2c_batch *b, gpt2c_job *const *jobs, int32_t n_jobs) {
             job->member.is_ready = 0;
             remove_ready(b, job);
         }
-        job->member.is_cancelled = was_cancelled;
+        note_return(b, job);
+        job->member.is_leaving = 0;
     }
     os_lock_release(&b->lock);
+}
+
+int gpt2c_batch_has_rested(gpt2c_batch *b, const gpt2c_job *job) {
+    os_lock_take(&b->lock);
+    int has_rested = !job->member.is_ready;
+    os_lock_release(&b->lock);
+    return has_rested;
 }
 
 void gpt2c_batch_cancel(gpt2c_batch *b, gpt2c_job *job) {
@@ -336,7 +355,7 @@ void gpt2c_batch_cancel(gpt2c_batch *b, gpt2c_job *job) {
 
 void gpt2c_batch_wake(gpt2c_batch *b, gpt2c_caller *caller) {
     os_lock_take(&b->lock);
-    if (caller->n_news++ == 0 && caller->is_waiting)
+    if (caller->n_news++ == 0 && caller->n_waiting)
         wake(&caller->n_wakes);
     os_lock_release(&b->lock);
 }
@@ -470,16 +489,16 @@ static void lead(gpt2c_batch *b, gpt2c_caller *caller, double end) {
     caller->leads = 0;
     do
         lead_step(b);
-    while (!caller->n_news && caller->n_ready && !b->first_turn && os_seconds() < end);
-    caller->is_waiting = 0; /* so that another caller gets the lead */
+    while (!caller->n_news && caller->n_ready && !next_turn(b) && os_seconds() < end);
+    caller->n_waiting--; /* so that another caller gets the lead */
     hand_over(b);
-    caller->is_waiting = 1;
+    caller->n_waiting++;
 }
 
 int gpt2c_batch_wait(gpt2c_batch *b, gpt2c_caller *caller, double seconds) {
     double end = os_seconds() + seconds;
     os_lock_take(&b->lock);
-    caller->is_waiting = 1;
+    caller->n_waiting++;
     while (!caller->n_news) {
         if (caller->leads) {
             lead(b, caller, end);
@@ -492,8 +511,8 @@ int gpt2c_batch_wait(gpt2c_batch *b, gpt2c_caller *caller, double seconds) {
         if (os_seconds() >= end)
             break;
     }
-    caller->is_waiting = 0;
-    if (caller->leads) { /* chosen just as the wait ended */
+    caller->n_waiting--;
+    if (caller->leads && !caller->n_waiting) { /* chosen just as the wait ended */
         caller->leads = 0;
         hand_over(b);
     }
@@ -508,16 +527,14 @@ int gpt2c_batch_wait(gpt2c_batch *b, gpt2c_caller *caller, double seconds) {
 int gpt2c_turn_wait(gpt2c_batch *b, gpt2c_turn *turn, double seconds) {
     double end = os_seconds() + seconds;
     os_lock_take(&b->lock);
-    if (!turn->is_granted && !turn->is_queued) {
-        if (!b->is_led) {
-            b->is_led = b->last_was_turn = 1;
-            turn->is_granted = 1;
-        } else {
-            push_turn(b, turn);
-        }
-    }
+    if (!turn->is_granted && !turn->is_queued)
+        push_turn(b, turn);
+    turn->is_waiting = 1;
+    if (!b->is_led)
+        hand_over(b);
     while (!turn->is_granted && os_seconds() < end)
         sleep_unlocked(b, &turn->n_wakes, end);
+    turn->is_waiting = 0;
     int is_granted = turn->is_granted;
     os_lock_release(&b->lock);
     return is_granted;

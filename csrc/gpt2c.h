@@ -335,6 +335,8 @@ typedef struct {
     int is_ready;         /* the next steps may run the job */
     int is_in_step;       /* the step that runs now uses the job */
     int is_cancelled;
+    int is_leaving;    /* another thread takes it out of the batch */
+    unsigned process;  /* the batch's process in which the job became ready */
     unsigned resting;  /* it came to rest unfinished in this process of the batch; 0: it did not */
     unsigned expected; /* the batch's gathering that waits for the job to be resumed; 0: none */
     double full_since; /* when the job first found the cache full; 0: it has room */
@@ -388,11 +390,11 @@ typedef struct gpt2c_batch gpt2c_batch;
 struct gpt2c_caller {
     atomic_uint n_wakes; /* the word that a waiting caller sleeps on */
     int rests_together;  /* 1: as soon as one of its jobs rests, all of them do */
-    int is_waiting;
-    int leads;    /* the caller was chosen to run the next step */
-    int n_news;   /* jobs that came to rest since the last wait */
-    int n_ready;  /* jobs that are ready */
-    int n_chosen; /* of them, those chosen for the next step */
+    int n_waiting;       /* threads that wait, usually one */
+    int leads;           /* the caller was chosen to run the next step */
+    int n_news;          /* jobs that came to rest since the last wait */
+    int n_ready;         /* jobs that are ready */
+    int n_chosen;        /* of them, those chosen for the next step */
 };
 
 gpt2c_status gpt2c_batch_create(const gpt2c_model *model, gpt2c_batch **batch);
@@ -409,6 +411,8 @@ gpt2c_status gpt2c_batch_resume(gpt2c_batch *batch, gpt2c_caller *caller, gpt2c_
 int gpt2c_batch_wait(gpt2c_batch *batch, gpt2c_caller *caller, double seconds);
 /* Takes jobs out of the batch, whether they rest or not. Waits for a step that uses one. */
 void gpt2c_batch_leave(gpt2c_batch *batch, gpt2c_job *const *jobs, int32_t n_jobs);
+/* Whether a job that was resumed has come to rest. */
+int gpt2c_batch_has_rested(gpt2c_batch *batch, const gpt2c_job *job);
 /* Makes a job rest before the next step. Any thread may call this. */
 void gpt2c_batch_cancel(gpt2c_batch *batch, gpt2c_job *job);
 /* Makes a wait of the caller in another thread return. */
@@ -422,12 +426,13 @@ gpt2c_status gpt2c_batch_forget(gpt2c_batch *batch);
 typedef struct gpt2c_turn {
     atomic_uint n_wakes;
     int is_granted, is_queued;
+    int is_waiting; /* its thread is in gpt2c_turn_wait */
     struct gpt2c_turn *next;
 } gpt2c_turn;
 
 /* Returns whether it is the call's turn now; if not after `seconds`, the call keeps its place. */
 int gpt2c_turn_wait(gpt2c_batch *batch, gpt2c_turn *turn, double seconds);
-/* Ends the turn, or gives up the place. */
+/* Ends the turn, or gives up the place; does nothing the second time. */
 void gpt2c_turn_end(gpt2c_batch *batch, gpt2c_turn *turn);
 /* How many rows a turn's pass may feed, so that decoding jobs do not wait for long. */
 int32_t gpt2c_turn_rows(gpt2c_batch *batch);

@@ -19,7 +19,7 @@
  * the path without the fork.
  *
  * Sizes: N_CALLERS, N_WORKERS, N_CALLS, N_STEPS, N_FORKS. Each FAULT_... injects a fault that Spin must
- * find; pool_model.sh runs them all. */
+ * find; models.sh runs them all. */
 
 #ifndef N_CALLERS
 #define N_CALLERS 2

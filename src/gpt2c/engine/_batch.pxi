@@ -112,6 +112,8 @@ cdef class Waiting:
         try:
             while n == 0:
                 if n_forks != len(forking_threads):
+                    if n_forks >= 0 and self.rested_in_parent():
+                        return 0
                     n_forks = len(forking_threads)
                     self.resume()
                 with nogil:
@@ -139,6 +141,17 @@ cdef class Waiting:
         status = gpt2c_batch_resume(batch, &self.caller, self.pointers, self.n_jobs)
         raise_status(status, "the running batch")
         return 0
+
+    cdef bint rested_in_parent(self) noexcept:
+        """Whether a job had come to rest before the fork."""
+        cdef int32_t i
+        for i in range(self.n_jobs):
+            if (
+                self.pointers[i].finish != GPT2C_RUNNING or self.pointers[i].status != GPT2C_OK
+                or self.pointers[i].n_tokens >= self.pointers[i].rest_at
+            ) and not self.pointers[i].member.is_in_step:
+                return True
+        return False
 
     cdef int leave(self) except -1:
         """Take the jobs out of the batch."""
@@ -177,14 +190,14 @@ cdef class Turn:
     cdef gpt2c_batch *begin(self) except NULL:
         """Wait for the turn."""
         cdef int is_granted = False
-        cdef gpt2c_batch *batch = NULL
         cdef double seconds = wait_interval()
         try:
             while not is_granted:
                 if self.n_forks != len(forking_threads):
-                    self.n_forks = len(forking_threads)
+                    self.n_forks = -1
                     memset(&self.turn, 0, sizeof(self.turn))
-                    batch = self.model.own_batch()
+                    self.model.own_batch()
+                    self.n_forks = len(forking_threads)
                 with nogil:
                     is_granted = gpt2c_turn_wait(self.model.batch, &self.turn, seconds)
                 if not is_granted:
@@ -383,8 +396,9 @@ cdef class Waiter:
             return
         with nogil:
             gpt2c_batch_leave(self.model.batch, &pointer, 1)
-        job.sequence.release()
-        self.forget(job)
+        if job in self.jobs:  # else `wait` in another thread has returned it meanwhile
+            job.sequence.release()
+            self.forget(job)
 
     def wake(self):
         """See EngineWaiter.wake."""
@@ -402,7 +416,7 @@ cdef class Waiter:
             with nogil:
                 gpt2c_batch_wait(batch, &self.caller, seconds)
             for job in list(self.jobs):
-                if not job.job.member.is_ready:
+                if job in self.jobs and gpt2c_batch_has_rested(batch, &job.job):
                     job.sequence.release()
                     self.forget(job)
                     if job.drafts is not None:

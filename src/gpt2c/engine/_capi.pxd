@@ -179,7 +179,7 @@ cdef extern from "gpt2c.h" nogil:
         int rests_together
 
     ctypedef struct gpt2c_membership:
-        int is_ready, is_in_step, is_cancelled
+        int is_ready, is_in_step
 
     ctypedef struct gpt2c_job:
         gpt2c_sequence *sequence
@@ -219,6 +219,7 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_status gpt2c_batch_resume(gpt2c_batch *, gpt2c_caller *, gpt2c_job **, int32_t)
     int gpt2c_batch_wait(gpt2c_batch *, gpt2c_caller *, double)
     void gpt2c_batch_leave(gpt2c_batch *, gpt2c_job **, int32_t)
+    int gpt2c_batch_has_rested(gpt2c_batch *, const gpt2c_job *)
     void gpt2c_batch_cancel(gpt2c_batch *, gpt2c_job *)
     void gpt2c_batch_wake(gpt2c_batch *, gpt2c_caller *)
     gpt2c_status gpt2c_batch_forget(gpt2c_batch *)

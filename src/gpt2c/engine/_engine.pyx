@@ -398,6 +398,7 @@ cdef class Model:
                         )
                         if status == GPT2C_OK:
                             gpt2c_log_probs(self.pointer, &view[done, 0], n_rows)
+                        gpt2c_turn_end(batch, &turn.turn)
                 finally:
                     turn.end()
                 if self.reclaims(status):

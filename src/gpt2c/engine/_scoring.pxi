@@ -101,6 +101,7 @@ cdef class Scoring:
                                 self.model.pointer, gpt2c_turn_scratch(batch), feeds, n_feeds,
                                 targets, &out,
                             )
+                            gpt2c_turn_end(batch, &turn.turn)
                     finally:
                         turn.end()
                     if not self.model.reclaims(status):

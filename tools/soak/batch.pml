@@ -1,0 +1,966 @@
+/* A model of csrc/batch.c for the model checker Spin: who leads, hand-over, gathering, turns, leaving,
+ * cancelling, waits whose time runs out, interrupts, and forks.
+ *
+ * Callers make calls with several jobs that rest together, as Running does (src/gpt2c/engine/_batch.pxi).
+ * A waiter waits for jobs that another thread, its user, adds and removes, as Waiter does. Turn takers
+ * make passes of their own. Another thread cancels jobs.
+ *
+ * Checked in every interleaving:
+ *   - every thread comes to its end (WATCHER): no lead, turn, or wake-up is lost, and no news;
+ *   - steps and turns never run at the same time;
+ *   - a step uses a job only while the job is ready, and its caller touches it only while it is not in a
+ *     step: in particular, no step uses a job once `leave` has returned;
+ *   - the batch never looks at a caller that is gone, and gives the lead to waiting callers only;
+ *   - if the lead becomes free, no turn waits;
+ *   - n_expected never falls below 0, and a leader that gathers goes on once all jobs are back.
+ *
+ * Under the lock nothing else runs, so what happens between two sleeps is one step. With N_FORKS, each
+ * statement is a step of its own, because a fork may come while another thread holds the lock; only
+ * functions that Cython calls with the GIL stay whole, because os.fork needs the GIL. After a fork, the
+ * model follows only the child. A sleeper has looked at its word under the lock; "has_changed" tells it
+ * that the word was increased since.
+ *
+ * Time runs out at any moment, but only N_TIMEOUTS times altogether. Afterwards it never does, so that
+ * a lost wake-up is a deadlock. The order of the ready jobs is left open: any order may occur.
+ *
+ * Sizes: N_CALLERS, N_JOBS (of each caller and of the waiter; at most six together), N_RESTS (of a job
+ * before it finishes), N_STEPS (the most that a job needs before it rests), N_WAITERS (0 or 1), N_TURNS,
+ * N_TIMEOUTS, N_INTERRUPTS, N_CANCELS, N_FORKS, N_ROWS (the most jobs in a step). Each FAULT_... injects
+ * a fault that Spin must find; models.sh runs them all. */
+
+#ifndef N_CALLERS
+#define N_CALLERS 2
+#endif
+#ifndef N_JOBS
+#define N_JOBS 1
+#endif
+#ifndef N_RESTS
+#define N_RESTS 1
+#endif
+#ifndef N_STEPS
+#define N_STEPS 1
+#endif
+#ifndef N_WAITERS
+#define N_WAITERS 0
+#endif
+#ifndef N_TURNS
+#define N_TURNS 1
+#endif
+#ifndef N_TIMEOUTS
+#define N_TIMEOUTS 0
+#endif
+#ifndef N_INTERRUPTS
+#define N_INTERRUPTS 0
+#endif
+#ifndef N_CANCELS
+#define N_CANCELS 0
+#endif
+#ifndef N_FORKS
+#define N_FORKS 0
+#endif
+#ifndef N_ROWS
+#define N_ROWS 100
+#endif
+
+/* Numbers of callers: first those of calls, then the waiter's. */
+#define N_ALL (N_CALLERS + N_WAITERS)
+#define WAITER N_CALLERS
+#define N_ALL_JOBS (N_ALL * N_JOBS)
+#define OWNER(j) ((j) / N_JOBS)
+#define FIRST_JOB(c) ((c) * N_JOBS)
+#define END_JOB(c) (((c) + 1) * N_JOBS)
+#define N_USERS (N_WAITERS * N_JOBS)
+/* Threads: the callers', the turn takers', and the users' of the waiter. */
+#define TURN_THREAD(t) (N_ALL + (t))
+#define USER_THREAD(u) (N_ALL + N_TURNS + (u))
+#define N_THREADS (N_ALL + N_TURNS + N_USERS)
+/* Words: each caller's and each turn's n_wakes have the numbers of their threads. */
+#define RETURNS N_THREADS
+#define STEPS (N_THREADS + 1)
+
+/* ---- the lock, time, words, forks ---- */
+
+byte n_timeouts = N_TIMEOUTS, n_interrupts = N_INTERRUPTS;
+bool lock_is_taken;
+byte word_of[N_THREADS]; /* the word that the thread looked at last, + 1 */
+bool has_changed[N_THREADS], is_asleep[N_THREADS];
+
+#if N_FORKS
+byte process = 0; /* the number of forks so far */
+byte survivor; /* the thread that forked */
+pid survivor_pid;
+#define IS_HERE (process == 0 || _pid == survivor_pid)
+#define HERE provided (IS_HERE)
+#define LOCKED {
+#else
+#define HERE
+#define LOCKED atomic {
+#endif
+
+inline take_lock() {
+    atomic { !lock_is_taken -> lock_is_taken = 1 }
+}
+
+#define RELEASE_LOCK lock_is_taken = 0
+
+inline wake_sleepers(word) {
+    d_step {
+        k = 0;
+        do
+        :: k < N_THREADS ->
+            if
+            :: word_of[k] == word + 1 -> is_asleep[k] = 0
+            :: else
+            fi;
+            k++
+        :: else -> break
+        od;
+        k = 0
+    }
+}
+
+inline increase(word) {
+    d_step {
+        k = 0;
+        do
+        :: k < N_THREADS ->
+            if
+            :: word_of[k] == word + 1 -> has_changed[k] = 1
+            :: else
+            fi;
+            k++
+        :: else -> break
+        od;
+        k = 0
+    }
+}
+
+inline wake(word) {
+    increase(word);
+    wake_sleepers(word)
+}
+
+/* Sleeps without the lock. Sets is_late if the time ran out. */
+inline sleep_unlocked(thread, word, is_late) {
+#ifdef FAULT_LOOK_WITHOUT_THE_LOCK
+    RELEASE_LOCK;
+    d_step { word_of[thread] = word + 1; has_changed[thread] = 0 };
+#else
+    d_step { word_of[thread] = word + 1; has_changed[thread] = 0; RELEASE_LOCK };
+#endif
+    if
+    :: has_changed[thread]
+    :: atomic { !has_changed[thread] -> is_asleep[thread] = 1 };
+        if
+        :: !is_asleep[thread]
+        :: d_step { n_timeouts > 0 -> n_timeouts--; is_asleep[thread] = 0; is_late = 1 }
+        fi
+    fi;
+    atomic { !lock_is_taken -> lock_is_taken = 1; word_of[thread] = 0; has_changed[thread] = 0 }
+}
+
+inline look_at_clock(is_late) {
+    if
+    :: true
+    :: d_step { !is_late && n_timeouts > 0 -> n_timeouts--; is_late = 1 }
+    fi
+}
+
+/* ---- the batch ---- */
+
+bool is_led, last_was_turn, is_gathering;
+byte n_expected, n_leaving;
+byte turns[N_TURNS + 1], n_queued; /* the turns that wait, in order */
+
+/* Callers. */
+bool is_alive[N_ALL], is_waiting[N_ALL], leads[N_ALL];
+byte n_news[N_ALL], n_ready[N_ALL];
+#define RESTS_TOGETHER(c) ((c) < N_CALLERS)
+
+/* Jobs. */
+bool is_listed[N_ALL_JOBS], is_ready[N_ALL_JOBS], is_in_step[N_ALL_JOBS], is_cancelled[N_ALL_JOBS];
+bool is_leaving[N_ALL_JOBS], is_expected[N_ALL_JOBS], is_lost[N_ALL_JOBS];
+bool is_used[N_ALL_JOBS]; /* a pass reads and writes it now */
+bool is_run[N_ALL_JOBS]; /* the current call runs it */
+bool has_rested[N_ALL_JOBS], is_finished[N_ALL_JOBS];
+byte steps_left[N_ALL_JOBS], rests_left[N_ALL_JOBS];
+#define HAS_NEWS(j) (is_finished[j] || has_rested[j] || is_cancelled[j] || is_leaving[j])
+#define IS_OVER(j) (is_finished[j] || is_cancelled[j])
+
+bool turn_is_granted[N_TURNS + 1], turn_is_queued[N_TURNS + 1];
+byte n_passes; /* that run now */
+bool has_ended[N_THREADS];
+
+#ifdef FAULT_LEAD_FOR_ANYBODY
+#define MAY_LEAD(j) (is_listed[j] && !n_news[OWNER(j)])
+#else
+#define MAY_LEAD(j) (is_listed[j] && is_waiting[OWNER(j)] && !n_news[OWNER(j)])
+#endif
+
+/* Sets `found` to a caller that waits for a ready job, + 1, or to 0. */
+inline next_leader() {
+    found = 0;
+    if
+    :: MAY_LEAD(0) -> found = OWNER(0) + 1
+#if N_ALL_JOBS > 1
+    :: MAY_LEAD(1) -> found = OWNER(1) + 1
+#endif
+#if N_ALL_JOBS > 2
+    :: MAY_LEAD(2) -> found = OWNER(2) + 1
+#endif
+#if N_ALL_JOBS > 3
+    :: MAY_LEAD(3) -> found = OWNER(3) + 1
+#endif
+#if N_ALL_JOBS > 4
+    :: MAY_LEAD(4) -> found = OWNER(4) + 1
+#endif
+#if N_ALL_JOBS > 5
+    :: MAY_LEAD(5) -> found = OWNER(5) + 1
+#endif
+    :: else
+    fi
+}
+
+inline remove_turn(t) {
+    d_step {
+        k = 0;
+        do
+        :: turns[k] != t -> k++
+        :: else -> break
+        od;
+        do
+        :: k + 1 < n_queued -> turns[k] = turns[k + 1]; k++
+        :: else -> break
+        od;
+        n_queued--;
+        turns[n_queued] = 0;
+        turn_is_queued[t] = 0;
+        k = 0
+    }
+}
+
+inline hand_over() {
+    next_leader();
+    is_led = 1;
+    if
+    :: n_queued > 0 && (!last_was_turn || !found) ->
+        last_was_turn = 1;
+        x = turns[0];
+        remove_turn(x);
+        turn_is_granted[x] = 1;
+        wake(TURN_THREAD(x));
+        x = 0
+    :: !(n_queued > 0 && (!last_was_turn || !found)) && found ->
+        last_was_turn = 0;
+        assert(is_alive[found - 1] && is_waiting[found - 1]);
+        leads[found - 1] = 1;
+#ifndef FAULT_LEADER_SLEEPS
+        wake(found - 1);
+#endif
+    :: else ->
+        is_led = 0;
+        assert(n_queued == 0)
+    fi;
+    found = 0
+}
+
+inline note_return(j) {
+    if
+    :: is_expected[j] ->
+        is_expected[j] = 0;
+        assert(n_expected > 0);
+        n_expected--;
+        if
+        :: n_expected == 0 && is_gathering -> wake(RETURNS)
+        :: else
+        fi
+    :: else
+    fi
+}
+
+inline bring_to_rest(j, is_news) {
+    assert(is_alive[OWNER(j)] && !is_used[j]);
+    is_ready[j] = 0;
+    is_listed[j] = 0;
+    n_ready[OWNER(j)]--;
+    if
+    :: is_news ->
+        n_news[OWNER(j)]++;
+        if
+        :: n_news[OWNER(j)] == 1 && is_waiting[OWNER(j)] -> wake(OWNER(j))
+        :: else
+        fi
+    :: else
+    fi;
+    if
+    :: !is_finished[j] && !is_cancelled[j] && !is_leaving[j] ->
+        assert(!is_expected[j]);
+        is_expected[j] = 1;
+        n_expected++
+    :: else
+    fi
+}
+
+inline rest_jobs() {
+    i = 0;
+    do
+    :: i < N_ALL_JOBS && is_listed[i] && HAS_NEWS(i) -> bring_to_rest(i, 1); i++
+    :: i < N_ALL_JOBS && !(is_listed[i] && HAS_NEWS(i)) -> i++
+    :: i == N_ALL_JOBS -> break
+    od;
+    i = 0;
+    do
+    :: i < N_ALL_JOBS ->
+        if
+        :: is_listed[i] && RESTS_TOGETHER(OWNER(i)) && n_news[OWNER(i)] -> bring_to_rest(i, 0)
+        :: else
+        fi;
+        i++
+    :: else -> break
+    od;
+    i = 0
+}
+
+/* With the lock. Adds job j to the batch; it then needs one to N_STEPS steps. */
+inline add_ready(j) {
+    assert(!is_ready[j] && !is_finished[j] && !is_used[j]);
+    note_return(j);
+    is_ready[j] = 1;
+    is_listed[j] = 1;
+    is_in_step[j] = 0;
+    is_lost[j] = 0;
+    has_rested[j] = 0;
+    n_ready[OWNER(j)]++;
+    steps_left[j] = 1;
+    do
+    :: steps_left[j] < N_STEPS -> steps_left[j]++
+    :: break
+    od
+}
+
+inline wake_resumed(c) {
+#ifndef FAULT_RESUME_WITHOUT_WAKING
+    if
+    :: !is_led && is_waiting[c] -> wake(c)
+    :: else
+    fi
+#else
+    skip
+#endif
+}
+
+/* Job j leaves the batch; its caller may touch it afterwards. */
+inline leave(thread, j) {
+    take_lock();
+    LOCKED
+        note_return(j);
+        if
+        :: is_ready[j] && is_lost[j] -> is_ready[j] = 0
+        :: else
+        fi;
+        if
+        :: is_ready[j] -> is_leaving[j] = 1; n_leaving++
+        :: else
+        fi
+    };
+#ifndef FAULT_LEAVE_AT_ONCE
+    do
+    :: is_leaving[j] && is_ready[j] && is_in_step[j] -> sleep_unlocked(thread, STEPS, is_ignored)
+    :: else -> break
+    od;
+#endif
+    LOCKED
+        if
+        :: is_leaving[j] ->
+            n_leaving--;
+            is_leaving[j] = 0;
+            if
+            :: is_ready[j] ->
+                n_ready[OWNER(j)]--;
+                is_ready[j] = 0;
+                is_listed[j] = 0
+            :: else
+            fi
+        :: else
+        fi;
+        is_ignored = 0;
+        RELEASE_LOCK;
+        assert(is_lost[j] || !is_used[j])
+    }
+}
+
+inline gather(thread) {
+    if
+    :: n_expected > 0 ->
+        is_gathering = 1;
+        do
+        :: n_expected > 0 && !gather_is_late -> sleep_unlocked(thread, RETURNS, gather_is_late)
+        :: d_step {
+                n_expected > 0 && !gather_is_late && n_timeouts > 0 ->
+                n_timeouts--;
+                gather_is_late = 1
+            }
+        :: n_expected == 0 || gather_is_late -> break
+        od;
+        LOCKED
+            is_gathering = 0;
+            gather_is_late = 0;
+            n_expected = 0;
+#ifndef FAULT_LATE_IS_EXPECTED
+            d_step {
+                do
+                :: i < N_ALL_JOBS -> is_expected[i] = 0; i++
+                :: else -> break
+                od;
+                i = 0
+            }
+#endif
+        }
+    :: else
+    fi
+}
+
+/* Sets `n` to the number of ready jobs. */
+inline count_ready() {
+    d_step {
+        n = 0;
+        do
+        :: i < N_ALL_JOBS -> n = n + is_listed[i]; i++
+        :: else -> break
+        od;
+        i = 0
+    }
+}
+
+/* Chooses the jobs of the next step: all, or any N_ROWS of the `n` ready ones. */
+inline choose_step() {
+    x = 0;
+    do
+    :: i < N_ALL_JOBS && is_listed[i] && x < N_ROWS -> is_in_step[i] = 1; x++; y++; i++
+    :: i < N_ALL_JOBS && is_listed[i] && x < N_ROWS && n - y > N_ROWS - x -> y++; i++
+    :: i < N_ALL_JOBS && !(is_listed[i] && x < N_ROWS) -> i++
+    :: i == N_ALL_JOBS -> break
+    od;
+    i = 0;
+    x = 0;
+    y = 0
+}
+
+inline begin_pass() {
+    n_passes++;
+    assert(n_passes == 1)
+}
+
+/* The step's jobs, as run_step uses them. */
+inline begin_step() {
+    d_step {
+        begin_pass();
+        do
+        :: i < N_ALL_JOBS ->
+            if
+            :: is_listed[i] && is_in_step[i] -> assert(is_ready[i] && !is_used[i]); is_used[i] = 1
+            :: else
+            fi;
+            i++
+        :: else -> break
+        od;
+        i = 0
+    }
+}
+
+inline end_step() {
+    atomic {
+        do
+        :: i < N_ALL_JOBS && is_used[i] ->
+            is_used[i] = 0;
+            steps_left[i]--;
+            if
+            :: steps_left[i] == 0 && rests_left[i] > 0 -> has_rested[i] = 1; rests_left[i]--
+            :: steps_left[i] == 0 -> is_finished[i] = 1
+            :: steps_left[i] > 0
+            fi;
+            i++
+        :: i < N_ALL_JOBS && !is_used[i] -> i++
+        :: i == N_ALL_JOBS -> break
+        od;
+        i = 0;
+        n_passes--
+    }
+}
+
+inline lead_step(thread) {
+    gather(thread);
+    LOCKED
+        rest_jobs();
+        count_ready();
+        if
+        :: n > 0 -> choose_step(); last_was_turn = 0; begin_step(); RELEASE_LOCK
+        :: else
+        fi
+    };
+    if
+    :: n > 0 ->
+        end_step();
+        take_lock();
+        LOCKED
+            d_step {
+                do
+                :: i < N_ALL_JOBS ->
+                    if
+                    :: is_listed[i] -> is_in_step[i] = 0
+                    :: else
+                    fi;
+                    i++
+                :: else -> break
+                od;
+                i = 0
+            };
+            rest_jobs();
+            increase(STEPS);
+            if
+            :: n_leaving > 0 -> wake_sleepers(STEPS)
+            :: else
+            fi
+        };
+        n = 0
+    :: else
+    fi
+}
+
+inline lead(c) {
+    leads[c] = 0;
+    do
+    :: lead_step(c);
+        LOCKED
+            look_at_clock(is_late);
+            if
+            :: !n_news[c] && n_ready[c] && n_queued == 0 && !is_late
+            :: else -> break
+            fi
+        }
+    od;
+    LOCKED
+        is_waiting[c] = 0;
+        hand_over();
+        is_waiting[c] = 1
+    }
+}
+
+/* Sets `news`. */
+inline batch_wait(c) {
+    take_lock();
+    is_waiting[c] = 1;
+    do
+    :: n_news[c] == 0 && leads[c] -> lead(c); if :: is_late -> break :: else fi
+    :: n_news[c] == 0 && !leads[c] && !is_led && n_ready[c] > 0 ->
+        is_led = 1;
+        lead(c);
+        if :: is_late -> break :: else fi
+    :: n_news[c] == 0 && !leads[c] && !(!is_led && n_ready[c] > 0) ->
+        sleep_unlocked(c, c, is_late);
+        look_at_clock(is_late);
+        if :: is_late -> break :: else fi
+    :: n_news[c] > 0 -> break
+    od;
+    LOCKED
+        is_waiting[c] = 0;
+#ifndef FAULT_LEAD_IS_KEPT
+        if
+        :: leads[c] -> leads[c] = 0; hand_over()
+        :: else
+        fi;
+#endif
+        news = n_news[c];
+        n_news[c] = 0;
+        is_late = 0;
+        RELEASE_LOCK
+    }
+}
+
+/* ---- turns ---- */
+
+inline turn_wait(t) {
+    take_lock();
+    LOCKED
+        if
+        :: !turn_is_granted[t] && !turn_is_queued[t] && !is_led ->
+            is_led = 1;
+            last_was_turn = 1;
+            turn_is_granted[t] = 1
+        :: !turn_is_granted[t] && !turn_is_queued[t] && is_led ->
+            turns[n_queued] = t;
+            n_queued++;
+            turn_is_queued[t] = 1
+        :: turn_is_granted[t] || turn_is_queued[t]
+        fi
+    };
+    do
+    :: turn_is_granted[t] || is_late -> break
+    :: !turn_is_granted[t] && !is_late ->
+        sleep_unlocked(TURN_THREAD(t), TURN_THREAD(t), is_late);
+        look_at_clock(is_late)
+    od;
+    LOCKED
+        is_granted = turn_is_granted[t];
+        is_late = 0;
+        RELEASE_LOCK
+    }
+}
+
+inline turn_end(t) {
+    atomic {
+        !lock_is_taken;
+        if
+        :: turn_is_queued[t] -> remove_turn(t)
+        :: else
+        fi;
+        if
+        :: turn_is_granted[t] -> hand_over()
+        :: else
+        fi;
+        turn_is_granted[t] = 0
+    }
+}
+
+/* ---- forks ---- */
+
+/* In the child, only the thread that forked exists. It forgets the parent's batch. */
+inline fork_here(thread) {
+#if N_FORKS
+    d_step {
+        process++;
+        survivor = thread;
+        survivor_pid = _pid;
+#ifndef FAULT_LOCK_IS_NOT_FORGOTTEN
+        lock_is_taken = 0;
+#endif
+        if
+        :: is_led -> n_passes = 0 /* the batch gets new buffers */
+        :: else -> assert(n_passes == 0)
+        fi;
+#ifndef FAULT_LEAD_IS_NOT_FORGOTTEN
+        is_led = 0;
+#endif
+        last_was_turn = 0;
+        is_gathering = 0;
+        n_expected = 0;
+        n_leaving = 0;
+        do
+        :: n_queued > 0 -> n_queued--; turns[n_queued] = 0
+        :: else -> break
+        od;
+        do
+        :: i < N_ALL_JOBS ->
+            is_expected[i] = 0;
+            is_listed[i] = 0;
+            is_leaving[i] = 0;
+#ifndef FAULT_LEAVE_WAITS_IN_CHILD
+            is_lost[i] = is_ready[i];
+#endif
+            i++
+        :: else -> break
+        od;
+        i = 0
+    }
+#endif
+}
+
+/* ---- calls ---- */
+
+inline forget_caller(c) {
+    d_step { is_waiting[c] = 0; leads[c] = 0; n_news[c] = 0; n_ready[c] = 0 }
+}
+
+/* With the GIL: resumes the jobs of a call. */
+inline resume_jobs(c) {
+    atomic {
+        !lock_is_taken;
+        assert(!is_alive[c] || (!leads[c] && !is_waiting[c]));
+        forget_caller(c);
+        is_alive[c] = 1;
+        j = FIRST_JOB(c);
+        do
+        :: j < END_JOB(c) ->
+            if
+            :: is_run[j] -> add_ready(j)
+            :: else
+            fi;
+            j++
+        :: else -> break
+        od;
+        wake_resumed(c);
+        j = 0
+    }
+}
+
+inline leave_jobs(c) {
+    j = FIRST_JOB(c);
+    do
+    :: j < END_JOB(c) -> leave(c, j); j++
+    :: else -> break
+    od;
+    j = 0
+}
+
+/* In a forked child, between two waits of a call. */
+inline go_on_in_child(c) {
+    fork_here(c);
+    forget_caller(c);
+    is_stopped = 0;
+    news = 0;
+    j = FIRST_JOB(c);
+    do
+    :: j < END_JOB(c) && is_ready[j] && is_in_step[j] -> is_stopped = 1; break /* ForkError */
+    :: j < END_JOB(c) && !(is_ready[j] && is_in_step[j]) ->
+        is_ready[j] = 0;
+        if
+        :: is_run[j] && is_finished[j] -> news = 1 /* in the parent, in a step of another caller */
+        :: else
+        fi;
+        j++
+    :: j == END_JOB(c) -> break
+    od;
+    j = 0;
+    if
+    :: !is_stopped && !news -> resume_jobs(c)
+    :: else
+    fi
+}
+
+inline begin_jobs(c) {
+    d_step {
+        j = FIRST_JOB(c);
+        do
+        :: j < END_JOB(c) -> rests_left[j] = N_RESTS; j++
+        :: else -> break
+        od;
+        j = 0
+    }
+}
+
+/* Chooses the jobs of the next call, and sets `n` to their number. */
+inline find_unfinished(c) {
+    d_step {
+        n = 0;
+        j = FIRST_JOB(c);
+        do
+        :: j < END_JOB(c) -> is_run[j] = !IS_OVER(j); n = n + is_run[j]; j++
+        :: else -> break
+        od;
+        j = 0
+    }
+}
+
+proctype caller(byte c) HERE {
+    byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0, news = 0;
+    bool is_late = 0, gather_is_late = 0, is_ignored = 0, is_stopped = 0;
+    begin_jobs(c);
+    do
+    :: atomic {
+            find_unfinished(c);
+            if
+            :: n > 0 && !is_stopped -> n = 0
+            :: else -> n = 0; break
+            fi
+        };
+        resume_jobs(c);
+        do
+        :: news == 0 && !is_stopped ->
+            batch_wait(c);
+            if
+            :: true
+            :: atomic { n_interrupts > 0 -> n_interrupts--; is_stopped = 1 }
+#if N_FORKS
+            :: atomic { process < N_FORKS && news == 0 -> go_on_in_child(c) }
+#endif
+            fi
+        :: else -> break
+        od;
+        if
+        :: is_stopped -> leave_jobs(c)
+        :: else
+        fi;
+        news = 0;
+        /* The call has returned: its memory is gone, and its jobs are the caller's. */
+        d_step {
+            j = FIRST_JOB(c);
+            do
+            :: j < END_JOB(c) -> assert(!is_ready[j] && (is_lost[j] || !is_used[j])); j++
+            :: else -> break
+            od;
+            j = 0;
+            assert(!leads[c] && !is_waiting[c] && n_ready[c] == 0);
+            is_alive[c] = 0
+        }
+    od;
+    leave_jobs(c); /* as the jobs' deallocation does */
+    has_ended[c] = 1
+}
+
+/* ---- a waiter and its user ---- */
+
+#if N_WAITERS
+bool is_added[N_ALL_JOBS], is_closing;
+
+proctype waiter() HERE {
+    byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0, news = 0;
+    bool is_late = 0, gather_is_late = 0;
+    do
+    :: !is_closing ->
+        batch_wait(WAITER);
+        news = 0;
+        atomic {
+            j = FIRST_JOB(WAITER);
+            do
+            :: j < END_JOB(WAITER) ->
+                if
+                :: is_added[j] && !is_ready[j] -> assert(!is_used[j]); is_added[j] = 0
+                :: else
+                fi;
+                j++
+            :: else -> break
+            od;
+            j = 0
+        }
+    :: is_closing -> break
+    od;
+    has_ended[WAITER] = 1
+}
+
+byte n_users = N_USERS;
+
+/* A user adds a job until it is over, or removes it. The last one wakes the waiter. */
+proctype user(byte u) HERE {
+    byte k = 0, j = FIRST_JOB(WAITER) + u;
+    bool is_ignored = 0;
+    rests_left[j] = N_RESTS;
+    do
+    :: atomic {
+            !lock_is_taken && !is_added[j] && !IS_OVER(j) ->
+            is_added[j] = 1;
+            add_ready(j);
+            wake_resumed(WAITER)
+        }
+    :: atomic { !is_added[j] && IS_OVER(j) -> break }
+    :: atomic { n_interrupts > 0 -> n_interrupts--; break }
+    od;
+    leave(USER_THREAD(u), j);
+    is_added[j] = 0;
+    atomic {
+        n_users--;
+        if
+        :: n_users == 0 -> is_closing = 1
+        :: else
+        fi
+    };
+    if
+    :: is_closing ->
+        atomic {
+            !lock_is_taken;
+            n_news[WAITER]++;
+            if
+            :: n_news[WAITER] == 1 && is_waiting[WAITER] -> wake(WAITER)
+            :: else
+            fi
+        }
+    :: else
+    fi;
+    has_ended[USER_THREAD(u)] = 1
+}
+#endif
+
+/* ---- turn takers, cancels, and the check that all end ---- */
+
+#if N_TURNS
+proctype turn_taker(byte t) HERE {
+    byte k = 0, x = 0, found = 0;
+    byte i = 0;
+    bool is_late = 0, is_granted = 0, is_stopped = 0;
+    do
+    :: !is_granted && !is_stopped ->
+        turn_wait(t);
+        if
+        :: true
+        :: atomic { !is_granted && n_interrupts > 0 -> n_interrupts--; is_stopped = 1 }
+#if N_FORKS
+        :: atomic {
+                !is_granted && process < N_FORKS ->
+                fork_here(TURN_THREAD(t));
+                turn_is_queued[t] = 0;
+                turn_is_granted[t] = 0
+            }
+#endif
+        fi
+    :: else -> break
+    od;
+    if
+    :: is_granted -> begin_pass(); n_passes--
+    :: else
+    fi;
+    turn_end(t);
+    has_ended[TURN_THREAD(t)] = 1
+}
+#endif
+
+#if N_CANCELS
+proctype canceller() HERE {
+    byte n = 0, j = 0;
+    do
+    :: atomic {
+            n < N_CANCELS && !lock_is_taken ->
+            select(j : 0 .. N_ALL_JOBS - 1);
+            is_cancelled[j] = 1;
+            j = 0;
+            n++
+        }
+    :: break
+    od
+}
+#endif
+
+/* WATCHER: runs when no other process can. */
+proctype watcher() {
+    byte i = 0;
+    timeout;
+#if N_FORKS
+    if
+    :: process > 0 -> assert(has_ended[survivor])
+    :: else
+    fi;
+    process == 0;
+#endif
+    do
+    :: i < N_THREADS -> assert(has_ended[i]); i++
+    :: else -> break
+    od
+}
+
+init {
+    byte i = 0;
+    atomic {
+        run watcher();
+        do
+        :: i < N_CALLERS -> run caller(i); i++
+        :: else -> break
+        od;
+#if N_WAITERS
+        i = 0;
+        do
+        :: i < N_USERS -> run user(i); i++
+        :: else -> break
+        od;
+        is_alive[WAITER] = 1;
+        run waiter();
+#endif
+#if N_TURNS
+        i = 0;
+        do
+        :: i < N_TURNS -> run turn_taker(i); i++
+        :: else -> break
+        od;
+#endif
+#if N_CANCELS
+        run canceller()
+#endif
+    }
+}
