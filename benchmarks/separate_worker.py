@@ -1,0 +1,259 @@
+"""Measures one build of gpt2c for separate_calls.py, which sends lines of JSON.
+
+Each line names a measurement of MEASUREMENTS and its arguments; the answer is a line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import gpt2c
+
+LONG = 1000  # tokens of the prompts that keep arriving
+SHORT = 12  # tokens of a newcomer's prompt
+
+
+@cache
+def model_of(path: str | None, dtype: str, threads: int) -> gpt2c.GPT2:
+    return gpt2c.GPT2.from_pretrained(path, dtype=dtype, threads=threads)
+
+
+def random_ids(model: gpt2c.GPT2, rng: random.Random, n: int) -> list[int]:
+    return [rng.randrange(model.config.vocab_size - 1) for _ in range(n)]
+
+
+# ---- the prompts of a measurement ----
+
+
+def plan(model: gpt2c.GPT2, seed: str, n: int, tokens: int, is_greedy: bool) -> dict[str, Any]:
+    """Return n prompts of ragged lengths, with stop tokens that make their texts ragged too.
+
+    The model must not be the one that is measured, which would find the prompts in its caches. A
+    text that repeats itself, as greedy texts of random weights do, has no token of its own to stop
+    at, and runs to `tokens`.
+    """
+    rng = random.Random(seed)
+    prompts = [random_ids(model, rng, rng.randint(4, 48)) for _ in range(n)]
+    wanted = [rng.randint(tokens // 3, tokens) for _ in range(n)]
+    options: dict[str, Any] = {"max_new_tokens": tokens}
+    seeds = None if is_greedy else [rng.randrange(2**32) for _ in range(n)]
+    if seeds is not None:
+        options |= {"temperature": 1.0}
+    texts = model.generate(prompts, **options, seed=seeds)
+    stops = []
+    for i, text in enumerate(texts):
+        for at in range(wanted[i], len(text)):
+            is_first = text[at] not in text[:at]
+            if is_first and not any(
+                text[at] in other[: wanted[j]] for j, other in enumerate(texts) if j != i
+            ):
+                stops.append(text[at])
+                break
+    return {"prompts": prompts, "seeds": seeds, "options": {**options, "stop_token_ids": stops}}
+
+
+def one_call(model: gpt2c.GPT2, given: dict[str, Any]) -> int:
+    """Generate all texts in one call; return the number of new tokens."""
+    done = model.generate(
+        given["prompts"], **given["options"], seed=given["seeds"],
+        batch_size=max(len(given["prompts"]), 1),
+    )  # fmt: skip
+    return sum(map(len, done))
+
+
+def in_threads(model: gpt2c.GPT2, given: dict[str, Any], call: Callable[..., Any]) -> int:
+    """Make a call for each prompt in a thread of its own; return the number of new tokens."""
+    counts: list[int] = []
+
+    def work(i: int) -> None:
+        options = dict(given["options"])
+        if given["seeds"] is not None:
+            options["seed"] = given["seeds"][i]
+        counts.append(sum(1 for _ in call(given["prompts"][i], **options)))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(given["prompts"]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(counts) < len(threads):
+        raise RuntimeError("a thread failed")
+    return sum(counts)
+
+
+def in_tasks(model: gpt2c.GPT2, given: dict[str, Any]) -> int:
+    """Stream each prompt in a task of one event loop; return the number of new tokens."""
+
+    async def read(i: int) -> int:
+        seed = {} if given["seeds"] is None else {"seed": given["seeds"][i]}
+        n = 0
+        async for _ in model.stream_async(given["prompts"][i], **given["options"], **seed):
+            n += 1
+        return n
+
+    async def read_all() -> int:
+        return sum(await asyncio.gather(*map(read, range(len(given["prompts"])))))
+
+    return asyncio.run(read_all())
+
+
+WAYS: dict[str, Callable[[gpt2c.GPT2, dict[str, Any]], int]] = {
+    "one call": one_call,
+    "threads": lambda model, given: in_threads(model, given, model.generate),
+    "streams": lambda model, given: in_threads(model, given, model.stream),
+    "asyncio": in_tasks,
+}
+
+
+# ---- measurements ----
+
+
+def measure_plans(
+    path: str | None, dtype: str, threads: int, seeds: list[str], n: int, tokens: int, greedy: bool
+) -> list[Any]:
+    """Return plans; their texts come from a model of their own, which is closed."""
+    with gpt2c.GPT2.from_pretrained(path, dtype=dtype, threads=threads) as model:
+        return [plan(model, seed, n, tokens, greedy) for seed in seeds]
+
+
+def measure_rate(
+    path: str | None,
+    dtype: str,
+    threads: int,
+    way: str,
+    plans: list[Any],
+    draft: str | None,
+) -> float:
+    """Return the tokens per second of all texts of the plans together."""
+    model = model_of(path, dtype, threads)
+    n_tokens, begin = 0, time.perf_counter()
+    for given in plans:
+        options = {**given["options"], "draft": draft}
+        n_tokens += WAYS[way](model, {**given, "options": options})
+    return n_tokens / (time.perf_counter() - begin)
+
+
+class Streams:
+    """Streams in threads that note the time of each token until they are stopped."""
+
+    def __init__(self, model: gpt2c.GPT2, n: int, rng: random.Random) -> None:
+        self._model, self._is_over = model, False
+        self.times: list[list[float]] = [[] for _ in range(n)]
+        prompts = [random_ids(model, rng, rng.randint(4, 32)) for _ in range(n)]
+        self._threads = [
+            threading.Thread(target=self._read, args=(i, prompt))
+            for i, prompt in enumerate(prompts)
+        ]
+        for thread in self._threads:
+            thread.start()
+        while not all(len(times) > 2 for times in self.times):
+            time.sleep(0.01)
+
+    def _read(self, i: int, prompt: list[int]) -> None:
+        n_new = self._model.config.n_positions - len(prompt)
+        stream = self._model.stream(
+            prompt, max_new_tokens=n_new, min_new_tokens=n_new, temperature=1.0, seed=i, draft=None
+        )
+        for _ in stream:
+            self.times[i].append(time.perf_counter())
+            if self._is_over:
+                return
+
+    def gaps(self, begin: float, end: float) -> list[float]:
+        """Return the times between two tokens of a stream, in seconds, from begin to end."""
+        return [
+            b - a for times in self.times for a, b in pairwise(times) if begin <= a and b <= end
+        ]
+
+    def stop(self) -> None:
+        self._is_over = True
+        for thread in self._threads:
+            thread.join()
+
+
+def measure_latency(
+    path: str | None, dtype: str, threads: int, n: int, seconds: float, seed: int
+) -> dict[str, float]:
+    """Return times in seconds: between two tokens of n streams, and to a newcomer's first token."""
+    model, rng = model_of(path, dtype, threads), random.Random(seed)
+
+    def first_token(n_prompt: int) -> float:
+        begin = time.perf_counter()
+        model.generate(random_ids(model, rng, n_prompt), max_new_tokens=1)
+        return time.perf_counter() - begin
+
+    alone = statistics.median(first_token(SHORT) for _ in range(7))
+    streams = Streams(model, n, rng)
+    try:
+        begin = time.perf_counter()
+        time.sleep(seconds)
+        quiet = streams.gaps(begin, time.perf_counter())
+        newcomers = []
+        for _ in range(9):
+            time.sleep(0.1)
+            newcomers.append(first_token(SHORT))
+        begin, n_arrived = time.perf_counter(), 0
+        while time.perf_counter() < begin + seconds:
+            first_token(min(LONG, model.config.n_positions - 1))
+            n_arrived += 1
+        busy = streams.gaps(begin, time.perf_counter())
+    finally:
+        streams.stop()
+    return {
+        "quiet p50": at(quiet, 0.5), "quiet p99": at(quiet, 0.99), "busy p50": at(busy, 0.5),
+        "busy p99": at(busy, 0.99), "arrivals per second": n_arrived / seconds,
+        "first token alone": alone, "first token beside": statistics.median(newcomers),
+    }  # fmt: skip
+
+
+def at(values: list[float], share: float) -> float:
+    """Return a quantile."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def measure_build() -> str:
+    return f"{gpt2c.__version__} at {os.path.dirname(gpt2c.__file__)}"
+
+
+def measure_drop() -> None:
+    """Free all models."""
+    model_of.cache_clear()
+
+
+MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    "build": measure_build,
+    "plans": measure_plans,
+    "rate": measure_rate,
+    "latency": measure_latency,
+    "drop": measure_drop,
+}
+
+
+def main() -> None:
+    # The pipe is for answers only.
+    pipe = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            answer = {"value": MEASUREMENTS[name](**arguments)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=pipe)
+
+
+if __name__ == "__main__":
+    main()
