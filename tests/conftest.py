@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -195,6 +196,14 @@ def in_threads(work: Callable[[Any], object], arguments: Iterable[Any]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until condition() is true; fail after 20 seconds."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in 20 seconds"
+        time.sleep(0.002)
 
 
 @pytest.fixture

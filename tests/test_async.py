@@ -11,12 +11,11 @@ import signal
 import sys
 import textwrap
 import threading
-import time
 import weakref
 
 import numpy as np
 import pytest
-from conftest import config_of, in_threads, model_on, random_weights
+from conftest import config_of, in_threads, model_on, random_weights, wait_until
 
 import gpt2c
 
@@ -41,13 +40,6 @@ async def read(pieces):
 
 def dispatcher_threads():
     return [thread for thread in threading.enumerate() if thread.name == NAME]
-
-
-def wait_until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in 20 seconds"
-        time.sleep(0.002)
 
 
 def run_streams(model, n, **options):

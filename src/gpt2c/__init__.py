@@ -36,6 +36,7 @@ from gpt2c.generate.sampling import SAMPLER_ORDER
 from gpt2c.measure.scores import Score
 from gpt2c.model import GPT2
 from gpt2c.pico import load_encoder_hparams_and_params
+from gpt2c.scheduler import Scheduler
 from gpt2c.session import Session
 from gpt2c.text.tokenizer import Tokenizer
 
@@ -65,6 +66,7 @@ __all__ = [
     "NumericalError",
     "OptionError",
     "OptionTypeError",
+    "Scheduler",
     "Score",
     "Session",
     "Tokenizer",

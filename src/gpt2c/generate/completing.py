@@ -105,15 +105,25 @@ class Completer:
         for request, results in pairs:
             for number, result in enumerate(results):
                 first = result if first is None or not group else first
-                group.append(self._completion(request, result, first, request.sample + number))
+                group.append(self.completion(request, result, first, request.sample + number))
             n_requests += 1
             if n_requests == self._options.n_requests:
                 yield group if self._options.num_return_sequences is not None else group[0]
                 group, n_requests = [], 0
 
-    def _completion(
-        self, request: Request, result: Result, first: Result, sample: int
+    def completion(
+        self,
+        request: Request,
+        result: Result,
+        first: Result | None = None,
+        sample: int | None = None,
     ) -> Completion:
+        """Return the completion of a result.
+
+        `first` is the first result of the same prompt, which has the prompt's scores; `sample` is
+        the text's number. By default they are those of the request.
+        """
+        first, sample = first or result, request.sample if sample is None else sample
         text = None
         if request.is_text:
             raw = b"".join(map(self._encoder.token_bytes, result.ids))[: result.end]

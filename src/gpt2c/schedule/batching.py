@@ -110,6 +110,18 @@ class Continuation:
         """Make a `step` in another thread return soon, perhaps without a result."""
         self.job.cancel()
 
+    def stop(self, reason: str) -> None:
+        """End the sequence after the tokens that were collected so far."""
+        self._end(reason)
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the tokens so far, for a request with n_top."""
+        if self.result is not None and self.result.scores is not None:
+            return self.result.scores
+        tokens, top = map(np.concatenate, zip(*self._scores, self.job.scores(), strict=True))
+        return tokens, top
+
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
         ids = self._ids
@@ -343,12 +355,18 @@ def immediate_result(engine: EngineModel, request: Request) -> Result | None:
     if request.max_new_tokens and not request.stops.is_late:
         return None
     reason = "time" if request.max_new_tokens else "length"
-    if request.n_top is None:
-        return Result([], reason)
     prompt_scores = None
     if request.scores_prompt and not request.stops.is_late:
         prompt_scores = score_prompt(engine, request)[1]
-    return Result([], reason, scores=empty_scores(request.n_top), prompt_scores=prompt_scores)
+    return empty_result(request, reason, prompt_scores)
+
+
+def empty_result(
+    request: Request, finish_reason: str, prompt_scores: Scores | None = None
+) -> Result:
+    """Return the result of a request that ends without a new token."""
+    scores = None if request.n_top is None else empty_scores(request.n_top)
+    return Result([], finish_reason, scores=scores, prompt_scores=prompt_scores)
 
 
 def empty_scores(n_top: int) -> Scores:

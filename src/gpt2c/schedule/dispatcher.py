@@ -27,7 +27,7 @@ from gpt2c.forks import ProcessLock
 # time for a piece. The next step after that starts a new thread, which takes about 0.1 ms.
 IDLE_SECONDS: Final = 0.1
 
-_Future: TypeAlias = "asyncio.Future[None]"
+Future: TypeAlias = "asyncio.Future[None]"
 
 
 class Dispatcher:
@@ -73,7 +73,7 @@ class Dispatcher:
             raise
         job.raise_failure()
 
-    def _add(self, engine: EngineModel, job: EngineJob, future: _Future) -> _Worker:
+    def _add(self, engine: EngineModel, job: EngineJob, future: Future) -> _Worker:
         with self._lock.lock:
             worker = self._worker
             if worker is not None and not worker.is_of_this_process:
@@ -99,7 +99,7 @@ class _Worker:
     ) -> None:
         self._waiter = engine.waiter()
         self._lock, self._streams = lock, streams  # the dispatcher's
-        self._futures: dict[EngineJob, ref[_Future]] = {}
+        self._futures: dict[EngineJob, ref[Future]] = {}
         self._is_over = False
         self._process = os.getpid()
         # Not a daemon: Python waits at exit until the thread has left the engine.
@@ -110,7 +110,7 @@ class _Worker:
         """Whether this process, not its parent, started the thread."""
         return self._process == os.getpid()
 
-    def add(self, job: EngineJob, future: _Future) -> bool:
+    def add(self, job: EngineJob, future: Future) -> bool:
         """Let the job run one step, which resolves the future; False if the thread has ended.
 
         The caller holds the lock.
@@ -127,7 +127,7 @@ class _Worker:
             raise
         return True
 
-    def replace_future(self, job: EngineJob) -> _Future | None:
+    def replace_future(self, job: EngineJob) -> Future | None:
         """Return a new future for the running step of a job; None if it has ended."""
         with self._lock.lock:
             if job not in self._futures:
@@ -148,7 +148,7 @@ class _Worker:
             is_over = False
             while not is_over:
                 rested = self._waiter.wait(IDLE_SECONDS)
-                _resolve(self._futures_of(rested))
+                resolve(self._futures_of(rested))
                 if not rested:
                     self._drop_lost_jobs()
                 is_over = self._end_if_idle(not rested)
@@ -156,7 +156,7 @@ class _Worker:
             self._fail(error)
         del self._waiter  # it keeps the model alive
 
-    def _futures_of(self, jobs: list[EngineJob]) -> list[_Future]:
+    def _futures_of(self, jobs: list[EngineJob]) -> list[Future]:
         """Forget the jobs; return their futures."""
         with self._lock.lock:
             references = [self._futures.pop(job, None) for job in jobs]
@@ -185,12 +185,12 @@ class _Worker:
         with suppress(ClosedError):
             for job in jobs:
                 self._waiter.remove(job)
-        _resolve(futures, error)
+        resolve(futures, error)
 
 
-def _resolve(futures: Iterable[_Future], error: Exception | None = None) -> None:
+def resolve(futures: Iterable[Future], error: Exception | None = None) -> None:
     """Resolve futures, all of one event loop at once. Any thread may call this."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Future]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[Future]] = {}
     for future in futures:
         by_loop.setdefault(future.get_loop(), []).append(future)
     for loop, group in by_loop.items():
@@ -198,7 +198,7 @@ def _resolve(futures: Iterable[_Future], error: Exception | None = None) -> None
             loop.call_soon_threadsafe(_set_results, group, error)
 
 
-def _set_results(futures: list[_Future], error: Exception | None) -> None:
+def _set_results(futures: list[Future], error: Exception | None) -> None:
     for future in futures:
         if future.done():
             continue
