@@ -478,9 +478,9 @@ def test_ctrl_c_at_any_moment(model, thread):
             for i in range(40):
                 read = scheduler.add([1], **ENDLESS)
                 other = scheduler.add([3, 4], max_new_tokens=30)
-                signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.0002 * i)
-                is_reading = True
                 try:
+                    is_reading = True  # before the timer, which a busy machine may make early
+                    signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.0002 * i)
                     for _ in read:
                         pass
                 except KeyboardInterrupt:
