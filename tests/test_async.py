@@ -18,6 +18,8 @@ import pytest
 from conftest import config_of, in_threads, model_on, random_weights, wait_until
 
 import gpt2c
+from gpt2c.engine.protocol import Plan
+from gpt2c.schedule.dispatcher import Dispatcher
 
 NAME = "gpt2c asyncio"  # of the dispatcher's threads
 SAMPLED = {"temperature": 1.1, "seed": 3}
@@ -227,6 +229,48 @@ def test_cancelled_streams_end_and_the_others_go_on(model):
     model.close()
     wait_until(lambda: not dispatcher_threads())
     assert model.n_bytes == 0
+
+
+def test_cancelling_a_task_cancels_its_job(model, monkeypatch):
+    """The engine notices it within a pass, not only at the end of a long prompt."""
+    jobs = []
+    step = Dispatcher.step
+
+    def noting(dispatcher, engine, job):
+        jobs.append(job)
+        return step(dispatcher, engine, job)
+
+    monkeypatch.setattr(Dispatcher, "step", noting)
+
+    async def run():
+        task = asyncio.create_task(read(model.stream_async([1] * 50, max_new_tokens=5)))
+        while not jobs:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert [job.cancelled for job in jobs] == [True]
+
+
+def test_a_job_that_was_not_quite_added_does_not_keep_the_thread(model):
+    """An interrupt may come between taking note of a job and adding it."""
+    engine, dispatcher = model._engine, Dispatcher()
+    ids, no_ids = np.array([1], np.int32), np.empty(0, np.int32)
+    jobs = [engine.job(ids, 3, Plan(), 0, 0, no_ids) for _ in range(2)]
+
+    async def run():
+        lost = asyncio.get_running_loop().create_future()
+        step = asyncio.create_task(dispatcher.step(engine, jobs[0]))
+        while dispatcher._worker is None:
+            await asyncio.sleep(0)
+        dispatcher._worker._futures[jobs[1]] = weakref.ref(lost)
+        await step
+
+    asyncio.run(run())
+    assert jobs[0].n_tokens == 1
+    wait_until(lambda: not dispatcher_threads())
 
 
 def test_a_timeout_ends_a_stream(model):

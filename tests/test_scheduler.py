@@ -167,12 +167,21 @@ def test_readers_in_many_threads(model, thread):
 
 
 def test_a_few_requests_at_a_time(model, thread):
+    n_running, most_running = 0, 0
+
+    def callback(index, ids):
+        nonlocal n_running, most_running
+        n_running += {1: 1, 5: -1}.get(len(ids), 0)
+        most_running = max(most_running, n_running)
+
+    options = {"max_new_tokens": 5, "callback": callback}
     with Scheduler(model, thread=thread, max_running=3) as scheduler:
-        handles = [scheduler.add(prompt, max_new_tokens=5) for prompt in prompts(20)]
+        handles = [scheduler.add(prompt, **options) for prompt in prompts(20)]
         last = handles[-1].result()
         found = [handle.result().ids for handle in handles]
     assert found == [model.generate(prompt, max_new_tokens=5) for prompt in prompts(20)]
     assert last.ids == found[-1]
+    assert most_running == 3
 
 
 def test_allowed_ids(model):
@@ -277,6 +286,17 @@ def test_cancel(model, thread):
         assert running.result() is completion
 
 
+def test_cancel_without_a_reader(model):
+    """A thread ends the request, although the scheduler has none of its own."""
+    with Scheduler(model) as scheduler:
+        handle = scheduler.add([1], **ENDLESS)
+        next(iter(handle))
+        wait_until(lambda: not scheduler_threads())
+        assert not handle.done
+        handle.cancel()
+        wait_until(lambda: handle.done)
+
+
 def test_a_dropped_handle_cancels_its_request(model):
     lengths = []
     with Scheduler(model, thread=True) as scheduler:
@@ -285,6 +305,22 @@ def test_a_dropped_handle_cancels_its_request(model):
         del handle
         gc.collect()
         wait_until(lambda: not scheduler_threads())
+
+
+def test_a_finished_request_keeps_no_cache(backend, thread):
+    config = config_of()
+    model = model_on(backend, config, random_weights(config), prefix_cache_bytes=0)
+    with Scheduler(model, thread=thread) as scheduler:
+        handles = [scheduler.add([1, 2], max_new_tokens=5) for _ in range(4)]
+        refused = scheduler.add([1], callback=lambda index, ids: 1 / 0)
+        for handle in handles:
+            handle.result()
+        with pytest.raises(ZeroDivisionError) as caught:
+            refused.result()
+        del caught
+        refused = None
+        wait_until(lambda: gc.collect() >= 0 and model.kv_cache_bytes == 0)
+        assert all(handle.done for handle in handles)
 
 
 def test_close_cancels(model, thread):

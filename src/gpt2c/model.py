@@ -453,8 +453,10 @@ class GPT2:
 
         Any number of streams share the model's forward passes. One thread runs them; it ends with
         the last stream. A callback, a logits_processor and stop strings run in the event loop's
-        thread. If the iterator is closed or its task cancelled, the work stops within one token, or
-        within 256 tokens of a long prompt.
+        thread. With a logits_processor, a thread of the loop's executor runs the model, so only as
+        many of these streams run at the same time as the executor has threads. If the iterator is
+        closed or its task cancelled, the work stops within one token, or within 256 tokens of a
+        long prompt.
         """
         return self._stream(prompt, options, "stream_async").pieces_async()
 

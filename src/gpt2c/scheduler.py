@@ -112,6 +112,7 @@ class _Record:
 
     def finish(self, result: Result) -> None:
         rest = "" if self._pieces is None else self._pieces.rest()
+        self._running = self._pieces = None  # frees the KV cache
         self.completion = self._completer.completion(self._request, result)
         self.events.append(Finished(self.completion, rest if self._request.is_text else None))
 

@@ -75,6 +75,7 @@ class Task:
         except Exception as failure:
             error = failure
         self.error = error
+        self.running = None  # frees its KV cache
         self.is_done = True
 
     def add_sleeper(self, sleeper: Lock | Future, until_end: bool) -> None:
