@@ -73,9 +73,9 @@ class GPT2:
     >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name
     >>> model.generate("Once upon a time", max_new_tokens=40)
 
-    A model is immutable. Any number of threads may use it at the same time; each call has its own
-    KV cache. ``close()``, or the end of a ``with`` block, frees the memory once running calls have
-    ended.
+    A model is immutable. Any number of threads and asyncio tasks may use it at the same time; their
+    calls share each pass. ``close()``, or the end of a ``with`` block, frees the memory once
+    running calls have ended.
     """
 
     def __init__(
