@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         *PROTOCOL,
         *CONTINUED,
         "engine.threads",
+        "schedule.dispatcher",
         "schedule.prefix_cache",
         "session",
         "text",

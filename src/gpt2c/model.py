@@ -42,6 +42,7 @@ from gpt2c.generate.streaming import TextStream
 from gpt2c.look.probing import Edit, Ints, Names, forward
 from gpt2c.measure.scores import Score, score_texts
 from gpt2c.progress import LoadingBar
+from gpt2c.schedule.dispatcher import Dispatcher
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.session import Session
 from gpt2c.text.special_tokens import ids_in
@@ -114,6 +115,7 @@ class GPT2:
             if bar is not None:
                 bar.close()
         self._prefixes = PrefixCache(self._engine, n_kept)
+        self._dispatcher = Dispatcher()
 
     @classmethod
     def from_pretrained(
@@ -470,7 +472,7 @@ class GPT2:
             raise OptionTypeError(f"{method} takes one prompt, so one seed; found a list of seeds")
         (request,) = self._completer(options).requests(prompt, 0)
         token_bytes = self._encoder.token_bytes if isinstance(prompt, str) else None
-        return TextStream(self._engine, self._prefixes, request, token_bytes)
+        return TextStream(self._engine, self._prefixes, self._dispatcher, request, token_bytes)
 
     # ---- scores ----
 

@@ -11,6 +11,7 @@ from itertools import count
 from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, Unpack
+from weakref import ref
 
 from gpt2c.checks.options import flag, integer, number, shows_options
 from gpt2c.checks.untrusted import show
@@ -174,10 +175,6 @@ class Handle:
         yield from self._wait_async(None).__await__()
         return self._completion()
 
-    def __del__(self) -> None:
-        """Cancel the request."""
-        self._runner.mark_cancelled(self._task)
-
     def _event(self, n: int) -> Event | None:
         """Return event n; None after the last. Raises the request's error in its place."""
         events = self._record.events
@@ -210,8 +207,9 @@ class Handle:
             while not self._has(n):
                 if (left := end - time.monotonic()) <= 0:
                     raise TimeoutError(f"the request has not ended within {seconds} seconds")
-                if self._runner.sleep(reader, lock, left):
+                if self._runner.sleep(lock, left):
                     self._task.add_sleeper(lock, until_end=n is None)
+            del reader
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -332,6 +330,7 @@ class Scheduler:
         record = _Record(completer, request, self._model._encoder.token_bytes)
         task = Task(request, record)
         handle = Handle(runner, task, record)
+        task.owner = ref(handle)
         runner.add(task, priority)
         return handle
 

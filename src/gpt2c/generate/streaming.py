@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.schedule.batching import Continuation, immediate_result
-from gpt2c.schedule.dispatcher import Dispatcher, dispatcher_of
+from gpt2c.schedule.dispatcher import Dispatcher
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request
 from gpt2c.text.tokenizer import StreamDecoder
@@ -54,11 +54,12 @@ class TextStream:
         self,
         engine: EngineModel,
         prefixes: PrefixCache,
+        dispatcher: Dispatcher,
         request: Request,
         token_bytes: Callable[[int], bytes] | None,
     ) -> None:
         """Make a stream of texts, or of ids if token_bytes is None. Generation starts lazily."""
-        self._engine, self._prefixes = engine, prefixes
+        self._engine, self._prefixes, self._dispatcher = engine, prefixes, dispatcher
         self._request, self._token_bytes = request, token_bytes
 
     def pieces(self) -> Iterator[Any]:
@@ -84,10 +85,9 @@ class TextStream:
         if immediate_result(self._engine, self._request) is not None:
             return
         running, pieces = self._begin()
-        dispatcher = dispatcher_of(self._engine)
-        with dispatcher.stream():
+        with self._dispatcher.stream():
             while running.result is None:
-                await self._step_async(dispatcher, running)
+                await self._step_async(running)
                 for piece in self._new_pieces(running, pieces):
                     yield piece
 
@@ -106,10 +106,10 @@ class TextStream:
         if running.result is not None and (rest := pieces.rest()):
             yield rest
 
-    async def _step_async(self, dispatcher: Dispatcher, running: Continuation) -> None:
+    async def _step_async(self, running: Continuation) -> None:
         process = self._request.logits_processor
         if process is None:
-            await dispatcher.step(self._engine, running.job)
+            await self._dispatcher.step(self._engine, running.job)
         else:
             # A waiter cannot return logits, so a thread of the event loop's pool waits for them.
             self._engine.check_open()

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, Thread, main_thread
 from typing import Final, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakSet, ref
 
 from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError
@@ -208,17 +208,6 @@ def _set_results(futures: list[Future], error: Exception | None) -> None:
             future.set_exception(error)
 
 
-_registry = ProcessLock(Lock)
-_dispatchers: WeakKeyDictionary[EngineModel, Dispatcher] = WeakKeyDictionary()
 # Workers of a parent process. They are never freed, because a step may have been using their jobs
 # at the moment of the fork.
 _lost_workers: list[_Worker] = []
-
-
-def dispatcher_of(engine: EngineModel) -> Dispatcher:
-    """Return the model's dispatcher."""
-    with _registry.lock:
-        found = _dispatchers.get(engine)
-        if found is None:
-            found = _dispatchers[engine] = Dispatcher()
-        return found

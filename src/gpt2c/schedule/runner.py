@@ -12,12 +12,13 @@ import asyncio
 import heapq
 import os
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from threading import Lock, Thread, current_thread, main_thread
 from typing import Final, Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError, ForkError
@@ -51,14 +52,26 @@ class Task:
     def __init__(self, request: Request, record: Record) -> None:
         """Make a task; Runner.add queues it."""
         self.request, self.record = request, record
+        # Who reads the task. Nothing runs when the owner dies: an interrupt of a destructor or of a
+        # weak reference's callback would be lost.
+        self.owner: ref[object] | None = None
         self.running: Continuation | None = None
         self.error: BaseException | None = None
         self.is_done = False
-        self.is_cancelled = False
+        self._is_cancelled = False
         self._claim = [True]
         # Who sleeps until the next news, and until the end: locks of threads, futures of asyncio.
         self._until_news: list[Lock | Future] = []
         self._until_end: list[Lock | Future] = []
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task was cancelled or its owner is dead."""
+        return self._is_cancelled or (self.owner is not None and self.owner() is None)
+
+    def cancel(self) -> None:
+        """Let the runner end the task."""
+        self._is_cancelled = True
 
     def claim(self) -> bool:
         """Return True once: to the caller who begins the task, or ends it before it begins."""
@@ -110,7 +123,7 @@ class Runner:
         self._deadlines: list[tuple[float, int, Task]] = []
         self._numbers = count()
         self._tasks: dict[EngineJob, Task] = {}  # those that run
-        self._readers: WeakSet[Reader] = WeakSet()
+        self._readers: deque[ref[Reader]] = deque()
         self._last_read = -float("inf")  # when a reader came last
         self._is_closed = False
         self._lock = ProcessLock(Lock)  # held while the thread starts or ends
@@ -137,20 +150,16 @@ class Runner:
 
     def cancel(self, task: Task) -> None:
         """End a task with the finish reason "cancelled", within one pass if it runs."""
-        self.mark_cancelled(task)
-        if self.is_of_this_process and not task.is_done:
-            self._start_if_needed()
-
-    def mark_cancelled(self, task: Task) -> None:
-        """Cancel a task without waiting for a lock, so that a destructor may call this."""
-        task.is_cancelled = True
+        task.cancel()
         if not self.is_of_this_process or task.is_done:
             return
         if task.claim():
             task.end(empty_result(task.request, "cancelled"))
             _wake([task])
-        elif (running := task.running) is not None:
+            return
+        if (running := task.running) is not None:
             running.cancel()
+        self._start_if_needed()
 
     def close(self) -> None:
         """Cancel all tasks, and wait until the thread has ended."""
@@ -175,17 +184,16 @@ class Runner:
                 "the request was added in the parent process; a forked child must add its own"
             )
         reader = Reader()
-        self._readers.add(reader)
+        self._readers.append(ref(reader))
         self._last_read = time.monotonic()
         self._start_if_needed()
         return reader
 
-    def sleep(self, reader: Reader, lock: Lock, seconds: float) -> bool:
+    def sleep(self, lock: Lock, seconds: float) -> bool:
         """Sleep until the lock, one of a task's sleepers, is released; return whether it was.
 
         The max time is `seconds` or SLEEP_SECONDS, whichever is less.
         """
-        assert reader in self._readers
         self._start_if_needed()
         return lock.acquire(timeout=min(seconds, SLEEP_SECONDS))
 
@@ -204,7 +212,7 @@ class Runner:
             return False
         return (
             self._runs_alone
-            or bool(self._readers)
+            or any(reader() is not None for reader in list(self._readers))
             or time.monotonic() < self._last_read + IDLE_SECONDS
             or any(task.is_cancelled for task in list(self._tasks.values()))
         )
@@ -221,6 +229,10 @@ class Runner:
 
     def _end_if_idle(self, has_waited: bool) -> bool:
         """Return whether the thread ends. has_waited tells that it has just waited in vain."""
+        for _ in range(len(self._readers)):  # drop those that have returned
+            reader = self._readers.popleft()
+            if reader() is not None:
+                self._readers.append(reader)
         with self._lock.lock:
             is_paused = bool(self._queue or self._tasks) or self._is_closed
             if self._is_needed() or not (is_paused or has_waited):
@@ -250,7 +262,10 @@ class Runner:
     def _begin(self, task: Task) -> None:
         try:
             request = task.request
-            result = immediate_result(self._engine, request)
+            if task.is_cancelled:
+                result: Result | None = empty_result(request, "cancelled")
+            else:
+                result = immediate_result(self._engine, request)
             if result is None:
                 with self._engine.held():
                     prefix = None if request.scores_prompt else self._prefixes.take(request.ids)
