@@ -350,6 +350,8 @@ int gpt2c_batch_has_rested(gpt2c_batch *b, const gpt2c_job *job) {
 void gpt2c_batch_cancel(gpt2c_batch *b, gpt2c_job *job) {
     os_lock_take(&b->lock);
     job->member.is_cancelled = 1;
+    if (!job->member.is_ready)
+        note_return(b, job);
     os_lock_release(&b->lock);
 }
 

@@ -413,7 +413,7 @@ int gpt2c_batch_wait(gpt2c_batch *batch, gpt2c_caller *caller, double seconds);
 void gpt2c_batch_leave(gpt2c_batch *batch, gpt2c_job *const *jobs, int32_t n_jobs);
 /* Whether a job that was resumed has come to rest. */
 int gpt2c_batch_has_rested(gpt2c_batch *batch, const gpt2c_job *job);
-/* Makes a job rest before the next step. Any thread may call this. */
+/* Makes a job rest before the next step, and not expected if it rests. Any thread may call this. */
 void gpt2c_batch_cancel(gpt2c_batch *batch, gpt2c_job *job);
 /* Makes a wait of the caller in another thread return. */
 void gpt2c_batch_wake(gpt2c_batch *batch, gpt2c_caller *caller);

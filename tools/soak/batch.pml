@@ -187,7 +187,7 @@ byte steps_left[N_ALL_JOBS], rests_left[N_ALL_JOBS];
 #define HAS_NEWS(j) (is_finished[j] || has_rested[j] || is_cancelled[j] || is_leaving[j])
 #define IS_OVER(j) (is_finished[j] || is_cancelled[j])
 
-bool turn_is_granted[N_TURNS + 1], turn_is_queued[N_TURNS + 1];
+bool turn_is_granted[N_TURNS + 1], turn_is_queued[N_TURNS + 1], turn_is_waiting[N_TURNS + 1];
 byte n_passes; /* that run now */
 bool has_ended[N_THREADS];
 
@@ -239,18 +239,44 @@ inline remove_turn(t) {
     }
 }
 
+#define TURN_WAITS(t) (turn_is_queued[t] && turn_is_waiting[t])
+#if N_TURNS > 1
+#define NEXT_TURN (TURN_WAITS(0) || TURN_WAITS(1))
+#else
+#define NEXT_TURN TURN_WAITS(0)
+#endif
+
+/* Sets `x` to the first turn whose thread waits, + 1, or to 0. */
+inline next_turn() {
+    x = 0;
+    d_step {
+        k = n_queued;
+        do
+        :: k > 0 ->
+            k--;
+            if
+            :: turn_is_waiting[turns[k]] -> x = turns[k] + 1
+            :: else
+            fi
+        :: else -> break
+        od
+    }
+}
+
 inline hand_over() {
     next_leader();
+    next_turn();
     is_led = 1;
     if
-    :: n_queued > 0 && (!last_was_turn || !found) ->
+    :: x && (!last_was_turn || !found) ->
         last_was_turn = 1;
-        x = turns[0];
+        x--;
         remove_turn(x);
         turn_is_granted[x] = 1;
         wake(TURN_THREAD(x));
         x = 0
-    :: !(n_queued > 0 && (!last_was_turn || !found)) && found ->
+    :: !(x && (!last_was_turn || !found)) && found ->
+        x = 0;
         last_was_turn = 0;
         assert(is_alive[found - 1] && is_waiting[found - 1]);
         leads[found - 1] = 1;
@@ -259,7 +285,7 @@ inline hand_over() {
 #endif
     :: else ->
         is_led = 0;
-        assert(n_queued == 0)
+        assert(x == 0)
     fi;
     found = 0
 }
@@ -534,7 +560,7 @@ inline lead(c) {
         LOCKED
             look_at_clock(is_late);
             if
-            :: !n_news[c] && n_ready[c] && n_queued == 0 && !is_late
+            :: !n_news[c] && n_ready[c] && !NEXT_TURN && !is_late
             :: else -> break
             fi
         }
@@ -583,15 +609,16 @@ inline turn_wait(t) {
     take_lock();
     LOCKED
         if
-        :: !turn_is_granted[t] && !turn_is_queued[t] && !is_led ->
-            is_led = 1;
-            last_was_turn = 1;
-            turn_is_granted[t] = 1
-        :: !turn_is_granted[t] && !turn_is_queued[t] && is_led ->
+        :: !turn_is_granted[t] && !turn_is_queued[t] ->
             turns[n_queued] = t;
             n_queued++;
             turn_is_queued[t] = 1
         :: turn_is_granted[t] || turn_is_queued[t]
+        fi;
+        turn_is_waiting[t] = 1;
+        if
+        :: !is_led -> hand_over()
+        :: else
         fi
     };
     do
@@ -601,6 +628,7 @@ inline turn_wait(t) {
         look_at_clock(is_late)
     od;
     LOCKED
+        turn_is_waiting[t] = 0;
         is_granted = turn_is_granted[t];
         is_late = 0;
         RELEASE_LOCK
@@ -887,7 +915,8 @@ proctype turn_taker(byte t) HERE {
                 !is_granted && process < N_FORKS ->
                 fork_here(TURN_THREAD(t));
                 turn_is_queued[t] = 0;
-                turn_is_granted[t] = 0
+                turn_is_granted[t] = 0;
+                turn_is_waiting[t] = 0
             }
 #endif
         fi
@@ -904,12 +933,16 @@ proctype turn_taker(byte t) HERE {
 
 #if N_CANCELS
 proctype canceller() HERE {
-    byte n = 0, j = 0;
+    byte n = 0, j = 0, k = 0;
     do
     :: atomic {
             n < N_CANCELS && !lock_is_taken ->
             select(j : 0 .. N_ALL_JOBS - 1);
             is_cancelled[j] = 1;
+            if
+            :: !is_ready[j] -> note_return(j)
+            :: else
+            fi;
             j = 0;
             n++
         }

@@ -61,9 +61,10 @@ check() {
         macros+=("-D${names[i]}=$number")
         i=$((i + 1))
     done
+    rm -f pan.c report
     # No partial order reduction: Spin cannot apply it to processes that may stop for good, as the
     # parent's do in a forked child.
-    spin -a "${macros[@]}" $3 "$folder/$model.pml" >spin.log
+    spin -a "${macros[@]}" $3 "$folder/$model.pml" >spin.log || return
     ${CC:-cc} -w -DNOREDUCE -DSAFETY -DVECTORSZ=2048 $4 -o pan pan.c
     # -E: threads that wait for orders at the end are not a deadlock; the watcher finds real deadlocks.
     ./pan -E -m400000 $5 >report

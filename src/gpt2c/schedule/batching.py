@@ -168,6 +168,7 @@ class Continuation:
             self._prefixes.put(ids[:n], self.job.sequence)
 
     def _end(self, reason: str, end_id: int | None = None) -> None:
+        self.job.cancel()  # so that the running batch does not expect it to go on
         self._keep_job_results()
         self.watcher.finish()
         ids, scores = self.watcher.ids, None
