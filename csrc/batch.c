@@ -1,24 +1,24 @@
 /* The running batch: the jobs of all calls of a model, and who runs them.
  *
- * A caller resumes its jobs and waits. One of the waiting callers leads: it runs steps for all ready
- * jobs (step.c) until one of its own jobs has come to rest, and then hands the lead on. There is no
- * thread of the batch's own. So a call that is alone runs as it would without a batch, and calls
- * that overlap share their passes. A job is touched by the leader only, while it is ready, and by its
- * caller only, while it rests.
+ * A caller resumes its jobs and waits. One of the waiting callers leads: it runs steps for all
+ * ready jobs (step.c) until one of its own jobs has come to rest, and then hands the lead on. The
+ * batch has no thread of its own. So a call that is alone runs as it would without a batch, and
+ * calls that overlap share their passes. Only the leader touches a ready job, and only its caller
+ * touches a resting one.
  *
  * All state is read and written under the batch's lock, which nobody holds during a pass. A caller
- * sleeps on a word of its own. The lead is given to a caller that waits and has a ready job, by name,
- * before that caller wakes: the lead cannot be lost, nor taken twice. A caller that finds the lead
- * free takes it. A caller whose time is over passes the lead on before it returns.
+ * sleeps on a word of its own. The lead is assigned to one waiting caller with a ready job before
+ * that caller wakes: it can be neither lost nor taken twice. A caller that finds the lead free
+ * takes it. A caller that times out passes the lead on before it returns.
  *
  * Jobs that come to rest without being finished are expected back soon: their callers look for stop
  * strings, or yield a token. The leader gives them a moment before the next step, since two passes
- * for half of the jobs each take twice as long as one pass. A caller that takes longer is no longer
- * expected until it has come back.
+ * for half of the jobs each take twice as long as one pass. If a caller takes longer, steps go on
+ * without it until it comes back.
  *
- * A pass of its own (scoring, beam search) takes a turn. Turns are granted in the order of their
- * coming, and alternate with steps. tools/soak/batch.pml is a model of this protocol in which every
- * interleaving is checked. */
+ * A pass outside the batch (scoring, beam search) takes a turn. Turns are granted in the order
+ * of arrival, and alternate with steps. tools/soak/batch.pml is a model of this protocol in
+ * which every interleaving is checked. */
 #include "gpt2c.h"
 
 #include "cache.h"
@@ -33,13 +33,13 @@
 #define GATHER_SHARE 0.25
 #define MIN_GATHER_SECONDS 200e-6
 #define MAX_GATHER_SECONDS 20e-3
-/* How long a job waits for room in a full cache: long while unfinished jobs rest, which may give
- * pages back; less long if only finished texts or sessions can hold them. If no job has room, the
+/* How long a job waits for room in a full cache: long if unfinished jobs may give pages back, short
+ * if only finished texts or sessions hold them. If no job has room, the
  * leader sleeps between its attempts. */
 #define FULL_SECONDS 10.0
-#define OTHERS_FULL_SECONDS 1.0
+#define SHORT_FULL_SECONDS 1.0
 #define FULL_SLEEP_SECONDS 2e-3
-/* Rows that decoding jobs leave to prompts. */
+/* The most jobs that decode in a step that also has prompts. */
 #define MAX_DECODING (GPT2C_MAX_ROWS - PROMPT_ROWS_BESIDE)
 
 struct gpt2c_batch {
@@ -58,7 +58,7 @@ struct gpt2c_batch {
     unsigned gathering;                 /* the number of this gathering, from 1 */
     int is_gathering;                   /* the leader sleeps on n_returns */
     atomic_uint n_returns;
-    atomic_uint n_steps; /* steps that ended; who leaves sleeps on it */
+    atomic_uint n_steps; /* steps that ended; gpt2c_batch_leave sleeps on it */
     int n_leaving;       /* threads that wait for a step's end */
     double step_seconds; /* of the last step */
     step_space *space;
@@ -94,8 +94,8 @@ void gpt2c_batch_free(gpt2c_batch *batch) {
     free(batch);
 }
 
-/* The thread that forked is in none of the functions below, so none of its state is lost. If another
- * thread was in a step, its buffers may be in any state; they are leaked, not freed. */
+/* The thread that forked is in none of the functions below, so none of its state is lost. If
+ * another thread was in a step, its buffers may be in any state; they are leaked, not freed. */
 gpt2c_status gpt2c_batch_forget(gpt2c_batch *b) {
     gpt2c_status status = GPT2C_OK;
     if (b->is_led) {
@@ -162,8 +162,9 @@ static void grant_turn(gpt2c_batch *b, gpt2c_turn *turn) {
     wake(&turn->n_wakes);
 }
 
-/* Returns the first turn whose thread waits, or NULL. A thread that is not in gpt2c_turn_wait may run
- * a signal handler, which may call the model. */
+/* Returns the first turn whose thread waits, or NULL. A thread that is not in gpt2c_turn_wait
+ * may run a signal handler. If it had the turn and the handler called the model, it would wait
+ * for itself. */
 static gpt2c_turn *next_turn(const gpt2c_batch *b) {
     gpt2c_turn *turn = b->first_turn;
     while (turn && !turn->is_waiting)
@@ -200,7 +201,8 @@ static void hand_over(gpt2c_batch *b) {
 
 /* ---- jobs that become ready or come to rest; all need the lock ---- */
 
-/* A job that returns, or leaves, is no longer expected; after the last one, the leader may go on. */
+/* A job that returns, or leaves, is no longer expected; after the last one, the leader may go
+ * on. */
 static void note_return(gpt2c_batch *b, gpt2c_job *job) {
     b->n_resting -= job->member.resting == b->process;
     job->member.resting = 0;
@@ -211,7 +213,7 @@ static void note_return(gpt2c_batch *b, gpt2c_job *job) {
         wake(&b->n_returns);
 }
 
-/* The job's caller may wake up now. */
+/* Brings a job to rest. With is_news, its caller wakes up. */
 static void bring_to_rest(gpt2c_batch *b, gpt2c_job *job, int is_news) {
     gpt2c_caller *caller = job->member.caller;
     job->member.is_ready = 0;
@@ -377,11 +379,11 @@ static void gather(gpt2c_batch *b) {
         sleep_unlocked(b, &b->n_returns, end);
     b->is_gathering = 0;
     b->n_expected = 0;
-    b->gathering++; /* who is late is no longer expected */
+    b->gathering++; /* latecomers are no longer expected */
 }
 
-/* Chooses up to `max` ready jobs that decode (or that do not). The callers share the rows: `quota` is
- * the most jobs of one caller. Marks the jobs as in the step. */
+/* Chooses up to `max` ready jobs that decode (or that do not). The callers share the rows:
+ * `quota` is the most jobs of one caller. Marks the jobs as in the step. */
 static int32_t choose_jobs(gpt2c_batch *b, int decoding, int32_t max, int32_t quota) {
     int32_t n = 0;
     for (int32_t i = 0; i < b->n_ready && n < max; i++) {
@@ -435,14 +437,14 @@ static void choose_step(gpt2c_batch *b) {
     s->is_shared = n_callers > 1 || !b->ready[0]->member.caller->rests_together;
 }
 
-/* Returns for how long a job waits if the cache is full: not at all if its tokens alone fill it. */
+/* Returns how long a job may wait for room in the cache: 0 if its tokens alone exceed the limit. */
 static double full_seconds(const gpt2c_batch *b, const gpt2c_job *job) {
     int32_t length = job->n_before + job->n_prompt + job->n_tokens;
     int32_t n_pages = (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
     if (n_pages > (int32_t)(gpt2c_model_cache_limit(b->model) / gpt2c_model_page_bytes(b->model)))
         return 0;
-    int others = b->n_resting > 0 || b->n_ready > b->space->n_jobs;
-    return others ? FULL_SECONDS : OTHERS_FULL_SECONDS;
+    int jobs_may_give = b->n_resting > 0 || b->n_ready > b->space->n_jobs;
+    return jobs_may_give ? FULL_SECONDS : SHORT_FULL_SECONDS;
 }
 
 /* After a step: a job that found the cache full waits while others may give pages back. */

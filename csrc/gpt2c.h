@@ -329,7 +329,8 @@ typedef enum {
 
 typedef struct gpt2c_caller gpt2c_caller;
 
-/* What the running batch knows of a job. Only batch.c reads and writes it, under the batch's lock. */
+/* What the running batch knows of a job. Only batch.c reads and writes it, under the batch's
+ * lock. */
 typedef struct {
     gpt2c_caller *caller; /* while the job is ready; then NULL */
     int is_ready;         /* the next steps may run the job */
@@ -417,8 +418,8 @@ int gpt2c_batch_has_rested(gpt2c_batch *batch, const gpt2c_job *job);
 void gpt2c_batch_cancel(gpt2c_batch *batch, gpt2c_job *job);
 /* Makes a wait of the caller in another thread return. */
 void gpt2c_batch_wake(gpt2c_batch *batch, gpt2c_caller *caller);
-/* In a forked child: forgets the parent's jobs and callers. A job that was in a step (is_in_step) at
- * the fork is lost. On an error nothing has changed. */
+/* In a forked child: forgets the parent's jobs and callers. A job that was in a step
+ * (is_in_step) at the fork is lost. On an error nothing has changed. */
 gpt2c_status gpt2c_batch_forget(gpt2c_batch *batch);
 
 /* A call that needs the model's threads for a pass of its own waits for its turn. Turns alternate

@@ -1,9 +1,9 @@
 /* A step makes one forward call for its jobs, and then chooses their next tokens. The call feeds
  * tokens that were chosen last, with their drafts (decode), and chunks of prompts (prefill).
  *
- * A job is told from its sequence alone: the tokens after the sequence's length are still to be
- * fed. A job whose pages were taken away thus starts again with its prompt and feeds its new tokens
- * like a prompt; by the arithmetic's definition, all bits stay the same. */
+ * A job's progress is read from its sequence alone: the tokens beyond the sequence's length are
+ * still to be fed. A job whose pages were taken away thus starts again with its prompt and feeds
+ * its new tokens like a prompt; by the arithmetic's definition, all bits stay the same. */
 #include "step.h"
 
 #include "cache.h"
@@ -41,8 +41,8 @@ static void decoding_first(step_space *s) {
     memcpy(s->jobs + s->n_decoding, others, (size_t)n_others * sizeof *others);
 }
 
-/* Sorts jobs [begin, n_jobs) by the tokens that are left to feed: short prompts get their first token
- * soon, whatever long ones wait. */
+/* Sorts jobs [begin, n_jobs) by the tokens that are left to feed: short prompts get their first
+ * token soon, however many long ones wait. */
 static void shortest_first(step_space *s, int32_t begin) {
     for (int32_t i = begin + 1; i < s->n_jobs; i++) {
         gpt2c_job *job = s->jobs[i];
@@ -79,7 +79,8 @@ static int32_t plan_prompt(step_space *s, int32_t j, int32_t max) {
 }
 
 /* Divides `room` rows among the prompts. The prompts of one call are fed in order. Among several
- * callers' prompts, half of the rows are kept for the oldest, and the others come shortest first. */
+ * callers' prompts, half of the rows are kept for the oldest, and the others come shortest
+ * first. */
 static void plan_prompts(step_space *s, int32_t room) {
     int32_t oldest = s->n_decoding;
     if (s->is_shared && oldest < s->n_jobs) {
@@ -153,7 +154,7 @@ static int is_first_with_drafter(const step_space *s, int32_t j) {
     return s->jobs[j]->drafter != NULL;
 }
 
-/* Makes drafts for the decoding jobs that have a drafter, whatever the other jobs do. */
+/* Makes drafts for the decoding jobs that have a drafter, unless too many jobs decode. */
 static void make_drafts(step_space *s) {
     int32_t n_drafting = 0;
     memset(s->job_drafts, 0, (size_t)s->n_decoding * sizeof *s->job_drafts);
@@ -173,7 +174,7 @@ static void make_drafts(step_space *s) {
 /* Records what the step cost and how many drafts were accepted. A pass that also fed prompts says
  * nothing about the cost of decoding. */
 static void record_drafts(const step_space *s, double seconds) {
-    int is_plain = s->n_feeds == s->n_decoding && s->n_decoding <= MAX_DRAFTING_JOBS;
+    int is_decode_only = s->n_feeds == s->n_decoding && s->n_decoding <= MAX_DRAFTING_JOBS;
     int32_t n_drafts = 0;
     for (int32_t j = 0; j < s->n_decoding; j++)
         n_drafts += s->job_drafts[j].n;
@@ -182,7 +183,7 @@ static void record_drafts(const step_space *s, double seconds) {
         if (!drafter)
             continue;
         draft_record_job(drafter, &s->job_drafts[j]);
-        if (is_plain && is_first_with_drafter(s, j))
+        if (is_decode_only && is_first_with_drafter(s, j))
             draft_record_pass(drafter, s->n_decoding, n_drafts, seconds);
     }
 }
@@ -224,12 +225,12 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
 
 /* Greedy argmax is cheaper than waking the workers. */
 static void choose_tokens(step_space *s) {
-    int32_t n_working = 0;
+    int32_t n_costly = 0;
     for (int32_t i = 0; i < s->n_choosing; i++) {
         const gpt2c_job *job = s->jobs[s->choosing[i]];
-        n_working += !is_greedy(job) || job->scores.scores;
+        n_costly += !is_greedy(job) || job->scores.scores;
     }
-    if (n_working > 1)
+    if (n_costly > 1)
         pool_run(choose_share, s, s->model->n_threads);
     else
         choose_share(s, NULL, 0, 1);
@@ -246,7 +247,7 @@ static void take_logits(const step_space *s, int32_t f, int32_t begin, size_t ro
 }
 
 /* After the pass: notes where each job's logits are, and which jobs get a token. */
-static void list_choosing(step_space *s) {
+static void distribute_logits(step_space *s) {
     size_t row = 0;
     s->n_choosing = 0;
     for (int32_t f = 0; f < s->n_feeds; f++) {
@@ -269,11 +270,10 @@ static void list_choosing(step_space *s) {
 
 /* Allocates the workers' candidates if a job needs them. Returns 0 if out of memory. */
 static int alloc_candidates(const step_space *s) {
-    int n_workers = 0;
+    int n_sampling = 0;
     for (int32_t f = 0; f < s->n_feeds; f++)
-        n_workers += !s->jobs[f]->is_feed && !is_greedy(s->jobs[f]);
-    if (n_workers)
-        n_workers = min_of(s->model->n_threads, s->n_feeds);
+        n_sampling += !s->jobs[f]->is_feed && !is_greedy(s->jobs[f]);
+    int n_workers = n_sampling ? min_of(s->model->n_threads, s->n_feeds) : 0;
     for (int w = 0; w < n_workers; w++)
         if (!gpt2c_scratch_candidates(s->scratch, s->model, w))
             return 0;
@@ -283,14 +283,16 @@ static int alloc_candidates(const step_space *s) {
 /* ---- memory of the KV cache ----
  *
  * A job's pages for its whole prompt are reserved with its first chunk, and a page for its new
- * tokens every 64 of them. A job that finds the cache full takes the pages of the youngest job that
- * arrived after it. Without a younger job it sits out until pages are free. The oldest job thus
- * always gets on, and a job that lost its pages feeds its tokens again once they fit. */
+ * tokens every 64 of them. A job that finds the cache full takes the pages of the youngest job
+ * that arrived after it. Without a younger job it sits out until pages are free. The oldest job
+ * thus always makes progress, and a job that lost its pages feeds its tokens again once they
+ * fit. */
 
 /* Drops feed f from the step. The job's status says why; with GPT2C_OK the job sits out. */
 static void drop_feed(step_space *s, int32_t f, gpt2c_status status) {
     gpt2c_job *job = s->jobs[f];
     job->status = status;
+    /* Gives back the reserved pages. */
     gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence));
     for (int32_t i = f; i + 1 < s->n_feeds; i++) {
         s->jobs[i] = s->jobs[i + 1];
@@ -303,8 +305,8 @@ static void drop_feed(step_space *s, int32_t f, gpt2c_status status) {
     s->n_decoding -= f < s->n_decoding;
 }
 
-/* Takes the pages of the youngest job that arrived after `job`. Returns 0 if there is none. A job
- * that only feeds has tokens before its prompt, which it could not feed again. */
+/* Takes the pages of the youngest job that arrived after `job`. Returns 0 if there is none. It
+ * spares jobs that only feed: they could not feed again the tokens before their prompt. */
 static int preempt_younger_than(step_space *s, const gpt2c_job *job) {
     int32_t youngest = -1;
     for (int32_t j = 0; j < s->n_jobs; j++) {
@@ -356,6 +358,7 @@ static void reserve_feeds(step_space *s) {
         gpt2c_status status = reserve(s, jobs[i]);
         for (f = 0; status && f < s->n_feeds; f++)
             if (s->jobs[f] == jobs[i])
+                /* Only the oldest job reports a full cache; the others sit out. */
                 drop_feed(s, f, status == GPT2C_CACHE_FULL && i > 0 ? GPT2C_OK : status);
     }
 }
@@ -392,7 +395,7 @@ void run_step(step_space *s) {
         fail_feeds(s, status);
         return;
     }
-    list_choosing(s);
+    distribute_logits(s);
     choose_tokens(s);
     record_drafts(s, os_seconds() - begin);
 }

@@ -1,4 +1,5 @@
-/* One step of the running batch: a forward call for several jobs, and the choice of their tokens. */
+/* One step of the running batch: a forward call for several jobs, and the choice of their
+ * tokens. */
 #ifndef GPT2C_STEP_H
 #define GPT2C_STEP_H
 
@@ -13,9 +14,9 @@
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
-    gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* in the order of their arrival; the step reorders them */
+    gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* as they were resumed; the step reorders them */
     int32_t n_jobs;
-    int is_shared;                    /* the jobs belong to several callers */
+    int is_shared;                    /* the jobs belong to several callers or tasks */
     gpt2c_feed feeds[GPT2C_MAX_ROWS]; /* of the first n_feeds jobs */
     int32_t n_feeds;
     int32_t n_decoding;               /* the first n_decoding jobs decode */
@@ -29,7 +30,8 @@ typedef struct {
 /* Whether the next token to feed is the job's last one, so that its logits choose a token. */
 int is_decoding(const gpt2c_job *job);
 
-/* Runs a step. A job for which it fails gets a status, and keeps its state before the step. */
+/* Runs a step. A job for which it fails gets a status, and is left as it was before
+ * the step. */
 void run_step(step_space *s);
 
 #endif

@@ -1,4 +1,4 @@
-"""Makes random requests from threads and asyncio tasks at once, and compares each with it alone.
+"""Makes random requests from threads and tasks at once; compares each with itself, run alone.
 
 A finding is an outcome that differs from the request alone, a hook that ran in another caller's
 thread, a caller that waits too long, or a thread or weights that are left afterwards.

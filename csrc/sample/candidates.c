@@ -83,7 +83,7 @@ double candidates_weigh(candidates *c) {
 
 uint32_t ascending_key(float x) {
     uint32_t bits;
-    x += 0.0f;
+    x += 0.0f; /* turns -0 into +0 */
     memcpy(&bits, &x, sizeof bits);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }

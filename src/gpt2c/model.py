@@ -74,9 +74,9 @@ class GPT2:
     >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name
     >>> model.generate("Once upon a time", max_new_tokens=40)
 
-    A model is immutable. Any number of threads and asyncio tasks may use it at the same time; their
-    calls share each pass. ``close()``, or the end of a ``with`` block, frees the memory once
-    running calls have ended.
+    A model's weights never change. Any number of threads and asyncio tasks may use it at the same
+    time, and share its forward passes. ``close()``, or the end of a ``with`` block, frees the
+    memory once running calls have ended.
     """
 
     def __init__(

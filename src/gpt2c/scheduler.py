@@ -44,7 +44,8 @@ class Token:
     """A new token.
 
     text
-        The text that the token completes; "" inside a character. None if the prompt was ids.
+        The text that the token completes; "" if it ends inside a character. None if the prompt was
+        ids.
     logprob, top_logprobs
         With logprobs: as in Completion.logprobs and Completion.top_logprobs.
     """

@@ -1,7 +1,7 @@
 # Clients of the running batch (csrc/batch.c): calls that wait for jobs, and turns. Included by
 # _engine.pyx.
 #
-# Python code may run between two waits only (a signal's handler, say), never while C has the lead.
+# Python code, such as a signal handler, runs only between waits, never while C leads.
 # The batch's lists grow only while this thread has the GIL, and os.fork needs the GIL; so a forked
 # child finds the lists whole.
 
@@ -58,7 +58,7 @@ cdef Drafter new_drafter(Model model, tuple kind, Model draft_model):
 
 
 cdef class Claims:
-    """What a call reserves for itself: the model's weights, and sequences."""
+    """What a call holds: the model's weights (shared) and its sequences (exclusively)."""
 
     cdef Model model
     cdef list sequences
@@ -85,7 +85,7 @@ cdef class Claims:
         return self.model.let_go(self.thread)
 
 
-cdef class Waiting:
+cdef class BlockingCall:
     """A call that waits for jobs of the running batch."""
 
     cdef Model model
@@ -134,8 +134,8 @@ cdef class Waiting:
         for i in range(self.n_jobs):
             if self.pointers[i].member.is_ready and self.pointers[i].member.is_in_step:
                 raise ForkError(
-                    "this process was forked in the middle of a step that used this call's text; "
-                    "call again for a new text"
+                    "this process was forked while this text was being generated; call again "
+                    "to generate it in this process"
                 )
             self.pointers[i].member.is_ready = False
         status = gpt2c_batch_resume(batch, &self.caller, self.pointers, self.n_jobs)
@@ -160,7 +160,7 @@ cdef class Waiting:
             gpt2c_batch_leave(batch, self.pointers, self.n_jobs)
         return 0
 
-    cdef bint has_failed(self, str what) except -1:
+    cdef bint needs_retry(self, str what) except -1:
         """Raise the error of the first job whose step failed; the job can be run again.
 
         Return whether a step lacked memory that was freed meanwhile.
@@ -177,7 +177,7 @@ cdef class Waiting:
 
 
 cdef class Turn:
-    """A pass of its own. Between `begin` and `end` no Python code may run."""
+    """A pass outside the running batch. Between `begin` and `end` no Python code may run."""
 
     cdef Model model
     cdef gpt2c_turn turn
@@ -213,7 +213,7 @@ cdef class Turn:
         return 0
 
 
-cdef class Running(Waiting):
+cdef class Running(BlockingCall):
     """One call of Model.run."""
 
     cdef list jobs
@@ -241,11 +241,11 @@ cdef class Running(Waiting):
                 for job in self.jobs:
                     if job.job.finish != GPT2C_RUNNING or job.cancelled:
                         return
-                is_whole = self.set_limits(max_steps)
+                counts_as_step = self.set_limits(max_steps)
                 self.run_until_rest()
-                if self.has_failed("a cache page or the logits"):
+                if self.needs_retry("a cache page or the logits"):
                     continue
-                if max_steps != INT32_MAX and is_whole:
+                if max_steps != INT32_MAX and counts_as_step:
                     max_steps -= 1
         finally:
             self.let_draft_models_go(claims.thread)
@@ -272,7 +272,7 @@ cdef class Running(Waiting):
         """
         cdef Job job
         cdef int32_t pack_at
-        cdef bint is_whole = True
+        cdef bint counts_as_step = True
         for job in self.jobs:
             pack_at = 0
             if job.drafts is not None:
@@ -280,11 +280,11 @@ cdef class Running(Waiting):
             job.job.rest_at = INT32_MAX if max_steps == INT32_MAX else job.job.n_tokens + 1
             if pack_at > job.job.n_tokens and pack_at < job.job.rest_at:
                 job.job.rest_at = pack_at
-                is_whole = False
-        return is_whole
+                counts_as_step = False
+        return counts_as_step
 
 
-cdef class Feeding(Waiting):
+cdef class Feeding(BlockingCall):
     """One call of Sequence.feed: a job that only feeds."""
 
     cdef Sequence sequence
@@ -314,7 +314,7 @@ cdef class Feeding(Waiting):
         try:
             while self.job.finish != GPT2C_FINISHED_FED:
                 self.run_until_rest()
-                self.has_failed(f"feeding {self.job.n_prompt} tokens after {had}")
+                self.needs_retry(f"feeding {self.job.n_prompt} tokens after {had}")
         except BaseException:
             gpt2c_sequence_truncate(self.sequence.pointer, had)
             raise

@@ -71,7 +71,7 @@ class PrefixCache:
         return self._n_pages * self._page_bytes
 
     def take(self, ids: NDArray[np.int32], longer_than: int = 0) -> EngineSequence | None:
-        """Return a sequence of the longest prefix of ids int32 [n], without the last id.
+        """Return a copy of the longest cached prefix of ids[:-1], ids being int32 [n].
 
         Return None if the prefix would not be longer than `longer_than`, or is too short to share.
         """
@@ -126,7 +126,7 @@ class PrefixCache:
             self._valid_for = n_forks()
 
     def evict(self, n_bytes: int) -> int:
-        """Drop the least recently used texts until they had n_bytes; return how many they had.
+        """Drop the least recently used texts until n_bytes are free; return the bytes freed.
 
         This frees less memory if other sequences share the pages.
         """

@@ -1,9 +1,9 @@
-"""Requests that arrive one by one, which a thread runs: what gpt2c.Scheduler is made of.
+"""The queue and the thread behind gpt2c.Scheduler, whose requests arrive one by one.
 
 A task waits in a queue, runs, and ends. Only the runner's thread advances tasks. Other threads add
-tasks, cancel them, and sleep until there is news. They change the runner's state only by operations
-that Python executes as a whole, such as appending to a list or pushing to a heap. So an exception
-at any of their lines, such as Ctrl-C, leaves a valid state, and nothing needs to be undone.
+tasks, cancel them, and sleep until there is news. They change the runner's state only by atomic
+operations, such as pushing to a heap. So an exception at any of their lines, such as Ctrl-C, leaves
+a valid state, and nothing needs to be undone.
 """
 
 from __future__ import annotations
