@@ -39,6 +39,8 @@
 #define FULL_SECONDS 10.0
 #define SHORT_FULL_SECONDS 1.0
 #define FULL_SLEEP_SECONDS 2e-3
+/* How often a job that waits for room asks its caller to free pages that no call needs. */
+#define ASK_SECONDS 0.05
 /* The most jobs that decode in a step that also has prompts. */
 #define MAX_DECODING (GPT2C_MAX_ROWS - PROMPT_ROWS_BESIDE)
 
@@ -447,7 +449,8 @@ static double full_seconds(const gpt2c_batch *b, const gpt2c_job *job) {
     return jobs_may_give ? FULL_SECONDS : SHORT_FULL_SECONDS;
 }
 
-/* After a step: a job that found the cache full waits while others may give pages back. */
+/* After a step: a job that found the cache full waits while others may give pages back. From time
+ * to time it rests with the status GPT2C_CACHE_FULL, so that its caller can free pages. */
 static void wait_for_room(gpt2c_batch *b, double now) {
     for (int32_t i = 0; i < b->n_ready; i++) {
         gpt2c_job *job = b->ready[i];
@@ -456,9 +459,15 @@ static void wait_for_room(gpt2c_batch *b, double now) {
                 job->member.full_since = 0;
             continue;
         }
-        if (job->member.full_since == 0)
-            job->member.full_since = now;
-        if (now - job->member.full_since < full_seconds(b, job))
+        gpt2c_membership *m = &job->member;
+        if (m->full_since == 0) {
+            m->full_since = now;
+            m->asked_at = 0;
+        }
+        m->has_given_up = now - m->full_since >= full_seconds(b, job);
+        if (m->has_given_up || now - m->asked_at >= ASK_SECONDS)
+            m->asked_at = now; /* the job rests with its status */
+        else
             job->status = GPT2C_OK;
     }
     if (b->space->n_feeds == 0)

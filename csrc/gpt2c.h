@@ -341,6 +341,8 @@ typedef struct {
     unsigned resting;  /* it came to rest unfinished in this process of the batch; 0: it did not */
     unsigned expected; /* the batch's gathering that waits for the job to be resumed; 0: none */
     double full_since; /* when the job first found the cache full; 0: it has room */
+    double asked_at;   /* when its caller was last asked to free pages */
+    int has_given_up;  /* it has waited long enough for room */
     uint64_t arrival;  /* the number of the job's first resume, from 1; 0: not yet */
 } gpt2c_membership;
 

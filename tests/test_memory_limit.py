@@ -256,6 +256,22 @@ def test_prompts_that_do_not_fit_together_run_one_after_another():
 
 
 @needs_engine
+def test_callers_wait_for_room_that_finished_texts_take():
+    """The prefix cache may fill the limit; callers that ask at the same time all get on."""
+    backend, size = FLOAT_ISAS[0], 64 * PAGE_BYTES
+    prompts = [[*PROMPT[i:], i] for i in range(8)]
+    alone = [limited(backend).generate(p, max_new_tokens=9) for p in prompts]
+    model = limited(backend, 3 * PAGE_BYTES, prefix_cache_bytes=size)
+    found = [None] * len(prompts)
+
+    def call(i):
+        found[i] = [model.generate(prompts[i], max_new_tokens=9) for _ in range(3)]
+
+    in_threads(call, range(len(prompts)))
+    assert found == [[text] * 3 for text in alone]
+
+
+@needs_engine
 def test_a_text_that_outgrows_the_limit_fails():
     model = limited(FLOAT_ISAS[0], 2 * PAGE_BYTES)
     with pytest.raises(gpt2c.CacheMemoryError):

@@ -167,10 +167,13 @@ cdef class BlockingCall:
         """
         cdef int32_t i
         cdef gpt2c_status status = GPT2C_OK, found
+        cdef bint waits = True
         for i in range(self.n_jobs):
             found, self.pointers[i].status = self.pointers[i].status, GPT2C_OK
-            status = found if status == GPT2C_OK else status
-        if self.model.reclaims(status):
+            if found != GPT2C_OK and status == GPT2C_OK:
+                status = found
+                waits = not self.pointers[i].member.has_given_up
+        if self.model.reclaims(status) or (status == GPT2C_CACHE_FULL and waits):
             return True
         raise_status(status, what, self.model)
         return False

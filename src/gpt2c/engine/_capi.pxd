@@ -179,7 +179,7 @@ cdef extern from "gpt2c.h" nogil:
         int rests_together
 
     ctypedef struct gpt2c_membership:
-        int is_ready, is_in_step
+        int is_ready, is_in_step, has_given_up
 
     ctypedef struct gpt2c_job:
         gpt2c_sequence *sequence

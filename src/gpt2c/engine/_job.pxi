@@ -109,7 +109,8 @@ cdef class Job:
         self.job.status = GPT2C_OK
         if failure is not None:
             raise failure
-        if model.reclaims(status):
+        waits = status == GPT2C_CACHE_FULL and not self.job.member.has_given_up
+        if model.reclaims(status) or waits:
             return
         raise_status(status, "a cache page or the logits", self.sequence.model)
 
