@@ -271,10 +271,10 @@ def test_cancel(model, thread):
         running = scheduler.add([1], **ENDLESS)
         other = scheduler.add([2], max_new_tokens=30)
         queued = scheduler.add([3], logprobs=1)
+        queued.cancel()  # before another one ends, which would let it run
         events = iter(running)
         first = next(events)
         running.cancel()
-        queued.cancel()
         assert queued.result().finish_reason == "cancelled"
         assert queued.result().logprobs == []
         rest = list(events)

@@ -88,7 +88,7 @@ uint32_t ascending_key(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-static float logit_of_key(uint32_t key) {
+static float logit_of_ascending_key(uint32_t key) {
     uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
     float x;
     memcpy(&x, &bits, sizeof x);
@@ -101,19 +101,19 @@ static uint64_t key_of(float logit, int32_t id) {
 }
 
 #define DIGIT_BITS 11
-#define DIGITS (1 << DIGIT_BITS)
+#define RADIX (1 << DIGIT_BITS)
 
 static void sort_by_digit(const uint64_t *from, uint64_t *to, int32_t n, int shift) {
-    int32_t begin[DIGITS] = {0};
+    int32_t begin[RADIX] = {0};
     for (int32_t i = 0; i < n; i++)
-        begin[from[i] >> shift & (DIGITS - 1)]++;
-    for (int32_t d = 0, total = 0; d < DIGITS; d++) {
+        begin[from[i] >> shift & (RADIX - 1)]++;
+    for (int32_t d = 0, total = 0; d < RADIX; d++) {
         int32_t count = begin[d];
         begin[d] = total;
         total += count;
     }
     for (int32_t i = 0; i < n; i++)
-        to[begin[from[i] >> shift & (DIGITS - 1)]++] = from[i];
+        to[begin[from[i] >> shift & (RADIX - 1)]++] = from[i];
 }
 
 void candidates_sort_keys(candidates *c, int32_t n) {
@@ -127,7 +127,7 @@ void candidates_sort_keys(candidates *c, int32_t n) {
 
 static void take_keys(candidates *c, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
-        c->logits[i] = logit_of_key(~(uint32_t)(c->keys[i] >> 32));
+        c->logits[i] = logit_of_ascending_key(~(uint32_t)(c->keys[i] >> 32));
         c->ids[i] = (int32_t)(uint32_t)c->keys[i];
     }
     c->n = n;
@@ -198,12 +198,12 @@ static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids,
         keys[i] = key_of(logits[i], ids ? ids[i] : i);
     for (int32_t i = k / 2; i-- > 0;)
         sift_down(keys, k, i);
-    float min = logit_of_key(~(uint32_t)(keys[0] >> 32));
+    float min = logit_of_ascending_key(~(uint32_t)(keys[0] >> 32));
     for (int32_t i = k; i < n; i++)
         if (logits[i] > min) { /* of equal logits the lower id is already in the heap */
             keys[0] = key_of(logits[i], ids ? ids[i] : i);
             sift_down(keys, k, 0);
-            min = logit_of_key(~(uint32_t)(keys[0] >> 32));
+            min = logit_of_ascending_key(~(uint32_t)(keys[0] >> 32));
         }
     for (int32_t i = k - 1; i > 0; i--) {
         uint64_t largest = keys[0];

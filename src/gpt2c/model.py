@@ -158,7 +158,8 @@ class GPT2:
             The max memory of the KV caches of all calls and sessions together, in bytes; at least a
             page of 64 tokens (GPT-2 124M takes 73,728 bytes per token in float32). The default is
             half of the memory that this process may use, control groups included, or one full
-            context if that is more. A call that would exceed the limit raises CacheMemoryError.
+            context if that is more. If it is full, calls wait; docs/scheduler.md says when they
+            raise CacheMemoryError.
         prefix_cache_bytes
             The max memory, within kv_cache_bytes, in which the model keeps the KV caches of
             finished texts. A prompt that begins like one of them, with at least 16 equal tokens,

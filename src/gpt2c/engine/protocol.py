@@ -204,7 +204,7 @@ class EngineJob(Protocol):
         """The EOS or other stop id that ended the sequence, or None; `new_ids` leaves it out."""
 
     def cancel(self) -> None:
-        """Make a `run` of this job in another thread return soon."""
+        """Make a `run` of this job in another thread return soon; the job cannot run again."""
 
     def set_allowed_ids(self, mask: AllowedIds) -> None:
         """Restrict the next tokens to these ids, instead of those of an earlier mask.
