@@ -22,7 +22,7 @@ address)
 thread)
     flags="-fsanitize=thread"
     libraries="libtsan.so"
-    tests="test_threads test_session test_stops test_drafts test_probing test_async test_scheduler"
+    tests="test_threads test_session test_stops test_drafts test_probing"
     # The first report ends the run. Only gpt2c's code is instrumented, so every report is about it.
     export TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:log_path=report GPT2C_THREADS=3
     ;;
