@@ -126,7 +126,7 @@ def run_alone(loaded: Loaded, request: Request, found: Outcome | None = None) ->
     """Return the outcome of a request with nothing beside it, without its cut and its time limit.
 
     A request that drew its seeds gets those of its outcome `found`. The text of a stream must be
-    that of complete.
+    that of generate.
     """
     options = {name: value for name, value in request.options.items() if name != "max_time"}
     seeds: Any = None
