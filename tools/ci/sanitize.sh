@@ -44,8 +44,9 @@ for library in $libraries; do
 done
 
 . "$(dirname "$0")/tree.sh"
-# The C library frees a dead thread's variables in a way that ThreadSanitizer cannot follow.
-echo "race:_dl_deallocate_tls" >"$work/suppressions"
+# ThreadSanitizer cannot follow how the C library frees a dead thread's variables, nor how the threads of
+# NumPy's OpenBLAS wait for each other.
+printf '%s\n' "race:_dl_deallocate_tls" "race:libscipy_openblas" >"$work/suppressions"
 export TSAN_OPTIONS="${TSAN_OPTIONS:-}:suppressions=$work/suppressions"
 copy_tree "$work/gpt2c"
 cd "$work/gpt2c"
