@@ -324,18 +324,24 @@ static int preempt_younger_than(step_space *s, const gpt2c_job *job) {
     return 1;
 }
 
-/* Reserves the pages of a job's feed. */
-static gpt2c_status reserve(step_space *s, gpt2c_job *job) {
-    int32_t n_tokens = n_unfed(job);
-    for (int32_t f = 0; f < s->n_decoding; f++)
-        if (s->jobs[f] == job)
-            n_tokens = s->feeds[f].n_tokens;
+/* Reserves the pages of feed f; the feeds of younger jobs may be dropped. */
+static gpt2c_status reserve(step_space *s, int32_t f) {
+    gpt2c_job *job = s->jobs[f];
+    int32_t n_tokens = f < s->n_decoding ? s->feeds[f].n_tokens : n_unfed(job);
     if (n_tokens > s->model->config.n_positions - gpt2c_sequence_length(job->sequence))
         return GPT2C_CONTEXT_FULL;
     gpt2c_status status = cache_reserve(job->sequence, n_tokens);
     while (status == GPT2C_CACHE_FULL && preempt_younger_than(s, job))
         status = cache_reserve(job->sequence, n_tokens);
     return status;
+}
+
+/* Returns the index of a job's feed, or n_feeds if the job has none. */
+static int32_t feed_of_job(const step_space *s, const gpt2c_job *job) {
+    int32_t f = 0;
+    while (f < s->n_feeds && s->jobs[f] != job)
+        f++;
+    return f;
 }
 
 /* Reserves the pages of all feeds, the oldest job's first. */
@@ -350,16 +356,15 @@ static void reserve_feeds(step_space *s) {
         jobs[j] = job;
     }
     for (int32_t i = 0; i < n; i++) {
-        int32_t f = 0;
-        while (f < s->n_feeds && s->jobs[f] != jobs[i])
-            f++;
+        int32_t f = feed_of_job(s, jobs[i]);
         if (f == s->n_feeds)
             continue; /* an older job took its pages */
-        gpt2c_status status = reserve(s, jobs[i]);
-        for (f = 0; status && f < s->n_feeds; f++)
-            if (s->jobs[f] == jobs[i])
-                /* Only the oldest job reports a full cache; the others sit out. */
-                drop_feed(s, f, status == GPT2C_CACHE_FULL && i > 0 ? GPT2C_OK : status);
+        gpt2c_status status = reserve(s, f);
+        if (status == GPT2C_OK)
+            continue;
+        /* Only the oldest job reports a full cache; the others sit out. */
+        drop_feed(s, feed_of_job(s, jobs[i]),
+                  status == GPT2C_CACHE_FULL && i > 0 ? GPT2C_OK : status);
     }
 }
 

@@ -357,7 +357,7 @@ def perform(loaded: Loaded, request: Request, seeds: Any = None) -> Outcome:
 async def perform_async(loaded: Loaded, request: Request) -> Outcome:
     """Make the call in this task: streams with stream_async, other calls in a thread.
 
-    A stream that is cut is cancelled, or closed, after so many pieces.
+    A stream that is cut is cancelled, or closed, after as many pieces as the request says.
     """
     if request.kind != "stream":
         return await asyncio.to_thread(perform, loaded, request)

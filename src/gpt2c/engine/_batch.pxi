@@ -95,7 +95,6 @@ cdef class BlockingCall:
 
     def __cinit__(self, Model model, int32_t n_jobs, *more):
         self.model, self.n_jobs = model, n_jobs
-        memset(&self.caller, 0, sizeof(self.caller))
         self.pointers = <gpt2c_job **>calloc(n_jobs or 1, sizeof(gpt2c_job *))
         if self.pointers == NULL:
             raise CacheMemoryError("not enough memory to run the jobs")
@@ -108,7 +107,6 @@ cdef class BlockingCall:
         cdef int n = 0
         cdef double seconds = wait_interval()
         cdef Py_ssize_t n_forks = -1
-        self.caller.rests_together = True
         try:
             while n == 0:
                 if n_forks != len(forking_threads):
