@@ -359,7 +359,9 @@ typedef struct {
     int32_t n_stop_ids;
     int32_t max_new_tokens;
     int32_t *tokens; /* [max_new_tokens], the generated tokens */
-    int32_t n_tokens;
+    /* Atomic, because any thread may look at a running job's progress. It is increased after the
+     * token was written, so a reader may read that many tokens. */
+    atomic_int n_tokens;
     gpt2c_scores scores; /* of the generated tokens, from the raw logits */
     gpt2c_finish finish;
     int32_t end_id;      /* with GPT2C_FINISHED_STOP: the stop id that was chosen */

@@ -143,10 +143,11 @@ static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const fl
     }
     if (job->scores.scores)
         score_token(m, raw_logits, token, &job->scores, (size_t)job->n_tokens);
-    job->tokens[job->n_tokens++] = token;
-    if (job->n_tokens == job->max_new_tokens)
+    job->tokens[job->n_tokens] = token;
+    int n_tokens = ++job->n_tokens;
+    if (n_tokens == job->max_new_tokens)
         job->finish = GPT2C_FINISHED_LENGTH;
-    else if (job->n_prompt + job->n_tokens > m->config.n_positions)
+    else if (job->n_prompt + n_tokens > m->config.n_positions)
         job->finish = GPT2C_FINISHED_CONTEXT;
 }
 

@@ -189,7 +189,10 @@ class EngineJob(Protocol):
 
     @property
     def n_tokens(self) -> int:
-        """The number of new tokens."""
+        """The number of new tokens.
+
+        While a thread runs the job, other threads may read this and `new_ids`, and nothing else.
+        """
 
     @property
     def draft_counts(self) -> tuple[int, int, int]:
