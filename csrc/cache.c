@@ -13,23 +13,23 @@ typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
     unsigned generation; /* the budget's, when the page was made */
     cache_budget *budget;
-    size_t bytes;             /* of header and page */
+    size_t bytes;             /* of the header and the elements */
     struct page_header *next; /* the next spare page */
 } page_header;
 
 struct cache_budget {
     atomic_size_t bytes, limit;
-    atomic_int n_users;  /* the model, and each page in use */
-    unsigned generation; /* increased in a forked child; only pages of this generation count */
+    atomic_int n_users;  /* references: one of the model, and one of each page in use */
+    unsigned generation; /* increased in a forked child; pages of earlier ones are not counted */
 };
 
 /* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB, about
  * 5 % of the time of a prefill. All spare pages have the same size. Their total size is limited to
- * 2.7 full contexts of GPT-2 124M. */
-#define SPARE_BYTES ((size_t)192 << 20)
+ * MAX_SPARE_BYTES, 2.7 full contexts of GPT-2 124M. */
+#define MAX_SPARE_BYTES ((size_t)192 << 20)
 
 static struct {
-    os_lock lock; /* never waited for: in a forked child it may stay locked */
+    os_lock lock; /* only tried, never waited for: in a forked child it may stay locked */
     page_header *first;
     size_t bytes;
 } spare = {.lock = OS_LOCK_INITIAL};
@@ -41,12 +41,12 @@ cache_budget *cache_budget_create(void) {
     return budget;
 }
 
-void cache_budget_leave(cache_budget *budget) {
+void cache_budget_release(cache_budget *budget) {
     if (budget && atomic_fetch_sub_explicit(&budget->n_users, 1, memory_order_acq_rel) == 1)
         free(budget);
 }
 
-/* Adds a page to the budget, unless the limit forbids it. */
+/* Adds a page to the budget and returns 1, or returns 0 if that would exceed the limit. */
 static int budget_take(cache_budget *budget, size_t bytes) {
     size_t limit = atomic_load_explicit(&budget->limit, memory_order_relaxed);
     size_t used = atomic_load_explicit(&budget->bytes, memory_order_relaxed);
@@ -61,7 +61,7 @@ static int budget_take(cache_budget *budget, size_t bytes) {
 static void budget_give_back(cache_budget *budget, unsigned generation, size_t bytes) {
     if (generation == budget->generation)
         atomic_fetch_sub(&budget->bytes, bytes);
-    cache_budget_leave(budget);
+    cache_budget_release(budget);
 }
 
 static page_header *header_of(void *page) {
@@ -85,14 +85,14 @@ void gpt2c_model_set_cache_limit(gpt2c_model *model, size_t bytes) {
     atomic_store_explicit(&model->budget->limit, bytes, memory_order_relaxed);
 }
 
-/* Calls in other threads of the parent may have made pages that no sequence has yet, and the child
- * will never free those. So it counts none of the parent's pages. */
+/* Calls in other threads of the parent may have allocated pages that no sequence has yet. The child
+ * cannot free those, so it counts none of the parent's pages. */
 void gpt2c_model_forget_pages(gpt2c_model *model) {
     model->budget->generation++;
     atomic_store(&model->budget->bytes, 0);
 }
 
-/* Needs the lock. */
+/* The caller holds the lock. */
 static void free_spares(void) {
     while (spare.first) {
         page_header *header = spare.first;
@@ -129,7 +129,7 @@ static int keep_as_spare(page_header *header) {
     int is_kept = 0;
     if (!os_lock_try(&spare.lock))
         return 0;
-    if (header->bytes <= SPARE_BYTES - spare.bytes &&
+    if (header->bytes <= MAX_SPARE_BYTES - spare.bytes &&
         (!spare.first || spare.first->bytes == header->bytes)) {
         header->next = spare.first;
         spare.first = header;
@@ -141,14 +141,14 @@ static int keep_as_spare(page_header *header) {
 }
 
 static gpt2c_status page_create(const gpt2c_model *m, void **page) {
-    size_t counted = gpt2c_model_page_bytes(m), bytes = sizeof(page_header) + counted;
-    if (!budget_take(m->budget, counted))
+    size_t page_bytes = gpt2c_model_page_bytes(m), bytes = sizeof(page_header) + page_bytes;
+    if (!budget_take(m->budget, page_bytes))
         return GPT2C_CACHE_FULL;
     page_header *header = take_spare(bytes);
     if (!header)
         header = os_arena_alloc(bytes);
     if (!header) {
-        budget_give_back(m->budget, m->budget->generation, counted);
+        budget_give_back(m->budget, m->budget->generation, page_bytes);
         return GPT2C_NO_MEMORY;
     }
     header->bytes = bytes;
@@ -176,14 +176,16 @@ static int page_is_shared(void *page) {
     return atomic_load_explicit(&header_of(page)->n_owners, memory_order_acquire) > 1;
 }
 
-static int32_t pages_for(int32_t length) { return (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS; }
+static int32_t n_pages_for(int32_t length) {
+    return (length + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
+}
 
 gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence) {
     gpt2c_sequence *s = calloc(1, sizeof *s);
     if (!s)
         return GPT2C_NO_MEMORY;
     s->model = model;
-    s->pages = calloc((size_t)pages_for(model->config.n_positions), sizeof *s->pages);
+    s->pages = calloc((size_t)n_pages_for(model->config.n_positions), sizeof *s->pages);
     if (!s->pages) {
         free(s);
         return GPT2C_NO_MEMORY;
@@ -197,7 +199,7 @@ gpt2c_status gpt2c_sequence_copy(const gpt2c_sequence *sequence, gpt2c_sequence 
     if (status)
         return status;
     (*copy)->length = sequence->length;
-    (*copy)->n_pages = pages_for(sequence->length);
+    (*copy)->n_pages = n_pages_for(sequence->length);
     for (int32_t i = 0; i < (*copy)->n_pages; i++) {
         (*copy)->pages[i] = sequence->pages[i];
         page_share(sequence->pages[i]);
@@ -220,10 +222,10 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence) {
 
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence) { return sequence->length; }
 
-/* The call may have been at any point of cache_reserve, so the pages after `length` are leaked, not
- * freed. */
+/* The fork may have interrupted cache_reserve at any point, so the pages after `length` are leaked
+ * and not freed. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence) {
-    sequence->n_pages = pages_for(sequence->length);
+    sequence->n_pages = n_pages_for(sequence->length);
     sequence->in_forward = 0;
 }
 
@@ -231,33 +233,33 @@ gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length) {
     if (length < 0 || length > sequence->length)
         return GPT2C_BAD_ARGUMENT;
     sequence->length = length;
-    drop_pages(sequence, pages_for(length));
+    drop_pages(sequence, n_pages_for(length));
     return GPT2C_OK;
 }
 
-/* Whether the last page is partly filled and shared: then the next token needs a copy of it. */
+/* Whether the last page is partly filled and shared: if so, the next token needs a copy of it. */
 static int shares_last_page(const gpt2c_sequence *s) {
     return s->length % PAGE_POSITIONS && page_is_shared(s->pages[s->length / PAGE_POSITIONS]);
 }
 
 static gpt2c_status unshare_last_page(gpt2c_sequence *s) {
     int32_t last = s->length / PAGE_POSITIONS;
-    void *own;
+    void *copy;
     if (!shares_last_page(s))
         return GPT2C_OK;
-    gpt2c_status status = page_create(s->model, &own);
+    gpt2c_status status = page_create(s->model, &copy);
     if (status)
         return status;
     void *shared = s->pages[last];
-    memcpy(own, shared, gpt2c_model_page_bytes(s->model));
-    s->pages[last] = own; /* before the release: see gpt2c_sequence_forget_call */
+    memcpy(copy, shared, gpt2c_model_page_bytes(s->model));
+    s->pages[last] = copy; /* before the release: see gpt2c_sequence_forget_call */
     page_release(shared);
     return GPT2C_OK;
 }
 
 gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
-    int32_t had = s->n_pages;
-    int32_t needed = pages_for(s->length + n_tokens);
+    int32_t n_before = s->n_pages;
+    int32_t needed = n_pages_for(s->length + n_tokens);
     gpt2c_status status = GPT2C_OK;
     while (!status && s->n_pages < needed) {
         void *page;
@@ -268,12 +270,12 @@ gpt2c_status cache_reserve(gpt2c_sequence *s, int32_t n_tokens) {
     if (!status)
         status = unshare_last_page(s);
     if (status)
-        drop_pages(s, had);
+        drop_pages(s, n_before);
     return status;
 }
 
 size_t cache_bytes_needed(const gpt2c_sequence *s, int32_t n_tokens) {
-    int32_t n_new = pages_for(s->length + n_tokens) - s->n_pages;
+    int32_t n_new = n_pages_for(s->length + n_tokens) - s->n_pages;
     return (size_t)((n_new > 0 ? n_new : 0) + shares_last_page(s)) *
            gpt2c_model_page_bytes(s->model);
 }

@@ -8,8 +8,8 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 
-/* XCR0: the register sets that the operating system saves at a context switch. */
-static unsigned long long saved_state(void) {
+/* Returns XCR0: the register sets that the operating system saves at a context switch. */
+static unsigned long long saved_register_sets(void) {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return ((unsigned long long)high << 32) | low;
@@ -26,7 +26,7 @@ static int has_fma(void) {
         return 0;
     if (!(c & bit_OSXSAVE) || !(c & bit_AVX) || !(c & bit_FMA))
         return 0;
-    return (saved_state() & OS_AVX) == OS_AVX;
+    return (saved_register_sets() & OS_AVX) == OS_AVX;
 }
 
 static int has_avx2(void) {
@@ -38,7 +38,7 @@ static int has_avx512(void) {
     unsigned a, b, c, d;
     const unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     return has_avx2() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & needed) == needed &&
-           (saved_state() & OS_AVX512) == OS_AVX512;
+           (saved_register_sets() & OS_AVX512) == OS_AVX512;
 }
 
 static int has_avx512vnni(void) {
@@ -83,7 +83,7 @@ const char *gpt2c_isa_name(int i) {
 const instruction_set *cpu_instruction_set(const char *name) {
     for (const instruction_set *set = instruction_sets; set->name; set++)
         if (strcmp(set->name, name) == 0)
-            return !set->supported || set->supported() ? set : NULL;
+            return !set->is_supported || set->is_supported() ? set : NULL;
     return NULL;
 }
 

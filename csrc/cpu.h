@@ -1,5 +1,5 @@
-/* Which of the compiled instruction sets this CPU can run. cpu.c itself is built without
- * instruction-set flags. */
+/* Which of the compiled instruction sets this CPU can run. cpu.c itself runs on every CPU of the
+ * architecture. */
 #ifndef GPT2C_CPU_H
 #define GPT2C_CPU_H
 
@@ -9,7 +9,7 @@ typedef struct {
     const char *name;
     const kernel_table *kernels;
     const integer_table *integer;
-    int (*supported)(void); /* NULL: always */
+    int (*is_supported)(void); /* NULL: on every CPU of this build */
 } instruction_set;
 
 /* Finds an instruction set by name. Returns NULL if this build lacks it or this CPU cannot run

@@ -1,7 +1,7 @@
 /* The floating-point environment of a call: round to nearest, denormals kept. Other libraries
  * (torch, anything linked with -ffast-math) may make the caller's thread flush denormals to zero.
- * fp_enter sets the environment that gpt2c needs and returns the caller's environment, which
- * fp_leave restores. */
+ * fp_enter sets the environment that gpt2c needs, and returns the caller's. fp_leave restores the
+ * caller's. */
 #ifndef GPT2C_FPENV_H
 #define GPT2C_FPENV_H
 
@@ -26,9 +26,9 @@ typedef uint64_t fp_state;
 
 static inline fp_state fp_enter(void) {
     fp_state caller;
-    uint64_t plain = 0;
+    uint64_t defaults = 0; /* round to nearest, no flushing */
     __asm__ volatile("mrs %0, fpcr" : "=r"(caller));
-    __asm__ volatile("msr fpcr, %0" : : "r"(plain));
+    __asm__ volatile("msr fpcr, %0" : : "r"(defaults));
     return caller;
 }
 

@@ -11,8 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The version of the arithmetic. It is raised when a bit of any logit changes (see
- * CONTRIBUTING.md). */
+/* The version of the arithmetic. Increase it with every change that alters a bit of any
+ * logit (see CONTRIBUTING.md). */
 #define GPT2C_ARITHMETIC 1
 
 /* The max number of rows of a forward call. A row is one token at a position of a sequence. */
@@ -42,8 +42,8 @@ typedef enum {
     GPT2C_IDENTITY, /* no activation; used by every matmul except c_fc's */
 } gpt2c_activation;
 
-/* How matrices are stored. Activation rows that are multiplied by a quantised matrix are quantised
- * to 8 bits, group by group (kernels.h). */
+/* How matrices are stored. Activations that are multiplied by a quantised matrix are quantised to 8
+ * bits, group by group (kernels.h). */
 typedef enum { GPT2C_FLOAT32 = 0, GPT2C_INT8, GPT2C_INT4 } gpt2c_dtype;
 
 typedef struct {
@@ -58,7 +58,7 @@ typedef struct {
     int32_t n_head;
     int32_t n_inner;
     int32_t activation;             /* a gpt2c_activation */
-    int32_t tied_lm_head;           /* 1: wte; 0: a tensor of its own */
+    int32_t tied_lm_head;           /* 1: lm_head is wte; 0: lm_head is a separate tensor */
     int32_t scale_attn;             /* scores are divided by sqrt(head_dim) */
     int32_t scale_by_inverse_layer; /* scores are divided by (layer + 1) too */
     float layer_norm_epsilon;
@@ -87,7 +87,7 @@ typedef enum {
     GPT2C_N_TENSORS,
 } gpt2c_tensor;
 
-/* GPT-2's name of a tensor; for a per-layer tensor, without the prefix "h.N.". Defined in
+/* GPT-2's name of a tensor; for a tensor of a layer, without the prefix "h.N.". Defined in
  * model/tensors.c. */
 const char *gpt2c_tensor_name(gpt2c_tensor tensor);
 
@@ -117,7 +117,8 @@ gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t 
 /* Reads rows [begin, begin + n_rows) back, dequantised if the matrix is quantised. */
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width);
-/* The packed bytes of a matrix; NULL for vectors, wpe and tensors that the model lacks. */
+/* Returns the packed bytes of a matrix, and sets *n_bytes to their number. Returns NULL for vectors,
+ * wpe and tensors that the model lacks. */
 unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                   size_t *n_bytes);
 void gpt2c_model_free(gpt2c_model *model);
@@ -134,7 +135,7 @@ size_t gpt2c_model_cache_bytes(const gpt2c_model *model);
  * as in a new model. Any thread may set it. */
 size_t gpt2c_model_cache_limit(const gpt2c_model *model);
 void gpt2c_model_set_cache_limit(gpt2c_model *model, size_t bytes);
-/* In a forked child, before it makes pages: stops counting the parent's pages. */
+/* Stops counting the parent's pages. For a forked child, before it allocates pages. */
 void gpt2c_model_forget_pages(gpt2c_model *model);
 
 gpt2c_status gpt2c_sequence_create(const gpt2c_model *model, gpt2c_sequence **sequence);
@@ -145,7 +146,7 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence);
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence);
 /* Removes all positions after the first `length`. */
 gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
-/* In a forked child: releases a sequence that a call in another thread of the parent was using. */
+/* Releases a sequence that a call in another thread of the parent was using. For a forked child. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence);
 
 /* ---- forward (pass/forward.c; the scratch: pass/scratch.c) ---- */
@@ -161,7 +162,8 @@ float *gpt2c_scratch_logits(gpt2c_scratch *scratch, const gpt2c_model *model, in
 
 typedef enum { GPT2C_LOGITS_NONE = 0, GPT2C_LOGITS_LAST, GPT2C_LOGITS_ALL } gpt2c_wanted;
 
-/* Tokens to append to a sequence, and which of their logits are wanted. */
+/* Tokens to append to a sequence, and whether the logits of none, the last or all of them are
+ * wanted. */
 typedef struct {
     gpt2c_sequence *sequence;
     const int32_t *tokens; /* [n_tokens] */
@@ -244,14 +246,14 @@ typedef struct {
     const uint8_t *points;
     const uint8_t *wants_logits; /* [n_tokens] */
     gpt2c_on_point on_point;
-    int (*poll)(void *context); /* called before each layer; not 0 stops the call */
+    int (*poll)(void *context); /* called before each layer and lm_head; not 0 stops the call */
     void *context;
 } gpt2c_hooks;
 
 /* Feeds all tokens in one call to an empty sequence, with a scratch of n_tokens rows, and calls the
  * hooks. Without edits the bits are those of gpt2c_forward. Returns GPT2C_STOPPED if a hook stopped
- * the call. If a hook forks, the call returns it in the child too, which lacks the worker threads.
- * After GPT2C_STOPPED the sequence must be freed. */
+ * the call. A child that a hook forked lacks the worker threads, so the call returns GPT2C_STOPPED
+ * there too. After GPT2C_STOPPED the sequence must be freed. */
 gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scratch,
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
                                   const gpt2c_hooks *hooks, float *logits);
@@ -329,8 +331,8 @@ typedef enum {
 
 typedef struct gpt2c_caller gpt2c_caller;
 
-/* What the running batch knows of a job. Only batch.c reads and writes it, under the batch's
- * lock. */
+/* What the running batch knows about a job. batch.c reads and writes it under the batch's lock;
+ * other code may only while the job rests, or in a forked child. */
 typedef struct {
     gpt2c_caller *caller; /* while the job is ready; then NULL */
     int is_ready;         /* the next steps may run the job */
@@ -446,12 +448,13 @@ gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *batch);
 
 /* ---- speculative decoding (draft/) ---- */
 
-/* Makes a draft model with the base's matrices in 4 bits, quantised without a search for scales. It
- * shares the base's vectors and runs on the base's sequences; the base must outlive it. Defined
- * in model/model.c. */
+/* Makes a draft model with the base's matrices in 4 bits, quantised without a search for scales.
+ * (wte and lm_head have 8 bits if they are a small share of the weights.) The draft model shares
+ * the base's vectors and runs on the base's sequences; the base must outlive it. Defined in
+ * model/model.c. */
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft);
 
-/* An index for prompt lookup in one sequence of up to n_positions tokens. */
+/* Makes an index for prompt lookup in one sequence of up to n_positions tokens. */
 gpt2c_status gpt2c_lookup_create(int32_t n_positions, gpt2c_lookup **lookup);
 void gpt2c_lookup_free(gpt2c_lookup *lookup);
 
@@ -463,8 +466,8 @@ void gpt2c_drafter_free(gpt2c_drafter *drafter);
 enum { GPT2C_DRAFT_LOOKUP = 1 };
 
 /* Sets the sources of drafts: a draft model with the same vocabulary (or NULL), and a set of
- * GPT2C_DRAFT_ flags. If n_fixed > 0, n_fixed tokens are always drafted; otherwise as many as are
- * expected to save time. */
+ * GPT2C_DRAFT_ flags. If n_fixed > 0, n_fixed tokens are drafted at a time; otherwise the number
+ * that is expected to save the most time. */
 gpt2c_status gpt2c_drafter_set(gpt2c_drafter *drafter, const gpt2c_model *model, int32_t sources,
                                int32_t n_fixed);
 

@@ -2,7 +2,7 @@
  *
  * Everything waits on an event: a count that only goes up. A waiter reads the count, and waits
  * while it is unchanged; an announcer raises it and wakes sleepers. A call announces its orders to
- * each worker, and each worker announces that it is done. A barrier counts arrivals: the last
+ * each worker, and each worker announces when it is done. A barrier counts arrivals: the last
  * worker to arrive resets the count for the next barrier, and then announces that the barrier is
  * passed. The order matters, since the others may arrive at the next barrier immediately. Each
  * worker reads the event's count before it arrives, so it cannot miss the announcement. The team
@@ -22,12 +22,12 @@
 
 #include <stddef.h>
 
-/* How long a wait spins; less while other programs keep the CPUs busy. With less than
- * 15 microseconds Linux takes our threads for idle ones, and puts two of them on one CPU beside a
- * busy process. */
+/* How long a wait spins before it sleeps; less while other programs keep the CPUs busy. If threads
+ * spin for less than 15 microseconds, Linux considers them idle, and puts two of them on one CPU
+ * beside a busy process. */
 #define SPIN_SECONDS 50e-6
 #define CROWDED_SPIN_SECONDS 15e-6
-#define PAUSES_PER_LOOK 32
+#define PAUSES_PER_CLOCK_READ 32
 /* On a quiet machine a sleeping thread takes at most about this long to wake. */
 #define WAKE_SECONDS 100e-6
 
@@ -42,7 +42,7 @@ struct pool_team {
     team_function function;
     void *context;
     int n_workers;
-    unsigned process;     /* pool.process when the team began */
+    unsigned process;     /* pool.process when the call began */
     double begin;         /* the time at which the workers were called */
     atomic_int has_slept; /* a worker slept at a barrier, so another one may be late */
     atomic_uint arrived;  /* workers at the barrier */
@@ -62,13 +62,13 @@ typedef struct {
     pool_team *team;
     int index;          /* within the team */
     thread_times times; /* of the worker's last call */
-    int is_taken;       /* by a call; needs the pool's lock */
+    int is_taken;       /* by a call; guarded by the pool's lock */
 } worker;
 
 static struct {
     os_lock lock;
-    int n_workers;    /* started so far; needs the lock */
-    unsigned process; /* number of forks between the process that loaded the library and this one */
+    int n_workers;    /* started so far; guarded by the lock */
+    unsigned process; /* numbers this process: the forks since the library was loaded */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 
@@ -93,15 +93,15 @@ static void sleep_until_changed(event *e, unsigned old) {
 
 /* Waits while the count equals old. Returns whether it slept. */
 static int wait_while(event *e, unsigned old) {
-    double end = 0, spin = crowding_is_recent() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
+    double spin_end = 0, spin_seconds = crowding_is_recent() ? CROWDED_SPIN_SECONDS : SPIN_SECONDS;
     int has_slept = 0;
     while (count_of(e) == old) {
-        for (int i = 0; i < PAUSES_PER_LOOK && count_of(e) == old; i++)
+        for (int i = 0; i < PAUSES_PER_CLOCK_READ && count_of(e) == old; i++)
             os_pause();
         double now = os_seconds();
-        if (end == 0) {
-            end = now + spin;
-        } else if (now >= end) {
+        if (spin_end == 0) {
+            spin_end = now + spin_seconds;
+        } else if (now >= spin_end) {
             sleep_until_changed(e, old);
             has_slept = 1;
         }
@@ -154,8 +154,8 @@ __attribute__((constructor)) static void register_child_handler(void) {
     os_after_fork_in_child(forget_workers);
 }
 
-/* Starts another worker. Needs the lock. Returns 0 if the system refuses; the call then runs on
- * fewer threads. */
+/* Starts another worker. The caller holds the lock. Returns 0 if the system refuses; the call then
+ * runs on fewer threads. */
 static int start_worker(void) {
     if (pool.n_workers == POOL_MAX_WORKERS)
         return 0;
@@ -167,13 +167,13 @@ static int start_worker(void) {
     return 1;
 }
 
-/* Takes up to n idle workers, and returns how many it took. It starts workers until the pool has n.
- * On a crowded machine it takes *n_resting fewer. */
-static int take_workers(worker **taken, int n, double now, int *n_resting) {
+/* Takes up to n free workers, and returns how many it took. It starts workers until the pool has n.
+ * While calls back off, it takes *n_idle fewer. */
+static int take_workers(worker **taken, int n, double now, int *n_idle) {
     int n_taken = 0;
     os_lock_take(&pool.lock);
-    *n_resting = crowding_n_resting(now, n);
-    n -= *n_resting;
+    *n_idle = crowding_n_idle(now, n);
+    n -= *n_idle;
     while (pool.n_workers < n && start_worker()) {
     }
     for (int i = 0; i < pool.n_workers && n_taken < n; i++)
@@ -198,8 +198,8 @@ static void give_back(worker **taken, int n, call_report *call) {
     os_lock_release(&pool.lock);
 }
 
-/* The number of threads for a call: no more than there are CPUs, since a thread that waits for
- * a CPU delays all others. */
+/* The number of threads for a call: at most the number of CPUs, since a thread that waits for a
+ * CPU delays all others. */
 static int usable_threads(int n_threads) {
     int n_cpus = os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;
@@ -209,32 +209,32 @@ static int usable_threads(int n_threads) {
 void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
-    int n = usable_threads(max_workers) - 1, n_resting = 0;
+    int n = usable_threads(max_workers) - 1, n_idle = 0;
     pool_team t = {
         .function = function, .context = context, .process = pool.process, .begin = os_seconds()};
-    n = n > 0 ? take_workers(taken, n, t.begin, &n_resting) : 0;
+    n = n > 0 ? take_workers(taken, n, t.begin, &n_idle) : 0;
     t.n_workers = n + 1;
-    /* A call that rests workers reads the CPU clock even if no worker sleeps: the CPU time shows
-     * whether resting pays. */
-    atomic_store_explicit(&t.has_slept, n_resting > 0, memory_order_relaxed);
+    /* A call with idle workers reads the CPU clock even if no worker sleeps: the CPU time shows
+     * whether backing off pays. */
+    atomic_store_explicit(&t.has_slept, n_idle > 0, memory_order_relaxed);
     for (int i = 0; i < n; i++) {
         taken[i]->team = &t;
         taken[i]->index = i + 1;
         done_before[i] = count_of(&taken[i]->done);
         announce(&taken[i]->orders);
     }
-    thread_times own = take_part(&t, 0);
+    thread_times own_times = take_part(&t, 0);
     if (team_was_lost(&t))
         return; /* the workers are in the parent */
     for (int i = 0; i < n; i++)
         wait_while(&taken[i]->done, done_before[i]);
-    if (n == 0 && n_resting == 0)
+    if (n == 0 && n_idle == 0)
         return;
     call_report call = {.n_threads = n + 1,
-                        .n_resting = n_resting,
+                        .n_idle = n_idle,
                         .begin = t.begin,
-                        .cpu_seconds = own.cpu_seconds,
-                        .lost_seconds = own.lost_seconds};
+                        .cpu_seconds = own_times.cpu_seconds,
+                        .lost_seconds = own_times.lost_seconds};
     give_back(taken, n, &call);
 }
 

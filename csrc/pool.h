@@ -1,9 +1,9 @@
 /* The process's worker threads, shared by all calls.
  *
- * A call takes up to max_workers - 1 idle workers from the pool, runs one function on them and on
- * its own thread (worker 0), and then returns the workers to the pool. If no worker is idle, the
- * call runs alone: calls never wait for each other. The number of workers never changes a bit of
- * the result. */
+ * A call takes up to max_workers - 1 free workers from the pool, runs one function on them and on
+ * its own thread (worker 0), and then returns the workers to the pool. They are the call's team. If
+ * no worker is free, the call uses only its own thread: calls never wait for each other. The number
+ * of workers never changes a bit of the result. */
 #ifndef GPT2C_POOL_H
 #define GPT2C_POOL_H
 
@@ -20,12 +20,12 @@ typedef void (*team_function)(void *context, pool_team *team, int worker, int n_
 /* Runs function on up to max_workers threads, including this one, and returns when all are done. */
 void pool_run(team_function function, void *context, int max_workers);
 
-/* Collective. Waits until all workers of the team have called it. After the barrier, all workers
+/* Collective: every worker of the team must call it. Waits until all have called it. After the barrier, all workers
  * see what any worker wrote before it. */
 void team_barrier(pool_team *team);
 
-/* Whether this process is the child of a fork in the team's function. The other workers are in the
- * parent, so the work cannot be completed, and barriers no longer wait. Only worker 0 can be in
+/* Whether the team's function has forked, and this process is the child. The other workers are in
+ * the parent, so the work cannot be completed, and barriers no longer wait. Only worker 0 can be in
  * this state. */
 int team_was_lost(const pool_team *team);
 

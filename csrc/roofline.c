@@ -5,7 +5,7 @@
 #include "os/os.h"
 #include "pool.h"
 
-/* Steps of the multiply-add kernel: about 2 milliseconds. */
+/* The steps that the multiply-add kernel runs, which take about 2 milliseconds. */
 #define MULTIPLY_ADD_STEPS 500000
 
 typedef struct {
@@ -19,7 +19,7 @@ typedef struct {
 static void stream(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     measurement *m = context;
-    const size_t unit = 128; /* floats: the stream kernel reads multiples of this */
+    const size_t unit = 128; /* the stream kernel reads a multiple of 128 floats */
     size_t n_units = m->model->arena_bytes / (unit * sizeof(float));
     size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
     size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;

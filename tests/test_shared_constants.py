@@ -23,7 +23,7 @@ POINTS = (*protocol.BLOCK_POINTS, *protocol.MODEL_POINTS)
 
 
 def packed_bytes(dtype: str) -> int:
-    """Return the bytes of one group of a panel."""
+    """Return the bytes of one block: one group in a panel."""
     shape = quantized.packed_shape("h.0.mlp.c_fc.weight", (1, 1), dtype)
     assert shape is not None
     return shape[2]
@@ -38,8 +38,8 @@ NUMBERS = {
     "page_positions": protocol.PAGE_POSITIONS,
     "group": quantized.GROUP,
     "panel": quantized.PANEL,
-    "int8_group_bytes": packed_bytes("int8"),
-    "int4_group_bytes": packed_bytes("int4"),
+    "int8_block_bytes": packed_bytes("int8"),
+    "int4_block_bytes": packed_bytes("int4"),
     "n_points": len(POINTS),
     "first_model_point": len(protocol.BLOCK_POINTS),
     "last_penalty": len(sampling.PENALTIES),  # the first is allowed_ids, which is not an option

@@ -165,7 +165,7 @@ def test_a_quiet_machine_uses_all_workers():
 
 
 @needs_engine
-def test_one_late_thread_rests_no_worker():
+def test_one_late_thread_leaves_no_worker_idle():
     from gpt2c.engine._engine import learn_crowding
 
     assert learn_crowding(reports(1, lost=0.9), 0.004, 1) == (0, False)
@@ -174,20 +174,20 @@ def test_one_late_thread_rests_no_worker():
 
 
 @needs_engine
-def test_a_crowded_machine_rests_workers_for_a_while():
+def test_a_crowded_machine_leaves_workers_idle_for_a_while():
     from gpt2c.engine._engine import learn_crowding
 
     crowded = reports(2, lost=0.6)
     assert learn_crowding(crowded, 0.008, 1) == (1, True)
     assert learn_crowding(crowded, 0.008, 0) == (0, True)
-    assert learn_crowding(crowded, 0.008 + 0.5, 1) == (0, True)  # the rest period is over
+    assert learn_crowding(crowded, 0.008 + 0.5, 1) == (0, True)  # the back-off is over
     # On a quiet machine a few calls are enough to use all threads again.
     after = crowded + reports(20, lost=0.0, begin=0.6, cpu=2.0)
     assert learn_crowding(after, 0.68, 1) == (0, False)
 
 
 @needs_engine
-def test_no_worker_rests_if_one_thread_gets_less_cpu_time_than_two():
+def test_no_worker_is_idle_if_one_thread_gets_less_cpu_time_than_two():
     from gpt2c.engine._engine import learn_crowding
 
     alone = [(1, 1, 0.009, 0.013, 0.0024, 0.0016)]  # 60 % of a CPU, with two busy processes
@@ -196,7 +196,7 @@ def test_no_worker_rests_if_one_thread_gets_less_cpu_time_than_two():
 
 
 @needs_engine
-def test_more_workers_rest_until_it_helps():
+def test_more_workers_are_idle_until_it_helps():
     from gpt2c.engine._engine import learn_crowding
 
     eight = [(8, 0, 0.01 * i, 0.01 * (i + 1), 0.04, 0.006) for i in range(2)]

@@ -23,9 +23,9 @@ typedef struct {
     lookup_match match;
     int32_t n_accepted; /* set when the drafts are verified */
     /* For DRAFT_BY_MODEL only: */
-    uint8_t margins[MAX_DRAFTS]; /* the margin range of each draft */
-    double p_all_accepted;       /* the probability that all drafts so far are accepted */
-    double min_probability;      /* drafting ends at a less likely draft; 0: no limit */
+    uint8_t margin_ranges[MAX_DRAFTS]; /* of each draft: see drafter.h */
+    double p_all_accepted;             /* the probability that all drafts so far are accepted */
+    double min_probability;            /* drafting ends at a less likely draft; 0: no limit */
 } draft;
 
 /* Drafts up to `max` tokens for each of n_jobs jobs, which are among the n_decoding jobs (at most

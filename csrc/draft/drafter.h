@@ -17,8 +17,8 @@ typedef struct {
  * upper ends are in estimates.c. The last range but one has no upper end, and the last is for
  * unknown margins. */
 #define N_MARGIN_ENDS 7
-#define N_MARGINS (N_MARGIN_ENDS + 2)
-#define UNKNOWN_MARGIN (N_MARGINS - 1)
+#define N_MARGIN_RANGES (N_MARGIN_ENDS + 2)
+#define UNKNOWN_MARGIN_RANGE (N_MARGIN_RANGES - 1)
 
 /* Measured seconds, for one number of decoding jobs: `plain` is a pass without drafts, `row` is each
  * additional row, and `step` is a step in which the draft model drafts one token for every job. 0
@@ -46,7 +46,7 @@ struct gpt2c_drafter {
     gpt2c_scratch *scratch;   /* of the draft model */
     int32_t n_fixed;          /* if not 0, how many tokens are always drafted */
     int32_t sources;          /* a set of GPT2C_DRAFT_ flags */
-    acceptance by_lookup[N_MATCH_LENGTHS], by_model, by_margin[N_MARGINS];
+    acceptance by_lookup[N_MATCH_LENGTHS], by_model, by_margin[N_MARGIN_RANGES];
     pass_costs costs[MAX_DRAFTING_JOBS + 1];
     gpt2c_job shadow_jobs[MAX_DRAFTING_JOBS]; /* copies of the jobs, to which drafts are appended */
     gpt2c_feed feeds[MAX_DRAFTING_JOBS];

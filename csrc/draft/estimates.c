@@ -33,8 +33,8 @@ static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 
 /* The upper ends of the margin ranges, and the acceptance rate assumed for each range. */
 static const float margin_ends[N_MARGIN_ENDS] = {0.1f, 0.2f, 0.4f, 0.7f, 1.0f, 1.5f, 2.5f};
-static const double margin_priors[N_MARGINS] = {0.5,  0.6,   0.75,     0.85,       0.93,
-                                                0.97, 0.985, MAX_RATE, MODEL_PRIOR};
+static const double margin_priors[N_MARGIN_RANGES] = {0.5,  0.6,   0.75,     0.85,       0.93,
+                                                      0.97, 0.985, MAX_RATE, MODEL_PRIOR};
 
 static acceptance acceptance_prior(double prior) {
     return (acceptance){.prior = prior, .wait = MIN_WAIT};
@@ -42,7 +42,7 @@ static acceptance acceptance_prior(double prior) {
 
 void estimates_reset_model(gpt2c_drafter *d) {
     d->by_model = acceptance_prior(MODEL_PRIOR);
-    for (int i = 0; i < N_MARGINS; i++)
+    for (int i = 0; i < N_MARGIN_RANGES; i++)
         d->by_margin[i] = acceptance_prior(margin_priors[i]);
 }
 
@@ -99,7 +99,7 @@ void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, doubl
 
 int margin_range(float margin) {
     if (margin != margin)
-        return UNKNOWN_MARGIN;
+        return UNKNOWN_MARGIN_RANGE;
     int i = 0;
     while (i < N_MARGIN_ENDS && margin >= margin_ends[i])
         i++;
@@ -113,7 +113,7 @@ void draft_record_job(gpt2c_drafter *d, const draft *drafted) {
     acceptance_record(acceptance_of(d, drafted->source, drafted->match), drafted->n_accepted,
                       n_verified);
     for (int32_t i = 0; drafted->source == DRAFT_BY_MODEL && i < n_verified; i++)
-        acceptance_record(&d->by_margin[drafted->margins[i]], i < drafted->n_accepted, 1);
+        acceptance_record(&d->by_margin[drafted->margin_ranges[i]], i < drafted->n_accepted, 1);
 }
 
 double cost_of_row(const pass_costs *c, int32_t n_jobs) {

@@ -43,7 +43,7 @@ static int32_t *slot_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end
 }
 
 /* How many tokens just before the two indices are equal, up to LOOKUP_MAX. */
-static int32_t same_before(const gpt2c_job *job, int32_t continuation, int32_t end) {
+static int32_t n_same_before(const gpt2c_job *job, int32_t continuation, int32_t end) {
     int32_t n = 0;
     while (n < LOOKUP_MAX && n < continuation &&
            lookup_token(job, continuation - 1 - n) == lookup_token(job, end - 1 - n))
@@ -61,6 +61,6 @@ lookup_match lookup_find(gpt2c_lookup *lookup, const gpt2c_job *job) {
     if (end < LOOKUP_MIN)
         return (lookup_match){0, 0};
     int32_t continuation = *slot_of(lookup, job, end);
-    int32_t length = continuation ? same_before(job, continuation, end) : 0;
+    int32_t length = continuation ? n_same_before(job, continuation, end) : 0;
     return length < LOOKUP_MIN ? (lookup_match){0, 0} : (lookup_match){continuation, length};
 }

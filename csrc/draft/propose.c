@@ -43,7 +43,7 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
 /* Records the margin of draft i, and ends drafting if the next draft is not worth its time. */
 static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, float margin) {
     int range = margin_range(margin);
-    drafted->margins[i] = (uint8_t)range;
+    drafted->margin_ranges[i] = (uint8_t)range;
     drafted->p_all_accepted *= acceptance_rate(&d->by_margin[range]);
     if (drafted->p_all_accepted * acceptance_rate(&d->by_model) < drafted->min_probability)
         drafted->n = i + 1;

@@ -32,7 +32,7 @@
 /* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is truncated instead, and
  * stays a NaN: a computed NaN has a bit set in the upper half of its mantissa. */
 INLINE vi to_bfloat16(vf x) {
-    vf rounded = vf_nan_or(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
+    vf rounded = vf_propagate_nan(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
 }
 
@@ -66,7 +66,7 @@ typedef struct {
     size_t index;
 } cache_pointer;
 
-INLINE cache_pointer cache_offset(cache_pointer s, int n) {
+INLINE cache_pointer cache_pointer_add(cache_pointer s, int n) {
     return (cache_pointer){s.page, s.index + (size_t)n};
 }
 
@@ -83,7 +83,7 @@ INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     return vf_load_first((const float *)s.page + s.index, n);
 }
 
-INLINE void fetch_lines(fetch_list *f, int n) {
+INLINE void prefetch_lines(prefetch_list *f, int n) {
     for (int i = 0; f && i < n && f->part < f->n_parts; i++) {
         const char *line = f->parts[f->part].next;
         prefetch(line);
@@ -95,15 +95,15 @@ INLINE void fetch_lines(fetch_list *f, int n) {
 
 /* How many cache lines n elements of a page take. */
 INLINE int lines_in(const int is_bfloat16, int n) {
-    const int line = CACHE_LINE * (is_bfloat16 ? 2 : 1); /* elements in a line */
+    const int line = CACHE_LINE_FLOATS * (is_bfloat16 ? 2 : 1); /* elements in a line */
     return (n + line - 1) / line;
 }
 
 /* scores[r][i ..] = scale * q[r] . key[i ..] for n_vectors vectors of positions, of which the first
  * n positions exist. */
-INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int rows,
-                       const int n_vectors, const float *q, cache_pointer key, int n,
-                       fetch_list *fetches, float *scores) {
+INLINE void score_vectors(const attention_args *a, const int is_bfloat16, const int rows,
+                          const int n_vectors, const float *q, cache_pointer key, int n,
+                          prefetch_list *prefetches, float *scores) {
     vf sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -114,11 +114,11 @@ INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int
     for (int d = 0; d < a->head_dim; d++) {
         vf k[MAX_VECTORS];
         if (rows == 1)
-            fetch_lines(fetches, lines_in(is_bfloat16, PAGE_POSITIONS));
+            prefetch_lines(prefetches, lines_in(is_bfloat16, PAGE_POSITIONS));
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            k[v] = load_cached(cache_offset(key, d * PAGE_POSITIONS + v * VF_WIDTH), is_bfloat16,
-                               n - v * VF_WIDTH);
+            k[v] = load_cached(cache_pointer_add(key, d * PAGE_POSITIONS + v * VF_WIDTH),
+                               is_bfloat16, n - v * VF_WIDTH);
         UNROLL
         for (int r = 0; r < rows; r++) {
             vf broadcast = vf_set1(q[(size_t)r * a->q_stride + (size_t)d]);
@@ -137,21 +137,22 @@ INLINE void score_tile(const attention_args *a, const int is_bfloat16, const int
 }
 
 /* The scores of a page's first n positions; later positions are never read. */
-INLINE void page_scores(const attention_args *a, const int is_bfloat16, const int rows,
-                        const float *q, cache_pointer key, int n, fetch_list *fetches,
-                        float *scores) {
+INLINE void compute_page_scores(const attention_args *a, const int is_bfloat16, const int rows,
+                                const float *q, cache_pointer key, int n, prefetch_list *prefetches,
+                                float *scores) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     int i = 0;
     for (; i + width <= n; i += width)
-        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), width,
-                   i ? NULL : fetches, scores + i);
+        score_vectors(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_pointer_add(key, i),
+                      width, i ? NULL : prefetches, scores + i);
     /* A single row also computes the rest as one wide tile: tiles of one vector would be one FMA
      * chain each, limited by the latency. */
     for (; rows == 1 && i < n; i += width)
-        score_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_offset(key, i), n - i,
-                   i ? NULL : fetches, scores + i);
+        score_vectors(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_pointer_add(key, i),
+                      n - i, i ? NULL : prefetches, scores + i);
     for (; i < n; i += VF_WIDTH)
-        score_tile(a, is_bfloat16, rows, 1, q, cache_offset(key, i), n - i, NULL, scores + i);
+        score_vectors(a, is_bfloat16, rows, 1, q, cache_pointer_add(key, i), n - i, NULL,
+                      scores + i);
 }
 
 /* Replaces scores by exp(score - m) and returns their sum. If a score is NaN, the sum is NaN for
@@ -193,7 +194,8 @@ INLINE void add_value(const attention_args *a, const int is_bfloat16, const int 
     vf loaded[MAX_VECTORS];
     UNROLL
     for (int v = 0; v < n_vectors; v++)
-        loaded[v] = load_cached(cache_offset(value, v * VF_WIDTH), is_bfloat16, n - v * VF_WIDTH);
+        loaded[v] =
+            load_cached(cache_pointer_add(value, v * VF_WIDTH), is_bfloat16, n - v * VF_WIDTH);
     UNROLL
     for (int r = first; r < rows; r++) {
         vf weight = vf_set1(scores[(size_t)r * a->scores_stride]);
@@ -206,9 +208,9 @@ INLINE void add_value(const attention_args *a, const int is_bfloat16, const int 
 /* out[r][dim ..] = sum(scores[r][i] * value[i][dim ..]) / divisor[r] for n_vectors vectors of
  * dimensions, of which the first n dimensions exist. The first row attends to n_positions
  * positions, and each later row to one more. */
-INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int rows,
-                       const int n_vectors, int dim, int n, int n_positions, const float *divisor,
-                       float *out) {
+INLINE void sum_value_vectors(const attention_args *a, const int is_bfloat16, const int rows,
+                              const int n_vectors, int dim, int n, int n_positions,
+                              const float *divisor, float *out) {
     vf total[TILE_ROWS][MAX_VECTORS], sum[TILE_ROWS][MAX_VECTORS];
     UNROLL
     for (int r = 0; r < rows; r++) {
@@ -217,7 +219,7 @@ INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int
             total[r][v] = vf_set1(0.0f); /* replaced by the first block's sum */
     }
     for (int block = 0; block < n_positions; block += POSITION_BLOCK) {
-        cache_pointer value = {a->pages[block / PAGE_POSITIONS], a->values + (size_t)dim};
+        cache_pointer value = {a->pages[block / PAGE_POSITIONS], a->value_offset + (size_t)dim};
         const float *scores = a->scores + block;
         int end = n_positions - block < POSITION_BLOCK ? n_positions - block : POSITION_BLOCK;
         UNROLL
@@ -252,18 +254,19 @@ INLINE void value_tile(const attention_args *a, const int is_bfloat16, const int
 }
 
 /* The scores of a tile of rows that begins at `row`. */
-INLINE void tile_scores(const attention_args *a, const int is_bfloat16, const int rows, int row) {
+INLINE void compute_tile_scores(const attention_args *a, const int is_bfloat16, const int rows,
+                                int row) {
     const float *q = a->q + (size_t)row * a->q_stride;
     int all = a->n_positions + row + rows - 1;
     for (int i = 0; i < all; i += PAGE_POSITIONS) {
         int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
-        cache_pointer key = {a->pages[i / PAGE_POSITIONS], a->keys};
-        page_scores(a, is_bfloat16, rows, q, key, n, NULL, a->scores + i);
+        cache_pointer key = {a->pages[i / PAGE_POSITIONS], a->key_offset};
+        compute_page_scores(a, is_bfloat16, rows, q, key, n, NULL, a->scores + i);
     }
 }
 
 /* Replaces a tile's scores by softmax weights, not yet divided by their sums, sum[rows]. */
-INLINE void tile_weights(const attention_args *a, const int rows, int row, float *sum) {
+INLINE void compute_tile_weights(const attention_args *a, const int rows, int row, float *sum) {
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
         int n_positions = a->n_positions + row + r;
@@ -272,23 +275,23 @@ INLINE void tile_weights(const attention_args *a, const int rows, int row, float
 }
 
 /* The weighted sums of the values for a tile of rows, divided by sum[rows]. */
-INLINE void tile_values(const attention_args *a, const int is_bfloat16, const int rows, int row,
-                        const float *sum) {
+INLINE void compute_tile_values(const attention_args *a, const int is_bfloat16, const int rows,
+                                int row, const float *sum) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;
     float *out = a->out + (size_t)row * a->out_stride;
     int dim = 0, n_positions = a->n_positions + row;
     for (; dim + width <= a->head_dim; dim += width)
-        value_tile(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), dim, width, n_positions, sum,
-                   out);
+        sum_value_vectors(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), dim, width, n_positions,
+                          sum, out);
     for (; dim < a->head_dim; dim += VF_WIDTH)
-        value_tile(a, is_bfloat16, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
+        sum_value_vectors(a, is_bfloat16, rows, 1, dim, a->head_dim - dim, n_positions, sum, out);
 }
 
 INLINE void attend_tile(const attention_args *a, const int is_bfloat16, const int rows, int row) {
     float sum[TILE_ROWS];
-    tile_scores(a, is_bfloat16, rows, row);
-    tile_weights(a, rows, row, sum);
-    tile_values(a, is_bfloat16, rows, row, sum);
+    compute_tile_scores(a, is_bfloat16, rows, row);
+    compute_tile_weights(a, rows, row, sum);
+    compute_tile_values(a, is_bfloat16, rows, row, sum);
 }
 
 INLINE void attend_in_tiles(const attention_args *a, const int is_bfloat16) {
@@ -322,7 +325,7 @@ INLINE void add_block(const attention_args *a, const int is_bfloat16, const int 
     for (int v = 0; v < n_vectors; v++)
         sum[0][v] = vf_set1(0.0f);
     for (int i = 0; i < n_positions; i++, value.index += (size_t)a->head_dim) {
-        fetch_lines(a->fetches, lines_in(is_bfloat16, n_vectors * VF_WIDTH));
+        prefetch_lines(a->prefetches, lines_in(is_bfloat16, n_vectors * VF_WIDTH));
         add_value(a, is_bfloat16, 1, 0, n_vectors, value, n, weights + i, sum);
     }
     UNROLL
@@ -338,15 +341,15 @@ INLINE void add_page(const attention_args *a, const int is_bfloat16, int head, i
     const int width = MAX_VECTORS * VF_WIDTH, first = page * PAGE_POSITIONS;
     int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
     cache_pointer value = {a->pages[page],
-                           a->values + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
+                           a->value_offset + (size_t)(head * a->head_dim * PAGE_POSITIONS)};
     const float *weights = a->scores + (size_t)head * a->scores_stride + first;
     float *out = a->out + head * a->head_dim;
     int dim = 0;
     for (; dim + width <= a->head_dim; dim += width)
-        add_block(a, is_bfloat16, MAX_VECTORS, cache_offset(value, dim), width, weights, n,
+        add_block(a, is_bfloat16, MAX_VECTORS, cache_pointer_add(value, dim), width, weights, n,
                   page == 0, out + dim);
     for (; dim < a->head_dim; dim += VF_WIDTH)
-        add_block(a, is_bfloat16, 1, cache_offset(value, dim), a->head_dim - dim, weights, n,
+        add_block(a, is_bfloat16, 1, cache_pointer_add(value, dim), a->head_dim - dim, weights, n,
                   page == 0, out + dim);
 }
 
@@ -356,9 +359,9 @@ INLINE void attend_page_by_page(const attention_args *a, const int is_bfloat16) 
         int n = a->n_positions - first < PAGE_POSITIONS ? a->n_positions - first : PAGE_POSITIONS;
         for (int h = 0; h < a->n_heads; h++) {
             cache_pointer key = {a->pages[page],
-                                 a->keys + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
-            page_scores(a, is_bfloat16, 1, a->q + h * a->head_dim, key, n, a->fetches,
-                        a->scores + (size_t)h * a->scores_stride + first);
+                                 a->key_offset + (size_t)(h * a->head_dim * PAGE_POSITIONS)};
+            compute_page_scores(a, is_bfloat16, 1, a->q + h * a->head_dim, key, n, a->prefetches,
+                                a->scores + (size_t)h * a->scores_stride + first);
         }
     }
     float sum[ATTENTION_ROWS];
@@ -382,16 +385,18 @@ static void attention_heads_kernel(const attention_args *a) {
 
 static void attention_scores_kernel(const attention_args *a) {
     if (a->is_bfloat16)
-        tile_scores(a, 1, 1, 0);
+        compute_tile_scores(a, 1, 1, 0);
     else
-        tile_scores(a, 0, 1, 0);
+        compute_tile_scores(a, 0, 1, 0);
 }
 
-static void attention_weights_kernel(const attention_args *a) { tile_weights(a, 1, 0, a->sums); }
+static void attention_weights_kernel(const attention_args *a) {
+    compute_tile_weights(a, 1, 0, a->sums);
+}
 
 static void attention_values_kernel(const attention_args *a) {
     if (a->is_bfloat16)
-        tile_values(a, 1, 1, 0, a->sums);
+        compute_tile_values(a, 1, 1, 0, a->sums);
     else
-        tile_values(a, 0, 1, 0, a->sums);
+        compute_tile_values(a, 0, 1, 0, a->sums);
 }

@@ -1,8 +1,8 @@
 /* The end of a product, float or quantised: bias, activation, residual and the store of a panel. */
 
-/* A matmul multiplies PASS_ROWS rows by all panels, then the next PASS_ROWS rows. 48 rows made
+/* A matmul multiplies MATMUL_ROWS rows by all panels, then the next MATMUL_ROWS rows. 48 rows made
  * prompts about 5% slower; 256 were no faster. */
-#define PASS_ROWS 128
+#define MATMUL_ROWS 128
 
 /* Returns a vector of a row, at column c of the panel, with bias and activation applied. */
 INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, int c) {

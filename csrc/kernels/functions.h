@@ -132,16 +132,16 @@ INLINE vf gelu_erf(vf x) {
 
     vf phi = vf_select_less(t, vf_set1(1.0f), phi_small, phi_large);
     vf finite = vf_select_less(x, vf_set1(-3e38f), vf_set1(-3e38f), x);
-    return vf_nan_or(x, vf_mul(finite, phi));
+    return vf_propagate_nan(x, vf_mul(finite, phi));
 }
 
 /* tanh(x). Near zero it is Lambert's continued fraction, truncated after four terms (relative error
  * 8e-10 up to 0.625); elsewhere 1 - 2 / (exp(2 |x|) + 1). */
 INLINE vf vf_tanh(vf x) {
     vf z = vf_mul(x, x);
-    vf above = vf_fma(z, vf_add(z, vf_set1(105.0f)), vf_set1(945.0f));
-    vf below = vf_fma(z, vf_fma(z, vf_set1(15.0f), vf_set1(420.0f)), vf_set1(945.0f));
-    vf near_zero = vf_mul(x, vf_div(above, below));
+    vf numerator = vf_fma(z, vf_add(z, vf_set1(105.0f)), vf_set1(945.0f));
+    vf denominator = vf_fma(z, vf_fma(z, vf_set1(15.0f), vf_set1(420.0f)), vf_set1(945.0f));
+    vf near_zero = vf_mul(x, vf_div(numerator, denominator));
 
     vf negated = vf_sub(vf_set1(0.0f), x);
     vf magnitude = vf_select_less(x, vf_set1(0.0f), negated, x);
@@ -149,7 +149,7 @@ INLINE vf vf_tanh(vf x) {
     vf far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
     far = vf_select_less(x, vf_set1(0.0f), vf_sub(vf_set1(0.0f), far), far);
     vf result = vf_select_less(magnitude, vf_set1(0.625f), near_zero, far);
-    return vf_nan_or(x, result);
+    return vf_propagate_nan(x, result);
 }
 
 INLINE vf activate(vf x, int activation) {

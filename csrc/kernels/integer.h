@@ -9,7 +9,7 @@
  * only once in 32 steps of k. */
 #include "kernels/isa/dot.h"
 
-#define BYTES_STEPS (GROUP / 4)
+#define DOTS_PER_GROUP (GROUP / 4)
 
 /* Loads weights in the order of memory. The hardware prefetcher depends on this order. A compiler
  * that changed the order made a single row a fifth slower. */
@@ -28,7 +28,7 @@ INLINE vi broadcast_bytes(const int8_t *p) {
 
 /* A group's weights for DOT_VECTORS vectors of columns, in registers. */
 typedef struct {
-    vi weights[BYTES_STEPS][DOT_VECTORS];
+    vi weights[DOTS_PER_GROUP][DOT_VECTORS];
     vf scale[DOT_VECTORS];
     vi zero[DOT_VECTORS]; /* the zero points, int4 only */
 } group_columns;
@@ -36,7 +36,7 @@ typedef struct {
 INLINE void load_int8(group_columns *g, const uint8_t *packed, int column) {
     const uint8_t *words = packed + GROUP * PANEL + 2 * column;
     UNROLL
-    for (int s = 0; s < BYTES_STEPS; s++) {
+    for (int s = 0; s < DOTS_PER_GROUP; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++)
             g->weights[s][v] = load_bytes(packed + (s * PANEL + column + v * VF_WIDTH) * 4);
@@ -52,12 +52,13 @@ INLINE void load_int4(group_columns *g, const uint8_t *packed, int column) {
     const uint8_t *words = packed + GROUP / 2 * PANEL + 2 * column;
     const vi nibble = vi_set1(0x0f0f0f0f);
     UNROLL
-    for (int s = 0; s < BYTES_STEPS / 2; s++) {
+    for (int s = 0; s < DOTS_PER_GROUP / 2; s++) {
         UNROLL
         for (int v = 0; v < DOT_VECTORS; v++) {
             vi both = load_bytes(packed + (s * PANEL + column + v * VF_WIDTH) * 4);
             g->weights[s][v] = vi_and(both, nibble);
-            g->weights[s + BYTES_STEPS / 2][v] = vi_and(vi_shift_right_unsigned(both, 4), nibble);
+            g->weights[s + DOTS_PER_GROUP / 2][v] =
+                vi_and(vi_shift_right_unsigned(both, 4), nibble);
         }
     }
     UNROLL
@@ -75,14 +76,14 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
     if (bits == 8) {
         total = INT8_OFFSET ? vi_shift_left(minus_sum, 7) : vi_set1(0);
         UNROLL
-        for (int s = 0; s < BYTES_STEPS; s++)
+        for (int s = 0; s < DOTS_PER_GROUP; s++)
             total = dot_int8(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
         return total;
     }
     const vi offset = mul_zero_point(g->zero[v], minus_sum);
     total = INT4_SUMS_ARE_32_BITS ? offset : vi_set1(0);
     UNROLL
-    for (int s = 0; s < BYTES_STEPS; s++)
+    for (int s = 0; s < DOTS_PER_GROUP; s++)
         total = dot_int4(total, g->weights[s][v], broadcast_bytes(x + 4 * s));
     return INT4_SUMS_ARE_32_BITS ? total : vi_add(int4_sum(total), offset);
 }
@@ -104,7 +105,7 @@ INLINE prefetch_cursor prefetch_for_rows(const uint8_t *begin, size_t bytes, int
 
 INLINE void prefetch_at_row(prefetch_cursor *f) {
     f->until += f->row_bytes;
-    for (; f->next < f->until; f->next += CACHE_LINE * sizeof(float))
+    for (; f->next < f->until; f->next += CACHE_LINE_FLOATS * sizeof(float))
         prefetch(f->next);
 }
 
@@ -143,23 +144,23 @@ INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, i
     int end = (int)((long)n_rows * (group + 1) / n_groups);
     for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
-        for (int c = 0; c < PANEL; c += CACHE_LINE)
+        for (int c = 0; c < PANEL; c += CACHE_LINE_FLOATS)
             __builtin_prefetch(out + c, 1, 2);
     }
 }
 
 INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin, int panel_end) {
-    float totals[PASS_ROWS * PANEL];
-    const size_t group_bytes = bits == 8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES;
+    float totals[MATMUL_ROWS * PANEL];
+    const size_t block_bytes = bits == 8 ? INT8_BLOCK_BYTES : INT4_BLOCK_BYTES;
     const int width = DOT_VECTORS * VF_WIDTH;
-    const size_t width_bytes = group_bytes * (size_t)width / PANEL;
+    const size_t width_bytes = block_bytes * (size_t)width / PANEL;
     const int n_groups = (a->k + GROUP - 1) / GROUP;
     const uint8_t *panels = a->panels;
-    for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
-        int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
+    for (int row = 0; row < a->n_rows; row += MATMUL_ROWS) {
+        int n_rows = a->n_rows - row < MATMUL_ROWS ? a->n_rows - row : MATMUL_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
-            const uint8_t *packed = panels + (size_t)panel * (size_t)n_groups * group_bytes;
-            for (int g = 0; g < n_groups; g++, packed += group_bytes) {
+            const uint8_t *packed = panels + (size_t)panel * (size_t)n_groups * block_bytes;
+            for (int g = 0; g < n_groups; g++, packed += block_bytes) {
                 const uint8_t *ahead = packed + PREFETCH_AHEAD;
                 if (n_rows >= PREFETCH_OUT_MIN_ROWS)
                     prefetch_out(a, row, n_rows, panel, g, n_groups);

@@ -12,7 +12,7 @@
  * of the arithmetic. */
 #define PANEL 32
 
-#define CACHE_LINE 16 /* floats in a cache line */
+#define CACHE_LINE_FLOATS 16 /* floats in a cache line */
 
 /* A product is summed in blocks of K_BLOCK steps of k: one FMA chain per block, block sums added
  * ascending. K_BLOCK is part of the arithmetic: docs/arithmetic.md has measurements of 32, 64, 128
@@ -29,8 +29,8 @@
  *         second half in the upper ones
  * Then follow 16 bits of scale data for each column (quantize.h). In total a weight takes 8.5 or
  * 4.5 bits. */
-#define INT8_GROUP_BYTES (GROUP * PANEL + 2 * PANEL)
-#define INT4_GROUP_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
+#define INT8_BLOCK_BYTES (GROUP * PANEL + 2 * PANEL)
+#define INT4_BLOCK_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
 
 /* The scale of an int4 column is a float's bits shifted right, with a smaller exponent bias. */
 #define INT4_SCALE_SHIFT 18
@@ -84,16 +84,16 @@ typedef struct {
 
 /* Cache lines for a kernel to prefetch while it works, in the order in which they will be read:
  * each part is the lines from `next` to `end`, `step` bytes apart. See attention.h. */
-#define MAX_FETCHES 128
+#define MAX_PREFETCH_PARTS 128
 
 typedef struct {
     struct {
         const char *next, *end;
         size_t step;
-    } parts[MAX_FETCHES];
+    } parts[MAX_PREFETCH_PARTS];
     int n_parts;
     int part; /* the part that is being prefetched */
-} fetch_list;
+} prefetch_list;
 
 /* The most rows, or heads of one row, that one call of an attention kernel takes. The caller
  * provides room for all their scores. */
@@ -105,14 +105,15 @@ typedef struct {
     const float *q; /* [n_rows, head_dim] */
     size_t q_stride;
     int n_rows;
-    void *const *pages;  /* the sequence's pages of PAGE_POSITIONS positions */
-    int is_bfloat16;     /* the elements of pages are bfloat16, else float */
-    size_t keys, values; /* the head's offsets in a page, in elements: */
-                         /* [head_dim][PAGE_POSITIONS] and [PAGE_POSITIONS][head_dim] */
-    int n_positions;     /* the first row's own position + 1 */
+    void *const *pages; /* the sequence's pages of PAGE_POSITIONS positions */
+    int is_bfloat16;    /* the elements of pages are bfloat16, else float */
+    /* Where the head's keys [head_dim][PAGE_POSITIONS] and values [PAGE_POSITIONS][head_dim] begin
+     * in a page, in elements. */
+    size_t key_offset, value_offset;
+    int n_positions; /* the first row's own position + 1 */
     int head_dim;
-    int n_heads;         /* for attention_heads: consecutive in all arrays, up to ATTENTION_ROWS */
-    fetch_list *fetches; /* for attention_heads: what to prefetch, or NULL */
+    int n_heads; /* for attention_heads: consecutive in all arrays, up to ATTENTION_ROWS */
+    prefetch_list *prefetches; /* for attention_heads: what to prefetch, or NULL */
     float scale;
     float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
     size_t scores_stride;

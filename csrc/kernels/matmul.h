@@ -26,10 +26,10 @@ typedef struct {
 INLINE void prefetch_at(tile_prefetch f, int i) {
     if (f.lines == 0 || i & ((1 << f.shift) - 1))
         return;
-    const float *line = f.from + (size_t)((i >> f.shift) * f.lines) * CACHE_LINE;
+    const float *line = f.from + (size_t)((i >> f.shift) * f.lines) * CACHE_LINE_FLOATS;
     prefetch(line);
     if (f.lines > 1)
-        prefetch(line + CACHE_LINE);
+        prefetch(line + CACHE_LINE_FLOATS);
 }
 
 /* totals[r][..] = x[r, k] @ panel[k, ..] for `rows` rows and VECTORS_OF(rows) vectors of columns;
@@ -118,13 +118,13 @@ INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const float *panel, 
     if (a->n_rows < PREFETCH_MIN_ROWS)
         return (tile_prefetch){panel, 0, 0};
     if (n_tiles == 1)
-        return (tile_prefetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE, 0};
-    int shift = 0, n_shares = PANEL / CACHE_LINE; /* one line per step */
+        return (tile_prefetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE_FLOATS, 0};
+    int shift = 0, n_shares = PANEL / CACHE_LINE_FLOATS; /* one line per step */
     while (2 * n_shares <= n_tiles) {
         n_shares *= 2;
         shift++;
     }
-    size_t share = (size_t)((a->k >> shift) + 1) * CACHE_LINE;
+    size_t share = (size_t)((a->k >> shift) + 1) * CACHE_LINE_FLOATS;
     return (tile_prefetch){panel + (size_t)a->k * PANEL + (size_t)tile * share, tile < n_shares,
                            shift};
 }
@@ -143,13 +143,13 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     }
 }
 
-/* Multiplies PASS_ROWS rows by all panels, then the next PASS_ROWS rows: these rows of x stay in
+/* Multiplies MATMUL_ROWS rows by all panels, then the next MATMUL_ROWS rows: these rows of x stay in
  * the L2 cache, and the panels are read in the order of memory. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
-    float totals[PASS_ROWS * PANEL];
-    for (int row = 0; row < a->n_rows; row += PASS_ROWS) {
+    float totals[MATMUL_ROWS * PANEL];
+    for (int row = 0; row < a->n_rows; row += MATMUL_ROWS) {
         const float *x = a->x + (size_t)row * a->x_stride;
-        int n_rows = a->n_rows - row < PASS_ROWS ? a->n_rows - row : PASS_ROWS;
+        int n_rows = a->n_rows - row < MATMUL_ROWS ? a->n_rows - row : MATMUL_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
             const float *panels = a->panels;
             multiply_panel(a, x, n_rows, panels + (size_t)panel * (size_t)a->k * PANEL, totals);

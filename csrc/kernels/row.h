@@ -36,14 +36,14 @@ static float row_max(const float *row, int n) {
     for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
         max = vf_max(x, max);
-        nan = vf_nan_or(x, nan);
+        nan = vf_propagate_nan(x, nan);
     }
     /* The last vector overlaps the one before. A row shorter than a vector is read element by
      * element. */
     for (int i = n < VF_WIDTH ? 0 : n - VF_WIDTH; i < n; i += n < VF_WIDTH ? 1 : VF_WIDTH) {
         vf x = n < VF_WIDTH ? vf_set1(row[i]) : vf_load(row + i);
         max = vf_max(x, max);
-        nan = vf_nan_or(x, nan);
+        nan = vf_propagate_nan(x, nan);
     }
     float lane[VF_WIDTH], nans[VF_WIDTH];
     vf_store(lane, max);

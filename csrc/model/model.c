@@ -33,7 +33,7 @@ static float *take(arena_walk *walk, size_t rows, size_t width) {
 
 static packed_matrix take_matrix(arena_walk *walk, gpt2c_dtype dtype, size_t k, size_t n) {
     size_t width = pack_panel_bytes(dtype, k) / sizeof(float);
-    return (packed_matrix){take(walk, panels_of(n), width), k, n, dtype};
+    return (packed_matrix){take(walk, n_panels_for(n), width), k, n, dtype};
 }
 
 /* Tensors lie in the order of use, so that a pass reads the arena from front to back. A draft
@@ -120,7 +120,7 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
         int begin, end;
         if (!from)
             continue;
-        team_share((int)panels_of(from->n), worker, n_workers, &begin, &end);
+        team_share((int)n_panels_for(from->n), worker, n_workers, &begin, &end);
         repack_panels(tensor_at(r->draft, i).matrix, r->draft->kernels, from, (size_t)begin,
                       (size_t)end);
     }
@@ -131,7 +131,7 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
  * that the draft model never takes more than MAX_DRAFT_SHARE of the base's memory. */
 #define MAX_8_BIT_SHARE 0.115
 #define MAX_DRAFT_SHARE                                                                \
-    (((1 - MAX_8_BIT_SHARE) * INT4_GROUP_BYTES + MAX_8_BIT_SHARE * INT8_GROUP_BYTES) / \
+    (((1 - MAX_8_BIT_SHARE) * INT4_BLOCK_BYTES + MAX_8_BIT_SHARE * INT8_BLOCK_BYTES) / \
      (GROUP * PANEL * sizeof(float)))
 
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
@@ -170,7 +170,7 @@ void gpt2c_model_free(gpt2c_model *model) {
         return;
     os_arena_free(model->arena, model->arena_bytes);
     if (!model->base)
-        cache_budget_leave(model->budget);
+        cache_budget_release(model->budget);
     cache_free_spares();
     free(model->layers);
     free(model);
@@ -238,6 +238,6 @@ unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor,
     const packed_matrix *m = tensor_find(model, tensor, layer).matrix;
     if (!m)
         return NULL;
-    *n_bytes = panels_of(m->n) * pack_panel_bytes(m->dtype, m->k);
+    *n_bytes = n_panels_for(m->n) * pack_panel_bytes(m->dtype, m->k);
     return m->panels;
 }

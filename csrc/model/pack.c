@@ -10,9 +10,9 @@
 size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k) {
     switch (dtype) {
     case GPT2C_INT8:
-        return groups_of(k) * INT8_GROUP_BYTES;
+        return n_groups_for(k) * INT8_BLOCK_BYTES;
     case GPT2C_INT4:
-        return groups_of(k) * INT4_GROUP_BYTES;
+        return n_groups_for(k) * INT4_BLOCK_BYTES;
     default:
         return k * PANEL * sizeof(float);
     }
@@ -28,7 +28,7 @@ static float *float_panel(const packed_matrix *m, size_t panel) {
 
 static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t group) {
     return panel_of(m, panel) +
-           group * (m->dtype == GPT2C_INT8 ? INT8_GROUP_BYTES : INT4_GROUP_BYTES);
+           group * (m->dtype == GPT2C_INT8 ? INT8_BLOCK_BYTES : INT4_BLOCK_BYTES);
 }
 
 /* ---- packing ---- */
@@ -49,7 +49,7 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
     float tile[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
         size_t n_in_group = min_size(n_rows - r, GROUP);
-        for (size_t panel = 0; panel < panels_of(m->n); panel++) {
+        for (size_t panel = 0; panel < n_panels_for(m->n); panel++) {
             size_t count = min_size(m->n - panel * PANEL, PANEL);
             const float *from = rows + r * m->n + panel * PANEL;
             if (m->dtype == GPT2C_FLOAT32) {
@@ -85,7 +85,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
             transpose(float_panel(m, panel) + row % PANEL, from, count, m->k, m->k);
             continue;
         }
-        for (size_t group = 0; group < groups_of(m->k); group++) {
+        for (size_t group = 0; group < n_groups_for(m->k); group++) {
             memset(tile, 0, sizeof tile);
             transpose(tile[0], from + group * GROUP, count, m->k,
                       min_size(m->k - group * GROUP, GROUP));
@@ -100,7 +100,7 @@ static unsigned word_of(const unsigned char *words, size_t column) {
     return words[2 * column] | (unsigned)words[2 * column + 1] << 8;
 }
 
-static float float_of(uint32_t bits) {
+static float float_from_bits(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
@@ -108,19 +108,19 @@ static float float_of(uint32_t bits) {
 
 /* Reads the first n values of a column in a block. The products are exact: a value has up to 9
  * bits, and a scale a significand of up to 8 bits. */
-static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_t column, size_t n,
-                            float *values) {
+static void read_block_column(const unsigned char *block, gpt2c_dtype dtype, size_t column,
+                              size_t n, float *values) {
     const unsigned char *bytes = block + 4 * column; /* four values of each column in turn */
     if (dtype == GPT2C_INT8) {
-        float scale = float_of(word_of(block + GROUP * PANEL, column) << 16);
+        float scale = float_from_bits(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
             values[i] = (float)((int)bytes[i / 4 * PANEL * 4 + i % 4] - 128) * scale;
         return;
     }
     unsigned word = word_of(block + GROUP / 2 * PANEL, column);
     int zero = (int)(word & 15);
-    float scale = float_of(((uint32_t)(word & 0xfff0) << (INT4_SCALE_SHIFT - 4)) +
-                           (INT4_SCALE_EXPONENT << 23));
+    float scale = float_from_bits(((uint32_t)(word & 0xfff0) << (INT4_SCALE_SHIFT - 4)) +
+                                  (INT4_SCALE_EXPONENT << 23));
     for (size_t i = 0; i < n; i++) {
         size_t half = i % (GROUP / 2);
         unsigned byte = bytes[half / 4 * PANEL * 4 + half % 4];
@@ -130,8 +130,8 @@ static void column_of_block(const unsigned char *block, gpt2c_dtype dtype, size_
 }
 
 /* Reads rows [first, first + n) of a column. The rows must lie in one group. */
-static void column_of(const packed_matrix *m, size_t column, size_t first, size_t n,
-                      float *values) {
+static void read_column(const packed_matrix *m, size_t column, size_t first, size_t n,
+                        float *values) {
     size_t panel = column / PANEL, offset_in_group = first % GROUP;
     if (m->dtype == GPT2C_FLOAT32) {
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
@@ -140,8 +140,8 @@ static void column_of(const packed_matrix *m, size_t column, size_t first, size_
         return;
     }
     float all[GROUP];
-    column_of_block(block_of(m, panel, first / GROUP), m->dtype, column % PANEL,
-                    offset_in_group + n, all);
+    read_block_column(block_of(m, panel, first / GROUP), m->dtype, column % PANEL,
+                      offset_in_group + n, all);
     memcpy(values, all + offset_in_group, n * sizeof(float));
 }
 
@@ -150,7 +150,7 @@ void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
     for (size_t r = 0, n; r < n_rows; r += n) {
         n = min_size(n_rows - r, GROUP - (begin + r) % GROUP);
         for (size_t column = 0; column < m->n; column++) {
-            column_of(m, column, begin + r, n, values);
+            read_column(m, column, begin + r, n, values);
             for (size_t i = 0; i < n; i++)
                 rows[(r + i) * m->n + column] = values[i];
         }
@@ -160,21 +160,21 @@ void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
 void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {
     for (size_t r = 0; r < n_rows; r++)
         for (size_t i = 0; i < m->k; i += GROUP)
-            column_of(m, begin + r, i, min_size(m->k - i, GROUP), rows + r * m->k + i);
+            read_column(m, begin + r, i, min_size(m->k - i, GROUP), rows + r * m->k + i);
 }
 
 void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
                    size_t begin, size_t end) {
     float tile[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
-        for (size_t group = 0; group < groups_of(m->k); group++) {
+        for (size_t group = 0; group < n_groups_for(m->k); group++) {
             size_t first = group * GROUP, n_in_group = min_size(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
             if (from->dtype != GPT2C_FLOAT32 || n_in_group < GROUP) {
                 memset(tile, 0, sizeof tile);
                 for (size_t column = 0; column < PANEL; column++) {
                     float values[GROUP];
-                    column_of(from, panel * PANEL + column, first, n_in_group, values);
+                    read_column(from, panel * PANEL + column, first, n_in_group, values);
                     for (size_t i = 0; i < n_in_group; i++)
                         tile[i][column] = values[i];
                 }

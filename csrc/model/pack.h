@@ -13,9 +13,9 @@ typedef struct {
     gpt2c_dtype dtype;
 } packed_matrix;
 
-static inline size_t panels_of(size_t n) { return (n + PANEL - 1) / PANEL; }
+static inline size_t n_panels_for(size_t n) { return (n + PANEL - 1) / PANEL; }
 
-static inline size_t groups_of(size_t k) { return (k + GROUP - 1) / GROUP; }
+static inline size_t n_groups_for(size_t k) { return (k + GROUP - 1) / GROUP; }
 
 /* The size of a panel in bytes; k is at most 2^23. */
 size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k);

@@ -17,7 +17,7 @@
 #include <sys/auxv.h>
 #endif
 
-#define CACHE_LINE 64
+#define CACHE_LINE_BYTES 64
 #define HUGE_PAGE ((size_t)2 << 20)
 
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -60,9 +60,9 @@ void os_arena_free(void *memory, size_t bytes) {
 
 void *os_aligned_alloc(size_t bytes) {
     void *memory = NULL;
-    if (bytes > SIZE_MAX - CACHE_LINE)
+    if (bytes > SIZE_MAX - CACHE_LINE_BYTES)
         return NULL;
-    if (posix_memalign(&memory, CACHE_LINE, round_up(bytes ? bytes : 1, CACHE_LINE)))
+    if (posix_memalign(&memory, CACHE_LINE_BYTES, round_up(bytes ? bytes : 1, CACHE_LINE_BYTES)))
         return NULL;
     return memory;
 }
@@ -150,7 +150,7 @@ static void forget_sleepers(void) {
     sleep_condition = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
 }
 
-__attribute__((constructor)) static void register_sleepers(void) {
+__attribute__((constructor)) static void register_child_handler(void) {
     os_after_fork_in_child(forget_sleepers);
 }
 

@@ -46,8 +46,8 @@ static int end_of_page(const worker_view *view, int r, int end) {
     return in_page < end ? in_page : end;
 }
 
-static attention_args attention_of(const worker_view *view, int32_t layer, int32_t head, int r,
-                                   int n_rows) {
+static attention_args attention_args_for(const worker_view *view, int32_t layer, int32_t head,
+                                         int r, int n_rows) {
     const gpt2c_model *m = view->model;
     const input_row *row = &view->scratch->rows[r];
     size_t column = (size_t)head * (size_t)m->head_dim;
@@ -57,8 +57,8 @@ static attention_args attention_of(const worker_view *view, int32_t layer, int32
         .n_rows = n_rows,
         .pages = row->sequence->pages,
         .is_bfloat16 = m->config.bfloat16_cache,
-        .keys = cache_key_offset(m, layer, head),
-        .values = cache_value_offset(m, layer, head),
+        .key_offset = cache_key_offset(m, layer, head),
+        .value_offset = cache_value_offset(m, layer, head),
         .n_positions = row->position + 1,
         .head_dim = m->head_dim,
         .scale = attention_scale(&m->config, m->head_dim, layer),
@@ -90,20 +90,20 @@ static void quantize_heads(const worker_view *view, activations x, int first, in
  * A worker goes through the rows, and for each row through its heads, ATTENTION_ROWS at a time.
  * While the kernel computes a few heads of a row, the list holds
  *   - the keys and values of the next row, if those are at most MAX_NEXT_ROW_BYTES;
- *   - otherwise, what these heads themselves still have to read, from FETCH_AHEAD_BYTES after their
- *     first key, and then the first FETCH_AHEAD_BYTES of the keys that are read next: those of the
+ *   - otherwise, what these heads themselves still have to read, from PREFETCH_AHEAD_BYTES after their
+ *     first key, and then the first PREFETCH_AHEAD_BYTES of the keys that are read next: those of the
  *     row's next heads, or of the next row.
  * Lines are listed in the order in which they are read: keys page by page, then values. In a page
  * with so few positions that the keys of one dimension fit a cache line, one line per dimension
  * is listed. */
 
 /* How far ahead the kernel prefetches its own keys. */
-#define FETCH_AHEAD_BYTES ((size_t)32 << 10)
+#define PREFETCH_AHEAD_BYTES ((size_t)32 << 10)
 /* The most that is prefetched for the next row. It must stay in an L2 cache until it is read. */
 #define MAX_NEXT_ROW_BYTES ((size_t)256 << 10)
 
-static void list_lines(fetch_list *list, const char *begin, const char *end, size_t step) {
-    if (list->n_parts == MAX_FETCHES || begin >= end)
+static void list_lines(prefetch_list *list, const char *begin, const char *end, size_t step) {
+    if (list->n_parts == MAX_PREFETCH_PARTS || begin >= end)
         return;
     list->parts[list->n_parts].next = begin;
     list->parts[list->n_parts].end = end;
@@ -112,9 +112,9 @@ static void list_lines(fetch_list *list, const char *begin, const char *end, siz
 
 /* Lists bytes [begin, end) of a page's keys, from the address `keys`; the page has n filled
  * positions. */
-static void list_keys(const worker_view *view, fetch_list *list, const char *keys, int n,
+static void list_keys(const worker_view *view, prefetch_list *list, const char *keys, int n,
                       size_t begin, size_t end) {
-    const size_t line = CACHE_LINE * sizeof(float),
+    const size_t line = CACHE_LINE_FLOATS * sizeof(float),
                  element_bytes = cache_element_bytes(view->model);
     list_lines(list, keys + begin, keys + end,
                (size_t)n * element_bytes <= line ? PAGE_POSITIONS * element_bytes : line);
@@ -127,12 +127,12 @@ static int n_filled(const input_row *row, int first) {
 }
 
 /* Lists the keys, except the first `skipped` bytes, and the values of n_heads heads of a row. */
-static void list_row(const worker_view *view, fetch_list *list, int32_t layer, int head,
+static void list_row(const worker_view *view, prefetch_list *list, int32_t layer, int head,
                      int n_heads, const input_row *row, size_t skipped) {
     const gpt2c_model *m = view->model;
     const size_t element_bytes = cache_element_bytes(m),
                  of_head = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
-    const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE * sizeof(float);
+    const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE_FLOATS * sizeof(float);
     const size_t keys = cache_key_offset(m, layer, head) * element_bytes;
     const size_t values = cache_value_offset(m, layer, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
@@ -151,13 +151,14 @@ static void list_row(const worker_view *view, fetch_list *list, int32_t layer, i
 
 /* Lists what to prefetch while n_heads heads of a row are computed. `next` is the row that is
  * computed next, beginning with head next_head, or NULL. */
-static void list_fetches(const worker_view *view, fetch_list *list, int32_t layer, int head,
-                         int n_heads, const input_row *row, const input_row *next, int next_head) {
+static void list_prefetches(const worker_view *view, prefetch_list *list, int32_t layer, int head,
+                            int n_heads, const input_row *row, const input_row *next,
+                            int next_head) {
     const gpt2c_model *m = view->model;
     const size_t element_bytes = cache_element_bytes(m),
                  width = (size_t)n_heads * (size_t)m->head_dim * element_bytes;
     const size_t all = width * PAGE_POSITIONS,
-                 ahead = FETCH_AHEAD_BYTES < all ? FETCH_AHEAD_BYTES : all;
+                 ahead = PREFETCH_AHEAD_BYTES < all ? PREFETCH_AHEAD_BYTES : all;
     list->n_parts = list->part = 0;
     if (next && next != row && 2 * (size_t)next->position * width <= MAX_NEXT_ROW_BYTES) {
         list_row(view, list, layer, next_head, n_heads, next, 0);
@@ -178,19 +179,19 @@ static void list_fetches(const worker_view *view, fetch_list *list, int32_t laye
 static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
                        int next_row) {
     const input_row *rows = view->scratch->rows;
-    fetch_list list;
+    prefetch_list list;
     for (int32_t head = first; head < last; head++)
         store_keys_values(view, layer, head, r, r + 1);
     for (int32_t head = first, n_heads; head < last; head += n_heads) {
         n_heads = last - head < ATTENTION_ROWS ? last - head : ATTENTION_ROWS;
-        attention_args args = attention_of(view, layer, head, r, 1);
+        attention_args args = attention_args_for(view, layer, head, r, 1);
         args.n_heads = n_heads;
-        args.fetches = &list;
+        args.prefetches = &list;
         if (head + n_heads < last)
-            list_fetches(view, &list, layer, head, n_heads, &rows[r], &rows[r], head + n_heads);
+            list_prefetches(view, &list, layer, head, n_heads, &rows[r], &rows[r], head + n_heads);
         else
-            list_fetches(view, &list, layer, head, n_heads, &rows[r],
-                         next_row < 0 ? NULL : &rows[next_row], first);
+            list_prefetches(view, &list, layer, head, n_heads, &rows[r],
+                            next_row < 0 ? NULL : &rows[next_row], first);
         view->model->kernels->attention_heads(&args);
     }
 }
@@ -200,7 +201,7 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
     for (int r = begin, next; r < end; r = next) {
         next = end_of_page(view, r, end);
         store_keys_values(view, layer, head, r, next);
-        const attention_args args = attention_of(view, layer, head, r, next - r);
+        const attention_args args = attention_args_for(view, layer, head, r, next - r);
         view->model->kernels->attention(&args);
     }
 }
@@ -236,7 +237,7 @@ static void project_heads(const worker_view *view, activations normed, linear c_
 /* With this many rows or more, q, k and v are computed head by head. If all heads were computed at
  * once, q, k and v would not stay in the L2 cache until attention reads them: 64 rows of all 12
  * heads of GPT-2 124M are 590 KB. */
-#define ROWS_HEAD_BY_HEAD 64
+#define MIN_ROWS_HEAD_BY_HEAD 64
 
 /* ---- probed attention: the parts of the kernel, one after the other ---- */
 
@@ -260,7 +261,7 @@ static void for_each_row(const worker_view *view, int32_t layer,
     team_share(view->model->config.n_head, view->worker, view->n_workers, &first, &last);
     for (int head = first; head < last; head++)
         for (int r = 0; r < view->pass->n_rows; r++) {
-            attention_args args = attention_of(view, layer, head, r, 1);
+            attention_args args = attention_args_for(view, layer, head, r, 1);
             args.scores = row_of(scores_of(view, head), r);
             args.sums = &view->pass->buffers->sums[head * view->pass->n_rows + r];
             work(view, head, r, &args);
@@ -346,16 +347,16 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 
 /* Each worker has whole heads. It stores their keys and values and then attends to them, so no
  * barrier is needed in between, although the rows of a prompt read each other's keys. If the worker
- * also computes the q, k and v of its heads (`projects`), no barrier is needed before that
+ * also computes the q, k and v of its heads (`is_qkv_fused`), no barrier is needed before that
  * either. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
-                         int projects, activations attended) {
+                         int is_qkv_fused, activations attended) {
     int first, last, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;
     team_share(n_head, view->worker, view->n_workers, &first, &last);
-    int step = projects && n_rows >= ROWS_HEAD_BY_HEAD ? 1 : n_head;
+    int step = is_qkv_fused && n_rows >= MIN_ROWS_HEAD_BY_HEAD ? 1 : n_head;
     for (int begin = first; begin < last; begin += step) {
         int end = last - begin < step ? last : begin + step;
-        if (projects)
+        if (is_qkv_fused)
             project_heads(view, normed, c_attn, begin, end);
         attend_heads(view, layer, begin, end, attended);
     }
@@ -365,18 +366,19 @@ static void attend_fused(const worker_view *view, int32_t layer, activations nor
 activations attend(const worker_view *view, int32_t layer, activations normed, linear c_attn) {
     int begin, end, n_rows = view->pass->n_rows;
     int probed = any_point_probed(view, layer, GPT2C_POINT_SCORES, GPT2C_POINT_PROBS);
-    int projects = heads_are_panels(view) && view->model->config.n_head % view->n_workers == 0 &&
-                   !any_point_probed(view, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
+    int is_qkv_fused = heads_are_panels(view) &&
+                       view->model->config.n_head % view->n_workers == 0 &&
+                       !any_point_probed(view, layer, GPT2C_POINT_Q, GPT2C_POINT_PROBS);
     activations attended = view->scratch->attended;
     attended.quantized = quantized_layout(attended.quantized, n_rows);
-    if (!projects) {
+    if (!is_qkv_fused) {
         matmul(view, normed, c_attn, view->scratch->qkv, n_rows, 0);
         probe_queries_keys_values(view, layer);
     }
     if (probed)
         attend_probed(view, layer);
     else
-        attend_fused(view, layer, normed, c_attn, projects, attended);
+        attend_fused(view, layer, normed, c_attn, is_qkv_fused, attended);
     if (is_quantized(view) && (probed || !heads_are_panels(view))) {
         team_share(n_rows, view->worker, view->n_workers, &begin, &end);
         quantize(view, attended, begin, end, view->model->config.n_embd);

@@ -60,7 +60,8 @@ typedef struct {
 
 /* Computes activation(x @ weight + bias), and stores it in out or, if `add` is set, adds it to
  * out. */
-void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add);
+void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
+            int is_added);
 /* Like matmul, but the output is the input of another matmul: it is quantised if the weights
  * are. */
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,

@@ -11,8 +11,8 @@ int is_probed(const worker_view *view, gpt2c_point point, int32_t layer) {
 
 /* Must be called after a callback. The call stops if `stops` is set, or if the callback forked and
  * this is the child. */
-static void end_callback(const worker_view *view, int stops) {
-    view->pass->buffers->is_stopped = stops || team_was_lost(view->team);
+static void end_callback(const worker_view *view, int wants_stop) {
+    view->pass->buffers->is_stopped = wants_stop || team_was_lost(view->team);
     (void)
         fp_enter(); /* the callback may have changed the mode, for instance by loading a library */
 }

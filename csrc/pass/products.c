@@ -1,7 +1,7 @@
 /* Matrix products of rows and weights. Each worker computes a share of the panels of columns. */
 #include "pass/pass.h"
 
-static matmul_args matmul_of(activations x, linear l, int n_rows) {
+static matmul_args matmul_args_for(activations x, linear l, int n_rows) {
     return (matmul_args){
         .x = x.floats.floats,
         .x_stride = x.floats.stride,
@@ -28,14 +28,15 @@ static void multiply(const worker_view *view, const matmul_args *args, gpt2c_dty
 
 static void multiply_share(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
     int begin, end;
-    team_share((int)panels_of((size_t)args->n), view->worker, view->n_workers, &begin, &end);
+    team_share((int)n_panels_for((size_t)args->n), view->worker, view->n_workers, &begin, &end);
     multiply(view, args, dtype, begin, end);
     team_barrier(view->team);
 }
 
-void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows, int add) {
-    matmul_args args = matmul_of(x, l, n_rows);
-    args.residual = add ? out.floats : NULL;
+void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
+            int is_added) {
+    matmul_args args = matmul_args_for(x, l, n_rows);
+    args.residual = is_added ? out.floats : NULL;
     args.out = out.floats;
     args.residual_stride = args.out_stride = out.stride;
     multiply_share(view, &args, l.weight->dtype);
@@ -43,7 +44,7 @@ void matmul(const worker_view *view, activations x, linear l, float_rows out, in
 
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
                                   int n_rows) {
-    matmul_args args = matmul_of(x, l, n_rows);
+    matmul_args args = matmul_args_for(x, l, n_rows);
     args.out = out.floats.floats;
     args.out_stride = out.floats.stride;
     if (is_quantized(view))
@@ -54,7 +55,7 @@ activations matmul_to_activations(const worker_view *view, activations x, linear
 
 void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
                    int begin, int end) {
-    matmul_args args = matmul_of(x, l, n_rows);
+    matmul_args args = matmul_args_for(x, l, n_rows);
     args.out = out.floats;
     args.out_stride = out.stride;
     multiply(view, &args, l.weight->dtype, begin, end);

@@ -9,15 +9,16 @@
  * sets of the L1 cache, so a cache line of padding lies between them. Returns 0 if out of
  * memory. */
 static int alloc_rows(float_rows *m, int n_rows, int32_t width) {
-    m->stride = ((size_t)width + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE + CACHE_LINE;
+    m->stride = ((size_t)width + CACHE_LINE_FLOATS - 1) / CACHE_LINE_FLOATS * CACHE_LINE_FLOATS +
+                CACHE_LINE_FLOATS;
     m->floats = os_aligned_alloc((size_t)n_rows * m->stride * sizeof(float));
     return m->floats != NULL;
 }
 
 /* The same for 8-bit rows. Their layout depends on the number of rows: see quantized_layout. */
 static int alloc_quantized(quantized_rows *q, int n_rows, int32_t k) {
-    size_t n_groups = groups_of((size_t)k), stride = (size_t)n_rows;
-    q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_SPACE));
+    size_t n_groups = n_groups_for((size_t)k), stride = (size_t)n_rows;
+    q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_PADDING));
     q->scales = os_aligned_alloc(n_groups * stride * sizeof(float));
     q->minus_sums = os_aligned_alloc(n_groups * stride * sizeof(int32_t));
     return q->values && q->scales && q->minus_sums;

@@ -31,12 +31,12 @@ typedef struct {
 } activations;
 
 /* Padding between the groups of quantised rows, for the reason given at alloc_rows. */
-#define GROUP_SPACE 64
+#define GROUP_PADDING 64
 
 /* The layout of n_rows quantised rows. */
 static inline quantized_rows quantized_layout(quantized_rows q, int n_rows) {
     q.stride = (size_t)n_rows;
-    q.values_stride = q.stride * GROUP + GROUP_SPACE;
+    q.values_stride = q.stride * GROUP + GROUP_PADDING;
     return q;
 }
 

@@ -125,7 +125,7 @@ void candidates_sort_keys(candidates *c, int32_t n) {
     }
 }
 
-static void take_keys(candidates *c, int32_t n) {
+static void set_from_keys(candidates *c, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         c->logits[i] = logit_of_ascending_key(~(uint32_t)(c->keys[i] >> 32));
         c->ids[i] = (int32_t)(uint32_t)c->keys[i];
@@ -135,16 +135,16 @@ static void take_keys(candidates *c, int32_t n) {
     c->has_indices = 0;
 }
 
-void candidates_sort(candidates *c) {
+void candidates_sort_by_logit(candidates *c) {
     if (c->is_sorted)
         return;
     for (int32_t i = 0; i < c->n; i++)
         c->keys[i] = key_of(c->logits[i], c->ids[i]);
     candidates_sort_keys(c, c->n);
-    take_keys(c, c->n);
+    set_from_keys(c, c->n);
 }
 
-void candidates_unsort(candidates *c) {
+void candidates_sort_by_id(candidates *c) {
     if (!c->is_sorted)
         return;
     for (int32_t i = 0; i < c->n; i++)
@@ -215,13 +215,13 @@ static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids,
 
 void candidates_keep_top(candidates *c, int32_t k) {
     if (k >= c->n || c->is_sorted || k > c->n / 8) {
-        candidates_sort(c);
+        candidates_sort_by_logit(c);
         c->n = k < c->n ? k : c->n;
         c->has_indices = 0;
         return;
     }
     select_keys(c->keys, c->logits, c->ids, c->n, k);
-    take_keys(c, k);
+    set_from_keys(c, k);
 }
 
 void top_ids(const float *logits, int32_t n, int32_t k, int32_t *ids) {

@@ -40,9 +40,9 @@ void candidates_fill(candidates *c, const float *logits);
 int32_t candidates_argmax(const candidates *c);
 /* Sets the weights and returns their sum, or -1 if a logit is NaN or the largest is infinite. */
 double candidates_weigh(candidates *c);
-void candidates_sort(candidates *c);
+void candidates_sort_by_logit(candidates *c);
 /* Sorts by id again, which penalties need. */
-void candidates_unsort(candidates *c);
+void candidates_sort_by_id(candidates *c);
 /* The index of an id, or NOT_FOUND if it was removed. The candidates must not be sorted. */
 int32_t candidates_index(candidates *c, int32_t id);
 /* Keeps the k largest logits, sorted. */

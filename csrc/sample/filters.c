@@ -55,7 +55,7 @@ void apply_top_k(candidates *c, const gpt2c_stage *stage) { candidates_keep_top(
 /* Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (nucleus sampling): keeps
  * the smallest set of the most likely ids whose probabilities sum to p or more. */
 void apply_top_p(candidates *c, const gpt2c_stage *stage) {
-    candidates_sort(c);
+    candidates_sort_by_logit(c);
     double sum = candidates_weigh(c), reached = 0.0;
     if (sum < 0.0)
         return;
@@ -89,7 +89,7 @@ static double entropy_of(const candidates *c, double sum) {
  * p, is from the entropy, and keeps the nearest ids until their probabilities sum to p or more.
  * The ids that tie with the last one kept are kept too. */
 void apply_typical_p(candidates *c, const gpt2c_stage *stage) {
-    candidates_unsort(c);
+    candidates_sort_by_id(c);
     double sum = candidates_weigh(c);
     if (sum < 0.0)
         return;
@@ -143,7 +143,7 @@ void apply_xtc(candidates *c, const gpt2c_stage *stage) {
     double threshold = (double)stage->other;
     if (c->kernels->uniform(&c->noise) >= probability)
         return;
-    candidates_sort(c);
+    candidates_sort_by_logit(c);
     double sum = candidates_weigh(c);
     if (sum < 0.0)
         return;

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-static void add(candidates *c, int32_t id, float amount) {
+static void add_to_logit(candidates *c, int32_t id, float amount) {
     int32_t index = candidates_index(c, id);
     if (index != NOT_FOUND)
         c->logits[index] += amount;
@@ -46,7 +46,7 @@ void apply_allowed_ids(candidates *c, const gpt2c_stage *stage) {
 
 void apply_logit_bias(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = 0; i < stage->n_ids; i++)
-        add(c, stage->ids[i], stage->values[i]);
+        add_to_logit(c, stage->ids[i], stage->values[i]);
 }
 
 /* Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model": for each id in the history,
@@ -68,7 +68,7 @@ void apply_repetition_penalty(candidates *c, const gpt2c_stage *stage) {
 void apply_presence_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         if (!c->counts[c->history[i]]++)
-            add(c, c->history[i], -stage->value);
+            add_to_logit(c, c->history[i], -stage->value);
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         c->counts[c->history[i]] = 0;
 }
@@ -80,7 +80,7 @@ void apply_frequency_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++) {
         int32_t id = c->history[i];
         if (c->counts[id])
-            add(c, id, -stage->value * (float)c->counts[id]);
+            add_to_logit(c, id, -stage->value * (float)c->counts[id]);
         c->counts[id] = 0;
     }
 }
@@ -186,6 +186,6 @@ void apply_dry(candidates *c, const gpt2c_stage *stage) {
         float penalty = stage->value;
         for (int32_t k = stage->count; k < length && !isinf(penalty); k++)
             penalty *= stage->other;
-        add(c, history[i], -penalty);
+        add_to_logit(c, history[i], -penalty);
     }
 }

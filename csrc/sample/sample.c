@@ -38,7 +38,7 @@ static void run_stages(candidates *c, const gpt2c_job *job) {
     for (int32_t s = 0; s < job->sampling.n_stages; s++) {
         const gpt2c_stage *stage = &job->sampling.stages[s];
         if (stage->kind <= GPT2C_LAST_PENALTY)
-            candidates_unsort(c);
+            candidates_sort_by_id(c);
         stage_table[stage->kind].apply(c, stage);
     }
 }

@@ -64,7 +64,7 @@ INLINE vf vf_min(vf a, vf b);
 /* a < b ? x : y. A NaN is not less. */
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y);
 /* a if a is NaN, else x. */
-INLINE vf vf_nan_or(vf a, vf x);
+INLINE vf vf_propagate_nan(vf a, vf x);
 /* The first n lanes of a, and +0 in the others; n may be negative or more than VF_WIDTH. */
 INLINE vf vf_keep_first(vf a, int n);
 /* The same bits as another type. */

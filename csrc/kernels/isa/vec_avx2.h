@@ -35,7 +35,7 @@ INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
-INLINE vf vf_nan_or(vf a, vf x) {
+INLINE vf vf_propagate_nan(vf a, vf x) {
     return _mm256_blendv_ps(x, a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
 

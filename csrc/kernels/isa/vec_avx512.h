@@ -35,7 +35,7 @@ INLINE vf vf_ldexp(vf a, vf n) { return _mm512_scalef_ps(a, n); }
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
-INLINE vf vf_nan_or(vf a, vf x) {
+INLINE vf vf_propagate_nan(vf a, vf x) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), x, a);
 }
 

@@ -51,7 +51,7 @@ INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); }
-INLINE vf vf_nan_or(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
+INLINE vf vf_propagate_nan(vf a, vf x) { return vbslq_f32(vceqq_f32(a, a), x, a); }
 
 INLINE vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
 INLINE vf vf_from_bits(vi a) { return vreinterpretq_f32_s32(a); }

@@ -29,7 +29,7 @@ INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
 INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
-INLINE vf vf_nan_or(vf a, vf x) { return a != a ? a : x; }
+INLINE vf vf_propagate_nan(vf a, vf x) { return a != a ? a : x; }
 
 INLINE vi vi_bits(vf a) {
     vi bits;

@@ -254,8 +254,8 @@ cdef extern from "kernels/kernels.h" nogil:
     enum: ATTENTION_ROWS
 
     enum: GROUP
-    enum: INT8_GROUP_BYTES
-    enum: INT4_GROUP_BYTES
+    enum: INT8_BLOCK_BYTES
+    enum: INT4_BLOCK_BYTES
 
     ctypedef struct quantized_rows:
         int8_t *values
@@ -283,9 +283,9 @@ cdef extern from "kernels/kernels.h" nogil:
         int n_rows
         const void *const *pages
         int is_bfloat16
-        size_t keys, values
+        size_t key_offset, value_offset
         int n_positions, head_dim, n_heads
-        void *fetches
+        void *prefetches
         float scale
         float *scores
         size_t scores_stride
@@ -331,13 +331,13 @@ cdef extern from "os/os.h" nogil:
 cdef extern from "crowding.h" nogil:
     ctypedef struct call_report:
         int n_threads
-        int n_resting
+        int n_idle
         double begin
         double end
         double cpu_seconds
         double lost_seconds
 
-    int crowding_n_resting(double now, int n_workers)
+    int crowding_n_idle(double now, int n_workers)
     void crowding_learn(const call_report *call)
     int crowding_is_recent()
     void crowding_forget()

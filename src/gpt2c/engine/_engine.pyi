@@ -163,7 +163,7 @@ def integer_matmul(
     panels: NDArray[np.uint8],
     n: int,
     activation: str | None = None,
-    quantizes: bool = False,
+    is_out_quantized: bool = False,
 ) -> Any: ...
 def store(
     isa: str, key: NDArray[np.float32], value: NDArray[np.float32], is_bfloat16: bool

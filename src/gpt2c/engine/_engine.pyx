@@ -66,7 +66,7 @@ cdef int N_SCALES = 16
 
 # The weights are packed for drafts once a job has this many new tokens. For GPT-2 124M packing
 # takes as long as about six tokens.
-cdef int DRAFT_AFTER = 8
+cdef int PACK_AFTER_TOKENS = 8
 
 # A model keeps the drafters of the last kinds of drafts that its calls asked for.
 cdef int MAX_DRAFTERS = 8
@@ -148,7 +148,7 @@ cdef class Model:
     cdef object __weakref__
     cdef gpt2c_model *pointer
     cdef gpt2c_model *draft  # the matrices packed in 4 bits for drafts, or NULL: made lazily
-    cdef bint has_no_room_for_draft  # packing them ran out of memory
+    cdef bint has_no_room_for_packing  # packing them ran out of memory
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
     cdef public object reclaim  # see EngineModel.reclaim
@@ -278,15 +278,15 @@ cdef class Model:
             return False
         return self.reclaim is not None and self.reclaim()
 
-    cdef bint needs_draft(self, drafts) except -1:
-        """Whether to call make_draft. After memory ran out, prompt lookup goes on without it."""
-        tries = not (self.has_no_room_for_draft and drafts.lookup)
+    cdef bint needs_packing(self, drafts) except -1:
+        """Whether to call pack_for_drafts. After memory ran out, prompt lookup goes on without it."""
+        tries = not (self.has_no_room_for_packing and drafts.lookup)
         return self.draft == NULL and drafts.packing and tries
 
-    cdef int make_draft(self, bint is_needed) except -1:
+    cdef int pack_for_drafts(self, bint is_needed) except -1:
         """Pack the matrices in 4 bits. Must run inside a call, which holds the weights.
 
-        If memory runs out, it sets has_no_room_for_draft and, if is_needed, raises
+        If memory runs out, it sets has_no_room_for_packing and, if is_needed, raises
         CacheMemoryError.
         """
         cdef gpt2c_model *draft = NULL
@@ -294,7 +294,7 @@ cdef class Model:
         with nogil:
             status = gpt2c_draft_model_create(self.pointer, &draft)
         if status != GPT2C_OK:
-            self.has_no_room_for_draft = True
+            self.has_no_room_for_packing = True
             if is_needed:
                 raise_status(status, "the weights packed for drafts")
             return 0
@@ -485,14 +485,14 @@ cdef class Model:
         cdef Drafter drafter
         drafts = job.drafts
         cdef int32_t pack_at = 0
-        if self.needs_draft(drafts):
-            pack_at = job.job.n_tokens + DRAFT_AFTER
-            if not (drafts.n_tokens or job.job.n_tokens >= DRAFT_AFTER):
-                pack_at = DRAFT_AFTER
+        if self.needs_packing(drafts):
+            pack_at = job.job.n_tokens + PACK_AFTER_TOKENS
+            if not (drafts.n_tokens or job.job.n_tokens >= PACK_AFTER_TOKENS):
+                pack_at = PACK_AFTER_TOKENS
             elif may_pack and self.packing_fork != len(forking_threads):  # nobody else packs now
                 self.packing_fork = len(forking_threads)
                 try:
-                    self.make_draft(is_needed=not drafts.lookup)
+                    self.pack_for_drafts(is_needed=not drafts.lookup)
                 finally:
                     self.packing_fork = -1
                 pack_at = 0

@@ -116,7 +116,7 @@ def quantize_block(
     """Pack one group of a panel, [GROUP, PANEL] weights, to the bytes of a block."""
     if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
         raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
-    block = np.empty(INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES, dtype=np.uint8)
+    block = np.empty(INT8_BLOCK_BYTES if bits == 8 else INT4_BLOCK_BYTES, dtype=np.uint8)
     cdef uint8_t[::1] out = block
     if bits == 8:
         kernels_of(isa).quantize_int8(&weights[0, 0], &out[0])
@@ -127,17 +127,17 @@ def quantize_block(
 
 def integer_matmul(
     str isa not None, int bits, tuple rows not None, const uint8_t[:, :, ::1] panels not None,
-    int n, activation=None, quantizes=False,
+    int n, activation=None, is_out_quantized=False,
 ):
     """Compute activation(rows @ weights) from rows as quantize_rows returns them.
 
-    panels holds blocks, [n_panels, n_groups, bytes]. Return float32 [n_rows, n]; if quantizes is
+    panels holds blocks, [n_panels, n_groups, bytes]. Return float32 [n_rows, n]; if is_out_quantized is
     true, return the same quantised, as quantize_rows returns it.
     """
     cdef const integer_table *kernels = set_of(isa).integer
     cdef int n_groups = rows[0].shape[0], n_rows = rows[0].shape[1]
-    group_bytes = INT8_GROUP_BYTES if bits == 8 else INT4_GROUP_BYTES
-    expected = ((n + PANEL - 1) // PANEL, n_groups, group_bytes)
+    block_bytes = INT8_BLOCK_BYTES if bits == 8 else INT4_BLOCK_BYTES
+    expected = ((n + PANEL - 1) // PANEL, n_groups, block_bytes)
     if (panels.shape[0], panels.shape[1], panels.shape[2]) != expected:
         raise OptionError(f"integer_matmul takes blocks of the shape {expected}")
     result = np.zeros((n_rows, n), dtype=np.float32)
@@ -148,7 +148,7 @@ def integer_matmul(
     args.out, args.out_stride, args.n = &out[0, 0], n, n
     args.activation = GPT2C_IDENTITY if activation is None else ACTIVATIONS[activation]
     args.quantized_out.values = NULL
-    if quantizes:
+    if is_out_quantized:
         result = empty_rows(n_rows, n)
         args.quantized_out = rows_at(result)
     if bits == 8:
@@ -192,11 +192,12 @@ def attention(
     cdef float[:, ::1] out = result
     cdef attention_args args
     args.q, args.q_stride, args.n_rows = &q[0, 0], head_dim, n_rows
-    args.pages, args.keys, args.values = pointers, 0, head_dim * PAGE_POSITIONS
+    args.pages = pointers
+    args.key_offset, args.value_offset = 0, head_dim * PAGE_POSITIONS
     args.n_positions, args.head_dim, args.scale = n_positions - n_rows + 1, head_dim, scale
     args.scores, args.scores_stride = &scores[0, 0], n_positions
     args.out, args.out_stride = &out[0, 0], head_dim
-    args.is_bfloat16, args.fetches = is_bfloat16, NULL
+    args.is_bfloat16, args.prefetches = is_bfloat16, NULL
     kernels.attention(&args)
     return result
 
@@ -295,16 +296,16 @@ def pretend_cpus(int n):
 def learn_crowding(reports, double now, int n_workers):
     """Learn from reports and return (how many of n_workers rest, whether waits spin less).
 
-    reports are tuples (n_threads, n_resting, begin, end, cpu_seconds, lost_seconds). The state is
+    reports are tuples (n_threads, n_idle, begin, end, cpu_seconds, lost_seconds). The state is
     reset before and after.
     """
     cdef call_report report
     crowding_forget()
     for (
-        report.n_threads, report.n_resting, report.begin, report.end, report.cpu_seconds,
+        report.n_threads, report.n_idle, report.begin, report.end, report.cpu_seconds,
         report.lost_seconds,
     ) in reports:
         crowding_learn(&report)
-    result = crowding_n_resting(now, n_workers), bool(crowding_is_recent())
+    result = crowding_n_idle(now, n_workers), bool(crowding_is_recent())
     crowding_forget()
     return result

@@ -11,15 +11,15 @@ cdef extern from *:
     #ifdef Py_LIMITED_API
     static PyObject *traceback_code, *traceback_frame; /* NULL until the module is loaded */
 
-    static PyObject *traceback_part(PyObject *part) {
+    static PyObject *new_reference(PyObject *part) {
         Py_INCREF(part);
         return part;
     }
 
     #define Py_CompileString(text, file, start) \\
-        (traceback_code ? traceback_part(traceback_code) : (Py_CompileString)(text, file, start))
+        (traceback_code ? new_reference(traceback_code) : (Py_CompileString)(text, file, start))
     #define PyEval_EvalCode(code, globals, locals) \\
-        (traceback_frame ? traceback_part(traceback_frame) : (PyEval_EvalCode)(code, globals, locals))
+        (traceback_frame ? new_reference(traceback_frame) : (PyEval_EvalCode)(code, globals, locals))
 
     static void set_traceback(PyObject *code, PyObject *frame) {
         Py_INCREF(code);
