@@ -45,7 +45,8 @@ void *os_arena_alloc(size_t bytes) {
     if (after)
         munmap(aligned + length, after);
 #ifdef MADV_HUGEPAGE
-    /* The end that does not fill a huge page stays on ordinary pages, which take less memory. */
+    /* The rest, which does not fill a huge page, stays on ordinary pages and so takes less
+     * memory. */
     (void)madvise(aligned, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
     return aligned;
@@ -109,7 +110,7 @@ void os_lock_release(os_lock *lock) { pthread_mutex_unlock(lock); }
 
 int os_lock_try(os_lock *lock) { return pthread_mutex_trylock(lock) == 0; }
 
-/* Longer than any wait; a larger number could overflow time_t. */
+/* Longer waits are cut to this time, so that time_t does not overflow. */
 #define MAX_SLEEP_SECONDS 1e6
 
 /* Returns the time `seconds` after `begin`. */
@@ -138,8 +139,8 @@ void os_wake_all(atomic_uint *word) {
 }
 
 #else
-/* One lock and one condition variable serve all words. Every wake-up wakes all sleepers, who then
- * check their own word. */
+/* One lock and one condition variable serve all words. Every wake-up wakes all sleepers, and each
+ * then checks its own word. */
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t sleep_condition = PTHREAD_COND_INITIALIZER;
 

@@ -19,6 +19,7 @@ void os_aligned_free(void *memory);
 
 /* Starts a detached thread with all signals blocked. Returns 0 if the system refuses. */
 int os_start_thread(void (*function)(void *), void *argument);
+/* Registers a function that runs in the child after every fork. */
 void os_after_fork_in_child(void (*function)(void));
 
 typedef pthread_mutex_t os_lock;
@@ -38,7 +39,7 @@ void os_wake_all(atomic_uint *word);
 /* Whether this AArch64 CPU supports the int8 dot product instructions (FEAT_DotProd). */
 int os_has_dot_product(void);
 
-/* A hint to the CPU that this thread spins. */
+/* Tells the CPU that this thread spins. */
 static inline void os_pause(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
