@@ -4,11 +4,11 @@
 #include "cache.h"
 #include "model/model.h"
 
-/* Drafts in a trial of a source that was not worthwhile when last tried. */
+/* The number of drafts in a trial, which finds out whether a source has become worthwhile. */
 #define TRIAL_DRAFTS 2
 
-/* Tokens per second of each of n_jobs jobs with k drafts. `rate` is the probability that a draft is
- * accepted if all drafts before it were. `step` is the time to make one draft. */
+/* Tokens per second of n_jobs jobs together, with k drafts for each job. `rate` is the probability
+ * that a draft is accepted if all drafts before it were. `step` is the time to make one draft. */
 static double tokens_per_second(const pass_costs *c, int32_t n_jobs, int32_t k, double rate,
                                 double step) {
     double row = cost_of_row(c, n_jobs), tokens = 1, p_all_accepted = 1;
@@ -35,13 +35,13 @@ static int32_t best_n_drafts(const pass_costs *c, int32_t n_jobs, int32_t max, d
     return best;
 }
 
-/* Returns the number of drafts from a source. If drafts are not worthwhile, it is 0, except for a
- * trial after every e->wait passes. */
-static int32_t choose_n_drafts(gpt2c_drafter *d, int32_t n_jobs, int32_t max, acceptance *e,
+/* Returns the number of drafts to make from a source. If drafts are not worthwhile, it is 0, except
+ * for a trial after every a->wait passes. */
+static int32_t choose_n_drafts(gpt2c_drafter *d, int32_t n_jobs, int32_t max, acceptance *a,
                                double step, double *gain) {
     const pass_costs *c = &d->costs[n_jobs];
-    int32_t n = best_n_drafts(c, n_jobs, max, acceptance_rate(e), step, gain);
-    if (n == 0 && e->n_waited++ >= e->wait)
+    int32_t n = best_n_drafts(c, n_jobs, max, acceptance_rate(a), step, gain);
+    if (n == 0 && a->n_waited++ >= a->wait)
         n = TRIAL_DRAFTS;
     return min_int32(n, max);
 }
@@ -68,11 +68,11 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
     return result;
 }
 
-/* Decides on drafts by the model. A trial has n drafts. If n drafts are worthwhile at the average
- * rate, drafting continues, up to max drafts, until the next draft is too unlikely to be accepted,
- * as estimated from the margins so far. A draft takes the time of one row and one step. In that
- * time the job generates (row + step) * gain * n_jobs / plain tokens on average, so a draft must be
- * accepted with at least this probability. */
+/* Decides on drafts by the model. If n drafts are not worthwhile at the average rate, they are a
+ * trial. Otherwise drafting continues, up to max drafts, until the next draft is too unlikely to be
+ * accepted, as estimated from the margins so far. A draft takes the time of one row and one step.
+ * In that time the jobs generate (row + step) * gain * n_jobs / plain tokens on average, so a draft
+ * must be accepted with at least this probability. */
 static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
                              int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};
@@ -96,8 +96,8 @@ draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32
         return result;
     double best = 0, gain;
     if (match.continuation) {
-        acceptance *e = acceptance_of(d, DRAFT_BY_LOOKUP, match);
-        int32_t n = choose_n_drafts(d, n_jobs, max, e, 0, &gain);
+        acceptance *a = acceptance_of(d, DRAFT_BY_LOOKUP, match);
+        int32_t n = choose_n_drafts(d, n_jobs, max, a, 0, &gain);
         if (n)
             result = (draft){.source = DRAFT_BY_LOOKUP, .n = n, .match = match};
         best = gain;

@@ -1,17 +1,17 @@
 /* Speculative decoding (Leviathan et al. 2023) that never changes the output.
  *
- * A pass reads all weights, whether for one row or for several. So k draft tokens are fed after a
- * job's last token, and one pass computes the logits of all 1 + k rows. The job then chooses its
- * tokens row by row, as it does without drafts. A draft is accepted if it equals the token that the
- * job chose; the first draft that differs ends the pass, and the positions after it are rolled back
- * (generate.c). Logits have the same bits in every batch, and a draw depends on nothing but the
- * logits, the seed and the position: hence the output is that of plain decoding, bit for bit,
- * whatever the drafts are.
+ * A pass reads all weights once, whether it computes one row or several. So k draft tokens are fed
+ * after a job's last token, and one pass computes the logits of all 1 + k rows. The job then
+ * chooses its tokens row by row, as it does without drafts. A draft is accepted if it equals the
+ * token that the job chose; the first draft that differs ends the choice, and the positions of the
+ * rejected drafts are rolled back (step.c). Logits have the same bits in every batch, and a draw
+ * depends only on the logits, the seed and the position. So the output is that of plain decoding,
+ * bit for bit, whatever the drafts are.
  *
  * There are two sources of drafts. Prompt lookup copies the tokens that followed an earlier
  * occurrence of the last tokens (lookup.c), which takes almost no time. A draft model chooses
  * tokens with the job's own sampling and noise (propose.c); it is a separate model, or a copy of
- * the job's model with its matrices in 4 bits.
+ * the job's model with its matrices in 4 bits (a 4-bit copy).
  *
  * How many drafts are worthwhile (decide.c): if each draft is accepted at the rate p, k drafts give
  * 1 + p + .. + p^k tokens. They take the time of a plain pass and, for each draft, the time of one

@@ -16,7 +16,7 @@
 /* Where drafts come from. */
 typedef enum { NO_DRAFT = 0, DRAFT_BY_LOOKUP, DRAFT_BY_MODEL } draft_source;
 
-/* The drafts of one job: `n` tokens, at job->tokens[job->n_tokens ..]. */
+/* The drafts of one job: n tokens, stored at job->tokens[job->n_tokens ..]. */
 typedef struct {
     draft_source source;
     int32_t n;
@@ -25,20 +25,20 @@ typedef struct {
     /* For DRAFT_BY_MODEL only: */
     uint8_t margin_ranges[MAX_DRAFTS]; /* of each draft: see drafter.h */
     double p_all_accepted;             /* the probability that all drafts so far are accepted */
-    double min_probability;            /* drafting ends at a less likely draft; 0: no limit */
+    double min_probability;            /* of the next draft, or drafting stops; 0: no limit */
 } draft;
 
-/* Drafts up to `max` tokens for each of n_jobs jobs, which are among the n_decoding jobs (at most
- * MAX_DRAFTING_JOBS) that the pass decodes. Each job must have a new token and a `lookup`. */
+/* Drafts up to `max` tokens for each of n_jobs jobs. The pass decodes these and other jobs,
+ * n_decoding in total, at most MAX_DRAFTING_JOBS. Each job must have a new token and a `lookup`. */
 gpt2c_status draft_tokens(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                           int32_t n_decoding, int32_t max, draft *job_drafts);
 
 /* Removes rejected drafts from a job's draft sequence. */
 void draft_roll_back(const gpt2c_job *job);
 
-/* Record the seconds that a pass took to verify drafts and choose tokens, and how many drafts of a
- * job were accepted. */
+/* Records the seconds that a pass took to verify n_drafts drafts in total and to choose tokens. */
 void draft_record_pass(gpt2c_drafter *d, int32_t n_jobs, int32_t n_drafts, double seconds);
+/* Records how many drafts of a job were accepted. */
 void draft_record_job(gpt2c_drafter *d, const draft *drafted);
 
 #endif

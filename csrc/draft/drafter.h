@@ -8,7 +8,7 @@
  * count. */
 typedef struct {
     double accepted, verified;
-    double prior;           /* the rate assumed before any draft was verified */
+    double prior;           /* the rate that is assumed before any draft is verified */
     int32_t n_waited, wait; /* passes without drafts; after `wait` of them a trial is made */
 } acceptance;
 
@@ -20,16 +20,16 @@ typedef struct {
 #define N_MARGIN_RANGES (N_MARGIN_ENDS + 2)
 #define UNKNOWN_MARGIN_RANGE (N_MARGIN_RANGES - 1)
 
-/* Measured seconds, for one number of decoding jobs: `plain` is a pass without drafts, `row` is each
- * additional row, and `step` is a step in which the draft model drafts one token for every job. 0
- * means not measured yet. */
+/* Measured seconds of passes with the same number of decoding jobs. `plain` is the time of a pass
+ * without drafts, `row` of each additional row, and `step` of a step in which the draft model
+ * drafts one token for every job. 0 means not measured yet. */
 typedef struct {
     double plain, row, step;
     int32_t n_plain; /* up to N_PLAIN_PASSES */
 } pass_costs;
 
-/* The first passes run without drafts, to measure their time. One is not enough, because its caches
- * may be cold. */
+/* The first passes run without drafts, to measure their time. One pass is not enough, because the
+ * CPU's caches may be cold. */
 #define N_PLAIN_PASSES 2
 
 /* Drafts after a longer match are accepted more often. So rates are kept separately for three match
@@ -37,8 +37,8 @@ typedef struct {
 #define N_MATCH_LENGTHS 3
 #define LONG_MATCH 8
 
-/* Drafts are worthwhile if they raise the tokens per second by this factor. A smaller gain is lost
- * in the noise of the measured times. */
+/* Drafts are worthwhile if they raise the tokens per second by more than this factor. A smaller
+ * gain is lost in the noise of the measured times. */
 #define MIN_GAIN 1.02
 
 struct gpt2c_drafter {
@@ -57,9 +57,10 @@ static inline int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 /* ---- estimates.c ---- */
 
 void estimates_reset(gpt2c_drafter *d);
+/* Resets the acceptance rates of the draft model's drafts. */
 void estimates_reset_model(gpt2c_drafter *d);
 /* The acceptance rate, estimated from the prior and the verified drafts. */
-double acceptance_rate(const acceptance *e);
+double acceptance_rate(const acceptance *a);
 acceptance *acceptance_of(gpt2c_drafter *d, draft_source source, lookup_match match);
 /* The moving average after a new measurement. `old` is 0 before the first one. */
 double cost_smoothed(double old, double new);
@@ -67,12 +68,13 @@ double cost_smoothed(double old, double new);
 double cost_of_row(const pass_costs *c, int32_t n_jobs);
 /* Seconds that the draft model takes for one token of one job, measured or assumed. */
 double cost_of_step(const pass_costs *c, int32_t n_jobs);
+/* The index of a margin's range. */
 int margin_range(float margin);
 
 /* ---- decide.c ---- */
 
-/* The most drafts that leave room for the token after them, in the job and in both models'
- * contexts. */
+/* The max number of drafts. They leave room for the token after them, in the job and in both
+ * models' contexts. */
 int32_t max_drafts_for(const gpt2c_drafter *d, const gpt2c_job *job);
 /* Decides the source of a job's drafts and their number, up to max. n_jobs jobs decode. */
 draft draft_decide(gpt2c_drafter *d, const gpt2c_job *job, int32_t n_jobs, int32_t max);

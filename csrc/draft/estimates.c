@@ -3,24 +3,25 @@
 
 /* The prior counts as this many verified drafts, so two verified drafts outweigh it. */
 #define PRIOR_WEIGHT 1.5
-/* Beyond this many verified drafts both counts are halved, so that the rate follows a text as it
- * changes. */
+/* When more drafts than this were verified, both counts are halved, so that the rate follows a text
+ * as it changes. */
 #define MAX_VERIFIED 64.0
-/* The upper limit of estimated rates. With a rate of 1, more drafts would always seem better. */
+/* The max of estimated rates. With a rate of 1, more drafts would always seem better. */
 #define MAX_RATE 0.995
 
-/* Passes between trials of a source that is not worthwhile. Each trial without an accepted draft
- * doubles the wait, six times at most: trials then cost less than a thousandth of the time. */
+/* The number of passes between two trials of a source that is not worthwhile. Each trial without an
+ * accepted draft doubles it, up to MAX_WAIT, where trials cost less than a thousandth of the
+ * time. */
 #define MIN_WAIT 16
 #define MAX_WAIT (MIN_WAIT << 6)
 
-/* Rates assumed before any draft was verified; longer matches are accepted more often. Measured: 94
- * to 96 % of the drafts by a model's own 4-bit copy are accepted. */
+/* The rates that are assumed before any draft is verified. Drafts after a longer match are accepted
+ * more often. Measured: 94 to 96 % of the drafts by a model's own 4-bit copy are accepted. */
 #define MODEL_PRIOR 0.9
 static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 
-/* A new cost has a weight of one fifth in the moving average. It counts as at most 3 times the
- * average, because a much slower pass was interrupted. */
+/* A new cost has the weight NEW_SHARE in the moving average. It is clipped to MAX_OUTLIER times the
+ * average, because a pass that took even longer was interrupted. */
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
 /* Costs as shares of a plain pass. An additional row costs at least MIN_ROW_SHARE; a smaller
@@ -54,23 +55,23 @@ void estimates_reset(gpt2c_drafter *d) {
         d->costs[n] = (pass_costs){0};
 }
 
-double acceptance_rate(const acceptance *e) {
-    double rate = (e->accepted + PRIOR_WEIGHT * e->prior) / (e->verified + PRIOR_WEIGHT);
+double acceptance_rate(const acceptance *a) {
+    double rate = (a->accepted + PRIOR_WEIGHT * a->prior) / (a->verified + PRIOR_WEIGHT);
     return rate < MAX_RATE ? rate : MAX_RATE;
 }
 
-static void acceptance_record(acceptance *e, int32_t n_accepted, int32_t n_verified) {
-    if (e->verified > MAX_VERIFIED) {
-        e->accepted *= 0.5;
-        e->verified *= 0.5;
+static void acceptance_record(acceptance *a, int32_t n_accepted, int32_t n_verified) {
+    if (a->verified > MAX_VERIFIED) {
+        a->accepted *= 0.5;
+        a->verified *= 0.5;
     }
-    e->accepted += n_accepted;
-    e->verified += n_verified;
-    e->n_waited = 0;
+    a->accepted += n_accepted;
+    a->verified += n_verified;
+    a->n_waited = 0;
     if (n_accepted)
-        e->wait = MIN_WAIT;
-    else if (e->wait < MAX_WAIT)
-        e->wait *= 2;
+        a->wait = MIN_WAIT;
+    else if (a->wait < MAX_WAIT)
+        a->wait *= 2;
 }
 
 acceptance *acceptance_of(gpt2c_drafter *d, draft_source source, lookup_match match) {

@@ -1,4 +1,4 @@
-/* An index of a sequence's trigrams: it gives the last occurrence of each. */
+/* An index of a sequence's trigrams, which finds the last occurrence of each. */
 #include "draft/lookup.h"
 
 #include <stdlib.h>
@@ -6,7 +6,7 @@
 /* A hash table without collision lists: each slot holds the last trigram with its hash. lookup_find
  * compares the tokens themselves, so a collision can only lose a match. */
 struct gpt2c_lookup {
-    int32_t *slots;    /* [n_slots]: the index after the trigram; 0: empty */
+    int32_t *slots;    /* [n_slots]: the index of the token after the trigram; 0: empty */
     uint32_t n_slots;  /* a power of two */
     int32_t n_indexed; /* tokens in the index */
 };
@@ -34,7 +34,8 @@ void gpt2c_lookup_free(gpt2c_lookup *lookup) {
     free(lookup);
 }
 
-/* The slot of the three tokens before index `end`. The factors are odd, with 32 random bits. */
+/* The slot of the trigram that ends just before index `end`. The factors of the hash are odd random
+ * numbers of 32 bits. */
 static int32_t *slot_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end) {
     uint32_t hash = (uint32_t)lookup_token(job, end - 3) * 0x9e3779b1u;
     hash = (hash ^ (uint32_t)lookup_token(job, end - 2)) * 0x85ebca6bu;
@@ -42,7 +43,7 @@ static int32_t *slot_of(const gpt2c_lookup *l, const gpt2c_job *job, int32_t end
     return &l->slots[(hash ^ hash >> 15) & (l->n_slots - 1)];
 }
 
-/* How many tokens just before the two indices are equal, up to LOOKUP_MAX. */
+/* How many tokens before one index equal those before the other, up to LOOKUP_MAX. */
 static int32_t n_same_before(const gpt2c_job *job, int32_t continuation, int32_t end) {
     int32_t n = 0;
     while (n < LOOKUP_MAX && n < continuation &&
@@ -53,7 +54,7 @@ static int32_t n_same_before(const gpt2c_job *job, int32_t continuation, int32_t
 
 lookup_match lookup_find(gpt2c_lookup *lookup, const gpt2c_job *job) {
     int32_t end = job->n_prompt + job->n_tokens;
-    /* The last trigram itself is not indexed yet: the search must find an earlier occurrence. */
+    /* The last trigram is not indexed yet, because the search must find an earlier occurrence. */
     for (int32_t i = lookup->n_indexed + 1; i < end; i++)
         if (i >= LOOKUP_MIN)
             *slot_of(lookup, job, i) = i;

@@ -1,5 +1,5 @@
-/* Prompt lookup decoding (Saxena 2023): the draft is what followed an earlier occurrence of the
- * last tokens. */
+/* Prompt lookup decoding (Saxena 2023): the drafts are the tokens that followed an earlier
+ * occurrence of the last tokens. */
 #ifndef GPT2C_LOOKUP_H
 #define GPT2C_LOOKUP_H
 
@@ -7,10 +7,11 @@
 
 /* An earlier occurrence of a sequence's last tokens. */
 typedef struct {
-    int32_t continuation; /* index, in prompt and new tokens, of the next token; 0: no match */
+    int32_t continuation; /* the index (see lookup_token) of the token after it; 0: no match */
     int32_t length;       /* how many tokens match, up to LOOKUP_MAX */
 } lookup_match;
 
+/* The min and max length of a match. */
 #define LOOKUP_MIN 3
 #define LOOKUP_MAX 16
 

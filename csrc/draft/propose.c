@@ -7,7 +7,8 @@
 #include "pass/scratch.h"
 #include "sample/sample.h"
 
-/* Beyond the end of the sequence this copies its own drafts, so a repetition continues. */
+/* The copy may reach the end of the sequence; it then copies its own drafts, so a repetition
+ * continues. */
 void copy_continuation(gpt2c_job *job, const draft *drafted) {
     for (int32_t i = 0; i < drafted->n; i++)
         job->tokens[job->n_tokens + i] = lookup_token(job, drafted->match.continuation + i);
@@ -19,7 +20,7 @@ static gpt2c_sequence *draft_sequence_of(const gpt2c_job *job) {
     return job->draft_sequence ? job->draft_sequence : job->sequence;
 }
 
-/* Feeds a job's draft sequence the tokens that it lacks, except the last one, which draft_step
+/* Feeds the draft sequence of a job the tokens that it lacks, except the last one, which draft_step
  * feeds. */
 static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     if (!job->draft_sequence)
@@ -40,7 +41,7 @@ static gpt2c_status catch_up(gpt2c_drafter *d, const gpt2c_job *job) {
     return GPT2C_OK;
 }
 
-/* Records the margin of draft i, and ends drafting if the next draft is not worth its time. */
+/* Records the margin of draft i, and ends drafting if another draft is not worth its time. */
 static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, float margin) {
     int range = margin_range(margin);
     drafted->margin_ranges[i] = (uint8_t)range;
@@ -49,7 +50,7 @@ static void record_margin(const gpt2c_drafter *d, draft *drafted, int32_t i, flo
         drafted->n = i + 1;
 }
 
-/* Drafts token i of each job that still drafts; *n_fed is the number of these jobs. */
+/* Makes draft i of each job that still drafts. Sets *n_fed to the number of these jobs. */
 static gpt2c_status draft_step(gpt2c_drafter *d, gpt2c_job *const *jobs, int32_t n_jobs,
                                draft *job_drafts, int32_t i, int32_t *n_fed) {
     int32_t fed[MAX_DRAFTING_JOBS];
