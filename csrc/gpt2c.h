@@ -11,8 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The version of the arithmetic. Increase it with every change that alters a bit of any
- * logit (see CONTRIBUTING.md). */
+/* The version of the arithmetic. Increase it with every change that alters a bit of any logit (see
+ * CONTRIBUTING.md). */
 #define GPT2C_ARITHMETIC 1
 
 /* The max number of rows of a forward call. A row is one token at a position of a sequence. */
@@ -117,8 +117,8 @@ gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t 
 /* Reads rows [begin, begin + n_rows) back, dequantised if the matrix is quantised. */
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                               float *rows, size_t begin, size_t n_rows, size_t width);
-/* Returns the packed bytes of a matrix, and sets *n_bytes to their number. Returns NULL for vectors,
- * wpe and tensors that the model lacks. */
+/* Returns the packed bytes of a matrix, and sets *n_bytes to their number. Returns NULL for
+ * vectors, wpe and tensors that the model lacks. */
 unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                   size_t *n_bytes);
 void gpt2c_model_free(gpt2c_model *model);

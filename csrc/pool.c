@@ -198,8 +198,8 @@ static void give_back(worker **taken, int n, call_report *call) {
     os_lock_release(&pool.lock);
 }
 
-/* The number of threads for a call: at most the number of CPUs, since a thread that waits for a
- * CPU delays all others. */
+/* The number of threads for a call: at most the number of CPUs, since a thread that waits for a CPU
+ * delays all others. */
 static int usable_threads(int n_threads) {
     int n_cpus = os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;

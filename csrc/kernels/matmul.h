@@ -143,8 +143,8 @@ static void multiply_panel(const matmul_args *a, const float *x, int n_rows, con
     }
 }
 
-/* Multiplies MATMUL_ROWS rows by all panels, then the next MATMUL_ROWS rows: these rows of x stay in
- * the L2 cache, and the panels are read in the order of memory. */
+/* Multiplies MATMUL_ROWS rows by all panels, then the next MATMUL_ROWS rows: these rows of x stay
+ * in the L2 cache, and the panels are read in the order of memory. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
     float totals[MATMUL_ROWS * PANEL];
     for (int row = 0; row < a->n_rows; row += MATMUL_ROWS) {
