@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Lays tensors out in the arena. A first walk, with base NULL, only counts floats; the second
+/* Lays tensors out in the arena. A first walk, with base NULL, only counts floats. A second walk
  * assigns the memory. */
 typedef struct {
     float *base;
@@ -19,7 +19,7 @@ typedef struct {
     int overflow;
 } arena_walk;
 
-static float *take(arena_walk *walk, size_t rows, size_t width) {
+static float *take_floats(arena_walk *walk, size_t rows, size_t width) {
     size_t count;
     if (__builtin_mul_overflow(rows, width, &count) ||
         __builtin_add_overflow(walk->used, count, &count) || count > SIZE_MAX / 8)
@@ -33,7 +33,7 @@ static float *take(arena_walk *walk, size_t rows, size_t width) {
 
 static packed_matrix take_matrix(arena_walk *walk, gpt2c_dtype dtype, size_t k, size_t n) {
     size_t width = pack_panel_bytes(dtype, k) / sizeof(float);
-    return (packed_matrix){take(walk, n_panels_for(n), width), k, n, dtype};
+    return (packed_matrix){take_floats(walk, n_panels_for(n), width), k, n, dtype};
 }
 
 /* Tensors lie in the order of use, so that a pass reads the arena from front to back. A draft
@@ -46,7 +46,7 @@ static void lay_out(gpt2c_model *m, arena_walk *walk) {
         if (t.matrix)
             *t.matrix = take_matrix(walk, t.dtype, k, n);
         else if (!m->base)
-            *t.floats = take(walk, t.n_rows, t.width);
+            *t.floats = take_floats(walk, t.n_rows, t.width);
     }
     if (m->config.tied_lm_head)
         m->lm_head = m->wte;
@@ -65,8 +65,8 @@ static int config_is_valid(const gpt2c_config *c) {
            c->n_scales >= 1;
 }
 
-/* Allocates the arena that a walk has measured, and lays the tensors out in it. Without memory it
- * frees the model and returns 0. */
+/* Allocates the arena, whose size a first walk has measured, and lays the tensors out in it. If
+ * memory runs out, frees the model and returns 0. */
 static int allocate_arena(gpt2c_model *m, const arena_walk *measured) {
     if (m->layers && !measured->overflow) {
         m->arena_bytes = measured->used * sizeof(float);
@@ -178,13 +178,12 @@ void gpt2c_model_free(gpt2c_model *model) {
 
 size_t gpt2c_model_bytes(const gpt2c_model *model) { return model->arena_bytes; }
 
-/* Whether the model has this tensor, and the tensor has rows [begin, begin + n_rows) of this
- * width. */
+/* Whether the model has the tensor, with rows [begin, begin + n_rows) of this width. */
 static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t width) {
     return t->n_rows && width == t->width && begin <= t->n_rows && n_rows <= t->n_rows - begin;
 }
 
-/* A group is quantised as a whole, so rows must come in whole groups. */
+/* A group is quantised as a whole, so the rows of a quantised matrix must be whole groups. */
 static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows) {
     return !t->matrix || t->dtype == GPT2C_FLOAT32 ||
            (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == t->n_rows));

@@ -22,14 +22,14 @@ typedef struct {
 
 struct gpt2c_model {
     gpt2c_config config;
-    const gpt2c_model *base; /* in a 4-bit copy, the model that owns the vectors and sequences */
-    struct cache_budget *budget; /* of its sequences' pages; a 4-bit copy has its base's */
+    const gpt2c_model *base;     /* NULL; in a 4-bit copy, the owner of its vectors and sequences */
+    struct cache_budget *budget; /* of the sequences' pages; a 4-bit copy uses its base's */
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;
     int32_t n_threads;     /* the most threads of one call */
     packed_matrix wte;     /* [n_embd, n_vocab]; a token's embedding is a column */
-    packed_matrix lm_head; /* the same as wte if tied_lm_head is 1 */
+    packed_matrix lm_head; /* [n_embd, n_vocab]; the same as wte if tied_lm_head is 1 */
     float *wpe;            /* [n_positions, n_embd] */
     float *ln_f_weight, *ln_f_bias;
     layer_tensors *layers; /* [n_layer] */

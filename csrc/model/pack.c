@@ -66,8 +66,8 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
     }
 }
 
-/* Transposes up to PANEL rows. Writes are sequential, and reads touch one cache line of each row at
- * a time, which the L1 cache keeps. */
+/* Transposes up to PANEL rows. Writes are sequential. Reads go through one cache line of each row
+ * at a time, and the L1 cache keeps these lines. */
 static void transpose(float *to, const float *rows, size_t n_rows, size_t stride, size_t k) {
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < n_rows; j++)
@@ -96,6 +96,7 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
 
 /* ---- reading back ---- */
 
+/* A column's 16 bits of scale data. */
 static unsigned word_of(const unsigned char *words, size_t column) {
     return words[2 * column] | (unsigned)words[2 * column + 1] << 8;
 }
@@ -106,11 +107,11 @@ static float float_from_bits(uint32_t bits) {
     return x;
 }
 
-/* Reads the first n values of a column in a block. The products are exact: a value has up to 9
- * bits, and a scale a significand of up to 8 bits. */
+/* Reads the first n weights of a column in a block, dequantised. The products are exact: a
+ * quantised value has up to 9 bits, and a scale a significand of up to 8 bits. */
 static void read_block_column(const unsigned char *block, gpt2c_dtype dtype, size_t column,
                               size_t n, float *values) {
-    const unsigned char *bytes = block + 4 * column; /* four values of each column in turn */
+    const unsigned char *bytes = block + 4 * column; /* the columns' bytes alternate, by fours */
     if (dtype == GPT2C_INT8) {
         float scale = float_from_bits(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
@@ -129,7 +130,7 @@ static void read_block_column(const unsigned char *block, gpt2c_dtype dtype, siz
     }
 }
 
-/* Reads rows [first, first + n) of a column. The rows must lie in one group. */
+/* Reads rows [first, first + n) of a column, dequantised. The rows must lie in one group. */
 static void read_column(const packed_matrix *m, size_t column, size_t first, size_t n,
                         float *values) {
     size_t panel = column / PANEL, offset_in_group = first % GROUP;
@@ -139,10 +140,10 @@ static void read_column(const packed_matrix *m, size_t column, size_t first, siz
             values[i] = from[i * PANEL];
         return;
     }
-    float all[GROUP];
+    float group_values[GROUP];
     read_block_column(block_of(m, panel, first / GROUP), m->dtype, column % PANEL,
-                      offset_in_group + n, all);
-    memcpy(values, all + offset_in_group, n * sizeof(float));
+                      offset_in_group + n, group_values);
+    memcpy(values, group_values + offset_in_group, n * sizeof(float));
 }
 
 void unpack_k_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_rows) {

@@ -1,4 +1,4 @@
-/* Matrices packed into panels of columns: panels of floats, or of blocks of quantised values. */
+/* Matrices packed into panels of columns. A panel holds floats, or blocks of quantised values. */
 #ifndef GPT2C_PACK_H
 #define GPT2C_PACK_H
 

@@ -3,7 +3,7 @@
 typedef enum { ONE, N_EMBD, THREE_N_EMBD, N_INNER, N_POSITIONS, N_VOCAB } dimension;
 
 typedef struct {
-    const char *name; /* for a per-layer tensor, without "h.N." */
+    const char *name; /* for a tensor of a layer, without "h.N." */
     dimension n_rows, width;
     packing packing;
     size_t offset; /* in gpt2c_model, or in layer_tensors */
@@ -40,7 +40,7 @@ static const tensor_info tensors[GPT2C_N_TENSORS] = {
 
 const char *gpt2c_tensor_name(gpt2c_tensor tensor) { return tensors[tensor].name; }
 
-static size_t size_of(const gpt2c_config *c, dimension d) {
+static size_t dimension_size(const gpt2c_config *c, dimension d) {
     const size_t n_embd = (size_t)c->n_embd;
     const size_t sizes[] = {
         [ONE] = 1,
@@ -55,33 +55,36 @@ static size_t size_of(const gpt2c_config *c, dimension d) {
 
 tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer) {
     const gpt2c_config *c = &m->config;
-    int is_per_layer = tensor >= GPT2C_LN_1_WEIGHT && tensor < GPT2C_LN_F_WEIGHT;
+    int is_in_layer = tensor >= GPT2C_LN_1_WEIGHT && tensor < GPT2C_LN_F_WEIGHT;
     if ((tensor == GPT2C_LM_HEAD && c->tied_lm_head) ||
-        (is_per_layer && (layer < 0 || layer >= c->n_layer)))
+        (is_in_layer && (layer < 0 || layer >= c->n_layer)))
         return (tensor_view){.packing = AS_GIVEN};
     const tensor_info *info = &tensors[tensor];
-    char *field = (is_per_layer ? (char *)&m->layers[layer] : (char *)m) + info->offset;
+    char *field = (is_in_layer ? (char *)&m->layers[layer] : (char *)m) + info->offset;
     tensor_view view = {.packing = info->packing,
-                        .n_rows = size_of(c, info->n_rows),
-                        .width = size_of(c, info->width)};
+                        .n_rows = dimension_size(c, info->n_rows),
+                        .width = dimension_size(c, info->width)};
     if (info->packing == AS_GIVEN) {
         view.floats = (float **)(void *)field;
     } else {
         view.matrix = (packed_matrix *)(void *)field;
-        view.dtype = (gpt2c_dtype)(is_per_layer ? c->layer_dtype : c->embedding_dtype);
+        view.dtype = (gpt2c_dtype)(is_in_layer ? c->layer_dtype : c->embedding_dtype);
     }
     return view;
 }
 
 int32_t tensor_count(const gpt2c_model *m) {
-    int32_t n_of_model = GPT2C_N_TENSORS - N_LAYER_TENSORS - (m->config.tied_lm_head ? 1 : 0);
-    return n_of_model + N_LAYER_TENSORS * m->config.n_layer;
+    int32_t n_outside_layers = GPT2C_N_TENSORS - N_LAYER_TENSORS - (m->config.tied_lm_head ? 1 : 0);
+    return n_outside_layers + N_LAYER_TENSORS * m->config.n_layer;
 }
 
 tensor_view tensor_at(const gpt2c_model *m, int32_t i) {
-    int32_t in_layers = i - FIRST_LAYER_TENSOR, n_in_layers = N_LAYER_TENSORS * m->config.n_layer;
-    if (in_layers >= 0 && in_layers < n_in_layers)
-        return tensor_find(m, (gpt2c_tensor)(FIRST_LAYER_TENSOR + in_layers % N_LAYER_TENSORS),
-                           in_layers / N_LAYER_TENSORS);
-    return tensor_find(m, (gpt2c_tensor)(in_layers < 0 ? i : i - n_in_layers + N_LAYER_TENSORS), 0);
+    int32_t index_in_layers = i - FIRST_LAYER_TENSOR,
+            n_in_layers = N_LAYER_TENSORS * m->config.n_layer;
+    if (index_in_layers >= 0 && index_in_layers < n_in_layers)
+        return tensor_find(m,
+                           (gpt2c_tensor)(FIRST_LAYER_TENSOR + index_in_layers % N_LAYER_TENSORS),
+                           index_in_layers / N_LAYER_TENSORS);
+    return tensor_find(
+        m, (gpt2c_tensor)(index_in_layers < 0 ? i : i - n_in_layers + N_LAYER_TENSORS), 0);
 }
