@@ -1,11 +1,12 @@
-/* Attention: connects the rows of a call with the pages of their sequences, head by head. */
+/* Attention as a step of a layer: gives the attention kernels the rows of a call and the pages of
+ * their sequences, and divides the heads among the workers. */
 #include "cache.h"
 #include "pass/pass.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Writes the keys and values of a head, of rows [begin, end), into the KV cache. */
+/* Writes a head's keys and values of rows [begin, end) into the KV cache. */
 static void store_keys_values(const worker_view *view, int32_t layer, int32_t head, int begin,
                               int end) {
     const gpt2c_model *m = view->model;
@@ -69,7 +70,7 @@ static attention_args attention_args_for(const worker_view *view, int32_t layer,
     };
 }
 
-/* Whether a head is a whole number of panels, and hence of groups. */
+/* Whether a head's columns are whole panels, and so whole groups. */
 static int heads_are_panels(const worker_view *view) { return view->model->head_dim % PANEL == 0; }
 
 /* Quantises the outputs of this worker's heads in rows [begin, end), without a barrier. */
@@ -83,19 +84,19 @@ static void quantize_heads(const worker_view *view, activations x, int first, in
 
 /* ---- prefetch lists ----
  *
- * In decoding, attention waits for keys and values to come from memory: in short sequences the wait
+ * In decoding, attention waits for keys and values to come from memory: in short sequences this
  * took almost half of its time. So the kernel of a single row gets a list of the cache lines that
  * will be read a little later, and prefetches a few of them at every step.
  *
  * A worker goes through the rows, and for each row through its heads, ATTENTION_ROWS at a time.
  * While the kernel computes a few heads of a row, the list holds
- *   - the keys and values of the next row, if those are at most MAX_NEXT_ROW_BYTES;
- *   - otherwise, what these heads themselves still have to read, from PREFETCH_AHEAD_BYTES after their
- *     first key, and then the first PREFETCH_AHEAD_BYTES of the keys that are read next: those of the
+ *   - the keys and values of the next row, if they are at most MAX_NEXT_ROW_BYTES;
+ *   - otherwise, the keys and values of the same heads, without the first PREFETCH_AHEAD_BYTES of
+ *     keys, and then the first PREFETCH_AHEAD_BYTES of the keys that are read next: those of the
  *     row's next heads, or of the next row.
  * Lines are listed in the order in which they are read: keys page by page, then values. In a page
- * with so few positions that the keys of one dimension fit a cache line, one line per dimension
- * is listed. */
+ * with few positions, where a dimension's keys fit in one cache line, only this line is listed for
+ * each dimension. */
 
 /* How far ahead the kernel prefetches its own keys. */
 #define PREFETCH_AHEAD_BYTES ((size_t)32 << 10)
@@ -110,14 +111,14 @@ static void list_lines(prefetch_list *list, const char *begin, const char *end, 
     list->parts[list->n_parts++].step = step;
 }
 
-/* Lists bytes [begin, end) of a page's keys, from the address `keys`; the page has n filled
- * positions. */
+/* Lists bytes [begin, end) of the keys that begin at `keys`, in a page with n filled positions. */
 static void list_keys(const worker_view *view, prefetch_list *list, const char *keys, int n,
                       size_t begin, size_t end) {
-    const size_t line = CACHE_LINE_FLOATS * sizeof(float),
+    const size_t line_bytes = CACHE_LINE_FLOATS * sizeof(float),
                  element_bytes = cache_element_bytes(view->model);
     list_lines(list, keys + begin, keys + end,
-               (size_t)n * element_bytes <= line ? PAGE_POSITIONS * element_bytes : line);
+               (size_t)n * element_bytes <= line_bytes ? PAGE_POSITIONS * element_bytes
+                                                       : line_bytes);
 }
 
 /* How many positions are filled in the row's page that begins at position `first`. */
@@ -131,36 +132,37 @@ static void list_row(const worker_view *view, prefetch_list *list, int32_t layer
                      int n_heads, const input_row *row, size_t skipped) {
     const gpt2c_model *m = view->model;
     const size_t element_bytes = cache_element_bytes(m),
-                 of_head = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
-    const size_t all = (size_t)n_heads * of_head, line = CACHE_LINE_FLOATS * sizeof(float);
+                 head_bytes = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
+    const size_t all_bytes = (size_t)n_heads * head_bytes,
+                 line_bytes = CACHE_LINE_FLOATS * sizeof(float);
     const size_t keys = cache_key_offset(m, layer, head) * element_bytes;
     const size_t values = cache_value_offset(m, layer, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
         list_keys(view, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
-                  n_filled(row, i), i ? 0 : skipped, all);
+                  n_filled(row, i), i ? 0 : skipped, all_bytes);
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
         const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
         size_t bytes = (size_t)n_filled(row, i) * (size_t)m->head_dim * element_bytes;
         if (n_filled(row, i) == PAGE_POSITIONS) /* the heads' values are contiguous */
-            list_lines(list, begin, begin + all, line);
+            list_lines(list, begin, begin + all_bytes, line_bytes);
         else
-            for (int h = 0; h < n_heads; h++, begin += of_head)
-                list_lines(list, begin, begin + bytes, line);
+            for (int h = 0; h < n_heads; h++, begin += head_bytes)
+                list_lines(list, begin, begin + bytes, line_bytes);
     }
 }
 
-/* Lists what to prefetch while n_heads heads of a row are computed. `next` is the row that is
- * computed next, beginning with head next_head, or NULL. */
+/* Lists what to prefetch while n_heads heads of a row are computed. Next is head next_head of the
+ * row `next`, which may be the same row; NULL if nothing is computed next. */
 static void list_prefetches(const worker_view *view, prefetch_list *list, int32_t layer, int head,
                             int n_heads, const input_row *row, const input_row *next,
                             int next_head) {
     const gpt2c_model *m = view->model;
     const size_t element_bytes = cache_element_bytes(m),
-                 width = (size_t)n_heads * (size_t)m->head_dim * element_bytes;
-    const size_t all = width * PAGE_POSITIONS,
-                 ahead = PREFETCH_AHEAD_BYTES < all ? PREFETCH_AHEAD_BYTES : all;
+                 position_bytes = (size_t)n_heads * (size_t)m->head_dim * element_bytes;
+    const size_t all_bytes = position_bytes * PAGE_POSITIONS,
+                 ahead = PREFETCH_AHEAD_BYTES < all_bytes ? PREFETCH_AHEAD_BYTES : all_bytes;
     list->n_parts = list->part = 0;
-    if (next && next != row && 2 * (size_t)next->position * width <= MAX_NEXT_ROW_BYTES) {
+    if (next && next != row && 2 * (size_t)next->position * position_bytes <= MAX_NEXT_ROW_BYTES) {
         list_row(view, list, layer, next_head, n_heads, next, 0);
         return;
     }
@@ -172,10 +174,10 @@ static void list_prefetches(const worker_view *view, prefetch_list *list, int32_
                   n_filled(next, 0), 0, ahead);
 }
 
-/* ---- attention of sequences ---- */
+/* ---- heads and rows ---- */
 
-/* Computes attention of a single row and heads [first, last), ATTENTION_ROWS heads at a time.
- * next_row is the row that is computed next, or -1. */
+/* Computes attention of row r for heads [first, last), ATTENTION_ROWS heads at a time. next_row is
+ * the row that is computed next, or -1. */
 static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
                        int next_row) {
     const input_row *rows = view->scratch->rows;
@@ -196,7 +198,7 @@ static void attend_row(const worker_view *view, int32_t layer, int first, int la
     }
 }
 
-/* Computes attention of rows [begin, end) of a sequence and one head. */
+/* Computes attention of rows [begin, end) of a sequence for one head. */
 static void attend_rows(const worker_view *view, int32_t layer, int head, int begin, int end) {
     for (int r = begin, next; r < end; r = next) {
         next = end_of_page(view, r, end);
@@ -206,8 +208,8 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
     }
 }
 
-/* Computes attention of all rows and heads [first, last). All heads of a sequence come before the
- * next sequence, since a page holds all heads together. */
+/* Computes attention of all rows for heads [first, last). It completes all heads of a sequence
+ * before the next sequence, since a page holds all heads together. */
 static void attend_heads(const worker_view *view, int32_t layer, int first, int last,
                          activations attended) {
     int n_rows = view->pass->n_rows;
@@ -234,12 +236,12 @@ static void project_heads(const worker_view *view, activations normed, linear c_
                       part * panels_per_part + last * panels_per_head);
 }
 
-/* With this many rows or more, q, k and v are computed head by head. If all heads were computed at
- * once, q, k and v would not stay in the L2 cache until attention reads them: 64 rows of all 12
- * heads of GPT-2 124M are 590 KB. */
+/* With this many rows or more, a worker computes q, k and v head by head. If it computed all heads
+ * at once, q, k and v would not stay in the L2 cache until attention reads them: 64 rows of all 12
+ * heads of GPT-2 124M take 590 KB. */
 #define MIN_ROWS_HEAD_BY_HEAD 64
 
-/* ---- probed attention: the parts of the kernel, one after the other ---- */
+/* ---- probed attention: the parts of the kernel, each for all rows ---- */
 
 static int any_point_probed(const worker_view *view, int32_t layer, gpt2c_point first,
                             gpt2c_point last) {
@@ -255,6 +257,7 @@ static float_rows scores_of(const worker_view *view, int head) {
     return (float_rows){view->pass->buffers->scores + (size_t)head * n * n, n};
 }
 
+/* Collective. Calls `work` for each row of each head of this worker. */
 static void for_each_row(const worker_view *view, int32_t layer,
                          void (*work)(const worker_view *, int head, int row, attention_args *)) {
     int first, last;
@@ -269,7 +272,7 @@ static void for_each_row(const worker_view *view, int32_t layer,
     team_barrier(view->team);
 }
 
-/* The causal mask: positions after the row's own get -infinity. */
+/* Computes a row's scores. Positions after the row's own get -infinity: the causal mask. */
 static void score_row(const worker_view *view, int head, int r, attention_args *args) {
     view->model->kernels->attention_scores(args);
     float *scores = row_of(scores_of(view, head), r);
@@ -288,16 +291,16 @@ static float *probs_of(const worker_view *view, int head, int r) {
     return view->pass->buffers->probs + ((size_t)head * n + (size_t)r) * n;
 }
 
-/* The kernel divides by the sum of the weights after the values are summed. Probabilities exist
- * only for hooks. */
+/* Computes probabilities, which only hooks need: the kernel sums the values with unnormalised
+ * weights, and then divides by the sum of the weights. */
 static void normalize_row(const worker_view *view, int head, int r, attention_args *args) {
     float *probs = probs_of(view, head, r);
     for (int i = 0; i < view->pass->n_rows; i++)
         probs[i] = i <= r ? args->scores[i] / *args->sums : 0.0f;
 }
 
-/* Edited probabilities become weights with the sum 1. Without an edit the weights keep their
- * bits. */
+/* If a hook has edited the probabilities, replaces the weights by them, with the sum 1. Without an
+ * edit the weights keep their bits. */
 static void apply_edited_probs(const worker_view *view, int head, int r, attention_args *args) {
     const float *probs = probs_of(view, head, r);
     int is_changed = 0;
@@ -347,7 +350,7 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 
 /* Each worker has whole heads. It stores their keys and values and then attends to them, so no
  * barrier is needed in between, although the rows of a prompt read each other's keys. If the worker
- * also computes the q, k and v of its heads (`is_qkv_fused`), no barrier is needed before that
+ * also computes the q, k and v of its heads itself (is_qkv_fused), no barrier is needed after that
  * either. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          int is_qkv_fused, activations attended) {

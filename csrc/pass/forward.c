@@ -38,8 +38,8 @@ static void norm_row(const worker_view *view, int r, const float *weight, const 
                            m->config.layer_norm_epsilon, m->config.n_embd, out);
 }
 
-/* Applies layer norm to the residual stream. The result is in the scratch, or in this worker's own
- * buffer. */
+/* Applies layer norm to the residual stream. The result is in a buffer that all workers share or,
+ * with few rows, in this worker's own buffer. */
 static activations layer_norm(const worker_view *view, gpt2c_point point, int32_t layer,
                               const float *weight, const float *bias) {
     const int32_t n_embd = view->model->config.n_embd;
@@ -133,7 +133,7 @@ static int count_wanted(const worker_view *view) {
     return n_wanted;
 }
 
-/* Applies ln_f to the rows whose logits are wanted. Only these reach the lm_head. */
+/* Applies ln_f to the rows whose logits are wanted: the lm_head computes only these. */
 static activations norm_wanted(const worker_view *view, int n_wanted) {
     const gpt2c_model *m = view->model;
     activations normed = view->scratch->normed;
@@ -175,7 +175,7 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
     return normed;
 }
 
-/* Scores rows [begin, end) of the wanted rows from their logits. */
+/* Scores rows [begin, end) of those whose logits are wanted. logits holds only these rows. */
 static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
     const gpt2c_model *m = view->model;
     for (int r = begin + view->worker; r < end; r += view->n_workers)
@@ -227,6 +227,7 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
 
 /* ---- the call ---- */
 
+/* Checks a feed; the feeds before it have n_rows rows. */
 static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int n_rows,
                                int max_rows) {
     const gpt2c_model *owner = feed->sequence->model;
@@ -274,7 +275,7 @@ static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
     }
     for (int r = 0; r < p->n_rows; r++)
         p->scratch->rows[r].sequence->in_forward = 0;
-    /* On an error gpt2c_sequence_truncate releases the reserved pages. */
+    /* After an error, truncating to the old length frees the reserved pages. */
     for (int32_t f = 0; f < n_feeds; f++) {
         gpt2c_sequence *sequence = feeds[f].sequence;
         if (status)
@@ -309,12 +310,12 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
     probe_buffers buffers = {0};
     pass p = {
         .model = model, .scratch = scratch, .logits = logits, .hooks = hooks, .buffers = &buffers};
-    const gpt2c_feed whole = {sequence, tokens, n_tokens, GPT2C_LOGITS_NONE};
+    const gpt2c_feed feed = {sequence, tokens, n_tokens, GPT2C_LOGITS_NONE};
     if (sequence->length)
         return GPT2C_BAD_ARGUMENT;
     gpt2c_status status = probe_buffers_alloc(&buffers, hooks, &model->config, n_tokens);
     if (!status)
-        status = run_feeds(&p, &whole, 1);
+        status = run_feeds(&p, &feed, 1);
     if (!status && buffers.is_stopped)
         status = GPT2C_STOPPED;
     probe_buffers_free(&buffers);

@@ -10,11 +10,11 @@
 /* The additional state of a probed call. */
 typedef struct {
     float *scores, *probs; /* [n_head, n_rows, n_rows] */
-    float *sums;           /* [n_head, n_rows] */
-    int is_stopped;
+    float *sums;           /* of the softmax weights, [n_head, n_rows] */
+    int is_stopped;        /* the call is to end without a result */
 } probe_buffers;
 
-/* What the workers of a call share. */
+/* A forward call: what its workers share. */
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
@@ -42,7 +42,7 @@ static inline int is_quantized(const worker_view *view) {
     return view->model->config.layer_dtype != GPT2C_FLOAT32;
 }
 
-/* Quantises rows [begin, end) of x, of width k, if the layers' matrices are quantised. Has no
+/* Quantises rows [begin, end) of x, of width k, if the layers' matrices are quantised. Without a
  * barrier. */
 static inline void quantize(const worker_view *view, activations x, int begin, int end, int32_t k) {
     if (is_quantized(view))
@@ -52,13 +52,14 @@ static inline void quantize(const worker_view *view, activations x, int begin, i
 
 /* ---- products.c ---- */
 
+/* A linear layer, followed by an activation. */
 typedef struct {
     const packed_matrix *weight;
-    const float *bias; /* or NULL */
-    int32_t activation;
+    const float *bias;  /* or NULL */
+    int32_t activation; /* a gpt2c_activation */
 } linear;
 
-/* Computes activation(x @ weight + bias), and stores it in out or, if `add` is set, adds it to
+/* Computes activation(x @ weight + bias), and stores it in out or, if is_added is set, adds it to
  * out. */
 void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
             int is_added);
@@ -66,7 +67,7 @@ void matmul(const worker_view *view, activations x, linear l, float_rows out, in
  * are. */
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
                                   int n_rows);
-/* Computes the columns of panels [begin, end) on this worker alone. Has no barrier. */
+/* Computes the columns of panels [begin, end) on this worker alone, without a barrier. */
 void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
                    int begin, int end);
 
@@ -79,8 +80,8 @@ activations attend(const worker_view *view, int32_t layer, activations normed, l
 
 /* Whether a point of a layer is probed. All workers get the same answer. */
 int is_probed(const worker_view *view, gpt2c_point point, int32_t layer);
-/* Collective. If the point is probed, calls the hook with rows [n_rows, width], which
- * all workers have completed. When it returns, all workers see the edits. */
+/* Collective. If the point is probed, calls the hook with rows [n_rows, width]. All workers must
+ * have completed the rows, and all see the edits afterwards. */
 void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
                  int n_rows, int32_t width);
 /* Collective. Polls whether the call should stop. All workers get the same answer. */

@@ -9,16 +9,15 @@ int is_probed(const worker_view *view, gpt2c_point point, int32_t layer) {
     return hooks && hooks->points[layer * GPT2C_N_POINTS + point];
 }
 
-/* Must be called after a callback. The call stops if `stops` is set, or if the callback forked and
- * this is the child. */
+/* Must be called after a callback. The call stops if the callback wants that, or if the callback
+ * forked and this is the child. */
 static void end_callback(const worker_view *view, int wants_stop) {
     view->pass->buffers->is_stopped = wants_stop || team_was_lost(view->team);
-    (void)
-        fp_enter(); /* the callback may have changed the mode, for instance by loading a library */
+    (void)fp_enter(); /* a callback may change the mode, for instance by loading a library */
 }
 
-/* Worker 0 polls; the first barrier publishes the result, the second keeps it stable until all
- * have read it. */
+/* Worker 0 polls. The first barrier publishes the result; the second keeps it unchanged until all
+ * workers have read it. */
 int poll_stop_collective(const worker_view *view) {
     const gpt2c_hooks *hooks = view->pass->hooks;
     if (!hooks)
@@ -31,7 +30,7 @@ int poll_stop_collective(const worker_view *view) {
     return is_stopped;
 }
 
-/* Worker 0, the call's own thread, calls the hook. */
+/* Worker 0, which is the thread that made the call, calls the hook. */
 void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, float_rows rows,
                  int n_rows, int32_t width) {
     if (!is_probed(view, point, layer))

@@ -1,4 +1,4 @@
-/* Matrix products of rows and weights. Each worker computes a share of the panels of columns. */
+/* Matrix products of rows and weights. Each worker computes its share of the weights' panels. */
 #include "pass/pass.h"
 
 static matmul_args matmul_args_for(activations x, linear l, int n_rows) {

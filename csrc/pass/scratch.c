@@ -1,12 +1,12 @@
-/* Allocation of a forward call's buffers. */
+/* Allocates a forward call's buffers. */
 #include "pass/scratch.h"
 
 #include "os/os.h"
 
 #include <stdlib.h>
 
-/* GPT-2's widths are often multiples of 4096 bytes. Rows that far apart would map to the same few
- * sets of the L1 cache, so a cache line of padding lies between them. Returns 0 if out of
+/* GPT-2's widths are often multiples of 4096 bytes. Rows 4096 bytes apart would map to the same few
+ * sets of the L1 cache, so a cache line of padding lies between rows. Returns 0 if out of
  * memory. */
 static int alloc_rows(float_rows *m, int n_rows, int32_t width) {
     m->stride = ((size_t)width + CACHE_LINE_FLOATS - 1) / CACHE_LINE_FLOATS * CACHE_LINE_FLOATS +
@@ -15,7 +15,8 @@ static int alloc_rows(float_rows *m, int n_rows, int32_t width) {
     return m->floats != NULL;
 }
 
-/* The same for 8-bit rows. Their layout depends on the number of rows: see quantized_layout. */
+/* Like alloc_rows, for 8-bit rows. Their layout depends on the number of rows: see
+ * quantized_layout. */
 static int alloc_quantized(quantized_rows *q, int n_rows, int32_t k) {
     size_t n_groups = n_groups_for((size_t)k), stride = (size_t)n_rows;
     q->values = os_aligned_alloc(n_groups * (stride * GROUP + GROUP_PADDING));
@@ -47,18 +48,18 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
     s->rows = calloc((size_t)n_rows, sizeof *s->rows);
     s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
     s->n_workers = s->workers ? model->n_threads : 0;
-    /* Room for the maximum number of rows is only address space: unused pages are never touched. */
-    int complete = s->rows && s->workers;
-    complete &= alloc_rows(&s->residual, n_rows, c->n_embd);
-    complete &= alloc_activations(&s->normed, model, n_rows, c->n_embd);
-    complete &= alloc_rows(&s->qkv, n_rows, 3 * c->n_embd);
-    complete &= alloc_activations(&s->attended, model, n_rows, c->n_embd);
-    complete &= alloc_activations(&s->inner, model, n_rows, c->n_inner);
+    /* Buffers for the max number of rows cost only address space, until rows are written. */
+    int is_complete = s->rows && s->workers;
+    is_complete &= alloc_rows(&s->residual, n_rows, c->n_embd);
+    is_complete &= alloc_activations(&s->normed, model, n_rows, c->n_embd);
+    is_complete &= alloc_rows(&s->qkv, n_rows, 3 * c->n_embd);
+    is_complete &= alloc_activations(&s->attended, model, n_rows, c->n_embd);
+    is_complete &= alloc_activations(&s->inner, model, n_rows, c->n_inner);
     for (int w = 0; w < s->n_workers; w++) {
-        complete &= alloc_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
-        complete &= alloc_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
+        is_complete &= alloc_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
+        is_complete &= alloc_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
     }
-    if (!complete) {
+    if (!is_complete) {
         gpt2c_scratch_free(s);
         return GPT2C_NO_MEMORY;
     }

@@ -24,7 +24,8 @@ typedef struct {
 
 static inline float *row_of(float_rows m, int r) { return m.floats + (size_t)r * m.stride; }
 
-/* Rows between two steps: floats and, if quantised weights multiply them, 8-bit values. */
+/* Rows that one step writes and the next reads: floats and, if the next matrix is quantised, 8-bit
+ * values. */
 typedef struct {
     float_rows floats;
     quantized_rows quantized;
@@ -40,7 +41,7 @@ static inline quantized_rows quantized_layout(quantized_rows q, int n_rows) {
     return q;
 }
 
-/* The same rows without the first r rows and the first g groups. */
+/* The same rows and groups, without the first r rows and the first g groups. */
 static inline quantized_rows quantized_slice(quantized_rows q, int r, size_t g) {
     q.values += g * q.values_stride + (size_t)r * GROUP;
     q.scales += g * q.stride + (size_t)r;
@@ -56,7 +57,7 @@ typedef struct {
 } worker_scratch;
 
 struct gpt2c_scratch {
-    int32_t n_rows;       /* the most rows of one call */
+    int32_t n_rows;       /* the max number of rows of a call */
     input_row *rows;      /* [n_rows] */
     float_rows residual;  /* [rows, n_embd] */
     activations normed;   /* [rows, n_embd] */
