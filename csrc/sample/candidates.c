@@ -1,15 +1,16 @@
 /* The candidates of a draw and their order.
  *
- * Sorting. A key has a logit's order in its upper 32 bits and the id (or another payload) in its
- * lower 32 bits. The keys are radix-sorted by the upper half: three passes of 11 bits, linear in n
- * and stable, so ties keep the order of ids without being compared.
+ * Sorting. The upper 32 bits of a key order the logits; the lower 32 bits hold the id (or another
+ * payload). The keys are radix-sorted by the upper half: three passes of 11 bits, linear in n and
+ * stable, so ids with equal logits keep their order.
  *
  * Selecting. To find the k largest of n logits, with k far below n, sorting all would waste time.
  * select_keys keeps the best k keys seen so far in a heap whose root is the worst of them. A logit
  * that does not beat the root costs one comparison of floats. A logit that beats the root replaces
- * it and sifts down in log k steps. In random order, only about k ln(n / k) logits beat the root.
- * The heap is then sorted in place. Ids are visited ascending, so of equal logits the lower id is
- * in the heap already and stays. candidates_keep_top sorts instead if k is more than n / 8. */
+ * it and sifts down in at most log k steps. In random order, only about k ln(n / k) logits beat the
+ * root. The heap is then sorted in place. Ids are visited ascending, so of equal logits the lower
+ * id is in the heap already and stays. candidates_keep_top sorts instead if k is more than n /
+ * 8. */
 #include "sample/candidates.h"
 
 #include "os/os.h"
@@ -95,7 +96,7 @@ static float logit_of_ascending_key(uint32_t key) {
     return x;
 }
 
-/* Ascending keys are in the order (logit descending, id ascending). */
+/* A smaller key means a larger logit or, of equal logits, a lower id. */
 static uint64_t key_of(float logit, int32_t id) {
     return (uint64_t)~ascending_key(logit) << 32 | (uint32_t)id;
 }
@@ -125,6 +126,7 @@ void candidates_sort_keys(candidates *c, int32_t n) {
     }
 }
 
+/* Makes the first n keys the candidates. */
 static void set_from_keys(candidates *c, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         c->logits[i] = logit_of_ascending_key(~(uint32_t)(c->keys[i] >> 32));
@@ -173,7 +175,7 @@ int32_t candidates_index(candidates *c, int32_t id) {
 
 /* ---- the k largest ---- */
 
-/* Moves element i down until the heap is valid again. The root is the largest key: the worst
+/* Moves element i down until the heap is valid again. The root is the largest key, and so the worst
  * candidate. */
 static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     for (;;) {
@@ -191,7 +193,8 @@ static void sift_down(uint64_t *heap, int32_t n, int32_t i) {
     }
 }
 
-/* Sets `keys` to the k smallest keys of n logits, in order. ids ascend; NULL means 0, 1, ... */
+/* Sets `keys` to the k smallest keys of n logits, ascending. ids must ascend; NULL means 0, 1,
+ * ... */
 static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids, int32_t n,
                         int32_t k) {
     for (int32_t i = 0; i < k; i++)
@@ -200,7 +203,7 @@ static void select_keys(uint64_t *keys, const float *logits, const int32_t *ids,
         sift_down(keys, k, i);
     float min = logit_of_ascending_key(~(uint32_t)(keys[0] >> 32));
     for (int32_t i = k; i < n; i++)
-        if (logits[i] > min) { /* of equal logits the lower id is already in the heap */
+        if (logits[i] > min) { /* a logit equal to min has a higher id, and loses */
             keys[0] = key_of(logits[i], ids ? ids[i] : i);
             sift_down(keys, k, 0);
             min = logit_of_ascending_key(~(uint32_t)(keys[0] >> 32));

@@ -1,5 +1,5 @@
-/* The stages that remove unlikely ids. Each stage sees the distribution that the earlier stages
- * left.
+/* The stages that depend on the distribution: temperature, and stages that remove ids. Each sees
+ * the distribution that the earlier stages left.
  *
  * A probability is a weight divided by the sum of all weights. Weights are float, from the engine's
  * own exp; sums are double, added in the order of the candidates. So every machine keeps the same
@@ -73,21 +73,21 @@ void apply_min_p(candidates *c, const gpt2c_stage *stage) {
         candidates_keep_best_or_at_least(c, (double)stage->value);
 }
 
-/* The entropy in nats; `sum` is what candidates_weigh returned. */
+/* The entropy in nats; `sum` is the result of candidates_weigh. */
 static double entropy_of(const candidates *c, double sum) {
     float max = c->logits[candidates_argmax(c)];
     float log_sum = (float)sum;
     c->kernels->log(&log_sum, 1);
-    double scaled = 0.0;
+    double sum_scaled = 0.0; /* of weight * (logit - max) */
     for (int32_t i = 0; i < c->n; i++)
         if (c->weights[i] > 0.0f)
-            scaled += (double)c->weights[i] * (double)(c->logits[i] - max);
-    return (double)log_sum - scaled / sum;
+            sum_scaled += (double)c->weights[i] * (double)(c->logits[i] - max);
+    return (double)log_sum - sum_scaled / sum;
 }
 
-/* Meister et al. 2022, "Locally Typical Sampling": orders the ids by how far their surprisal, -log
- * p, is from the entropy, and keeps the nearest ids until their probabilities sum to p or more.
- * The ids that tie with the last one kept are kept too. */
+/* Meister et al. 2022, "Locally Typical Sampling": orders the ids by the distance of their
+ * surprisal, -log(probability), from the entropy, and keeps the nearest ids until their
+ * probabilities sum to p or more. Ids that tie with the last one of these are kept too. */
 void apply_typical_p(candidates *c, const gpt2c_stage *stage) {
     candidates_sort_by_id(c);
     double sum = candidates_weigh(c);
@@ -122,8 +122,8 @@ void apply_epsilon_cutoff(candidates *c, const gpt2c_stage *stage) {
         candidates_keep_best_or_at_least(c, (double)stage->value * sum);
 }
 
-/* The same paper's eta sampling: keeps the ids whose probability is at least min(epsilon,
- * sqrt(epsilon) * exp(-entropy)). The bound falls as the distribution flattens. */
+/* Eta sampling, from the same paper: keeps the ids whose probability is at least min(epsilon,
+ * sqrt(epsilon) * exp(-entropy)). The bound is lower for a flatter distribution. */
 void apply_eta_cutoff(candidates *c, const gpt2c_stage *stage) {
     double epsilon = (double)stage->value, sum = candidates_weigh(c);
     if (sum < 0.0)
@@ -165,7 +165,7 @@ void apply_xtc(candidates *c, const gpt2c_stage *stage) {
  * version 2: keeps the ids whose surprisal is at most mu bits. sample.c adapts mu after the
  * draw. */
 void apply_mirostat(candidates *c, const gpt2c_stage *stage) {
-    (void)stage; /* sample.c uses tau and eta to adapt mu */
+    (void)stage; /* tau and eta only adapt mu */
     double sum = candidates_weigh(c);
     c->mirostat_sum = (float)sum;
     float min = -c->mirostat_mu * 0.693147181f;

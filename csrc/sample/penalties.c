@@ -1,5 +1,5 @@
 /* The stages that change the logits of single ids. Most depend on c->history: the ids of the prompt
- * and the generated ones. The candidates are in the order of ids (sample.c). */
+ * and the generated ones. sample.c sorts the candidates by id before each of these stages. */
 #include "sample/candidates.h"
 
 #include <math.h>
@@ -17,13 +17,14 @@ static void ban(candidates *c, int32_t id) {
         c->logits[index] = -INFINITY;
 }
 
-/* Keeps the ids whose bits are set in the mask: id's bit is 1 << id % 32 of word id / 32. The words
- * are stage->ids, at least one for every 32 ids of the vocabulary; bits beyond it are ignored.
+/* Keeps the ids whose bits are set in the mask: an id's bit is 1 << id % 32 of word id / 32. The
+ * words are stage->ids, at least one for every 32 ids of the vocabulary; bits beyond the vocabulary
+ * are ignored.
  *
  * Other ids are removed, so no later stage can bring them back, and later stages have fewer
- * candidates to work on. If no id is left, one stays that cannot be drawn. */
+ * candidates to work on. If no id is left, one candidate with the logit -infinity stays. */
 void apply_allowed_ids(candidates *c, const gpt2c_stage *stage) {
-    int has_all = c->n == c->n_vocab; /* then candidates_index need not be called */
+    int has_all = c->n == c->n_vocab; /* then an id is its own index */
     int32_t n = 0;
     for (int32_t first = 0; first < c->n_vocab; first += 32) {
         uint32_t bits = (uint32_t)stage->ids[first / 32];
@@ -64,7 +65,7 @@ void apply_repetition_penalty(candidates *c, const gpt2c_stage *stage) {
         c->counts[c->history[i]] = 0;
 }
 
-/* As in OpenAI's API: subtracts the penalty once for each id that was generated. */
+/* As in OpenAI's API: subtracts the penalty from the logit of each id that was generated. */
 void apply_presence_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         if (!c->counts[c->history[i]]++)
@@ -73,7 +74,7 @@ void apply_presence_penalty(candidates *c, const gpt2c_stage *stage) {
         c->counts[c->history[i]] = 0;
 }
 
-/* As in OpenAI's API: subtracts the penalty as often as the id was generated. */
+/* As in OpenAI's API: subtracts the penalty once for each time that the id was generated. */
 void apply_frequency_penalty(candidates *c, const gpt2c_stage *stage) {
     for (int32_t i = c->n_prompt; i < c->n_history; i++)
         c->counts[c->history[i]]++;
@@ -97,15 +98,15 @@ void apply_no_repeat_ngram_size(candidates *c, const gpt2c_stage *stage) {
             ban(c, c->history[i + n - 1]);
 }
 
-/* Bans the last id of each bad word whose other ids end the history. stage->ids holds each word as
- * its length followed by its ids. */
+/* Bans the last id of each bad word whose other ids are the last ids of the history. stage->ids
+ * holds each word as its length followed by its ids. */
 void apply_bad_words(candidates *c, const gpt2c_stage *stage) {
     for (int32_t at = 0; at < stage->n_ids; at += 1 + stage->ids[at]) {
         const int32_t *word = stage->ids + at + 1;
-        int32_t before = stage->ids[at] - 1;
-        if (before <= c->n_history &&
-            !memcmp(c->history + c->n_history - before, word, (size_t)before * sizeof *word))
-            ban(c, word[before]);
+        int32_t n_before = stage->ids[at] - 1;
+        if (n_before <= c->n_history &&
+            !memcmp(c->history + c->n_history - n_before, word, (size_t)n_before * sizeof *word))
+            ban(c, word[n_before]);
     }
 }
 
@@ -120,16 +121,16 @@ void apply_min_new_tokens(candidates *c, const gpt2c_stage *stage) {
         apply_suppress_tokens(c, stage);
 }
 
-static int is_among(int32_t id, const int32_t *ascending, int32_t n) {
+static int is_among(int32_t id, const int32_t *sorted_ids, int32_t n) {
     int32_t begin = 0, end = n;
     while (begin < end) {
         int32_t middle = begin + (end - begin) / 2;
-        if (ascending[middle] < id)
+        if (sorted_ids[middle] < id)
             begin = middle + 1;
         else
             end = middle;
     }
-    return begin < n && ascending[begin] == id;
+    return begin < n && sorted_ids[begin] == id;
 }
 
 /* Sets lengths[i] to the length of the longest run of ids that ends just before i and also ends the

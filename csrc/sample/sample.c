@@ -25,7 +25,7 @@ const char *gpt2c_stage_name(gpt2c_stage_kind kind) { return stage_table[kind].n
 static void fill_for_job(candidates *c, const gpt2c_job *job, const float *logits) {
     candidates_fill(c, logits);
     memcpy(c->history, job->prompt, (size_t)job->n_prompt * sizeof(int32_t));
-    if (job->n_tokens) /* without new tokens there may be no array of them */
+    if (job->n_tokens) /* without new tokens, job->tokens may be NULL */
         memcpy(c->history + job->n_prompt, job->tokens, (size_t)job->n_tokens * sizeof(int32_t));
     c->n_prompt = job->n_prompt;
     c->n_history = job->n_prompt + job->n_tokens;
@@ -44,8 +44,8 @@ static void run_stages(candidates *c, const gpt2c_job *job) {
 }
 
 /* Changes mu so that the surprisal of the next tokens approaches tau. The surprisal of the drawn
- * token, in bits, is computed from the distribution before mirostat's cut; `below` is the token's
- * logit minus the largest logit. */
+ * token, in bits, is computed from the distribution before mirostat removed ids. `below` is the
+ * token's logit minus the largest logit. */
 static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
     float log_sum = c->mirostat_sum;
     c->kernels->log(&log_sum, 1);
@@ -59,7 +59,7 @@ static void update_mirostat(gpt2c_job *job, const candidates *c, float below) {
 
 /* ---- the choice ---- */
 
-/* How far the largest logit, logits[best], is above the second-largest logit. */
+/* The largest logit, logits[best], minus the second-largest logit. */
 static float margin_of_argmax(const kernel_table *kernels, const float *logits, int32_t n,
                               int32_t best) {
     float next = -INFINITY;
@@ -73,8 +73,8 @@ static float margin_of_argmax(const kernel_table *kernels, const float *logits, 
     return logits[best] - next;
 }
 
-/* How far the score (logit + noise) of the drawn token is above the next best score, which is found
- * by drawing again without the token. */
+/* The score (logit + noise) of the drawn token minus the next best score, which is found by drawing
+ * again without the token. */
 static float margin_of_draw(candidates *c, int32_t token, float score) {
     int32_t index = 0;
     while (c->ids[index] != token)
@@ -86,7 +86,8 @@ static float margin_of_draw(candidates *c, int32_t token, float score) {
     return c->n > 1 ? score - next : INFINITY;
 }
 
-static gpt2c_status draw(candidates *c, gpt2c_job *job, int32_t *token) {
+/* Runs the stages, and chooses a token from the candidates that are left. */
+static gpt2c_status choose_candidate(candidates *c, gpt2c_job *job, int32_t *token) {
     run_stages(c, job);
     int32_t best = c->n ? candidates_argmax(c) : -1;
     if (best < 0)
@@ -123,7 +124,7 @@ static gpt2c_status choose(const gpt2c_model *m, candidates *c, gpt2c_job *job, 
     if (is_greedy(job))
         return GPT2C_OK;
     fill_for_job(c, job, logits);
-    return draw(c, job, token);
+    return choose_candidate(c, job, token);
 }
 
 static int is_stop(const gpt2c_job *job, int32_t token) {
@@ -133,8 +134,8 @@ static int is_stop(const gpt2c_job *job, int32_t token) {
     return 0;
 }
 
-/* A stop token is not appended. The last token of the context is never fed, so a job may have one
- * token more than the context has positions. */
+/* Appends a token to a job, unless it is a stop id. The last token is never fed, so a job may have
+ * one token more than the context has positions. */
 static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *raw_logits) {
     if (is_stop(job, token)) {
         job->finish = GPT2C_FINISHED_STOP;
