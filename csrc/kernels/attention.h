@@ -24,13 +24,13 @@
 #error "PAGE_POSITIONS must equal POSITION_BLOCK: sums run page by page"
 #endif
 
-/* A single row (decoding) reads a page's keys in the order of memory: its tile is as wide as a
- * page. */
+/* The vectors of positions or dimensions in a tile. A tile of a single row (decoding) is as wide as
+ * a page, so that it reads the page's keys in the order of memory. */
 #define MAX_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
 #define ATTENTION_VECTORS(rows) ((rows) == 1 ? MAX_VECTORS : TILE_VECTORS)
 
-/* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is truncated instead, and
- * stays a NaN: a computed NaN has a bit set in the upper half of its mantissa. */
+/* Rounds to bfloat16, the upper half of a float, to nearest even. A NaN is truncated instead. It
+ * stays a NaN, because a computed NaN has a bit set in the upper part of its mantissa. */
 INLINE vi to_bfloat16(vf x) {
     vf rounded = vf_propagate_nan(x, vf_from_bits(vi_round_mantissa(vi_bits(x), 16)));
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
@@ -60,7 +60,7 @@ static void store_kernel(const float *key, const float *value, int head_dim, int
     memcpy(values, value, (size_t)head_dim * sizeof(float));
 }
 
-/* An element of a page, float or bfloat16, by its index. */
+/* Points to an element of a page, a float or a bfloat16, by its index. */
 typedef struct {
     const void *page;
     size_t index;
@@ -70,10 +70,9 @@ INLINE cache_pointer cache_pointer_add(cache_pointer s, int n) {
     return (cache_pointer){s.page, s.index + (size_t)n};
 }
 
-/* Loads the first n elements of a vector from a page. If n is 0 or less, this does not touch
- * memory: a processor waits for the cache line of a masked load even if the whole mask is off. Such
- * waits took nearly half of attention's time for short sequences that were not in the CPU's
- * cache. */
+/* Loads the first n elements of a vector from a page. If n is 0 or less, it does not touch memory:
+ * a CPU waits for the cache line of a masked load even if the whole mask is off. Such waits took
+ * nearly half of attention's time for short sequences that were not in the CPU's cache. */
 INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     if (n <= 0)
         return vf_set1(0.0f);
@@ -83,6 +82,7 @@ INLINE vf load_cached(cache_pointer s, const int is_bfloat16, int n) {
     return vf_load_first((const float *)s.page + s.index, n);
 }
 
+/* Prefetches the next n cache lines of the list, if there is one. */
 INLINE void prefetch_lines(prefetch_list *f, int n) {
     for (int i = 0; f && i < n && f->part < f->n_parts; i++) {
         const char *line = f->parts[f->part].next;
@@ -136,7 +136,7 @@ INLINE void score_vectors(const attention_args *a, const int is_bfloat16, const 
     }
 }
 
-/* The scores of a page's first n positions; later positions are never read. */
+/* Computes the scores of a page's first n positions. Later positions are never read. */
 INLINE void compute_page_scores(const attention_args *a, const int is_bfloat16, const int rows,
                                 const float *q, cache_pointer key, int n, prefetch_list *prefetches,
                                 float *scores) {
@@ -145,8 +145,8 @@ INLINE void compute_page_scores(const attention_args *a, const int is_bfloat16, 
     for (; i + width <= n; i += width)
         score_vectors(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_pointer_add(key, i),
                       width, i ? NULL : prefetches, scores + i);
-    /* A single row also computes the rest as one wide tile: tiles of one vector would be one FMA
-     * chain each, limited by the latency. */
+    /* A single row also computes the rest as one wide tile. Tiles of one vector would each be one
+     * FMA chain, limited by the latency of an FMA. */
     for (; rows == 1 && i < n; i += width)
         score_vectors(a, is_bfloat16, rows, ATTENTION_VECTORS(rows), q, cache_pointer_add(key, i),
                       n - i, i ? NULL : prefetches, scores + i);
@@ -155,9 +155,9 @@ INLINE void compute_page_scores(const attention_args *a, const int is_bfloat16, 
                       scores + i);
 }
 
-/* Replaces scores by exp(score - m) and returns their sum. If a score is NaN, the sum is NaN for
- * every m. */
-static float exp_and_sum(float *scores, int n, float m) {
+/* Replaces scores by exp(score - max) and returns their sum. If a score is NaN, the sum is NaN for
+ * every max. */
+static float exp_and_sum(float *scores, int n, float max) {
     float total = 0.0f;
     for (int block = 0; block < n; block += POSITION_BLOCK) {
         int end = n - block < POSITION_BLOCK ? n : block + POSITION_BLOCK;
@@ -167,7 +167,7 @@ static float exp_and_sum(float *scores, int n, float m) {
             UNROLL
             for (int v = 0; v < LANE_VECTORS; v++) {
                 float *at = scores + i + v * VF_WIDTH;
-                vf e = vf_exp(vf_sub(vf_load(at), vf_set1(m)));
+                vf e = vf_exp(vf_sub(vf_load(at), vf_set1(max)));
                 vf_store(at, e);
                 sum.part[v] = vf_add(sum.part[v], e);
             }
@@ -176,7 +176,7 @@ static float exp_and_sum(float *scores, int n, float m) {
             for (int v = 0; v < LANE_VECTORS; v++) {
                 int at = i + v * VF_WIDTH;
                 if (at < end) {
-                    vf e = vf_exp(vf_sub(vf_load_first(scores + at, end - at), vf_set1(m)));
+                    vf e = vf_exp(vf_sub(vf_load_first(scores + at, end - at), vf_set1(max)));
                     e = vf_keep_first(e, end - at);
                     vf_store_first(scores + at, e, end - at);
                     sum.part[v] = vf_add(sum.part[v], e);
@@ -253,19 +253,19 @@ INLINE void sum_value_vectors(const attention_args *a, const int is_bfloat16, co
     }
 }
 
-/* The scores of a tile of rows that begins at `row`. */
+/* Computes the scores of a tile of rows that begins at `row`, for all positions of its last row. */
 INLINE void compute_tile_scores(const attention_args *a, const int is_bfloat16, const int rows,
                                 int row) {
     const float *q = a->q + (size_t)row * a->q_stride;
-    int all = a->n_positions + row + rows - 1;
-    for (int i = 0; i < all; i += PAGE_POSITIONS) {
-        int n = all - i < PAGE_POSITIONS ? all - i : PAGE_POSITIONS;
+    int n_positions = a->n_positions + row + rows - 1;
+    for (int i = 0; i < n_positions; i += PAGE_POSITIONS) {
+        int n = n_positions - i < PAGE_POSITIONS ? n_positions - i : PAGE_POSITIONS;
         cache_pointer key = {a->pages[i / PAGE_POSITIONS], a->key_offset};
         compute_page_scores(a, is_bfloat16, rows, q, key, n, NULL, a->scores + i);
     }
 }
 
-/* Replaces a tile's scores by softmax weights, not yet divided by their sums, sum[rows]. */
+/* Replaces a tile's scores by unnormalised softmax weights, and computes their sums, sum[rows]. */
 INLINE void compute_tile_weights(const attention_args *a, const int rows, int row, float *sum) {
     for (int r = 0; r < rows; r++) {
         float *scores = a->scores + (size_t)r * a->scores_stride;
@@ -274,7 +274,7 @@ INLINE void compute_tile_weights(const attention_args *a, const int rows, int ro
     }
 }
 
-/* The weighted sums of the values for a tile of rows, divided by sum[rows]. */
+/* Computes the weighted sums of the values for a tile of rows, divided by sum[rows]. */
 INLINE void compute_tile_values(const attention_args *a, const int is_bfloat16, const int rows,
                                 int row, const float *sum) {
     const int width = ATTENTION_VECTORS(rows) * VF_WIDTH;

@@ -1,4 +1,4 @@
-/* Includes all kernels, which use the vector type that the including file has defined (vec.h). */
+/* Includes all kernels. The including file must have defined the vectors that they use (vec.h). */
 #include "kernels/functions.h"
 #include "kernels/row.h"
 

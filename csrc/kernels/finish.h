@@ -1,10 +1,12 @@
-/* The end of a product, float or quantised: bias, activation, residual and the store of a panel. */
+/* The end of a matrix product, float or quantised: adds the bias, applies the activation, adds the
+ * residual and stores a panel's columns. */
 
-/* A matmul multiplies MATMUL_ROWS rows by all panels, then the next MATMUL_ROWS rows. 48 rows made
- * prompts about 5% slower; 256 were no faster. */
+/* A matmul multiplies MATMUL_ROWS rows by all panels, then the next MATMUL_ROWS rows. With 48 rows
+ * prompts were about 5 % slower; with 256 they were no faster. */
 #define MATMUL_ROWS 128
 
-/* Returns a vector of a row, at column c of the panel, with bias and activation applied. */
+/* Returns a vector of a row's outputs, at column c of the panel that begins at `column`, with bias
+ * and activation applied. */
 INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, int c) {
     vf value = vf_load(totals + c);
     if (a->bias)
@@ -16,7 +18,7 @@ INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, i
 #error "PANEL must equal GROUP: a panel's columns are one group of k of the next product"
 #endif
 
-/* Stores rows quantised: a panel's columns are one group of the next product's k. */
+/* Stores a panel's columns quantised: they are one group of k in the next product. */
 INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int panel,
                              const float *totals) {
     int n_columns = a->n - panel * PANEL;

@@ -2,7 +2,7 @@
  * every instruction set and every machine gives the same bits. */
 #include "kernels/isa/vec.h"
 
-/* Adding 1.5 * 2^23 leaves a float's nearest integer (ties to even) in its low bits. */
+/* 1.5 * 2^23: added to x, it leaves x's nearest integer (ties to even) in the sum's low bits. */
 #define ROUND_MAGIC 12582912.0f
 
 /* Rounds x to the nearest integer, ties to even. |x| must be less than 2^22. */
@@ -12,7 +12,7 @@ INLINE vi vi_round(vf x) {
 
 INLINE vf vf_abs(vf x) { return vf_from_bits(vi_and(vi_bits(x), vi_set1(0x7fffffff))); }
 
-/* Rounds a float's bits to n fewer bits of mantissa, ties to even. */
+/* Rounds a float, given as its bits, to a mantissa that is n bits shorter, ties to even. */
 INLINE vi vi_round_mantissa(vi bits, int n) {
     vi odd = vi_and(vi_shift_right_unsigned(bits, n), vi_set1(1));
     vi rounded = vi_add(vi_add(bits, odd), vi_set1((1 << (n - 1)) - 1));
@@ -74,7 +74,7 @@ INLINE vf log_of_one_plus(vf f) {
 /* log(x) for a normal positive x = 2^e m, m in [sqrt(1/2), sqrt(2)). The result for other x is
  * unspecified. */
 INLINE vf vf_log(vf x) {
-    /* After the bits of sqrt(1/2) are subtracted, the exponent field changes just where m would
+    /* The bits of sqrt(1/2) are subtracted so that the exponent field changes just where m would
      * leave its range. */
     const int32_t root_half = 0x3f3504f3;
     vi offset = vi_sub(vi_bits(x), vi_set1(root_half));
@@ -85,8 +85,8 @@ INLINE vf vf_log(vf x) {
     return vf_fma(e, vf_set1(LN2_HIGH), vf_fma(e, vf_set1(LN2_LOW), log_m));
 }
 
-/* x * sigmoid(y). x = -infinity is replaced by -3e38, so that its product with a sigmoid of zero
- * is the limit, zero, and not NaN. */
+/* x * sigmoid(y). x = -infinity is replaced by -3e38, so that its product with a sigmoid of zero is
+ * zero, the limit, and not NaN. */
 INLINE vf times_sigmoid(vf x, vf y) {
     vf e = vf_exp(vf_sub(vf_set1(0.0f), y));
     vf finite = vf_max(vf_set1(-3e38f), x);

@@ -1,4 +1,4 @@
-/* Macros that inline and unroll kernels, and compile them for an instruction set. */
+/* Macros that inline functions, unroll loops and compile for an instruction set. */
 
 /* The small functions of kernels must be inlined and their loops unrolled; otherwise vectors would
  * not stay in registers. */

@@ -5,21 +5,22 @@
  * sum over the group is an exact integer, so the order inside a group does not matter. The sum is
  * scaled and added to the row's float totals in memory, groups ascending. The number of rows
  * changes no bit. matmul.h does the reverse: it keeps sums in registers and loads weights again for
- * each tile. Here a group's weights are few enough to stay in registers, and a total is touched
- * only once in 32 steps of k. */
+ * each tile. Here a group's weights are few enough to stay in registers, and a total is loaded and
+ * stored only once in 32 steps of k. */
 #include "kernels/isa/dot.h"
 
+/* A dot product of bytes (dot.h) takes four steps of k. */
 #define DOTS_PER_GROUP (GROUP / 4)
 
-/* Loads weights in the order of memory. The hardware prefetcher depends on this order. A compiler
- * that changed the order made a single row a fifth slower. */
+/* Loads weights. The compiler barrier keeps the loads in the order of memory, on which the hardware
+ * prefetcher depends: a compiler that changed the order made a single row a fifth slower. */
 INLINE vi load_bytes(const uint8_t *p) {
     vi bytes = vi_load((const int32_t *)(const void *)p);
     __asm__ volatile("" ::: "memory");
     return bytes;
 }
 
-/* Each lane is the four bytes at p. */
+/* Sets each lane to the four bytes at p. */
 INLINE vi broadcast_bytes(const int8_t *p) {
     int32_t bytes;
     memcpy(&bytes, p, sizeof bytes);
@@ -89,9 +90,9 @@ INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t 
 }
 
 /* Weights are prefetched PREFETCH_AHEAD bytes before they are used (4 KB was too few), and each row
- * prefetches a share of them. Prefetching all of them at once would fill the core's
- * line-fill buffers, and the loads of rows would wait: that cost a third of the speed at 32 rows
- * and nearly half at 8. A prefetch beyond the end of the weights is harmless: it cannot fault. */
+ * prefetches a share of them. Prefetching them all at once would fill the core's line-fill buffers,
+ * so that the loads of rows would wait: this cost a third of the speed at 32 rows and nearly half
+ * at 8. A prefetch beyond the end of the weights is harmless, because it cannot fault. */
 #define PREFETCH_AHEAD 16384
 
 typedef struct {
@@ -135,8 +136,8 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
     }
 }
 
-/* With many rows the stores of the results would wait for memory too. So the cache lines of the
- * results are prefetched while a panel is multiplied, a share of the rows at each group. */
+/* With many rows the stores of the results would wait for memory. So the cache lines of the results
+ * are prefetched while a panel is multiplied, for a share of the rows at each group. */
 #define PREFETCH_OUT_MIN_ROWS 32
 
 INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,

@@ -1,5 +1,5 @@
-/* Includes only the integer kernels, for an instruction set that uses the float kernels of a
- * smaller set (cpu.c). */
+/* Includes only the integer kernels, for an instruction set that uses another set's float kernels
+ * (cpu.c). */
 #include "kernels/functions.h"
 
 #include "kernels/quantize_rows.h"

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* Output columns of a packed weight panel [k][PANEL]. 32 floats are two AVX-512 registers, so the
- * sums of 8 rows of x fit the registers and one pass over the weights serves 8 rows. (With 64
+ * sums of 8 rows of x fit the registers, and weights that are loaded once serve 8 rows. (With 64
  * columns and 6 rows, batches of 8 and 32 decoded a quarter to a third slower.) PANEL is not part
  * of the arithmetic. */
 #define PANEL 32
@@ -32,7 +32,8 @@
 #define INT8_BLOCK_BYTES (GROUP * PANEL + 2 * PANEL)
 #define INT4_BLOCK_BYTES (GROUP * PANEL / 2 + 2 * PANEL)
 
-/* The scale of an int4 column is a float's bits shifted right, with a smaller exponent bias. */
+/* The scale of an int4 column is stored as a float's bits, shifted right and with a smaller
+ * exponent bias. */
 #define INT4_SCALE_SHIFT 18
 #define INT4_SCALE_EXPONENT 32 /* the float's biased exponent where the scale's is 0 */
 
@@ -44,7 +45,7 @@
  * 16, the lanes of a sum. */
 #define POSITION_BLOCK 64
 
-/* A C11 compiler that computes float in double would round twice. */
+/* A compiler that computes float arithmetic in double would round twice. */
 #include <float.h>
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
 #error "gpt2c needs float arithmetic in float (FLT_EVAL_METHOD == 0)"
@@ -59,7 +60,7 @@
 typedef struct {
     int8_t *values; /* group g of row r: values + g * values_stride + r * GROUP */
     float *scales;  /* scales[g * stride + r]; 0 for zeros, NaN where an element is not finite */
-    int32_t *minus_sums; /* minus_sums[g * stride + r] */
+    int32_t *minus_sums; /* minus_sums[g * stride + r]: minus the sum of the group's values */
     size_t stride, values_stride;
 } quantized_rows;
 
@@ -82,8 +83,8 @@ typedef struct {
     int activation; /* a gpt2c_activation */
 } matmul_args;
 
-/* Cache lines for a kernel to prefetch while it works, in the order in which they will be read:
- * each part is the lines from `next` to `end`, `step` bytes apart. See attention.h. */
+/* Cache lines that a kernel prefetches while it works, in the order in which they will be read.
+ * Each part has the lines from `next` to `end`, `step` bytes apart. See attention.h. */
 #define MAX_PREFETCH_PARTS 128
 
 typedef struct {
@@ -110,10 +111,10 @@ typedef struct {
     /* Where the head's keys [head_dim][PAGE_POSITIONS] and values [PAGE_POSITIONS][head_dim] begin
      * in a page, in elements. */
     size_t key_offset, value_offset;
-    int n_positions; /* the first row's own position + 1 */
+    int n_positions; /* that the first row attends to: its own position + 1 */
     int head_dim;
     int n_heads; /* for attention_heads: consecutive in all arrays, up to ATTENTION_ROWS */
-    prefetch_list *prefetches; /* for attention_heads: what to prefetch, or NULL */
+    prefetch_list *prefetches; /* for attention_heads, or NULL */
     float scale;
     float *scores; /* scratch, [ATTENTION_ROWS, the last row's positions] */
     size_t scores_stride;
@@ -148,11 +149,12 @@ typedef struct {
      * lie PAGE_POSITIONS apart, the value's side by side. */
     void (*store)(const float *key, const float *value, int head_dim, int is_bfloat16, void *keys,
                   void *values);
+    /* x += added */
     void (*add)(const float *added, int n, float *x);
     /* Quantises rows [begin, end) of x, [.., k], to int8. */
     void (*quantize_rows)(const float *x, size_t x_stride, int begin, int end, int k,
                           const quantized_rows *out);
-    /* Pack one group of a panel, [GROUP][PANEL] weights, all finite, to a block: see quantize.h. */
+    /* Quantise one group of a panel, [GROUP][PANEL] finite weights, to a block: see quantize.h. */
     void (*quantize_int8)(const float *weights, uint8_t *packed);
     void (*quantize_int4)(const float *weights, int n_scales, uint8_t *packed);
     /* The lowest id with the largest logit, or -1 if any logit is NaN. */
@@ -162,13 +164,14 @@ typedef struct {
     void (*log_sum_exp)(const float *logits, int n, float *log_sum_exp, float *entropy);
     /* The rank of an id: 1 for the most likely. Of equal logits the lower id comes first. */
     int (*rank)(const float *logits, int n, int id);
-    /* The id with the largest score, logit + Gumbel noise, which is stored in *score. Of equal
+    /* Returns the id with the largest score, logit + Gumbel noise, and sets *score to it. Of equal
      * scores the lowest id wins. ids are below 2^24. */
     int (*draw)(const float *logits, const int32_t *ids, int n, const noise_key *key, float *score);
+    /* x /= by */
     void (*divide)(float *x, int n, float by);
     /* A uniform number in [0, 1), determined by the key. */
     float (*uniform)(const noise_key *key);
-    /* Elementwise functions. */
+    /* Elementwise functions, in place. */
     void (*exp)(float *x, int n);
     void (*log)(float *x, int n);
     void (*activate)(float *x, int n, int activation);

@@ -1,12 +1,13 @@
-/* Log-probabilities and entropy from logits.
+/* Log-probabilities, entropy and rank from logits.
  *
- * The sums run over tiles of TILE_IDS ids. For each tile, m is its largest logit, and the sums of e
- * = exp(x - m) and of e * (x - m) are added in 16 lanes. Tiles are merged ascending. */
+ * The sums run over tiles of TILE_IDS ids. In a tile whose largest logit is m, each logit x has the
+ * weight e = exp(x - m). The sums of e and of e * (x - m) are added in 16 lanes. Tiles are merged
+ * ascending. */
 
 #define TILE_IDS 1024
 
-/* Below this exponent exp is zero, so such terms are left out: 0 * -infinity would be NaN. */
-#define MIN_EXPONENT -104.0f
+/* exp of a smaller argument is zero. Such terms are left out: 0 * -infinity would be NaN. */
+#define MIN_EXP_ARGUMENT -104.0f
 
 typedef struct {
     float max;        /* m */
@@ -38,7 +39,7 @@ static softmax_sums sums_of_tile(const float *logits, int n) {
             if (at < n) {
                 vf below = vf_sub(vf_load_first(logits + at, n - at), vf_set1(tile.max));
                 vf e = vf_keep_first(vf_exp(below), n - at);
-                below = vf_select_less(below, vf_set1(MIN_EXPONENT), vf_set1(0.0f), below);
+                below = vf_select_less(below, vf_set1(MIN_EXP_ARGUMENT), vf_set1(0.0f), below);
                 below = vf_keep_first(below, n - at);
                 sum.part[v] = vf_add(sum.part[v], e);
                 scaled.part[v] = vf_fma(e, below, scaled.part[v]);
@@ -49,12 +50,12 @@ static softmax_sums sums_of_tile(const float *logits, int n) {
     return tile;
 }
 
-/* Adds b's sums, rescaled to a's max, to a's; b's max is at most a's. */
+/* Rescales b's sums to a's max and adds them to a's sums. b's max is at most a's. */
 static softmax_sums merge_smaller(softmax_sums a, softmax_sums b) {
     if (b.sum == 0.0f)
         return a; /* b's largest logit is -infinity */
     float below = b.max - a.max;
-    if (below < MIN_EXPONENT)
+    if (below < MIN_EXP_ARGUMENT)
         return a;
     float factor = exp_scalar(below);
     a.sum = __builtin_fmaf(b.sum, factor, a.sum);

@@ -106,11 +106,11 @@ INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const 
     }
 }
 
-/* With many rows a processor does not look enough steps of k ahead to keep the memory busy, so
- * tiles prefetch: a single tile prefetches the weights of the next block of k, several tiles share
- * the prefetch of the next panel. With few rows the processor looks far enough ahead by itself, and
- * prefetching made decoding a sixth slower. A prefetch beyond the last panel is harmless: it cannot
- * fault. */
+/* With many rows, out-of-order execution does not reach enough steps of k ahead to keep the memory
+ * busy, so tiles prefetch. A single tile prefetches the weights of the next block of k; several
+ * tiles share the prefetch of the next panel. With few rows out-of-order execution reaches far
+ * enough, and prefetching made decoding a sixth slower. A prefetch beyond the last panel is
+ * harmless, because it cannot fault. */
 #define PREFETCH_MIN_ROWS 5
 
 INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const float *panel, int n_tiles,

@@ -21,6 +21,7 @@ INLINE vf vf_clamp(vf x, float low, float high) {
     return vf_select_less(vf_set1(low), x, x, vf_set1(low));
 }
 
+/* Stores the columns' 16 bits of scale data. */
 INLINE void store_words(uint8_t *words, vi a) {
     int32_t word[VF_WIDTH];
     vi_store(word, a);
@@ -36,6 +37,7 @@ INLINE vi four_bytes(const vi *values) {
     return vi_or(low, vi_or(vi_shift_left(values[2], 16), vi_shift_left(values[3], 24)));
 }
 
+/* Stores four bytes of each column. */
 INLINE void store_lanes(uint8_t *packed, int step, int column, vi a) {
     int32_t lane[VF_WIDTH];
     vi_store(lane, a);
@@ -107,7 +109,7 @@ typedef struct {
 INLINE vf int4_cost(const weight_norm *w, vf scale, vf product, vf square) {
     vf minus_twice_product = vf_sub(vf_set1(0.0f), vf_add(product, product));
     vf error = vf_mul(scale, vf_fma(scale, square, minus_twice_product));
-    vf along = vf_sub(w->square, vf_mul(scale, product));
+    vf along = vf_sub(w->square, vf_mul(scale, product)); /* sum(w d) */
     return vf_fma(vf_mul(w->factor, along), along, error);
 }
 

@@ -32,7 +32,7 @@ INLINE float lanes_total(const lanes *sum) {
 /* The largest of n elements; NaN if any is NaN. The order of the comparisons affects only the sign
  * of a zero. */
 static float row_max(const float *row, int n) {
-    vf max = vf_set1(row[0]), nan = vf_set1(0.0f);
+    vf max = vf_set1(row[0]), nan = vf_set1(0.0f); /* nan: NaN in lanes that met a NaN */
     for (int i = 0; i + VF_WIDTH <= n; i += VF_WIDTH) {
         vf x = vf_load(row + i);
         max = vf_max(x, max);

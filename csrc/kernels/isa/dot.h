@@ -1,5 +1,5 @@
-/* What a dot header (dot_*.h) must define for integer.h, beside a vector header (vec.h). All
- * results are exact.
+/* What a dot product header (dot_*.h) must define for integer.h, in addition to a vector header
+ * (vec.h). All results are exact.
  *
  *   DOT_VECTORS  vectors of columns whose weights integer.h keeps in registers: GROUP / 4 registers
  *                per vector
@@ -16,9 +16,10 @@ _Static_assert(INT8_OFFSET == 0 || INT8_OFFSET == 128, "the offset must be 0 or 
 /* Adds to each lane of sum the four products (w_i - 128 + INT8_OFFSET) * x_i of the lane's bytes:
  * w_i is unsigned, from 1 to 255, and x_i signed, from -127 to 127. */
 INLINE vi dot_int8(vi sum, vi w, vi x);
-/* Adds the four products w_i * x_i, for w_i from 0 to 15. The sum of a group does not overflow. */
+/* Adds to each lane of sum the four products w_i * x_i, with w_i from 0 to 15. The sum of a group
+ * does not overflow. */
 INLINE vi dot_int4(vi sum, vi w, vi x);
-/* dot_int4's sum as one int32 per lane. */
+/* Converts dot_int4's sum to one int32 per lane. */
 INLINE vi int4_sum(vi sum);
 /* a * b, for a from 0 to 15 and b in the range of int16. */
 INLINE vi mul_zero_point(vi a, vi b);

@@ -5,7 +5,7 @@
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 0
 
-/* |w| * (x with the sign of w). Two products are at most 2 * 127 * 127. */
+/* Multiplies |w| by x with the sign of w. A sum of two products is at most 2 * 127 * 127. */
 INLINE vi dot_int8(vi sum, vi w, vi x) {
     vi value = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
     vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(value), _mm256_sign_epi8(x, value));

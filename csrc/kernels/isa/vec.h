@@ -8,8 +8,8 @@
  *   TILE_ROWS, TILE_VECTORS, ROW_VECTORS
  *               the shape of a matmul's tile (matmul.h): a budget of registers
  *   functions   those declared below, as INLINE functions. Kernels include this file after the
- *               header, so the compiler compares the types and reports a function that is missing.
- * A header may define HAS_VF_LDEXP and vf_ldexp (functions.h) if one instruction does that.
+ *               header, so the compiler checks the types and reports missing functions.
+ * A header may define HAS_VF_LDEXP and vf_ldexp (functions.h) if one instruction computes that.
  *
  * Each operation works lane by lane. Float arithmetic is IEEE 754 binary32, rounded to nearest,
  * ties to even, with denormals (fpenv.h sets the mode). Arithmetic with a NaN returns some NaN,
@@ -61,9 +61,9 @@ INLINE vf vf_from_int(vi a);
  * are zeros. */
 INLINE vf vf_max(vf a, vf b);
 INLINE vf vf_min(vf a, vf b);
-/* a < b ? x : y. A NaN is not less. */
+/* a < b ? x : y, so y if a or b is NaN. */
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y);
-/* a if a is NaN, else x. */
+/* a where a is NaN, else x. */
 INLINE vf vf_propagate_nan(vf a, vf x);
 /* The first n lanes of a, and +0 in the others; n may be negative or more than VF_WIDTH. */
 INLINE vf vf_keep_first(vf a, int n);
