@@ -1,4 +1,4 @@
-"""The C declarations that Cython uses: gpt2c.h, and internal headers for tests."""
+"""C's declarations that Cython uses: gpt2c.h, and internal headers for tests."""
 
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 

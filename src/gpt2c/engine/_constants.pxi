@@ -1,4 +1,4 @@
-# The C values of constants that Python defines too, which tests/test_shared_constants.py compares.
+# C's values of constants that Python defines too: tests/test_shared_constants.py compares them.
 # Included by _engine.pyx.
 
 cdef extern from "draft/draft.h" nogil:
@@ -69,7 +69,7 @@ ENUMS = {
 
 
 def _layouts():
-    """The layouts of C's structs as NumPy dtypes."""
+    """Return the layouts of C's structs as NumPy dtypes."""
     cdef gpt2c_token_score score
     cdef gpt2c_alternative top
     return {

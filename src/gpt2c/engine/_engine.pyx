@@ -45,7 +45,7 @@ cdef dict ACTIVATIONS = {
     "tanh": GPT2C_TANH,
 }
 
-# Tensors by name; those of a layer without the prefix "h.N.".
+# The numbers of tensors by name; for tensors of a layer, the names have no prefix "h.N.".
 cdef dict TENSORS = {
     gpt2c_tensor_name(<gpt2c_tensor>i).decode(): i for i in range(GPT2C_N_TENSORS)
 }
@@ -61,19 +61,19 @@ cdef dict FINISH_REASONS = {
 
 cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
 
-# Scales tried for each int4 group. More than 16 lower the error by less than a thousandth.
+# Scales that are tried for each int4 group. More than 16 lower the error by less than a thousandth.
 cdef int N_SCALES = 16
 
 # The weights are packed for drafts once a job has this many new tokens. For GPT-2 124M packing
 # takes as long as about six tokens.
 cdef int PACK_AFTER_TOKENS = 8
 
-# A model keeps the drafters of the last kinds of drafts that its calls asked for.
+# The max number of drafters that a model keeps, one for each kind of drafts; the oldest is dropped.
 cdef int MAX_DRAFTERS = 8
 
 cdef int32_t INT32_MAX = 2147483647
 
-# The sampler's stages by the names of their options.
+# The sampler's stages in C, by the names of their options.
 cdef dict STAGES = {
     gpt2c_stage_name(<gpt2c_stage_kind>kind).decode(): kind for kind in range(GPT2C_N_STAGES)
 }
@@ -81,14 +81,14 @@ cdef dict STAGES = {
 
 def instruction_sets():
     """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it)."""
-    names = []
+    sets = []
     cdef int i = 0
     cdef const char *name = gpt2c_isa_name(0)
     while name != NULL:
-        names.append((name.decode(), bool(gpt2c_isa_supported(name))))
+        sets.append((name.decode(), bool(gpt2c_isa_supported(name))))
         i += 1
         name = gpt2c_isa_name(i)
-    return names
+    return sets
 
 
 cdef tuple tensor_of(str name):
@@ -105,7 +105,7 @@ cdef class Model
 cdef int raise_status(gpt2c_status status, str what, Model model=None) except -1:
     """Raise the exception for a status other than GPT2C_OK. Its message contains `what`.
 
-    A call that makes pages of the KV cache gives its model, whose limit the message names.
+    If the KV cache is full, the message names the limit of `model`.
     """
     if status == GPT2C_OK:
         return 0
@@ -136,7 +136,7 @@ cdef class Scratch:
     """The buffers of one call outside the running batch. Later calls reuse them."""
 
     cdef gpt2c_scratch *pointer
-    cdef list sequences  # those that the call has claimed
+    cdef list sequences  # that the call has claimed
 
     def __dealloc__(self):
         gpt2c_scratch_free(self.pointer)
@@ -147,16 +147,16 @@ cdef class Model:
 
     cdef object __weakref__
     cdef gpt2c_model *pointer
-    cdef gpt2c_model *draft  # the matrices packed in 4 bits for drafts, or NULL: made lazily
-    cdef bint has_no_room_for_packing  # packing them ran out of memory
+    cdef gpt2c_model *draft  # the weights packed in 4 bits for drafts; NULL until drafts need them
+    cdef bint has_no_room_for_packing  # packing the weights ran out of memory
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_layer, n_threads
     cdef public object reclaim  # see EngineModel.reclaim
     cdef bint closed
-    cdef gpt2c_batch *batch  # the running batch, or NULL: made lazily
+    cdef gpt2c_batch *batch  # the running batch; NULL until a call needs it
     cdef Py_ssize_t n_batch_forks  # len(forking_threads) when the batch was last used
     cdef list drafters  # of Drafter
-    cdef Py_ssize_t packing_fork  # len(forking_threads) while a thread packs `draft`; else -1
+    cdef Py_ssize_t packing_fork  # len(forking_threads) while a thread packs weights; else -1
     cdef list free_scratches
     cdef dict holders  # thread -> the number of its running calls and `held` blocks
     cdef Py_ssize_t n_forks  # len(forking_threads) when holders was last updated
@@ -273,21 +273,20 @@ cdef class Model:
             gpt2c_model_set_cache_limit(self.pointer, n_bytes)
 
     cdef bint reclaims(self, gpt2c_status status) except -1:
-        """Whether a call may try again: it lacked memory, and `reclaim` freed some."""
+        """After a call that lacked memory: call `reclaim`. Return whether it freed some."""
         if status != GPT2C_CACHE_FULL and status != GPT2C_NO_MEMORY:
             return False
         return self.reclaim is not None and self.reclaim()
 
     cdef bint needs_packing(self, drafts) except -1:
-        """Whether to call pack_for_drafts. After memory ran out, prompt lookup goes on without it."""
-        tries = not (self.has_no_room_for_packing and drafts.lookup)
-        return self.draft == NULL and drafts.packing and tries
+        """Whether to call pack_for_drafts. If memory ran out, prompt lookup goes on without it."""
+        gave_up = self.has_no_room_for_packing and drafts.lookup
+        return self.draft == NULL and drafts.packing and not gave_up
 
     cdef int pack_for_drafts(self, bint is_needed) except -1:
-        """Pack the matrices in 4 bits. Must run inside a call, which holds the weights.
+        """Pack the weights in 4 bits. Must run inside a call, which holds the weights.
 
-        If memory runs out, it sets has_no_room_for_packing and, if is_needed, raises
-        CacheMemoryError.
+        If memory runs out, set has_no_room_for_packing and, if is_needed, raise CacheMemoryError.
         """
         cdef gpt2c_model *draft = NULL
         cdef gpt2c_status status
@@ -336,8 +335,9 @@ cdef class Model:
         """See EngineModel.score."""
         if not len(sequences) == len(ids) == len(targets) > 0:
             raise OptionError(
-                "score takes as many arrays of ids and of targets as sequences, and at least one; "
-                f"found {len(sequences)}, {len(ids)} and {len(targets)}"
+                "score takes an array of ids and an array of targets for each sequence, and at "
+                f"least one sequence; found {len(ids)} and {len(targets)} arrays, and "
+                f"{len(sequences)} sequences"
             )
         return Scoring(self, sequences, ids, targets, n_top).run()
 
@@ -345,11 +345,11 @@ cdef class Model:
         """See EngineModel.top_log_probs."""
         if not len(sequences) == len(ids) > 0:
             raise OptionError(
-                "top_log_probs takes as many arrays of ids as sequences, and at least one; found "
-                f"{len(ids)} and {len(sequences)}"
+                "top_log_probs takes an array of ids for each sequence, and at least one sequence; "
+                f"found {len(ids)} arrays and {len(sequences)} sequences"
             )
-        # The alternatives of a score do not depend on its target, so any id will do. The target's
-        # log-probability is NaN if any logit is.
+        # The most likely ids do not depend on the target, so the target may be any id. Its
+        # log-probability is NaN if any logit is NaN.
         targets = [np.zeros(1, dtype=np.int32)] * len(ids)
         scores, top = Scoring(self, sequences, ids, targets, n_top).run()
         top["log_prob"][np.isnan(scores["log_prob"])] = np.nan
@@ -365,12 +365,12 @@ cdef class Model:
         cdef int32_t i, n_rows
         if not n == len(ids) > 0 or not all(map(len, ids)):
             raise OptionError(
-                "log_probs takes as many arrays of ids as sequences, at least one, and none may be "
-                f"empty; found {len(ids)} and {n}"
+                "log_probs takes an array of ids for each sequence, none empty, and at least one "
+                f"sequence; found {len(ids)} arrays and {n} sequences"
             )
         rows = empty((n, self.n_vocab), np.float32, f"{n} rows of logits")
         cdef float[:, ::1] view = rows
-        # Feed all but the last id of each sequence first, without logits.
+        # First feed all but the last id of each sequence, without logits.
         longer = [
             (each, part[:len(part) - 1]) for each, part in zip(sequences, ids) if len(part) > 1
         ]
@@ -458,8 +458,7 @@ cdef class Model:
         Running(self, len(jobs), jobs).run(max_steps)
 
     cdef gpt2c_batch *own_batch(self) except NULL:
-        """Return the running batch of this process."""
-        cdef Drafter drafter
+        """Return the running batch; in a forked child, without the parent's jobs."""
         if self.pointer == NULL:
             raise ClosedError("the model was closed")
         if self.batch == NULL:
@@ -479,17 +478,16 @@ cdef class Model:
     cdef int32_t set_drafter(self, Job job, bint may_pack=True) except -1:
         """Set the drafter of a job that rests.
 
-        Return the number of new tokens at which to call this again, because the weights are then
-        to be packed for drafts; 0 if they need not be.
+        Return the number of new tokens at which to call this again, to pack the weights for drafts;
+        0 if they need not be packed.
         """
-        cdef Drafter drafter
         drafts = job.drafts
         cdef int32_t pack_at = 0
         if self.needs_packing(drafts):
             pack_at = job.job.n_tokens + PACK_AFTER_TOKENS
             if not (drafts.n_tokens or job.job.n_tokens >= PACK_AFTER_TOKENS):
                 pack_at = PACK_AFTER_TOKENS
-            elif may_pack and self.packing_fork != len(forking_threads):  # nobody else packs now
+            elif may_pack and self.packing_fork != len(forking_threads):  # no other thread packs
                 self.packing_fork = len(forking_threads)
                 try:
                     self.pack_for_drafts(is_needed=not drafts.lookup)
@@ -531,6 +529,7 @@ cdef class Model:
         return self.holders
 
     cdef int hold(self, thread) except -1:
+        """Keep the weights in memory until `let_go`."""
         holders = self.current_holders()
         holders[thread] = holders.get(thread, 0) + 1
         return 0
@@ -542,6 +541,7 @@ cdef class Model:
         return self.hold(thread)
 
     cdef int let_go(self, thread) except -1:
+        """End a hold. The last one of a closed model frees the weights."""
         holders = self.current_holders()
         n = holders.get(thread, 0)
         if n > 1:
@@ -614,6 +614,7 @@ cdef class Model:
 
 
 cdef Model held_draft_model(Model model, thread):
+    """Hold the weights of a draft model for a call, and return the model."""
     model.check_open()
     model.hold(thread)
     return model
@@ -633,8 +634,8 @@ cdef class Sequence:
 
     cdef gpt2c_sequence *pointer
     cdef readonly Model model
-    cdef object user  # the thread whose call has claimed this sequence, or None
-    cdef Py_ssize_t n_forks  # len(forking_threads) at that time
+    cdef object user  # the thread whose call claimed this sequence, or None
+    cdef Py_ssize_t n_forks  # len(forking_threads) when it was claimed
 
     def __cinit__(self, Model model not None, Sequence source=None):
         self.model = model
@@ -677,7 +678,8 @@ cdef class Sequence:
         cdef Py_ssize_t n = ids.shape[0]
         if n == 0 or n_logits not in (0, 1, n):
             raise OptionError(
-                f"feed takes at least one token and n_logits 0, 1 or all; found {n} and {n_logits}"
+                "feed takes at least one token, and 0, 1 or all as n_logits; found "
+                f"{n} and {n_logits}"
             )
         logits = empty((n_logits, self.model.n_vocab), np.float32, f"{n_logits} rows of logits")
         Feeding(self.model, 1, self, ids, logits).run()

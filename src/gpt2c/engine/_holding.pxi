@@ -1,9 +1,10 @@
-# Holds on a model's weights, which survive forks and interrupts. Included by _engine.pyx.
+# Holding a model's weights: they stay in memory while calls use them, whatever forks and interrupts
+# happen. Included by _engine.pyx.
 
 cimport cython
 
-# One entry for each fork between the process that imported this module and this one: the thread
-# that forked, the only one that exists in the child.
+# For each fork between the process that imported this module and this process, the thread that
+# forked: the only thread that exists in the child.
 cdef list forking_threads = []
 
 
@@ -16,7 +17,7 @@ if hasattr(os, "register_at_fork"):
 
 
 cdef bint is_of_this_process(thread, Py_ssize_t n_forks) except -1:
-    """Whether a thread, seen after n_forks forks, is in this process: it did all later forks."""
+    """Whether a thread, seen after n_forks forks, is in this process: it made all later forks."""
     for i in range(n_forks, len(forking_threads)):
         if forking_threads[i] != thread:
             return False
@@ -27,7 +28,7 @@ cdef bint is_of_this_process(thread, Py_ssize_t n_forks) except -1:
 cdef class Held:
     """A context manager that holds a model's weights.
 
-    Its deallocation ends the hold too: an interrupt can come after `__enter__`, before the block.
+    Deallocation ends the hold too, because an interrupt can come between `__enter__` and the block.
     """
 
     cdef Model model

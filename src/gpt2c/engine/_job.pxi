@@ -1,4 +1,4 @@
-# The jobs of Model.run. Included by _engine.pyx.
+# The jobs of Model.run and of waiters. Included by _engine.pyx.
 
 @cython.no_gc
 cdef class Job:
@@ -12,7 +12,7 @@ cdef class Job:
     cdef object score_array, top_array
     cdef object drafts
     cdef Drafter drafter
-    cdef object failure  # what a waiter could not do after the last step, or None
+    cdef object failure  # the exception that a waiter met after the last step, or None
     cdef Sequence draft_sequence
     cdef const int32_t[::1] prompt
     cdef const int32_t[::1] stop_ids
@@ -67,7 +67,7 @@ cdef class Job:
         cdef Model model = self.sequence.model if self.sequence is not None else None
         if model is not None and model.batch != NULL:
             if model.n_batch_forks == len(forking_threads):
-                gpt2c_batch_leave(model.batch, &job, 1)  # it rests: nothing to wait for
+                gpt2c_batch_leave(model.batch, &job, 1)  # does not wait, because the job rests
         gpt2c_lookup_free(self.job.lookup)
 
     cdef int set_drafts(self, drafts) except -1:
@@ -109,8 +109,8 @@ cdef class Job:
         self.job.status = GPT2C_OK
         if failure is not None:
             raise failure
-        waits = status == GPT2C_CACHE_FULL and not self.job.member.has_given_up
-        if model.reclaims(status) or waits:
+        waits_for_room = status == GPT2C_CACHE_FULL and not self.job.member.has_given_up
+        if model.reclaims(status) or waits_for_room:
             return
         raise_status(status, "a cache page or the logits", self.sequence.model)
 
@@ -119,7 +119,7 @@ cdef class Job:
         plan = self.plan.with_allowed_ids(mask)
         cdef Stages stages = Stages(plan.stages, self.sequence.model.n_vocab)
         cdef float mirostat_mu = self.job.mirostat_mu
-        self.sequence.claim()  # raises while `run`, which reads the old stages, runs the job
+        self.sequence.claim()  # raises if a step may be reading the old stages
         stages.attach_to(&self.job)
         self.job.mirostat_mu = mirostat_mu
         self.plan, self.stages = plan, stages

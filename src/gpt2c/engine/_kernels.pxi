@@ -79,8 +79,8 @@ def matmul(
 def quantize_rows(str isa not None, const float[:, ::1] x not None):
     """Quantise rows [n_rows, k] to int8.
 
-    Return the values [n_groups, n_rows, GROUP], and the scales and the negative sums of the values,
-    both [n_groups, n_rows].
+    Return the values [n_groups, n_rows, GROUP], the scales [n_groups, n_rows] and the negative sums
+    of the values [n_groups, n_rows].
     """
     cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1]
     result = empty_rows(n_rows, k)
@@ -113,7 +113,7 @@ cdef quantized_rows rows_at(tuple arrays):
 def quantize_block(
     str isa not None, int bits, const float[:, ::1] weights not None, int n_scales=16,
 ):
-    """Pack one group of a panel, [GROUP, PANEL] weights, to the bytes of a block."""
+    """Quantise one group of a panel, [GROUP, PANEL] weights; return the bytes of the block."""
     if (weights.shape[0], weights.shape[1]) != (GROUP, PANEL) or bits not in (4, 8):
         raise OptionError(f"quantize_block takes {GROUP} x {PANEL} weights")
     block = np.empty(INT8_BLOCK_BYTES if bits == 8 else INT4_BLOCK_BYTES, dtype=np.uint8)
@@ -131,8 +131,8 @@ def integer_matmul(
 ):
     """Compute activation(rows @ weights) from rows as quantize_rows returns them.
 
-    panels holds blocks, [n_panels, n_groups, bytes]. Return float32 [n_rows, n]; if is_out_quantized is
-    true, return the same quantised, as quantize_rows returns it.
+    panels holds blocks, [n_panels, n_groups, bytes]. Return float32 [n_rows, n] or, if
+    is_out_quantized is true, the same quantised, as quantize_rows returns it.
     """
     cdef const integer_table *kernels = set_of(isa).integer
     cdef int n_groups = rows[0].shape[0], n_rows = rows[0].shape[1]
@@ -163,9 +163,9 @@ def attention(
 ):
     """Compute causal attention of one head.
 
-    The rows q [n_rows, head_dim] belong to the last n_rows positions of keys and values
-    [n_positions, head_dim], all in one page of the cache. With is_bfloat16 the keys and values are
-    truncated to bfloat16.
+    keys and values are [n_positions, head_dim]. The rows q [n_rows, head_dim] belong to the last
+    n_rows positions, which must be in one page of the KV cache. With is_bfloat16 the keys and
+    values are truncated to bfloat16.
     """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef int n_rows = <int>q.shape[0], head_dim = <int>q.shape[1], n_positions = keys.shape[0]
@@ -212,9 +212,9 @@ def store(
     """
     if not key.shape[0] == value.shape[0] > 0:
         raise OptionError("store takes two vectors of one length")
-    number = np.uint16 if is_bfloat16 else np.float32
-    keys = np.zeros((key.shape[0], PAGE_POSITIONS), dtype=number)
-    values = np.zeros(key.shape[0], dtype=number)
+    dtype = np.uint16 if is_bfloat16 else np.float32
+    keys = np.zeros((key.shape[0], PAGE_POSITIONS), dtype=dtype)
+    values = np.zeros(key.shape[0], dtype=dtype)
     cdef uint8_t[::1] to_keys = keys.reshape(-1).view(np.uint8), to_values = values.view(np.uint8)
     kernels_of(isa).store(
         &key[0], &value[0], <int>key.shape[0], is_bfloat16, &to_keys[0], &to_values[0]
@@ -282,19 +282,19 @@ def uniform(str isa not None, uint64_t seed, uint32_t sample, uint32_t position)
 # ---- the KV cache ----
 
 def bytes_needed(Sequence sequence not None, int32_t n_tokens):
-    """Return the bytes of the pages that feeding n_tokens more would make."""
+    """Return the bytes of the pages that feeding n_tokens more would allocate."""
     return cache_bytes_needed(sequence.pointer, n_tokens)
 
 
 # ---- how many threads run ----
 
 def pretend_cpus(int n):
-    """Let calls use threads as if the process could run on n CPUs; 0 undoes that."""
+    """Let calls choose their threads as if the process could run on n CPUs; 0 undoes this."""
     os_pretend_cpus(n)
 
 
 def learn_crowding(reports, double now, int n_workers):
-    """Learn from reports and return (how many of n_workers rest, whether waits spin less).
+    """Learn from reports. Return (how many of n_workers stay idle, whether waits spin less).
 
     reports are tuples (n_threads, n_idle, begin, end, cpu_seconds, lost_seconds). The state is
     reset before and after.

@@ -4,9 +4,9 @@ cdef int on_point(
     void *context, gpt2c_point point, int32_t layer, float *rows, size_t stride, int32_t n_rows,
     int32_t width,
 ) noexcept with gil:
-    """Pass rows [n_rows, width] to the callback; return 1 on an error.
+    """Pass rows [n_rows, width] to the Python callback; return 1 on an error.
 
-    The C function gpt2c_forward_probed calls this function.
+    gpt2c_forward_probed calls this function.
     """
     cdef Probing probing = <Probing>context
     cdef float[::1] numbers
@@ -29,7 +29,7 @@ cdef int on_point(
 cdef object after_signals(error):
     """Return the exception that a pending signal raises, or `error` if there is none.
 
-    The exception has `error` as its context.
+    The signal's exception has `error` as its context.
     """
     try:
         PyErr_CheckSignals()
@@ -39,7 +39,7 @@ cdef object after_signals(error):
 
 
 cdef int poll_signals(void *context) noexcept with gil:
-    """Handle signals; called before each layer, which may take long. Return 1 after Ctrl-C."""
+    """Handle signals; return 1 after Ctrl-C. Called before each layer, as a layer may take long."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:

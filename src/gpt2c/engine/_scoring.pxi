@@ -1,4 +1,4 @@
-# Model.score. Included by _engine.pyx.
+# Scoring given tokens, for Model.score. Included by _engine.pyx.
 
 cdef tuple empty_scores(Py_ssize_t n, int n_top):
     """Return arrays for the scores of n tokens, SCORE_TYPE [n] and TOP_TYPE [n, n_top]."""
@@ -8,7 +8,7 @@ cdef tuple empty_scores(Py_ssize_t n, int n_top):
 
 
 cdef gpt2c_scores scores_at(scores, top):
-    """Return the addresses of two such arrays for C, NULL for an empty one."""
+    """Return a gpt2c_scores that points to two arrays of empty_scores; NULL for an empty array."""
     cdef unsigned char[::1] score_bytes = scores.view(np.uint8)
     cdef unsigned char[::1] top_bytes = top.reshape(-1).view(np.uint8)
     cdef gpt2c_scores out
@@ -48,7 +48,7 @@ cdef class Scoring:
         self.scores, self.top = empty_scores(self.targets.shape[0], n_top)
 
     cdef int32_t next_feeds(self, gpt2c_feed *feeds, int32_t room):
-        """Write feeds of up to `room` ids in all; return the number of feeds."""
+        """Write feeds of up to `room` ids in total; return the number of feeds."""
         cdef int32_t n_feeds = 0, n
         cdef Py_ssize_t i
         cdef Sequence sequence
@@ -72,7 +72,7 @@ cdef class Scoring:
             if self.n_unscored[i]:
                 self.n_unscored[i] -= n
             if self.n_left[i]:
-                break  # the next call goes on with this sequence
+                break  # the next pass continues with this sequence
         return n_feeds
 
     def run(self):

@@ -5,7 +5,7 @@ cdef class Stages:
 
     cdef gpt2c_stage *pointer
     cdef int32_t n
-    cdef list arrays  # keeps the arrays alive that the stages point to
+    cdef list arrays  # the arrays that the stages point to, kept alive
 
     def __cinit__(self, stages, int n_vocab):
         cdef gpt2c_stage *stage
@@ -71,7 +71,7 @@ cdef int check_words(const int32_t[::1] packed, int n_vocab) except -1:
 
 
 cdef int check_mask(const int32_t[::1] words, int n_vocab) except -1:
-    """Raise OptionError unless `words` has a bit for each id, and an id's bit is set."""
+    """Raise OptionError unless `words` has a bit for each id, and at least one is set."""
     cdef Py_ssize_t i, n = (n_vocab + 31) // 32
     cdef uint32_t set_bits = 0
     if words.shape[0] != n:

@@ -3,23 +3,24 @@
 # Under the limited API, whenever an exception passes through a Cython function, Cython compiles and
 # runs a line of Python to get a frame for the traceback, and drops any exception that this line
 # raises. A signal handler can run there, and its KeyboardInterrupt would be lost. An exception
-# without any traceback would make Cython's `except` crash. So all functions share one frame, made
-# here once: a traceback shows that the exception passed through this module, but not at which line.
+# without any traceback would make Cython's `except` crash. So all functions share one frame, which
+# is made once, here. A traceback therefore shows that the exception passed through this module, but
+# not at which line.
 
 cdef extern from *:
     """
     #ifdef Py_LIMITED_API
     static PyObject *traceback_code, *traceback_frame; /* NULL until the module is loaded */
 
-    static PyObject *new_reference(PyObject *part) {
-        Py_INCREF(part);
-        return part;
+    static PyObject *new_ref(PyObject *object) {
+        Py_INCREF(object);
+        return object;
     }
 
     #define Py_CompileString(text, file, start) \\
-        (traceback_code ? new_reference(traceback_code) : (Py_CompileString)(text, file, start))
+        (traceback_code ? new_ref(traceback_code) : (Py_CompileString)(text, file, start))
     #define PyEval_EvalCode(code, globals, locals) \\
-        (traceback_frame ? new_reference(traceback_frame) : (PyEval_EvalCode)(code, globals, locals))
+        (traceback_frame ? new_ref(traceback_frame) : (PyEval_EvalCode)(code, globals, locals))
 
     static void set_traceback(PyObject *code, PyObject *frame) {
         Py_INCREF(code);
