@@ -22,7 +22,7 @@ struct gpt2c_sequence {
     int32_t length;  /* positions filled */
     int32_t n_pages; /* during a call this may be more than `length` needs */
     void **pages;    /* [room for n_positions]; a page is shared with copies until written */
-    int in_forward;  /* 1 during a forward call, which rejects such a sequence */
+    int in_forward;  /* 1 while a forward call feeds it; it cannot be fed twice */
 };
 
 /* Adds the pages that n_tokens more positions need, and copies the page of the next position if it

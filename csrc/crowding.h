@@ -8,11 +8,11 @@
  *
  * Waits spin for a shorter time, because the late thread may need the CPU of a thread that waits.
  *
- * Calls back off: for some time after a crowded call, calls leave workers idle. Each crowded call
- * doubles this time, and each call that is not crowded shortens it. When the time is over, calls
- * use all workers and so find out whether the machine is still crowded. On two CPUs, beside one
- * busy process, backing off makes calls 1.4 times as fast. Beside two busy processes one thread
- * would get less CPU time than two, so calls do not back off. */
+ * Calls back off: for some time after two crowded calls in quick succession, calls leave workers
+ * idle. When the time is over, calls use all workers and so find out whether the machine is still
+ * crowded. Each such call that is crowded doubles the time; each other call shortens it. On two
+ * CPUs, beside one busy process, backing off makes calls 1.4 times as fast. Beside two busy
+ * processes one thread would get less CPU time than two, so calls do not back off. */
 #ifndef GPT2C_CROWDING_H
 #define GPT2C_CROWDING_H
 
@@ -34,7 +34,7 @@ void crowding_learn(const call_report *call);
 /* Whether the machine was crowded recently. Any thread may call this. */
 int crowding_is_recent(void);
 
-/* Resets everything learned, for a forked child. */
+/* Forgets all records, for a forked child. */
 void crowding_forget(void);
 
 #endif

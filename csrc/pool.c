@@ -68,7 +68,7 @@ typedef struct {
 static struct {
     os_lock lock;
     int n_workers;    /* started so far; guarded by the lock */
-    unsigned process; /* numbers this process: the forks since the library was loaded */
+    unsigned process; /* identifies this process: the forks since the library was loaded */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 

@@ -1,9 +1,9 @@
 /* The process's worker threads, shared by all calls.
  *
- * A call takes up to max_workers - 1 free workers from the pool, runs one function on them and on
- * its own thread (worker 0), and then returns the workers to the pool. They are the call's team. If
- * no worker is free, the call uses only its own thread: calls never wait for each other. The number
- * of workers never changes a bit of the result. */
+ * A call takes up to max_workers - 1 free workers from the pool. They and the call's own thread
+ * (worker 0) are the call's team: all run one function. Then the workers go back to the pool. If no
+ * worker is free, the call uses only its own thread: calls never wait for each other. The number of
+ * workers never changes a bit of the result. */
 #ifndef GPT2C_POOL_H
 #define GPT2C_POOL_H
 

@@ -6,9 +6,10 @@
 #include "draft/lookup.h"
 #include "gpt2c.h"
 
-/* The most tokens that are drafted for a job at a time. */
+/* The max number of tokens that are drafted for a job at a time. */
 #define MAX_DRAFTS 24
-/* Rows of logits in a pass that verifies drafts: 13 MB with GPT-2's vocabulary. */
+/* The max number of rows of logits in a pass that verifies drafts: 13 MB with GPT-2's
+ * vocabulary. */
 #define MAX_DRAFT_ROWS 64
 /* With up to this many jobs, each has a row for its own token and at least one for a draft. */
 #define MAX_DRAFTING_JOBS (MAX_DRAFT_ROWS / 2)
@@ -25,7 +26,7 @@ typedef struct {
     /* For DRAFT_BY_MODEL only: */
     uint8_t margin_ranges[MAX_DRAFTS]; /* of each draft: see drafter.h */
     double p_all_accepted;             /* the probability that all drafts so far are accepted */
-    double min_probability;            /* of the next draft, or drafting stops; 0: no limit */
+    double min_probability;            /* a less likely next draft is not made; 0: no limit */
 } draft;
 
 /* Drafts up to `max` tokens for each of n_jobs jobs. The pass decodes these and other jobs,

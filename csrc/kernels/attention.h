@@ -16,7 +16,7 @@
  *
  * Prefetching. A page's keys and values are short runs, which a hardware prefetcher notices too
  * late. The caller (pass/attention.c) therefore lists the cache lines that will be read a little
- * later: those that this row reads 32 KB later or, if the next row reads few, all those of the next
+ * later: those that this row reads 32 KB later or, if the next row is short, all lines of the next
  * row. Wherever the kernel reads n cache lines it prefetches the next n lines of the list, so
  * prefetches come at the pace of the reads and stay the same distance ahead of them. */
 

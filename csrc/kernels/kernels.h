@@ -12,7 +12,7 @@
  * of the arithmetic. */
 #define PANEL 32
 
-#define CACHE_LINE_FLOATS 16 /* floats in a cache line */
+#define CACHE_LINE_FLOATS 16 /* 64 bytes */
 
 /* A product is summed in blocks of K_BLOCK steps of k: one FMA chain per block, block sums added
  * ascending. K_BLOCK is part of the arithmetic: docs/arithmetic.md has measurements of 32, 64, 128
@@ -35,7 +35,7 @@
 /* The scale of an int4 column is stored as a float's bits, shifted right and with a smaller
  * exponent bias. */
 #define INT4_SCALE_SHIFT 18
-#define INT4_SCALE_EXPONENT 32 /* the float's biased exponent where the scale's is 0 */
+#define INT4_SCALE_EXPONENT 32 /* the float's biased exponent if the stored exponent is 0 */
 
 /* Positions in a page of the KV cache. PAGE_POSITIONS is not part of the arithmetic. */
 #define PAGE_POSITIONS 64
@@ -96,7 +96,7 @@ typedef struct {
     int part; /* the part that is being prefetched */
 } prefetch_list;
 
-/* The most rows, or heads of one row, that one call of an attention kernel takes. The caller
+/* The max number of rows, or of heads of one row, of one call of an attention kernel. The caller
  * provides room for all their scores. */
 #define ATTENTION_ROWS 8
 

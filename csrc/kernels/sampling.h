@@ -77,7 +77,7 @@ INLINE vf add_gumbel_noise(vf logit, vi id, const noise_key *key) {
     return vf_add(logit, vf_sub(vf_set1(0.0f), vf_log(exponential)));
 }
 
-/* The best score of each lane so far, and its id as a float, which is exact. */
+/* The best score of each lane so far, and its id as a float, which is exact below 2^24. */
 typedef struct {
     vf score, id;
 } best_draws;

@@ -27,7 +27,7 @@ struct gpt2c_model {
     const kernel_table *kernels;
     const integer_table *integer;
     int32_t head_dim;
-    int32_t n_threads;     /* the most threads of one call */
+    int32_t n_threads;     /* the max number of threads of a call */
     packed_matrix wte;     /* [n_embd, n_vocab]; a token's embedding is a column */
     packed_matrix lm_head; /* [n_embd, n_vocab]; the same as wte if tied_lm_head is 1 */
     float *wpe;            /* [n_positions, n_embd] */

@@ -22,9 +22,8 @@
 
 static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-/* Two threads streamed 1.2 times faster from huge pages than from ordinary ones. The kernel uses
- * huge pages only for aligned ranges, so this maps one extra huge page and then unmaps both
- * ends. */
+/* Two threads streamed 1.2 times faster from huge pages than from ordinary ones. Linux uses huge
+ * pages only for aligned ranges, so this maps one extra huge page and then unmaps both ends. */
 void *os_arena_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * HUGE_PAGE)
         return NULL;
@@ -191,7 +190,7 @@ double os_seconds(void) { return seconds_of(CLOCK_MONOTONIC); }
 double os_thread_seconds(void) { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }
 
 #if defined(__linux__)
-/* The affinity mask has one bit per CPU. The kernel rejects a buffer that is smaller than its own
+/* The affinity mask has one bit per CPU. Linux rejects a buffer that is smaller than its own
  * mask. */
 #define MAX_CPUS 8192
 

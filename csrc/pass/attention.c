@@ -74,12 +74,12 @@ static attention_args attention_args_for(const worker_view *view, int32_t layer,
 static int heads_are_panels(const worker_view *view) { return view->model->head_dim % PANEL == 0; }
 
 /* Quantises the outputs of this worker's heads in rows [begin, end), without a barrier. */
-static void quantize_heads(const worker_view *view, activations x, int first, int last, int begin,
-                           int end) {
-    size_t head_dim = (size_t)view->model->head_dim, column = (size_t)first * head_dim;
+static void quantize_heads(const worker_view *view, activations x, int first_head, int end_head,
+                           int begin, int end) {
+    size_t head_dim = (size_t)view->model->head_dim, column = (size_t)first_head * head_dim;
     const quantized_rows out = quantized_slice(x.quantized, 0, column / GROUP);
     view->model->kernels->quantize_rows(x.floats.floats + column, x.floats.stride, begin, end,
-                                        (last - first) * view->model->head_dim, &out);
+                                        (end_head - first_head) * view->model->head_dim, &out);
 }
 
 /* ---- prefetch lists ----
@@ -100,7 +100,8 @@ static void quantize_heads(const worker_view *view, activations x, int first, in
 
 /* How far ahead the kernel prefetches its own keys. */
 #define PREFETCH_AHEAD_BYTES ((size_t)32 << 10)
-/* The most that is prefetched for the next row. It must stay in an L2 cache until it is read. */
+/* The max number of bytes that are prefetched for the next row. They must stay in an L2 cache until
+ * they are read. */
 #define MAX_NEXT_ROW_BYTES ((size_t)256 << 10)
 
 static void list_lines(prefetch_list *list, const char *begin, const char *end, size_t step) {
@@ -127,7 +128,8 @@ static int n_filled(const input_row *row, int first) {
     return n < PAGE_POSITIONS ? n : PAGE_POSITIONS;
 }
 
-/* Lists the keys, except the first `skipped` bytes, and the values of n_heads heads of a row. */
+/* Lists the keys and values of n_heads heads of a row, without the first `skipped` bytes of keys in
+ * the first page. */
 static void list_row(const worker_view *view, prefetch_list *list, int32_t layer, int head,
                      int n_heads, const input_row *row, size_t skipped) {
     const gpt2c_model *m = view->model;
@@ -135,13 +137,13 @@ static void list_row(const worker_view *view, prefetch_list *list, int32_t layer
                  head_bytes = (size_t)m->head_dim * PAGE_POSITIONS * element_bytes;
     const size_t all_bytes = (size_t)n_heads * head_bytes,
                  line_bytes = CACHE_LINE_FLOATS * sizeof(float);
-    const size_t keys = cache_key_offset(m, layer, head) * element_bytes;
-    const size_t values = cache_value_offset(m, layer, head) * element_bytes;
+    const size_t key_offset = cache_key_offset(m, layer, head) * element_bytes;
+    const size_t value_offset = cache_value_offset(m, layer, head) * element_bytes;
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS)
-        list_keys(view, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + keys,
+        list_keys(view, list, (const char *)row->sequence->pages[i / PAGE_POSITIONS] + key_offset,
                   n_filled(row, i), i ? 0 : skipped, all_bytes);
     for (int i = 0; i <= row->position; i += PAGE_POSITIONS) {
-        const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + values;
+        const char *begin = (const char *)row->sequence->pages[i / PAGE_POSITIONS] + value_offset;
         size_t bytes = (size_t)n_filled(row, i) * (size_t)m->head_dim * element_bytes;
         if (n_filled(row, i) == PAGE_POSITIONS) /* the heads' values are contiguous */
             list_lines(list, begin, begin + all_bytes, line_bytes);
@@ -176,24 +178,24 @@ static void list_prefetches(const worker_view *view, prefetch_list *list, int32_
 
 /* ---- heads and rows ---- */
 
-/* Computes attention of row r for heads [first, last), ATTENTION_ROWS heads at a time. next_row is
- * the row that is computed next, or -1. */
-static void attend_row(const worker_view *view, int32_t layer, int first, int last, int r,
+/* Computes attention of row r for heads [first_head, end_head), ATTENTION_ROWS heads at a time.
+ * next_row is the row that is computed next, or -1. */
+static void attend_row(const worker_view *view, int32_t layer, int first_head, int end_head, int r,
                        int next_row) {
     const input_row *rows = view->scratch->rows;
     prefetch_list list;
-    for (int32_t head = first; head < last; head++)
+    for (int32_t head = first_head; head < end_head; head++)
         store_keys_values(view, layer, head, r, r + 1);
-    for (int32_t head = first, n_heads; head < last; head += n_heads) {
-        n_heads = last - head < ATTENTION_ROWS ? last - head : ATTENTION_ROWS;
+    for (int32_t head = first_head, n_heads; head < end_head; head += n_heads) {
+        n_heads = end_head - head < ATTENTION_ROWS ? end_head - head : ATTENTION_ROWS;
         attention_args args = attention_args_for(view, layer, head, r, 1);
         args.n_heads = n_heads;
         args.prefetches = &list;
-        if (head + n_heads < last)
+        if (head + n_heads < end_head)
             list_prefetches(view, &list, layer, head, n_heads, &rows[r], &rows[r], head + n_heads);
         else
             list_prefetches(view, &list, layer, head, n_heads, &rows[r],
-                            next_row < 0 ? NULL : &rows[next_row], first);
+                            next_row < 0 ? NULL : &rows[next_row], first_head);
         view->model->kernels->attention_heads(&args);
     }
 }
@@ -208,32 +210,32 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
     }
 }
 
-/* Computes attention of all rows for heads [first, last). It completes all heads of a sequence
- * before the next sequence, since a page holds all heads together. */
-static void attend_heads(const worker_view *view, int32_t layer, int first, int last,
+/* Computes attention of all rows for heads [first_head, end_head). It completes all heads of a
+ * sequence before the next sequence, since a page holds all heads together. */
+static void attend_heads(const worker_view *view, int32_t layer, int first_head, int end_head,
                          activations attended) {
     int n_rows = view->pass->n_rows;
-    for (int begin = 0, end; begin < n_rows && first < last; begin = end) {
+    for (int begin = 0, end; begin < n_rows && first_head < end_head; begin = end) {
         end = end_of_sequence(view, begin);
         if (end == begin + 1)
-            attend_row(view, layer, first, last, begin, end < n_rows ? end : -1);
+            attend_row(view, layer, first_head, end_head, begin, end < n_rows ? end : -1);
         else
-            for (int head = first; head < last; head++)
+            for (int head = first_head; head < end_head; head++)
                 attend_rows(view, layer, head, begin, end);
         if (is_quantized(view) && heads_are_panels(view))
-            quantize_heads(view, attended, first, last, begin, end);
+            quantize_heads(view, attended, first_head, end_head, begin, end);
     }
 }
 
-/* Computes q, k and v of heads [first, last). head_dim must be a multiple of PANEL. */
-static void project_heads(const worker_view *view, activations normed, linear c_attn, int first,
-                          int last) {
+/* Computes q, k and v of heads [first_head, end_head). head_dim must be a multiple of PANEL. */
+static void project_heads(const worker_view *view, activations normed, linear c_attn,
+                          int first_head, int end_head) {
     int panels_per_head = view->model->head_dim / PANEL,
         panels_per_part = view->model->config.n_embd / PANEL;
     for (int part = 0; part < 3; part++)
         matmul_panels(view, normed, c_attn, view->scratch->qkv, view->pass->n_rows,
-                      part * panels_per_part + first * panels_per_head,
-                      part * panels_per_part + last * panels_per_head);
+                      part * panels_per_part + first_head * panels_per_head,
+                      part * panels_per_part + end_head * panels_per_head);
 }
 
 /* With this many rows or more, a worker computes q, k and v head by head. If it computed all heads
@@ -260,9 +262,9 @@ static float_rows scores_of(const worker_view *view, int head) {
 /* Collective. Calls `work` for each row of each head of this worker. */
 static void for_each_row(const worker_view *view, int32_t layer,
                          void (*work)(const worker_view *, int head, int row, attention_args *)) {
-    int first, last;
-    team_share(view->model->config.n_head, view->worker, view->n_workers, &first, &last);
-    for (int head = first; head < last; head++)
+    int first_head, end_head;
+    team_share(view->model->config.n_head, view->worker, view->n_workers, &first_head, &end_head);
+    for (int head = first_head; head < end_head; head++)
         for (int r = 0; r < view->pass->n_rows; r++) {
             attention_args args = attention_args_for(view, layer, head, r, 1);
             args.scores = row_of(scores_of(view, head), r);
@@ -330,9 +332,9 @@ static void probe_queries_keys_values(const worker_view *view, int32_t layer) {
 }
 
 static void attend_probed(const worker_view *view, int32_t layer) {
-    int n_rows = view->pass->n_rows, n_head = view->model->config.n_head, first, last;
-    team_share(n_head, view->worker, view->n_workers, &first, &last);
-    for (int head = first; head < last; head++)
+    int n_rows = view->pass->n_rows, n_head = view->model->config.n_head, first_head, end_head;
+    team_share(n_head, view->worker, view->n_workers, &first_head, &end_head);
+    for (int head = first_head; head < end_head; head++)
         store_keys_values(view, layer, head, 0, n_rows);
     for_each_row(view, layer, score_row);
     probe_point(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
@@ -354,11 +356,11 @@ static void attend_probed(const worker_view *view, int32_t layer) {
  * either. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          int is_qkv_fused, activations attended) {
-    int first, last, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;
-    team_share(n_head, view->worker, view->n_workers, &first, &last);
+    int first_head, end_head, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;
+    team_share(n_head, view->worker, view->n_workers, &first_head, &end_head);
     int step = is_qkv_fused && n_rows >= MIN_ROWS_HEAD_BY_HEAD ? 1 : n_head;
-    for (int begin = first; begin < last; begin += step) {
-        int end = last - begin < step ? last : begin + step;
+    for (int begin = first_head; begin < end_head; begin += step) {
+        int end = end_head - begin < step ? end_head : begin + step;
         if (is_qkv_fused)
             project_heads(view, normed, c_attn, begin, end);
         attend_heads(view, layer, begin, end, attended);

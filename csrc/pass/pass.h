@@ -19,8 +19,8 @@ typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
     int n_rows;
-    float
-        *logits; /* [rows whose logits are wanted, n_vocab]; in gpt2c_score [SCORE_ROWS, n_vocab] */
+    /* [rows whose logits are wanted, n_vocab]; in gpt2c_score [SCORE_ROWS, n_vocab] */
+    float *logits;
     /* In gpt2c_score, for each row whose logits are wanted: */
     const int32_t *targets;
     const gpt2c_scores *scores;

@@ -501,7 +501,7 @@ cdef class Model:
         return pack_at
 
     cdef Drafter drafter_for(self, tuple kind, Model draft_model):
-        """Return the drafter of a kind, with what it measured in earlier calls."""
+        """Return the drafter of a kind. It keeps its measurements from earlier calls."""
         cdef Drafter drafter
         for drafter in self.drafters:
             if drafter.makes(kind, draft_model):

@@ -1,5 +1,5 @@
-# Holding a model's weights: they stay in memory while calls use them, whatever forks and interrupts
-# happen. Included by _engine.pyx.
+# Holding a model's weights in memory while calls use them, also across forks and interrupts.
+# Included by _engine.pyx.
 
 cimport cython
 
