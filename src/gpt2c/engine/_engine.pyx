@@ -299,7 +299,7 @@ cdef class Model:
             return 0
         if self.draft == NULL:
             self.draft = draft
-        else:  # another thread was faster
+        else:  # another thread has packed the weights meanwhile
             gpt2c_model_free(draft)
         return 0
 
@@ -541,7 +541,7 @@ cdef class Model:
         return self.hold(thread)
 
     cdef int let_go(self, thread) except -1:
-        """End a hold. The last one of a closed model frees the weights."""
+        """End a hold. Ending the last hold of a closed model frees the weights."""
         holders = self.current_holders()
         n = holders.get(thread, 0)
         if n > 1:
@@ -551,6 +551,7 @@ cdef class Model:
         return self.free_if_idle()
 
     cdef int check_held_or_open(self) except -1:
+        """Raise ClosedError after `close`, unless this thread holds the weights."""
         if get_ident() not in self.current_holders():
             self.check_open()
         return 0
