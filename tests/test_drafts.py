@@ -12,7 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLOAT_ISAS, ISAS, config_of, in_threads, model_on, needs_engine, random_weights
+from conftest import (
+    FLOAT_ISAS,
+    ISAS,
+    cases,
+    config_of,
+    in_threads,
+    model_on,
+    needs_engine,
+    random_weights,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +89,7 @@ prompt_lists = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(
     seed=st.integers(0, 1000),
     sampling=st.sampled_from(sorted(SAMPLING)),

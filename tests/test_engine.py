@@ -9,7 +9,7 @@ import platform
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import FIXTURES, ISAS, cases, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +44,7 @@ def ids_of(config: GPT2Config, n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, config.vocab_size, n)
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(config=configs, seed=st.integers(0, 2**32 - 1), isa=st.sampled_from(ISAS))
 def test_logits_are_within_float32_error_of_the_oracle(config, seed, isa):
     weights = random_weights(config, seed)
@@ -63,7 +63,7 @@ def test_logits_are_within_float32_error_of_the_oracle(config, seed, isa):
     assert np.abs(ours - oracle).max() <= allowed
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(config=configs, seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_same_bits_whole_in_chunks_token_by_token_and_on_every_isa(config, seed, data):
     weights = random_weights(config, seed)

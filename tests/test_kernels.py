@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, needs_engine
+from conftest import ISAS, cases, needs_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,7 +115,7 @@ def values(seed, *shape, extremes=True):
     return x
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(
     n_rows=st.integers(1, 60),
     k=st.one_of(st.integers(1, 200), st.sampled_from([63, 64, 65, 128])),
@@ -162,7 +162,7 @@ def test_matmul_follows_the_defined_arithmetic(isa):
             assert ours[row, column] == fma_chain(x[row], weight[:, column])
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(
     head_dim=st.one_of(st.integers(1, 100), st.sampled_from([32, 64, 80, 128])),
     n_before=st.integers(0, 200),
@@ -204,7 +204,7 @@ def test_attention_is_close_to_float64(isa):
         np.testing.assert_allclose(ours, exact, rtol=0, atol=16 * EPS)
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(
     n=st.one_of(st.integers(1, 70), st.integers(1000, 3100)),
     n_values=st.integers(1, 6),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import BACKENDS, ISAS, cases, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,7 +120,7 @@ shapes = st.builds(
 
 
 @needs_engine
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(
     config=shapes,
     n=st.sampled_from([1, 2, 3, 64, 65, 300]),

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import ISAS, cases, config_of, model_on, needs_engine, random_weights
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_engine import configs, ids_of
@@ -45,7 +45,7 @@ def bfloat16(x):
 # ---- rows ----
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(
     n_rows=st.integers(1, 5),
     k=st.integers(1, 100),
@@ -107,7 +107,7 @@ def weights_of(seed, magnitude=0.1):
     return np.clip(weights, -3e38, 3e38).astype(np.float32)
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(seed=st.integers(0, 2**32 - 1), magnitude=st.sampled_from(MAGNITUDES))
 @example(seed=4532, magnitude=0.02)  # 65.49999 + 128 is 193.5 in float32
 def test_int8_blocks_are_as_defined(seed, magnitude):
@@ -122,7 +122,7 @@ def test_int8_blocks_are_as_defined(seed, magnitude):
         np.testing.assert_array_equal(ours, values)
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(
     seed=st.integers(0, 2**32 - 1),
     magnitude=st.sampled_from(MAGNITUDES),
@@ -193,7 +193,7 @@ def few_bits(rng, shape):
     return (rng.integers(1, 64, shape) / 1024).astype(np.float32)
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(
     n_rows=st.sampled_from([1, 2, 7, 31, 32, 129]),
     n_groups=st.integers(1, 4),
@@ -239,7 +239,7 @@ def test_integer_products_follow_the_defined_arithmetic(n_rows, n_groups, n, bit
                 np.testing.assert_array_equal(found, wanted)
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(head_dim=st.integers(1, 70), is_bfloat16=st.booleans(), seed=st.integers(0, 2**32 - 1))
 def test_keys_and_values_are_stored_in_the_page_layout(head_dim, is_bfloat16, seed):
     rng = np.random.default_rng(seed)
@@ -307,7 +307,7 @@ def test_logits_are_close_to_those_of_dequantised_weights(dtype, options):
     assert np.sqrt((error**2).mean()) < 0.1 * np.sqrt((oracle**2).mean())
 
 
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 @given(
     config=configs, seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(DTYPES), data=st.data()
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import BACKENDS, ISAS, cases, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +63,7 @@ def test_noise_of_extreme_words():
 
 
 @needs_engine
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(
     n=st.integers(1, 400),
     seed=st.integers(0, 2**64 - 1),

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, logit_atol, model_on, needs_engine, random_weights
+from conftest import ISAS, cases, config_of, logit_atol, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +102,7 @@ def test_bos_gives_the_first_token_its_probability(backend):
         model_on(backend, CONFIG, WEIGHTS).score(ids, bos=True)
 
 
-@settings(max_examples=30)
+@settings(max_examples=cases(30))
 @given(lengths=st.lists(st.integers(0, 130), max_size=12), seed=st.integers(0, 100))
 def test_batched_scores_equal_single_scores(lengths, seed):
     """Ragged lists and many windows give the same bits as scoring each text alone."""
@@ -261,7 +261,7 @@ SPECIAL = [0.0, -0.0, 1e-42, 1e30, -1e30, 88.0, -200.0]
 
 
 @needs_engine
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(
     n=st.integers(1, 2500),
     seed=st.integers(0, 1000),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, cases, config_of, model_on, random_weights
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule
@@ -153,4 +153,4 @@ class Sessions(RuleBasedStateMachine):
 
 if ISAS:
     TestSessions = Sessions.TestCase
-    TestSessions.settings = settings(max_examples=60, stateful_step_count=30)
+    TestSessions.settings = settings(max_examples=cases(60), stateful_step_count=30)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, model_on, needs_engine, random_weights
+from conftest import ISAS, cases, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,7 +88,7 @@ def test_every_filter_is_tested():
 
 
 @pytest.mark.parametrize("name", STAGES)
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(data=st.data())
 def test_a_filter_equals_its_reference(models, name, data):
     logits = some_logits(data.draw(st.integers(0, 10**6)), data.draw(st.floats(0.1, 8)))
@@ -97,7 +97,7 @@ def test_a_filter_equals_its_reference(models, name, data):
     assert_same(processed(models, plan, logits, [1]), reference_of(plan, logits, [1]), logits)
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(data=st.data())
 def test_filters_in_any_order(models, data):
     """Each filter sees the renormalised distribution that the previous ones left."""
@@ -116,7 +116,7 @@ def test_filters_in_any_order(models, data):
 HISTORY = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(
     history=HISTORY,
     n_new=st.integers(0, 20),
@@ -137,7 +137,7 @@ def test_penalties_count_the_right_tokens(models, name, history, n_new, seed, va
     np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(
     history=HISTORY,
     allowed=st.integers(1, 4),
@@ -170,7 +170,7 @@ def test_dry_by_hand(models):
         assert np.count_nonzero(ours) == (loss > 0)
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(history=HISTORY, n=st.integers(1, 5))
 def test_no_ngram_is_repeated(models, history, n):
     logits = some_logits(n)
@@ -180,7 +180,7 @@ def test_no_ngram_is_repeated(models, history, n):
     np.testing.assert_array_equal(ours, exact)
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(
     history=HISTORY,
     words=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=5),
@@ -205,7 +205,7 @@ def test_biases_and_bans(models):
     np.testing.assert_array_equal(processed(models, Plan((bias, ban, late)), logits, [1]), expected)
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(data=st.data())
 def test_allowed_ids_at_any_place(models, data):
     """Stages before the mask may sort and remove ids; those after it must work on what is left."""
@@ -231,7 +231,7 @@ def test_allowed_ids_at_any_place(models, data):
         assert not np.isfinite(ours.max())
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(data=st.data())
 def test_penalties_after_filters(models, data):
     """A stage that changes single logits also works after ids were sorted and removed."""

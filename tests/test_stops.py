@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import config_of, model_on, random_weights
+from conftest import cases, config_of, model_on, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +74,7 @@ def test_a_stop_string_ends_the_text_before_it(model):
     assert (unmet.text, unmet.finish_reason) == (whole, "length")
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(
     ids=st.lists(st.integers(0, 49), max_size=25),
     strings=st.lists(st.text("abcd é", min_size=1, max_size=6), min_size=1, max_size=3),
@@ -127,7 +127,7 @@ def test_a_long_stop_string_takes_linear_time():
     assert (watcher.ids, watcher.end) == ([], 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 @given(
     stops=st.lists(st.text("abcd", min_size=1, max_size=5), min_size=1, max_size=3),
     seed=st.integers(0, 1000),

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ISAS, config_of, in_threads, model_on, needs_engine, random_weights
+from conftest import ISAS, cases, config_of, in_threads, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from gpt2c.engine.threads import choose_threads
 
 
 @needs_engine
-@settings(max_examples=30)
+@settings(max_examples=cases(30))
 @given(
     n_head=st.integers(1, 5),
     head_dim=st.sampled_from([3, 16, 32, 64, 80]),

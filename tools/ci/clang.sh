@@ -27,6 +27,8 @@ if ! grep -q "clang version" src/gpt2c/engine/_engine*.so; then
     exit 1
 fi
 
-[ $# -gt 0 ] || set -- -m "not slow" $(for test in $tests; do echo "tests/$test.py"; done)
+# gcc's build runs all random cases of these tests (readme.sh), so a fifth is enough here.
+export GPT2C_TEST_SHARE="${GPT2C_TEST_SHARE:-0.2}"
+[ $# -gt 0 ] || set -- -m "not slow" -k "not numpy" $(for test in $tests; do echo "tests/$test.py"; done)
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider "$@"
 echo "clang: clean ($(clang --version | head -n 1))"
