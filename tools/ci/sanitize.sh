@@ -52,8 +52,9 @@ printf '%s\n' "race:_dl_deallocate_tls" "race:libscipy_openblas" >"$work/suppres
 export TSAN_OPTIONS="${TSAN_OPTIONS:-}:suppressions=$work/suppressions"
 copy_tree "$work/gpt2c"
 cd "$work/gpt2c"
-CC=gcc CFLAGS="$flags -fno-omit-frame-pointer -g" LDFLAGS="$flags" GPT2C_BUILD=require \
-    make_venv -e ".[test]"
+# Reports need only line numbers. Without -fno-var-tracking, gcc takes 1.4 times as long.
+CC=gcc CFLAGS="$flags -fno-omit-frame-pointer -g -fno-var-tracking" LDFLAGS="$flags" \
+    GPT2C_BUILD=require make_venv -e ".[test]"
 
 # The interpreter is not instrumented, so the sanitizer's run-time must be loaded first.
 preload=$(for library in $libraries; do gcc -print-file-name="$library"; done | xargs)
