@@ -76,14 +76,14 @@ def test_a_line_is_returned_before_the_next_one_arrives():
 
 
 @pytest.mark.parametrize("raw", [BOM + b"The old king\r\n", b"The old king\r"])
-def test_a_pipe_and_a_file_give_the_same_prompt(tales, tmp_path, raw):
+def test_a_pipe_and_a_file_give_the_same_prompt(tales, tmp_path, capsysbinary, raw):
     expected = tales.generate("The old king", max_new_tokens=5).encode() + b"\n"
     piped = run("generate", "-n", "5", stdin=raw)
     assert (piped.returncode, piped.stdout, piped.stderr) == (0, expected, b"")
     lines = run("generate", "-n", "5", "--file", "-", stdin=raw)
     assert (lines.stdout, lines.stderr) == (expected, b"")
-    named = run("generate", "-n", "5", "--file", written(tmp_path / "p", raw))
-    assert (named.stdout, named.stderr) == (expected, b"")
+    assert main(["generate", "-n", "5", "--file", written(tmp_path / "p", raw)]) == 0
+    assert capsysbinary.readouterr() == (expected, b"")
 
 
 def test_lines_inside_a_piped_prompt_are_kept(tales):
@@ -173,18 +173,22 @@ def test_an_invalid_prompt_is_reported_before_any_runs(tmp_path, capsys, line, m
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "perplexity"])
-def test_invalid_utf_8_is_reported_with_its_byte(tmp_path, command):
+def test_invalid_utf_8_is_reported_with_its_byte(tmp_path, capsys, command):
     raw = "é\r\ncaf".encode() + b"\xe9\n"  # 0xe9 is byte 7; Latin-1's é
     path = written(tmp_path / "latin.txt", raw)
     file = ["--file", path] if command == "generate" else [path]
     stdin = [] if command == "generate" else ["-"]
-    for done, name in ((run(command, *file), path), (run(command, *stdin, stdin=raw), "standard")):
-        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-        assert f"gpt2c: {name}" in done.stderr.decode()
-        assert "line 2 is not UTF-8 at byte 7 of the input: found 0xe9" in done.stderr.decode()
-    done = run(command, *file[:-1], written(tmp_path / "w.txt", "The fox".encode("utf-16")))
-    assert b"at byte 0 of the input" in done.stderr
-    assert b"it seems to be UTF-16; save it as UTF-8" in done.stderr
+    piped = run(command, *stdin, stdin=raw)
+    from_pipe = (piped.returncode, piped.stdout.decode(), piped.stderr.decode())
+    from_file = (main([command, *file]), *capsys.readouterr())
+    for (status, out, err), name in ((from_file, path), (from_pipe, "standard")):
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert f"gpt2c: {name}" in err
+        assert "line 2 is not UTF-8 at byte 7 of the input: found 0xe9" in err
+    assert main([command, *file[:-1], written(tmp_path / "w.txt", "The fox".encode("utf-16"))]) == 2
+    err = capsys.readouterr().err
+    assert "at byte 0 of the input" in err
+    assert "it seems to be UTF-16; save it as UTF-8" in err
 
 
 def test_a_closed_standard_input(tales, monkeypatch, capsys):
