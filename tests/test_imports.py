@@ -14,7 +14,7 @@ import gpt2c
 ROOT = Path(gpt2c.__file__).parent
 
 # Every folder may import these, because they import nothing above themselves.
-BELOW_ALL = {"_version", "errors", "forks", "progress", "checks"}
+BELOW_ALL = {"_version", "errors", "forks", "closable", "progress", "checks"}
 PROTOCOL = {"config", "engine.protocol"}
 CONTINUED = {"generate", "measure", "look"}
 
@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
     "forks": set(),
+    "closable": set(),
     "progress": set(),
     "checks": set(),
     "config": set(),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NoReturn, Self, TypedDict, Unpack, overload
 
 import numpy as np
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.options import INT64_MAX, flag, integer, shows_options
 from gpt2c.checks.untrusted import show
+from gpt2c.closable import Closable
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel
 from gpt2c.engine.threads import choose_threads
-from gpt2c.errors import ContextError, OptionError, OptionTypeError
-from gpt2c.generate.completing import Completer
+from gpt2c.errors import ContextError, OptionTypeError
+from gpt2c.generate.completing import Completer, check_single
 from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.generation_config import (
     Lengths,
@@ -68,7 +69,7 @@ class ScoreOptions(PerplexityOptions, total=False):
     top_logprobs: int
 
 
-class GPT2:
+class GPT2(Closable):
     """A GPT-2 model on the CPU.
 
     >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name
@@ -465,12 +466,7 @@ class GPT2:
 
     def _stream(self, prompt: Any, given: Mapping[str, Any], method: str) -> TextStream:
         options = self._options(given, StreamOptions, method)
-        if not is_single(prompt):
-            if isinstance(prompt, list) and not prompt:
-                raise OptionError(f"{method} takes one prompt; found an empty list")
-            raise OptionTypeError(f"{method} takes one prompt; found a list of prompts")
-        if isinstance(options.seeds, tuple):
-            raise OptionTypeError(f"{method} takes one prompt, so one seed; found a list of seeds")
+        check_single(prompt, options, method)
         (request,) = self._completer(options).requests(prompt, 0)
         token_bytes = self._encoder.token_bytes if isinstance(prompt, str) else None
         return TextStream(self._engine, self._prefixes, self._dispatcher, request, token_bytes)
@@ -732,19 +728,6 @@ class GPT2:
         """Free the weights once running calls have ended; later calls raise ClosedError."""
         self._prefixes.close()
         self._engine.close()
-
-    def __enter__(self) -> Self:
-        """Return the model itself; the end of the block closes it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the model."""
-        self.close()
 
     def __copy__(self) -> Self:
         """Return the model itself, because it is immutable."""

@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Lock
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, Unpack
+from typing import Any, Final, TypeAlias, Unpack
 from weakref import ref
 
 from gpt2c.checks.options import flag, integer, number, shows_options
 from gpt2c.checks.untrusted import show
+from gpt2c.closable import Closable
 from gpt2c.engine.protocol import MAX_ROWS, AllowedIds, unpack_allowed_ids
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.forks import ProcessLock
-from gpt2c.generate.completing import Completer
+from gpt2c.generate.completing import Completer, check_single
 from gpt2c.generate.options import DEFAULTS, Completion, Logprobs, StreamOptions
-from gpt2c.generate.prompts import Prompt, is_single
+from gpt2c.generate.prompts import Prompt
 from gpt2c.generate.streaming import Pieces
 from gpt2c.model import GPT2
 from gpt2c.schedule.batching import Continuation
@@ -232,7 +232,7 @@ class Handle:
         del reader
 
 
-class Scheduler:
+class Scheduler(Closable):
     """Runs requests that are added one by one, together and with all other calls of the model.
 
     >>> with Scheduler(model) as scheduler:
@@ -305,10 +305,7 @@ class Scheduler:
                 "add takes no logits_processor, which would delay all requests; use allowed_ids, "
                 "or GPT2.complete"
             )
-        if not is_single(prompt):
-            raise OptionTypeError("add takes one prompt; call it once for each prompt of a list")
-        if isinstance(checked.seeds, tuple):
-            raise OptionTypeError("add takes one prompt, so one seed; found a list of seeds")
+        check_single(prompt, checked, "add")
         completer = self._model._completer(checked)
         (request,) = completer.requests(prompt, 0)
         if deadline is not None:
@@ -347,19 +344,6 @@ class Scheduler:
         """
         self._is_closed = True
         self._runner.close()
-
-    def __enter__(self) -> Self:
-        """Return the scheduler itself; the end of the block closes it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the scheduler."""
-        self.close()
 
 
 _lost_runners: list[Runner] = []

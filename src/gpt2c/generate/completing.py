@@ -24,6 +24,21 @@ from gpt2c.schedule.searching import SearchBatch
 from gpt2c.schedule.stops import Stops
 
 
+def check_single(prompt: Any, options: Options, method: str) -> None:
+    """Raise OptionError or OptionTypeError unless a call has one prompt and at most one seed.
+
+    `method` is the name of the called method, for the message.
+    """
+    if not is_single(prompt):
+        if isinstance(prompt, list) and not prompt:
+            raise OptionError(f"{method} takes one prompt; found an empty list")
+        raise OptionTypeError(
+            f"{method} takes one prompt; found a list of prompts: call {method} once for each"
+        )
+    if isinstance(options.seeds, tuple):
+        raise OptionTypeError(f"{method} takes one prompt, so one seed; found a list of seeds")
+
+
 class Completer:
     """One call of GPT2.complete, or of a method based on it."""
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpt2c.checks.untrusted import show
+from gpt2c.closable import Closable
 from gpt2c.compat.transformers.hooks import (
     LogitsProcessor,
     TokenCallback,
@@ -84,7 +84,7 @@ def from_transformers(
     return GPT2LMHeadModel(gpt2, hf_model.config, hf_model.generation_config, tokenizer)
 
 
-class GPT2LMHeadModel:
+class GPT2LMHeadModel(Closable):
     """The text generation of a transformers model, computed by gpt2c.
 
     The class has the name of transformers' class, because ``transformers.pipeline`` looks a model's
@@ -302,19 +302,6 @@ class GPT2LMHeadModel:
     def close(self) -> None:
         """Free the weights once running calls have ended; later calls raise ClosedError."""
         self._gpt2.close()
-
-    def __enter__(self) -> GPT2LMHeadModel:
-        """Return the model itself; the end of the block closes it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the model."""
-        self.close()
 
     def __repr__(self) -> str:
         """Name the class and the model's backend."""

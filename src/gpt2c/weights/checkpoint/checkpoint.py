@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show, show_list
+from gpt2c.closable import Closable
 from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import STORED_TYPES, BackingFile, TensorSource, check_finite
@@ -33,7 +34,7 @@ class BytePairs:
 
 
 @dataclass(eq=False)
-class Checkpoint:
+class Checkpoint(Closable):
     """An open checkpoint, as a loader hands it to an engine.
 
     `tensors` holds exactly the tensors that `config` needs (see :func:`tensor_shapes`), under
@@ -86,10 +87,6 @@ class Checkpoint:
         """Close the files; a second call does nothing. Do not call it during a read."""
         for file in self.files:
             file.close()
-
-    def __enter__(self) -> Checkpoint:
-        """Return the checkpoint itself."""
-        return self
 
     def __exit__(
         self,
