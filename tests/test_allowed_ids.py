@@ -11,7 +11,7 @@ from conftest import ISAS, config_of, model_on, needs_engine, random_weights
 
 import gpt2c
 from gpt2c import OptionError, OptionTypeError
-from gpt2c.engine.protocol import Drafts, Plan, Stage
+from gpt2c.engine.protocol import DraftSettings, Plan, Stage
 from gpt2c.generate.sampling import Vocabulary, check_sampling
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.schedule.beams import SearchOptions
@@ -246,10 +246,10 @@ def test_drafts_do_not_change_a_masked_text(isa, options, n_tokens):
     plain_job = job_of(model, plan, n=80, n_top=1)
     plain = finished(model, plain_job)
     for drafts in (
-        Drafts(lookup=True, n_tokens=n_tokens),
-        Drafts(packing=True, n_tokens=n_tokens),
-        Drafts(lookup=True, packing=True, n_tokens=n_tokens),
-        Drafts(model=model._engine, n_tokens=n_tokens),
+        DraftSettings(lookup=True, n_tokens=n_tokens),
+        DraftSettings(packing=True, n_tokens=n_tokens),
+        DraftSettings(lookup=True, packing=True, n_tokens=n_tokens),
+        DraftSettings(model=model._engine, n_tokens=n_tokens),
     ):
         job = job_of(model, plan, n=80, n_top=1, drafts=drafts)
         assert finished(model, job) == plain
@@ -262,11 +262,11 @@ def test_drafts_follow_the_mask(isa, options):
     """A model that drafts for itself drafts what it chooses, if both have the mask."""
     model = drafting_model(isa)
     plan = plan_of(OPTIONS[options]).with_allowed_ids(ODD)
-    job = job_of(model, plan, n=80, drafts=Drafts(model=model._engine, n_tokens=4))
+    job = job_of(model, plan, n=80, drafts=DraftSettings(model=model._engine, n_tokens=4))
     finished(model, job)
     _, n_drafted, n_accepted = job.draft_counts
     assert n_accepted == n_drafted >= 60
-    packing = job_of(model, plan, n=80, drafts=Drafts(packing=True, n_tokens=4))
+    packing = job_of(model, plan, n=80, drafts=DraftSettings(packing=True, n_tokens=4))
     finished(model, packing)
     assert packing.draft_counts[2] > 30
 
@@ -275,7 +275,7 @@ def test_lookup_drafts_are_accepted(isa):
     """Without layers and positions, a token depends on the one before only: the text repeats."""
     model = drafting_model(isa, n_layer=0)
     plan = Plan().with_allowed_ids(EVEN)
-    job = job_of(model, plan, n=150, drafts=Drafts(lookup=True, n_tokens=8))
+    job = job_of(model, plan, n=150, drafts=DraftSettings(lookup=True, n_tokens=8))
     assert finished(model, job) == finished(model, job_of(model, plan, n=150))
     assert job.draft_counts[2] > 60
 
@@ -286,9 +286,9 @@ def test_the_mask_changes_between_steps_with_drafts(isa, options):
     model = drafting_model(isa)
     plan = plan_of(OPTIONS[options])
     for drafts in (
-        Drafts(packing=True, n_tokens=3),
-        Drafts(lookup=True, n_tokens=3),
-        Drafts(model=model._engine, n_tokens=3),
+        DraftSettings(packing=True, n_tokens=3),
+        DraftSettings(lookup=True, n_tokens=3),
+        DraftSettings(model=model._engine, n_tokens=3),
     ):
         job, masks = job_of(model, plan, n=60, drafts=drafts), []
         for mask in itertools.cycle([EVEN, ODD, only(3, 4, 5)]):

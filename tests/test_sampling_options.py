@@ -12,7 +12,7 @@ import gpt2c
 from gpt2c import GPT2, Tokenizer
 from gpt2c.checks import option_hints
 from gpt2c.generate.options import CompleteOptions
-from gpt2c.generate.sampling import FILTERS, SamplingOptions, Vocabulary, check_sampling
+from gpt2c.generate.sampling import SAMPLING_STAGES, SamplingOptions, Vocabulary, check_sampling
 from gpt2c.weights.checkpoint import from_arrays
 
 
@@ -301,4 +301,4 @@ def test_every_filter_turns_sampling_on():
         plan = check_sampling({name: value}, Vocabulary(5, frozenset(), Tokenizer.gpt2))
         assert plan.draws, name
         stages += [stage.name for stage in plan.stages]
-    assert tuple(stages) == FILTERS
+    assert tuple(stages) == SAMPLING_STAGES

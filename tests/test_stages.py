@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gpt2c import GPT2
 from gpt2c.engine.protocol import ALLOWED_IDS, Plan, Stage
-from gpt2c.generate.sampling import FILTERS, PENALTIES, SAMPLER_ORDER
+from gpt2c.generate.sampling import PENALTIES, SAMPLER_ORDER, SAMPLING_STAGES
 from gpt2c.oracle import filters, penalties
 from gpt2c.oracle.sampling import Sampler, uniform
 
@@ -84,7 +84,7 @@ STAGES = {
 
 
 def test_every_filter_is_tested():
-    assert set(STAGES) == set(FILTERS)
+    assert set(STAGES) == set(SAMPLING_STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -358,6 +358,6 @@ def test_mirostat_updates_mu_like_the_reference(backend, seed):
 
 
 def test_sampler_order_has_every_stage():
-    assert (*PENALTIES, *FILTERS) == SAMPLER_ORDER
+    assert (*PENALTIES, *SAMPLING_STAGES) == SAMPLER_ORDER
     assert tuple(_engine.ENUMS["stages"]) == (ALLOWED_IDS, *SAMPLER_ORDER)
     assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

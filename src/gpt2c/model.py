@@ -418,8 +418,10 @@ class GPT2(Closable):
 
         def check(options: Mapping[str, Any]) -> Options:
             checked = check_options(options, allowed, method, vocabulary)
-            if checked.stop_strings and isinstance(self._encoder.given_tokenizer, MissingTokenizer):
-                self._encoder.given_tokenizer.encode("")  # raises TokenizerError
+            if checked.stop_strings and isinstance(
+                self._encoder.loaded_tokenizer, MissingTokenizer
+            ):
+                self._encoder.loaded_tokenizer.encode("")  # raises TokenizerError
             return checked
 
         checked = with_usable_defaults(given, self._defaults, allowed.__annotations__, check)
@@ -656,7 +658,7 @@ class GPT2(Closable):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | MissingTokenizer) -> None:
-        self._encoder.given_tokenizer = tokenizer
+        self._encoder.loaded_tokenizer = tokenizer
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model to a folder in Hugging Face's format, which transformers loads too.
@@ -676,7 +678,7 @@ class GPT2(Closable):
             folder=self._folder,
             vocabulary=self._vocabulary,
         )
-        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.given_tokenizer)
+        save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.loaded_tokenizer)
         save_checkpoint(checkpoint, Path(folder), save)
 
     def weight(self, name: str) -> NDArray[np.float32]:

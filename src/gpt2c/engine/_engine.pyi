@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import (
     AllowedIds,
-    Drafts,
+    DraftSettings,
     EngineJob,
     EngineSequence,
     OnActivation,
@@ -63,7 +63,7 @@ class Model:
         stop_ids: NDArray[np.int32],
         n_top: int | None = None,
         sequence: EngineSequence | None = None,
-        drafts: Drafts | None = None,
+        drafts: DraftSettings | None = None,
     ) -> Job: ...
     def run(self, jobs: list[EngineJob], max_steps: int) -> None: ...
     def waiter(self) -> Waiter: ...

@@ -23,7 +23,7 @@ from gpt2c.engine.protocol import (
     MODEL_POINTS,
     PAGE_POSITIONS,
     AllowedIds,
-    Drafts,
+    DraftSettings,
     EngineJob,
     EngineSequence,
     OnActivation,
@@ -156,7 +156,7 @@ class Model:
         stop_ids: NDArray[np.int32],
         n_top: int | None = None,
         sequence: EngineSequence | None = None,
-        drafts: Drafts | None = None,
+        drafts: DraftSettings | None = None,
     ) -> Job:
         """See EngineModel.job. Drafts are ignored: they never change a result."""
         _check_mask(plan, self.n_vocab)

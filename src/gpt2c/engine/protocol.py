@@ -63,7 +63,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class Drafts:
+class DraftSettings:
     """How speculative decoding drafts tokens: see gpt2c.generate.drafting."""
 
     lookup: bool = False  # copy the tokens that followed an earlier occurrence of the last tokens
@@ -364,7 +364,7 @@ class EngineModel(Protocol):
         stop_ids: NDArray[np.int32],
         n_top: int | None = None,
         sequence: EngineSequence | None = None,
-        drafts: Drafts | None = None,
+        drafts: DraftSettings | None = None,
     ) -> EngineJob:
         """Return a job that continues ids int32 [n].
 

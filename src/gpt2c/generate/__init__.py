@@ -1,1 +1,1 @@
-"""How sequences are continued: options, prompts, stops, streams."""
+"""Generation calls: their options and prompts, their completions and streams."""

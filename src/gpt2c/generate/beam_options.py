@@ -25,7 +25,7 @@ class BeamOptions(TypedDict, total=False):
     diversity_penalty: float | None
 
 
-# The values with which the options have no effect, as in transformers.
+# The values with which the options have no effect; transformers has the same.
 NEUTRAL: Final[Mapping[str, object]] = {
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -36,9 +36,10 @@ NEUTRAL: Final[Mapping[str, object]] = {
 
 
 def check_beams(given: Mapping[str, Any]) -> SearchOptions | None:
-    """Return the checked BeamOptions, or None if num_beams is 1. An option may be None: not given.
+    """Return the checked options of beam search, or None if num_beams is 1.
 
-    Raises OptionError or OptionTypeError naming the option, its value and its range.
+    `given` holds BeamOptions; a value of None means not given. Raises OptionError or
+    OptionTypeError, naming the option, its value and its range.
     """
     options = {**NEUTRAL, **{name: value for name, value in given.items() if value is not None}}
     n_beams = integer("num_beams", options["num_beams"], 1, _MAX_BEAMS)
@@ -78,5 +79,5 @@ def check_beams(given: Mapping[str, Any]) -> SearchOptions | None:
 def _early_stopping(value: object) -> bool | str:
     if isinstance(value, bool) or (isinstance(value, str) and value == "never"):
         return value
-    kind = OptionError if isinstance(value, str) else OptionTypeError
-    raise kind(f"early_stopping is {show(value)}; it must be True, False or 'never'")
+    error_type = OptionError if isinstance(value, str) else OptionTypeError
+    raise error_type(f"early_stopping is {show(value)}; it must be True, False or 'never'")

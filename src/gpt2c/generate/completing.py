@@ -1,4 +1,4 @@
-"""Turn a call's prompts and options into requests, and the results into completions."""
+"""Turn a call's prompts and options into requests, and the requests' results into completions."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ class Completer:
         self._config, self._encoder = config, encoder
         self._options = options
         self._stops = self._new_stops()
-        self._drafts = None
+        self._draft_settings = None
         # A logits_processor sees the logits of one token at a time, so such a call uses no drafts.
         if options.logits_processor is None:
             draft, n_tokens = options.draft, options.num_assistant_tokens
-            self._drafts = check_drafts(engine, draft, n_tokens)
+            self._draft_settings = check_drafts(engine, draft, n_tokens)
 
     def complete_list(self, prompts: Any) -> list[Any]:
         """Return a completion for each prompt of a list; a single prompt counts as a list of one.
 
-        With num_return_sequences, each prompt gets a list of completions. The same holds for
-        complete_lazily.
+        With num_return_sequences, each item is the list of a prompt's completions. GPT2.complete
+        lists the errors.
         """
         options = self._options
         prompt_list = [prompts] if is_single(prompts) else list(prompts)
@@ -83,9 +83,9 @@ class Completer:
         return list(self._grouped(pairs))
 
     def complete_lazily(self, prompts: Iterator[Prompt]) -> Iterator[Any]:
-        """Yield a completion for each prompt of an iterator."""
+        """Yield what `complete_list` returns for each prompt, reading the prompts lazily."""
         options = self._options
-        begun: deque[Request] = deque()
+        unfinished: deque[Request] = deque()
 
         def requests() -> Iterator[Request]:
             for index, prompt in enumerate(prompts):
@@ -95,16 +95,16 @@ class Completer:
                         "prompt, a text or token ids"
                     )
                 for request in self.requests(prompt, index):
-                    begun.append(request)
+                    unfinished.append(request)
                     yield request
 
         results = self._run(requests())
         if options.progress:
             results = with_bar(results, None)
-        return self._grouped((begun.popleft(), result) for result in results)
+        return self._grouped((unfinished.popleft(), result) for result in results)
 
     def _run(self, requests: Iterable[Request]) -> Iterator[list[Result]]:
-        """Yield the results of each request: one, or several if it is a beam search."""
+        """Yield the results of each request, in order: one, or several if it is a beam search."""
         engine, prefixes, size = self._engine, self._prefixes, self._options.batch_size
         if self._options.beams is not None:
             searches = SearchBatch(engine, prefixes, size, self._options.beams)
@@ -133,10 +133,10 @@ class Completer:
         first: Result | None = None,
         sample: int | None = None,
     ) -> Completion:
-        """Return the completion of a result.
+        """Return the completion of a request's result.
 
-        `first` is the first result of the same prompt, which has the prompt's scores; `sample` is
-        the text's number. By default they are those of the request.
+        `first` is the first result of the same prompt, which has the prompt's scores (default: this
+        result). `sample` is the text's number (default: the request's).
         """
         first, sample = first or result, request.sample if sample is None else sample
         text = None
@@ -154,7 +154,11 @@ class Completer:
         )  # fmt: skip
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:
-        """Yield the requests of a prompt: one for each of its sequences, or one beam search."""
+        """Yield the requests of a prompt: one for each of its texts, or one beam search.
+
+        `index` is the prompt's place among the call's prompts. Raises OptionError, OptionTypeError,
+        TokenizerError or ContextError for a prompt that cannot be continued.
+        """
         encoder, options = self._encoder, self._options
         where = f"prompt {index}"
         ids = encoder.encode(prompt, where)
@@ -166,7 +170,7 @@ class Completer:
             ids = ids[-max(n_positions // 2, 1) :]
         seed = options.seed_of(index)
         plan = options.plan
-        max_new, min_new = options.lengths.new_tokens(len(ids), options.max_new_tokens)
+        max_new, min_new = options.lengths.new_token_limits(len(ids), options.max_new_tokens)
         if options.lengths.has_minimum:
             plan = plan.with_min_new_tokens(min_new)
         for sample in range(options.n_requests):
@@ -185,15 +189,16 @@ class Completer:
                 scores_prompt=options.echo and sample == 0,
                 slides=options.overflow == "slide",
                 logits_processor=options.logits_processor,
-                drafts=self._drafts,
+                drafts=self._draft_settings,
                 n_best=options.n_texts,
                 pad_id=self._pad_id(),
             )
 
     def _pad_id(self) -> int | None:
-        """Return the padding token, else the first EOS token, as in transformers.
+        """Return the padding token, which finished groups of beams choose, or None.
 
-        Without either, return the first stop token, or None.
+        It is the model's own, else the first EOS token, as in transformers, else the first of
+        stop_token_ids.
         """
         config = self._config
         eos = config.eos_token_id

@@ -17,25 +17,29 @@ class Encoder:
     """Encodes prompts and texts to checked ids, int32 [n], and returns the bytes of ids."""
 
     def __init__(self, config: GPT2Config, tokenizer: Tokenizer | MissingTokenizer | None) -> None:
-        """If the tokenizer is None, GPT-2's own is made lazily."""
+        """Make an encoder. A tokenizer of None means GPT-2's own, which is made lazily."""
         self._config = config
-        self.given_tokenizer = tokenizer
+        # None until the lazy tokenizer is made.
+        self.loaded_tokenizer = tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer | MissingTokenizer:
         """The tokenizer. GPT-2's own takes 0.15 s to make, and calls with ids do not need it."""
-        if self.given_tokenizer is None:
-            self.given_tokenizer = Tokenizer.gpt2()
-        return self.given_tokenizer
+        if self.loaded_tokenizer is None:
+            self.loaded_tokenizer = Tokenizer.gpt2()
+        return self.loaded_tokenizer
 
     @property
     def n_padding(self) -> int:
-        """The number of padding ids, which the model has and its tokenizer lacks."""
-        given = self.given_tokenizer
-        if isinstance(given, MissingTokenizer):
+        """The number of padding ids, which the model has and its tokenizer lacks.
+
+        Without a tokenizer it is 0, because it is unknown.
+        """
+        tokenizer = self.loaded_tokenizer
+        if isinstance(tokenizer, MissingTokenizer):
             return 0
-        known = GPT2_VOCABULARY if given is None else given.n_vocab
-        return max(self._config.vocab_size - known, 0)
+        n_known = GPT2_VOCABULARY if tokenizer is None else tokenizer.n_vocab
+        return max(self._config.vocab_size - n_known, 0)
 
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes of a token; b"" if the tokenizer lacks the token."""
@@ -43,7 +47,7 @@ class Encoder:
         return tokenizer.token_bytes(id) if id < getattr(tokenizer, "n_vocab", id + 1) else b""
 
     def encode(self, prompt: Prompt, where: str) -> NDArray[np.int32]:
-        """Return the ids of a prompt; the name of a special token in a text becomes its id.
+        """Return the ids of a prompt, int32 [n]; a special token's name in a text becomes its id.
 
         Raises OptionError, OptionTypeError or TokenizerError, with a message that begins with
         `where`.
@@ -54,10 +58,11 @@ class Encoder:
     def encode_for_scoring(
         self, text: Any, index: int, special: bool, start: int | None
     ) -> NDArray[np.int32]:
-        """Return the ids of a text to score; start is the id to feed before these ids, or None.
+        """Return the ids of a text to score, int32 [n].
 
-        If `special`, the name of a special token becomes its id; otherwise it is plain characters.
-        Raises the errors of `encode`.
+        `index` is the text's place among the call's texts, for messages. If `special`, the name of
+        a special token becomes its id; otherwise it is encoded as plain characters. `start` is the
+        id that the caller feeds before these ids, or None. Raises the errors of `encode`.
         """
         where = f"text {index}"
         if not is_single(text) and len(text):

@@ -29,7 +29,8 @@ FILE: Final = "generation_config.json"
 _MAX_FILE: Final = 16 << 20  # bytes
 _TOKEN_KEYS: Final = ("eos_token_id", "bos_token_id", "pad_token_id")
 
-# transformers' options that gpt2c has too, and the values with which they have no effect.
+# Sampling options that gpt2c shares with transformers, and the values with which they have no
+# effect. The tables below have the same form.
 SAMPLING: Final[Mapping[str, tuple[object, ...]]] = {
     "temperature": (1.0,),
     "top_k": (0,),
@@ -72,8 +73,8 @@ NOT_SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "force_words_ids": (),
     "assistant_ensemble_weight": (),
 }
-# Options that change how transformers computes but not the tokens: accepted and ignored.
-_FOR_SPEED_NAMES = """
+# Options that change how transformers loads or runs a model, but not the tokens.
+_IGNORED_NAMES = """
     use_cache cache_implementation cache_config max_cache_len return_legacy_cache compile_config
     disable_compile prefill_chunk_size low_memory continuous_batching_config synced_gpus
     prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens
@@ -81,7 +82,7 @@ _FOR_SPEED_NAMES = """
     assistant_lookbehind target_lookbehind speculation_type is_assistant decoder_start_token_id
     trust_remote_code use_model_defaults
 """
-FOR_SPEED: Final = frozenset(_FOR_SPEED_NAMES.split())
+IGNORED: Final = frozenset(_IGNORED_NAMES.split())
 # Other keys that transformers writes; they cause no warning.
 _OTHER_KEYS = """
     do_sample max_length min_length num_return_sequences output_attentions output_hidden_states
@@ -89,7 +90,7 @@ _OTHER_KEYS = """
     use_mtp transformers_version _from_model_config _commit_hash
 """
 _KNOWN: Final = frozenset(
-    (*_TOKEN_KEYS, *SAMPLING, *_GENERAL, *NOT_SUPPORTED, *BEAMS, *FOR_SPEED, *_OTHER_KEYS.split())
+    (*_TOKEN_KEYS, *SAMPLING, *_GENERAL, *NOT_SUPPORTED, *BEAMS, *IGNORED, *_OTHER_KEYS.split())
 )
 # Options whose numbers are clamped to the engine's max, which has the same effect.
 _COUNTS: Final = ("max_new_tokens", "top_k", "no_repeat_ngram_size")
@@ -103,11 +104,12 @@ class ModelDefaults:
     """The default options for calls from a model's ``generation_config.json``.
 
     options
-        Options by gpt2c's names, and max_length and min_length, which include the prompt.
+        The options by gpt2c's names. They may include max_length and min_length, which count the
+        prompt too and are not options of gpt2c.
     named_ids
         The token ids that the file names, for any purpose.
     source
-        The file, for warnings.
+        The file's path, for warnings.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +118,9 @@ class ModelDefaults:
 
 
 def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config, ModelDefaults]:
-    """Return the configuration with the file's EOS, BOS and padding tokens, and default options.
+    """Return the configuration with the file's special tokens, and the default options.
+
+    The special tokens are EOS, BOS and padding.
 
     Sampling options are used only if the file sets do_sample, as in transformers. Beam search
     options are used only if the file sets num_beams without do_sample: gpt2c does not support the
@@ -136,9 +140,9 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     ignored = [name for name, neutral in NOT_SUPPORTED.items() if has_effect(values, name, neutral)]
     if has_effect(values, "num_return_sequences", (1,)):
         ignored.append("num_return_sequences")
-    samples = values.get("do_sample") is True
-    searches = has_effect(values, "num_beams", (BEAMS["num_beams"],))
-    if samples and searches:
+    uses_sampling = values.get("do_sample") is True
+    uses_beams = has_effect(values, "num_beams", (BEAMS["num_beams"],))
+    if uses_sampling and uses_beams:
         ignored.append("num_beams")
     if ignored:
         _log.warning("%s: options that are not supported are ignored: %s", path, show_list(ignored))
@@ -146,10 +150,10 @@ def read_generation_config(folder: Path, config: GPT2Config) -> tuple[GPT2Config
     if unknown:
         _log.warning("%s: unknown keys are ignored: %s", path, show_list(unknown))
     config = _with_tokens(config, values, path)
-    wanted = {**_GENERAL, **_LENGTHS, **(SAMPLING if samples else {})}
-    if searches and not samples:
+    wanted = {**_GENERAL, **_LENGTHS, **(SAMPLING if uses_sampling else {})}
+    if uses_beams and not uses_sampling:
         wanted |= {name: (neutral,) for name, neutral in BEAMS.items()}
-    options: dict[str, Any] = {"do_sample": True} if samples else {}
+    options: dict[str, Any] = {"do_sample": True} if uses_sampling else {}
     for name, neutral in wanted.items():
         if has_effect(values, name, neutral):
             options[_GPT2C_NAMES.get(name, name)] = _cleaned(name, values[name], config)
@@ -205,7 +209,8 @@ def _is_integral(value: object) -> bool:
 class Lengths:
     """The model's default lengths for a call, in tokens; None means not set.
 
-    max_length and min_length include the prompt, as in transformers.
+    max_length and min_length include the prompt, as in transformers. `source` is the path of the
+    file that sets them, for warnings.
     """
 
     max_length: int | None = None
@@ -215,9 +220,9 @@ class Lengths:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], defaults: ModelDefaults) -> Lengths:
-        """Return the lengths that apply to a call with the options `given`.
+        """Return the default lengths that a call with the options `given` does not override.
 
-        Invalid lengths are ignored with a warning. The call's own options take precedence.
+        Invalid lengths are ignored with a warning.
         """
         found: dict[str, int | None] = {}
         for name in ("min_new_tokens", *_LENGTHS):
@@ -243,7 +248,7 @@ class Lengths:
         """Whether a min length is set."""
         return self.min_new_tokens is not None or self.min_length is not None
 
-    def new_tokens(self, n_prompt: int, max_new: int) -> tuple[int, int]:
+    def new_token_limits(self, n_prompt: int, max_new: int) -> tuple[int, int]:
         """Return the max and min number of new tokens after a prompt of n_prompt tokens.
 
         max_new is the max from the call, or gpt2c's own default. Impossible lengths are ignored or
@@ -281,9 +286,9 @@ def with_usable_defaults(
 ) -> R:
     """Return check's result for a call's options, completed with the model's defaults.
 
-    allowed has the names of the options that the call accepts. Defaults that are invalid, or
-    conflict with the call's options, are ignored with a warning. Raises whatever check raises for
-    the call's own options.
+    `given` are the call's own options; `allowed` has the names of the options that the call
+    accepts. Defaults that are invalid, or conflict with the call's own options, are ignored with a
+    warning. Raises whatever check raises for the call's own options.
     """
     found = {name: v for name, v in defaults.options.items() if name not in _LENGTHS}
     if "min_new_tokens" in found:
@@ -311,15 +316,18 @@ def _without_unusable(
     check: Callable[[Mapping[str, Any]], R],
     source: str,
 ) -> R:
-    """Do what :func:`with_usable_defaults` does if check fails: try the defaults one by one."""
+    """Return check's result with the usable defaults only, found by adding them one by one.
+
+    A count such as 5.0 is used as 5. Each unusable default is logged as a warning.
+    """
     used: dict[str, Any] = {}
-    problem = _problem(check, given)
+    problem = _error_message(check, given)
     for name, value in found.items():
-        reason = _problem(check, with_defaults(given, {**used, name: value}, allowed))
+        reason = _error_message(check, with_defaults(given, {**used, name: value}, allowed))
         action = "the option is ignored"
         if reason is not None and isinstance(value, float) and value.is_integer():
             value = int(value)
-            if _problem(check, with_defaults(given, {**used, name: value}, allowed)) is None:
+            if _error_message(check, with_defaults(given, {**used, name: value}, allowed)) is None:
                 action = f"{value} is used"
                 used[name] = value
         # If the reason is the same without this default, the default is not to blame.
@@ -330,8 +338,10 @@ def _without_unusable(
     return check(with_defaults(given, used, allowed))
 
 
-def _problem(check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, Any]) -> str | None:
-    """Return check's error message for these options, or None."""
+def _error_message(
+    check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, Any]
+) -> str | None:
+    """Return the message of the error that check raises for these options; None without one."""
     try:
         check(options)
     except _ERRORS as reason:
@@ -342,7 +352,7 @@ def _problem(check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, An
 def with_defaults(
     given: Mapping[str, Any], defaults: Mapping[str, Any], allowed: Container[str]
 ) -> dict[str, Any]:
-    """Return a call's options, completed with defaults; an option given as None keeps its default.
+    """Return a call's options, completed with defaults; an option given as None has its default.
 
     If the call asks for greedy decoding, the default sampling options are dropped; if it asks for
     sampling or one beam, the default beam search options are dropped.
@@ -365,7 +375,7 @@ def with_defaults(
 
 
 def has_effect(values: Mapping[str, Any], name: str, neutral: tuple[object, ...]) -> bool:
-    """Return whether the option is set to a value that has an effect (one not in `neutral`)."""
+    """Return whether `values` sets the option to a value with an effect: one not in `neutral`."""
     value = values.get(name)
     try:
         return value is not None and value not in neutral

@@ -32,6 +32,7 @@ _MAX_TIME: Final = 1e9  # seconds
 _MAX_SEQUENCES: Final = 65536
 
 
+# max_new_tokens has its own class so that signatures list it before the sampling options.
 class _LengthOption(TypedDict, total=False):
     max_new_tokens: int
 
@@ -54,18 +55,18 @@ class StreamOptions(_CommonOptions, total=False):
     seed: int | None
 
 
-class _ListOptions(_CommonOptions, BeamOptions, total=False):
+class _BatchOptions(_CommonOptions, BeamOptions, total=False):
     seed: int | Sequence[int] | None
     num_return_sequences: int | None
     batch_size: int
     progress: bool
 
 
-class GenerateOptions(_ListOptions, total=False):
+class GenerateOptions(_BatchOptions, total=False):
     """Keyword arguments of GPT2.generate; GPT2.complete describes them."""
 
 
-class CompleteOptions(_ListOptions, total=False):
+class CompleteOptions(_BatchOptions, total=False):
     """Keyword arguments of GPT2.complete."""
 
     logprobs: int | None
@@ -98,9 +99,9 @@ class Completion:
         string or a stop token ended it; "context": the context is full; "time": max_time has
         passed; "callback": the callback ended it.
     seed, sample
-        The seed (None without sampling), and the number of this text among num_return_sequences,
-        from 0. The seed and the number reproduce the text. The texts of a beam search are numbered
-        best first.
+        The prompt's seed (None without sampling), and the number of this text among
+        num_return_sequences, from 0. The same prompt, options and seed give the same texts. The
+        texts of a beam search are numbered best first.
     logprobs, top_logprobs
         With logprobs: the log-probability of each new token, in nats, computed from the model's
         logits before any option changes them; and for each position a dict from the most likely
@@ -164,7 +165,11 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class Options:
-    """Checked generation options."""
+    """The options of a generation call.
+
+    All are checked, except `draft` and `num_assistant_tokens`: `check_drafts` checks these, because
+    their values depend on the engine. `lengths` are the default lengths from the model's files.
+    """
 
     plan: Plan
     beams: SearchOptions | None
@@ -184,7 +189,7 @@ class Options:
     progress: bool
     logprobs: int | None
     echo: bool
-    lengths: Lengths = field(default_factory=Lengths)  # the model's defaults
+    lengths: Lengths = field(default_factory=Lengths)
 
     @property
     def n_requests(self) -> int:
@@ -197,7 +202,9 @@ class Options:
         return self.num_return_sequences or 1
 
     def seed_of(self, index: int) -> int | None:
-        """Return the seed of the prompt at this index: a random one by default, None if greedy.
+        """Return the seed of the prompt at this index; None if the call does not sample.
+
+        Without the option seed, each call of this method returns a new random seed.
 
         Raises OptionError if the list of seeds is too short.
         """
@@ -216,9 +223,11 @@ class Options:
 def check_options(
     given: Mapping[str, Any], allowed: type, method: str, vocabulary: Vocabulary
 ) -> Options:
-    """Return checked options; allowed is the TypedDict with the names that the method takes.
+    """Return the checked options of a call, completed with gpt2c's defaults.
 
-    Raises OptionError or OptionTypeError naming the option, its value and its range.
+    `allowed` is the TypedDict whose names are the options of the called method, and `method` is
+    that method's name, for messages. Raises OptionError or OptionTypeError, naming the option, its
+    value and its range; and TokenizerError if an option needs a tokenizer that is missing.
     """
     names = allowed.__annotations__
     for name in given:
@@ -229,7 +238,7 @@ def check_options(
     stop_ids = set(vocabulary.stop_ids)
     if (ids := options["stop_token_ids"]) is not None:
         stop_ids |= {
-            vocabulary.id("stop_token_ids", id)
+            vocabulary.checked_id("stop_token_ids", id)
             for id in items("stop_token_ids", ids, "ids or texts")
         }
     vocabulary = replace(vocabulary, stop_ids=frozenset(stop_ids))
@@ -241,26 +250,27 @@ def check_options(
         seeds=_seeds(options["seed"]),
         stop_strings=_stop_strings(options["stop_strings"]),
         stop_ids=np.array(sorted(stop_ids), dtype=np.int32),
-        max_time=_optional(options["max_time"], _time),
-        callback=_function("callback", options["callback"]),
-        logits_processor=_function("logits_processor", options["logits_processor"]),
+        max_time=_optional(options["max_time"], _max_time),
+        callback=_checked_function("callback", options["callback"]),
+        logits_processor=_checked_function("logits_processor", options["logits_processor"]),
         truncate=_optional(options["truncate"], lambda x: choice("truncate", x, ("left",))),
         overflow=choice("overflow", options["overflow"], ("stop", "slide")),
         draft=options["draft"],
         num_assistant_tokens=options["num_assistant_tokens"],
-        num_return_sequences=_optional(options.get("num_return_sequences"), _n_sequences),
+        num_return_sequences=_optional(options.get("num_return_sequences"), _num_return_sequences),
         batch_size=integer("batch_size", options["batch_size"], 1, MAX_ROWS),
         progress=flag("progress", options["progress"]),
-        logprobs=_optional(options.get("logprobs"), _n_logprobs),
+        logprobs=_optional(options.get("logprobs"), _logprobs),
         echo=flag("echo", options["echo"]),
     )
-    _check_together(checked, options)
+    _check_combinations(checked, options)
     return checked
 
 
-def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
+def _check_combinations(checked: Options, options: Mapping[str, Any]) -> None:
+    """Raise OptionError for options that cannot be combined, or need another option."""
     if checked.beams is not None:
-        _check_with_beams(checked, checked.beams, asks_to_sample(options))
+        _check_beam_combinations(checked, checked.beams, asks_to_sample(options))
     elif checked.n_texts > 1 and not checked.plan.draws:
         raise OptionError(
             f"num_return_sequences is {checked.n_texts}, but without sampling all texts would be "
@@ -275,8 +285,11 @@ def _check_together(checked: Options, options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_with_beams(checked: Options, beams: SearchOptions, sampling: list[str]) -> None:
-    """Raise for options that cannot be combined with beam search."""
+def _check_beam_combinations(checked: Options, beams: SearchOptions, sampling: list[str]) -> None:
+    """Raise OptionError for options that cannot be combined with beam search.
+
+    `sampling` has the names of the given options that turn sampling on.
+    """
     refused = [f"{name}, which is for sampling" for name in sampling]
     if checked.callback is not None:
         refused.append("a callback")
@@ -297,19 +310,19 @@ def _optional(value: Any, check: Callable[[Any], Any]) -> Any:
     return None if value is None else check(value)
 
 
-def _time(value: object) -> float:
+def _max_time(value: object) -> float:
     return number("max_time", value, 0, _MAX_TIME)
 
 
-def _n_sequences(value: object) -> int:
+def _num_return_sequences(value: object) -> int:
     return integer("num_return_sequences", value, 1, _MAX_SEQUENCES)
 
 
-def _n_logprobs(value: object) -> int:
+def _logprobs(value: object) -> int:
     return integer("logprobs", value, 0, MAX_LOGPROBS)
 
 
-def _function(name: str, value: object) -> Any:
+def _checked_function(name: str, value: object) -> Any:
     if value is not None and not callable(value):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a function")
     if inspect.iscoroutinefunction(value):

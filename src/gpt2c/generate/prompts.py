@@ -20,7 +20,7 @@ Prompt: TypeAlias = "str | Ids"
 def is_single(prompts: object) -> bool:
     """Whether this is one prompt, a text or token ids, rather than a list of prompts.
 
-    Raises OptionTypeError if `prompts` is neither.
+    An empty list counts as a list of prompts. Raises OptionTypeError if `prompts` is neither.
     """
     if isinstance(prompts, str):
         return True
@@ -55,6 +55,7 @@ def is_lazy(prompts: object) -> bool:
 
 
 def _kind(item: object) -> str:
+    """Return what an item of a list is: "texts", "lists" or "ids"."""
     if isinstance(item, str):
         return "texts"
     if isinstance(item, list | tuple | np.ndarray):
@@ -108,8 +109,9 @@ def fit_context(
 ) -> NDArray[np.int32]:
     """Return the ids of a prompt that fit in the context: all, or with keep_end the last ones.
 
-    keep_end leaves room for max_new_tokens, up to half of the context. Without keep_end, a prompt
-    longer than the context raises ContextError.
+    With keep_end, there is room for max_new_tokens after the ids, up to half of the context.
+    Without keep_end, a prompt longer than the context raises ContextError, with a message that
+    begins with `where`.
     """
     if keep_end:
         room = max(min(max_new_tokens - 1, n_positions // 2), 0)

@@ -1,4 +1,4 @@
-"""Sampling options: their checks, and the plan of stages that logits pass through."""
+"""Check the sampling options, and turn them into a plan: the stages that change the logits."""
 
 from __future__ import annotations
 
@@ -59,32 +59,38 @@ class Vocabulary:
     """The vocabulary that token ids and texts in options are checked against."""
 
     n: int  # the number of ids
-    stop_ids: frozenset[int]
-    tokenizer: Callable[[], Tokenizer | MissingTokenizer]
-    n_padding: int = 0  # the last ids, which have no token
-    named: frozenset[int] = frozenset()  # ids in the model's files: never padding
+    stop_ids: frozenset[int]  # EOS and other ids that end a text
+    tokenizer: Callable[[], Tokenizer | MissingTokenizer]  # makes the tokenizer lazily
+    n_padding: int = 0  # the number of last ids that the tokenizer lacks
+    named_ids: frozenset[int] = frozenset()  # ids in the model's files, which are never padding
 
-    def id(self, name: str, value: object) -> int:
-        """Return the checked id. A text must be a single token, and not only digits.
+    def checked_id(self, option: str, value: object) -> int:
+        """Return the id that `value`, an item of an option, means: an id, or a text of one token.
 
-        Raises OptionError or OptionTypeError naming the option.
+        A text must not consist of digits only. Raises OptionError or OptionTypeError, naming the
+        option, and TokenizerError for a text if there is no tokenizer.
         """
         if isinstance(value, str):
             if value.isascii() and value.isdigit():
-                self._refuse_digits(name, value)
+                self._refuse_digits(option, value)
             ids = encode_part(self.tokenizer(), value)
             if len(ids) != 1:
-                raise OptionError(f"{name} has {show(value)}, which is {len(ids)} tokens, not one")
+                raise OptionError(
+                    f"{option} has {show(value)}, which is {len(ids)} tokens, not one"
+                )
             return ids[0]
         if not is_integer(value):
-            raise OptionTypeError(f"{name} has {show(value)}; it must hold token ids")
+            raise OptionTypeError(f"{option} has {show(value)}; it must hold token ids")
         id: int = int(value)  # type: ignore[call-overload]
         if not 0 <= id < self.n:
-            raise OptionError(f"{name} has {show(id)}; ids are from 0 to {self.n - 1}")
+            raise OptionError(f"{option} has {show(id)}; ids are from 0 to {self.n - 1}")
         return id
 
-    def _refuse_digits(self, name: str, value: str) -> NoReturn:
-        """Raise for a string of digits, which may be an id (a JSON key) or another token's text."""
+    def _refuse_digits(self, option: str, value: str) -> NoReturn:
+        """Raise OptionError for a string of digits.
+
+        It is ambiguous: an id that became a JSON key, or the text of another token.
+        """
         shown = show(value)
         digits = value.lstrip("0") or "0"
         is_id = len(digits) < 20 and int(digits) < self.n
@@ -97,8 +103,8 @@ class Vocabulary:
             if len(ids) == 1:
                 as_text = f", or the int {ids[0]} for the token whose text is {shown}"
         raise OptionError(
-            f"{name} has {shown}, which may be an id or a text; pass the int {as_id} for the token "
-            f"with that id{as_text}"
+            f"{option} has {shown}, which may be an id or a text; pass the int {as_id} for the "
+            f"token with that id{as_text}"
         )
 
 
@@ -106,27 +112,30 @@ class Vocabulary:
 
 
 def check_sampling(given: Mapping[str, Any], vocabulary: Vocabulary) -> Plan:
-    """Return the plan for SamplingOptions; a value of None means not given.
+    """Return the plan for the SamplingOptions in `given`; a value of None means not given.
 
     Sampling is on if do_sample is True or an option that needs it is given, unless temperature is
-    0. Raises OptionError or OptionTypeError naming the option, its value and its range.
+    0. Raises OptionError or OptionTypeError, naming the option, its value and its range, and
+    TokenizerError for a text if there is no tokenizer.
     """
     options = {name: value for name, value in given.items() if value is not None}
     do_sample = options.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         raise OptionTypeError(f"do_sample is {show(do_sample)}; it must be True, False or None")
-    order = _order(options.get("sampler_order"))
-    stages = {stage.name: stage for stage in _stages(options, vocabulary)}
-    if do_sample is False and (filters := _filter_options(options)):
-        raise OptionError(f"do_sample is False, but {filters[0]}, which is for sampling, is given")
+    order = _checked_order(options.get("sampler_order"))
+    stages = {stage.name: stage for stage in _stages_of(options, vocabulary)}
+    if do_sample is False and (given_names := _sampling_options_in(options)):
+        raise OptionError(
+            f"do_sample is False, but {given_names[0]}, which is for sampling, is given"
+        )
     draws = bool(asks_to_sample(options))
     missing = [name for name in stages if name not in order]
     if missing:
         raise OptionError(
             f"sampler_order lacks {missing[0]}, which is given; name every stage used"
         )
-    kept = order if draws else [name for name in order if name not in FILTERS]
-    padding = _padding(vocabulary, stages.values())
+    kept = order if draws else [name for name in order if name not in SAMPLING_STAGES]
+    padding = _padding_stage(vocabulary, stages.values())
     return Plan((*padding, *(stages[name] for name in kept if name in stages)), draws)
 
 
@@ -136,19 +145,20 @@ def asks_to_sample(options: Mapping[str, Any]) -> list[str]:
     if isinstance(temperature, int | float | np.number) and temperature == 0:
         return []
     do_sample = ["do_sample"] if options.get("do_sample") is True else []
-    return [*_filter_options(options), *do_sample]
+    return [*_sampling_options_in(options), *do_sample]
 
 
-def _filter_options(options: Mapping[str, Any]) -> list[str]:
+def _sampling_options_in(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the given options that turn on one of SAMPLING_STAGES."""
     given = (name for name, value in options.items() if value is not None)
-    return [name for name in given if _STAGE_OF.get(name) in FILTERS]
+    return [name for name in given if _STAGE_OF.get(name) in SAMPLING_STAGES]
 
 
-def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
-    """Yield a stage that bans padding ids, except those that an option or the model names."""
+def _padding_stage(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]:
+    """Yield a stage that bans the padding ids, except those that an option or the model names."""
     if not vocabulary.n_padding:
         return
-    named = set(vocabulary.named | vocabulary.stop_ids)
+    named = set(vocabulary.named_ids | vocabulary.stop_ids)
     for stage in stages:
         if stage.name == "bad_words":
             named.update(id for word in unpack_words(stage.ids) for id in word)
@@ -160,8 +170,8 @@ def _padding(vocabulary: Vocabulary, stages: Iterable[Stage]) -> Iterator[Stage]
         yield Stage("suppress_tokens", ids=_id_array(ids))
 
 
-def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
-    """Yield the stages for the options; neutral values of _NUMBERS yield none."""
+def _stages_of(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
+    """Yield the stages for the options, in any order; an option without effect yields none."""
     for name, (low, high, neutral) in _NUMBERS.items():
         if name in options:
             value = number(name, options[name], low, high)
@@ -172,31 +182,38 @@ def _stages(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
     for name in ("top_k", "no_repeat_ngram_size"):
         if name in options and (count := integer(name, options[name], 0, INT32_MAX)):
             yield Stage(name, count=count)
-    least = integer("min_new_tokens", options.get("min_new_tokens", 0), 0, INT32_MAX)
-    if least and vocabulary.stop_ids:
-        yield Stage("min_new_tokens", count=least, ids=_id_array(sorted(vocabulary.stop_ids)))
+    min_new = integer("min_new_tokens", options.get("min_new_tokens", 0), 0, INT32_MAX)
+    if min_new and vocabulary.stop_ids:
+        yield Stage("min_new_tokens", count=min_new, ids=_id_array(sorted(vocabulary.stop_ids)))
     if "logit_bias" in options:
-        yield _logit_bias(options["logit_bias"], vocabulary)
+        yield _logit_bias_stage(options["logit_bias"], vocabulary)
     if "suppress_tokens" in options:
         ids = items("suppress_tokens", options["suppress_tokens"], "token ids")
         yield Stage(
             "suppress_tokens",
-            ids=_id_array([vocabulary.id("suppress_tokens", id) for id in ids]),
+            ids=_id_array([vocabulary.checked_id("suppress_tokens", id) for id in ids]),
         )
     if "bad_words" in options:
-        yield Stage("bad_words", ids=_bad_words(options["bad_words"], vocabulary))
-    yield from _dry(options, vocabulary)
-    yield from _pair(options, "xtc", ("xtc_probability", 0, 1), ("xtc_threshold", 0, 1, 0.1))
-    yield from _pair(options, "mirostat", ("mirostat_tau", 0, 100), ("mirostat_eta", 0, 10, 0.1))
+        yield Stage("bad_words", ids=_packed_words(options["bad_words"], vocabulary))
+    yield from _dry_stage(options, vocabulary)
+    yield from _two_number_stage(
+        options, "xtc", ("xtc_probability", 0, 1), ("xtc_threshold", 0, 1, 0.1)
+    )
+    yield from _two_number_stage(
+        options, "mirostat", ("mirostat_tau", 0, 100), ("mirostat_eta", 0, 10, 0.1)
+    )
 
 
-def _pair(
+def _two_number_stage(
     options: dict[str, Any],
     stage: str,
     first: tuple[str, float, float],
     second: tuple[str, float, float, float],
 ) -> Iterator[Stage]:
-    """Yield a stage of two numbers if the first number, which turns the stage on, is given."""
+    """Yield a stage of two numbers if the first number, which turns the stage on, is given.
+
+    `first` is an option with its min and max; `second` is another with min, max and default.
+    """
     name, low, high = second[:3]
     other = number(name, options.get(name, second[3]), low, high)
     if first[0] in options:
@@ -205,11 +222,11 @@ def _pair(
         raise OptionError(f"{name} is given without {first[0]}, which turns it on")
 
 
-def _logit_bias(given: object, vocabulary: Vocabulary) -> Stage:
+def _logit_bias_stage(given: object, vocabulary: Vocabulary) -> Stage:
     if not isinstance(given, Mapping):
         raise OptionTypeError(f"logit_bias is {show(given)}; it must map token ids to numbers")
     biases = {
-        vocabulary.id("logit_bias", id): number(
+        vocabulary.checked_id("logit_bias", id): number(
             f"logit_bias of {show(id)}", bias, -_MAX_BIAS, _MAX_BIAS
         )
         for id, bias in given.items()
@@ -218,26 +235,26 @@ def _logit_bias(given: object, vocabulary: Vocabulary) -> Stage:
     return Stage("logit_bias", ids=_id_array(list(biases)), values=values)
 
 
-def _bad_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Pack the words, each as its length and then its ids.
+def _packed_words(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
+    """Return the given words packed into one array: for each word, its length and its ids.
 
-    A text is banned as written and, unless it begins with white space, also after a space.
+    A text is packed as written and, unless it begins with white space, also with a space before it.
     """
     packed: list[int] = []
     for word in items("bad_words", given, "texts or lists of token ids"):
         if isinstance(word, str):
             spellings = [word] if word[:1].isspace() else [word, " " + word]
-            forms = [encode_part(vocabulary.tokenizer(), text) for text in spellings if word]
+            variants = [encode_part(vocabulary.tokenizer(), text) for text in spellings if word]
         else:
-            forms = [items("bad_words", word, "texts or lists of token ids")]
-        if not forms or not all(forms):
+            variants = [items("bad_words", word, "texts or lists of token ids")]
+        if not variants or not all(variants):
             raise OptionError("bad_words has an empty word")
-        for ids in forms:
-            packed += [len(ids), *(vocabulary.id("bad_words", id) for id in ids)]
+        for ids in variants:
+            packed += [len(ids), *(vocabulary.checked_id("bad_words", id) for id in ids)]
     return _id_array(packed)
 
 
-def _dry(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
+def _dry_stage(options: dict[str, Any], vocabulary: Vocabulary) -> Iterator[Stage]:
     base = number("dry_base", options.get("dry_base", 1.75), 1, 100)
     allowed = integer("dry_allowed_length", options.get("dry_allowed_length", 2), 1, INT32_MAX)
     span = integer("dry_range", options.get("dry_range", 0), 0, INT32_MAX)
@@ -265,12 +282,14 @@ def _breaker_ids(given: object, vocabulary: Vocabulary) -> NDArray[np.int32]:
                 f"dry_sequence_breakers has {show(text)}; it must hold strings that are not empty"
             )
         vocabulary.tokenizer().encode(text)  # raises if the text or the tokenizer is unusable
-        ids |= _ids_with(vocabulary.tokenizer(), text, vocabulary.n)
+        ids |= _ids_containing(vocabulary.tokenizer(), text, vocabulary.n)
     return _id_array(sorted(ids))
 
 
 @lru_cache(maxsize=64)
-def _ids_with(tokenizer: Tokenizer | MissingTokenizer, text: str, n_vocab: int) -> frozenset[int]:
+def _ids_containing(
+    tokenizer: Tokenizer | MissingTokenizer, text: str, n_vocab: int
+) -> frozenset[int]:
     part = text.encode()
     n = min(n_vocab, tokenizer.n_vocab)
     return frozenset(id for id in range(n) if part in tokenizer.token_bytes(id))
@@ -282,8 +301,10 @@ def _id_array(ids: Sequence[int]) -> NDArray[np.int32]:
 
 # ---- order ----
 
-# transformers' order, for the options that transformers has: first the stages that change the
-# logits of single ids, then temperature, then the filters, which remove unlikely ids.
+# The stages in their default order, which is transformers' order for the stages that transformers
+# has. `PENALTIES` change the logits of single ids, also in greedy decoding. `SAMPLING_STAGES` are
+# temperature and the filters, which remove unlikely ids; they run only with sampling. They are C's
+# GPT2C_PENALTIES, without allowed_ids, and GPT2C_FILTERS.
 PENALTIES: Final = (
     "logit_bias",
     "repetition_penalty",
@@ -295,7 +316,7 @@ PENALTIES: Final = (
     "min_new_tokens",
     "suppress_tokens",
 )
-FILTERS: Final = (
+SAMPLING_STAGES: Final = (
     "temperature",
     "top_n_sigma",
     "top_k",
@@ -307,7 +328,7 @@ FILTERS: Final = (
     "xtc",
     "mirostat",
 )
-SAMPLER_ORDER: Final = (*PENALTIES, *FILTERS)
+SAMPLER_ORDER: Final = (*PENALTIES, *SAMPLING_STAGES)
 
 # Options that are one number: min, max, and the value without effect.
 _NUMBERS: Final = {
@@ -324,8 +345,7 @@ _NUMBERS: Final = {
 }
 
 # Maps each option to the stage that it turns on. Add every option whose name differs from its
-# stage's name. A filter's option that is missing here silently fails to turn
-# sampling on.
+# stage's name. If an option of SAMPLING_STAGES is missing here, it does not turn sampling on.
 _STAGE_OF: Final = {
     **{name: name for name in SAMPLER_ORDER},
     "xtc_probability": "xtc",
@@ -334,7 +354,7 @@ _STAGE_OF: Final = {
 }
 
 
-def _order(given: object) -> list[str]:
+def _checked_order(given: object) -> list[str]:
     if given is None:
         return list(SAMPLER_ORDER)
     names = items("sampler_order", given, "names of stages")

@@ -16,27 +16,32 @@ from gpt2c.text.tokenizer import StreamDecoder
 
 
 @dataclass(frozen=True)
-class _Tokens:
+class _TokenDecoder:
     """The part of a tokenizer that StreamDecoder uses."""
 
     token_bytes: Callable[[int], bytes]
 
 
 class Pieces:
-    """The new tokens of a continuation and their texts, each as soon as it is safe to show."""
+    """The new tokens of a continuation and their texts, each as soon as it is safe to show.
 
-    def __init__(self, running: Continuation, token_bytes: Callable[[int], bytes] | None) -> None:
-        """Without token_bytes there are no texts."""
-        self._running = running
-        self._decoder = None if token_bytes is None else StreamDecoder(_Tokens(token_bytes))
+    A token is safe to show when its text cannot be the beginning of a stop string.
+    """
+
+    def __init__(
+        self, continuation: Continuation, token_bytes: Callable[[int], bytes] | None
+    ) -> None:
+        """Begin at the first token. If token_bytes is None, the texts are empty."""
+        self._continuation = continuation
+        self._decoder = None if token_bytes is None else StreamDecoder(_TokenDecoder(token_bytes))
         self._n_taken = 0
 
     def take(self) -> Iterator[tuple[int, str]]:
-        """Yield the ids that became safe since the last call, and the texts that they complete.
+        """Yield the ids that became safe since the last call, each with the text that it completes.
 
         The text of the last id is cut where a stop string begins.
         """
-        result, watcher = self._running.result, self._running.watcher
+        result, watcher = self._continuation.result, self._continuation.watcher
         end = None if result is None else result.end
         for id in watcher.ids[self._n_taken : watcher.n_safe_ids]:
             self._n_taken += 1
@@ -70,11 +75,11 @@ class TextStream:
         """
         if immediate_result(self._engine, self._request) is not None:
             return
-        running, pieces = self._begin()
-        while running.result is None:
+        continuation, pieces = self._begin()
+        while continuation.result is None:
             with self._engine.held():
-                running.step()
-            yield from self._new_pieces(running, pieces)
+                continuation.step()
+            yield from self._new_pieces(continuation, pieces)
 
     async def pieces_async(self) -> AsyncIterator[Any]:
         """Yield the same pieces without blocking the event loop.
@@ -84,40 +89,40 @@ class TextStream:
         """
         if immediate_result(self._engine, self._request) is not None:
             return
-        running, pieces = self._begin()
+        continuation, pieces = self._begin()
         with self._dispatcher.stream():
-            while running.result is None:
-                await self._step_async(running)
-                for piece in self._new_pieces(running, pieces):
+            while continuation.result is None:
+                await self._step_async(continuation)
+                for piece in self._new_pieces(continuation, pieces):
                     yield piece
 
     def _begin(self) -> tuple[Continuation, Pieces]:
         with self._engine.held():
             prefix = self._prefixes.take(self._request.ids)
-            running = Continuation(self._engine, self._prefixes, self._request, prefix)
-        return running, Pieces(running, self._token_bytes)
+            continuation = Continuation(self._engine, self._prefixes, self._request, prefix)
+        return continuation, Pieces(continuation, self._token_bytes)
 
-    def _new_pieces(self, running: Continuation, pieces: Pieces) -> Iterator[Any]:
+    def _new_pieces(self, continuation: Continuation, pieces: Pieces) -> Iterator[Any]:
         for id, text in pieces.take():
             if self._token_bytes is None:
                 yield id
             elif text:
                 yield text
-        if running.result is not None and (rest := pieces.rest()):
+        if continuation.result is not None and (rest := pieces.rest()):
             yield rest
 
-    async def _step_async(self, running: Continuation) -> None:
+    async def _step_async(self, continuation: Continuation) -> None:
         process = self._request.logits_processor
         if process is None:
-            await self._dispatcher.step(self._engine, running.job)
+            await self._dispatcher.step(self._engine, continuation.job)
         else:
-            # A waiter cannot return logits, so a thread of the event loop's pool waits for them.
+            # A waiter cannot return logits, so a thread of the event loop's executor gets them.
             self._engine.check_open()
-            feeding = asyncio.get_running_loop().run_in_executor(None, running.job.next_logits)
+            feeding = asyncio.get_running_loop().run_in_executor(None, continuation.job.next_logits)
             try:
                 logits = await asyncio.shield(feeding)
             except asyncio.CancelledError:
                 await asyncio.wait([feeding])  # do not feed during the caller's next work
                 raise
-            running.process(process, logits)
-        running.collect()
+            continuation.process(process, logits)
+        continuation.collect()

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import Drafts, Plan, Scores
+from gpt2c.engine.protocol import DraftSettings, Plan, Scores
 from gpt2c.schedule.stops import Stops
 
 # (ids of the prompt and the new tokens, logits [n_vocab]) -> logits [n_vocab]
@@ -34,7 +34,7 @@ class Request:
     scores_prompt: bool = False
     slides: bool = False
     logits_processor: LogitsProcessor | None = None
-    drafts: Drafts | None = None
+    drafts: DraftSettings | None = None
     n_best: int = 1  # the number of results of a beam search
     pad_id: int | None = None  # a finished group of beams counts as choosing this id
 

@@ -15,7 +15,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import NEUTRAL
-from gpt2c.generate.generation_config import FOR_SPEED, NOT_SUPPORTED, SAMPLING, has_effect
+from gpt2c.generate.generation_config import IGNORED, NOT_SUPPORTED, SAMPLING, has_effect
 
 # Options with the same name and meaning in GPT2.complete.
 _SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
@@ -119,7 +119,7 @@ class GenerateOptions:
 
         Raises OptionError, or OptionTypeError for an unknown option.
         """
-        known = _HANDLED | FOR_SPEED | _UNSUPPORTED.keys()
+        known = _HANDLED | IGNORED | _UNSUPPORTED.keys()
         for name in given:
             if name not in known:
                 raise OptionTypeError(f"generate has no option {show(name)}{similar(name, known)}")
