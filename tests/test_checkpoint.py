@@ -29,7 +29,7 @@ from gpt2c.weights.checkpoint import (
     tensor_shapes,
 )
 from gpt2c.weights.checkpoint import checkpoint as checkpoint_module
-from gpt2c.weights.checkpoint.shared.views import Whole
+from gpt2c.weights.checkpoint.shared.views import WholeReadSource
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -415,7 +415,7 @@ def test_a_lazily_made_tensor_is_made_once_per_pass_and_freed() -> None:
         made.append(weakref.ref(array.base))
         return array
 
-    whole = Whole("a", (4, 3), "F32", make)
+    whole = WholeReadSource("a", (4, 3), "F32", make)
     for _ in range(2):
         np.testing.assert_array_equal(whole.read(0, 1), [[0, 4, 8]])
         assert made[-1]() is not None

@@ -20,7 +20,7 @@ from conftest import ROOT, config_of, model_on, random_weights
 
 import gpt2c
 from gpt2c.forks import ProcessLock
-from gpt2c.weights.checkpoint.shared.views import Whole
+from gpt2c.weights.checkpoint.shared.views import WholeReadSource
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here"),
@@ -269,7 +269,7 @@ def test_a_tensor_that_another_thread_makes_can_be_read_in_a_child():
             go_on.wait()
         return np.ones((4, 2), dtype=np.float32)
 
-    source = Whole("wte", (4, 2), "F32", make)
+    source = WholeReadSource("wte", (4, 2), "F32", make)
     thread = threading.Thread(target=lambda: source.read(0, 4))
     thread.start()
     making.wait()

@@ -24,7 +24,7 @@ from conftest import ISAS, ROOT, config_of, model_on, needs_engine, random_weigh
 import gpt2c
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_arrays
-from gpt2c.weights.checkpoint.shared.views import Whole
+from gpt2c.weights.checkpoint.shared.views import WholeReadSource
 
 needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no SIGALRM here")
 
@@ -218,7 +218,7 @@ def test_an_interrupt_while_a_model_is_loaded(backend, handler_runs):
         return weights["wte.weight"]
 
     tensors = {**checkpoint.tensors}
-    tensors["wte.weight"] = Whole("wte.weight", weights["wte.weight"].shape, "F32", make)
+    tensors["wte.weight"] = WholeReadSource("wte.weight", weights["wte.weight"].shape, "F32", make)
     slow = type(checkpoint)(config, tensors)
     with pytest.raises(KeyboardInterrupt):
         model_on_checkpoint(slow, backend)
@@ -243,7 +243,7 @@ def test_the_error_names_the_first_failing_tensor(n_threads):
         def make():
             raise gpt2c.CheckpointError(name)
 
-        return Whole(name, weights[name].shape, "F32", make)
+        return WholeReadSource(name, weights[name].shape, "F32", make)
 
     tensors = {**from_arrays(config, weights).tensors}
     names = list(tensors)

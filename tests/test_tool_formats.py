@@ -369,7 +369,7 @@ def test_inconsistent_gguf_metadata(tmp_path: Path) -> None:
     )
     for old, new, message in (
         ("Ġ the".encode(), "Ġ tha".encode(), "joins 'Ġ' and 'tha', but .* has no token 'tha'"),
-        (b"gpt-2", b"llama", "its tokenizer splits like 'llama'"),
+        (b"gpt-2", b"llama", "its tokenizer splits texts like 'llama'"),
         (b"<|endoftext|>", b"<|endoftex\xbe|>", "it has tokens that are not UTF-8"),
     ):
         path.write_bytes(raw.replace(old, new))

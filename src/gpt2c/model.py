@@ -52,7 +52,7 @@ from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, open_checkpoint, 
 from gpt2c.weights.hub import locate
 from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor
 from gpt2c.weights.named_tokenizer import tokenizer_for
-from gpt2c.weights.tokenizer_files import save_tokenizer, with_named_tokens
+from gpt2c.weights.tokenizer_files import save_tokenizer, with_special_ids
 
 
 class PerplexityOptions(TypedDict, total=False):
@@ -100,12 +100,12 @@ class GPT2(Closable):
         n_kept = integer("prefix_cache_bytes", prefix_cache_bytes, 0, INT64_MAX)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
         tokenizer_folder = self._folder if checkpoint.vocabulary is None else None
-        config, named = with_named_tokens(checkpoint.config, tokenizer_folder, tokenizer)
+        config, raw_config = with_special_ids(checkpoint.config, tokenizer_folder, tokenizer)
         self._defaults = ModelDefaults()
         if self._folder is not None:
             config, self._defaults = read_generation_config(self._folder, config)
         self.config: GPT2Config = config
-        self._named_ids = ids_in(named) | self._defaults.named_ids
+        self._named_ids = ids_in(raw_config) | self._defaults.named_ids
         self._encoder = Encoder(config, tokenizer)
         bar = LoadingBar(4 * config.n_parameters) if flag("progress", progress) else None
         try:

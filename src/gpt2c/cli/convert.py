@@ -13,7 +13,7 @@ from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from gpt2c.weights.hub import locate
 from gpt2c.weights.named_tokenizer import tokenizer_for
-from gpt2c.weights.tokenizer_files import save_tokenizer, with_named_tokens
+from gpt2c.weights.tokenizer_files import save_tokenizer, with_special_ids
 
 
 def add_command(commands: Commands) -> None:
@@ -31,15 +31,15 @@ def _run(options: argparse.Namespace) -> None:
     source = locate(options.source)
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
-        config = _config_with_named_tokens(checkpoint, tokenizer)
+        config = _config_with_special_ids(checkpoint, tokenizer)
         in_float32 = replace(checkpoint, quantized_dtype=None, config=config)
         save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
         save_checkpoint(in_float32, Path(options.folder), save)
 
 
-def _config_with_named_tokens(
+def _config_with_special_ids(
     checkpoint: Checkpoint, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> gpt2c.GPT2Config:
     """Return the configuration with the BOS and EOS tokens that the tokenizer's files name."""
     folder = checkpoint.folder if checkpoint.vocabulary is None else None
-    return with_named_tokens(checkpoint.config, folder, tokenizer)[0]
+    return with_special_ids(checkpoint.config, folder, tokenizer)[0]

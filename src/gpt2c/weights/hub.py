@@ -1,4 +1,4 @@
-"""Finds a model's files: the embedded model, a path, or a name on Hugging Face's hub."""
+"""Finds a model's files: those of the embedded model, on disk, or on Hugging Face's hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES: Final = (
     "adapter_config.json",  # lets the error say that the repository is an adapter
 )
 
-_OLDER_FILES: Final = (
+_TORCH_FILES: Final = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "pytorch_model-*-of-*.bin",
@@ -40,9 +40,9 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether this could name a model on the hub: "name" or "user/name".
+    """Return whether this has the form of a model's name on the hub: "name" or "user/name".
 
-    A string that begins with ``.``, ``/`` or ``~``, or has two slashes, is a path.
+    A string that begins with ``.``, ``/`` or ``~``, or has two slashes, does not.
     """
     return len(name) <= _LONGEST_NAME and _HUB_NAME.fullmatch(name) is not None
 
@@ -99,9 +99,9 @@ def _download(
             f"{name}: there is no such folder, and looking for it on Hugging Face's hub needs the "
             "package huggingface_hub: pip install huggingface_hub (the extra gpt2c[hub])"
         ) from None
-    at = name if revision is None else f"{name} at revision {revision}"
+    described = name if revision is None else f"{name} at revision {revision}"
     try:
-        for files in (FILES, FILES + _OLDER_FILES):
+        for files in (FILES, FILES + _TORCH_FILES):
             folder = Path(
                 huggingface_hub.snapshot_download(
                     name,
@@ -114,10 +114,11 @@ def _download(
             if any(folder.glob("model*.safetensors")):
                 break
     except errors.GatedRepoError:
-        why = "access to it must be requested on the hub; then pass token= or log in"
+        why = "the hub grants access on request only; request it there, then pass token= or log in"
     except errors.RepositoryNotFoundError:
         why = (
-            "there is no such folder here, and no such model on the hub, or it is private (token=)"
+            "there is no such folder here, and no such model on the hub; for a private model, pass "
+            "token="
         )
     except errors.RevisionNotFoundError:
         why = "the hub has the model, but not this revision"
@@ -130,7 +131,7 @@ def _download(
         why = f"it could not be downloaded from the hub ({_first_line(error)})"
     else:
         return folder
-    raise CheckpointNotFoundError(f"{at}: {why}") from None
+    raise CheckpointNotFoundError(f"{described}: {why}") from None
 
 
 def _why_offline(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
 # half as many bytes it took 0.12 s, because the threads waited for each other. With twice as many,
 # which do not fit the caches of one core, it took 0.11 s.
 CHUNK_BYTES = 2 << 20
-MAX_LOADERS = 8  # threads, each of which holds one piece in memory
+MAX_LOADING_THREADS = 8  # threads, each of which holds one piece in memory
 
 
 def load_engine(
@@ -50,7 +50,9 @@ def load_engine(
 
     `kv_cache_bytes` limits the KV cache; None means gpt2c.engine.memory's default.
 
-    Raises OptionError for other values, and BackendError if the backend cannot run.
+    Raises OptionError for other values, BackendError if the backend cannot run, CheckpointError if
+    a file cannot be read or has a weight that is not finite, and CacheMemoryError if the weights do
+    not fit in memory.
     """
     try:
         model = new_model(
@@ -72,7 +74,7 @@ def fill(
     Page faults take most of the time: the operating system clears each page of memory at its first
     use, and can clear pages on several threads simultaneously.
 
-    Raises CheckpointError if a file has a weight that is not finite.
+    Raises CheckpointError if a file cannot be read or has a weight that is not finite.
     """
     pieces = list(_pieces(checkpoint, model.dtype))
 
@@ -82,7 +84,7 @@ def fill(
         if piece.is_packed and isinstance(source, PackedSource):
             panels = model.packed(name).reshape(source.packed_shape)[begin:end]
             source.read_panels(begin, panels)
-            return _float_bytes(source, begin, end)
+            return _float32_bytes(source, begin, end)
         rows = source.read(begin, end)
         # Arrays in memory may have NaNs if the caller wants them, but NaNs cannot be quantised.
         if checkpoint.files or model.dtype in QUANTIZED:
@@ -90,11 +92,11 @@ def fill(
         model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
         return rows.nbytes
 
-    Loaders(load, pieces).run(min(n_threads, MAX_LOADERS), bar)
+    LoadingThreads(load, pieces).run(min(n_threads, MAX_LOADING_THREADS), bar)
 
 
-class Loaders:
-    """Load pieces on several threads, including the calling one.
+class LoadingThreads:
+    """Threads, including the calling one, that load pieces.
 
     The threads share a queue of pieces and never wait for each other, so all of them end soon after
     Ctrl-C. With an executor of concurrent.futures, an interrupt at the wrong moment can leave a
@@ -105,14 +107,14 @@ class Loaders:
     def __init__(self, load: Callable[[_Piece], int], pieces: list[_Piece]) -> None:
         """Prepare to call `load`, which returns the number of bytes, for each piece."""
         self._load = load
-        self._left = deque(enumerate(pieces))
-        self._sizes: deque[int] = deque()  # bytes of loaded pieces that the bar has yet to count
+        self._unloaded = deque(enumerate(pieces))
+        self._uncounted_bytes: deque[int] = deque()  # of loaded pieces, for the bar
         self._errors: list[tuple[int, BaseException]] = []
-        self._ends: SimpleQueue[None] = SimpleQueue()
+        self._ended_threads: SimpleQueue[None] = SimpleQueue()
 
     def run(self, n_threads: int, bar: LoadingBar | None) -> None:
-        """Load all pieces. If any fail, raise the error of the first one."""
-        n_helpers = min(n_threads, len(self._left)) - 1
+        """Load all pieces. If any fail, raise the error of the one that comes first in the list."""
+        n_helpers = min(n_threads, len(self._unloaded)) - 1
         helpers: list[int] = []  # the threads that were started
         try:
             with suppress(_thread.error):  # the system allows no more threads
@@ -120,9 +122,9 @@ class Loaders:
                 helpers.extend(map(_thread.start_new_thread, *arguments))
             self._work(bar)
         finally:
-            self._left.clear()
+            self._unloaded.clear()
             for _ in helpers:
-                self._ends.get()
+                self._ended_threads.get()
         if self._errors:
             raise min(self._errors, key=lambda error: error[0])[1]
         self._advance(bar)
@@ -130,29 +132,29 @@ class Loaders:
     def _work_in_thread(self) -> None:
         with suppress(BaseException):  # _work has recorded the error
             self._work(None)
-        self._ends.put(None)
+        self._ended_threads.put(None)
 
     def _work(self, bar: LoadingBar | None) -> None:
-        while self._left:
+        while self._unloaded:
             try:
-                index, piece = self._left.popleft()
+                index, piece = self._unloaded.popleft()
             except IndexError:  # another thread took the last piece
                 return
             try:
-                self._sizes.append(self._load(piece))
+                self._uncounted_bytes.append(self._load(piece))
             except BaseException as error:
                 self._errors.append((index, error))
-                self._left.clear()
+                self._unloaded.clear()
                 if not isinstance(error, Exception):
                     raise
             self._advance(bar)
 
     def _advance(self, bar: LoadingBar | None) -> None:
-        while bar is not None and self._sizes:
-            bar.add(self._sizes.popleft())
+        while bar is not None and self._uncounted_bytes:
+            bar.add(self._uncounted_bytes.popleft())
 
 
-def _float_bytes(source: PackedSource, begin: int, end: int) -> int:
+def _float32_bytes(source: PackedSource, begin: int, end: int) -> int:
     """Return the size of panels in float32, the unit of the progress bar."""
     return 4 * (end - begin) * PANEL * source.packed_shape[1] * GROUP
 
@@ -190,7 +192,7 @@ class LoadedMatrix(LoadedTensor):
 
 
 def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
-    """Return a checkpoint that reads a loaded model's weights, quantised like the model."""
+    """Return a checkpoint over a loaded model's weights, with the same quantised dtype or none."""
     tensors: dict[str, TensorSource] = {}
     quantized_dtype = model.dtype if model.dtype in QUANTIZED else None
     for name, shape in tensor_shapes(config).items():
@@ -203,9 +205,9 @@ def loaded_checkpoint(model: EngineModel, config: GPT2Config) -> Checkpoint:
 
 
 def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np.float32]:
-    """Return a copy of the tensor that GPT-2 calls `name`.
+    """Return a copy of the tensor that GPT-2 calls `name`, as float32 in GPT-2's shape.
 
-    Raises OptionError for an unknown name.
+    Raises OptionError for an unknown name, and ClosedError.
     """
     tensors = loaded_checkpoint(model, config).tensors
     if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -230,9 +232,9 @@ class _Piece:
 
 
 def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
-    """Yield the pieces of all tensors. A vector is one piece.
+    """Yield the pieces of all tensors, for a model of this dtype. A vector is one piece.
 
-    If the rows are to be quantised, a piece has whole groups of rows.
+    If the rows are to be quantised, a piece consists of whole groups of rows.
     """
     unit = GROUP if dtype in QUANTIZED else 1
     for name, source in checkpoint.tensors.items():

@@ -19,21 +19,21 @@ from gpt2c.text.foreign_files import foreign_tokenizer
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.tokenizer_files import (
-    JSON,
-    PAIRS,
+    FILE_PAIRS,
+    TOKENIZER_JSON,
     candidates_in,
     check_size,
     load_files,
     load_json,
-    load_pairs,
+    load_stored_vocabulary,
     tokenizer_of,
 )
 
-GPT2: Final = "gpt2"  # GPT-2's own tokenizer, unless a path of that name exists
+GPT2_NAME: Final = "gpt2"  # the name of GPT-2's own tokenizer, unless a path of that name exists
 _PICKLE_MAGIC: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-_KINDS: Final = (
-    f"{JSON}, {' or '.join(' with '.join(names) for names in PAIRS)}, nanoGPT's {META}, a GGUF "
-    'file, a folder that has one of them, or "gpt2" for GPT-2\'s own'
+_EXPECTED: Final = (
+    f"{TOKENIZER_JSON}, {' or '.join(' with '.join(names) for names in FILE_PAIRS)}, nanoGPT's "
+    f'{META}, a GGUF file, a folder that has one of them, or "gpt2" for GPT-2\'s own'
 )
 
 
@@ -67,17 +67,17 @@ def named_tokenizer(given: object) -> Tokenizer | MissingTokenizer:
         if hasattr(given, "save_pretrained"):
             hint = "; save transformers' tokenizer with its save_pretrained and give that folder"
         raise OptionTypeError(
-            f"tokenizer is a {type(given).__name__}; it must be a path, {GPT2!r} or a "
+            f"tokenizer is a {type(given).__name__}; it must be a path, {GPT2_NAME!r} or a "
             f"gpt2c.Tokenizer{hint}"
         )
     path = Path(given)
     if os.path.isdir(path):
         return _load_folder(path)
     if not os.path.lexists(path):
-        if given == GPT2:
+        if given == GPT2_NAME:
             return Tokenizer.gpt2()
         raise CheckpointNotFoundError(
-            f"tokenizer: {path}: there is no such file or folder; expected {_KINDS}"
+            f"tokenizer: {path}: there is no such file or folder; expected {_EXPECTED}"
         )
     return _load_file(path)
 
@@ -94,14 +94,15 @@ def _load_folder(folder: Path) -> Tokenizer:
     foreign = foreign_tokenizer(folder)
     also = "" if foreign is None else f"; {foreign}"
     raise CheckpointNotFoundError(
-        f"tokenizer: {folder}: found no tokenizer, expected {_KINDS}{also}"
+        f"tokenizer: {folder}: found no tokenizer, expected {_EXPECTED}{also}"
     )
 
 
 def _load_file(path: Path) -> Tokenizer:
-    """Load a file. The content decides the kind, except for pickles and pairs of files.
+    """Load a tokenizer file: either file of a pair of vocabulary and merges, or a single file.
 
-    `path` may be either file of a pair of vocabulary and merges.
+    The content decides the kind. Only pairs of files and pickles are also recognised by their
+    names.
     """
     with open_regular(path, TokenizerError) as file:
         try:
@@ -120,7 +121,7 @@ def _load_file(path: Path) -> Tokenizer:
             return load_files(vocab, merges)
     if head.lstrip().startswith(b"{"):
         return load_json(path)
-    raise TokenizerError(f"{path}: found {show(head[:16])} at the beginning, expected {_KINDS}")
+    raise TokenizerError(f"{path}: found {show(head[:16])} at the beginning, expected {_EXPECTED}")
 
 
 def _pairs_for(name: str) -> tuple[tuple[str, str], ...]:
@@ -128,17 +129,17 @@ def _pairs_for(name: str) -> tuple[tuple[str, str], ...]:
 
     The tokenizers package can save both files with a prefix: my-vocab.json, my-merges.txt.
     """
-    for suffix in PAIRS[0]:
+    for suffix in FILE_PAIRS[0]:
         if name.endswith("-" + suffix):
             prefix = name.removesuffix(suffix)
-            return ((prefix + PAIRS[0][0], prefix + PAIRS[0][1]),)
-    return PAIRS
+            return ((prefix + FILE_PAIRS[0][0], prefix + FILE_PAIRS[0][1]),)
+    return FILE_PAIRS
 
 
 def _load_gguf(path: Path) -> Tokenizer:
     from gpt2c.weights.checkpoint.gguf import read_vocabulary  # lazily: rarely needed
 
-    pairs = read_vocabulary(path)
-    if isinstance(pairs, str):
-        raise TokenizerError(pairs)
-    return load_pairs(pairs)
+    vocabulary = read_vocabulary(path)
+    if isinstance(vocabulary, str):
+        raise TokenizerError(vocabulary)
+    return load_stored_vocabulary(vocabulary)

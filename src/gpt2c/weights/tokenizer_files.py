@@ -27,17 +27,18 @@ from gpt2c.text.foreign_files import foreign_tokenizer
 from gpt2c.text.special_tokens import read_optional
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
 from gpt2c.text.tokenizer_json import read_tokenizer_json
-from gpt2c.weights.checkpoint import BytePairs, Checkpoint
+from gpt2c.weights.checkpoint import Checkpoint, StoredVocabulary
 from gpt2c.weights.checkpoint.save import MAX_COPIED_BYTES, copy_companion_file
 
 _log = logging.getLogger(__name__)
 
-JSON: Final = "tokenizer.json"
-VOCABULARY: Final = "vocab.json"
-MERGES: Final = "merges.txt"
-PAIRS: Final = ((VOCABULARY, MERGES), ("encoder.json", "vocab.bpe"))  # the second pair is OpenAI's
+TOKENIZER_JSON: Final = "tokenizer.json"
+VOCAB_JSON: Final = "vocab.json"
+MERGES_TXT: Final = "merges.txt"
+# Names of a vocabulary and its merges: Hugging Face's, then OpenAI's.
+FILE_PAIRS: Final = ((VOCAB_JSON, MERGES_TXT), ("encoder.json", "vocab.bpe"))
 _HUGGING_FACE_FILES: Final = (
-    JSON,
+    TOKENIZER_JSON,
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
@@ -54,8 +55,10 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     not have GPT-2's size, the result is a MissingTokenizer that says why.
     """
     n_vocab = checkpoint.config.vocab_size
-    if isinstance(checkpoint.vocabulary, BytePairs):
-        return _first_usable([("", partial(load_pairs, checkpoint.vocabulary))], n_vocab)
+    if isinstance(checkpoint.vocabulary, StoredVocabulary):
+        return _first_usable(
+            [("", partial(load_stored_vocabulary, checkpoint.vocabulary))], n_vocab
+        )
     if isinstance(checkpoint.vocabulary, str):
         return MissingTokenizer(checkpoint.vocabulary, n_vocab=n_vocab)
     folder = checkpoint.folder
@@ -72,18 +75,18 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
         return None
     also = "" if foreign is None else f"; {foreign}"
     return MissingTokenizer(
-        f"{folder}: found no {JSON}, no {VOCABULARY} with {MERGES}, no {META}, and the model's "
-        f"vocabulary of {n_vocab} tokens is not GPT-2's own{also}",
+        f"{folder}: found no {TOKENIZER_JSON}, no {VOCAB_JSON} with {MERGES_TXT}, no {META}, and "
+        f"the model's vocabulary of {n_vocab} tokens is not GPT-2's own{also}",
         n_vocab=n_vocab,
     )
 
 
-# The path to name in messages, and a function that reads the tokenizer.
+# A tokenizer that may be usable: its path, for messages, and a function that reads it.
 _Candidate = tuple[str, Callable[[], Tokenizer]]
 
 
 def _candidates(checkpoint: Checkpoint, folder: Path) -> Iterator[_Candidate]:
-    """Yield the files that may hold a checkpoint's tokenizer, in the order to try them."""
+    """Yield the tokenizers in a checkpoint's folder and dataset, in the order to try them."""
     yield from candidates_in(folder)
     for path in _meta_of_dataset(checkpoint, folder):
         yield str(path), partial(read_meta, path)
@@ -92,11 +95,11 @@ def _candidates(checkpoint: Checkpoint, folder: Path) -> Iterator[_Candidate]:
 def candidates_in(folder: Path) -> Iterator[_Candidate]:
     """Yield the tokenizers in a folder, in the order to try them.
 
-    A dangling link counts: it is a broken tokenizer, not a missing one.
+    A dangling link counts too: it is a broken tokenizer, not a missing one.
     """
-    if os.path.lexists(folder / JSON):
-        yield str(folder / JSON), partial(load_json, folder / JSON)
-    for names in PAIRS:
+    if os.path.lexists(folder / TOKENIZER_JSON):
+        yield str(folder / TOKENIZER_JSON), partial(load_json, folder / TOKENIZER_JSON)
+    for names in FILE_PAIRS:
         if all(os.path.lexists(folder / name) for name in names):
             yield str(folder / names[0]), partial(load_files, *(folder / name for name in names))
     if os.path.lexists(folder / META):
@@ -107,30 +110,38 @@ def load_json(path: Path) -> Tokenizer:
     """Read a tokenizer.json under any file name; raises as read_tokenizer_json does."""
     tokenizer = read_tokenizer_json(path, read_tokenizer_config(path.parent, for_json=True))
     if tokenizer.write_files is None:
-        tokenizer.write_files = partial(_copy_files, {**_files_in(path.parent), JSON: path})
+        tokenizer.write_files = partial(
+            _copy_files, {**_files_in(path.parent), TOKENIZER_JSON: path}
+        )
     return tokenizer
 
 
 def load_files(vocab_json: Path, merges_txt: Path) -> Tokenizer:
     """Read a vocab.json and a merges.txt under any names; raises as Tokenizer.from_files does."""
     tokenizer = Tokenizer.from_files(vocab_json, merges_txt)
-    files = {**_files_in(vocab_json.parent), VOCABULARY: vocab_json, MERGES: merges_txt}
+    files = {**_files_in(vocab_json.parent), VOCAB_JSON: vocab_json, MERGES_TXT: merges_txt}
     tokenizer.write_files = partial(_copy_files, files)
     return tokenizer
 
 
-def load_pairs(pairs: BytePairs) -> Tokenizer:
-    """Return the tokenizer of a vocabulary inside a checkpoint's file; raises TokenizerError."""
-    config = TokenizerConfig(added=pairs.added, template=pairs.template)
-    tokenizer = Tokenizer.from_vocabulary(pairs.vocab, pairs.merges, (pairs.source,) * 2, config)
-    tokenizer.write_files = partial(_write_pairs, pairs)
+def load_stored_vocabulary(stored: StoredVocabulary) -> Tokenizer:
+    """Return the tokenizer of a vocabulary inside a checkpoint's file.
+
+    Raises TokenizerError if the vocabulary is invalid.
+    """
+    config = TokenizerConfig(added=stored.added, template=stored.template)
+    tokenizer = Tokenizer.from_vocabulary(stored.vocab, stored.merges, (stored.source,) * 2, config)
+    tokenizer.write_files = partial(_write_stored_vocabulary, stored)
     return tokenizer
 
 
 def _first_usable(
     candidates: Iterator[_Candidate] | list[_Candidate], n_vocab: int
 ) -> Tokenizer | MissingTokenizer | None:
-    """Return the first tokenizer that can be read and fits the model; None without candidates."""
+    """Return the first tokenizer that can be read and fits the model.
+
+    None means that there are no candidates, and a MissingTokenizer that none of them is usable.
+    """
     problems: list[str] = []
     advice = _REPAIR_ADVICE
     for path, read in candidates:
@@ -171,7 +182,7 @@ def check_size(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
 
 
 def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
-    """Yield data/DATASET/meta.pkl of the nanoGPT folder that a checkpoint was trained in.
+    """Yield paths of data/DATASET/meta.pkl, the tokenizer of the data that nanoGPT trained on.
 
     The checkpoint names DATASET and the folder in which it was saved, out_dir. data/ may be in the
     checkpoint's folder, in its parent and, if the folder's path ends with out_dir, in the folder
@@ -218,8 +229,8 @@ def save_tokenizer(
 ) -> None:
     """Write the files of a model's tokenizer into `folder`, under Hugging Face's names.
 
-    None means GPT-2's own. If the checkpoint's tokenizer cannot be read, its files are copied
-    unchanged, with a TokenizerWarning.
+    A tokenizer of None means GPT-2's own. If the checkpoint's tokenizer cannot be read, its files
+    are copied unchanged, with a TokenizerWarning.
 
     Raises TokenizerError if the tokenizer was not read from files, and CheckpointError if a file is
     a link to another folder.
@@ -250,9 +261,9 @@ def save_tokenizer(
 def _files_in(folder: Path) -> dict[str, Path]:
     """Return a folder's tokenizer files: the name under which to save each, and its path."""
     files = {name: folder / name for name in _HUGGING_FACE_FILES}
-    for names in reversed(PAIRS):
+    for names in reversed(FILE_PAIRS):
         if all((folder / name).is_file() for name in names):
-            files |= {new: folder / name for name, new in zip(names, PAIRS[0], strict=True)}
+            files |= {new: folder / name for name, new in zip(names, FILE_PAIRS[0], strict=True)}
     return {name: path for name, path in files.items() if path.is_file()}
 
 
@@ -271,42 +282,46 @@ def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
 def _write_gpt2_files(folder: Path) -> None:
     vocab, merges = gpt2_files()
     text = json.dumps(vocab, ensure_ascii=False)
-    (folder / VOCABULARY).write_text(text, encoding="utf-8")
-    shutil.copyfile(merges, folder / MERGES)
+    (folder / VOCAB_JSON).write_text(text, encoding="utf-8")
+    shutil.copyfile(merges, folder / MERGES_TXT)
 
 
-def _write_pairs(pairs: BytePairs, folder: Path) -> None:
-    text = json.dumps(dict(pairs.vocab), ensure_ascii=False)
-    (folder / VOCABULARY).write_text(text, encoding="utf-8")
-    merges = "".join(f"{left} {right}\n" for left, right in pairs.merges)
-    (folder / MERGES).write_text("#version: 0.2\n" + merges, encoding="utf-8")
+def _write_stored_vocabulary(stored: StoredVocabulary, folder: Path) -> None:
+    text = json.dumps(dict(stored.vocab), ensure_ascii=False)
+    (folder / VOCAB_JSON).write_text(text, encoding="utf-8")
+    merges = "".join(f"{left} {right}\n" for left, right in stored.merges)
+    (folder / MERGES_TXT).write_text("#version: 0.2\n" + merges, encoding="utf-8")
     decoder = {
-        str(token.id): {"content": token.content, "special": token.special} for token in pairs.added
+        str(token.id): {"content": token.content, "special": token.special}
+        for token in stored.added
     }
     config: dict[str, Any] = {"added_tokens_decoder": decoder}
-    tokens = {id: token for token, id in pairs.vocab.items()}
-    for name, ids in zip(("bos", "eos"), pairs.template, strict=True):
+    tokens = {id: token for token, id in stored.vocab.items()}
+    for name, ids in zip(("bos", "eos"), stored.template, strict=True):
         for id in ids:
             config |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
     text = json.dumps(config, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def with_named_tokens(
+def with_special_ids(
     config: GPT2Config, folder: Path | None, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> tuple[GPT2Config, Mapping[str, Any]]:
     """Return the configuration with BOS and EOS ids, and the raw values of ``config.json``.
 
     Ids in ``config.json`` take precedence if they are in the vocabulary, and so does a null
     eos_token_id. The tokenizer gives the ids that are missing. `folder` is None for a checkpoint
-    without such a file.
+    without a ``config.json``. An unreadable file counts as empty.
     """
     raw = {} if folder is None else _read_lenient(folder / "config.json")
     if tokenizer is None:
         return config, raw
-    bos, eos = ([id for id in ids if id is not None and id < config.vocab_size] for ids in (
-        (tokenizer.bos_id, tokenizer.eot_id), (tokenizer.eot_id,)
-    ))  # fmt: skip
+
+    def in_vocabulary(*ids: int | None) -> list[int]:
+        return [id for id in ids if id is not None and id < config.vocab_size]
+
+    bos = in_vocabulary(tokenizer.bos_id, tokenizer.eot_id)
+    eos = in_vocabulary(tokenizer.eot_id)
     has_bos = config.bos_token_id is not None and (folder is None or "bos_token_id" in raw)
     if bos and not has_bos:
         config = replace(config, bos_token_id=bos[0])

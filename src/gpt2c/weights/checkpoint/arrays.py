@@ -66,7 +66,7 @@ def from_picogpt(hparams: Mapping[str, Any], params: Mapping[str, Any]) -> Check
     "mlp": {"c_fc": ..., "c_proj": ...}}, ...]}
 
     hparams = {"n_head": 12, ...}; only n_head is required, because the other sizes come from the
-    arrays: see :func:`config_of_hparams`. There is no EOS token, because picoGPT has none.
+    arrays: see :func:`config_of_hparams`. The result has no EOS token, because picoGPT has none.
 
     Raises CheckpointError for missing or unexpected keys and wrong shapes or dtypes, ConfigError
     if the sizes are not those of a GPT-2.
@@ -84,7 +84,8 @@ def from_picogpt(hparams: Mapping[str, Any], params: Mapping[str, Any]) -> Check
 def to_picogpt(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return a checkpoint's tensors as float32 arrays in picoGPT's nested dict (see from_picogpt).
 
-    An untied head is left out. Raises CheckpointError if weights from a file are not finite.
+    An untied head is left out. Raises CheckpointError if a file cannot be read or has weights that
+    are not finite.
     """
     arrays = checkpoint.read_all()
     blocks: list[dict[str, Any]] = []
@@ -107,11 +108,8 @@ def to_picogpt(checkpoint: Checkpoint) -> dict[str, Any]:
 def _array(name: str, value: ArrayLike) -> NDArray[Any]:
     try:
         return np.asarray(value)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as reason:  # ragged lists; a torch tensor that requires grad
+    # NumPy raises these for ragged lists, and torch for a tensor that requires grad.
+    except (ValueError, TypeError, RuntimeError) as reason:
         raise CheckpointError(f"arrays: tensor {show(name)} is not an array: {reason}") from reason
 
 
@@ -150,7 +148,7 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple[str, ...], Any]:
-    """Return the values at `paths` in nested mappings that must hold exactly those paths.
+    """Return the values at `paths` of nested mappings, which must hold exactly those paths.
 
     A missing bias is an error too: it is usually a mistake, and a caller who wants no bias can pass
     zeros.

@@ -1,4 +1,4 @@
-"""The interface between loaders and engines, and the checks that all loaders share."""
+"""`Checkpoint`, which loaders return and engines read, and the checks that all loaders share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMPARED_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class BytePairs:
+class StoredVocabulary:
     """A byte-level BPE vocabulary that is stored in the checkpoint's own file."""
 
     source: str  # the file's path, which messages name
@@ -48,15 +48,15 @@ class Checkpoint(Closable):
     files: tuple[BackingFile, ...] = ()
     # None: look for a tokenizer in the folder. A str says why the vocabulary in the file is
     # unusable.
-    vocabulary: BytePairs | str | None = None
-    # nanoGPT's `dataset` (its training data) and `out_dir` (the folder it saves in).
+    vocabulary: StoredVocabulary | str | None = None
+    # nanoGPT's settings `dataset` (the name of its data) and `out_dir` (the folder it saves in).
     dataset: tuple[str, str] | None = None
     # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
     quantized_dtype: str | None = None
 
     @property
     def where(self) -> str:
-        """The start of messages about the weights: the file, or the folder of several files."""
+        """What messages about the weights begin with: the file, or the folder of several files."""
         if len(self.files) == 1:
             return str(self.files[0].path)
         return "arrays" if self.folder is None else str(self.folder)
@@ -198,7 +198,7 @@ def _check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
 
 
 def merged(sources: Iterable[tuple[str, TensorSource]], where: str) -> dict[str, TensorSource]:
-    """Return sources by name, from pairs of a stored name and a source.
+    """Return the sources by their names, from pairs of a source's name in the file and the source.
 
     Raises CheckpointError if two sources have the same name.
     """

@@ -1,4 +1,4 @@
-"""GGUF files of the architecture gpt2, as llama.cpp's converter writes them."""
+"""Opens GGUF files of the architecture gpt2, as llama.cpp's converter writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Template
-from gpt2c.weights.checkpoint.checkpoint import BytePairs, Checkpoint, checked_tensors, merged
+from gpt2c.weights.checkpoint.checkpoint import (
+    Checkpoint,
+    StoredVocabulary,
+    checked_tensors,
+    merged,
+)
 from gpt2c.weights.checkpoint.shared.hparams import matrix_shape
 from gpt2c.weights.checkpoint.shared.views import from_linear
 
@@ -39,21 +44,21 @@ _BLOCK_MODULES: Final = {
 _BLOCK = re.compile(r"blk\.([0-9]{1,7})\.([a-z_]+)\.(weight|bias)", re.ASCII)
 
 # GPT2Config's names -> keys of the metadata, after "gpt2.".
-_SIZES: Final = {
+_SIZE_KEYS: Final = {
     "n_positions": "context_length",
     "n_embd": "embedding_length",
     "n_layer": "block_count",
     "n_head": "attention.head_count",
     "n_inner": "feed_forward_length",
 }
-_EPSILON: Final = "attention.layer_norm_epsilon"
+_EPSILON_KEY: Final = "attention.layer_norm_epsilon"
 # Other keys that may be present. llama.cpp does not read them for gpt2 either.
-_IGNORED: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_kv")
+_IGNORED_KEYS: Final = ("rope.dimension_count", "vocab_size", "attention.head_count_kv")
 
 # Values of tokenizer.ggml.token_type, from ggml's docs/gguf.md.
-_ADDED: Final = (2, 3, 4)  # unknown, control, user-defined
-_USER_DEFINED: Final = 4
-_UNUSED: Final = 5
+_ADDED_TYPES: Final = (2, 3, 4)  # unknown, control, user-defined
+_USER_DEFINED_TYPE: Final = 4
+_UNUSED_TYPE: Final = 5
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -77,17 +82,17 @@ def open_gguf(path: Path) -> Checkpoint:
         )
         config = _config(file, sources)
         tensors = checked_tensors(config, sources, str(path))
-        vocabulary = _byte_pairs(file, config)
+        vocabulary = _vocabulary(file, config)
         return Checkpoint(config, tensors, path.parent, (file,), vocabulary)
 
 
-def read_vocabulary(path: Path) -> BytePairs | str:
-    """Return the vocabulary of a GGUF file of any model, or the reason why there is none.
+def read_vocabulary(path: Path) -> StoredVocabulary | str:
+    """Return the vocabulary of a GGUF file of any model, or the reason why it cannot be used.
 
     Raises CheckpointNotFoundError or CheckpointError, naming the file.
     """
     with closing(GGUFFile(path)) as file:
-        return _byte_pairs(file, GPT2Config(vocab_size=MAX_SIZE))
+        return _vocabulary(file, GPT2Config(vocab_size=MAX_SIZE))
 
 
 def _gpt2_name(stored: str) -> str:
@@ -99,13 +104,13 @@ def _gpt2_name(stored: str) -> str:
 
 def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
     values: dict[str, Any] = {}
-    for name, key in _SIZES.items():
+    for name, key in _SIZE_KEYS.items():
         value = file.metadata.get(f"gpt2.{key}")
         if type(value) is not int:
             raise ConfigError(f"{file.path}: found gpt2.{key} {_shown(value)}, expected an integer")
         values[name] = value
-    epsilon = file.metadata.get(f"gpt2.{_EPSILON}", 1e-5)
-    known = {*_SIZES.values(), _EPSILON, *_IGNORED}
+    epsilon = file.metadata.get(f"gpt2.{_EPSILON_KEY}", 1e-5)
+    known = {*_SIZE_KEYS.values(), _EPSILON_KEY, *_IGNORED_KEYS}
     unknown = sorted(
         key for key in file.metadata if key.startswith("gpt2.") and key[5:] not in known
     )
@@ -135,39 +140,40 @@ def _config(file: GGUFFile, sources: dict[str, TensorSource]) -> GPT2Config:
     )
 
 
-def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
-    """Return the vocabulary, or the reason why there is none."""
+def _vocabulary(file: GGUFFile, config: GPT2Config) -> StoredVocabulary | str:
+    """Return the vocabulary of a file, or the reason why it cannot be used."""
     get = file.metadata.get
     if get("tokenizer.ggml.model") != "gpt2":
         return f"{file.path}: its tokenizer is {_shown(get('tokenizer.ggml.model'))}, not 'gpt2'"
     if get("tokenizer.ggml.pre", "gpt-2") not in ("gpt-2", "default"):
-        return f"{file.path}: its tokenizer splits like {_shown(get('tokenizer.ggml.pre'))}"
+        pre = get("tokenizer.ggml.pre")
+        return f"{file.path}: its tokenizer splits texts like {_shown(pre)}, not like 'gpt-2'"
     tokens, merges = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list):
-        return f"{file.path}: it has no tokens and merges"
+        return f"{file.path}: it has no lists of tokens and merges"
     try:
         "".join(itertools.chain(tokens, merges)).encode()
     except UnicodeEncodeError:
         return f"{file.path}: it has tokens that are not UTF-8"
-    kinds = get("tokenizer.ggml.token_type")
-    if kinds is None:
-        kinds = np.ones(len(tokens), dtype=np.int32)
+    types = get("tokenizer.ggml.token_type")
+    if types is None:
+        types = np.ones(len(tokens), dtype=np.int32)
     if (
-        not isinstance(kinds, np.ndarray)
-        or kinds.dtype.kind not in "iu"
-        or len(kinds) != len(tokens)
+        not isinstance(types, np.ndarray)
+        or types.dtype.kind not in "iu"
+        or len(types) != len(tokens)
     ):
         return (
             f"{file.path}: its token_type is not one integer for each of its {len(tokens)} tokens"
         )
     # Unused tokens pad the end of the vocabulary. They never appear in texts.
     n = len(tokens)
-    while n and kinds[n - 1] == _UNUSED:
+    while n and types[n - 1] == _UNUSED_TYPE:
         n -= 1
     added = tuple(
-        AddedToken(tokens[id], id, special=bool(kinds[id] != _USER_DEFINED))
+        AddedToken(tokens[id], id, special=bool(types[id] != _USER_DEFINED_TYPE))
         for id in range(n)
-        if kinds[id] in _ADDED
+        if types[id] in _ADDED_TYPES
     )
     vocab = {token: id for id, token in enumerate(tokens[:n])}
     if len(vocab) != n or n > config.vocab_size:
@@ -181,7 +187,7 @@ def _byte_pairs(file: GGUFFile, config: GPT2Config) -> BytePairs | str:
         if not left or not right or " " in right:
             return f"{file.path}: found the merge {show(merge)}, expected two tokens"
         pairs.append((left, right))
-    return BytePairs(str(file.path), vocab, pairs, added, _template(file, n))
+    return StoredVocabulary(str(file.path), vocab, pairs, added, _template(file, n))
 
 
 def _template(file: GGUFFile, n_tokens: int) -> Template:

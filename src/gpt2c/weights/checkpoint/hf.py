@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
-QUANTIZED: Final = "gpt2c.safetensors"
+QUANTIZED_WEIGHTS: Final = "gpt2c.safetensors"
 _INDEX: Final = ".index.json"  # the suffix of an index of shards
 # File names of weights, in order of preference: safetensors in one file or in shards, torch in one
 # file or in shards, and gpt2c's own.
-_NAMES: Final = (
+_WEIGHT_FILES: Final = (
     *(name + suffix for name in (WEIGHTS, "pytorch_model.bin") for suffix in ("", _INDEX)),
-    QUANTIZED,
+    QUANTIZED_WEIGHTS,
 )
 # Weights that transformers once wrote and gpt2c does not read; an error mentions them.
 _OTHER_FORMATS: Final = ("tf_model.h5", "flax_model.msgpack")
@@ -47,7 +47,7 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
-    found = weights_of(folder) if weights is None else [weights.name]
+    found = weight_files_in(folder) if weights is None else [weights.name]
     missing = [] if os.path.exists(folder / CONFIG) else [CONFIG]
     missing += [] if found else [WEIGHTS]
     if missing:
@@ -85,9 +85,9 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
     return Checkpoint(config, tensors, folder, tuple(files))
 
 
-def weights_of(folder: Path) -> list[str]:
+def weight_files_in(folder: Path) -> list[str]:
     """Return the file names of weights in the folder; the first is the one to load."""
-    return [name for name in _NAMES if os.path.exists(folder / name)]
+    return [name for name in _WEIGHT_FILES if os.path.exists(folder / name)]
 
 
 def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:

@@ -1,4 +1,4 @@
-"""Checkpoints of nanoGPT, build-nanogpt and minGPT: torch.save files.
+"""Opens checkpoints of nanoGPT, build-nanogpt and minGPT: torch.save files.
 
 The models use nn.Linear, so the matrices are [out, in]. nanoGPT saves ``model_args`` with the
 weights, build-nanogpt an object ``GPTConfig``, and Lightning ``hyper_parameters``. minGPT saves the
@@ -24,8 +24,8 @@ from gpt2c.weights.checkpoint.shared.views import Zeros, from_linear, with_embed
 
 _REQUIRED: Final = ("n_layer", "n_head", "n_embd", "block_size")
 _OPTIONAL: Final = ("vocab_size", "bias", "dropout")
-# Keys under which trainers save the model's configuration. The value of _ARGUMENTS, and an
-# object under _CONFIG, hold only the configuration. The values of _MIXED also hold other
+# Keys under which trainers save the model's configuration. The value under _ARGUMENTS, and an
+# object under _CONFIG, hold the configuration alone. The values under _MIXED also hold other
 # hyperparameters.
 _ARGUMENTS: Final = "model_args"
 _CONFIG: Final = "config"
@@ -72,9 +72,9 @@ def has_linear_layout(state: SavedState) -> bool:
 def open_nanogpt(file: TorchFile, state: SavedState, arguments: dict[str, Any]) -> Checkpoint:
     """Return the checkpoint of nanoGPT, build-nanogpt or a similar trainer.
 
-    The checkpoint owns the file. `arguments` is the result of :func:`settings_of`. Without "bias"
-    the model comes from an old nanoGPT or from build-nanogpt, whose GELU is the tanh approximation.
-    With "bias" GELU is exact, as in nanoGPT since 17 May 2023.
+    The checkpoint owns the file. `arguments` is the result of :func:`settings_of`. If it has no key
+    "bias", the model comes from an old nanoGPT or from build-nanogpt, whose GELU is the tanh
+    approximation. If it has this key, GELU is exact, as in nanoGPT since 17 May 2023.
 
     Raises CheckpointError or ConfigError, naming the file and what is wrong. The caller then
     closes the file.

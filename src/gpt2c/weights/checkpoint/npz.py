@@ -22,14 +22,19 @@ from gpt2c.formats.tensors import TensorSource, widen_into
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
 from gpt2c.weights.checkpoint.openai import LEAVES, gpt2_name, gpt2_shape
-from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS_FILE, config_of_hparams, read_hparams
 from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
-from gpt2c.weights.checkpoint.shared.views import FirstRows, Whole, transposed, with_embedding
+from gpt2c.weights.checkpoint.shared.views import (
+    FirstRows,
+    WholeReadSource,
+    transposed,
+    with_embedding,
+)
 
 _CONFIG: Final = "config.json"
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER: Final = 10_000  # bytes; NumPy's own limit
-_HPARAMS: Final = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
+_HPARAM_NAMES: Final = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 _DTYPES: Final = {"<f8": "F64", "<f4": "F32", "<f2": "F16"}
 # NumPy reads the header as a Python literal, but always writes it in this form.
 _HEADER = re.compile(
@@ -43,9 +48,9 @@ _PICO_BLOCK = re.compile(r"(?<![^.])blocks\.([0-9]{1,7})\.", re.ASCII)
 def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
     """Open an archive.
 
-    The number of heads comes from `given`, the value of the option hparams. Without it, the number
-    comes from the archive, which may hold n_head and other hparams as arrays of one integer, or
-    else from a config.json or hparams.json in the same folder.
+    The number of heads, and the other hparams if there are any, come from `given`, the value of the
+    option hparams; else from the archive, which may hold each as an array of one integer; else from
+    a config.json or hparams.json in the same folder.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
@@ -56,7 +61,7 @@ def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
         for entry in read_directory(file, may_be_deflated=True).values():
             stored = entry.name.removesuffix(".npy")
             array = _Array(file, entry)
-            if stored in _HPARAMS:
+            if stored in _HPARAM_NAMES:
                 hparams[stored] = array.integer()
             else:
                 arrays.append((stored, _gpt2_name(stored), array))
@@ -96,8 +101,8 @@ def _config(
     if not hparams:
         if (path.parent / _CONFIG).exists():
             return GPT2Config.from_json(path.parent / _CONFIG)
-        if (path.parent / HPARAMS).exists():
-            where = str(path.parent / HPARAMS)
+        if (path.parent / HPARAMS_FILE).exists():
+            where = str(path.parent / HPARAMS_FILE)
             hparams = read_hparams(path.parent)
     return config_of_hparams(hparams, with_embedding(sources), where)
 
@@ -113,15 +118,15 @@ class _Array:
             raw = inflated(file, entry, n)
         else:
             raw = file.pread(n, entry.begin, f"array {show(entry.name)}")
-        self.descr, self.is_fortran, self.shape, self.n_header = self._header(bytes(raw))
+        self.descr, self.is_fortran, self.shape, self.header_bytes = self._header(bytes(raw))
 
     def source(self, name: str) -> TensorSource:
         """Return the array as a source called `name`."""
         shape = gpt2_shape(self.shape)
         dtype = _DTYPES.get(self.descr, self.descr)
         if self.entry.is_deflated:
-            return Whole(name, shape, dtype, lambda: self._read().reshape(shape))
-        begin = self.entry.begin + self.n_header
+            return WholeReadSource(name, shape, dtype, lambda: self._read().reshape(shape))
+        begin = self.entry.begin + self.header_bytes
         if self.is_fortran and len(shape) > 1:
             return transposed(RawTensor(self.file, name, shape[::-1], dtype, begin))
         return RawTensor(self.file, name, shape, dtype, begin)
@@ -136,9 +141,9 @@ class _Array:
 
     def _bytes(self) -> memoryview:
         if self.entry.is_deflated:
-            return memoryview(inflated(self.file, self.entry))[self.n_header :]
-        n = self.entry.n_bytes - self.n_header
-        return memoryview(self.file.pread(n, self.entry.begin + self.n_header, "array"))
+            return memoryview(inflated(self.file, self.entry))[self.header_bytes :]
+        n = self.entry.n_bytes - self.header_bytes
+        return memoryview(self.file.pread(n, self.entry.begin + self.header_bytes, "array"))
 
     def _read(self) -> NDArray[np.float32]:
         elements = np.empty(int(np.prod(self.shape)), dtype=np.float32)
@@ -146,7 +151,7 @@ class _Array:
         return elements.reshape(self.shape, order="F" if self.is_fortran else "C")
 
     def _header(self, raw: bytes) -> tuple[str, bool, tuple[int, ...], int]:
-        """Return NumPy's descr, whether the order is Fortran's, the shape, and the data's offset.
+        """Return NumPy's descr, whether the order is Fortran's, the shape, and the header's size.
 
         Raises CheckpointError if the dtype and the shape do not match the entry's size.
         """

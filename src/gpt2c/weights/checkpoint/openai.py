@@ -15,12 +15,12 @@ from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensor_bundle import TensorBundle
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
-from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, config_of_hparams, read_hparams
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS_FILE, config_of_hparams, read_hparams
 from gpt2c.weights.checkpoint.shared.views import FirstRows
 
 _log = logging.getLogger(__name__)
 
-LATEST: Final = "checkpoint"  # TensorFlow's file that names the latest checkpoint
+LATEST_FILE: Final = "checkpoint"  # TensorFlow's file that names the latest checkpoint
 
 # The suffixes that TensorFlow appends to a checkpoint's prefix: index, graph, data.
 _SUFFIX = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})\Z", re.ASCII)
@@ -71,27 +71,28 @@ def index_of(path: Path) -> Path | None:
 def open_openai_folder(
     folder: Path, index: Path | None = None, hparams: Mapping[str, Any] | None = None
 ) -> Checkpoint:
-    """Open the TensorFlow checkpoint in a folder whose index is `index`; None means the latest.
+    """Open a TensorFlow checkpoint in a folder.
 
+    `index` is the path of the checkpoint's index; None means the latest checkpoint of the folder.
     `hparams` None means the folder's hparams.json.
 
     Raises CheckpointNotFoundError, CheckpointError or ConfigError, naming the file.
     """
     hparams_source = "hparams"
     if hparams is None:
-        if not os.path.lexists(folder / HPARAMS):
+        if not os.path.lexists(folder / HPARAMS_FILE):
             raise CheckpointNotFoundError(
-                f"{folder}: found a TensorFlow checkpoint but no {HPARAMS}, which gives the "
+                f"{folder}: found a TensorFlow checkpoint but no {HPARAMS_FILE}, which gives the "
                 "number of heads; put the file there, or pass hparams= (--hparams): a path, a dict "
                 'such as {"n_head": 12}, or a size such as "124M"'
             )
-        hparams, hparams_source = read_hparams(folder), str(folder / HPARAMS)
+        hparams, hparams_source = read_hparams(folder), str(folder / HPARAMS_FILE)
     bundle = TensorBundle(_latest(folder) if index is None else index)
     with closed_on_error(bundle):
         where = str(bundle.path)
         found: list[tuple[str, TensorSource]] = []
-        unknown: list[str] = []  # tensors that belong to the model
-        others: list[str] = []  # tensors that do not
+        unknown: list[str] = []  # unknown tensors of the model
+        others: list[str] = []  # tensors outside the model
         for stored, entry in bundle.tensors.items():
             name = gpt2_name(stored)
             if name is not None:
@@ -116,10 +117,10 @@ def _latest(folder: Path) -> Path:
     found = sorted(folder.glob("*.index"))
     if not found:
         raise CheckpointNotFoundError(
-            f"{folder}: found {HPARAMS} but no *.index file, expected a TensorFlow checkpoint"
+            f"{folder}: found {HPARAMS_FILE} but no *.index file, expected a TensorFlow checkpoint"
         )
     try:
-        with open_regular(folder / LATEST, CheckpointError) as file:
+        with open_regular(folder / LATEST_FILE, CheckpointError) as file:
             latest = (file.read(1 << 16) or b"").decode("utf-8", "replace")
     except CheckpointNotFoundError:
         latest = ""
@@ -133,6 +134,6 @@ def _latest(folder: Path) -> Path:
     if len(found) > 1:
         raise CheckpointError(
             f"{folder}: found {show_list([path.name for path in found])}, but no file "
-            f"{show(LATEST)} that names one of them; name the one to load"
+            f"{show(LATEST_FILE)} that names one of them; name the one to load"
         )
     return found[0]

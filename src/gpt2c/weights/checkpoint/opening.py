@@ -16,8 +16,8 @@ from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, 
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, closed_on_error
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
-from gpt2c.weights.checkpoint.hf import CONFIG, open_hf_folder, weights_of
-from gpt2c.weights.checkpoint.shared.hparams import HPARAMS, given_hparams
+from gpt2c.weights.checkpoint.hf import CONFIG, open_hf_folder, weight_files_in
+from gpt2c.weights.checkpoint.shared.hparams import HPARAMS_FILE, given_hparams
 from gpt2c.weights.checkpoint.shared.training_files import is_training_file
 
 # The other loaders are imported lazily: together they would double the time of `import gpt2c`.
@@ -83,7 +83,10 @@ def _open(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
 
 
 def _tensorflow_index(path: Path) -> Path | None:
-    """Return the TensorFlow index of a checkpoint's prefix, data file or graph file, or None."""
+    """Return the index of the TensorFlow checkpoint whose prefix, data or graph file `path` is.
+
+    None means that `path` names no such checkpoint.
+    """
     if os.path.exists(path) and not path.name.endswith(".meta") and ".data-" not in path.name:
         return None
     from gpt2c.weights.checkpoint.openai import index_of
@@ -94,15 +97,15 @@ def _tensorflow_index(path: Path) -> Path | None:
 def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     """Open a folder of minGPT, of Hugging Face, with a TensorFlow checkpoint, or with one file.
 
-    With `hparams`, the folder must be one of the last two.
+    With `hparams`, the folder must have a TensorFlow checkpoint or one file.
     """
     if os.path.lexists(folder / _ADAPTER_CONFIG):
         raise _adapter_error(folder)
     if hparams is None and (values := _mingpt_values(folder)) is not None:
         return _open_torch(_only_file(folder, ("*.pt", "*.pth")), values)
-    if hparams is not None or not weights_of(folder):
+    if hparams is not None or not weight_files_in(folder):
         whole = _files(folder, _WHOLE_MODELS)
-        has_hparams = hparams is not None or os.path.lexists(folder / HPARAMS)
+        has_hparams = hparams is not None or os.path.lexists(folder / HPARAMS_FILE)
         if any(folder.glob("*.index")) and (has_hparams or not whole):
             from gpt2c.weights.checkpoint.openai import open_openai_folder
 
@@ -114,6 +117,7 @@ def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
 
 
 def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
+    """Open a file of any kind, which its first and last bytes tell."""
     head, tail = _ends(path)
     if head.startswith(signatures.ZIP) and _holds_arrays(path):
         from gpt2c.weights.checkpoint.npz import open_npz
@@ -229,7 +233,7 @@ def _mingpt_values(folder: Path) -> dict[str, Any] | None:
 
 
 def _files(folder: Path, globs: tuple[str, ...]) -> list[Path]:
-    """Return the files that match the globs, except files in which trainers save other data."""
+    """Return the files that match the globs, except trainers' files without weights."""
     found = {path for glob in globs for path in folder.glob(glob)}
     return sorted(path for path in found if not is_training_file(path.name))
 

@@ -1,4 +1,4 @@
-"""gpt2c's own checkpoints of quantised weights, stored as the engine has them in memory.
+"""Opens gpt2c's own checkpoints of quantised weights, stored as the engine has them in memory.
 
 ``gpt2c.safetensors``, beside a ``config.json``, holds vectors and wpe in float32 and each matrix as
 the bytes of its panels, uint8 [panels, groups, bytes of a block], all under GPT-2's names. Loading
@@ -114,7 +114,10 @@ class PackedTensor:
 
 
 def dequantised(panels: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """Dequantise panels [panels, groups, bytes] to float32 [groups * GROUP, panels * PANEL]."""
+    """Dequantise uint8 [panels, groups, bytes] to float32 [groups * GROUP, panels * PANEL].
+
+    `dtype` is "int8" or "int4".
+    """
     n_panels, n_groups, _ = panels.shape
     split = VALUE_BYTES[dtype]
     stored, words = panels[..., :split], panels[..., split:].view("<u2").astype(np.uint32)

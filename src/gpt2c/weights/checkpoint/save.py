@@ -17,7 +17,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError, MissingDependencyError
 from gpt2c.formats.tensors import PackedSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
-from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED, WEIGHTS, weights_of
+from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED_WEIGHTS, WEIGHTS, weight_files_in
 from gpt2c.weights.checkpoint.shared.shards import lies_inside
 
 GENERATION_CONFIG: Final = "generation_config.json"
@@ -30,7 +30,8 @@ def save_checkpoint(
     """Write config.json, generation_config.json and the weights; save_more writes other files.
 
     The weights are written to model.safetensors in float32 or, if the checkpoint is quantised, to
-    gpt2c.safetensors without conversion. save_more receives the temporary folder to write into.
+    gpt2c.safetensors without conversion. generation_config.json is copied from the checkpoint's
+    folder, if there is one. save_more is called with the temporary folder to write into.
 
     A new folder appears after all its files are written. In an existing folder, each file is
     replaced atomically; other files stay. The weights are in memory twice while they are written.
@@ -89,7 +90,7 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
                 source.read_panels(0, packed[name])
             else:
                 packed[name] = source.read(0, source.shape[0])
-        return QUANTIZED, packed, metadata(checkpoint.quantized_dtype)
+        return QUANTIZED_WEIGHTS, packed, metadata(checkpoint.quantized_dtype)
     tensors = {
         name if name.startswith("lm_head.") else f"transformer.{name}": tensor
         for name, tensor in checkpoint.read_all().items()
@@ -99,8 +100,8 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
 
 def _check_not_shadowed(folder: Path, name: str) -> None:
     """Raise CheckpointError if the folder has weights that would be loaded instead of `name`."""
-    present = weights_of(folder)
-    if name == QUANTIZED and present and present[0] != name:
+    present = weight_files_in(folder)
+    if name == QUANTIZED_WEIGHTS and present and present[0] != name:
         raise CheckpointError(
             f"{folder}: holds {present[0]}, which would be loaded instead of {name}; choose "
             "another folder"
@@ -117,7 +118,7 @@ def copy_companion_file(file: Path, to: Path) -> None:
         return
     if not lies_inside(file):
         raise CheckpointError(
-            f"{file}: is a link to another place, expected a file in the same folder"
+            f"{file}: is a link to another folder, expected a file in the same folder"
         )
     if file.stat().st_size > MAX_COPIED_BYTES:
         raise CheckpointError(

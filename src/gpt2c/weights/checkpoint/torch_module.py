@@ -1,4 +1,4 @@
-"""Checkpoints over models that transformers has loaded, read from the parameters in memory."""
+"""Checkpoints over models that transformers has loaded: reads the parameters in memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def from_module(module: Any) -> Checkpoint:
     """Return a checkpoint over the parameters of a transformers GPT2LMHeadModel.
 
     The head is tied if it is the same parameter as the embedding, whatever the configuration says.
-    The checkpoint has no EOS token, because transformers has it as an option of generate.
+    The checkpoint has no EOS token, because in transformers EOS is an option of ``generate``.
 
     Raises ConfigError for a model that gpt2c does not support; CheckpointError for parameters that
     are not GPT-2's (such as an adapter's), not floats, or not loaded.

@@ -16,7 +16,7 @@ from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.shared.names import count_blocks
 
-HPARAMS: Final = "hparams.json"
+HPARAMS_FILE: Final = "hparams.json"
 _MAX_FILE: Final = 1 << 20  # bytes
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def given_hparams(value: object) -> dict[str, Any]:
     if str(value) not in _SIZES:
         raise OptionError(
             f"hparams is {show(str(value))}, and there is no such file; it must be a dict, the "
-            f"path of an {HPARAMS}, or one of {', '.join(_SIZES)}"
+            f"path of an {HPARAMS_FILE}, or one of {', '.join(_SIZES)}"
         )
     return {"n_vocab": GPT2_VOCABULARY, "n_ctx": 1024, **_SIZES[str(value)]}
 
@@ -65,7 +65,7 @@ def read_hparams(folder: Path) -> dict[str, Any]:
     Raises CheckpointNotFoundError if there is no such file, CheckpointError if the file is not a
     JSON object.
     """
-    return read_json_object(folder / HPARAMS, limit=_MAX_FILE, error=CheckpointError)
+    return read_json_object(folder / HPARAMS_FILE, limit=_MAX_FILE, error=CheckpointError)
 
 
 def config_of_hparams(

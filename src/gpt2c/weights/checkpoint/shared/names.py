@@ -1,4 +1,4 @@
-"""Maps stored tensor names to GPT-2's, and recognises the tensors of other models.
+"""Maps the names of stored tensors to GPT-2's, and recognises tensors of other models.
 
 GPT-2's names are "wte.weight", "wpe.weight", "h.0.ln_1.weight", ..., "ln_f.bias" and
 "lm_head.weight". Wrappers such as DataParallel put prefixes before them; a name without prefixes is
@@ -86,21 +86,21 @@ def gpt2_names(stored: Iterable[str], where: str) -> dict[str, str]:
     that look like another model's are kept, so that later checks refuse them.
     """
     bare = {name: bare_name(name) for name in stored}
-    bodies = {_prefix(name, bare[name]) for name in bare if is_body_name(bare[name])}
-    others = [
+    body_prefixes = {_prefix(name, bare[name]) for name in bare if is_body_name(bare[name])}
+    ignored = [
         name
         for name, short in bare.items()
         if not is_gpt2_name(short)
         and not _OTHER_MODEL.search(short)
-        and not any(body and name.startswith(body) for body in bodies)
+        and not any(body and name.startswith(body) for body in body_prefixes)
     ]
-    if others and bodies:
+    if ignored and body_prefixes:
         _log.warning(
             "%s: tensors that the GPT-2 language model does not have are left out: %s",
             where,
-            show_list(sorted(others)),
+            show_list(sorted(ignored)),
         )
-        for name in others:
+        for name in ignored:
             del bare[name]
     return bare
 

@@ -71,7 +71,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         raise CheckpointError(f"{index}: the path of {show(name)} cannot be resolved") from None
     if not is_inside:
         raise CheckpointError(
-            f"{index}: {show(name)} is a link to another place, expected a file in the same folder"
+            f"{index}: {show(name)} is a link to another folder, expected a file in the same folder"
         )
     return path
 

@@ -81,7 +81,7 @@ def find_state(file: TorchFile) -> SavedState:
     seen = {id(top)}
     modules: list[str] = []
     for _ in range(_MAX_LEVELS):
-        if found := [nested for nested in level if _has_weights(nested.dicts[-1])]:
+        if found := [nested for nested in level if _has_gpt2_weights(nested.dicts[-1])]:
             return _checked(file, _chosen(file, found))
         below = []
         for nested in level:
@@ -102,7 +102,7 @@ def find_state(file: TorchFile) -> SavedState:
     raise _nothing_found(file)
 
 
-def _has_weights(values: Mapping[Any, Any]) -> bool:
+def _has_gpt2_weights(values: Mapping[Any, Any]) -> bool:
     return any(
         isinstance(key, str)
         and isinstance(value, StoredTensor | Record)
@@ -152,6 +152,7 @@ def _is_needed(name: str) -> bool:
 
 
 def _nothing_found(file: TorchFile) -> CheckpointError:
+    """Return the error for a file without a GPT-2's state dict; it says what the file holds."""
     if (what := training_state(file.value, file.path.name)) is not None:
         return CheckpointError(
             f"{file.path}: found {what}, expected the weights of a model, which are in another "

@@ -1,4 +1,4 @@
-"""Tensor sources that transpose, rename or cut other sources, and sources of zeros."""
+"""Tensor sources made from others: transposed, renamed or cut; and sources of zeros."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpt2c.forks import ProcessLock
 from gpt2c.formats.tensors import TensorSource, check_rows
 
 
-class Whole:
-    """A TensorSource for data that are compressed or transposed in the file.
+class WholeReadSource:
+    """A TensorSource that reads its whole tensor at once.
 
-    Such data cannot be read by rows, so the first read makes the whole array. The array is freed
-    after all rows were read.
+    It serves data that are compressed or transposed in the file, and so cannot be read by rows. The
+    first read makes the array, which is freed after all rows were read.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class Whole:
         self._make = make
         self._array: NDArray[np.float32] | None = None
         self._n_read = 0
-        self._mutex = ProcessLock(Lock)
+        self._read_lock = ProcessLock(Lock)
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
-        with self._mutex.lock:
+        with self._read_lock.lock:
             array = self._array
             if array is None:
                 array = self._array = self._make()
@@ -49,11 +49,16 @@ def transposed(source: TensorSource) -> TensorSource:
     if len(source.shape) != 2:
         return source
     shape = source.shape[::-1]
-    return Whole(source.name, shape, source.dtype, lambda: source.read(0, source.shape[0]).T)
+    return WholeReadSource(
+        source.name, shape, source.dtype, lambda: source.read(0, source.shape[0]).T
+    )
 
 
 def from_linear(source: TensorSource) -> TensorSource:
-    """Return a block's matrix of nn.Linear, [out, in], as [in, out], any other source unchanged."""
+    """Return a block's matrix [out, in], as nn.Linear stores it, as [in, out].
+
+    Any other source is returned unchanged.
+    """
     return transposed(source) if source.name.startswith("h.") else source
 
 
@@ -93,7 +98,7 @@ def with_embedding(sources: Mapping[str, TensorSource]) -> dict[str, TensorSourc
 
 @dataclass(frozen=True, eq=False)
 class FirstRows:
-    """A TensorSource over the first n_rows rows of another."""
+    """A TensorSource over the first n_rows rows of another source."""
 
     source: TensorSource
     n_rows: int
