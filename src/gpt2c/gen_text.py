@@ -11,8 +11,8 @@ from gpt2c.errors import OptionTypeError
 from gpt2c.model import GPT2
 
 
-class Encoder(Protocol):
-    """A tokenizer as gen_text needs it, for example picoGPT's encoder or gpt2c's Tokenizer."""
+class EncoderLike(Protocol):
+    """What gen_text needs of a tokenizer, such as picoGPT's encoder or gpt2c's Tokenizer."""
 
     def encode(self, text: str, /) -> list[int]: ...  # noqa: D102
 
@@ -24,14 +24,14 @@ def _embedded_model() -> GPT2:
     return GPT2.from_pretrained()
 
 
-Parts: TypeAlias = tuple[Encoder, Mapping[str, Any], Mapping[str, Any]]
+PicoTriple: TypeAlias = tuple[EncoderLike, Mapping[str, Any], Mapping[str, Any]]
 
 
 def gen_text(
     prompt: str,
     n_tokens_to_generate: int = 40,
     *,
-    model: GPT2 | str | os.PathLike[str] | Parts | None = None,
+    model: GPT2 | str | os.PathLike[str] | PicoTriple | None = None,
 ) -> str:
     """Continue prompt greedily; return only the new text.
 

@@ -94,10 +94,11 @@ class GPT2(Closable):
     ) -> None:
         """Read the checkpoint's weights. Most callers use :meth:`from_pretrained` instead.
 
-        If the tokenizer is None, the model uses GPT-2's own tokenizer.
+        If the tokenizer is None, the model uses GPT-2's own tokenizer. :meth:`from_pretrained`
+        describes the other options and the errors.
         """
         n_threads, _ = choose_threads(threads)
-        n_kept = integer("prefix_cache_bytes", prefix_cache_bytes, 0, INT64_MAX)
+        max_prefix_bytes = integer("prefix_cache_bytes", prefix_cache_bytes, 0, INT64_MAX)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
         tokenizer_folder = self._folder if checkpoint.vocabulary is None else None
         config, raw_config = with_special_ids(checkpoint.config, tokenizer_folder, tokenizer)
@@ -115,7 +116,7 @@ class GPT2(Closable):
         finally:
             if bar is not None:
                 bar.close()
-        self._prefixes = PrefixCache(self._engine, n_kept)
+        self._prefixes = PrefixCache(self._engine, max_prefix_bytes)
         self._dispatcher = Dispatcher()
 
     @classmethod
@@ -139,7 +140,7 @@ class GPT2(Closable):
         """Load a model from disk or from Hugging Face's hub, or the embedded model.
 
         path
-            A checkpoint on disk, in any format of docs/checkpoints.md; the content decides which.
+            A checkpoint on disk, in any format of docs/checkpoints.md; its content decides which.
             It may be a folder in Hugging Face's format (``config.json`` with ``model.safetensors``
             or ``pytorch_model.bin``, whole or in shards), OpenAI's original files, or a file of
             nanoGPT, minGPT, llm.c, GGUF or NumPy. A path that does not exist is a name on the
@@ -301,15 +302,15 @@ class GPT2(Closable):
         min_new_tokens
             The number of new tokens that must come before an EOS token or one of stop_token_ids.
         stop_strings, stop_token_ids
-            Strings and token ids that end a text, besides the EOS tokens. The result leaves
-            out the string or token that ended it.
+            Strings and token ids that end a text, besides the EOS tokens. The result leaves out
+            the string or token that ended it.
         max_time
             A time limit in seconds, counted from the call, at which all texts end. Texts that have
             not begun by then are empty.
         callback
-            A function that is called after each token, as callback(index of the prompt, its new ids
-            so far). A truthy result ends the text. With num_return_sequences, the index is
-            the same for all texts of a prompt.
+            A function that is called after each token, as callback(index, ids), with the index of
+            the prompt and the new ids so far. A truthy result ends the text. With
+            num_return_sequences, the index is the same for all texts of a prompt.
         overflow
             What happens when the context is full. "stop", the default, ends the text. "slide"
             continues with the last half of the context as a new prompt, which takes the time to
@@ -345,10 +346,10 @@ class GPT2(Closable):
             The names of the stages, in the order in which they run, including every stage used
             (default gpt2c.SAMPLER_ORDER).
         logits_processor
-            A function that returns the logits to use, called before all other options as
-            logits_processor(ids of the prompt and the new tokens, float32 [n_vocab]). With
-            num_beams it gets log-probabilities. Without num_beams it turns batching off, which is
-            slower.
+            A function that is called before all other options, as logits_processor(ids, logits),
+            with the ids of the prompt and the new tokens, and float32 [n_vocab]. It returns the
+            logits to use. With num_beams it gets log-probabilities. Without num_beams it turns
+            batching off, which is slower.
         seed
             An int from 0 to 2**64 - 1, or a list with one for each prompt. The prompt, the options
             and the seed determine the text, whichever other prompts run with it. By default each
@@ -387,19 +388,20 @@ class GPT2(Closable):
         Speed:
 
         draft, num_assistant_tokens
-            Speculative decoding (docs/drafts.md): "auto" (the default), "packing" (a 4-bit copy of
-            the model), "lookup" (prompt lookup) or a smaller GPT2 drafts tokens, and the model
-            verifies several in one pass. The text and the
-            bits of its log-probabilities stay the same. None turns drafting off.
-            num_assistant_tokens, from 1 to 24, fixes the number of tokens to draft at a time.
+            Speculative decoding (docs/drafts.md): tokens are drafted, and the model verifies
+            several in one pass. The text and the bits of its log-probabilities stay the same.
+            draft names what drafts: "packing" (a 4-bit copy of the model), "lookup" (prompt
+            lookup), a smaller GPT2, or "auto" (the default), which uses the first two when they
+            save time. None turns drafting off. num_assistant_tokens, from 1 to 24, fixes the number
+            of tokens to draft at a time.
         batch_size
             The max number of sequences, or beam searches, that run together: 1 to 256 (default 32).
         progress
             Show a bar of finished texts (needs the package tqdm).
 
         Raises OptionError or OptionTypeError naming the option, its value and its range;
-        ContextError; TokenizerError; NumericalError if the weights give a NaN logit; and
-        CacheMemoryError.
+        ContextError; TokenizerError; NumericalError if the weights give a NaN logit;
+        CacheMemoryError; and ClosedError.
         """
         checked = self._options(options, CompleteOptions, "complete")
         if is_lazy(prompts):
@@ -520,7 +522,7 @@ class GPT2(Closable):
             A number n from 0 to 128. Return the n most likely ids at each token's position too.
 
         Raises OptionError, OptionTypeError or TokenizerError; NumericalError if the weights give a
-        NaN logit; and CacheMemoryError.
+        NaN logit; CacheMemoryError; and ClosedError.
         """
         n_positions = self.config.n_positions
         special = flag("special_tokens", special_tokens)
@@ -585,7 +587,8 @@ class GPT2(Closable):
     def logits(self, ids: Prompt) -> NDArray[np.float32]:
         """Return float32 [n_tokens, n_vocab]: the logits after each token of ids, or of a text.
 
-        Raises ContextError if there are more tokens than positions.
+        Raises ContextError if there are more tokens than positions; OptionError, OptionTypeError or
+        TokenizerError for wrong ids or texts; CacheMemoryError; and ClosedError.
         """
         checked = self._encoder.encode(ids, "logits")
         if len(checked) > self.config.n_positions:
@@ -641,7 +644,7 @@ class GPT2(Closable):
         return forward(self._engine, self.config, checked, capture, edit, positions)
 
     def session(self) -> Session:
-        """Return an empty session: a sequence that the caller feeds step by step."""
+        """Return an empty session, which the caller feeds step by step. Raises ClosedError."""
         return Session(self._engine)
 
     @property
@@ -669,7 +672,9 @@ class GPT2(Closable):
         appears atomically, once all files are written. In an existing folder, each file is replaced
         atomically, and files with other names stay, such as those of another tokenizer.
 
-        Raises CheckpointError if the folder or a file cannot be written.
+        Raises CheckpointError if a file cannot be written or copied; TokenizerError if the
+        tokenizer was made in memory; OptionTypeError; ClosedError; and MissingDependencyError
+        without the package safetensors.
         """
         if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
             raise OptionTypeError(f"folder is {show(folder)}; it must be a str or a Path")
@@ -687,7 +692,7 @@ class GPT2(Closable):
         It is float32, in GPT-2's shape: c_attn, c_proj and c_fc are [in, out]. Quantised weights
         are dequantised. "lm_head.weight" is "wte.weight" if the two are tied.
 
-        Raises OptionError for a name that this model does not have.
+        Raises OptionError for a name that this model does not have, and ClosedError.
         """
         return read_tensor(self._engine, self.config, name)
 
@@ -746,7 +751,7 @@ class GPT2(Closable):
         )
 
     def __repr__(self) -> str:
-        """The model's shape and what runs it."""
+        """Return the model's shape, dtype and backend."""
         c = self.config
         return (
             f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "

@@ -66,9 +66,9 @@ def generate(
     Unlike picoGPT, this shows no progress bar and uses a KV cache. params and n_head are those of
     :func:`gpt2`.
 
-    Raises what gpt2 raises, and then leaves inputs unchanged: ContextError, before any work, if
-    the tokens do not fit in the context; OptionError if inputs are empty; NumericalError if a
-    logit is not a number.
+    Raises the errors of gpt2; ContextError, before any work, also if the new tokens do not fit in
+    the context; OptionError also if inputs are empty; NumericalError if a logit is not a number.
+    An error leaves inputs unchanged.
     """
     n_new = integer("n_tokens_to_generate", n_tokens_to_generate, 0, INT32_MAX)
     with GPT2.from_picogpt({"n_head": n_head}, params) as model:
@@ -85,7 +85,7 @@ def generate(
 
 
 def _check_room(model: GPT2, n_given: int, n_new: int) -> None:
-    """Raise ContextError if ids do not fit; the last new token needs no position."""
+    """Raise ContextError if the ids exceed the context. The last new id needs no position."""
     n_positions = model.config.n_positions
     if n_given + max(n_new - 1, 0) > n_positions:
         new = f" and {n_new} to generate" if n_new else ""
@@ -140,7 +140,7 @@ def load_encoder_hparams_and_params(
 
 
 def _check_expressible(config: GPT2Config, path: Path) -> None:
-    """Raise ConfigError for a configuration that picoGPT's format has no field for."""
+    """Raise ConfigError for a configuration that picoGPT's format cannot express."""
     plain = GPT2Config()
     names = [
         "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx",

@@ -25,10 +25,10 @@ class Session:
         """Make an empty session."""
         self._engine = engine
         self._sequence: EngineSequence = engine.sequence()
-        # The ids that were fed. Only the first `self._sequence.length` count: after an error or
-        # Ctrl-C the list may have further ids, which are not in the cache.
+        # The ids that were fed, but only the first `self._sequence.length` of them: after an error
+        # or Ctrl-C the list may have more ids, which are not in the cache.
         self._fed: list[int] = []
-        self._calls = ProcessLock(RLock)  # held during a call
+        self._call_lock = ProcessLock(RLock)  # held during a call
 
     @property
     def ids(self) -> list[int]:
@@ -46,8 +46,9 @@ class Session:
         ids[i]. Feeding ids in parts or one by one gives the same bits. An error leaves the session
         unchanged.
 
-        Raises OptionError if ids is empty or an id is not in the vocabulary, OptionTypeError if an
-        id is not an integer, ContextError if fewer than n positions are left, and ClosedError.
+        Raises OptionError if an id is not in the vocabulary, or if ids is empty and all is False;
+        OptionTypeError if an id is not an integer; ContextError if fewer than n positions are left;
+        CacheMemoryError; and ClosedError.
         """
         self._engine.check_open()
         all = flag("all", all)
@@ -57,7 +58,7 @@ class Session:
         n, n_positions = len(checked), self._engine.n_positions
         if n == 0 and not all:
             raise OptionError("feed: ids is empty; expected at least one id, or all=True")
-        with self._calls.lock:
+        with self._call_lock.lock:
             length = self._sequence.length
             if length + n > n_positions:
                 raise ContextError(
@@ -73,20 +74,21 @@ class Session:
     def rollback(self, n: int) -> None:
         """Remove the last n tokens; the next tokens fed take their place.
 
-        Raises OptionError if fewer than n tokens were fed, and OptionTypeError.
+        Raises OptionError if fewer than n tokens were fed, and OptionTypeError if n is not an
+        integer.
         """
-        with self._calls.lock:
+        with self._call_lock.lock:
             length = self._sequence.length
             self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
         """Return a session with the same tokens. The two share cache pages until one writes."""
-        with self._calls.lock:
+        with self._call_lock.lock:
             other = object.__new__(Session)
             other._engine = self._engine
             other._sequence = self._sequence.copy()
             other._fed = self.ids
-            other._calls = ProcessLock(RLock)
+            other._call_lock = ProcessLock(RLock)
             return other
 
     def __copy__(self) -> Session:

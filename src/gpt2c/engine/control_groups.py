@@ -10,19 +10,22 @@ from pathlib import Path
 
 
 def folders_v2(root: Path) -> list[Path]:
-    """Return the folders of this process's group of version 2 and of the groups around it."""
+    """Return the folders of this process's group of version 2 and of its parent groups."""
     return [root / "sys/fs/cgroup" / group for group in _groups(root, "")]
 
 
 def folders_v1(root: Path, controller: str) -> list[Path]:
-    """Return the same for version 1; the controller is "cpu" or "memory"."""
+    """Return the folders of this process's group of version 1 and of its parent groups.
+
+    The controller is "cpu" or "memory".
+    """
     mounts = ("cpu", "cpu,cpuacct") if controller == "cpu" else (controller,)
     groups = _groups(root, controller)
     return [root / "sys/fs/cgroup" / mount / group for mount in mounts for group in groups]
 
 
-def read(file: Path) -> str:
-    """Return the text of one of the system's files; "" if it cannot be read."""
+def read_text(file: Path) -> str:
+    """Return the text of a system file, without white space at its ends; "" if it is unreadable."""
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeError):
@@ -30,8 +33,11 @@ def read(file: Path) -> str:
 
 
 def _groups(root: Path, controller: str) -> list[str]:
-    """Return this process's control group and its parents; the controller "" selects version 2."""
-    for line in read(root / "proc/self/cgroup").splitlines():
+    """Return the paths of this process's control group and its parents, innermost first.
+
+    The controller "" selects version 2.
+    """
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controller in controllers.split(","):

@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 
 from gpt2c.checks.options import INT64_MAX, integer
-from gpt2c.engine.control_groups import folders_v1, folders_v2, read
+from gpt2c.engine.control_groups import folders_v1, folders_v2, read_text
 from gpt2c.engine.protocol import PAGE_POSITIONS, EngineModel
 
 
 def choose_cache_limit(requested: int | None, model: EngineModel, root: Path = Path("/")) -> int:
     """Return the bytes that the KV cache of a model may take; 0 means no limit.
 
-    The limit is `requested`, at least one page; or else half of the memory that this process may
-    use, but at least one full context; or else, if the system does not say how much that is, none.
-    Raises OptionError or OptionTypeError.
+    The limit is `requested`; or else half of the memory that this process may use, but at least one
+    full context; or else, if the system does not say how much memory that is, no limit. Raises
+    OptionTypeError if `requested` is not an integer, and OptionError if it is less than one page.
     """
     if requested is not None:
         return integer("kv_cache_bytes", requested, max(model.page_bytes, 1), INT64_MAX)
@@ -27,7 +27,7 @@ def choose_cache_limit(requested: int | None, model: EngineModel, root: Path = P
 def usable_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes of memory that this process may use; None if the system does not say.
 
-    They are the min of the machine's memory and the limits of the control group and its parents.
+    This is the min of the machine's memory and the limits of the control group and its parents.
     """
     limits = _group_limits(root)
     if (physical := _physical_memory()) is not None:
@@ -36,7 +36,7 @@ def usable_memory(root: Path = Path("/")) -> int | None:
 
 
 def cache_full(what: str, limit: int) -> str:
-    """Return the message of a CacheMemoryError: `what` would exceed the limit."""
+    """Return the message of the CacheMemoryError for `what`, which would exceed the limit."""
     return (
         f"the KV cache's limit of {limit} bytes leaves no room for {what}; run fewer or shorter "
         "texts at a time, drop sessions that you no longer need, or load the model with a larger "
@@ -45,13 +45,13 @@ def cache_full(what: str, limit: int) -> str:
 
 
 def _group_limits(root: Path) -> list[int]:
-    """Read the limits of the control groups: bytes, or "max" for none.
+    """Return the limits of the control groups, in bytes.
 
-    Version 1 writes a number beyond any machine's memory for none.
+    For no limit, version 2 writes "max", and version 1 a number beyond any machine's memory.
     """
     files = [folder / "memory.max" for folder in folders_v2(root)]
     files += [folder / "memory.limit_in_bytes" for folder in folders_v1(root, "memory")]
-    return [int(limit) for limit in map(read, files) if limit.isdigit()]
+    return [int(limit) for limit in map(read_text, files) if limit.isdigit()]
 
 
 def _physical_memory() -> int | None:

@@ -53,7 +53,7 @@ class Model:
     """See EngineModel. The weights are NumPy arrays.
 
     The weights live as long as something refers to them: the model until `close`, a hold, or a
-    running call. So no lock is needed that an interrupt could leave locked.
+    running call. References replace a lock, which an interrupt could leave locked.
     """
 
     isa = "numpy"
@@ -69,19 +69,19 @@ class Model:
         self.token_bytes = 2 * config.n_layer * config.n_embd * np.dtype(dtype).itemsize
         self.cache_limit = 0
         self.reclaim: Callable[[], bool] | None = None
-        # By their ids. A WeakSet could not be listed while another thread adds a sequence.
+        # By id(sequence). A WeakSet could not be listed while another thread adds a sequence.
         self.sequences: weakref.WeakValueDictionary[int, Sequence] = weakref.WeakValueDictionary()
         weights = _Weights(
             {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
         )
-        self._own: _Weights | None = weights
-        self._living = weakref.ref(weights)
-        self._threads = local()  # .held: a weak reference to the thread's outermost hold
+        self._model_hold: _Weights | None = weights
+        self._weights_reference = weakref.ref(weights)
+        self._threads = local()  # .hold: a weak reference to the thread's outermost hold
 
     @property
     def weights(self) -> _Weights:
         """The weights. Raises ClosedError if the model is closed and nothing holds it."""
-        weights = self._living()
+        weights = self._weights_reference()
         if weights is None:
             raise ClosedError("the model was closed")
         return weights
@@ -100,44 +100,47 @@ class Model:
     @property
     def n_bytes(self) -> int:
         """See EngineModel.n_bytes."""
-        weights = self._living()
+        weights = self._weights_reference()
         return sum(weight.nbytes for weight in weights.values()) if weights is not None else 0
 
     @property
     def draft_bytes(self) -> int:
-        """0: NumPy makes no drafts."""
+        """0, because this engine does not draft."""
         return 0
 
     @property
     def page_bytes(self) -> int:
         """See EngineModel.page_bytes."""
-        return 0 if self._living() is None else PAGE_POSITIONS * self.token_bytes
+        return 0 if self._weights_reference() is None else PAGE_POSITIONS * self.token_bytes
 
     @property
     def cache_bytes(self) -> int:
         """See EngineModel.cache_bytes."""
-        return 0 if self._living() is None else self.cache_bytes_without(None)
+        return 0 if self._weights_reference() is None else self.cache_bytes_without(None)
 
     def cache_bytes_without(self, left_out: Sequence | None) -> int:
-        """Return the bytes of the keys and values of all sequences, except one."""
+        """Return the bytes of the keys and values of all sequences except `left_out`.
+
+        Arrays that several sequences share count once.
+        """
         sizes: dict[int, int] = {}
         for reference in self.sequences.valuerefs():
             sequence = reference()
             if sequence is not None and sequence is not left_out and sequence.length:
-                key = sequence.array_id()
+                key = sequence.key_array_id()
                 sizes[key] = max(sizes.get(key, 0), sequence.length)
         return sum(sizes.values()) * self.token_bytes
 
     def packed(self, name: str) -> NDArray[np.uint8]:
-        """Raise OptionError: NumPy packs nothing."""
+        """Raise OptionError, because this engine does not pack weights."""
         raise OptionError(f"{name}: the engine does not pack this tensor")
 
     def stream_rate(self) -> float:
-        """Return NaN: only the compiled engine measures the machine's limits."""
+        """Return NaN, because only the compiled engine measures the machine's limits."""
         return math.nan
 
     def multiply_add_rate(self) -> float:
-        """Return NaN."""
+        """Return NaN, as stream_rate does."""
         return math.nan
 
     def sequence(self) -> Sequence:
@@ -282,34 +285,34 @@ class Model:
                 raise CacheMemoryError(f"not enough memory for {n} tokens ({error})") from None
         return logits[logit_rows].astype(np.float32)
 
-    def held(self) -> _Held:
+    def held(self) -> _Hold:
         """See EngineModel.held."""
         outer = self._outer_hold()
-        weights = self._own if outer is None else outer.weights
+        weights = self._model_hold if outer is None else outer.weights
         if weights is None:
             raise ClosedError("the model was closed")
-        hold = _Held(weights)
+        hold = _Hold(weights)
         if outer is None:
-            self._threads.held = weakref.ref(hold)
+            self._threads.hold = weakref.ref(hold)
         return hold
 
-    def _outer_hold(self) -> _Held | None:
+    def _outer_hold(self) -> _Hold | None:
         """Return the hold of this thread's outermost `held` block, or None."""
-        reference = getattr(self._threads, "held", None)
+        reference = getattr(self._threads, "hold", None)
         hold = reference() if reference is not None else None
         return None if hold is None or hold.weights is None else hold
 
     def close(self) -> None:
         """See EngineModel.close."""
-        self._own = None
+        self._model_hold = None
 
     def check_open(self) -> None:
         """See EngineModel.check_open."""
-        if self._own is None:
+        if self._model_hold is None:
             raise ClosedError("the model was closed")
 
 
-class _Held:
+class _Hold:
     """A context manager that keeps the weights alive, by a reference, until the block ends."""
 
     def __init__(self, weights: _Weights) -> None:
@@ -344,8 +347,11 @@ class Sequence:
         self.past: Past = []
         model.sequences[id(self)] = self
 
-    def array_id(self) -> int:
-        """Return a number of the arrays, which copies share until one of them is fed."""
+    def key_array_id(self) -> int:
+        """Return a number that sequences share if they share arrays; 0 for an empty sequence.
+
+        Copies share arrays until one of them is fed.
+        """
         if not self.past:
             return 0
         keys = self.past[0][0]
@@ -421,7 +427,7 @@ class Job:
         self.cancelled = False
         self.failure: Exception | None = None  # of the last step that a waiter ran
         self._prompt = ids.tolist()
-        self._next = ids[sequence.length :]
+        self._unfed = ids[sequence.length :]
         self._sampler = sampler
         self._stop_ids = stop_ids
         self._max_new_tokens = max_new_tokens
@@ -442,8 +448,8 @@ class Job:
     def prefill(self, n: int) -> None:
         """See EngineJob.prefill."""
         if (n_new := n - self.sequence.length) > 0:
-            self.sequence.feed(self._next[:n_new], 0)
-            self._next = self._next[n_new:]
+            self.sequence.feed(self._unfed[:n_new], 0)
+            self._unfed = self._unfed[n_new:]
 
     def raise_failure(self) -> None:
         """See EngineJob.raise_failure."""
@@ -481,7 +487,7 @@ class Job:
 
     def next_logits(self) -> NDArray[np.float32]:
         """See EngineJob.next_logits."""
-        logits: NDArray[np.float32] = self.sequence.feed(self._next, 1)[0]
+        logits: NDArray[np.float32] = self.sequence.feed(self._unfed, 1)[0]
         return logits
 
     def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None:
@@ -496,7 +502,7 @@ class Job:
         if self._n_top is not None:
             self._scores.append(token_scores(raw_logits[None], np.array([token]), self._n_top))
         self._ids.append(token)
-        self._next = np.array([token], dtype=np.int32)
+        self._unfed = np.array([token], dtype=np.int32)
         if len(self._ids) == self._max_new_tokens:
             self.finish_reason = "length"
         elif self.sequence.length == self._n_positions:
@@ -504,14 +510,14 @@ class Job:
 
 
 class Waiter:
-    """See EngineWaiter. The thread that waits runs the steps, one job after another."""
+    """See EngineWaiter. The thread in `wait` runs the steps, one job after another."""
 
     def __init__(self, model: Model) -> None:
         """Make a waiter without jobs."""
         self._model = model
         self._jobs: list[Job] = []
-        self._changes = Condition()  # of the list of jobs; never held during a step
-        self._stepping = Lock()  # held during a step
+        self._jobs_changed = Condition()  # notified when _jobs changes; never held during a step
+        self._step_lock = Lock()  # held during a step
         self._is_woken = False
         self._process = os.getpid()
 
@@ -520,35 +526,37 @@ class Waiter:
         self._check_process()
         self._model.check_open()
         if not isinstance(job, Job) or job.finish_reason is not None or job in self._jobs:
-            raise OptionError("add takes a job of the NumPy engine that has not finished or joined")
-        with self._changes:
+            raise OptionError(
+                "add takes a job of the NumPy engine that has not finished and is not added already"
+            )
+        with self._jobs_changed:
             self._jobs.append(job)
-            self._changes.notify_all()
+            self._jobs_changed.notify_all()
 
     def remove(self, job: EngineJob) -> None:
         """See EngineWaiter.remove."""
         self._check_process()
-        with self._changes:
+        with self._jobs_changed:
             self._jobs = [each for each in self._jobs if each is not job]
-        with self._stepping:  # the job may be in a step
+        with self._step_lock:  # wait for the end of a step, which may be this job's
             pass
 
     def wait(self, seconds: float) -> list[EngineJob]:
         """See EngineWaiter.wait."""
         self._check_process()
-        rested: list[EngineJob] = []
-        with self._changes:
-            self._changes.wait_for(lambda: self._jobs or self._is_woken, seconds)
+        stepped: list[EngineJob] = []
+        with self._jobs_changed:
+            self._jobs_changed.wait_for(lambda: self._jobs or self._is_woken, seconds)
             self._is_woken = False
             n_jobs = len(self._jobs)
         for _ in range(n_jobs):
-            with self._stepping:
-                with self._changes:
+            with self._step_lock:
+                with self._jobs_changed:
                     job = self._jobs.pop(0) if self._jobs else None
                 if job is not None:
                     self._step(job)
-                    rested.append(job)
-        return rested
+                    stepped.append(job)
+        return stepped
 
     def _step(self, job: Job) -> None:
         try:
@@ -561,9 +569,9 @@ class Waiter:
     def wake(self) -> None:
         """See EngineWaiter.wake."""
         self._check_process()
-        with self._changes:
+        with self._jobs_changed:
             self._is_woken = True
-            self._changes.notify_all()
+            self._jobs_changed.notify_all()
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

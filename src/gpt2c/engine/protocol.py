@@ -26,6 +26,7 @@ NO_IDS: Final[NDArray[np.int32]] = np.empty(0, dtype=np.int32)
 _NO_VALUES: Final[NDArray[np.float32]] = np.empty(0, dtype=np.float32)
 
 # The score of a token, and one of the likeliest ids at its position; gpt2c.h has the same structs.
+# log_prob and entropy are in nats; the most likely id has rank 1.
 SCORE_TYPE: Final = np.dtype(
     [("log_prob", np.float32), ("entropy", np.float32), ("rank", np.int32)]
 )
@@ -51,7 +52,10 @@ OnActivation: TypeAlias = Callable[[str, int, NDArray[Any]], None]
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One sampler stage, which changes the logits. gpt2c.h says what its numbers mean."""
+    """One sampler stage, which changes the logits.
+
+    GPT2C_PENALTIES and GPT2C_FILTERS in gpt2c.h say which fields a stage uses, and for what.
+    """
 
     name: str
     value: float = 0.0
@@ -69,7 +73,7 @@ class DraftSettings:
     lookup: bool = False  # copy the tokens that followed an earlier occurrence of the last tokens
     packing: bool = False  # use the model's own weights in 4 bits
     model: EngineModel | None = None  # use a draft model, which has the same vocabulary
-    n_tokens: int = 0  # tokens drafted at a time; 0: as many as are expected to save time
+    n_tokens: int = 0  # tokens drafted at a time; 0: as many as should save time
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ class Plan:
         return self._change_min(lambda count: max(count - n_new, 0))
 
     def with_min_new_tokens(self, n_new: int) -> Plan:
-        """Return the plan with n_new as the count of its min_new_tokens stage, if it has one."""
+        """Return the plan with the count n_new in its min_new_tokens stage, if it has one."""
         return self._change_min(lambda _: n_new)
 
     def with_allowed_ids(self, mask: AllowedIds) -> Plan:
@@ -94,8 +98,8 @@ class Plan:
         OptionTypeError or OptionError for another dtype or shape. An engine raises OptionError if
         the mask has the wrong length for its vocabulary, or allows none of the vocabulary's ids.
         """
-        # The mask comes first, also with a sampler_order that begins with filters: they must see
-        # only allowed ids. A ban never depends on where among the penalties it is.
+        # The mask comes first, whatever the sampler_order, so that filters see only allowed ids.
+        # Among the penalties its position does not matter: a banned id stays banned.
         masked = Stage(ALLOWED_IDS, ids=_packed(mask))
         return Plan((masked, *(s for s in self.stages if s.name != ALLOWED_IDS)), self.draws)
 
@@ -210,7 +214,7 @@ class EngineJob(Protocol):
         """Make a `run` of this job in another thread return soon; the job cannot run again."""
 
     def set_allowed_ids(self, mask: AllowedIds) -> None:
-        """Restrict the next tokens to these ids, instead of those of an earlier mask.
+        """Restrict the next tokens to these ids, in place of an earlier mask.
 
         See Plan.with_allowed_ids. Call it between two calls of `run`. The compiled engine raises
         OptionError if another thread is running the job, which then keeps its mask.
@@ -220,9 +224,9 @@ class EngineJob(Protocol):
         """
 
     def prefill(self, n: int) -> None:
-        """Feed the prompt's first n ids, without the ids that were fed before.
+        """Feed the first n ids of the prompt, except those that were fed before.
 
-        n must be less than the prompt's length.
+        n must be less than the prompt's length. Raises CacheMemoryError or ClosedError.
         """
 
     def raise_failure(self) -> None:
@@ -238,10 +242,16 @@ class EngineJob(Protocol):
         """Return the scores of the new tokens. Raises OptionError for a job without n_top."""
 
     def next_logits(self) -> NDArray[np.float32]:
-        """Feed the rest of the prompt, or the last token; return the next token's logits."""
+        """Feed the rest of the prompt, or the last token.
+
+        Returns the next token's logits, float32 [n_vocab]. Raises CacheMemoryError or ClosedError.
+        """
 
     def advance(self, logits: NDArray[np.float32], raw_logits: NDArray[np.float32]) -> None:
-        """Choose the next token from logits [n_vocab]; score it from the model's raw logits."""
+        """Choose the next token from `logits`, and score it from the model's `raw_logits`.
+
+        Both are float32 [n_vocab].
+        """
 
 
 class EngineWaiter(Protocol):
@@ -265,8 +275,8 @@ class EngineWaiter(Protocol):
     def wait(self, seconds: float) -> list[EngineJob]:
         """Wait for at most `seconds`; return the jobs that have run a step.
 
-        They have a new token, have finished, failed (`raise_failure`) or were cancelled. Returns an
-        empty list after `wake`, or if the time is over.
+        These jobs have a new token, have finished, have failed (see `raise_failure`) or were
+        cancelled. Returns an empty list after `wake`, or when the time is over.
         """
 
     def wake(self) -> None:
@@ -314,9 +324,9 @@ class EngineModel(Protocol):
 
     @property
     def cache_bytes(self) -> int:
-        """The bytes of the KV cache that sequences use; what several share counts once.
+        """The bytes of the KV cache that sequences use; a page that several share counts once.
 
-        A forked child may leave out what its parent fed. 0 after `close`.
+        In a forked child, the sequences of the parent may be left out. 0 after `close`.
         """
 
     @property
@@ -330,7 +340,7 @@ class EngineModel(Protocol):
     @cache_limit.setter
     def cache_limit(self, n_bytes: int) -> None: ...
 
-    # Frees some memory of the KV cache that nothing needs, and returns whether it did.
+    # A callback that frees some unneeded memory of the KV cache, and returns whether it did.
     reclaim: Callable[[], bool] | None
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
@@ -346,10 +356,10 @@ class EngineModel(Protocol):
         """
 
     def stream_rate(self) -> float:
-        """Measure the bytes per second at which this model's threads read its weights."""
+        """Measure how fast this model's threads read its weights, in bytes per second."""
 
     def multiply_add_rate(self) -> float:
-        """Measure the float operations per second of this model's threads (an FMA is two)."""
+        """Measure the float operations per second of this model's threads; an FMA counts as two."""
 
     def sequence(self) -> EngineSequence:
         """Return an empty sequence."""
@@ -369,15 +379,16 @@ class EngineModel(Protocol):
         """Return a job that continues ids int32 [n].
 
         The job takes over `sequence`, which already holds some of the first ids, but not all.
-        With n_top, each new token gets a score and n_top alternatives. Raises OptionError for
-        invalid arguments.
+        `seed` and `sample` are the key of the noise with which a plan draws. With n_top, each new
+        token gets a score and n_top alternatives. Raises OptionError for invalid arguments.
         """
 
     def run(self, jobs: list[EngineJob], max_steps: int) -> None:
         """Advance the jobs together for up to max_steps steps.
 
         Jobs of other threads' calls share the steps. With drafts, a step can add several tokens to
-        a job. Returns early when a job finishes or is cancelled.
+        a job. Returns early when a job finishes or is cancelled. Raises CacheMemoryError,
+        ClosedError, or OptionError for a job that cannot run.
         """
 
     def waiter(self) -> EngineWaiter:
@@ -392,8 +403,8 @@ class EngineModel(Protocol):
     ) -> Scores:
         """Feed each sequence its ids, and score its targets, the tokens after its last ids.
 
-        ids are int32 [n] and targets int32 [m], m <= n: target j follows id n - m + j. Returns the
-        scores of all targets in order.
+        A sequence's ids are int32 [n], and its targets int32 [m], m <= n: target j follows id
+        n - m + j. Returns the scores of all targets in order, each with n_top alternatives.
         """
 
     def top_log_probs(
@@ -422,9 +433,10 @@ class EngineModel(Protocol):
         seed: int = 0,
         sample: int = 0,
     ) -> NDArray[np.float32]:
-        """Apply the plan's stages to logits [n_vocab]; return them, -infinity for removed ids.
+        """Apply the plan's stages to logits, float32 [n_vocab]; return the new logits.
 
-        ids and new_ids, int32, are the prompt and the new tokens so far.
+        Removed ids have -infinity. ids and new_ids, int32, are the prompt and the new tokens so
+        far. `seed` and `sample` are the key of the noise of stages that draw, such as xtc.
         """
 
     def forward(

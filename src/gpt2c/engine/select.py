@@ -42,8 +42,8 @@ def _new_model(
     choice("backend", backend, BACKENDS)
     choice("dtype", dtype, DTYPES)
     if backend == "auto":
-        named = os.environ.get("GPT2C_BACKEND") or "auto"
-        backend = choice("GPT2C_BACKEND", named, BACKENDS)
+        from_environment = os.environ.get("GPT2C_BACKEND") or "auto"
+        backend = choice("GPT2C_BACKEND", from_environment, BACKENDS)
     may_dequantise = dtype == "auto"
     if may_dequantise:
         dtype = quantized_dtype or "float32"
@@ -54,20 +54,21 @@ def _new_model(
     if dtype in QUANTIZED and backend == "numpy":
         raise OptionError(f"dtype is {dtype!r}, which only the compiled engine supports")
     if dtype != "float64" and backend != "numpy":
-        engine = compiled_engine(
+        make_model = compiled_model_maker(
             required=backend == "c" or (dtype in QUANTIZED and not may_dequantise)
         )
-        if engine is not None:
-            return engine(config, n_threads, dtype)
+        if make_model is not None:
+            return make_model(config, n_threads, dtype)
     from gpt2c.engine import numpy_engine  # lazily: a tenth of gpt2c's import time
 
     return numpy_engine.Model(config, "float32" if dtype in QUANTIZED else dtype)
 
 
-def compiled_engine(required: bool) -> Callable[[GPT2Config, int, str], EngineModel] | None:
+def compiled_model_maker(required: bool) -> Callable[[GPT2Config, int, str], EngineModel] | None:
     """Return a function that makes models on the compiled engine.
 
-    If the engine cannot run, raise BackendError if it is required, or else warn and return None.
+    Its arguments are the configuration, the number of threads and the dtype. If the engine cannot
+    run, raise BackendError if it is required, or else warn and return None.
     """
     try:
         isa = choose_isa()

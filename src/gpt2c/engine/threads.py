@@ -1,4 +1,4 @@
-"""The number of threads to use: what this process may use, not what the machine has."""
+"""Choose the number of threads from the CPUs that this process may use, not all CPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from gpt2c.checks.options import integer
 from gpt2c.checks.untrusted import show
-from gpt2c.engine.control_groups import folders_v1, folders_v2, read
+from gpt2c.engine.control_groups import folders_v1, folders_v2, read_text
 from gpt2c.errors import OptionError
 
 MAX_THREADS: Final = 256
@@ -67,7 +67,7 @@ def _physical_cores(cpus: set[int], root: Path) -> int | None:
     cores = set()
     for cpu in cpus:
         file = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        siblings = read(file)
+        siblings = read_text(file)
         if not siblings:
             return None
         cores.add(siblings)
@@ -84,7 +84,7 @@ def _quotas_v2(root: Path) -> list[float]:
     """Read cpu.max: "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
     quotas = []
     for folder in folders_v2(root):
-        quota, _, period = read(folder / "cpu.max").partition(" ")
+        quota, _, period = read_text(folder / "cpu.max").partition(" ")
         quotas += _ratio(quota, period)
     return quotas
 
@@ -93,8 +93,8 @@ def _quotas_v1(root: Path) -> list[float]:
     """Read cpu.cfs_quota_us, which is -1 without a quota, and cpu.cfs_period_us."""
     quotas = []
     for folder in folders_v1(root, "cpu"):
-        quota = read(folder / "cpu.cfs_quota_us")
-        quotas += _ratio(quota, read(folder / "cpu.cfs_period_us"))
+        quota = read_text(folder / "cpu.cfs_quota_us")
+        quotas += _ratio(quota, read_text(folder / "cpu.cfs_period_us"))
     return quotas
 
 

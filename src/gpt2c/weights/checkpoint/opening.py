@@ -117,7 +117,7 @@ def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
 
 
 def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
-    """Open a file of any kind, which its first and last bytes tell."""
+    """Open a file of any kind; its first and last bytes select the loader."""
     head, tail = _ends(path)
     if head.startswith(signatures.ZIP) and _holds_arrays(path):
         from gpt2c.weights.checkpoint.npz import open_npz

@@ -1,4 +1,4 @@
-"""Checkpoints over models that transformers has loaded: reads the parameters in memory."""
+"""Checkpoints over the parameters of a model that transformers has loaded."""
 
 from __future__ import annotations
 
