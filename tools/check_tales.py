@@ -1,9 +1,8 @@
-"""Checks samples of the model "tales": real words, nothing copied, little repetition.
+"""Checks that samples of the model "tales" have real words, few copies and little repetition.
 
     python tools/check_tales.py --corpus childrens-prose.txt --model src/gpt2c/models/tales
 
-This draws fifty samples with gpt2c and prints the measures. `measure` takes samples from any
-source.
+This draws fifty samples with gpt2c and prints the measures. train_tales.py calls `measure` too.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TOP_K = 40
 MIN_KNOWN_WORDS = 0.97
 MAX_COPY = 25  # words
 MIN_DISTINCT = 0.90
-ANCHOR = 8  # words; a shorter run does not count as a copy
+MIN_COPY = 8  # words; a shorter run that both texts have is no copy
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,19 @@ def measure(samples: Iterable[str], training_texts: Iterable[str]) -> Measures:
 def longest_copy(samples: list[list[str]], trained: list[list[str]]) -> int:
     """Return the length of the longest run of words that a sample shares with a training text.
 
-    An index holds the places of the samples' runs of `ANCHOR` words in the training texts. Each
-    match is extended to its full length. Runs of fewer than `ANCHOR` words count as 0.
+    An index holds the places of the samples' runs of `MIN_COPY` words in the training texts. Each
+    match is then extended to its full length. The result is 0 if no run has `MIN_COPY` words.
     """
-    wanted = {tuple(s[i : i + ANCHOR]) for s in samples for i in range(len(s) - ANCHOR + 1)}
+    wanted = {tuple(s[i : i + MIN_COPY]) for s in samples for i in range(len(s) - MIN_COPY + 1)}
     places: dict[tuple[str, ...], list[tuple[list[str], int]]] = {}
     for words in trained:
-        for i in range(len(words) - ANCHOR + 1):
-            if (run := tuple(words[i : i + ANCHOR])) in wanted:
+        for i in range(len(words) - MIN_COPY + 1):
+            if (run := tuple(words[i : i + MIN_COPY])) in wanted:
                 places.setdefault(run, []).append((words, i))
     longest = 0
     for sample in samples:
-        for i in range(len(sample) - ANCHOR + 1):
-            for words, start in places.get(tuple(sample[i : i + ANCHOR]), []):
+        for i in range(len(sample) - MIN_COPY + 1):
+            for words, start in places.get(tuple(sample[i : i + MIN_COPY]), []):
                 longest = max(longest, shared_run(sample, i, words, start))
     return longest
 
@@ -104,7 +103,7 @@ def draw_samples(model_dir: Path) -> list[str]:
 
 
 def main() -> None:
-    """Draw the samples, print the measures, and fail if one exceeds its limit."""
+    """Draw the samples, print the measures, and fail if one is outside its limit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=Path("src/gpt2c/models/tales"))
@@ -113,7 +112,7 @@ def main() -> None:
     measures = measure(draw_samples(arguments.model), training_texts)
     print(json.dumps(asdict(measures), indent=2))
     if not measures.passed:
-        raise SystemExit(f"a measure exceeds its limit: {measures}")
+        raise SystemExit(f"a measure is outside its limit: {measures}")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from transformers import GPT2LMHeadModel
 
 import gpt2c
 
-MIN_POSITIONS = 1000  # compare at least this many
+MIN_POSITIONS = 1000  # positions to compare, at least
 
 
 def token_windows(model: gpt2c.GPT2, text: Path | None) -> list[list[int]]:
-    """Return full windows of the text's tokens, or of random ones without a text."""
+    """Return windows of n_positions tokens of the text, or random ones without a text."""
     length = model.config.n_positions
     n_windows = -(-MIN_POSITIONS // length)
     if text is None:
@@ -35,6 +35,7 @@ def token_windows(model: gpt2c.GPT2, text: Path | None) -> list[list[int]]:
 
 @torch.no_grad()
 def logits_of(model: GPT2LMHeadModel, windows: list[list[int]]) -> np.ndarray:
+    """Return the logits of all windows together, [n, n_vocab]."""
     return np.concatenate([model(torch.tensor([w])).logits[0].numpy() for w in windows])
 
 
@@ -67,13 +68,14 @@ def main() -> None:
     ]  # fmt: skip
     equal = [ours.generate(p, max_new_tokens=n_new) for p in prompts] == greedy
 
-    single = logits_of(theirs, windows)
-    mine = np.concatenate([ours.logits(window) for window in windows])
-    double = logits_of(theirs.double(), windows)
+    torch_float32 = logits_of(theirs, windows)
+    ours_float32 = np.concatenate([ours.logits(window) for window in windows])
+    torch_float64 = logits_of(theirs.double(), windows)
     print(f"gpt2c {gpt2c.__version__} ({ours.backend}), transformers {transformers.__version__}, "
-          f"torch {torch.__version__}; {len(mine)} positions")  # fmt: skip
-    print(f"largest logit difference {np.abs(mine - single).max():.2e} (RMS {rms(double):.2f})")
-    error, torch_error = rms(mine - double), rms(single - double)
+          f"torch {torch.__version__}; {len(ours_float32)} positions")  # fmt: skip
+    largest = np.abs(ours_float32 - torch_float32).max()
+    print(f"largest logit difference {largest:.2e} (RMS of the logits {rms(torch_float64):.2f})")
+    error, torch_error = rms(ours_float32 - torch_float64), rms(torch_float32 - torch_float64)
     print(f"RMS error against float64: gpt2c {error:.3e}, torch {torch_error:.3e}, "
           f"ratio {error / torch_error:.2f}")  # fmt: skip
     print(f"{n_new} greedy ids after {len(prompts)} prompts equal: {equal}")

@@ -1,4 +1,4 @@
-"""What the fixture makers share: folders, encoded logits, and names."""
+"""Helpers of the scripts that make fixtures: folders, encoded logits, and names."""
 
 from __future__ import annotations
 

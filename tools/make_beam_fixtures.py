@@ -5,9 +5,9 @@ Needs torch and transformers; run from the repository's root:
     python tools/make_beam_fixtures.py
 
 Records transformers' own beam search on the checkpoints in tests/fixtures/transformers: the new
-ids with the EOS token, sequences_scores, best first, and the number of steps. Groups of beams left
-transformers' core after 4.56.2: a transformers that has them makes their fixture, and a later one
-makes the fixture of plain beam search.
+ids with the EOS token, sequences_scores, best first, and the number of steps. Transformers has
+groups of beams up to version 4.56.2. With such a version, this script makes the fixture of groups;
+with a later one, that of plain beam search.
 """
 
 from __future__ import annotations
@@ -84,14 +84,18 @@ GROUPS: list[dict[str, Any]] = [
 
 
 def until_end(ids: list[int], eos: list[int]) -> list[int]:
-    """Remove the padding after an EOS token (for groups, beam_indices do not give lengths)."""
+    """Return the ids up to the first EOS token, which padding follows.
+
+    The lengths cannot come from beam_indices, which lack them for groups.
+    """
     ends = [i + 1 for i, id in enumerate(ids) if id in eos]
     return ids[: ends[0]] if ends else ids
 
 
-def searched(
+def search_case(
     model: GPT2LMHeadModel, ids: list[int], eos: list[int], pad: int | None, options: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return one case of the fixture: a prompt, its options, and transformers' results."""
     out = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
         do_sample=False, return_dict_in_generate=True, output_scores=True,
@@ -105,6 +109,7 @@ def searched(
 
 
 def cases_of(model: GPT2LMHeadModel, seed: int) -> list[dict[str, Any]]:
+    """Return the cases of one model: every set of options with no, one and several EOS tokens."""
     rng = np.random.default_rng(seed)
     n_vocab, n_positions = model.config.vocab_size, model.config.n_positions
     cases = []
@@ -113,13 +118,13 @@ def cases_of(model: GPT2LMHeadModel, seed: int) -> list[dict[str, Any]]:
         ids = rng.integers(0, n_vocab, n_prompt).tolist()
         options = {"max_new_tokens": min(14, n_positions - n_prompt), **options}
         # EOS tokens are ids that the model generates here, so that beams end at different lengths.
-        free = searched(model, ids, [], None, {"num_beams": 4, "num_return_sequences": 4,
+        free = search_case(model, ids, [], None, {"num_beams": 4, "num_return_sequences": 4,
                                                "max_new_tokens": 10})  # fmt: skip
-        liked = list(dict.fromkeys(row[i] for i in (3, 5, 8) for row in free["new"]))
-        for eos in ([], liked[:1], liked[:3]):
-            cases.append(searched(model, ids, eos, None, options))
+        generated = list(dict.fromkeys(row[i] for i in (3, 5, 8) for row in free["new"]))
+        for eos in ([], generated[:1], generated[:3]):
+            cases.append(search_case(model, ids, eos, None, options))
         if HAS_GROUPS:  # a finished group counts as if it chose padding
-            cases.append(searched(model, ids, liked[1:3], int(free["new"][1][1]), options))
+            cases.append(search_case(model, ids, generated[1:3], int(free["new"][1][1]), options))
     return cases
 
 

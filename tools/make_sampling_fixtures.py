@@ -4,10 +4,11 @@ Needs torch and transformers; run from the repository's root:
 
     python tools/make_sampling_fixtures.py
 
-The first holds logits, the ids before them, options, and the logits after transformers' own chain
-of processors, built by generate's own code. The second holds log-probabilities of ragged
-batches, left- and right-padded with an attention mask, computed by transformers in float64 for the
-checkpoints in tests/fixtures/transformers.
+The first holds logits, the ids before them, options, and the logits that transformers' processors
+return for them, in the chain that generate itself builds. The second holds log-probabilities of
+texts of different lengths, computed by transformers in float64 for the checkpoints in
+tests/fixtures/transformers. Each is computed in a batch padded on the left and in one padded on the
+right, with an attention mask.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ CASES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def processed(model: GPT2LMHeadModel, options: dict[str, Any], ids: list[int], logits: Any) -> Any:
+def processed_logits(
+    model: GPT2LMHeadModel, options: dict[str, Any], ids: list[int], logits: Any
+) -> Any:
+    """Return logits [n_vocab] after transformers' processors; the prompt is ids[:-3]."""
     config = transformers.GenerationConfig(
         do_sample=True, top_k=options.get("top_k", 0), eos_token_id=EOS, pad_token_id=EOS,
         **{k: v for k, v in transformers_options(options).items() if k != "top_k"},
@@ -81,7 +85,7 @@ def sampling_fixture() -> dict[str, Any]:
     for options in CASES:
         for ids in ([1, 2, 3, 5, 6, 1, 2, 5], [4, 4, 4, 9, 4, 4]):
             logits = (3 * rng.standard_normal(N_VOCAB)).astype(np.float32)
-            result = processed(model, options, ids, logits)
+            result = processed_logits(model, options, ids, logits)
             cases.append(
                 {"options": options, "ids": ids, "logits": encoded(logits),
                  "processed": encoded(result)}
@@ -95,7 +99,10 @@ def sampling_fixture() -> dict[str, Any]:
 
 
 def log_probabilities(model: GPT2LMHeadModel, texts: list[list[int]], left: bool) -> list[Any]:
-    """Return log p(ids[i] | ids[:i]) for i >= 1, with all texts in one padded batch."""
+    """Return log p(ids[i] | ids[:i]) for i >= 1 of each text, in one batch padded on a side.
+
+    The side is the left if `left`, else the right.
+    """
     longest = max(map(len, texts))
     ids = torch.zeros((len(texts), longest), dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -2,9 +2,9 @@
 
 Usage: make_special_token_fixtures.py OUT
 Needs transformers (5.24.0 made the stored file) and tokenizers. Every case is a folder with a
-vocabulary of single bytes; if it has a tokenizer.json, that holds the same vocabulary. The file
-records the ids of texts, the ids with special tokens split into characters (as in a scored text),
-the ids without added special tokens, and the ids of BOS and EOS.
+vocabulary of single bytes; if it has a tokenizer.json, that holds the same vocabulary. For each
+case, the file records the ids of texts, their ids with special tokens split into characters (as in
+a scored text), their ids without BOS and EOS, and the ids of BOS and EOS.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VOCAB = {token: id for id, token in enumerate([*byte_alphabet(), END])}
 
 
 def added(*tokens: tuple[str, bool]) -> dict[str, Any]:
-    """Return an added_tokens_decoder with <|endoftext|> and the given (token, is special)."""
+    """Return an added_tokens_decoder with <|endoftext|> and the given pairs (token, is_special)."""
     all_tokens = [(END, True), *tokens]
     return {
         str(256 + n): {"content": text, "special": special, "normalized": not special}
@@ -39,7 +39,7 @@ def added(*tokens: tuple[str, bool]) -> dict[str, Any]:
 
 
 def tokenizer_json(processor: Any, *special: str) -> dict[str, Any]:
-    """Return the same vocabulary as a tokenizer.json."""
+    """Return a tokenizer.json with the same vocabulary, this post-processor and special tokens."""
     vocab = {token: id for token, id in VOCAB.items() if token != END}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,6 +52,7 @@ def tokenizer_json(processor: Any, *special: str) -> dict[str, Any]:
 
 
 def template(single: str) -> Any:
+    """Return a post-processor that puts BOS and EOS around texts, as `single` says."""
     return processors.TemplateProcessing(
         single=single,
         pair="$A $B",
@@ -59,12 +60,12 @@ def template(single: str) -> Any:
     )
 
 
-NAMED = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
-OBJECTS = {
+BOS_EOS_NAMES = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
+BOS_EOS_OBJECTS = {
     name: {"__type": "AddedToken", "content": token, "special": True}
-    for name, token in NAMED.items()
+    for name, token in BOS_EOS_NAMES.items()
 }
-OWN = {"<|bos|>": 257, "<|eos|>": 258}
+BOS_EOS_IDS = {"<|bos|>": 257, "<|eos|>": 258}
 BOS_EOS = ("<|bos|>", "<|eos|>")
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -76,14 +77,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "named, not marked": {
         "tokenizer_config": {
-            **NAMED,
+            **BOS_EOS_NAMES,
             "added_tokens_decoder": added(("<|bos|>", False), ("<|eos|>", False), ("new9", False)),
         }
     },
     "added_tokens": {"added_tokens": {"new9": 257, "<s>": 258}},
     "added_tokens, named": {
-        "added_tokens": {**OWN, "new9": 259, "<pad>": 260},
-        "special_tokens_map": {**NAMED, "pad_token": "<pad>"},
+        "added_tokens": {**BOS_EOS_IDS, "new9": 259, "<pad>": 260},
+        "special_tokens_map": {**BOS_EOS_NAMES, "pad_token": "<pad>"},
     },
     "additional_special_tokens": {
         "added_tokens": {"<s>": 257, "new9": 258},
@@ -106,22 +107,22 @@ CASES: dict[str, dict[str, Any]] = {
     "add_bos_token false": {"tokenizer_config": {"add_bos_token": False}},
     "add_eos_token": {"tokenizer_config": {"add_eos_token": True}},
     "both": {
-        "tokenizer_config": {**OBJECTS, "add_bos_token": True, "add_eos_token": True},
-        "added_tokens": OWN,
+        "tokenizer_config": {**BOS_EOS_OBJECTS, "add_bos_token": True, "add_eos_token": True},
+        "added_tokens": BOS_EOS_IDS,
     },
     "template": {
-        "added_tokens": OWN,
-        "tokenizer_config": NAMED,
+        "added_tokens": BOS_EOS_IDS,
+        "tokenizer_config": BOS_EOS_NAMES,
         "tokenizer": tokenizer_json(template("<|bos|> $A <|eos|>"), *BOS_EOS),
     },
     "template against add_bos_token": {
-        "added_tokens": OWN,
-        "tokenizer_config": {**NAMED, "add_bos_token": True},
+        "added_tokens": BOS_EOS_IDS,
+        "tokenizer_config": {**BOS_EOS_NAMES, "add_bos_token": True},
         "tokenizer": tokenizer_json(template("$A <|eos|>"), *BOS_EOS),
     },
     "template in a sequence": {
-        "added_tokens": OWN,
-        "tokenizer_config": NAMED,
+        "added_tokens": BOS_EOS_IDS,
+        "tokenizer_config": BOS_EOS_NAMES,
         "tokenizer": tokenizer_json(
             processors.Sequence(
                 [processors.ByteLevel(trim_offsets=False), template("<|bos|> <|bos|> $A")]
@@ -130,20 +131,20 @@ CASES: dict[str, dict[str, Any]] = {
         ),
     },
     "roberta": {
-        "added_tokens": OWN,
-        "tokenizer_config": NAMED,
+        "added_tokens": BOS_EOS_IDS,
+        "tokenizer_config": BOS_EOS_NAMES,
         "tokenizer": tokenizer_json(
             processors.RobertaProcessing(("<|eos|>", 258), ("<|bos|>", 257)), *BOS_EOS
         ),
     },
     "no template": {
-        "added_tokens": OWN,
-        "tokenizer_config": {**NAMED, "add_bos_token": True},
+        "added_tokens": BOS_EOS_IDS,
+        "tokenizer_config": {**BOS_EOS_NAMES, "add_bos_token": True},
         "tokenizer": tokenizer_json(None, *BOS_EOS),
     },
     "byte level": {
-        "added_tokens": OWN,
-        "tokenizer_config": {**NAMED, "add_bos_token": True, "add_eos_token": True},
+        "added_tokens": BOS_EOS_IDS,
+        "tokenizer_config": {**BOS_EOS_NAMES, "add_bos_token": True, "add_eos_token": True},
         "tokenizer": tokenizer_json(processors.ByteLevel(trim_offsets=True), *BOS_EOS),
     },
 }

@@ -1,4 +1,4 @@
-"""Makes tests/fixtures/formats/{nanogpt,...,llmc_*,gguf}: files in other tools' formats.
+"""Makes tests/fixtures/formats/{nanogpt*,build_nanogpt,mingpt,llmc_*,gguf}: other tools' files.
 
 Needs torch, gguf and llama-cpp-python; run from the repository's root:
 
@@ -29,11 +29,12 @@ from nanogpt_model import GPT, GPTConfig
 
 OUT = FIXTURES / "formats"
 GGUF_VERSION = importlib.metadata.version("gguf")
-SAMPLES = 24  # elements of each matrix
+SAMPLES = 24  # recorded elements of each matrix
 
 
 @torch.no_grad()
 def write_logits(folder: Path, model: GPT) -> None:
+    """Write expected.json with the model's logits for a full context."""
     ids = [(5 * i + 3) % model.config.vocab_size for i in range(model.config.block_size)]
     versions = {"torch": torch.__version__, "gguf": GGUF_VERSION}
     write_expected(folder, versions, ids, model(torch.tensor([ids]))[0])
@@ -42,7 +43,7 @@ def write_logits(folder: Path, model: GPT) -> None:
 # ---- nanoGPT's family ----
 
 
-def nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
+def write_nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
     """Save as train.py does, with the optimizer and the settings."""
     torch.manual_seed(1)
     config = GPTConfig()
@@ -64,7 +65,7 @@ def nanogpt(name: str, *, bias: bool, compiled: bool, mask: bool) -> None:
     write_logits(folder, model)
 
 
-def build_nanogpt() -> None:
+def write_build_nanogpt() -> None:
     """Save as train_gpt2.py does: the configuration is an object of the script's own class."""
     torch.manual_seed(2)
     config = GPTConfig(vocab_size=128)
@@ -77,7 +78,7 @@ def build_nanogpt() -> None:
     write_logits(folder, model)
 
 
-def mingpt() -> None:
+def write_mingpt() -> None:
     """Save as minGPT's projects do: the weights, and the settings from before the training."""
     torch.manual_seed(3)
     model = GPT(GPTConfig(n_head=3, n_embd=12, n_layer=3), exact_gelu=False, tied=False, mask=True)
@@ -98,7 +99,8 @@ def mingpt() -> None:
 # ---- llm.c ----
 
 
-def llmc(name: str, version: int, dtype: torch.dtype) -> None:
+def write_llmc(name: str, version: int, dtype: torch.dtype) -> None:
+    """Save as llm.c's train_gpt2.py does, with the rows of wte padded to 128."""
     torch.manual_seed(4)
     config = GPTConfig(vocab_size=100)
     model = GPT(config, exact_gelu=False)
@@ -137,6 +139,7 @@ def vocabulary() -> tuple[list[str], list[str]]:
 
 
 def write_gguf(path: Path, model: GPT, inner: int) -> None:
+    """Write a float32 GGUF file; `inner` is the width of the MLP."""
     tokens, merges = vocabulary()
     kinds = [gguf.TokenType.NORMAL] * 259 + [gguf.TokenType.CONTROL] + [gguf.TokenType.UNUSED] * 2
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -167,6 +170,7 @@ def write_gguf(path: Path, model: GPT, inner: int) -> None:
 
 
 def quantize(source: Path, to: Path, file_type: int, embedding: int | None = None) -> None:
+    """Convert a GGUF file with llama.cpp; `embedding` is the type of the token embedding."""
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype, options.pure, options.allow_requantize, options.nthread = (
         file_type,
@@ -195,7 +199,8 @@ def sample_of(path: Path) -> dict[str, list[float]]:
         return sample
 
 
-def gguf_files() -> None:
+def write_gguf_files() -> None:
+    """Write a float32 file, llama.cpp's quantised files, and samples of their matrices."""
     folder = new_folder(OUT / "gguf")
     torch.manual_seed(5)
     small = GPT(GPTConfig(vocab_size=262, n_embd=32, n_head=4), exact_gelu=False)
@@ -231,13 +236,13 @@ def gguf_files() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    nanogpt("nanogpt", bias=True, compiled=False, mask=True)
-    nanogpt("nanogpt_no_bias", bias=False, compiled=True, mask=False)
-    build_nanogpt()
-    mingpt()
-    llmc("llmc_float32", 3, torch.float32)
-    llmc("llmc_bfloat16", 5, torch.bfloat16)
-    gguf_files()
+    write_nanogpt("nanogpt", bias=True, compiled=False, mask=True)
+    write_nanogpt("nanogpt_no_bias", bias=False, compiled=True, mask=False)
+    write_build_nanogpt()
+    write_mingpt()
+    write_llmc("llmc_float32", 3, torch.float32)
+    write_llmc("llmc_bfloat16", 5, torch.bfloat16)
+    write_gguf_files()
 
 
 if __name__ == "__main__":

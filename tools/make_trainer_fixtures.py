@@ -69,7 +69,7 @@ class Texts(torch.utils.data.Dataset):
 # ---- heads ----
 
 
-def heads() -> None:
+def save_other_heads() -> None:
     """Save models with other heads, which transformers loads as language models."""
     for name in ("DoubleHeadsModel", "ForSequenceClassification", "ForTokenClassification",
                  "ForQuestionAnswering", "Model"):  # fmt: skip
@@ -80,7 +80,7 @@ def heads() -> None:
         write_expected(folder, VERSIONS, IDS, logits_of(loaded))
 
 
-def save_model() -> None:
+def save_tied_model() -> None:
     """Save a tied model with safetensors' save_model, which stores tied weights under one name."""
     model, folder = language_model(), new_folder(OUT / "save_model")
     safetensors.torch.save_model(model, str(folder / "model.safetensors"))
@@ -91,7 +91,7 @@ def save_model() -> None:
 # ---- trainers ----
 
 
-def trainer() -> None:
+def save_trainer_checkpoint() -> None:
     """Save a checkpoint of transformers' Trainer, without the weights."""
     with tempfile.TemporaryDirectory() as work:
         arguments = transformers.TrainingArguments(
@@ -121,7 +121,7 @@ class Lightning(pytorch_lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def lightning() -> None:
+def save_lightning_checkpoint() -> None:
     folder = new_folder(OUT / "lightning")
     trained = Lightning(lr=1e-3, config=CONFIG)
     with tempfile.TemporaryDirectory() as work:
@@ -135,7 +135,7 @@ def lightning() -> None:
     write_expected(folder, VERSIONS, IDS, logits_of(trained.model))
 
 
-def adapter() -> None:
+def save_adapter() -> None:
     folder = new_folder(OUT / "adapter")
     model = language_model()
     model.name_or_path = "openai-community/gpt2"
@@ -146,7 +146,7 @@ def adapter() -> None:
     (folder / "README.md").unlink()
 
 
-def extras() -> None:
+def save_with_extras() -> None:
     """Save in both formats of torch.save, with objects that people save beside the weights."""
     model = language_model()
     wrapped = nn.DataParallel(torch.compile(model))
@@ -176,7 +176,7 @@ def extras() -> None:
         write_expected(folder, VERSIONS, IDS, logits_of(model))
 
 
-def whole_modules() -> None:
+def save_whole_modules() -> None:
     folder = new_folder(OUT / "whole")
     module = nn.Linear(2, 2)
     torch.save(module, folder / "archive.pt")
@@ -191,7 +191,7 @@ def whole_modules() -> None:
 # ---- nanoGPT ----
 
 
-def nanogpt_old() -> None:
+def save_old_nanogpt() -> None:
     """Save as nanoGPT did before it had `bias`: with the tanh form of GELU, without vocab_size."""
     torch.manual_seed(6)
     config = GPTConfig(vocab_size=13)
@@ -208,14 +208,14 @@ def nanogpt_old() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    heads()
-    save_model()
-    trainer()
-    lightning()
-    adapter()
-    extras()
-    whole_modules()
-    nanogpt_old()
+    save_other_heads()
+    save_tied_model()
+    save_trainer_checkpoint()
+    save_lightning_checkpoint()
+    save_adapter()
+    save_with_extras()
+    save_whole_modules()
+    save_old_nanogpt()
 
 
 if __name__ == "__main__":

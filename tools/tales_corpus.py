@@ -17,9 +17,9 @@ from pathlib import Path
 
 CORPUS_SHA256 = "63bb20a3ae5d6e5f6f3c7421cba8f3c0f3f0eda775541c418d348a2244dce748"
 
-# Each book: (title, author or editor, first line, last line) of its stories in the file, counted
-# from 1. Lines between books are left out: title pages, dedications, prefaces, contents, lists of
-# illustrations, notes and references, transcribers' notes, advertisements.
+# Each book: (title, author or editor, first line, last line). The lines are those of its stories in
+# the file, counted from 1. Lines between books are left out: title pages, dedications, prefaces,
+# contents, lists of illustrations, notes and references, transcribers' notes, advertisements.
 BOOKS = [
     ("Alice's Adventures in Wonderland", "Lewis Carroll", 10, 3338),
     ("Andersen's Fairy Tales", "Hans Christian Andersen", 3371, 9149),
@@ -186,9 +186,9 @@ def split_tales(book: str, text: str, dropped: Counter[str]) -> list[Tale]:
     if book == GLOSSED_BOOK:
         text, glosses = GLOSS.subn("", text)
         dropped["an editor's explanations in brackets"] += glosses
-    found = blocks(text)
+    found = text_blocks(text)
     if book == PAGED_BOOK:
-        found = unpaged(found, dropped)
+        found = without_pages(found, dropped)
     tales = [Tale(book, "")]
     want_title = False
     for blank_lines, block in found:
@@ -203,7 +203,7 @@ def split_tales(book: str, text: str, dropped: Counter[str]) -> list[Tale]:
             continue
         want_title = False
         paragraph = unwrap(block)
-        if reason := clutter(paragraph):
+        if reason := reason_to_drop(paragraph):
             dropped[reason] += 1
         elif paragraph := FOOTNOTE_MARK.sub("", paragraph).strip(" |"):
             tales[-1].paragraphs.append(paragraph)
@@ -216,7 +216,7 @@ def split_tales(book: str, text: str, dropped: Counter[str]) -> list[Tale]:
     return whole
 
 
-def blocks(text: str) -> list[tuple[int, list[str]]]:
+def text_blocks(text: str) -> list[tuple[int, list[str]]]:
     """Split a text into runs of lines; return each with the number of blank lines before it."""
     found: list[tuple[int, list[str]]] = []
     blank, block = 4, []
@@ -232,7 +232,7 @@ def blocks(text: str) -> list[tuple[int, list[str]]]:
     return found
 
 
-def unpaged(
+def without_pages(
     found: list[tuple[int, list[str]]], dropped: Counter[str]
 ) -> list[tuple[int, list[str]]]:
     """Remove page numbers and captions; rejoin paragraphs that a page break cut."""
@@ -303,18 +303,18 @@ def unwrap(block: list[str]) -> str:
     verse = (
         len(lines) > 1
         and max(len(line) for line in lines) <= 56
-        and sum(starts_high(line) for line in lines) >= 0.8 * len(lines)
+        and sum(starts_with_capital(line) for line in lines) >= 0.8 * len(lines)
     )
     return ("\n" if verse else " ").join(lines)
 
 
-def starts_high(line: str) -> bool:
+def starts_with_capital(line: str) -> bool:
     """Whether a line starts with a capital, like lines of verse."""
     letters = line.lstrip("“‘\"'(*-—")
     return letters[:1].isupper()
 
 
-def clutter(paragraph: str) -> str:
+def reason_to_drop(paragraph: str) -> str:
     """Return why a paragraph is not part of the story, or an empty string if it is."""
     if not any(c.isalpha() for c in paragraph) or LONE_NUMBER.fullmatch(paragraph):
         return "rules and section numbers"

@@ -184,7 +184,10 @@ def encode(tales: list[tales_corpus.Tale], out: Path) -> Tensor:
 
 
 def draw_batch(ids: Tensor, step: int, recipe: Recipe) -> Tensor:
-    """Return windows at random places, which depend only on the seed and the step."""
+    """Return windows [batch, positions + 1] at random places.
+
+    The places depend only on the seed and the step.
+    """
     places = np.random.default_rng((recipe.seed, step)).integers(
         len(ids) - recipe.positions, size=recipe.batch
     )
@@ -193,9 +196,10 @@ def draw_batch(ids: Tensor, step: int, recipe: Recipe) -> Tensor:
 
 @torch.no_grad()
 def held_out_bits(model: nn.Module, ids: Tensor, recipe: Recipe, stride: int) -> float:
-    """Return the bits of a stream of tales, in full windows that score their last `stride` tokens.
+    """Return the bits of a stream of tales: the negative log2 of its probability.
 
-    End-of-text tokens are context only, because they have no bytes.
+    It is scored in full windows, each of which scores its last `stride` tokens. End-of-text tokens
+    are only context, because they have no bytes.
     """
     end = int(ids[0])
     size = recipe.positions
@@ -226,7 +230,10 @@ def pad(ids: Tensor, size: int, filler: int) -> Tensor:
 def bits_per_byte(
     model: nn.Module, held_out: dict[str, tuple[Tensor, int]], recipe: Recipe, stride: int
 ) -> dict[str, float]:
-    """Return the bits per byte of each held-out book, and of all together."""
+    """Return the bits per byte of each held-out book, and of all together under "all".
+
+    `held_out` maps each book to its stream of ids and its number of UTF-8 bytes.
+    """
     model.eval()
     bits = {book: held_out_bits(model, ids, recipe, stride) for book, (ids, _) in held_out.items()}
     model.train()
@@ -244,7 +251,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train in place from the last checkpoint in `work`, if any; return the curve.
 
-    The curve's held-out scores are approximate: windows without overlap, in bfloat16.
+    `held_out` is as in `bits_per_byte`. The curve has the step, the training loss and the held-out
+    scores of each evaluation. These scores are approximate: windows without overlap, in bfloat16.
     """
     device = ids.device
     optimizers = make_optimizers(model, recipe)

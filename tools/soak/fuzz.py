@@ -4,7 +4,7 @@
 
 Needs an environment with gpt2c and its extra "test". The last line shows the seed and the result.
 It exits with status 1 at the first input that raises an exception other than gpt2c's own, or takes
-more time or memory than tests/fuzzing.py allows. --keep saves that input in a folder.
+more time or memory than tests/fuzzing.py allows. --keep FOLDER saves that input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from fuzzing import KINDS, MAX_ADDRESSES, FindingError, run
 
 # Inputs per round. Each round has one kind of inputs and its own seed.
-ROUND = 5000
+ROUND_SIZE = 5000
 
 
 def main() -> int:
@@ -32,25 +32,27 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     begin = time.monotonic()
     counts: Counter[str] = Counter()
-    n_round = 0
+    n_rounds = 0
 
-    def is_done() -> bool:
+    def is_over() -> bool:
         if options.inputs is not None:
             return counts.total() >= options.inputs * len(kinds)
         return time.monotonic() - begin >= options.minutes * 60
 
     result = "nothing found"
-    while not is_done():
-        kind = kinds[n_round % len(kinds)]
-        n = ROUND if options.inputs is None else min(ROUND, left(options.inputs, n_round, kinds))
+    while not is_over():
+        kind = kinds[n_rounds % len(kinds)]
+        n = ROUND_SIZE
+        if options.inputs is not None:
+            n = min(ROUND_SIZE, n_left(options.inputs, n_rounds, kinds))
         # `fuzz.py KIND --seed ROUND_SEED --inputs N` repeats one round.
-        round_seed = seed + n_round
+        round_seed = seed + n_rounds
         try:
             counts += run(kind, round_seed, n, options.keep)
         except FindingError as finding:
             result = f"FOUND in {kind}, seed {round_seed}: {finding}"
             break
-        n_round += 1
+        n_rounds += 1
         print(f"{time.monotonic() - begin:8.0f} s  {counts.total():9} inputs", flush=True)
     for name, count in sorted(counts.items()):
         print(f"{count:9}  {name}")
@@ -64,20 +66,26 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"from {', '.join(KINDS)}")
-    parser.add_argument("--minutes", type=float, default=60, help="run time; default: 60")
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all"
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", default=60, help="run for M minutes; default: 60"
+    )
     parser.add_argument("--inputs", type=int, metavar="N", help="run N inputs of each kind instead")
     parser.add_argument("--seed", type=int, help="default: a random one")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to save a finding")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="where to save the input that fails"
+    )
     options = parser.parse_args()
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"unknown kind {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
     return options
 
 
-def left(inputs: int, n_round: int, kinds: list[str]) -> int:
-    """Return how many inputs of this round's kind are left."""
-    return max(inputs - ROUND * (n_round // len(kinds)), 0)
+def n_left(inputs: int, n_rounds: int, kinds: list[str]) -> int:
+    """Return the number of inputs that this round's kind has yet to run."""
+    return max(inputs - ROUND_SIZE * (n_rounds // len(kinds)), 0)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
 Usage: python tools/soak/interrupts.py [--seconds 3600] [--seed 0] [--backend c|numpy|both]
 
 Each round sets a timer of up to 5 ms, whose signal handler raises KeyboardInterrupt, and repeats
-one kind of call until it catches the exception. Kinds are forward calls with edits (which may fail
-or fork), generation of every kind, scores, sessions, streams, loading, close, and forks. The script
-fails if
+one kind of call until it catches the exception. The kinds are forward calls with edits (which may
+fail or fork), all ways to generate, scores, sessions, streams, loading, close, and forks. The
+script fails if
 
 - the handler ran but nothing was caught: the interrupt was lost;
 - close() does not free the weights after the round: an interrupted call still holds them;
 - a session's ids and its cache disagree, or a later call returns a different result;
 - a forked child fails, or there is no progress for two minutes (it then shows all threads).
 
-If an interrupt comes inside a finalizer or a fork hook (logging has one), Python prints it and does
-not raise it. Outside gpt2c, such interrupts are only counted.
+If an interrupt comes inside a finalizer or a fork hook (logging has one), Python prints it instead
+of raising it. Such an interrupt is a failure inside gpt2c, and is only counted elsewhere.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from conftest import ISAS, config_of, model_on, random_weights
 import gpt2c
 
 MAX_STALL = 120  # seconds without progress
-# Seconds. fork and pthread_create block signals for a moment. A signal at that moment goes to
-# another thread, such as one of NumPy's BLAS, and Python may notice it only with the next signal.
-# This also happens without gpt2c.
-LATE = 5.0
+# Seconds after which a signal counts as late and is raised again. fork and pthread_create block
+# signals for a moment. A signal at that moment goes to another thread, such as one of NumPy's BLAS,
+# and Python may notice it only with the next signal. This also happens without gpt2c.
+LATE_AFTER = 5.0
 LONGEST_TIMER = 5e-3
 PROMPT = [1, 2, 3]
 
@@ -105,7 +105,7 @@ class Calls:
         logits = self.model.forward(PROMPT, capture="logits")["logits"]
         return [logits.tobytes(), self.model.generate(PROMPT, max_new_tokens=5)]
 
-    def names(self) -> list[str]:
+    def kinds(self) -> list[str]:
         return sorted(name for name in vars(Calls) if name.startswith("call_"))
 
     def call_edit(self) -> None:
@@ -125,7 +125,7 @@ class Calls:
             nonlocal child
             child = os.fork()
             if child == 0:
-                as_child()
+                limit_child()
             return x
 
         try:
@@ -141,7 +141,7 @@ class Calls:
     def call_fork(self) -> None:
         child = os.fork()
         if child == 0:
-            as_child()
+            limit_child()
             os._exit(0 if self.results() == self.expected else 1)
 
     def call_greedy(self) -> None:
@@ -198,7 +198,7 @@ class Calls:
         if self.results() != self.expected:
             raise FailedError("a call returns a different result than before the interrupt")
 
-    def renew(self) -> None:
+    def renew_model(self) -> None:
         """Close the model, check that its weights are freed, and create a new one."""
         self.model.close()
         if self.model.n_bytes:
@@ -207,7 +207,8 @@ class Calls:
         self.session = self.model.session()
 
 
-def as_child() -> None:
+def limit_child() -> None:
+    """In a forked child: let SIGALRM end the process if it makes no progress."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(MAX_STALL)
 
@@ -224,7 +225,8 @@ def reap() -> None:
 
 
 def run_round(signals: Signals, call: Callable[[], None], seconds: float) -> None:
-    n_before, end = signals.n_runs, time.monotonic() + LATE
+    """Repeat a call until the timer, which is set to `seconds`, interrupts it."""
+    n_before, end = signals.n_runs, time.monotonic() + LATE_AFTER
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         while signals.n_runs == n_before:
@@ -241,16 +243,17 @@ def run_round(signals: Signals, call: Callable[[], None], seconds: float) -> Non
 
 
 def soak(backend: str, seconds: float, seed: int, signals: Signals) -> Counter[str]:
+    """Run rounds for `seconds`; return their number for each kind of call."""
     rng = random.Random(f"{backend} {seed}")
     n_rounds: Counter[str] = Counter()
     end = time.monotonic() + seconds
-    looked = 0.0
+    last_rearmed = 0.0
     while time.monotonic() < end:
         calls = Calls(backend, rng, rng.choice([1, 2, 3, 5]))
         for _ in range(50):
-            name = rng.choice(calls.names())
-            if time.monotonic() - looked > 1:
-                looked = time.monotonic()
+            name = rng.choice(calls.kinds())
+            if time.monotonic() - last_rearmed > 1:
+                last_rearmed = time.monotonic()
                 faulthandler.dump_traceback_later(MAX_STALL, exit=True)
             try:
                 run_round(signals, getattr(calls, name), rng.uniform(1e-5, LONGEST_TIMER))
@@ -258,11 +261,11 @@ def soak(backend: str, seconds: float, seed: int, signals: Signals) -> Counter[s
                 reap()
                 calls.check()
                 if rng.random() < 0.2:
-                    calls.renew()
+                    calls.renew_model()
             except FailedError as error:
                 raise SystemExit(f"{backend}: after {name}, seed {seed}: {error}") from None
             n_rounds[name] += 1
-        calls.renew()
+        calls.renew_model()
     faulthandler.cancel_dump_traceback_later()
     return n_rounds
 

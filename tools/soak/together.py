@@ -1,12 +1,13 @@
-"""Makes random requests from threads and asyncio tasks at once, and compares each with it alone.
+"""Makes random requests from threads and asyncio tasks at once; compares each with itself alone.
 
     python tools/soak/together.py [MODEL ...] [--requests N | --minutes M] [--seed S]
 
 Needs an environment with gpt2c and its extra "test". The models are small: every dtype on every
-instruction set, NumPy, and the embedded model. The last line shows the seed and the result. It
-exits with status 1 at the first request whose text, ids, finish reason or bits of log-probabilities
-differ from those of the same request alone, and if a caller waits too long, a thread or memory is
-left, or the process computes without a call. `--seed ROUND_SEED --requests ROUND` repeats a round.
+instruction set, NumPy, and the embedded model. The last line shows the seed and the result. The
+script exits with status 1 at the first request whose text, ids, finish reason or bits of
+log-probabilities differ from those of the same request alone, and if a caller waits too long, a
+thread or memory is left, or the process computes without a call. `--seed S --requests 60`, with the
+seed of the failed round, repeats that round.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from random_callers import FindingError, check_idle, run_round
 from random_requests import Loaded, load, model_names
 
-ROUND = 60  # requests per round. Each round has one model and its own seed.
+ROUND_SIZE = 60  # requests; each round has one model and its own seed
 # The max growth of the resident memory, in MB, between the second and the last quarter of a run.
 # The first quarter fills caches. A round of the embedded model takes up to 60 MB, of which the
 # allocator keeps a part.
@@ -40,33 +41,37 @@ def main() -> int:
     seed = int.from_bytes(os.urandom(3)) if options.seed is None else options.seed
     names = options.models or model_names()
     with suppress(AttributeError):
-        # One heap for all threads (M_ARENA_MAX); several heaps fill up for an hour.
+        # One heap for all threads (M_ARENA_MAX). Several heaps would keep growing for an hour.
         ctypes.CDLL(None).mallopt(-8, 1)
-    zoo: dict[str, Loaded] = {name: load(name) for name in names}
+    models: dict[str, Loaded] = {name: load(name) for name in names}
     begin = time.monotonic()
     counts: Counter[str] = Counter()
     memory: list[float] = []
-    n_round = 0
+    n_rounds = 0
 
-    def is_done() -> bool:
+    def is_over() -> bool:
         if options.minutes is not None:
             return time.monotonic() - begin >= options.minutes * 60
         return counts.total() >= options.requests
 
     result = "nothing found"
     try:
-        while not is_done():
-            round_seed = seed + n_round
+        while not is_over():
+            round_seed = seed + n_rounds
             name = random.Random(round_seed).choice(names)
-            n = ROUND if options.minutes else min(ROUND, options.requests - counts.total())
-            counts += run_round(name, zoo[name], round_seed, n)
+            n = (
+                ROUND_SIZE
+                if options.minutes
+                else min(ROUND_SIZE, options.requests - counts.total())
+            )
+            counts += run_round(name, models[name], round_seed, n)
             memory.append(resident_megabytes())
-            n_round += 1
-            if n_round % 20 == 0:
+            n_rounds += 1
+            if n_rounds % 20 == 0:
                 print(f"{time.monotonic() - begin:8.0f} s  {counts.total():9} requests, "
                       f"{memory[-1]:.0f} MB", flush=True)  # fmt: skip
         round_seed = seed
-        for loaded in zoo.values():
+        for loaded in models.values():
             loaded.close()
             if loaded.model.n_bytes:
                 raise FindingError("close() did not free the weights: an ended call holds them")
@@ -87,10 +92,12 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    some = ", ".join(map(repr, model_names()[:3]))
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"such as {some}; default: all")
+    examples = ", ".join(map(repr, model_names()[:3]))
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help=f"such as {examples}; default: all"
+    )
     parser.add_argument("--requests", type=int, metavar="N", default=10_000, help="default: 10000")
-    parser.add_argument("--minutes", type=float, help="run so long instead")
+    parser.add_argument("--minutes", type=float, metavar="M", help="run for M minutes instead")
     parser.add_argument("--seed", type=int, help="default: a random one")
     options = parser.parse_args()
     if unknown := set(options.models) - set(model_names()):
@@ -100,7 +107,7 @@ def arguments() -> argparse.Namespace:
 
 
 def resident_megabytes() -> float:
-    """Return the resident memory of this process, without what the allocator can give back."""
+    """Return this process's resident memory in MB, after the allocator gave back what it can."""
     gc.collect()
     with suppress(AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
@@ -109,7 +116,7 @@ def resident_megabytes() -> float:
 
 
 def check_growth(memory: list[float]) -> None:
-    """Raise FindingError if the memory, sampled at equal distances, grows quarter by quarter."""
+    """Raise FindingError if the memory, measured after each round, grows quarter by quarter."""
     n = len(memory) // 4
     if n < 5:
         return

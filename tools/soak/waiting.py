@@ -3,8 +3,9 @@
     python tools/soak/waiting.py [--minutes M] [--seed S] [--backend c|numpy|both]
 
 Threads and asyncio tasks make short calls of one model. Meanwhile they and the main thread fork,
-callers get SystemExit at any line, Ctrl-C comes into calls of the main thread, tasks are cancelled,
-streams are abandoned, models are closed, and programs end while their daemon threads are in calls.
+SystemExit is raised in callers at any line, Ctrl-C interrupts calls of the main thread, tasks are
+cancelled, streams are abandoned, models are closed, and programs end while their daemon threads are
+in calls.
 The last line shows the seed and the result. The script exits with status 1 if a caller makes no
 progress for a minute (it then shows all threads), a result differs from the call alone, an
 interrupt is lost, or close() does not free the weights.
@@ -36,10 +37,10 @@ from conftest import ISAS, config_of, model_on, random_weights
 import gpt2c
 
 MAX_WAIT = 60.0  # seconds that a call may take
-ROUND = 2.0  # seconds; each round has its own model
+ROUND_SECONDS = 2.0  # each round has its own model
 PROMPTS = [[1, 2, 3], [1, 2, 3, 4, 5], [7], [*range(20)]]
 # A program that ends while its daemon threads are in calls.
-EXITING = """
+EXITING_PROGRAM = """
 import gpt2c, threading, time
 m = gpt2c.GPT2.from_pretrained(threads=2)
 def work():
@@ -83,7 +84,7 @@ class Round:
         return model_on(self.backend, self.config, self.weights, threads=self.n_threads)
 
     def results(self, model: gpt2c.GPT2) -> list[Any]:
-        """Return what the calls give alone, prompt by prompt."""
+        """Return the results of three kinds of calls alone, each a list by prompt."""
         plain = [model.generate(p, max_new_tokens=12) for p in PROMPTS]
         drawn = [model.generate(p, max_new_tokens=12, temperature=0.9, seed=1) for p in PROMPTS]
         logits = [model.logits(p).tobytes() for p in PROMPTS]
@@ -93,12 +94,12 @@ class Round:
 
     def new_thread(self, caller: int) -> threading.Thread:
         seed = self.rng.random()
-        thread = threading.Thread(target=self.call_on, args=(caller, seed), daemon=True)
+        thread = threading.Thread(target=self.run_caller, args=(caller, seed), daemon=True)
         self.begun[caller] = time.monotonic()
         thread.start()
         return thread
 
-    def call_on(self, caller: int, seed: float) -> None:
+    def run_caller(self, caller: int, seed: float) -> None:
         """Make random calls until the round is over."""
         rng = random.Random(seed)
         try:
@@ -140,10 +141,10 @@ class Round:
         self.check(found, self.expected[0][i][:n])
 
     def call_callback(self, model: gpt2c.GPT2, i: int, rng: random.Random) -> None:
-        what, seen = rng.choice(["wait", "raise", "call", "exit"]), threading.get_ident()
+        what, caller = rng.choice(["wait", "raise", "call", "exit"]), threading.get_ident()
 
         def callback(index: int, ids: list[int]) -> None:
-            if threading.get_ident() != seen:
+            if threading.get_ident() != caller:
                 raise FailedError("a callback ran in another caller's thread")
             if what == "wait":
                 time.sleep(0.001)
@@ -175,14 +176,15 @@ class Round:
         if rng.random() < 0.8:  # a fork takes as long as many calls
             return self.call_greedy(model, i, rng)
         with self.forks:
-            for _ in range(100):  # SystemExit that do_kill has raised comes here
+            for _ in range(100):  # a pending SystemExit of do_kill is raised here
                 pass
             child = os.fork()
         if child == 0:
-            self.end_child(model)
+            self.check_in_child(model)
         return self.check_child(os.waitpid(child, 0)[1])
 
-    def end_child(self, model: gpt2c.GPT2) -> None:
+    def check_in_child(self, model: gpt2c.GPT2) -> None:
+        """In a forked child: check the results, and exit with status 1 if they are wrong."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)  # show where it waits, and end
         signal.alarm(int(MAX_WAIT))
@@ -227,7 +229,7 @@ class Round:
     def do_fork(self) -> None:
         child = os.fork()
         if child == 0:
-            self.end_child(self.model)
+            self.check_in_child(self.model)
         self.check_child(os.waitpid(child, 0)[1])
 
     def do_close(self) -> None:
@@ -236,12 +238,13 @@ class Round:
         old.close()
         with suppress(gpt2c.ClosedError):
             old.generate([1])
-            raise FailedError("a closed model made a text")
+            raise FailedError("a closed model generated a text")
 
     def do_exit(self) -> None:
-        if not ISAS or self.rng.random() < 0.8:  # it takes long
+        """Run a program that ends while its daemon threads are in calls."""
+        if not ISAS or self.rng.random() < 0.8:  # starting a program takes long
             return
-        program = EXITING.format(seconds=self.rng.uniform(0, 0.05))
+        program = EXITING_PROGRAM.format(seconds=self.rng.uniform(0, 0.05))
         done = subprocess.run([sys.executable, "-c", program], timeout=MAX_WAIT,
                               capture_output=True, text=True, check=False)  # fmt: skip
         if done.returncode or done.stderr:
@@ -251,7 +254,7 @@ class Round:
 
     def run(self) -> None:
         """Let things happen until the time is over; raise FailedError."""
-        end = time.monotonic() + ROUND
+        end = time.monotonic() + ROUND_SECONDS
         while time.monotonic() < end:
             self.watch()
             what = self.rng.choice(EVENTS)
@@ -282,7 +285,7 @@ class Round:
                 self.threads[caller] = self.new_thread(caller)
 
 
-KINDS = sorted(name[5:] for name in vars(Round) if name.startswith("call_") and name != "call_on")
+KINDS = sorted(name[5:] for name in vars(Round) if name.startswith("call_"))
 EVENTS = sorted(name[3:] for name in vars(Round) if name.startswith("do_"))
 
 
@@ -309,22 +312,22 @@ def main() -> int:
     both = [*ISAS[-1:], "numpy"]
     backends = {"c": ISAS[-1:], "numpy": ["numpy"], "both": both}[options.backend]
     signal.signal(signal.SIGALRM, INTERRUPTS.handle)
-    # More changes between threads than every 5 ms.
+    # Switch between threads more often than every 5 ms, Python's default.
     sys.setswitchinterval(1e-4)
-    threading.excepthook = lambda given: None  # threads die on purpose; call_on notes failures
+    threading.excepthook = lambda given: None  # threads die on purpose; run_caller notes failures
     begin = time.monotonic()
     counts: Counter[str] = Counter()
-    longest, n_round, result = 0.0, 0, "nothing found"
+    longest, n_rounds, result = 0.0, 0, "nothing found"
     while time.monotonic() - begin < 60 * options.minutes and result == "nothing found":
-        backend = backends[n_round % len(backends)]
-        running = Round(backend, random.Random(seed + n_round), counts)
+        backend = backends[n_rounds % len(backends)]
+        running = Round(backend, random.Random(seed + n_rounds), counts)
         try:
             running.run()
         except FailedError as error:
-            result = f"FOUND on {backend}, seed {seed + n_round}: {error}"
+            result = f"FOUND on {backend}, seed {seed + n_rounds}: {error}"
         longest = max(longest, running.longest)
-        n_round += 1
-        if n_round % 30 == 0:
+        n_rounds += 1
+        if n_rounds % 30 == 0:
             print(f"{time.monotonic() - begin:8.0f} s  {counts.total():9} calls and events, "
                   f"longest {longest:.2f} s", flush=True)  # fmt: skip
     faulthandler.cancel_dump_traceback_later()
@@ -335,7 +338,7 @@ def main() -> int:
         f"{time.monotonic() - begin:.0f} s, the longest took {longest:.2f} s: {result}"
     )
     sys.stdout.flush()
-    # A caller that waits for ever would hold up the end of the process.
+    # sys.exit would wait for a caller that waits for ever.
     os._exit(0 if result == "nothing found" else 1)
 
 

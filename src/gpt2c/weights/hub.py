@@ -114,7 +114,7 @@ def _download(
             if any(folder.glob("model*.safetensors")):
                 break
     except errors.GatedRepoError:
-        why = "the hub grants access on request only; request it there, then pass token= or log in"
+        why = "access must be requested on the hub; then pass token= or log in"
     except errors.RepositoryNotFoundError:
         why = (
             "there is no such folder here, and no such model on the hub; for a private model, pass "
