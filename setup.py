@@ -33,7 +33,7 @@ COMPILE_ARGS = [
     "-fno-lto",
     "-fvisibility=hidden",
 ]
-LAST_LINES = 15
+SHOWN_LINES = 15  # of the compiler's output, if the build fails
 # With sanitizers, a compiler takes up to 700 MB.
 MAX_COMPILERS = 4
 
@@ -117,7 +117,7 @@ class BuildEngine(build_ext):
 
     def install_without_engine(self, error: Exception, output: str) -> None:
         print(f"gpt2c: the engine could not be built ({error}); the compiler's last lines:")
-        print("\n".join(output.splitlines()[-LAST_LINES:]))
+        print("\n".join(output.splitlines()[-SHOWN_LINES:]))
         print("gpt2c: installing without it: everything runs on NumPy, far slower.")
         self.extensions = []
         self.distribution.ext_modules = []

@@ -1,4 +1,4 @@
-"""Compares gpt2c with other engines on one checkpoint: they take turns on the same prompts.
+"""Compares gpt2c with other engines on one checkpoint; the engines alternate on the same prompts.
 
     python benchmarks/compare.py CHECKPOINT [--tasks decode,prefill] [--engines gpt2c,llama.cpp]
 
@@ -24,7 +24,11 @@ Samples = dict[str, list[float]]  # engine: one value per repeat
 
 
 class Comparison:
-    """The engines that run here, and their measurements."""
+    """The engines that run here, and their measurements.
+
+    `samples` has a value for each repeat, and `shares` the share of the roofline that it reaches,
+    both by task and engine. `agreement` has, by engine, the number of equal ids in each text.
+    """
 
     def __init__(self, launcher: Launcher, seed: int, repeats: int, ours: str) -> None:
         self.launcher, self.seed, self.repeats, self.ours = launcher, seed, repeats, ours
@@ -61,7 +65,7 @@ class Comparison:
         """Count each engine's greedy ids up to the first that differs from the first engine's."""
         prompts, ids = self.prompts(AGREEMENT, 0), {}
         for name, worker in list(self.workers.items()):
-            if not ENGINES[name].singles:
+            if not ENGINES[name].runs_single_prompts:
                 continue
             try:
                 with worker.turn():
@@ -95,7 +99,10 @@ class Comparison:
     def take_turn(
         self, name: str, task: Task, prompts: list[list[int]]
     ) -> tuple[float, list[float]]:
-        """Return the measured value and, if the roofline is known, the share that was reached."""
+        """Return the measured value, and a list of the roofline's share that it reaches.
+
+        The list is empty if the roofline is unknown.
+        """
         if task.measure is None:
             return first_token_seconds(self.launcher, name, prompts[0]), []
 
@@ -114,13 +121,15 @@ class Comparison:
 
 
 def can_run(name: str, task: Task) -> bool:
+    """Return whether an engine can be measured on a task."""
     engine = ENGINES[name]
     if task.measure is None:
-        return not engine.no_first_token
-    return engine.singles if task.n_prompts == 1 else engine.batches
+        return not engine.why_no_first_token
+    return engine.runs_single_prompts if task.n_prompts == 1 else engine.runs_batches
 
 
 def spread(values: list[float]) -> str:
+    """Format the median, min and max."""
     return f"{statistics.median(values):10.4g}  {min(values):8.4g} - {max(values):<8.4g}"
 
 
@@ -128,21 +137,21 @@ def print_table(result: Comparison, task: Task) -> None:
     samples = result.samples[task.name]
     medians = {name: statistics.median(values) for name, values in samples.items()}
     ours = medians.get(result.ours)
-    shallow = result.samples.get("decode", {}) if task.name == "decode-deep" else {}
+    decode_rates = result.samples.get("decode", {}) if task.name == "decode-deep" else {}
     print(f"\n{task}\n  {'':20}    median       min - max      speedup of {result.ours}")
     for name, values in samples.items():
         line = f"  {name:20}{spread(values)}"
         if ours:
-            times = ours / medians[name] if task.more_is_better else medians[name] / ours
-            line += f"{times:8.2f}"
-        if name in shallow:
-            deeper = medians[name] / 1e3 * statistics.median(shallow[name])
-            line += f"   {deeper:.2f} times its time in decode"
+            speedup = ours / medians[name] if task.more_is_better else medians[name] / ours
+            line += f"{speedup:8.2f}"
+        if name in decode_rates:
+            slowdown = medians[name] / 1e3 * statistics.median(decode_rates[name])
+            line += f"   {slowdown:.2f} times its time in decode"
         print(line)
         if used := result.shares[task.name].get(name):
             print(f"  {'':4}share of the machine's {task.limit}: {spread(used).strip()}")
     for name in result.workers:
-        if task.measure is None and (reason := ENGINES[name].no_first_token):
+        if task.measure is None and (reason := ENGINES[name].why_no_first_token):
             print(f"  {name:20}not measured: {reason}")
 
 
@@ -151,11 +160,13 @@ def print_agreement(result: Comparison) -> None:
     print(f"\nGreedy ids equal to {next(iter(result.agreement), '')}'s, of {sum(per_text)}, "
           "in each text up to the first that differs:")  # fmt: skip
     for name, lengths in result.agreement.items():
-        odd = ENGINES[name].is_float32 and lengths != per_text
-        print(f"  {name:20}{sum(lengths):4}{'   although it computes in float32' if odd else ''}")
+        is_suspect = ENGINES[name].is_float32 and lengths != per_text
+        note = "   although it computes in float32" if is_suspect else ""
+        print(f"  {name:20}{sum(lengths):4}{note}")
 
 
 def names_of(known: dict[str, Any], text: str) -> list[str]:
+    """Split an option's value at commas, and check that the names are known."""
     names = [name for name in text.split(",") if name]
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"{unknown[0]} is unknown; known are {', '.join(known)}")
@@ -167,7 +178,7 @@ def parse() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text),
                         default=[*DEFAULT_ENGINES],
-                        help="the others are compared with the first")  # fmt: skip
+                        help="by commas; the others are compared with the first")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -192,7 +203,7 @@ def main() -> None:
             result.check_agreement()
             print_agreement(result)
         for task in map(TASKS.__getitem__, options.tasks):
-            if task.length + task.n_new > result.config["n_positions"]:
+            if task.prompt_length + task.n_new > result.config["n_positions"]:
                 print(f"\n{task.name}: skipped, the model's context is too short")
                 continue
             result.run(task)

@@ -22,13 +22,13 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "config.json").read_text())
 
 
-def converted(work: Path, checkpoint: Path, kind: str) -> Path:
-    """Return the folder of files of this kind; it exists only when they are complete."""
+def converted_folder(work: Path, checkpoint: Path, kind: str) -> Path:
+    """Return the path of the files of this kind, a folder that exists only if it is complete."""
     return work / checkpoint.resolve().name / kind
 
 
 def plain(checkpoint: Path, folder: Path) -> None:
-    """Link the checkpoint itself, without BOS and EOS tokens."""
+    """Link the checkpoint's weights, and write its config.json without BOS and EOS tokens."""
     config = read_config(checkpoint) | {"eos_token_id": None, "bos_token_id": None}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").symlink_to(checkpoint.resolve() / "model.safetensors")
@@ -56,12 +56,12 @@ def gguf(checkpoint: Path, folder: Path) -> None:
     writer.add_token_merges(["t 0"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config["n_layer"])
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
-        full = name if name.startswith("transformer.") else f"transformer.{name}"
-        if full.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
+        full_name = name if name.startswith("transformer.") else f"transformer.{name}"
+        if full_name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
             continue  # causal masks, and the tied head
-        if full.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+        if full_name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
             tensor = tensor.T
-        to = names.get_name(full, try_suffixes=(".weight", ".bias"))
+        to = names.get_name(full_name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(to, np.ascontiguousarray(tensor, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -70,24 +70,25 @@ def gguf(checkpoint: Path, folder: Path) -> None:
 
 
 def gguf_quantized(checkpoint: Path, folder: Path, kind: int) -> None:
-    """Quantise with llama.cpp's own quantizer and its defaults."""
+    """Quantise with llama.cpp's own quantizer and its defaults; `kind` is its LLAMA_FTYPE."""
     import llama_cpp
 
-    with tempfile.TemporaryDirectory() as made:
-        gguf(checkpoint, Path(made))
+    with tempfile.TemporaryDirectory() as temporary:
+        gguf(checkpoint, Path(temporary))
         options = llama_cpp.llama_model_quantize_default_params()
         options.ftype = kind
-        names = [str(Path(place, "model.gguf")).encode() for place in (made, folder)]
+        names = [str(Path(place, "model.gguf")).encode() for place in (temporary, folder)]
         if llama_cpp.llama_model_quantize(*names, options):
             raise RuntimeError(f"llama.cpp could not quantise {checkpoint} (file type {kind})")
 
 
 def gpt2c_quantized(checkpoint: Path, folder: Path, dtype: str) -> None:
+    """Quantise with gpt2c."""
     import gpt2c
 
-    with tempfile.TemporaryDirectory() as made:
-        plain(checkpoint, Path(made))
-        gpt2c.GPT2.from_pretrained(made, dtype=dtype).save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        plain(checkpoint, Path(temporary))
+        gpt2c.GPT2.from_pretrained(temporary, dtype=dtype).save_pretrained(folder)
 
 
 def with_vocabulary(checkpoint: Path, folder: Path) -> None:
@@ -108,11 +109,12 @@ def with_vocabulary(checkpoint: Path, folder: Path) -> None:
 
 
 def ctranslate2(checkpoint: Path, folder: Path, dtype: str = "float32") -> None:
+    """Convert with CTranslate2's converter for transformers."""
     from ctranslate2.converters import TransformersConverter
 
-    with tempfile.TemporaryDirectory() as made:
-        with_vocabulary(checkpoint, Path(made))
-        TransformersConverter(made).convert(folder, quantization=dtype, force=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        with_vocabulary(checkpoint, Path(temporary))
+        TransformersConverter(temporary).convert(folder, quantization=dtype, force=True)
 
 
 def openvino(checkpoint: Path, folder: Path) -> None:
@@ -120,10 +122,10 @@ def openvino(checkpoint: Path, folder: Path) -> None:
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig
 
-    with tempfile.TemporaryDirectory() as made:
-        with_vocabulary(checkpoint, Path(made))
+    with tempfile.TemporaryDirectory() as temporary:
+        with_vocabulary(checkpoint, Path(temporary))
         main_export(
-            made, folder, task="text-generation-with-past", stateful=True,
+            temporary, folder, task="text-generation-with-past", stateful=True,
             ov_config=OVConfig(dtype="fp32"), convert_tokenizer=False,
         )  # fmt: skip
 
@@ -132,15 +134,15 @@ def openvino_quantized(checkpoint: Path, folder: Path, bits: int) -> None:
     """Quantise weights to 8 or 4 bits with the defaults of optimum-intel and nncf."""
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-    with tempfile.TemporaryDirectory() as made:
-        with_vocabulary(checkpoint, Path(made))
+    with tempfile.TemporaryDirectory() as temporary:
+        with_vocabulary(checkpoint, Path(temporary))
         model = OVModelForCausalLM.from_pretrained(
-            made, export=True, compile=False,
+            temporary, export=True, compile=False,
             quantization_config=OVWeightQuantizationConfig(bits=bits),
         )  # fmt: skip
         model.save_pretrained(folder)
         for name in ("tokenizer_config.json", "vocab.json", "merges.txt"):
-            shutil.copyfile(Path(made, name), folder / name)
+            shutil.copyfile(Path(temporary, name), folder / name)
 
 
 CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("work_folder", type=Path)
     options = parser.parse_args()
-    folder = converted(options.work_folder, options.checkpoint, options.kind)
+    folder = converted_folder(options.work_folder, options.checkpoint, options.kind)
     if folder.exists():
         return
     half_made = folder.with_name(f"{folder.name}.part")

@@ -8,7 +8,7 @@ token is accepted. Peers decode the same prompts greedily to the same length. gp
 alternate; each turn takes a part of the prompts. The checkpoint needs a tokenizer of its own.
 
 A second part measures answers that repeat the prompt, as in editing. Its prompts are greedy texts
-of the model that loop.
+that the model generated and that loop.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import EngineError, Worker, add_options, launcher_for, spread
+from processes import EngineError, Worker, add_options, launcher_for, rate_summary
 
 import gpt2c
 
 N_PROMPT = 40
-REPEATED = 20  # tokens; a text that repeats a run of this length is in a loop
-LONG = 300  # new tokens, enough for a greedy text to loop
+LOOP_GRAM = 20  # tokens; a text that repeats a run of this length loops
+LOOP_TOKENS = 300  # new tokens, enough for a greedy text to loop
 TURNS = 5
 
 
@@ -44,18 +44,18 @@ class Variant:
     tokens: int = 0
 
 
-def until_repeated(ids: list[int]) -> int:
-    """Return the number of ids before the one that completes a 20-gram for the second time."""
+def length_before_loop(ids: list[int]) -> int:
+    """Return the number of ids before the id that completes a 20-gram for the second time."""
     seen = set()
-    for i in range(len(ids) - REPEATED + 1):
-        gram = tuple(ids[i : i + REPEATED])
+    for i in range(len(ids) - LOOP_GRAM + 1):
+        gram = tuple(ids[i : i + LOOP_GRAM])
         if gram in seen:
-            return i + REPEATED - 1
+            return i + LOOP_GRAM - 1
         seen.add(gram)
     return len(ids)
 
 
-def repeats(prompt: list[int], answer: list[int]) -> bool:
+def mostly_repeats(prompt: list[int], answer: list[int]) -> bool:
     """Return whether at least 90 % of the answer's 8-grams occur in the prompt."""
     grams = {tuple(prompt[i : i + 8]) for i in range(len(prompt))}
     found = [tuple(answer[i : i + 8]) in grams for i in range(len(answer) - 7)]
@@ -69,12 +69,12 @@ def take_turn(
     begin = time.perf_counter()
     for prompt in prompts:
         model.complete(prompt, max_new_tokens=1, **variant.options)
-    between = time.perf_counter()
+    middle = time.perf_counter()
     done = [
         model.complete(prompt, max_new_tokens=n, **variant.options)
         for prompt, n in zip(prompts, lengths, strict=True)
     ]
-    seconds = time.perf_counter() - between - (between - begin)
+    seconds = time.perf_counter() - middle - (middle - begin)
     n_tokens = sum(len(d.ids) for d in done)
     variant.rates.append((n_tokens - len(prompts)) / seconds)
     variant.tokens += n_tokens
@@ -84,7 +84,7 @@ def take_turn(
 
 
 def peer_rate(worker: Worker, prompts: list[list[int]], n_new: int) -> float:
-    """Return the rate of a peer, measured in the same way."""
+    """Return a peer's tokens per second, measured in the same way."""
     with worker.turn():
         worker.ask("generate", prompts=prompts[:1], n_new=8)  # warm-up after the stop
         first, whole = (
@@ -101,6 +101,10 @@ def measure(
     n_new: int,
     counts_all: bool = False,
 ) -> tuple[list[Variant], dict[str, list[float]]]:
+    """Measure gpt2c without and with drafts, and the peers; return variants and peers' rates.
+
+    With counts_all, loops of greedy texts count too.
+    """
     variants = [
         Variant(f"{name}, {draft or 'plain'}", {**options, "draft": draft})
         for name, options in (("greedy", {}), ("temperature 0.8", {"temperature": 0.8, "seed": 1}))
@@ -108,7 +112,7 @@ def measure(
     ]
     peers: dict[str, list[float]] = {name: [] for name in workers}
     whole = [n_new] * len(prompts)
-    lengths = [until_repeated(model.generate(p, max_new_tokens=n_new)) for p in prompts]
+    lengths = [length_before_loop(model.generate(p, max_new_tokens=n_new)) for p in prompts]
     for turn in range(TURNS):
         part = slice(turn, None, TURNS)
         for variant in variants:
@@ -121,16 +125,18 @@ def measure(
 
 def show(variants: list[Variant], peers: dict[str, list[float]]) -> None:
     for plain, drafted in zip(variants[::2], variants[1::2], strict=True):
-        times = [b / a for a, b in zip(plain.rates, drafted.rates, strict=True)]
-        print(f"{plain.name:28}{spread(plain.rates)}")
-        print(f"{drafted.name:28}{spread(drafted.rates)}   {statistics.median(times):.2f} x plain")
+        speedups = [b / a for a, b in zip(plain.rates, drafted.rates, strict=True)]
+        print(f"{plain.name:28}{rate_summary(plain.rates)}")
+        speedup = statistics.median(speedups)
+        print(f"{drafted.name:28}{rate_summary(drafted.rates)}   {speedup:.2f} x plain")
         if drafted.passes:
             print(f"{'':28}{drafted.tokens / drafted.passes:.1f} tokens per pass, "
                   f"{drafted.drafted / drafted.passes:.1f} drafted, "
                   f"acceptance rate {drafted.accepted / max(drafted.drafted, 1):.2f}")  # fmt: skip
     for name, rates in peers.items():
-        times = [b / a for a, b in zip(rates, variants[1].rates, strict=True)]
-        print(f"{name:28}{spread(rates)}   gpt2c with drafts: {statistics.median(times):.2f} x")
+        speedups = [b / a for a, b in zip(rates, variants[1].rates, strict=True)]
+        speedup = statistics.median(speedups)
+        print(f"{name:28}{rate_summary(rates)}   gpt2c with drafts: {speedup:.2f} x")
 
 
 def main() -> None:
@@ -157,8 +163,8 @@ def main() -> None:
                 print(f"without {name}: {error}", flush=True)
         show(*measure(model, workers, prompts, options.tokens))
     print("\nanswers that repeat the prompt:")
-    loops = [[*p, *model.generate(p, max_new_tokens=LONG)] for p in prompts]
-    loops = [p for p in loops if repeats(p, model.generate(p, max_new_tokens=100))]
+    loops = [[*p, *model.generate(p, max_new_tokens=LOOP_TOKENS)] for p in prompts]
+    loops = [p for p in loops if mostly_repeats(p, model.generate(p, max_new_tokens=100))]
     print(f"{len(loops)} prompts:")
     show(*measure(model, {}, loops, 100, counts_all=True))
 

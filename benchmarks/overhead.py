@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py CHECKPOINT [--threads 2] [--repeats 5]
 
-Prints how much longer a token takes in `stream` than in the engine alone, and what share of its
-speed decoding keeps while another process keeps a core busy. Quiet and disturbed runs alternate.
+Prints how much longer a token takes in `stream` than in the engine alone, and the speed of decoding
+while another process keeps a core busy, as a share of the speed without it. The runs with and
+without the other process alternate.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def token_seconds(model: gpt2c.GPT2, ids: Ids, n_new: int) -> float:
 
 
 def plain_seconds(model: gpt2c.GPT2) -> float:
+    """Return the time per token in the engine alone."""
     return token_seconds(model, PROMPT, N_NEW)
 
 

@@ -1,4 +1,4 @@
-"""One adapter for each engine, all with the same methods.
+"""An adapter for each engine, with the methods of `Engine`.
 
 This module imports almost nothing. Each adapter imports its engine in its constructor, because any
 other import would count towards that engine's time to the first token.
@@ -17,14 +17,14 @@ Ids = list[int]
 
 
 class Engine:
-    """A loaded model. Class attributes say what it can do, so nothing is loaded to find out."""
+    """A loaded model. Class attributes say what an engine can do without loading it."""
 
     packages: tuple[str, ...] = ()  # their versions are reported
-    files = "plain"  # the kind of files that convert.py makes
-    is_float32 = True  # it computes in float32, so any greedy ids it returns should equal gpt2c's
-    batches = True  # whether several prompts run together
-    singles = True  # whether it takes a single prompt, as ids
-    no_first_token = ""  # the reason not to measure the first token
+    files = "plain"  # the kind of files that it loads: a key of convert.py's CONVERTERS
+    is_float32 = True  # it computes in float32, so its greedy ids should equal gpt2c's
+    runs_batches = True  # it runs several prompts together
+    runs_single_prompts = True  # it takes a single prompt, as ids
+    why_no_first_token = ""  # why its first token is not measured; "" if it is
 
     def __init__(self, folder: str, threads: int) -> None:
         raise NotImplementedError
@@ -47,10 +47,14 @@ class Engine:
         return seconds, ids
 
     def roofline(self) -> dict[str, float]:
-        """Return the model's bytes and the machine's rates, if the engine measures them."""
+        """Return n_bytes of the model and the machine's stream_rate and multiply_add_rate.
+
+        The result is empty if the engine does not measure them.
+        """
         return {}
 
     def encode(self, text: str) -> Ids:
+        """Return the ids of a text."""
         raise NotImplementedError
 
     def score(self, ids: Ids, stride: int) -> float:
@@ -151,7 +155,7 @@ class TorchEager(Engine):
 
 
 class TorchCompiled(TorchEager):
-    no_first_token = "it first compiles for half a minute"
+    why_no_first_token = "it first compiles for half a minute"
 
     def __init__(self, folder: str, threads: int) -> None:
         super().__init__(folder, threads)
@@ -172,7 +176,7 @@ class TorchCompiled(TorchEager):
 class LlamaCpp(Engine):
     packages = ("llama-cpp-python",)
     files = "gguf"
-    batches = False  # its Python bindings run one sequence at a time
+    runs_batches = False  # its Python bindings run one sequence at a time
 
     def __init__(self, folder: str, threads: int) -> None:
         from llama_cpp import Llama
@@ -184,9 +188,9 @@ class LlamaCpp(Engine):
         )  # fmt: skip
 
     def generate(self, prompts: list[Ids], n_new: int) -> list[Ids]:
-        return [self.one(prompt, n_new) for prompt in prompts]
+        return [self.generate_one(prompt, n_new) for prompt in prompts]
 
-    def one(self, prompt: Ids, n_new: int) -> Ids:
+    def generate_one(self, prompt: Ids, n_new: int) -> Ids:
         self.model.reset()  # otherwise it reuses the last prompt's cache
         ids = self.model.generate(prompt, temp=0.0)
         return [next(ids) for _ in range(n_new)]
@@ -206,8 +210,8 @@ class LlamaBatchedBench(Engine):
     """llama.cpp's own program. It chooses its own prompts and ids, and does not sample."""
 
     files = "gguf"
-    singles = False
-    no_first_token = "it runs only batches"
+    runs_single_prompts = False
+    why_no_first_token = "it runs only batches"
 
     def __init__(self, folder: str, threads: int) -> None:
         self.program = os.environ["LLAMA_BATCHED_BENCH"]

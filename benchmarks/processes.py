@@ -1,4 +1,4 @@
-"""Runs each engine in a process of its own, which is stopped between its turns."""
+"""Runs each engine in a process of its own, which SIGSTOP pauses between its turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convert import converted
+from convert import converted_folder
 from peers import ENGINES
 
 HERE = Path(__file__).parent
@@ -43,10 +43,10 @@ def launcher_for(options: argparse.Namespace, bench: str = "") -> Launcher:
     return Launcher(options.checkpoint, options.work_folder, pythons, options.threads, bench)
 
 
-def spread(values: list[float], digits: int = 0) -> str:
+def rate_summary(values: list[float], digits: int = 0) -> str:
     """Format the median, min and max of rates in tokens per second."""
-    median, least, most = statistics.median(values), min(values), max(values)
-    return f"{median:8.{digits}f} tok/s ({least:.{digits}f} - {most:.{digits}f})"
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:8.{digits}f} tok/s ({low:.{digits}f} - {high:.{digits}f})"
 
 
 class Launcher:
@@ -68,6 +68,7 @@ class Launcher:
         return self.work / f"{name}.log"
 
     def python(self, name: str) -> str:
+        """Return the path of the interpreter that runs an engine."""
         return self.pythons.get(name, sys.executable)
 
     def worker(self, name: str) -> Worker:
@@ -78,7 +79,7 @@ class Launcher:
     def prepare(self, name: str) -> None:
         """Make an engine's files if they do not exist."""
         kind = ENGINES[name].files
-        if converted(self.work, self.checkpoint, kind).exists():
+        if converted_folder(self.work, self.checkpoint, kind).exists():
             return
         script = [self.python(name), str(HERE / "convert.py"), kind]
         with self.log(name).open("w") as log:
@@ -90,7 +91,8 @@ class Launcher:
             raise EngineError(f"no {kind} files: {self.last_line(name)}")
 
     def start(self, name: str, *more: str) -> subprocess.Popen[str]:
-        folder = str(converted(self.work, self.checkpoint, ENGINES[name].files))
+        """Start worker.py with an engine; `more` are further arguments of worker.py."""
+        folder = str(converted_folder(self.work, self.checkpoint, ENGINES[name].files))
         worker = [self.python(name), str(HERE / "worker.py"), name, folder, str(self.threads)]
         with self.log(name).open("w") as log:
             # The engine has its own process group, so one SIGSTOP stops all of its processes. The
@@ -112,13 +114,13 @@ class Worker:
         self.launcher, self.name = launcher, name
         self.process = launcher.start(name)
         try:
-            self.versions: dict[str, str] = self.read()["versions"]
+            self.versions: dict[str, str] = self.read_reply()["versions"]
         except BaseException:
             self.close()
             raise
-        self.signal(signal.SIGSTOP)
+        self.send_signal(signal.SIGSTOP)
 
-    def read(self) -> dict[str, Any]:
+    def read_reply(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
@@ -129,28 +131,30 @@ class Worker:
         return reply
 
     def ask(self, op: str, **task: Any) -> dict[str, Any]:
+        """Send an operation of worker.py, and return its reply; raise EngineError if it fails."""
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps({"op": op, **task}) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise EngineError(self.launcher.last_line(self.name)) from None
-        return self.read()
+        return self.read_reply()
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        self.signal(signal.SIGCONT)
+        """Let the engine run during the block."""
+        self.send_signal(signal.SIGCONT)
         try:
             yield
         finally:
-            self.signal(signal.SIGSTOP)
+            self.send_signal(signal.SIGSTOP)
 
     def close(self) -> None:
-        self.signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self.process.communicate()
 
 

@@ -32,10 +32,10 @@ CHUNK = 128  # positions whose logits are in memory together
 
 @dataclass
 class Cost:
-    """What one model costs, as sums over all tokens."""
+    """What the quantisation of one model costs, as sums over all tokens."""
 
-    n: int = 0
-    nats: float = 0.0
+    n: int = 0  # tokens
+    nats: float = 0.0  # the negative log-probability
     divergence: float = 0.0  # KL(float32 || this), in nats
     n_same: int = 0  # tokens whose most likely id equals float32's
 
@@ -57,19 +57,21 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
-def chunks(model: GPT2, window: list[int]) -> Iterator[Logits]:
+def logits_in_chunks(model: GPT2, window: list[int]) -> Iterator[Logits]:
+    """Yield the logits after each token but the last, [up to CHUNK, n_vocab] at a time."""
     session = model.session()
     for begin in range(0, len(window) - 1, CHUNK):
         yield session.feed(window[begin : min(begin + CHUNK, len(window) - 1)], all=True)
 
 
 def compare(models: dict[str, GPT2], ids: list[int]) -> dict[str, Cost]:
+    """Return the cost of each model, compared with the one named "float32"."""
     exact = models["float32"]
     costs = {name: Cost() for name in models}
     n = exact.config.n_positions
     for begin in range(0, len(ids) - 1, n):
         window = ids[begin : begin + n + 1]
-        runs = {name: chunks(model, window) for name, model in models.items()}
+        runs = {name: logits_in_chunks(model, window) for name, model in models.items()}
         at = 0
         for reference in runs.pop("float32"):
             targets = np.array(window[at + 1 : at + 1 + len(reference)])
@@ -80,7 +82,7 @@ def compare(models: dict[str, GPT2], ids: list[int]) -> dict[str, Cost]:
     return costs
 
 
-def opened(path: str) -> GPT2:
+def open_in_float32(path: str) -> GPT2:
     """Open a checkpoint in float32, without its tokenizer, which may be a placeholder."""
     with open_checkpoint(path) as checkpoint:
         return GPT2(checkpoint, MissingTokenizer("not needed here"), dtype="float32")
@@ -89,7 +91,7 @@ def opened(path: str) -> GPT2:
 def print_costs(checkpoint: str, text: Path, n_tokens: int, others: list[str]) -> None:
     models = {dtype: GPT2.from_pretrained(checkpoint, dtype=dtype)
               for dtype in ("float32", "int8", "int4")}  # fmt: skip
-    models |= {"/".join(Path(path).parts[-2:]): opened(path) for path in others}
+    models |= {"/".join(Path(path).parts[-2:]): open_in_float32(path) for path in others}
     ids = models["float32"].tokenizer.encode(text.read_text())[: n_tokens + 1]
     costs = compare(models, ids)
     exact = costs["float32"].perplexity

@@ -1,4 +1,4 @@
-"""Scores a text with gpt2c and with transformers in float32, by turns.
+"""Scores a text with gpt2c and with transformers in float32; the two alternate.
 
     python benchmarks/scores.py CHECKPOINT TEXT [--tokens 8192] [--stride 512] [--repeats 5]
 
@@ -13,7 +13,7 @@ import contextlib
 import statistics
 from pathlib import Path
 
-from processes import add_options, launcher_for, spread
+from processes import add_options, launcher_for, rate_summary
 
 NAMES = ("gpt2c", "torch-eager")
 
@@ -22,7 +22,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--tokens", type=int, default=8192, help="score only this many")
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", default=8192, help="score the first N tokens"
+    )
     parser.add_argument("--stride", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
     print(f"{len(ids)} tokens, stride {options.stride}, {options.threads} threads; "
           "N x: gpt2c is N times as fast")  # fmt: skip
     for name, values in rates.items():
-        print(f"  {name:12}{spread(values, 1)}   {ours / statistics.median(values):.2f} x"
+        print(f"  {name:12}{rate_summary(values, 1)}   {ours / statistics.median(values):.2f} x"
               f"   total {totals[name]:.4f}")  # fmt: skip
 
 

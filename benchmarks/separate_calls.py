@@ -1,4 +1,4 @@
-"""Measures calls that run at the same time next to one call with all their prompts.
+"""Compares calls that run at the same time with one call that has all their prompts.
 
     python benchmarks/separate_calls.py [PART ...] [--src TREE --src TREE] [--repeats 5]
 
@@ -7,9 +7,9 @@ threads, or tasks of one event loop, that each read a stream), `tales` (8 thread
 model), `alone` (one call with one prompt and with 32) and `latency` (the times between two tokens
 of 31 streams while prompts of 1,000 tokens arrive). Each line shows a ratio and its bar.
 
-Prompts and texts have ragged lengths, and no prompt comes twice. A and B alternate (A B A B); the
-ratio is the median over the turns. With several --src, each the root of a built source tree, the
-trees alternate too, and `alone` compares each with the first.
+Prompts and texts have different lengths, and no prompt comes twice. The two sides of a ratio
+alternate; the ratio is the median over the turns. With several --src, each the root of a built
+source tree, the trees alternate too, and `alone` compares each with the first.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ HERE = Path(__file__).resolve().parent
 PARTS = ("threads", "streams", "asyncio", "tales", "alone", "latency")
 BARS = {"threads": 0.95, "streams": 0.85, "asyncio": 0.85, "tales": 0.85, "alone": 0.98}
 LATENCY_BAR = 2.5  # p99 between two tokens with arrivals / median without
-# How many times the texts of a plan are generated in one measurement of a small model, which would
-# otherwise take only milliseconds.
-LONGER = {"tales": 8, "prose-21m": 4}
+# The number of workloads in one measurement of a small model; one workload would take only
+# milliseconds.
+N_WORKLOADS = {"tales": 8, "prose-21m": 4}
 
 
 @dataclass(frozen=True)
@@ -91,27 +91,31 @@ class Bench:
         self.figures: list[dict[str, Any]] = []
 
     def rates(self, model: Model, ways: list[str], n: int, style: str) -> dict[Any, list[float]]:
-        """Return the rates of each build and way, turn by turn; style is one of --styles."""
+        """Return the tokens per second of each (build's letter, way), turn by turn.
+
+        `style` is one of --styles.
+        """
         o = self.options
         greedy, draft = style.startswith("greedy"), None if "no drafts" in style else "auto"
-        n_plans, turns = LONGER.get(model.name, 1), range(-1, o.repeats)
-        seeds = [f"{turn} {way} {i}" for turn in turns for way in ways for i in range(n_plans)]
+        n_workloads, turns = N_WORKLOADS.get(model.name, 1), range(-1, o.repeats)
+        seeds = [f"{turn} {way} {i}" for turn in turns for way in ways for i in range(n_workloads)]
         arguments = model.arguments(o)
-        plans = self.builds[0].ask(
-            "plans", **arguments, seeds=seeds, n=n, tokens=o.tokens, greedy=greedy
+        workloads = self.builds[0].ask(
+            "workloads", **arguments, seeds=seeds, n=n, tokens=o.tokens, greedy=greedy
         )
-        plan_of = dict(zip(seeds, plans, strict=True))
+        workload_of = dict(zip(seeds, workloads, strict=True))
         found: dict[Any, list[float]] = {(b.letter, way): [] for b in self.builds for way in ways}
         for turn in turns:  # the first turn, -1, is a warm-up
             for way in ways:
                 for build in self.builds:
-                    given = [plan_of[f"{turn} {way} {i}"] for i in range(n_plans)]
-                    rate = build.ask("rate", **arguments, way=way, plans=given, draft=draft)
+                    given = [workload_of[f"{turn} {way} {i}"] for i in range(n_workloads)]
+                    rate = build.ask("rate", **arguments, way=way, workloads=given, draft=draft)
                     if turn >= 0:
                         found[build.letter, way].append(rate)
         return found
 
     def compare_ways(self, part: str, model: Model, way: str, n: int) -> None:
+        """Print the rate of n calls in one of WAYS, divided by the rate of one call."""
         for style in self.options.styles:
             found = self.rates(model, ["one call", way], n, style)
             for build in self.builds:
@@ -148,6 +152,7 @@ class Bench:
                 self.show("alone", build, what, rates, first, BARS["alone"])
 
     def latency(self, model: Model) -> None:
+        """Measure and print the times between two tokens of streams."""
         o = self.options
         found: dict[str, list[dict[str, float]]] = {build.letter: [] for build in self.builds}
         for turn in range(o.repeats):
@@ -206,6 +211,7 @@ class Bench:
                 self.drop()
 
     def drop(self) -> None:
+        """Free the models of all builds."""
         for build in self.builds:
             build.ask("drop")
 
@@ -251,15 +257,15 @@ def arguments() -> argparse.Namespace:
         help="a small trained model, such as prose-21m, for `alone`")  # fmt: skip
     add("--dtypes", type=names, default=["float32", "int8"])
     add("--sizes", type=lambda text: [*map(int, names(text))], default=[8, 32],
-        help="numbers of threads; the largest is that of streams and tasks")  # fmt: skip
+        help="numbers of threads; streams and tasks use the largest")  # fmt: skip
     add("--styles", type=names, default=["sampled"],
-        help="by commas: sampled, greedy, 'sampled no drafts', 'greedy no drafts'")  # fmt: skip
+        help="by commas, of: sampled, greedy, 'sampled no drafts', 'greedy no drafts'")  # fmt: skip
     add("--tokens", type=int, default=48, help="the max length of a text")
     add("--repeats", type=int, default=5)
-    add("--streams", type=int, default=31, help="of `latency`")
-    add("--seconds", type=float, default=6, help="of each half of `latency`")
-    add("--threads", type=int, default=2, help="of the engine")
-    add("--json", type=Path, metavar="FILE", help="write all figures")
+    add("--streams", type=int, default=31, help="number of streams in `latency`")
+    add("--seconds", type=float, default=6, help="length of each half of `latency`")
+    add("--threads", type=int, default=2, help="threads of the engine")
+    add("--json", type=Path, metavar="FILE", help="write all figures to a file")
     options = parser.parse_args()
     options.parts = options.parts or list(PARTS)
     if unknown := {*options.parts} - {*PARTS}:

@@ -21,8 +21,8 @@ from typing import Any
 
 import gpt2c
 
-LONG = 1000  # tokens of the prompts that keep arriving
-SHORT = 12  # tokens of a newcomer's prompt
+LONG_PROMPT = 1000  # tokens of the prompts that keep arriving
+SHORT_PROMPT = 12  # tokens of a newcomer's prompt
 
 
 @cache
@@ -37,8 +37,8 @@ def random_ids(model: gpt2c.GPT2, rng: random.Random, n: int) -> list[int]:
 # ---- the prompts of a measurement ----
 
 
-def plan(model: gpt2c.GPT2, seed: str, n: int, tokens: int, is_greedy: bool) -> dict[str, Any]:
-    """Return n prompts of ragged lengths, with stop tokens that make their texts ragged too.
+def workload(model: gpt2c.GPT2, seed: str, n: int, tokens: int, is_greedy: bool) -> dict[str, Any]:
+    """Return n prompts of different lengths, with options that end their texts at any length.
 
     The model must not be the one that is measured, which would find the prompts in its caches. A
     text that repeats itself, as greedy texts of random weights do, has no token of its own to stop
@@ -120,12 +120,12 @@ WAYS: dict[str, Callable[[gpt2c.GPT2, dict[str, Any]], int]] = {
 # ---- measurements ----
 
 
-def measure_plans(
+def measure_workloads(
     path: str | None, dtype: str, threads: int, seeds: list[str], n: int, tokens: int, greedy: bool
 ) -> list[Any]:
-    """Return plans; their texts come from a model of their own, which is closed."""
+    """Return a workload for each seed, made with a model that is closed afterwards."""
     with gpt2c.GPT2.from_pretrained(path, dtype=dtype, threads=threads) as model:
-        return [plan(model, seed, n, tokens, greedy) for seed in seeds]
+        return [workload(model, seed, n, tokens, greedy) for seed in seeds]
 
 
 def measure_rate(
@@ -133,13 +133,13 @@ def measure_rate(
     dtype: str,
     threads: int,
     way: str,
-    plans: list[Any],
+    workloads: list[Any],
     draft: str | None,
 ) -> float:
-    """Return the tokens per second of all texts of the plans together."""
+    """Return the new tokens per second of all workloads together."""
     model = model_of(path, dtype, threads)
     n_tokens, begin = 0, time.perf_counter()
-    for given in plans:
+    for given in workloads:
         options = {**given["options"], "draft": draft}
         n_tokens += WAYS[way](model, {**given, "options": options})
     return n_tokens / (time.perf_counter() - begin)
@@ -194,7 +194,7 @@ def measure_latency(
         model.generate(random_ids(model, rng, n_prompt), max_new_tokens=1)
         return time.perf_counter() - begin
 
-    alone = statistics.median(first_token(SHORT) for _ in range(7))
+    alone = statistics.median(first_token(SHORT_PROMPT) for _ in range(7))
     streams = Streams(model, n, rng)
     try:
         begin = time.perf_counter()
@@ -203,23 +203,24 @@ def measure_latency(
         newcomers = []
         for _ in range(9):
             time.sleep(0.1)
-            newcomers.append(first_token(SHORT))
+            newcomers.append(first_token(SHORT_PROMPT))
         begin, n_arrived = time.perf_counter(), 0
         while time.perf_counter() < begin + seconds:
-            first_token(min(LONG, model.config.n_positions - 1))
+            first_token(min(LONG_PROMPT, model.config.n_positions - 1))
             n_arrived += 1
         busy = streams.gaps(begin, time.perf_counter())
     finally:
         streams.stop()
     return {
-        "quiet p50": at(quiet, 0.5), "quiet p99": at(quiet, 0.99), "busy p50": at(busy, 0.5),
-        "busy p99": at(busy, 0.99), "arrivals per second": n_arrived / seconds,
+        "quiet p50": quantile(quiet, 0.5), "quiet p99": quantile(quiet, 0.99),
+        "busy p50": quantile(busy, 0.5), "busy p99": quantile(busy, 0.99),
+        "arrivals per second": n_arrived / seconds,
         "first token alone": alone, "first token beside": statistics.median(newcomers),
     }  # fmt: skip
 
 
-def at(values: list[float], share: float) -> float:
-    """Return a quantile."""
+def quantile(values: list[float], share: float) -> float:
+    """Return the quantile of the values at `share`, from 0 to 1."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
@@ -234,7 +235,7 @@ def measure_drop() -> None:
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "build": measure_build,
-    "plans": measure_plans,
+    "workloads": measure_workloads,
     "rate": measure_rate,
     "latency": measure_latency,
     "drop": measure_drop,

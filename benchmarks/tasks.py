@@ -1,4 +1,4 @@
-"""The tasks, and how each is measured."""
+"""The tasks of compare.py, and how each is measured."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ Generate = Callable[[list[list[int]], int], float]  # (prompts, new tokens per p
 
 @dataclass(frozen=True)
 class Task:
+    """Prompts of random ids, the number of tokens to generate, and what is measured."""
+
     name: str
     unit: str
     n_prompts: int
-    length: int
-    n_new: int
+    prompt_length: int  # in tokens
+    n_new: int  # new tokens for each prompt
+    # Returns the measured value in `unit`. None: measure the first token of a new process.
     measure: Callable[[Task, Generate, list[list[int]]], float] | None
     more_is_better: bool = True
     limit: str = ""  # the part of the roofline that bounds this task
@@ -28,19 +31,18 @@ class Task:
         """
         rng = random.Random(f"{seed} {self.name} {repeat}")
         return [
-            [rng.randrange(n_vocab - 1) for _ in range(self.length)] for _ in range(self.n_prompts)
+            [rng.randrange(n_vocab - 1) for _ in range(self.prompt_length)]
+            for _ in range(self.n_prompts)
         ]
 
     def __str__(self) -> str:
         prompts = "a prompt" if self.n_prompts == 1 else f"{self.n_prompts} prompts"
         tokens = "1 new token" if self.n_new == 1 else f"{self.n_new} new tokens each"
         better = "more" if self.more_is_better else "less"
-        return (
-            f"{self.name}: {prompts} of {self.length}, {tokens} ({self.unit}, {better} is better)"
-        )
+        return f"{self.name}: {prompts} of {self.prompt_length}, {tokens} ({self.unit}, {better} is better)"
 
 
-def step_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+def decode_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
     """Return the time per token without prefill: the time of all tokens minus that of the first.
 
     The first token is measured before and after, because its time drifts; most of it is prefill.
@@ -50,25 +52,28 @@ def step_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> fl
     return (seconds - (before + generate(prompts, 1)) / 2) / (task.n_new - 1)
 
 
-def step_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
-    return 1 / step_seconds(task, generate, prompts)
+def decode_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    """Return the tokens per second without prefill."""
+    return 1 / decode_seconds(task, generate, prompts)
 
 
-def prompt_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
-    return task.length / generate(prompts, 1)
+def prefill_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    """Return the prompt's tokens per second, until the first new token."""
+    return task.prompt_length / generate(prompts, 1)
 
 
 def total_rate(task: Task, generate: Generate, prompts: list[list[int]]) -> float:
+    """Return the new tokens per second of all prompts together, prefill included."""
     return task.n_prompts * task.n_new / generate(prompts, task.n_new)
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("decode", "tokens/s", 1, 16, 128, step_rate, limit="stream_rate"),
+        Task("decode", "tokens/s", 1, 16, 128, decode_rate, limit="stream_rate"),
         Task("decode-deep", "ms/token", 1, 990, 24,
-             lambda *given: 1e3 * step_seconds(*given), more_is_better=False),
-        Task("prefill", "tokens/s", 1, 512, 1, prompt_rate, limit="multiply_add_rate"),
+             lambda *given: 1e3 * decode_seconds(*given), more_is_better=False),
+        Task("prefill", "tokens/s", 1, 512, 1, prefill_rate, limit="multiply_add_rate"),
         Task("batch-8", "tokens/s", 8, 16, 64, total_rate),
         Task("batch-32", "tokens/s", 32, 16, 64, total_rate),
         Task("first-token", "s", 1, 16, 1, None, more_is_better=False),
@@ -80,11 +85,15 @@ AGREEMENT = Task("agreement", "ids", 8, 16, 16, None)
 def roofline_share(
     task: Task, value: float, roofline: dict[str, float], config: dict[str, Any]
 ) -> float:
-    """Return the share of the roofline that a decode or prefill rate reaches."""
+    """Return the share of the roofline that a decode or prefill rate reaches.
+
+    `value` is the rate in tokens per second, `roofline` the result of Engine.roofline, and `config`
+    the checkpoint's config.json.
+    """
     rate = roofline[task.limit]
     if task.limit == "stream_rate":  # every token reads all weights
         return roofline["n_bytes"] * value / rate
-    n, width, layers = task.length, config["n_embd"], config["n_layer"]
+    n, width, layers = task.prompt_length, config["n_embd"], config["n_layer"]
     inner = config.get("n_inner") or 4 * width
     blocks = 2 * n * layers * (4 * width * width + 2 * width * inner)
     attention = 4 * (n * (n + 1) // 2) * width * layers

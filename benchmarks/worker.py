@@ -1,4 +1,4 @@
-"""Runs one engine in a process of its own, which exchanges lines of JSON with compare.py.
+"""Runs one engine in a process of its own, which exchanges lines of JSON with processes.py.
 
 python benchmarks/worker.py ENGINE FOLDER THREADS [PROMPT]
 
@@ -19,6 +19,7 @@ from peers import ENGINES, Engine
 
 
 def answer(engine: Engine, task: dict[str, Any]) -> dict[str, Any]:
+    """Return the reply to a task, whose "op" is roofline, encode, score or generate."""
     if task["op"] == "roofline":
         return engine.roofline()
     if task["op"] == "encode":

@@ -267,13 +267,13 @@ def table(*rows: Any) -> None:
 
 
 def numbers(row: Any, digits: int = 2) -> list[str]:
-    """Return the numbers as text, for a table."""
+    """Format the numbers for a table."""
     return [f"{number:.{digits}f}" for number in row]
 
 
 @contextmanager
 def picture(path: Path, title: str, n_columns: int = 1, width: float = 7) -> Iterator[Any]:
-    """Give one or more axes to draw on, side by side, and save the picture."""
+    """Give axes to draw on, n_columns side by side, and save the picture when the block ends."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * n_columns, 5), layout="constrained")
@@ -298,17 +298,17 @@ def grid(
 
 
 def cosine(a: Array, b: Array) -> Array:
-    """Return the cosine of the angle between each row of a and each of b."""
-    return normal(a) @ normal(b).T
+    """Return the cosine of the angle between each row of a and each row of b, [len(a), len(b)]."""
+    return unit_rows(a) @ unit_rows(b).T
 
 
-def normal(x: Array) -> Array:
+def unit_rows(x: Array) -> Array:
     """Scale each row to length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def show_embeddings(model: Model, ids: list[int], out: Path) -> None:
-    """Part 1."""
+    """Print and draw part 1, embeddings."""
     wte, wpe = model.w["wte.weight"], model.w["wpe.weight"]
     table(["token", *visible(model, ids)], ["id", *ids], ["position", *range(len(ids))])
     table(["wte.weight", *wte.shape], ["wpe.weight", *wpe.shape])
@@ -342,7 +342,7 @@ def effect(model: Model, ids: list[int], norm: Norm = layer_norm) -> Array:
 
 
 def show_layer_norm(model: Model, ids: list[int], out: Path) -> None:
-    """Part 2."""
+    """Print and draw part 2, layer norm."""
     tokenizer, w, n_head, _ = model
     tokens, x = visible(model, ids), embed(ids, w)
     table(
@@ -388,7 +388,7 @@ def streams(model: Model, ids: list[int]) -> dict[str, Array]:
 
 
 def show_attention(model: Model, ids: list[int], out: Path) -> None:
-    """Part 3."""
+    """Print and draw part 3, attention."""
     tokens = visible(model, ids)
     x = layer_norm(streams(model, ids)["h.1.mlp"], model.w, "h.2.ln_1")  # [n_seq, n_embd]
     q, k, _ = np.split(linear(x, model.w, "h.2.attn.c_attn"), 3, axis=-1)
@@ -406,7 +406,7 @@ def show_attention(model: Model, ids: list[int], out: Path) -> None:
 
 
 def show_mlp(model: Model, ids: list[int], out: Path) -> None:
-    """Part 4."""
+    """Print and draw part 4, the MLP."""
     points = np.arange(-3, 4)
     table(["x", *points], ["gelu(x)", *numbers(gelu(points), 3)])
     after = streams(model, ids)
@@ -432,7 +432,7 @@ def show_mlp(model: Model, ids: list[int], out: Path) -> None:
 
 
 def show_residual(model: Model, ids: list[int], out: Path) -> None:
-    """Part 5."""
+    """Print and draw part 5, the residual stream."""
     norm = np.linalg.norm
     rows = [(name, norm(added[-1]), norm(x[-1])) for name, added, x in layers(model, ids)]
     table(["norm, of ·king", "added", "stream"], *([row[0], *numbers(row[1:], 1)] for row in rows))
@@ -445,7 +445,7 @@ def show_residual(model: Model, ids: list[int], out: Path) -> None:
 
 
 def show_head(model: Model, ids: list[int], out: Path) -> None:
-    """Part 6."""
+    """Print and draw part 6, the head."""
     tokens, depths = visible(model, ids), range(count_blocks(model.w) + 1)
     best = most_likely(model, gpt2(ids, model.w, model.n_head)[-1], 5)
     table(["after ·king", *best])
@@ -460,7 +460,7 @@ def show_head(model: Model, ids: list[int], out: Path) -> None:
 
 
 def show_greedy(model: Model, ids: list[int], out: Path) -> None:
-    """Part 7."""
+    """Print and draw part 7, greedy decoding."""
     rows = []
     for token, other in zip(visible(model, ids), with_fox(model, ids), strict=True):
         logits = gpt2(other, model.w, model.n_head)[-1]  # [n_vocab]
@@ -480,7 +480,7 @@ def show_greedy(model: Model, ids: list[int], out: Path) -> None:
 
 
 def show_cache(model: Model, ids: list[int], out: Path) -> None:
-    """Part 8."""
+    """Print and draw part 8, the KV cache."""
     n_new = 40
     new = islice(continuation(ids, model.w, model.n_head), n_new)
     same = list(new) == generate(ids, model.w, model.n_head, n_new)
@@ -501,7 +501,7 @@ def show_cache(model: Model, ids: list[int], out: Path) -> None:
 
 
 def show_sampling(model: Model, ids: list[int], out: Path) -> None:
-    """Part 9."""
+    """Print and draw part 9, sampling."""
     logits = gpt2(ids, model.w, model.n_head)[-1]  # [n_vocab]
     best = np.argsort(-logits)[:8]
     probs = {t: softmax(logits / t)[best] for t in (0.5, 1.0, 2.0)}
@@ -528,7 +528,7 @@ PARTS = (
 def main() -> None:
     """Print and draw every part."""
     parser = argparse.ArgumentParser(
-        description="Print the numbers of docs/learn.md, draw its pictures"
+        description="Print the numbers of docs/learn.md, and draw its pictures"
     )
     parser.add_argument("--out", type=Path, default=Path("learn-pictures"), help="for the pictures")
     out = parser.parse_args().out

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 
 
 def logit_lens(model: GPT2, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the most likely ids [n_layer, n] after each block, and their probabilities."""
+    """Return the most likely ids after each block, and their probabilities, both [n_layer, n]."""
     x = model.forward(ids, capture="resid_post")["resid_post"]  # [n_layer, n, n_embd]
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
         x.var(-1, keepdims=True) + model.config.layer_norm_epsilon
@@ -85,7 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text")
     parser.add_argument("--model", help="a folder or a name; default: the embedded model")
-    parser.add_argument("--block", type=int, default=1, help="whose heads to draw; default: 1")
+    parser.add_argument(
+        "--block", type=int, default=1, help="the block whose heads to draw; default: 1"
+    )
     options = parser.parse_args()
     with GPT2.from_pretrained(options.model) as model:
         ids = model.tokenizer.encode(options.text)
