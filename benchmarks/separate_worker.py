@@ -38,7 +38,7 @@ def random_ids(model: gpt2c.GPT2, rng: random.Random, n: int) -> list[int]:
 
 
 def workload(model: gpt2c.GPT2, seed: str, n: int, tokens: int, is_greedy: bool) -> dict[str, Any]:
-    """Return n prompts of different lengths, with options that end their texts at any length.
+    """Return n prompts of different lengths, and stop tokens that end their texts early.
 
     The model must not be the one that is measured, which would find the prompts in its caches. A
     text that repeats itself, as greedy texts of random weights do, has no token of its own to stop

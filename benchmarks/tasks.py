@@ -39,7 +39,8 @@ class Task:
         prompts = "a prompt" if self.n_prompts == 1 else f"{self.n_prompts} prompts"
         tokens = "1 new token" if self.n_new == 1 else f"{self.n_new} new tokens each"
         better = "more" if self.more_is_better else "less"
-        return f"{self.name}: {prompts} of {self.prompt_length}, {tokens} ({self.unit}, {better} is better)"
+        what = f"{prompts} of {self.prompt_length}, {tokens}"
+        return f"{self.name}: {what} ({self.unit}, {better} is better)"
 
 
 def decode_seconds(task: Task, generate: Generate, prompts: list[list[int]]) -> float:

@@ -84,6 +84,7 @@ CONFIG_DEFAULTS = {
 
 
 def config_of(**options: Any) -> GPT2Config:
+    """Return a small configuration: CONFIG_DEFAULTS, changed by the options."""
     return GPT2Config(**{**CONFIG_DEFAULTS, **options})
 
 
@@ -100,7 +101,7 @@ def random_weights(config: GPT2Config, seed: int = 0) -> dict[str, NDArray[np.fl
 
 
 def model_on(backend: str, config: GPT2Config, weights: Mapping[str, Any], **options: Any) -> GPT2:
-    """Return a model on "numpy" or on a named instruction set of the compiled engine.
+    """Return a model on a backend: "numpy", or an instruction set of the compiled engine.
 
     It has no prefix cache, so that tests that compare two calls compute everything twice.
     """
@@ -112,6 +113,7 @@ def model_on(backend: str, config: GPT2Config, weights: Mapping[str, Any], **opt
 
 
 def on_backend(backend: str, make: Callable[[str], GPT2]) -> GPT2:
+    """Return make("numpy"), or make("c") with GPT2C_ISA set to the instruction set `backend`."""
     if backend == "numpy":
         return make("numpy")
     before = os.environ.get("GPT2C_ISA")
@@ -126,7 +128,7 @@ def on_backend(backend: str, make: Callable[[str], GPT2]) -> GPT2:
 
 
 def load(path: Path, backend: str = "numpy", **options: Any) -> GPT2:
-    """Load a checkpoint; `backend` is a value of the fixture `backend`."""
+    """Load a checkpoint on a backend: "numpy", or an instruction set of the compiled engine."""
     return on_backend(backend, lambda b: GPT2.from_pretrained(path, backend=b, **options))
 
 
@@ -152,7 +154,7 @@ def logit_atol(logits: NDArray[Any]) -> float:
 
 
 def assert_logits_close(found: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
-    """Compare with another library's float32 logits."""
+    """Check that the logits equal another library's float32 logits within `logit_atol`."""
     theirs = theirs.reshape(found.shape)
     np.testing.assert_allclose(found, theirs, rtol=0, atol=logit_atol(theirs))
 
@@ -252,8 +254,12 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 def shared_data() -> Path | None:
     """Return the folder of models and texts beside the checkout, or None if it is missing."""
-    named = os.environ.get("GPT2C_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    from_environment = os.environ.get("GPT2C_SHARED")
+    folder = (
+        Path(from_environment)
+        if from_environment
+        else Path(__file__).resolve().parents[2] / "shared"
+    )
     return folder / "data" if (folder / "data").is_dir() else None
 
 

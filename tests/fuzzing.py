@@ -1,4 +1,4 @@
-"""Mutated checkpoints, tokenizers and calls, which may raise only our own errors.
+"""Makes mutated checkpoints, tokenizers and calls, which may raise only gpt2c's own errors.
 
 A finding is an input that raises any other exception, takes more than 5 seconds, or takes more
 memory than MAX_MEMORY. test_fuzz.py runs a few thousand inputs from fixed seeds;
@@ -37,9 +37,11 @@ FORMATS = FIXTURES / "formats"
 TRAINERS = FIXTURES / "trainers"
 TALES = Path(gpt2c.__file__).parent / "models" / "tales"
 MAX_SECONDS = 5
-# Growth in bytes; an input has at most 150 KB. AddressSanitizer keeps freed memory.
+# The max growth of the resident memory, in bytes; an input has at most 150 KB. AddressSanitizer
+# keeps freed memory, so the limit is larger with it.
 MAX_MEMORY = (1 << 30) if "ASAN_OPTIONS" in os.environ else (96 << 20)
-# Bytes of virtual memory: a larger allocation raises MemoryError, which is a finding.
+# The limit of virtual memory, in bytes. An allocation beyond it raises MemoryError, which is a
+# finding.
 MAX_ADDRESSES = 2 << 30
 
 WORDS = [
@@ -83,13 +85,15 @@ def mutated(rng: random.Random, raw: bytes) -> bytes:
 
 # ---- checkpoints ----
 
+# The next functions mutate a part of a file, or return a function that does so.
+
 
 def _anywhere(rng: random.Random, raw: bytes) -> bytes:
     return mutated(rng, raw)
 
 
 def _head(n: int) -> Callable[[random.Random, bytes], bytes]:
-    """Mutate mostly the first n bytes, which hold the header; the rest is weights."""
+    """Return a function that mostly mutates the first n bytes; the rest is weights."""
 
     def change(rng: random.Random, raw: bytes) -> bytes:
         cut = n if rng.randrange(8) else len(raw)
@@ -99,6 +103,7 @@ def _head(n: int) -> Callable[[random.Random, bytes], bytes]:
 
 
 def _tail(n: int) -> Callable[[random.Random, bytes], bytes]:
+    """Return a function that mutates the last n bytes."""
     return lambda rng, raw: raw[:-n] + mutated(rng, raw[-n:])
 
 
@@ -122,7 +127,7 @@ def _entries(rng: random.Random, raw: bytes) -> bytes:
 
 
 def _sources() -> list[tuple[str, Path, str, Callable[[random.Random, bytes], bytes]]]:
-    """List what is mutated: its name, the folder, the file in it, and how."""
+    """Return what to mutate: a name, the folder, the file in it, and the function that mutates."""
     found: list[tuple[str, Path, str, Callable[[random.Random, bytes], bytes]]] = []
     tiny = FIXTURES / "transformers" / "tiny"
     sharded = FORMATS / "safetensors_sharded"
@@ -166,23 +171,26 @@ def npz_folder(folder: Path, compressed: bool) -> Path:
 
 
 def checkpoints(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
-    """Yield mutated checkpoints without end: name, changed bytes, and the call that loads them."""
+    """Yield mutated checkpoints without end.
+
+    Each is a name, the changed bytes, and a function that loads the checkpoint.
+    """
     sources = _sources()
     for compressed in (False, True):
         folder = npz_folder(work / f"npz_{compressed}", compressed)
         sources.append(("npz", folder, "model.npz", _entries))
-    places = []
+    copies = []
     for n, (name, folder, file, change) in enumerate(sources):
         alone = folder.name == "gguf"  # this folder has several models: copy only one
-        place = work / str(n)
+        copy = work / str(n)
         if alone:
-            place.mkdir()
-            shutil.copy(folder / file, place)
+            copy.mkdir()
+            shutil.copy(folder / file, copy)
         else:
-            shutil.copytree(folder, place, ignore=shutil.ignore_patterns("expected.json"))
-        places.append((name, place, place / file, (folder / file).read_bytes(), change))
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("expected.json"))
+        copies.append((name, copy, copy / file, (folder / file).read_bytes(), change))
     while True:
-        name, folder, path, raw, change = rng.choice(places)
+        name, folder, path, raw, change = rng.choice(copies)
         changed = change(rng, raw)
         path.write_bytes(changed)
         target = folder if rng.randrange(2) else path
@@ -193,6 +201,7 @@ def checkpoints(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Ca
 
 
 def _load(target: Path, deep: bool) -> None:
+    """Read all tensors of a checkpoint; if `deep`, also load it and generate."""
     if not deep:
         with open_checkpoint(target) as checkpoint:
             for source in checkpoint.tensors.values():
@@ -207,7 +216,10 @@ def _load(target: Path, deep: bool) -> None:
 
 
 def tokenizers(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
-    """Yield mutated tokenizer files without end: a small vocabulary with added tokens."""
+    """Yield mutated files of a small tokenizer with added tokens, without end.
+
+    Each is a name, the changed bytes, and a function that uses the file.
+    """
     from gpt2c.text.characters import read_meta
     from gpt2c.text.tokenizer import Tokenizer
     from gpt2c.text.tokenizer_json import JsonTokenizer, read_tokenizer_json
@@ -296,7 +308,10 @@ _NOT_FUZZED = {"callback", "logits_processor", "progress", "max_time"}
 
 
 def api(rng: random.Random, work: Path) -> Iterator[tuple[str, bytes, Callable[[], None]]]:
-    """Yield calls of a small model without end, with up to four arbitrary arguments."""
+    """Yield calls of a small model without end, with up to four arbitrary arguments.
+
+    Each is the method's name, the call as text, and a function that makes the call.
+    """
     from gpt2c.generate.options import CompleteOptions, GenerateOptions, StreamOptions
 
     model = GPT2.from_pretrained(FORMATS / "gguf" / "f32.gguf", threads=1)
@@ -344,7 +359,10 @@ KINDS = {"checkpoints": checkpoints, "tokenizers": tokenizers, "api": api}
 
 
 def run(kind: str, seed: int, n_inputs: int, keep: Path | None = None) -> Counter[str]:
-    """Run inputs and count the accepted and refused ones by name. Raises FindingError."""
+    """Run n_inputs inputs of a kind; return the numbers of accepted and refused ones by name.
+
+    Raises FindingError. `keep` is a folder in which to save the input that it is about.
+    """
     counts: Counter[str] = Counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.signal(signal.SIGALRM, _too_slow)

@@ -14,7 +14,10 @@ TOKEN = "hf_let_me_in"
 
 
 class Hub:
-    """Serve folders as repositories, {"user/name": folder}; gated repositories require TOKEN."""
+    """A server of folders as repositories, {"user/name": folder}, inside a ``with`` block.
+
+    Gated repositories require TOKEN.
+    """
 
     def __init__(self, repositories: dict[str, Path], gated: frozenset[str] = frozenset()) -> None:
         self.repositories = repositories
@@ -55,9 +58,10 @@ class Hub:
         return {r.rsplit("/", 1)[1] for r in gets}
 
     def answer(self, to: BaseHTTPRequestHandler, path: list[str]) -> None:
-        api = path[:2] == ["api", "models"]
-        repository = "/".join(path[2:4] if api else path[:2])
-        rest = path[4:] if api else path[2:]
+        """Answer a request for a path, which is split at slashes."""
+        is_api = path[:2] == ["api", "models"]
+        repository = "/".join(path[2:4] if is_api else path[:2])
+        rest = path[4:] if is_api else path[2:]
         if repository not in self.repositories:
             return self.send(to, 404, {"X-Error-Code": "RepoNotFound"})
         if repository in self.gated and to.headers.get("Authorization") != f"Bearer {TOKEN}":

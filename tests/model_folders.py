@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's format with a small random model, and hostile pickles."""
+"""Makes folders in Hugging Face's format with a small random model, and hostile pickles."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def folder_of(
     has_tokenizer: bool = True,
     **files: Any,
 ) -> Path:
-    """Save a model folder with the JSON files given by name.
+    """Save a model folder; each further argument is a JSON file: its name and its content.
 
     `config` adds keys to config.json and `without` removes keys from it. `likeliest` is the id that
     the model generates after every prompt.

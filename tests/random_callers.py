@@ -1,7 +1,7 @@
-"""Makes random requests from threads and tasks at once; compares each with itself, run alone.
+"""Makes random requests from threads and tasks at once; compares each with the same one alone.
 
-A finding is an outcome that differs from the request alone, a hook that ran in another caller's
-thread, a caller that waits too long, or a thread or weights that are left afterwards.
+A finding is an outcome that differs from that of the same request alone, a hook that ran in another
+caller's thread, a caller that waits too long, or a thread or weights that are left afterwards.
 test_running_batch.py runs a few hundred requests from fixed seeds; tools/soak/together.py runs as
 many as you ask for.
 """
@@ -27,7 +27,7 @@ MAX_SECONDS = 120.0  # for all requests of a round
 
 
 class FindingError(Exception):
-    """A request that gave another outcome than alone, or that did not end."""
+    """A request whose outcome differs from that of the request alone, or that did not end."""
 
 
 # ---- comparing ----
@@ -38,7 +38,8 @@ def difference(
 ) -> str | None:
     """Return what differs between an outcome and that of the request alone, or None.
 
-    An iterator that was cut, or that an error ended, gives the first of the values alone.
+    If an iterator was cut, or ended by an error, its values need only be a prefix. With
+    may_be_closed, ClosedError may end any request.
     """
     if found.foreign:
         return f"ran in another caller's thread: {', '.join(found.foreign)}"
@@ -47,11 +48,11 @@ def difference(
     if request.cut is not None or "max_time" in request.options:
         return _cut_difference(request, found, alone)
     if found.error is not None and request.is_unseeded:
-        return None  # it kept its seeds to itself
+        return None  # an error hides the seeds that the call drew
     if _error(request, found) != _error(request, alone):
         return f"the error {found.error}, alone {alone.error}"
     if found.error is not None:
-        # The values before an error of one prompt depend on how far the others were.
+        # The number of values before one prompt's error depends on how far the other prompts were.
         is_equal = is_prefix(found.values, alone.values) or is_prefix(alone.values, found.values)
         return None if is_equal else _first_difference(found.values, alone.values)
     if found.values != alone.values:
@@ -68,7 +69,10 @@ def is_prefix(part: list[Any], whole: list[Any]) -> bool:
 
 
 def _error(request: Request, outcome: Outcome) -> str | None:
-    """Return the error to compare: of a list, only its type, as the first to fail may differ."""
+    """Return the error to compare.
+
+    For a list of prompts it is only the type, because another prompt may fail first.
+    """
     error = outcome.error
     return error.split(":")[0] if error is not None and request.is_list else error
 
@@ -80,7 +84,7 @@ def _cut_difference(request: Request, found: Outcome, alone: Outcome) -> str | N
         is_equal = is_prefix(found.values, alone.values)
         return None if is_equal or alone.error else _first_difference(found.values, alone.values)
     if found.error is not None or alone.error is not None or "num_beams" in request.options:
-        # The clock may end a text before its error, and a beam search with other hypotheses.
+        # The time limit may end a text before its error, or a beam search with other hypotheses.
         return None
     if request.kind == "stream":
         is_equal = is_prefix(found.values, alone.values)
@@ -125,8 +129,8 @@ def _first_difference(found: list[Any], alone: list[Any]) -> str:
 def run_alone(loaded: Loaded, request: Request, found: Outcome | None = None) -> Outcome:
     """Return the outcome of a request with nothing beside it, without its cut and its time limit.
 
-    A request that drew its seeds gets those of its outcome `found`. The text of a stream must be
-    that of generate.
+    A request that drew its own seeds gets those in its outcome `found`. Raises FindingError if the
+    text of a stream is not that of generate.
     """
     options = {name: value for name, value in request.options.items() if name != "max_time"}
     seeds: Any = None
@@ -146,7 +150,7 @@ class Round:
 
     def __init__(self, loaded: Loaded, requests: list[Request], rng: random.Random) -> None:
         self.loaded = loaded
-        self._left = deque(requests)
+        self._remaining = deque(requests)
         self._n_threads = rng.randint(1, 12)
         self._n_tasks = rng.choice([0, 1, 4, 12])
         self._switch_interval = rng.choice([1e-5, 1e-4, 1e-3])
@@ -164,7 +168,7 @@ class Round:
             loop = threading.Thread(target=lambda: asyncio.run(self._in_tasks()), daemon=True)
             threads.append(loop)
         threads += others
-        # Python's default, 5 ms, makes a call of a millisecond wait behind others' Python.
+        # With Python's default of 5 ms, a call of 1 ms would wait for the Python code of others.
         before = sys.getswitchinterval()
         sys.setswitchinterval(self._switch_interval)
         try:
@@ -186,7 +190,7 @@ class Round:
 
     def _next(self) -> Request | None:
         try:
-            return self._left.popleft()
+            return self._remaining.popleft()
         except IndexError:
             return None
 
@@ -217,9 +221,9 @@ class Round:
 
 
 def run_round(name: str, loaded: Loaded, seed: int, n: int) -> Counter[str]:
-    """Run n requests on a model, some rounds while it is closed, and compare; count the outcomes.
+    """Run n random requests on a model, and compare; return the numbers of outcomes by kind.
 
-    Raises FindingError.
+    In some rounds, the model is closed while the requests run. Raises FindingError.
     """
     rng = random.Random(f"{name} {seed}")
     requests = make_requests(rng, loaded, n)

@@ -1,4 +1,4 @@
-"""Random requests of every kind, and their outcomes, for tests of calls that run together.
+"""Makes random requests of every kind, and their outcomes, for tests of calls that run together.
 
 Whatever runs beside a request, its outcome has the bits of the same request alone.
 random_callers.py makes the requests from threads and asyncio tasks, and compares.
@@ -36,7 +36,7 @@ class OnPurposeError(Exception):
 
 
 class Letters:
-    """The random models' tokenizer, which encodes byte by byte."""
+    """The random models' tokenizer, which encodes each byte as a token."""
 
     n_vocab = N_VOCAB
     eot_id = EOS
@@ -46,7 +46,7 @@ class Letters:
         try:
             return [self.tokens.index(bytes([byte])) for byte in text.encode()]
         except ValueError:
-            raise gpt2c.TokenizerError(f"{text!r} is not of the letters") from None
+            raise gpt2c.TokenizerError(f"{text!r} has a byte without a token") from None
 
     def token_bytes(self, id: int) -> bytes:
         return self.tokens[id]
@@ -60,7 +60,7 @@ class Letters:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, a smaller one that drafts for it, and the words of its prompts."""
+    """A model, a smaller one that drafts for it, and the words of which its prompts consist."""
 
     model: GPT2
     draft: GPT2 | None
@@ -80,7 +80,7 @@ def model_names() -> list[str]:
 
 
 def load(name: str) -> Loaded:
-    """Load a model by its name of `model_names`.
+    """Load a model by one of the names that `model_names` returns.
 
     A prompt with the id POISON makes a random model's activations overflow, so that its request
     fails with NumericalError (except in float64).
@@ -113,7 +113,11 @@ def load(name: str) -> Loaded:
 
 @dataclass(frozen=True)
 class Request:
-    """A call to make, and how it ends early on purpose."""
+    """A call to make, and when its caller abandons it.
+
+    `hooks` maps "callback" and "logits_processor" to what the function does, and after how many
+    tokens.
+    """
 
     number: int
     kind: str  # a key of _PERFORM
@@ -140,7 +144,7 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What a request gave: comparable values, in order, and the error that ended it."""
+    """What a request returned: comparable values, in order, and the error that ended it."""
 
     values: list[Any] = field(default_factory=list)
     error: str | None = None
@@ -153,15 +157,15 @@ def make_requests(rng: random.Random, loaded: Loaded, n: int) -> list[Request]:
     """Return n random requests for a model; some of them share prefixes."""
     words = loaded.words
     prefixes = ["".join(rng.choices(words, k=rng.choice([4, 18, 30]))) for _ in range(3)]
-    makers = {
+    frequencies = {
         "complete": 34, "generate": 12, "lazy": 7, "stream": 26,
         "session": 7, "score": 6, "logits": 4, "forward": 4,
     }  # fmt: skip
-    kinds = rng.choices([*makers], [*makers.values()], k=n)
-    return [_Maker(rng, loaded, prefixes).request(i, kind) for i, kind in enumerate(kinds)]
+    kinds = rng.choices([*frequencies], [*frequencies.values()], k=n)
+    return [_RequestMaker(rng, loaded, prefixes).request(i, kind) for i, kind in enumerate(kinds)]
 
 
-class _Maker:
+class _RequestMaker:
     """Makes one random request."""
 
     def __init__(self, rng: random.Random, loaded: Loaded, prefixes: list[str]) -> None:
@@ -183,8 +187,8 @@ class _Maker:
         prompts = self.prompt() if kind == "stream" else self.some(0.35)
         if kind == "lazy":
             prompts = [self.prompt() for _ in range(rng.randrange(1, 9))]
-        lasting = Request(number, kind, prompts)
-        options = self.options(kind, len(prompts) if lasting.is_list else 0)
+        uncut = Request(number, kind, prompts)
+        options = self.options(kind, len(prompts) if uncut.is_list else 0)
         hooks = {} if "num_beams" in options else self.hooks()
         cut = rng.randrange(8) if kind in ("stream", "lazy") and self.maybe(0.25) else None
         return Request(number, kind, prompts, options, hooks, cut, delay)
@@ -343,7 +347,7 @@ class _Maker:
 
 
 def perform(loaded: Loaded, request: Request, seeds: Any = None) -> Outcome:
-    """Make the call in this thread; `seeds` are the options' seed where they have none."""
+    """Make the call in this thread. If `seeds` is not None, it is the call's option seed."""
     outcome = Outcome()
     try:
         _PERFORM[request.kind](
@@ -357,7 +361,7 @@ def perform(loaded: Loaded, request: Request, seeds: Any = None) -> Outcome:
 async def perform_async(loaded: Loaded, request: Request) -> Outcome:
     """Make the call in this task: streams with stream_async, other calls in a thread.
 
-    A stream that is cut is cancelled, or closed, after as many pieces as the request says.
+    A stream that is cut is cancelled, or closed, after the request's number of pieces.
     """
     if request.kind != "stream":
         return await asyncio.to_thread(perform, loaded, request)
@@ -394,7 +398,10 @@ async def perform_async(loaded: Loaded, request: Request) -> Outcome:
 def options_of(
     loaded: Loaded, request: Request, outcome: Outcome, seeds: Any, is_async: bool = False
 ) -> dict[str, Any]:
-    """Return the options with a draft model and hooks that note their calls in the outcome."""
+    """Return the call's options, with its draft model and its hooks.
+
+    The hooks record their calls in the outcome.
+    """
     options = dict(request.options)
     if options.get("draft") == "model":
         options["draft"] = loaded.draft
@@ -482,7 +489,7 @@ def _perform_lazy(loaded: Loaded, r: Request, options: Any, outcome: Outcome) ->
 
 
 def _perform_stream(loaded: Loaded, r: Request, options: Any, outcome: Outcome) -> None:
-    """Read a stream. A cut one is closed, dropped, or left in a cycle for the collector."""
+    """Read a stream. One that is cut is closed, dropped, or left in a reference cycle."""
     stream = loaded.model.stream(r.prompts, **options)
     for piece in stream:
         outcome.values += piece if isinstance(piece, str) else [piece]

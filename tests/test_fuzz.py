@@ -1,4 +1,4 @@
-"""A short fuzz from fixed seeds; tools/soak/fuzz.py runs as many inputs as you ask for."""
+"""A short fuzz with fixed seeds; tools/soak/fuzz.py runs as many inputs as you ask for."""
 
 from __future__ import annotations
 

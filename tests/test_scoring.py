@@ -1,4 +1,4 @@
-"""Scores equal values by hand and the oracle's: alone, in batches, lazily and in windows."""
+"""Scores equal values computed by hand and by the oracle: alone, in batches and in windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes random requests from threads and asyncio tasks at once; compares each with itself alone.
+"""Makes random requests from threads and asyncio tasks at once; compares each with one made alone.
 
     python tools/soak/together.py [MODEL ...] [--requests N | --minutes M] [--seed S]
 
@@ -59,11 +59,9 @@ def main() -> int:
         while not is_over():
             round_seed = seed + n_rounds
             name = random.Random(round_seed).choice(names)
-            n = (
-                ROUND_SIZE
-                if options.minutes
-                else min(ROUND_SIZE, options.requests - counts.total())
-            )
+            n = ROUND_SIZE
+            if options.minutes is None:
+                n = min(ROUND_SIZE, options.requests - counts.total())
             counts += run_round(name, models[name], round_seed, n)
             memory.append(resident_megabytes())
             n_rounds += 1

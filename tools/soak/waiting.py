@@ -338,7 +338,7 @@ def main() -> int:
         f"{time.monotonic() - begin:.0f} s, the longest took {longest:.2f} s: {result}"
     )
     sys.stdout.flush()
-    # sys.exit would wait for a caller that waits for ever.
+    # A normal exit could hang with a stuck caller.
     os._exit(0 if result == "nothing found" else 1)
 
 
