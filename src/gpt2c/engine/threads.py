@@ -99,6 +99,7 @@ def _quotas_v1(root: Path) -> list[float]:
 
 
 def _ratio(quota: str, period: str) -> list[float]:
+    """Return the quota in CPUs as a list of one number; [] without a quota."""
     if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
         return [int(quota) / int(period)]
     return []

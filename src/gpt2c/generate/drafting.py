@@ -17,7 +17,7 @@ DRAFT_NAMES: Final = ("auto", "packing", "lookup")  # the values of draft that a
 _MAX_DRAFTED: Final = 24  # the max number of tokens drafted at a time
 # The min size of a model that drafts with its 4-bit copy. Smaller weights stay in the processor's
 # caches, where drafting costs as much as it saves.
-_MIN_BYTES: Final = 32 << 20
+_MIN_PACKING_BYTES: Final = 32 << 20
 
 
 def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> DraftSettings | None:
@@ -54,7 +54,7 @@ def check_drafts(engine: EngineModel, draft: Any, n_tokens: Any) -> DraftSetting
                 "itself; pass draft='lookup' or leave draft out"
             )
         uses_packing = draft == "packing" or (
-            draft == "auto" and may_pack and engine.n_bytes >= _MIN_BYTES
+            draft == "auto" and may_pack and engine.n_bytes >= _MIN_PACKING_BYTES
         )
         return DraftSettings(lookup=draft != "packing", packing=uses_packing, n_tokens=n_fixed)
     return DraftSettings(lookup=True, model=_draft_model(engine, draft), n_tokens=n_fixed)

@@ -174,9 +174,9 @@ class Options:
     plan: Plan
     beams: SearchOptions | None
     max_new_tokens: int
-    seeds: int | tuple[int, ...] | None
+    seeds: int | tuple[int, ...] | None  # for all prompts, or for each; None: random ones
     stop_strings: tuple[StopString, ...]
-    stop_ids: NDArray[np.int32]
+    stop_ids: NDArray[np.int32]  # the EOS tokens and stop_token_ids, ascending
     max_time: float | None
     callback: Callback | None
     logits_processor: LogitsProcessor | None
@@ -187,7 +187,7 @@ class Options:
     num_return_sequences: int | None
     batch_size: int
     progress: bool
-    logprobs: int | None
+    logprobs: int | None  # the number of alternatives; None: no log-probabilities
     echo: bool
     lengths: Lengths = field(default_factory=Lengths)
 

@@ -60,7 +60,7 @@ class Vocabulary:
 
     n: int  # the number of ids
     stop_ids: frozenset[int]  # EOS and other ids that end a text
-    tokenizer: Callable[[], Tokenizer | MissingTokenizer]  # makes the tokenizer lazily
+    tokenizer: Callable[[], Tokenizer | MissingTokenizer]  # returns the tokenizer, made lazily
     n_padding: int = 0  # the number of last ids that the tokenizer lacks
     named_ids: frozenset[int] = frozenset()  # ids in the model's files, which are never padding
 
@@ -303,8 +303,8 @@ def _id_array(ids: Sequence[int]) -> NDArray[np.int32]:
 
 # The stages in their default order, which is transformers' order for the stages that transformers
 # has. `PENALTIES` change the logits of single ids, also in greedy decoding. `SAMPLING_STAGES` are
-# temperature and the filters, which remove unlikely ids; they run only with sampling. They are C's
-# GPT2C_PENALTIES, without allowed_ids, and GPT2C_FILTERS.
+# temperature and the filters, which remove unlikely ids; they run only with sampling. C has the
+# same lists: GPT2C_PENALTIES, which also has allowed_ids, and GPT2C_FILTERS.
 PENALTIES: Final = (
     "logit_bias",
     "repetition_penalty",

@@ -197,8 +197,10 @@ def _check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
             )
 
 
-def merged(sources: Iterable[tuple[str, TensorSource]], where: str) -> dict[str, TensorSource]:
-    """Return the sources by their names, from pairs of a source's name in the file and the source.
+def sources_by_name(
+    sources: Iterable[tuple[str, TensorSource]], where: str
+) -> dict[str, TensorSource]:
+    """Return a dict from names to sources. `sources` has pairs (name in the file, source).
 
     Raises CheckpointError if two sources have the same name.
     """

@@ -22,7 +22,7 @@ from gpt2c.weights.checkpoint.checkpoint import (
     Checkpoint,
     StoredVocabulary,
     checked_tensors,
-    merged,
+    sources_by_name,
 )
 from gpt2c.weights.checkpoint.shared.hparams import matrix_shape
 from gpt2c.weights.checkpoint.shared.views import from_linear
@@ -73,7 +73,7 @@ def open_gguf(path: Path) -> Checkpoint:
             raise ConfigError(
                 f"{path}: found general.architecture {_shown(architecture)}, expected 'gpt2'"
             )
-        sources = merged(
+        sources = sources_by_name(
             (
                 (stored, from_linear(file.source(stored, _gpt2_name(stored))))
                 for stored in file.tensors

@@ -17,7 +17,7 @@ from gpt2c.errors import CheckpointNotFoundError
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile
 from gpt2c.formats.safetensors_file import SafetensorsFile
-from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, sources_by_name
 from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.shared.shards import check_shard, read_index
 from gpt2c.weights.checkpoint.shared.training_files import is_training_file
@@ -74,7 +74,7 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
             for stored in file.tensors
             if stored in names and not is_buffer(names[stored], config.n_layer)
         )
-        found_tensors = merged(wanted, where)
+        found_tensors = sources_by_name(wanted, where)
         if config.tie_word_embeddings:
             found_tensors = with_embedding(found_tensors)
         tensors = checked_tensors(config, found_tensors, where)

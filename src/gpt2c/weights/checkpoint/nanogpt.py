@@ -16,7 +16,12 @@ from gpt2c.errors import CheckpointError, ConfigError
 from gpt2c.formats.pickle_values import Record, describe, fields_of, has_fields
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.formats.torch_file import TorchFile
-from gpt2c.weights.checkpoint.checkpoint import Checkpoint, check_n_layer, checked_tensors, merged
+from gpt2c.weights.checkpoint.checkpoint import (
+    Checkpoint,
+    check_n_layer,
+    checked_tensors,
+    sources_by_name,
+)
 from gpt2c.weights.checkpoint.shared.hparams import matrix_shape, mlp_width
 from gpt2c.weights.checkpoint.shared.names import bare_name, count_blocks, gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.shared.state_dict import SavedState
@@ -178,4 +183,4 @@ def _sources(file: TorchFile, state: SavedState) -> dict[str, TensorSource]:
         if is_buffer(name) or (name == "lm_head.weight" and tensor in embedding):
             continue
         found.append((stored, from_linear(file.source(tensor, name))))
-    return merged(found, str(file.path))
+    return sources_by_name(found, str(file.path))

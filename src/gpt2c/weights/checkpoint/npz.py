@@ -20,7 +20,7 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.raw_file import RawFile, RawTensor, bounded_product, closed_on_error
 from gpt2c.formats.tensors import TensorSource, widen_into
 from gpt2c.formats.zip_archive import Entry, inflated, read_directory
-from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, sources_by_name
 from gpt2c.weights.checkpoint.openai import LEAVES, gpt2_name, gpt2_shape
 from gpt2c.weights.checkpoint.shared.hparams import HPARAMS_FILE, config_of_hparams, read_hparams
 from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
@@ -66,7 +66,7 @@ def open_npz(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
             else:
                 arrays.append((stored, _gpt2_name(stored), array))
         names = gpt2_names((name for _, name, _ in arrays), str(path))
-        sources = merged(
+        sources = sources_by_name(
             (
                 (stored, array.source(names[name]))
                 for stored, name, array in arrays

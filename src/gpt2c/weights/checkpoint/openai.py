@@ -14,7 +14,7 @@ from gpt2c.errors import CheckpointError, CheckpointNotFoundError
 from gpt2c.formats.raw_file import closed_on_error
 from gpt2c.formats.tensor_bundle import TensorBundle
 from gpt2c.formats.tensors import TensorSource
-from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, sources_by_name
 from gpt2c.weights.checkpoint.shared.hparams import HPARAMS_FILE, config_of_hparams, read_hparams
 from gpt2c.weights.checkpoint.shared.views import FirstRows
 
@@ -105,7 +105,7 @@ def open_openai_folder(
             _log.warning(
                 "%s: tensors outside GPT-2 are left out: %s", where, show_list(sorted(others))
             )
-        sources = merged(found, where)
+        sources = sources_by_name(found, where)
         config = config_of_hparams(hparams, sources, hparams_source)
         sources["wpe.weight"] = FirstRows(sources["wpe.weight"], config.n_positions)
         tensors = checked_tensors(config, sources, where)

@@ -118,7 +118,7 @@ def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
 
 def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     """Open a file of any kind; its first and last bytes select the loader."""
-    head, tail = _ends(path)
+    head, tail = _head_and_tail(path)
     if head.startswith(signatures.ZIP) and _holds_arrays(path):
         from gpt2c.weights.checkpoint.npz import open_npz
 
@@ -175,7 +175,7 @@ def _adapter_error(path: Path) -> CheckpointError:
     )
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
+def _head_and_tail(path: Path) -> tuple[bytes, bytes]:
     """Return the first 16 and the last 8 bytes of a file; fewer if the file is shorter."""
     with closing(RawFile(path)) as file:
         head = bytes(file.pread(min(file.size, 16), 0, "beginning"))

@@ -13,7 +13,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import check_rows
-from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, merged
+from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, sources_by_name
 from gpt2c.weights.checkpoint.shared.names import bare_name
 
 _WHERE: Final = "the transformers model"
@@ -68,7 +68,7 @@ def from_module(module: Any) -> Checkpoint:
                 "model without offloading, or move it to the CPU first"
             )
         parameters.append((stored, ParameterSource(bare_name(stored), parameter)))
-    found = merged(parameters, _WHERE)
+    found = sources_by_name(parameters, _WHERE)
     config = replace(
         config,
         tie_word_embeddings="lm_head.weight" not in found,

@@ -82,7 +82,7 @@ def find_state(file: TorchFile) -> SavedState:
     modules: list[str] = []
     for _ in range(_MAX_LEVELS):
         if found := [nested for nested in level if _has_gpt2_weights(nested.dicts[-1])]:
-            return _checked(file, _chosen(file, found))
+            return _checked_state(file, _chosen_dicts(file, found))
         below = []
         for nested in level:
             for key, value in nested.dicts[-1].items():
@@ -98,7 +98,7 @@ def find_state(file: TorchFile) -> SavedState:
     if any(isinstance(value, StoredTensor) for value in top.values()) and not training_state(
         file.value, file.path.name
     ):
-        return _checked(file, (top,))
+        return _checked_state(file, (top,))
     raise _nothing_found(file)
 
 
@@ -111,7 +111,7 @@ def _has_gpt2_weights(values: Mapping[Any, Any]) -> bool:
     )
 
 
-def _chosen(file: TorchFile, found: list[_NestedDict]) -> tuple[Mapping[Any, Any], ...]:
+def _chosen_dicts(file: TorchFile, found: list[_NestedDict]) -> tuple[Mapping[Any, Any], ...]:
     first, *others = sorted(found, key=lambda nested: nested.rank)
     if others and (len(_KEYS) in first.rank or others[0].rank == first.rank):
         names = [".".join(nested.keys) for nested in found]
@@ -122,7 +122,7 @@ def _chosen(file: TorchFile, found: list[_NestedDict]) -> tuple[Mapping[Any, Any
     return first.dicts
 
 
-def _checked(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> SavedState:
+def _checked_state(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> SavedState:
     """Return the tensors of the last dict after checking them.
 
     An entry that GPT-2 needs must be a tensor. Tensors that share more data than a tied head does
