@@ -35,11 +35,11 @@ class Encoder:
 
         Without a tokenizer it is 0, because it is unknown.
         """
-        tokenizer = self.loaded_tokenizer
-        if isinstance(tokenizer, MissingTokenizer):
+        given = self.loaded_tokenizer
+        if isinstance(given, MissingTokenizer):
             return 0
-        n_known = GPT2_VOCABULARY if tokenizer is None else tokenizer.n_vocab
-        return max(self._config.vocab_size - n_known, 0)
+        known = GPT2_VOCABULARY if given is None else given.n_vocab
+        return max(self._config.vocab_size - known, 0)
 
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes of a token; b"" if the tokenizer lacks the token."""
