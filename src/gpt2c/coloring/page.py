@@ -69,11 +69,11 @@ def html_page(
     title: str = "A text as the model sees it",
     model: str | None = None,
 ) -> Iterator[str]:
-    """Yield, lazily, the pieces of a page that shows the text of each score.
+    """Yield, lazily, the pieces of an HTML page that shows the text of each score.
 
-    Each token has the colour of its rank. A tooltip shows its rank, probability and entropy, and
-    the likeliest tokens at its position if the score has them. `model` is the name of the model
-    to show. The page has no script and needs no other file. ``"".join`` makes it one string.
+    Each token has the colour of its rank. A tooltip shows its rank, its probability, the entropy at
+    its position, and the likeliest tokens there if the score has them. `model` is a model's name to
+    show. The page has no script and needs no other file. ``"".join`` makes it one string.
     """
     heading = html.escape(one_line(title))
     model_line = f"<p>Model: {html.escape(one_line(model))}</p>\n" if model else ""
@@ -88,7 +88,7 @@ def html_page(
         "</p>\n"
     )
     for score in scores:
-        yield from _section(score, tokenizer)
+        yield from _score_section(score, tokenizer)
     yield (
         f"<footer><p>Made by gpt2c {__version__}. The colours are those of GLTR (Gehrmann, "
         "Strobelt and Rush 2019).</p></footer>\n</main>\n</body>\n</html>\n"
@@ -98,8 +98,8 @@ def html_page(
 def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
     """Write the pieces of a page to a file, atomically.
 
-    Raises OSError if the file cannot be written, OptionError if path cannot be a file's name or is
-    an existing folder or device, and OptionTypeError if path is neither a str nor a Path.
+    Raises OSError if the file cannot be written, OptionError if `path` is not a valid file name or
+    is an existing folder or device, and OptionTypeError if `path` is neither a str nor a Path.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise OptionTypeError(f"path is {show(path)}; it must be a str or a Path")
@@ -109,29 +109,29 @@ def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
         os.fsencode(path)
     except UnicodeEncodeError as error:
         raise OptionError(f"path is {show(path)}; it must name a file: {error}") from None
-    file = Path(os.path.abspath(path))
-    if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+    target = Path(os.path.abspath(path))
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise OptionError(
-            f"{file} is a folder or a device; expected a file, or a path that does not exist"
+            f"{target} is a folder or a device; expected a file, or a path that does not exist"
         )
     try:
-        temporary = tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=file.parent)
+        temporary_folder = tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=target.parent)
     except OSError as error:  # it names the temporary folder; the caller knows only path
         raise OSError(error.errno, error.strerror, str(path)) from None
-    with temporary as folder:
-        new = Path(folder) / "page.html"
-        with open(new, "w", encoding="utf-8", errors="replace", newline="\n") as out:
-            out.writelines(page)
-        os.replace(new, file)
+    with temporary_folder as folder:
+        written = Path(folder) / "page.html"
+        with open(written, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.writelines(page)
+        os.replace(written, target)
 
 
-def _section(score: Score, tokenizer: HasTokenBytes) -> Iterator[str]:
+def _score_section(score: Score, tokenizer: HasTokenBytes) -> Iterator[str]:
     yield '<section>\n<h2></h2>\n<div class="bar">'
-    parts = list(enumerate(zip(CLASS_NAMES, shares(score), strict=True)))
-    for index, (_, share) in parts:
+    class_shares = shares(score)
+    for index, share in enumerate(class_shares):
         yield f'<span class="k{index}" style="flex:{share:.6f}"></span>'
     yield "</div>\n<ul>"
-    for index, (name, share) in parts:
+    for index, (name, share) in enumerate(zip(CLASS_NAMES, class_shares, strict=True)):
         yield f'<li><b class="k{index}">{name}</b> {100 * share:.1f} %</li>'
     yield f'</ul>\n<p>{summary(score)}</p>\n<div class="text" dir="auto" lang="">'
     for span in spans(score, tokenizer):

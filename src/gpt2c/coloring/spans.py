@@ -1,4 +1,4 @@
-"""Find which tokens spell each character of a text, and their ranks."""
+"""Divide a text into spans: whole characters, with the tokens that spell them and their rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpt2c.measure.scores import Score
 CLASS_BOUNDS: Final = (10, 100, 1000)
 CLASS_NAMES: Final = ("top 10", "top 100", "top 1000", "the rest")
 
-_CONTINUATION: Final = range(0x80, 0xC0)  # UTF-8's continuation bytes
+_CONTINUATION_BYTES: Final = range(0x80, 0xC0)  # the continuation bytes of UTF-8
 
 
 class HasTokenBytes(Protocol):
@@ -28,16 +28,16 @@ class HasTokenBytes(Protocol):
 
 @dataclass(frozen=True)
 class Span:
-    """Whole characters and the tokens that spell these characters: usually one token.
+    """Whole characters, and the tokens that spell them; usually there is one token.
 
     text
         The characters. Bytes that are not valid UTF-8 become U+FFFD; a token without text becomes
         its id in brackets.
     begin, end
-        The span's tokens are the score's tokens begin to end - 1.
+        The span's tokens are the score's tokens [begin, end).
     rank
         The highest rank of these tokens, because a character is as unlikely as its unlikeliest
-        token; 0 if no token was scored.
+        token; 0 if none of them was scored.
     """
 
     text: str
@@ -52,14 +52,14 @@ def class_of(rank: int) -> int | None:
 
 
 def shares(score: Score) -> tuple[float, ...]:
-    """Return each class's share of the scored tokens; zeros if no token was scored."""
+    """Return the share of each class among the scored tokens; zeros if no token was scored."""
     ranks = score.ranks[score.ranks > 0]
     counts = np.bincount(np.searchsorted(CLASS_BOUNDS, ranks), minlength=len(CLASS_NAMES))
     return tuple((counts / max(len(ranks), 1)).tolist())
 
 
 def summary(score: Score) -> str:
-    """Return the number of tokens and the perplexity, in words."""
+    """Describe the number of tokens and the perplexity, as in "5 tokens, perplexity 12.3"."""
     n = len(score.ids)
     length = f"{n:,} token" + ("s" if n != 1 else "")
     if not score.n_scored:
@@ -73,13 +73,13 @@ def spans(score: Score, tokenizer: HasTokenBytes) -> Iterator[Span]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, begin = "", 0
     for index, id in enumerate(ids):
-        new = spelling(tokenizer, id)
-        is_inside = decoder.getstate()[0] and new[0] in _CONTINUATION
-        if index > begin and not is_inside:
+        token = spelling(tokenizer, id)
+        continues_character = decoder.getstate()[0] and token[0] in _CONTINUATION_BYTES
+        if index > begin and not continues_character:
             text += decoder.decode(b"", final=True)
             yield Span(text, begin, index, max(ranks[begin:index]))
             text, begin = "", index
-        text += decoder.decode(new)
+        text += decoder.decode(token)
     if ids:
         text += decoder.decode(b"", final=True)
         yield Span(text, begin, len(ids), max(ranks[begin:]))
