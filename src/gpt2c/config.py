@@ -15,16 +15,16 @@ from gpt2c.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# The maximum of each size. It is far above any GPT-2, and products of three sizes stay below 2**63.
+# The max of each size. It is far above any GPT-2, and products of three sizes stay below 2**63.
 MAX_SIZE: Final = 2**20
 # The size of GPT-2's vocabulary, and that size rounded up to a multiple of 64, as in nanoGPT and
 # llm.c.
-GPT2_VOCABULARY: Final = 50257
-PADDED_VOCABULARY: Final = 50304
-_MAX_FILE = 4 * 2**20  # bytes; classifiers keep all their labels in config.json
+GPT2_VOCAB_SIZE: Final = 50257
+PADDED_VOCAB_SIZE: Final = 50304
+_MAX_FILE_BYTES = 4 * 2**20  # large, because classifiers keep all their labels in config.json
 
-# HF's names of activations -> the engine's. `gelu_fast` rounds sqrt(2/pi) to 0.7978845608, an error
-# of 4e-12, which vanishes in float32. The other tanh GELUs are the same formula, written
+# HF's names of activations -> the engine's names. `gelu_fast` rounds sqrt(2/pi) to 0.7978845608, an
+# error of 4e-12, which vanishes in float32. The other tanh GELUs are the same formula, written
 # differently.
 ACTIVATIONS: Final = {
     "gelu_new": "gelu_tanh",
@@ -79,8 +79,9 @@ _SUPPORTED_VALUES: Mapping[str, tuple[object, ...]] = {
     "num_local_experts": (),
 }
 
-# Keys of HF's GPT2Config and PretrainedConfig, in new and old versions, that cannot change a logit.
-# They concern training, defaults of generation, other heads and book-keeping.
+# Keys of HF's GPT2Config and PretrainedConfig, in new and old versions, that GPT2Config does not
+# need: they concern training, defaults of generation, other heads and book-keeping. The exception
+# is n_ctx, which _read_n_ctx reads.
 _HARMLESS_KEYS = """
     model_type architectures transformers_version _name_or_path name_or_path _commit_hash
     torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss use_cache output_past return_dict
@@ -104,12 +105,12 @@ _HARMLESS = frozenset(_HARMLESS_KEYS.split())
 class GPT2Config:
     """The architecture and the special tokens of a GPT-2 model, with HF's names and defaults.
 
-    The constructor checks every field: sizes must be ints from 1 to 2**20 (`n_layer` may be 0),
+    The constructor checks every field: sizes must be integers from 1 to 2**20 (`n_layer` may be 0),
     `n_embd` must be a multiple of `n_head` if there are blocks, the activation must be known, and
-    `layer_norm_epsilon` must be finite and not negative.
+    `layer_norm_epsilon` must be from 0 to 1e38.
 
-    A special token outside the vocabulary can neither be generated nor be fed, so it becomes None
-    (or is dropped from a tuple of EOS ids). This includes the default, 50256.
+    A special token outside the vocabulary can be neither generated nor fed, so it becomes None (or
+    is dropped from a tuple of EOS ids). This includes the default, 50256.
 
     Raises ConfigError, naming the field, the value found and what was expected.
     """
@@ -135,7 +136,7 @@ class GPT2Config:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             if name != "n_inner" or self.n_inner is not None:
                 minimum = 0 if name == "n_layer" else 1
-                self._set(name, _size(name, getattr(self, name), minimum))
+                self._set_field(name, _checked_size(name, getattr(self, name), minimum))
         if self.n_layer > 0 and self.n_embd % self.n_head != 0:
             raise ConfigError(
                 f"n_embd must be a multiple of n_head, found n_embd {self.n_embd} "
@@ -147,7 +148,7 @@ class GPT2Config:
                 f"activation_function must be one of {', '.join(sorted(ACTIVATIONS))}, "
                 f"found {show(function)}"
             )
-        self._set("layer_norm_epsilon", _epsilon(self.layer_norm_epsilon))
+        self._set_field("layer_norm_epsilon", _checked_epsilon(self.layer_norm_epsilon))
         for name in (
             "scale_attn_weights",
             "scale_attn_by_inverse_layer_idx",
@@ -158,9 +159,9 @@ class GPT2Config:
                 raise ConfigError(
                     f"{name} must be true or false, found {show(getattr(self, name))}"
                 )
-        self._set("bos_token_id", self._token("bos_token_id", self.bos_token_id))
-        self._set("pad_token_id", self._token("pad_token_id", self.pad_token_id))
-        self._set("eos_token_id", self._eos_tokens())
+        self._set_field("bos_token_id", self._valid_id("bos_token_id", self.bos_token_id))
+        self._set_field("pad_token_id", self._valid_id("pad_token_id", self.pad_token_id))
+        self._set_field("eos_token_id", self._valid_eos_ids())
 
     @property
     def inner(self) -> int:
@@ -169,8 +170,7 @@ class GPT2Config:
 
     @property
     def activation(self) -> str:
-        """The engine's name for the activation: gelu_tanh, gelu_erf, quick_gelu, relu, silu or
-        tanh."""
+        """The engine's name of the activation, one of ACTIVATIONS' values."""
         return ACTIVATIONS[self.activation_function]
 
     @property
@@ -201,15 +201,19 @@ class GPT2Config:
         if its contents are wrong.
         """
         path = Path(path)
-        return cls.from_dict(read_json_object(path, limit=_MAX_FILE, error=ConfigError), str(path))
+        return cls.from_dict(
+            read_json_object(path, limit=_MAX_FILE_BYTES, error=ConfigError), str(path)
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> GPT2Config:
         """Return a configuration made from HF's keys; missing keys get HF's defaults.
 
-        A key that changes the architecture raises ConfigError. Unknown keys are ignored with a
-        warning in the log, because people keep notes in their configurations. Every message begins
-        with `where`.
+        Unknown keys are ignored with a warning in the log, because people keep notes in their
+        configurations.
+
+        Raises ConfigError for an invalid value, and for a key that changes the architecture. Every
+        message begins with `where`.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: found {show(values)}, expected an object")
@@ -244,10 +248,10 @@ class GPT2Config:
     def from_sizes(cls, where: str, **values: Any) -> GPT2Config:
         """Return the configuration of a checkpoint that states little more than its sizes.
 
-        BOS and EOS default to GPT-2's if the vocabulary has GPT-2's size, and to None otherwise.
-        Every message begins with `where`.
+        BOS and EOS default to GPT-2's if the vocabulary has GPT-2's size, padded or not, and to
+        None otherwise. Raises ConfigError; the message begins with `where`.
         """
-        if values.get("vocab_size") not in (GPT2_VOCABULARY, PADDED_VOCABULARY):
+        if values.get("vocab_size") not in (GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE):
             values = {"bos_token_id": None, "eos_token_id": None, **values}
         try:
             return cls(**values)
@@ -255,38 +259,41 @@ class GPT2Config:
             raise ConfigError(f"{where}: {reason}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return HF's config.json: every field, and the keys that name the model's class."""
+        """Return the contents of HF's config.json: all fields, and the keys that name the class."""
         values: dict[str, Any] = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
         for field in fields(self):
             value = getattr(self, field.name)
             values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 
-    def _set(self, name: str, value: object) -> None:
+    def _set_field(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the only way to set a field of a frozen dataclass
 
-    def _token(self, name: str, value: object) -> int | None:
+    def _valid_id(self, name: str, value: object) -> int | None:
+        """Return a token id as an int, or None if it is null or outside the vocabulary."""
         if value is None:
             return None
-        token = _integer(value)
-        if token is None:
+        id = _as_int(value)
+        if id is None:
             raise ConfigError(f"{name} must be a token id or null, found {show(value)}")
-        return token if 0 <= token < self.vocab_size else None
+        return id if 0 <= id < self.vocab_size else None
 
-    def _eos_tokens(self) -> int | tuple[int, ...] | None:
+    def _valid_eos_ids(self) -> int | tuple[int, ...] | None:
         value: object = self.eos_token_id
         if not isinstance(value, list | tuple):
-            return self._token("eos_token_id", value)
+            return self._valid_id("eos_token_id", value)
         if None in value:
-            raise ConfigError(f"eos_token_id must be token ids, found {show(value)}")
-        tokens = [self._token("eos_token_id", item) for item in value]
-        kept = tuple(dict.fromkeys(token for token in tokens if token is not None))
+            raise ConfigError(
+                f"eos_token_id must be null, a token id or a list of token ids, found {show(value)}"
+            )
+        ids = [self._valid_id("eos_token_id", item) for item in value]
+        kept = tuple(dict.fromkeys(id for id in ids if id is not None))
         if len(kept) < 2:
             return kept[0] if kept else None
         return kept
 
 
-def _integer(value: object) -> int | None:
+def _as_int(value: object) -> int | None:
     """Return an int or a NumPy integer as an int; None for a bool or any other value."""
     if isinstance(value, bool):
         return None
@@ -296,8 +303,8 @@ def _integer(value: object) -> int | None:
         return None
 
 
-def _size(name: str, value: object, minimum: int) -> int:
-    size = _integer(value)
+def _checked_size(name: str, value: object, minimum: int) -> int:
+    size = _as_int(value)
     if size is None or not minimum <= size <= MAX_SIZE:
         raise ConfigError(
             f"{name} must be an integer from {minimum} to {MAX_SIZE}, found {show(value)}"
@@ -305,13 +312,13 @@ def _size(name: str, value: object, minimum: int) -> int:
     return size
 
 
-def _epsilon(value: object) -> float:
+def _checked_epsilon(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"layer_norm_epsilon must be a number, found {show(value)}")
     # Compare before converting: float() of a very large int raises OverflowError.
     if not 0 <= value <= 1e38 or not math.isfinite(value):
         raise ConfigError(
-            f"layer_norm_epsilon must be finite and not negative, found {show(value)}"
+            f"layer_norm_epsilon must be finite and from 0 to 1e38, found {show(value)}"
         )
     return float(value)
 
@@ -349,7 +356,7 @@ def _read_n_ctx(values: Mapping[str, Any], found: dict[str, Any], where: str) ->
 
 
 def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a model's tensors, in the order of the forward pass."""
+    """Return the shape of each tensor of a model by its name, in the order of the forward pass."""
     width, inner = config.n_embd, config.inner
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),

@@ -23,7 +23,7 @@ class OptionTypeError(Error, TypeError):
 
 
 class ConfigError(Error, ValueError):
-    """A model configuration is invalid, unknown or unsupported."""
+    """A model configuration is invalid or unsupported."""
 
 
 class CheckpointError(Error, ValueError):
@@ -43,11 +43,11 @@ class ContextError(Error, ValueError):
 
 
 class NumericalError(Error, ArithmeticError):
-    """A logit is NaN, so no token can be chosen."""
+    """A logit is NaN, so no token can be chosen or scored."""
 
 
 class CacheMemoryError(Error, MemoryError):
-    """There is not enough memory for a model, a KV cache page or a call's activations."""
+    """There is not enough memory for a model, for a KV cache page or for a call's activations."""
 
 
 class BackendError(Error, RuntimeError):
@@ -59,7 +59,7 @@ class ClosedError(Error, RuntimeError):
 
 
 class ForkError(Error, RuntimeError):
-    """The process forked during a call, and the child lacks the threads that the call needs."""
+    """The process forked during a call, and the child lacks threads that the call needs."""
 
 
 class MissingDependencyError(Error, ImportError):
@@ -75,7 +75,7 @@ class FallbackWarning(Gpt2cWarning, RuntimeWarning):
 
 
 class TokenizerWarning(Gpt2cWarning):
-    """Text may be encoded to token ids that differ from those in the model's training."""
+    """Texts may be encoded to token ids that differ from those of the model's training."""
 
 
 def warn(message: str, kind: type[Gpt2cWarning]) -> None:

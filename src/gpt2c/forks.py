@@ -1,7 +1,7 @@
 """Locks that survive a fork.
 
 A forked child has only the thread that called fork. If another thread held a lock at that moment,
-the lock is also locked in the child, where no thread will ever release the lock.
+the lock stays locked in the child for ever.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Generic, TypeVar
 
 _L = TypeVar("_L")
 
-_n_forks = 0
+_fork_depth = 0
 
 
-def n_forks() -> int:
-    """Return the number of forks between the process that imported this module and this one."""
-    return _n_forks
+def fork_depth() -> int:
+    """Return the generation of this process: 0 where this module was imported, 1 in a child, ..."""
+    return _fork_depth
 
 
 def _count_fork() -> None:
-    global _n_forks
-    _n_forks += 1
+    global _fork_depth
+    _fork_depth += 1
 
 
 if hasattr(os, "register_at_fork"):
@@ -35,7 +35,7 @@ class ProcessLock(Generic[_L]):
     def __init__(self, make_lock: Callable[[], _L]) -> None:
         """`make_lock` is threading.Lock or threading.RLock."""
         self._make_lock = make_lock
-        self._locks = {_n_forks: make_lock()}
+        self._locks = {_fork_depth: make_lock()}
 
     @property
     def lock(self) -> _L:
@@ -44,6 +44,6 @@ class ProcessLock(Generic[_L]):
         Use the lock only in a with statement, where Ctrl-C cannot interrupt between acquiring the
         lock and entering the block.
         """
-        found = self._locks.get(_n_forks)
+        found = self._locks.get(_fork_depth)
         # setdefault is atomic, so two threads of a child get the same lock.
-        return found or self._locks.setdefault(_n_forks, self._make_lock())
+        return found or self._locks.setdefault(_fork_depth, self._make_lock())

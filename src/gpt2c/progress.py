@@ -8,16 +8,16 @@ from typing import Any, Final, TypeVar
 
 from gpt2c.errors import MissingDependencyError
 
-_DELAY: Final = 2  # seconds before a loading bar appears
+_DELAY: Final = 2  # seconds; shorter loading shows no bar
 _T = TypeVar("_T")
 
 
 def with_bar(results: Iterable[_T], total: int | None) -> Iterator[_T]:
-    """Yield the results, and count the results in a bar on standard error.
+    """Yield the results, and count them in a bar on standard error.
 
     `total` is the number of results; None if it is unknown.
 
-    The call itself, not the first result, raises MissingDependencyError if tqdm is not installed.
+    Raises MissingDependencyError at once, not at the first result, if tqdm is not installed.
     """
     bar: Iterator[_T] = iter(_tqdm()(results, total=total, unit="text"))
     return bar
@@ -41,7 +41,7 @@ class LoadingBar:
         self._bar.close()
 
 
-def can_show() -> bool:
+def can_show_bar() -> bool:
     """Return whether tqdm is installed."""
     return importlib.util.find_spec("tqdm") is not None
 

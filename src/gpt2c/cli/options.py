@@ -7,7 +7,7 @@ import sys
 from typing import Any, Final, TypeAlias
 
 import gpt2c
-from gpt2c.progress import can_show
+from gpt2c.progress import can_show_bar
 
 # What add_subparsers returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -71,4 +71,4 @@ def load(options: argparse.Namespace) -> gpt2c.GPT2:
 
 def progress() -> bool:
     """Whether to show a loading bar: standard error is a terminal, and tqdm is installed."""
-    return sys.stderr is not None and sys.stderr.isatty() and can_show()
+    return sys.stderr is not None and sys.stderr.isatty() and can_show_bar()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.config import GPT2_VOCABULARY, GPT2Config
+from gpt2c.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError
 from gpt2c.generate.prompts import Prompt, check_ids, is_single
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
@@ -38,7 +38,7 @@ class Encoder:
         given = self.loaded_tokenizer
         if isinstance(given, MissingTokenizer):
             return 0
-        known = GPT2_VOCABULARY if given is None else given.n_vocab
+        known = GPT2_VOCAB_SIZE if given is None else given.n_vocab
         return max(self._config.vocab_size - known, 0)
 
     def token_bytes(self, id: int) -> bytes:

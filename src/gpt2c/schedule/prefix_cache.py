@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gpt2c.checks.options import INT64_MAX
 from gpt2c.engine.protocol import PAGE_POSITIONS, EngineModel, EngineSequence
 from gpt2c.errors import CacheMemoryError, ClosedError
-from gpt2c.forks import ProcessLock, n_forks
+from gpt2c.forks import ProcessLock, fork_depth
 
 # The min length of a shared prefix: feeding fewer tokens is faster than copying a sequence.
 MIN_SHARED_PREFIX: Final = 16
@@ -55,7 +55,7 @@ class PrefixCache:
         self._max_pages = max_bytes // self._page_bytes
         self._lock = ProcessLock(Lock)
         self._owner = 0  # the thread that took the lock last
-        self._valid_for: int | None = None  # n_forks(); None during a change
+        self._valid_for: int | None = None  # fork_depth(); None during a change
         self._reset()
         this = weakref.ref(self)  # so that dropping the model frees its memory at once
 
@@ -123,7 +123,7 @@ class PrefixCache:
             self._n_pages += _n_pages(text)
             while self._n_pages > self._max_pages:
                 self._remove(next(iter(self._sequences)))
-            self._valid_for = n_forks()
+            self._valid_for = fork_depth()
 
     def evict(self, n_bytes: int) -> int:
         """Drop the least recently used texts until n_bytes are free; return the bytes freed.
@@ -139,7 +139,7 @@ class PrefixCache:
             self._valid_for = None
             while self._texts and n_pages * self._page_bytes < n_bytes:
                 n_pages += self._remove(next(iter(self._sequences)))
-            self._valid_for = n_forks()
+            self._valid_for = fork_depth()
         return n_pages * self._page_bytes
 
     def clear(self) -> None:
@@ -160,7 +160,7 @@ class PrefixCache:
 
     def _check(self) -> None:
         """Begin with an empty cache after a fork or an interrupted change. Needs the lock."""
-        if self._valid_for != n_forks():
+        if self._valid_for != fork_depth():
             self._reset()
 
     def _reset(self) -> None:
@@ -169,7 +169,7 @@ class PrefixCache:
         # The least recently used text comes first.
         self._sequences: OrderedDict[bytes, EngineSequence] = OrderedDict()
         self._n_pages = 0
-        self._valid_for = n_forks()
+        self._valid_for = fork_depth()
 
     def _remove(self, text: bytes) -> int:
         """Drop a text and return the number of its pages."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show
-from gpt2c.config import GPT2_VOCABULARY, PADDED_VOCABULARY, GPT2Config
+from gpt2c.config import GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE, GPT2Config
 from gpt2c.errors import (
     CheckpointNotFoundError,
     MissingDependencyError,
@@ -65,7 +65,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
     if folder is not None and (found := _first_usable(_candidates(checkpoint, folder), n_vocab)):
         return found
     foreign = None if folder is None else foreign_tokenizer(folder)
-    if n_vocab in (GPT2_VOCABULARY, PADDED_VOCABULARY):
+    if n_vocab in (GPT2_VOCAB_SIZE, PADDED_VOCAB_SIZE):
         if foreign is not None:
             warn(
                 f"{foreign}; text is encoded with GPT-2's own vocabulary. If the model has another "

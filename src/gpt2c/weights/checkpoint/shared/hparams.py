@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from gpt2c.checks.untrusted import read_json_object, show, show_list
-from gpt2c.config import GPT2_VOCABULARY, GPT2Config
+from gpt2c.config import GPT2_VOCAB_SIZE, GPT2Config
 from gpt2c.errors import CheckpointError, OptionError, OptionTypeError
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint.shared.names import count_blocks
@@ -56,7 +56,7 @@ def given_hparams(value: object) -> dict[str, Any]:
             f"hparams is {show(str(value))}, and there is no such file; it must be a dict, the "
             f"path of an {HPARAMS_FILE}, or one of {', '.join(_SIZES)}"
         )
-    return {"n_vocab": GPT2_VOCABULARY, "n_ctx": 1024, **_SIZES[str(value)]}
+    return {"n_vocab": GPT2_VOCAB_SIZE, "n_ctx": 1024, **_SIZES[str(value)]}
 
 
 def read_hparams(folder: Path) -> dict[str, Any]:
