@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gpt2c.checks.options import similar
+from gpt2c.checks.options import did_you_mean
 
-# gpt2c's name of each option -> its names in OpenAI's API, transformers, llama.cpp, Ollama, vLLM,
-# CTranslate2, lm-evaluation-harness, gpt-2-simple, OpenAI's gpt-2 and picoGPT.
+# gpt2c's name of each option -> names of this option or of similar ones in OpenAI's API,
+# transformers, llama.cpp, Ollama, vLLM, CTranslate2, lm-evaluation-harness, gpt-2-simple, OpenAI's
+# gpt-2 and picoGPT.
 _ALIASES: Final = {
     "max_new_tokens": "max_tokens max_length max_completion_tokens max_output_tokens max_gen_toks "
     "max_gen_len num_predict n_predict num_tokens n_tokens length gen_length "
@@ -40,7 +41,7 @@ _ALIASES: Final = {
     "logprobs": "output_scores output_logits top_logprobs",
 }
 _GPT2C_NAMES: Final[Mapping[str, str]] = MappingProxyType(
-    {theirs: ours for ours, names in _ALIASES.items() for theirs in names.split()}
+    {alias: gpt2c_name for gpt2c_name, aliases in _ALIASES.items() for alias in aliases.split()}
 )
 
 # Names of options that have no equivalent in gpt2c -> what to do instead.
@@ -55,7 +56,7 @@ _INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
         "pad_token": "prompts of different lengths need no padding",
     }
 )
-# Differences between an alias and gpt2c's option.
+# Differences between an alias and gpt2c's option, to append to the option's name.
 _NOTES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "max_length": ", which does not count the prompt",
@@ -64,41 +65,41 @@ _NOTES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def hint(name: str, known: Collection[str], elsewhere: Collection[str] = ()) -> str:
+def option_hint(name: str, known: Collection[str], of_complete: Collection[str] = ()) -> str:
     """Return the hint to append to a message about an unknown option; empty if there is no hint.
 
-    `known` are the options of the called method. `elsewhere` are the options of ``complete``, which
-    the hint mentions if the called method lacks the option.
+    `known` are the options of the called method. `of_complete` are the options of ``complete``,
+    which the hint mentions if the called method lacks the option.
     """
-    plain = name.lower().replace("-", "_")
-    ours = _GPT2C_NAMES.get(plain, plain)
-    note = _NOTES.get(plain, "")
-    if ours in known and ours != name:
-        return f"; did you mean {ours}{note}?"
-    if ours in elsewhere and ours not in known:
-        if ours == name:
+    normalized = name.lower().replace("-", "_")
+    gpt2c_name = _GPT2C_NAMES.get(normalized, normalized)
+    note = _NOTES.get(normalized, "")
+    if gpt2c_name in known and gpt2c_name != name:
+        return f"; did you mean {gpt2c_name}{note}?"
+    if gpt2c_name in of_complete and gpt2c_name not in known:
+        if gpt2c_name == name:
             return ", but complete() accepts it"
-        return f"; complete() accepts {ours}{note}"
-    if plain in _INSTEAD:
-        return f"; {_INSTEAD[plain]}"
-    return similar(name, known)
+        return f"; complete() accepts {gpt2c_name}{note}"
+    if normalized in _INSTEAD:
+        return f"; {_INSTEAD[normalized]}"
+    return did_you_mean(name, known)
 
 
-# Options whose flag on the command line has another name.
+# gpt2c's options whose flag on the command line has another name.
 _FLAGS: Final[Mapping[str, str]] = MappingProxyType(
     {"stop_strings": "--stop", "return_full_text": "--echo", "overflow": "--slide"}
 )
 
 
 def flag_hint(flag: str, known: Collection[str]) -> str:
-    """Return the hint for an unknown flag, such as "--max_tokens=5".
+    """Return the hint for an unknown flag, such as "--max_tokens=5"; empty if there is no hint.
 
     `known` are the command's flags.
     """
     flag = flag.partition("=")[0]
-    plain = flag.lstrip("-").lower().replace("-", "_")
-    ours = _GPT2C_NAMES.get(plain, plain)
-    found = _FLAGS.get(ours, "--" + ours.replace("_", "-"))
-    if found in known:
-        return f"; did you mean {found}{_NOTES.get(plain, '')}?"
-    return similar(flag, known)
+    normalized = flag.lstrip("-").lower().replace("-", "_")
+    gpt2c_name = _GPT2C_NAMES.get(normalized, normalized)
+    gpt2c_flag = _FLAGS.get(gpt2c_name, "--" + gpt2c_name.replace("_", "-"))
+    if gpt2c_flag in known:
+        return f"; did you mean {gpt2c_flag}{_NOTES.get(normalized, '')}?"
+    return did_you_mean(flag, known)

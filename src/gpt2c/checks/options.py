@@ -1,8 +1,8 @@
 """Checks of single option values.
 
-integer, number, items, flag and choice return the checked value. They raise OptionTypeError for a
-wrong type and OptionError for a wrong value; the message names the option, its value and the valid
-values.
+`integer`, `number`, `items`, `flag` and `choice` return the checked value. They raise
+OptionTypeError for a wrong type and OptionError for a wrong value; the message names the option,
+its value and the valid values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
 
-MAX_ITEMS: Final = 2**24
+MAX_ITEMS: Final = 2**24  # the max length of a list option
 INT32_MAX: Final = 2**31 - 1  # the engine's counts are int32
 INT64_MAX: Final = 2**63 - 1
 
@@ -32,7 +32,7 @@ def is_integer(value: object) -> bool:
 
 
 def integer(name: str, value: object, lowest: int, highest: int) -> int:
-    """Return an integer of any type except bool as an int from `lowest` to `highest`."""
+    """Return an integer as an int from `lowest` to `highest`; accept any integer type but bool."""
     if isinstance(value, bool | np.bool_):
         raise OptionTypeError(f"{name} is {value}; it must be an integer")
     try:
@@ -45,7 +45,7 @@ def integer(name: str, value: object, lowest: int, highest: int) -> int:
 
 
 def number(name: str, value: object, lowest: float, highest: float) -> float:
-    """Return a number of any type except bool as a finite float from `lowest` to `highest`."""
+    """Return an int or float, Python's or NumPy's, as a finite float in [lowest, highest]."""
     if not is_integer(value) and not isinstance(value, float | np.floating):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a number")
     try:
@@ -60,12 +60,15 @@ def number(name: str, value: object, lowest: float, highest: float) -> float:
 
 
 def items(name: str, value: object, what: str) -> list[Any]:
-    """Return the items of a list, tuple, set or array; `what` names the items in messages."""
+    """Return the items of a sequence, set or array as a list; `what` names them in messages.
+
+    The items are not checked. A str is not accepted.
+    """
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Set):
         raise OptionTypeError(f"{name} is {show(value)}; it must be a list of {what}")
-    if len(value) > MAX_ITEMS:  # a range is small, but the list of its items may be huge
+    if len(value) > MAX_ITEMS:  # check first: a huge range is small, but not the list of its items
         raise OptionError(f"{name} has {len(value)} items; it may have at most {MAX_ITEMS}")
     return list(value)
 
@@ -81,12 +84,12 @@ def choice(name: str, value: object, choices: Sequence[str]) -> str:
     """Return a string that is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         allowed = ", ".join(map(repr, choices))
-        kind = OptionError if isinstance(value, str) else OptionTypeError
-        raise kind(f"{name} is {show(value)}; it must be one of {allowed}")
+        error = OptionError if isinstance(value, str) else OptionTypeError
+        raise error(f"{name} is {show(value)}; it must be one of {allowed}")
     return value
 
 
-def similar(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a "did you mean ...?" suffix for an unknown name; empty if no name is similar."""
     import difflib
 
@@ -99,22 +102,23 @@ def shows_options(
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Return a decorator that makes help() and editors show the names of a method's ``**options``.
 
-    `options` is the TypedDict of these options; `defaults` has the defaults that are not None.
+    `options` is the TypedDict of these options. `defaults` has their defaults; an option that it
+    lacks defaults to None.
     """
 
     def decorate(method: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(method)
-        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        for name, kind in options.__annotations__.items():
-            named.append(
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for name, annotation in options.__annotations__.items():
+            parameters.append(
                 inspect.Parameter(
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
                     default=defaults.get(name),
-                    annotation=getattr(kind, "__forward_arg__", kind),
+                    annotation=getattr(annotation, "__forward_arg__", annotation),
                 )
             )
-        method.__signature__ = signature.replace(parameters=named)  # type: ignore[attr-defined]
+        method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return method
 
     return decorate

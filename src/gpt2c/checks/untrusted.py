@@ -1,12 +1,11 @@
 """Open untrusted files and parse untrusted JSON.
 
-Configurations, tensor headers and vocabularies are untrusted. ``json.loads`` alone is too lenient:
-it keeps the last of two equal keys, accepts NaN as a number, and limits nesting only by the
-interpreter's stack.
+``json.loads`` alone is too lenient for untrusted files: it keeps the last of two equal keys,
+accepts NaN as a number, and limits nesting only by the interpreter's stack.
 
-There are two parsers. The strict parser raises an error for such values. The lenient parser
-replaces each of them with an :class:`Unusable`: code that needs the value rejects its type, and a
-value that no code needs does no harm.
+There are two parsers. The strict parser, :func:`parse_json`, raises an error for such a value. The
+lenient parser, :func:`parse_json_leniently`, replaces it with an :class:`Unusable`: code that needs
+the value rejects its type, and a value that no code needs does no harm.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from typing import Any, NoReturn
 
 from gpt2c.errors import CheckpointNotFoundError, Error, OptionTypeError
 
-# Maximum nesting of JSON; a configuration needs about four levels. The nesting is checked before
-# parsing: if a program has raised Python's recursion limit, the JSON scanner may overflow the
-# stack.
+# The max nesting of JSON; a configuration needs about four levels. The nesting is checked before
+# parsing, because the JSON scanner may overflow the stack in a program that has raised Python's
+# recursion limit.
 MAX_DEPTH = 32
 
-# Matches a string or one bracket, and also an unclosed string, so that the search takes linear
+# Matches a string or one bracket. It also matches an unclosed string, so that a search takes linear
 # time.
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 class Unusable:
-    """Replaces a JSON value that is unsafe to represent, such as a number of 31 digits."""
+    """Replaces a JSON value that the strict parser rejects, such as a number of 31 digits."""
 
     def __init__(self, text: str) -> None:
         """`text` shows the value in messages."""
@@ -46,7 +45,7 @@ class Unusable:
 
     @property
     def is_huge(self) -> bool:
-        """Whether the value is a positive integer of more than 64 bits."""
+        """Whether the value is a positive integer of 21 to 60 digits."""
         return self._text.isascii() and self._text.isdigit()
 
 
@@ -110,9 +109,9 @@ def read_whole(path: Path, *, limit: int, error: type[Error]) -> bytes:
 def read_json_object(
     path: Path, *, limit: int, error: type[Error], strict: bool = False
 ) -> dict[str, Any]:
-    """Read a whole JSON file of at most `limit` bytes; its top level must be an object.
+    """Read a whole JSON file of at most `limit` bytes, whose top level must be an object.
 
-    :func:`parse_json` parses it if `strict`, else :func:`parse_json_leniently`.
+    `strict` selects the parser: :func:`parse_json` or :func:`parse_json_leniently`.
 
     Raises CheckpointNotFoundError, `error` or OptionTypeError; the message names the file.
     """
@@ -130,13 +129,14 @@ def parse_json(raw: bytes) -> Any:
     """Parse UTF-8 JSON strictly.
 
     Raises ValueError for invalid UTF-8 or JSON, duplicate keys, NaN and infinities, numbers beyond
-    float64, integers of more than 20 characters, "-0", unpaired surrogates, and more than MAX_DEPTH
-    levels. The message has no subject: the caller puts the file's name before it.
+    float64, integers of more than 20 characters, "-0", an unpaired surrogate in a key or its value,
+    and more than MAX_DEPTH levels. The message has no subject; the caller puts the file's name
+    before it.
     """
     text = _decoded(raw)
-    if _without_deep_values(text) is not text:
+    if _without_deep_values(text) is not text:  # it has replaced a value
         raise ValueError(f"is JSON nested more than {MAX_DEPTH} levels deep")
-    return _parsed(text, _object, _integer, _number, _constant)
+    return _loads(text, _strict_object, _strict_integer, _strict_number, _reject_constant)
 
 
 def parse_json_leniently(raw: bytes) -> Any:
@@ -145,7 +145,9 @@ def parse_json_leniently(raw: bytes) -> Any:
     Raises ValueError for invalid UTF-8 or JSON; the caller puts the file's name before the message.
     """
     text = _without_deep_values(_decoded(raw))
-    return _parsed(text, _lenient_object, _leniently(_integer), _leniently(_number), Unusable)
+    return _loads(
+        text, _lenient_object, _leniently(_strict_integer), _leniently(_strict_number), Unusable
+    )
 
 
 def _decoded(raw: bytes) -> str:
@@ -155,20 +157,20 @@ def _decoded(raw: bytes) -> str:
         raise ValueError(f"is not UTF-8 at byte {reason.start}") from None
 
 
-def _parsed(
+def _loads(
     text: str,
-    pairs: Callable[[list[tuple[str, Any]]], Any],
-    integer: Callable[[str], Any],
-    number: Callable[[str], Any],
-    constant: Callable[[str], Any],
+    make_object: Callable[[list[tuple[str, Any]]], Any],
+    parse_integer: Callable[[str], Any],
+    parse_number: Callable[[str], Any],
+    parse_constant: Callable[[str], Any],
 ) -> Any:
     try:
         return json.loads(
             text,
-            object_pairs_hook=pairs,
-            parse_int=integer,
-            parse_float=number,
-            parse_constant=constant,
+            object_pairs_hook=make_object,
+            parse_int=parse_integer,
+            parse_float=parse_number,
+            parse_constant=parse_constant,
         )
     except json.JSONDecodeError as reason:
         raise ValueError(f"is not JSON: {reason}") from None
@@ -176,7 +178,7 @@ def _parsed(
         raise ValueError("is JSON nested too deeply") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
@@ -192,40 +194,43 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _integer(digits: str) -> int:
+def _strict_integer(digits: str) -> int:
     # A million digits would take minutes to convert; other parsers read "-0" as a float.
     if len(digits) > 20 or digits == "-0":
         raise ValueError(f"has the number {show(digits)}, which is not a 64-bit integer")
     return int(digits)
 
 
-def _number(digits: str) -> float:
+def _strict_number(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
         raise ValueError(f"has the number {show(digits)}, which is beyond float64")
     return value
 
 
-def _constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"has {name}, which is not JSON")
 
 
 def _without_deep_values(text: str) -> str:
-    """Replace each value nested deeper than MAX_DEPTH with NaN. Return `text` if there are none."""
+    """Replace each value nested deeper than MAX_DEPTH with NaN.
+
+    Without such a value, return `text` itself, not a copy.
+    """
     kept: list[str] = []
-    depth = at = 0
+    depth = begin = 0
     for match in _BRACKETS.finditer(text):
         bracket = text[match.start()]
         if bracket in "[{":
             depth += 1
             if depth == MAX_DEPTH + 1:
-                kept += text[at : match.start()], "NaN"
-                at = len(text)  # drop the rest, unless a bracket below closes the value
+                kept += text[begin : match.start()], "NaN"
+                begin = len(text)  # drop the rest, unless a bracket below closes the value
         elif bracket in "]}":
             depth -= 1
             if depth == MAX_DEPTH:
-                at = match.end()
-    return "".join([*kept, text[at:]]) if kept else text
+                begin = match.end()
+    return "".join([*kept, text[begin:]]) if kept else text
 
 
 # ---- lenient parsing ----
@@ -234,17 +239,17 @@ def _without_deep_values(text: str) -> str:
 def _lenient_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
-        usable = _lenient_string(value)
-        if key in result and not _is_same(result[key], usable):
-            usable = Unusable(f"two values, {show(result[key], 40)} and {show(usable, 40)}")
-        result[key] = usable
+        checked = _without_surrogates(value)
+        if key in result and not _is_same(result[key], checked):
+            checked = Unusable(f"two values, {show(result[key], 40)} and {show(checked, 40)}")
+        result[key] = checked
     return result
 
 
-def _lenient_string(value: Any) -> Any:
-    """Replace strings with an unpaired surrogate by Unusable, also the items of a list."""
+def _without_surrogates(value: Any) -> Any:
+    """Replace a string with an unpaired surrogate by an Unusable; also such items of a list."""
     if isinstance(value, list):
-        return [_lenient_string(item) if isinstance(item, str) else item for item in value]
+        return [_without_surrogates(item) if isinstance(item, str) else item for item in value]
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode("utf-8")
@@ -258,7 +263,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 
 def _leniently(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a function that calls `parse`; it returns an Unusable for a ValueError."""
+    """Return a function that calls `parse`, and returns an Unusable where `parse` raises."""
 
     def parse_or_replace(digits: str) -> Any:
         try:

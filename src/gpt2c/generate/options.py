@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checks.option_hints import hint
+from gpt2c.checks.option_hints import option_hint
 from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
 from gpt2c.checks.untrusted import show
 from gpt2c.engine.protocol import MAX_LOGPROBS, MAX_ROWS, Plan, Scores
@@ -232,7 +232,7 @@ def check_options(
     names = allowed.__annotations__
     for name in given:
         if name not in names:
-            more = hint(name, names, CompleteOptions.__annotations__)
+            more = option_hint(name, names, CompleteOptions.__annotations__)
             raise OptionTypeError(f"{method} has no option {show(name)}{more}")
     options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
     stop_ids = set(vocabulary.stop_ids)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gpt2c.checks.options import integer, is_integer, items, similar
+from gpt2c.checks.options import did_you_mean, integer, is_integer, items
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, EngineModel
@@ -105,7 +105,7 @@ class InstrumentedForward:
         raise OptionError(
             f"{option}: {show(name)} is not a point; the points are {', '.join(MODEL_POINTS)}, and "
             f"in each block (as in h.0.resid_pre) {', '.join(BLOCK_POINTS)}"
-            f"{similar(point or name, POINTS)}"
+            f"{did_you_mean(point or name, POINTS)}"
         )
 
     def _capture(self, name: Any) -> None:

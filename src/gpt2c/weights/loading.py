@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checks.options import similar
+from gpt2c.checks.options import did_you_mean
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.config import GPT2Config, tensor_shapes
 from gpt2c.engine.protocol import EngineModel
@@ -215,7 +215,7 @@ def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np
     if not isinstance(name, str) or name not in tensors:
         raise OptionError(
             f"weight: this model has no tensor {show(name)}; its tensors are "
-            f"{show_list(list(tensors))}{similar(str(name)[:99], tensors)}"
+            f"{show_list(list(tensors))}{did_you_mean(str(name)[:99], tensors)}"
         )
     source = tensors[name]
     return source.read(0, source.shape[0]).reshape(source.shape)

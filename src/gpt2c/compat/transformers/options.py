@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gpt2c.checks.options import INT32_MAX, flag, integer, is_integer, items, similar
+from gpt2c.checks.options import INT32_MAX, did_you_mean, flag, integer, is_integer, items
 from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
@@ -122,7 +122,9 @@ class GenerateOptions:
         known = _HANDLED | IGNORED | _UNSUPPORTED.keys()
         for name in given:
             if name not in known:
-                raise OptionTypeError(f"generate has no option {show(name)}{similar(name, known)}")
+                raise OptionTypeError(
+                    f"generate has no option {show(name)}{did_you_mean(name, known)}"
+                )
         self._values: dict[str, Any] = {**defaults, **model_config, **config, **given}
         self._default_new = int(defaults["max_length"])
         # An explicit max_length also counts the prompt, but transformers' default counts only new
