@@ -52,7 +52,7 @@ def test_logits_are_within_float32_error_of_the_oracle(config, seed, isa):
     ours = model_on(isa, config, weights).logits(ids)
     double = {name: w.astype(np.float64) for name, w in weights.items()}
     steps = {}
-    oracle = gpt2(ids, double, config, record=steps.__setitem__)
+    oracle = gpt2(ids, double, config, visit=steps.__setitem__)
     single = gpt2(ids, weights, config)
     # Allow 4 times the error of NumPy's own float32, plus 4 ULP for models so small that NumPy
     # happens to be exact. The ULP is that of the largest sum of magnitudes in a logit, because the

@@ -40,7 +40,7 @@ class Case:
         self.past = []
         oracle.gpt2(
             np.array(ids), self.w, config, past=self.past,
-            record=lambda name, value: self.seen.update({name: value.copy()}),
+            visit=lambda name, value: self.seen.update({name: value.copy()}),
         )  # fmt: skip
 
 

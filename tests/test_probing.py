@@ -45,7 +45,7 @@ def oracle(config, ids, change=lambda name, value: None):
         change(name, value)
         steps[name] = value.copy()
 
-    gpt2(np.asarray(ids), weights, config, record=record)
+    gpt2(np.asarray(ids), weights, config, visit=record)
     return steps
 
 

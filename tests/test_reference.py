@@ -56,7 +56,7 @@ def test_sort_nanos_activations_equal_the_published_ones(dtype):
     published = np.load(SORT_NANO / "activations.npz")
     for row in range(3):
         seen = {}
-        logits = gpt2(published["idx"][row].astype(int), weights, config, record=seen.__setitem__)
+        logits = gpt2(published["idx"][row].astype(int), weights, config, visit=seen.__setitem__)
         for ours, theirs in PUBLISHED.items():
             # The activations are float32 up to about 10, rounded in a different order.
             np.testing.assert_allclose(seen[ours], published[theirs][row], rtol=0, atol=1e-5)

@@ -360,4 +360,4 @@ def test_mirostat_updates_mu_like_the_reference(backend, seed):
 def test_sampler_order_has_every_stage():
     assert (*PENALTIES, *SAMPLING_STAGES) == SAMPLER_ORDER
     assert tuple(_engine.ENUMS["stages"]) == (ALLOWED_IDS, *SAMPLER_ORDER)
-    assert filters.descending(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]
+    assert filters.by_probability(np.array([1.0, 3.0, 3.0])).tolist() == [1, 2, 0]

@@ -280,7 +280,7 @@ class Model:
 
         with self.held(), np.errstate(over="ignore", invalid="ignore"):
             try:
-                logits = gpt2(ids, self.weights, self.config, record=record)
+                logits = gpt2(ids, self.weights, self.config, visit=record)
             except MemoryError as error:
                 raise CacheMemoryError(f"not enough memory for {n} tokens ({error})") from None
         return logits[logit_rows].astype(np.float32)

@@ -1,8 +1,8 @@
-"""The sampling stages that remove unlikely ids, in plain NumPy, as their papers define them.
+"""Temperature and the filters, which remove unlikely ids, in plain NumPy, as papers define them.
 
-Each function takes logits [n_vocab], float32 or float64, in which -inf marks an id that an earlier
-stage removed, and returns new logits in which further ids are -inf. The compiled engine is tested
-against these functions.
+Each stage takes logits [n_vocab], float32 or float64, and returns new logits; -inf marks a removed
+id. All filters except typical_p and xtc always keep the most likely id. The compiled engine is
+tested against these functions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Logits = NDArray[Any]
 
 
 def probabilities(logits: Logits) -> NDArray[np.float64]:
-    """Return the softmax, computed in float64."""
+    """Return the softmax of logits, computed in float64."""
     e = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(e / e.sum())
 
@@ -26,7 +26,7 @@ def entropy(p: NDArray[np.float64]) -> float:
     return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
 
-def descending(logits: Logits) -> NDArray[np.int64]:
+def by_probability(logits: Logits) -> NDArray[np.int64]:
     """Return all ids, the most likely first; ties go to the lower id."""
     return np.argsort(-logits, kind="stable")
 
@@ -50,12 +50,12 @@ def _keep_top_and_ids(logits: Logits, ids: NDArray[np.int64]) -> Logits:
 
 
 def _n_to_reach(mass: float, p: NDArray[np.float64], order: NDArray[np.int64]) -> int:
-    """Return how many ids, from the start of `order`, have a total probability of at least mass."""
+    """Return how many of the first ids in `order` have a total probability of at least `mass`."""
     return min(int(np.searchsorted(np.cumsum(p[order]), mass)) + 1, len(order))
 
 
 def temperature(logits: Logits, t: float) -> Logits:
-    """Divide by t; if that overflows, keep only the most likely id."""
+    """Divide the logits by t; if the max overflows, keep only the most likely id."""
     with np.errstate(over="ignore", invalid="ignore"):
         divided = logits / logits.dtype.type(t)
     if np.isinf(divided.max()):
@@ -65,7 +65,7 @@ def temperature(logits: Logits, t: float) -> Logits:
 
 def top_k(logits: Logits, k: int) -> Logits:
     """Keep the k most likely ids; ties go to the lower id (Fan et al. 2018)."""
-    return _keep_top_and_ids(logits, descending(logits)[:k])
+    return _keep_top_and_ids(logits, by_probability(logits)[:k])
 
 
 def top_p(logits: Logits, p: float) -> Logits:
@@ -73,21 +73,21 @@ def top_p(logits: Logits, p: float) -> Logits:
 
     Nucleus sampling (Holtzman et al. 2020); ties go to the lower id.
     """
-    order = descending(logits)
+    order = by_probability(logits)
     return _keep_top_and_ids(logits, order[: _n_to_reach(p, probabilities(logits), order)])
 
 
 def min_p(logits: Logits, p: float) -> Logits:
     """Keep ids at least p times as likely as the most likely id (Nguyen et al. 2024)."""
-    likelihood = probabilities(logits)
-    return _keep_top_and(logits, likelihood >= p * likelihood.max())
+    probs = probabilities(logits)
+    return _keep_top_and(logits, probs >= p * probs.max())
 
 
 def typical_p(logits: Logits, mass: float) -> Logits:
     """Keep the smallest set of most typical ids with a total probability of at least mass.
 
-    An id is typical if its surprisal, -log p, is near the entropy. Ids tied with the last id of the
-    set also stay (Meister et al. 2022).
+    The nearer an id's surprisal, -log p, is to the entropy, the more typical the id is. Ids tied
+    with the last id of the set are kept too (Meister et al. 2022).
     """
     p = probabilities(logits)
     with np.errstate(divide="ignore"):
@@ -118,12 +118,12 @@ def eta_cutoff(logits: Logits, epsilon: float) -> Logits:
 
 
 def xtc(logits: Logits, threshold: float) -> Logits:
-    """Remove all ids of probability at least threshold, except the least likely of these.
+    """Remove the ids of probability at least threshold, except the least likely of them.
 
-    "Exclude top choices", p-e-w 2024 (oobabooga/text-generation-webui pull request 6335). The
-    caller draws whether a step applies this filter.
+    "Exclude top choices", p-e-w 2024 (oobabooga/text-generation-webui pull request 6335). At each
+    token, the caller decides at random whether to apply this filter.
     """
-    order = descending(logits)
+    order = by_probability(logits)
     p = probabilities(logits)
     n_likely = int(((p >= threshold) & (p > 0)).sum())
     kept = np.ones(len(logits), dtype=bool)

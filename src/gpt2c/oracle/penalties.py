@@ -1,7 +1,7 @@
-"""The sampling stages that penalise or ban ids based on the tokens so far, in plain NumPy.
+"""Sampling stages that penalise or ban single ids, in plain NumPy.
 
 Each function changes logits [n_vocab], float32 or float64, in place. `history` holds the ids of the
-prompt and of the new tokens, `new_ids` only the ids of the new tokens. The compiled engine is
+prompt and of the new tokens; `new_ids` holds only those of the new tokens. The compiled engine is
 tested against these functions.
 """
 
@@ -23,7 +23,7 @@ def allowed_ids(logits: Logits, mask: NDArray[np.bool_]) -> None:
 
 
 def repetition_penalty(logits: Logits, history: Sequence[int], penalty: float) -> None:
-    """Divide the logits of the history's ids by penalty; multiply negative logits by penalty.
+    """Divide the logits of the history's ids by penalty, but multiply negative ones by it.
 
     Keskar et al. 2019, "CTRL".
     """
@@ -38,7 +38,7 @@ def presence_penalty(logits: Logits, new_ids: Sequence[int], penalty: float) -> 
 
 
 def frequency_penalty(logits: Logits, new_ids: Sequence[int], penalty: float) -> None:
-    """Subtract penalty for each occurrence of a generated id from its logit, as OpenAI does."""
+    """Subtract penalty from the logit of each generated id once per occurrence, as OpenAI does."""
     for id, count in Counter(new_ids).items():
         logits[id] -= penalty * count
 
@@ -57,13 +57,13 @@ def dry(
     p-e-w 2024 (oobabooga/text-generation-webui pull request 5677).
 
     If the last `length` ids of the history also occur earlier, the id that follows them there would
-    lengthen a repetition. If an id follows several such earlier occurrences, the longest counts. If
-    the length is at least allowed_length, multiplier * base ** (length - allowed_length) is
-    subtracted from the id's logit. A repetition cannot contain a breaker, and breakers are never
+    lengthen a repetition. If several such occurrences precede an id, the longest counts. If its
+    length is at least allowed_length, multiplier * base ** (length - allowed_length) is subtracted
+    from the id's logit. A repetition cannot contain any of the ids `breakers`, and these are never
     penalised. Only the last `span` ids of the history count; 0 means all.
     """
     recent = list(history)[-span:] if span else list(history)
-    longest: dict[int, int] = {}
+    longest: dict[int, int] = {}  # id -> length of the longest repetition that it would lengthen
     for i in range(1, len(recent)):
         length = 0
         while (
@@ -91,7 +91,7 @@ def no_repeat_ngram(logits: Logits, history: Sequence[int], n: int) -> None:
 
 
 def bad_words(logits: Logits, history: Sequence[int], words: Sequence[Sequence[int]]) -> None:
-    """Ban each id that would complete one of the words, which are sequences of ids."""
+    """Ban each id that would complete one of the words, each of which is a sequence of ids."""
     ids = list(history)
     for word in words:
         *before, last = word

@@ -7,7 +7,8 @@ The weights `w` have GPT-2's own names, such as "h.0.attn.c_attn.weight". All ar
 dtype, float32 or float64. Comments give shapes in these names:
 
     n          tokens of this call
-    n_total    tokens of the sequence so far: the tokens in the KV cache and the n new tokens
+    n_past     tokens in the KV cache, fed by earlier calls
+    n_total    n_past + n
     n_embd     width of the residual stream x; n_embd = n_head * head_dim
     n_inner    width of the MLP's hidden layer, usually 4 * n_embd
 """
@@ -24,10 +25,10 @@ from numpy.typing import NDArray
 from gpt2c.config import GPT2Config
 
 Array: TypeAlias = NDArray[Any]  # float32 or float64
-Past: TypeAlias = list[
-    tuple[Array, Array]
-]  # KV cache: a block's k and v, [n_head, n_past, head_dim]
-Record: TypeAlias = Callable[[str, Array], None]  # gets the name and the value of an activation
+# The KV cache: the keys and values of each block, [n_head, n_past, head_dim].
+Past: TypeAlias = list[tuple[Array, Array]]
+# Called with the name and the value of each activation; may edit the value in place.
+Visit: TypeAlias = Callable[[str, Array], None]
 
 
 def relu(x: Array) -> Array:
@@ -83,14 +84,14 @@ def split_heads(x: Array, n_head: int) -> Array:
 
 
 def attention(
-    x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, record: Record
+    x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, visit: Visit
 ) -> Array:
     """Causal multi-head attention: each token attends to itself and to all tokens before it."""
     h = f"h.{block}."
     q, k, v = np.split(linear(x, w, h + "attn.c_attn"), 3, axis=-1)  # each [n, n_embd]
     q, k, v = (split_heads(part, config.n_head) for part in (q, k, v))  # [n_head, n, head_dim]
     for name, part in (("q", q), ("k", k), ("v", v)):
-        record(h + name, part)
+        visit(h + name, part)
     if block < len(past):
         k = np.concatenate([past[block][0], k], axis=1)  # [n_head, n_total, head_dim]
         v = np.concatenate([past[block][1], v], axis=1)  # [n_head, n_total, head_dim]
@@ -104,43 +105,43 @@ def attention(
     if config.scale_attn_by_inverse_layer_idx:
         scores = scores / (block + 1)
     n, n_total = scores.shape[1:]
-    causal = np.tri(n, n_total, n_total - n, dtype=bool)  # [n, n_total], False for later tokens
+    causal = np.tri(n, n_total, n_total - n, dtype=bool)  # [n, n_total]; False: a later token
     scores = np.where(causal, scores, scores.dtype.type(-np.inf))
-    record(h + "scores", scores)
+    visit(h + "scores", scores)
     probs = softmax(scores)  # [n_head, n, n_total]
-    record(h + "probs", probs)
+    visit(h + "probs", probs)
     mixed = (probs @ v).swapaxes(0, 1).reshape(x.shape)  # [n, n_embd]
-    record(h + "mixed", mixed)
+    visit(h + "mixed", mixed)
     return linear(mixed, w, h + "attn.c_proj")  # [n, n_embd]
 
 
-def mlp(x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, record: Record) -> Array:
+def mlp(x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, visit: Visit) -> Array:
     h = f"h.{block}."
     hidden = linear(x, w, h + "mlp.c_fc")  # [n, n_inner]
-    record(h + "mlp_pre", hidden)
+    visit(h + "mlp_pre", hidden)
     activated = ACTIVATIONS[config.activation](hidden)  # [n, n_inner]
-    record(h + "mlp_act", activated)
+    visit(h + "mlp_act", activated)
     return linear(activated, w, h + "mlp.c_proj")  # [n, n_embd]
 
 
 def transformer_block(
-    x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, record: Record
+    x: Array, w: Mapping[str, Array], config: GPT2Config, block: int, past: Past, visit: Visit
 ) -> Array:
     """Add attention(ln_1(x)) to the residual stream x, then mlp(ln_2(x))."""
     h, epsilon = f"h.{block}.", config.layer_norm_epsilon
-    record(h + "resid_pre", x)
+    visit(h + "resid_pre", x)
     normed = layer_norm(x, w[h + "ln_1.weight"], w[h + "ln_1.bias"], epsilon)  # [n, n_embd]
-    record(h + "ln_1", normed)
-    attn_out = attention(normed, w, config, block, past, record)  # [n, n_embd]
-    record(h + "attn_out", attn_out)
+    visit(h + "ln_1", normed)
+    attn_out = attention(normed, w, config, block, past, visit)  # [n, n_embd]
+    visit(h + "attn_out", attn_out)
     x = x + attn_out
-    record(h + "resid_mid", x)
+    visit(h + "resid_mid", x)
     normed = layer_norm(x, w[h + "ln_2.weight"], w[h + "ln_2.bias"], epsilon)  # [n, n_embd]
-    record(h + "ln_2", normed)
-    mlp_out = mlp(normed, w, config, block, record)  # [n, n_embd]
-    record(h + "mlp_out", mlp_out)
+    visit(h + "ln_2", normed)
+    mlp_out = mlp(normed, w, config, block, visit)  # [n, n_embd]
+    visit(h + "mlp_out", mlp_out)
     x = x + mlp_out
-    record(h + "resid_post", x)
+    visit(h + "resid_post", x)
     return x
 
 
@@ -150,23 +151,23 @@ def gpt2(
     config: GPT2Config,
     n_past: int = 0,
     past: Past | None = None,
-    record: Record = lambda name, value: None,
+    visit: Visit = lambda name, value: None,
 ) -> Array:
-    """Return logits [n, n_vocab]: row i is for the token that follows ids[i]; ids are int [n].
+    """Return logits [n, n_vocab] for ids, int [n]: row i predicts the token after ids[i].
 
-    A sequence may be fed in parts: past is the KV cache of the n_past tokens fed before, and each
-    call extends it in place. Feeding the whole sequence in one call gives the same logits. `record`
-    is called with the name and the value of every activation, and may change the value in place.
+    A sequence may be fed in parts: `past` is the KV cache of the n_past tokens fed before, and each
+    call extends it in place. Feeding the whole sequence in one call gives the same logits. `visit`
+    is called with the name and the value of every activation, and may edit the value in place.
     """
     past = [] if past is None else past
     positions = np.arange(n_past, n_past + len(ids))
     x = w["wte.weight"][ids] + w["wpe.weight"][positions]  # [n, n_embd]
-    record("embed", x)
+    visit("embed", x)
     for block in range(config.n_layer):
-        x = transformer_block(x, w, config, block, past, record)  # [n, n_embd]
+        x = transformer_block(x, w, config, block, past, visit)  # [n, n_embd]
     x = layer_norm(x, w["ln_f.weight"], w["ln_f.bias"], config.layer_norm_epsilon)  # [n, n_embd]
-    record("ln_f", x)
+    visit("ln_f", x)
     head = w["wte.weight"] if config.tie_word_embeddings else w["lm_head.weight"]
     logits: Array = x @ head.T  # [n, n_embd] @ [n_embd, n_vocab] -> [n, n_vocab]
-    record("logits", logits)
+    visit("logits", logits)
     return logits

@@ -1,4 +1,4 @@
-"""Choose a token, in plain NumPy: the compiled sampler is tested against this.
+"""Choose a token, in plain NumPy; the compiled sampler is tested against this module.
 
 A draw uses the Gumbel-max trick: it adds noise to each logit and takes the argmax. The noise comes
 from a counter-based random generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
@@ -21,8 +21,8 @@ from gpt2c.oracle import filters, penalties
 
 Logits = NDArray[Any]
 
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
+_LOW_WORD = np.uint64(0xFFFFFFFF)  # selects the lower 32 bits
+_WORD_BITS = np.uint64(32)
 
 
 # ---- random numbers ----
@@ -31,25 +31,30 @@ _SHIFT = np.uint64(32)
 def philox4x32(
     counter: NDArray[np.uint32], key: tuple[int, int], rounds: int = 10
 ) -> NDArray[np.uint32]:
-    """Return four random 32-bit words, uint32 [n, 4], for each counter, uint32 [n, 4]."""
+    """Return four random 32-bit words for each counter; both arrays are uint32 [n, 4]."""
     c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
     key0, key1 = np.uint64(key[0]), np.uint64(key[1])
     for _ in range(rounds):
         a = np.uint64(0xD2511F53) * c0
         b = np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (b >> _SHIFT) ^ c1 ^ key0, b & _LOW, (a >> _SHIFT) ^ c3 ^ key1, a & _LOW
-        key0 = (key0 + np.uint64(0x9E3779B9)) & _LOW
-        key1 = (key1 + np.uint64(0xBB67AE85)) & _LOW
+        c0, c1, c2, c3 = (
+            (b >> _WORD_BITS) ^ c1 ^ key0,
+            b & _LOW_WORD,
+            (a >> _WORD_BITS) ^ c3 ^ key1,
+            a & _LOW_WORD,
+        )
+        key0 = (key0 + np.uint64(0x9E3779B9)) & _LOW_WORD
+        key1 = (key1 + np.uint64(0xBB67AE85)) & _LOW_WORD
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
 def _random_words(seed: int, counter: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Return philox4x32 with the 64-bit seed as its key."""
+    """Call philox4x32 with the two halves of the 64-bit seed as the key."""
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
 
 
 def gumbel_noise(seed: int, sample: int, position: int, ids: NDArray[Any]) -> NDArray[np.float64]:
-    """Return -log(-log u) for each of ids [n]; u = (word + 1/2) / 2^32 lies between 0 and 1.
+    """Return -log(-log u), float64 [n], for each of ids [n]; u = (word + 1/2) / 2^32.
 
     An id's word is output word id % 4 of Philox for the counter (id // 4, position, sample, 0).
     """
@@ -63,7 +68,7 @@ def gumbel_noise(seed: int, sample: int, position: int, ids: NDArray[Any]) -> ND
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
-    """Return a uniform draw in [0, 1): from the top 24 bits of a word.
+    """Return a uniform random number in [0, 1), made of the top 24 bits of a word.
 
     The word is output word 0 of Philox for the counter (0, position, sample, 1).
     """
@@ -81,13 +86,13 @@ class Sampler:
     plan
         The stages, in order, and whether to draw or take the argmax.
     seed, sample
-        The random numbers depend on these: the user's seed, and the number of this sample among the
-        samples of one prompt.
+        The user's seed, and the number of this sample among the samples of one prompt. The random
+        numbers depend on both.
     n_prompt
         The number of prompt tokens at the start of each history.
     mu
-        Mirostat's limit of surprisal, in bits. It is None before the first draw, when 2 * tau
-        is used.
+        The max surprisal that mirostat allows, in bits. None before the first draw, which uses
+        2 * tau.
     """
 
     plan: Plan
@@ -97,15 +102,15 @@ class Sampler:
     mu: float | None = None
 
     def apply(self, logits: Logits, history: Sequence[int]) -> Logits:
-        """Return logits [n_vocab] after every stage; the logits of removed ids are -inf."""
+        """Return logits [n_vocab] after all stages; the logits of removed ids are -inf."""
         for stage in self.plan.stages:
             logits = self._apply(stage, logits, history)
         return logits
 
     def choose(self, logits: Logits, history: Sequence[int]) -> int | None:
-        """Return the token that follows history; None if the stages removed every id.
+        """Return the next token from logits [n_vocab]; None if the stages removed every id.
 
-        Ties go to the lower id. A draw updates mirostat's mu.
+        `history` holds the ids so far. Ties go to the lower id. A draw updates mirostat's mu.
         """
         before_mirostat = logits
         for stage in self.plan.stages:
@@ -134,11 +139,11 @@ class Sampler:
             with np.errstate(over="ignore", invalid="ignore"):
                 _PENALTIES[stage.name](logits, stage, history, history[self.n_prompt :])
             return logits
-        if not np.isfinite(logits.max()):  # no distribution to filter
+        if not np.isfinite(logits.max()):  # all ids are removed, or a logit is infinite or NaN
             return logits
         if stage.name == "xtc":
-            is_on = uniform(self.seed, self.sample, len(history)) < np.float32(stage.value)
-            return filters.xtc(logits, stage.other) if is_on else logits
+            applies = uniform(self.seed, self.sample, len(history)) < np.float32(stage.value)
+            return filters.xtc(logits, stage.other) if applies else logits
         if stage.name == "mirostat":
             return filters.mirostat(logits, self._mu(stage))
         argument = stage.count if stage.name == "top_k" else stage.value

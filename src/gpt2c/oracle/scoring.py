@@ -11,25 +11,27 @@ from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
 
 
 def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
-    """Score ids [n] from logits [n, n_vocab]; return SCORE_TYPE [n] and TOP_TYPE [n, n_top].
+    """Score ids, int [n], from logits [n, n_vocab]; return SCORE_TYPE [n] and TOP_TYPE [n, n_top].
 
     "log_prob" is log p(id), or NaN if a logit of the row is NaN. "entropy" is that of the whole
     distribution, in nats. "rank" is 1 for the most likely id; ties go to the lower id. The second
-    array has the n_top most likely ids of each row; if n_top exceeds n_vocab, the rest have id -1
-    and log_prob 0.
+    array has the n_top most likely ids of each row; if n_top exceeds n_vocab, the last entries have
+    id -1 and log_prob 0.
     """
-    below_max, e, total = _softmax_terms(logits)
+    shifted, e, total = _softmax_terms(logits)
     n, n_vocab = logits.shape
     rows = np.arange(n)
     with np.errstate(invalid="ignore", divide="ignore"):
-        log_probs = below_max - np.log(total)  # [n, n_vocab]
-        terms = np.where(e > 0, e * below_max, e)  # [n, n_vocab]; 0 * log 0 is 0, a NaN stays NaN
+        log_probs = shifted - np.log(total)  # [n, n_vocab]
+        terms = np.where(e > 0, e * shifted, e)  # [n, n_vocab]; 0 * log 0 is 0, a NaN stays NaN
         scores = np.empty(n, dtype=SCORE_TYPE)
         scores["log_prob"] = log_probs[rows, ids]
         scores["entropy"] = np.log(total[:, 0]) - terms.sum(axis=1) / total[:, 0]
-        own = logits[rows, ids][:, None]  # [n, 1]
+        id_logits = logits[rows, ids][:, None]  # [n, 1]
         is_lower_id = np.arange(n_vocab) < np.asarray(ids)[:, None]  # [n, n_vocab]
-        scores["rank"] = 1 + ((logits > own) | (is_lower_id & (logits == own))).sum(axis=1)
+        scores["rank"] = 1 + ((logits > id_logits) | (is_lower_id & (logits == id_logits))).sum(
+            axis=1
+        )
     top = np.empty((n, n_top), dtype=TOP_TYPE)
     top["id"], top["log_prob"] = -1, 0
     most_likely = np.argsort(-logits, axis=1, kind="stable")[:, :n_top]  # [n, <= n_top]
@@ -39,18 +41,21 @@ def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
 
 
 def log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Return log p of every id for logits [n, n_vocab]; a row with a NaN logit is all NaN."""
-    below_max, _, total = _softmax_terms(logits)
+    """Return log p of every id, [n, n_vocab], from logits [n, n_vocab].
+
+    A row with a NaN logit is all NaN.
+    """
+    shifted, _, total = _softmax_terms(logits)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(below_max - np.log(total))
+        return np.asarray(shifted - np.log(total))
 
 
 def _softmax_terms(
     logits: NDArray[Any],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return logits minus their row's max, exp of that, and its sum per row [n, 1]."""
+    """Return logits minus their row's max, the exponentials of these, and their row sums [n, 1]."""
     x = logits.astype(np.float64)  # [n, n_vocab]
     with np.errstate(invalid="ignore"):
-        below_max = x - x.max(axis=1, keepdims=True)  # [n, n_vocab]
-        e = np.exp(below_max)  # [n, n_vocab]
-    return below_max, e, e.sum(axis=1, keepdims=True)
+        shifted = x - x.max(axis=1, keepdims=True)  # [n, n_vocab]
+        e = np.exp(shifted)  # [n, n_vocab]
+    return shifted, e, e.sum(axis=1, keepdims=True)
