@@ -1,8 +1,8 @@
 """Capture the activations of a forward pass, and edit them while it runs (patching, ablation).
 
-A point is a named activation of the pass, with the name that interpretability research uses (Nanda
-and Bloom 2022, "TransformerLens"). The engine runs the same kernels as without probing; where a
-point lies inside a fused step, the engine runs the parts of the step one after another.
+A point is a named activation of the pass. The names are those of interpretability research (Nanda
+and Bloom 2022, "TransformerLens"). Probing runs the same kernels as any other forward pass; it only
+splits fused steps in which a point lies.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Array: TypeAlias = NDArray[Any]
 Edit: TypeAlias = Callable[[Array], ArrayLike] | ArrayLike
 Names: TypeAlias = "Sequence[str] | Set[str]"
 Ints: TypeAlias = "Sequence[int] | Set[int] | NDArray[np.integer[Any]]"
-Location: TypeAlias = tuple[str, int]  # a point and its block; 0 for a point outside blocks
+Location: TypeAlias = tuple[str, int]  # a point and its block; block 0 for points outside blocks
 
 POINTS: Final = (*MODEL_POINTS, *BLOCK_POINTS)
-_BY_HEAD: Final = ("q", "k", "v", "scores", "probs")
-_MASKED: Final = {"scores": -np.inf, "probs": 0}  # the causal mask's values
+_BY_HEAD: Final = ("q", "k", "v", "scores", "probs")  # points whose first axis is n_head
+_MASKED: Final = {"scores": -np.inf, "probs": 0}  # the values that the causal mask sets
 
 
 @dataclass(frozen=True)
-class Captured:
-    """The array that receives a point's values."""
+class CaptureTarget:
+    """Where to store a point's values."""
 
-    values: Array  # the point's values in one block, or in all blocks, stacked
-    block: int | None  # the index of the block if the blocks are stacked
+    array: Array  # for the values in one block, or for those in all blocks, stacked
+    block: int | None  # the block's index in a stacked array, else None
 
-    def put(self, value: Array) -> None:
+    def put(self, values: Array) -> None:
         """Store the values of one block."""
-        (self.values if self.block is None else self.values[self.block])[...] = value
+        (self.array if self.block is None else self.array[self.block])[...] = values
 
 
 class InstrumentedForward:
@@ -55,7 +55,7 @@ class InstrumentedForward:
         edit: Any,
         positions: Any,
     ) -> None:
-        """Check the options; see GPT2.forward."""
+        """Check the options and allocate the captured arrays; see GPT2.forward."""
         if len(ids) == 0:
             raise OptionError("forward: ids is empty; it must hold at least one id")
         if len(ids) > config.n_positions:
@@ -66,25 +66,25 @@ class InstrumentedForward:
         self._engine, self._config, self._ids = engine, config, ids
         self._positions = _checked_positions(positions, len(ids))
         self._edits = self._checked_edits(edit)
-        self.result: dict[str, Array] = {}
-        self._captured: dict[Location, list[Captured]] = {}
+        self.captured: dict[str, Array] = {}
+        self._targets: dict[Location, list[CaptureTarget]] = {}
         names = [capture] if isinstance(capture, str) else items("capture", capture, "names")
         for name in names:
-            self._capture(name)
+            self._add_capture(name)
 
     def run(self) -> dict[str, Array]:
-        """Run the pass; return the captured arrays by name."""
-        visited = self._captured.keys() | self._edits.keys()
+        """Run the pass; return the captured arrays by the names in `capture`."""
+        visited = self._targets.keys() | self._edits.keys()
         logit_rows = np.zeros(len(self._ids), dtype=bool)
         if ("logits", 0) in visited:
             logit_rows[self._positions] = True
         self._engine.forward(self._ids, visited, logit_rows, self._visit)
-        return self.result
+        return self.captured
 
     # ---- options ----
 
     def _locations(self, name: object, option: str) -> list[Location]:
-        """Expand a name: "h.3.probs" is in block 3, "probs" in every block."""
+        """Return the locations that a name means: "h.3.probs" in block 3, "probs" in all blocks."""
         n_layer = self._config.n_layer
         if not isinstance(name, str):
             raise OptionTypeError(f"{option} has {show(name)}; it must hold names of points")
@@ -108,21 +108,22 @@ class InstrumentedForward:
             f"{did_you_mean(point or name, POINTS)}"
         )
 
-    def _capture(self, name: Any) -> None:
+    def _add_capture(self, name: Any) -> None:
+        """Allocate the array for a name in `capture`."""
         locations = self._locations(name, "capture")
-        if name in self.result:
+        if name in self.captured:
             return
         is_stacked = name in BLOCK_POINTS
         point = locations[0][0] if locations else name
         shape = self._shape(point, len(self._positions))
         try:
-            values = np.empty((len(locations), *shape) if is_stacked else shape, dtype=self._dtype)
+            array = np.empty((len(locations), *shape) if is_stacked else shape, dtype=self._dtype)
         except (MemoryError, ValueError) as error:
             raise CacheMemoryError(f"not enough memory to capture {name} ({error})") from None
-        self.result[name] = values
+        self.captured[name] = array
         for location in locations:
-            captured = Captured(values, location[1] if is_stacked else None)
-            self._captured.setdefault(location, []).append(captured)
+            target = CaptureTarget(array, location[1] if is_stacked else None)
+            self._targets.setdefault(location, []).append(target)
 
     def _checked_edits(self, edit: Any) -> dict[Location, Edit]:
         if edit is None:
@@ -132,11 +133,11 @@ class InstrumentedForward:
                 f"edit is {show(edit)}; it must map points to functions or arrays"
             )
         edits: dict[Location, Edit] = {}
-        for name, change in edit.items():
+        for name, new_value in edit.items():
             for location in self._locations(name, "edit"):
                 if location in edits:
                     raise OptionError(f"edit names the point {_full_name(*location)} twice")
-                edits[location] = change
+                edits[location] = new_value
         return edits
 
     @property
@@ -156,45 +157,49 @@ class InstrumentedForward:
     # ---- while the engine runs ----
 
     def _visit(self, point: str, block: int, rows: Array) -> None:
-        """Apply the point's edit to rows, in place, and capture the result."""
+        """Apply the point's edit to `rows`, in place, and capture the result.
+
+        `rows` has the engine's shape; see OnActivation.
+        """
         location = (point, block)
         # Logits are computed only at the captured positions.
         n = len(rows) if point == "logits" else len(self._ids)
         shape = self._shape(point, n)
         if location in self._edits:
-            value = _user_view(rows, point, shape).copy()
-            _store(rows, point, self._edited(location, value))
+            values = _user_view(rows, point, shape).copy()
+            _write_back(rows, point, self._edited(location, values))
             if point in _MASKED:
                 rows.reshape(shape)[:, ~np.tri(n, dtype=bool)] = _MASKED[point]
-        value = _user_view(rows, point, shape)
-        for captured in self._captured.get(location, ()):
-            if point == "logits":
-                captured.put(value)
-            else:
-                captured.put(value[:, self._positions] if point in _BY_HEAD else
-                             value[self._positions])  # fmt: skip
+        values = _user_view(rows, point, shape)
+        if point in _BY_HEAD:
+            values = values[:, self._positions]
+        elif point != "logits":
+            values = values[self._positions]
+        for target in self._targets.get(location, ()):
+            target.put(values)
 
-    def _edited(self, location: Location, value: Array) -> Array:
+    def _edited(self, location: Location, values: Array) -> Array:
+        """Return what the location's edit gives for `values`, with their shape and dtype."""
         edit = self._edits[location]
-        changed: Any = edit(value) if callable(edit) else edit
+        edited: Any = edit(values) if callable(edit) else edit
         try:
-            return np.broadcast_to(_real_numbers(changed, value.dtype), value.shape)
+            return np.broadcast_to(_as_real_array(edited, values.dtype), values.shape)
         except ValueError as error:
-            found = f"shape {changed.shape}" if isinstance(changed, np.ndarray) else show(changed)
+            found = f"shape {edited.shape}" if isinstance(edited, np.ndarray) else show(edited)
             raise OptionError(
                 f"edit of {_full_name(*location)} gave {found}; expected real numbers that "
-                f"broadcast to shape {value.shape} ({error})"
+                f"broadcast to shape {values.shape} ({error})"
             ) from None
 
 
-def _real_numbers(given: object, dtype: Any) -> Array:
-    """Convert to an array of dtype. Raises ValueError for anything but real numbers."""
+def _as_real_array(given: object, dtype: Any) -> Array:
+    """Convert real numbers to an array of `dtype`. Raises ValueError for anything else."""
     try:
         array = np.asarray(given)
     except Exception as error:  # an object's __array__ may raise anything
         raise ValueError(str(error)) from None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"NumPy converts it to {array.dtype}")
+        raise ValueError(f"NumPy converts it to the dtype {array.dtype}")
     with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
         return array.astype(dtype)
 
@@ -204,6 +209,7 @@ def _full_name(point: str, block: int) -> str:
 
 
 def _checked_positions(positions: Any, n: int) -> NDArray[np.intp]:
+    """Return the positions as indices from 0 to n - 1; all of them for None."""
     if positions is None:
         return np.arange(n)
     given = [positions] if is_integer(positions) else items("positions", positions, "ints")
@@ -217,17 +223,18 @@ def _checked_positions(positions: Any, n: int) -> NDArray[np.intp]:
 
 
 def _user_view(rows: Array, point: str, shape: tuple[int, ...]) -> Array:
-    """View rows [n, width] in the shape that users see, with the heads as the first axis."""
+    """View rows of the engine in the shape that users see, with the heads as the first axis."""
     if point in ("q", "k", "v"):
         n_head, n, head_dim = shape
         return rows.reshape(n, n_head, head_dim).swapaxes(0, 1)
     return rows.reshape(shape)
 
 
-def _store(rows: Array, point: str, value: Array) -> None:
+def _write_back(rows: Array, point: str, values: Array) -> None:
+    """Write values in the shape that users see into rows of the engine."""
     if point in ("q", "k", "v"):
-        value = value.swapaxes(0, 1)  # [n, n_head, head_dim]
-    rows[...] = value.reshape(rows.shape)
+        values = values.swapaxes(0, 1)  # [n, n_head, head_dim]
+    rows[...] = values.reshape(rows.shape)
 
 
 def forward(
