@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2, Score
-from gpt2c.measure.scores import _windows, as_json
+from gpt2c.measure.scores import _windows, json_fields
 from gpt2c.oracle.reference import gpt2
 from gpt2c.oracle.scoring import token_scores
 
@@ -227,9 +227,9 @@ def test_a_nan_names_text_and_position(backend):
 
 
 def test_json_has_no_nan(model):
-    text = json.dumps(as_json(model.score(random_ids(3))), allow_nan=False)
+    text = json.dumps(json_fields(model.score(random_ids(3))), allow_nan=False)
     assert json.loads(text)["logprobs"][0] is None
-    assert json.loads(json.dumps(as_json(model.score([[5]])[0]), allow_nan=False)) == {
+    assert json.loads(json.dumps(json_fields(model.score([[5]])[0]), allow_nan=False)) == {
         "ids": [5], "logprobs": [None], "ranks": [0], "entropies": [None], "total": 0.0,
         "perplexity": None,
     }  # fmt: skip
@@ -336,7 +336,7 @@ def test_more_top_logprobs_than_the_vocabulary_has(model):
     assert sorted(score.top_ids[1].tolist()) == [-1] * 10 + list(range(50))
     assert np.isnan(score.top_logprobs[1, 50:]).all()
     assert np.exp(score.top_logprobs[1, :50].astype(float)).sum() == pytest.approx(1, abs=1e-5)
-    line = as_json(score)
+    line = json_fields(score)
     assert [len(row) for row in line["top_ids"]] == [0, 50]
     assert [len(row) for row in line["top_logprobs"]] == [0, 50]
     json.dumps(line, allow_nan=False)

@@ -9,7 +9,7 @@ from typing import Any
 from gpt2c.cli.input import Item
 from gpt2c.cli.options import Commands, add_model_options
 from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
-from gpt2c.measure.scores import Score, as_json
+from gpt2c.measure.scores import Score, json_fields
 from gpt2c.model import GPT2
 
 
@@ -33,7 +33,7 @@ def _perplexity_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
         is_text[len(is_text) - len(model.tokenizer.suffix_ids) :] = False
         n_bytes = len(model.tokenizer.decode_bytes(score.ids[is_text]))
     bits = -score.total / math.log(2)
-    numbers = as_json(score)
+    numbers = json_fields(score)
     return {
         "tokens": len(score.ids),
         "scored": score.n_scored,

@@ -14,7 +14,7 @@ from gpt2c.cli.input import Item
 from gpt2c.cli.options import Commands, add_model_options
 from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
 from gpt2c.coloring import html_page, save_html, terminal_text, wants_color
-from gpt2c.measure.scores import Score, as_json
+from gpt2c.measure.scores import Score, json_fields
 from gpt2c.model import GPT2
 
 
@@ -66,7 +66,7 @@ def _printed(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
 
 
 def _score_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
-    result = as_json(score)
+    result = json_fields(score)
     if isinstance(text, str):
         result = {"tokens": [model.tokenizer.decode([id]) for id in score.ids], **result}
         if score.top_ids.shape[1]:

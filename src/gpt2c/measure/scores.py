@@ -22,11 +22,11 @@ from gpt2c.engine.protocol import (
 )
 from gpt2c.errors import NumericalError
 
-# The max number of KV cache pages that one call of the engine uses for its windows. MAX_ROWS limits
-# the total rows of the windows. 32 pages take 150 MB for GPT-2 124M.
+# The max number of KV cache pages that the windows of one call of the engine may use. (MAX_ROWS
+# limits their rows.) 32 pages take 150 MB for GPT-2 124M.
 _MAX_PAGES: Final = 32
-# The max number of queued texts. Texts without a token to score add no rows, so they never fill a
-# group.
+# The max number of queued texts. Without it, the queue could grow without limit: texts without a
+# token to score add no rows, so they never fill a group.
 _MAX_QUEUED: Final = 10_000
 
 
@@ -39,8 +39,8 @@ class Score:
         special_tokens=True.
     logprobs
         float32 [n], in nats: entry i is log p(ids[i] | ids[:i]). If the text is longer than the
-        context, only the part of ids[:i] inside the window counts. The first entry is NaN; with
-        bos=True it is conditioned on the BOS token.
+        context, only the part of ids[:i] inside the window counts. The first entry is NaN, except
+        with bos=True, which conditions it on the BOS token.
     ranks
         int32 [n]: 1 for the most likely id of the vocabulary; ties go to the lower id. 0 where
         logprobs is NaN.
@@ -48,9 +48,9 @@ class Score:
         float32 [n], in nats: the entropy of the distribution that predicts each token; NaN where
         logprobs is NaN.
     top_ids, top_logprobs
-        int32 and float32 [n, k], k being the argument top_logprobs: the k most likely ids at each
-        token's position, the most likely first, and their log-probabilities. They are -1 and NaN
-        where logprobs is NaN, and beyond n_vocab entries.
+        int32 and float32 [n, k], where k is the argument top_logprobs: the k most likely ids at
+        each token's position, the most likely first, and their log-probabilities. They are -1 and
+        NaN where logprobs is NaN; if k exceeds n_vocab, so are the last entries of each row.
     """
 
     ids: NDArray[np.int32]
@@ -87,19 +87,19 @@ class Score:
 
 
 class _Window(NamedTuple):
-    """Ids to feed, and targets to score: the next id after each of the last len(targets) fed."""
+    """Ids to feed, and the targets to score: the ids that follow the last len(targets) fed ids."""
 
     fed: NDArray[np.int32]
     targets: NDArray[np.int32]
 
 
 @dataclass(eq=False)
-class _Text:
-    """A queued text: its ids, its number of windows, and the scores of the finished windows."""
+class _QueuedText:
+    """A text's ids, the number of its windows, and the scores of the windows that have run."""
 
     ids: NDArray[np.int32]
     n_windows: int
-    parts: list[Scores] = field(default_factory=list)
+    window_scores: list[Scores] = field(default_factory=list)
 
 
 def score_texts(
@@ -112,8 +112,8 @@ def score_texts(
     """Yield the score of each text, given as ids int32 [n], in order; texts are read lazily.
 
     A text longer than the context is scored in windows of n_positions tokens that begin `stride`
-    tokens apart; each token is scored in the first window that contains it. bos is the id to put
-    before each text, if any. n_top is how many of the most likely ids to return per token. If
+    tokens apart; each token is scored in the first window that contains it. `bos` is the id to put
+    before each text, if any. `n_top` is the number of the most likely ids to return per token. If
     reading `texts` raises an exception, the scores of the earlier texts are yielded first.
 
     Raises NumericalError, naming the text and the position, if a logit is NaN.
@@ -130,9 +130,9 @@ def score_texts(
             failure = error
             break
         scorer.add(ids, _windows(ids, bos, engine.n_positions, stride))
-        yield from scorer.finished()
+        yield from scorer.pop_finished()
     scorer.run()
-    yield from scorer.finished()
+    yield from scorer.pop_finished()
     if failure is not None:
         raise failure
 
@@ -143,14 +143,14 @@ class _Scorer:
     def __init__(self, engine: EngineModel, n_top: int) -> None:
         """Begin with an empty group and an empty queue."""
         self._engine, self._n_top = engine, n_top
-        self._group: list[tuple[_Text, _Window]] = []
+        self._group: list[tuple[_QueuedText, _Window]] = []
         self._n_rows = self._n_pages = 0  # of the group
-        self._queue: deque[_Text] = deque()
-        self._n_finished = 0
+        self._queue: deque[_QueuedText] = deque()
+        self._n_finished = 0  # texts
 
     def add(self, ids: NDArray[np.int32], windows: list[_Window]) -> None:
-        """Queue the next text and its windows; run the group whenever it is full."""
-        text = _Text(ids, len(windows))
+        """Queue a text and add its windows to the group; run the group whenever it is full."""
+        text = _QueuedText(ids, len(windows))
         self._queue.append(text)
         if len(self._queue) > _MAX_QUEUED:
             self.run()
@@ -176,14 +176,17 @@ class _Scorer:
                 self._n_top,
             )
         ends = np.cumsum([len(window.targets) for _, window in group])[:-1]
-        for (text, _), *part in zip(
+        for (text, _), window_scores, window_top in zip(
             group, np.split(scores, ends), np.split(top, ends), strict=True
         ):
-            text.parts.append((part[0], part[1]))
+            text.window_scores.append((window_scores, window_top))
 
-    def finished(self) -> Iterator[Score]:
-        """Yield and remove the first texts of the queue as long as all their windows have run."""
-        while self._queue and len(self._queue[0].parts) == self._queue[0].n_windows:
+    def pop_finished(self) -> Iterator[Score]:
+        """Remove the finished texts at the front of the queue, and yield their scores.
+
+        Raises NumericalError; see score_texts.
+        """
+        while self._queue and len(self._queue[0].window_scores) == self._queue[0].n_windows:
             text = self._queue.popleft()
             yield _joined(text, self._n_finished, self._n_top)
             self._n_finished += 1
@@ -208,11 +211,11 @@ def _windows(
     return windows
 
 
-def _joined(text: _Text, index: int, n_top: int) -> Score:
+def _joined(text: _QueuedText, index: int, n_top: int) -> Score:
     """Join the scores of a text's windows; `index` is the text's number in messages."""
     empty = np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
-    scores, top = map(np.concatenate, zip(empty, *text.parts, strict=True))
-    n_before = len(text.ids) - len(scores)  # tokens without a score: 1, or 0 with BOS
+    scores, top = map(np.concatenate, zip(empty, *text.window_scores, strict=True))
+    n_before = len(text.ids) - len(scores)  # the first token has no score, except with BOS
     if np.isnan(scores["log_prob"]).any():
         position = n_before + int(np.flatnonzero(np.isnan(scores["log_prob"]))[0])
         raise NumericalError(
@@ -234,10 +237,10 @@ def _joined(text: _Text, index: int, n_top: int) -> Score:
     )
 
 
-def as_json(score: Score) -> dict[str, object]:
-    """Return a score's fields for JSON; NaN and infinities become None.
+def json_fields(score: Score) -> dict[str, object]:
+    """Return a score's arrays, total and perplexity for JSON; NaN and infinities become None.
 
-    top_ids and top_logprobs are left out if none were requested.
+    top_ids and top_logprobs are left out if none were requested; entries of -1 are left out too.
     """
 
     def numbers(values: Iterable[float]) -> list[float | None]:
