@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import gpt2c
 from gpt2c.checks.options import integer
-from gpt2c.cli.options import Commands, add_model_options, checkpoint_options, load
+from gpt2c.cli.options import Commands, add_model_options, checkpoint_options, load_model
 from gpt2c.errors import OptionError
 
 
@@ -16,10 +16,11 @@ def add_command(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "bench", help="measure speed and memory", allow_abbrev=False,
-        description="Measures the speed of prefill, of decoding at several depths and of batches, "
-        "and the time to first token and the memory of a fresh process. Each speed is shown with "
-        "its share of this machine's streaming bandwidth and FMA rate, which are measured between "
-        "the repeats. --dtype all compares the speed, size and quality of all dtypes.",
+        description="Measures the speed of prefill, of decoding after prompts of several lengths, "
+        "and of batches; also the time to first token and the memory of a fresh process. Each "
+        "speed is shown with its share of this machine's streaming bandwidth and FMA rate, which "
+        "are measured between the repeats. --dtype all compares the speed, size and quality of "
+        "all dtypes.",
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.plot:
         bench_speed.new_figure()  # if matplotlib is missing, fail before the measurements
     measurements = []
-    with load(options) as model:
+    with load_model(options) as model:
         name = options.model or "tales (embedded)"
         title = f"gpt2c {gpt2c.__version__}, {name}, {model.backend}, {model.threads} threads"
         if not options.json:
@@ -54,12 +55,12 @@ def _run(options: argparse.Namespace) -> None:
             if not options.json:
                 print(bench_speed.line(measurement), flush=True)
         if options.json:
-            facts = {
+            setup = {
                 "gpt2c": gpt2c.__version__, "model": name, "backend": model.backend,
                 "threads": model.threads, "weights_bytes": model.n_bytes,
             }  # fmt: skip
-            objects = [bench_speed.as_object(measurement) for measurement in measurements]
-            print(json.dumps({**facts, "measurements": objects}))
+            objects = [bench_speed.json_fields(measurement) for measurement in measurements]
+            print(json.dumps({**setup, "measurements": objects}))
     if options.plot:
         bench_speed.plot(measurements, title, options.plot)
 
@@ -68,10 +69,10 @@ def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
     from gpt2c.cli import bench_dtypes
 
     if options.plot:
-        raise OptionError("--plot draws only one dtype; name one, or leave out --plot")
+        raise OptionError("--plot draws only one dtype; leave out --plot or --dtype all")
 
     def load_as(dtype: str) -> gpt2c.GPT2:
-        return load(argparse.Namespace(**{**vars(options), "dtype": dtype, "backend": "c"}))
+        return load_model(argparse.Namespace(**{**vars(options), "dtype": dtype, "backend": "c"}))
 
     name = options.model or "tales (embedded)"
     if not options.json:

@@ -25,15 +25,14 @@ if TYPE_CHECKING:
     from gpt2c.config import GPT2Config
     from gpt2c.model import GPT2
 
-PROMPT: Final = 16  # tokens of a prompt that is fed before the measured tokens
-DECODED: Final = 24  # tokens per repeat
-DEPTHS: Final = (16, 256, 1000)  # tokens in the KV cache before the measured ones
-BATCHES: Final = (8, 32)  # sequences
+PREFILL_TOKENS: Final = 512  # the length of the prompt whose prefill is measured
+PROMPT_TOKENS: Final = 16  # the length of other prompts, whose prefill is not measured
+DECODE_TOKENS: Final = 24  # measured tokens per run
+DECODE_DEPTHS: Final = (16, 256, 1000)  # tokens in the KV cache before the measured tokens
+BATCH_SIZES: Final = (8, 32)  # sequences
 BATCH_TOKENS: Final = 64  # new tokens per sequence of a batch
-PREFILL: Final = 512  # tokens of the prompt that is measured
-_FLOAT: Final = 4  # bytes of a float32
-# The min length of a repeat, in seconds. A repeat has several runs if one run is too short.
-_MIN_REPEAT: Final = 0.1
+_FLOAT_BYTES: Final = 4
+_MIN_REPEAT_SECONDS: Final = 0.1  # a repeat has several runs if one run is shorter
 
 # A program for a fresh process: it prints an empty line at its first token, then its peak memory.
 _FRESH_PROGRAM = """
@@ -57,8 +56,9 @@ print(peak_bytes())
 class Measurement:
     """One line of the table.
 
-    values has one number per repeat. bandwidth and fma give each value as a share of the machine's
-    limits, which are measured before and after each repeat.
+    `values` has one number per repeat. `bandwidth` and `fma` have the share of the machine's limits
+    that each repeat reached, or are empty if that is unknown. The limits are measured before and
+    after each repeat.
     """
 
     name: str
@@ -78,26 +78,26 @@ def measure(
 ) -> Iterator[Measurement]:
     """Yield each measurement as soon as it is made.
 
-    path and options are the arguments of from_pretrained that the model was loaded with.
+    `path` and `options` are the arguments of from_pretrained that the model was loaded with.
 
     Raises OptionError if the context is too short to measure anything.
     """
     n_positions = model.config.n_positions
-    if n_positions < PROMPT + DECODED:
+    if n_positions < PROMPT_TOKENS + DECODE_TOKENS:
         raise OptionError(
-            f"the model has a context of {n_positions} positions; bench needs {PROMPT + DECODED}"
+            f"the model has a context of {n_positions} positions; bench needs "
+            f"{PROMPT_TOKENS + DECODE_TOKENS}"
         )
-    n = min(PREFILL, n_positions)
-    yield _prefill(model, n, repeats)
-    for depth in DEPTHS:
-        if depth + DECODED <= n_positions:
-            yield _decode(model, depth, repeats)
-    for size in BATCHES:
-        yield _batch(model, size, repeats)
-    yield from _fresh_process(model, path, repeats, options or {})
+    yield _measure_prefill(model, min(PREFILL_TOKENS, n_positions), repeats)
+    for depth in DECODE_DEPTHS:
+        if depth + DECODE_TOKENS <= n_positions:
+            yield _measure_decode(model, depth, repeats)
+    for size in BATCH_SIZES:
+        yield _measure_batch(model, size, repeats)
+    yield from _measure_fresh_process(model, path, repeats, options or {})
 
 
-def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
+def _measure_prefill(model: GPT2, n: int, repeats: int) -> Measurement:
     ids = _random_ids(model, n)
     engine = model._engine
 
@@ -105,43 +105,48 @@ def _prefill(model: GPT2, n: int, repeats: int) -> Measurement:
         return _timed(lambda: engine.run([job_without_eos(model, ids, 1)], 1))
 
     flops = _flops(model.config, 0, n) + _head_flops(model.config)
-    return _repeated(f"prompt of {n}", model, repeats, run, n, 0, flops)
+    return _measure_speed(f"prompt of {n}", model, repeats, run, n, 0, flops)
 
 
-def _decode(model: GPT2, depth: int, repeats: int) -> Measurement:
+def _measure_decode(model: GPT2, depth: int, repeats: int) -> Measurement:
     engine = model._engine
     ids = _random_ids(model, depth)
 
     def run() -> float:
-        job = job_without_eos(model, ids, DECODED + 1)
+        job = job_without_eos(model, ids, DECODE_TOKENS + 1)
         engine.run([job], 1)
-        return _timed(lambda: engine.run([job], DECODED))
+        return _timed(lambda: engine.run([job], DECODE_TOKENS))
 
-    n_bytes = DECODED * (_weight_bytes(model) + _cache_bytes(model, depth + DECODED // 2))
-    flops = _flops(model.config, depth, DECODED) + DECODED * _head_flops(model.config)
-    return _repeated(f"decode at {depth}", model, repeats, run, DECODED, n_bytes, flops)
+    n_bytes = DECODE_TOKENS * (
+        _weight_bytes(model) + _cache_bytes(model, depth + DECODE_TOKENS // 2)
+    )
+    flops = _flops(model.config, depth, DECODE_TOKENS) + DECODE_TOKENS * _head_flops(model.config)
+    return _measure_speed(f"decode at {depth}", model, repeats, run, DECODE_TOKENS, n_bytes, flops)
 
 
-def _batch(model: GPT2, size: int, repeats: int) -> Measurement:
+def _measure_batch(model: GPT2, size: int, repeats: int) -> Measurement:
     engine = model._engine
-    n = min(BATCH_TOKENS, model.config.n_positions - PROMPT)
+    n = min(BATCH_TOKENS, model.config.n_positions - PROMPT_TOKENS)
 
     def run() -> float:
-        jobs = [job_without_eos(model, _random_ids(model, PROMPT, seed), n) for seed in range(size)]
+        jobs = [
+            job_without_eos(model, _random_ids(model, PROMPT_TOKENS, seed), n)
+            for seed in range(size)
+        ]
         return _timed(lambda: engine.run(jobs, n))
 
     c = model.config
-    n_bytes = n * (_weight_bytes(model) + size * _cache_bytes(model, PROMPT + n // 2))
-    flops = size * (_flops(c, 0, PROMPT + n - 1) + n * _head_flops(c))
-    return _repeated(f"batch of {size}", model, repeats, run, size * n, n_bytes, flops)
+    n_bytes = n * (_weight_bytes(model) + size * _cache_bytes(model, PROMPT_TOKENS + n // 2))
+    flops = size * (_flops(c, 0, PROMPT_TOKENS + n - 1) + n * _head_flops(c))
+    return _measure_speed(f"batch of {size}", model, repeats, run, size * n, n_bytes, flops)
 
 
-def _fresh_process(
+def _measure_fresh_process(
     model: GPT2, path: str | None, repeats: int, options: Mapping[str, Any]
 ) -> Iterator[Measurement]:
-    n_new = min(128, model.config.n_positions - PROMPT)
+    n_new = min(128, model.config.n_positions - PROMPT_TOKENS)
     command = [sys.executable, "-c", _FRESH_PROGRAM, path or "", model.dtype, json.dumps(options)]
-    command += [str(model.threads), str(PROMPT)]
+    command += [str(model.threads), str(PROMPT_TOKENS)]
     seconds, megabytes = [], []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -157,7 +162,7 @@ def _fresh_process(
 
 
 def peak_bytes() -> int:
-    """Return this process's peak resident memory."""
+    """Return this process's peak resident memory, in bytes."""
     try:
         with open("/proc/self/status") as file:
             fields = dict(line.split(":", 1) for line in file)
@@ -169,7 +174,7 @@ def peak_bytes() -> int:
         return peak if sys.platform == "darwin" else peak << 10
 
 
-def _repeated(
+def _measure_speed(
     name: str,
     model: GPT2,
     repeats: int,
@@ -178,24 +183,28 @@ def _repeated(
     n_bytes: float,
     flops: float,
 ) -> Measurement:
-    """Warm up with one run, then measure each repeat between two measurements of the limits."""
-    runs_per_repeat = math.ceil(_MIN_REPEAT / max(run(), 1e-6))
+    """Warm up with one run, then measure each repeat between two measurements of the limits.
+
+    `run` returns its duration in seconds. `n_tokens`, `n_bytes` and `flops` are the tokens, the
+    bytes read and the float operations of one run. For 0 bytes, no bandwidth is reported.
+    """
+    runs_per_repeat = math.ceil(_MIN_REPEAT_SECONDS / max(run(), 1e-6))
     speeds, bandwidth, fma = [], [], []
-    before = _limits(model)
+    before = _measure_limits(model)
     for _ in range(repeats):
         seconds = sum(run() for _ in range(runs_per_repeat)) / runs_per_repeat
-        after = _limits(model)
-        stream, multiply_add = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+        after = _measure_limits(model)
+        max_bandwidth, max_fma = ((a + b) / 2 for a, b in zip(before, after, strict=True))
         before = after
         speeds.append(n_tokens / seconds)
-        if n_bytes and math.isfinite(stream):
-            bandwidth.append(n_bytes / seconds / stream)
-        if math.isfinite(multiply_add):
-            fma.append(flops / seconds / multiply_add)
+        if n_bytes and math.isfinite(max_bandwidth):
+            bandwidth.append(n_bytes / seconds / max_bandwidth)
+        if math.isfinite(max_fma):
+            fma.append(flops / seconds / max_fma)
     return Measurement(name, "tok/s", speeds, bandwidth, fma)
 
 
-def _limits(model: GPT2) -> tuple[float, float]:
+def _measure_limits(model: GPT2) -> tuple[float, float]:
     """Return the machine's streaming bandwidth in bytes/s and its FMA rate in flop/s.
 
     Each rate is the median of three measurements, because another process may disturb one.
@@ -214,7 +223,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def job_without_eos(model: GPT2, ids: NDArray[np.int32], n_new: int) -> Any:
-    """Return a greedy job that no EOS token ends."""
+    """Return a greedy job that generates n_new tokens after `ids`, whatever the EOS token."""
     return model._engine.job(ids, n_new, Plan(), 0, 0, np.empty(0, dtype=np.int32))
 
 
@@ -223,37 +232,40 @@ def _random_ids(model: GPT2, n: int, seed: int = 0) -> NDArray[np.int32]:
     return rng.integers(0, model.config.vocab_size, n, dtype=np.int32)
 
 
-# ---- bytes and float operations per token ----
+# ---- bytes read and float operations ----
 
 
-def _block_weights(c: GPT2Config) -> int:
+def _n_block_weights(c: GPT2Config) -> int:
+    """Return the number of weights in the matrices of all blocks."""
     return c.n_layer * (4 * c.n_embd * c.n_embd + 2 * c.n_embd * c.inner)
 
 
 def _weight_bytes(model: GPT2) -> int:
-    """Return the bytes of the matrices that each token reads; quantised ones count as packed."""
+    """Return the bytes of the matrices that each token reads, as they are stored."""
     c = model.config
     if model.dtype in ("int8", "int4"):
         sources = loaded_checkpoint(model._engine, c).tensors
         # An untied wte.weight, the first tensor, is only looked up.
         matrices = list(sources.values())[0 if c.tie_word_embeddings else 1 :]
         return sum(math.prod(s.packed_shape) for s in matrices if isinstance(s, PackedSource))
-    return _FLOAT * (_block_weights(c) + c.vocab_size * c.n_embd)
+    return _FLOAT_BYTES * (_n_block_weights(c) + c.vocab_size * c.n_embd)
 
 
-def _cache_bytes(model: GPT2, position: int) -> int:
-    c, element = model.config, 2 if model.dtype in ("int8", "int4") else _FLOAT
-    return element * 2 * c.n_layer * c.n_embd * position
+def _cache_bytes(model: GPT2, n: int) -> int:
+    """Return the bytes of the keys and values of n positions."""
+    c, element_bytes = model.config, 2 if model.dtype in ("int8", "int4") else _FLOAT_BYTES
+    return element_bytes * 2 * c.n_layer * c.n_embd * n
 
 
 def _head_flops(c: GPT2Config) -> int:
+    """Count the float operations that compute one token's logits."""
     return 2 * c.vocab_size * c.n_embd
 
 
 def _flops(c: GPT2Config, begin: int, n: int) -> int:
-    """Count the float operations of n tokens that start at position begin, without the head."""
+    """Count the float operations of n tokens from position `begin`, without lm_head."""
     attended = n * begin + n * (n + 1) // 2  # positions, summed over the tokens
-    return 2 * _block_weights(c) * n + 4 * c.n_layer * c.n_embd * attended
+    return 2 * _n_block_weights(c) * n + 4 * c.n_layer * c.n_embd * attended
 
 
 # ---- output ----
@@ -267,17 +279,18 @@ def header() -> str:
 def line(m: Measurement) -> str:
     """Return a measurement as a line of the table."""
     digits = 2 if m.unit == "s" else 0
-    extent = f"{min(m.values):,.{digits}f} .. {max(m.values):,.{digits}f}"
+    min_max = f"{min(m.values):,.{digits}f} .. {max(m.values):,.{digits}f}"
     median = f"{m.median:,.{digits}f} {m.unit}"
-    return f"{m.name:32}{median:>12}  {extent:>20}  {_share(m.bandwidth):>12}  {_share(m.fma):>11}"
+    bandwidth, fma = _median_percent(m.bandwidth), _median_percent(m.fma)
+    return f"{m.name:32}{median:>12}  {min_max:>20}  {bandwidth:>12}  {fma:>11}"
 
 
-def _share(shares: list[float]) -> str:
+def _median_percent(shares: list[float]) -> str:
     return f"{statistics.median(shares):.0%}" if shares else ""
 
 
-def as_object(m: Measurement) -> dict[str, Any]:
-    """Return a measurement for JSON."""
+def json_fields(m: Measurement) -> dict[str, Any]:
+    """Return a measurement's fields and its median, for JSON."""
     return {**asdict(m), "median": m.median}
 
 
@@ -293,9 +306,9 @@ def new_figure() -> Any:
 
 
 def plot(measurements: list[Measurement], title: str, path: str) -> None:
-    """Draw speeds and their shares of the machine's limits as a PNG.
+    """Draw speeds and their shares of the machine's limits; write a PNG file to `path`.
 
-    Raises MissingDependencyError without matplotlib.
+    Raises MissingDependencyError without matplotlib, and OSError if the file cannot be written.
     """
     figure = new_figure()
     speeds = [m for m in measurements if m.unit == "tok/s"]

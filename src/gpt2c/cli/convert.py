@@ -32,9 +32,9 @@ def _run(options: argparse.Namespace) -> None:
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
         config = _config_with_special_ids(checkpoint, tokenizer)
-        in_float32 = replace(checkpoint, quantized_dtype=None, config=config)
+        float32_checkpoint = replace(checkpoint, quantized_dtype=None, config=config)
         save = partial(save_tokenizer, checkpoint, tokenizer=tokenizer)
-        save_checkpoint(in_float32, Path(options.folder), save)
+        save_checkpoint(float32_checkpoint, Path(options.folder), save)
 
 
 def _config_with_special_ids(

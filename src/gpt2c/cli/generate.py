@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import gpt2c
-from gpt2c.cli.input import READING, Item, read_prompts
-from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load
+from gpt2c.cli.input import INPUT_HELP, TextOrIds, read_prompts
+from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load_model
 from gpt2c.errors import ContextError
 from gpt2c.generate.drafting import DRAFT_NAMES
 from gpt2c.generate.prompts import check_ids
@@ -18,26 +18,26 @@ from gpt2c.generate.prompts import check_ids
 # Options of GPT2.complete that take one number.
 _NUMBER_OPTIONS: Final = (
     ("temperature", float, "T", "divide the logits by T; 0 is greedy"),
-    ("top-k", int, "K", "draw only from the K likeliest tokens"),
-    ("top-p", float, "P", "draw from the fewest tokens whose probabilities add up to P"),
-    ("min-p", float, "P", "draw from tokens at least P times as likely as the likeliest"),
+    ("top-k", int, "K", "draw from the K most likely tokens only"),
+    ("top-p", float, "P", "draw from the most likely tokens, up to total probability P"),
+    ("min-p", float, "P", "draw from tokens at least P times as likely as the most likely one"),
     ("typical-p", float, "P", "draw from the most typical tokens, up to total probability P"),
     ("top-n-sigma", float, "N", "keep logits within N standard deviations of the max"),
-    ("mirostat-tau", float, "BITS", "keep the surprisal near BITS per token"),
+    ("mirostat-tau", float, "BITS", "keep the mean surprisal near BITS per token"),
     ("repetition-penalty", float, "R", "divide the logits of tokens in the prompt or text by R"),
-    ("presence-penalty", float, "X", "subtract X from the logits of generated tokens"),
-    ("frequency-penalty", float, "X", "subtract X from a token's logit for each occurrence"),
-    ("no-repeat-ngram-size", int, "N", "never repeat a sequence of N tokens"),
+    ("presence-penalty", float, "X", "subtract X once from the logit of each generated token"),
+    ("frequency-penalty", float, "X", "subtract X from a logit each time its token is generated"),
+    ("no-repeat-ngram-size", int, "N", "never generate the same N consecutive tokens twice"),
     ("dry-multiplier", float, "X", "strength of the DRY penalty for repeated passages"),
     ("min-new-tokens", int, "N", "generate at least N tokens before an EOS token"),
     ("max-time", float, "SECONDS", "end a text (with --json: all texts) after this time"),
-    ("seed", int, "S", "seed of the sampling, to draw the same text again"),
+    ("seed", int, "S", "seed of the random numbers; the same seed draws the same text"),
 )
 
-# Options that rule out streaming: each text is printed once it is complete.
+# Options that need whole texts: with one of them, each text is printed once it is complete.
 _WHOLE_TEXT_OPTIONS: Final = (
-    ("num-beams", int, "N", "search with N beams for the likeliest text"),
-    ("length-penalty", float, "X", "above 0 beam search favours longer texts; default: 1"),
+    ("num-beams", int, "N", "search for the most likely text with N beams"),
+    ("length-penalty", float, "X", "values above 0 favour longer texts; default: 1"),
     ("num-beam-groups", int, "N", "divide the beams into N groups; needs --diversity-penalty"),
     ("diversity-penalty", float, "X", "subtract X from scores of tokens that earlier groups chose"),
     ("num-return-sequences", int, "N", "print N texts per prompt; with beams, the best N"),
@@ -51,7 +51,7 @@ def add_command(commands: Commands) -> None:
     parser = commands.add_parser(
         "generate", help="continue prompts", epilog=EXAMPLES, formatter_class=layout,
         description="Continues prompts and streams the new text. Decoding is greedy unless a "
-        f"sampling option is given.{READING}", allow_abbrev=False,
+        f"sampling option is given.{INPUT_HELP}", allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
@@ -65,15 +65,16 @@ def add_command(commands: Commands) -> None:
     add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
     for name, kind, metavar, help_text in (*_NUMBER_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
-    add("--early-stopping", choices=_EARLY_STOPPING, help="when the beam search ends, once N "
-        "texts are complete: immediately (true), when no beam scores better (false, the default), "
+    add("--early-stopping", choices=_EARLY_STOPPING, help="when a beam search with N "
+        "complete texts ends: immediately (true), when no beam scores better (false, the default), "
         "or when no beam can become better (never)")  # fmt: skip
     add("--draft", choices=[*DRAFT_NAMES, "none"], default="auto", help="how speculative "
-        "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or "
-        "in each pass whichever is faster (auto, the default). The text is the same")  # fmt: skip
+        "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or in each "
+        "pass by the faster of both (auto, the default). Drafts never change the text")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
         "may be repeated")  # fmt: skip
-    add("--slide", action="store_true", help="when the context is full, go on from its second half")
+    add("--slide", action="store_true", help="when the context is full, drop its first half and "
+        "continue")  # fmt: skip
     add("--truncate", choices=["left"], help="left: keep only the end of a prompt longer than "
         "the context")  # fmt: skip
     add("--echo", action="store_true", help="print the prompt before the new text")
@@ -84,8 +85,8 @@ def add_command(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     named_prompts = read_prompts(options)
     prompts = [prompt for _, prompt in named_prompts]
-    arguments = _arguments(options)
-    with load(options) as model:
+    arguments = _complete_arguments(options)
+    with load_model(options) as model:
         _check_prompts(model, named_prompts, options)
         if options.json:
             _print_objects(model, prompts, arguments)
@@ -96,18 +97,19 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _can_stream(model: gpt2c.GPT2, options: argparse.Namespace) -> bool:
-    """Whether to stream: there is one text per prompt, and no beam search."""
+    """Return whether to stream: there is one text per prompt, and no beam search."""
     return not _whole_text_options(options) and "num_beams" not in model.generation_defaults
 
 
 def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the given options that need whole texts."""
     names = [name.replace("-", "_") for name, *_ in _WHOLE_TEXT_OPTIONS]
     given = {name: getattr(options, name) for name in names}
     given["early_stopping"] = _EARLY_STOPPING.get(options.early_stopping)
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+def _complete_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of GPT2.complete."""
     names = [name.replace("-", "_") for name, *_ in _NUMBER_OPTIONS]
     length = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
@@ -123,18 +125,22 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_prompts(
-    model: gpt2c.GPT2, prompts: Sequence[tuple[str, Item]], options: argparse.Namespace
+    model: gpt2c.GPT2, prompts: Sequence[tuple[str, TextOrIds]], options: argparse.Namespace
 ) -> None:
-    """Check every prompt before generating anything."""
+    """Check every prompt, so that a bad prompt is reported before anything is generated.
+
+    `prompts` are pairs of a name for messages and a prompt. Raises ContextError, or the errors of
+    check_ids.
+    """
     n_positions = model.config.n_positions
-    is_bounded = options.truncate is None and not options.slide
+    must_fit = options.truncate is None and not options.slide
     for name, prompt in prompts:
         if not isinstance(prompt, str):
             check_ids(prompt, model.config.vocab_size, name)
-        elif not is_bounded:
+        elif not must_fit:
             continue
         n = len(model.tokenizer.encode(prompt)) if isinstance(prompt, str) else len(prompt)
-        if is_bounded and n > n_positions:
+        if must_fit and n > n_positions:
             raise ContextError(
                 f"{name} has {n} tokens, more than the context's {n_positions} positions; shorten "
                 "it, or pass --truncate left to keep its end"
@@ -142,7 +148,7 @@ def _check_prompts(
 
 
 def _stream_texts(
-    model: gpt2c.GPT2, prompts: Sequence[Item], arguments: dict[str, Any], echo: bool
+    model: gpt2c.GPT2, prompts: Sequence[TextOrIds], arguments: dict[str, Any], echo: bool
 ) -> None:
     for index, prompt in enumerate(prompts):
         if index:
@@ -163,21 +169,24 @@ def _print_whole_texts(
     separator = ""
     for prompt in prompts:
         (answer,) = model.complete(iter([prompt]), **arguments)
-        for done in _as_list(answer):
-            new: Any = [*prompt, *done.ids] if echo and isinstance(prompt, list) else done.new
-            shown = new if isinstance(new, str) else json.dumps(new)
-            before = prompt if echo and isinstance(prompt, str) else ""
-            print(separator, before, shown, sep="", flush=True)
+        for completion in _as_list(answer):
+            shown: Any = completion.new
+            if echo:
+                shown = [*prompt, *shown] if isinstance(prompt, list) else prompt + shown
+            line = shown if isinstance(shown, str) else json.dumps(shown)
+            print(separator, line, sep="", flush=True)
             separator = "\n"
 
 
 def _print_objects(model: gpt2c.GPT2, prompts: Sequence[Any], arguments: dict[str, Any]) -> None:
     for prompt, answer in zip(prompts, model.complete(iter(prompts), **arguments), strict=True):
-        for done in _as_list(answer):
-            given = {name: value for name, value in asdict(done).items() if "logprobs" not in name}
-            print(json.dumps({"prompt": prompt, **given}, ensure_ascii=False), flush=True)
+        for completion in _as_list(answer):
+            fields = {
+                name: value for name, value in asdict(completion).items() if "logprobs" not in name
+            }
+            print(json.dumps({"prompt": prompt, **fields}, ensure_ascii=False), flush=True)
 
 
 def _as_list(answer: Any) -> list[Any]:
-    """Return a prompt's completions: complete returns a list only with num_return_sequences."""
+    """Return a prompt's completions; complete returns a list only with num_return_sequences."""
     return answer if isinstance(answer, list) else [answer]

@@ -1,4 +1,4 @@
-"""``gpt2c info``: show which backend runs here and why, and the facts of a model."""
+"""``gpt2c info``: show which backend runs here and why, and facts about a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 
 import gpt2c
-from gpt2c.cli.options import Commands, add_model_options, load
+from gpt2c.cli.options import Commands, add_model_options, load_model
 from gpt2c.engine.threads import choose_threads
 
 
@@ -15,14 +15,15 @@ def add_command(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "info", help="show what runs here and why", allow_abbrev=False,
-        description="Shows the version, the backend and why it was chosen, and facts of the model.",
+        description="Shows the version, the backend and why it was chosen, and facts about the "
+        "model.",
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add_model_options(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
-    with load(options) as model:
+    with load_model(options) as model:
         facts = [
             ("gpt2c", gpt2c.__version__),
             ("arithmetic", str(gpt2c.ARITHMETIC)),
@@ -37,7 +38,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
-    requests = [
+    settings = [
         f"{name}={value}"
         for name, value in (
             ("--backend", options.backend if options.backend != "auto" else None),
@@ -50,8 +51,8 @@ def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
         engine, why = "numpy", "the compiled engine cannot run here"
     else:
         engine, why = f"c, {model.backend}", "the fastest that runs here"
-    if requests:
-        why = f"asked for by {', '.join(requests)}"
+    if settings:
+        why = f"asked for by {', '.join(settings)}"
     return f"{engine} ({why})"
 
 
@@ -83,7 +84,7 @@ def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
         ("context", f"{c.n_positions} positions"),
         ("vocabulary", f"{c.vocab_size} tokens, {head} head"),
         ("activation", c.activation_function),
-        ("end token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
+        ("EOS token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
         ("tokenizer", repr(model.tokenizer)),
         ("defaults", json.dumps(defaults) if defaults else "none"),
     ]

@@ -1,8 +1,8 @@
 """Read texts and prompts from files and standard input.
 
-Every text is read as ``open(path, encoding="utf-8-sig")`` reads it: UTF-8, without a byte-order
-mark at the beginning, and with CRLF and CR as line ends like LF. The same bytes therefore give the
-same texts on every system, from a file or a pipe.
+Every text is read as ``open(path, encoding="utf-8-sig")`` reads it: as UTF-8, without a byte order
+mark at the beginning, and with LF in place of CRLF and CR. The same bytes therefore give the same
+texts on every system, from a file or a pipe.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from typing import BinaryIO, Final, NoReturn, TypeAlias
 from gpt2c.checks.untrusted import parse_json, show
 from gpt2c.errors import OptionError
 
-READING: Final = (
+INPUT_HELP: Final = (
     "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
     "CRLF, CR and LF all end a line."
 )
 JSON_LINES_SUFFIXES: Final = (".jsonl", ".ndjson")
 
 _BOM: Final = "\ufeff"
-_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+_UTF_16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 
-# A text or token ids.
-Item: TypeAlias = "str | list[int]"
+TextOrIds: TypeAlias = "str | list[int]"
 
 
 def open_input(path: str) -> AbstractContextManager[BinaryIO]:
@@ -47,17 +46,17 @@ def input_name(path: str) -> str:
 
 
 def read_text(file: BinaryIO, name: str) -> str:
-    """Read all of a file as one text. Raises OptionError if it is not UTF-8."""
+    """Read all of a file as one text. Raises OptionError, naming `name`, if it is not UTF-8."""
     raw = file.read()
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        _refuse(raw, error.start, name)
+        _raise_not_utf8(raw, error.start, name)
     return _with_plain_line_ends(text.removeprefix(_BOM))
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yield each line's name for messages and its text without the line end, lazily.
+    """Yield each line's name for messages, and the line without its end, lazily.
 
     Raises OptionError at a line that is not UTF-8, after yielding the lines before it.
     """
@@ -66,37 +65,40 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            _refuse(raw, error.start, name, n_lines=number, offset=offset)
+            _raise_not_utf8(raw, error.start, name, n_lines=number, offset=offset)
         text = text if offset else text.removeprefix(_BOM)
         offset += len(raw)
         if not text:  # the file is only a byte order mark
             return
-        # A line end inside `text` is a lone CR, as in files of the classic Mac OS.
+        # `text` has several lines if a lone CR ends a line, as in files of the classic Mac OS.
         for line in _with_plain_line_ends(text).removesuffix("\n").split("\n"):
             number += 1
             yield f"{name}, line {number}", line
 
 
-def read_items(file: BinaryIO, name: str, *, is_json: bool, key: str) -> Iterator[tuple[str, Item]]:
-    """Yield each line's name for messages and its item; skip blank lines.
+def read_items(
+    file: BinaryIO, name: str, *, is_json: bool, key: str
+) -> Iterator[tuple[str, TextOrIds]]:
+    """Yield each line's name for messages, and its text or ids; skip blank lines.
 
-    JSON lines are strings, lists of ids, or objects with `key` or "ids". Raises OptionError.
+    If `is_json`, each line is a JSON string, a list of ids, or an object with `key` or "ids".
+    Raises OptionError if a line is anything else or is not UTF-8.
     """
     for line_name, line in read_lines(file, name):
         if line.strip():
-            yield line_name, _parsed(line, line_name, key) if is_json else line
+            yield line_name, _parse_json_line(line, line_name, key) if is_json else line
 
 
 def is_json_lines(options: argparse.Namespace) -> bool:
-    """Whether the file is JSON lines, according to --jsonl or the suffix of options.file."""
+    """Return whether the file is JSON lines, according to --jsonl or the suffix of its name."""
     return bool(options.jsonl) or options.file.lower().endswith(JSON_LINES_SUFFIXES)
 
 
-def read_prompts(options: argparse.Namespace) -> list[tuple[str, Item]]:
+def read_prompts(options: argparse.Namespace) -> list[tuple[str, TextOrIds]]:
     """Read the prompts of ``gpt2c generate``, each with its name for messages.
 
-    They come from --file, from the arguments, or from standard input. Standard input is one prompt,
-    without the final line end. Raises OptionError, OSError.
+    They come from --file, from the arguments, or from standard input, which is one prompt without
+    its final line end. Raises OptionError or OSError.
     """
     if options.file is not None:
         if options.prompt:
@@ -118,20 +120,22 @@ def _with_plain_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _refuse(raw: bytes, start: int, name: str, n_lines: int = 0, offset: int = 0) -> NoReturn:
-    """Raise an error about bytes at raw[start] that are not UTF-8.
+def _raise_not_utf8(
+    raw: bytes, start: int, name: str, n_lines: int = 0, offset: int = 0
+) -> NoReturn:
+    """Raise OptionError for raw[start:], which is not UTF-8.
 
-    n_lines lines and offset bytes of the file precede raw.
+    `n_lines` lines and `offset` bytes of the file precede `raw`.
     """
     number = n_lines + _with_plain_line_ends(raw[:start].decode()).count("\n") + 1
-    seems = "; it seems to be UTF-16" if offset == 0 and raw.startswith(_UTF_16) else ""
+    hint = "; it seems to be UTF-16" if offset == 0 and raw.startswith(_UTF_16_BOMS) else ""
     raise OptionError(
         f"{name}, line {number} is not UTF-8 at byte {offset + start} of the input: found "
-        f"0x{raw[start]:02x}{seems}; save it as UTF-8"
+        f"0x{raw[start]:02x}{hint}; save it as UTF-8"
     ) from None
 
 
-def _parsed(line: str, name: str, key: str) -> Item:
+def _parse_json_line(line: str, name: str, key: str) -> TextOrIds:
     try:
         value = parse_json(line.strip().removeprefix(_BOM).encode())
     except ValueError as error:

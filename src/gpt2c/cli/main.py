@@ -20,26 +20,25 @@ from gpt2c.errors import Error, Gpt2cWarning
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that prints errors as one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Reject unknown arguments in the command's own parser, so the error names its help."""
-        options, rest = super().parse_known_args(args, namespace)
-        if rest:
+        """Reject unknown arguments in the subcommand's parser, so that the error names its help."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            self.error(f"unrecognized arguments: {' '.join(rest)}{flag_hint(rest[0], known)}")
-        return options, rest
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{flag_hint(unknown[0], known)}")
+        return options, unknown
 
 
 def _parser() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
     parser: argparse.ArgumentParser = _Parser(
         prog="gpt2c", description=gpt2c.__doc__.splitlines()[0] if gpt2c.__doc__ else None,
-        epilog=EXAMPLES, formatter_class=layout, allow_abbrev=False,
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"gpt2c {gpt2c.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -48,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _LogToStderr(logging.Handler):
-    """Print the library's log records in the form of the command's other messages."""
+class _StderrHandler(logging.Handler):
+    """Prints the library's log records in the form of the command's other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -59,19 +58,19 @@ class _LogToStderr(logging.Handler):
 @contextmanager
 def _show_log() -> Iterator[None]:
     """Show the library's log records of level WARNING and above while a command runs."""
-    log, handler = logging.getLogger("gpt2c"), _LogToStderr(logging.WARNING)
-    log.addHandler(handler)
+    logger, handler = logging.getLogger("gpt2c"), _StderrHandler(logging.WARNING)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        logger.removeHandler(handler)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"gpt2c: warning: {message}", file=sys.stderr)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and not isinstance(error, Error):
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -80,8 +79,8 @@ def _one_line(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 is success; 2 an error, described in one line on standard error; 130 Ctrl-C; 141 a closed
-    output pipe (128 + SIGPIPE, like a program that the signal ended).
+    0 means success; 2 an error, which one line on standard error describes; 130 Ctrl-C; 141 a
+    closed output pipe (128 + SIGPIPE, as for a program that the signal ended).
     """
     try:
         options = _parser().parse_args(arguments)
@@ -100,6 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (Error, OSError, UnicodeError) as error:
-        print(f"gpt2c: {_one_line(error)}", file=sys.stderr)
+        print(f"gpt2c: {_one_line_message(error)}", file=sys.stderr)
         return 2
     return 0

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import gpt2c
 from gpt2c.progress import can_show_bar
 
-# What add_subparsers returns.
+# The type of what add_subparsers returns.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXAMPLES: Final = """examples:
@@ -27,7 +27,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add --tokenizer, --activation and --hparams."""
     add = parser.add_argument
     add("--tokenizer", metavar="PATH", help="a tokenizer's file or folder, for example "
-        "tokenizer.json or nanoGPT's meta.pkl, or gpt2; default: the model's own")  # fmt: skip
+        "tokenizer.json or nanoGPT's meta.pkl; gpt2 is GPT-2's; default: the model's")  # fmt: skip
     add("--activation", metavar="NAME", help="override the checkpoint's activation function, "
         "for example gelu_new for a nanoGPT trained before 17 May 2023")  # fmt: skip
     add("--hparams", metavar="FILE", help="hparams.json for a TensorFlow checkpoint without one, "
@@ -42,7 +42,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return --activation and --hparams as arguments of from_pretrained and open_checkpoint."""
+    """Return the arguments of from_pretrained and open_checkpoint: --activation and --hparams."""
     return {"activation": options.activation, "hparams": options.hparams}
 
 
@@ -52,23 +52,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
         "default: tales, the embedded model")  # fmt: skip
     add("--dtype", default="auto", help="float32, int8 or int4 (float64 on numpy); default: what "
-        "the checkpoint was quantized to, else float32")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="use at most N threads")
+        "the checkpoint was quantised to, else float32")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="the max number of threads")
     add("--backend", default="auto", help="auto (default), c or numpy")
     add("--kv-cache-bytes", type=int, metavar="N", help="the max memory of the KV cache; default: "
         "half of the memory that this process may use")  # fmt: skip
     add_checkpoint_options(parser)
 
 
-def load(options: argparse.Namespace) -> gpt2c.GPT2:
-    """Load the model that the options name."""
+def load_model(options: argparse.Namespace) -> gpt2c.GPT2:
+    """Load the model that the options name. Raises the errors of from_pretrained."""
     return gpt2c.GPT2.from_pretrained(
         options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        kv_cache_bytes=options.kv_cache_bytes, progress=progress(), tokenizer=options.tokenizer,
-        **checkpoint_options(options),
+        kv_cache_bytes=options.kv_cache_bytes, progress=shows_progress(),
+        tokenizer=options.tokenizer, **checkpoint_options(options),
     )  # fmt: skip
 
 
-def progress() -> bool:
-    """Whether to show a loading bar: standard error is a terminal, and tqdm is installed."""
+def shows_progress() -> bool:
+    """Return whether to show a loading bar: standard error is a terminal, and tqdm is installed."""
     return sys.stderr is not None and sys.stderr.isatty() and can_show_bar()

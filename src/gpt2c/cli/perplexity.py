@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from gpt2c.cli.input import Item
+from gpt2c.cli.input import TextOrIds
 from gpt2c.cli.options import Commands, add_model_options
 from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
 from gpt2c.measure.scores import Score, json_fields
@@ -22,16 +22,17 @@ def add_command(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     with scored_texts(options) as (model, scored):
         for text, score in scored:
-            print_line(_perplexity_line(model, text, score))
+            print_line(_perplexity_fields(model, text, score))
 
 
-def _perplexity_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
+def _perplexity_fields(model: GPT2, text: TextOrIds, score: Score) -> dict[str, Any]:
+    """Return the JSON fields; bits_per_byte is None for ids, which have no bytes to count."""
     n_bytes = 0
     if isinstance(text, str):
-        # The suffix that the tokenizer adds is not part of the text.
-        is_text = score.ranks > 0
-        is_text[len(is_text) - len(model.tokenizer.suffix_ids) :] = False
-        n_bytes = len(model.tokenizer.decode_bytes(score.ids[is_text]))
+        # Count the bytes of the scored tokens, without the suffix that the tokenizer adds.
+        counts = score.ranks > 0
+        counts[len(counts) - len(model.tokenizer.suffix_ids) :] = False
+        n_bytes = len(model.tokenizer.decode_bytes(score.ids[counts]))
     bits = -score.total / math.log(2)
     numbers = json_fields(score)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import gpt2c
-from gpt2c.cli.options import Commands, add_conversion_options, checkpoint_options, progress
+from gpt2c.cli.options import Commands, add_conversion_options, checkpoint_options, shows_progress
 
 
 def add_command(commands: Commands) -> None:
@@ -13,8 +13,8 @@ def add_command(commands: Commands) -> None:
     parser = commands.add_parser(
         "quantize", help="write a checkpoint in 8 or 4 bits", allow_abbrev=False,
         description="Reads a checkpoint in any format that gpt2c knows and writes a folder with "
-        "config.json and gpt2c.safetensors, which only gpt2c reads: a quarter of float32's size "
-        "in int8, about a fifth in int4.",
+        "config.json and gpt2c.safetensors, which only gpt2c reads. int8 takes a quarter of "
+        "float32's size, int4 about a fifth.",
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add_conversion_options(parser)
@@ -25,7 +25,7 @@ def _run(options: argparse.Namespace) -> None:
     with gpt2c.GPT2.from_pretrained(
         options.source,
         dtype=options.dtype,
-        progress=progress(),
+        progress=shows_progress(),
         tokenizer=options.tokenizer,
         **checkpoint_options(options),
     ) as model:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from gpt2c.cli.input import Item
+from gpt2c.cli.input import TextOrIds
 from gpt2c.cli.options import Commands, add_model_options
 from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
 from gpt2c.coloring import html_page, save_html, terminal_text, wants_color
@@ -23,14 +23,14 @@ def add_command(commands: Commands) -> None:
     results = "each token's log-probability, rank and entropy"
     parser = add_scoring_command(commands, "score", results, _run)
     add = parser.add_argument
-    add("--top-logprobs", type=int, metavar="N", default=0, help="print the N likeliest tokens at "
-        "each position too")  # fmt: skip
+    add("--top-logprobs", type=int, metavar="N", default=0, help="also print the N most likely "
+        "tokens at each position")  # fmt: skip
     add("--color", action="store_true", help="print the text instead, each token in the colour of "
         "its rank: green for the top 10, yellow for the top 100, red for the top 1000, purple for "
         "the rest. If standard output is not a terminal or NO_COLOR is set, brackets replace the "
         "colours; FORCE_COLOR=1 keeps them, for example for a pipe to less -R")  # fmt: skip
     add("--html", metavar="PAGE", help="write the coloured text to a self-contained HTML file "
-        "instead; tooltips show each token's numbers, and with --top-logprobs the likeliest "
+        "instead; tooltips show each token's numbers, and with --top-logprobs the most likely "
         "tokens")  # fmt: skip
     add_model_options(parser)
 
@@ -38,25 +38,26 @@ def add_command(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     with scored_texts(options) as (model, scored):
         if options.color or options.html is not None:
-            _show(model, (score for _, score in scored), options)
+            _show_colored(model, (score for _, score in scored), options)
             return
         for text, score in scored:
-            print_line(_score_line(model, text, score))
+            print_line(_score_fields(model, text, score))
 
 
-def _show(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:
+def _show_colored(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:
     """Print the coloured texts, write the page, or both."""
     if options.color:
-        scores = _printed(model, scores)
+        scores = _print_each(model, scores)
     if options.html is None:
-        deque(scores, maxlen=0)
+        deque(scores, maxlen=0)  # run the iterator to its end
         return
     name = options.model or "tales"
     title = "Standard input" if options.file == "-" else os.path.basename(options.file)
     save_html(options.html, html_page(scores, model.tokenizer, title=title, model=name))
 
 
-def _printed(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
+def _print_each(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
+    """Yield the scores, and print the coloured text of each."""
     color = wants_color(sys.stdout)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for index, score in enumerate(scores):
@@ -65,7 +66,8 @@ def _printed(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
         yield score
 
 
-def _score_line(model: GPT2, text: Item, score: Score) -> dict[str, Any]:
+def _score_fields(model: GPT2, text: TextOrIds, score: Score) -> dict[str, Any]:
+    """Return the JSON fields of a score; for a text, also its tokens as strings."""
     result = json_fields(score)
     if isinstance(text, str):
         result = {"tokens": [model.tokenizer.decode([id]) for id in score.ids], **result}

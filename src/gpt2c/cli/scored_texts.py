@@ -1,4 +1,4 @@
-"""Reads and scores texts for ``gpt2c score`` and ``gpt2c perplexity``."""
+"""Read and score texts, for ``gpt2c score`` and ``gpt2c perplexity``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from gpt2c.cli.input import (
-    READING,
-    Item,
+    INPUT_HELP,
+    TextOrIds,
     input_name,
     is_json_lines,
     open_input,
     read_items,
     read_text,
 )
-from gpt2c.cli.options import Commands, load
+from gpt2c.cli.options import Commands, load_model
 from gpt2c.measure.scores import Score
 from gpt2c.model import GPT2
 
@@ -26,12 +26,12 @@ from gpt2c.model import GPT2
 def add_scoring_command(
     commands: Commands, name: str, results: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
-    """Add a command that prints the results of scoring texts."""
+    """Add the parser of a command that scores texts; `results` says what the command prints."""
     parser = commands.add_parser(
         name, help=f"print {results}", allow_abbrev=False,
-        description=f"Reads texts and prints {results}: a line with a JSON object per text, with "
+        description=f"Reads texts and prints {results}: one JSON object per text and line, with "
         "null for a number that is undefined or infinite. Short texts are scored in batches, so "
-        f"several lines can appear together.{READING}",
+        f"several lines can appear at the same time.{INPUT_HELP}",
     )  # fmt: skip
     parser.set_defaults(run=run, top_logprobs=0)
     add = parser.add_argument
@@ -51,9 +51,12 @@ def add_scoring_command(
 @contextmanager
 def scored_texts(
     options: argparse.Namespace,
-) -> Iterator[tuple[GPT2, Iterator[tuple[Item, Score]]]]:
-    """Provide the model, and each text with its score, lazily."""
-    with open_input(options.file) as file, load(options) as model:
+) -> Iterator[tuple[GPT2, Iterator[tuple[TextOrIds, Score]]]]:
+    """Provide the model and an iterator of texts and their scores; close the model afterwards.
+
+    A text is read and scored only when the iterator reaches it. Raises OptionError or OSError.
+    """
+    with open_input(options.file) as file, load_model(options) as model:
         yield model, _scored(model, file, options)
 
 
@@ -64,10 +67,10 @@ def print_line(result: dict[str, Any]) -> None:
 
 def _scored(
     model: GPT2, file: BinaryIO, options: argparse.Namespace
-) -> Iterator[tuple[Item, Score]]:
-    waiting: deque[Item] = deque()  # the texts whose scores have not come yet
+) -> Iterator[tuple[TextOrIds, Score]]:
+    waiting: deque[TextOrIds] = deque()  # texts that were read, but whose scores are not yet known
 
-    def texts() -> Iterator[Item]:
+    def texts() -> Iterator[TextOrIds]:
         for text in _texts(file, options):
             waiting.append(text)
             yield text
@@ -79,7 +82,7 @@ def _scored(
         yield waiting.popleft(), score
 
 
-def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[Item]:
+def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[TextOrIds]:
     name, is_json = input_name(options.file), is_json_lines(options)
     if not is_json and not options.lines:
         yield read_text(file, name)
