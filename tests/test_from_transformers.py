@@ -655,7 +655,7 @@ def test_device_dtype_and_eval():
     assert (ours.device.type, ours.dtype, ours.can_generate()) == ("cpu", torch.float32, True)
     assert ours.to(None) is ours
     for place in ("cuda", torch.bfloat16, "nowhere", 0, object()):
-        with pytest.raises(gpt2c.OptionError, match="the model cannot go to"):
+        with pytest.raises(gpt2c.OptionError, match="the model cannot be moved to"):
             ours.to(place)
     with ours:
         pass

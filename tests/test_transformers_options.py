@@ -13,7 +13,7 @@ import pytest
 from conftest import config_of
 
 import gpt2c
-from gpt2c.compat.transformers.options import GenerateOptions
+from gpt2c.compat.transformers.options import MergedOptions
 from gpt2c.generate.options import CompleteOptions
 
 CONFIG = config_of()  # 50 tokens, 40 positions
@@ -32,7 +32,7 @@ GREEDY = {
 
 
 def call_of(given=(), config=(), model_config=(), n_prompt=5):
-    asked = GenerateOptions(dict(given), dict(config), dict(model_config), DEFAULTS)
+    asked = MergedOptions(dict(given), dict(config), dict(model_config), DEFAULTS)
     return asked.resolve(n_prompt, CONFIG)
 
 
@@ -41,7 +41,7 @@ def test_a_call_without_options_is_greedy():
     assert call.options == GREEDY
     assert (call.eos_ids, call.pad_id, call.stop_strings) == ((), None, ())
     assert not any([call.draws, call.returns_dict, call.output_scores, call.output_logits])
-    assert (call.n_sequences, call.n_beams, call.penalty()) == (1, 1, None)
+    assert (call.n_sequences, call.n_beams, call.first_penalty()) == (1, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_beams_are_passed_on():
 def test_tokens_that_end_and_pad(given, eos, pad, ends, padding):
     call = call_of(given, model_config={"eos_token_id": 49})
     assert (call.eos_ids, call.pad_id, call.end_ids(50)) == (eos, pad, ends)
-    assert GenerateOptions(given, {}, {}, DEFAULTS).padding == padding
+    assert MergedOptions(given, {}, {}, DEFAULTS).prompt_pad_id == padding
 
 
 def test_bad_words_that_are_eos_are_dropped():
@@ -190,7 +190,7 @@ def test_translated_options_are_options_of_complete():
     }  # fmt: skip
     call = call_of(given)
     assert call.options.keys() <= CompleteOptions.__annotations__.keys()
-    assert call.penalty() == "repetition_penalty"
+    assert call.first_penalty() == "repetition_penalty"
     assert len(call.options) == len(given) + 3  # max_new_tokens, num_return_sequences, top_k
 
 

@@ -1,6 +1,6 @@
-"""Callbacks of GPT2.complete that call transformers' objects, and keep logits for the result.
+"""Callbacks for GPT2.complete that call transformers' criteria, streamers and processors.
 
-gpt2c generates each row on its own, so it calls each of transformers' objects with one row.
+gpt2c generates each row on its own, so each call of a transformers object has one row.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TokenCallback:
             self._streamer.end()
 
     def __call__(self, index: int, new_ids: list[int]) -> bool:
-        """Return whether the sequence ends after the last of its new ids."""
+        """Return whether a sequence ends here; `index` is its prompt's row in input_ids."""
         import torch
 
         if self._streamer is not None:
@@ -51,40 +51,41 @@ class TokenCallback:
         if not self._criteria:
             return False
         row = torch.cat([self._input_ids[index], torch.tensor(new_ids)])[None]
-        return any(_is_true(ends(row, None)) for ends in self._criteria)
+        return any(_ends_row(criterion(row, None)) for criterion in self._criteria)
 
 
-def _is_true(answer: Any) -> bool:
-    """Whether a criterion ends the row: older criteria return a bool, newer ones a bool per row."""
+def _ends_row(returned: Any) -> bool:
+    """Return a criterion's result as a bool; newer criteria return a tensor, a bool per row."""
     import torch
 
-    if not isinstance(answer, bool | np.bool_ | torch.Tensor):
+    if not isinstance(returned, bool | np.bool_ | torch.Tensor):
         raise OptionTypeError(
-            f"a criterion in stopping_criteria returned {show(answer)}; it must return a bool or "
+            f"a criterion in stopping_criteria returned {show(returned)}; it must return a bool or "
             "a bool tensor"
         )
-    return bool(torch.as_tensor(answer).any())
+    return bool(torch.as_tensor(returned).any())
 
 
 class LogitsProcessor:
     """A logits_processor of GPT2.complete that runs transformers' processors.
 
-    It can keep logits for the result. The sequence's ids so far are the key of the kept logits,
-    because the ids determine the logits.
+    It can keep the logits of every step, for output_logits and output_scores. The key of kept
+    logits is the sequence's ids so far, which determine the logits.
     """
 
-    def __init__(self, processors: Sequence[Callable[..., Any]], keeps: bool) -> None:
-        """If `keeps` is true, keep the logits of every step."""
-        self._processors, self._keeps = processors, keeps
+    def __init__(self, processors: Sequence[Callable[..., Any]], keeps_logits: bool) -> None:
+        """`keeps_logits` is whether `logits` and `scores` will be called."""
+        self._processors, self._keeps_logits = processors, keeps_logits
+        # Before and after the processors.
         self._kept: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     @property
     def is_needed(self) -> bool:
         """Whether there are processors to run or logits to keep."""
-        return bool(self._processors) or self._keeps
+        return bool(self._processors) or self._keeps_logits
 
     def __call__(self, ids: list[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [n_vocab] after transformers' processors."""
+        """Return logits [n_vocab] as changed by transformers' processors."""
         import torch
 
         processed = logits
@@ -98,18 +99,18 @@ class LogitsProcessor:
                         f"return a tensor of shape [1, {len(logits)}]"
                     )
             processed = scores[0].detach().float().cpu().numpy()
-        if self._keeps:
+        if self._keeps_logits:
             self._kept[_key(ids)] = logits, processed
         return processed
 
     def logits(self, prompt: list[int], new_ids: list[int]) -> list[NDArray[np.float32]]:
-        """Return the model's unprocessed logits [n_vocab] before each new id."""
+        """Return the model's own logits [n_vocab] from which each new id was chosen."""
         return [self._kept[key][0] for key in _keys(prompt, new_ids)]
 
     def scores(
         self, prompt: list[int], new_ids: list[int], plan: Plan
     ) -> list[NDArray[np.float32]]:
-        """Return the logits that each id was chosen from: after all processors and stages."""
+        """Return the logits [n_vocab] from which each new id was chosen, after all stages."""
         sampler = Sampler(plan, 0, 0, len(prompt))
         rows = []
         for i, key in enumerate(_keys(prompt, new_ids)):
@@ -127,9 +128,9 @@ def _key(ids: list[int]) -> bytes:
 
 
 def checked_functions(name: str, given: Any) -> list[Callable[..., Any]]:
-    """Return a list of functions; transformers' list classes are accepted too.
+    """Return the functions in a list or in one of transformers' list classes; [] for None.
 
-    Raises OptionTypeError if an item is not a function.
+    `name` is the option. Raises OptionTypeError if an item is not callable.
     """
     checked = [] if given is None else items(name, given, "functions")
     for function in checked:
@@ -139,7 +140,7 @@ def checked_functions(name: str, given: Any) -> list[Callable[..., Any]]:
 
 
 def all_criteria(stop_strings: Sequence[str], tokenizer: Any, given: Sequence[Any]) -> list[Any]:
-    """Return transformers' criterion for the stop strings, if any, and the given criteria.
+    """Return the given criteria, after transformers' criterion for the stop strings, if any.
 
     Raises OptionError for stop strings without a tokenizer.
     """

@@ -17,13 +17,13 @@ from gpt2c.compat.transformers.hooks import (
     all_criteria,
     checked_functions,
 )
-from gpt2c.compat.transformers.options import Call, GenerateOptions
+from gpt2c.compat.transformers.options import MergedOptions, ResolvedOptions
 from gpt2c.compat.transformers.tensors import (
     checked_ids,
     checked_mask,
-    prompts_of,
-    sequences_of,
-    steps_of,
+    padded_sequences,
+    tensors_by_step,
+    unpadded_prompts,
 )
 from gpt2c.errors import MissingDependencyError, OptionError, OptionTypeError
 from gpt2c.generate.options import Completion
@@ -54,11 +54,11 @@ def from_transformers(
 
     hf_model is a ``transformers.GPT2LMHeadModel`` with floating-point parameters of any width, on
     any device. The parameters are copied, so hf_model may be freed or changed afterwards. tokenizer
-    is the transformers tokenizer that matches stop_strings in calls that pass none. dtype, threads
-    and backend are the options of :meth:`gpt2c.GPT2.from_pretrained`. The default dtype is float32,
-    whatever the parameters' dtype, so results are those of ``hf_model.float()``.
+    is the transformers tokenizer that calls use for stop_strings if they do not pass their own.
+    dtype, threads and backend are the options of :meth:`gpt2c.GPT2.from_pretrained`. The default
+    dtype is float32, whatever the parameters' dtype, so results are those of ``hf_model.float()``.
 
-    Raises MissingDependencyError without torch and transformers; OptionTypeError for another kind
+    Raises MissingDependencyError without torch or transformers; OptionTypeError for another kind
     of model; ConfigError or CheckpointError for a GPT-2 that gpt2c does not support (an unknown
     activation, an adapter's parameters); OptionError; BackendError.
     """
@@ -87,8 +87,8 @@ def from_transformers(
 class GPT2LMHeadModel(Closable):
     """The text generation of a transformers model, computed by gpt2c.
 
-    The class has the name of transformers' class, because ``transformers.pipeline`` looks a model's
-    abilities up by this name. It has no forward pass, gradients or training: for those keep
+    The class has the name of transformers' class, because ``transformers.pipeline`` uses this name
+    to find out what a model can do. It has no forward pass, gradients or training: for those keep
     transformers' model. For scores see :meth:`gpt2c.GPT2.score`.
     """
 
@@ -128,21 +128,23 @@ class GPT2LMHeadModel(Closable):
             Token ids: an integer tensor [n_prompts, n_tokens]. Without ids the prompt is
             bos_token_id.
         attention_mask
-            [n_prompts, n_tokens], 0 for padding, which must be on the left. Without a mask,
-            pad_token_id is padding, unless it is also an EOS token. Padding costs no computation. A
-            row of only padding is an empty prompt, which begins with bos_token_id.
+            A tensor [n_prompts, n_tokens], 0 for padding, which must be on the left. Without a
+            mask, pad_token_id is padding, unless it is also an EOS token. Padding costs no
+            computation. A row of only padding is an empty prompt and becomes bos_token_id.
         generation_config, options
-            Options with transformers' names and meanings. Options that are not given come from the
-            model's generation_config, then from transformers' defaults. docs/transformers.md lists
-            the options.
+            Options with transformers' names and meanings; `options` take precedence. Options that
+            are not given come from the model's generation_config, then from transformers' defaults.
+            docs/transformers.md lists the options.
+        logits_processor, stopping_criteria, streamer
+            Objects of transformers, with the meanings that they have there.
 
         Returns an int64 tensor [n_prompts * num_return_sequences, n_tokens + n_new] on the device
         of the ids: each prompt and its new ids, padded on the right with pad_token_id. With
-        return_dict_in_generate, returns transformers' output object, with sequences and, if
-        output_scores and output_logits are set, scores and logits. Greedy ids are those of
-        transformers in float32, unless two logits are equal within float32's error. Sampling has
-        the same distribution as transformers, but draws other random numbers;
-        ``torch.manual_seed`` makes the draws repeatable.
+        return_dict_in_generate, returns transformers' output object, with `sequences` and, if
+        output_scores or output_logits is set, `scores` or `logits`. Greedy ids are those of
+        transformers in float32, unless two logits are equal within float32's error. Samples have
+        the same distribution as in transformers, but other random numbers; ``torch.manual_seed``
+        makes them repeatable.
 
         Raises OptionError or OptionTypeError, naming the option, for invalid or unsupported
         options; ContextError for a prompt longer than the context; NumericalError;
@@ -158,31 +160,32 @@ class GPT2LMHeadModel(Closable):
             raise OptionError("inputs and input_ids are both given; they are the same argument")
         given = inputs if input_ids is None else input_ids
         ids = checked_ids(given, merged)
-        mask = checked_mask(attention_mask, ids, merged.padding)
-        call = merged.resolve(ids.shape[1], self._gpt2.config)
-        prompts = prompts_of(ids, mask, self._gpt2.config.n_positions, merged)
+        mask = checked_mask(attention_mask, ids, merged.prompt_pad_id)
+        resolved = merged.resolve(ids.shape[1], self._gpt2.config)
+        prompts = unpadded_prompts(ids, mask, self._gpt2.config.n_positions, merged)
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
         criteria = checked_functions("stopping_criteria", stopping_criteria)
-        criteria = all_criteria(call.stop_strings, tokenizer, criteria)
+        criteria = all_criteria(resolved.stop_strings, tokenizer, criteria)
         processors = checked_functions("logits_processor", logits_processor)
-        _check_together(call, len(prompts), criteria, streamer, processors)
-        keeps = call.returns_dict and (call.output_scores or call.output_logits)
+        _check_combinations(resolved, len(prompts), criteria, streamer, processors)
+        outputs_logits = resolved.output_scores or resolved.output_logits
+        keeps_logits = resolved.returns_dict and outputs_logits and resolved.n_beams == 1
         callback = TokenCallback(ids, criteria, streamer)
-        processor = LogitsProcessor(processors, keeps and call.n_beams == 1)
+        processor = LogitsProcessor(processors, keeps_logits)
         callback.begin()
-        done = self._complete(prompts, call, callback, processor)
-        callback.end(done[0].end_id)
+        completions = self._complete(prompts, resolved, callback, processor)
+        callback.end(completions[0].end_id)
         # transformers' sequences include the EOS token; gpt2c's ids do not.
-        new_ids = [d.ids if d.end_id is None else [*d.ids, d.end_id] for d in done]
-        sequences = sequences_of(ids, new_ids, call)
+        new_ids = [c.ids if c.end_id is None else [*c.ids, c.end_id] for c in completions]
+        sequences = padded_sequences(ids, new_ids, resolved)
         if given is not None:
             sequences = sequences.to(given.device)
-        if not call.returns_dict:
+        if not resolved.returns_dict:
             return sequences
-        row_prompts = [prompts[i // call.n_sequences] for i in range(len(done))]
-        return self._output(sequences, call, done, row_prompts, new_ids, processor)
+        row_prompts = [prompts[row // resolved.n_sequences] for row in range(len(completions))]
+        return self._output(sequences, resolved, completions, row_prompts, new_ids, processor)
 
-    def _merged_options(self, given: Mapping[str, Any], config: Any) -> GenerateOptions:
+    def _merged_options(self, given: Mapping[str, Any], config: Any) -> MergedOptions:
         from transformers import GenerationConfig
 
         if config is not None and not isinstance(config, GenerationConfig):
@@ -191,56 +194,59 @@ class GPT2LMHeadModel(Closable):
                 "GenerationConfig"
             )
         # transformers 5 has this method; in version 4 an empty GenerationConfig held the defaults.
-        defaults_of = getattr(GenerationConfig, "_get_default_generation_params", None)
-        return GenerateOptions(
+        get_defaults = getattr(GenerationConfig, "_get_default_generation_params", None)
+        return MergedOptions(
             given,
             {} if config is None else config.to_diff_dict(),
             self.generation_config.to_diff_dict(),
-            GenerationConfig().to_dict() if defaults_of is None else defaults_of(),
+            GenerationConfig().to_dict() if get_defaults is None else get_defaults(),
         )
 
     def _complete(
-        self, prompts: list[list[int]], call: Call, callback: TokenCallback,
+        self, prompts: list[list[int]], resolved: ResolvedOptions, callback: TokenCallback,
         processor: LogitsProcessor,
     ) -> list[Completion]:  # fmt: skip
-        options = dict(call.options)
+        """Return the completion of each row: n_sequences rows for each prompt."""
+        options = dict(resolved.options)
         # Generation is faster without a callback or a logits_processor.
         if callback.is_needed:
             options["callback"] = callback
         if processor.is_needed:
             options["logits_processor"] = processor
-        if call.draws:
+        if resolved.draws:
             import torch
 
             options["seed"] = torch.randint(_INT64_MAX, (len(prompts),)).tolist()
-        ends = call.end_ids(self._gpt2.config.vocab_size)
-        done: Any = self._gpt2.complete(prompts, stop_token_ids=ends, **options)
-        return [each for group in done for each in group]
+        end_ids = resolved.end_ids(self._gpt2.config.vocab_size)
+        by_prompt: Any = self._gpt2.complete(prompts, stop_token_ids=end_ids, **options)
+        return [completion for completions in by_prompt for completion in completions]
 
     def _output(
-        self, sequences: Any, call: Call, done: list[Completion], prompts: list[list[int]],
-        new_ids: list[list[int]], processor: LogitsProcessor,
+        self, sequences: Any, resolved: ResolvedOptions, completions: list[Completion],
+        prompts: list[list[int]], new_ids: list[list[int]], processor: LogitsProcessor,
     ) -> Any:  # fmt: skip
-        """Return transformers' output object."""
+        """Return transformers' output object; the lists have one entry per row of `sequences`."""
         import torch
         from transformers.generation import utils
 
-        if call.n_beams > 1:
-            scores = torch.tensor([each.sequence_score for each in done])
+        if resolved.n_beams > 1:
+            scores = torch.tensor([completion.sequence_score for completion in completions])
             return utils.GenerateBeamDecoderOnlyOutput(sequences=sequences, sequences_scores=scores)
         output = utils.GenerateDecoderOnlyOutput(sequences=sequences)
         n_steps, n_vocab = max(map(len, new_ids)), self._gpt2.config.vocab_size
         pairs = list(zip(prompts, new_ids, strict=True))
-        if call.output_logits:
+        if resolved.output_logits:
             logits = [processor.logits(*pair) for pair in pairs]
-            output["logits"] = steps_of(logits, n_steps, n_vocab)
-        if call.output_scores:
-            ends = frozenset(call.end_ids(n_vocab))
-            vocabulary = Vocabulary(n_vocab, ends, lambda: self._gpt2.tokenizer)
-            sampling = {n: call.options.get(n) for n in SamplingOptions.__annotations__}
+            output["logits"] = tensors_by_step(logits, n_steps, n_vocab)
+        if resolved.output_scores:
+            end_ids = frozenset(resolved.end_ids(n_vocab))
+            vocabulary = Vocabulary(n_vocab, end_ids, lambda: self._gpt2.tokenizer)
+            sampling = {
+                name: resolved.options.get(name) for name in SamplingOptions.__annotations__
+            }
             plan = check_sampling(sampling, vocabulary)
             scores = [processor.scores(*pair, plan) for pair in pairs]
-            output["scores"] = steps_of(scores, n_steps, n_vocab)
+            output["scores"] = tensors_by_step(scores, n_steps, n_vocab)
         return output
 
     # ---- the model attributes that programs and pipelines read ----
@@ -267,22 +273,22 @@ class GPT2LMHeadModel(Closable):
         """Return the model itself, which is always in evaluation mode."""
         return self
 
-    def to(self, *places: Any, **named: Any) -> GPT2LMHeadModel:
+    def to(self, *targets: Any, **named: Any) -> GPT2LMHeadModel:
         """Return the model itself.
 
         Raises OptionError for a device other than the CPU or a dtype other than float32.
         """
         import torch
 
-        for place in (*places, *named.values()):
-            if isinstance(place, torch.dtype):
-                is_supported = place == torch.float32
+        for target in (*targets, *named.values()):
+            if isinstance(target, torch.dtype):
+                is_supported = target == torch.float32
             else:
-                is_supported = place is None or isinstance(place, bool) or _is_cpu(place)
+                is_supported = target is None or isinstance(target, bool) or _is_cpu(target)
             if not is_supported:
                 raise OptionError(
-                    f"the model cannot go to {show(place)}: gpt2c computes on the CPU in float32. "
-                    "For a pipeline pass device='cpu'; for less memory pass dtype= to "
+                    f"the model cannot be moved to {show(target)}: gpt2c computes on the CPU in "
+                    "float32. For a pipeline pass device='cpu'; for less memory pass dtype= to "
                     "from_transformers"
                 )
         return self
@@ -294,7 +300,7 @@ class GPT2LMHeadModel(Closable):
     if not TYPE_CHECKING:  # with __getattr__, a type checker would accept unknown names
 
         def __getattr__(self, name: str) -> NoReturn:
-            """Raise an error that says where to find a transformers model's other attributes."""
+            """Raise AttributeError, which says where to find the other attributes of a model."""
             raise AttributeError(
                 f"the model has no {name!r}: {_ONLY_GENERATE}", name=name, obj=self
             )
@@ -308,20 +314,25 @@ class GPT2LMHeadModel(Closable):
         return f"<gpt2c.compat.transformers.model.GPT2LMHeadModel on {self._gpt2!r}>"
 
 
-def _is_cpu(place: Any) -> bool:
+def _is_cpu(device: Any) -> bool:
     import torch
 
     try:
-        return bool(torch.device(place).type == "cpu")
+        return bool(torch.device(device).type == "cpu")
     except (RuntimeError, TypeError):  # not a device, or one that torch cannot use
         return False
 
 
-def _check_together(
-    call: Call, n_prompts: int, criteria: Sequence[Any], streamer: Any, processors: Any
+def _check_combinations(
+    resolved: ResolvedOptions,
+    n_prompts: int,
+    criteria: Sequence[Any],
+    streamer: Any,
+    processors: Any,
 ) -> None:
-    """Reject unsupported combinations of supported options."""
-    if streamer is not None and (n_prompts > 1 or call.n_sequences > 1 or call.n_beams > 1):
+    """Raise OptionError for unsupported combinations of options, and check the streamer's type."""
+    has_one_sequence = n_prompts == resolved.n_sequences == resolved.n_beams == 1
+    if streamer is not None and not has_one_sequence:
         raise OptionError(
             "streamer is given for several sequences; gpt2c streams a single sequence, without "
             "beam search"
@@ -331,12 +342,12 @@ def _check_together(
             raise OptionTypeError(
                 f"streamer is {show(streamer)}; it must have the methods put and end"
             )
-    if criteria and call.n_beams > 1:
+    if criteria and resolved.n_beams > 1:
         raise OptionError(
-            f"num_beams is {call.n_beams}; stop_strings and stopping_criteria cannot be combined "
-            "with beam search here (gpt2c.GPT2's own beam search takes stop_strings)"
+            f"num_beams is {resolved.n_beams}; stop_strings and stopping_criteria cannot be "
+            "combined with beam search here (gpt2c.GPT2's own beam search takes stop_strings)"
         )
-    if processors and (name := call.penalty()) is not None:
+    if processors and (name := resolved.first_penalty()) is not None:
         raise OptionError(
             f"logits_processor is given together with {name}; transformers would apply {name} "
             "first, but gpt2c applies your processors first: leave out one of the two"

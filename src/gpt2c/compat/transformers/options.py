@@ -1,7 +1,6 @@
-"""Map the options of transformers' generate to those of GPT2.complete. Needs no torch.
+"""Map the options of transformers' generate to those of GPT2.complete, without torch.
 
-The behaviour of transformers described here is that of version 5.24: GenerationMixin.generate and
-GenerationConfig.
+Docstrings describe GenerationMixin.generate and GenerationConfig of transformers 5.24.
 """
 
 from __future__ import annotations
@@ -19,17 +18,20 @@ from gpt2c.generate.generation_config import IGNORED, NOT_SUPPORTED, SAMPLING, h
 
 # Options with the same name and meaning in GPT2.complete.
 _SAME: Final = ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "max_time")
-_BEAMS: Final[Mapping[str, tuple[object, ...]]] = {
+# Options of beam search -> the values without effect.
+_BEAM_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
     name: (neutral,) for name, neutral in NEUTRAL.items() if name != "num_beams"
 }
-_OTHER_NAMES = """
+# Options that MergedOptions converts one by one.
+_CONVERTED = """
     max_length max_new_tokens min_length min_new_tokens do_sample num_beams bad_words_ids
     stop_strings bos_token_id eos_token_id pad_token_id return_dict_in_generate output_scores
     output_logits renormalize_logits num_return_sequences
 """
-_HANDLED: Final = frozenset(_OTHER_NAMES.split()) | {*SAMPLING, *_SAME, *_BEAMS}
+_SUPPORTED: Final = frozenset(_CONVERTED.split()) | {*SAMPLING, *_SAME, *_BEAM_OPTIONS}
+# Options that gpt2c lacks -> the values without effect, which are accepted besides None.
 _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
-    **{name: neutral for name, neutral in NOT_SUPPORTED.items() if name not in _HANDLED},
+    **{name: neutral for name, neutral in NOT_SUPPORTED.items() if name not in _SUPPORTED},
     "remove_invalid_values": (False,),
     "output_attentions": (False,),
     "output_hidden_states": (False,),
@@ -53,16 +55,18 @@ _PENALTIES: Final = (
 
 
 @dataclass(frozen=True)
-class Call:
-    """The resolved options of a call of transformers' generate.
+class ResolvedOptions:
+    """The options of one call of transformers' generate, resolved for its prompts' length.
 
     options
         Options of GPT2.complete, except seeds, EOS tokens and stop strings.
     eos_ids
-        EOS tokens; some may not be in the vocabulary.
+        The ids of the EOS tokens; some may not be in the vocabulary.
     pad_id
-        The token that fills the end of shorter rows: pad_token_id, else the first EOS token, else
-        None.
+        The id that pads shorter rows on the right: pad_token_id, else the first EOS id, else None.
+    stop_strings, returns_dict, output_scores, output_logits
+        Options of transformers that GPT2.complete does not get. returns_dict is
+        return_dict_in_generate.
     """
 
     options: Mapping[str, Any]
@@ -89,11 +93,11 @@ class Call:
         return int(self.options.get("num_beams", 1))
 
     def end_ids(self, n_vocab: int) -> list[int]:
-        """Return the EOS tokens that are in the vocabulary."""
+        """Return the EOS ids that are in a vocabulary of n_vocab ids."""
         return sorted({id for id in self.eos_ids if 0 <= id < n_vocab})
 
-    def penalty(self) -> str | None:
-        """Return the name of the first option that changes single ids' logits, if any."""
+    def first_penalty(self) -> str | None:
+        """Return the name of an option that changes single ids' logits, or None without one."""
         neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
         for name in _PENALTIES:
             value = self.options.get(name)
@@ -102,8 +106,8 @@ class Call:
         return None
 
 
-class GenerateOptions:
-    """The options of one call, merged with the model's and transformers' defaults."""
+class MergedOptions:
+    """The options of one call of transformers' generate, merged with all defaults."""
 
     def __init__(
         self,
@@ -112,23 +116,25 @@ class GenerateOptions:
         model_config: Mapping[str, Any],
         defaults: Mapping[str, Any],
     ) -> None:
-        """Merge options: `given` takes precedence over config, and config over model_config.
+        """Merge options; earlier arguments take precedence over later ones.
 
-        The configurations hold only the values that differ from an empty GenerationConfig. An
-        option that `given` sets to None is off, whatever the configurations say.
+        `given` are the call's own options, `config` is the call's generation_config, and
+        `model_config` the model's; both hold only values that differ from an empty
+        GenerationConfig. `defaults` are transformers' defaults. An option that `given` sets to None
+        is off, whatever the configurations say.
 
-        Raises OptionError, or OptionTypeError for an unknown option.
+        Raises OptionTypeError for an unknown option, and OptionError for one that gpt2c lacks.
         """
-        known = _HANDLED | IGNORED | _UNSUPPORTED.keys()
+        known = _SUPPORTED | IGNORED | _UNSUPPORTED.keys()
         for name in given:
             if name not in known:
                 raise OptionTypeError(
                     f"generate has no option {show(name)}{did_you_mean(name, known)}"
                 )
         self._values: dict[str, Any] = {**defaults, **model_config, **config, **given}
-        self._default_new = int(defaults["max_length"])
+        self._default_max_new_tokens = int(defaults["max_length"])
         # An explicit max_length also counts the prompt, but transformers' default counts only new
-        # tokens. So the two are separate attributes. If a source has None, the next one counts.
+        # tokens. So the two are separate attributes. None in one source means: use the next source.
         lengths = (source.get("max_length") for source in (given, config, model_config))
         self._max_length = next((n for n in lengths if n is not None), None)
         for name, neutral in _UNSUPPORTED.items():
@@ -140,7 +146,7 @@ class GenerateOptions:
 
     @property
     def bos_id(self) -> int:
-        """The first token of an empty prompt."""
+        """The first token of an empty prompt. Raises OptionError if bos_token_id is None."""
         if (id := self._values.get("bos_token_id")) is None:
             raise OptionError(
                 "bos_token_id is None and the prompt is empty; pass bos_token_id or a prompt"
@@ -148,13 +154,16 @@ class GenerateOptions:
         return integer("bos_token_id", id, 0, INT32_MAX)
 
     @property
-    def padding(self) -> int | None:
-        """Without an attention_mask, the id that marks padding: pad_token_id, unless it is EOS."""
-        pad = self._pad_token()
-        return None if pad is None or pad in self._eos_ids() else pad
+    def prompt_pad_id(self) -> int | None:
+        """The id that is padding in prompts without an attention_mask; None if no id is.
 
-    def resolve(self, n_prompt: int, config: GPT2Config) -> Call:
-        """Resolve the options for prompts of n_prompt tokens, padding included.
+        It is pad_token_id, unless that is also an EOS token.
+        """
+        pad_id = self._pad_id()
+        return None if pad_id is None or pad_id in self._eos_ids() else pad_id
+
+    def resolve(self, n_prompt: int, config: GPT2Config) -> ResolvedOptions:
+        """Resolve the options for prompts of n_prompt tokens, including padding.
 
         Raises OptionError or OptionTypeError naming the option, its value and its range.
         """
@@ -164,31 +173,32 @@ class GenerateOptions:
         options["num_return_sequences"] = (
             1 if n is None else integer("num_return_sequences", n, 1, INT32_MAX)
         )
-        limit = self._max_new_tokens(n_prompt, config.n_positions)
-        options["max_new_tokens"] = limit
-        # min_new_tokens may exceed max_new_tokens: then no EOS token ends the sequence.
-        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), limit)
-        options |= self._sampling() | self._beams()
+        max_new = self._max_new_tokens(n_prompt, config.n_positions)
+        options["max_new_tokens"] = max_new
+        # transformers allows a min above the max: then no EOS token ends a sequence.
+        options["min_new_tokens"] = min(self._min_new_tokens(n_prompt), max_new)
+        options |= self._sampling_options() | self._beam_options()
         if words := self._bad_words(eos):
             options["bad_words"] = words
-        pad = self._pad_token()
-        call = Call(
+        pad_id = self._pad_id()
+        resolved = ResolvedOptions(
             options=options,
             eos_ids=eos,
-            pad_id=eos[0] if pad is None and eos else pad,
+            pad_id=eos[0] if pad_id is None and eos else pad_id,
             stop_strings=_stop_strings(v.get("stop_strings")),
             returns_dict=self._flag("return_dict_in_generate"),
             output_scores=self._flag("output_scores"),
             output_logits=self._flag("output_logits"),
         )
-        # Renormalising subtracts a constant from all logits. It shows only in the scores of beams
-        # and in output_scores.
-        if self._flag("renormalize_logits") and (call.n_beams > 1 or call.output_scores):
+        # Renormalising subtracts a constant from all logits, which changes only the scores of beams
+        # and output_scores.
+        shows_scores = resolved.n_beams > 1 or resolved.output_scores
+        if self._flag("renormalize_logits") and shows_scores:
             raise OptionError(
                 "renormalize_logits is True; gpt2c does not support it with beam search or "
                 "output_scores"
             )
-        return call
+        return resolved
 
     def _flag(self, name: str) -> bool:
         value = self._values.get(name)
@@ -197,8 +207,9 @@ class GenerateOptions:
     def _max_new_tokens(self, n_prompt: int, n_positions: int) -> int:
         if (n := self._values.get("max_new_tokens")) is not None:
             return integer("max_new_tokens", n, 1, INT32_MAX)
-        if self._max_length is None:  # the default counts new tokens, up to the context's end
-            limit, what = min(n_prompt + self._default_new, n_positions), "the context"
+        if self._max_length is None:
+            limit = min(n_prompt + self._default_max_new_tokens, n_positions)
+            what = "the context"
         else:
             limit, what = integer("max_length", self._max_length, 1, INT32_MAX), "max_length"
         if n_prompt >= limit:
@@ -214,7 +225,7 @@ class GenerateOptions:
         n = self._values.get("min_length")
         return 0 if n is None else max(integer("min_length", n, 0, INT32_MAX) - n_prompt, 0)
 
-    def _sampling(self) -> dict[str, Any]:
+    def _sampling_options(self) -> dict[str, Any]:
         """Return the sampling options; if do_sample is off, only do_sample."""
         v = self._values
         if not self._flag("do_sample"):
@@ -228,8 +239,8 @@ class GenerateOptions:
         }
         return {"do_sample": True, **given}
 
-    def _beams(self) -> dict[str, Any]:
-        """Return the options of beam search; none if there is only one beam."""
+    def _beam_options(self) -> dict[str, Any]:
+        """Return the options of beam search; an empty dict if there is only one beam."""
         v = self._values
         n_beams = v.get("num_beams")
         if n_beams is None or integer("num_beams", n_beams, 1, INT32_MAX) == 1:
@@ -239,7 +250,9 @@ class GenerateOptions:
                 f"do_sample is True and num_beams is {n_beams}; gpt2c's beam search does not "
                 "sample: pass do_sample=False, or num_beams=1"
             )
-        given = {name: v[name] for name, neutral in _BEAMS.items() if has_effect(v, name, neutral)}
+        given = {
+            name: v[name] for name, neutral in _BEAM_OPTIONS.items() if has_effect(v, name, neutral)
+        }
         return {"num_beams": n_beams, **given}
 
     def _bad_words(self, eos: tuple[int, ...]) -> list[Any]:
@@ -251,16 +264,16 @@ class GenerateOptions:
         words = [items(name, word, what) for word in items(name, given, what)]
         return [word for word in words if not (len(word) == 1 and word[0] in eos)]
 
-    def _pad_token(self) -> int | None:
-        pad = self._values.get("pad_token_id")
-        return None if pad is None else integer("pad_token_id", pad, -INT32_MAX, INT32_MAX)
+    def _pad_id(self) -> int | None:
+        id = self._values.get("pad_token_id")
+        return None if id is None else integer("pad_token_id", id, -INT32_MAX, INT32_MAX)
 
     def _eos_ids(self) -> tuple[int, ...]:
         """Return the EOS ids. Some models have a negative id, which is never generated."""
         given = self._values.get("eos_token_id")
         if given is None:
             return ()
-        if hasattr(given, "tolist"):  # NumPy's, or torch's
+        if hasattr(given, "tolist"):  # an array or a tensor
             given = given.tolist()
         ids = [given] if is_integer(given) else items("eos_token_id", given, "token ids")
         return tuple(integer("eos_token_id", id, -INT32_MAX, INT32_MAX) for id in ids)

@@ -1,4 +1,4 @@
-"""Check the tensors that transformers' generate takes, and make those that it returns."""
+"""Check the tensors that transformers' generate accepts, and make those that it returns."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
-from gpt2c.compat.transformers.options import Call, GenerateOptions
+from gpt2c.compat.transformers.options import MergedOptions, ResolvedOptions
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
 
 
-def checked_ids(ids: Any, merged: GenerateOptions) -> Any:
-    """Return input_ids as int64 [n_prompts, n_tokens] on the CPU; without any, bos_token_id."""
+def checked_ids(ids: Any, merged: MergedOptions) -> Any:
+    """Return input_ids as int64 [n_prompts, n_tokens] on the CPU; for None, [[bos_token_id]].
+
+    Raises OptionTypeError or OptionError for anything but a tensor of integers.
+    """
     import torch
 
     if ids is None:
@@ -40,12 +43,16 @@ def checked_ids(ids: Any, merged: GenerateOptions) -> Any:
     return ids.cpu().long()
 
 
-def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
-    """Return bool [n_prompts, n_tokens], False for padding."""
+def checked_mask(mask: Any, ids: Any, pad_id: int | None) -> Any:
+    """Return the attention mask as bool [n_prompts, n_tokens] on the CPU; False means padding.
+
+    Without a mask, each `pad_id` in `ids` is padding. Raises OptionTypeError or OptionError for an
+    invalid mask, and OptionError for padding on the right.
+    """
     import torch
 
     if mask is None:
-        kept = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
+        kept = torch.ones_like(ids, dtype=torch.bool) if pad_id is None else ids != pad_id
     elif not isinstance(mask, torch.Tensor):
         raise OptionTypeError(f"attention_mask is {show(mask)}; it must be a tensor")
     elif mask.shape != ids.shape:
@@ -57,10 +64,10 @@ def checked_mask(mask: Any, ids: Any, padding: int | None) -> Any:
         _check_has_values("attention_mask", mask)
         kept = mask.cpu() != 0
     # A row of only padding is an empty prompt.
-    wrong = (~kept[:, -1] & kept.any(dim=1)).nonzero()
-    if len(wrong):
+    padded_right = (~kept[:, -1] & kept.any(dim=1)).nonzero()
+    if len(padded_right):
         raise OptionError(
-            f"row {int(wrong[0])} of input_ids ends in padding: pad on the left "
+            f"row {int(padded_right[0])} of input_ids ends in padding: pad on the left "
             "(tokenizer.padding_side = 'left')"
         )
     return kept
@@ -76,8 +83,10 @@ def _check_has_values(name: str, tensor: Any) -> None:
         )
 
 
-def prompts_of(ids: Any, mask: Any, n_positions: int, merged: GenerateOptions) -> list[list[int]]:
-    """Return each prompt without its padding; an empty one becomes bos_token_id.
+def unpadded_prompts(
+    ids: Any, mask: Any, n_positions: int, merged: MergedOptions
+) -> list[list[int]]:
+    """Return each prompt's ids without padding; an empty prompt becomes [bos_token_id].
 
     Raises ContextError for a prompt longer than the context, and OptionError for an empty prompt
     if bos_token_id is None.
@@ -95,32 +104,36 @@ def prompts_of(ids: Any, mask: Any, n_positions: int, merged: GenerateOptions) -
     return prompts
 
 
-def sequences_of(ids: Any, new_ids: list[list[int]], call: Call) -> Any:
-    """Return int64 [n_rows, n_tokens + n_new]: prompts, new ids and padding."""
+def padded_sequences(ids: Any, new_ids: list[list[int]], resolved: ResolvedOptions) -> Any:
+    """Return int64 [n_rows, n_tokens + n_new]: for each row its prompt, new ids and padding.
+
+    There are num_return_sequences rows per prompt; n_new is the max number of new ids. Raises
+    OptionError if padding is needed but no id is given for it.
+    """
     import torch
 
     n_new = max(map(len, new_ids))
-    if call.pad_id is None and any(len(row) < n_new for row in new_ids):
+    if resolved.pad_id is None and any(len(row) < n_new for row in new_ids):
         raise OptionError(
             "pad_token_id and eos_token_id are None, and sequences have different lengths: pass "
             "pad_token_id to fill the shorter ones"
         )
-    rows = ids.repeat_interleave(call.n_sequences, dim=0)
-    filled = [[*row, *[call.pad_id] * (n_new - len(row))] for row in new_ids]
-    return torch.cat([rows, ids.new_tensor(filled).reshape(len(rows), n_new)], dim=1)
+    prompts = ids.repeat_interleave(resolved.n_sequences, dim=0)
+    padded = [[*row, *[resolved.pad_id] * (n_new - len(row))] for row in new_ids]
+    return torch.cat([prompts, ids.new_tensor(padded).reshape(len(prompts), n_new)], dim=1)
 
 
-def steps_of(
-    rows: Sequence[Sequence[NDArray[np.float32]]], n_steps: int, n_vocab: int
+def tensors_by_step(
+    logits_by_row: Sequence[Sequence[NDArray[np.float32]]], n_steps: int, n_vocab: int
 ) -> tuple[Any, ...]:
-    """Regroup each row's logits [n_vocab] into a tensor [n_rows, n_vocab] per step.
+    """Return a tensor [n_rows, n_vocab] for each step from each row's list of logits [n_vocab].
 
-    A row that has already ended has zeros.
+    After a row has ended, its values are zeros.
     """
     import torch
 
-    all_rows = np.zeros((n_steps, len(rows), n_vocab), dtype=np.float32)
-    for number, row in enumerate(rows):
-        for step, logits in enumerate(row):
-            all_rows[step, number] = logits
-    return tuple(torch.from_numpy(step) for step in all_rows)
+    by_step = np.zeros((n_steps, len(logits_by_row), n_vocab), dtype=np.float32)
+    for row, logits_by_step in enumerate(logits_by_row):
+        for step, logits in enumerate(logits_by_step):
+            by_step[step, row] = logits
+    return tuple(torch.from_numpy(logits) for logits in by_step)
