@@ -1,1 +1,1 @@
-"""Readers of file formats. Every file is untrusted: it is checked before its content is used."""
+"""Readers of file formats. Every file is untrusted, so readers check it before its use."""

@@ -30,14 +30,14 @@ _MAX_HEADER: Final = 32 << 20  # bytes
 _MAX_RANK: Final = 4
 _CHUNK: Final = 1 << 20  # bytes read at a time
 
-# Type ids of metadata values; the ids of numbers map to struct's format letters.
-_NUMBERS: Final = {
+# Type ids of metadata values; the ids of numbers map to struct's format characters.
+_NUMBER_FORMATS: Final = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"
 }  # fmt: skip
 _STRING: Final = 8
 _ARRAY: Final = 9
 
-# ggml's ids of tensor types -> name, elements in a block, bytes of a block.
+# ggml's ids of tensor types -> name, elements per block, bytes per block.
 _TYPES: Final = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 28: ("F64", 1, 8),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
@@ -49,7 +49,7 @@ _TYPES: Final = {
 class GGUFTensor:
     """A tensor's description in the header."""
 
-    type: int  # ggml's type id, a key of _TYPES
+    type_id: int  # a key of _TYPES
     shape: tuple[int, ...]  # as in NumPy: the last axis is contiguous
     begin: int  # offset in the file
     n_bytes: int
@@ -77,20 +77,20 @@ class GGUFFile(RawFile):
     def source(self, stored: str, name: str) -> TensorSource:
         """Return the tensor called `stored` in the file as a source called `name`."""
         tensor = self.tensors[stored]
-        type_name, per_block, _ = _TYPES[tensor.type]
+        type_name, per_block, _ = _TYPES[tensor.type_id]
         if per_block == 1:
             return RawTensor(self, name, tensor.shape, type_name, tensor.begin)
-        return Quantized(self, name, tensor)
+        return QuantizedTensor(self, name, tensor)
 
     def _read_header(self, header: _HeaderReader) -> None:
-        if header.take(4) != signatures.GGUF:
+        if header.read(4) != signatures.GGUF:
             raise CheckpointError(f"{self.path}: is not a GGUF file")
-        (version,) = header.numbers("<I")
+        (version,) = header.unpack("<I")
         if version not in _VERSIONS:
             raise CheckpointError(
                 f"{self.path}: found version {version} of GGUF, expected 2 or 3 (little-endian)"
             )
-        n_tensors, n_keys = header.numbers("<QQ")
+        n_tensors, n_keys = header.unpack("<QQ")
         if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
             raise CheckpointError(
                 f"{self.path}: found {n_tensors} tensors and {n_keys} keys, expected at most "
@@ -100,7 +100,7 @@ class GGUFFile(RawFile):
             key = header.string()
             if key in self.metadata:
                 raise CheckpointError(f"{self.path}: has the key {show(key)} twice")
-            self.metadata[key] = header.value(*header.numbers("<I"))
+            self.metadata[key] = header.value(*header.unpack("<I"))
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= 65536 or alignment % 8:
             raise CheckpointError(
@@ -120,18 +120,19 @@ class GGUFFile(RawFile):
                 )
             self.tensors[name] = GGUFTensor(type_id, shape, start + offset, n_bytes)
         if self.tensors:
-            parts = [(name, t.begin, t.begin + t.n_bytes) for name, t in self.tensors.items()]
-            self.check_contiguous(sorted(parts, key=lambda part: part[1]), start, alignment)
+            spans = [(name, t.begin, t.begin + t.n_bytes) for name, t in self.tensors.items()]
+            self.check_contiguous(sorted(spans, key=lambda span: span[1]), start, alignment)
 
     def _tensor_info(self, header: _HeaderReader) -> tuple[str, int, tuple[int, ...], int]:
+        """Read a tensor's name, type id, shape, and offset from the start of the tensors."""
         name = header.string()
-        (rank,) = header.numbers("<I")
+        (rank,) = header.unpack("<I")
         if rank > _MAX_RANK:
             raise CheckpointError(
                 f"{self.path}: tensor {show(name)} has {rank} axes, expected at most {_MAX_RANK}"
             )
-        axes = header.numbers(f"<{rank}Q")
-        type_id, offset = header.numbers("<IQ")
+        axes = header.unpack(f"<{rank}Q")
+        type_id, offset = header.unpack("<IQ")
         if offset > MAX_NUMBER or math.prod(axes) > MAX_NUMBER:
             raise CheckpointError(
                 f"{self.path}: tensor {show(name)}: found shape {show(axes[::-1])} at {offset}, "
@@ -157,39 +158,42 @@ class GGUFFile(RawFile):
 
 
 class _HeaderReader:
-    """Reads the header's values in order, and the file in chunks."""
+    """Reads the header's values in order; `offset` is that of the next value.
+
+    All methods raise CheckpointError if the header is malformed or exceeds a limit.
+    """
 
     def __init__(self, file: GGUFFile) -> None:
         self.file, self.offset = file, 0
         self._chunk, self._chunk_begin = b"", 0
         self._end = min(file.size, _MAX_HEADER)
 
-    def take(self, n: int) -> bytes:
+    def read(self, n: int) -> bytes:
         if n > self._end - self.offset:
             raise CheckpointError(
                 f"{self.file.path}: header: found a value of {n} bytes at byte {self.offset}, "
                 f"expected at most the {self._end - self.offset} that are left"
             )
-        at = self.offset - self._chunk_begin
-        if at + n > len(self._chunk):
+        begin = self.offset - self._chunk_begin
+        if begin + n > len(self._chunk):
             length = min(max(n, _CHUNK), self._end - self.offset)
             self._chunk = bytes(self.file.pread(length, self.offset, "header"))
-            self._chunk_begin, at = self.offset, 0
+            self._chunk_begin, begin = self.offset, 0
         self.offset += n
-        return self._chunk[at : at + n]
+        return self._chunk[begin : begin + n]
 
-    def numbers(self, layout: str) -> tuple[Any, ...]:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.read(struct.calcsize(layout)))
 
     def string(self) -> str:
-        (n,) = self.numbers("<Q")
+        (n,) = self.unpack("<Q")
         if n > _MAX_STRING:
             raise CheckpointError(
                 f"{self.file.path}: header: found a string of {n} bytes, expected at most "
                 f"{_MAX_STRING}"
             )
         # Some vocabularies have tokens that are not UTF-8; code that uses the tokens rejects them.
-        return self.take(n).decode("utf-8", "surrogateescape")
+        return self.read(n).decode("utf-8", "surrogateescape")
 
     def value(self, type_id: int) -> Any:
         """Read a string, a number, a list of strings, or a NumPy array of numbers."""
@@ -197,18 +201,18 @@ class _HeaderReader:
             return self.string()
         if type_id == _ARRAY:
             return self._array()
-        return self.numbers("<" + self._letter(type_id))[0]
+        return self.unpack("<" + self._number_format(type_id))[0]
 
-    def _letter(self, type_id: int) -> str:
-        if type_id not in _NUMBERS:
+    def _number_format(self, type_id: int) -> str:
+        if type_id not in _NUMBER_FORMATS:
             raise CheckpointError(
                 f"{self.file.path}: header: found a value of type {type_id} at byte {self.offset}, "
-                f"expected one of {', '.join(map(str, sorted(_NUMBERS)))}"
+                f"expected one of {', '.join(map(str, sorted(_NUMBER_FORMATS)))}"
             )
-        return _NUMBERS[type_id]
+        return _NUMBER_FORMATS[type_id]
 
     def _array(self) -> Any:
-        type_id, n = self.numbers("<IQ")
+        type_id, n = self.unpack("<IQ")
         if n > _MAX_ARRAY:
             raise CheckpointError(
                 f"{self.file.path}: header: found an array of {n} elements, expected at most "
@@ -216,13 +220,13 @@ class _HeaderReader:
             )
         if type_id == _STRING:
             return [self.string() for _ in range(n)]
-        dtype = np.dtype("<" + self._letter(type_id))
-        return np.frombuffer(self.take(n * dtype.itemsize), dtype=dtype)
+        dtype = np.dtype("<" + self._number_format(type_id))
+        return np.frombuffer(self.read(n * dtype.itemsize), dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
-    """A TensorSource over ggml's quantised blocks; each row has a whole number of blocks."""
+class QuantizedTensor:
+    """A TensorSource over ggml's quantised blocks, which never cross the end of a row."""
 
     file: GGUFFile
     name: str
@@ -237,7 +241,7 @@ class Quantized:
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource. Raises MissingDependencyError if gguf is not installed."""
         check_rows(self, begin, end)
-        if len(self.shape) == 1:  # a "row" is one element here, and blocks hold many
+        if len(self.shape) == 1:  # the rows of a vector are its elements, many in a block
             return self._dequantised(0, self.tensor.n_bytes)[begin:end].copy()
         row_bytes = self.tensor.n_bytes // max(self.shape[0], 1)
         rows = self._dequantised(begin * row_bytes, (end - begin) * row_bytes)
@@ -245,17 +249,20 @@ class Quantized:
 
     def _dequantised(self, offset: int, n_bytes: int) -> NDArray[np.float32]:
         """Return the elements [n] of the blocks in the tensor's n_bytes from `offset`."""
-        gguf = _gguf(self.file.path)
+        gguf = _import_gguf(self.file.path)
         raw = self.file.pread(n_bytes, self.tensor.begin + offset, f"tensor {self.name!r}")
         if not raw:
             return np.empty(0, dtype=np.float32)
         blocks = np.frombuffer(raw, dtype=np.uint8)[None]
         with np.errstate(all="ignore"):  # check_finite reports weights that are NaN or infinite
-            elements = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType(self.tensor.type))
+            elements = gguf.quants.dequantize(
+                blocks, gguf.GGMLQuantizationType(self.tensor.type_id)
+            )
         return np.ascontiguousarray(elements[0], dtype=np.float32)
 
 
-def _gguf(path: Path) -> Any:
+def _import_gguf(path: Path) -> Any:
+    """Return the package gguf. Raises MissingDependencyError, naming `path`, without it."""
     try:
         import gguf
     except ImportError:

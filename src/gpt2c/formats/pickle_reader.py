@@ -1,9 +1,9 @@
 """A restricted unpickler, for all protocols, that never runs code from a file.
 
 Python's own unpickler imports and calls whatever a file names. PickleReader looks up each called
-global in a table and calls the function found there; a call of any other global becomes a record
-(:mod:`gpt2c.formats.pickle_values`). The number of bytes read bounds the memory used, because no
-opcode copies a value.
+global in a table, and calls the builder that it finds there. A call of any other global becomes a
+record (:mod:`gpt2c.formats.pickle_values`). The number of bytes read bounds the memory used,
+because no opcode copies a value.
 
 A pickle is a program for a stack machine. Opcodes push values, collect the values above a mark into
 a container, and store values in a memo, from which they can be pushed again. Python's
@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import show
-from gpt2c.formats.pickle_values import Global, OddKey, PickleError, Record, describe
+from gpt2c.formats.pickle_values import Global, OpaqueKey, PickleError, Record, describe
 
-MAX_KEY: Final = 2**31  # a larger integer as a dict key becomes an OddKey
+MAX_KEY: Final = 2**31  # a larger integer as a dict key becomes an OpaqueKey
 MAX_INDEX: Final = 2**32  # indices of the memo are below this
 MAX_ARGUMENTS: Final = 16  # arguments of one call
 MAX_DEPTH: Final = 100  # marks that are open at the same time
@@ -30,7 +30,7 @@ MAX_DEPTH: Final = 100  # marks that are open at the same time
 # model of 1.5 billion parameters, with its optimiser's state, has 50,000.
 MAX_OPCODES: Final = 1_000_000
 MAX_GLOBALS: Final = 100_000  # globals with distinct names
-MAX_DIGITS: Final = 1000  # digits or bytes of an integer: parsing digits takes quadratic time
+MAX_DIGITS: Final = 1000  # digits or bytes of a number, because parsing takes quadratic time
 
 # Escapes in protocol 0's strings, as in Python's bytes literals.
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
@@ -39,7 +39,7 @@ _ESCAPES: Final = {
     b"\\": b"\\", b"'": b"'", b'"': b'"',
 }  # fmt: skip
 
-# Returns the object that a call in the file makes, given the call's arguments.
+# Replaces a class or function that the file calls: takes the call's arguments, returns an object.
 Builder = Callable[..., Any]
 
 
@@ -47,8 +47,8 @@ Builder = Callable[..., Any]
 class _State:
     """The stack machine's state while one pickle is read.
 
-    A mark moves the stack to `marks` and begins an empty stack, which then holds exactly the
-    values above the mark.
+    `stack` holds only the values above the last mark. A mark moves the stack to `marks` and begins
+    an empty one.
     """
 
     stack: list[Any] = field(default_factory=list)
@@ -72,14 +72,14 @@ class _State:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def remember(self, index: int) -> None:
+    def memoize(self, index: int) -> None:
         if not 0 <= index < MAX_INDEX:
             raise PickleError(
                 f"stores a value at the memo's index {show(index)}, expected one below {MAX_INDEX}"
             )
         self.memo[index] = self.top()
 
-    def recall(self, index: int) -> None:
+    def push_memoized(self, index: int) -> None:
         if index not in self.memo:
             raise PickleError(f"reads the memo's index {show(index)}, where nothing is stored")
         self.stack.append(self.memo[index])
@@ -115,7 +115,7 @@ def put_items(target: dict[Any, Any], items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         # A file could choose larger integers with equal hashes, which make a dict slow.
         if not isinstance(key, str) and not (type(key) is int and abs(key) < MAX_KEY):
-            key = OddKey(key)
+            key = OpaqueKey(key)
         if key in target:
             raise PickleError(f"has the key {describe(key)} twice")
         target[key] = value
@@ -142,8 +142,9 @@ class PickleReader:
     ) -> None:
         """Read from `raw`.
 
-        `builders` maps the globals that may be called, such as "collections.OrderedDict", to our
-        replacements. `load_persistent` receives each persistent id and returns its object.
+        `builders` maps the globals that may be called, such as "collections.OrderedDict", to their
+        replacements. `load_persistent` returns the object of a persistent id, or raises
+        PickleError.
         """
         self._raw, self._builders, self._load_persistent = raw, builders, load_persistent
         self._globals: dict[str, Global] = {}
@@ -157,22 +158,22 @@ class PickleReader:
         """
         state = _State()
         while not state.has_ended:
-            at = self.position
+            begin = self.position
             self._n_opcodes += 1
             if self._n_opcodes > MAX_OPCODES:
                 raise PickleError(f"has more than {MAX_OPCODES} opcodes")
-            opcode = self._take(1)[0]
-            step = _STEPS.get(opcode)
-            if step is None:
-                raise PickleError(f"has opcode {opcode:#04x} at byte {at}, which is not allowed")
-            step(self, state)
+            opcode = self._read_bytes(1)[0]
+            handler = _HANDLERS.get(opcode)
+            if handler is None:
+                raise PickleError(f"has opcode {opcode:#04x} at byte {begin}, which is not allowed")
+            handler(self, state)
         if len(state.stack) != 1 or state.marks:
             raise PickleError("does not end with exactly one value")
         return state.stack[0]
 
     # ---- bytes ----
 
-    def _take(self, n: int) -> bytes | bytearray:
+    def _read_bytes(self, n: int) -> bytes | bytearray:
         end = self.position + n
         if end > len(self._raw):
             raise PickleError(f"ends at byte {len(self._raw)}, in the middle of a value")
@@ -181,13 +182,13 @@ class PickleReader:
         return part
 
     def _number(self, layout: str) -> int:
-        return int(struct.unpack(layout, self._take(struct.calcsize(layout)))[0])
+        return int(struct.unpack(layout, self._read_bytes(struct.calcsize(layout)))[0])
 
     def _string(self, n: int) -> str:
-        return _utf8(self._take(n))
+        return _decode_utf8(self._read_bytes(n))
 
     def _bytes(self, n: int) -> bytes:
-        return bytes(self._take(n))
+        return bytes(self._read_bytes(n))
 
     def _line(self) -> bytes:
         end = self._raw.find(b"\n", self.position)
@@ -198,7 +199,7 @@ class PickleReader:
         return line
 
     def _string_line(self) -> str:
-        return _utf8(self._line())
+        return _decode_utf8(self._line())
 
     def _integer_line(self) -> int:
         line = self._line().removesuffix(b"L")
@@ -235,10 +236,10 @@ class PickleReader:
         except UnicodeDecodeError:
             raise PickleError("has a string with an invalid escape") from None
 
-    def _long(self, length: int) -> int:
+    def _binary_integer(self, length: int) -> int:
         if not 0 <= length <= MAX_DIGITS:
             raise PickleError(f"has an integer of {length} bytes, expected at most {MAX_DIGITS}")
-        return int.from_bytes(self._take(length), "little", signed=True)
+        return int.from_bytes(self._read_bytes(length), "little", signed=True)
 
     # ---- objects ----
 
@@ -260,7 +261,7 @@ class PickleReader:
             raise PickleError("names a global with a value that is not a string")
         state.stack.append(self._find_global(f"{module}.{name}"))
 
-    def _call(self, function: object, arguments: object) -> object:
+    def _call_builder(self, function: object, arguments: object) -> object:
         """Return the result of a global's builder; without a builder, a record of the call."""
         if not isinstance(arguments, tuple):
             raise PickleError(f"calls with the arguments {describe(arguments)}, expected a tuple")
@@ -285,7 +286,7 @@ class PickleReader:
 
     def _reduce(self, state: _State) -> None:
         arguments, function = state.pop(), state.pop()
-        state.stack.append(self._call(function, arguments))
+        state.stack.append(self._call_builder(function, arguments))
 
     def _new_with_keywords(self, state: _State) -> None:
         keywords, arguments, function = state.pop(), state.pop(), state.pop()
@@ -293,22 +294,24 @@ class PickleReader:
             raise PickleError(
                 f"calls with the keyword arguments {describe(keywords)}, expected a dict"
             )
-        made = self._call(function, arguments)
-        # Keep the keywords as attributes; a BUILD opcode that sets the attributes usually follows.
-        if isinstance(made, Record):
-            made.state = keywords
-        state.stack.append(made)
+        result = self._call_builder(function, arguments)
+        # Keep the keywords as attributes; usually a BUILD opcode follows and sets all attributes.
+        if isinstance(result, Record):
+            result.state = keywords
+        state.stack.append(result)
 
-    def _object(self, state: _State) -> None:
+    def _call_class(self, state: _State) -> None:
+        """Call the first value above the mark with the other values as arguments (OBJ)."""
         function, *arguments = state.pop_mark() or [None]
-        state.stack.append(self._call(function, tuple(arguments)))
+        state.stack.append(self._call_builder(function, tuple(arguments)))
 
-    def _instance(self, state: _State) -> None:
+    def _call_named_class(self, state: _State) -> None:
+        """Call the global named in the opcode's argument with the values above the mark (INST)."""
         function, arguments = self._global(), state.pop_mark()
-        state.stack.append(self._call(function, tuple(arguments)))
+        state.stack.append(self._call_builder(function, tuple(arguments)))
 
     def _build(self, state: _State) -> None:
-        """Set a record's attributes; drop a dict's, such as the _metadata of a state dict."""
+        """Set a record's attributes; ignore a dict's, such as the _metadata of a state dict."""
         attributes = state.pop()
         target = state.stack[-1] if state.stack else None
         if isinstance(target, Record):
@@ -316,7 +319,7 @@ class PickleReader:
         elif target is None or isinstance(target, str | bytes | bool | int | float | list | tuple):
             raise PickleError(f"gives attributes to {describe(target)}")
 
-    def _persistent(self, state: _State) -> None:
+    def _push_persistent(self, state: _State) -> None:
         state.stack.append(self._load_persistent(state.pop()))
 
     def _mark(self, state: _State) -> None:
@@ -332,65 +335,65 @@ class PickleReader:
             state.pop_mark()
 
     def _frozen_set(self, state: _State) -> None:
-        made = Record("builtins.frozenset")
-        made.items = state.pop_mark()
-        state.stack.append(made)
+        record = Record("builtins.frozenset")
+        record.items = state.pop_mark()
+        state.stack.append(record)
 
     def _dict(self, state: _State) -> None:
-        made: dict[Any, Any] = {}
-        put_items(made, state.pop_mark())
-        state.stack.append(made)
+        result: dict[Any, Any] = {}
+        put_items(result, state.pop_mark())
+        state.stack.append(result)
 
 
-_Step = Callable[[PickleReader, _State], None]
+_Handler = Callable[[PickleReader, _State], None]
 
 
-def _utf8(raw: bytes | bytearray) -> str:
+def _decode_utf8(raw: bytes | bytearray) -> str:
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         raise PickleError("has a string that is not UTF-8") from None
 
 
-# ---- opcode handlers, and functions that return them ----
+# ---- opcode handlers, and functions that make handlers ----
 
 
-def _push(read: Callable[[PickleReader], Any]) -> _Step:
+def _push(read: Callable[[PickleReader], Any]) -> _Handler:
     return lambda reader, state: state.stack.append(read(reader))
 
 
-def _remember(index: Callable[[PickleReader], int]) -> _Step:
-    return lambda reader, state: state.remember(index(reader))
+def _memoize(index: Callable[[PickleReader], int]) -> _Handler:
+    return lambda reader, state: state.memoize(index(reader))
 
 
-def _recall(index: Callable[[PickleReader], int]) -> _Step:
-    return lambda reader, state: state.recall(index(reader))
+def _push_memoized(index: Callable[[PickleReader], int]) -> _Handler:
+    return lambda reader, state: state.push_memoized(index(reader))
 
 
-def _skip(n: int) -> _Step:
-    def step(reader: PickleReader, _: _State) -> None:
-        reader._take(n)
+def _skip(n: int) -> _Handler:
+    def handler(reader: PickleReader, _: _State) -> None:
+        reader._read_bytes(n)
 
-    return step
+    return handler
 
 
-def _tuple_of(n: int) -> _Step:
-    def step(_: PickleReader, state: _State) -> None:
+def _push_tuple(n: int) -> _Handler:
+    def handler(_: PickleReader, state: _State) -> None:
         items = [state.pop() for _ in range(n)]
         state.stack.append(tuple(reversed(items)))
 
-    return step
+    return handler
 
 
-def _collect(make: Callable[[list[Any]], Any]) -> _Step:
-    def step(_: PickleReader, state: _State) -> None:
-        items = make(state.pop_mark())
-        state.stack.append(items)
+def _push_collected(make: Callable[[list[Any]], Any]) -> _Handler:
+    def handler(_: PickleReader, state: _State) -> None:
+        container = make(state.pop_mark())
+        state.stack.append(container)
 
-    return step
+    return handler
 
 
-def _end(_: PickleReader, state: _State) -> None:
+def _stop(_: PickleReader, state: _State) -> None:
     state.has_ended = True
 
 
@@ -408,30 +411,30 @@ def _set_item(_: PickleReader, state: _State) -> None:
     state.set_items([key, value])
 
 
-def _float_of(reader: PickleReader) -> float:
-    return float(struct.unpack(">d", reader._take(8))[0])
+def _read_float(reader: PickleReader) -> float:
+    return float(struct.unpack(">d", reader._read_bytes(8))[0])
 
 
-def _extension(layout: str) -> _Step:
-    """Push a global given by its number in copyreg's extension registry, which is empty here."""
+def _push_extension(layout: str) -> _Handler:
+    """Push a global for a number in copyreg's extension registry, which is empty here."""
     return _push(lambda reader: reader._find_global(f"copyreg.extension {reader._number(layout)}"))
 
 
-def _sized(layout: str, read: Callable[[PickleReader, int], Any]) -> _Step:
-    """Read a length in bytes, then push the value of that length."""
+def _push_sized(layout: str, read: Callable[[PickleReader, int], Any]) -> _Handler:
+    """Read a length in bytes, then read and push a value of that length."""
     return _push(lambda reader: read(reader, reader._number(layout)))
 
 
-def _latin(reader: PickleReader, n: int) -> str:
+def _latin1_string(reader: PickleReader, n: int) -> str:
     """Read a Python 2 string of n bytes and decode it as Latin-1."""
-    return reader._take(max(n, 0)).decode("latin-1")
+    return reader._read_bytes(max(n, 0)).decode("latin-1")
 
 
-# Comments name the opcodes as pickletools does.
-_STEPS: Final[dict[int, _Step]] = {
+# The comments have pickletools' names of the opcodes.
+_HANDLERS: Final[dict[int, _Handler]] = {
     0x80: _skip(1),  # PROTO
     0x95: _skip(8),  # FRAME
-    ord("."): _end,  # STOP
+    ord("."): _stop,  # STOP
     ord("("): PickleReader._mark,  # MARK
     ord("0"): PickleReader._pop,  # POP
     ord("1"): _pop_mark,  # POP_MARK
@@ -445,32 +448,32 @@ _STEPS: Final[dict[int, _Step]] = {
     ord("K"): _push(lambda reader: reader._number("<B")),  # BININT1
     ord("M"): _push(lambda reader: reader._number("<H")),  # BININT2
     ord("J"): _push(lambda reader: reader._number("<i")),  # BININT
-    0x8A: _sized("<B", PickleReader._long),  # LONG1
-    0x8B: _sized("<i", PickleReader._long),  # LONG4
+    0x8A: _push_sized("<B", PickleReader._binary_integer),  # LONG1
+    0x8B: _push_sized("<i", PickleReader._binary_integer),  # LONG4
     ord("F"): _push(PickleReader._float_line),  # FLOAT
-    ord("G"): _push(_float_of),  # BINFLOAT
+    ord("G"): _push(_read_float),  # BINFLOAT
     ord("S"): _push(PickleReader._quoted_line),  # STRING
-    ord("U"): _sized("<B", _latin),  # SHORT_BINSTRING
-    ord("T"): _sized("<i", _latin),  # BINSTRING
+    ord("U"): _push_sized("<B", _latin1_string),  # SHORT_BINSTRING
+    ord("T"): _push_sized("<i", _latin1_string),  # BINSTRING
     ord("V"): _push(PickleReader._unicode_line),  # UNICODE
-    ord("X"): _sized("<I", PickleReader._string),  # BINUNICODE
-    0x8C: _sized("<B", PickleReader._string),  # SHORT_BINUNICODE
-    0x8D: _sized("<Q", PickleReader._string),  # BINUNICODE8
-    ord("C"): _sized("<B", PickleReader._bytes),  # SHORT_BINBYTES
-    ord("B"): _sized("<I", PickleReader._bytes),  # BINBYTES
-    0x8E: _sized("<Q", PickleReader._bytes),  # BINBYTES8
-    0x96: _sized("<Q", PickleReader._bytes),  # BYTEARRAY8
+    ord("X"): _push_sized("<I", PickleReader._string),  # BINUNICODE
+    0x8C: _push_sized("<B", PickleReader._string),  # SHORT_BINUNICODE
+    0x8D: _push_sized("<Q", PickleReader._string),  # BINUNICODE8
+    ord("C"): _push_sized("<B", PickleReader._bytes),  # SHORT_BINBYTES
+    ord("B"): _push_sized("<I", PickleReader._bytes),  # BINBYTES
+    0x8E: _push_sized("<Q", PickleReader._bytes),  # BINBYTES8
+    0x96: _push_sized("<Q", PickleReader._bytes),  # BYTEARRAY8
     # Containers.
     ord("}"): _push(lambda _: {}),  # EMPTY_DICT
     ord("]"): _push(lambda _: []),  # EMPTY_LIST
     ord(")"): _push(lambda _: ()),  # EMPTY_TUPLE
     0x8F: _push(lambda _: Record("builtins.set")),  # EMPTY_SET
     0x91: PickleReader._frozen_set,  # FROZENSET
-    0x85: _tuple_of(1),  # TUPLE1
-    0x86: _tuple_of(2),  # TUPLE2
-    0x87: _tuple_of(3),  # TUPLE3
-    ord("t"): _collect(tuple),  # TUPLE
-    ord("l"): _collect(lambda items: items),  # LIST
+    0x85: _push_tuple(1),  # TUPLE1
+    0x86: _push_tuple(2),  # TUPLE2
+    0x87: _push_tuple(3),  # TUPLE3
+    ord("t"): _push_collected(tuple),  # TUPLE
+    ord("l"): _push_collected(lambda items: items),  # LIST
     ord("d"): PickleReader._dict,  # DICT
     ord("a"): _append,  # APPEND
     ord("e"): lambda _, state: state.add_items(state.pop_mark()),  # APPENDS
@@ -478,25 +481,25 @@ _STEPS: Final[dict[int, _Step]] = {
     ord("s"): _set_item,  # SETITEM
     ord("u"): lambda _, state: state.set_items(state.pop_mark()),  # SETITEMS
     # The memo.
-    ord("p"): _remember(PickleReader._integer_line),  # PUT
-    ord("q"): _remember(lambda reader: reader._number("<B")),  # BINPUT
-    ord("r"): _remember(lambda reader: reader._number("<I")),  # LONG_BINPUT
-    0x94: lambda _, state: state.remember(len(state.memo)),  # MEMOIZE
-    ord("g"): _recall(PickleReader._integer_line),  # GET
-    ord("h"): _recall(lambda reader: reader._number("<B")),  # BINGET
-    ord("j"): _recall(lambda reader: reader._number("<I")),  # LONG_BINGET
+    ord("p"): _memoize(PickleReader._integer_line),  # PUT
+    ord("q"): _memoize(lambda reader: reader._number("<B")),  # BINPUT
+    ord("r"): _memoize(lambda reader: reader._number("<I")),  # LONG_BINPUT
+    0x94: lambda _, state: state.memoize(len(state.memo)),  # MEMOIZE
+    ord("g"): _push_memoized(PickleReader._integer_line),  # GET
+    ord("h"): _push_memoized(lambda reader: reader._number("<B")),  # BINGET
+    ord("j"): _push_memoized(lambda reader: reader._number("<I")),  # LONG_BINGET
     # Objects.
     ord("c"): _push(PickleReader._global),  # GLOBAL
     0x93: PickleReader._stack_global,  # STACK_GLOBAL
-    0x82: _extension("<B"),  # EXT1
-    0x83: _extension("<H"),  # EXT2
-    0x84: _extension("<i"),  # EXT4
+    0x82: _push_extension("<B"),  # EXT1
+    0x83: _push_extension("<H"),  # EXT2
+    0x84: _push_extension("<i"),  # EXT4
     ord("R"): PickleReader._reduce,  # REDUCE
     0x81: PickleReader._reduce,  # NEWOBJ
     0x92: PickleReader._new_with_keywords,  # NEWOBJ_EX
-    ord("o"): PickleReader._object,  # OBJ
-    ord("i"): PickleReader._instance,  # INST
+    ord("o"): PickleReader._call_class,  # OBJ
+    ord("i"): PickleReader._call_named_class,  # INST
     ord("b"): PickleReader._build,  # BUILD
     ord("P"): _push(lambda reader: reader._load_persistent(reader._string_line())),  # PERSID
-    ord("Q"): PickleReader._persistent,  # BINPERSID
+    ord("Q"): PickleReader._push_persistent,  # BINPERSID
 }

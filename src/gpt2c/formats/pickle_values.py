@@ -1,7 +1,7 @@
-"""The values that reading a pickle gives: plain Python values, and records of everything else.
+"""The values that PickleReader returns: plain Python values, and records of all other objects.
 
-A record keeps the class or function name from the file, its arguments, attributes and contents.
-The name is never imported or called.
+A record keeps the name of a class or function from the file, the arguments of its call, and the
+object's attributes and contents. The name is never imported or called.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Global:
 
 
 class Record:
-    """A placeholder for an object of an unknown class or the result of an unknown call.
+    """A placeholder for an object of an unknown class or for the result of an unknown function.
 
     `path` is the name of the class or function, and `arguments` are the arguments of the call.
     `state` holds the object's attributes. `entries` and `items` hold the dict entries and the list
@@ -43,8 +43,8 @@ class Record:
     ) -> None:
         """Begin without state or contents.
 
-        `problem` says why an object of a known class cannot be used. The text completes a sentence
-        about the object, as in "has a tensor ...".
+        `problem` says why an object of a known class cannot be used, as the end of a sentence about
+        the file: "has a tensor ...".
         """
         self.path = path
         self.arguments = arguments
@@ -54,11 +54,11 @@ class Record:
         self.items: list[Any] | None = None
 
 
-class OddKey:
+class OpaqueKey:
     """A dict key that is neither a string nor a small integer.
 
-    Keys are compared by identity: comparing values could take forever, because a file could choose
-    many keys with equal hashes.
+    It is compared by identity, because a file could choose many keys with equal hashes, which make
+    a dict slow.
     """
 
     __slots__ = ("value",)
@@ -69,14 +69,14 @@ class OddKey:
 
 
 def describe(value: object) -> str:
-    """Describe a value for a message; leave out a container's contents, which may be recursive."""
+    """Describe a value for a message, without a container's contents, which may be recursive."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return show(value)
     if isinstance(value, Record):
         return f"an object of {show(value.path)}"
     if isinstance(value, Global):
         return f"the global {show(value.path)}"
-    if isinstance(value, OddKey):
+    if isinstance(value, OpaqueKey):
         return describe(value.value)
     return f"a {type(value).__name__}"
 
@@ -108,7 +108,7 @@ def _dict_from_pairs(pairs: object) -> dict[Any, Any] | None:
 def _field_mappings(value: object) -> tuple[Mapping[Any, Any], ...]:
     """Return the mappings that hold a value's fields: entries, attributes, or OmegaConf's content.
 
-    Nothing is copied: a file may refer to one value any number of times.
+    The mappings are not copied, because a file may refer to one value any number of times.
     """
     entries = entries_of(value)
     if entries:
@@ -132,18 +132,19 @@ def has_fields(value: object, names: Iterable[str]) -> bool:
 def fields_of(value: object, names: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the fields of a configuration: a dict, an object, or an OmegaConf config.
 
-    `names` selects fields; None means all. NumPy integers become int. The result is empty for a
-    `value` of another kind.
+    `names` selects fields; None means all. NumPy integers become int. The result is empty for any
+    other kind of `value`.
     """
     found = {}
     for mapping in _field_mappings(value):
         for key in mapping if names is None else names:
             if isinstance(key, str) and key in mapping:
-                found[key] = _plain(mapping[key])
+                found[key] = _unwrapped(mapping[key])
     return found
 
 
-def _plain(value: object) -> object:
+def _unwrapped(value: object) -> object:
+    """Return the value in an OmegaConf node or a NumPy integer; any other value as it is."""
     if not isinstance(value, Record):
         return value
     if value.path.startswith("omegaconf.") and isinstance(value.state, dict):
@@ -160,10 +161,10 @@ def _numpy_integer(value: Record) -> int | None:
     # Before protocol 3, bytes are stored as a call that encodes a string.
     if isinstance(raw, Record) and raw.path == "_codecs.encode" and raw.arguments:
         string = raw.arguments[0]
-        is_latin = (
+        is_valid = (
             isinstance(string, str) and len(string) <= 8 and all(ord(c) < 256 for c in string)
         )
-        raw = string.encode("latin-1") if is_latin else None
+        raw = string.encode("latin-1") if is_valid else None
     kind = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
     if kind not in ("i4", "i8", "u4", "u8", "i2", "u2", "i1", "u1"):
         return None
@@ -173,7 +174,7 @@ def _numpy_integer(value: Record) -> int | None:
 
 
 def torch_module_class(value: object) -> str | None:
-    """Return the path of a pickled torch module's class; None for anything else."""
+    """Return the path of the class of a pickled torch module; None for any other value."""
     if isinstance(value, Record) and has_fields(value, ("_modules", "_parameters")):
         return value.path
     return None

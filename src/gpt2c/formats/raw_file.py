@@ -1,7 +1,7 @@
 """Files of tensors, read with pread.
 
-The files are never memory-mapped: if another program truncates a file during a read, pread raises
-an error, but a memory map would raise SIGBUS.
+The files are never memory-mapped: if another program truncates a file while it is read, pread
+fails with an error, but access to a memory map raises SIGBUS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpt2c.checks.untrusted import open_regular, show
 from gpt2c.errors import CheckpointError, ClosedError
 from gpt2c.formats.tensors import STORED_TYPES, check_rows, widen_into
 
-MAX_NUMBER: Final = 2**53  # the largest size or offset that a file may state
+MAX_NUMBER: Final = 2**53  # the max size or offset that a file may state
 _CHUNK: Final = 2**20  # bytes read at a time, few enough to stay in the CPU's cache until widened
 
 
@@ -41,8 +41,7 @@ def closed_on_error(file: _Closable) -> Iterator[None]:
 def bounded_product(numbers: Iterable[int]) -> int | None:
     """Return the product, or None if a partial product exceeds MAX_NUMBER.
 
-    If a zero follows a partial product that is too large, the result is still None: other readers
-    of the formats also reject such a shape.
+    It is None even if a later number is 0: other readers of the formats also reject such a shape.
     """
     product = 1
     for number in numbers:
@@ -53,7 +52,7 @@ def bounded_product(numbers: Iterable[int]) -> int | None:
 
 
 class RawFile:
-    """An open file.
+    """An open file that is read at given offsets.
 
     Reads do not move a file position, so threads may share the file. Do not close the file during a
     read.
@@ -62,14 +61,14 @@ class RawFile:
     def __init__(self, path: Path) -> None:
         """Open the file.
 
-        Raises CheckpointNotFoundError if there is no such file, CheckpointError if the path is not
-        a regular file or cannot be opened.
+        Raises CheckpointNotFoundError if there is no such file, CheckpointError if it cannot be
+        opened or is not a regular file.
         """
         self.path = path
         self._file = open_regular(path, CheckpointError)
         status = os.fstat(self._file.fileno())
         self.size = status.st_size
-        self._state = (status.st_size, status.st_mtime_ns)
+        self._size_and_mtime = (status.st_size, status.st_mtime_ns)
 
     def pread(self, length: int, offset: int, what: str) -> bytearray:
         """Return exactly `length` bytes from `offset`; `what` names the bytes in messages.
@@ -112,33 +111,33 @@ class RawFile:
         if self._file.closed:
             raise ClosedError(f"{self.path}: was closed")
         status = os.fstat(self._file.fileno())
-        state = (status.st_size, status.st_mtime_ns)
-        if state != self._state:
+        size_and_mtime = (status.st_size, status.st_mtime_ns)
+        if size_and_mtime != self._size_and_mtime:
             raise CheckpointError(
-                f"{self.path}: was changed while it was read: found size and time {state}, "
-                f"expected {self._state}"
+                f"{self.path}: was changed while it was read: found size and time "
+                f"{size_and_mtime}, expected {self._size_and_mtime}"
             )
 
     def check_contiguous(
-        self, parts: Iterable[tuple[str, int, int]], begin: int, alignment: int = 1
+        self, tensors: Iterable[tuple[str, int, int]], begin: int, alignment: int = 1
     ) -> None:
         """Check that tensors follow each other from `begin` to the end of the file.
 
-        `parts` has each tensor's name, begin and end, sorted by begin. Fewer than `alignment` bytes
-        of padding may precede a tensor or end the file. Overlaps would let a small file claim
-        terabytes; another file could hide in a gap.
+        `tensors` has each tensor's name, begin and end, sorted by begin. Padding of fewer than
+        `alignment` bytes may precede a tensor or end the file. With overlaps, a small file could
+        claim terabytes; in a gap, another file could hide.
 
         Raises CheckpointError for an overlap, a gap, and a file that is too short or too long.
         """
         end = begin
-        for name, part_begin, part_end in parts:
+        for name, tensor_begin, tensor_end in tensors:
             what = f"{self.path}: tensor {show(name)}"
-            if not end <= part_begin < end + alignment:
-                problem = "overlaps the tensor before it" if part_begin < end else "leaves a gap"
+            if not end <= tensor_begin < end + alignment:
+                problem = "overlaps the tensor before it" if tensor_begin < end else "leaves a gap"
                 raise CheckpointError(
-                    f"{what} {problem}: found the tensor at byte {part_begin}, expected {end}"
+                    f"{what} {problem}: found the tensor at byte {tensor_begin}, expected {end}"
                 )
-            end = part_end
+            end = tensor_end
             if end > self.size:
                 raise CheckpointError(
                     f"{what} ends at byte {end}, and the file at {self.size}: the file is cut short"
@@ -155,27 +154,28 @@ class RawFile:
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A TensorSource over a contiguous part of a file: little-endian elements in C order."""
+    """A TensorSource whose little-endian elements are a contiguous part of a file, in C order."""
 
     file: RawFile
     name: str
     shape: tuple[int, ...]
-    dtype: str  # checked_tensors refuses dtypes outside STORED_TYPES before anything is read
+    dtype: str  # checked_tensors rejects dtypes outside STORED_TYPES before anything is read
     begin: int  # offset in the file, in bytes
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         check_rows(self, begin, end)
-        result = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
-        elements = result.reshape(-1)
-        stored, what = STORED_TYPES[self.dtype], f"tensor {self.name!r}"
-        offset = self.begin + begin * (elements.size // max(end - begin, 1)) * stored.itemsize
-        if stored == elements.dtype:
+        rows = np.empty((end - begin, *self.shape[1:]), dtype=np.float32)
+        elements = rows.reshape(-1)
+        stored_type, what = STORED_TYPES[self.dtype], f"tensor {self.name!r}"
+        n_bytes = stored_type.itemsize  # of an element
+        offset = self.begin + begin * (elements.size // max(end - begin, 1)) * n_bytes
+        if stored_type == elements.dtype:
             self.file.pread_into(elements.view(np.uint8).data, offset, what)
-            return result
-        step = _CHUNK // stored.itemsize
+            return rows
+        step = _CHUNK // n_bytes
         for first in range(0, elements.size, step):
             count = min(step, elements.size - first)
-            raw = self.file.pread(count * stored.itemsize, offset + first * stored.itemsize, what)
+            raw = self.file.pread(count * n_bytes, offset + first * n_bytes, what)
             widen_into(elements[first : first + count], raw, self.dtype)
-        return result
+        return rows

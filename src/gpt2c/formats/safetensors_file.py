@@ -1,8 +1,8 @@
 """A reader of safetensors files: it checks the header strictly and reads tensors with pread.
 
 A file holds the header's length in eight bytes, a JSON header, and the tensors' bytes without gaps.
-The reader makes all checks of the safetensors library and a few more. So the library accepts every
-file that this reader accepts.
+The reader makes all checks of the safetensors package and more, so the package accepts every file
+that the reader accepts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SafetensorsFile(RawFile):
             self.tensors, self.metadata = self._read_header()
 
     def named_source(self, stored: str, name: str) -> RawTensor:
-        """Return the file's tensor `stored`, under the name `name`."""
+        """Return the tensor called `stored` in the file as a source called `name`."""
         info = self.tensors[stored]
         return RawTensor(self, name, info.shape, info.dtype, info.begin)
 
@@ -78,21 +78,21 @@ class SafetensorsFile(RawFile):
             )
         try:
             header = parse_json(raw)
-            metadata = _check_metadata(header.pop("__metadata__", {}))
+            metadata = _checked_metadata(header.pop("__metadata__", {}))
             tensors = {
                 name: _tensor_info(entry, name, 8 + length) for name, entry in header.items()
             }
         except ValueError as reason:
             raise CheckpointError(f"{self.path}: header {reason}") from None
-        parts = [(name, info.begin, info.end) for name, info in tensors.items()]
-        self.check_contiguous(sorted(parts, key=lambda part: part[1:]), 8 + length)
+        spans = [(name, info.begin, info.end) for name, info in tensors.items()]
+        self.check_contiguous(sorted(spans, key=lambda span: span[1:]), 8 + length)
         return tensors, metadata
 
 
-# The functions below raise ValueError; the caller puts "FILE: header" before the message.
+# The functions below raise ValueError; _read_header puts "FILE: header" before the message.
 
 
-def _check_metadata(metadata: object) -> dict[str, str]:
+def _checked_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict):
         raise ValueError(f"has __metadata__ {show(metadata)}, expected an object of strings")
     for key, value in metadata.items():
@@ -112,8 +112,8 @@ def _tensor_info(entry: object, name: str, start: int) -> TensorInfo:
         raise ValueError(
             f"{what}: found {kind} {show(dtype)}, expected a known dtype of whole bytes"
         )
-    shape = _numbers(entry["shape"], f"{what}: shape")
-    offsets = _numbers(entry["data_offsets"], f"{what}: data_offsets")
+    shape = _checked_integers(entry["shape"], f"{what}: shape")
+    offsets = _checked_integers(entry["data_offsets"], f"{what}: data_offsets")
     if len(shape) > _MAX_RANK:
         raise ValueError(f"{what}: found {len(shape)} axes, expected at most {_MAX_RANK}")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -129,7 +129,7 @@ def _tensor_info(entry: object, name: str, start: int) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
-def _numbers(value: object, what: str) -> list[int]:
+def _checked_integers(value: object, what: str) -> list[int]:
     if not isinstance(value, list):
         raise ValueError(f"{what}: found {show(value)}, expected a list of integers")
     for number in value:

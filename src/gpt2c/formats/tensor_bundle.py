@@ -20,7 +20,8 @@ from gpt2c.formats.raw_file import MAX_NUMBER, RawFile, RawTensor, bounded_produ
 
 _FOOTER: Final = 48  # bytes
 _TRAILER: Final = 5  # bytes after each block: its compression type and a checksum
-# Bytes. The index of a model of 1.5 billion parameters, with its optimiser's state, has 100 KB.
+# The max size of the index, in bytes. That of a model of 1.5 billion parameters, with its
+# optimiser's state, has 100 KB.
 _MAX_INDEX: Final = 16 << 20
 _MAX_SHARDS: Final = 1000
 _MAX_TENSORS: Final = 100_000
@@ -39,7 +40,7 @@ _DTYPES: Final = {
 class BundleEntry:
     """A tensor's description in the index."""
 
-    dtype: str
+    dtype: str  # by safetensors' name
     shape: tuple[int, ...]
     shard: int  # the number of the data file
     offset: int  # in the data file
@@ -51,7 +52,7 @@ class _BundleError(ValueError):
 
 
 class TensorBundle:
-    """An open checkpoint whose index was checked.
+    """An open TensorFlow checkpoint whose index was checked.
 
     `tensors` maps the stored names to :class:`BundleEntry`; `files` holds the index and then the
     data files.
@@ -96,7 +97,7 @@ class TensorBundle:
             file.close()
 
     def _check_layout(self) -> None:
-        """Check that no tensors overlap, so that a small file cannot claim many tensors."""
+        """Check that tensors do not overlap, so that a small file cannot claim many of them."""
         ends = [0] * (len(self.files) - 1)
         for name, entry in sorted(self.tensors.items(), key=lambda item: item[1].offset):
             if entry.shard >= len(ends):
@@ -139,7 +140,7 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
             )
         for key, value in _block(raw, offset, size):
             if key == b"":
-                n_shards = _header(value)
+                n_shards = _read_n_shards(value)
                 continue
             try:
                 name = key.decode()
@@ -149,7 +150,7 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
                 raise _BundleError(f"has more than {_MAX_TENSORS} tensors")
             if name in tensors:
                 raise _BundleError(f"has tensor {show(name)} twice")
-            tensors[name] = _entry(value, name)
+            tensors[name] = _read_entry(value, name)
     if n_shards is None:
         raise _BundleError("has no header entry, which gives the number of shards")
     return n_shards, tensors
@@ -167,38 +168,38 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     if raw[end] != 0:
         raise _BundleError(f"has a compressed block at {offset}, expected uncompressed ones")
     n_restarts = int.from_bytes(raw[end - 4 : end], "little")
-    entries = end - 4 - 4 * n_restarts
-    if entries < offset:
+    entries_end = end - 4 - 4 * n_restarts
+    if entries_end < offset:
         raise _BundleError(f"has a block at {offset} with {n_restarts} restarts, which do not fit")
-    reader = _ByteReader(raw[offset:entries])
+    reader = _ByteReader(raw[offset:entries_end])
     key = b""
     while not reader.is_empty:
-        shared, rest, length = reader.varint(), reader.varint(), reader.varint()
-        if shared > len(key):
+        n_shared, n_rest, n_value = reader.varint(), reader.varint(), reader.varint()
+        if n_shared > len(key):
             raise _BundleError(
-                f"has a key that shares {shared} bytes with the previous key, which has {len(key)}"
+                f"has a key that shares {n_shared} bytes with the previous key, which has "
+                f"{len(key)}"
             )
-        new = key[:shared] + reader.take(rest)
-        if len(new) > _MAX_NAME:
-            raise _BundleError(f"has a key of {len(new)} bytes, expected at most {_MAX_NAME}")
-        key = new
-        yield key, reader.take(length)
+        key = key[:n_shared] + reader.read(n_rest)
+        if len(key) > _MAX_NAME:
+            raise _BundleError(f"has a key of {len(key)} bytes, expected at most {_MAX_NAME}")
+        yield key, reader.read(n_value)
 
 
-def _header(value: bytes) -> int:
-    """Return the number of shards from a BundleHeaderProto: 1 num_shards, 2 endianness."""
+def _read_n_shards(value: bytes) -> int:
+    """Read the number of shards in a BundleHeaderProto; its fields: 1 num_shards, 2 endianness."""
     n_shards = 0
-    for field, number in _fields(value):
-        if field == 1 and isinstance(number, int):
-            n_shards = number
-        if field == 2 and number != 0:
+    for field, found in _fields(value):
+        if field == 1 and isinstance(found, int):
+            n_shards = found
+        if field == 2 and found != 0:
             raise _BundleError("was written in big-endian byte order, expected little-endian")
     if not 1 <= n_shards <= _MAX_SHARDS:
         raise _BundleError(f"has {n_shards} shards, expected from 1 to {_MAX_SHARDS}")
     return n_shards
 
 
-def _entry(value: bytes, name: str) -> BundleEntry:
+def _read_entry(value: bytes, name: str) -> BundleEntry:
     """Read a BundleEntryProto: 1 dtype, 2 shape, 3 shard_id, 4 offset, 5 size, 7 slices."""
     numbers = dict.fromkeys((1, 3, 4, 5), 0)
     shape: tuple[int, ...] = ()
@@ -206,7 +207,7 @@ def _entry(value: bytes, name: str) -> BundleEntry:
         if field in numbers and isinstance(found, int):
             numbers[field] = found
         elif field == 2 and isinstance(found, bytes):
-            shape = _shape(found, name)
+            shape = _read_shape(found, name)
         elif field == 7:
             raise _BundleError(f"has tensor {show(name)} in slices, expected whole tensors")
     type_number, shard, offset, size = numbers.values()
@@ -224,7 +225,7 @@ def _entry(value: bytes, name: str) -> BundleEntry:
     return BundleEntry(dtype, shape, shard, offset, n_bytes)
 
 
-def _shape(value: bytes, name: str) -> tuple[int, ...]:
+def _read_shape(value: bytes, name: str) -> tuple[int, ...]:
     """Read a TensorShapeProto: 2 dim (repeated; its field 1 is the size), 3 unknown_rank."""
     axes: list[int] = []
     for field, dimension in _fields(value):
@@ -253,9 +254,9 @@ def _fields(value: bytes) -> Iterator[tuple[int, int | bytes]]:
         if wire_type == 0:
             yield field, reader.varint()
         elif wire_type == 2:
-            yield field, reader.take(reader.varint())
+            yield field, reader.read(reader.varint())
         elif wire_type in (1, 5):
-            yield field, int.from_bytes(reader.take(8 if wire_type == 1 else 4), "little")
+            yield field, int.from_bytes(reader.read(8 if wire_type == 1 else 4), "little")
         else:
             raise _BundleError(f"has a field of wire type {wire_type}, expected 0, 1, 2 or 5")
 
@@ -270,7 +271,7 @@ class _ByteReader:
     def is_empty(self) -> bool:
         return self._offset >= len(self._raw)
 
-    def take(self, n: int) -> bytes:
+    def read(self, n: int) -> bytes:
         part = self._raw[self._offset : self._offset + n]
         if len(part) != n:
             raise _BundleError(f"has a value of {n} bytes where {len(part)} are left")
@@ -278,10 +279,10 @@ class _ByteReader:
         return part
 
     def varint(self) -> int:
-        """Read an integer: seven bits per byte, lowest first; a high bit of 1 means more follow."""
+        """Read an integer of seven bits per byte, lowest first; the last byte is below 128."""
         result = 0
         for shift in range(0, 70, 7):
-            byte = self.take(1)[0]
+            byte = self.read(1)[0]
             result |= (byte & 127) << shift
             if byte < 128:
                 return result

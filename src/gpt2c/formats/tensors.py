@@ -1,4 +1,4 @@
-"""The tensor interface that all file readers implement: rows are read and widened to float32."""
+"""The interface of stored tensors, which all file readers provide; rows are read as float32."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
 
 
 class TensorSource(Protocol):
-    """One tensor of a checkpoint, read in blocks of rows, each packed as soon as it is read.
+    """One tensor of a checkpoint, which is read in parts, so that it need not fit in memory.
 
-    Several threads may read from one source simultaneously.
+    Several threads may read from one source at the same time.
     """
 
     @property
@@ -61,10 +61,10 @@ class PackedSource(Protocol):
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
-        """The number of panels, of groups in a panel, and of bytes in a group's block."""
+        """The shape [panels, groups in a panel, bytes of a group's block]."""
 
     def read_panels(self, begin: int, panels: NDArray[np.uint8]) -> None:
-        """Fill panels [n, groups, bytes] with the stored panels [begin, begin + n).
+        """Fill `panels`, uint8 [n, groups, bytes], with the stored panels [begin, begin + n).
 
         Raises CheckpointError if the panels cannot be read or a scale is not positive and finite.
         """
@@ -85,7 +85,7 @@ class BackingFile(Protocol):
 
 
 def check_rows(source: TensorSource, begin: int, end: int) -> None:
-    """Raise OptionError unless 0 <= begin <= end <= shape[0]."""
+    """Raise OptionError unless 0 <= begin <= end <= source.shape[0]."""
     if not 0 <= begin <= end <= source.shape[0]:
         raise OptionError(
             f"{source.name}: found rows [{begin}, {end}), expected a range in its "
@@ -94,10 +94,10 @@ def check_rows(source: TensorSource, begin: int, end: int) -> None:
 
 
 def widen_into(out: NDArray[np.float32], raw: bytes | bytearray | memoryview, dtype: str) -> None:
-    """Convert stored little-endian elements to float32 in `out` [n].
+    """Convert n stored little-endian elements of `dtype` to float32 in `out` [n].
 
-    The conversion is exact, except that float64 is rounded. The caller provides the array because
-    the page faults of a new array of a few megabytes cost more than filling the array.
+    The conversion is exact, except that float64 is rounded. The caller provides `out`, because the
+    page faults of a new array of a few megabytes take longer than filling the array.
     """
     stored = np.frombuffer(raw, dtype=STORED_TYPES[dtype])
     if dtype == "BF16":
@@ -123,11 +123,14 @@ def _half_table() -> NDArray[np.float32]:
 
 
 def check_finite(rows: NDArray[np.float32], name: str, begin: int, where: str) -> None:
-    """Raise CheckpointError unless all `rows` are finite; rows[0] is row `begin` of the tensor."""
+    """Raise CheckpointError unless all `rows` are finite; rows[0] is row `begin` of the tensor.
+
+    `name` is the tensor's name; the message begins with `where`, the checkpoint's path.
+    """
     finite = np.isfinite(rows)
     if not finite.all():
-        at = np.argwhere(~finite)[0]
+        index = np.argwhere(~finite)[0]  # of the first element that is not finite
         raise CheckpointError(
-            f"{where}: tensor {show(name)}: found {rows[tuple(at)]} in row {begin + at[0]}, "
+            f"{where}: tensor {show(name)}: found {rows[tuple(index)]} in row {begin + index[0]}, "
             "expected finite numbers: the file is damaged, or the training diverged"
         )

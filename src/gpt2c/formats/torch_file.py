@@ -1,7 +1,7 @@
 """A reader of ``torch.save`` files that does not need torch.
 
-It reads ZIP archives, and the format that torch wrote before version 1.6. Opening a file reads
-everything except the elements of tensors, as plain values and records; see
+It reads ZIP archives, and the legacy format, which torch wrote before version 1.6. Opening a file
+reads everything except the elements of tensors, as plain values and records; see
 :mod:`gpt2c.formats.pickle_values`.
 """
 
@@ -23,12 +23,12 @@ from gpt2c.formats.zip_archive import Entry, read_directory
 
 MAX_PICKLE: Final = 16 << 20  # bytes, without the tensors' data: enough for 100,000 tensors
 _MAX_RANK: Final = 8
-_MAX_ARGUMENTS: Final = 8  # of a function that rebuilds a tensor
+_MAX_ARGUMENTS: Final = 8  # arguments of a function that rebuilds a tensor
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION: Final = 1001
 
 # torch's storage classes -> safetensors' name of the dtype, and the bytes of an element.
-_STORAGES: Final = {
+_STORAGE_DTYPES: Final = {
     "torch.FloatStorage": ("F32", 4),
     "torch.HalfStorage": ("F16", 2),
     "torch.BFloat16Storage": ("BF16", 2),
@@ -53,10 +53,10 @@ _STORAGES: Final = {
 
 @dataclass(frozen=True)
 class Storage:
-    """Contiguous elements of which tensors are views; `key` is the storage's name in the file."""
+    """Contiguous elements, of which tensors are views; `key` is the storage's name in the file."""
 
     key: str
-    dtype: str
+    dtype: str  # by safetensors' name
     element_bytes: int
     n_elements: int
 
@@ -78,7 +78,7 @@ class StoredTensor:
 class TorchFile(RawFile):
     """An open torch.save file whose pickle was read and checked.
 
-    `value` is the saved object. It consists of dicts, lists, numbers, strings,
+    `value` is the saved object. It consists of dicts, lists, tuples, numbers, strings,
     :class:`StoredTensor`, and records of everything else.
     """
 
@@ -113,8 +113,8 @@ class TorchFile(RawFile):
         if len(pickles) != 1:
             raise CheckpointError(f"{self.path}: found {len(pickles)} entries data.pkl, expected 1")
         root = pickles[0].removesuffix("data.pkl")
-        if (order := entries.get(root + "byteorder")) is not None:
-            found = bytes(self.pread(min(order.n_bytes, 16), order.begin, "byteorder"))
+        if (byteorder := entries.get(root + "byteorder")) is not None:
+            found = bytes(self.pread(min(byteorder.n_bytes, 16), byteorder.begin, "byteorder"))
             if found != b"little":
                 raise CheckpointError(f"{self.path}: found byteorder {found!r}, expected b'little'")
         pickle = entries[pickles[0]]
@@ -138,8 +138,8 @@ class TorchFile(RawFile):
         return value
 
     def _check_entries(self, entries: Mapping[str, Entry]) -> None:
-        # Check this first: TorchScript archives also have deflated entries, and this error is more
-        # helpful.
+        # Check this first, because it is the more helpful error: TorchScript archives have deflated
+        # entries too.
         if any(name.endswith("/constants.pkl") for name in entries):
             raise CheckpointError(
                 f"{self.path}: found a TorchScript program, which gpt2c never runs, expected a "
@@ -210,7 +210,10 @@ class TorchFile(RawFile):
         return value
 
     def _load_persistent(self, identifier: object) -> object:
-        """Return the storage of a persistent id; storages with the same key must be equal."""
+        """Return the storage or class of a persistent id.
+
+        Raises PickleError if two storages have the same key but differ.
+        """
         value = _parse_persistent_id(identifier)
         if isinstance(value, Storage) and self._storages.setdefault(value.key, value) != value:
             raise PickleError(f"has two storages called {show(value.key)}")
@@ -218,10 +221,11 @@ class TorchFile(RawFile):
 
 
 def _parse_persistent_id(identifier: object) -> object:
-    """Parse ("storage", class, key, device, number of elements).
+    """Parse ("storage", class, key, device, number of elements); return a Storage.
 
-    Files of the legacy format have a sixth element that describes a view of another storage; it
-    must be None. They may also have ("module", class, source, code), the class of a whole module.
+    Files of the legacy format have a sixth element, which describes a view of another storage; it
+    must be None. They may also have ("module", class, source, code), the class of a whole module:
+    return its Global. Return a Record for an unknown class of storage.
     """
     if not isinstance(identifier, tuple) or len(identifier) not in (4, 5, 6):
         raise PickleError("has a persistent id that is not a storage")
@@ -233,11 +237,11 @@ def _parse_persistent_id(identifier: object) -> object:
     n_elements = identifier[4] if len(identifier) > 4 else None
     if len(identifier) == 6 and identifier[5] is not None:
         raise PickleError("has a storage that is a view of another")
-    if storage_class.path not in _STORAGES:
+    if storage_class.path not in _STORAGE_DTYPES:
         return Record(storage_class.path)
     if type(n_elements) is not int or not 0 <= n_elements <= MAX_NUMBER:
         raise PickleError(f"has a storage of {describe(n_elements)} elements")
-    dtype, element_bytes = _STORAGES[storage_class.path]
+    dtype, element_bytes = _STORAGE_DTYPES[storage_class.path]
     return Storage(key, dtype, element_bytes, n_elements)
 
 
@@ -253,27 +257,27 @@ def _rebuild_tensor(
         raise PickleError("has a tensor without a storage")
     if type(offset) is not int or not 0 <= offset <= MAX_NUMBER:
         raise PickleError(f"has a tensor at offset {describe(offset)}")
-    axes, strides = _sizes(shape), _sizes(stride)
-    if len(axes) != len(strides):
-        raise PickleError(f"has a tensor of {len(axes)} axes and {len(strides)} strides")
-    n_elements = bounded_product(axes)
+    sizes, strides = _sizes(shape), _sizes(stride)
+    if len(sizes) != len(strides):
+        raise PickleError(f"has a tensor of {len(sizes)} axes and {len(strides)} strides")
+    n_elements = bounded_product(sizes)
     if n_elements is None:
-        raise PickleError(f"has a tensor of shape {show(axes)}, whose size overflows")
-    expected_stride = 1  # of the axis, if the tensor is contiguous; the last axis comes first
-    for axis, found in zip(reversed(axes), reversed(strides), strict=True):
-        if axis > 1 and found != expected_stride and n_elements:
+        raise PickleError(f"has a tensor of shape {show(sizes)}, whose size overflows")
+    expected_stride = 1  # the stride of the last axis of a contiguous tensor
+    for size, found in zip(reversed(sizes), reversed(strides), strict=True):
+        if size > 1 and found != expected_stride and n_elements:
             return Record(
                 _TENSOR,
-                problem=f"has a tensor of shape {show(axes)} with strides {show(strides)}, which "
+                problem=f"has a tensor of shape {show(sizes)} with strides {show(strides)}, which "
                 "is not contiguous: save it with .contiguous()",
             )
-        expected_stride *= axis
+        expected_stride *= size
     if offset + n_elements > storage.n_elements:
         raise PickleError(
             f"has a tensor of {n_elements} elements at offset {offset} of a storage of "
             f"{storage.n_elements}"
         )
-    return StoredTensor(storage, offset, axes)
+    return StoredTensor(storage, offset, sizes)
 
 
 def _rebuild_with_type(function: object, _: object, arguments: object, *__: object) -> object:
@@ -285,7 +289,7 @@ def _rebuild_with_type(function: object, _: object, arguments: object, *__: obje
 
 
 def _sizes(value: object) -> tuple[int, ...]:
-    """Return a torch.Size, a shape or strides; raise PickleError unless they are valid sizes."""
+    """Return the sizes in a torch.Size, a shape or strides; raise PickleError if one is invalid."""
     # Check the length first: a file may pass one long tuple to many calls.
     if (
         not isinstance(value, tuple)
@@ -296,34 +300,34 @@ def _sizes(value: object) -> tuple[int, ...]:
     return value
 
 
-def _parameter(tensor: object, *_: object) -> object:
+def _rebuild_parameter(tensor: object, *_: object) -> object:
     return tensor
 
 
-def _ordered_dict(*arguments: object) -> object:
+def _make_ordered_dict(*arguments: object) -> object:
     # Python 2 wrote an OrderedDict with arguments, which entries_of converts lazily.
     return Record("collections.OrderedDict", arguments) if arguments else {}
 
 
-def _default_dict(*_: object) -> dict[Any, Any]:
+def _make_default_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
-def _reconstructed(cls: object, *_: object) -> Record:
-    """Return a record of an object that protocol 0 or 1 wrote; the first argument is its class."""
+def _reconstruct(cls: object, *_: object) -> Record:
+    """Return a record of an object of class `cls` that protocol 0 or 1 wrote."""
     return Record(cls.path if isinstance(cls, Global) else "copyreg._reconstructor")
 
 
 _TENSOR: Final = "torch.Tensor"
 _REBUILDS: Final = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _BUILDERS: Final[dict[str, Builder]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "collections.defaultdict": _default_dict,
-    "copyreg._reconstructor": _reconstructed,
-    "copy_reg._reconstructor": _reconstructed,
+    "collections.OrderedDict": _make_ordered_dict,
+    "collections.defaultdict": _make_default_dict,
+    "copyreg._reconstructor": _reconstruct,
+    "copy_reg._reconstructor": _reconstruct,
     **dict.fromkeys(_REBUILDS, _rebuild_tensor),
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_with_type,
     "torch.Size": _sizes,
 }

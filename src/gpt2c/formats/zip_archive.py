@@ -20,29 +20,29 @@ from gpt2c.formats.raw_file import RawFile
 
 MAX_ENTRIES: Final = 20_000  # a model of 1.5 billion parameters has 600
 MAX_DIRECTORY: Final = 2 << 20  # bytes; zipfile takes seconds for a larger directory
-# A deflated entry may expand to this many times its stored size, or to _SMALL bytes, but no more.
+# A deflated entry may expand to this many times its stored size, and always to _MIN_LIMIT bytes.
 # Deflate can reach 1032 times, but weights barely reach twice unless they are zeros.
 MAX_INFLATION: Final = 100
-_SMALL: Final = 1 << 20
+_MIN_LIMIT: Final = 1 << 20
 _CHUNK: Final = 1 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of an archive: the position and the number of its bytes in the file."""
+    """An entry of an archive: where its data are in the file, and their sizes."""
 
     name: str
-    begin: int  # offset in the file
+    begin: int  # offset of the data in the file
     n_stored: int  # bytes in the file
     n_bytes: int  # bytes after inflating
     is_deflated: bool
 
 
 def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str, Entry]:
-    """Return the entries by name; all entries lie in the file, without overlaps.
+    """Return the entries by name, after checking that all lie in the file and do not overlap.
 
     Raises CheckpointError if the archive is malformed or encrypted, has a name twice, or is
-    compressed (except by deflate if `may_be_deflated`).
+    compressed (except with deflate if `may_be_deflated`).
     """
     _check_directory_size(file)
     try:
@@ -75,13 +75,13 @@ def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str,
     return entries
 
 
-def inflated(file: RawFile, entry: Entry, first: int | None = None) -> bytearray:
-    """Inflate a deflated entry, or only its `first` bytes.
+def inflated(file: RawFile, entry: Entry, n_first: int | None = None) -> bytearray:
+    """Return the inflated bytes of a deflated entry, or only the first `n_first` of them.
 
     Raises CheckpointError if the data are invalid or their size differs from the directory's.
     """
     what = f"entry {show(entry.name)}"
-    n_bytes = entry.n_bytes if first is None else min(first, entry.n_bytes)
+    n_bytes = entry.n_bytes if n_first is None else min(n_first, entry.n_bytes)
     result = bytearray()
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     offset, end = entry.begin, entry.begin + entry.n_stored
@@ -93,9 +93,9 @@ def inflated(file: RawFile, entry: Entry, first: int | None = None) -> bytearray
             result += stream.decompress(raw, n_bytes + 1 - len(result))
     except zlib.error as reason:
         raise CheckpointError(f"{file.path}: {what} cannot be inflated: {reason}") from None
-    if first is not None and len(result) > n_bytes:
+    if n_first is not None and len(result) > n_bytes:
         del result[n_bytes:]
-    if len(result) != n_bytes or (first is None and not stream.eof):
+    if len(result) != n_bytes or (n_first is None and not stream.eof):
         raise CheckpointError(
             f"{file.path}: {what} does not inflate to the {entry.n_bytes} bytes that the "
             "directory states"
@@ -104,7 +104,7 @@ def inflated(file: RawFile, entry: Entry, first: int | None = None) -> bytearray
 
 
 def _check_directory_size(file: RawFile) -> None:
-    """Raise CheckpointError for a directory that is too large; zipfile would parse all of it."""
+    """Raise CheckpointError for a directory that is too large, before zipfile parses all of it."""
     n = min(file.size, 1 << 17)
     tail = bytes(file.pread(n, file.size - n, "the archive's end"))
     # Check everything that looks like an end record, because zipfile may choose any of these.
@@ -113,10 +113,11 @@ def _check_directory_size(file: RawFile) -> None:
         for magic, offset, width in ((b"PK\x05\x06", 8, 4), (b"PK\x06\x06", 36, 8))
         for match in re.finditer(re.escape(magic), tail)
     ]
-    known = [size for size in sizes if size != 0xFFFFFFFF]  # a reference to the ZIP64 record
-    if known and max(known) > MAX_DIRECTORY:
+    # The size 0xFFFFFFFF stands for the size in the ZIP64 record.
+    size = max((size for size in sizes if size != 0xFFFFFFFF), default=0)
+    if size > MAX_DIRECTORY:
         raise CheckpointError(
-            f"{file.path}: found an archive's directory of {max(known)} bytes, expected at most "
+            f"{file.path}: found an archive's directory of {size} bytes, expected at most "
             f"{MAX_DIRECTORY}"
         )
 
@@ -127,18 +128,20 @@ def _checked_entry(file: RawFile, info: zipfile.ZipInfo, may_be_deflated: bool) 
     is_stored = info.compress_type == zipfile.ZIP_STORED
     if info.flag_bits & 1 or not (is_stored or (is_deflated and may_be_deflated)):
         raise CheckpointError(f"{what} is compressed or encrypted, expected a plain entry")
-    most = max(info.compress_size * MAX_INFLATION, _SMALL) if is_deflated else info.compress_size
-    if info.file_size > most or (is_stored and info.file_size != most):
+    limit = info.compress_size
+    if is_deflated:
+        limit = max(limit * MAX_INFLATION, _MIN_LIMIT)
+    if info.file_size > limit or (is_stored and info.file_size != limit):
         raise CheckpointError(
             f"{what} has {info.compress_size} bytes that expand to {info.file_size}, expected "
-            f"{'at most ' if is_deflated else ''}{most}"
+            f"{'at most ' if is_deflated else ''}{limit}"
         )
     begin = _data_offset(file, info)
     return Entry(info.filename, begin, info.compress_size, info.file_size, is_deflated)
 
 
 def _data_offset(file: RawFile, info: zipfile.ZipInfo) -> int:
-    """Return the offset of an entry's data, which follow a local header of variable length."""
+    """Return the offset of an entry's data, which follow its local header of variable length."""
     header = file.pread(30, info.header_offset, f"entry {show(info.filename)}")
     if header[:4] != signatures.ZIP:
         raise CheckpointError(f"{file.path}: entry {show(info.filename)} has no local header")
