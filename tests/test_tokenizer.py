@@ -397,8 +397,8 @@ def test_separators_that_only_python_treats_as_white_space(tmp_path: Path) -> No
 
 def one_piece(piece: str) -> list[int]:
     """Encode a single piece with GPT-2's vocabulary."""
-    engine: Any = Tokenizer.gpt2()._model
-    return engine.engine._encode_single_piece(piece)
+    model: Any = Tokenizer.gpt2()._model
+    return model._encoding._encode_single_piece(piece)
 
 
 @pytest.mark.parametrize(

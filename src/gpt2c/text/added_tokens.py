@@ -1,4 +1,4 @@
-"""Finds added tokens, which match verbatim in text: special tokens and later additions."""
+"""Finds added tokens in texts: special tokens, and tokens added later, which match verbatim."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class AddedToken:
     single_word
         Whether the token matches only between characters that are not part of a word.
     special
-        Whether `encode(special=False)`, which scoring uses, treats the token as plain text.
+        Whether the token is a special token: `encode(special=False)`, which scoring uses, encodes
+        it as plain characters.
     normalized
-        Whether the token is matched later: only in the text between the matches of tokens without
-        this flag.
+        Whether the token matches only in the text between matches of the tokens without this flag.
     """
 
     content: str
@@ -59,17 +59,18 @@ class AddedToken:
 class AddedTokens:
     """Finds added tokens in texts: leftmost first, and at each position the longest.
 
-    Matches equal those of the tokenizers package: first find all contents, without overlaps, then
-    apply single_word, lstrip and rstrip to each match.
+    The matches equal those of the tokenizers package: it first finds all contents, without
+    overlaps, and then applies single_word, lstrip and rstrip to each match.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         """The tokens' contents must be distinct."""
         tokens = list(tokens)
-        late = [token for token in tokens if token.normalized]
-        self._late = AddedTokens(late) if late and len(late) < len(tokens) else None
-        self._tokens = {t.content: t for t in tokens if self._late is None or not t.normalized}
-        # There may be thousands of tokens. So search for any token's first character, and look up
+        normalized = [token for token in tokens if token.normalized]
+        has_both = 0 < len(normalized) < len(tokens)
+        self._normalized = AddedTokens(normalized) if has_both else None
+        self._tokens = {t.content: t for t in tokens if not (has_both and t.normalized)}
+        # There may be thousands of tokens. So search for the first character of any token, and try
         # the few lengths that tokens with this first character have.
         lengths: dict[str, set[int]] = {}
         for content in self._tokens:
@@ -83,48 +84,49 @@ class AddedTokens:
 
         The last id is None. If `special` is False, special tokens are part of the plain texts.
         """
-        if self._late is None:
+        if self._normalized is None:
             yield from self._split(text, special)
             return
         for plain, id in self._split(text, special):
-            *parts, (last, _) = self._late.split(plain, special)
+            *parts, (last, _) = self._normalized.split(plain, special)
             yield from parts
             yield last, id
 
     def _split(self, text: str, special: bool) -> Iterator[tuple[str, int | None]]:
-        at = 0
-        for begin, token in self._found(text):
+        plain_begin = 0
+        for begin, token in self._matches(text):
             if token.special and not special:
                 continue
             end = begin + len(token.content)
             if token.single_word and _has_word(text, begin - 1, end):
                 continue
-            before = text[at:begin]  # empty if the previous token's rstrip went past `begin`
+            plain = text[plain_begin:begin]  # empty if the last token's rstrip went past `begin`
             if token.lstrip:
-                before = before.rstrip(WHITE_SPACE)
+                plain = plain.rstrip(WHITE_SPACE)
             if token.rstrip:
                 rest = _NOT_SPACE.search(text, end)
                 end = len(text) if rest is None else rest.start()
-            yield before, token.id
-            at = end
-        yield text[at:] if at else text, None
+            yield plain, token.id
+            plain_begin = end
+        yield text[plain_begin:], None
 
-    def _found(self, text: str) -> Iterator[tuple[int, AddedToken]]:
-        at = 0
-        while self._first is not None and (match := self._first.search(text, at)):
+    def _matches(self, text: str) -> Iterator[tuple[int, AddedToken]]:
+        """Yield the index and the token of each match of a content, without overlaps."""
+        search_begin = 0
+        while self._first is not None and (match := self._first.search(text, search_begin)):
             begin = match.start()
-            at = begin + 1
+            search_begin = begin + 1
             for n in self._lengths[match.group()]:
                 token = self._tokens.get(text[begin : begin + n])
                 if token is not None:
                     yield begin, token
-                    at = begin + n
+                    search_begin = begin + n
                     break
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The parts of ``tokenizer_config.json`` that change ids; the defaults change none."""
+    """The settings of ``tokenizer_config.json`` that can change ids."""
 
     added: tuple[AddedToken, ...] = ()
     add_prefix_space: bool = False
@@ -133,15 +135,15 @@ class TokenizerConfig:
     template: Template = ((), ())
 
 
-PLAIN: Final = TokenizerConfig()
+DEFAULT_CONFIG: Final = TokenizerConfig()  # that of a folder without the file
 
 
 def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerConfig:
     """Read a folder's ``tokenizer_config.json`` and ``added_tokens.json``; both may be missing.
 
     ``added_tokens.json`` is read only if ``tokenizer_config.json`` has no added_tokens_decoder, as
-    in older versions of transformers.
-    `for_json` leaves the template empty, because the template of a ``tokenizer.json`` replaces it.
+    in older versions of transformers. `for_json` leaves the template empty, because the template of
+    a ``tokenizer.json`` replaces it.
 
     Raises TokenizerError, naming the file, if a file or an added token in it is invalid.
     """
@@ -152,11 +154,11 @@ def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerC
     if decoder is None:
         path = folder / "added_tokens.json"
         added = tuple(
-            AddedToken(token, _id(path, id), special=token in named.special)
+            AddedToken(token, _checked_id(path, id), special=token in named.special)
             for token, id in read_optional(path, strict=True).items()
         )
     elif isinstance(decoder, dict):
-        added = tuple(_described(path, id, token, named) for id, token in decoder.items())
+        added = tuple(_added_token(path, id, token, named) for id, token in decoder.items())
     else:
         raise TokenizerError(
             f"{path}: found added_tokens_decoder {show(decoder)}, expected an object"
@@ -198,17 +200,18 @@ def content_and_flags(path: Path, token: object) -> tuple[str, dict[str, bool]]:
     return content, flags
 
 
-def _described(path: Path, id: str, token: object, named: NamedTokens) -> AddedToken:
+def _added_token(path: Path, id: str, token: object, named: NamedTokens) -> AddedToken:
+    """Return the added token of an entry in added_tokens_decoder."""
     content, flags = content_and_flags(path, token)
     if not id.isascii() or not id.isdecimal() or len(id) > 10:
         raise TokenizerError(
             f"{path}: the id of the added token {show(content)} is {show(id)}, expected digits"
         )
     flags["special"] |= content in named.special
-    return AddedToken(content, _id(path, int(id)), **flags)
+    return AddedToken(content, _checked_id(path, int(id)), **flags)
 
 
-def _id(path: Path, id: object) -> int:
+def _checked_id(path: Path, id: object) -> int:
     if type(id) is not int or not 0 <= id < _MAX_ID:
         raise TokenizerError(
             f"{path}: found the id {show(id)}, expected an integer from 0 to {_MAX_ID - 1}"
@@ -223,14 +226,14 @@ _LETTER_SYMBOLS = re.compile(
 
 def _has_word(text: str, before: int, after: int) -> bool:
     """Return whether the character at either index is in the text and is part of a word."""
-    return any(_is_word(text[at]) for at in (before, after) if 0 <= at < len(text))
+    return any(_is_word(text[index]) for index in (before, after) if 0 <= index < len(text))
 
 
 def _is_word(char: str) -> bool:
     """Return whether this is a word character of UTS 18.
 
     Word characters are alphabetic characters, marks, digits, connectors and joiners. Letters in
-    circles and squares are alphabetic, although Unicode's category for them is symbol.
+    circles and squares are alphabetic, although their category is "symbol".
     """
     category = unicodedata.category(char)
     is_letter = category[0] in "LM" or category == "Nl" or _LETTER_SYMBOLS.match(char) is not None

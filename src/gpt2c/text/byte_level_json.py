@@ -1,7 +1,7 @@
 """Reads ``tokenizer.json`` files with a byte-level BPE, without the tokenizers package.
 
-The ids equal those of the package. Files with another model or option need the package: see
-:mod:`gpt2c.text.tokenizer_json`.
+The ids equal those of the package. Files with another kind of model or with other options need the
+package: see :mod:`gpt2c.text.tokenizer_json`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError
-from gpt2c.text.added_tokens import PLAIN, AddedToken, TokenizerConfig, content_and_flags
-from gpt2c.text.bpe import Rules, make_model
+from gpt2c.text.added_tokens import DEFAULT_CONFIG, AddedToken, TokenizerConfig, content_and_flags
+from gpt2c.text.bpe import BPEOptions, make_bpe_model
 from gpt2c.text.special_tokens import read_template
 from gpt2c.text.tokenizer import Tokenizer, check_ids
 
 
 def byte_level_tokenizer(
-    values: Mapping[str, Any], path: Path, config: TokenizerConfig = PLAIN
+    values: Mapping[str, Any], path: Path, config: TokenizerConfig = DEFAULT_CONFIG
 ) -> Tokenizer | None:
-    """Return the tokenizer in a file's parsed contents; None if it needs the tokenizers package.
+    """Return the tokenizer of a tokenizer.json; None if it needs the tokenizers package.
 
-    The BOS and EOS tokens come from `config`, everything else from the file. `path` names the file
-    in messages.
+    `values` are the file's parsed contents, and `path` names the file in messages. The BOS and EOS
+    tokens come from `config`, everything else from the file.
 
     Raises TokenizerError, naming the file, if the file has a malformed byte-level BPE.
     """
     model = values.get("model")
-    rules = _rules(values)
-    if rules is None or not isinstance(model, Mapping):
+    options = _bpe_options(values)
+    if options is None or not isinstance(model, Mapping):
         return None
     vocab = model.get("vocab")
     if not isinstance(vocab, dict):
@@ -39,34 +39,35 @@ def byte_level_tokenizer(
     if len(set(map(str, vocab.values()))) < len(vocab):
         return None  # duplicate ids: the package decides which token an id decodes to
     check_ids(vocab, str(path))
-    bpe = make_model(vocab, _merges(model.get("merges"), path), (str(path),) * 2, rules)
+    merges = _merges(model.get("merges"), path)
+    bpe = make_bpe_model(vocab, merges, (str(path), str(path)), options)
     added = _added_tokens(values.get("added_tokens"), vocab, path)
     if not vocab and not added:
         raise TokenizerError(f"{path}: found no tokens, expected a vocabulary")
     has_gaps = max(vocab.values(), default=-1) >= len(vocab)
     if has_gaps and any(token.content not in vocab for token in added):
         return None  # the ids depend on the package's version
-    prefix = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
+    pre_tokenizer = _single_part(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
     config = replace(
         config,
-        add_prefix_space=bool(prefix and prefix["add_prefix_space"]),
+        add_prefix_space=bool(pre_tokenizer and pre_tokenizer["add_prefix_space"]),
         template=read_template(values.get("post_processor")),
     )
     return Tokenizer(bpe, added, str(path), config)
 
 
-def _rules(values: Mapping[str, Any]) -> Rules | None:
-    """Return the rules of the BPE; None if a part of the file does not fit a byte-level BPE."""
+def _bpe_options(values: Mapping[str, Any]) -> BPEOptions | None:
+    """Return the options of the BPE; None if a part of the file does not fit a byte-level BPE."""
     model = values.get("model")
-    split = _only(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
-    decoder = _only(values.get("decoder"), "decoders", "ByteLevel")
-    if not isinstance(model, dict) or split is None or decoder is None:
+    pre_tokenizer = _single_part(values.get("pre_tokenizer"), "pretokenizers", "ByteLevel")
+    decoder = _single_part(values.get("decoder"), "decoders", "ByteLevel")
+    if not isinstance(model, dict) or pre_tokenizer is None or decoder is None:
         return None
     flags = {name: model.get(name) or False for name in ("fuse_unk", "byte_fallback")}
     flags["ignore_merges"] = model.get("ignore_merges") or False
-    flags["use_regex"] = split.get("use_regex", True)
+    flags["use_regex"] = pre_tokenizer.get("use_regex", True)
     unk = model.get("unk_token")
-    is_plain = (
+    is_supported = (
         values.get("normalizer") is None
         and model.get("type", "BPE") == "BPE"
         and "merges" in model
@@ -75,26 +76,28 @@ def _rules(values: Mapping[str, Any]) -> Rules | None:
         and model.get("dropout") in (None, 0)
         and (unk is None or isinstance(unk, str))
         and all(isinstance(flag, bool) for flag in flags.values())
-        and isinstance(split.get("add_prefix_space"), bool)
+        and isinstance(pre_tokenizer.get("add_prefix_space"), bool)
     )
-    return Rules(unk_token=unk, **flags) if is_plain else None
+    return BPEOptions(unk_token=unk, **flags) if is_supported else None
 
 
-def _only(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
-    """Return a part of the given kind; None for a part of another kind.
+def _single_part(part: object, inner: str, kind: str) -> Mapping[str, Any] | None:
+    """Return a part of the file if it is of the given kind, else None.
 
-    A Sequence with a single part counts as that part. The key `inner` holds a Sequence's parts.
+    A Sequence of a single part counts as that part. The key `inner` holds a Sequence's parts.
     """
     if not isinstance(part, dict):
         return None
     if part.get("type") == "Sequence":
         parts = part.get(inner)
-        return _only(parts[0], inner, kind) if isinstance(parts, list) and len(parts) == 1 else None
+        if not isinstance(parts, list) or len(parts) != 1:
+            return None
+        return _single_part(parts[0], inner, kind)
     return part if part.get("type") == kind else None
 
 
 def _merges(merges: object, path: Path) -> list[tuple[str, str]]:
-    """Return the pairs of the merges, which are strings in older files and lists in newer ones."""
+    """Return the merges as pairs; they are strings in older files and lists in newer ones."""
     if not isinstance(merges, list):
         raise TokenizerError(f"{path}: found the merges {show(merges)}, expected a list")
     pairs: list[tuple[str, str]] = []

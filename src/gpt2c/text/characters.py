@@ -1,8 +1,8 @@
 """Reads and writes vocabularies of single characters.
 
 nanoGPT's data/*_char/prepare.py writes ``meta.pkl``, a pickled dict of `stoi` (characters to ids)
-and `itos` (ids to characters). This module reads ``meta.pkl``, and saves its vocabulary as a
-``tokenizer.json`` that transformers can load. This module also reads such a ``tokenizer.json``.
+and `itos` (ids to characters). This module reads ``meta.pkl``. It saves the vocabulary as a
+``tokenizer.json`` that transformers can load, and reads that file too.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _PARTS: Final[Mapping[str, Any]] = {
 _CONFIG: Final = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-class _Characters:
-    """The :class:`gpt2c.text.bpe.Model` of a tokenizer with one id per character."""
+class _CharacterModel:
+    """The :class:`gpt2c.text.bpe.TokenizerModel` of a vocabulary of characters."""
 
     def __init__(self, vocab: Mapping[str, int], source: str) -> None:
         self._vocab, self._source = vocab, source
@@ -66,22 +66,22 @@ class _Characters:
         return self._vocab.get(token)
 
     def tokens(self) -> Iterable[tuple[int, bytes]]:
-        """Return every id, with its bytes."""
+        """Return all ids, with their bytes."""
         return ((id, token.encode("utf-8", "replace")) for token, id in self._vocab.items())
 
     def unused(self) -> Iterable[tuple[int, bytes]]:
-        """Return an empty iterable, because encoding can produce every id."""
+        """Return nothing, because encoding can produce all ids."""
         return ()
 
 
 def _make_tokenizer(vocab: Mapping[str, int], source: str) -> Tokenizer:
-    tokenizer = Tokenizer(_Characters(vocab, source), (), source)
+    tokenizer = Tokenizer(_CharacterModel(vocab, source), (), source)
     tokenizer.write_files = lambda folder: _write(vocab, folder)
     return tokenizer
 
 
 def _write(vocab: Mapping[str, int], folder: Path) -> None:
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": _unknown(vocab)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": _unknown_token(vocab)}
     for name, values in (
         ("tokenizer.json", {**_PARTS, "model": model}),
         ("tokenizer_config.json", _CONFIG),
@@ -90,7 +90,7 @@ def _write(vocab: Mapping[str, int], folder: Path) -> None:
         (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _unknown(vocab: Mapping[str, int]) -> str:
+def _unknown_token(vocab: Mapping[str, int]) -> str:
     """Return a token that the vocabulary does not have."""
     name = _UNKNOWN
     while name in vocab:
@@ -102,7 +102,7 @@ def _unknown(vocab: Mapping[str, int]) -> str:
 
 
 def character_tokenizer(values: Mapping[str, Any], path: Path) -> Tokenizer | None:
-    """Return the tokenizer of a parsed tokenizer.json; None unless it has the form that we write.
+    """Return the tokenizer of a parsed tokenizer.json; None unless it has the form of _write.
 
     Raises TokenizerError, naming the file, for invalid ids.
     """
@@ -134,7 +134,7 @@ def read_meta(path: Path) -> Tokenizer:
 
     raw = read_whole(path, limit=_MAX_PICKLE, error=TokenizerError)
     try:
-        value = PickleReader(raw, {"collections.OrderedDict": dict}, _refuse).read()
+        value = PickleReader(raw, {"collections.OrderedDict": dict}, _reject_persistent_id).read()
     except PickleError as reason:
         raise TokenizerError(f"{path}: the pickle {reason}") from None
     if not isinstance(value, dict) or not any(key in value for key in _KEYS):
@@ -145,14 +145,14 @@ def read_meta(path: Path) -> Tokenizer:
     return _make_tokenizer(_vocabulary(value, path), str(path))
 
 
-def _refuse(_: object) -> NoReturn:
+def _reject_persistent_id(_: object) -> NoReturn:
     from gpt2c.formats.pickle_values import PickleError
 
     raise PickleError("has a persistent id")
 
 
 def _vocabulary(meta: Mapping[Any, Any], path: Path) -> dict[str, int]:
-    """Return the union of stoi and itos, which must give the same ids to tokens that both have."""
+    """Return the union of stoi and itos, which must give each character the same id."""
     from gpt2c.formats.pickle_values import describe
 
     stoi, itos = (meta.get(key) for key in _KEYS)

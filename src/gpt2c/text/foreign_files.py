@@ -1,6 +1,6 @@
 """Detects files of tokenizers that gpt2c cannot read.
 
-The model in a folder with such a file may not use GPT-2's vocabulary, so gpt2c tells the user.
+If a folder has such a file, its model may not use GPT-2's vocabulary, so gpt2c tells the user.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from gpt2c.checks.untrusted import open_regular, read_json_object, show
 from gpt2c.errors import Error, TokenizerError
 
 _MAX_ENTRIES: Final = 10_000  # entries of a folder that are checked
-_MAX_SNIFFED: Final = 8  # JSON files whose first bytes are read
-_HEAD: Final = 1 << 16  # bytes read from each of these files
+_MAX_SNIFFED: Final = 8  # JSON files whose beginning is read
+_HEAD: Final = 1 << 16  # bytes read from the beginning of each of these files
 _MAX_CONFIG: Final = 4 << 20  # bytes
 
 # Files that describe a tokenizer but do not contain one.
@@ -47,10 +47,10 @@ _GPT2_CLASSES: Final = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def foreign_tokenizer(folder: Path) -> str | None:
-    """Describe a sign that a checkpoint's folder has a tokenizer that gpt2c cannot read.
+    """Return a message if a checkpoint's folder seems to have a tokenizer that gpt2c cannot read.
 
-    Return a message such as "PATH: looks like a tokenizer, which gpt2c does not read"; None without
-    such a sign. Files that cannot be read are skipped.
+    An example is "PATH: looks like a tokenizer, which gpt2c does not read". Return None if there is
+    no sign of such a tokenizer. Files that cannot be opened are skipped.
     """
     sign = _foreign_sign(folder)
     return None if sign is None else f"{sign}, which gpt2c does not read"
@@ -85,6 +85,7 @@ def _foreign_sign(folder: Path) -> str | None:
 
 
 def _holds_tokens(path: Path) -> bool:
+    """Return whether a JSON file begins like a tokenizer.json or a vocab.json."""
     try:
         with open_regular(path, TokenizerError) as file:
             head = file.read(_HEAD) or b""
@@ -94,7 +95,7 @@ def _holds_tokens(path: Path) -> bool:
 
 
 def _named_class(path: Path) -> object:
-    """Return the tokenizer_class in a configuration; None if it is missing or GPT-2's."""
+    """Return the tokenizer_class in a configuration file; None if it is missing or GPT-2's."""
     try:
         values = read_json_object(path, limit=_MAX_CONFIG, error=TokenizerError)
     except Error:

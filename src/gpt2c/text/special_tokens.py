@@ -1,4 +1,4 @@
-"""Reads which special tokens a tokenizer's files name, and which tokens go around every text.
+"""Reads which special tokens a tokenizer's files name, and which tokens they put around texts.
 
 The rules are those of GPT2Tokenizer in transformers 5.24.
 """
@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 END_OF_TEXT: Final = "<|endoftext|>"
 
 MAX_FILE_BYTES: Final = 1 << 26  # bytes of a tokenizer's file; GPT-2's vocab.json has 1 MB
-_TOKEN_LISTS: Final = ("additional_special_tokens", "extra_special_tokens")  # keys of token lists
-_ID_LISTS: Final = ("_token_ids", "_tokens", "_words_ids")  # suffixes of keys of id lists
+_TOKEN_LIST_KEYS: Final = ("additional_special_tokens", "extra_special_tokens")
+_ID_LIST_SUFFIXES: Final = ("_token_ids", "_tokens", "_words_ids")  # of keys
 _MAX_TEMPLATE: Final = 64  # tokens before or after a text; real templates have one
 
 # The tokens put before and after a text, each given by its id or its string.
@@ -54,17 +54,17 @@ def named_tokens(folder: Path, values: Mapping[str, Any]) -> NamedTokens:
         values = {**values, **_special_tokens_map(folder)}
     special = {END_OF_TEXT}
     for key, value in values.items():
-        if key in _TOKEN_LISTS and isinstance(value, list | dict):
+        if key in _TOKEN_LIST_KEYS and isinstance(value, list | dict):
             listed = value.values() if isinstance(value, dict) else value
-            special |= {text for item in listed if (text := _content(item))}
-        elif key.endswith("_token") and (text := _content(value)):
-            special.add(text)
-    bos = _content(values["bos_token"]) if "bos_token" in values else END_OF_TEXT
-    return NamedTokens(bos, _content(values.get("eos_token")), frozenset(special))
+            special |= {token for item in listed if (token := _token_string(item))}
+        elif key.endswith("_token") and (token := _token_string(value)):
+            special.add(token)
+    bos = _token_string(values["bos_token"]) if "bos_token" in values else END_OF_TEXT
+    return NamedTokens(bos, _token_string(values.get("eos_token")), frozenset(special))
 
 
 def folder_template(folder: Path, values: Mapping[str, Any], named: NamedTokens) -> Template:
-    """Return the template for texts that are encoded with a folder's vocab.json.
+    """Return the template for texts that a folder's ``vocab.json`` encodes.
 
     `values` is the content of ``tokenizer_config.json``. The template comes from ``tokenizer.json``
     if there is one, else from add_bos_token and add_eos_token in ``tokenizer_config.json``.
@@ -83,24 +83,27 @@ def folder_template(folder: Path, values: Mapping[str, Any], named: NamedTokens)
 
 
 def read_template(processor: object) -> Template:
-    """Return the template in the post_processor of a ``tokenizer.json``."""
+    """Return the template in the post_processor of a ``tokenizer.json``, given as parsed JSON.
+
+    Anything that is malformed counts as missing.
+    """
     if not isinstance(processor, Mapping):
         return (), ()
     before: list[int | str] = []
     after: list[int | str] = []
     kind = processor.get("type")
     if kind == "Sequence":
-        for part in _list(processor.get("processors")):
-            outer_before, outer_after = read_template(part)
+        for part in _as_list(processor.get("processors")):
+            outer_before, outer_after = read_template(part)  # later parts put tokens outside
             before, after = [*outer_before, *before], [*after, *outer_after]
     elif kind in ("BertProcessing", "RobertaProcessing"):
-        before, after = _pair_id(processor.get("cls")), _pair_id(processor.get("sep"))
+        before, after = _id_of_pair(processor.get("cls")), _id_of_pair(processor.get("sep"))
     elif kind == "TemplateProcessing":
-        side = before
-        for piece in _list(processor.get("single")):
+        side = before  # until the text itself, then `after`
+        for piece in _as_list(processor.get("single")):
             if isinstance(piece, Mapping) and "SpecialToken" in piece:
                 side += _template_ids(processor, piece["SpecialToken"])
-            else:  # the text itself
+            else:
                 side = after
     return tuple(before[:_MAX_TEMPLATE]), tuple(after[:_MAX_TEMPLATE])
 
@@ -128,7 +131,9 @@ def ids_in(values: Mapping[str, Any]) -> frozenset[int]:
     """Return all token ids under a configuration's keys, such as eos_token_id or bad_words_ids."""
     found: set[int] = set()
     for key, value in values.items():
-        if key.endswith("_token_id") or (isinstance(value, list) and key.endswith(_ID_LISTS)):
+        if key.endswith("_token_id") or (
+            isinstance(value, list) and key.endswith(_ID_LIST_SUFFIXES)
+        ):
             _add_integers(value, found)
     return frozenset(found)
 
@@ -149,8 +154,8 @@ def _special_tokens_map(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _content(value: object) -> str | None:
-    """Return the string of a token, which is a JSON string or an object with "content"."""
+def _token_string(value: object) -> str | None:
+    """Return a token given as a JSON string or as an object with "content"; None if neither."""
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) and value else None
@@ -169,21 +174,23 @@ def _post_processor(raw: bytes) -> object:
 
 
 def _template_ids(processor: Mapping[str, Any], special: object) -> list[int | str]:
+    """Return the ids of a SpecialToken in a TemplateProcessing."""
     name = special.get("id") if isinstance(special, Mapping) else None
     tokens = processor.get("special_tokens")
     known = tokens.get(name) if isinstance(tokens, Mapping) else None
     ids = known.get("ids") if isinstance(known, Mapping) else None
-    return _integers(_list(ids)[:_MAX_TEMPLATE])
+    return _integers(_as_list(ids)[:_MAX_TEMPLATE])
 
 
-def _pair_id(pair: object) -> list[int | str]:
-    """Return a list with the id of a pair [token, id]; it is empty if the pair is malformed."""
-    return _integers(_list(pair)[1:2])
+def _id_of_pair(pair: object) -> list[int | str]:
+    """Return a list of the id in a pair [token, id]; an empty list if the pair is malformed."""
+    return _integers(_as_list(pair)[1:2])
 
 
 def _integers(values: Iterable[object]) -> list[int | str]:
     return [value for value in values if type(value) is int]
 
 
-def _list(value: object) -> list[Any]:
+def _as_list(value: object) -> list[Any]:
+    """Return a list as it is, and an empty list for any other value."""
     return value if isinstance(value, list) else []

@@ -16,7 +16,7 @@ from gpt2c.checks.untrusted import read_json_object, read_whole, show, show_list
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import OptionError, OptionTypeError, TokenizerError, TokenizerWarning, warn
 from gpt2c.text.added_tokens import (
-    PLAIN,
+    DEFAULT_CONFIG,
     AddedToken,
     AddedTokens,
     TokenizerConfig,
@@ -24,12 +24,12 @@ from gpt2c.text.added_tokens import (
 )
 from gpt2c.text.bpe import (
     BYTE_ALPHABET,
+    BPEOptions,
     Merges,
-    Model,
-    Rules,
     TiktokenModel,
+    TokenizerModel,
     is_in_byte_alphabet,
-    make_model,
+    make_bpe_model,
 )
 from gpt2c.text.special_tokens import END_OF_TEXT, MAX_FILE_BYTES, known_ids
 
@@ -37,9 +37,8 @@ __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 
 _GPT2_MERGES = Path(__file__).parents[1] / "data" / "gpt2" / "vocab.bpe"
 _DECODE_CHUNK = 65536  # ids decoded at a time
-MAX_UNUSED_IDS = 65536  # unused ids that a vocabulary may have below its largest id
+MAX_UNUSED_IDS = 65536  # the max number of ids below a vocabulary's largest id that no token has
 GPT2_SOURCE: Final = "GPT-2's own vocabulary, which is part of gpt2c"
-_PLAIN_RULES: Final = Rules()
 _ADVICE: Final = (
     "put the vocabulary's vocab.json and merges.txt beside the weights, or name its file with "
     "tokenizer="
@@ -66,12 +65,12 @@ class Tokenizer:
 
     def __init__(
         self,
-        model: Model,
+        model: TokenizerModel,
         added: Iterable[AddedToken],
         source: str,
-        config: TokenizerConfig = PLAIN,
+        config: TokenizerConfig = DEFAULT_CONFIG,
     ) -> None:
-        """Private: use `gpt2`, `from_files` or `from_vocabulary`."""
+        """Private: use `gpt2`, `from_files` or `from_vocabulary` instead."""
         self._model, self.source = model, source
         by_content = {token.content: token for token in added}
         # If a BPE token and an added token share an id, the id decodes to the BPE token.
@@ -83,17 +82,20 @@ class Tokenizer:
         self._added = AddedTokens(by_content.values())
         self._special_ids = frozenset(t.id for t in by_content.values() if t.special)
         self.special_tokens = MappingProxyType({t.content: t.id for t in by_content.values()})
-        self._set_roles(config, self._id_of)
+        self._set_special_ids(config, self._id_of)
         self._add_prefix_space = config.add_prefix_space
 
     def _id_of(self, token: str) -> int | None:
         id = self.special_tokens.get(token)
         return self._model.id_of(token) if id is None else id
 
-    def _set_roles(self, config: TokenizerConfig, id_of: Callable[[str], int | None]) -> None:
-        """Set the BOS, EOS, prefix and suffix ids; ignore tokens that the vocabulary lacks."""
-        end = id_of(config.eos_token or END_OF_TEXT)
-        self.eot_id = id_of(END_OF_TEXT) if end is None else end
+    def _set_special_ids(self, config: TokenizerConfig, id_of: Callable[[str], int | None]) -> None:
+        """Set the BOS, EOS, prefix and suffix ids; ignore tokens that the vocabulary lacks.
+
+        `id_of` returns the id of a token, or None.
+        """
+        eos_id = id_of(config.eos_token or END_OF_TEXT)
+        self.eot_id = id_of(END_OF_TEXT) if eos_id is None else eos_id
         self.bos_id = None if config.bos_token is None else id_of(config.bos_token)
         before, after = config.template
         self.prefix_ids = known_ids(before, id_of, self.n_vocab)
@@ -111,7 +113,7 @@ class Tokenizer:
         Raises TokenizerError or CheckpointNotFoundError if the installed package is damaged.
         """
         merges = _gpt2_merges()
-        size = len(merges.data)
+        size = len(merges.ranks)
         if size != 50256:
             raise TokenizerError(f"{_GPT2_MERGES}: found {size - 256} merges, expected 50000")
         model = TiktokenModel(merges, range(size))
@@ -121,8 +123,10 @@ class Tokenizer:
     def from_files(cls, vocab_json: Path, merges_txt: Path) -> Tokenizer:
         """Read the vocabulary of a `vocab.json` and a `merges.txt`, with ids in any order.
 
-        Entries that are neither a single byte nor the result of a merge are special tokens; the
-        folder's `tokenizer_config.json` and `added_tokens.json`, if present, add more.
+        Entries that are neither a single byte nor the result of a merge are special tokens. The
+        exception is an entry with a BPE character such as "Ġ", which is a space: it is never used,
+        and a TokenizerWarning says so. The folder's `tokenizer_config.json` and
+        `added_tokens.json`, if present, add more tokens.
 
         Raises TokenizerError, naming the file, if a file cannot be read or the two files do not
         match; CheckpointNotFoundError if a file is missing.
@@ -138,22 +142,22 @@ class Tokenizer:
         vocab: Mapping[str, int],
         pairs: Iterable[tuple[str, str]],
         sources: tuple[str, str],
-        config: TokenizerConfig = PLAIN,
+        config: TokenizerConfig = DEFAULT_CONFIG,
     ) -> Tokenizer:
-        """Return a tokenizer with this vocabulary and its merges, `pairs`, as `from_files` does.
+        """Return the tokenizer of a vocabulary and its merges, `pairs`; see `from_files`.
 
         `sources` are the names of the vocabulary and of the merges in messages.
 
         Raises TokenizerError if the vocabulary, the merges and the added tokens do not match.
         """
         pairs = list(pairs)
-        model = make_model(vocab, pairs, sources, _PLAIN_RULES)
+        model = make_bpe_model(vocab, pairs, sources, BPEOptions())
         _check_added(config.added, vocab, sources[0])
         reachable = {*BYTE_ALPHABET, *(left + right for left, right in pairs)}
         declared = {token.content: token for token in config.added}
         others = [t for t in vocab if t not in reachable and t not in declared]
-        # A token with a character that only the byte alphabet uses, such as the one for a space, is
-        # ordinary text whose merge is missing, not a special token.
+        # A token in the byte alphabet with a character beyond Latin-1, such as the one for a space,
+        # is ordinary text whose merge is missing, not a special token.
         unused = [t for t in others if not t or (is_in_byte_alphabet(t) and max(map(ord, t)) > 255)]
         if unused:
             warn(
@@ -243,7 +247,7 @@ class Tokenizer:
 
 
 class MissingTokenizer:
-    """Replaces a checkpoint's missing tokenizer; every method raises TokenizerError."""
+    """Stands for a checkpoint's missing tokenizer: every method raises TokenizerError."""
 
     eot_id: None = None
     bos_id: None = None
@@ -289,7 +293,7 @@ class _HasTokenBytes(Protocol):
 class StreamDecoder:
     """Decodes ids to text one by one, and never returns part of a character.
 
-    The texts that `push` and `finish` return, joined, equal `tokenizer.decode` of all ids.
+    Joined, the texts that `push` and `finish` return equal `tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: _HasTokenBytes) -> None:
@@ -301,7 +305,7 @@ class StreamDecoder:
     def push(self, id: int, end: int | None = None) -> str:
         """Return the text that this id completes, which may be empty; raises as `token_bytes` does.
 
-        `end`, if given, is the length in bytes of the whole text; later bytes are dropped.
+        `end`, if given, is the max length of the whole text in bytes; later bytes are dropped.
         """
         new = self._token_bytes(id)
         if end is not None:
@@ -338,10 +342,10 @@ def _read_text(path: Path) -> str:
         raise TokenizerError(f"{path}: is not UTF-8 at byte {error.start}") from None
 
 
-def gpt2_files() -> tuple[dict[str, int], Path]:
+def gpt2_vocab_and_merges() -> tuple[dict[str, int], Path]:
     """Return GPT-2's own vocabulary, as in its vocab.json, and the path of its merges file."""
-    rank = _gpt2_merges().rank
-    return {**rank, END_OF_TEXT: len(rank)}, _GPT2_MERGES
+    ranks = _gpt2_merges().ranks
+    return {**ranks, END_OF_TEXT: len(ranks)}, _GPT2_MERGES
 
 
 def _gpt2_merges() -> Merges:
@@ -372,7 +376,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def check_ids(vocab: Mapping[str, object], source: str) -> None:
-    """Raise TokenizerError, naming `source`, unless the ids are distinct and have no wide gaps."""
+    """Raise TokenizerError, naming `source`, unless the ids are distinct and without wide gaps."""
     limit = min(len(vocab) + MAX_UNUSED_IDS, MAX_SIZE)
     by_id: dict[int, str] = {}
     for token, id in vocab.items():

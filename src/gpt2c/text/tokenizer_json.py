@@ -17,18 +17,17 @@ from gpt2c.checks.options import flag
 from gpt2c.checks.untrusted import read_json_object, show
 from gpt2c.config import MAX_SIZE
 from gpt2c.errors import MissingDependencyError, TokenizerError
-from gpt2c.text.added_tokens import PLAIN, TokenizerConfig
+from gpt2c.text.added_tokens import DEFAULT_CONFIG, TokenizerConfig
 from gpt2c.text.bpe import bytes_of_token, is_in_byte_alphabet
 from gpt2c.text.byte_level_json import byte_level_tokenizer
 from gpt2c.text.characters import character_tokenizer
 from gpt2c.text.special_tokens import MAX_FILE_BYTES, read_template
 from gpt2c.text.tokenizer import MAX_UNUSED_IDS, Tokenizer, check_text
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
 
-# Files are untrusted. A rule that replaces each character with a long string could need petabytes,
-# and the package aborts the process when it runs out of memory. So the strings have maximum
-# lengths, in characters.
+# The max lengths of strings, in characters. Files are untrusted: a rule that replaces each letter
+# by a long string could need petabytes, and the package aborts the process without enough memory.
 _MAX_TOKEN: Final = 1000
 _MAX_STRING: Final = 1000
 _MAX_REPLACEMENT: Final = 16
@@ -42,7 +41,7 @@ _LIMITS: Final = {
 }
 
 
-def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenizer:
+def read_tokenizer_json(path: Path, config: TokenizerConfig = DEFAULT_CONFIG) -> Tokenizer:
     """Read a ``tokenizer.json`` of any kind.
 
     The BOS and EOS tokens come from `config`, which was read from the same folder.
@@ -52,19 +51,19 @@ def read_tokenizer_json(path: Path, config: TokenizerConfig = PLAIN) -> Tokenize
     installed.
     """
     values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError)
-    own = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
-    return JsonTokenizer(path, config) if own is None else own
+    tokenizer = byte_level_tokenizer(values, path, config) or character_tokenizer(values, path)
+    return JsonTokenizer(path, config) if tokenizer is None else tokenizer
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer that the tokenizers package runs.
+    """A tokenizer that encodes and decodes with the tokenizers package.
 
     A token decodes to the same bytes in every text, so that texts can be streamed. Decoding differs
     from the package's in one way: JsonTokenizer keeps a space before the first word, which the
     package may drop.
     """
 
-    def __init__(self, path: Path, config: TokenizerConfig = PLAIN) -> None:
+    def __init__(self, path: Path, config: TokenizerConfig = DEFAULT_CONFIG) -> None:
         """Read `path`.
 
         Raises TokenizerError, naming the file, if the file is invalid; CheckpointNotFoundError if
@@ -82,11 +81,14 @@ class JsonTokenizer(Tokenizer):
         values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
         self._path, self.source = path, str(path)
         for part in _PARTS:
-            _check_part(values.get(part), part, path)
+            _check_lengths(values.get(part), part, path)
         # The second instance encodes special tokens as plain characters.
-        self._library, self._plain_library = (self._load(tokenizers) for _ in range(2))
-        self._plain_library.encode_special_tokens = True
-        vocab: dict[str, int] = self._call(self._library.get_vocab, with_added_tokens=True)
+        self._package_tokenizer = self._load(tokenizers)
+        self._plain_package_tokenizer = self._load(tokenizers)
+        self._plain_package_tokenizer.encode_special_tokens = True
+        vocab: dict[str, int] = self._call(
+            self._package_tokenizer.get_vocab, with_added_tokens=True
+        )
         self.n_vocab = 1 + max(vocab.values(), default=-1)
         if not vocab or self.n_vocab > min(len(vocab) + MAX_UNUSED_IDS, MAX_SIZE):
             raise TokenizerError(
@@ -98,12 +100,13 @@ class JsonTokenizer(Tokenizer):
                 f"{path}: found a token of {longest} characters, expected at most {_MAX_TOKEN}"
             )
         # The package ignores the ids in the file and assigns its own.
-        added = {token: vocab[token] for token in _added(values, path) if token in vocab}
+        contents = _added_contents(values, path)
+        added = {token: vocab[token] for token in contents if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
-        self._set_roles(
+        self._set_special_ids(
             replace(config, template=read_template(values.get("post_processor"))), vocab.get
         )
-        specials = _added(values, path, only_special=True)
+        specials = _added_contents(values, path, only_special=True)
         self._special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
         self._is_byte_level = _has_decoder(values.get("decoder"), "ByteLevel")
@@ -122,17 +125,18 @@ class JsonTokenizer(Tokenizer):
         to the text; OptionTypeError if `text` is not a str.
         """
         check_text(text)
-        library = self._library if flag("special", special) else self._plain_library
-        ids: list[int] = self._call(library.encode, text, add_special_tokens=False).ids
+        is_special = flag("special", special)
+        tokenizer = self._package_tokenizer if is_special else self._plain_package_tokenizer
+        ids: list[int] = self._call(tokenizer.encode, text, add_special_tokens=False).ids
         if not flag("add_special_tokens", add_special_tokens):
             return ids
         return [*self.prefix_ids, *ids, *self.suffix_ids]
 
     def _load(self, tokenizers: Any) -> Any:
-        library = self._call(tokenizers.Tokenizer.from_file, str(self._path))
-        library.no_truncation()
-        library.no_padding()
-        return library
+        tokenizer = self._call(tokenizers.Tokenizer.from_file, str(self._path))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function of the package; raise TokenizerError if it fails."""
@@ -145,9 +149,9 @@ class JsonTokenizer(Tokenizer):
             raise TokenizerError(f"{self._path}: the tokenizers package says: {message}") from None
 
     def _bytes_of(self, id: int) -> bytes:
-        """Return the bytes of a token, decoded at its first use.
+        """Return the bytes of a token, which is decoded at its first use.
 
-        The package would take seconds to decode a whole vocabulary.
+        The package would need seconds to decode a whole vocabulary at once.
         """
         found = self._bytes_by_id.get(id)
         if found is None:
@@ -160,35 +164,35 @@ class JsonTokenizer(Tokenizer):
             return token.encode("utf-8", "replace")
         if self._is_byte_level and is_in_byte_alphabet(token):
             return bytes_of_token(token)
-        if match := _BYTE.fullmatch(token):
+        if match := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
-        decoder = self._library.decoder
+        decoder = self._package_tokenizer.decoder
         if decoder is None:
             return token.encode("utf-8", "replace")
         # Decode the token between two others, because the decoder may trim the ends of a text.
-        without = self._call(decoder.decode, ["a", "a"])
-        between = self._call(decoder.decode, ["a", token, "a"])
-        rest = without.partition("a")[2]  # the last "a", and the space before it if there is one
-        if between.startswith("a") and between.endswith(rest):
-            return str(between[1 : len(between) - len(rest)]).encode("utf-8", "replace")
+        without_token = self._call(decoder.decode, ["a", "a"])
+        with_token = self._call(decoder.decode, ["a", token, "a"])
+        end = without_token.partition("a")[2]  # the last "a", and the space before it if any
+        if with_token.startswith("a") and with_token.endswith(end):
+            return str(with_token[1 : len(with_token) - len(end)]).encode("utf-8", "replace")
         return str(self._call(decoder.decode, [token])).encode("utf-8", "replace")
 
 
-def _check_part(part: object, name: str, path: Path) -> None:
-    """Raise TokenizerError if a string in a part of the file is too long."""
+def _check_lengths(part: object, name: str, path: Path) -> None:
+    """Raise TokenizerError if a string in a part of the file is too long; `name` is its key."""
     if isinstance(part, dict):
         for key, value in part.items():
-            _check_part(value, key, path)
+            _check_lengths(value, key, path)
     elif isinstance(part, list):
         for item in part:
-            _check_part(item, name, path)
+            _check_lengths(item, name, path)
     elif isinstance(part, str) and len(part) > (limit := _LIMITS.get(name, _MAX_STRING)):
         raise TokenizerError(
             f"{path}: {show(name)} is a string of {len(part)} characters, expected at most {limit}"
         )
 
 
-def _added(values: Mapping[str, Any], path: Path, only_special: bool = False) -> list[str]:
+def _added_contents(values: Mapping[str, Any], path: Path, only_special: bool = False) -> list[str]:
     """Return the contents of the added tokens; raise TokenizerError if their form is wrong."""
     try:
         return [

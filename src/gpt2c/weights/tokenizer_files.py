@@ -25,7 +25,7 @@ from gpt2c.text.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
 from gpt2c.text.special_tokens import read_optional
-from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_files
+from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_vocab_and_merges
 from gpt2c.text.tokenizer_json import read_tokenizer_json
 from gpt2c.weights.checkpoint import Checkpoint, StoredVocabulary
 from gpt2c.weights.checkpoint.save import MAX_COPIED_BYTES, copy_companion_file
@@ -280,7 +280,7 @@ def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def _write_gpt2_files(folder: Path) -> None:
-    vocab, merges = gpt2_files()
+    vocab, merges = gpt2_vocab_and_merges()
     text = json.dumps(vocab, ensure_ascii=False)
     (folder / VOCAB_JSON).write_text(text, encoding="utf-8")
     shutil.copyfile(merges, folder / MERGES_TXT)
