@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpt2c.model import GPT2
 
 PREFILL_TOKENS: Final = 512  # the length of the prompt whose prefill is measured
-PROMPT_TOKENS: Final = 16  # the length of other prompts, whose prefill is not measured
+PROMPT_TOKENS: Final = 16  # the length of the prompts of batches and of fresh processes
 DECODE_TOKENS: Final = 24  # measured tokens per run
 DECODE_DEPTHS: Final = (16, 256, 1000)  # tokens in the KV cache before the measured tokens
 BATCH_SIZES: Final = (8, 32)  # sequences
@@ -217,6 +217,7 @@ def _measure_limits(model: GPT2) -> tuple[float, float]:
 
 
 def _timed(run: Callable[[], object]) -> float:
+    """Return the duration of a call in seconds."""
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin
@@ -264,7 +265,7 @@ def _head_flops(c: GPT2Config) -> int:
 
 def _flops(c: GPT2Config, begin: int, n: int) -> int:
     """Count the float operations of n tokens from position `begin`, without lm_head."""
-    attended = n * begin + n * (n + 1) // 2  # positions, summed over the tokens
+    attended = n * begin + n * (n + 1) // 2  # the attended positions, summed over the tokens
     return 2 * _n_block_weights(c) * n + 4 * c.n_layer * c.n_embd * attended
 
 

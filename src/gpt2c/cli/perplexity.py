@@ -21,14 +21,14 @@ def add_command(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     with scored_texts(options) as (model, scored):
-        for text, score in scored:
-            print_line(_perplexity_fields(model, text, score))
+        for text_or_ids, score in scored:
+            print_line(_perplexity_fields(model, text_or_ids, score))
 
 
-def _perplexity_fields(model: GPT2, text: TextOrIds, score: Score) -> dict[str, Any]:
+def _perplexity_fields(model: GPT2, text_or_ids: TextOrIds, score: Score) -> dict[str, Any]:
     """Return the JSON fields; bits_per_byte is None for ids, which have no bytes to count."""
     n_bytes = 0
-    if isinstance(text, str):
+    if isinstance(text_or_ids, str):
         # Count the bytes of the scored tokens, without the suffix that the tokenizer adds.
         counts = score.ranks > 0
         counts[len(counts) - len(model.tokenizer.suffix_ids) :] = False

@@ -40,8 +40,8 @@ def _run(options: argparse.Namespace) -> None:
         if options.color or options.html is not None:
             _show_colored(model, (score for _, score in scored), options)
             return
-        for text, score in scored:
-            print_line(_score_fields(model, text, score))
+        for text_or_ids, score in scored:
+            print_line(_score_fields(model, text_or_ids, score))
 
 
 def _show_colored(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:
@@ -66,10 +66,10 @@ def _print_each(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
         yield score
 
 
-def _score_fields(model: GPT2, text: TextOrIds, score: Score) -> dict[str, Any]:
+def _score_fields(model: GPT2, text_or_ids: TextOrIds, score: Score) -> dict[str, Any]:
     """Return the JSON fields of a score; for a text, also its tokens as strings."""
     result = json_fields(score)
-    if isinstance(text, str):
+    if isinstance(text_or_ids, str):
         result = {"tokens": [model.tokenizer.decode([id]) for id in score.ids], **result}
         if score.top_ids.shape[1]:
             result["top_tokens"] = [

@@ -52,9 +52,10 @@ def add_scoring_command(
 def scored_texts(
     options: argparse.Namespace,
 ) -> Iterator[tuple[GPT2, Iterator[tuple[TextOrIds, Score]]]]:
-    """Provide the model and an iterator of texts and their scores; close the model afterwards.
+    """Provide the model and an iterator over the texts with their scores; close the model at exit.
 
-    A text is read and scored only when the iterator reaches it. Raises OptionError or OSError.
+    The iterator reads and scores texts lazily. Raises OptionError, OSError, and the errors of
+    from_pretrained and GPT2.score.
     """
     with open_input(options.file) as file, load_model(options) as model:
         yield model, _scored(model, file, options)
@@ -71,9 +72,9 @@ def _scored(
     waiting: deque[TextOrIds] = deque()  # texts that were read, but whose scores are not yet known
 
     def texts() -> Iterator[TextOrIds]:
-        for text in _texts(file, options):
-            waiting.append(text)
-            yield text
+        for text_or_ids in _read_texts(file, options):
+            waiting.append(text_or_ids)
+            yield text_or_ids
 
     for score in model.score(
         texts(), bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
@@ -82,10 +83,10 @@ def _scored(
         yield waiting.popleft(), score
 
 
-def _texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[TextOrIds]:
+def _read_texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[TextOrIds]:
     name, is_json = input_name(options.file), is_json_lines(options)
     if not is_json and not options.lines:
         yield read_text(file, name)
         return
-    for _, item in read_items(file, name, is_json=is_json, key="text"):
-        yield item
+    for _, text_or_ids in read_items(file, name, is_json=is_json, key="text"):
+        yield text_or_ids

@@ -18,7 +18,8 @@ _RESET: Final = "\033[0m"
 _BRACKETS: Final = (("", ""), ("(", ")"), ("[", "]"), ("{", "}"))
 _TAB_STOP: Final = 8
 
-# Characters that have the same colour, and the index of their class; None without a colour.
+# Characters of one colour, after the index of their class; None if they have no colour. In lists
+# called `characters`, each run is a single character.
 _Run: TypeAlias = tuple[int | None, str]
 
 
@@ -57,6 +58,7 @@ def terminal_text(
 
 
 def _colored(characters: Iterable[_Run]) -> Iterator[str]:
+    """Yield the text with the escape sequences of its colours."""
     # End a colour before a line feed, because some terminals would colour the rest of the line.
     for (class_index, is_line_feed), group in itertools.groupby(
         characters, lambda run: (run[0], run[1] == "\n")

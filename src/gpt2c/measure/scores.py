@@ -104,23 +104,23 @@ class _QueuedText:
 
 def score_texts(
     engine: EngineModel,
-    texts: Iterable[NDArray[np.int32]],
+    encoded_texts: Iterable[NDArray[np.int32]],
     bos: int | None,
     stride: int,
     n_top: int = 0,
 ) -> Iterator[Score]:
-    """Yield the score of each text, given as ids int32 [n], in order; texts are read lazily.
+    """Yield the score of each text, in order; texts are given as ids int32 [n] and read lazily.
 
     A text longer than the context is scored in windows of n_positions tokens that begin `stride`
     tokens apart; each token is scored in the first window that contains it. `bos` is the id to put
     before each text, if any. `n_top` is the number of the most likely ids to return per token. If
-    reading `texts` raises an exception, the scores of the earlier texts are yielded first.
+    reading `encoded_texts` raises an exception, the scores of the earlier texts are yielded first.
 
     Raises NumericalError, naming the text and the position, if a logit is NaN.
     """
     scorer = _Scorer(engine, n_top)
     failure: Exception | None = None
-    source = iter(texts)
+    source = iter(encoded_texts)
     while failure is None:
         try:
             ids = next(source)

@@ -82,14 +82,16 @@ class Tokenizer:
         self._added = AddedTokens(by_content.values())
         self._special_ids = frozenset(t.id for t in by_content.values() if t.special)
         self.special_tokens = MappingProxyType({t.content: t.id for t in by_content.values()})
-        self._set_special_ids(config, self._id_of)
+        self._set_bos_eos_and_template(config, self._id_of)
         self._add_prefix_space = config.add_prefix_space
 
     def _id_of(self, token: str) -> int | None:
         id = self.special_tokens.get(token)
         return self._model.id_of(token) if id is None else id
 
-    def _set_special_ids(self, config: TokenizerConfig, id_of: Callable[[str], int | None]) -> None:
+    def _set_bos_eos_and_template(
+        self, config: TokenizerConfig, id_of: Callable[[str], int | None]
+    ) -> None:
         """Set the BOS, EOS, prefix and suffix ids; ignore tokens that the vocabulary lacks.
 
         `id_of` returns the id of a token, or None.

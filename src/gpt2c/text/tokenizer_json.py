@@ -26,8 +26,8 @@ from gpt2c.text.tokenizer import MAX_UNUSED_IDS, Tokenizer, check_text
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)  # a token of byte_fallback
 
-# The max lengths of strings, in characters. Files are untrusted: a rule that replaces each letter
-# by a long string could need petabytes, and the package aborts the process without enough memory.
+# Max lengths of strings, in characters. Files are untrusted: a rule that replaces each character by
+# a long string could need petabytes, and the package aborts the process if memory runs out.
 _MAX_TOKEN: Final = 1000
 _MAX_STRING: Final = 1000
 _MAX_REPLACEMENT: Final = 16
@@ -82,7 +82,7 @@ class JsonTokenizer(Tokenizer):
         self._path, self.source = path, str(path)
         for part in _PARTS:
             _check_lengths(values.get(part), part, path)
-        # The second instance encodes special tokens as plain characters.
+        # The second of these encodes special tokens as plain characters.
         self._package_tokenizer = self._load(tokenizers)
         self._plain_package_tokenizer = self._load(tokenizers)
         self._plain_package_tokenizer.encode_special_tokens = True
@@ -103,7 +103,7 @@ class JsonTokenizer(Tokenizer):
         contents = _added_contents(values, path)
         added = {token: vocab[token] for token in contents if token in vocab}
         self.special_tokens: Mapping[str, int] = MappingProxyType(added)
-        self._set_special_ids(
+        self._set_bos_eos_and_template(
             replace(config, template=read_template(values.get("post_processor"))), vocab.get
         )
         specials = _added_contents(values, path, only_special=True)
@@ -125,8 +125,8 @@ class JsonTokenizer(Tokenizer):
         to the text; OptionTypeError if `text` is not a str.
         """
         check_text(text)
-        is_special = flag("special", special)
-        tokenizer = self._package_tokenizer if is_special else self._plain_package_tokenizer
+        matches_special = flag("special", special)
+        tokenizer = self._package_tokenizer if matches_special else self._plain_package_tokenizer
         ids: list[int] = self._call(tokenizer.encode, text, add_special_tokens=False).ids
         if not flag("add_special_tokens", add_special_tokens):
             return ids

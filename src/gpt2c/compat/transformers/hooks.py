@@ -76,7 +76,7 @@ class LogitsProcessor:
     def __init__(self, processors: Sequence[Callable[..., Any]], keeps_logits: bool) -> None:
         """`keeps_logits` is whether `logits` and `scores` will be called."""
         self._processors, self._keeps_logits = processors, keeps_logits
-        # Before and after the processors.
+        # The logits before and after the processors.
         self._kept: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
 
     @property
@@ -120,6 +120,7 @@ class LogitsProcessor:
 
 
 def _keys(prompt: list[int], new_ids: list[int]) -> list[bytes]:
+    """Return the key of the ids before each new id."""
     return [_key([*prompt, *new_ids[:i]]) for i in range(len(new_ids))]
 
 

@@ -1,6 +1,6 @@
 """Map the options of transformers' generate to those of GPT2.complete, without torch.
 
-Docstrings describe GenerationMixin.generate and GenerationConfig of transformers 5.24.
+Here "transformers" means GenerationMixin.generate and GenerationConfig of version 5.24.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ResolvedOptions:
         return sorted({id for id in self.eos_ids if 0 <= id < n_vocab})
 
     def first_penalty(self) -> str | None:
-        """Return the name of an option that changes single ids' logits, or None without one."""
+        """Return the first option in _PENALTIES that has an effect, or None."""
         neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
         for name in _PENALTIES:
             value = self.options.get(name)
