@@ -43,7 +43,7 @@ class BundleEntry:
     dtype: str  # by safetensors' name
     shape: tuple[int, ...]
     shard: int  # the number of the data file
-    offset: int  # in the data file
+    offset: int  # in the data file, in bytes
     n_bytes: int
 
 
@@ -127,7 +127,7 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     tensors: dict[str, BundleEntry] = {}
     n_shards = None
     end, footer_begin = 0, len(raw) - _FOOTER
-    for _, block_handle in _block(raw, footer.varint(), footer.varint()):
+    for _, block_handle in _read_block(raw, footer.varint(), footer.varint()):
         handle = _ByteReader(block_handle)
         offset, size = handle.varint(), handle.varint()
         # Blocks that are in order and do not overlap bound the work by the file's size.
@@ -138,7 +138,7 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
             raise _BundleError(
                 f"has a block that ends at byte {end}, but the footer begins at {footer_begin}"
             )
-        for key, value in _block(raw, offset, size):
+        for key, value in _read_block(raw, offset, size):
             if key == b"":
                 n_shards = _read_n_shards(value)
                 continue
@@ -156,8 +156,8 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     return n_shards, tensors
 
 
-def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Yield a block's keys and values.
+def _read_block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the keys and values of the block of `size` bytes at `offset`.
 
     Each entry holds the number of bytes that its key shares with the previous key, the rest of the
     key, and the value.
@@ -189,7 +189,7 @@ def _block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
 def _read_n_shards(value: bytes) -> int:
     """Read the number of shards in a BundleHeaderProto; its fields: 1 num_shards, 2 endianness."""
     n_shards = 0
-    for field, found in _fields(value):
+    for field, found in _read_fields(value):
         if field == 1 and isinstance(found, int):
             n_shards = found
         if field == 2 and found != 0:
@@ -203,7 +203,7 @@ def _read_entry(value: bytes, name: str) -> BundleEntry:
     """Read a BundleEntryProto: 1 dtype, 2 shape, 3 shard_id, 4 offset, 5 size, 7 slices."""
     numbers = dict.fromkeys((1, 3, 4, 5), 0)
     shape: tuple[int, ...] = ()
-    for field, found in _fields(value):
+    for field, found in _read_fields(value):
         if field in numbers and isinstance(found, int):
             numbers[field] = found
         elif field == 2 and isinstance(found, bytes):
@@ -228,9 +228,9 @@ def _read_entry(value: bytes, name: str) -> BundleEntry:
 def _read_shape(value: bytes, name: str) -> tuple[int, ...]:
     """Read a TensorShapeProto: 2 dim (repeated; its field 1 is the size), 3 unknown_rank."""
     axes: list[int] = []
-    for field, dimension in _fields(value):
+    for field, dimension in _read_fields(value):
         if field == 2 and isinstance(dimension, bytes):
-            sizes = [size for key, size in _fields(dimension) if key == 1]
+            sizes = [size for key, size in _read_fields(dimension) if key == 1]
             size = sizes[-1] if sizes else 0
             if not isinstance(size, int) or size > MAX_NUMBER:  # negative sizes read as huge ones
                 raise _BundleError(
@@ -245,7 +245,7 @@ def _read_shape(value: bytes, name: str) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def _fields(value: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _read_fields(value: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield the number and the value of each field of a protocol buffer."""
     reader = _ByteReader(value)
     while not reader.is_empty:
