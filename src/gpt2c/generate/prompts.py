@@ -36,7 +36,8 @@ def is_single(prompts: object) -> bool:
             f"a prompt is of type {type(prompts).__name__}; it must be a text, a list or NumPy "
             "array of token ids, or a list of prompts"
         )
-    kinds = {_kind(item) for item in prompts}
+    # Each type is looked at once, because a prompt may have many ids.
+    kinds = {_kind(item) for item in {type(item): item for item in reversed(prompts)}.values()}
     if len(kinds) > 1:
         raise OptionTypeError(
             "a list of prompts must hold only texts or only lists of ids, and a list of ids only "
@@ -87,8 +88,11 @@ def check_ids(ids: object, n_vocab: int, where: str) -> NDArray[np.int32]:
         return numbers.astype(np.int32)
     if not isinstance(ids, list | tuple):
         raise OptionTypeError(f"{where}: ids must be a list or a NumPy array, found {show(ids)}")
+    items = list(ids)
+    if {*map(type, items)} == {int} and min(items) >= 0 and max(items) < n_vocab:
+        return np.array(items, dtype=np.int32)
     checked = []
-    for position, item in enumerate(list(ids)):
+    for position, item in enumerate(items):  # to find the id to refuse, or to convert NumPy's
         if not is_integer(item):
             raise OptionTypeError(
                 f"{where}: token {position} is {show(item)}; it must be an integer"
