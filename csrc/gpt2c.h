@@ -331,7 +331,7 @@ typedef enum {
 
 typedef struct gpt2c_caller gpt2c_caller;
 
-/* What the running batch knows about a job. batch.c reads and writes it under the batch's lock;
+/* What the running batch knows about a job. batch/ reads and writes it under the batch's lock;
  * other code may only while the job rests, or in a forked child. */
 typedef struct {
     gpt2c_caller *caller; /* while the job is ready; then NULL */
@@ -388,9 +388,9 @@ gpt2c_status gpt2c_apply_stages(const gpt2c_model *model, gpt2c_scratch *scratch
 gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt2c_job *job,
                            const float *logits, const float *raw_logits);
 
-/* ---- the running batch (batch.c) ---- */
+/* ---- the running batch (batch/) ---- */
 
-/* The jobs of all calls of a model. batch.c describes who runs them. */
+/* The jobs of all calls of a model. batch/batch.h describes who runs them. */
 typedef struct gpt2c_batch gpt2c_batch;
 
 /* A thread, or an event loop, that waits for its jobs. */

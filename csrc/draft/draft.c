@@ -4,7 +4,7 @@
  * after a job's last token, and one pass computes the logits of all 1 + k rows. The job then
  * chooses its tokens row by row, as it does without drafts. A draft is accepted if it equals the
  * token that the job chose; the first draft that differs ends the choice, and the positions of the
- * rejected drafts are rolled back (step.c). Logits have the same bits in every batch, and a draw
+ * rejected drafts are rolled back (batch/step.c). Logits have the same bits in every batch, and a draw
  * depends only on the logits, the seed and the position. So the output is that of plain decoding,
  * bit for bit, whatever the drafts are.
  *

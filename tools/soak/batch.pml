@@ -1,4 +1,4 @@
-/* A model of csrc/batch.c for the model checker Spin: who leads, hand-over, gathering, turns, leaving,
+/* A model of csrc/batch/ for the model checker Spin: who leads, hand-over, gathering, turns, leaving,
  * cancelling, waits whose time runs out, interrupts, and forks.
  *
  * Callers make calls with several jobs that rest together, as Running does (src/gpt2c/engine/_batch.pxi).

@@ -1,4 +1,4 @@
-# Clients of the running batch (csrc/batch.c): calls that wait for jobs, and turns. Included by
+# Clients of the running batch (csrc/batch/): calls that wait for jobs, and turns. Included by
 # _engine.pyx.
 #
 # Python code, such as a signal handler, runs only between waits, never while C leads.

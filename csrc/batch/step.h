@@ -27,8 +27,28 @@ typedef struct {
     float *logits; /* owned by the scratch */
 } step_space;
 
+/* ---- feeds.c ---- */
+
 /* Whether the next token to feed is the job's last one, so that its logits choose a token. */
 int is_decoding(const gpt2c_job *job);
+
+/* How many of the job's tokens were fed, and how many were not. */
+int32_t n_fed(const gpt2c_job *job);
+int32_t n_unfed(const gpt2c_job *job);
+/* Moves the decoding jobs before the others, in stable order. */
+void decoding_first(step_space *s);
+/* Plans the feeds: the decoding jobs with their drafts, and then prompts. */
+void plan_feeds(step_space *s);
+int32_t rows_wanted(const gpt2c_feed *feed);
+/* Drops feed f from the step. The job's status says why; with GPT2C_OK the job sits out. */
+void drop_feed(step_space *s, int32_t f, gpt2c_status status);
+
+/* ---- room.c ---- */
+
+/* Reserves the pages of all feeds, the oldest job's first. */
+void reserve_feeds(step_space *s);
+
+/* ---- step.c ---- */
 
 /* Runs a step. A job for which it fails gets a status, and is left as it was before
  * the step. */
