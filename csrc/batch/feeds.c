@@ -6,10 +6,9 @@
 #include "batch/step.h"
 
 #include "cache.h"
+#include "min.h"
 
 #include <string.h>
-
-static int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 
 int32_t n_fed(const gpt2c_job *job) { return gpt2c_sequence_length(job->sequence) - job->n_before; }
 
@@ -48,7 +47,7 @@ static gpt2c_feed feed_of(const gpt2c_job *job, int32_t n) {
     if (at >= job->n_prompt)
         tokens = job->tokens + (at - job->n_prompt);
     else
-        n = min_of(n, job->n_prompt - at);
+        n = min_int32(n, job->n_prompt - at);
     gpt2c_wanted wanted = n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE;
     if (job->is_feed && job->wanted != GPT2C_LOGITS_LAST)
         wanted = job->wanted;
@@ -59,10 +58,10 @@ static gpt2c_feed feed_of(const gpt2c_job *job, int32_t n) {
 static int32_t plan_prompt(step_space *s, int32_t j, int32_t max) {
     gpt2c_job *job = s->jobs[j];
     if (s->n_jobs > 1 && job->is_feed && job->wanted == GPT2C_LOGITS_ALL)
-        max = min_of(max, MAX_DRAFT_ROWS); /* which bounds the memory of the logits */
+        max = min_int32(max, MAX_DRAFT_ROWS); /* which bounds the memory of the logits */
     s->jobs[j] = s->jobs[s->n_feeds];
     s->jobs[s->n_feeds] = job;
-    s->feeds[s->n_feeds] = feed_of(job, min_of(n_unfed(job), max));
+    s->feeds[s->n_feeds] = feed_of(job, min_int32(n_unfed(job), max));
     return s->feeds[s->n_feeds++].n_tokens;
 }
 
@@ -72,7 +71,7 @@ static int32_t plan_prompt(step_space *s, int32_t j, int32_t max) {
 static void plan_prompts(step_space *s, int32_t room) {
     int32_t oldest = s->n_decoding;
     if (s->is_shared && oldest < s->n_jobs) {
-        int32_t kept = min_of(n_unfed(s->jobs[oldest]), (room + 1) / 2);
+        int32_t kept = min_int32(n_unfed(s->jobs[oldest]), (room + 1) / 2);
         gpt2c_job *first = s->jobs[oldest];
         shortest_first(s, oldest + 1);
         memmove(s->jobs + oldest, s->jobs + oldest + 1,
@@ -99,7 +98,7 @@ void plan_feeds(step_space *s) {
     }
     int32_t room = GPT2C_MAX_ROWS - n_rows;
     if (s->is_shared && s->n_decoding)
-        room = min_of(room, PROMPT_ROWS_BESIDE);
+        room = min_int32(room, PROMPT_ROWS_BESIDE);
     plan_prompts(s, room);
 }
 

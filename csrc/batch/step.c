@@ -2,6 +2,7 @@
  * tokens that were chosen last, with their drafts (decode), and chunks of prompts (prefill). */
 #include "batch/step.h"
 
+#include "min.h"
 #include "model/model.h"
 #include "os/os.h"
 #include "pass/scratch.h"
@@ -9,8 +10,6 @@
 #include "sample/sample.h"
 
 #include <string.h>
-
-static int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 
 static int32_t count_logits(const step_space *s) {
     int32_t n = 0;
@@ -21,13 +20,16 @@ static int32_t count_logits(const step_space *s) {
 
 /* ---- drafts ---- */
 
+/* Whether drafts can be made for a job: they follow its last new token, so it must have one. */
+static int can_draft(const gpt2c_job *job) { return job->drafter && job->n_tokens > 0; }
+
 /* Makes the drafts of the decoding jobs that share the drafter of job `first`. */
 static void draft_with(step_space *s, int32_t first, int32_t max) {
     gpt2c_job *jobs[MAX_DRAFTING_JOBS];
     draft made[MAX_DRAFTING_JOBS];
     int32_t index[MAX_DRAFTING_JOBS], n = 0;
     for (int32_t j = first; j < s->n_decoding; j++)
-        if (s->jobs[j]->drafter == s->jobs[first]->drafter && s->jobs[j]->n_tokens > 0) {
+        if (s->jobs[j]->drafter == s->jobs[first]->drafter && can_draft(s->jobs[j])) {
             index[n] = j;
             jobs[n++] = s->jobs[j];
         }
@@ -53,7 +55,7 @@ static void make_drafts(step_space *s) {
     if (s->n_decoding > MAX_DRAFTING_JOBS)
         return;
     for (int32_t j = 0; j < s->n_decoding; j++)
-        n_drafting += s->jobs[j]->drafter != NULL && s->jobs[j]->n_tokens > 0;
+        n_drafting += can_draft(s->jobs[j]);
     if (!n_drafting)
         return;
     int32_t max = (MAX_DRAFT_ROWS - s->n_decoding) / n_drafting;
@@ -165,7 +167,7 @@ static int alloc_candidates(const step_space *s) {
     int n_sampling = 0;
     for (int32_t f = 0; f < s->n_feeds; f++)
         n_sampling += !s->jobs[f]->is_feed && !is_greedy(s->jobs[f]);
-    int n_workers = n_sampling ? min_of(s->model->n_threads, s->n_feeds) : 0;
+    int n_workers = n_sampling ? min_int32(s->model->n_threads, s->n_feeds) : 0;
     for (int w = 0; w < n_workers; w++)
         if (!gpt2c_scratch_candidates(s->scratch, s->model, w))
             return 0;

@@ -3,6 +3,7 @@
 #define GPT2C_DRAFTER_H
 
 #include "draft/draft.h"
+#include "min.h"
 
 /* How often one kind of draft is accepted. Drafts after a rejected one are not verified and do not
  * count. */
@@ -51,8 +52,6 @@ struct gpt2c_drafter {
     gpt2c_job shadow_jobs[MAX_DRAFTING_JOBS]; /* copies of the jobs, to which drafts are appended */
     gpt2c_feed feeds[MAX_DRAFTING_JOBS];
 };
-
-static inline int32_t min_int32(int32_t a, int32_t b) { return a < b ? a : b; }
 
 /* ---- estimates.c ---- */
 
