@@ -258,7 +258,7 @@ gpt2c_status gpt2c_forward_probed(const gpt2c_model *model, gpt2c_scratch *scrat
                                   gpt2c_sequence *sequence, const int32_t *tokens, int32_t n_tokens,
                                   const gpt2c_hooks *hooks, float *logits);
 
-/* ---- generation (generate.c) ---- */
+/* ---- sampling and jobs (sample/) ---- */
 
 /* The stages that change the logits before a token is chosen, in their usual order: STAGE(kind,
  * option) for each. The enum below, the dispatch (sample/sample.c) and the names that Python uses
