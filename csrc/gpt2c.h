@@ -338,14 +338,14 @@ typedef struct {
     int is_ready;         /* the next steps may run the job */
     int is_in_step;       /* the step that runs now uses the job */
     int is_cancelled;
-    int is_leaving;    /* another thread takes it out of the batch */
-    unsigned process;  /* the batch's process in which the job became ready */
-    unsigned resting;  /* it came to rest unfinished in this process of the batch; 0: it did not */
-    unsigned expected; /* the batch's gathering that waits for the job to be resumed; 0: none */
-    double full_since; /* when the job first found the cache full; 0: it has room */
-    double asked_at;   /* when its caller was last asked to free pages */
-    int has_given_up;  /* it has waited long enough for room */
-    uint64_t arrival;  /* the number of the job's first resume, from 1; 0: not yet */
+    int is_leaving;               /* gpt2c_batch_leave waits for the end of its step */
+    unsigned ready_process;       /* the number of the process in which it was last resumed */
+    unsigned resting_process;     /* the process in which it rests unfinished; 0: it does not */
+    unsigned expecting_gathering; /* the number of the gathering that expects it; 0: none */
+    double full_since;            /* when it first found the cache full; 0: it has room */
+    double asked_at;              /* when its caller was last asked to free pages */
+    int has_given_up;             /* it has found the cache full for too long */
+    uint64_t arrival;             /* the rank of its first resume, from 1; 0: none */
 } gpt2c_membership;
 
 /* One sequence being generated, or fed. The caller owns every pointer. A job's tokens are those of
@@ -370,7 +370,7 @@ typedef struct {
     float *logits_out;   /* a job that only feeds its prompt: where to write logits */
     gpt2c_wanted wanted; /* of such a job: which logits to write */
     int is_feed;         /* 1: the job only feeds its prompt */
-    int32_t rest_at;     /* the job rests once it has this many new tokens */
+    int32_t rest_at;     /* the job comes to rest when it has this many new tokens */
     gpt2c_status status; /* why the last step failed for this job */
     gpt2c_membership member;
     gpt2c_drafter *drafter;         /* NULL: no speculative decoding */
@@ -393,55 +393,58 @@ gpt2c_status gpt2c_advance(const gpt2c_model *model, gpt2c_scratch *scratch, gpt
 /* The jobs of all calls of a model. batch/batch.h describes who runs them. */
 typedef struct gpt2c_batch gpt2c_batch;
 
-/* A thread, or an event loop, that waits for its jobs. */
+/* A thread that waits for jobs: its own, or those of many tasks. Zero it before its first use. */
 struct gpt2c_caller {
     atomic_uint n_wakes; /* the word that a waiting caller sleeps on */
-    int rests_together;  /* 1: as soon as one of its jobs rests, all of them do */
+    int rests_together;  /* 1: when one of its jobs comes to rest, all of them do */
     int n_waiting;       /* threads that wait, usually one */
-    int leads;           /* the caller was chosen to run the next step */
-    int n_news;          /* jobs that came to rest since the last wait */
-    int n_ready;         /* jobs that are ready */
-    int n_chosen;        /* of them, those chosen for the next step */
+    int leads;           /* it was given the lead, and has not begun to lead yet */
+    int is_notified;     /* the next wait returns: a job rests, or gpt2c_batch_wake was called */
+    int n_ready;         /* its jobs that are ready */
+    int n_chosen;        /* used by choose.c: its jobs in the next step */
 };
 
 gpt2c_status gpt2c_batch_create(const gpt2c_model *model, gpt2c_batch **batch);
 void gpt2c_batch_free(gpt2c_batch *batch);
 
-/* Lets jobs run in the batch's next steps, until each of them finishes, has rest_at new tokens or
- * is cancelled; the job then rests, and the batch does not touch it. A job that has a drafter may
- * get several tokens in a step. The jobs must rest and have a token to feed; the caller must not
- * touch them while they are ready. */
+/* Makes jobs ready: the batch's next steps run each of them until it has rest_at new tokens,
+ * finishes, fails or is cancelled. The job then comes to rest, and the batch no longer touches it. A
+ * job with a drafter may get several tokens in a step. The jobs must rest and have a token to feed.
+ * The caller must not touch them while they are ready. */
 gpt2c_status gpt2c_batch_resume(gpt2c_batch *batch, gpt2c_caller *caller, gpt2c_job *const *jobs,
                                 int32_t n_jobs);
-/* Waits until a job of the caller has come to rest, for at most `seconds`; the calling thread may
- * run steps of the batch meanwhile. Returns the number of jobs that came to rest. */
+/* Waits for at most `seconds` until a job of the caller comes to rest, or until gpt2c_batch_wake.
+ * The thread may run steps of the batch meanwhile. Returns 0 if the time ran out. */
 int gpt2c_batch_wait(gpt2c_batch *batch, gpt2c_caller *caller, double seconds);
-/* Takes jobs out of the batch, whether they rest or not. Waits for a step that uses one. */
+/* Takes jobs out of the batch, whether they rest or not. If a step is using one, waits for its
+ * end. */
 void gpt2c_batch_leave(gpt2c_batch *batch, gpt2c_job *const *jobs, int32_t n_jobs);
 /* Whether a job that was resumed has come to rest. */
 int gpt2c_batch_has_rested(gpt2c_batch *batch, const gpt2c_job *job);
-/* Makes a job rest before the next step, and not expected if it rests. Any thread may call this. */
+/* Brings a job to rest before the next step. No step waits for a cancelled job to return. Any thread
+ * may call this. */
 void gpt2c_batch_cancel(gpt2c_batch *batch, gpt2c_job *job);
-/* Makes a wait of the caller in another thread return. */
+/* Makes the caller's wait in another thread return; if none is in progress, the next one. */
 void gpt2c_batch_wake(gpt2c_batch *batch, gpt2c_caller *caller);
-/* In a forked child: forgets the parent's jobs and callers. A job that was in a step
- * (is_in_step) at the fork is lost. On an error nothing has changed. */
+/* Forgets the parent's jobs and callers. For a forked child. A job that was in a step at the fork
+ * (is_in_step) is lost, because only the parent ends the step. On an error nothing has changed. */
 gpt2c_status gpt2c_batch_forget(gpt2c_batch *batch);
 
-/* A call that needs the model's threads for a pass of its own waits for its turn. Turns alternate
- * with steps. */
+/* The turn of a call that makes a pass outside the batch. Turns alternate with steps. Zero it before
+ * its first use. */
 typedef struct gpt2c_turn {
-    atomic_uint n_wakes;
+    atomic_uint n_wakes; /* the word that its thread sleeps on */
     int is_granted, is_queued;
     int is_waiting; /* its thread is in gpt2c_turn_wait */
     struct gpt2c_turn *next;
 } gpt2c_turn;
 
-/* Returns whether it is the call's turn now; if not after `seconds`, the call keeps its place. */
+/* Waits for at most `seconds`. Returns whether the turn was granted; if not, it keeps its place in
+ * the queue. */
 int gpt2c_turn_wait(gpt2c_batch *batch, gpt2c_turn *turn, double seconds);
-/* Ends the turn, or gives up the place; does nothing the second time. */
+/* Ends the turn, or gives up its place in the queue. A second call does nothing. */
 void gpt2c_turn_end(gpt2c_batch *batch, gpt2c_turn *turn);
-/* How many rows a turn's pass may feed, so that decoding jobs do not wait for long. */
+/* The max number of rows of the turn's pass. It is small if jobs wait for the next step. */
 int32_t gpt2c_turn_rows(gpt2c_batch *batch);
 /* The buffers for the pass of a turn. */
 gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *batch);

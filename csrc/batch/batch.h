@@ -7,18 +7,19 @@
  * touches a resting one.
  *
  * All state is read and written under the batch's lock, which nobody holds during a pass. A caller
- * sleeps on a word of its own. The lead is assigned to one waiting caller with a ready job before
- * that caller wakes: it can be neither lost nor taken twice. A caller that finds the lead free
- * takes it. A caller that times out passes the lead on before it returns.
+ * sleeps on a word of its own. The lead is given to a waiting caller with a ready job before that
+ * caller wakes, so it cannot be lost or taken twice. If no caller can lead, the lead is free, and
+ * the next caller that waits takes it. A caller that was given the lead just as its time ran out
+ * hands it on before it returns.
  *
- * Jobs that come to rest without being finished are expected back soon: their callers look for stop
- * strings, or yield a token. The leader gives them a moment before the next step, since two passes
- * for half of the jobs each take twice as long as one pass. If a caller takes longer, steps go on
- * without it until it comes back.
+ * Jobs that come to rest unfinished are expected back soon, because their callers only look for
+ * stop strings, or yield a token. Before a step, the leader gives them a moment to return, which is
+ * called gathering: two passes for half of the jobs each take twice as long as one pass for all. If
+ * a caller takes longer, steps go on without its jobs until it resumes them.
  *
- * A pass outside the batch (scoring, beam search) takes a turn. Turns are granted in the order
- * of arrival, and alternate with steps. tools/soak/batch.pml is a model of this protocol in
- * which every interleaving is checked. */
+ * A pass outside the batch (scoring, beam search) takes a turn. Turns are granted in the order of
+ * arrival, and alternate with steps. tools/soak/batch.pml is a model of this protocol in which
+ * every interleaving is checked. */
 #ifndef GPT2C_BATCH_H
 #define GPT2C_BATCH_H
 
@@ -26,36 +27,38 @@
 #include "gpt2c.h"
 #include "os/os.h"
 
+/* An atomic_uint is a word that threads sleep on until it changes. */
 struct gpt2c_batch {
     os_lock lock;
     const gpt2c_model *model;
-    int is_led;              /* a step or a turn runs, or its thread was chosen */
-    int last_was_turn;       /* the last pass was a turn's */
-    gpt2c_job **ready;       /* [n_ready], in the order in which they were resumed */
-    int32_t n_ready, room;   /* room for `room` ready jobs */
+    int is_led;        /* a step or a turn runs, or its thread was chosen */
+    int last_was_turn; /* the last pass was a turn's */
+    gpt2c_job **ready; /* [n_ready], in the order in which they were resumed */
+    int32_t n_ready;
+    int32_t max_ready;       /* `ready` is allocated for this many jobs */
     int32_t first_to_choose; /* with more jobs than rows, the next step begins with this one */
-    uint64_t n_arrived;
-    gpt2c_turn *first_turn, *last_turn; /* the turns that wait */
+    uint64_t n_arrived;      /* jobs that were ever resumed */
+    gpt2c_turn *first_turn, *last_turn; /* the queue of turns */
     int32_t n_resting;                  /* jobs that rest unfinished */
     int32_t n_expected;                 /* of them, those that are expected back soon */
-    unsigned process;                   /* from 1; another one after each fork */
-    unsigned gathering;                 /* the number of this gathering, from 1 */
+    unsigned process;                   /* the number of this process: 1, and 1 more after a fork */
+    unsigned gathering;                 /* the number of the next gathering, from 1 */
     int is_gathering;                   /* the leader sleeps on n_returns */
-    atomic_uint n_returns;
-    atomic_uint n_steps; /* steps that ended; gpt2c_batch_leave sleeps on it */
-    int n_leaving;       /* threads that wait for a step's end */
-    double step_seconds; /* of the last step */
+    atomic_uint n_returns;              /* gatherings for which all expected jobs have returned */
+    atomic_uint n_steps;                /* steps that ended; gpt2c_batch_leave sleeps on it */
+    int n_leaving;                      /* threads that wait for a step's end */
+    double step_seconds;                /* of the last step */
     step_space *space;
 };
 
-/* ---- wake-ups; all need the lock ---- */
+/* All functions below need the lock. Those that sleep release it meanwhile. */
 
 static inline void wake(atomic_uint *word) {
     atomic_fetch_add(word, 1);
     os_wake_all(word);
 }
 
-/* Sleeps without the lock until the word changes or the time is `end`. */
+/* Sleeps without the lock until the word changes, or until the time `end`. */
 static inline void sleep_unlocked(gpt2c_batch *b, atomic_uint *word, double end) {
     unsigned old = atomic_load(word);
     os_lock_release(&b->lock);
@@ -63,33 +66,35 @@ static inline void sleep_unlocked(gpt2c_batch *b, atomic_uint *word, double end)
     os_lock_take(&b->lock);
 }
 
-/* ---- batch.c; all need the lock ---- */
+/* ---- batch.c ---- */
 
-/* Brings all jobs with news to rest, and those that rest together with them. */
+/* Brings to rest the jobs that need their callers. If a caller's jobs rest together, the others
+ * rest too. */
 void rest_jobs(gpt2c_batch *b);
 
-/* ---- lead.c; needs the lock ---- */
+/* ---- lead.c ---- */
 
-/* Gives the lead to a turn or to a waiting caller; without either, the lead is free. */
+/* Gives the lead to a turn or to a waiting caller; without either, the lead becomes free. */
 void hand_over(gpt2c_batch *b);
 
-/* ---- choose.c; needs the lock ---- */
+/* ---- choose.c ---- */
 
-/* Chooses the jobs of the next step: all of them, if there are rows enough. */
+/* Chooses the jobs of the next step: all ready jobs, if there are enough rows. */
 void choose_step(gpt2c_batch *b);
 
-/* ---- room.c; needs the lock ---- */
+/* ---- room.c ---- */
 
-/* After a step: a job that found the cache full waits while others may give pages back. From time
- * to time it rests with the status GPT2C_CACHE_FULL, so that its caller can free pages. */
+/* After a step: keeps the jobs that found the cache full ready, so that they try again. From time
+ * to time such a job gets the status GPT2C_CACHE_FULL and so comes to rest: its caller can then
+ * free pages, or fail. If the step fed nothing, this sleeps before the next attempt. */
 void wait_for_room(gpt2c_batch *b, double now);
 
-/* ---- turns.c; all need the lock ---- */
+/* ---- turns.c ---- */
 
 void grant_turn(gpt2c_batch *b, gpt2c_turn *turn);
 /* Returns the first turn whose thread waits, or NULL. A thread that is not in gpt2c_turn_wait
- * may run a signal handler. If it had the turn and the handler called the model, it would wait
- * for itself. */
+ * may be running a signal handler, and gets no turn: if the handler called the model, the call
+ * would wait for the turn's end forever. */
 gpt2c_turn *next_turn(const gpt2c_batch *b);
 
 #endif

@@ -1,11 +1,31 @@
-/* Which of the ready jobs take part in the next step. */
+/* Which of the ready jobs are in the next step. */
 #include "batch/batch.h"
 
-/* The most jobs that decode in a step that also has prompts. */
-#define MAX_DECODING (GPT2C_MAX_ROWS - PROMPT_ROWS_BESIDE)
+/* The max number of jobs that decode in a step that also feeds prompts. */
+#define MAX_DECODING_BESIDE_PROMPTS (GPT2C_MAX_ROWS - MAX_PROMPT_ROWS_BESIDE_DECODING)
 
-/* Chooses up to `max` ready jobs that decode (or that do not). The callers share the rows:
- * `quota` is the most jobs of one caller. Marks the jobs as in the step. */
+/* Returns the number of callers that have ready jobs. Sets n_chosen of each to 0. */
+static int32_t count_callers(gpt2c_batch *b) {
+    int32_t n_callers = 0;
+    for (int32_t i = 0; i < b->n_ready; i++)
+        b->ready[i]->member.caller->n_chosen = -1; /* not counted yet */
+    for (int32_t i = 0; i < b->n_ready; i++) {
+        gpt2c_caller *caller = b->ready[i]->member.caller;
+        n_callers += caller->n_chosen < 0;
+        caller->n_chosen = 0;
+    }
+    return n_callers;
+}
+
+static int32_t count_decoding(const gpt2c_batch *b) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < b->n_ready; i++)
+        n += is_decoding(b->ready[i]);
+    return n;
+}
+
+/* Puts up to `max` more jobs into the step, and returns their number. They decode if `decoding` is
+ * 1, and do not if it is 0. No caller gets more than `quota` jobs of the step. */
 static int32_t choose_jobs(gpt2c_batch *b, int decoding, int32_t max, int32_t quota) {
     int32_t n = 0;
     for (int32_t i = 0; i < b->n_ready && n < max; i++) {
@@ -20,36 +40,25 @@ static int32_t choose_jobs(gpt2c_batch *b, int decoding, int32_t max, int32_t qu
     return n;
 }
 
-static int32_t count_callers(gpt2c_batch *b, int32_t *n_decoding) {
-    int32_t n_callers = 0;
-    *n_decoding = 0;
-    for (int32_t i = 0; i < b->n_ready; i++) {
-        b->ready[i]->member.caller->n_chosen = -1;
-        *n_decoding += is_decoding(b->ready[i]);
-    }
-    for (int32_t i = 0; i < b->n_ready; i++) {
-        gpt2c_caller *caller = b->ready[i]->member.caller;
-        n_callers += caller->n_chosen < 0;
-        caller->n_chosen = 0;
-    }
-    return n_callers;
+/* With too many jobs for one step, first each caller gets an equal share of the rows that decode.
+ * Then other jobs get the rows that callers leave. */
+static void choose_some(gpt2c_batch *b, int32_t n_decoding, int32_t n_callers) {
+    int32_t max = n_decoding == b->n_ready ? GPT2C_MAX_ROWS : MAX_DECODING_BESIDE_PROMPTS;
+    int32_t quota = (max + n_callers - 1) / n_callers;
+    int32_t n_chosen = choose_jobs(b, 1, max, quota);
+    n_chosen += choose_jobs(b, 1, max - n_chosen, INT32_MAX);
+    b->first_to_choose = (b->first_to_choose + n_chosen) % b->n_ready;
+    choose_jobs(b, 0, GPT2C_MAX_ROWS - n_chosen, INT32_MAX);
 }
 
 void choose_step(gpt2c_batch *b) {
     step_space *s = b->space;
-    int32_t n_decoding, n_callers = count_callers(b, &n_decoding), n_chosen = 0;
-    if (b->n_ready <= GPT2C_MAX_ROWS && n_decoding <= MAX_DECODING) {
+    int32_t n_decoding = count_decoding(b), n_callers = count_callers(b);
+    if (b->n_ready <= GPT2C_MAX_ROWS && n_decoding <= MAX_DECODING_BESIDE_PROMPTS) {
         for (int32_t i = 0; i < b->n_ready; i++)
             b->ready[i]->member.is_in_step = 1;
     } else {
-        int32_t max = n_decoding == b->n_ready ? GPT2C_MAX_ROWS : MAX_DECODING;
-        int32_t quota = (max + n_callers - 1) / n_callers;
-        n_chosen = choose_jobs(b, 1, max, quota);
-        n_chosen += choose_jobs(b, 1, max - n_chosen, INT32_MAX);
-        b->first_to_choose = (b->first_to_choose + n_chosen) % b->n_ready;
-        for (int32_t i = 0; i < b->n_ready; i++)
-            b->ready[i]->member.caller->n_chosen = 0;
-        choose_jobs(b, 0, GPT2C_MAX_ROWS - n_chosen, INT32_MAX);
+        choose_some(b, n_decoding, n_callers);
     }
     s->n_jobs = 0;
     for (int32_t i = 0; i < b->n_ready; i++)

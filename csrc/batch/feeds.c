@@ -1,8 +1,9 @@
 /* What a step feeds.
  *
- * A job's progress is read from its sequence alone: the tokens beyond the sequence's length are
- * still to be fed. A job whose pages were taken away thus starts again with its prompt and feeds
- * its new tokens like a prompt; by the arithmetic's definition, all bits stay the same. */
+ * Only the length of a job's sequence tells how far the job is: the tokens after this length are
+ * not fed yet. So a job that lost its pages begins again with its prompt, and then feeds its new
+ * tokens like a prompt. This changes no bit, because logits do not depend on how tokens are
+ * divided into passes. */
 #include "batch/step.h"
 
 #include "cache.h"
@@ -28,78 +29,89 @@ void decoding_first(step_space *s) {
     memcpy(s->jobs + s->n_decoding, others, (size_t)n_others * sizeof *others);
 }
 
-/* Sorts jobs [begin, n_jobs) by the tokens that are left to feed: short prompts get their first
- * token soon, however many long ones wait. */
-static void shortest_first(step_space *s, int32_t begin) {
-    for (int32_t i = begin + 1; i < s->n_jobs; i++) {
-        gpt2c_job *job = s->jobs[i];
+/* Insertion sort, because the jobs are few and often sorted already. */
+void sort_jobs(gpt2c_job **jobs, int32_t n_jobs, uint64_t (*key_of)(const gpt2c_job *)) {
+    uint64_t keys[GPT2C_MAX_ROWS];
+    for (int32_t i = 0; i < n_jobs; i++) {
+        gpt2c_job *job = jobs[i];
+        uint64_t key = key_of(job);
         int32_t j = i;
-        for (; j > begin && n_unfed(s->jobs[j - 1]) > n_unfed(job); j--)
-            s->jobs[j] = s->jobs[j - 1];
-        s->jobs[j] = job;
+        for (; j > 0 && keys[j - 1] > key; j--) {
+            jobs[j] = jobs[j - 1];
+            keys[j] = keys[j - 1];
+        }
+        jobs[j] = job;
+        keys[j] = key;
     }
 }
 
-/* Returns the tokens of a job from its first unfed one: up to n of them that lie together. */
-static gpt2c_feed feed_of(const gpt2c_job *job, int32_t n) {
-    int32_t at = n_fed(job), rest = n_unfed(job);
+/* Returns a feed of up to n tokens of a job, from its first unfed one. The tokens of the prompt and
+ * the new tokens are in different arrays, so a feed has only one kind. */
+static gpt2c_feed make_feed(const gpt2c_job *job, int32_t n) {
+    int32_t at = n_fed(job), n_left = n_unfed(job);
     const int32_t *tokens = job->prompt + at;
     if (at >= job->n_prompt)
         tokens = job->tokens + (at - job->n_prompt);
     else
         n = min_int32(n, job->n_prompt - at);
-    gpt2c_wanted wanted = n == rest ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE;
+    gpt2c_wanted wanted = n == n_left ? GPT2C_LOGITS_LAST : GPT2C_LOGITS_NONE;
     if (job->is_feed && job->wanted != GPT2C_LOGITS_LAST)
         wanted = job->wanted;
     return (gpt2c_feed){job->sequence, tokens, n, wanted};
 }
 
-/* Plans the feed of the next prompt, of up to `max` tokens. Returns the number of tokens. */
+/* Plans the next feed: up to `max` tokens of job j, which takes the feed's place among the jobs.
+ * Returns the number of tokens. */
 static int32_t plan_prompt(step_space *s, int32_t j, int32_t max) {
     gpt2c_job *job = s->jobs[j];
     if (s->n_jobs > 1 && job->is_feed && job->wanted == GPT2C_LOGITS_ALL)
-        max = min_int32(max, MAX_DRAFT_ROWS); /* which bounds the memory of the logits */
+        max = min_int32(max, MAX_DRAFT_ROWS); /* limits the memory of the logits */
     s->jobs[j] = s->jobs[s->n_feeds];
     s->jobs[s->n_feeds] = job;
-    s->feeds[s->n_feeds] = feed_of(job, min_int32(n_unfed(job), max));
+    s->feeds[s->n_feeds] = make_feed(job, min_int32(n_unfed(job), max));
     return s->feeds[s->n_feeds++].n_tokens;
 }
 
-/* Divides `room` rows among the prompts. The prompts of one call are fed in order. Among several
- * callers' prompts, half of the rows are kept for the oldest, and the others come shortest
- * first. */
-static void plan_prompts(step_space *s, int32_t room) {
-    int32_t oldest = s->n_decoding;
-    if (s->is_shared && oldest < s->n_jobs) {
-        int32_t kept = min_int32(n_unfed(s->jobs[oldest]), (room + 1) / 2);
-        gpt2c_job *first = s->jobs[oldest];
-        shortest_first(s, oldest + 1);
-        memmove(s->jobs + oldest, s->jobs + oldest + 1,
-                (size_t)(s->n_jobs - oldest - 1) * sizeof *s->jobs);
-        s->jobs[s->n_jobs - 1] = first;
-        while (s->n_feeds + 1 < s->n_jobs && room > kept)
-            room -= plan_prompt(s, s->n_feeds, room - kept);
-        if (room > 0)
-            plan_prompt(s, s->n_jobs - 1, room);
-        return;
-    }
-    while (s->n_feeds < s->n_jobs && room > 0)
-        room -= plan_prompt(s, s->n_feeds, room);
+/* Divides n_rows rows among the prompts of one call, in their order. */
+static void plan_prompts(step_space *s, int32_t n_rows) {
+    while (s->n_feeds < s->n_jobs && n_rows > 0)
+        n_rows -= plan_prompt(s, s->n_feeds, n_rows);
+}
+
+static uint64_t unfed_of(const gpt2c_job *job) { return (uint64_t)n_unfed(job); }
+
+/* Divides n_rows rows among the prompts of several callers. Half of the rows are kept for the
+ * oldest prompt. The others are fed in order of their lengths, so that a short prompt gets its first
+ * token soon, even if many long prompts wait. */
+static void plan_shared_prompts(step_space *s, int32_t n_rows) {
+    gpt2c_job **prompts = s->jobs + s->n_decoding, *oldest = prompts[0];
+    int32_t n_others = s->n_jobs - s->n_decoding - 1;
+    int32_t n_kept = min_int32(n_unfed(oldest), (n_rows + 1) / 2);
+    memmove(prompts, prompts + 1, (size_t)n_others * sizeof *prompts);
+    prompts[n_others] = oldest;
+    sort_jobs(prompts, n_others, unfed_of);
+    while (s->n_feeds + 1 < s->n_jobs && n_rows > n_kept)
+        n_rows -= plan_prompt(s, s->n_feeds, n_rows - n_kept);
+    if (n_rows > 0)
+        plan_prompt(s, s->n_jobs - 1, n_rows);
 }
 
 void plan_feeds(step_space *s) {
     int32_t n_rows = 0;
     for (s->n_feeds = 0; s->n_feeds < s->n_decoding; s->n_feeds++) {
-        gpt2c_feed feed = feed_of(s->jobs[s->n_feeds], 1);
+        gpt2c_feed feed = make_feed(s->jobs[s->n_feeds], 1);
         feed.n_tokens += s->job_drafts[s->n_feeds].n;
         feed.wanted = GPT2C_LOGITS_ALL;
         s->feeds[s->n_feeds] = feed;
         n_rows += feed.n_tokens;
     }
-    int32_t room = GPT2C_MAX_ROWS - n_rows;
+    int32_t n_left = GPT2C_MAX_ROWS - n_rows;
     if (s->is_shared && s->n_decoding)
-        room = min_int32(room, PROMPT_ROWS_BESIDE);
-    plan_prompts(s, room);
+        n_left = min_int32(n_left, MAX_PROMPT_ROWS_BESIDE_DECODING);
+    if (s->is_shared && s->n_decoding < s->n_jobs)
+        plan_shared_prompts(s, n_left);
+    else
+        plan_prompts(s, n_left);
 }
 
 int32_t rows_wanted(const gpt2c_feed *feed) {
@@ -109,7 +121,7 @@ int32_t rows_wanted(const gpt2c_feed *feed) {
 void drop_feed(step_space *s, int32_t f, gpt2c_status status) {
     gpt2c_job *job = s->jobs[f];
     job->status = status;
-    /* Gives back the reserved pages. */
+    /* Gives back pages that were reserved for the feed. */
     gpt2c_sequence_truncate(job->sequence, gpt2c_sequence_length(job->sequence));
     for (int32_t i = f; i + 1 < s->n_feeds; i++) {
         s->jobs[i] = s->jobs[i + 1];

@@ -1,8 +1,9 @@
-/* Who leads the running batch: one of the waiting callers runs the steps of all. */
+/* Who leads: one of the waiting callers runs the steps of all. batch.h describes the protocol. */
 #include "batch/batch.h"
 
 /* How long a leader waits for expected jobs: a share of the last step's time, within limits. A
- * caller needs 50 to 100 microseconds of Python for a token, and callers share the interpreter. */
+ * caller needs 50 to 100 microseconds of Python per token, and the callers' threads share the
+ * interpreter. */
 #define GATHER_SHARE 0.25
 #define MIN_GATHER_SECONDS 200e-6
 #define MAX_GATHER_SECONDS 20e-3
@@ -11,7 +12,7 @@
 static gpt2c_caller *next_leader(const gpt2c_batch *b) {
     for (int32_t i = 0; i < b->n_ready; i++) {
         gpt2c_caller *caller = b->ready[i]->member.caller;
-        if (caller->n_waiting && !caller->n_news)
+        if (caller->n_waiting && !caller->is_notified)
             return caller;
     }
     return NULL;
@@ -33,23 +34,27 @@ void hand_over(gpt2c_batch *b) {
     }
 }
 
-/* Gives expected jobs a moment to return. Needs the lock, and gives it up meanwhile. */
+static double gather_seconds(const gpt2c_batch *b) {
+    double seconds = GATHER_SHARE * b->step_seconds;
+    if (seconds < MIN_GATHER_SECONDS)
+        return MIN_GATHER_SECONDS;
+    return seconds < MAX_GATHER_SECONDS ? seconds : MAX_GATHER_SECONDS;
+}
+
+/* Gives expected jobs a moment to return. Needs the lock, and releases it meanwhile. */
 static void gather(gpt2c_batch *b) {
     if (!b->n_expected)
         return;
-    double seconds = GATHER_SHARE * b->step_seconds;
-    seconds = seconds > MIN_GATHER_SECONDS ? seconds : MIN_GATHER_SECONDS;
-    double now = os_seconds(),
-           end = now + (seconds < MAX_GATHER_SECONDS ? seconds : MAX_GATHER_SECONDS);
+    double end = os_seconds() + gather_seconds(b);
     b->is_gathering = 1;
-    while (b->n_expected && (now = os_seconds()) < end)
+    while (b->n_expected && os_seconds() < end)
         sleep_unlocked(b, &b->n_returns, end);
     b->is_gathering = 0;
     b->n_expected = 0;
-    b->gathering++; /* latecomers are no longer expected */
+    b->gathering++; /* no longer expects the jobs that did not return */
 }
 
-/* Runs one step. Needs the lock, and gives it up meanwhile. */
+/* Runs one step. Needs the lock, and releases it meanwhile. */
 static void lead_step(gpt2c_batch *b) {
     gather(b);
     rest_jobs(b); /* those that were cancelled */
@@ -72,12 +77,12 @@ static void lead_step(gpt2c_batch *b) {
         os_wake_all(&b->n_steps);
 }
 
-/* Leads until a job of the caller rests, the time is over, or a turn is due; then hands over. */
+/* Leads until a job of the caller rests, its time is over, or a turn is due; then hands over. */
 static void lead(gpt2c_batch *b, gpt2c_caller *caller, double end) {
     caller->leads = 0;
     do
         lead_step(b);
-    while (!caller->n_news && caller->n_ready && !next_turn(b) && os_seconds() < end);
+    while (!caller->is_notified && caller->n_ready && !next_turn(b) && os_seconds() < end);
     caller->n_waiting--; /* so that another caller gets the lead */
     hand_over(b);
     caller->n_waiting++;
@@ -87,7 +92,7 @@ int gpt2c_batch_wait(gpt2c_batch *b, gpt2c_caller *caller, double seconds) {
     double end = os_seconds() + seconds;
     os_lock_take(&b->lock);
     caller->n_waiting++;
-    while (!caller->n_news) {
+    while (!caller->is_notified) {
         if (caller->leads) {
             lead(b, caller, end);
         } else if (!b->is_led && caller->n_ready) {
@@ -100,12 +105,12 @@ int gpt2c_batch_wait(gpt2c_batch *b, gpt2c_caller *caller, double seconds) {
             break;
     }
     caller->n_waiting--;
-    if (caller->leads && !caller->n_waiting) { /* chosen just as the wait ended */
+    if (caller->leads && !caller->n_waiting) { /* it was given the lead just as the wait ended */
         caller->leads = 0;
         hand_over(b);
     }
-    int n_news = caller->n_news;
-    caller->n_news = 0;
+    int is_notified = caller->is_notified;
+    caller->is_notified = 0;
     os_lock_release(&b->lock);
-    return n_news;
+    return is_notified;
 }

@@ -23,8 +23,8 @@ static int32_t count_logits(const step_space *s) {
 /* Whether drafts can be made for a job: they follow its last new token, so it must have one. */
 static int can_draft(const gpt2c_job *job) { return job->drafter && job->n_tokens > 0; }
 
-/* Makes the drafts of the decoding jobs that share the drafter of job `first`. */
-static void draft_with(step_space *s, int32_t first, int32_t max) {
+/* Makes up to `max` drafts for each decoding job that has the drafter of job `first`. */
+static void draft_with_drafter_of(step_space *s, int32_t first, int32_t max) {
     gpt2c_job *jobs[MAX_DRAFTING_JOBS];
     draft made[MAX_DRAFTING_JOBS];
     int32_t index[MAX_DRAFTING_JOBS], n = 0;
@@ -35,7 +35,7 @@ static void draft_with(step_space *s, int32_t first, int32_t max) {
         }
     memset(made, 0, sizeof made);
     if (n == 0 || draft_tokens(jobs[0]->drafter, jobs, n, s->n_decoding, max, made))
-        return; /* without memory for drafts the jobs go on without them */
+        return; /* if memory runs out, the jobs go on without drafts */
     for (int32_t i = 0; i < n; i++)
         s->job_drafts[index[i]] = made[i];
 }
@@ -48,7 +48,7 @@ static int is_first_with_drafter(const step_space *s, int32_t j) {
     return s->jobs[j]->drafter != NULL;
 }
 
-/* Makes drafts for the decoding jobs that have a drafter, unless too many jobs decode. */
+/* Makes drafts for the decoding jobs, unless too many jobs decode. */
 static void make_drafts(step_space *s) {
     int32_t n_drafting = 0;
     memset(s->job_drafts, 0, (size_t)s->n_decoding * sizeof *s->job_drafts);
@@ -59,14 +59,12 @@ static void make_drafts(step_space *s) {
     if (!n_drafting)
         return;
     int32_t max = (MAX_DRAFT_ROWS - s->n_decoding) / n_drafting;
-    for (int32_t j = 0; j < s->n_decoding; j++) {
+    for (int32_t j = 0; j < s->n_decoding; j++)
         if (is_first_with_drafter(s, j))
-            draft_with(s, j, max);
-    }
+            draft_with_drafter_of(s, j, max);
 }
 
-/* Records what the step cost and how many drafts were accepted. A pass that also fed prompts says
- * nothing about the cost of decoding. */
+/* Records how many drafts were accepted and, if the pass fed no prompts, how long it took. */
 static void record_drafts(const step_space *s, double seconds) {
     int is_decode_only = s->n_feeds == s->n_decoding && s->n_decoding <= MAX_DRAFTING_JOBS;
     int32_t n_drafts = 0;
@@ -84,8 +82,8 @@ static void record_drafts(const step_space *s, double seconds) {
 
 /* ---- the choice of tokens ---- */
 
-/* Chooses a job's next tokens: one, and another for each accepted draft. Rolls back the positions
- * of rejected drafts. */
+/* Chooses the next tokens of the job of feed f: one, and another for each accepted draft. Rolls back
+ * the positions of rejected drafts. */
 static void choose_for_job(step_space *s, int32_t f, candidates *c) {
     gpt2c_job *job = s->jobs[f];
     const float *logits = s->logits + s->first_row[f] * (size_t)s->model->config.n_vocab;
@@ -105,7 +103,7 @@ static void choose_for_job(step_space *s, int32_t f, candidates *c) {
     draft_roll_back(job);
 }
 
-/* Each worker chooses the tokens of its share of the jobs. */
+/* Chooses the tokens of a worker's share of the jobs. */
 static void choose_share(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     step_space *s = context;
@@ -117,7 +115,7 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* Greedy argmax is cheaper than waking the workers. */
+/* Wakes the workers only for jobs that sample or have scores: an argmax takes less time. */
 static void choose_tokens(step_space *s) {
     int32_t n_costly = 0;
     for (int32_t i = 0; i < s->n_choosing; i++) {
@@ -130,8 +128,9 @@ static void choose_tokens(step_space *s) {
         choose_share(s, NULL, 0, 1);
 }
 
-/* Writes the logits that a job which only feeds wants; `begin` is where its chunk began. */
-static void take_logits(const step_space *s, int32_t f, int32_t begin, size_t row) {
+/* Copies the logits of feed f, whose first row is `row`, to a job that only feeds. The feed began at
+ * token `begin` of the prompt. */
+static void copy_logits(const step_space *s, int32_t f, int32_t begin, size_t row) {
     const gpt2c_job *job = s->jobs[f];
     size_t n_vocab = (size_t)s->model->config.n_vocab, n = (size_t)rows_wanted(&s->feeds[f]);
     size_t at = job->wanted == GPT2C_LOGITS_ALL ? (size_t)begin : 0;
@@ -140,7 +139,8 @@ static void take_logits(const step_space *s, int32_t f, int32_t begin, size_t ro
                n * n_vocab * sizeof(float));
 }
 
-/* After the pass: notes where each job's logits are, and which jobs get a token. */
+/* After the pass: notes where each job's logits are, and which jobs get a token. Ends jobs that only
+ * feed if they have fed all tokens. */
 static void distribute_logits(step_space *s) {
     size_t row = 0;
     s->n_choosing = 0;
@@ -149,7 +149,7 @@ static void distribute_logits(step_space *s) {
         int32_t n = rows_wanted(&s->feeds[f]);
         s->first_row[f] = row;
         if (job->is_feed) {
-            take_logits(s, f, n_fed(job) - s->feeds[f].n_tokens, row);
+            copy_logits(s, f, n_fed(job) - s->feeds[f].n_tokens, row);
             if (n_unfed(job) == 0)
                 job->finish = GPT2C_FINISHED_FED;
         } else if (n) {
@@ -162,7 +162,7 @@ static void distribute_logits(step_space *s) {
 
 /* ---- the step ---- */
 
-/* Allocates the workers' candidates if a job needs them. Returns 0 if out of memory. */
+/* Allocates the candidates of each worker if a job samples. Returns 0 if out of memory. */
 static int alloc_candidates(const step_space *s) {
     int n_sampling = 0;
     for (int32_t f = 0; f < s->n_feeds; f++)
@@ -179,7 +179,7 @@ static void fail_feeds(step_space *s, gpt2c_status status) {
         drop_feed(s, s->n_feeds - 1, status);
 }
 
-/* Runs the pass. A job that only feeds, and is alone, gets its logits without a copy. */
+/* Runs the pass. If a job that only feeds is alone, the pass writes straight to its logits. */
 static gpt2c_status run_forward(step_space *s) {
     gpt2c_job *only = s->n_feeds == 1 && s->jobs[0]->is_feed ? s->jobs[0] : NULL;
     int32_t n_logits = count_logits(s);

@@ -65,7 +65,7 @@ void gpt2c_turn_end(gpt2c_batch *b, gpt2c_turn *turn) {
 
 int32_t gpt2c_turn_rows(gpt2c_batch *b) {
     os_lock_take(&b->lock);
-    int32_t n_rows = b->n_ready ? PROMPT_ROWS_BESIDE : GPT2C_MAX_ROWS;
+    int32_t n_rows = b->n_ready ? MAX_PROMPT_ROWS_BESIDE_DECODING : GPT2C_MAX_ROWS;
     os_lock_release(&b->lock);
     return n_rows;
 }

@@ -6,7 +6,7 @@
  * make passes of their own. Another thread cancels jobs.
  *
  * Checked in every interleaving:
- *   - every thread comes to its end (WATCHER): no lead, turn, or wake-up is lost, and no news;
+ *   - every thread comes to its end (WATCHER): no lead, turn, wake-up or notification is lost;
  *   - steps and turns never run at the same time;
  *   - a step uses a job only while the job is ready, and its caller touches it only while it is not in a
  *     step: in particular, no step uses a job once `leave` has returned;
@@ -174,7 +174,8 @@ byte turns[N_TURNS + 1], n_queued; /* the turns that wait, in order */
 
 /* Callers. */
 bool is_alive[N_ALL], is_waiting[N_ALL], leads[N_ALL];
-byte n_news[N_ALL], n_ready[N_ALL];
+bool is_notified[N_ALL];
+byte n_ready[N_ALL];
 #define RESTS_TOGETHER(c) ((c) < N_CALLERS)
 
 /* Jobs. */
@@ -184,7 +185,7 @@ bool is_used[N_ALL_JOBS]; /* a pass reads and writes it now */
 bool is_run[N_ALL_JOBS]; /* the current call runs it */
 bool has_rested[N_ALL_JOBS], is_finished[N_ALL_JOBS];
 byte steps_left[N_ALL_JOBS], rests_left[N_ALL_JOBS];
-#define HAS_NEWS(j) (is_finished[j] || has_rested[j] || is_cancelled[j] || is_leaving[j])
+#define NEEDS_CALLER(j) (is_finished[j] || has_rested[j] || is_cancelled[j] || is_leaving[j])
 #define IS_OVER(j) (is_finished[j] || is_cancelled[j])
 
 bool turn_is_granted[N_TURNS + 1], turn_is_queued[N_TURNS + 1], turn_is_waiting[N_TURNS + 1];
@@ -192,9 +193,9 @@ byte n_passes; /* that run now */
 bool has_ended[N_THREADS];
 
 #ifdef FAULT_LEAD_FOR_ANYBODY
-#define MAY_LEAD(j) (is_listed[j] && !n_news[OWNER(j)])
+#define MAY_LEAD(j) (is_listed[j] && !is_notified[OWNER(j)])
 #else
-#define MAY_LEAD(j) (is_listed[j] && is_waiting[OWNER(j)] && !n_news[OWNER(j)])
+#define MAY_LEAD(j) (is_listed[j] && is_waiting[OWNER(j)] && !is_notified[OWNER(j)])
 #endif
 
 /* Sets `found` to a caller that waits for a ready job, + 1, or to 0. */
@@ -290,7 +291,15 @@ inline hand_over() {
     found = 0
 }
 
-inline note_return(j) {
+inline notify(c) {
+    if
+    :: !is_notified[c] && is_waiting[c] -> wake(c)
+    :: else
+    fi;
+    is_notified[c] = 1
+}
+
+inline stop_expecting(j) {
     if
     :: is_expected[j] ->
         is_expected[j] = 0;
@@ -304,20 +313,11 @@ inline note_return(j) {
     fi
 }
 
-inline bring_to_rest(j, is_news) {
+inline bring_to_rest(j) {
     assert(is_alive[OWNER(j)] && !is_used[j]);
     is_ready[j] = 0;
     is_listed[j] = 0;
     n_ready[OWNER(j)]--;
-    if
-    :: is_news ->
-        n_news[OWNER(j)]++;
-        if
-        :: n_news[OWNER(j)] == 1 && is_waiting[OWNER(j)] -> wake(OWNER(j))
-        :: else
-        fi
-    :: else
-    fi;
     if
     :: !is_finished[j] && !is_cancelled[j] && !is_leaving[j] ->
         assert(!is_expected[j]);
@@ -330,15 +330,15 @@ inline bring_to_rest(j, is_news) {
 inline rest_jobs() {
     i = 0;
     do
-    :: i < N_ALL_JOBS && is_listed[i] && HAS_NEWS(i) -> bring_to_rest(i, 1); i++
-    :: i < N_ALL_JOBS && !(is_listed[i] && HAS_NEWS(i)) -> i++
+    :: i < N_ALL_JOBS && is_listed[i] && NEEDS_CALLER(i) -> notify(OWNER(i)); bring_to_rest(i); i++
+    :: i < N_ALL_JOBS && !(is_listed[i] && NEEDS_CALLER(i)) -> i++
     :: i == N_ALL_JOBS -> break
     od;
     i = 0;
     do
     :: i < N_ALL_JOBS ->
         if
-        :: is_listed[i] && RESTS_TOGETHER(OWNER(i)) && n_news[OWNER(i)] -> bring_to_rest(i, 0)
+        :: is_listed[i] && RESTS_TOGETHER(OWNER(i)) && is_notified[OWNER(i)] -> bring_to_rest(i)
         :: else
         fi;
         i++
@@ -350,7 +350,7 @@ inline rest_jobs() {
 /* With the lock. Adds job j to the batch; it then needs one to N_STEPS steps. */
 inline add_ready(j) {
     assert(!is_ready[j] && !is_finished[j] && !is_used[j]);
-    note_return(j);
+    stop_expecting(j);
     is_ready[j] = 1;
     is_listed[j] = 1;
     is_in_step[j] = 0;
@@ -379,7 +379,7 @@ inline wake_resumed(c) {
 inline leave(thread, j) {
     take_lock();
     LOCKED
-        note_return(j);
+        stop_expecting(j);
         if
         :: is_ready[j] && is_lost[j] -> is_ready[j] = 0
         :: else
@@ -560,7 +560,7 @@ inline lead(c) {
         LOCKED
             look_at_clock(is_late);
             if
-            :: !n_news[c] && n_ready[c] && !NEXT_TURN && !is_late
+            :: !is_notified[c] && n_ready[c] && !NEXT_TURN && !is_late
             :: else -> break
             fi
         }
@@ -572,21 +572,21 @@ inline lead(c) {
     }
 }
 
-/* Sets `news`. */
+/* Sets `was_notified`. */
 inline batch_wait(c) {
     take_lock();
     is_waiting[c] = 1;
     do
-    :: n_news[c] == 0 && leads[c] -> lead(c); if :: is_late -> break :: else fi
-    :: n_news[c] == 0 && !leads[c] && !is_led && n_ready[c] > 0 ->
+    :: !is_notified[c] && leads[c] -> lead(c); if :: is_late -> break :: else fi
+    :: !is_notified[c] && !leads[c] && !is_led && n_ready[c] > 0 ->
         is_led = 1;
         lead(c);
         if :: is_late -> break :: else fi
-    :: n_news[c] == 0 && !leads[c] && !(!is_led && n_ready[c] > 0) ->
+    :: !is_notified[c] && !leads[c] && !(!is_led && n_ready[c] > 0) ->
         sleep_unlocked(c, c, is_late);
         look_at_clock(is_late);
         if :: is_late -> break :: else fi
-    :: n_news[c] > 0 -> break
+    :: is_notified[c] -> break
     od;
     LOCKED
         is_waiting[c] = 0;
@@ -596,8 +596,8 @@ inline batch_wait(c) {
         :: else
         fi;
 #endif
-        news = n_news[c];
-        n_news[c] = 0;
+        was_notified = is_notified[c];
+        is_notified[c] = 0;
         is_late = 0;
         RELEASE_LOCK
     }
@@ -696,7 +696,7 @@ inline fork_here(thread) {
 /* ---- calls ---- */
 
 inline forget_caller(c) {
-    d_step { is_waiting[c] = 0; leads[c] = 0; n_news[c] = 0; n_ready[c] = 0 }
+    d_step { is_waiting[c] = 0; leads[c] = 0; is_notified[c] = 0; n_ready[c] = 0 }
 }
 
 /* With the GIL: resumes the jobs of a call. */
@@ -735,14 +735,14 @@ inline go_on_in_child(c) {
     fork_here(c);
     forget_caller(c);
     is_stopped = 0;
-    news = 0;
+    was_notified = 0;
     j = FIRST_JOB(c);
     do
     :: j < END_JOB(c) && is_ready[j] && is_in_step[j] -> is_stopped = 1; break /* ForkError */
     :: j < END_JOB(c) && !(is_ready[j] && is_in_step[j]) ->
         is_ready[j] = 0;
         if
-        :: is_run[j] && is_finished[j] -> news = 1 /* in the parent, in a step of another caller */
+        :: is_run[j] && is_finished[j] -> was_notified = 1 /* in the parent, in a step of another caller */
         :: else
         fi;
         j++
@@ -750,7 +750,7 @@ inline go_on_in_child(c) {
     od;
     j = 0;
     if
-    :: !is_stopped && !news -> resume_jobs(c)
+    :: !is_stopped && !was_notified -> resume_jobs(c)
     :: else
     fi
 }
@@ -780,8 +780,8 @@ inline find_unfinished(c) {
 }
 
 proctype caller(byte c) HERE {
-    byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0, news = 0;
-    bool is_late = 0, gather_is_late = 0, is_ignored = 0, is_stopped = 0;
+    byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0;
+    bool was_notified = 0, is_late = 0, gather_is_late = 0, is_ignored = 0, is_stopped = 0;
     begin_jobs(c);
     do
     :: atomic {
@@ -793,13 +793,13 @@ proctype caller(byte c) HERE {
         };
         resume_jobs(c);
         do
-        :: news == 0 && !is_stopped ->
+        :: !was_notified && !is_stopped ->
             batch_wait(c);
             if
             :: true
             :: atomic { n_interrupts > 0 -> n_interrupts--; is_stopped = 1 }
 #if N_FORKS
-            :: atomic { process < N_FORKS && news == 0 -> go_on_in_child(c) }
+            :: atomic { process < N_FORKS && !was_notified -> go_on_in_child(c) }
 #endif
             fi
         :: else -> break
@@ -808,7 +808,7 @@ proctype caller(byte c) HERE {
         :: is_stopped -> leave_jobs(c)
         :: else
         fi;
-        news = 0;
+        was_notified = 0;
         /* The call has returned: its memory is gone, and its jobs are the caller's. */
         d_step {
             j = FIRST_JOB(c);
@@ -831,12 +831,12 @@ proctype caller(byte c) HERE {
 bool is_added[N_ALL_JOBS], is_closing;
 
 proctype waiter() HERE {
-    byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0, news = 0;
-    bool is_late = 0, gather_is_late = 0;
+    byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0;
+    bool was_notified = 0, is_late = 0, gather_is_late = 0;
     do
     :: !is_closing ->
         batch_wait(WAITER);
-        news = 0;
+        was_notified = 0;
         atomic {
             j = FIRST_JOB(WAITER);
             do
@@ -885,11 +885,7 @@ proctype user(byte u) HERE {
     :: is_closing ->
         atomic {
             !lock_is_taken;
-            n_news[WAITER]++;
-            if
-            :: n_news[WAITER] == 1 && is_waiting[WAITER] -> wake(WAITER)
-            :: else
-            fi
+            notify(WAITER)
         }
     :: else
     fi;
@@ -940,7 +936,7 @@ proctype canceller() HERE {
             select(j : 0 .. N_ALL_JOBS - 1);
             is_cancelled[j] = 1;
             if
-            :: !is_ready[j] -> note_return(j)
+            :: !is_ready[j] -> stop_expecting(j)
             :: else
             fi;
             j = 0;
