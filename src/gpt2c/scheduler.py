@@ -23,7 +23,7 @@ from gpt2c.generate.options import DEFAULTS, Completion, Logprobs, StreamOptions
 from gpt2c.generate.prompts import Prompt
 from gpt2c.generate.streaming import Pieces
 from gpt2c.model import GPT2
-from gpt2c.schedule.batching import Continuation
+from gpt2c.schedule.continuation import Continuation
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.runner import Runner, Task
 

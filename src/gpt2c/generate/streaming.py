@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2c.engine.protocol import EngineModel
-from gpt2c.schedule.batching import Continuation, immediate_result
+from gpt2c.schedule.continuation import Continuation, immediate_result
 from gpt2c.schedule.dispatcher import Dispatcher
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request

@@ -23,7 +23,7 @@ from weakref import ref
 from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError, ForkError
 from gpt2c.forks import ProcessLock
-from gpt2c.schedule.batching import Continuation, empty_result, immediate_result
+from gpt2c.schedule.continuation import Continuation, empty_result, immediate_result
 from gpt2c.schedule.dispatcher import IDLE_SECONDS, Future, resolve
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result

@@ -30,15 +30,15 @@ from gpt2c.engine.protocol import (
     EngineSequence,
     Scores,
 )
-from gpt2c.schedule.batching import (
-    Batch,
+from gpt2c.schedule.batching import Batch
+from gpt2c.schedule.beams import Beam, Candidate, Group, Hypothesis, SearchOptions, best_of
+from gpt2c.schedule.continuation import (
     check_logits,
     empty_scores,
     immediate_result,
     raise_failure,
     score_prompt,
 )
-from gpt2c.schedule.beams import Beam, Candidate, Group, Hypothesis, SearchOptions, best_of
 from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_prefix
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Watcher
