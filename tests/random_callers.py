@@ -228,8 +228,8 @@ def run_round(name: str, loaded: Loaded, seed: int, n: int) -> Counter[str]:
     rng = random.Random(f"{name} {seed}")
     requests = make_requests(rng, loaded, n)
     closes = rng.random() < 0.12 and name != "tales"
-    is_before = rng.random() < 0.5
-    alone = {r.number: run_alone(loaded, r) for r in requests if is_before and not r.is_unseeded}
+    alone_first = rng.random() < 0.5
+    alone = {r.number: run_alone(loaded, r) for r in requests if alone_first and not r.is_unseeded}
     used = load(name) if closes else loaded
     n_threads = threading.active_count()
     running = Round(used, requests, rng)

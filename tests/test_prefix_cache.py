@@ -43,17 +43,17 @@ def plain(backend):
 
 
 @pytest.fixture
-def taken(monkeypatch):
-    """Record how many tokens the cache gave at each take."""
+def copied(monkeypatch):
+    """Record how many tokens the cache gave at each call of copy_longest."""
     lengths = []
-    take = PrefixCache.take
+    copy_longest = PrefixCache.copy_longest
 
     def spy(self, ids, longer_than=0):
-        sequence = take(self, ids, longer_than)
+        sequence = copy_longest(self, ids, longer_than)
         lengths.append(sequence.length if sequence is not None else 0)
         return sequence
 
-    monkeypatch.setattr(PrefixCache, "take", spy)
+    monkeypatch.setattr(PrefixCache, "copy_longest", spy)
     return lengths
 
 
@@ -67,19 +67,19 @@ def put(cache, engine, ids):
     cache.put(np.array(ids, dtype=np.int32), fed(engine, ids))
 
 
-def take(cache, ids):
+def copied_length(cache, ids):
     """Return the length of the sequence that the cache gives for a prompt."""
-    sequence = cache.take(np.array(ids, dtype=np.int32))
+    sequence = cache.copy_longest(np.array(ids, dtype=np.int32))
     return sequence.length if sequence is not None else 0
 
 
 def assert_is_whole(cache):
     """Check what must hold between two calls."""
-    texts = cache._texts
-    assert texts == sorted(texts)
-    assert set(texts) == set(cache._sequences)
-    assert not any(b.startswith(a) for a, b in pairwise(texts))
-    assert cache._n_pages == sum(-(-len(t) // 4 // PAGE_POSITIONS) for t in texts)
+    keys = cache._keys
+    assert keys == sorted(keys)
+    assert set(keys) == set(cache._sequences)
+    assert not any(b.startswith(a) for a, b in pairwise(keys))
+    assert cache._n_pages == sum(-(-len(t) // 4 // PAGE_POSITIONS) for t in keys)
     assert cache._n_pages <= cache._max_pages
     assert all(s.length == len(t) // 4 for t, s in cache._sequences.items())
 
@@ -96,12 +96,12 @@ def test_the_longest_prefix_is_found(backend):
     for _ in range(60):
         ids = [*stem, *RNG.integers(0, 2, RNG.integers(0, 7)).tolist()]
         expected = max((common_prefix_of(ids[:-1], text) for text in kept), default=0)
-        assert take(cache, ids) == (expected if expected >= MIN_SHARED_PREFIX else 0)
+        assert copied_length(cache, ids) == (expected if expected >= MIN_SHARED_PREFIX else 0)
         put(cache, engine, ids)
         kept.append(ids)
         assert_is_whole(cache)
-    assert take(cache, [*stem, 7]) == MIN_SHARED_PREFIX
-    assert take(cache, [2, *stem]) == 0
+    assert copied_length(cache, [*stem, 7]) == MIN_SHARED_PREFIX
+    assert copied_length(cache, [2, *stem]) == 0
 
 
 def common_prefix_of(a, b):
@@ -112,7 +112,7 @@ def test_a_taken_sequence_is_independent(model, plain):
     engine, cache = model._engine, model._prefixes
     put(cache, engine, PROMPT)
     for n in (17, 60, 70):
-        sequence = cache.take(np.array([*PROMPT[:n], 3, 4], dtype=np.int32))
+        sequence = cache.copy_longest(np.array([*PROMPT[:n], 3, 4], dtype=np.int32))
         assert sequence.length == n
         logits = sequence.feed(np.array([5, 6], dtype=np.int32), 1)
         expected = fed(plain._engine, PROMPT[:n]).feed(np.array([5, 6], dtype=np.int32), 1)
@@ -120,7 +120,7 @@ def test_a_taken_sequence_is_independent(model, plain):
             np.testing.assert_allclose(logits, expected, atol=1e-4)
         else:
             assert np.array_equal(logits, expected)
-    assert take(cache, PROMPT) == 69  # the last id is fed, to get the logits after it
+    assert copied_length(cache, PROMPT) == 69  # the last id is fed, to get the logits after it
 
 
 def test_short_texts_are_not_kept(model):
@@ -131,8 +131,8 @@ def test_short_texts_are_not_kept(model):
     assert cache.n_bytes == 0
     put(cache, engine, PROMPT[:16])
     assert cache.n_bytes == engine.page_bytes
-    assert take(cache, PROMPT[:16]) == 0
-    assert take(cache, PROMPT[:17]) == 16
+    assert copied_length(cache, PROMPT[:16]) == 0
+    assert copied_length(cache, PROMPT[:17]) == 16
 
 
 def test_a_longer_text_replaces_its_prefix(model):
@@ -145,12 +145,12 @@ def test_a_longer_text_replaces_its_prefix(model):
     assert_is_whole(cache)
 
 
-def test_a_donor_that_shares_more_is_preferred(model, plain, taken):
+def test_a_donor_that_shares_more_is_preferred(model, plain, copied):
     model.generate(PROMPT[:30], max_new_tokens=1)
     prompts = [[*PROMPT[:50], 1], [*PROMPT[:50], 2]]
     assert model.generate(prompts, max_new_tokens=3) == plain.generate(prompts, max_new_tokens=3)
     plain_takes = [0, 0]
-    assert taken == [0, 30, 0, *plain_takes]
+    assert copied == [0, 30, 0, *plain_takes]
 
 
 # ---- what it forgets ----
@@ -162,12 +162,12 @@ def test_the_least_recently_used_text_goes_first(backend):
     a, b, c, d = ([i] * 20 for i in range(4))
     for text in (a, b, c):
         put(cache, engine, text)
-    assert take(cache, a) == 19
+    assert copied_length(cache, a) == 19
     put(cache, engine, d)
-    assert [take(cache, text) for text in (a, b, c, d)] == [19, 0, 19, 19]
+    assert [copied_length(cache, text) for text in (a, b, c, d)] == [19, 0, 19, 19]
     put(cache, engine, a[:18])  # covered: counts as a use
     put(cache, engine, [4] * 70)  # two pages
-    assert [take(cache, text) for text in (a, c, d, [4] * 70)] == [19, 0, 0, 69]
+    assert [copied_length(cache, text) for text in (a, c, d, [4] * 70)] == [19, 0, 0, 69]
     assert_is_whole(cache)
 
 
@@ -182,14 +182,14 @@ def test_pages_are_limited_and_freed(backend):
         assert_is_whole(cache)
     text = [7] * 150
     put(cache, engine, text)
-    assert take(cache, text) == 128  # the first two pages
+    assert copied_length(cache, text) == 128  # the first two pages
     assert cache.evict(1) == 2 * engine.page_bytes
     assert cache.evict(1) == 0
     gc.collect()
     assert model.kv_cache_bytes == 0
     put(cache, engine, text)
     cache.clear()
-    assert take(cache, text) == 0
+    assert copied_length(cache, text) == 0
     gc.collect()
     assert model.kv_cache_bytes == 0
 
@@ -314,12 +314,12 @@ def test_calls_give_the_same_bits(name, isa):
     assert_is_whole(model._prefixes)
 
 
-def test_numpy_gives_the_same_ids(taken):
+def test_numpy_gives_the_same_ids(copied):
     model, plain = model_with("numpy"), model_on("numpy", CONFIG, WEIGHTS)
     for _ in range(2):
         found = model.generate(PROMPT, max_new_tokens=12)
         assert found == plain.generate(PROMPT, max_new_tokens=12)
-    assert taken == [0, 0, 69, 0]
+    assert copied == [0, 0, 69, 0]
 
 
 @pytest.mark.parametrize("kind", ["packing", "lookup", "model"])
@@ -333,31 +333,31 @@ def test_drafts_give_the_same_bits(kind, isa):
         options = {"draft": draft, "num_assistant_tokens": 4}
         assert model.generate(PROMPT, max_new_tokens=100, **options) == expected
     longer = [*PROMPT, *expected]
-    assert take(model._prefixes, [*longer, 1]) >= len(longer) - 1
+    assert copied_length(model._prefixes, [*longer, 1]) >= len(longer) - 1
     found = model.generate(longer, max_new_tokens=20, draft=None)
     assert found == plain.generate(longer, max_new_tokens=20, draft=None)
 
 
-def test_streams_take_and_put(model, plain, taken):
+def test_streams_take_and_put(model, plain, copied):
     expected = plain.generate(PROMPT, max_new_tokens=12)
     for _ in range(2):
         assert list(model.stream(PROMPT, max_new_tokens=12)) == expected
-    assert taken == [0, 0, 69]
+    assert copied == [0, 0, 69]
 
 
-def test_echo_puts_but_does_not_take(model, taken):
+def test_echo_puts_but_does_not_take(model, copied):
     for _ in range(2):
         model.complete(PROMPT, max_new_tokens=2, logprobs=1, echo=True)
-    assert taken == []
+    assert copied == []
     model.complete(PROMPT, max_new_tokens=2, logprobs=1)
-    assert taken == [69]
+    assert copied == [69]
 
 
-def test_beam_searches_take_and_put_the_prompt(model, taken):
+def test_beam_searches_take_and_put_the_prompt(model, copied):
     for _ in range(2):
         model.generate(PROMPT, max_new_tokens=4, num_beams=3)
-    assert taken == [0, 69]
-    assert len(model._prefixes._texts[0]) == 4 * len(PROMPT)
+    assert copied == [0, 69]
+    assert len(model._prefixes._keys[0]) == 4 * len(PROMPT)
 
 
 def test_a_failed_call_puts_nothing(backend):
@@ -409,11 +409,11 @@ def test_a_child_begins_with_an_empty_cache(model):
 
     def check():
         cache = model._prefixes
-        assert take(cache, PROMPT) == 0
+        assert copied_length(cache, PROMPT) == 0
         assert cache.n_bytes == 0
         for _ in range(2):
             assert model.generate(PROMPT, max_new_tokens=6) == expected
-        assert take(cache, PROMPT) == 69
+        assert copied_length(cache, PROMPT) == 69
         assert_is_whole(cache)
 
     in_child(check)
@@ -425,7 +425,7 @@ def test_a_child_begins_with_an_empty_cache(model):
         finally:
             ended.set()
             thread.join()
-    assert take(model._prefixes, PROMPT) == 69
+    assert copied_length(model._prefixes, PROMPT) == 69
 
 
 def at_each_line(call, react):
@@ -468,7 +468,7 @@ def test_an_interrupt_at_any_line(backend):
         for text, sequence in zip(texts, sequences, strict=True):
             ids = np.array(text, dtype=np.int32)
             cache.put(ids, sequence)
-            cache.take(ids)
+            cache.copy_longest(ids)
         cache.evict(1)
 
     def interrupt():
@@ -478,7 +478,7 @@ def test_an_interrupt_at_any_line(backend):
     assert n_lines > 50
     call(0)
     assert_is_whole(cache)
-    assert take(cache, texts[2]) == 19
+    assert copied_length(cache, texts[2]) == 19
 
 
 def test_a_signal_handler_that_uses_the_cache_at_any_line(backend):
@@ -492,14 +492,14 @@ def test_a_signal_handler_that_uses_the_cache_at_any_line(backend):
         for text, sequence in zip(texts[:3], sequences, strict=False):
             ids = np.array(text, dtype=np.int32)
             cache.put(ids, sequence)
-            cache.take(ids)
+            cache.copy_longest(ids)
         cache.evict(1)
         assert_is_whole(cache)
 
     def handler():
         ids = np.array(texts[3], dtype=np.int32)
         cache.put(ids, sequences[3])
-        cache.take(ids)
+        cache.copy_longest(ids)
         cache.evict(1)
         cache.clear()
 

@@ -18,7 +18,7 @@
 #define SHORT_FULL_SECONDS 1.0
 /* How long the leader sleeps before the next attempt if no job of a step had room. */
 #define FULL_SLEEP_SECONDS 2e-3
-/* How often such a job asks its caller to free pages that no call needs. */
+/* How often a job without room asks its caller to free pages that no call needs. */
 #define ASK_SECONDS 0.05
 
 /* Takes the pages of the youngest job that arrived after `job`. Returns 0 if there is none. Spares

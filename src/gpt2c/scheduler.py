@@ -25,7 +25,7 @@ from gpt2c.generate.streaming import Pieces
 from gpt2c.model import GPT2
 from gpt2c.schedule.continuation import Continuation
 from gpt2c.schedule.requests import Request, Result
-from gpt2c.schedule.runner import Runner, Task
+from gpt2c.schedule.runner import RequestState, Runner
 
 _MAX_PRIORITY: Final = 2**31 - 1
 _MAX_RUNNING: Final = 2**31 - 1
@@ -83,15 +83,16 @@ class _Record:
         self._completer, self._request = completer, request
         self._token_bytes = token_bytes if request.is_text else None
         self._pieces: Pieces | None = None
-        self._running: Continuation | None = None
+        self._continuation: Continuation | None = None
         self.events: list[Event] = []
         self.completion: Completion | None = None
 
-    def begin(self, running: Continuation) -> None:
-        self._running, self._pieces = running, Pieces(running, self._token_bytes)
+    def begin(self, continuation: Continuation) -> None:
+        self._continuation = continuation
+        self._pieces = Pieces(continuation, self._token_bytes)
 
     def advance(self) -> None:
-        if self._running is None or self._pieces is None:
+        if self._continuation is None or self._pieces is None:
             return
         new = list(self._pieces.take())
         if not new:
@@ -99,7 +100,7 @@ class _Record:
         has_text = self._request.is_text
         begin, scores = len(self.events), Logprobs()
         if self._request.n_top is not None:
-            tokens, top = self._running.scores
+            tokens, top = self._continuation.scores
             end = begin + len(new)
             scores = Logprobs.of((tokens[begin:end], top[begin:end]))
         for i, (id, text) in enumerate(new):
@@ -114,7 +115,7 @@ class _Record:
 
     def finish(self, result: Result) -> None:
         rest = "" if self._pieces is None else self._pieces.rest()
-        self._running = self._pieces = None  # frees the KV cache
+        self._continuation = self._pieces = None  # frees the KV cache
         self.completion = self._completer.completion(self._request, result)
         self.events.append(Finished(self.completion, rest if self._request.is_text else None))
 
@@ -129,21 +130,21 @@ class Handle:
     reference to a handle cancels the request.
     """
 
-    def __init__(self, runner: Runner, task: Task, record: _Record) -> None:
+    def __init__(self, runner: Runner, state: RequestState, record: _Record) -> None:
         """Make a handle; this is for Scheduler.add."""
-        self._runner, self._task, self._record = runner, task, record
+        self._runner, self._state, self._record = runner, state, record
 
     @property
     def done(self) -> bool:
         """Whether the request has ended, with a completion or an error."""
-        return self._task.is_done
+        return self._state.is_done
 
     def cancel(self) -> None:
         """End the request within one pass; its finish_reason is then "cancelled".
 
         Does nothing if it has ended.
         """
-        self._runner.cancel(self._task)
+        self._runner.cancel(self._state)
 
     def result(self, timeout: float | None = None) -> Completion:
         """Wait for the end; return the completion.
@@ -181,19 +182,19 @@ class Handle:
         events = self._record.events
         if n < len(events):
             return events[n]
-        if self._task.error is not None:
-            raise self._task.error
+        if self._state.error is not None:
+            raise self._state.error
         return None
 
     def _completion(self) -> Completion:
-        if self._task.error is not None:
-            raise self._task.error
+        if self._state.error is not None:
+            raise self._state.error
         assert self._record.completion is not None
         return self._record.completion
 
     def _has(self, n: int | None) -> bool:
         """Whether event n has happened (None: the end)."""
-        return self._task.is_done or (n is not None and n < len(self._record.events))
+        return self._state.is_done or (n is not None and n < len(self._record.events))
 
     def _wait(self, n: int | None, seconds: float | None = None) -> None:
         """Sleep until event n has happened (None: until the end)."""
@@ -204,12 +205,12 @@ class Handle:
             reader = self._runner.begin_reading()
             lock = Lock()
             lock.acquire()
-            self._task.add_sleeper(lock, until_end=n is None)
+            self._state.add_sleeper(lock, until_end=n is None)
             while not self._has(n):
                 if (left := end - time.monotonic()) <= 0:
                     raise TimeoutError(f"the request has not ended within {seconds} seconds")
                 if self._runner.sleep(lock, left):
-                    self._task.add_sleeper(lock, until_end=n is None)
+                    self._state.add_sleeper(lock, until_end=n is None)
             del reader
         except KeyboardInterrupt:
             self.cancel()
@@ -223,7 +224,7 @@ class Handle:
         try:
             while not self._has(n):
                 future = asyncio.get_running_loop().create_future()
-                self._task.add_sleeper(future, until_end=n is None)
+                self._state.add_sleeper(future, until_end=n is None)
                 if not self._has(n):
                     await future
         except asyncio.CancelledError:
@@ -263,7 +264,7 @@ class Scheduler(Closable):
         if not isinstance(model, GPT2):
             raise OptionTypeError(f"model is {show(model)}; it must be a gpt2c.GPT2")
         self._model = model
-        self._runs_alone = flag("thread", thread)
+        self._has_thread = flag("thread", thread)
         self._max_running = integer("max_running", max_running, 1, _MAX_RUNNING)
         self._lock = ProcessLock(Lock)
         self._is_closed = False
@@ -326,15 +327,15 @@ class Scheduler(Closable):
                 self._runner = self._new_runner()
             runner = self._runner
         record = _Record(completer, request, self._model._encoder.token_bytes)
-        task = Task(request, record)
-        handle = Handle(runner, task, record)
-        task.owner = ref(handle)
-        runner.add(task, priority)
+        state = RequestState(request, record)
+        handle = Handle(runner, state, record)
+        state.owner = ref(handle)
+        runner.add(state, priority)
         return handle
 
     def _new_runner(self) -> Runner:
         model = self._model
-        return Runner(model._engine, model._prefixes, self._max_running, self._runs_alone)
+        return Runner(model._engine, model._prefixes, self._max_running, not self._has_thread)
 
     def close(self) -> None:
         """Cancel the requests that have not ended, and wait until none runs.

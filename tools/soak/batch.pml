@@ -1,9 +1,9 @@
 /* A model of csrc/batch/ for the model checker Spin: who leads, hand-over, gathering, turns, leaving,
  * cancelling, waits whose time runs out, interrupts, and forks.
  *
- * Callers make calls with several jobs that rest together, as Running does (src/gpt2c/engine/_batch.pxi).
- * A waiter waits for jobs that another thread, its user, adds and removes, as Waiter does. Turn takers
- * make passes of their own. Another thread cancels jobs.
+ * Callers make calls with several jobs that rest together, as BlockingCall does
+ * (src/gpt2c/engine/_batch.pxi). A waiter waits for jobs that other threads, its users, add and remove, as
+ * SharedWaiter does. Turn takers make passes of their own. Another thread cancels jobs.
  *
  * Checked in every interleaving:
  *   - every thread comes to its end (WATCHER): no lead, turn, wake-up or notification is lost;

@@ -1,12 +1,15 @@
 # Clients of the running batch (csrc/batch/): calls that wait for jobs, and turns. Included by
 # _engine.pyx.
 #
-# Python code, such as a signal handler, runs only between waits, never while C leads.
-# The batch's lists grow only while this thread has the GIL, and os.fork needs the GIL; so a forked
-# child finds the lists whole.
+# A blocking call waits for its own jobs, which rest together. A shared waiter waits for the jobs of
+# many tasks, and each job rests by itself.
+#
+# Python code, such as a signal handler, runs only between waits, never while C leads. C's list of
+# ready jobs grows only while the thread has the GIL, which os.fork needs too. So a forked child
+# never finds the list half changed.
 
-# Seconds that a wait lasts at most, so that Python can handle Ctrl-C, which only the main thread
-# does. Other threads return now and then in case their process exits.
+# How many seconds a wait lasts at most. The main thread returns often, so that Python can handle
+# Ctrl-C; other threads return now and then, in case the process exits.
 cdef double SIGNAL_INTERVAL = 0.02
 cdef double OTHER_INTERVAL = 0.5
 
@@ -15,24 +18,24 @@ cdef double wait_interval():
     return SIGNAL_INTERVAL if get_ident() == main_thread().ident else OTHER_INTERVAL
 
 
-# What a step of the parent may have been using as it forked: never freed, because it may be in any
-# state.
+# Drafters of a parent process. They are never freed, because a step may have been using them at the
+# moment of the fork.
 cdef list lost_drafters = []
 
 
 cdef class Drafter:
-    """Drafts of one kind for one model, with the rates and times measured so far."""
+    """Makes drafts of one kind for one model, and keeps their measured rates and times."""
 
     cdef gpt2c_drafter *pointer
     cdef tuple kind  # (lookup, packing, n_tokens)
-    # The draft model, or None. Weak, so that dropping the draft model frees its memory.
+    # A weak reference to the draft model, so that dropping the model frees its memory; or None.
     cdef object draft_model
 
     def __dealloc__(self):
         gpt2c_drafter_free(self.pointer)
 
     cdef bint makes(self, tuple kind, Model draft_model) except -1:
-        """Whether this drafter makes the drafts that are asked for."""
+        """Whether this drafter makes drafts of this kind with this draft model."""
         own = None if self.draft_model is None else self.draft_model()
         return self.kind == kind and own is draft_model and (
             draft_model is not None or self.draft_model is None
@@ -58,7 +61,7 @@ cdef Drafter new_drafter(Model model, tuple kind, Model draft_model):
 
 
 cdef class Claims:
-    """What a call holds: the model's weights (shared) and its sequences (exclusively)."""
+    """What a call holds: the model's weights, with other calls, and its sequences, alone."""
 
     cdef Model model
     cdef list sequences
@@ -86,7 +89,7 @@ cdef class Claims:
 
 
 cdef class BlockingCall:
-    """A call that waits for jobs of the running batch."""
+    """A call that waits for its own jobs. As soon as one of them rests, all of them do."""
 
     cdef Model model
     cdef gpt2c_caller caller
@@ -103,7 +106,7 @@ cdef class BlockingCall:
         free(self.pointers)
 
     cdef int run_until_rest(self) except -1:
-        """Let the jobs run until one of them comes to rest; then all of them rest."""
+        """Let the jobs run until they come to rest."""
         cdef int n = 0
         cdef double seconds = wait_interval()
         cdef Py_ssize_t n_forks = -1
@@ -123,7 +126,7 @@ cdef class BlockingCall:
         return 0
 
     cdef int resume(self) except -1:
-        """Resume the jobs; in a forked child again, since they are not in the child's batch."""
+        """Resume the jobs. A forked child does it again, because its batch has no jobs."""
         cdef gpt2c_batch *batch = self.model.own_batch()
         cdef int32_t i
         cdef gpt2c_status status
@@ -159,26 +162,30 @@ cdef class BlockingCall:
         return 0
 
     cdef bint needs_retry(self, str what) except -1:
-        """Raise the error of the first job whose step failed; the job can be run again.
+        """Return whether to run the jobs again, because a step lacked memory.
 
-        Return whether a step lacked memory that was freed meanwhile.
+        Either some memory was freed, or the jobs still wait for room in the KV cache. Raise the
+        error of the first job whose step failed otherwise; the job can be run again.
         """
         cdef int32_t i
         cdef gpt2c_status status = GPT2C_OK, found
-        cdef bint waits = True
+        cdef bint waits_for_room = True
         for i in range(self.n_jobs):
             found, self.pointers[i].status = self.pointers[i].status, GPT2C_OK
             if found != GPT2C_OK and status == GPT2C_OK:
                 status = found
-                waits = not self.pointers[i].member.has_given_up
-        if self.model.reclaims(status) or (status == GPT2C_CACHE_FULL and waits):
+                waits_for_room = not self.pointers[i].member.has_given_up
+        if self.model.reclaims(status) or (status == GPT2C_CACHE_FULL and waits_for_room):
             return True
         raise_status(status, what, self.model)
         return False
 
 
 cdef class Turn:
-    """A pass outside the running batch. Between `begin` and `end` no Python code may run."""
+    """A turn for a pass outside the running batch.
+
+    Between `begin` and `end`, nothing may run a signal handler, which could call the model.
+    """
 
     cdef Model model
     cdef gpt2c_turn turn
@@ -218,7 +225,7 @@ cdef class Running(BlockingCall):
     """One call of Model.run."""
 
     cdef list jobs
-    cdef list draft_models  # those that the call holds
+    cdef list draft_models  # those of the jobs, which the call holds
 
     def __cinit__(self, Model model, int32_t n_jobs, list jobs):
         cdef Job job
@@ -228,7 +235,7 @@ cdef class Running(BlockingCall):
             self.pointers[i] = &job.job
 
     def run(self, int max_steps):
-        """Run the jobs for up to max_steps steps, or until one finishes or is cancelled."""
+        """Run the jobs for max_steps steps, or until one finishes or is cancelled."""
         cdef Job job
         cdef list sequences = []
         for job in self.jobs:
@@ -267,9 +274,9 @@ cdef class Running(BlockingCall):
         return 0
 
     cdef bint set_limits(self, int max_steps) except -1:
-        """Set when each job rests, and its drafter.
+        """Set each job's drafter, and the number of new tokens at which it rests.
 
-        Return False if a job may rest only to have the weights packed for drafts.
+        Return False if a job may rest earlier than after a step, to have the weights packed.
         """
         cdef Job job
         cdef int32_t pack_at
@@ -286,7 +293,7 @@ cdef class Running(BlockingCall):
 
 
 cdef class Feeding(BlockingCall):
-    """One call of Sequence.feed: a job that only feeds."""
+    """One call of Sequence.feed. Its job only feeds."""
 
     cdef Sequence sequence
     cdef gpt2c_job job
@@ -324,12 +331,12 @@ cdef class Feeding(BlockingCall):
 
 
 @cython.no_gc
-cdef class Waiter:
-    """See EngineWaiter."""
+cdef class SharedWaiter:
+    """See EngineSharedWaiter."""
 
     cdef Model model
     cdef gpt2c_caller caller
-    cdef list jobs  # those that were added and not yet returned by `wait`
+    cdef list jobs  # that were added, and not removed or returned by `wait` yet
     cdef Py_ssize_t n_forks
 
     def __cinit__(self, Model model not None):
@@ -341,7 +348,7 @@ cdef class Waiter:
         cdef Job job
         cdef gpt2c_job *pointer
         if self.jobs is not None and self.n_forks == len(forking_threads):
-            for job in list(self.jobs):  # the batch refers to them and to `caller`
+            for job in list(self.jobs):  # the batch has pointers to the jobs and to `caller`
                 pointer = &job.job
                 gpt2c_batch_leave(self.model.batch, &pointer, 1)
                 job.sequence.release()
@@ -353,7 +360,7 @@ cdef class Waiter:
         return 0
 
     def add(self, Job job not None):
-        """See EngineWaiter.add."""
+        """See EngineSharedWaiter.add."""
         cdef gpt2c_job *pointer = &job.job
         cdef gpt2c_batch *batch
         self.check_fork()
@@ -390,24 +397,24 @@ cdef class Waiter:
         return self.model.let_go(job)
 
     def remove(self, Job job not None):
-        """See EngineWaiter.remove."""
+        """See EngineSharedWaiter.remove."""
         cdef gpt2c_job *pointer = &job.job
         self.check_fork()
         if job not in self.jobs:
             return
         with nogil:
             gpt2c_batch_leave(self.model.batch, &pointer, 1)
-        if job in self.jobs:  # else `wait` in another thread has returned it meanwhile
+        if job in self.jobs:  # otherwise `wait` in another thread has returned it meanwhile
             job.sequence.release()
             self.forget(job)
 
     def wake(self):
-        """See EngineWaiter.wake."""
+        """See EngineSharedWaiter.wake."""
         self.check_fork()
         gpt2c_batch_wake(self.model.own_batch(), &self.caller)
 
     def wait(self, double seconds):
-        """See EngineWaiter.wait."""
+        """See EngineSharedWaiter.wait."""
         cdef Job job
         cdef list rested = []
         self.check_fork()
@@ -422,7 +429,7 @@ cdef class Waiter:
                     self.forget(job)
                     if job.drafts is not None:
                         try:
-                            self.model.set_drafter(job)  # may pack the weights, in this thread
+                            self.model.set_drafter(job)  # may pack the weights: this takes time
                         except Exception as error:
                             job.failure = error
                     rested.append(job)

@@ -471,9 +471,9 @@ cdef class Model:
             self.drafters = []
         return self.batch
 
-    def waiter(self):
-        """See EngineModel.waiter."""
-        return Waiter(self)
+    def shared_waiter(self):
+        """See EngineModel.shared_waiter."""
+        return SharedWaiter(self)
 
     cdef int32_t set_drafter(self, Job job, bint may_pack=True) except -1:
         """Set the drafter of a job that rests.

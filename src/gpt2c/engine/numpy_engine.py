@@ -187,9 +187,9 @@ class Model:
             if any(job.finish_reason or job.cancelled for job in numpy_jobs):
                 return
 
-    def waiter(self) -> Waiter:
-        """See EngineModel.waiter."""
-        return Waiter(self)
+    def shared_waiter(self) -> SharedWaiter:
+        """See EngineModel.shared_waiter."""
+        return SharedWaiter(self)
 
     def score(
         self,
@@ -509,8 +509,8 @@ class Job:
             self.finish_reason = "context"
 
 
-class Waiter:
-    """See EngineWaiter. The thread in `wait` runs the steps, one job after another."""
+class SharedWaiter:
+    """See EngineSharedWaiter. A thread in `wait` runs one step of each job, one after another."""
 
     def __init__(self, model: Model) -> None:
         """Make a waiter without jobs."""
@@ -522,7 +522,7 @@ class Waiter:
         self._process = os.getpid()
 
     def add(self, job: EngineJob) -> None:
-        """See EngineWaiter.add."""
+        """See EngineSharedWaiter.add."""
         self._check_process()
         self._model.check_open()
         if not isinstance(job, Job) or job.finish_reason is not None or job in self._jobs:
@@ -534,7 +534,7 @@ class Waiter:
             self._jobs_changed.notify_all()
 
     def remove(self, job: EngineJob) -> None:
-        """See EngineWaiter.remove."""
+        """See EngineSharedWaiter.remove."""
         self._check_process()
         with self._jobs_changed:
             self._jobs = [each for each in self._jobs if each is not job]
@@ -542,7 +542,7 @@ class Waiter:
             pass
 
     def wait(self, seconds: float) -> list[EngineJob]:
-        """See EngineWaiter.wait."""
+        """See EngineSharedWaiter.wait."""
         self._check_process()
         stepped: list[EngineJob] = []
         with self._jobs_changed:
@@ -567,7 +567,7 @@ class Waiter:
             job.failure = error
 
     def wake(self) -> None:
-        """See EngineWaiter.wake."""
+        """See EngineSharedWaiter.wake."""
         self._check_process()
         with self._jobs_changed:
             self._is_woken = True

@@ -232,7 +232,8 @@ class EngineJob(Protocol):
     def raise_failure(self) -> None:
         """Raise the error of the job's last step, if it failed; the job can be run again.
 
-        `run` raises it itself; this is for jobs that a waiter returned. Raises CacheMemoryError.
+        `run` raises it itself; this is for jobs from EngineSharedWaiter.wait. Raises
+        CacheMemoryError.
         """
 
     def new_ids(self, begin: int = 0) -> list[int]:
@@ -254,23 +255,23 @@ class EngineJob(Protocol):
         """
 
 
-class EngineWaiter(Protocol):
-    """Waits for jobs on behalf of others, such as the tasks of an event loop.
+class EngineSharedWaiter(Protocol):
+    """Waits for the jobs of many tasks, such as all tasks of asyncio.
 
-    Other calls of the model run the jobs in their steps too, but only a thread in `wait`, or in
-    another call, runs steps. Any thread may call the methods. A waiter of a parent process raises
-    ForkError in a forked child.
+    EngineModel.run waits for the jobs of one call. The added jobs run in the steps that any call of
+    the model runs; a thread in `wait` runs steps if no call does. Any thread may call the methods.
+    A waiter of a parent process raises ForkError in a forked child.
     """
 
     def add(self, job: EngineJob) -> None:
-        """Let the job run one step; `wait` then returns it.
+        """Let the job run one step, after which `wait` returns it.
 
-        The job must not be touched until then. With drafts, a step may add several tokens. Raises
+        Nothing else may use the job until then. With drafts, a step may add several tokens. Raises
         OptionError if the job has finished or was already added, and ClosedError.
         """
 
     def remove(self, job: EngineJob) -> None:
-        """Take a job back, after at most one more step; does nothing for other jobs."""
+        """Remove a job, after at most one more step. Do nothing if the job was not added."""
 
     def wait(self, seconds: float) -> list[EngineJob]:
         """Wait for at most `seconds`; return the jobs that have run a step.
@@ -391,8 +392,8 @@ class EngineModel(Protocol):
         ClosedError, or OptionError for a job that cannot run.
         """
 
-    def waiter(self) -> EngineWaiter:
-        """Return a new waiter for jobs of this model."""
+    def shared_waiter(self) -> EngineSharedWaiter:
+        """Return a new waiter, without jobs."""
 
     def score(
         self,

@@ -98,7 +98,7 @@ class TextStream:
 
     def _begin(self) -> tuple[Continuation, Pieces]:
         with self._engine.held():
-            prefix = self._prefixes.take(self._request.ids)
+            prefix = self._prefixes.copy_longest(self._request.ids)
             continuation = Continuation(self._engine, self._prefixes, self._request, prefix)
         return continuation, Pieces(continuation, self._token_bytes)
 

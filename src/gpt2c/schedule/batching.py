@@ -2,16 +2,16 @@
 
 A batch has `size` slots. A request takes a slot, runs until its sequence ends, and frees the slot
 for the next request. Results are yielded in the order of the requests, so a result waits for the
-results of earlier requests. When _BATCHES_AHEAD * size requests are begun but not yielded, no new
-request begins; this bounds the memory of a lazy run in which one request is slow.
+results of earlier requests. While _BATCHES_AHEAD * size requests are begun but not yielded, no new
+request begins: this limits the memory of results that wait for a slow request.
 
 Prompts that begin with the same tokens share their KV cache. A new request is compared with the
 requests that run, with those that ended in the last step, and with the prefix cache
-(prefix_cache.py); the one with the longest shared prefix is the donor. A donor that runs first
-feeds any tokens of the prefix that it has not fed yet. A copy of the donor's sequence, cut to the
+(prefix_cache.py). The one with the longest shared prefix is the donor. If the donor is running and
+has not fed the whole prefix yet, it feeds the rest now. A copy of the donor's sequence, cut to the
 prefix, becomes the sequence of the new request. The two sequences share pages until one of them
-writes. The last token of the new prompt is never shared: the new request feeds that token itself,
-to get the logits after it.
+writes. The last token of the new prompt is never shared, because the new request needs the logits
+after it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
         raise failure
 
 
-class Running(Protocol[R]):
+class RunningRequest(Protocol[R]):
     """A request that runs: a continuation or a beam search."""
 
     result: R | None
@@ -72,14 +72,14 @@ class Running(Protocol[R]):
 
 
 class Batch(ABC, Generic[R]):
-    """The running requests, by number, and the results that are not yielded yet."""
+    """Requests that run together, and results that are not yielded yet, both by number."""
 
     def __init__(self, engine: EngineModel, prefixes: PrefixCache, size: int) -> None:
         """Make an empty batch; at most `size` requests run together."""
         self._engine, self._prefixes, self._size = engine, prefixes, size
-        self._running: dict[int, Running[R]] = {}
+        self._running: dict[int, RunningRequest[R]] = {}
         # The requests that ended in the last step; new requests may still copy their prefixes.
-        self._ended: list[Running[R]] = []
+        self._ended: list[RunningRequest[R]] = []
         self.results: dict[int, R] = {}
         self.n_added = 0
 
@@ -88,7 +88,7 @@ class Batch(ABC, Generic[R]):
         """Return the result of a request that needs no new token; None for others."""
 
     @abstractmethod
-    def _start(self, request: Request, sequence: EngineSequence | None) -> Running[R]:
+    def _start(self, request: Request, sequence: EngineSequence | None) -> RunningRequest[R]:
         """Begin a request. It takes over `sequence`, which holds the prompt's first tokens."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Batch(ABC, Generic[R]):
         """Run these requests for one step, or until one of them ends."""
 
     def has_free_slot(self, n_yielded: int) -> bool:
-        """Whether another request can be added, if n_yielded results were yielded."""
+        """Whether another request may begin, if n_yielded results were yielded."""
         return (
             len(self._running) < self._size
             and self.n_added - n_yielded < _BATCHES_AHEAD * self._size
@@ -133,7 +133,7 @@ class Batch(ABC, Generic[R]):
         donors = [r for r in (*self._running.values(), *self._ended) if r.prefix_key == key]
         donor = max(donors, key=lambda running: running.shared_length(request), default=None)
         n = 0 if donor is None else donor.shared_length(request)
-        if (sequence := self._prefixes.take(request.ids, longer_than=n)) is not None:
+        if (sequence := self._prefixes.copy_longest(request.ids, longer_than=n)) is not None:
             return sequence
         return None if donor is None or n < MIN_SHARED_PREFIX else donor.copy_prefix(n)
 

@@ -60,7 +60,7 @@ class Continuation:
         self.collect()
 
     def process(self, process: LogitsProcessor, raw: NDArray[np.float32]) -> None:
-        """Choose the next token from the processed logits; `raw` are those of job.next_logits."""
+        """Choose the next token from processed logits; `raw` is the result of job.next_logits."""
         if np.isnan(raw).any():
             self._fail("nan")
         before = [*self._ids.tolist(), *self.job.new_ids()]
@@ -68,7 +68,7 @@ class Continuation:
         self.job.advance(logits, raw)
 
     def collect(self) -> None:
-        """Pass the engine's new tokens to the watcher; set `result` if the sequence ends."""
+        """Give the engine's new tokens to the watcher; set `result` if the sequence ends."""
         job = self.job
         reason = job.finish_reason
         for id in job.new_ids(self._n_collected):
@@ -103,7 +103,8 @@ class Continuation:
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
         ids = self._ids
-        # The donor's last prompt token counts only if the donor has fed it.
+        # Only the job itself feeds its last prompt token, because it needs the logits. Other
+        # requests can share that token afterwards.
         limit = min(len(request.ids) - 1, max(len(ids) - 1, self.job.sequence.length))
         return min(common_prefix(request.ids, ids), limit)
 
@@ -132,10 +133,10 @@ class Continuation:
         n_left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
-        self.job = self._start(ids, n_left, self._prefixes.take(ids))
+        self.job = self._start(ids, n_left, self._prefixes.copy_longest(ids))
 
     def _keep_job_results(self) -> None:
-        """Keep the scores, draft counts and KV cache of a job that ends."""
+        """Keep the scores and draft counts of a job that ends; put its KV cache into the cache."""
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
         self._draft_counts = (passes + new_passes, drafted + new_drafted, accepted + new_accepted)
@@ -165,7 +166,7 @@ class Continuation:
 def raise_failure(reason: str, index: int, position: int) -> NoReturn:
     """Raise the error for a step of prompt `index` that cannot choose a token.
 
-    reason is "nan" for a NaN logit, or "nothing" if the options left no id.
+    reason is "nan" for a NaN logit, or "nothing" if the options leave no id.
     """
     if reason == "nan":
         raise NumericalError(

@@ -1,12 +1,13 @@
 """Steps for event loops: one thread per model waits for the jobs of all asyncio tasks.
 
 A task awaits `Dispatcher.step`. The dispatcher's thread waits for the jobs of all tasks with one
-EngineWaiter, and runs the model's steps if no other call does. After a step it wakes each event
-loop once, for all the loop's jobs. It runs no code of the user: stop strings, callbacks and
-decoding are done by the tasks.
+EngineSharedWaiter, and runs the model's steps if no other call does. After a step it wakes each
+event loop once, for all jobs of the loop. It runs no code of the user: the tasks themselves search
+for stop strings, call callbacks and decode.
 
-The thread starts with the first job, and ends after the last stream. It refers to tasks weakly: a
-job whose task is gone, because its event loop was closed, ends with the step that it is in.
+The thread starts with the first job, and ends after the last stream. It refers weakly to the
+futures that tasks await: if a task is gone, because its event loop was closed, its job is dropped
+after its step.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError
 from gpt2c.forks import ProcessLock
 
-# How long the thread waits for the next step of an open stream, in seconds: its reader may need
-# time for a piece. The next step after that starts a new thread, which takes about 0.1 ms.
+# How many seconds the thread waits for the next step of an open stream, whose reader may need time
+# for a piece. After that the thread ends; a later step starts a new one, which takes about 0.1 ms.
 IDLE_SECONDS: Final = 0.1
 
 Future: TypeAlias = "asyncio.Future[None]"
@@ -41,9 +42,9 @@ class Dispatcher:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Return a context manager in which a stream runs its steps.
+        """Return a context manager for a stream to run its steps in.
 
-        After the last stream, the thread ends at once.
+        The thread ends as soon as no stream is left.
         """
         stream = _Stream()
         self._streams.add(stream)
@@ -88,16 +89,16 @@ class Dispatcher:
 
 
 class _Stream:
-    """A stream that is open. Its generator has the only reference."""
+    """An open stream. Only the generator that yields its pieces refers to it."""
 
 
 class _Worker:
-    """The thread, and the jobs that it waits for."""
+    """A thread that waits for jobs, and the futures of the jobs' tasks."""
 
     def __init__(
         self, engine: EngineModel, lock: ProcessLock[Lock], streams: WeakSet[_Stream]
     ) -> None:
-        self._waiter = engine.waiter()
+        self._waiter = engine.shared_waiter()
         self._lock, self._streams = lock, streams  # the dispatcher's
         self._futures: dict[EngineJob, ref[Future]] = {}
         self._is_over = False
@@ -111,9 +112,9 @@ class _Worker:
         return self._process == os.getpid()
 
     def add(self, job: EngineJob, future: Future) -> bool:
-        """Let the job run one step, which resolves the future; False if the thread has ended.
+        """Let the job run one step, after which the thread resolves the future.
 
-        The caller holds the lock.
+        Return False, and do nothing, if the thread has ended. The caller holds the lock.
         """
         if self._is_over:
             return False
@@ -137,7 +138,7 @@ class _Worker:
         return future
 
     def wake(self) -> None:
-        """Let the thread find out whether it is still needed."""
+        """Make the thread check whether it is still needed."""
         with self._lock.lock:
             if self.is_of_this_process and not self._is_over:
                 with suppress(ClosedError):
@@ -151,7 +152,7 @@ class _Worker:
                 resolve(self._futures_of(rested))
                 if not rested:
                     self._drop_lost_jobs()
-                is_over = self._end_if_idle(not rested)
+                is_over = self._end_if_idle(ran_a_step=bool(rested))
         except Exception as error:  # the model was closed, or there is no memory
             self._fail(error)
         del self._waiter  # it keeps the model alive
@@ -171,10 +172,10 @@ class _Worker:
             self._waiter.remove(job)
         self._futures_of(lost)
 
-    def _end_if_idle(self, has_waited: bool) -> bool:
-        """Return whether the thread ends. has_waited tells that it has just waited in vain."""
+    def _end_if_idle(self, ran_a_step: bool) -> bool:
+        """Return whether the thread ends: no job is left, and none is expected soon."""
         with self._lock.lock:
-            self._is_over = not self._futures and (has_waited or not self._streams)
+            self._is_over = not self._futures and not (ran_a_step and self._streams)
             return self._is_over
 
     def _fail(self, error: Exception) -> None:

@@ -1,12 +1,13 @@
 """The prefix cache: the KV caches of finished texts, for prompts that begin like one of them.
 
-A finished text leaves a copy of its sequence here. A new prompt takes a copy of the sequence that
+A finished text leaves a copy of its sequence here. A new prompt gets a copy of the sequence that
 has the longest prefix in common with the prompt, cut to that prefix. Copies share pages, so neither
-costs memory for a second set of keys and values, and by contract 2 of CONTRIBUTING.md no result
+copy needs memory for keys and values of its own. By contract 2 of CONTRIBUTING.md, no result
 depends on what is in the cache.
 
-The texts are kept as bytes, in sorted order: the text with the longest common prefix is a
-neighbour of the place where a prompt would be inserted. No text is a prefix of another one.
+A text's key is the bytes of its ids. The keys are sorted, so the text with the longest common
+prefix is next to the place where the prompt's key would be inserted. No key is a prefix of another
+key.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class PrefixCache:
     def __init__(self, engine: EngineModel, max_bytes: int) -> None:
         """Make an empty cache; with max_bytes 0 it stays empty.
 
-        A text counts with all its pages, although texts may share pages with each other and with
-        sequences that run.
+        max_bytes limits the sum of all texts' pages. A page that several texts or running sequences
+        share is counted for each text.
         """
         self._page_bytes = max(engine.page_bytes, _ID_BYTES * PAGE_POSITIONS)
         self._max_pages = max_bytes // self._page_bytes
@@ -70,12 +71,12 @@ class PrefixCache:
         """The bytes of the pages of all texts, as __init__ counts them."""
         return self._n_pages * self._page_bytes
 
-    def take(self, ids: NDArray[np.int32], longer_than: int = 0) -> EngineSequence | None:
+    def copy_longest(self, ids: NDArray[np.int32], longer_than: int = 0) -> EngineSequence | None:
         """Return a copy of the longest cached prefix of ids[:-1], ids being int32 [n].
 
         Return None if the prefix would not be longer than `longer_than`, or is too short to share.
         """
-        if not self._texts or len(ids) <= MIN_SHARED_PREFIX:
+        if not self._keys or len(ids) <= MIN_SHARED_PREFIX:
             return None
         wanted = ids[:-1].tobytes()
         if self._is_reentered(me := get_ident()):
@@ -83,52 +84,52 @@ class PrefixCache:
         with self._lock.lock:
             self._owner = me
             self._check()
-            at = bisect_left(self._texts, wanted)
-            near = [text for text in self._texts[max(at - 1, 0) : at + 1] if _is_near(text, wanted)]
+            at = bisect_left(self._keys, wanted)
+            near = [key for key in self._keys[max(at - 1, 0) : at + 1] if _is_near(key, wanted)]
             if not near:
                 return None
-            n, text = max((_common_ids(text, wanted), text) for text in near)
+            n, key = max((_common_ids(key, wanted), key) for key in near)
             if n <= longer_than:
                 return None
-            self._sequences.move_to_end(text)
-            return _copy_of(self._sequences[text], n)
+            self._sequences.move_to_end(key)
+            return _copy_of(self._sequences[key], n)
 
     def put(self, ids: NDArray[np.int32], sequence: EngineSequence) -> None:
         """Keep a copy of a sequence that begins with ids int32 [n], cut to these ids.
 
-        Of a text that is larger than the cache, its first tokens are kept.
+        If the text is larger than the cache, keep its first tokens only.
         """
         n = min(len(ids), self._max_pages * PAGE_POSITIONS)
         if n < MIN_SHARED_PREFIX:
             return
-        text = ids[:n].tobytes()
+        key = ids[:n].tobytes()
         if self._is_reentered(me := get_ident()):
             return
         with self._lock.lock:
             self._owner = me
             self._check()
-            at = bisect_left(self._texts, text)
-            if at < len(self._texts) and self._texts[at].startswith(text):
-                self._sequences.move_to_end(self._texts[at])
+            at = bisect_left(self._keys, key)
+            if at < len(self._keys) and self._keys[at].startswith(key):
+                self._sequences.move_to_end(self._keys[at])
                 return
             copy = _copy_of(sequence, n)
             if copy is None or self._max_pages == 0:  # closed meanwhile
                 return
             self._valid_for = None
-            if at and text.startswith(self._texts[at - 1]):
-                self._remove(self._texts[at - 1])
+            if at and key.startswith(self._keys[at - 1]):
+                self._remove(self._keys[at - 1])
                 at -= 1
-            self._texts.insert(at, text)
-            self._sequences[text] = copy
-            self._n_pages += _n_pages(text)
+            self._keys.insert(at, key)
+            self._sequences[key] = copy
+            self._n_pages += _n_pages(key)
             while self._n_pages > self._max_pages:
                 self._remove(next(iter(self._sequences)))
             self._valid_for = fork_depth()
 
     def evict(self, n_bytes: int) -> int:
-        """Drop the least recently used texts until n_bytes are free; return the bytes freed.
+        """Drop the least recently used texts until their pages are n_bytes; return that number.
 
-        This frees less memory if other sequences share the pages.
+        The memory of pages that other sequences share is not freed.
         """
         n_pages = 0
         if self._is_reentered(me := get_ident()):
@@ -137,7 +138,7 @@ class PrefixCache:
             self._owner = me
             self._check()
             self._valid_for = None
-            while self._texts and n_pages * self._page_bytes < n_bytes:
+            while self._keys and n_pages * self._page_bytes < n_bytes:
                 n_pages += self._remove(next(iter(self._sequences)))
             self._valid_for = fork_depth()
         return n_pages * self._page_bytes
@@ -152,30 +153,30 @@ class PrefixCache:
         self.clear()
 
     def _is_reentered(self, thread: int) -> bool:
-        """Whether this thread has the lock: a signal handler interrupted a method of this cache.
+        """Whether this thread holds the lock: a signal handler has interrupted one of its calls.
 
-        A method sets _owner as the first thing under the lock, before Python runs a handler.
+        Each method sets _owner right after it takes the lock, before a handler can run.
         """
         return self._lock.lock.locked() and self._owner == thread
 
     def _check(self) -> None:
-        """Begin with an empty cache after a fork or an interrupted change. Needs the lock."""
+        """Empty the cache after a fork or an interrupted change. The caller holds the lock."""
         if self._valid_for != fork_depth():
             self._reset()
 
     def _reset(self) -> None:
         self._valid_for = None
-        self._texts: list[bytes] = []  # sorted
-        # The least recently used text comes first.
+        self._keys: list[bytes] = []  # sorted
+        # By key; the least recently used text comes first.
         self._sequences: OrderedDict[bytes, EngineSequence] = OrderedDict()
         self._n_pages = 0
         self._valid_for = fork_depth()
 
-    def _remove(self, text: bytes) -> int:
+    def _remove(self, key: bytes) -> int:
         """Drop a text and return the number of its pages."""
-        n_pages = _n_pages(text)
-        del self._texts[bisect_left(self._texts, text)]
-        del self._sequences[text]
+        n_pages = _n_pages(key)
+        del self._keys[bisect_left(self._keys, key)]
+        del self._sequences[key]
         self._n_pages -= n_pages
         return n_pages
 
@@ -190,13 +191,13 @@ def _copy_of(sequence: EngineSequence, n: int) -> EngineSequence | None:
     return copy
 
 
-def _n_pages(text: bytes) -> int:
-    return -(-len(text) // (_ID_BYTES * PAGE_POSITIONS))
+def _n_pages(key: bytes) -> int:
+    return -(-len(key) // (_ID_BYTES * PAGE_POSITIONS))
 
 
-def _is_near(text: bytes, wanted: bytes) -> bool:
-    """Whether the texts have enough ids in common to share them."""
-    return text[:_MIN_BYTES] == wanted[:_MIN_BYTES]
+def _is_near(key: bytes, wanted: bytes) -> bool:
+    """Whether the keys have enough ids in common to share them."""
+    return key[:_MIN_BYTES] == wanted[:_MIN_BYTES]
 
 
 def _common_ids(a: bytes, b: bytes) -> int:

@@ -1,9 +1,9 @@
 """The queue and the thread behind gpt2c.Scheduler, whose requests arrive one by one.
 
-A task waits in a queue, runs, and ends. Only the runner's thread advances tasks. Other threads add
-tasks, cancel them, and sleep until there is news. They change the runner's state only by atomic
-operations, such as pushing to a heap. So an exception at any of their lines, such as Ctrl-C, leaves
-a valid state, and nothing needs to be undone.
+A request waits in a queue, runs, and ends. Only the runner's thread advances requests. Other
+threads add requests, cancel them, and sleep until a request has a new event or ends. They change
+the runner's state only by atomic operations, such as pushing to a heap. So an exception at any of
+their lines, such as Ctrl-C, leaves a valid state, and nothing needs to be undone.
 """
 
 from __future__ import annotations
@@ -28,103 +28,106 @@ from gpt2c.schedule.dispatcher import IDLE_SECONDS, Future, resolve
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result
 
-# A sleeping reader looks for news at least this often, in seconds. So Ctrl-C works also on
-# platforms where it cannot interrupt waiting for a lock.
+# A reader sleeps for at most this many seconds at a time. So Ctrl-C works even on platforms where
+# it cannot interrupt waiting for a lock.
 SLEEP_SECONDS: Final = 0.1
 
 
 class Record(Protocol):
-    """Where a task's progress is written. The runner's thread calls the methods."""
+    """Where the events of a request are written. The runner's thread calls the methods."""
 
-    def begin(self, running: Continuation) -> None:
-        """Take note that the task runs."""
+    def begin(self, continuation: Continuation) -> None:
+        """Write from now on what this continuation generates."""
 
     def advance(self) -> None:
         """Write what the last step has added."""
 
     def finish(self, result: Result) -> None:
-        """Write the result. The task may have ended without running."""
+        """Write the result. A request may end before `begin`."""
 
 
-class Task:
-    """A request, and what became of it."""
+class RequestState:
+    """A request of a scheduler, and how far it is: queued, running or done."""
 
     def __init__(self, request: Request, record: Record) -> None:
-        """Make a task; Runner.add queues it."""
+        """Make the state of a request that is not queued yet; Runner.add queues it."""
         self.request, self.record = request, record
-        # Who reads the task. Nothing runs when the owner dies: an interrupt of a destructor or of a
-        # weak reference's callback would be lost.
+        # The object whose death cancels the request. The runner looks whether it is dead; a
+        # destructor or a weak reference's callback could tell, but would lose a Ctrl-C.
         self.owner: ref[object] | None = None
-        self.running: Continuation | None = None
+        self.continuation: Continuation | None = None
         self.error: BaseException | None = None
         self.is_done = False
         self._is_cancelled = False
         self._claim = [True]
-        # Who sleeps until the next news, and until the end: locks of threads, futures of asyncio.
-        self._until_news: list[Lock | Future] = []
+        # Who sleeps until the next event, and until the end: locks of threads, futures of asyncio.
+        self._until_event: list[Lock | Future] = []
         self._until_end: list[Lock | Future] = []
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the task was cancelled or its owner is dead."""
+        """Whether the request was cancelled or its owner is dead."""
         return self._is_cancelled or (self.owner is not None and self.owner() is None)
 
     def cancel(self) -> None:
-        """Let the runner end the task."""
+        """Let the runner end the request."""
         self._is_cancelled = True
 
     def claim(self) -> bool:
-        """Return True once: to the caller who begins the task, or ends it before it begins."""
+        """Return True the first time only; the caller then begins the request, or ends it."""
         try:
             return self._claim.pop()
         except IndexError:
             return False
 
     def end(self, result: Result | None, error: BaseException | None = None) -> None:
-        """Set the outcome."""
+        """End the request with a result or an error."""
         try:
             if result is not None:
                 self.record.finish(result)
         except Exception as failure:
             error = failure
         self.error = error
-        self.running = None  # frees its KV cache
+        self.continuation = None  # frees its KV cache
         self.is_done = True
 
     def add_sleeper(self, sleeper: Lock | Future, until_end: bool) -> None:
-        """Add who is about to sleep. The caller must look for news after this, and then sleep."""
-        (self._until_end if until_end else self._until_news).append(sleeper)
+        """Add a thread's lock or a task's future, which the next event (or the end) releases.
 
-    def take_sleepers(self) -> list[Lock | Future]:
-        """Return those who are to be woken now."""
-        taken = []
-        for sleepers in (self._until_news, self._until_end if self.is_done else []):
+        The caller must look for events after this and before it sleeps.
+        """
+        (self._until_end if until_end else self._until_event).append(sleeper)
+
+    def pop_woken(self) -> list[Lock | Future]:
+        """Remove and return the sleepers that the last event, or the end, wakes."""
+        woken = []
+        for sleepers in (self._until_event, self._until_end if self.is_done else []):
             while sleepers:
-                taken.append(sleepers.pop())
-        return taken
+                woken.append(sleepers.pop())
+        return woken
 
 
 class Reader:
-    """A call that waits for news; only the call refers to its reader."""
+    """A call that reads a handle. The runner refers to it weakly, so it dies with the call."""
 
 
 class Runner:
-    """The queue, the running tasks and the thread."""
+    """The queue, the running requests and the thread."""
 
     def __init__(
-        self, engine: EngineModel, prefixes: PrefixCache, max_running: int, runs_alone: bool
+        self, engine: EngineModel, prefixes: PrefixCache, max_running: int, needs_readers: bool
     ) -> None:
-        """With runs_alone the thread runs while there are tasks, else only beside readers."""
+        """Make a runner. With needs_readers, requests make progress only while a reader waits."""
         self._engine, self._prefixes = engine, prefixes
-        self._max_running, self._runs_alone = max_running, runs_alone
-        self._waiter = engine.waiter()
-        # Heaps. Their numbers differ, so tasks are never compared.
-        self._queue: list[tuple[int, int, Task]] = []  # -priority, number, task
-        self._deadlines: list[tuple[float, int, Task]] = []
+        self._max_running, self._needs_readers = max_running, needs_readers
+        self._waiter = engine.shared_waiter()
+        # Heaps. Their numbers differ, so states are never compared.
+        self._queue: list[tuple[int, int, RequestState]] = []  # -priority, number, state
+        self._deadlines: list[tuple[float, int, RequestState]] = []
         self._numbers = count()
-        self._tasks: dict[EngineJob, Task] = {}  # those that run
+        self._running: dict[EngineJob, RequestState] = {}
         self._readers: deque[ref[Reader]] = deque()
-        self._last_read = -float("inf")  # when a reader came last
+        self._last_read = -float("inf")  # when the last reader began
         self._is_closed = False
         self._lock = ProcessLock(Lock)  # held while the thread starts or ends
         self._thread: Thread | None = None
@@ -135,39 +138,39 @@ class Runner:
         """Whether this process, not its parent, made the runner."""
         return self._process == os.getpid()
 
-    def add(self, task: Task, priority: int) -> None:
-        """Queue a task. Raises ClosedError after `close`."""
+    def add(self, state: RequestState, priority: int) -> None:
+        """Queue a request. Raises ClosedError after `close`."""
         if self._is_closed:
             raise ClosedError("the scheduler was closed")
         number = next(self._numbers)
-        if (deadline := task.request.stops.deadline) is not None:
-            heapq.heappush(self._deadlines, (deadline, number, task))
-        heapq.heappush(self._queue, (-priority, number, task))
+        if (deadline := state.request.stops.deadline) is not None:
+            heapq.heappush(self._deadlines, (deadline, number, state))
+        heapq.heappush(self._queue, (-priority, number, state))
         self._start_if_needed()
         if self._thread is not None:
             with suppress(ClosedError):
-                self._waiter.wake()  # so that the task begins between two steps
+                self._waiter.wake()  # so that the request begins before the next step
 
-    def cancel(self, task: Task) -> None:
-        """End a task with the finish reason "cancelled", within one pass if it runs."""
-        task.cancel()
-        if not self.is_of_this_process or task.is_done:
+    def cancel(self, state: RequestState) -> None:
+        """End a request with the finish reason "cancelled", within one pass if it runs."""
+        state.cancel()
+        if not self.is_of_this_process or state.is_done:
             return
-        if task.claim():
-            task.end(empty_result(task.request, "cancelled"))
-            _wake([task])
+        if state.claim():
+            state.end(empty_result(state.request, "cancelled"))
+            _wake([state])
             return
-        if (running := task.running) is not None:
-            running.cancel()
+        if (continuation := state.continuation) is not None:
+            continuation.cancel()
         self._start_if_needed()
 
     def close(self) -> None:
-        """Cancel all tasks, and wait until the thread has ended."""
+        """Cancel all requests, and wait until the thread has ended."""
         self._is_closed = True
         if not self.is_of_this_process:
             return
-        for task in [task for _, _, task in list(self._queue)] + list(self._tasks.values()):
-            self.cancel(task)
+        for state in [state for _, _, state in list(self._queue)] + list(self._running.values()):
+            self.cancel(state)
         thread = self._thread
         if thread is not None and thread is not current_thread():
             with suppress(ClosedError):
@@ -190,9 +193,9 @@ class Runner:
         return reader
 
     def sleep(self, lock: Lock, seconds: float) -> bool:
-        """Sleep until the lock, one of a task's sleepers, is released; return whether it was.
+        """Sleep until the lock, a sleeper of a request, is released; return whether it was.
 
-        The max time is `seconds` or SLEEP_SECONDS, whichever is less.
+        The sleep lasts at most `seconds`, and at most SLEEP_SECONDS.
         """
         self._start_if_needed()
         return lock.acquire(timeout=min(seconds, SLEEP_SECONDS))
@@ -208,130 +211,136 @@ class Runner:
                 self._thread.start()
 
     def _is_needed(self) -> bool:
-        if not (self._queue or self._tasks) or not main_thread().is_alive():
+        if not (self._queue or self._running) or not main_thread().is_alive():
             return False
         return (
-            self._runs_alone
+            not self._needs_readers
             or any(reader() is not None for reader in list(self._readers))
             or time.monotonic() < self._last_read + IDLE_SECONDS
-            or any(task.is_cancelled for task in list(self._tasks.values()))
+            or any(state.is_cancelled for state in list(self._running.values()))
         )
 
     def _run(self) -> None:
         if self._thread is not current_thread():
-            return  # `start` was interrupted, and another thread took its place
+            return  # `start` was interrupted, and then another thread was started
         try:
-            has_waited = False
-            while not self._end_if_idle(has_waited):
-                has_waited = not self._run_round()
+            ran_a_step = True
+            while not self._end_if_idle(ran_a_step):
+                ran_a_step = self._run_round()
         except BaseException as error:
             self._fail(error)
 
-    def _end_if_idle(self, has_waited: bool) -> bool:
-        """Return whether the thread ends. has_waited tells that it has just waited in vain."""
-        for _ in range(len(self._readers)):  # drop those that have returned
+    def _end_if_idle(self, ran_a_step: bool) -> bool:
+        """Return whether the thread ends, because it is not needed.
+
+        Without requests it lives on after a round in which one ran a step: another may come soon.
+        """
+        for _ in range(len(self._readers)):  # drop the readers whose calls have returned
             reader = self._readers.popleft()
             if reader() is not None:
                 self._readers.append(reader)
         with self._lock.lock:
-            is_paused = bool(self._queue or self._tasks) or self._is_closed
-            if self._is_needed() or not (is_paused or has_waited):
+            may_linger = ran_a_step and not (self._queue or self._running or self._is_closed)
+            if self._is_needed() or may_linger:
                 return False
             self._thread = None
             return True
 
     def _run_round(self) -> bool:
-        """Begin tasks, wait for a step, and advance the tasks that ran it; return if any did."""
-        self._end_late_tasks()
-        while self._queue and len(self._tasks) < self._max_running:
-            _, _, task = heapq.heappop(self._queue)
-            if task.claim():
-                self._begin(task)
+        """Begin requests, wait for a step, and process it; return whether a request ran it."""
+        self._end_late_requests()
+        while self._queue and len(self._running) < self._max_running:
+            _, _, state = heapq.heappop(self._queue)
+            if state.claim():
+                self._begin(state)
         rested = self._waiter.wait(IDLE_SECONDS)
         _wake([self._advance(job) for job in rested])
         return bool(rested)
 
-    def _end_late_tasks(self) -> None:
-        """End queued tasks whose deadline has passed."""
+    def _end_late_requests(self) -> None:
+        """End queued requests whose deadline has passed."""
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            _, _, task = heapq.heappop(self._deadlines)
-            if task.claim():
-                task.end(empty_result(task.request, "time"))
-                _wake([task])
+            _, _, state = heapq.heappop(self._deadlines)
+            if state.claim():
+                state.end(empty_result(state.request, "time"))
+                _wake([state])
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, state: RequestState) -> None:
         try:
-            request = task.request
-            if task.is_cancelled:
+            request = state.request
+            if state.is_cancelled:
                 result: Result | None = empty_result(request, "cancelled")
             else:
                 result = immediate_result(self._engine, request)
             if result is None:
                 with self._engine.held():
-                    prefix = None if request.scores_prompt else self._prefixes.take(request.ids)
-                    task.running = Continuation(self._engine, self._prefixes, request, prefix)
-                task.record.begin(task.running)
-                self._resume(task, task.running)
+                    prefix = (
+                        None if request.scores_prompt else self._prefixes.copy_longest(request.ids)
+                    )
+                    state.continuation = Continuation(self._engine, self._prefixes, request, prefix)
+                state.record.begin(state.continuation)
+                self._resume(state, state.continuation)
             else:
-                task.end(result)
+                state.end(result)
         except Exception as error:
-            task.end(None, error)
-        if task.is_done:
-            _wake([task])
+            state.end(None, error)
+        if state.is_done:
+            _wake([state])
 
-    def _resume(self, task: Task, running: Continuation) -> None:
+    def _resume(self, state: RequestState, continuation: Continuation) -> None:
         self._engine.check_open()
-        if task.is_cancelled:
-            running.cancel()
-        self._tasks[running.job] = task
+        if state.is_cancelled:
+            continuation.cancel()
+        job = continuation.job
+        self._running[job] = state
         try:
-            self._waiter.add(running.job)
+            self._waiter.add(job)
         except BaseException:
-            del self._tasks[running.job]
+            del self._running[job]
             raise
 
-    def _advance(self, job: EngineJob) -> Task:
-        """Process the step that a task's job has run."""
-        task = self._tasks.pop(job)
-        running = task.running
-        assert running is not None
+    def _advance(self, job: EngineJob) -> RequestState:
+        """Process the step that a job has run; return the state of its request."""
+        state = self._running.pop(job)
+        continuation = state.continuation
+        assert continuation is not None
         try:
-            if task.is_cancelled:
-                running.stop("cancelled")
+            if state.is_cancelled:
+                continuation.stop("cancelled")
             else:
                 job.raise_failure()
-                running.collect()
-            task.record.advance()
-            if running.result is None:
-                self._resume(task, running)
+                continuation.collect()
+            state.record.advance()
+            if continuation.result is None:
+                self._resume(state, continuation)
             else:
-                task.end(running.result)
+                state.end(continuation.result)
         except BaseException as error:  # a callback may raise SystemExit
-            task.end(None, error)
-        return task
+            state.end(None, error)
+        return state
 
     def _fail(self, error: BaseException) -> None:
-        """End all tasks after an error that is not a task's own: the model was closed, say."""
+        """End all requests after an error that concerns them all, such as a closed model."""
         with self._lock.lock:
             self._thread = None
-        for job, task in list(self._tasks.items()):
+        for job, state in list(self._running.items()):
             with suppress(ClosedError):
                 self._waiter.remove(job)
-            del self._tasks[job]
-            task.end(None, error)
-            _wake([task])
+            del self._running[job]
+            state.end(None, error)
+            _wake([state])
         while self._queue:
-            _, _, task = heapq.heappop(self._queue)
-            if task.claim():
-                task.end(None, error)
-                _wake([task])
+            _, _, state = heapq.heappop(self._queue)
+            if state.claim():
+                state.end(None, error)
+                _wake([state])
 
 
-def _wake(tasks: Iterable[Task]) -> None:
-    """Wake those who sleep until news of the tasks; each event loop once."""
+def _wake(states: Iterable[RequestState]) -> None:
+    """Wake the sleepers of requests with new events; each event loop once."""
     futures = []
-    for task in tasks:
-        for sleeper in task.take_sleepers():
+    for state in states:
+        for sleeper in state.pop_woken():
             if isinstance(sleeper, asyncio.Future):
                 futures.append(sleeper)
             else:

@@ -8,9 +8,8 @@ of its parent; if a parent has several children, the first child takes the paren
 the others copy it.
 
 A row holds all n_vocab log-probabilities, or only those of the most likely ids, which the engine
-finds much faster. The most likely ids are enough if the options only ban ids. A ban or a diversity
-penalty moves at most one id out of the best, so the row has one extra id for each ban and
-each penalty.
+finds much faster. The most likely ids are enough if the options only ban ids. Each ban and each
+diversity penalty removes at most one id from the best, so the row has one extra id for each.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ Callback: TypeAlias = Callable[[int, list[int]], object]
 class StopString:
     """A matcher that finds a string in a stream of bytes (Knuth, Morris and Pratt 1977).
 
-    Its state is a number: how many bytes of the string the stream ends with. A byte costs the same
-    time, amortised, for a string of any length.
+    Its state is a number: the length of the longest prefix of the string that the stream ends with.
+    The amortised time for a byte does not depend on the string's length.
     """
 
     def __init__(self, string: bytes) -> None:
         """Make a matcher; string must not be empty."""
         self.string = string
-        # KMP's failure function: for each prefix, the longest proper prefix that it ends with.
+        # KMP's failure function: for each prefix of the string, the length of the longest shorter
+        # prefix that it ends with.
         self._shorter = [0]
         for byte in string[1:]:
             self._shorter.append(self.step(self._shorter[-1], byte))
@@ -74,7 +75,7 @@ class Watcher:
     def push(self, id: int) -> str | None:
         """Add the next id; return a finish reason if the sequence ends, or None.
 
-        If a stop string ends the sequence, remove the ids that hold nothing before the string.
+        If a stop string ends the sequence, remove the ids that have no byte before the string.
         """
         self.ids.append(id)
         if self._stops.strings and self._find_string(id):
