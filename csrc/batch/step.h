@@ -14,7 +14,7 @@
 typedef struct {
     const gpt2c_model *model;
     gpt2c_scratch *scratch;
-    gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* in the order of their resumes at first */
+    gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* at first as they were resumed; sorted by the step */
     int32_t n_jobs;
     int is_shared; /* the jobs belong to several callers or tasks */
     int32_t n_decoding;
