@@ -1,8 +1,8 @@
-# Clients of the running batch (csrc/batch/): calls that wait for jobs, and turns. Included by
-# _engine.pyx.
+# Clients of the running batch (csrc/batch/): blocking calls, which wait for their own jobs, and
+# turns. Included by _engine.pyx.
 #
-# A blocking call waits for its own jobs, which rest together. A shared waiter waits for the jobs of
-# many tasks, and each job rests by itself.
+# The jobs of a blocking call rest together. _shared_waiter.pxi has the client that waits for jobs
+# of many tasks, each of which rests by itself.
 #
 # Python code, such as a signal handler, runs only between waits, never while C leads. C's list of
 # ready jobs grows only while the thread has the GIL, which os.fork needs too. So a forked child
@@ -16,48 +16,6 @@ cdef double OTHER_INTERVAL = 0.5
 
 cdef double wait_interval():
     return SIGNAL_INTERVAL if get_ident() == main_thread().ident else OTHER_INTERVAL
-
-
-# Drafters of a parent process. They are never freed, because a step may have been using them at the
-# moment of the fork.
-cdef list lost_drafters = []
-
-
-cdef class Drafter:
-    """Makes drafts of one kind for one model, and keeps their measured rates and times."""
-
-    cdef gpt2c_drafter *pointer
-    cdef tuple kind  # (lookup, packing, n_tokens)
-    # A weak reference to the draft model, so that dropping the model frees its memory; or None.
-    cdef object draft_model
-
-    def __dealloc__(self):
-        gpt2c_drafter_free(self.pointer)
-
-    cdef bint makes(self, tuple kind, Model draft_model) except -1:
-        """Whether this drafter makes drafts of this kind with this draft model."""
-        own = None if self.draft_model is None else self.draft_model()
-        return self.kind == kind and own is draft_model and (
-            draft_model is not None or self.draft_model is None
-        )
-
-
-cdef Drafter new_drafter(Model model, tuple kind, Model draft_model):
-    cdef Drafter drafter = Drafter.__new__(Drafter)
-    lookup, packing, n_tokens = kind
-    drafter.kind = kind
-    cdef const gpt2c_model *draft = model.draft if packing else NULL
-    if draft_model is not None:
-        drafter.draft_model = weakref.ref(draft_model)
-        draft = draft_model.pointer
-    raise_status(gpt2c_drafter_create(&drafter.pointer), "drafts")
-    raise_status(
-        gpt2c_drafter_set(
-            drafter.pointer, draft, GPT2C_DRAFT_LOOKUP if lookup else 0, n_tokens
-        ),
-        "the draft's buffers",
-    )
-    return drafter
 
 
 cdef class Claims:
@@ -328,111 +286,3 @@ cdef class Feeding(BlockingCall):
             raise
         finally:
             claims.end()
-
-
-@cython.no_gc
-cdef class SharedWaiter:
-    """See EngineSharedWaiter."""
-
-    cdef Model model
-    cdef gpt2c_caller caller
-    cdef list jobs  # that were added, and not removed or returned by `wait` yet
-    cdef Py_ssize_t n_forks
-
-    def __cinit__(self, Model model not None):
-        self.model, self.jobs = model, []
-        memset(&self.caller, 0, sizeof(self.caller))
-        self.n_forks = len(forking_threads)
-
-    def __dealloc__(self):
-        cdef Job job
-        cdef gpt2c_job *pointer
-        if self.jobs is not None and self.n_forks == len(forking_threads):
-            for job in list(self.jobs):  # the batch has pointers to the jobs and to `caller`
-                pointer = &job.job
-                gpt2c_batch_leave(self.model.batch, &pointer, 1)
-                job.sequence.release()
-                self.forget(job)
-
-    cdef int check_fork(self) except -1:
-        if self.n_forks != len(forking_threads):
-            raise ForkError("this waiter belongs to the parent process; make another one")
-        return 0
-
-    def add(self, Job job not None):
-        """See EngineSharedWaiter.add."""
-        cdef gpt2c_job *pointer = &job.job
-        cdef gpt2c_batch *batch
-        self.check_fork()
-        if job in self.jobs:
-            raise OptionError("the job was already added, and has not come back from wait")
-        self.model.hold_open(job)
-        try:
-            job.sequence.claim_for(self.model)
-            try:
-                if job.drafts is not None:
-                    if job.drafts.model is not None:
-                        held_draft_model(job.drafts.model, job)
-                    self.model.set_drafter(job, may_pack=False)
-                batch = self.model.own_batch()
-                job.job.rest_at = job.job.n_tokens + 1
-                self.jobs.append(job)
-                raise_status(
-                    gpt2c_batch_resume(batch, &self.caller, &pointer, 1), "the running batch"
-                )
-            except BaseException:
-                job.sequence.release()
-                raise
-        except BaseException:
-            self.forget(job)
-            raise
-
-    cdef int forget(self, Job job) except -1:
-        cdef Model draft_model
-        if job in self.jobs:
-            self.jobs.remove(job)
-        if job.drafts is not None and job.drafts.model is not None:
-            draft_model = job.drafts.model
-            draft_model.let_go(job)
-        return self.model.let_go(job)
-
-    def remove(self, Job job not None):
-        """See EngineSharedWaiter.remove."""
-        cdef gpt2c_job *pointer = &job.job
-        self.check_fork()
-        if job not in self.jobs:
-            return
-        with nogil:
-            gpt2c_batch_leave(self.model.batch, &pointer, 1)
-        if job in self.jobs:  # otherwise `wait` in another thread has returned it meanwhile
-            job.sequence.release()
-            self.forget(job)
-
-    def wake(self):
-        """See EngineSharedWaiter.wake."""
-        self.check_fork()
-        gpt2c_batch_wake(self.model.own_batch(), &self.caller)
-
-    def wait(self, double seconds):
-        """See EngineSharedWaiter.wait."""
-        cdef Job job
-        cdef list rested = []
-        self.check_fork()
-        cdef gpt2c_batch *batch = self.model.own_batch()
-        self.model.hold_open(self)
-        try:
-            with nogil:
-                gpt2c_batch_wait(batch, &self.caller, seconds)
-            for job in list(self.jobs):
-                if job in self.jobs and gpt2c_batch_has_rested(batch, &job.job):
-                    job.sequence.release()
-                    self.forget(job)
-                    if job.drafts is not None:
-                        try:
-                            self.model.set_drafter(job)  # may pack the weights: this takes time
-                        except Exception as error:
-                            job.failure = error
-                    rested.append(job)
-        finally:
-            self.model.let_go(self)
-        return rested

@@ -707,8 +707,10 @@ cdef class Sequence:
 
 include "_constants.pxi"
 include "_stages.pxi"
+include "_drafter.pxi"
 include "_job.pxi"
 include "_batch.pxi"
+include "_shared_waiter.pxi"
 include "_scoring.pxi"
 include "_probing.pxi"
 include "_kernels.pxi"
