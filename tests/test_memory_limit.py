@@ -256,6 +256,18 @@ def test_prompts_that_do_not_fit_together_run_one_after_another():
 
 
 @needs_engine
+@pytest.mark.parametrize("prefix_cache_bytes", [0, 64 * PAGE_BYTES])
+def test_prompts_that_share_prefixes_run_one_after_another_too(prefix_cache_bytes):
+    """Donors that feed a prefix for others hold pages before they run."""
+    begins = [[(7 * i + k) % 50 for i in range(70)] for k in range(4)]
+    prompts = [[*begin, i] for begin in begins for i in range(2)]
+    alone = [limited(FLOAT_ISAS[0]).generate(p, max_new_tokens=9) for p in prompts]
+    for n_pages in (2, 3, 5):
+        model = limited(FLOAT_ISAS[0], n_pages * PAGE_BYTES, prefix_cache_bytes=prefix_cache_bytes)
+        assert model.generate(prompts, max_new_tokens=9) == alone
+
+
+@needs_engine
 def test_callers_wait_for_room_that_finished_texts_take():
     """The prefix cache may fill the limit; callers that ask at the same time all get on."""
     backend, size = FLOAT_ISAS[0], 64 * PAGE_BYTES

@@ -92,7 +92,18 @@ cdef class Job:
                 raise OptionError(
                     f"prefill takes fewer ids than the prompt's {self.job.n_prompt}; found {n}"
                 )
+            self.check_room(n - n_fed)
             self.sequence.feed(self.prompt[n_fed:n], 0)
+
+    cdef int check_room(self, int32_t n_tokens) except -1:
+        """Raise CacheMemoryError if the KV cache has no room, even without finished texts."""
+        cdef Model model = self.sequence.model
+        cdef size_t limit = gpt2c_model_cache_limit(model.pointer)
+        cdef size_t needed = cache_bytes_needed(self.sequence.pointer, n_tokens)
+        while limit and gpt2c_model_cache_bytes(model.pointer) + needed > limit:
+            if not model.reclaims(GPT2C_CACHE_FULL):
+                raise_status(GPT2C_CACHE_FULL, "the first tokens of a prompt", model)
+        return 0
 
     def cancel(self):
         """See EngineJob.cancel."""

@@ -226,7 +226,8 @@ class EngineJob(Protocol):
     def prefill(self, n: int) -> None:
         """Feed the first n ids of the prompt, except those that were fed before.
 
-        n must be less than the prompt's length. Raises CacheMemoryError or ClosedError.
+        n must be less than the prompt's length. Raises ClosedError, and CacheMemoryError at once if
+        the KV cache is full: resting jobs of the same call may hold the pages that it would wait for.
         """
 
     def raise_failure(self) -> None:

@@ -67,8 +67,11 @@ class RunningRequest(Protocol[R]):
     def shared_length(self, request: Request) -> int:
         """Return the length of the prefix that a request can copy."""
 
-    def copy_prefix(self, n: int) -> EngineSequence:
-        """Return a sequence of the first n tokens; n must not exceed shared_length(request)."""
+    def copy_prefix(self, n: int) -> EngineSequence | None:
+        """Return a sequence of the first n tokens; n must not exceed shared_length(request).
+
+        Return None to let the request feed its whole prompt.
+        """
 
 
 class Batch(ABC, Generic[R]):

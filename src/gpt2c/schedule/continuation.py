@@ -16,7 +16,7 @@ from gpt2c.engine.protocol import (
     EngineSequence,
     Scores,
 )
-from gpt2c.errors import NumericalError, OptionError
+from gpt2c.errors import CacheMemoryError, NumericalError, OptionError
 from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_prefix
 from gpt2c.schedule.requests import LogitsProcessor, Request, Result
 from gpt2c.schedule.stops import Watcher
@@ -108,9 +108,15 @@ class Continuation:
         limit = min(len(request.ids) - 1, max(len(ids) - 1, self.job.sequence.length))
         return min(common_prefix(request.ids, ids), limit)
 
-    def copy_prefix(self, n: int) -> EngineSequence:
-        """Return a sequence of the first n tokens; n must not exceed shared_length(request)."""
-        self.job.prefill(n)
+    def copy_prefix(self, n: int) -> EngineSequence | None:
+        """Return a sequence of the first n tokens; n must not exceed shared_length(request).
+
+        Return None if the KV cache has no room for them now.
+        """
+        try:
+            self.job.prefill(n)
+        except CacheMemoryError:
+            return None
         sequence = self.job.sequence.copy()
         sequence.truncate(n)
         return sequence
