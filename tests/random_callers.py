@@ -21,7 +21,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from random_requests import Loaded, Outcome, Request, load, make_requests, perform, perform_async
+from random_requests import (
+    Loaded,
+    Memory,
+    Outcome,
+    Request,
+    load,
+    make_requests,
+    perform,
+    perform_async,
+)
 
 MAX_SECONDS = 120.0  # for all requests of a round
 
@@ -34,17 +43,20 @@ class FindingError(Exception):
 
 
 def difference(
-    request: Request, found: Outcome, alone: Outcome, may_be_closed: bool = False
+    request: Request, found: Outcome, alone: Outcome, errors: Iterable[str] = ()
 ) -> str | None:
     """Return what differs between an outcome and that of the request alone, or None.
 
-    If an iterator was cut, or ended by an error, its values need only be a prefix. With
-    may_be_closed, ClosedError may end any request.
+    If an iterator was cut, or ended by an error, its values need only be a prefix. One of `errors`
+    may end any request that runs beside others.
     """
     if found.foreign:
         return f"ran in another caller's thread: {', '.join(found.foreign)}"
-    if may_be_closed and (found.error or "").startswith("ClosedError"):
-        return None if is_prefix(found.values, alone.values) else "closed, with other values"
+    if (found.error or "").split(":")[0] in errors:
+        is_equal = is_prefix(found.values, alone.values)
+        # Alone, another prompt of the list may fail earlier.
+        is_equal = is_equal or (alone.error is not None and is_prefix(alone.values, found.values))
+        return None if is_equal else f"{found.error}, other values"
     if request.cut is not None or "max_time" in request.options:
         return _cut_difference(request, found, alone)
     if found.error is not None and request.is_unseeded:
@@ -64,8 +76,8 @@ def difference(
     return None
 
 
-def is_prefix(part: list[Any], whole: list[Any]) -> bool:
-    return whole[: len(part)] == part
+def is_prefix(part: Any, whole: Any) -> bool:
+    return bool(whole[: len(part)] == part)
 
 
 def _error(request: Request, outcome: Outcome) -> str | None:
@@ -87,10 +99,10 @@ def _cut_difference(request: Request, found: Outcome, alone: Outcome) -> str | N
         # The time limit may end a text before its error, or a beam search with other hypotheses.
         return None
     if request.kind == "stream":
-        is_equal = is_prefix(found.values, alone.values)
+        is_equal = _is_timed_prefix(request, found.values, alone.values)
         return None if is_equal else _first_difference(found.values, alone.values)
     for mine, other in zip(_flat(found.values), _flat(alone.values), strict=False):
-        if not _is_timed_prefix(mine, other):
+        if not _is_timed_prefix(request, mine, other):
             return _first_difference([mine], [other])
     return None
 
@@ -104,12 +116,24 @@ def _flat(values: Iterable[Any]) -> Iterable[Any]:
             yield value
 
 
-def _is_timed_prefix(mine: Any, other: Any) -> bool:
-    if not isinstance(mine, dict):  # generate does not say what ended its texts
-        return bool(other[: len(mine)] == mine)
-    if mine["finish_reason"] != "'time'":
-        return bool(mine == other)
-    return is_prefix(ast.literal_eval(mine["ids"]), ast.literal_eval(other["ids"]))
+def _is_timed_prefix(request: Request, mine: Any, other: Any) -> bool:
+    """Whether a text, its ids or a completion is the beginning of that without a time limit."""
+    if isinstance(mine, dict):
+        if mine["finish_reason"] != "'time'":
+            return bool(mine == other)
+        mine, other = (ast.literal_eval(each["ids"]) for each in (mine, other))
+    # generate does not say what ended its texts.
+    return bool(mine == other) or is_prefix(mine[: max(len(mine) - _n_held(request), 0)], other)
+
+
+def _n_held(request: Request) -> int:
+    """Return how many characters or ids of a text may be the beginning of a stop string.
+
+    Without a time limit, the stop string may come, and then they are not part of the text.
+    """
+    stops = request.options.get("stop_strings", "")
+    longest = max(len(stop.encode()) for stop in ([stops] if isinstance(stops, str) else stops))
+    return max(longest - 1, 0)
 
 
 def _first_difference(found: list[Any], alone: list[Any]) -> str:
@@ -220,34 +244,59 @@ class Round:
             self.failures.append(error)
 
 
-def run_round(name: str, loaded: Loaded, seed: int, n: int) -> Counter[str]:
+def random_memory(rng: random.Random) -> Memory:
+    """Return limits: most of them so small that requests wait and take each other's pages."""
+    return Memory(rng.choice([None, 4, 6, 12]), rng.choice([0, 1 << 20]))
+
+
+def run_round(
+    name: str, loaded: Loaded, seed: int, n: int, memory: Memory | None = None
+) -> Counter[str]:
     """Run n random requests on a model, and compare; return the numbers of outcomes by kind.
 
-    In some rounds, the model is closed while the requests run. Raises FindingError.
+    `loaded` runs each request alone, without a limit of memory. In some rounds, the model is closed
+    while the requests run. Raises FindingError.
     """
     rng = random.Random(f"{name} {seed}")
-    requests = make_requests(rng, loaded, n)
+    memory = random_memory(rng) if memory is None else memory
+    if "numpy" in name:
+        memory = Memory()  # its calls do not wait, and its bits depend on how a prompt is divided
+    requests, errors = make_requests(rng, loaded, n), set()
+    if memory.n_pages is not None and rng.random() < 0.5:
+        errors.add("CacheMemoryError")
+    elif memory.n_pages is not None:
+        # No request may fail, because each can take the pages of those that came later.
+        requests = [r for r in make_requests(rng, loaded, 5 * n) if not r.keeps_pages][:n]
     closes = rng.random() < 0.12 and name != "tales"
     alone_first = rng.random() < 0.5
     alone = {r.number: run_alone(loaded, r) for r in requests if alone_first and not r.is_unseeded}
-    used = load(name) if closes else loaded
+    used = load(name, memory) if closes or memory != Memory() else loaded
     n_threads = threading.active_count()
     running = Round(used, requests, rng)
     closing = threading.Timer(rng.uniform(0, 0.003 * n), used.close)
+    if closes:
+        errors.add("ClosedError")
     running.run([closing] if closes else [])
     gc.collect()
     if threading.active_count() > n_threads:
         raise FindingError(f"threads are left: {threading.enumerate()}")
-    if closes and used.model.n_bytes:
-        raise FindingError("close() did not free the weights: an ended call holds them")
+    if used is not loaded:
+        check_close(used)
     counts: Counter[str] = Counter()
     for request in requests:
         found = running.outcomes[request.number]
         expected = alone.get(request.number) or run_alone(loaded, request, found)
-        if differs := difference(request, found, expected, closes):
-            raise FindingError(f"{request}: {differs}")
+        if differs := difference(request, found, expected, errors):
+            raise FindingError(f"{memory}, {request}: {differs}")
         counts[_kind_of(request, found)] += 1
     return counts
+
+
+def check_close(loaded: Loaded) -> None:
+    """Close a model. Raises FindingError if a call that has ended still holds memory."""
+    loaded.close()
+    if loaded.model.n_bytes or loaded.model.kv_cache_bytes:
+        raise FindingError("close() did not free the memory: an ended call holds it")
 
 
 def _kind_of(request: Request, found: Outcome) -> str:

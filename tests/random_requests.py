@@ -59,6 +59,14 @@ class Letters:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What limits a model's memory. By default nothing that a test meets; no prefix cache."""
+
+    n_pages: int | None = None  # of the KV cache
+    prefix_cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model, a smaller one that drafts for it, and the words of which its prompts consist."""
 
@@ -79,14 +87,23 @@ def model_names() -> list[str]:
     return [*compiled, "numpy float32", "numpy float64", *(["tales"] if ISAS else [])]
 
 
-def load(name: str) -> Loaded:
+def load(name: str, memory: Memory = Memory()) -> Loaded:
     """Load a model by one of the names that `model_names` returns.
 
     A prompt with the id POISON makes a random model's activations overflow, so that its request
     fails with NumericalError (except in float64).
     """
+    loaded = _load(name, memory.prefix_cache_bytes)
+    if memory.n_pages is not None:
+        # As kv_cache_bytes would; the size of a page is known only now.
+        loaded.model._engine.cache_limit = memory.n_pages * loaded.model._engine.page_bytes
+    return loaded
+
+
+def _load(name: str, prefix_cache_bytes: int) -> Loaded:
+    options: dict[str, Any] = {"prefix_cache_bytes": prefix_cache_bytes}
     if name == "tales":
-        return Loaded(GPT2.from_pretrained(), None, [f"{word} " for word in WORDS])
+        return Loaded(GPT2.from_pretrained(**options), None, [f"{word} " for word in WORDS])
     backend, dtype = name.split()
     shape = {"vocab_size": N_VOCAB, "n_positions": N_POSITIONS, "eos_token_id": EOS}
     config = config_of(**shape, tie_word_embeddings=False)
@@ -96,7 +113,7 @@ def load(name: str) -> Loaded:
     weights["ln_f.weight"][0], weights["ln_f.bias"][0] = 0, 1
     weights["lm_head.weight"][:, 0] = 0
     weights["lm_head.weight"][POISON] = [-40, *[0] * (config.n_embd - 1)]
-    loaded = model_on(backend, config, weights, dtype=dtype, threads=2)
+    loaded = model_on(backend, config, weights, dtype=dtype, threads=2, **options)
     draft = None
     if backend != "numpy":
         config = config_of(**shape, tie_word_embeddings=False, n_layer=1)
@@ -135,6 +152,16 @@ class Request:
         prompts = self.prompts
         is_text_or_empty = isinstance(prompts, str) or len(prompts) == 0
         return not is_text_or_empty and not isinstance(prompts[0], int | np.integer)
+
+    @property
+    def keeps_pages(self) -> bool:
+        """Whether the call keeps pages of the KV cache that no other call can take from it.
+
+        An iterator that is cut may keep them until the garbage collector finds it.
+        """
+        is_outside = self.kind in ("session", "score", "forward") or "num_beams" in self.options
+        is_echo, is_cut = "echo" in self.options, self.cut is not None
+        return is_outside or is_echo or is_cut or "logits_processor" in self.hooks
 
     @property
     def is_unseeded(self) -> bool:

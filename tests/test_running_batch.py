@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -23,10 +24,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ISAS, ROOT
-from random_callers import FindingError, check_idle, difference, run_round
+from random_callers import FindingError, check_close, check_idle, difference, run_round
 from random_requests import (
     POISON,
     Loaded,
+    Memory,
     OnPurposeError,
     Outcome,
     Request,
@@ -140,11 +142,13 @@ def model(loaded: Loaded) -> gpt2c.GPT2:
 def test_random_requests_give_the_bits_of_the_request_alone(name: str) -> None:
     loaded = load(name)
     n = N_REQUESTS[name]
-    counts = run_round(name, loaded, 0, n // 2) + run_round(name, loaded, 1, n - n // 2)
+    sizes = {Memory(): n // 3, Memory(4): n // 3, Memory(6, 1 << 20): n - 2 * (n // 3)}
+    counts: Counter[str] = Counter()
+    for seed, (memory, size) in enumerate(sizes.items()):
+        counts += run_round(name, loaded, seed, size, memory)
     assert counts.total() == n
     assert len(counts) >= 6
-    loaded.close()
-    assert loaded.model.n_bytes == 0
+    check_close(loaded)
 
 
 def test_calls_of_every_kind_at_once(model: gpt2c.GPT2) -> None:
@@ -605,7 +609,7 @@ def test_mixed_up_calls_are_found(backend: str) -> None:
 
     def run() -> None:
         for seed in range(20):
-            run_round(f"{backend} float32", mixing, seed, 40)
+            run_round(f"{backend} float32", mixing, seed, 40, Memory())
 
     with pytest.raises(FindingError, match="alone"):
         run()
@@ -626,7 +630,15 @@ def test_what_counts_as_a_difference() -> None:
     assert difference(lists, outcome(error="A: b"), outcome(error="A: c")) is None
     assert difference(lists, outcome(error="A: b"), outcome(error="B: b")) is not None
     assert difference(lists, outcome(error="ClosedError: b"), outcome(1)) is not None
-    assert difference(lists, outcome(error="ClosedError: b"), outcome(1), True) is None
+    closed = outcome(1, error="ClosedError: b")
+    assert difference(lists, closed, outcome(1, 2), {"ClosedError"}) is None
+    assert difference(lists, closed, outcome(2), {"ClosedError"}) is not None
+    assert difference(lists, closed, outcome(1, 2), {"CacheMemoryError"}) is not None
+    timed = Request(2, "stream", "a", {"max_time": 0.0, "stop_strings": "dc"})
+    assert difference(timed, outcome("c", "d"), outcome("c")) is None
+    assert difference(timed, outcome("c", "d", "e"), outcome("c")) is not None
+    assert difference(replace(timed, options={"max_time": 0.0}), outcome("c", "d"),
+                      outcome("c")) is not None  # fmt: skip
     assert "thread" in (difference(stream, Outcome(foreign=["callback"]), outcome()) or "")
 
 

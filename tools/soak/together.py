@@ -3,8 +3,9 @@
     python tools/soak/together.py [MODEL ...] [--requests N | --minutes M] [--seed S]
 
 Needs an environment with gpt2c and its extra "test". The models are small: every dtype on every
-instruction set, NumPy, and the embedded model. The last line shows the seed and the result. The
-script exits with status 1 at the first request whose text, ids, finish reason or bits of
+instruction set, NumPy, and the embedded model. Many rounds have a prefix cache, or a KV cache so
+small that requests wait and take each other's pages. The last line shows the seed and the result.
+The script exits with status 1 at the first request whose text, ids, finish reason or bits of
 log-probabilities differ from those of the same request alone, and if a caller waits too long, a
 thread or memory is left, or the process computes without a call. `--seed S --requests 60`, with the
 seed of the failed round, repeats that round.
@@ -26,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from random_callers import FindingError, check_idle, run_round
+from random_callers import FindingError, check_close, check_idle, run_round
 from random_requests import Loaded, load, model_names
 
 ROUND_SIZE = 60  # requests; each round has one model and its own seed
@@ -70,9 +71,7 @@ def main() -> int:
                       f"{memory[-1]:.0f} MB", flush=True)  # fmt: skip
         round_seed = seed
         for loaded in models.values():
-            loaded.close()
-            if loaded.model.n_bytes:
-                raise FindingError("close() did not free the weights: an ended call holds them")
+            check_close(loaded)
         check_idle()
         check_growth(memory)
     except FindingError as finding:
