@@ -1,5 +1,5 @@
 /* A model of csrc/batch/ for the model checker Spin: who leads, hand-over, gathering, turns, leaving,
- * cancelling, waits whose time runs out, interrupts, and forks.
+ * cancelling, waits whose time runs out, waiting for room in the KV cache, interrupts, and forks.
  *
  * Callers make calls with several jobs that rest together, as BlockingCall does
  * (src/gpt2c/engine/_batch.pxi). A waiter waits for jobs that other threads, its users, add and remove, as
@@ -12,7 +12,8 @@
  *     step: in particular, no step uses a job once `leave` has returned;
  *   - the batch never looks at a caller that is gone, and gives the lead to waiting callers only;
  *   - if the lead becomes free, no turn waits;
- *   - n_expected never falls below 0, and a leader that gathers goes on once all jobs are back.
+ *   - n_expected never falls below 0, and a leader that gathers goes on once all jobs are back;
+ *   - unless time runs out, every job gets room in the KV cache, and each page is given back once.
  *
  * Under the lock nothing else runs, so what happens between two sleeps is one step. With N_FORKS, each
  * statement is a step of its own, because a fork may come while another thread holds the lock; only
@@ -23,10 +24,16 @@
  * Time runs out at any moment, but only N_TIMEOUTS times altogether. Afterwards it never does, so that
  * a lost wake-up is a deadlock. The order of the ready jobs is left open: any order may occur.
  *
+ * With N_PAGES, the KV cache has so many pages, and N_CACHED of them hold finished texts that only callers
+ * free. A job needs a page for its first step and another one after it has rested. Callers and jobs with
+ * lower numbers count as older. The leader of csrc/batch/ that finds no room tries again every 2 ms. Here
+ * it tries again when something has changed, so that waiting for ever is a deadlock.
+ *
  * Sizes: N_CALLERS, N_JOBS (of each caller and of the waiter; at most six together), N_RESTS (of a job
  * before it finishes), N_STEPS (the most that a job needs before it rests), N_WAITERS (0 or 1), N_TURNS,
- * N_TIMEOUTS, N_INTERRUPTS, N_CANCELS, N_FORKS, N_ROWS (the most jobs in a step). Each FAULT_... injects
- * a fault that Spin must find; models.sh runs them all. */
+ * N_TIMEOUTS, N_INTERRUPTS, N_CANCELS, N_FORKS, N_ROWS (the most jobs in a step), N_PAGES (0: no limit;
+ * without forks) and N_CACHED. Each FAULT_... injects a fault that Spin must find; models.sh runs them
+ * all. */
 
 #ifndef N_CALLERS
 #define N_CALLERS 2
@@ -60,6 +67,12 @@
 #endif
 #ifndef N_ROWS
 #define N_ROWS 100
+#endif
+#ifndef N_PAGES
+#define N_PAGES 0
+#endif
+#ifndef N_CACHED
+#define N_CACHED 0
 #endif
 
 /* Numbers of callers: first those of calls, then the waiter's. */
@@ -185,8 +198,30 @@ bool is_used[N_ALL_JOBS]; /* a pass reads and writes it now */
 bool is_run[N_ALL_JOBS]; /* the current call runs it */
 bool has_rested[N_ALL_JOBS], is_finished[N_ALL_JOBS];
 byte steps_left[N_ALL_JOBS], rests_left[N_ALL_JOBS];
-#define NEEDS_CALLER(j) (is_finished[j] || has_rested[j] || is_cancelled[j] || is_leaving[j])
+#define NEEDS_CALLER(j) \
+    (is_finished[j] || has_rested[j] || is_cancelled[j] || is_leaving[j] || IS_FULL(j))
 #define IS_OVER(j) (is_finished[j] || is_cancelled[j])
+
+/* The pages of the KV cache. */
+#if N_PAGES
+byte n_free = N_PAGES - N_CACHED, n_cached = N_CACHED;
+byte n_pages[N_ALL_JOBS];
+bool is_full[N_ALL_JOBS]; /* has the status GPT2C_CACHE_FULL */
+bool has_asked[N_ALL_JOBS], has_given_up[N_ALL_JOBS];
+bool room_has_changed; /* another attempt to find room may have another result */
+#define N_NEEDED(j) (1 + (rests_left[j] < N_RESTS))
+#define IS_FULL(j) is_full[j]
+#define HAS_GIVEN_UP(j) has_given_up[j]
+#define NOTE_CHANGE room_has_changed = 1
+#define FORGET_CHANGE room_has_changed = 0
+#define NOTE_FEED has_fed = 1
+#else
+#define IS_FULL(j) 0
+#define HAS_GIVEN_UP(j) 0
+#define NOTE_CHANGE skip
+#define FORGET_CHANGE skip
+#define NOTE_FEED skip
+#endif
 
 bool turn_is_granted[N_TURNS + 1], turn_is_queued[N_TURNS + 1], turn_is_waiting[N_TURNS + 1];
 byte n_passes; /* that run now */
@@ -319,7 +354,7 @@ inline bring_to_rest(j) {
     is_listed[j] = 0;
     n_ready[OWNER(j)]--;
     if
-    :: !is_finished[j] && !is_cancelled[j] && !is_leaving[j] ->
+    :: !is_finished[j] && !is_cancelled[j] && !is_leaving[j] && !IS_FULL(j) ->
         assert(!is_expected[j]);
         is_expected[j] = 1;
         n_expected++
@@ -347,10 +382,141 @@ inline rest_jobs() {
     i = 0
 }
 
+/* ---- room in the KV cache ---- */
+
+#if N_PAGES
+inline give_pages_back(j) {
+    d_step {
+        if
+        :: n_pages[j] > 0 -> NOTE_CHANGE
+        :: else
+        fi;
+        n_free = n_free + n_pages[j];
+        n_pages[j] = 0;
+        is_full[j] = 0;
+        has_asked[j] = 0;
+        assert(n_free + n_cached <= N_PAGES)
+    }
+}
+
+/* A caller whose job j has rested for want of room frees the page of a finished text. */
+inline reclaim(j) {
+    if
+    :: is_full[j] && n_cached > 0 -> n_cached--; n_free++; NOTE_CHANGE
+    :: else
+    fi
+}
+
+#ifdef FAULT_PREEMPT_RESTING
+#define MAY_LOSE_PAGES(j) (n_pages[j] > 0)
+#else
+#define MAY_LOSE_PAGES(j) (n_pages[j] > 0 && is_used[j])
+#endif
+
+/* Sets `y` to the youngest job after job i whose pages it may take, or to i. */
+inline find_youngest() {
+    y = N_ALL_JOBS - 1;
+    do
+    :: y > i && !MAY_LOSE_PAGES(y) -> y--
+    :: else -> break
+    od;
+#ifdef FAULT_NO_PREEMPTION
+    y = i
+#endif
+}
+
+/* Reserves the pages of the step's jobs, the oldest job first. A job without room is not in the pass. */
+inline reserve_pages() {
+    x = 0; /* whether an older job tried */
+    do
+    :: i < N_ALL_JOBS ->
+        k = n_pages[i];
+        do
+        :: is_used[i] && n_pages[i] < N_NEEDED(i) && n_free > 0 -> n_free--; n_pages[i]++
+        :: is_used[i] && n_pages[i] < N_NEEDED(i) && n_free == 0 ->
+            find_youngest();
+            if
+            :: y > i ->
+                assert(is_used[y] && is_ready[y]);
+                n_free = n_free + n_pages[y];
+                n_pages[y] = 0;
+                is_used[y] = 0 /* it sits out */
+            :: else ->
+                n_free = n_free + n_pages[i] - k;
+                n_pages[i] = k;
+                is_full[i] = !x;
+                is_used[i] = 0
+            fi
+        :: else -> break
+        od;
+        if
+        :: is_used[i] || is_full[i] -> x = 1
+        :: else
+        fi;
+        if
+        :: is_used[i] -> has_asked[i] = 0
+        :: else
+        fi;
+        i++
+    :: else -> break
+    od;
+    i = 0;
+    k = 0;
+    x = 0;
+    y = 0
+}
+
+/* With the lock, after a step. A job without room asks its caller for pages, gives up, or stays ready. If
+ * nothing was fed, the leader, caller c, sleeps until something has changed. It does not sleep if the next
+ * step may have others of the `n` ready jobs. */
+inline wait_for_room(c) {
+    LOCKED
+        do
+        :: i < N_ALL_JOBS && is_full[i] && is_listed[i] ->
+            if
+#ifndef FAULT_NOBODY_ASKS
+            :: !has_asked[i] || n_cached > 0 -> has_asked[i] = 1; NOTE_CHANGE
+#endif
+            :: n_timeouts > 0 -> n_timeouts--; has_given_up[i] = 1; NOTE_CHANGE
+            :: has_asked[i] && n_cached == 0 -> is_full[i] = 0
+#ifdef FAULT_NOBODY_ASKS
+            :: is_full[i] = 0
+#endif
+            fi;
+            i++
+        :: i < N_ALL_JOBS && !(is_full[i] && is_listed[i]) -> i++
+        :: i == N_ALL_JOBS -> break
+        od;
+        i = 0
+    };
+    if
+    :: !has_fed ->
+#ifndef FAULT_WAIT_WITH_THE_LOCK
+        RELEASE_LOCK;
+#endif
+        if
+        :: room_has_changed || is_notified[c] || n_ready[c] == 0 || n > N_ROWS
+        :: d_step { n_timeouts > 0 -> n_timeouts-- }
+        fi;
+#ifndef FAULT_WAIT_WITH_THE_LOCK
+        take_lock()
+#endif
+    :: else
+    fi;
+    has_fed = 0
+}
+#endif
+
+/* ---- jobs that become ready ---- */
+
 /* With the lock. Adds job j to the batch; it then needs one to N_STEPS steps. */
 inline add_ready(j) {
     assert(!is_ready[j] && !is_finished[j] && !is_used[j]);
     stop_expecting(j);
+#if N_PAGES
+    is_full[j] = 0;
+    NOTE_CHANGE;
+#endif
     is_ready[j] = 1;
     is_listed[j] = 1;
     is_in_step[j] = 0;
@@ -385,7 +551,7 @@ inline leave(thread, j) {
         :: else
         fi;
         if
-        :: is_ready[j] -> is_leaving[j] = 1; n_leaving++
+        :: is_ready[j] -> is_leaving[j] = 1; n_leaving++; NOTE_CHANGE
         :: else
         fi
     };
@@ -496,9 +662,13 @@ inline begin_step() {
 
 inline end_step() {
     atomic {
+#if N_PAGES
+        reserve_pages();
+#endif
         do
         :: i < N_ALL_JOBS && is_used[i] ->
             is_used[i] = 0;
+            NOTE_FEED;
             steps_left[i]--;
             if
             :: steps_left[i] == 0 && rests_left[i] > 0 -> has_rested[i] = 1; rests_left[i]--
@@ -520,7 +690,7 @@ inline lead_step(thread) {
         rest_jobs();
         count_ready();
         if
-        :: n > 0 -> choose_step(); last_was_turn = 0; begin_step(); RELEASE_LOCK
+        :: n > 0 -> choose_step(); FORGET_CHANGE; last_was_turn = 0; begin_step(); RELEASE_LOCK
         :: else
         fi
     };
@@ -528,6 +698,9 @@ inline lead_step(thread) {
     :: n > 0 ->
         end_step();
         take_lock();
+#if N_PAGES
+        wait_for_room(thread);
+#endif
         LOCKED
             d_step {
                 do
@@ -612,6 +785,7 @@ inline turn_wait(t) {
         :: !turn_is_granted[t] && !turn_is_queued[t] ->
             turns[n_queued] = t;
             n_queued++;
+            NOTE_CHANGE;
             turn_is_queued[t] = 1
         :: turn_is_granted[t] || turn_is_queued[t]
         fi;
@@ -779,8 +953,51 @@ inline find_unfinished(c) {
     }
 }
 
+/* A call has returned: its memory is gone, and its jobs are the caller's. */
+inline end_call(c) {
+    d_step {
+        j = FIRST_JOB(c);
+        do
+        :: j < END_JOB(c) ->
+            assert(!is_ready[j] && (is_lost[j] || !is_used[j]));
+#if N_PAGES
+            reclaim(j);
+            if
+            :: has_given_up[j] -> is_stopped = 1 /* CacheMemoryError */
+            :: else
+            fi;
+            if
+            :: IS_OVER(j) -> give_pages_back(j)
+            :: else
+            fi;
+#endif
+            j++
+        :: else -> break
+        od;
+        j = 0;
+        assert(!leads[c] && !is_waiting[c] && n_ready[c] == 0);
+        is_alive[c] = 0
+    }
+}
+
+/* The jobs are deallocated. */
+inline drop_jobs(c) {
+    leave_jobs(c);
+#if N_PAGES
+    atomic {
+        j = FIRST_JOB(c);
+        do
+        :: j < END_JOB(c) -> give_pages_back(j); j++
+        :: else -> break
+        od;
+        j = 0
+    }
+#endif
+}
+
 proctype caller(byte c) HERE {
     byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0;
+    bool has_fed = 0; /* whether the step fed a job */
     bool was_notified = 0, is_late = 0, gather_is_late = 0, is_ignored = 0, is_stopped = 0;
     begin_jobs(c);
     do
@@ -809,19 +1026,9 @@ proctype caller(byte c) HERE {
         :: else
         fi;
         was_notified = 0;
-        /* The call has returned: its memory is gone, and its jobs are the caller's. */
-        d_step {
-            j = FIRST_JOB(c);
-            do
-            :: j < END_JOB(c) -> assert(!is_ready[j] && (is_lost[j] || !is_used[j])); j++
-            :: else -> break
-            od;
-            j = 0;
-            assert(!leads[c] && !is_waiting[c] && n_ready[c] == 0);
-            is_alive[c] = 0
-        }
+        end_call(c)
     od;
-    leave_jobs(c); /* as the jobs' deallocation does */
+    drop_jobs(c);
     has_ended[c] = 1
 }
 
@@ -833,6 +1040,7 @@ bool is_added[N_ALL_JOBS], is_closing;
 proctype waiter() HERE {
     byte i = 0, j = 0, k = 0, n = 0, x = 0, y = 0, found = 0;
     bool was_notified = 0, is_late = 0, gather_is_late = 0;
+    bool has_fed = 0;
     do
     :: !is_closing ->
         batch_wait(WAITER);
@@ -864,15 +1072,21 @@ proctype user(byte u) HERE {
     rests_left[j] = N_RESTS;
     do
     :: atomic {
-            !lock_is_taken && !is_added[j] && !IS_OVER(j) ->
+            !lock_is_taken && !is_added[j] && !IS_OVER(j) && !HAS_GIVEN_UP(j) ->
             is_added[j] = 1;
+#if N_PAGES
+            reclaim(j);
+#endif
             add_ready(j);
             wake_resumed(WAITER)
         }
-    :: atomic { !is_added[j] && IS_OVER(j) -> break }
+    :: atomic { !is_added[j] && (IS_OVER(j) || HAS_GIVEN_UP(j)) -> break }
     :: atomic { n_interrupts > 0 -> n_interrupts--; break }
     od;
     leave(USER_THREAD(u), j);
+#if N_PAGES
+    give_pages_back(j);
+#endif
     is_added[j] = 0;
     atomic {
         n_users--;
@@ -935,6 +1149,7 @@ proctype canceller() HERE {
             n < N_CANCELS && !lock_is_taken ->
             select(j : 0 .. N_ALL_JOBS - 1);
             is_cancelled[j] = 1;
+            NOTE_CHANGE;
             if
             :: !is_ready[j] -> stop_expecting(j)
             :: else
@@ -962,6 +1177,10 @@ proctype watcher() {
     :: i < N_THREADS -> assert(has_ended[i]); i++
     :: else -> break
     od
+#if N_PAGES
+    ;
+    assert(n_free + n_cached == N_PAGES)
+#endif
 }
 
 init {

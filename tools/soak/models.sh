@@ -3,7 +3,7 @@
 # interleaving of a few threads. Then injects each known fault, which Spin must find. Installs Debian's
 # Spin if it can.
 # Usage: tools/soak/models.sh [quick|long] [pool|batch]
-#   quick  every state of small sizes: about a minute and 700 MB (default, and used by CI)
+#   quick  every state of small sizes: about two minutes and 700 MB (default, and used by CI)
 #   long   larger sizes: about an hour and up to 6 GB
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -19,17 +19,21 @@ pool_long=("2 1 1 2 1" "2 1 2 1 0" "1 3 1 1 1" "1 2 2 2 1" "2 1 1 2 2" "2 1 2 1 
 pool_faults=("LATE_HANDLER 2 1 1 2 1" "BARRIER_WAITS_IN_CHILD 2 1 1 2 1" "ONE_BARRIER 2 1 1 2 1"
     "RESET_AFTER_COUNT 2 1 1 2 1" "SLEEP_WITHOUT_A_LOOK 2 1 1 2 1")
 
-batch_names=(N_CALLERS N_JOBS N_WAITERS N_TURNS N_TIMEOUTS N_INTERRUPTS N_CANCELS N_FORKS N_STEPS N_ROWS)
+batch_names=(N_CALLERS N_JOBS N_WAITERS N_TURNS N_TIMEOUTS N_INTERRUPTS N_CANCELS N_FORKS N_STEPS N_ROWS
+    N_PAGES N_CACHED)
 batch_quick=("2 1 0 1 1 1 0 0 1 9" "1 1 1 1 0 0 0 0 1 9" "2 1 0 1 0 0 1 0 1 9" "2 2 0 0 1 0 0 0 1 9"
-    "2 1 0 0 1 0 0 1 1 9")
+    "2 1 0 0 1 0 0 1 1 9" "2 1 0 1 0 0 0 0 1 9 3 1" "2 2 0 0 0 0 0 0 1 9 2" "2 1 0 0 0 1 1 0 1 9 2")
 batch_long=("2 1 0 2 0 0 0 0 1 9" "1 2 1 0 0 0 0 0 1 9" "2 1 0 1 1 0 0 1 1 9" "2 2 0 0 1 1 1 0 2 1"
     "1 1 1 1 1 1 1 0 2 9" "3 1 0 1 0 0 0 0 1 9" "2 1 0 1 2 2 0 0 2 1" "2 1 0 2 1 1 1 0 1 9"
-    "1 1 1 1 2 0 0 1 1 9" "1 2 1 1 1 1 0 0 1 9")
+    "1 1 1 1 2 0 0 1 1 9" "1 2 1 1 1 1 0 0 1 9" "2 1 0 1 1 1 0 0 1 9 2" "1 1 1 0 0 0 1 0 1 9 3 1"
+    "3 1 0 0 0 0 0 0 1 9 3" "2 1 0 0 0 0 0 0 2 1 2")
 batch_faults=("LEAD_FOR_ANYBODY 2 1 0 1 1 1 0 0 1 9" "LEADER_SLEEPS 2 1 0 1 1 1 0 0 1 9"
     "LEAD_IS_KEPT 2 1 0 1 1 1 0 0 1 9" "LOOK_WITHOUT_THE_LOCK 2 1 0 1 1 1 0 0 1 9"
     "LEAVE_AT_ONCE 2 1 0 1 1 1 0 0 1 9" "LATE_IS_EXPECTED 2 1 0 1 1 1 0 0 1 9"
     "RESUME_WITHOUT_WAKING 1 1 1 1 0 0 0 0 1 9" "LOCK_IS_NOT_FORGOTTEN 2 1 0 0 1 0 0 1 1 9"
-    "LEAD_IS_NOT_FORGOTTEN 2 1 0 0 1 0 0 1 1 9" "LEAVE_WAITS_IN_CHILD 2 1 0 0 1 0 0 1 1 9")
+    "LEAD_IS_NOT_FORGOTTEN 2 1 0 0 1 0 0 1 1 9" "LEAVE_WAITS_IN_CHILD 2 1 0 0 1 0 0 1 1 9"
+    "NO_PREEMPTION 2 1 0 0 0 0 0 0 1 9 2" "PREEMPT_RESTING 2 1 0 0 0 0 0 0 1 9 2"
+    "WAIT_WITH_THE_LOCK 2 1 0 0 0 0 0 0 1 9 2" "NOBODY_ASKS 2 1 0 0 0 0 0 0 1 9 3 2")
 
 case $form in
 quick) megabytes=2000 optimised=-O1 ;; # the compiler takes longer than the check
