@@ -226,8 +226,8 @@ class EngineJob(Protocol):
     def prefill(self, n: int) -> None:
         """Feed the first n ids of the prompt, except those that were fed before.
 
-        n must be less than the prompt's length. Raises ClosedError, and CacheMemoryError at once if
-        the KV cache is full: resting jobs of the same call may hold the pages that it would wait for.
+        n must be less than the prompt's length. Raises ClosedError. Raises CacheMemoryError at
+        once if the KV cache is full, because resting jobs of the same call may hold its pages.
         """
 
     def raise_failure(self) -> None:
