@@ -57,7 +57,7 @@ def sharp_weights(config, seed):
 @pytest.fixture(autouse=True)
 def pack_small_models(monkeypatch):
     """Pack even small models for drafting, and draft only where a test asks for it."""
-    monkeypatch.setattr(drafting, "_MIN_BYTES", 0)
+    monkeypatch.setattr(drafting, "_MIN_PACKING_BYTES", 0)
     monkeypatch.setitem(generation.DEFAULTS, "draft", None)
 
 
@@ -315,7 +315,7 @@ def test_an_unreferenced_draft_model_is_freed():
 
 def test_drafts_are_the_default(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(drafting, "_MIN_BYTES", 0)
+    monkeypatch.setattr(drafting, "_MIN_PACKING_BYTES", 0)
     model = model_on(ISAS[-1], CONFIG, sharp_weights(CONFIG, 0))
     n_bytes = model.n_bytes
     plain = model.generate([1, 2], max_new_tokens=50, draft=None)
