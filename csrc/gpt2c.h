@@ -342,7 +342,9 @@ typedef struct {
     unsigned ready_process;       /* the number of the process in which it was last resumed */
     unsigned resting_process;     /* the process in which it rests unfinished; 0: it does not */
     unsigned expecting_gathering; /* the number of the gathering that expects it; 0: none */
-    double full_since;            /* when it first found the cache full; 0: it has room */
+    int lacks_room;               /* it found the cache full in the step that has just ended */
+    double blocked_since;         /* when it first lacked room since it was last fed, or 0 */
+    double oldest_since;          /* when it first was the oldest of the jobs that lack room, or 0 */
     double asked_at;              /* when its caller was last asked to free pages */
     int has_given_up;             /* it has found the cache full for too long */
     uint64_t arrival;             /* the rank of its first resume, from 1; 0: none */

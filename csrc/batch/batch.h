@@ -48,6 +48,7 @@ struct gpt2c_batch {
     atomic_uint n_steps;                /* steps that ended; gpt2c_batch_leave sleeps on it */
     int n_leaving;                      /* threads that wait for a step's end */
     double step_seconds;                /* of the last step */
+    double last_fed;                    /* when the last step ended that fed a job */
     step_space *space;
 };
 

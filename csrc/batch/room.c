@@ -21,17 +21,34 @@
 /* How often a job without room asks its caller to free pages that no call needs. */
 #define ASK_SECONDS 0.05
 
-/* Takes the pages of the youngest job that arrived after `job`. Returns 0 if there is none. Spares
- * jobs that only feed, because they cannot feed the tokens before their prompt again. */
+/* Whether `job` may take the pages of `other`. Jobs that only feed are spared, because they cannot
+ * feed the tokens before their prompt again. */
+static int may_preempt(const gpt2c_job *job, const gpt2c_job *other) {
+    return !other->is_feed && gpt2c_sequence_length(other->sequence) > 0 &&
+           other->member.arrival > job->member.arrival;
+}
+
+/* Whether n_tokens would fit if the job took the pages of all younger jobs. If not, taking pages
+ * would only destroy the others' work, at each of the job's attempts. */
+static int fits_with_preemption(const step_space *s, const gpt2c_job *job, int32_t n_tokens) {
+    size_t page_bytes = gpt2c_model_page_bytes(s->model);
+    size_t bytes = gpt2c_model_cache_bytes(s->model) + cache_bytes_needed(job->sequence, n_tokens);
+    size_t limit = gpt2c_model_cache_limit(s->model);
+    for (int32_t j = 0; j < s->n_jobs && bytes > limit; j++) {
+        size_t freed = (size_t)s->jobs[j]->sequence->n_pages * page_bytes;
+        if (may_preempt(job, s->jobs[j]))
+            bytes -= freed < bytes ? freed : bytes;
+    }
+    return bytes <= limit;
+}
+
+/* Takes the pages of the youngest job that arrived after `job`. Returns 0 if there is none. */
 static int preempt_younger_than(step_space *s, const gpt2c_job *job) {
     int32_t youngest = -1;
-    for (int32_t j = 0; j < s->n_jobs; j++) {
-        const gpt2c_job *other = s->jobs[j];
-        if (!other->is_feed && gpt2c_sequence_length(other->sequence) > 0 &&
-            other->member.arrival > job->member.arrival &&
-            (youngest < 0 || other->member.arrival > s->jobs[youngest]->member.arrival))
+    for (int32_t j = 0; j < s->n_jobs; j++)
+        if (may_preempt(job, s->jobs[j]) &&
+            (youngest < 0 || s->jobs[j]->member.arrival > s->jobs[youngest]->member.arrival))
             youngest = j;
-    }
     if (youngest < 0)
         return 0;
     gpt2c_sequence_truncate(s->jobs[youngest]->sequence, 0);
@@ -47,6 +64,8 @@ static gpt2c_status reserve_feed(step_space *s, int32_t f) {
     if (n_tokens > s->model->config.n_positions - gpt2c_sequence_length(job->sequence))
         return GPT2C_CONTEXT_FULL;
     gpt2c_status status = cache_reserve(job->sequence, n_tokens);
+    if (status != GPT2C_CACHE_FULL || !fits_with_preemption(s, job, n_tokens))
+        return status;
     while (status == GPT2C_CACHE_FULL && preempt_younger_than(s, job))
         status = cache_reserve(job->sequence, n_tokens);
     return status;
@@ -74,6 +93,7 @@ void reserve_feeds(step_space *s) {
         gpt2c_status status = reserve_feed(s, f);
         if (status == GPT2C_OK)
             continue;
+        jobs[i]->member.lacks_room = status == GPT2C_CACHE_FULL;
         /* Only the oldest job reports a full cache; the others sit out. */
         drop_feed(s, find_feed(s, jobs[i]),
                   status == GPT2C_CACHE_FULL && i > 0 ? GPT2C_OK : status);
@@ -90,24 +110,40 @@ static double max_full_seconds(const gpt2c_batch *b, const gpt2c_job *job) {
     return jobs_may_give ? FULL_SECONDS : SHORT_FULL_SECONDS;
 }
 
+static void forget_waiting(gpt2c_membership *m) { m->blocked_since = m->oldest_since = 0; }
+
+/* The oldest job that lacks room gives up after it has been the oldest for the max time. It also
+ * gives up if no job was fed for that time: otherwise, if nobody gives pages back, the jobs would
+ * fail one after another, each after the max time. */
+static void report_full(gpt2c_batch *b, gpt2c_job *job, double now) {
+    gpt2c_membership *m = &job->member;
+    if (m->oldest_since == 0) {
+        m->oldest_since = now;
+        m->asked_at = 0;
+    }
+    double stuck_since = m->blocked_since > b->last_fed ? m->blocked_since : b->last_fed;
+    double since = stuck_since < m->oldest_since ? stuck_since : m->oldest_since;
+    m->has_given_up = now - since >= max_full_seconds(b, job);
+    if (m->has_given_up)
+        forget_waiting(m);
+    if (m->has_given_up || now - m->asked_at >= ASK_SECONDS)
+        m->asked_at = now; /* rest_jobs brings it to rest with its status */
+    else
+        job->status = GPT2C_OK;
+}
+
 void wait_for_room(gpt2c_batch *b, double now) {
+    for (int32_t f = 0; f < b->space->n_feeds; f++)
+        forget_waiting(&b->space->jobs[f]->member);
+    if (b->space->n_feeds)
+        b->last_fed = now;
     for (int32_t i = 0; i < b->n_ready; i++) {
-        gpt2c_job *job = b->ready[i];
-        if (job->status != GPT2C_CACHE_FULL) {
-            if (job->member.is_in_step)
-                job->member.full_since = 0;
-            continue;
-        }
-        gpt2c_membership *m = &job->member;
-        if (m->full_since == 0) {
-            m->full_since = now;
-            m->asked_at = 0;
-        }
-        m->has_given_up = now - m->full_since >= max_full_seconds(b, job);
-        if (m->has_given_up || now - m->asked_at >= ASK_SECONDS)
-            m->asked_at = now; /* rest_jobs brings it to rest with its status */
-        else
-            job->status = GPT2C_OK;
+        gpt2c_membership *m = &b->ready[i]->member;
+        if (m->lacks_room && m->blocked_since == 0)
+            m->blocked_since = now;
+        m->lacks_room = 0;
+        if (b->ready[i]->status == GPT2C_CACHE_FULL)
+            report_full(b, b->ready[i], now);
     }
     if (b->space->n_feeds == 0)
         sleep_unlocked(b, &b->n_returns, now + FULL_SLEEP_SECONDS);
