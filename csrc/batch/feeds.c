@@ -60,8 +60,8 @@ static gpt2c_feed make_feed(const gpt2c_job *job, int32_t n) {
     return (gpt2c_feed){job->sequence, tokens, n, wanted};
 }
 
-/* Plans the next feed: up to `max` tokens of job j, which takes the feed's place among the jobs.
- * Returns the number of tokens. */
+/* Plans the next feed: up to `max` tokens of job j. The job is swapped to the feed's index, because
+ * feed f always belongs to job f. Returns the number of tokens. */
 static int32_t plan_prompt(step_space *s, int32_t j, int32_t max) {
     gpt2c_job *job = s->jobs[j];
     if (s->n_jobs > 1 && job->is_feed && job->wanted == GPT2C_LOGITS_ALL)
@@ -80,8 +80,8 @@ static void plan_prompts(step_space *s, int32_t n_rows) {
 
 static uint64_t unfed_of(const gpt2c_job *job) { return (uint64_t)n_unfed(job); }
 
-/* Divides n_rows rows among the prompts of several callers. Half of the rows are kept for the
- * oldest prompt. The others are fed in order of their lengths, so that a short prompt gets its first
+/* Divides n_rows rows among the prompts of several callers. Up to half of the rows are kept for the
+ * oldest prompt. The other prompts are fed shortest first, so that a short prompt gets its first
  * token soon, even if many long prompts wait. */
 static void plan_shared_prompts(step_space *s, int32_t n_rows) {
     gpt2c_job **prompts = s->jobs + s->n_decoding, *oldest = prompts[0];

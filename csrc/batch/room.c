@@ -1,10 +1,10 @@
 /* Room in the KV cache for the jobs of a step.
  *
- * A job's pages for its whole prompt are reserved with its first chunk, and a page for its new
- * tokens every 64 of them. A job that finds the cache full preempts the youngest job that arrived
- * after it, that is, takes its pages. Without a younger job it sits out steps until pages are free.
- * The oldest job thus always makes progress. A job that lost its pages feeds its tokens again once
- * they fit. */
+ * The pages for a job's whole prompt are reserved with its first chunk. Each page of its new tokens
+ * is reserved when the page before is full. A job that finds the cache full preempts the youngest
+ * job that arrived after it, that is, takes its pages. Without a younger job it sits out steps
+ * until pages are free. The oldest job thus always makes progress. A job that lost its pages feeds
+ * its tokens again once they fit. */
 #include "batch/batch.h"
 
 #include "cache.h"

@@ -115,7 +115,8 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* Wakes the workers only for jobs that sample or have scores: an argmax takes less time. */
+/* Wakes the workers only if several jobs sample or have scores: an argmax takes less time than
+ * waking them. */
 static void choose_tokens(step_space *s) {
     int32_t n_costly = 0;
     for (int32_t i = 0; i < s->n_choosing; i++) {

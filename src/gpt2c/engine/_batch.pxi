@@ -5,8 +5,8 @@
 # of many tasks, each of which rests by itself.
 #
 # Python code, such as a signal handler, runs only between waits, never while C leads. C's list of
-# ready jobs grows only while the thread has the GIL, which os.fork needs too. So a forked child
-# never finds the list half changed.
+# ready jobs is reallocated only while the thread has the GIL, which os.fork needs too. So a forked
+# child never finds the list half reallocated, and can empty it.
 
 # How many seconds a wait lasts at most. The main thread returns often, so that Python can handle
 # Ctrl-C; other threads return now and then, in case the process exits.
@@ -19,7 +19,7 @@ cdef double wait_interval():
 
 
 cdef class Claims:
-    """What a call holds: the model's weights, with other calls, and its sequences, alone."""
+    """What a call holds: the model's weights (shared) and its sequences (exclusively)."""
 
     cdef Model model
     cdef list sequences
@@ -122,8 +122,8 @@ cdef class BlockingCall:
     cdef bint needs_retry(self, str what) except -1:
         """Return whether to run the jobs again, because a step lacked memory.
 
-        Either some memory was freed, or the jobs still wait for room in the KV cache. Raise the
-        error of the first job whose step failed otherwise; the job can be run again.
+        This is so if memory was freed since, or if the jobs still wait for room in the KV cache.
+        Otherwise raise the error of the first job whose step failed; that job can be run again.
         """
         cdef int32_t i
         cdef gpt2c_status status = GPT2C_OK, found

@@ -5,9 +5,9 @@ EngineSharedWaiter, and runs the model's steps if no other call does. After a st
 event loop once, for all jobs of the loop. It runs no code of the user: the tasks themselves search
 for stop strings, call callbacks and decode.
 
-The thread starts with the first job, and ends after the last stream. It refers weakly to the
-futures that tasks await: if a task is gone, because its event loop was closed, its job is dropped
-after its step.
+The thread starts with the first job. It ends after the last stream, or when no stream has taken a
+step for IDLE_SECONDS. It refers weakly to the futures that tasks await: if a task is gone, because
+its event loop was closed, its job is dropped after its step.
 """
 
 from __future__ import annotations
