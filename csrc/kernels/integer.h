@@ -100,7 +100,7 @@ typedef struct {
     size_t row_bytes;
 } prefetch_cursor;
 
-INLINE prefetch_cursor prefetch_for_rows(const uint8_t *begin, size_t bytes, int n_rows) {
+INLINE prefetch_cursor cursor_for_rows(const uint8_t *begin, size_t bytes, int n_rows) {
     return (prefetch_cursor){begin, begin, bytes / (size_t)n_rows + 1};
 }
 
@@ -167,7 +167,7 @@ INLINE void integer_matmul(const matmul_args *a, const int bits, int panel_begin
                     prefetch_out(a, row, n_rows, panel, g, n_groups);
                 for (int c = 0; c < PANEL; c += width, ahead += width_bytes)
                     multiply_group(&a->quantized, bits, g, row, n_rows, packed, c,
-                                   prefetch_for_rows(ahead, width_bytes, n_rows), totals);
+                                   cursor_for_rows(ahead, width_bytes, n_rows), totals);
             }
             finish_panel(a, row, n_rows, panel, totals);
         }
