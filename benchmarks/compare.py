@@ -30,8 +30,9 @@ class Comparison:
     both by task and engine. `agreement` has, by engine, the number of equal ids in each text.
     """
 
-    def __init__(self, launcher: Launcher, seed: int, repeats: int, ours: str) -> None:
-        self.launcher, self.seed, self.repeats, self.ours = launcher, seed, repeats, ours
+    def __init__(self, launcher: Launcher, seed: int, repeats: int, first_engine: str) -> None:
+        self.launcher, self.seed, self.repeats = launcher, seed, repeats
+        self.first_engine = first_engine  # it is compared with the others
         self.config = read_config(launcher.checkpoint)
         self.workers: dict[str, Worker] = {}
         self.skipped: dict[str, str] = {}
@@ -99,9 +100,9 @@ class Comparison:
     def take_turn(
         self, name: str, task: Task, prompts: list[list[int]]
     ) -> tuple[float, list[float]]:
-        """Return the measured value, and a list of the roofline's share that it reaches.
+        """Return the measured value, and the share of the roofline that it reaches.
 
-        The list is empty if the roofline is unknown.
+        The share is in a list, which is empty if the roofline is unknown.
         """
         if task.measure is None:
             return first_token_seconds(self.launcher, name, prompts[0]), []
@@ -136,17 +137,18 @@ def spread(values: list[float]) -> str:
 def print_table(result: Comparison, task: Task) -> None:
     samples = result.samples[task.name]
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    ours = medians.get(result.ours)
+    first_median = medians.get(result.first_engine)
     decode_rates = result.samples.get("decode", {}) if task.name == "decode-deep" else {}
-    print(f"\n{task}\n  {'':20}    median       min - max      speedup of {result.ours}")
+    print(f"\n{task}\n  {'':20}    median       min - max      speedup of {result.first_engine}")
     for name, values in samples.items():
         line = f"  {name:20}{spread(values)}"
-        if ours:
-            speedup = ours / medians[name] if task.more_is_better else medians[name] / ours
+        if first_median:
+            median = medians[name]
+            speedup = first_median / median if task.more_is_better else median / first_median
             line += f"{speedup:8.2f}"
         if name in decode_rates:
             slowdown = medians[name] / 1e3 * statistics.median(decode_rates[name])
-            line += f"   {slowdown:.2f} times its time in decode"
+            line += f"   {slowdown:.2f} times the time per token in decode"
         print(line)
         if used := result.shares[task.name].get(name):
             print(f"  {'':4}share of the machine's {task.limit}: {spread(used).strip()}")
@@ -178,7 +180,8 @@ def parse() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--engines", type=lambda text: names_of(ENGINES, text),
                         default=[*DEFAULT_ENGINES],
-                        help="by commas; the others are compared with the first")  # fmt: skip
+                        help="separated by commas; the first is compared "
+                             "with the others")  # fmt: skip
     parser.add_argument("--tasks", type=lambda text: names_of(TASKS, text), default=[*TASKS])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -198,7 +201,9 @@ def main() -> None:
         for name, worker in result.workers.items():
             versions = ", ".join(" ".join(pair) for pair in worker.versions.items())
             print(f"{name}: {versions or 'unknown version'}")
-        print(f"speedup of {result.ours}: its speed divided by this engine's speed")
+        print(
+            f"speedup of {result.first_engine}: its speed divided by the speed of the line's engine"
+        )
         if not options.no_agreement:
             result.check_agreement()
             print_agreement(result)

@@ -259,7 +259,8 @@ def arguments() -> argparse.Namespace:
     add("--sizes", type=lambda text: [*map(int, names(text))], default=[8, 32],
         help="numbers of threads; streams and tasks use the largest")  # fmt: skip
     add("--styles", type=names, default=["sampled"],
-        help="by commas, of: sampled, greedy, 'sampled no drafts', 'greedy no drafts'")  # fmt: skip
+        help="separated by commas, of: sampled, greedy, 'sampled no drafts', "
+             "'greedy no drafts'")  # fmt: skip
     add("--tokens", type=int, default=48, help="the max length of a text")
     add("--repeats", type=int, default=5)
     add("--streams", type=int, default=31, help="number of streams in `latency`")
