@@ -74,7 +74,7 @@ class Model:
         weights = _Weights(
             {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
         )
-        self._model_hold: _Weights | None = weights
+        self._weights_until_close: _Weights | None = weights
         self._weights_reference = weakref.ref(weights)
         self._threads = local()  # .hold: a weak reference to the thread's outermost hold
 
@@ -261,7 +261,7 @@ class Model:
         by_name = {_oracle_name(point, block): (point, block) for point, block in locations}
         n = len(ids)
 
-        def record(name: str, value: NDArray[Any]) -> None:
+        def visit(name: str, value: NDArray[Any]) -> None:
             if name not in by_name:
                 return
             point, block = by_name[name]
@@ -280,7 +280,7 @@ class Model:
 
         with self.held(), np.errstate(over="ignore", invalid="ignore"):
             try:
-                logits = gpt2(ids, self.weights, self.config, visit=record)
+                logits = gpt2(ids, self.weights, self.config, visit=visit)
             except MemoryError as error:
                 raise CacheMemoryError(f"not enough memory for {n} tokens ({error})") from None
         return logits[logit_rows].astype(np.float32)
@@ -288,7 +288,7 @@ class Model:
     def held(self) -> _Hold:
         """See EngineModel.held."""
         outer = self._outer_hold()
-        weights = self._model_hold if outer is None else outer.weights
+        weights = self._weights_until_close if outer is None else outer.weights
         if weights is None:
             raise ClosedError("the model was closed")
         hold = _Hold(weights)
@@ -304,11 +304,11 @@ class Model:
 
     def close(self) -> None:
         """See EngineModel.close."""
-        self._model_hold = None
+        self._weights_until_close = None
 
     def check_open(self) -> None:
         """See EngineModel.check_open."""
-        if self._model_hold is None:
+        if self._weights_until_close is None:
             raise ClosedError("the model was closed")
 
 
@@ -348,7 +348,7 @@ class Sequence:
         model.sequences[id(self)] = self
 
     def key_array_id(self) -> int:
-        """Return a number that sequences share if they share arrays; 0 for an empty sequence.
+        """Return a number: equal for sequences that share arrays, 0 for an empty sequence.
 
         Copies share arrays until one of them is fed.
         """
@@ -516,7 +516,7 @@ class SharedWaiter:
         """Make a waiter without jobs."""
         self._model = model
         self._jobs: list[Job] = []
-        self._jobs_changed = Condition()  # notified when _jobs changes; never held during a step
+        self._jobs_changed = Condition()  # notified by `add` and `wake`; never held during a step
         self._step_lock = Lock()  # held during a step
         self._is_woken = False
         self._process = os.getpid()
