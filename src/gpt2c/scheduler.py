@@ -178,7 +178,7 @@ class Handle:
         return self._completion()
 
     def _event(self, n: int) -> Event | None:
-        """Return event n; None after the last. Raises the request's error in its place."""
+        """Return event n. After the last, return None, or raise the error of a failed request."""
         events = self._record.events
         if n < len(events):
             return events[n]
@@ -217,7 +217,7 @@ class Handle:
             raise
 
     async def _wait_async(self, n: int | None) -> None:
-        """Do the same without blocking the event loop."""
+        """Wait like `_wait`, but without blocking the event loop."""
         if self._has(n):
             return
         reader = self._runner.begin_reading()
@@ -242,15 +242,16 @@ class Scheduler(Closable):
     ...         ...
     ...     completions = [handle.result() for handle in handles]
 
-    A completion has the bits of GPT2.complete for the prompt alone, whatever else runs. An error
-    ends only its own request. Any threads and asyncio tasks may add requests and read handles.
+    A completion is, bit for bit, what GPT2.complete returns for the prompt alone, whatever else
+    runs. An error ends only its own request. Any threads and asyncio tasks may add requests and
+    read handles.
 
     thread
         True: a thread runs all requests from `add` on. False, the default: the thread runs only
-        while a handle is being read, by any thread or task, and then runs all requests. A request
-        makes no progress while nobody reads a handle, except for at most one step beside other
-        calls of the model. In both cases, the thread ends when there is nothing to run, and
-        callbacks run in it; a slow callback delays the scheduler's other requests.
+        while a handle is being read, by any thread or task, and then runs all requests. While
+        nobody reads a handle, a request makes no progress, except for at most one step that
+        another call of the model runs. In both cases, the thread ends when there is nothing to
+        run, and callbacks run in it; a slow callback delays the scheduler's other requests.
     max_running
         The max number of requests that run together; others wait in a queue. The default is 256,
         the rows of one forward pass.
@@ -290,8 +291,8 @@ class Scheduler(Closable):
             text that it has by then. Waiting in the queue counts.
         allowed_ids
             The only ids that may be chosen: bool [n_vocab], or a packed bitmask, uint32 or int32
-            [ceil(n_vocab / 32)], in which id's bit is 1 << id % 32 of word id // 32. An EOS token
-            can end the text only if it is allowed.
+            [ceil(n_vocab / 32)], in which the bit of an id is 1 << id % 32 of word id // 32. An EOS
+            token can end the text only if it is allowed.
 
         The options are those of GPT2.complete for one prompt, without beam search,
         num_return_sequences and logits_processor.
@@ -299,7 +300,7 @@ class Scheduler(Closable):
         Raises OptionError, OptionTypeError, ContextError or TokenizerError for what is wrong with
         the arguments, and ClosedError. Errors while the request runs are raised by the handle.
         """
-        first = integer("priority", priority, -_MAX_PRIORITY, _MAX_PRIORITY)
+        checked_priority = integer("priority", priority, -_MAX_PRIORITY, _MAX_PRIORITY)
         checked = self._model._options(options, AddOptions, "add")
         if checked.logits_processor is not None:
             raise OptionError(
@@ -317,12 +318,13 @@ class Scheduler(Closable):
             plan = request.plan.with_allowed_ids(allowed_ids)
             unpack_allowed_ids(plan.stages[0].ids, self._model.config.vocab_size)
             request = replace(request, plan=plan)
-        return self._queue(completer, request, first)
+        return self._queue(completer, request, checked_priority)
 
     def _queue(self, completer: Completer, request: Request, priority: int) -> Handle:
         with self._lock.lock:
             if not self._runner.is_of_this_process and not self._is_closed:
-                # A step may have been using its jobs as the parent forked, so it is never freed.
+                # The parent's runner is never freed, because a step may have been using its jobs
+                # during the fork.
                 _lost_runners.append(self._runner)
                 self._runner = self._new_runner()
             runner = self._runner

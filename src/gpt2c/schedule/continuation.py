@@ -142,7 +142,10 @@ class Continuation:
         self.job = self._start(ids, n_left, self._prefixes.copy_longest(ids))
 
     def _keep_job_results(self) -> None:
-        """Keep the scores and draft counts of a job that ends; put its KV cache into the cache."""
+        """Keep the scores and draft counts of a job that ends.
+
+        Its KV cache goes into the prefix cache.
+        """
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
         self._draft_counts = (passes + new_passes, drafted + new_drafted, accepted + new_accepted)

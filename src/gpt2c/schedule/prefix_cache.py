@@ -83,7 +83,7 @@ class PrefixCache:
             return None
         with self._lock.lock:
             self._owner = me
-            self._check()
+            self._reset_if_invalid()
             at = bisect_left(self._keys, wanted)
             near = [key for key in self._keys[max(at - 1, 0) : at + 1] if _is_near(key, wanted)]
             if not near:
@@ -107,13 +107,13 @@ class PrefixCache:
             return
         with self._lock.lock:
             self._owner = me
-            self._check()
+            self._reset_if_invalid()
             at = bisect_left(self._keys, key)
             if at < len(self._keys) and self._keys[at].startswith(key):
                 self._sequences.move_to_end(self._keys[at])
                 return
             copy = _copy_of(sequence, n)
-            if copy is None or self._max_pages == 0:  # closed meanwhile
+            if copy is None or self._max_pages == 0:  # no memory, or closed meanwhile
                 return
             self._valid_for = None
             if at and key.startswith(self._keys[at - 1]):
@@ -127,16 +127,17 @@ class PrefixCache:
             self._valid_for = fork_depth()
 
     def evict(self, n_bytes: int) -> int:
-        """Drop the least recently used texts until their pages are n_bytes; return that number.
+        """Drop least recently used texts until n_bytes or more are dropped, or no text is left.
 
-        The memory of pages that other sequences share is not freed.
+        Return the bytes of the dropped texts' pages. Pages that other sequences share stay
+        allocated.
         """
         n_pages = 0
         if self._is_reentered(me := get_ident()):
             return 0
         with self._lock.lock:
             self._owner = me
-            self._check()
+            self._reset_if_invalid()
             self._valid_for = None
             while self._keys and n_pages * self._page_bytes < n_bytes:
                 n_pages += self._remove(next(iter(self._sequences)))
@@ -159,7 +160,7 @@ class PrefixCache:
         """
         return self._lock.lock.locked() and self._owner == thread
 
-    def _check(self) -> None:
+    def _reset_if_invalid(self) -> None:
         """Empty the cache after a fork or an interrupted change. The caller holds the lock."""
         if self._valid_for != fork_depth():
             self._reset()
