@@ -1,4 +1,4 @@
-"""Detects changed bits: the recorded bits are those of the scalar build with arithmetic 1.
+"""Detects changed bits: the recorded bits are those of the scalar kernels with arithmetic 1.
 
 The tests against the oracle check that the bits are right. If you mean to change the arithmetic,
 increase ARITHMETIC and run tools/make_golden_bits.py.

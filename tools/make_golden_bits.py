@@ -1,4 +1,4 @@
-"""Writes tests/golden_bits.json with the scalar build: python tools/make_golden_bits.py"""
+"""Writes tests/golden_bits.json with the scalar kernels: python tools/make_golden_bits.py"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ script fails if
 - a forked child fails, or there is no progress for two minutes (it then shows all threads).
 
 If an interrupt comes inside a finalizer or a fork hook (logging has one), Python prints it instead
-of raising it. Such an interrupt is a failure inside gpt2c, and is only counted elsewhere.
+of raising it. The script fails if the finalizer or hook is gpt2c's; otherwise it only counts such
+an interrupt.
 """
 
 from __future__ import annotations

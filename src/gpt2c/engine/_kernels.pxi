@@ -1,4 +1,5 @@
-# Calls of single kernels of an instruction set, for tests. Included by _engine.pyx.
+# For tests: single kernels of an instruction set, the pages that feeding needs, and the choice of
+# threads. Included by _engine.pyx.
 
 cdef const instruction_set *set_of(str isa) except NULL:
     cdef bytes name = isa.encode()
@@ -241,7 +242,10 @@ def add(str isa not None, const float[::1] x not None, const float[::1] added no
 
 
 def log_sum_exp(str isa not None, const float[::1] logits not None):
-    """Return (log-sum-exp, entropy in nats): a log-probability is a logit minus the first."""
+    """Return (log-sum-exp, entropy in nats).
+
+    A log-probability is a logit minus the log-sum-exp.
+    """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef float total, entropy
     if logits.shape[0] == 0:

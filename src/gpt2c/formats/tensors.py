@@ -34,7 +34,7 @@ class TensorSource(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Matrices are [in, out], as in HF's Conv1D; embeddings and the head [rows, n_embd]."""
+        """Matrices are [in, out], as in HF's Conv1D; wte, wpe and lm_head [rows, n_embd]."""
 
     @property
     def dtype(self) -> str:
@@ -56,7 +56,7 @@ class TensorSource(Protocol):
 class PackedSource(Protocol):
     """A TensorSource whose quantised matrix is stored as the engine's panels.
 
-    checkpoint/quantized.py defines the layout of panels.
+    weights/checkpoint/quantized.py describes panels, groups and blocks.
     """
 
     @property

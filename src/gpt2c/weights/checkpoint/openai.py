@@ -117,7 +117,7 @@ def _latest(folder: Path) -> Path:
     found = sorted(folder.glob("*.index"))
     if not found:
         raise CheckpointNotFoundError(
-            f"{folder}: found {HPARAMS_FILE} but no *.index file, expected a TensorFlow checkpoint"
+            f"{folder}: found no *.index file, expected a TensorFlow checkpoint"
         )
     try:
         with open_regular(folder / LATEST_FILE, CheckpointError) as file:
