@@ -14,8 +14,8 @@
  *
  * Jobs that come to rest unfinished are expected back soon, because their callers only look for
  * stop strings, or yield a token. Before a step, the leader gives them a moment to return, which is
- * called gathering: two passes for half of the jobs each take twice as long as one pass for all. If
- * a caller takes longer, steps go on without its jobs until it resumes them.
+ * called gathering: one pass for all jobs takes half as long as two passes, each for half of them.
+ * If a caller takes longer, steps go on without its jobs until it resumes them.
  *
  * A pass outside the batch (scoring, beam search) takes a turn. Turns are granted in the order of
  * arrival, and alternate with steps. tools/soak/batch.pml is a model of this protocol in which
@@ -31,7 +31,7 @@
 struct gpt2c_batch {
     os_lock lock;
     const gpt2c_model *model;
-    int is_led;        /* a step or a turn runs, or its thread was chosen */
+    int is_led;        /* a step or a turn runs, or a thread was chosen to run it */
     int last_was_turn; /* the last pass was a turn's */
     gpt2c_job **ready; /* [n_ready], in the order in which they were resumed */
     int32_t n_ready;
@@ -41,7 +41,7 @@ struct gpt2c_batch {
     gpt2c_turn *first_turn, *last_turn; /* the queue of turns */
     int32_t n_resting;                  /* jobs that rest unfinished */
     int32_t n_expected;                 /* of them, those that are expected back soon */
-    unsigned process;                   /* the number of this process: 1, and 1 more after a fork */
+    unsigned process;                   /* 1, or in a forked child the parent's number + 1 */
     unsigned gathering;                 /* the number of the next gathering, from 1 */
     int is_gathering;                   /* the leader sleeps on n_returns */
     atomic_uint n_returns;              /* gatherings for which all expected jobs have returned */
@@ -69,8 +69,8 @@ static inline void sleep_unlocked(gpt2c_batch *b, atomic_uint *word, double end)
 
 /* ---- batch.c ---- */
 
-/* Brings to rest the jobs that need their callers. If a caller's jobs rest together, the others
- * rest too. */
+/* Brings to rest the jobs that need their callers, and all other jobs of such a caller if its jobs
+ * rest together. */
 void rest_jobs(gpt2c_batch *b);
 
 /* ---- lead.c ---- */
@@ -85,9 +85,9 @@ void choose_step(gpt2c_batch *b);
 
 /* ---- room.c ---- */
 
-/* After a step: keeps the jobs that found the cache full ready, so that they try again. From time
- * to time such a job gets the status GPT2C_CACHE_FULL and so comes to rest: its caller can then
- * free pages, or fail. If the step fed nothing, this sleeps before the next attempt. */
+/* After a step: lets the jobs that found the cache full stay ready, so that they try again. From
+ * time to time such a job gets the status GPT2C_CACHE_FULL and so comes to rest: its caller can
+ * then free pages, or fail. If the step fed nothing, this sleeps before the next attempt. */
 void wait_for_room(gpt2c_batch *b, double now);
 
 /* ---- turns.c ---- */

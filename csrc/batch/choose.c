@@ -40,8 +40,8 @@ static int32_t choose_jobs(gpt2c_batch *b, int decoding, int32_t max, int32_t qu
     return n;
 }
 
-/* With too many jobs for one step, first each caller gets an equal share of the rows that decode.
- * Then other jobs get the rows that callers leave. */
+/* With too many jobs for one step, first each caller gets an equal share of the rows for decoding.
+ * Rows that some callers do not use then go to other callers' jobs. */
 static void choose_some(gpt2c_batch *b, int32_t n_decoding, int32_t n_callers) {
     int32_t max = n_decoding == b->n_ready ? GPT2C_MAX_ROWS : MAX_DECODING_BESIDE_PROMPTS;
     int32_t quota = (max + n_callers - 1) / n_callers;

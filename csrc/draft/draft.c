@@ -3,10 +3,10 @@
  * A pass reads all weights once, whether it computes one row or several. So k draft tokens are fed
  * after a job's last token, and one pass computes the logits of all 1 + k rows. The job then
  * chooses its tokens row by row, as it does without drafts. A draft is accepted if it equals the
- * token that the job chose; the first draft that differs ends the choice, and the positions of the
- * rejected drafts are rolled back (batch/step.c). Logits have the same bits in every batch, and a draw
- * depends only on the logits, the seed and the position. So the output is that of plain decoding,
- * bit for bit, whatever the drafts are.
+ * token that the job chose. The first draft that differs is rejected with all drafts after it, and
+ * their positions are removed from the KV cache (batch/step.c). Logits have the same bits in every
+ * batch, and a draw depends only on the logits, the seed and the position. So the output is that of
+ * plain decoding, bit for bit, whatever the drafts are.
  *
  * There are two sources of drafts. Prompt lookup copies the tokens that followed an earlier
  * occurrence of the last tokens (lookup.c), which takes almost no time. A draft model chooses

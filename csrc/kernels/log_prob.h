@@ -73,9 +73,9 @@ static softmax_sums sums_of_row(const float *logits, int n) {
     return all;
 }
 
-/* Computes log_sum_exp = M + log S, where M is the merged max and S the merged sum, and the entropy
- * in nats. log p(id) is logit - log_sum_exp. Both results are NaN if a logit is NaN or the largest
- * logit is infinite. */
+/* Computes the entropy in nats, and log_sum_exp = M + log S, where M is the merged max and S the
+ * merged sum. log p(id) is logit - log_sum_exp. Both results are NaN if a logit is NaN or the
+ * largest logit is infinite. */
 static void log_sum_exp_kernel(const float *logits, int n, float *log_sum_exp, float *entropy) {
     softmax_sums all = sums_of_row(logits, n);
     if (!(all.sum > 0.0f) || all.max - all.max != 0.0f) {

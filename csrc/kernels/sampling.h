@@ -9,17 +9,17 @@
 static int arg_max_kernel(const float *logits, int n) {
     const int tile = 1024;
     float best = 0.0f;
-    int best_tile = -1;
+    int best_begin = -1;
     for (int begin = 0; begin < n; begin += tile) {
         float max = row_max(logits + begin, n - begin < tile ? n - begin : tile);
         if (max != max)
             return -1;
-        if (best_tile < 0 || max > best) {
+        if (best_begin < 0 || max > best) {
             best = max;
-            best_tile = begin;
+            best_begin = begin;
         }
     }
-    int id = best_tile;
+    int id = best_begin;
     while (logits[id] != best)
         id++;
     return id;
@@ -41,8 +41,9 @@ INLINE void philox(vi counter[4], uint32_t key0, uint32_t key1) {
     }
 }
 
-/* The random word of a token id: word id mod 4 of the counter (id / 4, position, sample, use).
- * `use` is 0 for noise and 1 for uniform_kernel. */
+/* The random word of a token id: of the four words that philox makes from the counter (id / 4,
+ * position, sample, 0), the one with the index id mod 4. The 0 stands for noise; uniform_kernel
+ * uses a 1. */
 INLINE vi random_word(const noise_key *key, vi id) {
     vi counter[4] = {vi_shift_right_unsigned(id, 2), vi_set1((int32_t)key->position),
                      vi_set1((int32_t)key->sample), vi_set1(0)};
@@ -121,9 +122,9 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     float threshold = row_max(logits, n) - NOISE_RANGE;
     best_draws best = {vf_set1(lowest), vf_set1(16777216.0f)};
     for (int i = 0; i < n; i += DRAW_TILE) {
-        int rest = n - i < DRAW_TILE ? n - i : DRAW_TILE;
-        if (row_max(logits + i, rest) >= threshold)
-            draw_from_tile(&best, logits + i, ids + i, rest, key);
+        int count = n - i < DRAW_TILE ? n - i : DRAW_TILE;
+        if (row_max(logits + i, count) >= threshold)
+            draw_from_tile(&best, logits + i, ids + i, count, key);
     }
     float scores[VF_WIDTH], float_ids[VF_WIDTH];
     vf_store(scores, best.score);
@@ -137,7 +138,8 @@ static int draw_kernel(const float *logits, const int32_t *ids, int n, const noi
     return (int)float_ids[first];
 }
 
-/* Returns 24 bits of word 0 of the counter (0, position, sample, 1), divided by 2^24. */
+/* Returns a uniform number in [0, 1): the upper 24 bits of the first word that philox makes from
+ * the counter (0, position, sample, 1), divided by 2^24. */
 static float uniform_kernel(const noise_key *key) {
     vi counter[4] = {vi_set1(0), vi_set1((int32_t)key->position), vi_set1((int32_t)key->sample),
                      vi_set1(1)};

@@ -34,19 +34,19 @@ static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t grou
 /* ---- packing ---- */
 
 static void quantize_to_block(const packed_matrix *m, const kernel_table *kernels, int n_scales,
-                              const float *tile, size_t panel, size_t group) {
+                              const float *weights, size_t panel, size_t group) {
     unsigned char *block = block_of(m, panel, group);
     if (m->dtype == GPT2C_INT8)
-        kernels->quantize_int8(tile, block);
+        kernels->quantize_int8(weights, block);
     else
-        kernels->quantize_int4(tile, n_scales, block);
+        kernels->quantize_int4(weights, n_scales, block);
 }
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows) {
-    float tile[GROUP][PANEL];
+    float weights[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
         size_t n_in_group = min_size(n_rows - r, GROUP);
         for (size_t panel = 0; panel < n_panels_for(m->n); panel++) {
@@ -58,10 +58,10 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
                     memcpy(to + i * PANEL, from + i * m->n, count * sizeof(float));
                 continue;
             }
-            memset(tile, 0, sizeof tile);
+            memset(weights, 0, sizeof weights);
             for (size_t i = 0; i < n_in_group; i++)
-                memcpy(tile[i], from + i * m->n, count * sizeof(float));
-            quantize_to_block(m, kernels, n_scales, tile[0], panel, (begin + r) / GROUP);
+                memcpy(weights[i], from + i * m->n, count * sizeof(float));
+            quantize_to_block(m, kernels, n_scales, weights[0], panel, (begin + r) / GROUP);
         }
     }
 }
@@ -76,7 +76,7 @@ static void transpose(float *to, const float *rows, size_t n_rows, size_t stride
 
 void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                  const float *rows, size_t begin, size_t n_rows) {
-    float tile[GROUP][PANEL];
+    float weights[GROUP][PANEL];
     for (size_t r = 0, count; r < n_rows; r += count) {
         size_t row = begin + r, panel = row / PANEL;
         const float *from = rows + r * m->k;
@@ -86,10 +86,10 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
             continue;
         }
         for (size_t group = 0; group < n_groups_for(m->k); group++) {
-            memset(tile, 0, sizeof tile);
-            transpose(tile[0], from + group * GROUP, count, m->k,
+            memset(weights, 0, sizeof weights);
+            transpose(weights[0], from + group * GROUP, count, m->k,
                       min_size(m->k - group * GROUP, GROUP));
-            quantize_to_block(m, kernels, n_scales, tile[0], panel, group);
+            quantize_to_block(m, kernels, n_scales, weights[0], panel, group);
         }
     }
 }
@@ -107,11 +107,11 @@ static float float_from_bits(uint32_t bits) {
     return x;
 }
 
-/* Reads the first n weights of a column in a block, dequantised. The products are exact: a
- * quantised value has up to 9 bits, and a scale a significand of up to 8 bits. */
+/* Reads the first n weights of a column in a block, dequantised. The products are exact, because
+ * a quantised value and the significand of a scale have at most 8 bits each. */
 static void read_block_column(const unsigned char *block, gpt2c_dtype dtype, size_t column,
                               size_t n, float *values) {
-    const unsigned char *bytes = block + 4 * column; /* the columns' bytes alternate, by fours */
+    const unsigned char *bytes = block + 4 * column; /* four bytes of each column in turn */
     if (dtype == GPT2C_INT8) {
         float scale = float_from_bits(word_of(block + GROUP * PANEL, column) << 16);
         for (size_t i = 0; i < n; i++)
@@ -166,20 +166,20 @@ void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
 
 void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
                    size_t begin, size_t end) {
-    float tile[GROUP][PANEL];
+    float weights[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < n_groups_for(m->k); group++) {
             size_t first = group * GROUP, n_in_group = min_size(m->k - first, GROUP);
             const float *rows = float_panel(from, panel) + first * PANEL;
             if (from->dtype != GPT2C_FLOAT32 || n_in_group < GROUP) {
-                memset(tile, 0, sizeof tile);
+                memset(weights, 0, sizeof weights);
                 for (size_t column = 0; column < PANEL; column++) {
                     float values[GROUP];
                     read_column(from, panel * PANEL + column, first, n_in_group, values);
                     for (size_t i = 0; i < n_in_group; i++)
-                        tile[i][column] = values[i];
+                        weights[i][column] = values[i];
                 }
-                rows = tile[0];
+                rows = weights[0];
             }
             quantize_to_block(m, kernels, 1, rows, panel, group);
         }

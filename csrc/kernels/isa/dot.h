@@ -1,10 +1,10 @@
-/* What a dot product header (dot_*.h) must define for integer.h, in addition to a vector header
- * (vec.h). All results are exact.
+/* What a dot product header (dot_*.h) must define for integer.h. A vector header (vec.h) defines
+ * the rest. All results are exact.
  *
- *   DOT_VECTORS  vectors of columns whose weights integer.h keeps in registers: GROUP / 4 registers
- *                per vector
- *   INT8_OFFSET  0 or 128: the offset that dot_int8 does not remove from each weight; integer.h
- *                subtracts it
+ *   DOT_VECTORS  the number of vectors of columns whose weights integer.h keeps in registers; each
+ *                takes GROUP / 4 registers
+ *   INT8_OFFSET  weights are stored with an offset of 128. 0 if dot_int8 subtracts it; 128 if
+ *                integer.h has to
  *   INT4_SUMS_ARE_32_BITS
  *                1 if a lane of dot_int4's sum is one int32, 0 if it is two int16
  *   functions    those declared below, as INLINE functions */
