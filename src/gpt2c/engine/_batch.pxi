@@ -133,7 +133,7 @@ cdef class BlockingCall:
             if found != GPT2C_OK and status == GPT2C_OK:
                 status = found
                 waits_for_room = not self.pointers[i].member.has_given_up
-        if self.model.reclaims(status) or (status == GPT2C_CACHE_FULL and waits_for_room):
+        if self.model.try_to_reclaim(status) or (status == GPT2C_CACHE_FULL and waits_for_room):
             return True
         raise_status(status, what, self.model)
         return False

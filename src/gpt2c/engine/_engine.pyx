@@ -272,7 +272,7 @@ cdef class Model:
         if self.pointer != NULL:
             gpt2c_model_set_cache_limit(self.pointer, n_bytes)
 
-    cdef bint reclaims(self, gpt2c_status status) except -1:
+    cdef bint try_to_reclaim(self, gpt2c_status status) except -1:
         """After a call that lacked memory: call `reclaim`. Return whether it freed some."""
         if status != GPT2C_CACHE_FULL and status != GPT2C_NO_MEMORY:
             return False
@@ -401,7 +401,7 @@ cdef class Model:
                         gpt2c_turn_end(batch, &turn.turn)
                 finally:
                     turn.end()
-                if self.reclaims(status):
+                if self.try_to_reclaim(status):
                     continue
                 raise_status(status, "feeding tokens", self)
                 done += n_rows

@@ -12,7 +12,7 @@ cdef class Job:
     cdef object score_array, top_array
     cdef object drafts
     cdef Drafter drafter
-    cdef object failure  # the exception that a waiter met after the last step, or None
+    cdef object failure  # the exception that a waiter caught after the last step, or None
     cdef Sequence draft_sequence
     cdef const int32_t[::1] prompt
     cdef const int32_t[::1] stop_ids
@@ -40,7 +40,7 @@ cdef class Job:
         self.prompt = ids
         check_ids(ids, model.n_vocab)
         self.stop_ids = stop_ids
-        # The context ends a job before its tokens outgrow this buffer.
+        # A job ends after max_new_tokens, or earlier if the context is full: its tokens fit.
         self.tokens = np.empty(min(max_new_tokens, room), dtype=np.int32)
         self.job.sequence = self.sequence.pointer
         self.job.prompt = &self.prompt[0]
@@ -92,16 +92,16 @@ cdef class Job:
                 raise OptionError(
                     f"prefill takes fewer ids than the prompt's {self.job.n_prompt}; found {n}"
                 )
-            self.check_room(n - n_fed)
+            self.make_room(n - n_fed)
             self.sequence.feed(self.prompt[n_fed:n], 0)
 
-    cdef int check_room(self, int32_t n_tokens) except -1:
-        """Raise CacheMemoryError if the KV cache has no room, even without finished texts."""
+    cdef int make_room(self, int32_t n_tokens) except -1:
+        """Drop finished texts until the tokens fit in the KV cache, or raise CacheMemoryError."""
         cdef Model model = self.sequence.model
         cdef size_t limit = gpt2c_model_cache_limit(model.pointer)
         cdef size_t needed = cache_bytes_needed(self.sequence.pointer, n_tokens)
         while limit and gpt2c_model_cache_bytes(model.pointer) + needed > limit:
-            if not model.reclaims(GPT2C_CACHE_FULL):
+            if not model.try_to_reclaim(GPT2C_CACHE_FULL):
                 raise_status(GPT2C_CACHE_FULL, "the first tokens of a prompt", model)
         return 0
 
@@ -121,7 +121,7 @@ cdef class Job:
         if failure is not None:
             raise failure
         waits_for_room = status == GPT2C_CACHE_FULL and not self.job.member.has_given_up
-        if model.reclaims(status) or waits_for_room:
+        if model.try_to_reclaim(status) or waits_for_room:
             return
         raise_status(status, "a cache page or the logits", self.sequence.model)
 
@@ -155,8 +155,8 @@ cdef class Job:
         cdef Model model = self.sequence.model
         if not logits.shape[0] == raw_logits.shape[0] == model.n_vocab:
             raise OptionError(
-                f"advance takes {model.n_vocab} logits each; found {logits.shape[0]} and "
-                f"{raw_logits.shape[0]}"
+                f"logits and raw_logits must have {model.n_vocab} elements each; found "
+                f"{logits.shape[0]} and {raw_logits.shape[0]}"
             )
         cdef Scratch scratch = model.begin([self.sequence])
         try:

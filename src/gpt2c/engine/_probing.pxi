@@ -99,7 +99,7 @@ cdef class Probing:
                             model.pointer, scratch, self.sequence.pointer, &self.ids[0], n, &hooks,
                             out,
                         )
-                    if not model.reclaims(status):
+                    if not model.try_to_reclaim(status):
                         break
             finally:
                 gpt2c_scratch_free(scratch)

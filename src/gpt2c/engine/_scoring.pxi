@@ -104,7 +104,7 @@ cdef class Scoring:
                             gpt2c_turn_end(batch, &turn.turn)
                     finally:
                         turn.end()
-                    if not self.model.reclaims(status):
+                    if not self.model.try_to_reclaim(status):
                         break
                 raise_status(status, "scoring", self.model)
                 for i in range(n_feeds):
