@@ -85,7 +85,7 @@ class BuildEngine(build_ext):
     """build_ext that, with "auto", continues without the engine if the build fails."""
 
     def initialize_options(self) -> None:
-        """Write Cython's C file to build/, because an sdist would include it next to its source."""
+        """Write Cython's C file to build/, because an sdist would include it if it lay in src/."""
         super().initialize_options()
         self.cython_c_in_temp = True
 

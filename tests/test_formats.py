@@ -81,7 +81,7 @@ def test_a_shard_cannot_link_out_of_the_folder(sharded: Path, tmp_path: Path) ->
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
-        CheckpointError, match=r"is a link to another folder, expected a file in the"
+        CheckpointError, match=r"is a link into another folder, expected a file in the"
     ):
         open_checkpoint(sharded)
     shard.unlink()

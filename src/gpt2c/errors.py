@@ -55,11 +55,11 @@ class BackendError(Error, RuntimeError):
 
 
 class ClosedError(Error, RuntimeError):
-    """The model was closed."""
+    """The model, the scheduler or a checkpoint was closed, or Python is shutting down."""
 
 
 class ForkError(Error, RuntimeError):
-    """The process forked during a call, and the child lacks threads that the call needs."""
+    """A forked child lacks what the call needs: it exists only in the parent process."""
 
 
 class MissingDependencyError(Error, ImportError):

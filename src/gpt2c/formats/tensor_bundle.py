@@ -97,7 +97,10 @@ class TensorBundle:
             file.close()
 
     def _check_layout(self) -> None:
-        """Check that tensors do not overlap, so that a small file cannot claim many of them."""
+        """Check that each tensor lies in its file and overlaps no other.
+
+        If tensors could overlap, a small file could hold many large ones.
+        """
         ends = [0] * (len(self.files) - 1)
         for name, entry in sorted(self.tensors.items(), key=lambda item: item[1].offset):
             if entry.shard >= len(ends):
@@ -130,7 +133,7 @@ def _read_index(raw: bytes) -> tuple[int, dict[str, BundleEntry]]:
     for _, block_handle in _read_block(raw, footer.varint(), footer.varint()):
         handle = _ByteReader(block_handle)
         offset, size = handle.varint(), handle.varint()
-        # Blocks that are in order and do not overlap bound the work by the file's size.
+        # Blocks must not overlap, so that the file's size limits the work.
         if offset < end:
             raise _BundleError(f"has a block at byte {offset} that overlaps the one before it")
         end = offset + size + _TRAILER
@@ -163,7 +166,9 @@ def _read_block(raw: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byt
     key, and the value.
     """
     end = offset + size
-    if size < 4 or end + _TRAILER > len(raw):
+    if size < 4:
+        raise _BundleError(f"has a block of {size} bytes at {offset}, expected at least 4")
+    if end + _TRAILER > len(raw):
         raise _BundleError(f"has a block of {size} bytes at {offset}, outside the file")
     if raw[end] != 0:
         raise _BundleError(f"has a compressed block at {offset}, expected uncompressed ones")

@@ -47,13 +47,14 @@ class Record(Protocol):
 
 
 class RequestState:
-    """A request of a scheduler, and how far it is: queued, running or done."""
+    """A request of a scheduler, and its state: queued, running or done."""
 
     def __init__(self, request: Request, record: Record) -> None:
         """Make the state of a request that is not queued yet; Runner.add queues it."""
         self.request, self.record = request, record
-        # The object whose death cancels the request. The runner looks whether it is dead; a
-        # destructor or a weak reference's callback could tell, but would lose a Ctrl-C.
+        # The object whose death cancels the request. The runner checks whether it is dead. A
+        # destructor or a weak reference's callback could cancel at once, but Python ignores
+        # exceptions there, and so would lose a Ctrl-C.
         self.owner: ref[object] | None = None
         self.continuation: Continuation | None = None
         self.error: BaseException | None = None
@@ -233,7 +234,8 @@ class Runner:
     def _end_if_idle(self, ran_a_step: bool) -> bool:
         """Return whether the thread ends, because it is not needed.
 
-        Without requests it lives on after a round in which one ran a step: another may come soon.
+        Without requests, it goes on for one more round if the last one ran a step, because a new
+        request may come soon.
         """
         for _ in range(len(self._readers)):  # drop the readers whose calls have returned
             reader = self._readers.popleft()
@@ -247,7 +249,7 @@ class Runner:
             return True
 
     def _run_round(self) -> bool:
-        """Begin requests, wait for a step, and process it; return whether a request ran it."""
+        """Begin requests, wait for a step, and process it; return whether any request had one."""
         self._end_late_requests()
         while self._queue and len(self._running) < self._max_running:
             _, _, state = heapq.heappop(self._queue)

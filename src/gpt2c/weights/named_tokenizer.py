@@ -33,14 +33,14 @@ GPT2_NAME: Final = "gpt2"  # the name of GPT-2's own tokenizer, unless a path of
 _PICKLE_MAGIC: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _EXPECTED: Final = (
     f"{TOKENIZER_JSON}, {' or '.join(' with '.join(names) for names in FILE_PAIRS)}, nanoGPT's "
-    f'{META}, a GGUF file, a folder that has one of them, or "gpt2" for GPT-2\'s own'
+    f'{META}, a folder that has one of them, a GGUF file, or "gpt2" for GPT-2\'s own'
 )
 
 
 def tokenizer_for(
     checkpoint: Checkpoint, given: object = None
 ) -> Tokenizer | MissingTokenizer | None:
-    """Return the given tokenizer, or else the checkpoint's; None means GPT-2's own.
+    """Return the given tokenizer, or else the checkpoint's. A result of None means GPT-2's own.
 
     Raises the errors of named_tokenizer, and TokenizerError if the given tokenizer does not fit the
     model.
@@ -101,8 +101,8 @@ def _load_folder(folder: Path) -> Tokenizer:
 def _load_file(path: Path) -> Tokenizer:
     """Load a tokenizer file: either file of a pair of vocabulary and merges, or a single file.
 
-    The content decides the kind. Only pairs of files and pickles are also recognised by their
-    names.
+    The content decides the kind, with two exceptions: a pair is recognised by its files' names, and
+    a pickle by its suffix too.
     """
     with open_regular(path, TokenizerError) as file:
         try:

@@ -118,7 +118,7 @@ def copy_companion_file(file: Path, to: Path) -> None:
         return
     if not lies_inside(file):
         raise CheckpointError(
-            f"{file}: is a link to another folder, expected a file in the same folder"
+            f"{file}: is a link into another folder, expected a file in the same folder"
         )
     if file.stat().st_size > MAX_COPIED_BYTES:
         raise CheckpointError(

@@ -55,7 +55,7 @@ def check_shard(path: Path, expected: list[str], found: list[str]) -> None:
 
 
 def _shard(folder: Path, index: Path, name: str) -> Path:
-    """Return a shard's path; raise CheckpointError outside the folder and the hub's cache."""
+    """Return a shard's path; raise CheckpointError unless lies_inside is true of it."""
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(
             f"{index}: found the file name {show(name)}, expected a name in the same folder"
@@ -71,7 +71,8 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         raise CheckpointError(f"{index}: the path of {show(name)} cannot be resolved") from None
     if not is_inside:
         raise CheckpointError(
-            f"{index}: {show(name)} is a link to another folder, expected a file in the same folder"
+            f"{index}: {show(name)} is a link into another folder, expected a file in the same "
+            "folder"
         )
     return path
 
