@@ -200,10 +200,18 @@ typedef struct {
     gpt2c_alternative *top; /* [n, n_top] */
 } gpt2c_scores;
 
-/* Like gpt2c_forward, but scores one token of `targets` for each row whose logits are wanted. The
- * logits are computed a few rows at a time and are not returned. */
-gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
-                         int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores);
+/* Feeds, and a target for each row whose logits are wanted: the token to score. */
+typedef struct {
+    const gpt2c_feed *feeds; /* [n_feeds] */
+    int32_t n_feeds;
+    const int32_t *targets;
+    gpt2c_scores scores;
+} gpt2c_scored_feeds;
+
+/* Like gpt2c_forward for the feeds of all sets, but scores the targets. The logits are computed a
+ * few rows at a time and are not returned. */
+gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch,
+                         const gpt2c_scored_feeds *const *sets, int32_t n_sets);
 
 /* Turns logits [n_rows, n_vocab] into log-probabilities in place; they have the same bits
  * as gpt2c_score's. Defined in sample/scores.c. */
@@ -344,10 +352,10 @@ typedef struct {
     unsigned expecting_gathering; /* the number of the gathering that expects it; 0: none */
     int lacks_room;               /* it found the cache full in the step that has just ended */
     double blocked_since;         /* when it first lacked room since it was last fed, or 0 */
-    double oldest_since;          /* when it first was the oldest of the jobs that lack room, or 0 */
-    double asked_at;              /* when its caller was last asked to free pages */
-    int has_given_up;             /* it has found the cache full for too long */
-    uint64_t arrival;             /* the rank of its first resume, from 1; 0: none */
+    double oldest_since; /* when it first was the oldest of the jobs that lack room, or 0 */
+    double asked_at;     /* when its caller was last asked to free pages */
+    int has_given_up;    /* it has found the cache full for too long */
+    uint64_t arrival;    /* the rank of its first resume, from 1; 0: none */
 } gpt2c_membership;
 
 /* One sequence being generated, or fed. The caller owns every pointer. A job's tokens are those of
@@ -438,13 +446,22 @@ typedef struct gpt2c_turn {
     atomic_uint n_wakes; /* the word that its thread sleeps on */
     int is_granted, is_queued;
     int is_waiting; /* its thread is in gpt2c_turn_wait */
+    /* NULL, or what the turn scores. Another scoring turn may do this in its own pass. */
+    const gpt2c_scored_feeds *scored;
+    int is_joined; /* the pass of another turn scores these feeds now */
+    int is_scored; /* such a pass has ended, with this status: */
+    gpt2c_status status;
     struct gpt2c_turn *next;
 } gpt2c_turn;
 
-/* Waits for at most `seconds`. Returns whether the turn was granted; if not, it keeps its place in
- * the queue. */
+/* Waits for at most `seconds`. Returns whether the turn was granted, or another turn has scored its
+ * feeds; if not, it keeps its place in the queue. */
 int gpt2c_turn_wait(gpt2c_batch *batch, gpt2c_turn *turn, double seconds);
-/* Ends the turn, or gives up its place in the queue. A second call does nothing. */
+/* Scores the feeds of a granted turn, unless another turn has done this, and ends the turn. The
+ * pass also scores the feeds of other waiting turns, as far as there are rows. */
+gpt2c_status gpt2c_turn_score(gpt2c_batch *batch, gpt2c_turn *turn);
+/* Ends the turn, or gives up its place in the queue. Waits for the end of a pass that scores its
+ * feeds. A second call does nothing. */
 void gpt2c_turn_end(gpt2c_batch *batch, gpt2c_turn *turn);
 /* The max number of rows of the turn's pass. It is small if jobs wait for the next step. */
 int32_t gpt2c_turn_rows(gpt2c_batch *batch);

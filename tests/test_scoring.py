@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -342,3 +343,22 @@ def test_more_top_logprobs_than_the_vocabulary_has(model):
     json.dumps(line, allow_nan=False)
     with pytest.raises(gpt2c.OptionError, match="top_logprobs is 129"):
         model.score([1], top_logprobs=129)
+
+
+@needs_engine
+def test_scores_of_threads_share_passes():
+    """Calls of several threads that wait for a turn are scored in one pass, with the same bits."""
+    config = config_of(n_positions=64)
+    model = model_on(ISAS[-1], config, random_weights(config))
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(config.vocab_size, size=n).tolist() for n in rng.integers(2, 40, 64)]
+    n_tops = [int(n) for n in rng.integers(0, 4, len(texts))]
+
+    def score(i):
+        one = model.score(texts[i], top_logprobs=n_tops[i])
+        arrays = (one.logprobs, one.ranks, one.entropies, one.top_ids, one.top_logprobs)
+        return [array.tobytes() for array in arrays]
+
+    alone = [score(i) for i in range(len(texts))]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(score, range(len(texts)))) == alone

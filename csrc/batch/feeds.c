@@ -114,10 +114,6 @@ void plan_feeds(step_space *s) {
         plan_prompts(s, n_left);
 }
 
-int32_t rows_wanted(const gpt2c_feed *feed) {
-    return feed->wanted == GPT2C_LOGITS_ALL ? feed->n_tokens : feed->wanted != GPT2C_LOGITS_NONE;
-}
-
 void drop_feed(step_space *s, int32_t f, gpt2c_status status) {
     gpt2c_job *job = s->jobs[f];
     job->status = status;

@@ -5,7 +5,7 @@
 #include "min.h"
 #include "model/model.h"
 #include "os/os.h"
-#include "pass/scratch.h"
+#include "pass/pass.h"
 #include "pool.h"
 #include "sample/sample.h"
 

@@ -40,8 +40,6 @@ void sort_jobs(gpt2c_job **jobs, int32_t n_jobs, uint64_t (*key_of)(const gpt2c_
 void decoding_first(step_space *s);
 /* Plans the feeds: the decoding jobs with their drafts, and then prompts. */
 void plan_feeds(step_space *s);
-/* The number of rows of logits that a feed wants. */
-int32_t rows_wanted(const gpt2c_feed *feed);
 /* Drops feed f from the step and sets its job's status. GPT2C_OK means that the job sits out this
  * step. */
 void drop_feed(step_space *s, int32_t f, gpt2c_status status);

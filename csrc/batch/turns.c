@@ -40,32 +40,102 @@ gpt2c_turn *next_turn(const gpt2c_batch *b) {
 int gpt2c_turn_wait(gpt2c_batch *b, gpt2c_turn *turn, double seconds) {
     double end = os_seconds() + seconds;
     os_lock_take(&b->lock);
-    if (!turn->is_granted && !turn->is_queued)
+    if (!turn->is_granted && !turn->is_queued && !turn->is_joined && !turn->is_scored)
         push_turn(b, turn);
     turn->is_waiting = 1;
     if (!b->is_led)
         hand_over(b);
-    while (!turn->is_granted && os_seconds() < end)
+    while (!turn->is_granted && !turn->is_scored && os_seconds() < end)
         sleep_unlocked(b, &turn->n_wakes, end);
     turn->is_waiting = 0;
-    int is_granted = turn->is_granted;
+    int is_over = turn->is_granted || turn->is_scored;
     os_lock_release(&b->lock);
-    return is_granted;
+    return is_over;
+}
+
+/* Needs the lock. */
+static void end_granted_turn(gpt2c_batch *b, gpt2c_turn *turn) {
+    turn->is_granted = 0;
+    hand_over(b);
 }
 
 void gpt2c_turn_end(gpt2c_batch *b, gpt2c_turn *turn) {
     os_lock_take(&b->lock);
+    while (turn->is_joined)
+        sleep_unlocked(b, &turn->n_wakes, os_seconds() + 1);
+    turn->is_scored = 0;
     if (turn->is_queued)
         remove_turn(b, turn);
     if (turn->is_granted)
-        hand_over(b);
-    turn->is_granted = 0;
+        end_granted_turn(b, turn);
     os_lock_release(&b->lock);
+}
+
+/* ---- scores that share a pass ---- */
+
+static int32_t max_rows(const gpt2c_batch *b) {
+    return b->n_ready ? MAX_PROMPT_ROWS_BESIDE_DECODING : GPT2C_MAX_ROWS;
+}
+
+static int32_t count_rows(const gpt2c_scored_feeds *scored) {
+    int32_t n_rows = 0;
+    for (int32_t f = 0; f < scored->n_feeds; f++)
+        n_rows += scored->feeds[f].n_tokens;
+    return n_rows;
+}
+
+/* Takes the turns out of the queue whose feeds fit into the pass of `turn`. Returns the number of
+ * turns in the pass; `turn` is the first. Needs the lock. */
+static int32_t join_turns(gpt2c_batch *b, gpt2c_turn *turn, gpt2c_turn **turns) {
+    int32_t n = 0, room = max_rows(b) - count_rows(turn->scored);
+    turns[n++] = turn;
+    for (gpt2c_turn *next, *t = b->first_turn; t; t = next) {
+        next = t->next;
+        if (!t->is_waiting || !t->scored || count_rows(t->scored) > room)
+            continue;
+        room -= count_rows(t->scored);
+        remove_turn(b, t);
+        t->is_joined = 1;
+        turns[n++] = t;
+    }
+    return n;
+}
+
+/* Sets the status of each turn. If the pass fails, each turn gets a pass of its own, so that a call
+ * fails only by its own feeds. */
+static void score_turns(gpt2c_batch *b, gpt2c_turn **turns, int32_t n) {
+    const gpt2c_scored_feeds *sets[GPT2C_MAX_ROWS];
+    for (int32_t i = 0; i < n; i++)
+        sets[i] = turns[i]->scored;
+    gpt2c_status status = gpt2c_score(b->model, b->space->scratch, sets, n);
+    for (int32_t i = 0; i < n; i++)
+        turns[i]->status =
+            status && n > 1 ? gpt2c_score(b->model, b->space->scratch, &sets[i], 1) : status;
+}
+
+gpt2c_status gpt2c_turn_score(gpt2c_batch *b, gpt2c_turn *turn) {
+    gpt2c_turn *turns[GPT2C_MAX_ROWS]; /* each has a row or more */
+    os_lock_take(&b->lock);
+    if (turn->is_granted) {
+        int32_t n = join_turns(b, turn, turns);
+        os_lock_release(&b->lock);
+        score_turns(b, turns, n);
+        os_lock_take(&b->lock);
+        for (int32_t i = 1; i < n; i++) {
+            turns[i]->is_joined = 0;
+            turns[i]->is_scored = 1;
+            wake(&turns[i]->n_wakes);
+        }
+        end_granted_turn(b, turn);
+    }
+    turn->is_scored = 0;
+    os_lock_release(&b->lock);
+    return turn->status;
 }
 
 int32_t gpt2c_turn_rows(gpt2c_batch *b) {
     os_lock_take(&b->lock);
-    int32_t n_rows = b->n_ready ? MAX_PROMPT_ROWS_BESIDE_DECODING : GPT2C_MAX_ROWS;
+    int32_t n_rows = max_rows(b);
     os_lock_release(&b->lock);
     return n_rows;
 }

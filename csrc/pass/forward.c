@@ -178,9 +178,10 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
 /* Scores rows [begin, end) of those whose logits are wanted. logits holds only these rows. */
 static void score_rows(const worker_view *view, float_rows logits, int begin, int end) {
     const gpt2c_model *m = view->model;
-    for (int r = begin + view->worker; r < end; r += view->n_workers)
-        score_token(m, row_of(logits, r - begin), view->pass->targets[r], view->pass->scores,
-                    (size_t)r);
+    for (int r = begin + view->worker; r < end; r += view->n_workers) {
+        const row_to_score *row = &view->pass->rows_to_score[r];
+        score_token(m, row_of(logits, r - begin), row->target, row->scores, row->at);
+    }
     team_barrier(view->team);
 }
 
@@ -191,12 +192,12 @@ static void run_lm_head(const worker_view *view) {
     int n_wanted = count_wanted(view),
         probed = is_probed(view, GPT2C_POINT_LN_F, m->config.n_layer);
     activations normed = probed ? norm_probed(view, n_wanted) : norm_wanted(view, n_wanted);
-    if (!view->pass->scores && n_wanted) {
+    if (!view->pass->rows_to_score && n_wanted) {
         matmul(view, normed, lm_head, logits, n_wanted, 0);
         probe_point(view, GPT2C_POINT_LOGITS, m->config.n_layer, logits, n_wanted,
                     m->config.n_vocab);
     }
-    for (int begin = 0; view->pass->scores && begin < n_wanted; begin += SCORE_ROWS) {
+    for (int begin = 0; view->pass->rows_to_score && begin < n_wanted; begin += SCORE_ROWS) {
         int end = begin + SCORE_ROWS < n_wanted ? begin + SCORE_ROWS : n_wanted;
         activations x = {{row_of(normed.floats, begin), normed.floats.stride},
                          quantized_slice(normed.quantized, begin, 0)};
@@ -292,14 +293,42 @@ gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
     return run_feeds(&p, feeds, n_feeds);
 }
 
-gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch, const gpt2c_feed *feeds,
-                         int32_t n_feeds, const int32_t *targets, const gpt2c_scores *scores) {
+int32_t rows_wanted(const gpt2c_feed *feed) {
+    return feed->wanted == GPT2C_LOGITS_ALL ? feed->n_tokens : feed->wanted != GPT2C_LOGITS_NONE;
+}
+
+/* Puts the feeds of all sets together, and lists the rows to score. */
+static gpt2c_status join_sets(const gpt2c_scored_feeds *const *sets, int32_t n_sets,
+                              gpt2c_feed *feeds, int32_t *n_feeds, row_to_score *rows) {
+    int32_t n_rows = 0;
+    *n_feeds = 0;
+    for (int32_t s = 0; s < n_sets; s++) {
+        size_t at = 0;
+        for (int32_t f = 0; f < sets[s]->n_feeds; f++) {
+            int32_t n = rows_wanted(&sets[s]->feeds[f]);
+            if (*n_feeds == GPT2C_MAX_ROWS || n > GPT2C_MAX_ROWS - n_rows)
+                return GPT2C_BAD_ARGUMENT;
+            feeds[(*n_feeds)++] = sets[s]->feeds[f];
+            for (int32_t i = 0; i < n; i++, at++)
+                rows[n_rows++] = (row_to_score){sets[s]->targets[at], &sets[s]->scores, at};
+        }
+    }
+    return GPT2C_OK;
+}
+
+gpt2c_status gpt2c_score(const gpt2c_model *model, gpt2c_scratch *scratch,
+                         const gpt2c_scored_feeds *const *sets, int32_t n_sets) {
+    gpt2c_feed feeds[GPT2C_MAX_ROWS];
+    row_to_score rows[GPT2C_MAX_ROWS];
+    int32_t n_feeds;
+    gpt2c_status status = join_sets(sets, n_sets, feeds, &n_feeds, rows);
+    if (status)
+        return status;
     pass p = {
         .model = model,
         .scratch = scratch,
         .logits = gpt2c_scratch_logits(scratch, model, SCORE_ROWS),
-        .targets = targets,
-        .scores = scores,
+        .rows_to_score = rows,
     };
     return p.logits ? run_feeds(&p, feeds, n_feeds) : GPT2C_NO_MEMORY;
 }

@@ -14,6 +14,13 @@ typedef struct {
     int is_stopped;        /* the call is to end without a result */
 } probe_buffers;
 
+/* The token to score from a row's logits, and where its score goes. */
+typedef struct {
+    int32_t target;
+    const gpt2c_scores *scores;
+    size_t at; /* the index in `scores` */
+} row_to_score;
+
 /* A forward call: what its workers share. */
 typedef struct {
     const gpt2c_model *model;
@@ -21,9 +28,8 @@ typedef struct {
     int n_rows;
     /* [rows whose logits are wanted, n_vocab]; in gpt2c_score [SCORE_ROWS, n_vocab] */
     float *logits;
-    /* In gpt2c_score, for each row whose logits are wanted: */
-    const int32_t *targets;
-    const gpt2c_scores *scores;
+    const row_to_score
+        *rows_to_score;       /* in gpt2c_score, one for each row whose logits are wanted */
     const gpt2c_hooks *hooks; /* or NULL */
     probe_buffers *buffers;   /* in a probed call */
 } pass;
@@ -90,5 +96,8 @@ int poll_stop_collective(const worker_view *view);
 gpt2c_status probe_buffers_alloc(probe_buffers *buffers, const gpt2c_hooks *hooks,
                                  const gpt2c_config *config, int32_t n_rows);
 void probe_buffers_free(probe_buffers *buffers);
+
+/* The number of rows of logits that a feed wants. */
+int32_t rows_wanted(const gpt2c_feed *feed);
 
 #endif

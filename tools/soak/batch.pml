@@ -224,6 +224,7 @@ bool room_has_changed; /* another attempt to find room may have another result *
 #endif
 
 bool turn_is_granted[N_TURNS + 1], turn_is_queued[N_TURNS + 1], turn_is_waiting[N_TURNS + 1];
+bool turn_is_joined[N_TURNS + 1], turn_is_scored[N_TURNS + 1];
 byte n_passes; /* that run now */
 bool has_ended[N_THREADS];
 
@@ -782,12 +783,12 @@ inline turn_wait(t) {
     take_lock();
     LOCKED
         if
-        :: !turn_is_granted[t] && !turn_is_queued[t] ->
+        :: !turn_is_granted[t] && !turn_is_queued[t] && !turn_is_joined[t] && !turn_is_scored[t] ->
             turns[n_queued] = t;
             n_queued++;
             NOTE_CHANGE;
             turn_is_queued[t] = 1
-        :: turn_is_granted[t] || turn_is_queued[t]
+        :: else
         fi;
         turn_is_waiting[t] = 1;
         if
@@ -796,31 +797,70 @@ inline turn_wait(t) {
         fi
     };
     do
-    :: turn_is_granted[t] || is_late -> break
-    :: !turn_is_granted[t] && !is_late ->
+    :: turn_is_granted[t] || turn_is_scored[t] || is_late -> break
+    :: !turn_is_granted[t] && !turn_is_scored[t] && !is_late ->
         sleep_unlocked(TURN_THREAD(t), TURN_THREAD(t), is_late);
         look_at_clock(is_late)
     od;
     LOCKED
         turn_is_waiting[t] = 0;
-        is_granted = turn_is_granted[t];
+        is_over = turn_is_granted[t] || turn_is_scored[t];
         is_late = 0;
         RELEASE_LOCK
     }
 }
 
+/* The pass of a granted turn. It may score the feeds of another turn that waits. */
+inline turn_score(t) {
+    take_lock();
+    LOCKED
+        begin_pass();
+        if
+#if N_TURNS > 1
+        :: TURN_WAITS(1 - t) -> x = 1 - t; remove_turn(x); turn_is_joined[x] = 1; x = 0
+#endif
+        :: true /* there are no rows left */
+        fi;
+        RELEASE_LOCK
+    };
+    n_passes--;
+    take_lock();
+    LOCKED
+#if N_TURNS > 1
+        if
+        :: turn_is_joined[1 - t] ->
+            assert(!has_ended[TURN_THREAD(1 - t)]); /* its feeds are on its stack */
+            turn_is_joined[1 - t] = 0;
+            turn_is_scored[1 - t] = 1;
+            wake(TURN_THREAD(1 - t))
+        :: else
+        fi;
+#endif
+        turn_is_granted[t] = 0;
+        hand_over();
+        RELEASE_LOCK
+    }
+}
+
 inline turn_end(t) {
-    atomic {
-        !lock_is_taken;
+    take_lock();
+#ifndef FAULT_END_WHILE_JOINED
+    do
+    :: turn_is_joined[t] -> sleep_unlocked(TURN_THREAD(t), TURN_THREAD(t), is_late)
+    :: else -> break
+    od;
+#endif
+    LOCKED
+        turn_is_scored[t] = 0;
         if
         :: turn_is_queued[t] -> remove_turn(t)
         :: else
         fi;
         if
-        :: turn_is_granted[t] -> hand_over()
+        :: turn_is_granted[t] -> turn_is_granted[t] = 0; hand_over()
         :: else
         fi;
-        turn_is_granted[t] = 0
+        RELEASE_LOCK
     }
 }
 
@@ -1113,17 +1153,20 @@ proctype user(byte u) HERE {
 proctype turn_taker(byte t) HERE {
     byte k = 0, x = 0, found = 0;
     byte i = 0;
-    bool is_late = 0, is_granted = 0, is_stopped = 0;
+    bool is_late = 0, is_over = 0, is_stopped = 0;
     do
-    :: !is_granted && !is_stopped ->
+    :: !is_over && !is_stopped ->
         turn_wait(t);
         if
         :: true
-        :: atomic { !is_granted && n_interrupts > 0 -> n_interrupts--; is_stopped = 1 }
+        :: atomic { !is_over && n_interrupts > 0 -> n_interrupts--; is_stopped = 1 }
 #if N_FORKS
         :: atomic {
-                !is_granted && process < N_FORKS ->
+                !is_over && process < N_FORKS ->
                 fork_here(TURN_THREAD(t));
+                is_stopped = turn_is_joined[t]; /* ForkError */
+                turn_is_joined[t] = 0;
+                turn_is_scored[t] = 0;
                 turn_is_queued[t] = 0;
                 turn_is_granted[t] = 0;
                 turn_is_waiting[t] = 0
@@ -1133,7 +1176,7 @@ proctype turn_taker(byte t) HERE {
     :: else -> break
     od;
     if
-    :: is_granted -> begin_pass(); n_passes--
+    :: is_over && turn_is_granted[t] -> turn_score(t)
     :: else
     fi;
     turn_end(t);

@@ -153,29 +153,44 @@ cdef class Turn:
         self.model = model
         self.n_forks = -1
 
-    cdef gpt2c_batch *begin(self) except NULL:
-        """Wait for the turn."""
-        cdef int is_granted = False
+    cdef gpt2c_batch *begin(self, const gpt2c_scored_feeds *scored=NULL) except NULL:
+        """Wait for the turn, or until another turn has scored `scored`."""
+        cdef int is_over = False
         cdef double seconds = wait_interval()
+        self.turn.scored = scored
         try:
-            while not is_granted:
+            while not is_over:
                 if self.n_forks != len(forking_threads):
                     self.n_forks = -1
+                    if self.turn.is_joined:
+                        raise ForkError(
+                            "this process was forked while this text was being scored; call again "
+                            "to score it in this process"
+                        )
                     memset(&self.turn, 0, sizeof(self.turn))
+                    self.turn.scored = scored
                     self.model.own_batch()
                     self.n_forks = len(forking_threads)
                 with nogil:
-                    is_granted = gpt2c_turn_wait(self.model.batch, &self.turn, seconds)
-                if not is_granted:
+                    is_over = gpt2c_turn_wait(self.model.batch, &self.turn, seconds)
+                if not is_over:
                     PyErr_CheckSignals()
         except BaseException:
             self.end()
             raise
         return self.model.batch
 
+    cdef int score(self, const gpt2c_scored_feeds *scored, gpt2c_status *status) except -1:
+        """Score the feeds in a pass that other calls may share."""
+        cdef gpt2c_batch *batch = self.begin(scored)
+        with nogil:
+            status[0] = gpt2c_turn_score(batch, &self.turn)
+        return 0
+
     cdef int end(self) noexcept:
         if self.n_forks == len(forking_threads):
-            gpt2c_turn_end(self.model.batch, &self.turn)
+            with nogil:
+                gpt2c_turn_end(self.model.batch, &self.turn)
         return 0
 
 

@@ -133,10 +133,11 @@ cdef extern from "gpt2c.h" nogil:
         int32_t n_top
         gpt2c_alternative *top
 
-    gpt2c_status gpt2c_score(
-        const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, const int32_t *,
-        const gpt2c_scores *
-    )
+    ctypedef struct gpt2c_scored_feeds:
+        const gpt2c_feed *feeds
+        int32_t n_feeds
+        const int32_t *targets
+        gpt2c_scores scores
 
     void gpt2c_log_probs(const gpt2c_model *, float *, int32_t)
 
@@ -225,8 +226,10 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_status gpt2c_batch_forget(gpt2c_batch *)
 
     ctypedef struct gpt2c_turn:
-        pass
+        const gpt2c_scored_feeds *scored
+        int is_joined
     int gpt2c_turn_wait(gpt2c_batch *, gpt2c_turn *, double)
+    gpt2c_status gpt2c_turn_score(gpt2c_batch *, gpt2c_turn *)
     void gpt2c_turn_end(gpt2c_batch *, gpt2c_turn *)
     int32_t gpt2c_turn_rows(gpt2c_batch *)
     gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *)

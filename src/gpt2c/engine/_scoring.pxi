@@ -21,6 +21,8 @@ cdef gpt2c_scores scores_at(scores, top):
 cdef class Scoring:
     """One call of Model.score: feeds up to GPT2C_MAX_ROWS ids in each of its turns.
 
+    Other calls may share the pass of a turn.
+
     The first n_unscored ids of a sequence have no targets and are fed without scores.
     """
 
@@ -78,36 +80,24 @@ cdef class Scoring:
     def run(self):
         """Run the call; return the scores and the alternatives."""
         cdef gpt2c_feed feeds[GPT2C_MAX_ROWS]
-        cdef gpt2c_status status
-        cdef gpt2c_scores out
-        cdef const int32_t *targets
-        cdef int32_t n_feeds
+        cdef gpt2c_scored_feeds scored
+        cdef gpt2c_status status = GPT2C_OK
         cdef Py_ssize_t i
-        cdef gpt2c_batch *batch
         cdef Turn turn = Turn(self.model)
         cdef Claims claims = Claims(self.model, self.sequences)
+        scored.feeds = feeds
         try:
             while self.n_fed < self.ids.shape[0]:
-                out = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
-                targets = &self.targets[self.n_scored] if out.scores != NULL else NULL
-                n_feeds = 0
-                while True:
-                    batch = turn.begin()
-                    try:
-                        if n_feeds == 0:
-                            n_feeds = self.next_feeds(feeds, gpt2c_turn_rows(batch))
-                        with nogil:
-                            status = gpt2c_score(
-                                self.model.pointer, gpt2c_turn_scratch(batch), feeds, n_feeds,
-                                targets, &out,
-                            )
-                            gpt2c_turn_end(batch, &turn.turn)
-                    finally:
-                        turn.end()
-                    if not self.model.try_to_reclaim(status):
-                        break
+                scored.scores = scores_at(self.scores[self.n_scored:], self.top[self.n_scored:])
+                scored.targets = NULL
+                if scored.scores.scores != NULL:
+                    scored.targets = &self.targets[self.n_scored]
+                scored.n_feeds = self.next_feeds(feeds, gpt2c_turn_rows(self.model.own_batch()))
+                turn.score(&scored, &status)
+                while self.model.try_to_reclaim(status):
+                    turn.score(&scored, &status)
                 raise_status(status, "scoring", self.model)
-                for i in range(n_feeds):
+                for i in range(scored.n_feeds):
                     if feeds[i].wanted == GPT2C_LOGITS_ALL:
                         self.n_scored += feeds[i].n_tokens
                 PyErr_CheckSignals()
