@@ -15,7 +15,8 @@
  * CONTRIBUTING.md). */
 #define GPT2C_ARITHMETIC 1
 
-/* The max number of rows of a forward call. A row is one token at a position of a sequence. */
+/* The max number of rows of a forward call, except gpt2c_forward_probed. A row is one token at a
+ * position of a sequence. */
 #define GPT2C_MAX_ROWS 256
 
 #define GPT2C_MAX_THREADS 256
@@ -64,8 +65,9 @@ typedef struct {
     float layer_norm_epsilon;
 } gpt2c_config;
 
-/* GPT-2's tensors, in the order of use; model/tensors.c has their shapes. The tensors from
- * LN_1_WEIGHT to MLP_C_PROJ_BIAS exist once per layer. */
+/* GPT-2's tensors, in the order of use, except that wte, the token embedding, stands beside
+ * lm_head. model/tensors.c has their shapes. The tensors from LN_1_WEIGHT to MLP_C_PROJ_BIAS exist
+ * once per layer. */
 typedef enum {
     GPT2C_WPE = 0,
     GPT2C_LN_1_WEIGHT,
@@ -146,7 +148,8 @@ void gpt2c_sequence_free(gpt2c_sequence *sequence);
 int32_t gpt2c_sequence_length(const gpt2c_sequence *sequence);
 /* Removes all positions after the first `length`. */
 gpt2c_status gpt2c_sequence_truncate(gpt2c_sequence *sequence, int32_t length);
-/* Releases a sequence that a call in another thread of the parent was using. For a forked child. */
+/* Makes a sequence usable again, if a call in another thread of the parent was using it. For a
+ * forked child. */
 void gpt2c_sequence_forget_call(gpt2c_sequence *sequence);
 
 /* ---- forward (pass/forward.c; the scratch: pass/scratch.c) ---- */
@@ -314,7 +317,7 @@ typedef struct {
     gpt2c_stage_kind kind;
     float value, other;
     int32_t count, span;
-    const int32_t *ids;  /* [n_ids], in the vocabulary if they are ids */
+    const int32_t *ids;  /* [n_ids]; all but bitmasks and lengths are in the vocabulary */
     const float *values; /* [n_ids] */
     int32_t n_ids;
 } gpt2c_stage;
@@ -342,7 +345,7 @@ typedef struct gpt2c_caller gpt2c_caller;
 /* What the running batch knows about a job. batch/ reads and writes it under the batch's lock;
  * other code may only while the job rests, or in a forked child. */
 typedef struct {
-    gpt2c_caller *caller; /* while the job is ready; then NULL */
+    gpt2c_caller *caller; /* that resumed the job; used only while the job is ready */
     int is_ready;         /* the next steps may run the job */
     int is_in_step;       /* the step that runs now uses the job */
     int is_cancelled;
@@ -355,11 +358,12 @@ typedef struct {
     double oldest_since; /* when it first was the oldest of the jobs that lack room, or 0 */
     double asked_at;     /* when its caller was last asked to free pages */
     int has_given_up;    /* it has found the cache full for too long */
-    uint64_t arrival;    /* the rank of its first resume, from 1; 0: none */
+    uint64_t arrival;    /* its number in the order of first resumes, from 1; 0: never resumed */
 } gpt2c_membership;
 
 /* One sequence being generated, or fed. The caller owns every pointer. A job's tokens are those of
- * the prompt and then the new ones; the first gpt2c_sequence_length(sequence) of them were fed. */
+ * the prompt and then the new ones; the first gpt2c_sequence_length(sequence) - n_before of them
+ * were fed. */
 typedef struct {
     gpt2c_sequence *sequence;
     const int32_t *prompt; /* [n_prompt] */
@@ -446,7 +450,7 @@ typedef struct gpt2c_turn {
     atomic_uint n_wakes; /* the word that its thread sleeps on */
     int is_granted, is_queued;
     int is_waiting; /* its thread is in gpt2c_turn_wait */
-    /* NULL, or what the turn scores. Another scoring turn may do this in its own pass. */
+    /* What the turn scores, or NULL. The pass of another scoring turn may score it instead. */
     const gpt2c_scored_feeds *scored;
     int is_joined; /* the pass of another turn scores these feeds now */
     int is_scored; /* such a pass has ended, with this status: */
@@ -455,10 +459,10 @@ typedef struct gpt2c_turn {
 } gpt2c_turn;
 
 /* Waits for at most `seconds`. Returns whether the turn was granted, or another turn has scored its
- * feeds; if not, it keeps its place in the queue. */
+ * feeds. If not, it keeps its place in the queue, or in the pass that is scoring its feeds. */
 int gpt2c_turn_wait(gpt2c_batch *batch, gpt2c_turn *turn, double seconds);
 /* Scores the feeds of a granted turn, unless another turn has done this, and ends the turn. The
- * pass also scores the feeds of other waiting turns, as far as there are rows. */
+ * pass also scores the feeds of other waiting turns that fit into its rows. */
 gpt2c_status gpt2c_turn_score(gpt2c_batch *batch, gpt2c_turn *turn);
 /* Ends the turn, or gives up its place in the queue. Waits for the end of a pass that scores its
  * feeds. A second call does nothing. */

@@ -68,7 +68,7 @@ typedef struct {
 static struct {
     os_lock lock;
     int n_workers;    /* started so far; guarded by the lock */
-    unsigned process; /* identifies this process: the forks since the library was loaded */
+    unsigned process; /* this process's number: the forks that led to it */
     worker workers[POOL_MAX_WORKERS];
 } pool = {.lock = OS_LOCK_INITIAL};
 
@@ -117,8 +117,9 @@ static void announce(event *e) {
         os_wake_all(&e->count);
 }
 
-/* Runs the team's function on this thread. It reads the CPU clock again only if a worker slept:
- * otherwise no worker was late, and the wall time is its CPU time. */
+/* Runs the team's function on this thread, and returns how the thread spent the time. The CPU clock
+ * is read again only if a worker slept: otherwise no worker was late, and the thread's CPU time is
+ * the wall time. */
 static thread_times take_part(pool_team *t, int index) {
     double cpu_begin = os_thread_seconds(), late = os_seconds() - t->begin;
     idle_seconds = late < WAKE_SECONDS ? late : WAKE_SECONDS;

@@ -19,9 +19,9 @@
  *
  * A pass outside the batch (scoring, beam search) takes a turn. Turns are granted in the order of
  * arrival, and alternate with steps. The pass of a scoring turn also scores the feeds of other
- * turns that wait, as far as there are rows; a call must not return while such a pass uses its
- * feeds. tools/soak/batch.pml is a model of this protocol in which
- * every interleaving is checked. */
+ * turns that wait, if they fit into its rows; a call must not return while such a pass uses its
+ * feeds. tools/soak/batch.pml is a model of this protocol in which every interleaving is
+ * checked. */
 #ifndef GPT2C_BATCH_H
 #define GPT2C_BATCH_H
 

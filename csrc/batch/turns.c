@@ -84,8 +84,9 @@ static int32_t count_rows(const gpt2c_scored_feeds *scored) {
     return n_rows;
 }
 
-/* Takes the turns out of the queue whose feeds fit into the pass of `turn`. Returns the number of
- * turns in the pass; `turn` is the first. Needs the lock. */
+/* Sets `turns` to the turns that share a pass: `turn`, and then waiting turns whose feeds fit into
+ * the rest of its rows. Removes the latter from the queue. Returns the number of turns. Needs the
+ * lock. */
 static int32_t join_turns(gpt2c_batch *b, gpt2c_turn *turn, gpt2c_turn **turns) {
     int32_t n = 0, room = max_rows(b) - count_rows(turn->scored);
     turns[n++] = turn;
@@ -101,8 +102,8 @@ static int32_t join_turns(gpt2c_batch *b, gpt2c_turn *turn, gpt2c_turn **turns) 
     return n;
 }
 
-/* Sets the status of each turn. If the pass fails, each turn gets a pass of its own, so that a call
- * fails only by its own feeds. */
+/* Sets the status of each turn. If the pass fails, each turn gets a pass of its own, so that no
+ * call fails because of another call's feeds. */
 static void score_turns(gpt2c_batch *b, gpt2c_turn **turns, int32_t n) {
     const gpt2c_scored_feeds *sets[GPT2C_MAX_ROWS];
     for (int32_t i = 0; i < n; i++)
@@ -114,7 +115,7 @@ static void score_turns(gpt2c_batch *b, gpt2c_turn **turns, int32_t n) {
 }
 
 gpt2c_status gpt2c_turn_score(gpt2c_batch *b, gpt2c_turn *turn) {
-    gpt2c_turn *turns[GPT2C_MAX_ROWS]; /* each has a row or more */
+    gpt2c_turn *turns[GPT2C_MAX_ROWS]; /* enough: each turn has at least one row */
     os_lock_take(&b->lock);
     if (turn->is_granted) {
         int32_t n = join_turns(b, turn, turns);

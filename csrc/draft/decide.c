@@ -68,11 +68,11 @@ static draft decide_fixed(const gpt2c_drafter *d, lookup_match match, int32_t ma
     return result;
 }
 
-/* Decides on drafts by the model. If n drafts are not worthwhile at the average rate, they are a
- * trial. Otherwise drafting continues, up to max drafts, until the next draft is too unlikely to be
- * accepted, as estimated from the margins so far. A draft takes the time of one row and one step.
- * In that time the jobs generate (row + step) * gain * n_jobs / plain tokens on average, so a draft
- * must be accepted with at least this probability. */
+/* Decides how many drafts the draft model makes for a job. If `gain` is too small, this is a trial
+ * of n drafts. Otherwise drafting continues, up to max drafts, until the next draft is too unlikely
+ * to be accepted, as estimated from the margins so far. A draft takes the time of one row and one
+ * step. In that time the jobs generate (row + step) * gain * n_jobs / plain tokens on average, so a
+ * draft must be accepted with at least this probability. */
 static draft decide_by_model(const pass_costs *c, int32_t n_jobs, lookup_match match, int32_t n,
                              int32_t max, double step, double gain) {
     draft result = {.source = DRAFT_BY_MODEL, .n = n, .match = match};

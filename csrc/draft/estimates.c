@@ -25,9 +25,9 @@ static const double match_priors[N_MATCH_LENGTHS] = {0.4, 0.65, 0.9};
 #define NEW_SHARE 0.2
 #define MAX_OUTLIER 3
 /* Costs as shares of a plain pass. An additional row costs at least MIN_ROW_SHARE; a smaller
- * measurement is noise. ROW_SHARE and STEP_SHARE are assumed until the costs are measured. A step
- * reads all weights of the draft model; a 4-bit copy has up to MAX_DRAFT_SHARE of the model's bytes
- * (model/model.c). */
+ * measurement is noise. Until the costs are measured, a row of a pass with n jobs is assumed to
+ * cost ROW_SHARE / n, and a step STEP_SHARE. A step reads all weights of the draft model; a 4-bit
+ * copy has up to MAX_DRAFT_SHARE of the model's bytes (model/model.c). */
 #define MIN_ROW_SHARE 0.005
 #define ROW_SHARE 0.04
 #define STEP_SHARE 0.2

@@ -16,16 +16,18 @@
  *
  * Prefetching. A page's keys and values are short runs, which a hardware prefetcher notices too
  * late. The caller (pass/attention.c) therefore lists the cache lines that will be read a little
- * later: those that this row reads 32 KB later or, if the next row is short, all lines of the next
- * row. Wherever the kernel reads n cache lines it prefetches the next n lines of the list, so
- * prefetches come at the pace of the reads and stay the same distance ahead of them. */
+ * later: those that this row reads 32 KB later or, if the next row attends to few positions, all
+ * lines of the next row. Wherever the kernel reads n cache lines it prefetches the next n lines of
+ * the list, so prefetches come at the pace of the reads and stay the same distance ahead of
+ * them. */
 
 #if PAGE_POSITIONS != POSITION_BLOCK
 #error "PAGE_POSITIONS must equal POSITION_BLOCK: sums run page by page"
 #endif
 
-/* The vectors of positions or dimensions in a tile. A tile of a single row (decoding) is as wide as
- * a page, so that it reads the page's keys in the order of memory. */
+/* The number of vectors of positions or dimensions in a tile. A tile of a single row (decoding) is
+ * as wide as a page, so that it reads the page's keys in the order of memory. (The scalar set's
+ * tiles are narrower.) */
 #define MAX_VECTORS (VF_WIDTH == 1 ? 8 : PAGE_POSITIONS / VF_WIDTH)
 #define ATTENTION_VECTORS(rows) ((rows) == 1 ? MAX_VECTORS : TILE_VECTORS)
 
