@@ -25,7 +25,7 @@ class _TokenDecoder:
 class Pieces:
     """The new tokens of a continuation and their texts, each as soon as it is safe to show.
 
-    A token is safe to show when its text cannot be the beginning of a stop string.
+    A token is safe to show when no part of its text can belong to a stop string.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Pieces:
             yield id, "" if self._decoder is None else self._decoder.push(id, end)
 
     def rest(self) -> str:
-        """Return U+FFFD if the ended text ends inside a character, else ""."""
+        """Return U+FFFD if the finished text breaks off inside a character, else ""."""
         return "" if self._decoder is None else self._decoder.finish()
 
 
@@ -116,13 +116,13 @@ class TextStream:
         if process is None:
             await self._dispatcher.step(self._engine, continuation.job)
         else:
-            # A waiter cannot return logits, so a thread of the event loop's executor gets them.
+            # The dispatcher cannot return logits, so a thread of the loop's executor gets them.
             self._engine.check_open()
             feeding = asyncio.get_running_loop().run_in_executor(None, continuation.job.next_logits)
             try:
                 logits = await asyncio.shield(feeding)
             except asyncio.CancelledError:
-                await asyncio.wait([feeding])  # do not feed during the caller's next work
+                await asyncio.wait([feeding])  # so that no thread feeds the job afterwards
                 raise
             continuation.process(process, logits)
         continuation.collect()

@@ -24,9 +24,9 @@ from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
 
-# Bytes of float32 that a thread reads and packs at a time. GPT-2 124M then loads in 0.10 s. With
-# half as many bytes it took 0.12 s, because the threads waited for each other. With twice as many,
-# which do not fit the caches of one core, it took 0.11 s.
+# Bytes that a thread loads at a time, of float32 to pack or of packed panels. GPT-2 124M then loads
+# in 0.10 s. With half as many bytes it took 0.12 s, because the threads waited for each other. With
+# twice as many, which do not fit the caches of one core, it took 0.11 s.
 CHUNK_BYTES = 2 << 20
 MAX_LOADING_THREADS = 8  # threads, each of which holds one piece in memory
 

@@ -121,7 +121,7 @@ class MergedOptions:
         `given` are the call's own options, `config` is the call's generation_config, and
         `model_config` the model's; both hold only values that differ from an empty
         GenerationConfig. `defaults` are transformers' defaults. An option that `given` sets to None
-        is off, whatever the configurations say.
+        is off, whatever the configurations say; a max_length of None counts as not given.
 
         Raises OptionTypeError for an unknown option, and OptionError for one that gpt2c lacks.
         """
