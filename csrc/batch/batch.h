@@ -90,7 +90,7 @@ void choose_step(gpt2c_batch *b);
 /* After a step: lets the jobs that found the cache full stay ready, so that they try again. From
  * time to time such a job gets the status GPT2C_CACHE_FULL and so comes to rest: its caller can
  * then free pages, or fail. If the step fed nothing, this sleeps before the next attempt. */
-void wait_for_room(gpt2c_batch *b, double now);
+void handle_full_cache(gpt2c_batch *b, double now);
 
 /* ---- turns.c ---- */
 

@@ -68,7 +68,7 @@ static void lead_step(gpt2c_batch *b) {
     double seconds = os_seconds() - begin;
     os_lock_take(&b->lock);
     b->step_seconds = seconds;
-    wait_for_room(b, begin + seconds);
+    handle_full_cache(b, begin + seconds);
     for (int32_t i = 0; i < b->n_ready; i++)
         b->ready[i]->member.is_in_step = 0;
     rest_jobs(b);

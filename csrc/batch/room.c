@@ -132,7 +132,7 @@ static void report_full(gpt2c_batch *b, gpt2c_job *job, double now) {
         job->status = GPT2C_OK;
 }
 
-void wait_for_room(gpt2c_batch *b, double now) {
+void handle_full_cache(gpt2c_batch *b, double now) {
     for (int32_t f = 0; f < b->space->n_feeds; f++)
         forget_waiting(&b->space->jobs[f]->member);
     if (b->space->n_feeds)

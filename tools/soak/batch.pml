@@ -470,7 +470,7 @@ inline reserve_pages() {
 /* With the lock, after a step. A job without room asks its caller for pages, gives up, or stays ready. If
  * nothing was fed, the leader, caller c, sleeps until something has changed. It does not sleep if the next
  * step may have others of the `n` ready jobs. */
-inline wait_for_room(c) {
+inline handle_full_cache(c) {
     LOCKED
         do
         :: i < N_ALL_JOBS && is_full[i] && is_listed[i] ->
@@ -700,7 +700,7 @@ inline lead_step(thread) {
         end_step();
         take_lock();
 #if N_PAGES
-        wait_for_room(thread);
+        handle_full_cache(thread);
 #endif
         LOCKED
             d_step {

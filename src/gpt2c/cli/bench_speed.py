@@ -104,7 +104,7 @@ def _measure_prefill(model: GPT2, n: int, repeats: int) -> Measurement:
     def run() -> float:
         return _timed(lambda: engine.run([job_without_eos(model, ids, 1)], 1))
 
-    flops = _flops(model.config, 0, n) + _head_flops(model.config)
+    flops = _flops(model.config, 0, n) + _lm_head_flops(model.config)
     return _measure_speed(f"prompt of {n}", model, repeats, run, n, 0, flops)
 
 
@@ -120,7 +120,9 @@ def _measure_decode(model: GPT2, depth: int, repeats: int) -> Measurement:
     n_bytes = DECODE_TOKENS * (
         _weight_bytes(model) + _cache_bytes(model, depth + DECODE_TOKENS // 2)
     )
-    flops = _flops(model.config, depth, DECODE_TOKENS) + DECODE_TOKENS * _head_flops(model.config)
+    flops = _flops(model.config, depth, DECODE_TOKENS) + DECODE_TOKENS * _lm_head_flops(
+        model.config
+    )
     return _measure_speed(f"decode at {depth}", model, repeats, run, DECODE_TOKENS, n_bytes, flops)
 
 
@@ -137,7 +139,7 @@ def _measure_batch(model: GPT2, size: int, repeats: int) -> Measurement:
 
     c = model.config
     n_bytes = n * (_weight_bytes(model) + size * _cache_bytes(model, PROMPT_TOKENS + n // 2))
-    flops = size * (_flops(c, 0, PROMPT_TOKENS + n - 1) + n * _head_flops(c))
+    flops = size * (_flops(c, 0, PROMPT_TOKENS + n - 1) + n * _lm_head_flops(c))
     return _measure_speed(f"batch of {size}", model, repeats, run, size * n, n_bytes, flops)
 
 
@@ -258,7 +260,7 @@ def _cache_bytes(model: GPT2, n: int) -> int:
     return element_bytes * 2 * c.n_layer * c.n_embd * n
 
 
-def _head_flops(c: GPT2Config) -> int:
+def _lm_head_flops(c: GPT2Config) -> int:
     """Count the float operations that compute one token's logits."""
     return 2 * c.vocab_size * c.n_embd
 

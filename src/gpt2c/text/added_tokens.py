@@ -20,7 +20,7 @@ from gpt2c.text.special_tokens import (
     read_optional,
 )
 
-_MAX_ID: Final = 2**31
+_MAX_ID: Final = 2**31 - 1
 _MAX_LENGTH: Final = 128  # characters of an added token
 
 # Unicode's White_Space; Python's str.isspace also accepts U+001C to U+001F.
@@ -138,12 +138,12 @@ class TokenizerConfig:
 DEFAULT_CONFIG: Final = TokenizerConfig()  # that of a folder without the file
 
 
-def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerConfig:
+def read_tokenizer_config(folder: Path, *, beside_tokenizer_json: bool = False) -> TokenizerConfig:
     """Read a folder's ``tokenizer_config.json`` and ``added_tokens.json``; both may be missing.
 
     ``added_tokens.json`` is read only if ``tokenizer_config.json`` has no added_tokens_decoder, as
-    in older versions of transformers. `for_json` leaves the template empty, because the template of
-    a ``tokenizer.json`` replaces it.
+    in older versions of transformers. `beside_tokenizer_json` leaves the template empty, because
+    the template of a ``tokenizer.json`` replaces it.
 
     Raises TokenizerError, naming the file, if a file or an added token in it is invalid.
     """
@@ -176,7 +176,7 @@ def read_tokenizer_config(folder: Path, *, for_json: bool = False) -> TokenizerC
         add_prefix_space=values.get("add_prefix_space") is True,
         eos_token=named.eos,
         bos_token=named.bos,
-        template=((), ()) if for_json else folder_template(folder, values, named),
+        template=((), ()) if beside_tokenizer_json else folder_template(folder, values, named),
     )
 
 
@@ -212,9 +212,9 @@ def _added_token(path: Path, id: str, token: object, named: NamedTokens) -> Adde
 
 
 def _checked_id(path: Path, id: object) -> int:
-    if type(id) is not int or not 0 <= id < _MAX_ID:
+    if type(id) is not int or not 0 <= id <= _MAX_ID:
         raise TokenizerError(
-            f"{path}: found the id {show(id)}, expected an integer from 0 to {_MAX_ID - 1}"
+            f"{path}: found the id {show(id)}, expected an integer from 0 to {_MAX_ID}"
         )
     return id
 

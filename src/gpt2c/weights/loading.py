@@ -238,13 +238,13 @@ def _pieces(checkpoint: Checkpoint, dtype: str) -> Iterator[_Piece]:
     """
     unit = GROUP if dtype in QUANTIZED else 1
     for name, source in checkpoint.tensors.items():
-        n_rows = source.shape[0]
+        end = source.shape[0]  # in rows, or in panels of a packed source
         width = source.shape[1] if len(source.shape) == 2 else 1
-        step = n_rows if width == 1 else max(1, CHUNK_BYTES // (4 * width * unit)) * unit
+        step = end if width == 1 else max(1, CHUNK_BYTES // (4 * width * unit)) * unit
         is_packed = False
         if checkpoint.quantized_dtype == dtype and isinstance(source, PackedSource):
             is_packed = True
-            n_rows, n_groups, n_bytes = source.packed_shape
+            end, n_groups, n_bytes = source.packed_shape
             step = max(1, CHUNK_BYTES // (n_groups * n_bytes))
-        for begin in range(0, n_rows, step):
-            yield _Piece(name, begin, min(begin + step, n_rows), is_packed)
+        for begin in range(0, end, step):
+            yield _Piece(name, begin, min(begin + step, end), is_packed)

@@ -108,7 +108,9 @@ def candidates_in(folder: Path) -> Iterator[_Candidate]:
 
 def load_json(path: Path) -> Tokenizer:
     """Read a tokenizer.json under any file name; raises as read_tokenizer_json does."""
-    tokenizer = read_tokenizer_json(path, read_tokenizer_config(path.parent, for_json=True))
+    tokenizer = read_tokenizer_json(
+        path, read_tokenizer_config(path.parent, beside_tokenizer_json=True)
+    )
     if tokenizer.write_files is None:
         tokenizer.write_files = partial(
             _copy_files, {**_files_in(path.parent), TOKENIZER_JSON: path}
