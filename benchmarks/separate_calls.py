@@ -4,8 +4,9 @@
 
 The parts are `threads` (8 and 32 threads that each generate a text), `streams` and `asyncio` (32
 threads, or tasks of one event loop, that each read a stream), `tales` (8 threads on the embedded
-model), `alone` (one call with one prompt and with 32) and `latency` (the times between two tokens
-of 31 streams while prompts of 1,000 tokens arrive). Each line shows a ratio and its bar.
+model), `scores` (8 threads that each score a text), `alone` (one call with one prompt and with 32)
+and `latency` (the times between two tokens of 31 streams while prompts of 1,000 tokens arrive).
+Each line shows a ratio and its bar, if it has one.
 
 Prompts and texts have different lengths, and no prompt comes twice. The two sides of a ratio
 alternate; the ratio is the median over the turns. With several --src, each the root of a built
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("threads", "streams", "asyncio", "tales", "alone", "latency")
+PARTS = ("threads", "streams", "asyncio", "tales", "scores", "alone", "latency")
 BARS = {"threads": 0.95, "streams": 0.85, "asyncio": 0.85, "tales": 0.85, "alone": 0.98}
 LATENCY_BAR = 2.5  # p99 between two tokens with arrivals / median without
 # The number of workloads in one measurement of a small model; one workload would take only
@@ -114,23 +115,27 @@ class Bench:
                         found[build.letter, way].append(rate)
         return found
 
-    def compare_ways(self, part: str, model: Model, way: str, n: int) -> None:
-        """Print the rate of n calls in one of WAYS, divided by the rate of one call."""
+    def compare_ways(
+        self, part: str, model: Model, way: str, n: int, whole: str = "one call"
+    ) -> None:
+        """Print the rate of n calls in one of WAYS, divided by the rate of the way `whole`."""
         for style in self.options.styles:
-            found = self.rates(model, ["one call", way], n, style)
+            found = self.rates(model, [whole, way], n, style)
             for build in self.builds:
-                ours, theirs = found[build.letter, way], found[build.letter, "one call"]
-                what = f"{n} {way} / one call, {model}, {style}"
-                self.show(part, build, what, ours, theirs, BARS[part])
+                ours, theirs = found[build.letter, way], found[build.letter, whole]
+                what = f"{n} {way} / {whole}, {model}, {style}"
+                self.show(part, build, what, ours, theirs, BARS.get(part))
 
     def show(
-        self, part: str, build: Build, what: str, a: list[float], b: list[float], bar: float
+        self, part: str, build: Build, what: str, a: list[float], b: list[float], bar: float | None
     ) -> None:
         """Print a ratio of rates, and keep it."""
         ratio = statistics.median(x / y for x, y in zip(a, b, strict=True))
-        mark = "" if ratio >= bar else "  BELOW"
         medians = f"{statistics.median(a):8,.0f} / {statistics.median(b):8,.0f} tok/s"
-        print(f"{build.letter} {what:64} {medians} = {ratio:.3f} (bar {bar}){mark}", flush=True)
+        verdict = ""
+        if bar is not None:
+            verdict = f" (bar {bar})" if ratio >= bar else f" (bar {bar})  BELOW"
+        print(f"{build.letter} {what:64} {medians} = {ratio:.3f}{verdict}", flush=True)
         self.figures.append(
             {"part": part, "build": build.name, "what": what, "a": a, "b": b, "ratio": ratio}
         )
@@ -200,6 +205,10 @@ class Bench:
                 self.drop()
         elif part == "tales":
             self.compare_ways(part, tales, "threads", 8)
+        elif part == "scores":
+            for model in real:
+                self.compare_ways(part, model, "scoring threads", 8, "one scoring call")
+                self.drop()
         elif part == "latency":
             for model in real:
                 self.latency(model)
@@ -218,7 +227,7 @@ class Bench:
 
 def main() -> None:
     options = arguments()
-    if {"threads", "streams", "asyncio", "alone", "latency"} & {*options.parts}:
+    if {*options.parts} - {"tales"}:
         make_checkpoint(options.checkpoint)
     builds: list[Build] = []
     try:

@@ -109,11 +109,24 @@ def in_tasks(model: gpt2c.GPT2, given: dict[str, Any]) -> int:
     return asyncio.run(read_all())
 
 
+def score_in_one_call(model: gpt2c.GPT2, given: dict[str, Any]) -> int:
+    """Score all prompts in one call; return the number of their tokens."""
+    return sum(len(score.ids) for score in model.score(given["prompts"]))
+
+
+def score_in_threads(model: gpt2c.GPT2, given: dict[str, Any]) -> int:
+    """Score each prompt in a thread of its own; return the number of their tokens."""
+    scores = thread_pool(len(given["prompts"])).map(model.score, given["prompts"])
+    return sum(len(score.ids) for score in scores)
+
+
 WAYS: dict[str, Callable[[gpt2c.GPT2, dict[str, Any]], int]] = {
     "one call": one_call,
     "threads": lambda model, given: in_threads(model, given, model.generate),
     "streams": lambda model, given: in_threads(model, given, model.stream),
     "asyncio": in_tasks,
+    "one scoring call": score_in_one_call,
+    "scoring threads": score_in_threads,
 }
 
 
