@@ -219,6 +219,46 @@ def test_priority_orders_the_queue(model):
     assert order == ["b", "d", "a", "e", "c"]
 
 
+@pytest.mark.parametrize(
+    ("n_running", "n_prompt", "n_steps"),
+    [
+        pytest.param(8, 320, 320 // 16, id="long"),
+        pytest.param(64, 320, 320 // 32, id="many"),
+        pytest.param(8, 60, 1, id="short"),
+        pytest.param(2, 320, 320 // 64, id="few"),
+    ],
+)
+def test_how_long_a_prompt_delays_others(backend, n_running, n_prompt, n_steps):
+    """The rows of a prompt beside decoding requests show in the tokens they get meanwhile."""
+    if backend == "numpy":
+        pytest.skip("NumPy feeds a prompt whole")
+    config = config_of(vocab_size=300, n_positions=2000)
+    rng = np.random.default_rng(0)
+    n_tokens = [0] * n_running
+
+    def callback_of(i):
+        def callback(index, ids):
+            n_tokens[i] = len(ids)
+
+        return callback
+
+    with model_on(backend, config, random_weights(config)) as model, Scheduler(model) as scheduler:
+        running = [
+            scheduler.add([1 + i], max_new_tokens=1900, callback=callback_of(i), draft=None)
+            for i in range(n_running)
+        ]
+        while not all(n_tokens):
+            scheduler.add([299], max_new_tokens=1).result()
+        found = []
+        while not found or (len(found) < 20 and min(found) > n_steps + 2):
+            before = n_tokens[0]
+            scheduler.add(rng.integers(0, 299, n_prompt).tolist(), max_new_tokens=1).result()
+            found.append(n_tokens[0] - before)
+        assert not any(handle.done for handle in running)
+    # Other steps may run before the prompt begins and after its last step.
+    assert n_steps <= min(found) <= n_steps + 2
+
+
 def test_without_a_thread_nothing_runs_until_a_handle_is_read(model):
     n_calls = 0
 

@@ -96,6 +96,29 @@ static void plan_shared_prompts(step_space *s, int32_t n_rows) {
         plan_prompt(s, s->n_jobs - 1, n_rows);
 }
 
+/* Whether a step can feed all tokens of the job. */
+static int is_short(const gpt2c_job *job) {
+    return job->n_prompt + job->n_tokens <= MAX_PROMPT_ROWS_BESIDE_DECODING;
+}
+
+/* Returns the max number of prompt rows in a step that also decodes. A long prompt slows many steps
+ * in a row. So if few prompts delay many decoding jobs, the long prompts get half as many rows as
+ * jobs decode. Such a step takes at most about 1.5 times as long as without prompts. */
+static int32_t max_prompt_rows(const step_space *s) {
+    int32_t n_prompts = s->n_jobs - s->n_decoding, n_long = 0, n_short_rows = 0;
+    for (int32_t j = s->n_decoding; j < s->n_jobs; j++)
+        if (is_short(s->jobs[j]))
+            n_short_rows += n_unfed(s->jobs[j]);
+        else
+            n_long++;
+    if (n_long == 0 || 2 * n_prompts >= s->n_decoding)
+        return MAX_PROMPT_ROWS_BESIDE_DECODING;
+    int32_t n_long_rows = s->n_decoding / 2;
+    if (n_long_rows < MIN_PROMPT_ROWS_BESIDE_DECODING)
+        n_long_rows = MIN_PROMPT_ROWS_BESIDE_DECODING;
+    return min_int32(n_short_rows + n_long_rows, MAX_PROMPT_ROWS_BESIDE_DECODING);
+}
+
 void plan_feeds(step_space *s) {
     int32_t n_rows = 0;
     for (s->n_feeds = 0; s->n_feeds < s->n_decoding; s->n_feeds++) {
@@ -107,7 +130,7 @@ void plan_feeds(step_space *s) {
     }
     int32_t n_left = GPT2C_MAX_ROWS - n_rows;
     if (s->is_shared && s->n_decoding)
-        n_left = min_int32(n_left, MAX_PROMPT_ROWS_BESIDE_DECODING);
+        n_left = min_int32(n_left, max_prompt_rows(s));
     if (s->is_shared && s->n_decoding < s->n_jobs)
         plan_shared_prompts(s, n_left);
     else

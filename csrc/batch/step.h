@@ -6,9 +6,10 @@
 #include "draft/draft.h"
 #include "gpt2c.h"
 
-/* The max number of prompt tokens in a step that also decodes, if several callers share the step.
- * docs/scheduler.md explains it. */
+/* Limits of the number of prompt tokens in a step that also decodes, if several callers share the
+ * step. docs/scheduler.md explains them. */
 #define MAX_PROMPT_ROWS_BESIDE_DECODING 64
+#define MIN_PROMPT_ROWS_BESIDE_DECODING 16
 
 /* The memory of a step. The first n_decoding jobs decode, and the first n_feeds jobs are fed. */
 typedef struct {
