@@ -169,6 +169,22 @@ def run_alone(loaded: Loaded, request: Request, found: Outcome | None = None) ->
     return alone
 
 
+def _errors_of_prompts(loaded: Loaded, request: Request) -> set[str | None]:
+    """Return the types of the errors that the prompts of a list raise, each in a call of its own.
+
+    If several prompts fail, the call raises the error that occurs first. Which one this is depends
+    on how far each prompt is, and so on the requests beside it.
+    """
+    types = set()
+    for i, prompt in enumerate(request.prompts):
+        options = dict(request.options)
+        if isinstance(options.get("seed"), list):
+            options["seed"] = [options["seed"][i]]
+        single = replace(request, prompts=[prompt], options=options)
+        types.add(_error(single, run_alone(loaded, single)))
+    return types
+
+
 class Round:
     """The requests of a round and their callers: threads, and tasks of one event loop."""
 
@@ -286,7 +302,13 @@ def run_round(
     for request in requests:
         found = running.outcomes[request.number]
         expected = alone.get(request.number) or run_alone(loaded, request, found)
-        if differs := difference(request, found, expected, errors):
+        differs = difference(request, found, expected, errors)
+        if differs and expected.error and found.error and request.is_list:
+            other = _error(request, found)
+            if other in _errors_of_prompts(loaded, request):
+                expected = replace(expected, error=found.error)
+                differs = difference(request, found, expected, errors)
+        if differs:
             raise FindingError(f"{memory}, {request}: {differs}")
         counts[_kind_of(request, found)] += 1
     return counts
