@@ -3,14 +3,22 @@
 #define INT8_OFFSET 0
 #define INT4_SUMS_ARE_32_BITS 1
 
-INLINE vi dot_int8(vi sum, vi w, vi x) {
-    int8x16_t value = veorq_s8(vreinterpretq_s8_s32(w), vdupq_n_s8(-128));
-    return vdotq_s32(sum, value, vreinterpretq_s8_s32(x));
+#if defined(__clang__) && __clang_major__ < 16
+/* This clang declares the intrinsic only in a build for CPUs that all have the instruction. */
+INLINE vi dot_signed(vi sum, vi w, vi x) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
+    return sum;
 }
-
-INLINE vi dot_int4(vi sum, vi w, vi x) {
+#else
+INLINE vi dot_signed(vi sum, vi w, vi x) {
     return vdotq_s32(sum, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
 }
+#endif
 
+INLINE vi dot_int8(vi sum, vi w, vi x) {
+    return dot_signed(sum, veorq_s32(w, vdupq_n_s32((int32_t)0x80808080)), x);
+}
+
+INLINE vi dot_int4(vi sum, vi w, vi x) { return dot_signed(sum, w, x); }
 INLINE vi int4_sum(vi sum) { return sum; }
 INLINE vi mul_zero_point(vi a, vi b) { return vmulq_s32(a, b); }
