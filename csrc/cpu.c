@@ -53,9 +53,9 @@ static int has_avxvnni(void) {
 }
 #endif
 
-/* Slowest first: callers take the last supported one. The vnni and dot sets use the float kernels
- * of the set that they extend; only their integer kernels differ. avx512 uses the integer kernels
- * of avx2. */
+/* Slowest first: callers take the last supported one. The vnni, dot and i8mm sets use the float
+ * kernels of the set that they extend; only their integer kernels differ. avx512 uses the integer
+ * kernels of avx2. */
 static const instruction_set instruction_sets[] = {
 #if defined(__x86_64__)
     {"scalar", &kernels_scalar, &integer_scalar, has_fma},
@@ -69,6 +69,7 @@ static const instruction_set instruction_sets[] = {
 #if defined(__aarch64__)
     {"neon", &kernels_neon, &integer_neon, NULL},
     {"neondot", &kernels_neon, &integer_neondot, os_has_dot_product},
+    {"neoni8mm", &kernels_neon, &integer_neoni8mm, os_has_int8_matrices},
 #endif
     {NULL, NULL, NULL, NULL},
 };

@@ -69,7 +69,7 @@ if ISAS:
     _engine.pretend_cpus(16)
 # Pairs that differ only in their integer kernels. Tests of float kernels run the first of each pair
 # where the CPU has it, and the second otherwise.
-_SAME_FLOATS = {"avxvnni": "avx2", "avx512vnni": "avx512", "neondot": "neon"}
+_SAME_FLOATS = {"avxvnni": "avx2", "avx512vnni": "avx512", "neondot": "neon", "neoni8mm": "neondot"}
 FLOAT_ISAS = [i for i in ISAS if i not in {_SAME_FLOATS.get(other) for other in ISAS}]
 BACKENDS = ["numpy", *FLOAT_ISAS]
 CONFIG_DEFAULTS = {

@@ -5,6 +5,7 @@ Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user (tools/ci/neon.sh in
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,25 @@ from conftest import ISAS, ROOT
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
+# The emulator's CPUs, from Arm's manuals: the Cortex-A72 has neither extension, the Cortex-A76 has
+# dot products. "max" has everything that the emulator knows.
+CPUS = {
+    "cortex-a72": ["scalar", "neon"],
+    "cortex-a76": ["scalar", "neon", "neondot"],
+    "max": ["scalar", "neon", "neondot", "neoni8mm"],
+}
+# Instruction words with the bits of their registers masked out (Arm's manual, A64: SDOT (vector),
+# USDOT (vector) and USMMLA (vector), all for 128 bits).
+WORDS = {0x4E809400: "sdot", 0x4E809C00: "usdot", 0x4E80AC00: "usmmla"}
+NO_REGISTERS = 0xFFE0FC00
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
+        reason=f"{COMPILER} and {EMULATOR} are missing (tools/ci/neon.sh installs them)",
+    ),
+]
 
 
 def build(compiler: str, to: Path, *flags: str) -> Path:
@@ -23,21 +43,54 @@ def build(compiler: str, to: Path, *flags: str) -> Path:
     return to
 
 
-def digests(*command: str | Path) -> str:
+def output(*command: str | int | Path) -> str:
     return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
-    reason=f"{COMPILER} and {EMULATOR} are missing (tools/ci/neon.sh installs them)",
-)
-def test_neon_has_the_same_bits_as_this_machine(tmp_path):
-    here = build("cc", tmp_path / "here")
-    there = build(COMPILER, tmp_path / "there", "-static")
-    expected = digests(here, ISAS[0], 1)
-    assert "logits 2 64 " in expected
+@pytest.fixture(scope="module")
+def there(tmp_path_factory) -> Path:
+    """Return engine_bits for AArch64."""
+    return build(COMPILER, tmp_path_factory.mktemp("there") / "engine_bits", "-static")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> str:
+    """Return what engine_bits prints on this machine, on every instruction set."""
+    here = build("cc", tmp_path_factory.mktemp("here") / "engine_bits")
+    digests = output(here, ISAS[0], 1)
+    assert "logits 2 64 " in digests
     for isa in ISAS:
-        assert digests(here, isa, 2) == expected
-    for isa, threads in (("scalar", 1), ("neon", 1), ("neon", 3), ("neondot", 2)):
-        assert digests(EMULATOR, there, isa, threads) == expected
+        assert output(here, isa, 2) == digests
+    return digests
+
+
+@pytest.mark.parametrize(
+    ("isa", "threads"),
+    [("scalar", 1), ("neon", 1), ("neon", 3), ("neondot", 2), ("neoni8mm", 1), ("neoni8mm", 3)],
+)
+def test_neon_has_the_same_bits_as_this_machine(there, expected, isa, threads):
+    assert output(EMULATOR, "-cpu", "max", there, isa, threads) == expected
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_each_cpu_runs_the_sets_that_it_supports(there, cpu):
+    """The last one is the one that the engine chooses (test_backend.py)."""
+    assert output(EMULATOR, "-cpu", cpu, there).split() == CPUS[cpu]
+
+
+@pytest.mark.parametrize("cpu", [cpu for cpu in CPUS if cpu != "max"])
+def test_a_cpu_refuses_the_sets_that_it_lacks(there, cpu):
+    for isa in [isa for isa in CPUS["max"] if isa not in CPUS[cpu]]:
+        refused = subprocess.run([EMULATOR, "-cpu", cpu, there, isa, "1"], capture_output=True)
+        assert refused.returncode == 2
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_the_fastest_set_runs_its_instructions_on_its_cpu(there, expected, tmp_path, cpu):
+    log = tmp_path / "log"  # the code that the emulator has translated, and therefore run
+    isa = CPUS[cpu][-1]
+    assert output(EMULATOR, "-cpu", cpu, "-d", "in_asm", "-D", log, there, isa, 1) == expected
+    words = re.findall(r"^0x[0-9a-f]+: +([0-9a-f]{8})\b", log.read_text(), re.MULTILINE)
+    assert len(words) > 10000
+    used = {WORDS.get(int(word, 16) & NO_REGISTERS) for word in words} - {None}
+    assert used == {"neon": set(), "neondot": {"sdot"}, "neoni8mm": {"usdot", "usmmla"}}[isa]

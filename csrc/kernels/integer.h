@@ -110,10 +110,20 @@ INLINE void prefetch_at_row(prefetch_cursor *f) {
         prefetch(f->next);
 }
 
+#if defined(HAS_DOT_PAIRS)
+#include "kernels/integer_pairs.h"
+#endif
+
 /* totals[r][column ..] += x[r, group] @ weights[group, column ..] for n_rows rows from `row`. */
 INLINE void multiply_group(const quantized_rows *x, const int bits, int group, int row, int n_rows,
                            const uint8_t *packed, int column, prefetch_cursor ahead,
                            float *totals) {
+#if defined(HAS_DOT_PAIRS)
+    if (n_rows > 1) {
+        multiply_group_in_pairs(x, bits, group, row, n_rows, packed, column, ahead, totals);
+        return;
+    }
+#endif
     const int is_first = group == 0; /* the totals begin at +0 */
     group_columns g;
     if (bits == 8)

@@ -204,6 +204,7 @@ extern const integer_table integer_avx512vnni;
 extern const kernel_table kernels_neon;
 extern const integer_table integer_neon;
 extern const integer_table integer_neondot;
+extern const integer_table integer_neoni8mm;
 #endif
 
 #endif

@@ -15,6 +15,12 @@
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#if !defined(HWCAP2_I8MM)
+#define HWCAP2_I8MM (1 << 13) /* the headers of old systems do not define this bit */
+#endif
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #define CACHE_LINE_BYTES 64
@@ -223,6 +229,25 @@ int os_has_dot_product(void) {
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__aarch64__) && defined(__APPLE__)
     return 1; /* every Mac with an ARM CPU has these instructions */
+#else
+    return 0;
+#endif
+}
+
+#if defined(__APPLE__)
+/* Returns a number that the system reports by name; 0 if it does not know the name. */
+static int system_number(const char *name) {
+    int number = 0;
+    size_t bytes = sizeof number;
+    return sysctlbyname(name, &number, &bytes, NULL, 0) == 0 ? number : 0;
+}
+#endif
+
+int os_has_int8_matrices(void) {
+#if defined(__aarch64__) && defined(__linux__)
+    return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#elif defined(__aarch64__) && defined(__APPLE__)
+    return system_number("hw.optional.arm.FEAT_I8MM") != 0;
 #else
     return 0;
 #endif

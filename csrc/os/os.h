@@ -38,6 +38,8 @@ void os_wake_all(atomic_uint *word);
 
 /* Whether this AArch64 CPU supports the int8 dot product instructions (FEAT_DotProd). */
 int os_has_dot_product(void);
+/* Whether it supports the int8 matrix instructions (FEAT_I8MM). */
+int os_has_int8_matrices(void);
 
 /* Tells the CPU that this thread spins. */
 static inline void os_pause(void) {

@@ -2,7 +2,8 @@
  * many floats, and the logits and sampled ids of small models. It is built without Python so that
  * it can run in an emulator; test_neon.py compares the digests of two machines.
  *
- *     engine_bits INSTRUCTION_SET N_THREADS */
+ *     engine_bits INSTRUCTION_SET N_THREADS
+ *     engine_bits                             prints the instruction sets that this CPU can run */
 #include "cpu.h"
 #include "gpt2c.h"
 
@@ -115,7 +116,26 @@ static const gpt2c_stage stages[] = {
 };
 #define N_STAGES ((int32_t)(sizeof stages / sizeof *stages))
 
-/* Feeds a full context in one call and token by token, then samples after a prompt of 5 tokens. */
+/* Feeds the tokens of a full context in parts, each `growth` tokens longer than the part before; the first part has one
+ * token. Exits if the logits do not have this digest. */
+static void check_parts(const gpt2c_config *c, gpt2c_model *model, gpt2c_scratch *scratch,
+                        gpt2c_sequence *sequence, const int32_t *tokens, int32_t growth,
+                        float *logits, uint64_t expected) {
+    int32_t n = c->n_positions;
+    size_t n_vocab = (size_t)c->n_vocab;
+    check(gpt2c_sequence_truncate(sequence, 0));
+    for (int32_t i = 0, n_part = 1; i < n; i += n_part, n_part += growth) {
+        n_part = n_part < n - i ? n_part : n - i;
+        gpt2c_feed part = {sequence, tokens + i, n_part, GPT2C_LOGITS_ALL};
+        check(gpt2c_forward(model, scratch, &part, 1, logits + (size_t)i * n_vocab));
+    }
+    if (digest(EMPTY_DIGEST, logits, (size_t)n * n_vocab) != expected) {
+        fprintf(stderr, "the logits differ when tokens are fed in parts (growth %d)\n", (int)growth);
+        exit(1);
+    }
+}
+
+/* Feeds a full context in one call and in parts, then samples after a prompt of 5 tokens. */
 static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     state = 2;
     gpt2c_model *model = random_model(c, isa, n_threads);
@@ -133,15 +153,8 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     uint64_t hash = digest(EMPTY_DIGEST, logits, (size_t)n * (size_t)c->n_vocab);
     printf("logits %d %d %016llx\n", (int)c->layer_dtype, (int)c->n_embd, (unsigned long long)hash);
 
-    check(gpt2c_sequence_truncate(sequence, 0));
-    for (int32_t i = 0; i < n; i++) {
-        gpt2c_feed one = {sequence, tokens + i, 1, GPT2C_LOGITS_ALL};
-        check(gpt2c_forward(model, scratch, &one, 1, logits + (size_t)i * (size_t)c->n_vocab));
-    }
-    if (digest(EMPTY_DIGEST, logits, (size_t)n * (size_t)c->n_vocab) != hash) {
-        fprintf(stderr, "the logits differ when tokens are fed one by one\n");
-        exit(1);
-    }
+    check_parts(c, model, scratch, sequence, tokens, 0, logits, hash);
+    check_parts(c, model, scratch, sequence, tokens, 1, logits, hash);
     check(gpt2c_sequence_truncate(sequence, 0));
     int32_t drawn[30];
     gpt2c_batch *batch;
@@ -172,10 +185,20 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_model_free(model);
 }
 
+static void print_supported(void) {
+    for (int i = 0; gpt2c_isa_name(i); i++)
+        if (gpt2c_isa_supported(gpt2c_isa_name(i)))
+            printf("%s\n", gpt2c_isa_name(i));
+}
+
 int main(int argc, char **argv) {
+    if (argc == 1) {
+        print_supported();
+        return 0;
+    }
     const instruction_set *set = argc == 3 ? cpu_instruction_set(argv[1]) : NULL;
     if (!set) {
-        fprintf(stderr, "usage: engine_bits INSTRUCTION_SET N_THREADS\n");
+        fprintf(stderr, "usage: engine_bits [INSTRUCTION_SET N_THREADS]\n");
         return 2;
     }
     print_elementwise(set->kernels);

@@ -23,3 +23,22 @@ INLINE vi dot_int4(vi sum, vi w, vi x);
 INLINE vi int4_sum(vi sum);
 /* a * b, for a from 0 to 15 and b in the range of int16. */
 INLINE vi mul_zero_point(vi a, vi b);
+
+/* A header may define HAS_DOT_PAIRS and these functions, if one instruction multiplies two rows and
+ * two columns, 8 bytes of k each. VF_WIDTH is then 4. */
+#if defined(HAS_DOT_PAIRS)
+_Static_assert(VF_WIDTH == 4, "a pair's sums are two rows of two columns");
+/* a has 4 bytes of k for each of 4 columns, and b the next 4 bytes. Sets a to all 8 bytes of the
+ * first two columns, and b to those of the last two. */
+INLINE void interleave_columns(vi *a, vi *b);
+/* Sets x[s] to bytes 8 * s to 8 * s + 7 of both rows. */
+INLINE void load_row_pair(const int8_t *first, const int8_t *second, vi x[GROUP / 8]);
+/* Returns the lanes a, b, a, b. */
+INLINE vi alternate(int32_t a, int32_t b);
+/* Adds the products of 8 bytes to each lane of sum: of w's first column with x's first row and
+ * with its second row, then of w's second column with both rows. The bytes are those of dot_int8 or
+ * dot_int4. */
+INLINE vi dot_pair(vi sum, vi w, vi x);
+/* Splits the sums of two columns, low, and of the next two, high, by rows. */
+INLINE void split_rows(vi low, vi high, vi *first, vi *second);
+#endif
