@@ -248,6 +248,20 @@ def test_physical_cores_bound_threads(machine):
     assert "physical cores" in why
 
 
+@needs_engine
+def test_performance_cores_bound_threads_on_a_mac(machine, monkeypatch):
+    from gpt2c.engine import _engine
+
+    if sys.platform != "darwin":
+        assert _engine.performance_cores() == 0
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(_engine, "performance_cores", lambda: 6)
+    assert choose_threads(root=machine({})) == (6, "performance cores of this Mac")
+    # macOS before version 12 does not say.
+    monkeypatch.setattr(_engine, "performance_cores", lambda: 0)
+    assert choose_threads(root=machine({}))[0] == 8
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

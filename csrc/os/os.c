@@ -20,6 +20,7 @@
 #endif
 #endif
 #if defined(__APPLE__)
+#include <pthread/qos.h>
 #include <sys/sysctl.h>
 #endif
 
@@ -80,9 +81,20 @@ typedef struct {
     void *argument;
 } thread_start;
 
+/* A Mac with an ARM CPU has performance and efficiency cores, and chooses by a thread's quality of
+ * service. A new thread has the default, not its creator's. Since all threads wait for the slowest
+ * at each barrier, none may run on an efficiency core while performance cores are free. This
+ * quality is that of work which a user waits for; it is below that of user interfaces. */
+static void prefer_performance_cores(void) {
+#if defined(__APPLE__)
+    (void)pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
+#endif
+}
+
 static void *run_thread(void *argument) {
     thread_start start = *(thread_start *)argument;
     free(argument);
+    prefer_performance_cores();
     start.function(start.argument);
     return NULL;
 }
@@ -224,6 +236,23 @@ int os_n_cpus(void) {
     return pretended ? pretended : allowed_cpus();
 }
 
+#if defined(__APPLE__)
+/* Returns a number that the system reports by name; 0 if it does not know the name. */
+static int system_number(const char *name) {
+    int number = 0;
+    size_t bytes = sizeof number;
+    return sysctlbyname(name, &number, &bytes, NULL, 0) == 0 ? number : 0;
+}
+#endif
+
+int os_performance_cores(void) {
+#if defined(__APPLE__)
+    return system_number("hw.perflevel0.physicalcpu");
+#else
+    return 0;
+#endif
+}
+
 int os_has_dot_product(void) {
 #if defined(__aarch64__) && defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -233,15 +262,6 @@ int os_has_dot_product(void) {
     return 0;
 #endif
 }
-
-#if defined(__APPLE__)
-/* Returns a number that the system reports by name; 0 if it does not know the name. */
-static int system_number(const char *name) {
-    int number = 0;
-    size_t bytes = sizeof number;
-    return sysctlbyname(name, &number, &bytes, NULL, 0) == 0 ? number : 0;
-}
-#endif
 
 int os_has_int8_matrices(void) {
 #if defined(__aarch64__) && defined(__linux__)

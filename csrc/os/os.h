@@ -58,6 +58,8 @@ double os_thread_seconds(void);
 
 /* How many CPUs the calling thread may run on; INT_MAX if the system does not say. */
 int os_n_cpus(void);
+/* How many performance cores this Mac has; 0 on other systems, and if the system does not say. */
+int os_performance_cores(void);
 /* For tests with many threads on few CPUs: os_n_cpus returns n from now on; n = 0 undoes this. */
 void os_pretend_cpus(int n);
 

@@ -329,6 +329,7 @@ cdef extern from "cache.h" nogil:
     size_t cache_bytes_needed(const gpt2c_sequence *, int32_t)
 
 cdef extern from "os/os.h" nogil:
+    int os_performance_cores()
     void os_pretend_cpus(int n)
 
 cdef extern from "crowding.h" nogil:

@@ -25,6 +25,9 @@ LAYOUTS: dict[str, np.dtype[np.void]]
 def instruction_sets() -> list[tuple[str, bool]]:
     """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it)."""
 
+def performance_cores() -> int:
+    """Return the number of this Mac's performance cores; 0 on other systems or if unknown."""
+
 class Model:
     isa: str
     dtype: str

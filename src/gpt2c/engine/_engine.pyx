@@ -91,6 +91,11 @@ def instruction_sets():
     return sets
 
 
+def performance_cores():
+    """Return the number of this Mac's performance cores; 0 on other systems or if unknown."""
+    return os_performance_cores()
+
+
 cdef tuple tensor_of(str name):
     """Return a tensor's number in C and its layer, which is 0 for tensors outside the layers."""
     if not name.startswith("h."):

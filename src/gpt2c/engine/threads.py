@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +23,10 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
 
     The number is `requested`; or else GPT2C_THREADS from the environment; or else OMP_NUM_THREADS
     (the first number of a list; ignored if OpenMP would ignore it); or else the min of the CPUs
-    that this process may run on, the physical cores among them, and the quota of its control group
-    (rounded down, but at least 1). Two threads on one core would share its arithmetic units, and a
-    thread beyond the quota would make all threads wait.
+    that this process may run on, the physical cores among them, a Mac's performance cores, and the
+    quota of its control group (rounded down, but at least 1). Two threads on one core would share
+    its arithmetic units, and a thread on an efficiency core or beyond the quota would make all
+    threads wait.
 
     Raises OptionError or OptionTypeError if a number is not from 1 to 256.
     """
@@ -41,6 +43,8 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
     limits = [(len(cpus), "CPUs that this process may use")]
     if (cores := _physical_cores(cpus, root)) is not None:
         limits.append((cores, "physical cores that this process may use"))
+    if (fast_cores := _performance_cores()) is not None:
+        limits.append((fast_cores, "performance cores of this Mac"))
     if (quota := _quota(root)) is not None:
         limits.append((max(1, int(quota)), f"the control group's quota of {quota:g} CPUs"))
     n, why = min(limits, key=lambda limit: limit[0])
@@ -72,6 +76,17 @@ def _physical_cores(cpus: set[int], root: Path) -> int | None:
             return None
         cores.add(siblings)
     return len(cores)
+
+
+def _performance_cores() -> int | None:
+    """Return the number of a Mac's performance cores; None on other systems or if unknown."""
+    if sys.platform != "darwin":
+        return None
+    try:
+        from gpt2c.engine import _engine
+    except ImportError:
+        return None
+    return _engine.performance_cores() or None
 
 
 def _quota(root: Path) -> float | None:
