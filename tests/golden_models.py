@@ -39,12 +39,17 @@ def weights_of(config: GPT2Config) -> dict[str, np.ndarray]:
     return weights
 
 
+def ids_of(config: GPT2Config) -> np.ndarray:
+    """Draw token ids that fill the context."""
+    return np.random.RandomState(7).randint(0, config.vocab_size, config.n_positions)
+
+
 def digests(isa: str, dtype: str) -> Iterator[tuple[str, str]]:
     """Yield the SHA-256 of each model's logits and of the ids that it samples."""
     for name, options in CONFIGS.items():
         config = config_of(**options)
         model = model_on(isa, config, weights_of(config), dtype=dtype)
-        ids = np.random.RandomState(7).randint(0, config.vocab_size, config.n_positions)
+        ids = ids_of(config)
         logits = model.logits(ids).astype("<f4")
         yield f"{name}, logits", hashlib.sha256(logits.tobytes()).hexdigest()
         drawn = model.generate(ids[:5], max_new_tokens=30, temperature=0.9, top_k=20, seed=2**40)

@@ -3,6 +3,8 @@
  * it can run in an emulator; test_neon.py compares the digests of two machines.
  *
  *     engine_bits INSTRUCTION_SET N_THREADS
+ *     engine_bits INSTRUCTION_SET N_THREADS MODEL_FILE
+ *                                             writes the logits of the model and token ids in a file
  *     engine_bits                             prints the instruction sets that this CPU can run */
 #include "cpu.h"
 #include "gpt2c.h"
@@ -130,7 +132,8 @@ static void check_parts(const gpt2c_config *c, gpt2c_model *model, gpt2c_scratch
         check(gpt2c_forward(model, scratch, &part, 1, logits + (size_t)i * n_vocab));
     }
     if (digest(EMPTY_DIGEST, logits, (size_t)n * n_vocab) != expected) {
-        fprintf(stderr, "the logits differ when tokens are fed in parts (growth %d)\n", (int)growth);
+        fprintf(stderr, "the logits differ when tokens are fed in parts (growth %d)\n",
+                (int)growth);
         exit(1);
     }
 }
@@ -185,6 +188,65 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_model_free(model);
 }
 
+static void read_exactly(FILE *file, void *to, size_t bytes) {
+    if (fread(to, 1, bytes, file) != bytes) {
+        fprintf(stderr, "the model file is too short\n");
+        exit(1);
+    }
+}
+
+static int32_t read_int(FILE *file) {
+    int32_t number;
+    read_exactly(file, &number, sizeof number);
+    return number;
+}
+
+/* Reads a tensor: its number, layer, rows, width and values. */
+static void read_tensor(FILE *file, gpt2c_model *model) {
+    int32_t tensor = read_int(file), layer = read_int(file);
+    size_t rows = (size_t)read_int(file), width = (size_t)read_int(file);
+    float *values = malloc(rows * width * sizeof *values);
+    read_exactly(file, values, rows * width * sizeof *values);
+    check(gpt2c_model_write(model, (gpt2c_tensor)tensor, layer, values, 0, rows, width));
+    free(values);
+}
+
+/* The file has a gpt2c_config, n_positions token ids, the number of tensors, and the tensors. Feeds
+ * seven tokens at a time, and writes logits [n_positions, n_vocab]. */
+static void write_logits(const char *path, const char *isa, int n_threads) {
+    FILE *file = fopen(path, "rb");
+    if (!file) {
+        perror(path);
+        exit(1);
+    }
+    gpt2c_config c;
+    gpt2c_model *model;
+    gpt2c_sequence *sequence;
+    gpt2c_scratch *scratch;
+    read_exactly(file, &c, sizeof c);
+    check(gpt2c_model_create(&c, isa, n_threads, &model));
+    int32_t n = c.n_positions;
+    int32_t *tokens = malloc((size_t)n * sizeof *tokens);
+    read_exactly(file, tokens, (size_t)n * sizeof *tokens);
+    for (int32_t left = read_int(file); left > 0; left--)
+        read_tensor(file, model);
+    fclose(file);
+    check(gpt2c_scratch_create(model, GPT2C_MAX_ROWS, &scratch));
+    check(gpt2c_sequence_create(model, &sequence));
+    float *logits = malloc(7 * (size_t)c.n_vocab * sizeof *logits);
+    for (int32_t i = 0; i < n; i += 7) {
+        int32_t n_part = n - i < 7 ? n - i : 7;
+        gpt2c_feed part = {sequence, tokens + i, n_part, GPT2C_LOGITS_ALL};
+        check(gpt2c_forward(model, scratch, &part, 1, logits));
+        fwrite(logits, sizeof *logits, (size_t)n_part * (size_t)c.n_vocab, stdout);
+    }
+    free(tokens);
+    free(logits);
+    gpt2c_sequence_free(sequence);
+    gpt2c_scratch_free(scratch);
+    gpt2c_model_free(model);
+}
+
 static void print_supported(void) {
     for (int i = 0; gpt2c_isa_name(i); i++)
         if (gpt2c_isa_supported(gpt2c_isa_name(i)))
@@ -196,10 +258,14 @@ int main(int argc, char **argv) {
         print_supported();
         return 0;
     }
-    const instruction_set *set = argc == 3 ? cpu_instruction_set(argv[1]) : NULL;
+    const instruction_set *set = argc == 3 || argc == 4 ? cpu_instruction_set(argv[1]) : NULL;
     if (!set) {
-        fprintf(stderr, "usage: engine_bits [INSTRUCTION_SET N_THREADS]\n");
+        fprintf(stderr, "usage: engine_bits [INSTRUCTION_SET N_THREADS [MODEL_FILE]]\n");
         return 2;
+    }
+    if (argc == 4) {
+        write_logits(argv[3], argv[1], atoi(argv[2]));
+        return 0;
     }
     print_elementwise(set->kernels);
     gpt2c_config configs[] = {
