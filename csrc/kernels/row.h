@@ -20,13 +20,17 @@ INLINE lanes lanes_zero(void) {
 
 /* Adds lanes 8-15 to 0-7, then 4-7 to 0-3, and so on. */
 INLINE float lanes_total(const lanes *sum) {
-    float t[LANES];
+    vf part[LANE_VECTORS];
+    UNROLL
     for (int v = 0; v < LANE_VECTORS; v++)
-        vf_store(t + v * VF_WIDTH, sum->part[v]);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            t[i] += t[i + half];
-    return t[0];
+        part[v] = sum->part[v];
+    UNROLL
+    for (int half = LANE_VECTORS / 2; half; half /= 2) {
+        UNROLL
+        for (int v = 0; v < half; v++)
+            part[v] = vf_add(part[v], part[v + half]);
+    }
+    return vf_reduce_add(part[0]);
 }
 
 /* The largest of n elements; NaN if any is NaN. The order of the comparisons affects only the sign

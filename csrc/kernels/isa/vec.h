@@ -54,6 +54,9 @@ INLINE vf vf_sqrt(vf a);
 /* a * b + c, rounded once. */
 INLINE vf vf_fma(vf a, vf b, vf c);
 INLINE vf vf_from_int(vi a);
+/* The sum of the lanes, in one order: the upper half is added to the lower half, then the upper
+ * half of these sums to their lower half, and so on. */
+INLINE float vf_reduce_add(vf a);
 
 /* ---- selections, which change no bit of the lane they return ---- */
 

@@ -26,6 +26,7 @@ INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_div(vf a, vf b) { return a / b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return __builtin_fmaf(a, b, c); }
 INLINE vf vf_sqrt(vf a) { return __builtin_sqrtf(a); }
+INLINE float vf_reduce_add(vf a) { return a; }
 INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; }
 INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
 INLINE vf vf_select_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }
