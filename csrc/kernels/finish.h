@@ -18,15 +18,23 @@ INLINE vf finish_vector(const matmul_args *a, const float *totals, int column, i
 #error "PANEL must equal GROUP: a panel's columns are one group of k of the next product"
 #endif
 
-/* Stores a panel's columns quantised: they are one group of k in the next product. */
-INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int panel,
-                             const float *totals) {
+/* Stores a panel's columns quantised: they are one group of k in the next product.
+ *
+ * All rows get bias and activation before any row is quantised. Both steps of a row wait for the
+ * latency of long chains of operations. In a loop of its own each step is short enough for the CPU
+ * to overlap several rows. */
+INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int panel, float *totals) {
     int n_columns = a->n - panel * PANEL;
+    for (int r = 0; r < n_rows; r++) {
+        for (int c = 0; c < PANEL; c += VF_WIDTH)
+            vf_store(totals + r * PANEL + c,
+                     finish_vector(a, totals + r * PANEL, panel * PANEL, c));
+    }
     for (int r = 0; r < n_rows; r++) {
         vf part[PANEL / VF_WIDTH];
         UNROLL
         for (int v = 0; v < PANEL / VF_WIDTH; v++) {
-            part[v] = finish_vector(a, totals + r * PANEL, panel * PANEL, v * VF_WIDTH);
+            part[v] = vf_load(totals + r * PANEL + v * VF_WIDTH);
             if (n_columns < PANEL)
                 part[v] = vf_keep_first(part[v], n_columns - v * VF_WIDTH);
         }
@@ -35,8 +43,7 @@ INLINE void finish_quantized(const matmul_args *a, int row, int n_rows, int pane
 }
 
 /* Applies bias, activation and residual to a panel's totals and stores the columns below n. */
-static void finish_panel(const matmul_args *a, int row, int n_rows, int panel,
-                         const float *totals) {
+static void finish_panel(const matmul_args *a, int row, int n_rows, int panel, float *totals) {
     if (a->quantized_out.values) {
         finish_quantized(a, row, n_rows, panel, totals);
         return;
