@@ -147,7 +147,10 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
 }
 
 /* With many rows the stores of the results would wait for memory. So the cache lines of the results
- * are prefetched while a panel is multiplied, for a share of the rows at each group. */
+ * are prefetched while a panel is multiplied, for a share of the rows at each group. Rows of logits
+ * begin anywhere in a cache line, so a panel's columns may lie in three lines. The last float of
+ * each 16 is prefetched, because the panel before has written to the first line. (If the first
+ * float was prefetched, 32 rows and more of the lm_head took 7 % longer.) */
 #define PREFETCH_OUT_MIN_ROWS 32
 
 INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,
@@ -155,7 +158,7 @@ INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, i
     int end = (int)((long)n_rows * (group + 1) / n_groups);
     for (int r = (int)((long)n_rows * group / n_groups); r < end; r++) {
         const float *out = a->out + (size_t)(row + r) * a->out_stride + panel * PANEL;
-        for (int c = 0; c < PANEL; c += CACHE_LINE_FLOATS)
+        for (int c = CACHE_LINE_FLOATS - 1; c < PANEL; c += CACHE_LINE_FLOATS)
             __builtin_prefetch(out + c, 1, 2);
     }
 }
