@@ -115,15 +115,19 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* Wakes the workers only if several jobs sample or have scores: an argmax takes less time than
- * waking them. */
+/* An argmax over GPT-2's vocabulary reads 200 KB. So many of them take more time than the workers
+ * need to start, since they still spin after the pass. */
+#define MIN_SHARED_CHOICES 8
+
+/* Wakes the workers only if several jobs sample or have scores, or if many jobs choose: a few
+ * argmaxes take less time than waking them. */
 static void choose_tokens(step_space *s) {
     int32_t n_costly = 0;
     for (int32_t i = 0; i < s->n_choosing; i++) {
         const gpt2c_job *job = s->jobs[s->choosing[i]];
         n_costly += !is_greedy(job) || job->scores.scores;
     }
-    if (n_costly > 1)
+    if (n_costly > 1 || s->n_choosing >= MIN_SHARED_CHOICES)
         pool_run(choose_share, s, s->model->n_threads);
     else
         choose_share(s, NULL, 0, 1);
