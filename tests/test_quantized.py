@@ -240,17 +240,23 @@ def test_integer_products_follow_the_defined_arithmetic(n_rows, n_groups, n, bit
 
 
 @settings(max_examples=cases(60))
-@given(head_dim=st.integers(1, 70), is_bfloat16=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_keys_and_values_are_stored_in_the_page_layout(head_dim, is_bfloat16, seed):
+@given(
+    n=st.integers(1, 5) | st.integers(1, 64),
+    head_dim=st.integers(1, 70),
+    is_bfloat16=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_keys_and_values_are_stored_in_the_page_layout(n, head_dim, is_bfloat16, seed):
     rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((2, head_dim), dtype=np.float32)
+    rows = rng.standard_normal((2, n, head_dim), dtype=np.float32)
     rows[rng.random(rows.shape) < 0.2] = np.float32(1 + 2**-8)  # a bfloat16 tie
     rows[rng.random(rows.shape) < 0.05] = np.nan
     rows[rng.random(rows.shape) < 0.05] = np.inf
     for isa in ISAS:
         keys, values = _engine.store(isa, *rows, is_bfloat16)
-        assert not keys[:, 1:].any()
-        for stored, row in ((keys[:, 0], rows[0]), (values, rows[1])):
+        assert not keys[:, n:].any()
+        assert not values[n:].any()
+        for stored, row in ((keys[:, :n].T, rows[0]), (values[:n], rows[1])):
             if is_bfloat16:
                 stored = (stored.astype(np.uint32) << 16).view(np.float32)
                 row = bfloat16(row)

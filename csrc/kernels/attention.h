@@ -38,28 +38,48 @@ INLINE vi to_bfloat16(vf x) {
     return vi_shift_right_unsigned(vi_bits(rounded), 16);
 }
 
-INLINE void store_bfloat16(const float *key, const float *value, int head_dim, uint16_t *keys,
-                           uint16_t *values) {
-    for (int d = 0; d < head_dim; d += VF_WIDTH) {
-        uint16_t part[2][VF_WIDTH];
-        int n = head_dim - d < VF_WIDTH ? head_dim - d : VF_WIDTH;
-        vi_store_u16(part[0], to_bfloat16(vf_load_first(key + d, n)));
-        vi_store_u16(part[1], to_bfloat16(vf_load_first(value + d, n)));
+/* Stores the keys and values of n positions. In the loop over the keys positions are innermost, so
+ * that consecutive stores go to the same cache line of the page. */
+INLINE void store_floats(const float *key, const float *value, size_t stride, int n, int head_dim,
+                         float *keys, float *values) {
+    for (int d = 0; d < head_dim; d++)
         for (int i = 0; i < n; i++)
-            keys[(d + i) * PAGE_POSITIONS] = part[0][i];
-        memcpy(values + d, part[1], (size_t)n * sizeof(uint16_t));
+            keys[d * PAGE_POSITIONS + i] = key[(size_t)i * stride + (size_t)d];
+    for (int i = 0; i < n; i++)
+        memcpy(values + i * head_dim, value + (size_t)i * stride, (size_t)head_dim * sizeof(float));
+}
+
+INLINE void store_bfloat16(const float *key, const float *value, size_t stride, int n, int head_dim,
+                           uint16_t *keys, uint16_t *values) {
+    uint16_t part[PAGE_POSITIONS][VF_WIDTH], part_of_value[VF_WIDTH];
+    for (int d = 0; d < head_dim; d += VF_WIDTH) {
+        int n_dims = head_dim - d < VF_WIDTH ? head_dim - d : VF_WIDTH;
+        for (int i = 0; i < n; i++) {
+            size_t at = (size_t)i * stride + (size_t)d;
+            vi_store_u16(part[i], to_bfloat16(vf_load_first(key + at, n_dims)));
+            vi_store_u16(part_of_value, to_bfloat16(vf_load_first(value + at, n_dims)));
+            memcpy(values + i * head_dim + d, part_of_value, (size_t)n_dims * sizeof(uint16_t));
+        }
+        for (int j = 0; j < n_dims; j++)
+            for (int i = 0; i < n; i++)
+                keys[(d + j) * PAGE_POSITIONS + i] = part[i][j];
     }
 }
 
-static void store_kernel(const float *key, const float *value, int head_dim, int is_bfloat16,
-                         void *keys, void *values) {
-    if (is_bfloat16) {
-        store_bfloat16(key, value, head_dim, keys, values);
-        return;
-    }
-    for (int d = 0; d < head_dim; d++)
-        ((float *)keys)[d * PAGE_POSITIONS] = key[d];
-    memcpy(values, value, (size_t)head_dim * sizeof(float));
+INLINE void store_positions(const float *key, const float *value, size_t stride, int n,
+                            int head_dim, int is_bfloat16, void *keys, void *values) {
+    if (is_bfloat16)
+        store_bfloat16(key, value, stride, n, head_dim, keys, values);
+    else
+        store_floats(key, value, stride, n, head_dim, keys, values);
+}
+
+static void store_kernel(const float *key, const float *value, size_t stride, int n, int head_dim,
+                         int is_bfloat16, void *keys, void *values) {
+    if (n == 1) /* decoding: without the loops over positions */
+        store_positions(key, value, stride, 1, head_dim, is_bfloat16, keys, values);
+    else
+        store_positions(key, value, stride, n, head_dim, is_bfloat16, keys, values);
 }
 
 /* Points to an element of a page, a float or a bfloat16, by its index. */

@@ -145,10 +145,11 @@ typedef struct {
     void (*attention_scores)(const attention_args *args);
     void (*attention_weights)(const attention_args *args);
     void (*attention_values)(const attention_args *args);
-    /* Stores a head's key and value of one position, [head_dim] each, in a page: the key's elements
-     * lie PAGE_POSITIONS apart, the value's side by side. */
-    void (*store)(const float *key, const float *value, int head_dim, int is_bfloat16, void *keys,
-                  void *values);
+    /* Stores a head's keys and values of n consecutive positions of a page, [n, head_dim] each with
+     * rows `stride` floats apart. In the page a key's elements lie PAGE_POSITIONS apart, a value's
+     * side by side. */
+    void (*store)(const float *key, const float *value, size_t stride, int n, int head_dim,
+                  int is_bfloat16, void *keys, void *values);
     /* x += added */
     void (*add)(const float *added, int n, float *x);
     /* Quantises rows [begin, end) of x, [.., k], to int8. */

@@ -6,23 +6,22 @@
 #include <math.h>
 #include <string.h>
 
-/* Writes a head's keys and values of rows [begin, end) into the KV cache. */
+/* Writes a head's keys and values of rows [begin, end) into the KV cache. The rows belong to one
+ * sequence, and their positions lie in one page. */
 static void store_keys_values(const worker_view *view, int32_t layer, int32_t head, int begin,
                               int end) {
     const gpt2c_model *m = view->model;
     size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
-    for (int r = begin; r < end; r++) {
-        const input_row *row = &view->scratch->rows[r];
-        void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
-        size_t slot = (size_t)(row->position % PAGE_POSITIONS);
-        size_t keys = cache_key_offset(m, layer, head) + slot;
-        size_t values = cache_value_offset(m, layer, head) + slot * head_dim;
-        const float *key = row_of(view->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
-        size_t element_bytes = cache_element_bytes(m);
-        m->kernels->store(key, key + n_embd, m->head_dim, m->config.bfloat16_cache,
-                          (char *)page + keys * element_bytes,
-                          (char *)page + values * element_bytes);
-    }
+    const input_row *row = &view->scratch->rows[begin];
+    void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
+    size_t slot = (size_t)(row->position % PAGE_POSITIONS);
+    size_t keys = cache_key_offset(m, layer, head) + slot;
+    size_t values = cache_value_offset(m, layer, head) + slot * head_dim;
+    const float *key = row_of(view->scratch->qkv, begin) + n_embd + (size_t)head * head_dim;
+    size_t element_bytes = cache_element_bytes(m);
+    m->kernels->store(key, key + n_embd, view->scratch->qkv.stride, end - begin, m->head_dim,
+                      m->config.bfloat16_cache, (char *)page + keys * element_bytes,
+                      (char *)page + values * element_bytes);
 }
 
 static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t layer) {
@@ -335,7 +334,10 @@ static void attend_probed(const worker_view *view, int32_t layer) {
     int n_rows = view->pass->n_rows, n_head = view->model->config.n_head, first_head, end_head;
     team_share(n_head, view->worker, view->n_workers, &first_head, &end_head);
     for (int head = first_head; head < end_head; head++)
-        store_keys_values(view, layer, head, 0, n_rows);
+        for (int r = 0, next; r < n_rows; r = next) {
+            next = end_of_page(view, r, n_rows);
+            store_keys_values(view, layer, head, r, next);
+        }
     for_each_row(view, layer, score_row);
     probe_point(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
     for_each_row(view, layer, softmax_row);

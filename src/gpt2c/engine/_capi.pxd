@@ -298,7 +298,9 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct kernel_table:
         void (*matmul)(const matmul_args *, int, int)
         void (*attention)(const attention_args *)
-        void (*store)(const float *, const float *, int, int, void *, void *)
+        void (*store)(
+            const float *, const float *, size_t, int, int, int, void *, void *
+        )
         void (*exp)(float *, int)
         void (*log)(float *, int)
         void (*activate)(float *, int, int)

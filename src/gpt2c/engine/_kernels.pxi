@@ -204,21 +204,27 @@ def attention(
 
 
 def store(
-    str isa not None, const float[::1] key not None, const float[::1] value not None, is_bfloat16,
+    str isa not None, const float[:, ::1] key not None, const float[:, ::1] value not None,
+    is_bfloat16,
 ):
-    """Store a key and a value of one position in an empty page.
+    """Store the keys and values of the first positions of an empty page, [n, head_dim] each.
 
-    Return the page's (keys [head_dim, PAGE_POSITIONS], values [head_dim]). Only the first
-    position of the keys is written; the others are zero. With is_bfloat16 the arrays are uint16.
+    Return the page's (keys [head_dim, PAGE_POSITIONS], values [PAGE_POSITIONS, head_dim]). What
+    the kernel does not write is zero. With is_bfloat16 the arrays are uint16.
     """
-    if not key.shape[0] == value.shape[0] > 0:
-        raise OptionError("store takes two vectors of one length")
+    n, head_dim = key.shape[0], key.shape[1]
+    if value.shape[0] != n or value.shape[1] != head_dim or head_dim < 1:
+        raise OptionError("store takes keys and values of one shape")
+    if not 1 <= n <= PAGE_POSITIONS:
+        raise OptionError(f"store takes 1 to {PAGE_POSITIONS} positions")
     dtype = np.uint16 if is_bfloat16 else np.float32
-    keys = np.zeros((key.shape[0], PAGE_POSITIONS), dtype=dtype)
-    values = np.zeros(key.shape[0], dtype=dtype)
-    cdef uint8_t[::1] to_keys = keys.reshape(-1).view(np.uint8), to_values = values.view(np.uint8)
+    keys = np.zeros((head_dim, PAGE_POSITIONS), dtype=dtype)
+    values = np.zeros((PAGE_POSITIONS, head_dim), dtype=dtype)
+    cdef uint8_t[::1] to_keys = keys.reshape(-1).view(np.uint8)
+    cdef uint8_t[::1] to_values = values.reshape(-1).view(np.uint8)
     kernels_of(isa).store(
-        &key[0], &value[0], <int>key.shape[0], is_bfloat16, &to_keys[0], &to_values[0]
+        &key[0, 0], &value[0, 0], <size_t>head_dim, <int>n, <int>head_dim, is_bfloat16,
+        &to_keys[0], &to_values[0],
     )
     return keys, values
 
