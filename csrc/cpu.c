@@ -31,7 +31,8 @@ static int has_fma(void) {
 
 static int has_avx2(void) {
     unsigned a, b, c, d;
-    return has_fma() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+    return has_fma() && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) &&
+           __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
 }
 
 static int has_avx512(void) {

@@ -6,6 +6,7 @@
 #include "kernels/quantize_rows.h"
 
 #include "kernels/finish.h"
+#include "kernels/narrow.h"
 #include "kernels/layer_norm.h"
 #include "kernels/limits.h"
 #include "kernels/matmul.h"
@@ -26,6 +27,8 @@
         .attention_values = attention_values_kernel,   \
         .store = store_kernel,                         \
         .add = add_kernel,                             \
+        .narrow = narrow_kernel,                       \
+        .widen = widen_kernel,                         \
         .quantize_rows = quantize_rows_kernel,         \
         .quantize_int8 = quantize_int8_kernel,         \
         .quantize_int4 = quantize_int4_kernel,         \

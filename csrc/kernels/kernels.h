@@ -12,7 +12,8 @@
  * of the arithmetic. */
 #define PANEL 32
 
-#define CACHE_LINE_FLOATS 16 /* 64 bytes */
+#define CACHE_LINE_BYTES 64
+#define CACHE_LINE_FLOATS 16
 
 /* A product is summed in blocks of K_BLOCK steps of k: one FMA chain per block, block sums added
  * ascending. K_BLOCK is part of the arithmetic: docs/arithmetic.md has measurements of 32, 64, 128
@@ -71,7 +72,10 @@ typedef struct {
     quantized_rows quantized;
     int n_rows;
     int k;
-    const void *panels;    /* [panels of n]: float [k][PANEL], or blocks [groups of k] */
+    /* [panels of n]: float or 16 bits [k][PANEL], or blocks [groups of k] */
+    const void *panels;
+    int dtype;      /* of float panels, a gpt2c_dtype */
+    float *widened; /* scratch, [k][PANEL], for panels of 16 bits */
     const float *bias;     /* [n rounded up to PANEL], or NULL */
     const float *residual; /* [n_rows, n], or NULL; may be out itself */
     size_t residual_stride;
@@ -152,6 +156,13 @@ typedef struct {
                   int is_bfloat16, void *keys, void *values);
     /* x += added */
     void (*add)(const float *added, int n, float *x);
+    /* Stores rows of n_columns floats, at most PANEL, that begin `stride` apart, in 16 bits: dtype
+     * is GPT2C_FLOAT16 or GPT2C_BFLOAT16. Rows of `to` begin PANEL apart. Returns 0 if a value does
+     * not fit exactly; then `to` has any content. A NaN may not fit. */
+    int (*narrow)(const float *rows, size_t stride, int n_rows, int n_columns, int dtype,
+                  uint16_t *to);
+    /* Widens n weights of 16 bits, a multiple of PANEL, to float. */
+    void (*widen)(const void *weights, size_t n, int dtype, float *to);
     /* Quantises rows [begin, end) of x, [.., k], to int8. */
     void (*quantize_rows)(const float *x, size_t x_stride, int begin, int end, int k,
                           const quantized_rows *out);

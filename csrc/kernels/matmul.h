@@ -19,23 +19,23 @@
 /* What a tile prefetches: `lines` cache lines, 0 to 2, at each step of k that is a multiple of
  * 2^shift. */
 typedef struct {
-    const float *from;
+    const char *from;
     int lines, shift;
 } tile_prefetch;
 
 INLINE void prefetch_at(tile_prefetch f, int i) {
     if (f.lines == 0 || i & ((1 << f.shift) - 1))
         return;
-    const float *line = f.from + (size_t)((i >> f.shift) * f.lines) * CACHE_LINE_FLOATS;
+    const char *line = f.from + (size_t)((i >> f.shift) * f.lines) * CACHE_LINE_BYTES;
     prefetch(line);
     if (f.lines > 1)
-        prefetch(line + CACHE_LINE_FLOATS);
+        prefetch(line + CACHE_LINE_BYTES);
 }
 
-/* totals[r][..] = x[r, k] @ panel[k, ..] for `rows` rows and VECTORS_OF(rows) vectors of columns;
- * panel and totals point to the first of these columns. */
-INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, const float *panel,
-                          tile_prefetch ahead, float *totals) {
+/* totals[r][..] = x[r, k] @ panel[k, ..] for `rows` rows and VECTORS_OF(rows) vectors of columns,
+ * from `column` on. */
+INLINE void multiply_tile(const int rows, const int dtype, const matmul_args *a, const float *x,
+                          const void *panel, int column, tile_prefetch ahead, float *totals) {
     const int n_vectors = VECTORS_OF(rows);
     vf total[TILE_ROWS][ROW_VECTORS], sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
@@ -56,7 +56,8 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
             vf weights[ROW_VECTORS];
             UNROLL
             for (int v = 0; v < n_vectors; v++)
-                weights[v] = vf_load(panel + (size_t)i * PANEL + v * VF_WIDTH);
+                weights[v] =
+                    load_weights(dtype, panel, (size_t)i * PANEL + (size_t)(column + v * VF_WIDTH));
             if (rows > 1)
                 prefetch_at(ahead, i);
             UNROLL
@@ -78,7 +79,7 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
     for (int r = 0; r < rows; r++) {
         UNROLL
         for (int v = 0; v < n_vectors; v++)
-            vf_store(totals + r * PANEL + v * VF_WIDTH, total[r][v]);
+            vf_store(totals + r * PANEL + column + v * VF_WIDTH, total[r][v]);
     }
 }
 
@@ -94,12 +95,12 @@ INLINE void multiply_tile(const int rows, const matmul_args *a, const float *x, 
 #endif
 
 /* Each row count has an unrolled copy of multiply_tile, which keeps the sums in registers. */
-INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const float *panel,
-                          tile_prefetch ahead, float *totals) {
+INLINE void multiply_rows(int rows, const int dtype, const matmul_args *a, const float *x,
+                          const void *panel, int column, tile_prefetch ahead, float *totals) {
     switch (rows) {
-#define CASE(n)                                       \
-    case n:                                           \
-        multiply_tile(n, a, x, panel, ahead, totals); \
+#define CASE(n)                                                      \
+    case n:                                                          \
+        multiply_tile(n, dtype, a, x, panel, column, ahead, totals); \
         break;
         TILE_CASES
 #undef CASE
@@ -113,33 +114,64 @@ INLINE void multiply_rows(int rows, const matmul_args *a, const float *x, const 
  * harmless, because it cannot fault. */
 #define PREFETCH_MIN_ROWS 5
 
-INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const float *panel, int n_tiles,
-                                      int tile) {
+/* step_bytes is the size of a step of k in the stored panel. */
+INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const char *panel, int step_bytes,
+                                      int n_tiles, int tile) {
+    const int lines = step_bytes / CACHE_LINE_BYTES;
     if (a->n_rows < PREFETCH_MIN_ROWS)
         return (tile_prefetch){panel, 0, 0};
     if (n_tiles == 1)
-        return (tile_prefetch){panel + K_BLOCK * PANEL, PANEL / CACHE_LINE_FLOATS, 0};
-    int shift = 0, n_shares = PANEL / CACHE_LINE_FLOATS; /* one line per step */
+        return (tile_prefetch){panel + K_BLOCK * step_bytes, lines, 0};
+    int shift = 0, n_shares = lines; /* one line per step */
     while (2 * n_shares <= n_tiles) {
         n_shares *= 2;
         shift++;
     }
-    size_t share = (size_t)((a->k >> shift) + 1) * CACHE_LINE_FLOATS;
-    return (tile_prefetch){panel + (size_t)a->k * PANEL + (size_t)tile * share, tile < n_shares,
-                           shift};
+    size_t share = (size_t)((a->k >> shift) + 1) * CACHE_LINE_BYTES;
+    return (tile_prefetch){panel + (size_t)a->k * (size_t)step_bytes + (size_t)tile * share,
+                           tile < n_shares, shift};
 }
 
-/* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. */
-static void multiply_panel(const matmul_args *a, const float *x, int n_rows, const float *panel,
-                           float *totals) {
+/* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. The panel has the
+ * given dtype; it was stored, at `stored`, with step_bytes for each step of k. */
+INLINE void multiply_panel(const int dtype, const matmul_args *a, const float *x, int n_rows,
+                           const void *panel, const char *stored, int step_bytes, float *totals) {
     int n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int tile = 0, row = 0; tile < n_tiles; tile++) {
         int rows = (n_rows - row + n_tiles - tile - 1) / (n_tiles - tile);
-        tile_prefetch ahead = prefetch_of_tile(a, panel, n_tiles, tile);
+        tile_prefetch ahead = prefetch_of_tile(a, stored, step_bytes, n_tiles, tile);
         for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH)
-            multiply_rows(rows, a, x + (size_t)row * a->x_stride, panel + c, ahead,
-                          totals + row * PANEL + c);
+            multiply_rows(rows, dtype, a, x + (size_t)row * a->x_stride, panel, c, ahead,
+                          totals + row * PANEL);
         row += rows;
+    }
+}
+
+static void multiply_float32(const matmul_args *a, const float *x, int n_rows, const float *panel,
+                             const char *stored, int step_bytes, float *totals) {
+    multiply_panel(GPT2C_FLOAT32, a, x, n_rows, panel, stored, step_bytes, totals);
+}
+
+/* With more rows than this, a panel of 16 bits is widened once, to scratch memory, and all tiles
+ * read it there. With fewer, tiles widen weights in registers. */
+#define WIDEN_IN_TILES_MAX_ROWS TILE_ROWS
+
+/* Like multiply_panel, for the index-th panel of the dtype that a->dtype names. */
+static void multiply_stored(const matmul_args *a, const float *x, int n_rows, int index,
+                            float *totals) {
+    const int step_bytes = PANEL * (a->dtype == GPT2C_FLOAT32 ? 4 : 2);
+    const char *stored =
+        (const char *)a->panels + (size_t)index * (size_t)a->k * (size_t)step_bytes;
+    if (a->dtype == GPT2C_FLOAT32) {
+        multiply_float32(a, x, n_rows, (const float *)(const void *)stored, stored, step_bytes,
+                         totals);
+    } else if (n_rows > WIDEN_IN_TILES_MAX_ROWS) {
+        widen_kernel(stored, (size_t)a->k * PANEL, a->dtype, a->widened);
+        multiply_float32(a, x, n_rows, a->widened, stored, step_bytes, totals);
+    } else if (a->dtype == GPT2C_FLOAT16) {
+        multiply_panel(GPT2C_FLOAT16, a, x, n_rows, stored, stored, step_bytes, totals);
+    } else {
+        multiply_panel(GPT2C_BFLOAT16, a, x, n_rows, stored, stored, step_bytes, totals);
     }
 }
 
@@ -151,8 +183,7 @@ static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) 
         const float *x = a->x + (size_t)row * a->x_stride;
         int n_rows = a->n_rows - row < MATMUL_ROWS ? a->n_rows - row : MATMUL_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
-            const float *panels = a->panels;
-            multiply_panel(a, x, n_rows, panels + (size_t)panel * (size_t)a->k * PANEL, totals);
+            multiply_stored(a, x, n_rows, panel, totals);
             finish_panel(a, row, n_rows, panel, totals);
         }
     }

@@ -33,7 +33,7 @@ static float *take_floats(arena_walk *walk, size_t rows, size_t width) {
 
 static packed_matrix take_matrix(arena_walk *walk, gpt2c_dtype dtype, size_t k, size_t n) {
     size_t width = pack_panel_bytes(dtype, k) / sizeof(float);
-    return (packed_matrix){take_floats(walk, n_panels_for(n), width), k, n, dtype};
+    return (packed_matrix){take_floats(walk, n_panels_for(n), width), k, n, dtype, 0};
 }
 
 /* Tensors lie in the order of use, so that a pass reads the arena from front to back. A draft
@@ -65,17 +65,16 @@ static int config_is_valid(const gpt2c_config *c) {
            c->n_scales >= 1;
 }
 
-/* Allocates the arena, whose size a first walk has measured, and lays the tensors out in it. If
- * memory runs out, frees the model and returns 0. */
+/* Allocates the arena, whose size a first walk has measured, and lays the tensors out in it.
+ * Returns 0 if memory runs out. */
 static int allocate_arena(gpt2c_model *m, const arena_walk *measured) {
+    m->arena = NULL;
     if (m->layers && !measured->overflow) {
         m->arena_bytes = measured->used * sizeof(float);
         m->arena = os_arena_alloc(m->arena_bytes);
     }
-    if (!m->arena) {
-        gpt2c_model_free(m);
+    if (!m->arena)
         return 0;
-    }
     arena_walk walk = {.base = m->arena};
     lay_out(m, &walk);
     return 1;
@@ -101,10 +100,73 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     arena_walk walk = {.overflow = !m->budget};
     if (m->layers)
         lay_out(m, &walk);
-    if (!allocate_arena(m, &walk))
+    if (!allocate_arena(m, &walk)) {
+        gpt2c_model_free(m);
         return GPT2C_NO_MEMORY;
+    }
     *model = m;
     return GPT2C_OK;
+}
+
+/* ---- matrices of 16 bits ---- */
+
+static int is_float(gpt2c_dtype dtype) { return dtype == GPT2C_FLOAT32 || is_narrow(dtype); }
+
+gpt2c_status gpt2c_model_set_dtypes(gpt2c_model *model, const uint8_t *dtypes) {
+    if (model->config.layer_dtype != GPT2C_FLOAT32)
+        return GPT2C_BAD_ARGUMENT;
+    for (int32_t layer = 0; layer <= model->config.n_layer; layer++)
+        for (int tensor = 0; tensor < GPT2C_N_TENSORS; tensor++) {
+            packed_matrix *matrix = tensor_find(model, (gpt2c_tensor)tensor, layer).matrix;
+            gpt2c_dtype dtype = (gpt2c_dtype)dtypes[layer * GPT2C_N_TENSORS + tensor];
+            if (matrix && !is_float(dtype))
+                return GPT2C_BAD_ARGUMENT;
+            if (matrix)
+                matrix->dtype = dtype;
+        }
+    os_arena_free(model->arena, model->arena_bytes);
+    arena_walk walk = {0};
+    lay_out(model, &walk);
+    return allocate_arena(model, &walk) ? GPT2C_OK : GPT2C_NO_MEMORY;
+}
+
+gpt2c_status gpt2c_model_change_dtype(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
+                                      gpt2c_dtype dtype) {
+    packed_matrix *m = tensor_find(model, tensor, layer).matrix;
+    if (!m || !is_narrow(m->dtype) || !is_float(dtype))
+        return GPT2C_BAD_ARGUMENT;
+    packed_matrix changed = *m;
+    changed.dtype = dtype;
+    if (dtype == GPT2C_FLOAT32) {
+        changed.panels = os_arena_alloc(pack_bytes(&changed));
+        if (!changed.panels)
+            return GPT2C_NO_MEMORY;
+        changed.is_outside_arena = 1;
+        os_arena_discard(m->panels, pack_bytes(m));
+        model->outside_bytes += pack_bytes(&changed) - pack_bytes(m);
+    }
+    *m = changed;
+    if (model->config.tied_lm_head)
+        model->lm_head = model->wte;
+    return GPT2C_OK;
+}
+
+gpt2c_dtype gpt2c_model_dtype(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer) {
+    const packed_matrix *m = tensor_find(model, tensor, layer).matrix;
+    return m ? m->dtype : GPT2C_FLOAT32;
+}
+
+/* ---- draft models ---- */
+
+/* The size that the weights would have without matrices of 16 bits. */
+static size_t wide_bytes(const gpt2c_model *m) {
+    size_t bytes = gpt2c_model_bytes(m);
+    for (int32_t i = 0; i < tensor_count(m); i++) {
+        const packed_matrix *matrix = tensor_at(m, i).matrix;
+        if (matrix && is_narrow(matrix->dtype))
+            bytes += pack_bytes(matrix);
+    }
+    return bytes;
 }
 
 typedef struct {
@@ -128,7 +190,8 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
 
 /* Drafts are accepted more often if the draft model's embeddings (wte and lm_head) have 8 bits
  * instead of 4. The embeddings get 8 bits if they are at most MAX_8_BIT_SHARE of the weights, so
- * that the draft model never takes more than MAX_DRAFT_SHARE of the base's memory. */
+ * that the draft model never takes more than MAX_DRAFT_SHARE of the base's memory. (A base with
+ * matrices of 16 bits gets the same draft model as one with all in 32.) */
 #define MAX_8_BIT_SHARE 0.115
 #define MAX_DRAFT_SHARE                                                                \
     (((1 - MAX_8_BIT_SHARE) * INT4_BLOCK_BYTES + MAX_8_BIT_SHARE * INT8_BLOCK_BYTES) / \
@@ -143,20 +206,23 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
     m->config.embedding_dtype = GPT2C_INT8;
     m->base = base;
     m->arena = NULL;
+    m->outside_bytes = 0;
     size_t n_layers = (size_t)base->config.n_layer + 1;
     m->layers = calloc(n_layers, sizeof *m->layers);
     arena_walk walk = {0};
     if (m->layers) {
         memcpy(m->layers, base->layers, n_layers * sizeof *m->layers);
         lay_out(m, &walk);
-        if ((double)(walk.used * sizeof(float)) > MAX_DRAFT_SHARE * (double)base->arena_bytes) {
+        if ((double)(walk.used * sizeof(float)) > MAX_DRAFT_SHARE * (double)wide_bytes(base)) {
             m->config.embedding_dtype = GPT2C_INT4;
             walk = (arena_walk){0};
             lay_out(m, &walk);
         }
     }
-    if (!allocate_arena(m, &walk))
+    if (!allocate_arena(m, &walk)) {
+        gpt2c_model_free(m);
         return GPT2C_NO_MEMORY;
+    }
     repacking r = {base, m};
     fp_state caller = fp_enter();
     pool_run(repack_share, &r, m->n_threads);
@@ -168,6 +234,11 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
 void gpt2c_model_free(gpt2c_model *model) {
     if (!model)
         return;
+    for (int32_t i = 0; model->layers && i < tensor_count(model); i++) {
+        const packed_matrix *m = tensor_at(model, i).matrix;
+        if (m && m->is_outside_arena)
+            os_arena_free(m->panels, pack_bytes(m));
+    }
     os_arena_free(model->arena, model->arena_bytes);
     if (!model->base)
         cache_budget_release(model->budget);
@@ -176,7 +247,9 @@ void gpt2c_model_free(gpt2c_model *model) {
     free(model);
 }
 
-size_t gpt2c_model_bytes(const gpt2c_model *model) { return model->arena_bytes; }
+size_t gpt2c_model_bytes(const gpt2c_model *model) {
+    return model->arena_bytes + model->outside_bytes;
+}
 
 /* Whether the model has the tensor, with rows [begin, begin + n_rows) of this width. */
 static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t width) {
@@ -185,7 +258,7 @@ static int has_rows(const tensor_view *t, size_t begin, size_t n_rows, size_t wi
 
 /* A group is quantised as a whole, so the rows of a quantised matrix must be whole groups. */
 static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows) {
-    return !t->matrix || t->dtype == GPT2C_FLOAT32 ||
+    return !t->matrix || !is_integer(t->dtype) ||
            (begin % GROUP == 0 && (n_rows % GROUP == 0 || begin + n_rows == t->n_rows));
 }
 
@@ -194,21 +267,21 @@ gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t 
     const tensor_view to = tensor_find(model, tensor, layer);
     if (!has_rows(&to, begin, n_rows, width) || !covers_whole_groups(&to, begin, n_rows))
         return GPT2C_BAD_ARGUMENT;
-    int n_scales = model->config.n_scales;
+    int n_scales = model->config.n_scales, fits = 1;
     fp_state caller = fp_enter();
     switch (to.packing) {
     case AS_GIVEN:
         memcpy(*to.floats + begin * width, rows, n_rows * width * sizeof(float));
         break;
     case ROWS_ARE_K:
-        pack_k_rows(to.matrix, model->kernels, n_scales, rows, begin, n_rows);
+        fits = pack_k_rows(to.matrix, model->kernels, n_scales, rows, begin, n_rows);
         break;
     case ROWS_ARE_N:
-        pack_n_rows(to.matrix, model->kernels, n_scales, rows, begin, n_rows);
+        fits = pack_n_rows(to.matrix, model->kernels, n_scales, rows, begin, n_rows);
         break;
     }
     fp_leave(caller);
-    return GPT2C_OK;
+    return fits ? GPT2C_OK : GPT2C_DOES_NOT_FIT;
 }
 
 gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
@@ -237,6 +310,6 @@ unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor,
     const packed_matrix *m = tensor_find(model, tensor, layer).matrix;
     if (!m)
         return NULL;
-    *n_bytes = n_panels_for(m->n) * pack_panel_bytes(m->dtype, m->k);
+    *n_bytes = pack_bytes(m);
     return m->panels;
 }

@@ -35,6 +35,7 @@ struct gpt2c_model {
     layer_tensors *layers; /* [n_layer] */
     float *arena;
     size_t arena_bytes;
+    size_t outside_bytes; /* of matrices outside the arena, less what they left unused in it */
 };
 
 #endif

@@ -1,6 +1,8 @@
 /* Packs matrices into panels, and reads the panels back. */
 #include "model/pack.h"
 
+#include "kernels/half.h"
+
 #include <string.h>
 
 #if GROUP != PANEL
@@ -13,6 +15,9 @@ size_t pack_panel_bytes(gpt2c_dtype dtype, size_t k) {
         return n_groups_for(k) * INT8_BLOCK_BYTES;
     case GPT2C_INT4:
         return n_groups_for(k) * INT4_BLOCK_BYTES;
+    case GPT2C_FLOAT16:
+    case GPT2C_BFLOAT16:
+        return k * PANEL * sizeof(uint16_t);
     default:
         return k * PANEL * sizeof(float);
     }
@@ -24,6 +29,10 @@ static unsigned char *panel_of(const packed_matrix *m, size_t panel) {
 
 static float *float_panel(const packed_matrix *m, size_t panel) {
     return (float *)m->panels + panel * m->k * PANEL;
+}
+
+static uint16_t *narrow_panel(const packed_matrix *m, size_t panel) {
+    return (uint16_t *)m->panels + panel * m->k * PANEL;
 }
 
 static unsigned char *block_of(const packed_matrix *m, size_t panel, size_t group) {
@@ -44,8 +53,18 @@ static void quantize_to_block(const packed_matrix *m, const kernel_table *kernel
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
-                 const float *rows, size_t begin, size_t n_rows) {
+/* Stores rows [first, first + n_rows) of up to PANEL columns of a panel; the rows are `stride` apart,
+ * and to[0] is the panel's element at the first column of row 0. Returns 0 if a value does not
+ * fit. */
+static int narrow_block(const packed_matrix *m, const kernel_table *kernels, const float *rows,
+                        size_t stride, size_t first, size_t n_rows, size_t n_columns,
+                        uint16_t *to) {
+    return kernels->narrow(rows, stride, (int)n_rows, (int)n_columns, (int)m->dtype,
+                           to + first * PANEL);
+}
+
+int pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
+                const float *rows, size_t begin, size_t n_rows) {
     float weights[GROUP][PANEL];
     for (size_t r = 0; r < n_rows; r += GROUP) {
         size_t n_in_group = min_size(n_rows - r, GROUP);
@@ -58,12 +77,19 @@ void pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
                     memcpy(to + i * PANEL, from + i * m->n, count * sizeof(float));
                 continue;
             }
+            if (is_narrow(m->dtype)) {
+                if (!narrow_block(m, kernels, from, m->n, begin + r, n_in_group, count,
+                                  narrow_panel(m, panel)))
+                    return 0;
+                continue;
+            }
             memset(weights, 0, sizeof weights);
             for (size_t i = 0; i < n_in_group; i++)
                 memcpy(weights[i], from + i * m->n, count * sizeof(float));
             quantize_to_block(m, kernels, n_scales, weights[0], panel, (begin + r) / GROUP);
         }
     }
+    return 1;
 }
 
 /* Transposes up to PANEL rows. Writes are sequential. Reads go through one cache line of each row
@@ -74,8 +100,8 @@ static void transpose(float *to, const float *rows, size_t n_rows, size_t stride
             to[i * PANEL + j] = rows[j * stride + i];
 }
 
-void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
-                 const float *rows, size_t begin, size_t n_rows) {
+int pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
+                const float *rows, size_t begin, size_t n_rows) {
     float weights[GROUP][PANEL];
     for (size_t r = 0, count; r < n_rows; r += count) {
         size_t row = begin + r, panel = row / PANEL;
@@ -86,12 +112,17 @@ void pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scal
             continue;
         }
         for (size_t group = 0; group < n_groups_for(m->k); group++) {
+            size_t n_in_group = min_size(m->k - group * GROUP, GROUP);
             memset(weights, 0, sizeof weights);
-            transpose(weights[0], from + group * GROUP, count, m->k,
-                      min_size(m->k - group * GROUP, GROUP));
-            quantize_to_block(m, kernels, n_scales, weights[0], panel, group);
+            transpose(weights[0], from + group * GROUP, count, m->k, n_in_group);
+            if (!is_narrow(m->dtype))
+                quantize_to_block(m, kernels, n_scales, weights[0], panel, group);
+            else if (!narrow_block(m, kernels, weights[0], PANEL, group * GROUP, n_in_group, count,
+                                   narrow_panel(m, panel) + row % PANEL))
+                return 0;
         }
     }
+    return 1;
 }
 
 /* ---- reading back ---- */
@@ -130,7 +161,7 @@ static void read_block_column(const unsigned char *block, gpt2c_dtype dtype, siz
     }
 }
 
-/* Reads rows [first, first + n) of a column, dequantised. The rows must lie in one group. */
+/* Reads rows [first, first + n) of a column as float32. The rows must lie in one group. */
 static void read_column(const packed_matrix *m, size_t column, size_t first, size_t n,
                         float *values) {
     size_t panel = column / PANEL, offset_in_group = first % GROUP;
@@ -138,6 +169,13 @@ static void read_column(const packed_matrix *m, size_t column, size_t first, siz
         const float *from = float_panel(m, panel) + first * PANEL + column % PANEL;
         for (size_t i = 0; i < n; i++)
             values[i] = from[i * PANEL];
+        return;
+    }
+    if (is_narrow(m->dtype)) {
+        const uint16_t *from = narrow_panel(m, panel) + first * PANEL + column % PANEL;
+        for (size_t i = 0; i < n; i++)
+            values[i] = m->dtype == GPT2C_FLOAT16 ? float16_value(from[i * PANEL])
+                                                  : float_from_bits((uint32_t)from[i * PANEL] << 16);
         return;
     }
     float group_values[GROUP];
@@ -164,23 +202,34 @@ void unpack_n_rows(const packed_matrix *m, float *rows, size_t begin, size_t n_r
             read_column(m, begin + r, i, min_size(m->k - i, GROUP), rows + r * m->k + i);
 }
 
+/* Reads the rows of a group in a panel as float32, and sets rows beyond k to 0. */
+static void read_group(const packed_matrix *m, const kernel_table *kernels, size_t panel,
+                       size_t group, float weights[GROUP][PANEL]) {
+    size_t first = group * GROUP, n_in_group = min_size(m->k - first, GROUP);
+    memset(weights[n_in_group], 0, (GROUP - n_in_group) * sizeof weights[0]);
+    if (is_narrow(m->dtype)) {
+        kernels->widen(narrow_panel(m, panel) + first * PANEL, n_in_group * PANEL, (int)m->dtype,
+                       weights[0]);
+        return;
+    }
+    for (size_t column = 0; column < PANEL; column++) {
+        float values[GROUP];
+        read_column(m, panel * PANEL + column, first, n_in_group, values);
+        for (size_t i = 0; i < n_in_group; i++)
+            weights[i][column] = values[i];
+    }
+}
+
 void repack_panels(const packed_matrix *m, const kernel_table *kernels, const packed_matrix *from,
                    size_t begin, size_t end) {
     float weights[GROUP][PANEL];
     for (size_t panel = begin; panel < end; panel++)
         for (size_t group = 0; group < n_groups_for(m->k); group++) {
-            size_t first = group * GROUP, n_in_group = min_size(m->k - first, GROUP);
-            const float *rows = float_panel(from, panel) + first * PANEL;
-            if (from->dtype != GPT2C_FLOAT32 || n_in_group < GROUP) {
-                memset(weights, 0, sizeof weights);
-                for (size_t column = 0; column < PANEL; column++) {
-                    float values[GROUP];
-                    read_column(from, panel * PANEL + column, first, n_in_group, values);
-                    for (size_t i = 0; i < n_in_group; i++)
-                        weights[i][column] = values[i];
-                }
-                rows = weights[0];
-            }
+            const float *rows = weights[0];
+            if (from->dtype == GPT2C_FLOAT32 && (group + 1) * GROUP <= m->k)
+                rows = float_panel(from, panel) + group * GROUP * PANEL;
+            else
+                read_group(from, kernels, panel, group, weights);
             quantize_to_block(m, kernels, 1, rows, panel, group);
         }
 }

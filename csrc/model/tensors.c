@@ -69,6 +69,8 @@ tensor_view tensor_find(const gpt2c_model *m, gpt2c_tensor tensor, int32_t layer
     } else {
         view.matrix = (packed_matrix *)(void *)field;
         view.dtype = (gpt2c_dtype)(is_in_layer ? c->layer_dtype : c->embedding_dtype);
+        if (view.dtype == GPT2C_FLOAT32 && is_narrow(view.matrix->dtype))
+            view.dtype = view.matrix->dtype;
     }
     return view;
 }

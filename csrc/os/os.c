@@ -65,6 +65,17 @@ void os_arena_free(void *memory, size_t bytes) {
         munmap(memory, round_up(bytes, HUGE_PAGE));
 }
 
+void os_arena_discard(void *memory, size_t bytes) {
+#ifdef MADV_DONTNEED
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t begin = round_up((size_t)(uintptr_t)memory, page),
+           end = ((size_t)(uintptr_t)memory + bytes) / page * page;
+    if (begin < end)
+        (void)madvise((char *)memory + (begin - (size_t)(uintptr_t)memory), end - begin,
+                      MADV_DONTNEED);
+#endif
+}
+
 void *os_aligned_alloc(size_t bytes) {
     void *memory = NULL;
     if (bytes > SIZE_MAX - CACHE_LINE_BYTES)

@@ -1,7 +1,7 @@
 /* Matrix products of rows and weights. Each worker computes its share of the weights' panels. */
 #include "pass/pass.h"
 
-static matmul_args matmul_args_for(activations x, linear l, int n_rows) {
+static matmul_args matmul_args_for(const worker_view *view, activations x, linear l, int n_rows) {
     return (matmul_args){
         .x = x.floats.floats,
         .x_stride = x.floats.stride,
@@ -9,6 +9,8 @@ static matmul_args matmul_args_for(activations x, linear l, int n_rows) {
         .n_rows = n_rows,
         .k = (int)l.weight->k,
         .panels = l.weight->panels,
+        .dtype = (int)l.weight->dtype,
+        .widened = view->own_scratch->widened,
         .bias = l.bias,
         .n = (int)l.weight->n,
         .activation = l.activation,
@@ -35,7 +37,7 @@ static void multiply_share(const worker_view *view, const matmul_args *args, gpt
 
 void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
             int is_added) {
-    matmul_args args = matmul_args_for(x, l, n_rows);
+    matmul_args args = matmul_args_for(view, x, l, n_rows);
     args.residual = is_added ? out.floats : NULL;
     args.out = out.floats;
     args.residual_stride = args.out_stride = out.stride;
@@ -44,7 +46,7 @@ void matmul(const worker_view *view, activations x, linear l, float_rows out, in
 
 activations matmul_to_activations(const worker_view *view, activations x, linear l, activations out,
                                   int n_rows) {
-    matmul_args args = matmul_args_for(x, l, n_rows);
+    matmul_args args = matmul_args_for(view, x, l, n_rows);
     args.out = out.floats.floats;
     args.out_stride = out.floats.stride;
     if (is_quantized(view))
@@ -55,7 +57,7 @@ activations matmul_to_activations(const worker_view *view, activations x, linear
 
 void matmul_panels(const worker_view *view, activations x, linear l, float_rows out, int n_rows,
                    int begin, int end) {
-    matmul_args args = matmul_args_for(x, l, n_rows);
+    matmul_args args = matmul_args_for(view, x, l, n_rows);
     args.out = out.floats;
     args.out_stride = out.stride;
     multiply(view, &args, l.weight->dtype, begin, end);

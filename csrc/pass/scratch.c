@@ -38,6 +38,14 @@ static void free_activations(activations *a) {
     os_aligned_free(a->quantized.minus_sums);
 }
 
+static int alloc_widened(worker_scratch *w, const gpt2c_config *c) {
+    size_t k = (size_t)(c->n_inner > c->n_embd ? c->n_inner : c->n_embd);
+    if (c->layer_dtype != GPT2C_FLOAT32)
+        return 1;
+    w->widened = os_aligned_alloc(k * PANEL * sizeof(float));
+    return w->widened != NULL;
+}
+
 gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
                                   gpt2c_scratch **scratch) {
     const gpt2c_config *c = &model->config;
@@ -58,6 +66,7 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
     for (int w = 0; w < s->n_workers; w++) {
         is_complete &= alloc_rows(&s->workers[w].scores, ATTENTION_ROWS, c->n_positions);
         is_complete &= alloc_activations(&s->workers[w].normed, model, OWN_NORM_ROWS, c->n_embd);
+        is_complete &= alloc_widened(&s->workers[w], c);
     }
     if (!is_complete) {
         gpt2c_scratch_free(s);
@@ -79,6 +88,7 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
     for (int w = 0; w < scratch->n_workers; w++) {
         os_aligned_free(scratch->workers[w].scores.floats);
         free_activations(&scratch->workers[w].normed);
+        os_aligned_free(scratch->workers[w].widened);
         candidates_free(scratch->workers[w].candidates);
     }
     free(scratch->workers);

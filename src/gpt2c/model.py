@@ -50,7 +50,7 @@ from gpt2c.text.special_tokens import ids_in
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
 from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
 from gpt2c.weights.hub import locate
-from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor
+from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor, tensor_name
 from gpt2c.weights.named_tokenizer import tokenizer_for
 from gpt2c.weights.tokenizer_files import save_tokenizer, with_special_ids
 
@@ -695,6 +695,17 @@ class GPT2(Closable):
         Raises OptionError for a name that this model does not have, and ClosedError.
         """
         return read_tensor(self._engine, self.config, name)
+
+    def stored_dtype(self, name: str) -> str:
+        """Return the dtype in which the engine stores a tensor, by GPT-2's name for it.
+
+        A float32 model stores a matrix as "float16" or "bfloat16" if all its weights fit exactly.
+        That halves the memory of the matrix and changes no bit of a result. The embeddings of an
+        int4 model are "int8"; vectors and "wpe.weight" are "float32".
+
+        Raises OptionError for a name that this model does not have, and ClosedError.
+        """
+        return self._engine.stored_dtype(tensor_name(self.config, name))
 
     # ---- what runs, and its memory ----
 

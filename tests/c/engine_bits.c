@@ -23,8 +23,11 @@ static uint32_t next_word(void) {
     return state;
 }
 
-/* A multiple of 2^-12 between -1/2 and 1/2. */
+/* A multiple of 2^-12 between -1/2 and 1/2, so a float16. */
 static float next_weight(void) { return (float)((int32_t)(next_word() >> 20) - 2048) / 4096.0f; }
+
+/* The bits that the weights of a model keep. */
+static uint32_t weight_mask;
 
 /* FNV-1a; all NaNs give the same digest. */
 static uint64_t digest(uint64_t hash, const float *x, size_t n) {
@@ -72,15 +75,34 @@ static void check(gpt2c_status status) {
 static void write_random(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer, size_t rows,
                          size_t width, float offset) {
     float *values = malloc(rows * width * sizeof *values);
-    for (size_t i = 0; i < rows * width; i++)
+    for (size_t i = 0; i < rows * width; i++) {
+        uint32_t bits;
         values[i] = next_weight() + offset;
+        memcpy(&bits, &values[i], sizeof bits);
+        bits &= weight_mask;
+        memcpy(&values[i], &bits, sizeof bits);
+    }
     check(gpt2c_model_write(model, tensor, layer, values, 0, rows, width));
     free(values);
 }
 
-static gpt2c_model *random_model(const gpt2c_config *c, const char *isa, int n_threads) {
+/* Most matrices of a float32 model get the dtype `stored`; the others stay float32. */
+static void set_dtypes(gpt2c_model *model, const gpt2c_config *c, gpt2c_dtype stored) {
+    size_t n = (size_t)(c->n_layer + 1) * GPT2C_N_TENSORS;
+    uint8_t *dtypes = calloc(n, 1);
+    for (size_t i = 0; i < n; i++)
+        if (i % 3)
+            dtypes[i] = (uint8_t)stored;
+    check(gpt2c_model_set_dtypes(model, dtypes));
+    free(dtypes);
+}
+
+static gpt2c_model *random_model(const gpt2c_config *c, gpt2c_dtype stored, const char *isa,
+                                 int n_threads) {
     gpt2c_model *model;
     check(gpt2c_model_create(c, isa, n_threads, &model));
+    if (stored != GPT2C_FLOAT32)
+        set_dtypes(model, c, stored);
     size_t embd = (size_t)c->n_embd, inner = (size_t)c->n_inner;
     write_random(model, GPT2C_WTE, 0, (size_t)c->n_vocab, embd, 0.0f);
     write_random(model, GPT2C_WPE, 0, (size_t)c->n_positions, embd, 0.0f);
@@ -138,10 +160,12 @@ static void check_parts(const gpt2c_config *c, gpt2c_model *model, gpt2c_scratch
     }
 }
 
-/* Feeds a full context in one call and in parts, then samples after a prompt of 5 tokens. */
-static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
+/* Feeds a full context in one call and in parts, then samples after a prompt of 5 tokens. Returns the
+ * digest of the logits. */
+static uint64_t print_model(const gpt2c_config *c, gpt2c_dtype stored, const char *isa,
+                            int n_threads) {
     state = 2;
-    gpt2c_model *model = random_model(c, isa, n_threads);
+    gpt2c_model *model = random_model(c, stored, isa, n_threads);
     gpt2c_sequence *sequence;
     gpt2c_scratch *scratch;
     check(gpt2c_scratch_create(model, GPT2C_MAX_ROWS, &scratch));
@@ -186,6 +210,20 @@ static void print_model(const gpt2c_config *c, const char *isa, int n_threads) {
     gpt2c_sequence_free(sequence);
     gpt2c_scratch_free(scratch);
     gpt2c_model_free(model);
+    return hash;
+}
+
+/* Checks that some matrices in 16 bits do not change the logits of float32. */
+static void print_narrow(const gpt2c_config *c, const char *isa, int n_threads) {
+    const gpt2c_dtype dtypes[] = {GPT2C_FLOAT16, GPT2C_BFLOAT16};
+    for (int i = 0; i < 2; i++) {
+        weight_mask = i ? 0xffff0000u : 0xffffffffu;
+        uint64_t wide = print_model(c, GPT2C_FLOAT32, isa, n_threads);
+        if (print_model(c, dtypes[i], isa, n_threads) != wide) {
+            fprintf(stderr, "the logits differ with matrices in 16 bits\n");
+            exit(1);
+        }
+    }
 }
 
 static void read_exactly(FILE *file, void *to, size_t bytes) {
@@ -297,7 +335,10 @@ int main(int argc, char **argv) {
             configs[i].embedding_dtype = dtype == GPT2C_FLOAT32 ? GPT2C_FLOAT32 : GPT2C_INT8;
             configs[i].bfloat16_cache = dtype != GPT2C_FLOAT32;
             configs[i].n_scales = 16;
-            print_model(&configs[i], argv[1], atoi(argv[2]));
+            weight_mask = 0xffffffffu;
+            print_model(&configs[i], GPT2C_FLOAT32, argv[1], atoi(argv[2]));
+            if (dtype == GPT2C_FLOAT32)
+                print_narrow(&configs[i], argv[1], atoi(argv[2]));
         }
     return 0;
 }

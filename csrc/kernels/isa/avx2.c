@@ -1,4 +1,4 @@
-/* The kernels for AVX2 and FMA (Intel since Haswell, AMD since Zen). */
+/* The kernels for AVX2, FMA and F16C (Intel since Haswell, AMD since Zen). */
 #include "gpt2c.h"
 #include "kernels/inline.h"
 #include "kernels/kernels.h"
@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-TARGET_BEGIN("avx2,fma")
+TARGET_BEGIN("avx2,fma,f16c")
 
 #include "kernels/isa/vec_avx2.h"
 

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-TARGET_BEGIN("avx2,fma,avxvnni")
+TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 
 #include "kernels/isa/vec_avx2.h"
 

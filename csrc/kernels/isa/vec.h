@@ -39,6 +39,8 @@ INLINE void vf_store_first(float *p, vf a, int n);
 INLINE vi vi_load_first_u16(const uint16_t *p, int n);
 /* Loads VF_WIDTH elements, zero-extended to 32 bits. */
 INLINE vi vi_load_u16(const uint16_t *p);
+/* Loads VF_WIDTH float16, widened exactly, subnormals and infinities included. */
+INLINE vf vf_load_float16(const uint16_t *p);
 /* Stores the lower 16 bits of each lane. */
 INLINE void vi_store_u16(uint16_t *p, vi a);
 /* Stores each lane as a byte. Lanes must be from -128 to 127. */

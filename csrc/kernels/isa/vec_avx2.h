@@ -1,4 +1,4 @@
-/* Eight floats in an AVX2 register, with FMA. vec.h defines the operations. */
+/* Eight floats in an AVX2 register, with FMA and F16C. vec.h defines the operations. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -92,6 +92,9 @@ INLINE void vi_store_u16(uint16_t *p, vi a) {
 }
 INLINE vi vi_load_u16(const uint16_t *p) {
     return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE vf vf_load_float16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 INLINE vi vi_load_first_u16(const uint16_t *p, int n) {
     if (n >= VF_WIDTH)

@@ -80,6 +80,9 @@ INLINE void vi_store_u16(uint16_t *p, vi a) {
 INLINE vi vi_load_u16(const uint16_t *p) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
+INLINE vf vf_load_float16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
 INLINE vi vi_load_first_u16(const uint16_t *p, int n) {
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }

@@ -92,6 +92,9 @@ INLINE void vi_store_i8(int8_t *p, vi a) {
 }
 INLINE void vi_store_u16(uint16_t *p, vi a) { vst1_u16(p, vmovn_u32(vreinterpretq_u32_s32(a))); }
 INLINE vi vi_load_u16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
+INLINE vf vf_load_float16(const uint16_t *p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
 INLINE vi vi_load_first_u16(const uint16_t *p, int n) {
     if (n >= VF_WIDTH)
         return vi_load_u16(p);

@@ -1,4 +1,6 @@
 /* Vectors of one float: the scalar fallback for every kernel. vec.h defines the operations. */
+#include "kernels/half.h"
+
 #include <stdint.h>
 #include <string.h>
 
@@ -67,4 +69,5 @@ INLINE void vi_store(int32_t *p, vi a) { *p = a; }
 INLINE void vi_store_i8(int8_t *p, vi a) { *p = (int8_t)a; }
 INLINE void vi_store_u16(uint16_t *p, vi a) { *p = (uint16_t)a; }
 INLINE vi vi_load_u16(const uint16_t *p) { return *p; }
+INLINE vf vf_load_float16(const uint16_t *p) { return float16_value(*p); }
 INLINE vi vi_load_first_u16(const uint16_t *p, int n) { return n > 0 ? *p : 0; }

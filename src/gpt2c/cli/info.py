@@ -7,6 +7,7 @@ import json
 import os
 
 import gpt2c
+from gpt2c.config import tensor_shapes
 from gpt2c.cli.options import Commands, add_model_options, load_model
 from gpt2c.engine.threads import choose_threads
 
@@ -73,6 +74,19 @@ def _instruction_sets() -> str:
     return f"compiled: {' '.join(name for name, _ in sets)}; run here: {' '.join(usable) or 'none'}"
 
 
+def _matrices(model: gpt2c.GPT2) -> str:
+    """Return how the matrices are stored, such as "24 as float16, 1 as float32 (wte.weight)"."""
+    names: dict[str, list[str]] = {}  # by dtype
+    for name, shape in tensor_shapes(model.config).items():
+        if len(shape) == 2 and name != "wpe.weight":
+            names.setdefault(model.stored_dtype(name), []).append(name)
+    commonest = max(names, key=lambda dtype: len(names[dtype]))
+    return ", ".join(
+        f"{len(found)} as {dtype}" + ("" if dtype == commonest else f" ({', '.join(found)})")
+        for dtype, found in names.items()
+    )
+
+
 def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
     c = model.config
     head = "tied" if c.tie_word_embeddings else "untied"
@@ -80,6 +94,7 @@ def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
     return [
         ("model", name or "tales (embedded)"),
         ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {model.dtype})"),
+        ("matrices", _matrices(model)),
         ("shape", f"{c.n_layer} blocks, n_embd {c.n_embd}, {c.n_head} heads, n_inner {c.inner}"),
         ("context", f"{c.n_positions} positions"),
         ("vocabulary", f"{c.vocab_size} tokens, {head} head"),

@@ -17,11 +17,14 @@ cdef extern from "gpt2c.h" nogil:
         GPT2C_UNSUPPORTED_CPU
         GPT2C_STOPPED
         GPT2C_CACHE_FULL
+        GPT2C_DOES_NOT_FIT
 
     ctypedef enum gpt2c_dtype:
         GPT2C_FLOAT32
         GPT2C_INT8
         GPT2C_INT4
+        GPT2C_FLOAT16
+        GPT2C_BFLOAT16
 
     ctypedef struct gpt2c_config:
         int32_t layer_dtype, embedding_dtype, bfloat16_cache, n_scales
@@ -55,6 +58,9 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_status gpt2c_model_create(
         const gpt2c_config *, const char *, int32_t, gpt2c_model **
     )
+    gpt2c_status gpt2c_model_set_dtypes(gpt2c_model *, const uint8_t *)
+    gpt2c_status gpt2c_model_change_dtype(gpt2c_model *, gpt2c_tensor, int32_t, gpt2c_dtype)
+    gpt2c_dtype gpt2c_model_dtype(const gpt2c_model *, gpt2c_tensor, int32_t)
     gpt2c_status gpt2c_model_write(
         gpt2c_model *, gpt2c_tensor, int32_t, const float *, size_t, size_t, size_t
     )
@@ -272,6 +278,8 @@ cdef extern from "kernels/kernels.h" nogil:
         quantized_rows quantized
         int n_rows, k
         const void *panels
+        int dtype
+        float *widened
         const float *bias
         const float *residual
         size_t residual_stride
@@ -306,6 +314,8 @@ cdef extern from "kernels/kernels.h" nogil:
         void (*activate)(float *, int, int)
         void (*layer_norm)(const float *, const float *, const float *, float, int, float *)
         void (*add)(const float *, int, float *)
+        int (*narrow)(const float *, size_t, int, int, int, uint16_t *)
+        void (*widen)(const void *, size_t, int, float *)
         void (*quantize_rows)(const float *, size_t, int, int, int, const quantized_rows *)
         void (*quantize_int8)(const float *, uint8_t *)
         void (*quantize_int4)(const float *, int, uint8_t *)

@@ -6,7 +6,7 @@ Policy (options, batching, text) is Python's; arithmetic is C's. gpt2c.engine.pr
 Model, Sequence and Job, and ``_engine.pyi`` has the types.
 """
 
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -60,6 +60,11 @@ cdef dict FINISH_REASONS = {
 }
 
 cdef dict DTYPES = {"float32": GPT2C_FLOAT32, "int8": GPT2C_INT8, "int4": GPT2C_INT4}
+
+# The dtypes in which a float32 model stores matrices.
+cdef dict STORED_DTYPES = {
+    "float32": GPT2C_FLOAT32, "float16": GPT2C_FLOAT16, "bfloat16": GPT2C_BFLOAT16,
+}
 
 # Scales that are tried for each int4 group. More than 16 lower the error by less than a thousandth.
 cdef int N_SCALES = 16
@@ -201,6 +206,43 @@ cdef class Model:
         gpt2c_model_free(self.draft)
         gpt2c_model_free(self.pointer)
 
+    def store_as(self, dict dtypes not None):
+        """See EngineModel.store_as."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef gpt2c_status status
+        self.check_open()
+        chosen = np.zeros((self.n_layer + 1, GPT2C_N_TENSORS), dtype=np.uint8)  # float32
+        for name, dtype in dtypes.items():
+            tensor, layer = tensor_of(name)
+            row = layer if name.startswith("h.") else self.n_layer
+            chosen[row, <int>tensor] = STORED_DTYPES[dtype]
+        cdef uint8_t[:, ::1] view = chosen
+        with nogil:
+            status = gpt2c_model_set_dtypes(self.pointer, &view[0, 0])
+        raise_status(status, "the model's weights")
+
+    def change_stored_dtype(self, str name not None, str dtype not None):
+        """See EngineModel.change_stored_dtype."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        cdef gpt2c_status status
+        cdef gpt2c_dtype number = STORED_DTYPES[dtype]
+        tensor, layer = tensor_of(name)
+        self.check_open()
+        with nogil:
+            status = gpt2c_model_change_dtype(self.pointer, tensor, layer, number)
+        raise_status(status, name)
+
+    def stored_dtype(self, str name not None):
+        """See EngineModel.stored_dtype."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
+        tensor, layer = tensor_of(name)
+        self.check_open()
+        cdef int number = gpt2c_model_dtype(self.pointer, tensor, layer)
+        return next(name for name, n in {**DTYPES, **STORED_DTYPES}.items() if n == number)
+
     def load(self, str name not None, const float[:, ::1] rows not None, size_t begin):
         """See EngineModel.load."""
         cdef int32_t layer
@@ -214,7 +256,10 @@ cdef class Model:
             status = gpt2c_model_write(
                 self.pointer, tensor, layer, &rows[0, 0], begin, rows.shape[0], rows.shape[1]
             )
+        if status == GPT2C_DOES_NOT_FIT:
+            return False
         raise_status(status, name)
+        return True
 
     def read(self, str name not None, float[:, ::1] rows not None, size_t begin):
         """See EngineModel.read."""

@@ -43,13 +43,37 @@ def layer_norm(
     return result
 
 
+def narrow(str isa not None, const float[:, ::1] rows not None, str dtype not None):
+    """Return rows [n, n_columns], at most PANEL columns, as uint16 [n, PANEL], and if all fit."""
+    if not 0 < rows.shape[1] <= PANEL or rows.shape[0] == 0:
+        raise OptionError(f"narrow takes rows of up to {PANEL} columns")
+    result = np.zeros((rows.shape[0], PANEL), dtype=np.uint16)
+    cdef uint16_t[:, ::1] out = result
+    fits = kernels_of(isa).narrow(
+        &rows[0, 0], rows.shape[1], <int>rows.shape[0], <int>rows.shape[1], STORED_DTYPES[dtype],
+        &out[0, 0],
+    )
+    return result, bool(fits)
+
+
+def widen(str isa not None, const uint16_t[::1] narrow not None, str dtype not None):
+    """Return the values of float16 or bfloat16 bits, a multiple of PANEL, as float32."""
+    if narrow.shape[0] == 0 or narrow.shape[0] % PANEL:
+        raise OptionError(f"widen takes a multiple of {PANEL} values")
+    result = np.empty(narrow.shape[0], dtype=np.float32)
+    cdef float[::1] out = result
+    kernels_of(isa).widen(&narrow[0], narrow.shape[0], STORED_DTYPES[dtype], &out[0])
+    return result
+
+
 def matmul(
     str isa not None, const float[:, ::1] x not None, weight, bias, residual, activation,
+    str dtype not None="float32",
 ):
     """Compute activation(x @ weight + bias) + residual.
 
     The shapes are [n_rows, k], [k, n], [n] and [n_rows, n]. bias, residual and activation (a name)
-    may be None.
+    may be None. dtype is that of the packed weights, which must fit.
     """
     cdef const kernel_table *kernels = kernels_of(isa)
     cdef int n_rows = <int>x.shape[0], k = <int>x.shape[1], n = weight.shape[1]
@@ -58,6 +82,8 @@ def matmul(
     padded[:, :n] = weight
     packed = padded.reshape(k, n_panels, PANEL).transpose(1, 0, 2)
     cdef float[:, :, ::1] panels = np.ascontiguousarray(packed)
+    cdef uint16_t[:, ::1] narrow_panels
+    cdef float[:, ::1] widened = np.empty((k, PANEL), dtype=np.float32)
     padded = np.zeros(n_panels * PANEL, dtype=np.float32)
     padded[:n] = 0 if bias is None else bias
     cdef float[::1] bias_view = padded
@@ -67,7 +93,14 @@ def matmul(
     cdef float[:, ::1] out = result
     cdef matmul_args args
     args.x, args.x_stride, args.n_rows, args.k = &x[0, 0], k, n_rows, k
-    args.panels = &panels[0, 0, 0]
+    args.panels, args.dtype = &panels[0, 0, 0], STORED_DTYPES[dtype]
+    args.widened = &widened[0, 0]
+    if dtype != "float32":
+        bits, fits = narrow(isa, np.asarray(panels).reshape(-1, PANEL), dtype)
+        if not fits:
+            raise OptionError(f"the weights do not fit in {dtype}")
+        narrow_panels = bits
+        args.panels = &narrow_panels[0, 0]
     args.bias = NULL if bias is None else &bias_view[0]
     args.residual = NULL if residual is None else &out[0, 0]
     args.out, args.out_stride, args.residual_stride, args.n = &out[0, 0], n, n, n

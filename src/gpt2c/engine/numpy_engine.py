@@ -86,10 +86,21 @@ class Model:
             raise ClosedError("the model was closed")
         return weights
 
-    def load(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
+    def store_as(self, dtypes: dict[str, str]) -> None:
+        """Do nothing, because this engine stores all weights in one dtype."""
+
+    def change_stored_dtype(self, name: str, dtype: str) -> None:
+        """Do nothing, as store_as does."""
+
+    def stored_dtype(self, name: str) -> str:
+        """See EngineModel.stored_dtype."""
+        return self.weights[name].dtype.name
+
+    def load(self, name: str, rows: NDArray[np.float32], begin: int) -> bool:
         """See EngineModel.load."""
         weight = self.weights[name]
         weight.reshape(-1, weight.shape[-1])[begin : begin + len(rows)] = rows
+        return True
 
     def read(self, name: str, rows: NDArray[np.float32], begin: int) -> None:
         """See EngineModel.read."""

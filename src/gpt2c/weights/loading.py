@@ -23,6 +23,7 @@ from gpt2c.formats.tensors import PackedSource, TensorSource, check_finite, chec
 from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
+from gpt2c.weights.sixteen_bits import dtypes_to_try
 
 # Bytes that a thread loads at a time, of float32 to pack or of packed panels. GPT-2 124M then loads
 # in 0.10 s. With half as many bytes it took 0.12 s, because the threads waited for each other. With
@@ -74,13 +75,24 @@ def fill(
     Page faults take most of the time: the operating system clears each page of memory at its first
     use, and can clear pages on several threads simultaneously.
 
+    A float32 model stores a matrix in 16 bits if all its weights fit exactly. A matrix is loaded
+    again, in another dtype, if one of its weights turns out not to fit.
+
     Raises CheckpointError if a file cannot be read or has a weight that is not finite.
     """
     pieces = list(_pieces(checkpoint, model.dtype))
+    may_narrow = model.dtype == "float32" and model.isa != "numpy"
+    to_try = dtypes_to_try(checkpoint) if may_narrow else {}
+    if to_try:
+        model.store_as({name: dtypes[0] for name, dtypes in to_try.items()})
+    unfit: set[str] = set()  # the matrices that have a weight that does not fit
 
     def load(piece: _Piece) -> int:
         name, begin, end = piece.name, piece.begin, piece.end
         source = checkpoint.tensors[name]
+        n_bytes = 4 * (end - begin) * source.shape[-1]
+        if name in unfit:
+            return n_bytes
         if piece.is_packed and isinstance(source, PackedSource):
             panels = model.packed(name).reshape(source.packed_shape)[begin:end]
             source.read_panels(begin, panels)
@@ -89,10 +101,19 @@ def fill(
         # Arrays in memory may have NaNs if the caller wants them, but NaNs cannot be quantised.
         if checkpoint.files or model.dtype in QUANTIZED:
             check_finite(rows, name, begin, checkpoint.where)
-        model.load(name, rows.reshape(-1, rows.shape[-1]), begin)
-        return rows.nbytes
+        if not model.load(name, rows.reshape(-1, rows.shape[-1]), begin):
+            unfit.add(name)
+        return n_bytes
 
-    LoadingThreads(load, pieces).run(min(n_threads, MAX_LOADING_THREADS), bar)
+    n_threads = min(n_threads, MAX_LOADING_THREADS)
+    LoadingThreads(load, pieces).run(n_threads, bar)
+    while unfit:
+        again = [piece for piece in pieces if piece.name in unfit]
+        for name in unfit:
+            to_try[name].pop(0)
+            model.change_stored_dtype(name, to_try[name][0])
+        unfit.clear()
+        LoadingThreads(load, again).run(n_threads, None)
 
 
 class LoadingThreads:
@@ -209,16 +230,24 @@ def read_tensor(model: EngineModel, config: GPT2Config, name: str) -> NDArray[np
 
     Raises OptionError for an unknown name, and ClosedError.
     """
-    tensors = loaded_checkpoint(model, config).tensors
+    source = loaded_checkpoint(model, config).tensors[tensor_name(config, name)]
+    return source.read(0, source.shape[0]).reshape(source.shape)
+
+
+def tensor_name(config: GPT2Config, name: str) -> str:
+    """Check the name of a tensor; return it, or the name of the tensor that it is tied to.
+
+    Raises OptionError for an unknown name.
+    """
+    names = tensor_shapes(config)
     if name == "lm_head.weight" and config.tie_word_embeddings:
         name = "wte.weight"
-    if not isinstance(name, str) or name not in tensors:
+    if not isinstance(name, str) or name not in names:
         raise OptionError(
             f"weight: this model has no tensor {show(name)}; its tensors are "
-            f"{show_list(list(tensors))}{did_you_mean(str(name)[:99], tensors)}"
+            f"{show_list(list(names))}{did_you_mean(str(name)[:99], names)}"
         )
-    source = tensors[name]
-    return source.read(0, source.shape[0]).reshape(source.shape)
+    return name
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,23 @@ class WholeReadSource:
     """
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], dtype: str, make: Callable[[], NDArray[np.float32]]
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        make: Callable[[], NDArray[np.float32]],
+        make_sample: Callable[[], NDArray[np.float32]] | None = None,
     ) -> None:
-        """`make` returns the array, in any memory layout."""
+        """`make` returns the array, in any memory layout; `make_sample` some of its values."""
         self.name, self.shape, self.dtype = name, shape, dtype
-        self._make = make
+        self._make, self._make_sample = make, make_sample
         self._array: NDArray[np.float32] | None = None
         self._n_read = 0
         self._read_lock = ProcessLock(Lock)
+
+    def sample(self) -> NDArray[np.float32] | None:
+        """Return some of the values, or None if that takes reading all of them."""
+        return None if self._make_sample is None else self._make_sample()
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
@@ -50,7 +59,11 @@ def transposed(source: TensorSource) -> TensorSource:
         return source
     shape = source.shape[::-1]
     return WholeReadSource(
-        source.name, shape, source.dtype, lambda: source.read(0, source.shape[0]).T
+        source.name,
+        shape,
+        source.dtype,
+        lambda: source.read(0, source.shape[0]).T,
+        lambda: source.read(0, 1),
     )
 
 
