@@ -29,8 +29,8 @@ typedef enum {
     GPT2C_NOT_A_NUMBER,
     GPT2C_NOTHING_LEFT, /* the sampling stages removed every token */
     GPT2C_UNSUPPORTED_CPU,
-    GPT2C_STOPPED,    /* a hook stopped the forward call */
-    GPT2C_CACHE_FULL, /* the KV cache would exceed the model's limit */
+    GPT2C_STOPPED,      /* a hook stopped the forward call */
+    GPT2C_CACHE_FULL,   /* the KV cache would exceed the model's limit */
     GPT2C_DOES_NOT_FIT, /* a weight does not fit exactly in its matrix's 16 bits */
 } gpt2c_status;
 

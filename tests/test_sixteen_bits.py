@@ -234,11 +234,14 @@ def test_half_the_memory(monkeypatch, dtype):
     weights = {n: rounded(w, dtype) for n, w in random_weights(config).items()}
     narrow = model_on(ISAS[-1], config, weights)
     plain = wide(monkeypatch, lambda: model_on(ISAS[-1], config, weights))
-    matrices = sum(
-        4 * w.shape[0] * w.shape[1]
-        for n, w in weights.items()
-        if is_matrix(n, w.shape) and n != "wte.weight"
-    ) + 4 * 128 * 512  # wte's panels are padded to 512 columns
+    matrices = (
+        sum(
+            4 * w.shape[0] * w.shape[1]
+            for n, w in weights.items()
+            if is_matrix(n, w.shape) and n != "wte.weight"
+        )
+        + 4 * 128 * 512
+    )  # wte's panels are padded to 512 columns
     assert plain.n_bytes - narrow.n_bytes == matrices // 2
 
 

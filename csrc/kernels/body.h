@@ -1,12 +1,12 @@
 /* Includes all kernels. The including file must have defined the vectors that they use (vec.h). */
 #include "kernels/functions.h"
+#include "kernels/narrow.h"
 #include "kernels/row.h"
 
 #include "kernels/elementwise.h"
 #include "kernels/quantize_rows.h"
 
 #include "kernels/finish.h"
-#include "kernels/narrow.h"
 #include "kernels/layer_norm.h"
 #include "kernels/limits.h"
 #include "kernels/matmul.h"

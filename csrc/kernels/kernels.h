@@ -74,8 +74,8 @@ typedef struct {
     int k;
     /* [panels of n]: float or 16 bits [k][PANEL], or blocks [groups of k] */
     const void *panels;
-    int dtype;      /* of float panels, a gpt2c_dtype */
-    float *widened; /* scratch, [k][PANEL], for panels of 16 bits */
+    int dtype;             /* of float panels, a gpt2c_dtype */
+    float *widened;        /* scratch, [k][PANEL], for panels of 16 bits */
     const float *bias;     /* [n rounded up to PANEL], or NULL */
     const float *residual; /* [n_rows, n], or NULL; may be out itself */
     size_t residual_stride;

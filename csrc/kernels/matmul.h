@@ -33,9 +33,10 @@ INLINE void prefetch_at(tile_prefetch f, int i) {
 }
 
 /* totals[r][..] = x[r, k] @ panel[k, ..] for `rows` rows and VECTORS_OF(rows) vectors of columns,
- * from `column` on. */
-INLINE void multiply_tile(const int rows, const int dtype, const matmul_args *a, const float *x,
-                          const void *panel, int column, tile_prefetch ahead, float *totals) {
+ * from `column` on. If is_kept is set, stores the widened weights in a->widened. */
+INLINE void multiply_tile(const int rows, const int dtype, const int is_kept, const matmul_args *a,
+                          const float *x, const void *panel, int column, tile_prefetch ahead,
+                          float *totals) {
     const int n_vectors = VECTORS_OF(rows);
     vf total[TILE_ROWS][ROW_VECTORS], sum[TILE_ROWS][ROW_VECTORS];
     UNROLL
@@ -55,9 +56,12 @@ INLINE void multiply_tile(const int rows, const int dtype, const matmul_args *a,
         for (int i = block; i < end; i++) {
             vf weights[ROW_VECTORS];
             UNROLL
-            for (int v = 0; v < n_vectors; v++)
-                weights[v] =
-                    load_weights(dtype, panel, (size_t)i * PANEL + (size_t)(column + v * VF_WIDTH));
+            for (int v = 0; v < n_vectors; v++) {
+                size_t at = (size_t)i * PANEL + (size_t)(column + v * VF_WIDTH);
+                weights[v] = load_weights(dtype, panel, at);
+                if (is_kept)
+                    vf_store(a->widened + at, weights[v]);
+            }
             if (rows > 1)
                 prefetch_at(ahead, i);
             UNROLL
@@ -95,17 +99,33 @@ INLINE void multiply_tile(const int rows, const int dtype, const matmul_args *a,
 #endif
 
 /* Each row count has an unrolled copy of multiply_tile, which keeps the sums in registers. */
-INLINE void multiply_rows(int rows, const int dtype, const matmul_args *a, const float *x,
-                          const void *panel, int column, tile_prefetch ahead, float *totals) {
+INLINE void multiply_rows(int rows, const int dtype, const int is_kept, const matmul_args *a,
+                          const float *x, const void *panel, int column, tile_prefetch ahead,
+                          float *totals) {
     switch (rows) {
-#define CASE(n)                                                      \
-    case n:                                                          \
-        multiply_tile(n, dtype, a, x, panel, column, ahead, totals); \
+#define CASE(n)                                                               \
+    case n:                                                                   \
+        multiply_tile(n, dtype, is_kept, a, x, panel, column, ahead, totals); \
         break;
         TILE_CASES
 #undef CASE
     }
 }
+
+typedef void tile_function(int rows, const matmul_args *a, const float *x, const void *panel,
+                           int column, tile_prefetch ahead, float *totals);
+
+#define TILE_FUNCTION(name, dtype, is_kept)                                             \
+    static void name(int rows, const matmul_args *a, const float *x, const void *panel, \
+                     int column, tile_prefetch ahead, float *totals) {                  \
+        multiply_rows(rows, dtype, is_kept, a, x, panel, column, ahead, totals);        \
+    }
+
+TILE_FUNCTION(tile_float32, GPT2C_FLOAT32, 0)
+TILE_FUNCTION(tile_float16, GPT2C_FLOAT16, 0)
+TILE_FUNCTION(tile_float16_kept, GPT2C_FLOAT16, 1)
+TILE_FUNCTION(tile_bfloat16, GPT2C_BFLOAT16, 0)
+TILE_FUNCTION(tile_bfloat16_kept, GPT2C_BFLOAT16, 1)
 
 /* With many rows, out-of-order execution does not reach enough steps of k ahead to keep the memory
  * busy, so tiles prefetch. A single tile prefetches the weights of the next block of k; several
@@ -132,46 +152,37 @@ INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const char *panel, i
                            tile < n_shares, shift};
 }
 
-/* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. The panel has the
- * given dtype; it was stored, at `stored`, with step_bytes for each step of k. */
-INLINE void multiply_panel(const int dtype, const matmul_args *a, const float *x, int n_rows,
-                           const void *panel, const char *stored, int step_bytes, float *totals) {
+/* The function of a panel's tile, and the weights that it reads. Tiles widen weights of 16 bits in
+ * registers, which takes a tile of 8 rows a tenth longer. If a panel has several tiles, the first
+ * one keeps the widened weights in memory, for the others. */
+static tile_function *function_of_tile(const matmul_args *a, int n_tiles, int tile,
+                                       const void **panel) {
+    const int is_kept = n_tiles > 1;
+    if (a->dtype == GPT2C_FLOAT32)
+        return tile_float32;
+    if (tile > 0) {
+        *panel = a->widened;
+        return tile_float32;
+    }
+    if (a->dtype == GPT2C_FLOAT16)
+        return is_kept ? tile_float16_kept : tile_float16;
+    return is_kept ? tile_bfloat16_kept : tile_bfloat16;
+}
+
+/* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. The panel has
+ * step_bytes for each step of k. */
+static void multiply_panel(const matmul_args *a, const float *x, int n_rows, const char *panel,
+                           int step_bytes, float *totals) {
     int n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int tile = 0, row = 0; tile < n_tiles; tile++) {
         int rows = (n_rows - row + n_tiles - tile - 1) / (n_tiles - tile);
-        tile_prefetch ahead = prefetch_of_tile(a, stored, step_bytes, n_tiles, tile);
+        const void *weights = panel;
+        tile_function *multiply = function_of_tile(a, n_tiles, tile, &weights);
+        tile_prefetch ahead = prefetch_of_tile(a, panel, step_bytes, n_tiles, tile);
         for (int c = 0; c < PANEL; c += VECTORS_OF(rows) * VF_WIDTH)
-            multiply_rows(rows, dtype, a, x + (size_t)row * a->x_stride, panel, c, ahead,
-                          totals + row * PANEL);
+            multiply(rows, a, x + (size_t)row * a->x_stride, weights, c, ahead,
+                     totals + row * PANEL);
         row += rows;
-    }
-}
-
-static void multiply_float32(const matmul_args *a, const float *x, int n_rows, const float *panel,
-                             const char *stored, int step_bytes, float *totals) {
-    multiply_panel(GPT2C_FLOAT32, a, x, n_rows, panel, stored, step_bytes, totals);
-}
-
-/* With more rows than this, a panel of 16 bits is widened once, to scratch memory, and all tiles
- * read it there. With fewer, tiles widen weights in registers. */
-#define WIDEN_IN_TILES_MAX_ROWS TILE_ROWS
-
-/* Like multiply_panel, for the index-th panel of the dtype that a->dtype names. */
-static void multiply_stored(const matmul_args *a, const float *x, int n_rows, int index,
-                            float *totals) {
-    const int step_bytes = PANEL * (a->dtype == GPT2C_FLOAT32 ? 4 : 2);
-    const char *stored =
-        (const char *)a->panels + (size_t)index * (size_t)a->k * (size_t)step_bytes;
-    if (a->dtype == GPT2C_FLOAT32) {
-        multiply_float32(a, x, n_rows, (const float *)(const void *)stored, stored, step_bytes,
-                         totals);
-    } else if (n_rows > WIDEN_IN_TILES_MAX_ROWS) {
-        widen_kernel(stored, (size_t)a->k * PANEL, a->dtype, a->widened);
-        multiply_float32(a, x, n_rows, a->widened, stored, step_bytes, totals);
-    } else if (a->dtype == GPT2C_FLOAT16) {
-        multiply_panel(GPT2C_FLOAT16, a, x, n_rows, stored, stored, step_bytes, totals);
-    } else {
-        multiply_panel(GPT2C_BFLOAT16, a, x, n_rows, stored, stored, step_bytes, totals);
     }
 }
 
@@ -179,11 +190,14 @@ static void multiply_stored(const matmul_args *a, const float *x, int n_rows, in
  * in the L2 cache, and the panels are read in the order of memory. */
 static void matmul_kernel(const matmul_args *a, int panel_begin, int panel_end) {
     float totals[MATMUL_ROWS * PANEL];
+    const int step_bytes = PANEL * (a->dtype == GPT2C_FLOAT32 ? 4 : 2);
     for (int row = 0; row < a->n_rows; row += MATMUL_ROWS) {
         const float *x = a->x + (size_t)row * a->x_stride;
         int n_rows = a->n_rows - row < MATMUL_ROWS ? a->n_rows - row : MATMUL_ROWS;
         for (int panel = panel_begin; panel < panel_end; panel++) {
-            multiply_stored(a, x, n_rows, panel, totals);
+            const char *panels = a->panels;
+            multiply_panel(a, x, n_rows, panels + (size_t)panel * (size_t)a->k * (size_t)step_bytes,
+                           step_bytes, totals);
             finish_panel(a, row, n_rows, panel, totals);
         }
     }

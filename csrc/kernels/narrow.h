@@ -10,8 +10,8 @@ INLINE vi to_float16(vf x) {
     vf absolute = vf_from_bits(magnitude);
     /* 0.5 has a distance of 2^-24 to the next float, and so have float16's subnormals. */
     vi subnormal = vi_sub(vi_bits(vf_add(absolute, vf_set1(0.5f))), vi_bits(vf_set1(0.5f)));
-    vf half = vf_select_less(absolute, vf_set1(0x1p-14f), vf_from_bits(subnormal),
-                             vf_from_bits(normal));
+    vf half =
+        vf_select_less(absolute, vf_set1(0x1p-14f), vf_from_bits(subnormal), vf_from_bits(normal));
     const vi infinity = vi_set1(0x7f800000);
     return vi_or(sign, vi_select_equal(magnitude, infinity, vi_set1(0x7c00), vi_bits(half)));
 }

@@ -174,8 +174,9 @@ static void read_column(const packed_matrix *m, size_t column, size_t first, siz
     if (is_narrow(m->dtype)) {
         const uint16_t *from = narrow_panel(m, panel) + first * PANEL + column % PANEL;
         for (size_t i = 0; i < n; i++)
-            values[i] = m->dtype == GPT2C_FLOAT16 ? float16_value(from[i * PANEL])
-                                                  : float_from_bits((uint32_t)from[i * PANEL] << 16);
+            values[i] = m->dtype == GPT2C_FLOAT16
+                            ? float16_value(from[i * PANEL])
+                            : float_from_bits((uint32_t)from[i * PANEL] << 16);
         return;
     }
     float group_values[GROUP];

@@ -39,9 +39,9 @@ static inline size_t pack_bytes(const packed_matrix *m) {
  * n_rows unless the rows reach the end. For int4, n_scales scales are tried for each group. They
  * return 0 if a value does not fit in the matrix's 16 bits. */
 int pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
-                 const float *rows, size_t begin, size_t n_rows);
+                const float *rows, size_t begin, size_t n_rows);
 int pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
-                 const float *rows, size_t begin, size_t n_rows);
+                const float *rows, size_t begin, size_t n_rows);
 
 /* Quantises panels [begin, end) of `from`, a matrix of the same shape, into m, without a search for
  * scales. */

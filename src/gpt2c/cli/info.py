@@ -7,8 +7,8 @@ import json
 import os
 
 import gpt2c
-from gpt2c.config import tensor_shapes
 from gpt2c.cli.options import Commands, add_model_options, load_model
+from gpt2c.config import tensor_shapes
 from gpt2c.engine.threads import choose_threads
 
 
