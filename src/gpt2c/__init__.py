@@ -7,9 +7,10 @@
 """
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from gpt2c._version import __version__
-from gpt2c.compat.transformers import from_transformers
 from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     BackendError,
@@ -33,12 +34,15 @@ from gpt2c.errors import (
 from gpt2c.gen_text import gen_text
 from gpt2c.generate.options import Completion
 from gpt2c.generate.sampling import SAMPLER_ORDER
-from gpt2c.measure.scores import Score
 from gpt2c.model import GPT2
 from gpt2c.pico import load_encoder_hparams_and_params
-from gpt2c.scheduler import Scheduler
 from gpt2c.session import Session
 from gpt2c.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2c.compat.transformers import from_transformers
+    from gpt2c.measure.scores import Score
+    from gpt2c.scheduler import Scheduler
 
 # The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
 ARITHMETIC = 1
@@ -77,3 +81,26 @@ __all__ = [
     "gen_text",
     "load_encoder_hparams_and_params",
 ]
+
+# Names that few programs use, and their modules. A module is imported when its name is first used,
+# so that other programs start faster: the scheduler alone imports asyncio.
+_LAZY_NAMES: Final = {
+    "Scheduler": "gpt2c.scheduler",
+    "Score": "gpt2c.measure.scores",
+    "from_transformers": "gpt2c.compat.transformers",
+}
+_LAZY_MODULES: Final = ("compat", "look", "measure", "scheduler")
+
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
+
+    def __getattr__(name: str) -> object:
+        if name in _LAZY_MODULES:
+            return import_module(f"gpt2c.{name}")
+        if name not in _LAZY_NAMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_LAZY_NAMES[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,6 @@ from gpt2c.generate.options import (
 from gpt2c.generate.prompts import IdArray, Ids, Prompt, is_lazy, is_single
 from gpt2c.generate.sampling import Vocabulary
 from gpt2c.generate.streaming import TextStream
-from gpt2c.look.probing import Edit, Ints, Names, forward
-from gpt2c.measure.scores import Score, score_texts
 from gpt2c.progress import LoadingBar
 from gpt2c.schedule.dispatcher import Dispatcher
 from gpt2c.schedule.prefix_cache import PrefixCache
@@ -53,6 +51,10 @@ from gpt2c.weights.hub import locate
 from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor, tensor_name
 from gpt2c.weights.named_tokenizer import tokenizer_for
 from gpt2c.weights.tokenizer_files import save_tokenizer, with_special_ids
+
+if TYPE_CHECKING:
+    from gpt2c.look.probing import Edit, Ints, Names
+    from gpt2c.measure.scores import Score
 
 
 class PerplexityOptions(TypedDict, total=False):
@@ -534,6 +536,8 @@ class GPT2(Closable):
         if flag("bos", bos):
             start = encoder.start_id("bos=True")
         self._engine.check_open()
+        from gpt2c.measure.scores import score_texts  # lazily: generating does not need it
+
         if is_lazy(texts):
             ids = (
                 encoder.encode_for_scoring(text, i, special, start) for i, text in enumerate(texts)
@@ -580,7 +584,7 @@ class GPT2(Closable):
                 "perplexity takes texts or ids, not an iterator; pass a list, or use score"
             )
         scores = self.score(texts, bos=bos, special_tokens=special_tokens, stride=stride)
-        return scores.perplexity if isinstance(scores, Score) else [s.perplexity for s in scores]
+        return [s.perplexity for s in scores] if isinstance(scores, list) else scores.perplexity
 
     # ---- logits ----
 
@@ -640,6 +644,8 @@ class GPT2(Closable):
         CacheMemoryError; and whatever a function of edit raises. If such a function forks, the call
         raises ForkError in the child, unless the call uses one thread.
         """
+        from gpt2c.look.probing import forward  # lazily: generating does not need it
+
         checked = self._encoder.encode(ids, "forward")
         return forward(self._engine, self.config, checked, capture, edit, positions)
 

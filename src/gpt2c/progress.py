@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeVar
 
@@ -43,6 +42,8 @@ class LoadingBar:
 
 def can_show_bar() -> bool:
     """Return whether tqdm is installed."""
+    import importlib.util
+
     return importlib.util.find_spec("tqdm") is not None
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from gpt2c.checks.options import integer, number
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.schedule.beams import SearchOptions
+
+if TYPE_CHECKING:
+    from gpt2c.schedule.beams import SearchOptions
 
 _MAX_BEAMS: Final = 1024
 _MAX_LENGTH_PENALTY: Final = 50.0  # larger powers of a length could overflow a float
@@ -43,8 +45,7 @@ def check_beams(given: Mapping[str, Any]) -> SearchOptions | None:
     """
     options = {**NEUTRAL, **{name: value for name, value in given.items() if value is not None}}
     n_beams = integer("num_beams", options["num_beams"], 1, _MAX_BEAMS)
-    search = SearchOptions(
-        n_beams,
+    rest = (
         number(
             "length_penalty",
             options["length_penalty"],
@@ -60,6 +61,9 @@ def check_beams(given: Mapping[str, Any]) -> SearchOptions | None:
             if options[name] != neutral:
                 raise OptionError(f"{name} is given without num_beams, which turns on beam search")
         return None
+    from gpt2c.schedule.beams import SearchOptions  # lazily: most calls have no beams
+
+    search = SearchOptions(n_beams, *rest)
     if n_beams % search.n_groups:
         raise OptionError(
             f"num_beam_groups is {search.n_groups}; it must divide num_beams, which is {n_beams}"

@@ -20,7 +20,6 @@ from gpt2c.progress import with_bar
 from gpt2c.schedule.batching import ContinuationBatch, run_requests
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result
-from gpt2c.schedule.searching import SearchBatch
 from gpt2c.schedule.stops import Stops
 
 
@@ -107,6 +106,8 @@ class Completer:
         """Yield the results of each request, in order: one, or several if it is a beam search."""
         engine, prefixes, size = self._engine, self._prefixes, self._options.batch_size
         if self._options.beams is not None:
+            from gpt2c.schedule.searching import SearchBatch
+
             searches = SearchBatch(engine, prefixes, size, self._options.beams)
             return run_requests(searches, requests)
         continuations = ContinuationBatch(engine, prefixes, size)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import BeamOptions, check_beams
 from gpt2c.generate.generation_config import Lengths
 from gpt2c.generate.sampling import SamplingOptions, Vocabulary, asks_to_sample, check_sampling
-from gpt2c.schedule.beams import SearchOptions
 from gpt2c.schedule.requests import LogitsProcessor
 from gpt2c.schedule.stops import Callback, StopString
+
+if TYPE_CHECKING:
+    from gpt2c.schedule.beams import SearchOptions
 
 # The number of sequences that decode together. A larger batch reads the weights less often per
 # token, but its KV caches take more memory.

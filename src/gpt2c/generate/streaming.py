@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +115,8 @@ class TextStream:
         if process is None:
             await self._dispatcher.step(self._engine, continuation.job)
         else:
+            import asyncio  # here, because only event loops need it
+
             # The dispatcher cannot return logits, so a thread of the loop's executor gets them.
             self._engine.check_open()
             feeding = asyncio.get_running_loop().run_in_executor(None, continuation.job.next_logits)

@@ -12,17 +12,19 @@ its event loop was closed, its job is dropped after its step.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, Thread, main_thread
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import WeakSet, ref
 
 from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError
 from gpt2c.forks import ProcessLock
+
+if TYPE_CHECKING:
+    import asyncio  # takes as long to import as the rest of gpt2c, and only event loops need it
 
 # How many seconds the thread waits for the next step of an open stream, whose reader may need time
 # for a piece. After that the thread ends; a later step starts a new one, which takes about 0.1 ms.
@@ -62,6 +64,8 @@ class Dispatcher:
         If the task is cancelled, the step ends within one pass, and then CancelledError is raised.
         Raises ClosedError, and the errors of `EngineJob.raise_failure`.
         """
+        import asyncio
+
         engine.check_open()
         future = asyncio.get_running_loop().create_future()
         worker = self._add(engine, job, future)
@@ -130,6 +134,8 @@ class _Worker:
 
     def replace_future(self, job: EngineJob) -> Future | None:
         """Return a new future for the running step of a job; None if it has ended."""
+        import asyncio
+
         with self._lock.lock:
             if job not in self._futures:
                 return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -282,6 +281,8 @@ def _copy_files(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def _write_gpt2_files(folder: Path) -> None:
+    import shutil
+
     vocab, merges = gpt2_vocab_and_merges()
     text = json.dumps(vocab, ensure_ascii=False)
     (folder / VOCAB_JSON).write_text(text, encoding="utf-8")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +37,12 @@ def save_checkpoint(
     Raises CheckpointError if the folder cannot be written or weights from a file are not finite,
     MissingDependencyError if safetensors is not installed.
     """
+    # Lazily: reading needs none of these modules.
+    import shutil
+    import tempfile
+
     try:
-        import safetensors.numpy  # lazily: reading does not need it
+        import safetensors.numpy
     except ImportError:
         raise MissingDependencyError(
             f"{show(str(folder))}: writing weights needs the package safetensors: "
@@ -124,6 +126,8 @@ def copy_companion_file(file: Path, to: Path) -> None:
         raise CheckpointError(
             f"{file}: found {file.stat().st_size} bytes, expected at most {MAX_COPIED_BYTES}"
         )
+    import shutil
+
     shutil.copyfile(file, to)
 
 
