@@ -16,11 +16,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError, TokenizerWarning, warn
 from gpt2c.text.added_tokens import WHITE_SPACE
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # GPT-2's split pattern with possessive quantifiers, as in tiktoken: it gives the same pieces, but
 # does not backtrack inside a run of letters.
@@ -173,14 +176,8 @@ class TiktokenModel:
 
         Encoding never produces the unused tokens.
         """
-        # Imported lazily, because the import takes about 35 ms.
-        import tiktoken
-
-        ranks = {token: rank for rank, token in enumerate(merges.bytes_by_rank)}
-        self._encoding = tiktoken.Encoding(
-            "gpt2c", pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens={}
-        )
         self._merges, self._ids, self._unused = merges, ids, unused
+        self._made_encoding: tiktoken.Encoding | None = None
         self._are_ranks_ids = list(ids) == list(range(len(ids)))
 
     def encode(self, text: str, ids: list[int]) -> None:
@@ -188,6 +185,18 @@ class TiktokenModel:
         for part in _cut_long_space(text):
             ranks = self._encoding.encode_ordinary(part)
             ids += ranks if self._are_ranks_ids else map(self._ids.__getitem__, ranks)
+
+    @property
+    def _encoding(self) -> tiktoken.Encoding:
+        """tiktoken's encoding. The first text makes it: prompts of ids need none."""
+        if self._made_encoding is None:
+            import tiktoken
+
+            ranks = {token: rank for rank, token in enumerate(self._merges.bytes_by_rank)}
+            self._made_encoding = tiktoken.Encoding(
+                "gpt2c", pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens={}
+            )
+        return self._made_encoding
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, or None."""
