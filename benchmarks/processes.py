@@ -63,6 +63,8 @@ class Launcher:
             "OMP_NUM_THREADS": str(threads),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more would leave idle processes running
         }
+        # Otherwise a source tree would be compiled in every process, and the first token would wait.
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def log(self, name: str) -> Path:
         return self.work / f"{name}.log"

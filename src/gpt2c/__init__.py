@@ -83,19 +83,18 @@ __all__ = [
 ]
 
 # Names that few programs use, and their modules. A module is imported when its name is first used,
-# so that other programs start faster: the scheduler alone imports asyncio.
+# so that other programs start faster. The scheduler imports asyncio, which takes 25 ms.
 _LAZY_NAMES: Final = {
     "Scheduler": "gpt2c.scheduler",
     "Score": "gpt2c.measure.scores",
     "from_transformers": "gpt2c.compat.transformers",
 }
-_LAZY_MODULES: Final = ("compat", "look", "measure", "scheduler")
 
 if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
-        if name in _LAZY_MODULES:
-            return import_module(f"gpt2c.{name}")
+        if name == "scheduler":
+            return import_module("gpt2c.scheduler")  # has public names of its own, such as Token
         if name not in _LAZY_NAMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(_LAZY_NAMES[name]), name)
