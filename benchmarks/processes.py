@@ -63,7 +63,7 @@ class Launcher:
             "OMP_NUM_THREADS": str(threads),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # more would leave idle processes running
         }
-        # Otherwise a source tree would be compiled in every process, and the first token would wait.
+        # Otherwise every process would compile a source tree before its first token.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def log(self, name: str) -> Path:
