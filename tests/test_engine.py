@@ -179,6 +179,27 @@ def test_same_bits_for_weights_loaded_in_any_chunks(isa, monkeypatch):
         np.testing.assert_array_equal(model_on(isa, config, weights).logits([1, 2, 3]), expected)
 
 
+def panels_of(matrix: np.ndarray) -> np.ndarray:
+    """A matrix [k, n] as panels of 32 columns, [ceil(n / 32), k, 32], with zeros beyond n."""
+    k, n = matrix.shape
+    padded = np.pad(matrix, [(0, 0), (0, -n % 32)])
+    return np.moveaxis(padded.reshape(k, -1, 32), 0, 1)
+
+
+@pytest.mark.parametrize("n_rows", [1, 31, 32, 45, 200])
+def test_float32_weights_are_packed_into_panels(n_rows, isa, monkeypatch):
+    """Chunks fill whole panels and parts of panels, on two threads."""
+    config = config_of(vocab_size=150, n_embd=72, n_head=2, n_inner=67)
+    weights = random_weights(config)
+    monkeypatch.setattr(loading, "CHUNK_BYTES", n_rows * 4 * config.n_embd)
+    model = model_on(isa, config, weights, threads=2)
+    for name, weight in weights.items():
+        if weight.ndim == 2 and name != "wpe.weight":
+            panels = panels_of(weight.T if name == "wte.weight" else weight)
+            packed = model._engine.packed(name).view(np.float32)
+            np.testing.assert_array_equal(packed, panels.reshape(-1), name)
+
+
 @pytest.fixture
 def set_mxcsr():
     """A function that sets this thread's MXCSR register and returns its old value."""
