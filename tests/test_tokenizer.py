@@ -26,7 +26,7 @@ from gpt2c.errors import (
     TokenizerError,
     TokenizerWarning,
 )
-from gpt2c.text.bpe import PairMerger, TiktokenModel
+from gpt2c.text.bpe import GPT2_MERGES, Merges, PairMerger, TiktokenModel
 from gpt2c.text.tokenizer import MissingTokenizer, StreamDecoder, Tokenizer
 
 END = "<|endoftext|>"
@@ -233,6 +233,33 @@ def test_tiktoken_is_used_only_where_it_follows_the_merges(tmp_path: Path) -> No
             text = "".join(source.choices("ab", k=source.randrange(1, 30)))
             assert tokenizer.encode(text) == slow_encode(text, merges, vocab), (merges, text)
     assert min(n_tiktoken, n_merger) > 50
+
+
+def gpt2_pairs() -> list[tuple[str, str]]:
+    lines = GPT2_MERGES.read_text(encoding="utf-8").split("\n")[1:-1]
+    return [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+
+
+def test_the_order_of_gpt2s_own_merges() -> None:
+    """Files with GPT-2's own merges are read without this check, which they pass."""
+    pairs = gpt2_pairs()
+    assert len(pairs) == 50000
+    Merges(pairs, "GPT-2's merges").check_order()
+
+
+@pytest.mark.parametrize("are_gpt2s", [True, False])
+def test_only_gpt2s_own_merges_are_not_checked(
+    are_gpt2s: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = gpt2_pairs()
+    vocab = Merges(pairs, "GPT-2's merges").ranks
+    if not are_gpt2s:
+        pairs[-2:] = reversed(pairs[-2:])
+    checked: list[Merges] = []
+    monkeypatch.setattr(Merges, "check_order", lambda merges: checked.append(merges))
+    tokenizer = Tokenizer.from_files(*write_files(tmp_path, vocab, pairs))
+    assert isinstance(tokenizer._model, TiktokenModel)
+    assert len(checked) == (0 if are_gpt2s else 1)
 
 
 def test_long_pieces_merge_like_short_ones(tmp_path: Path) -> None:

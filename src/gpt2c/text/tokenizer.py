@@ -24,6 +24,7 @@ from gpt2c.text.added_tokens import (
 )
 from gpt2c.text.bpe import (
     BYTE_ALPHABET,
+    GPT2_MERGES,
     BPEOptions,
     Merges,
     TiktokenModel,
@@ -35,7 +36,6 @@ from gpt2c.text.special_tokens import END_OF_TEXT, MAX_FILE_BYTES, known_ids
 
 __all__ = ["END_OF_TEXT", "MissingTokenizer", "StreamDecoder", "Tokenizer"]
 
-_GPT2_MERGES = Path(__file__).parents[1] / "data" / "gpt2" / "vocab.bpe"
 _DECODE_CHUNK = 65536  # ids decoded at a time
 MAX_UNUSED_IDS = 65536  # the max number of ids below a vocabulary's largest id that no token has
 GPT2_SOURCE: Final = "GPT-2's own vocabulary, which is part of gpt2c"
@@ -117,7 +117,7 @@ class Tokenizer:
         merges = _gpt2_merges()
         size = len(merges.ranks)
         if size != 50256:
-            raise TokenizerError(f"{_GPT2_MERGES}: found {size - 256} merges, expected 50000")
+            raise TokenizerError(f"{GPT2_MERGES}: found {size - 256} merges, expected 50000")
         model = TiktokenModel(merges, range(size))
         return cls(model, [AddedToken(END_OF_TEXT, size)], GPT2_SOURCE)
 
@@ -347,11 +347,11 @@ def _read_text(path: Path) -> str:
 def gpt2_vocab_and_merges() -> tuple[dict[str, int], Path]:
     """Return GPT-2's own vocabulary, as in its vocab.json, and the path of its merges file."""
     ranks = _gpt2_merges().ranks
-    return {**ranks, END_OF_TEXT: len(ranks)}, _GPT2_MERGES
+    return {**ranks, END_OF_TEXT: len(ranks)}, GPT2_MERGES
 
 
 def _gpt2_merges() -> Merges:
-    return Merges(_read_merges(_GPT2_MERGES), str(_GPT2_MERGES))
+    return Merges(_read_merges(GPT2_MERGES), str(GPT2_MERGES))
 
 
 def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
