@@ -5,7 +5,9 @@
  * each worker, and each worker announces when it is done. A barrier counts arrivals: the last
  * worker to arrive resets the count for the next barrier, and then announces that the barrier is
  * passed. The order matters, since the others may arrive at the next barrier immediately. Each
- * worker reads the event's count before it arrives, so it cannot miss the announcement. The team
+ * worker reads the event's count before it arrives, so it cannot miss the announcement. A large
+ * team has a tree of barriers: the last worker of each group goes on to the groups' own barrier, and
+ * releases its group when it has passed that one. The team
  * lies on the caller's stack: a worker does not touch the team after announcing that it is done,
  * and the call returns only after all workers have announced that. tools/soak/pool.pml is a model
  * of this protocol, with forks, in which every interleaving is checked.
@@ -38,6 +40,18 @@ typedef struct {
     _Atomic double announced_at; /* set if there seem to be sleepers */
 } event;
 
+/* Beyond this many workers they form groups, so that no count is raised or awaited by more threads
+ * than this. The largest team has as many groups as a group has workers. */
+#define GROUP_WORKERS 16
+#define MAX_GROUPS ((GPT2C_MAX_THREADS + GROUP_WORKERS - 1) / GROUP_WORKERS)
+
+/* A barrier of a group, or of the last workers of all groups. Threads that wait for `passed` keep
+ * reading its cache line, which would delay arrivals in the same line. */
+typedef struct {
+    _Alignas(64) atomic_uint arrived; /* workers at the barrier */
+    _Alignas(64) event passed;        /* all have arrived */
+} barrier;
+
 struct pool_team {
     team_function function;
     void *context;
@@ -45,8 +59,9 @@ struct pool_team {
     unsigned process;     /* pool.process when the call began */
     double begin;         /* the time at which the workers were called */
     atomic_int has_slept; /* a worker slept at a barrier, so another one may be late */
-    atomic_uint arrived;  /* workers at the barrier */
-    event passed;         /* all have arrived */
+    int n_groups;
+    barrier all; /* of the groups' last workers */
+    barrier groups[MAX_GROUPS];
 };
 
 /* How one thread spent a call's time. */
@@ -207,14 +222,27 @@ static int usable_threads(int n_threads) {
     return n_threads < GPT2C_MAX_THREADS ? n_threads : GPT2C_MAX_THREADS;
 }
 
+/* Writes only the barriers that the team uses: most teams are small. */
+static void form_team(pool_team *t, int n_workers) {
+    t->process = pool.process;
+    t->n_workers = n_workers;
+    t->n_groups = (n_workers + GROUP_WORKERS - 1) / GROUP_WORKERS;
+    t->all = (barrier){0};
+    for (int g = 0; g < t->n_groups; g++)
+        t->groups[g] = (barrier){0};
+}
+
 void pool_run(team_function function, void *context, int max_workers) {
     worker *taken[POOL_MAX_WORKERS];
     unsigned done_before[POOL_MAX_WORKERS];
     int n = usable_threads(max_workers) - 1, n_idle = 0;
-    pool_team t = {
-        .function = function, .context = context, .process = pool.process, .begin = os_seconds()};
-    n = n > 0 ? take_workers(taken, n, t.begin, &n_idle) : 0;
-    t.n_workers = n + 1;
+    pool_team t;
+    double begin = os_seconds();
+    n = n > 0 ? take_workers(taken, n, begin, &n_idle) : 0;
+    form_team(&t, n + 1);
+    t.function = function;
+    t.context = context;
+    t.begin = begin;
     /* A call with idle workers reads the CPU clock even if no worker sleeps: the CPU time shows
      * whether backing off pays. */
     atomic_store_explicit(&t.has_slept, n_idle > 0, memory_order_relaxed);
@@ -241,15 +269,30 @@ void pool_run(team_function function, void *context, int max_workers) {
 
 int team_was_lost(const pool_team *t) { return t->n_workers > 1 && t->process != pool.process; }
 
-void team_barrier(pool_team *t) {
+/* Arrives at a barrier of n threads. Returns whether this thread is the last one, which then must
+ * call open_barrier; the others wait for that. */
+static int arrive(pool_team *t, barrier *b, int n) {
+    unsigned passed = count_of(&b->passed);
+    if (atomic_fetch_add(&b->arrived, 1) + 1 == (unsigned)n)
+        return 1;
+    if (wait_while(&b->passed, passed))
+        atomic_store_explicit(&t->has_slept, 1, memory_order_relaxed);
+    return 0;
+}
+
+static void open_barrier(barrier *b) {
+    atomic_store(&b->arrived, 0);
+    announce(&b->passed);
+}
+
+void team_barrier(pool_team *t, int worker) {
     if (t->n_workers == 1 || team_was_lost(t))
         return;
-    unsigned passed = count_of(&t->passed);
-    unsigned before = atomic_fetch_add(&t->arrived, 1);
-    if (before + 1 == (unsigned)t->n_workers) {
-        atomic_store(&t->arrived, 0);
-        announce(&t->passed);
-    } else if (wait_while(&t->passed, passed)) {
-        atomic_store_explicit(&t->has_slept, 1, memory_order_relaxed);
-    }
+    int group = worker / GROUP_WORKERS, n_before = group * GROUP_WORKERS;
+    int n = t->n_workers - n_before < GROUP_WORKERS ? t->n_workers - n_before : GROUP_WORKERS;
+    if (!arrive(t, &t->groups[group], n))
+        return;
+    if (t->n_groups > 1 && arrive(t, &t->all, t->n_groups))
+        open_barrier(&t->all);
+    open_barrier(&t->groups[group]);
 }

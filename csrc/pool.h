@@ -22,7 +22,7 @@ void pool_run(team_function function, void *context, int max_workers);
 
 /* Collective: every worker of the team must call it. Waits until all have called it. After the
  * barrier, all workers see what any worker wrote before it. */
-void team_barrier(pool_team *team);
+void team_barrier(pool_team *team, int worker);
 
 /* Whether the team's function has forked, and this process is the child. The other workers are in
  * the parent, so the work cannot be completed, and barriers no longer wait. Only worker 0 can be in

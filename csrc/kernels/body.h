@@ -18,6 +18,7 @@
 
 #define KERNEL_TABLE                                   \
     {                                                  \
+        .tile_rows = TILE_ROWS,                        \
         .matmul = matmul_kernel,                       \
         .layer_norm = layer_norm_kernel,               \
         .attention = attention_kernel,                 \

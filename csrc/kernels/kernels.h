@@ -137,6 +137,7 @@ typedef struct {
 
 /* KERNEL_TABLE (body.h) must name every member: a member that it leaves out would be NULL. */
 typedef struct {
+    int tile_rows; /* of matmul: the rows that share each load of weights */
     void (*matmul)(const matmul_args *args, int panel_begin, int panel_end);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int n,
                        float *out);

@@ -1,27 +1,38 @@
 /* Attention as a step of a layer: gives the attention kernels the rows of a call and the pages of
- * their sequences, and divides the heads among the workers. */
+ * their sequences. The workers divide heads and rows among themselves (shares.h). */
 #include "cache.h"
 #include "pass/pass.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Writes a head's keys and values of rows [begin, end) into the KV cache. The rows belong to one
- * sequence, and their positions lie in one page. */
+/* The end of the rows from r on, up to `end`, whose positions lie in one page of one sequence. */
+static int end_of_page(const worker_view *view, int r, int end) {
+    const input_row *rows = view->scratch->rows;
+    int in_page = r + PAGE_POSITIONS - rows[r].position % PAGE_POSITIONS, next = r + 1;
+    while (next < end && next < in_page && rows[next].sequence == rows[r].sequence)
+        next++;
+    return next;
+}
+
+/* Writes a head's keys and values of rows [begin, end) into the KV cache. */
 static void store_keys_values(const worker_view *view, int32_t layer, int32_t head, int begin,
                               int end) {
     const gpt2c_model *m = view->model;
-    size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim;
-    const input_row *row = &view->scratch->rows[begin];
-    void *page = row->sequence->pages[row->position / PAGE_POSITIONS];
-    size_t slot = (size_t)(row->position % PAGE_POSITIONS);
-    size_t keys = cache_key_offset(m, layer, head) + slot;
-    size_t values = cache_value_offset(m, layer, head) + slot * head_dim;
-    const float *key = row_of(view->scratch->qkv, begin) + n_embd + (size_t)head * head_dim;
-    size_t element_bytes = cache_element_bytes(m);
-    m->kernels->store(key, key + n_embd, view->scratch->qkv.stride, end - begin, m->head_dim,
-                      m->config.bfloat16_cache, (char *)page + keys * element_bytes,
-                      (char *)page + values * element_bytes);
+    size_t n_embd = (size_t)m->config.n_embd, head_dim = (size_t)m->head_dim,
+           element_bytes = cache_element_bytes(m);
+    for (int r = begin, next; r < end; r = next) {
+        const input_row *row = &view->scratch->rows[r];
+        char *page = row->sequence->pages[row->position / PAGE_POSITIONS];
+        size_t slot = (size_t)(row->position % PAGE_POSITIONS);
+        size_t keys = cache_key_offset(m, layer, head) + slot;
+        size_t values = cache_value_offset(m, layer, head) + slot * head_dim;
+        const float *key = row_of(view->scratch->qkv, r) + n_embd + (size_t)head * head_dim;
+        next = end_of_page(view, r, end);
+        m->kernels->store(key, key + n_embd, view->scratch->qkv.stride, next - r, m->head_dim,
+                          m->config.bfloat16_cache, page + keys * element_bytes,
+                          page + values * element_bytes);
+    }
 }
 
 static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t layer) {
@@ -29,21 +40,6 @@ static float attention_scale(const gpt2c_config *c, int32_t head_dim, int32_t la
     if (c->scale_by_inverse_layer)
         divisor *= (double)layer + 1.0;
     return (float)(1.0 / divisor);
-}
-
-/* The end of the consecutive rows that belong to the same sequence as row r. */
-static int end_of_sequence(const worker_view *view, int r) {
-    const input_row *rows = view->scratch->rows;
-    int end = r + 1;
-    while (end < view->pass->n_rows && rows[end].sequence == rows[r].sequence)
-        end++;
-    return end;
-}
-
-/* The end of the rows, up to `end`, whose positions lie in the same page as row r's. */
-static int end_of_page(const worker_view *view, int r, int end) {
-    int in_page = r + PAGE_POSITIONS - view->scratch->rows[r].position % PAGE_POSITIONS;
-    return in_page < end ? in_page : end;
 }
 
 static attention_args attention_args_for(const worker_view *view, int32_t layer, int32_t head,
@@ -177,14 +173,25 @@ static void list_prefetches(const worker_view *view, prefetch_list *list, int32_
 
 /* ---- heads and rows ---- */
 
+/* Writes the keys and values of this worker's share of rows and heads into the KV cache, and waits
+ * for the others. */
+static void store_share(const worker_view *view, int32_t layer) {
+    int begin, end, n_rows = view->pass->n_rows;
+    team_share(view->model->config.n_head * n_rows, view->worker, view->n_workers, &begin, &end);
+    for (int next; begin < end; begin = next) {
+        int head = begin / n_rows, first_row = begin % n_rows;
+        next = (head + 1) * n_rows < end ? (head + 1) * n_rows : end;
+        store_keys_values(view, layer, head, first_row, next - head * n_rows);
+    }
+    team_barrier(view->team, view->worker);
+}
+
 /* Computes attention of row r for heads [first_head, end_head), ATTENTION_ROWS heads at a time.
- * next_row is the row that is computed next, or -1. */
+ * `next` is what this worker computes next, or NULL. */
 static void attend_row(const worker_view *view, int32_t layer, int first_head, int end_head, int r,
-                       int next_row) {
+                       const rectangle *next) {
     const input_row *rows = view->scratch->rows;
     prefetch_list list;
-    for (int32_t head = first_head; head < end_head; head++)
-        store_keys_values(view, layer, head, r, r + 1);
     for (int32_t head = first_head, n_heads; head < end_head; head += n_heads) {
         n_heads = end_head - head < ATTENTION_ROWS ? end_head - head : ATTENTION_ROWS;
         attention_args args = attention_args_for(view, layer, head, r, 1);
@@ -194,7 +201,7 @@ static void attend_row(const worker_view *view, int32_t layer, int first_head, i
             list_prefetches(view, &list, layer, head, n_heads, &rows[r], &rows[r], head + n_heads);
         else
             list_prefetches(view, &list, layer, head, n_heads, &rows[r],
-                            next_row < 0 ? NULL : &rows[next_row], first_head);
+                            next ? &rows[next->begin_row] : NULL, next ? next->begin : 0);
         view->model->kernels->attention_heads(&args);
     }
 }
@@ -203,26 +210,53 @@ static void attend_row(const worker_view *view, int32_t layer, int first_head, i
 static void attend_rows(const worker_view *view, int32_t layer, int head, int begin, int end) {
     for (int r = begin, next; r < end; r = next) {
         next = end_of_page(view, r, end);
-        store_keys_values(view, layer, head, r, next);
         const attention_args args = attention_args_for(view, layer, head, r, next - r);
         view->model->kernels->attention(&args);
     }
+}
+
+/* Computes attention of a part of a feed. If the keys and values are not stored yet, stores those of
+ * the part, which then must have all rows of the feed. */
+static void attend_part(const worker_view *view, int32_t layer, const rectangle *part,
+                        const rectangle *next, int is_stored, activations attended) {
+    int is_row = part->end_row == part->begin_row + 1;
+    for (int head = part->begin; head < part->end; head++) {
+        if (!is_stored)
+            store_keys_values(view, layer, head, part->begin_row, part->end_row);
+        if (!is_row)
+            attend_rows(view, layer, head, part->begin_row, part->end_row);
+    }
+    if (is_row)
+        attend_row(view, layer, part->begin, part->end, part->begin_row, next);
+    if (is_quantized(view) && heads_are_panels(view))
+        quantize_heads(view, attended, part->begin, part->end, part->begin_row, part->end_row);
 }
 
 /* Computes attention of all rows for heads [first_head, end_head). It completes all heads of a
  * sequence before the next sequence, since a page holds all heads together. */
 static void attend_heads(const worker_view *view, int32_t layer, int first_head, int end_head,
                          activations attended) {
-    int n_rows = view->pass->n_rows;
-    for (int begin = 0, end; begin < n_rows && first_head < end_head; begin = end) {
-        end = end_of_sequence(view, begin);
-        if (end == begin + 1)
-            attend_row(view, layer, first_head, end_head, begin, end < n_rows ? end : -1);
-        else
-            for (int head = first_head; head < end_head; head++)
-                attend_rows(view, layer, head, begin, end);
-        if (is_quantized(view) && heads_are_panels(view))
-            quantize_heads(view, attended, first_head, end_head, begin, end);
+    const attention_rows *rows = &view->scratch->attention_rows;
+    for (int feed = 0; feed < rows->n_feeds && first_head < end_head; feed++) {
+        const attention_feed *f = &rows->feeds[feed];
+        const rectangle part = {f[0].begin_row, f[1].begin_row, first_head, end_head};
+        const rectangle next = {f[1].begin_row, f[1].begin_row + 1, first_head, end_head};
+        attend_part(view, layer, &part, feed + 1 < rows->n_feeds ? &next : NULL, 0, attended);
+    }
+}
+
+/* Computes attention of this worker's share of rows and heads. */
+static void attend_share(const worker_view *view, int32_t layer, int is_stored,
+                         activations attended) {
+    const attention_rows *rows = &view->scratch->attention_rows;
+    const int n_head = view->model->config.n_head;
+    attention_place place = view->attention_begin;
+    rectangle part = {0}, next = {0};
+    int more = attention_next(rows, n_head, &place, view->attention_end, &part);
+    while (more) {
+        more = attention_next(rows, n_head, &place, view->attention_end, &next);
+        attend_part(view, layer, &part, more ? &next : NULL, is_stored, attended);
+        part = next;
     }
 }
 
@@ -258,19 +292,21 @@ static float_rows scores_of(const worker_view *view, int head) {
     return (float_rows){view->pass->buffers->scores + (size_t)head * n * n, n};
 }
 
-/* Collective. Calls `work` for each row of each head of this worker. */
+/* Collective. Calls `work` for each row of each head of this worker's share. */
 static void for_each_row(const worker_view *view, int32_t layer,
                          void (*work)(const worker_view *, int head, int row, attention_args *)) {
-    int first_head, end_head;
-    team_share(view->model->config.n_head, view->worker, view->n_workers, &first_head, &end_head);
-    for (int head = first_head; head < end_head; head++)
-        for (int r = 0; r < view->pass->n_rows; r++) {
-            attention_args args = attention_args_for(view, layer, head, r, 1);
-            args.scores = row_of(scores_of(view, head), r);
-            args.sums = &view->pass->buffers->sums[head * view->pass->n_rows + r];
-            work(view, head, r, &args);
-        }
-    team_barrier(view->team);
+    attention_place place = view->attention_begin;
+    rectangle part;
+    while (attention_next(&view->scratch->attention_rows, view->model->config.n_head, &place,
+                          view->attention_end, &part))
+        for (int head = part.begin; head < part.end; head++)
+            for (int r = part.begin_row; r < part.end_row; r++) {
+                attention_args args = attention_args_for(view, layer, head, r, 1);
+                args.scores = row_of(scores_of(view, head), r);
+                args.sums = &view->pass->buffers->sums[head * view->pass->n_rows + r];
+                work(view, head, r, &args);
+            }
+    team_barrier(view->team, view->worker);
 }
 
 /* Computes a row's scores. Positions after the row's own get -infinity: the causal mask. */
@@ -331,13 +367,8 @@ static void probe_queries_keys_values(const worker_view *view, int32_t layer) {
 }
 
 static void attend_probed(const worker_view *view, int32_t layer) {
-    int n_rows = view->pass->n_rows, n_head = view->model->config.n_head, first_head, end_head;
-    team_share(n_head, view->worker, view->n_workers, &first_head, &end_head);
-    for (int head = first_head; head < end_head; head++)
-        for (int r = 0, next; r < n_rows; r = next) {
-            next = end_of_page(view, r, n_rows);
-            store_keys_values(view, layer, head, r, next);
-        }
+    int n_rows = view->pass->n_rows, n_head = view->model->config.n_head;
+    store_share(view, layer);
     for_each_row(view, layer, score_row);
     probe_point(view, GPT2C_POINT_SCORES, layer, scores_of(view, 0), n_head * n_rows, n_rows);
     for_each_row(view, layer, softmax_row);
@@ -352,22 +383,32 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 
 /* ---- attention as a step ---- */
 
-/* Each worker has whole heads. It stores their keys and values and then attends to them, so no
- * barrier is needed in between, although the rows of a prompt read each other's keys. If the worker
- * also computes the q, k and v of its heads itself (is_qkv_fused), no barrier is needed after that
- * either. */
+/* If the number of heads is a multiple of the number of workers, each worker has whole heads: it
+ * computes their q, k and v, stores their keys and values and then attends to them. No barrier is
+ * needed in between, although the rows of a prompt read each other's keys. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
-                         int is_qkv_fused, activations attended) {
-    int first_head, end_head, n_rows = view->pass->n_rows, n_head = view->model->config.n_head;
+                         activations attended) {
+    int first_head, end_head, n_head = view->model->config.n_head;
     team_share(n_head, view->worker, view->n_workers, &first_head, &end_head);
-    int step = is_qkv_fused && n_rows >= MIN_ROWS_HEAD_BY_HEAD ? 1 : n_head;
+    int step = view->pass->n_rows >= MIN_ROWS_HEAD_BY_HEAD ? 1 : n_head;
     for (int begin = first_head; begin < end_head; begin += step) {
         int end = end_head - begin < step ? end_head : begin + step;
-        if (is_qkv_fused)
-            project_heads(view, normed, c_attn, begin, end);
+        project_heads(view, normed, c_attn, begin, end);
         attend_heads(view, layer, begin, end, attended);
     }
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
+}
+
+/* Otherwise the workers divide c_attn, and then attention. The rows of a feed may belong to several
+ * workers, so all keys and values are stored before. A feed of one row reads no new keys but its
+ * own. */
+static void attend_divided(const worker_view *view, int32_t layer, activations attended) {
+    const attention_rows *rows = &view->scratch->attention_rows;
+    int is_stored = rows->n_feeds < rows->n_rows;
+    if (is_stored)
+        store_share(view, layer);
+    attend_share(view, layer, is_stored, attended);
+    team_barrier(view->team, view->worker);
 }
 
 activations attend(const worker_view *view, int32_t layer, activations normed, linear c_attn) {
@@ -384,12 +425,14 @@ activations attend(const worker_view *view, int32_t layer, activations normed, l
     }
     if (probed)
         attend_probed(view, layer);
+    else if (is_qkv_fused)
+        attend_fused(view, layer, normed, c_attn, attended);
     else
-        attend_fused(view, layer, normed, c_attn, is_qkv_fused, attended);
+        attend_divided(view, layer, attended);
     if (is_quantized(view) && (probed || !heads_are_panels(view))) {
         team_share(n_rows, view->worker, view->n_workers, &begin, &end);
         quantize(view, attended, begin, end, view->model->config.n_embd);
-        team_barrier(view->team);
+        team_barrier(view->team, view->worker);
     }
     return attended;
 }

@@ -28,7 +28,7 @@ static void embed(const worker_view *view) {
         unpack_n_rows(&m->wte, out, (size_t)row->token, 1);
         m->kernels->add(m->wpe + (size_t)row->position * n_embd, (int)n_embd, out);
     }
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
 }
 
 static void norm_row(const worker_view *view, int r, const float *weight, const float *bias,
@@ -53,12 +53,12 @@ static activations layer_norm(const worker_view *view, gpt2c_point point, int32_
     for (int r = begin; r < end; r++)
         norm_row(view, r, weight, bias, row_of(normed.floats, r));
     if (probed) {
-        team_barrier(view->team);
+        team_barrier(view->team, view->worker);
         probe_point(view, point, layer, normed.floats, n_rows, n_embd);
     }
     quantize(view, normed, begin, end, n_embd);
     if (is_shared)
-        team_barrier(view->team);
+        team_barrier(view->team, view->worker);
     return normed;
 }
 
@@ -79,7 +79,7 @@ static void add_product(const worker_view *view, gpt2c_point point, int32_t laye
     for (int r = begin; r < end; r++)
         view->model->kernels->add(row_of(product, r), view->model->config.n_embd,
                                   row_of(residual, r));
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
 }
 
 /* activation(x @ c_fc + bias). If a point is probed, the activation is a step of its own. */
@@ -97,10 +97,10 @@ static activations mlp_inner(const worker_view *view, int32_t layer, activations
     team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         view->model->kernels->activate(row_of(inner.floats, r), n_inner, activation);
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     probe_point(view, GPT2C_POINT_MLP_ACT, layer, inner.floats, n_rows, n_inner);
     quantize(view, inner, begin, end, n_inner);
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     return inner;
 }
 
@@ -148,7 +148,7 @@ static activations norm_wanted(const worker_view *view, int n_wanted) {
         i++;
     }
     if (n_wanted)
-        team_barrier(view->team);
+        team_barrier(view->team, view->worker);
     return normed;
 }
 
@@ -161,17 +161,17 @@ static activations norm_probed(const worker_view *view, int n_wanted) {
     team_share(n_rows, view->worker, view->n_workers, &begin, &end);
     for (int r = begin; r < end; r++)
         norm_row(view, r, m->ln_f_weight, m->ln_f_bias, row_of(normed.floats, r));
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     probe_point(view, GPT2C_POINT_LN_F, m->config.n_layer, normed.floats, n_rows, m->config.n_embd);
     for (int r = 0, i = 0; view->worker == 0 && r < n_rows; r++)
         if (view->scratch->rows[r].wants_logits)
             memmove(row_of(normed.floats, i++), row_of(normed.floats, r),
                     (size_t)m->config.n_embd * sizeof(float));
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     normed.quantized = quantized_layout(normed.quantized, n_wanted);
     team_share(n_wanted, view->worker, view->n_workers, &begin, &end);
     quantize(view, normed, begin, end, m->config.n_embd);
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     return normed;
 }
 
@@ -182,7 +182,7 @@ static void score_rows(const worker_view *view, float_rows logits, int begin, in
         const row_to_score *row = &view->pass->rows_to_score[r];
         score_token(m, row_of(logits, r - begin), row->target, row->scores, row->at);
     }
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
 }
 
 static void run_lm_head(const worker_view *view) {
@@ -208,7 +208,7 @@ static void run_lm_head(const worker_view *view) {
 
 static void run_pass(void *context, pool_team *team, int worker, int n_workers) {
     const pass *p = context;
-    const worker_view view = {
+    worker_view view = {
         .pass = p,
         .model = p->model,
         .scratch = p->scratch,
@@ -218,6 +218,8 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
         .n_workers = n_workers,
     };
     const gpt2c_config *c = &p->model->config;
+    attention_share(&p->scratch->attention_rows, c->n_head, worker, n_workers,
+                    &view.attention_begin, &view.attention_end);
     embed(&view);
     probe_point(&view, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
     for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&view); layer++)
@@ -245,6 +247,7 @@ static gpt2c_status check_feed(const gpt2c_model *m, const gpt2c_feed *feed, int
 
 /* Checks the feeds, reserves their pages and lists their rows. */
 static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds) {
+    p->scratch->attention_rows.n_rows = p->scratch->attention_rows.n_feeds = 0;
     for (int32_t f = 0; f < n_feeds; f++) {
         const gpt2c_feed *feed = &feeds[f];
         gpt2c_status status = check_feed(p->model, feed, p->n_rows, p->scratch->n_rows);
@@ -253,7 +256,8 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
         if (status)
             return status;
         feed->sequence->in_forward = 1;
-        for (int32_t i = 0; i < feed->n_tokens; i++)
+        for (int32_t i = 0; i < feed->n_tokens; i++) {
+            attention_add_row(&p->scratch->attention_rows, feed->sequence->length + i, i == 0);
             p->scratch->rows[p->n_rows++] = (input_row){
                 .sequence = feed->sequence,
                 .position = feed->sequence->length + i,
@@ -262,6 +266,7 @@ static gpt2c_status list_rows(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
                                 (feed->wanted == GPT2C_LOGITS_LAST && i + 1 == feed->n_tokens) ||
                                 (p->hooks && p->hooks->wants_logits[i]),
             };
+        }
     }
     return GPT2C_OK;
 }

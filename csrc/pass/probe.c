@@ -24,9 +24,9 @@ int poll_stop_collective(const worker_view *view) {
         return 0;
     if (view->worker == 0 && !view->pass->buffers->is_stopped)
         end_callback(view, hooks->poll(hooks->context));
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     int is_stopped = view->pass->buffers->is_stopped;
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
     return is_stopped;
 }
 
@@ -39,7 +39,7 @@ void probe_point(const worker_view *view, gpt2c_point point, int32_t layer, floa
     if (view->worker == 0 && !view->pass->buffers->is_stopped)
         end_callback(view, hooks->on_point(hooks->context, point, layer, rows.floats, rows.stride,
                                            n_rows, width));
-    team_barrier(view->team);
+    team_barrier(view->team, view->worker);
 }
 
 static int any_layer_is_probed(const gpt2c_hooks *hooks, const gpt2c_config *c, gpt2c_point point) {

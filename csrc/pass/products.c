@@ -1,4 +1,4 @@
-/* Matrix products of rows and weights. Each worker computes its share of the weights' panels. */
+/* Matrix products of rows and weights. shares.c divides them among the workers. */
 #include "pass/pass.h"
 
 static matmul_args matmul_args_for(const worker_view *view, activations x, linear l, int n_rows) {
@@ -28,11 +28,34 @@ static void multiply(const worker_view *view, const matmul_args *args, gpt2c_dty
         m->kernels->matmul(args, begin, end);
 }
 
+/* The same product for rows [begin, end) alone. */
+static matmul_args rows_of_product(const matmul_args *args, int begin, int end) {
+    matmul_args part = *args;
+    size_t row = (size_t)begin;
+    part.n_rows = end - begin;
+    part.x += row * args->x_stride;
+    part.out += row * args->out_stride;
+    if (args->residual)
+        part.residual += row * args->residual_stride;
+    if (args->quantized.values)
+        part.quantized = quantized_slice(args->quantized, begin, 0);
+    if (args->quantized_out.values)
+        part.quantized_out = quantized_slice(args->quantized_out, begin, 0);
+    return part;
+}
+
 static void multiply_share(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
-    int begin, end;
-    team_share((int)n_panels_for((size_t)args->n), view->worker, view->n_workers, &begin, &end);
-    multiply(view, args, dtype, begin, end);
-    team_barrier(view->team);
+    rectangle share[MAX_PRODUCT_RECTANGLES];
+    /* An integer kernel keeps a group's weights in registers for all rows. */
+    int is_integer = dtype == GPT2C_INT8 || dtype == GPT2C_INT4;
+    int tile_rows = is_integer ? args->n_rows : view->model->kernels->tile_rows;
+    const product_shape shape = {args->n_rows, (int)n_panels_for((size_t)args->n), tile_rows};
+    int n = product_share(shape, view->worker, view->n_workers, share);
+    for (int i = 0; i < n; i++) {
+        const matmul_args part = rows_of_product(args, share[i].begin_row, share[i].end_row);
+        multiply(view, &part, dtype, share[i].begin, share[i].end);
+    }
+    team_barrier(view->team, view->worker);
 }
 
 void matmul(const worker_view *view, activations x, linear l, float_rows out, int n_rows,

@@ -54,10 +54,14 @@ gpt2c_status gpt2c_scratch_create(const gpt2c_model *model, int32_t n_rows,
         return GPT2C_NO_MEMORY;
     s->n_rows = n_rows;
     s->rows = calloc((size_t)n_rows, sizeof *s->rows);
+    s->attention_rows.feeds = calloc((size_t)n_rows + 1, sizeof *s->attention_rows.feeds);
+    s->attention_rows.work_before =
+        calloc((size_t)n_rows + 1, sizeof *s->attention_rows.work_before);
     s->workers = calloc((size_t)model->n_threads, sizeof *s->workers);
     s->n_workers = s->workers ? model->n_threads : 0;
     /* Buffers for the max number of rows cost only address space, until rows are written. */
-    int is_complete = s->rows && s->workers;
+    int is_complete = s->rows && s->workers && s->attention_rows.feeds != NULL &&
+                      s->attention_rows.work_before != NULL;
     is_complete &= alloc_rows(&s->residual, n_rows, c->n_embd);
     is_complete &= alloc_activations(&s->normed, model, n_rows, c->n_embd);
     is_complete &= alloc_rows(&s->qkv, n_rows, 3 * c->n_embd);
@@ -92,6 +96,8 @@ void gpt2c_scratch_free(gpt2c_scratch *scratch) {
         candidates_free(scratch->workers[w].candidates);
     }
     free(scratch->workers);
+    free(scratch->attention_rows.feeds);
+    free(scratch->attention_rows.work_before);
     free(scratch->rows);
     free(scratch);
 }

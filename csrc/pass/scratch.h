@@ -3,6 +3,7 @@
 #define GPT2C_SCRATCH_H
 
 #include "model/model.h"
+#include "pass/shares.h"
 #include "sample/candidates.h"
 
 typedef struct {
@@ -58,8 +59,9 @@ typedef struct {
 } worker_scratch;
 
 struct gpt2c_scratch {
-    int32_t n_rows;       /* the max number of rows of a call */
-    input_row *rows;      /* [n_rows] */
+    int32_t n_rows;  /* the max number of rows of a call */
+    input_row *rows; /* [n_rows] */
+    attention_rows attention_rows;
     float_rows residual;  /* [rows, n_embd] */
     activations normed;   /* [rows, n_embd] */
     float_rows qkv;       /* [rows, 3 n_embd] */

@@ -15,8 +15,8 @@
 static atomic_int has_begun;
 
 static void meet(void *context, pool_team *team, int worker, int n_workers) {
-    (void)context, (void)worker, (void)n_workers;
-    team_barrier(team);
+    (void)context, (void)n_workers;
+    team_barrier(team, worker);
 }
 
 static void *call(void *argument) {

@@ -12,12 +12,12 @@ form=${1:-quick}
 models=${2:-pool batch}
 
 # The numbers of a size are the values of these names. A fault comes with the size that shows it.
-pool_names=(N_CALLERS N_WORKERS N_CALLS N_STEPS N_FORKS)
-pool_quick=("1 2 2 1 1" "1 2 1 2 1" "2 1 1 1 1" "2 2 1 1 0")
+pool_names=(N_CALLERS N_WORKERS N_CALLS N_STEPS N_FORKS GROUP_MEMBERS)
+pool_quick=("1 2 2 1 1" "1 2 1 2 1" "2 1 1 1 1" "2 2 1 1 0" "1 2 1 1 1 2" "1 3 1 1 0 2")
 pool_long=("2 1 1 2 1" "2 1 2 1 0" "1 3 1 1 1" "1 2 2 2 1" "2 1 1 2 2" "2 1 2 1 1" "2 2 1 1 1"
-    "2 2 1 2 0" "1 3 2 1 1")
+    "2 2 1 2 0" "1 3 2 1 1" "1 3 1 1 1 2" "1 2 2 2 1 2" "1 3 1 2 0 2")
 pool_faults=("LATE_HANDLER 2 1 1 2 1" "BARRIER_WAITS_IN_CHILD 2 1 1 2 1" "ONE_BARRIER 2 1 1 2 1"
-    "RESET_AFTER_COUNT 2 1 1 2 1" "SLEEP_WITHOUT_A_LOOK 2 1 1 2 1")
+    "RESET_AFTER_COUNT 2 1 1 2 1" "SLEEP_WITHOUT_A_LOOK 2 1 1 2 1" "GROUP_DOES_NOT_WAIT 1 2 1 1 0 2")
 
 batch_names=(N_CALLERS N_JOBS N_WAITERS N_TURNS N_TIMEOUTS N_INTERRUPTS N_CANCELS N_FORKS N_STEPS N_ROWS
     N_PAGES N_CACHED)

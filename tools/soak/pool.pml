@@ -18,7 +18,10 @@
  * fall asleep whenever it looks. After a fork, the model follows only the child; the parent is covered by
  * the path without the fork.
  *
- * Sizes: N_CALLERS, N_WORKERS, N_CALLS, N_STEPS, N_FORKS. Each FAULT_... injects a fault that Spin must
+ * A barrier is a tree, as in pool.c: the last member of a group of GROUP_MEMBERS goes on to the barrier of
+ * all groups, and releases its group when it has passed that one.
+ *
+ * Sizes: N_CALLERS, N_WORKERS, N_CALLS, N_STEPS, N_FORKS, GROUP_MEMBERS. Each FAULT_... injects a fault that Spin must
  * find; models.sh runs them all. */
 
 #ifndef N_CALLERS
@@ -36,13 +39,21 @@
 #ifndef N_FORKS
 #define N_FORKS 1
 #endif
+#ifndef GROUP_MEMBERS
+#define GROUP_MEMBERS (N_WORKERS + 1)
+#endif
+#define MAX_GROUPS ((N_WORKERS + GROUP_MEMBERS) / GROUP_MEMBERS)
 
 /* ---- events: a count that only increases, and threads that sleep until it does ---- */
 
 #define ORDERS(w) (w)
 #define DONE(w) (N_WORKERS + (w))
-#define PASSED(c) (2 * N_WORKERS + (c))
-#define N_EVENTS (2 * N_WORKERS + N_CALLERS)
+/* Barriers of a caller's team: first that of all groups, then one for each group. */
+#define N_BARRIERS (MAX_GROUPS + 1)
+#define ALL(c) ((c) * N_BARRIERS)
+#define GROUP(c, member) ((c) * N_BARRIERS + 1 + (member) / GROUP_MEMBERS)
+#define PASSED(b) (2 * N_WORKERS + (b))
+#define N_EVENTS (2 * N_WORKERS + N_CALLERS * N_BARRIERS)
 /* Thread numbers: first the callers, then the workers. */
 #define WORKER_THREAD(w) (N_CALLERS + (w))
 #define N_THREADS (N_CALLERS + N_WORKERS)
@@ -103,7 +114,8 @@ bool handler_is_set = 1;
 /* ---- teams: one per caller, on its stack ---- */
 
 bool is_alive[N_CALLERS], is_stopped[N_CALLERS];
-byte n_members[N_CALLERS], team_process[N_CALLERS], arrived[N_CALLERS];
+byte n_members[N_CALLERS], team_process[N_CALLERS], arrived[N_CALLERS * N_BARRIERS];
+#define N_GROUPS(c) ((n_members[c] + GROUP_MEMBERS - 1) / GROUP_MEMBERS)
 byte slots[N_CALLERS * (N_WORKERS + 1)]; /* the last step that each member has done */
 #define SLOT(c, member) slots[(c) * (N_WORKERS + 1) + (member)]
 
@@ -113,27 +125,59 @@ byte slots[N_CALLERS * (N_WORKERS + 1)]; /* the last step that each member has d
 #define TEAM_WAS_LOST(c) (n_members[c] > 1 && team_process[c] != process)
 #endif
 
-inline team_barrier(thread, tm) {
+/* Arrives at barrier `at`, of n_expected threads: is_last says whether to open it. */
+inline arrive(thread, tm) {
+    atomic { assert(is_alive[tm]); passed = count[PASSED(at)] };
+    atomic { assert(is_alive[tm]); arrived[at]++; is_last = (arrived[at] == n_expected) };
+    if
+    :: is_last
+    :: else -> wait_while(thread, PASSED(at), passed)
+    fi
+}
+
+/* Opens barrier `at`. */
+inline open_barrier() {
+#ifdef FAULT_RESET_AFTER_COUNT
+    count[PASSED(at)]++;
+    arrived[at] = 0;
+#else
+    arrived[at] = 0;
+    count[PASSED(at)]++;
+#endif
+    wake_sleepers(PASSED(at))
+}
+
+inline team_barrier(thread, tm, who) {
     if
     :: atomic { n_members[tm] == 1 || TEAM_WAS_LOST(tm) -> assert(is_alive[tm]) }
     :: atomic {
             n_members[tm] > 1 && !TEAM_WAS_LOST(tm);
-            assert(is_alive[tm]);
-            passed = count[PASSED(tm)]
+            at = GROUP(tm, who);
+            n_expected = n_members[tm] - who / GROUP_MEMBERS * GROUP_MEMBERS;
+            n_expected = (n_expected < GROUP_MEMBERS -> n_expected : GROUP_MEMBERS)
         };
-        atomic { arrived[tm]++; is_last = (arrived[tm] == n_members[tm]) };
+        arrive(thread, tm);
         if
         :: is_last ->
-#ifdef FAULT_RESET_AFTER_COUNT
-            count[PASSED(tm)]++;
-            arrived[tm] = 0;
-#else
-            arrived[tm] = 0;
-            count[PASSED(tm)]++;
+#ifdef FAULT_GROUP_DOES_NOT_WAIT
+            open_barrier();
 #endif
-            wake_sleepers(PASSED(tm))
-        :: else -> wait_while(thread, PASSED(tm), passed)
-        fi
+            if
+            :: atomic { N_GROUPS(tm) > 1 -> at = ALL(tm); n_expected = N_GROUPS(tm) };
+                arrive(thread, tm);
+                if
+                :: is_last -> open_barrier()
+                :: else
+                fi
+            :: N_GROUPS(tm) == 1
+            fi;
+#ifndef FAULT_GROUP_DOES_NOT_WAIT
+            at = GROUP(tm, who);
+            open_barrier()
+#endif
+        :: else
+        fi;
+        atomic { at = 0; n_expected = 0 }
     fi
 }
 
@@ -179,7 +223,7 @@ inline run_function(thread, tm, who) {
             :: who == 0 && process < N_FORKS -> fork_as(tm); is_stopped[tm] = TEAM_WAS_LOST(tm)
             fi
         };
-        team_barrier(thread, tm);
+        team_barrier(thread, tm, who);
         atomic {
             do
             :: i < n_members[tm] && team_process[tm] == process ->
@@ -191,7 +235,7 @@ inline run_function(thread, tm, who) {
             stops = is_stopped[tm]
         };
 #ifndef FAULT_ONE_BARRIER
-        team_barrier(thread, tm);
+        team_barrier(thread, tm, who);
 #endif
         if
         :: atomic { stops -> step = N_STEPS }
@@ -203,7 +247,7 @@ inline run_function(thread, tm, who) {
 }
 
 proctype worker(byte w) provided (IS_HERE) {
-    byte seen = 0, passed = 0, step = 0, i = 0, team = 0, member = 0;
+    byte seen = 0, passed = 0, step = 0, i = 0, team = 0, member = 0, at = 0, n_expected = 0;
     bool is_last = 0, stops = 0;
     do
     :: wait_while(WORKER_THREAD(w), ORDERS(w), seen);
@@ -299,10 +343,16 @@ inline pool_run() {
     atomic {
         is_alive[id] = 1;
         is_stopped[id] = 0;
-        arrived[id] = 0;
-        count[PASSED(id)] = 0;
-        n_sleepers[PASSED(id)] = 0;
-        team_process[id] = process
+        team_process[id] = process;
+        do
+        :: i < N_BARRIERS ->
+            arrived[ALL(id) + i] = 0;
+            count[PASSED(ALL(id) + i)] = 0;
+            n_sleepers[PASSED(ALL(id) + i)] = 0;
+            i++
+        :: else -> break
+        od;
+        i = 0
     };
     take_workers();
     call_workers();
@@ -333,7 +383,7 @@ bool has_ended[N_CALLERS];
 
 proctype caller(byte id) provided (IS_HERE) {
     byte passed = 0, step = 0, i = 0, w = 0, n_taken = 0, n_called = 0, n_calls = 0;
-    byte done_before[N_WORKERS];
+    byte done_before[N_WORKERS], at = 0, n_expected = 0;
     bool mine[N_WORKERS], is_last = 0, stops = 0;
     do
     :: n_calls < N_CALLS ->

@@ -1,6 +1,6 @@
 """C's declarations that Cython uses: gpt2c.h, and internal headers for tests."""
 
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "gpt2c.h" nogil:
@@ -304,6 +304,7 @@ cdef extern from "kernels/kernels.h" nogil:
         size_t out_stride
 
     ctypedef struct kernel_table:
+        int tile_rows
         void (*matmul)(const matmul_args *, int, int)
         void (*attention)(const attention_args *)
         void (*store)(
@@ -339,6 +340,46 @@ cdef extern from "cpu.h" nogil:
 
 cdef extern from "cache.h" nogil:
     size_t cache_bytes_needed(const gpt2c_sequence *, int32_t)
+
+cdef extern from "pass/shares.h" nogil:
+    enum: MAX_PRODUCT_RECTANGLES
+
+    ctypedef struct rectangle:
+        int begin_row
+        int end_row
+        int begin
+        int end
+
+    ctypedef struct product_shape:
+        int n_rows
+        int n_panels
+        int tile_rows
+
+    int product_share(product_shape, int worker, int n_workers, rectangle *)
+
+    ctypedef struct attention_feed:
+        int begin_row
+        int first_position
+
+    ctypedef struct attention_rows:
+        int n_rows
+        int n_feeds
+        attention_feed *feeds
+        int64_t *work_before
+
+    ctypedef struct attention_place:
+        int feed
+        int head
+        int row
+
+    void attention_add_row(attention_rows *, int position, int begins_feed)
+    void attention_share(
+        const attention_rows *, int n_head, int worker, int n_workers, attention_place *begin,
+        attention_place *end,
+    )
+    int attention_next(
+        const attention_rows *, int n_head, attention_place *, attention_place end, rectangle *
+    )
 
 cdef extern from "os/os.h" nogil:
     int os_performance_cores()

@@ -6,7 +6,7 @@ Policy (options, batching, text) is Python's; arithmetic is C's. gpt2c.engine.pr
 Model, Sequence and Job, and ``_engine.pyi`` has the types.
 """
 
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 

@@ -329,6 +329,48 @@ def bytes_needed(Sequence sequence not None, int32_t n_tokens):
     return cache_bytes_needed(sequence.pointer, n_tokens)
 
 
+# ---- how workers divide a pass ----
+
+def tile_rows(str isa not None):
+    """Return how many rows a tile of the float matmul has."""
+    return kernels_of(isa).tile_rows
+
+
+def product_rectangles(int n_rows, int n_panels, int tile_rows, int worker, int n_workers):
+    """Return a worker's share of a product: tuples (begin row, end row, begin panel, end panel)."""
+    cdef rectangle share[MAX_PRODUCT_RECTANGLES]
+    cdef product_shape shape
+    if min(n_rows, n_panels, tile_rows) < 1 or not 0 <= worker < n_workers:
+        raise OptionError("product_rectangles takes positive sizes and one of the workers")
+    shape.n_rows, shape.n_panels, shape.tile_rows = n_rows, n_panels, tile_rows
+    cdef int n = product_share(shape, worker, n_workers, share), i
+    return [(share[i].begin_row, share[i].end_row, share[i].begin, share[i].end) for i in range(n)]
+
+
+def attention_rectangles(feeds, int n_head, int worker, int n_workers):
+    """Return a worker's share of attention: tuples (begin row, end row, begin head, end head).
+
+    feeds are tuples (first position, n_rows), with GPT2C_MAX_ROWS rows in total.
+    """
+    cdef attention_feed listed[GPT2C_MAX_ROWS + 1]
+    cdef int64_t work_before[GPT2C_MAX_ROWS + 1]
+    cdef attention_rows rows
+    cdef attention_place place, end
+    cdef rectangle part
+    cdef int i
+    if not 0 < sum(n_rows for _, n_rows in feeds) <= GPT2C_MAX_ROWS or not 0 <= worker < n_workers:
+        raise OptionError(f"attention_rectangles takes 1 to {GPT2C_MAX_ROWS} rows and a worker")
+    rows.n_rows, rows.n_feeds, rows.feeds, rows.work_before = 0, 0, listed, work_before
+    for first_position, n_rows in feeds:
+        for i in range(n_rows):
+            attention_add_row(&rows, first_position + i, i == 0)
+    attention_share(&rows, n_head, worker, n_workers, &place, &end)
+    share = []
+    while attention_next(&rows, n_head, &place, end, &part):
+        share.append((part.begin_row, part.end_row, part.begin, part.end))
+    return share
+
+
 # ---- how many threads run ----
 
 def pretend_cpus(int n):
