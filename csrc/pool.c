@@ -285,10 +285,10 @@ static void open_barrier(barrier *b) {
     announce(&b->passed);
 }
 
-void team_barrier(pool_team *t, int worker) {
+void team_barrier(pool_team *t, int index) {
     if (t->n_workers == 1 || team_was_lost(t))
         return;
-    int group = worker / GROUP_WORKERS, n_before = group * GROUP_WORKERS;
+    int group = index / GROUP_WORKERS, n_before = group * GROUP_WORKERS;
     int n = t->n_workers - n_before < GROUP_WORKERS ? t->n_workers - n_before : GROUP_WORKERS;
     if (!arrive(t, &t->groups[group], n))
         return;

@@ -23,7 +23,8 @@ ROWS_OF_TILES = (8, 6, 2)  # AVX-512; AVX2 and NEON; scalar
 PAGE_POSITIONS = 64
 
 # The cost of a tile, in rows of full tiles: one more than its rows, because the weights (in
-# attention, the keys and values) are loaded once for each tile. csrc/pass/shares.h has measurements.
+# attention, the keys and values) are loaded once for each tile. csrc/pass/shares.h has
+# measurements.
 TILE_OVERHEAD = 1
 
 
@@ -185,3 +186,16 @@ def test_no_bit_depends_on_the_number_of_threads(any_isa, head_dim, dtype):
     for n in (2, 3, 5, 8, 16):
         for name, found in results_on(n, any_isa, head_dim, dtype).items():
             np.testing.assert_array_equal(found, alone[name], err_msg=f"{name}, {n} threads")
+
+
+@pytest.mark.parametrize("n_threads", [17, 40])
+def test_threads_in_several_groups_give_the_same_bits(n_threads):
+    """More than 16 threads meet at a tree of barriers (csrc/pool.c)."""
+    alone = results_on(1, ISAS[-1], 64, "float32")
+    _engine.pretend_cpus(n_threads)
+    try:
+        several = results_on(n_threads, ISAS[-1], 64, "float32")
+    finally:
+        _engine.pretend_cpus(16)  # as in conftest.py
+    for name, found in several.items():
+        np.testing.assert_array_equal(found, alone[name], err_msg=name)

@@ -125,9 +125,8 @@ byte slots[N_CALLERS * (N_WORKERS + 1)]; /* the last step that each member has d
 #define TEAM_WAS_LOST(c) (n_members[c] > 1 && team_process[c] != process)
 #endif
 
-/* Arrives at barrier `at`, of n_expected threads: is_last says whether to open it. */
+/* Arrives at barrier `at`, of n_expected threads. `passed` has been read. */
 inline arrive(thread, tm) {
-    atomic { assert(is_alive[tm]); passed = count[PASSED(at)] };
     atomic { assert(is_alive[tm]); arrived[at]++; is_last = (arrived[at] == n_expected) };
     if
     :: is_last
@@ -152,32 +151,31 @@ inline team_barrier(thread, tm, who) {
     :: atomic { n_members[tm] == 1 || TEAM_WAS_LOST(tm) -> assert(is_alive[tm]) }
     :: atomic {
             n_members[tm] > 1 && !TEAM_WAS_LOST(tm);
+            assert(is_alive[tm]);
             at = GROUP(tm, who);
             n_expected = n_members[tm] - who / GROUP_MEMBERS * GROUP_MEMBERS;
-            n_expected = (n_expected < GROUP_MEMBERS -> n_expected : GROUP_MEMBERS)
+            n_expected = (n_expected < GROUP_MEMBERS -> n_expected : GROUP_MEMBERS);
+            passed = count[PASSED(at)]
         };
         arrive(thread, tm);
         if
-        :: is_last ->
+        :: is_last && N_GROUPS(tm) == 1 -> open_barrier()
+        :: is_last && N_GROUPS(tm) > 1 ->
 #ifdef FAULT_GROUP_DOES_NOT_WAIT
             open_barrier();
 #endif
+            atomic { at = ALL(tm); n_expected = N_GROUPS(tm); passed = count[PASSED(at)] };
+            arrive(thread, tm);
             if
-            :: atomic { N_GROUPS(tm) > 1 -> at = ALL(tm); n_expected = N_GROUPS(tm) };
-                arrive(thread, tm);
-                if
-                :: is_last -> open_barrier()
-                :: else
-                fi
-            :: N_GROUPS(tm) == 1
+            :: is_last -> open_barrier()
+            :: else
             fi;
-#ifndef FAULT_GROUP_DOES_NOT_WAIT
             at = GROUP(tm, who);
+#ifndef FAULT_GROUP_DOES_NOT_WAIT
             open_barrier()
 #endif
         :: else
-        fi;
-        atomic { at = 0; n_expected = 0 }
+        fi
     fi
 }
 
@@ -241,7 +239,8 @@ inline run_function(thread, tm, who) {
         :: atomic { stops -> step = N_STEPS }
         :: else
         fi
-    :: atomic { step == N_STEPS -> assert(is_alive[tm]); passed = 0; step = 0; is_last = 0; stops = 0 };
+    :: atomic { step == N_STEPS -> assert(is_alive[tm]); passed = 0; at = 0; n_expected = 0; step = 0; is_last = 0;
+        stops = 0 };
         break
     od
 }
