@@ -179,13 +179,22 @@ def results_on(n_threads: int, isa: str, head_dim: int, dtype: str) -> dict[str,
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize("head_dim", [64, 24])  # a multiple of PANEL, and not
-def test_no_bit_depends_on_the_number_of_threads(any_isa, head_dim, dtype):
-    alone = results_on(1, any_isa, head_dim, dtype)
+def check_same_bits(isa: str, head_dim: int, dtype: str) -> None:
+    alone = results_on(1, isa, head_dim, dtype)
     for n in (2, 3, 5, 8, 16):
-        for name, found in results_on(n, any_isa, head_dim, dtype).items():
+        for name, found in results_on(n, isa, head_dim, dtype).items():
             np.testing.assert_array_equal(found, alone[name], err_msg=f"{name}, {n} threads")
+
+
+@pytest.mark.parametrize("head_dim", [64, 24])  # a multiple of PANEL, and not
+def test_no_bit_depends_on_the_number_of_threads(isa, head_dim):
+    check_same_bits(isa, head_dim, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("head_dim", [64, 24])
+def test_no_bit_of_quantised_models_depends_on_the_number_of_threads(head_dim, dtype):
+    check_same_bits(ISAS[-1], head_dim, dtype)
 
 
 @pytest.mark.parametrize("n_threads", [17, 40])
