@@ -31,7 +31,7 @@ typedef enum {
     GPT2C_UNSUPPORTED_CPU,
     GPT2C_STOPPED,      /* a hook stopped the forward call */
     GPT2C_CACHE_FULL,   /* the KV cache would exceed the model's limit */
-    GPT2C_DOES_NOT_FIT, /* a weight does not fit exactly in its matrix's 16 bits */
+    GPT2C_DOES_NOT_FIT, /* the matrix is stored in 16 bits, and a weight does not fit exactly */
 } gpt2c_status;
 
 typedef enum {
@@ -120,18 +120,18 @@ int gpt2c_isa_supported(const char *name);
  * instruction set. n_threads, from 1 to GPT2C_MAX_THREADS, limits the threads of one call. */
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
                                 gpt2c_model **model);
-/* Chooses the dtypes of a float32 model's matrices, before any weight is written: dtypes
- * [n_layer + 1, GPT2C_N_TENSORS] has a gpt2c_dtype of floats for each matrix, and its last row has
- * wte and lm_head. After an error the model can only be freed. */
+/* Chooses the dtypes of a float32 model's matrices, before any weight is written. dtypes,
+ * [n_layer + 1, GPT2C_N_TENSORS], has a float gpt2c_dtype for each matrix; its last row is for wte
+ * and lm_head. After an error the model can only be freed. */
 gpt2c_status gpt2c_model_set_dtypes(gpt2c_model *model, const uint8_t *dtypes);
-/* Changes the dtype of one matrix that has 16 bits. Its weights must be written again. */
+/* Changes the dtype of a matrix that is stored in 16 bits. Its weights must be written again. */
 gpt2c_status gpt2c_model_change_dtype(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                       gpt2c_dtype dtype);
 /* The dtype in which a tensor is stored. */
 gpt2c_dtype gpt2c_model_dtype(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer);
 /* Stores rows [begin, begin + n_rows) of a tensor, given as [n_rows, width] float32. A vector is
- * one row. Returns GPT2C_DOES_NOT_FIT if the matrix has 16 bits and a weight does not fit exactly.
- * gpt2c_model_change_dtype must then change its dtype. */
+ * one row. Returns GPT2C_DOES_NOT_FIT if the matrix is stored in 16 bits and a weight does not fit
+ * exactly; gpt2c_model_change_dtype must then change the dtype. */
 gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                const float *rows, size_t begin, size_t n_rows, size_t width);
 /* Reads rows [begin, begin + n_rows) back, dequantised if the matrix is quantised. */

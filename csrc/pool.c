@@ -5,12 +5,15 @@
  * each worker, and each worker announces when it is done. A barrier counts arrivals: the last
  * worker to arrive resets the count for the next barrier, and then announces that the barrier is
  * passed. The order matters, since the others may arrive at the next barrier immediately. Each
- * worker reads the event's count before it arrives, so it cannot miss the announcement. A large
- * team has a tree of barriers: the last worker of each group goes on to the groups' own barrier, and
- * releases its group when it has passed that one. The team
- * lies on the caller's stack: a worker does not touch the team after announcing that it is done,
- * and the call returns only after all workers have announced that. tools/soak/pool.pml is a model
- * of this protocol, with forks, in which every interleaving is checked.
+ * worker reads the event's count before it arrives, so it cannot miss the announcement.
+ *
+ * A large team has a tree of barriers, one for each group of workers and one for all groups. The
+ * last worker to arrive at its group's barrier goes on to that of all groups, and then opens its
+ * group's barrier.
+ *
+ * The team lies on the caller's stack: a worker does not touch the team after announcing that it is
+ * done, and the call returns only after all workers have announced that. tools/soak/pool.pml is a
+ * model of this protocol, with forks, in which every interleaving is checked.
  *
  * A wait spins for a short time and then sleeps. Workers that have just finished are likely to be
  * needed again within microseconds, but a thread that spins beside another busy process may take
@@ -40,13 +43,13 @@ typedef struct {
     _Atomic double announced_at; /* set if there seem to be sleepers */
 } event;
 
-/* Beyond this many workers they form groups, so that no count is raised or awaited by more threads
- * than this. The largest team has as many groups as a group has workers. */
+/* The max number of workers in a group. The largest team has as many groups. So no more threads
+ * than this raise or await any count. */
 #define GROUP_WORKERS 16
 #define MAX_GROUPS ((GPT2C_MAX_THREADS + GROUP_WORKERS - 1) / GROUP_WORKERS)
 
 /* A barrier of a group, or of the last workers of all groups. Threads that wait for `passed` keep
- * reading its cache line, which would delay arrivals in the same line. */
+ * reading its cache line. Arrivals would be delayed if they were counted in the same line. */
 typedef struct {
     _Alignas(64) atomic_uint arrived; /* workers at the barrier */
     _Alignas(64) event passed;        /* all have arrived */
@@ -60,7 +63,7 @@ struct pool_team {
     double begin;         /* the time at which the workers were called */
     atomic_int has_slept; /* a worker slept at a barrier, so another one may be late */
     int n_groups;
-    barrier all; /* of the groups' last workers */
+    barrier all; /* of the last worker of each group */
     barrier groups[MAX_GROUPS];
 };
 
@@ -222,7 +225,7 @@ static int usable_threads(int n_threads) {
     return n_threads < GPT2C_MAX_THREADS ? n_threads : GPT2C_MAX_THREADS;
 }
 
-/* Writes only the barriers that the team uses: most teams are small. */
+/* Initialises only the barriers that the team uses: most teams are small. */
 static void form_team(pool_team *t, int n_workers) {
     t->process = pool.process;
     t->n_workers = n_workers;
@@ -269,8 +272,8 @@ void pool_run(team_function function, void *context, int max_workers) {
 
 int team_was_lost(const pool_team *t) { return t->n_workers > 1 && t->process != pool.process; }
 
-/* Arrives at a barrier of n threads. Returns whether this thread is the last one, which then must
- * call open_barrier; the others wait for that. */
+/* Arrives at a barrier of n threads. Returns 1 at once in the last thread to arrive, which then
+ * must call open_barrier; returns 0 in the others when it has done so. */
 static int arrive(pool_team *t, barrier *b, int n) {
     unsigned passed = count_of(&b->passed);
     if (atomic_fetch_add(&b->arrived, 1) + 1 == (unsigned)n)

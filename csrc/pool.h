@@ -20,8 +20,8 @@ typedef void (*team_function)(void *context, pool_team *team, int worker, int n_
 /* Runs function on up to max_workers threads, including this one, and returns when all are done. */
 void pool_run(team_function function, void *context, int max_workers);
 
-/* Collective: every worker of the team must call it. Waits until all have called it. After the
- * barrier, all workers see what any worker wrote before it. */
+/* Collective: every worker of the team must call it, with its own number. Waits until all have
+ * called it. After the barrier, all workers see what any worker wrote before it. */
 void team_barrier(pool_team *team, int worker);
 
 /* Whether the team's function has forked, and this process is the child. The other workers are in

@@ -96,14 +96,15 @@ static void plan_shared_prompts(step_space *s, int32_t n_rows) {
         plan_prompt(s, s->n_jobs - 1, n_rows);
 }
 
-/* Whether a step can feed all tokens of the job. */
+/* Whether one step that also decodes can feed all tokens of the job. */
 static int is_short(const gpt2c_job *job) {
     return job->n_prompt + job->n_tokens <= MAX_PROMPT_ROWS_BESIDE_DECODING;
 }
 
 /* Returns the max number of prompt rows in a step that also decodes. A long prompt slows many steps
- * in a row. So if few prompts delay many decoding jobs, the long prompts get half as many rows as
- * jobs decode. Such a step takes at most about 1.5 times as long as without prompts. */
+ * in a row. So if few prompts delay many decoding jobs, all long prompts together get only half as
+ * many rows as jobs decode, but at least MIN_PROMPT_ROWS_BESIDE_DECODING. With half as many prompt
+ * rows as decoding jobs, a step takes about 1.5 times as long as without prompts. */
 static int32_t max_prompt_rows(const step_space *s) {
     int32_t n_prompts = s->n_jobs - s->n_decoding, n_long = 0, n_short_rows = 0;
     for (int32_t j = s->n_decoding; j < s->n_jobs; j++)

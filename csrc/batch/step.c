@@ -115,8 +115,8 @@ static void choose_share(void *context, pool_team *team, int worker, int n_worke
     }
 }
 
-/* An argmax over GPT-2's vocabulary reads 200 KB. So many of them take more time than the workers
- * need to start, since they still spin after the pass. */
+/* This many argmaxes take longer than starting the workers, which still spin after the pass. (An
+ * argmax over GPT-2's vocabulary reads 200 KB.) */
 #define MIN_SHARED_CHOICES 8
 
 /* Wakes the workers only if several jobs sample or have scores, or if many jobs choose: a few

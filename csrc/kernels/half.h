@@ -11,7 +11,7 @@ static inline float float16_value(uint16_t half) {
     if (magnitude < 0x400) { /* zero and subnormals: multiples of 2^-24 */
         float value = (float)magnitude * 0x1p-24f;
         memcpy(&bits, &value, sizeof bits);
-    } else { /* infinities and NaNs have float32's largest exponent too */
+    } else { /* infinities and NaNs have the largest exponent in both formats */
         bits = (magnitude << 13) + ((magnitude < 0x7c00 ? 112u : 224u) << 23);
     }
     bits |= sign;

@@ -148,9 +148,9 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
 
 /* With many rows the stores of the results would wait for memory. So the cache lines of the results
  * are prefetched while a panel is multiplied, for a share of the rows at each group. Rows of logits
- * begin anywhere in a cache line, so a panel's columns may lie in three lines. The last float of
- * each 16 is prefetched, because the panel before has written to the first line. (If the first
- * float was prefetched, 32 rows and more of the lm_head took 7 % longer.) */
+ * begin anywhere in a cache line, so a panel's columns may lie in three lines. Of each 16
+ * floats the last one is prefetched, because the panel before has written to the first line.
+ * (Prefetching the first one made the lm_head 7 % slower for 32 rows or more.) */
 #define PREFETCH_OUT_MIN_ROWS 32
 
 INLINE void prefetch_out(const matmul_args *a, int row, int n_rows, int panel, int group,

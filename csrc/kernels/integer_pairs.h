@@ -1,13 +1,13 @@
 /* Products of a group for two rows at a time, with instructions that multiply 2 rows of 8 bytes by
  * 2 columns of 8 bytes (dot.h, HAS_DOT_PAIRS). Such an instruction does twice the work of a dot
- * product and needs no broadcast. integer.h includes this file.
+ * product instruction and needs no broadcast. integer.h includes this file.
  *
- * The weights of a panel lie in steps of 4 bytes of k, as dot products take them. So a group's
- * weights are rearranged in registers, once for all rows. A single row would pay for this and then
- * use half of each instruction, so integer.h takes dot products for it. */
+ * A panel has 4 bytes of k of each column in turn, as dot product instructions need them. So a
+ * group's weights are rearranged in registers, once for all rows. A single row would pay for this
+ * and use only half of each instruction, so integer.h uses dot products for it. */
 
-/* After this, weights[s][v] of an even s has 8 bytes of k of each of the first VF_WIDTH / 2 columns
- * of vector v, and weights[s + 1][v] the same bytes of k of the other columns. */
+/* Rearranges a group's weights: for even s, weights[s][v] then has 8 bytes of k for each of the
+ * first VF_WIDTH / 2 columns of vector v, and weights[s + 1][v] the same for the other columns. */
 INLINE void pair_columns(group_columns *g) {
     UNROLL
     for (int s = 0; s < DOTS_PER_GROUP; s += 2) {
@@ -17,7 +17,7 @@ INLINE void pair_columns(group_columns *g) {
     }
 }
 
-/* The exact sums over a group for two rows and a vector of columns. */
+/* Computes the exact sums over a group for two rows and vector v of columns. */
 INLINE void dot_group_of_pair(const group_columns *g, const int bits, int v,
                               const vi x[DOTS_PER_GROUP / 2], const int32_t minus_sums[2],
                               vi sums[2]) {
@@ -38,15 +38,15 @@ INLINE void dot_group_of_pair(const group_columns *g, const int bits, int v,
         sums[r] = vi_add(sums[r], mul_zero_point(g->zero[v], vi_set1(minus_sums[r])));
 }
 
-/* What one group of x has for a row and those after it. */
+/* One group of x, for a row and the rows after it. */
 typedef struct {
     const int8_t *values;
     const float *scales;
     const int32_t *minus_sums;
 } group_rows;
 
-/* Multiplies row r and the next one, or row r alone if n_rows is 1: it then fills both places of
- * the instructions. */
+/* Multiplies row r and the next one; or, if n_rows is 1, row r alone, which then stands for both
+ * rows of each instruction. */
 INLINE void multiply_pair(const group_columns *g, const int bits, group_rows x, int r,
                           const int n_rows, int is_first, float *totals) {
     const int second = r + n_rows - 1;
@@ -67,7 +67,7 @@ INLINE void multiply_pair(const group_columns *g, const int bits, group_rows x, 
     }
 }
 
-/* multiply_group (integer.h) for two rows or more. */
+/* Like multiply_group (integer.h), for two rows or more. */
 INLINE void multiply_group_in_pairs(const quantized_rows *x, const int bits, int group, int row,
                                     int n_rows, const uint8_t *packed, int column,
                                     prefetch_cursor ahead, float *totals) {

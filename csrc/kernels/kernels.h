@@ -137,7 +137,7 @@ typedef struct {
 
 /* KERNEL_TABLE (body.h) must name every member: a member that it leaves out would be NULL. */
 typedef struct {
-    int tile_rows; /* of matmul: the rows that share each load of weights */
+    int tile_rows; /* of matmul: the max number of rows that share each load of weights */
     void (*matmul)(const matmul_args *args, int panel_begin, int panel_end);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int n,
                        float *out);
@@ -159,7 +159,7 @@ typedef struct {
     void (*add)(const float *added, int n, float *x);
     /* Stores rows of n_columns floats, at most PANEL, that begin `stride` apart, in 16 bits: dtype
      * is GPT2C_FLOAT16 or GPT2C_BFLOAT16. Rows of `to` begin PANEL apart. Returns 0 if a value does
-     * not fit exactly; then `to` has any content. A NaN may not fit. */
+     * not fit exactly; then the content of `to` is undefined. A NaN may not fit. */
     int (*narrow)(const float *rows, size_t stride, int n_rows, int n_columns, int dtype,
                   uint16_t *to);
     /* Widens n weights of 16 bits, a multiple of PANEL, to float. */

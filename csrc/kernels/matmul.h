@@ -134,7 +134,7 @@ TILE_FUNCTION(tile_bfloat16_kept, GPT2C_BFLOAT16, 1)
  * harmless, because it cannot fault. */
 #define PREFETCH_MIN_ROWS 5
 
-/* step_bytes is the size of a step of k in the stored panel. */
+/* step_bytes is the size of one step of k in the stored panel. */
 INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const char *panel, int step_bytes,
                                       int n_tiles, int tile) {
     const int lines = step_bytes / CACHE_LINE_BYTES;
@@ -152,9 +152,11 @@ INLINE tile_prefetch prefetch_of_tile(const matmul_args *a, const char *panel, i
                            tile < n_shares, shift};
 }
 
-/* The function of a panel's tile, and the weights that it reads. Tiles widen weights of 16 bits in
- * registers, which takes a tile of 8 rows a tenth longer. If a panel has several tiles, the first
- * one keeps the widened weights in memory, for the others. */
+/* Returns the function that computes a tile. If the tile reads widened weights, sets *panel to
+ * them.
+ *
+ * Widening 16-bit weights in registers makes a tile of 8 rows a tenth slower. If a panel has
+ * several tiles, only the first one widens them, and stores them for the others. */
 static tile_function *function_of_tile(const matmul_args *a, int n_tiles, int tile,
                                        const void **panel) {
     const int is_kept = n_tiles > 1;
@@ -169,8 +171,8 @@ static tile_function *function_of_tile(const matmul_args *a, int n_tiles, int ti
     return is_kept ? tile_bfloat16_kept : tile_bfloat16;
 }
 
-/* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal rows. The panel has
- * step_bytes for each step of k. */
+/* totals[n_rows, PANEL] = x[n_rows, k] @ panel, in tiles of nearly equal numbers of rows.
+ * The panel has step_bytes for each step of k. */
 static void multiply_panel(const matmul_args *a, const float *x, int n_rows, const char *panel,
                            int step_bytes, float *totals) {
     int n_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;

@@ -1,14 +1,15 @@
 /* Weights in 16 bits: float16 or bfloat16. A matrix is stored in 16 bits only if every weight fits
- * exactly, so products have the bits that they have with weights in float32. */
+ * exactly, so its products have the same bits as with weights in float32. */
 
-/* The bits of x as float16, in the lower half of each lane; the lanes of values that do not fit
- * have any bits. */
+/* Returns x as float16, in the lower half of each lane. If a value does not fit exactly, its lane
+ * is undefined. */
 INLINE vi to_float16(vf x) {
     vi bits = vi_bits(x), magnitude = vi_and(bits, vi_set1(0x7fffffff));
     vi sign = vi_and(vi_shift_right_unsigned(bits, 16), vi_set1(0x8000));
     vi normal = vi_shift_right_unsigned(vi_sub(magnitude, vi_set1(112 << 23)), 13);
     vf absolute = vf_from_bits(magnitude);
-    /* 0.5 has a distance of 2^-24 to the next float, and so have float16's subnormals. */
+    /* Floats from 0.5 to 1 are 2^-24 apart, as float16's subnormals are. So the bits of |x| + 0.5,
+     * minus those of 0.5, are the bits of the subnormal. */
     vi subnormal = vi_sub(vi_bits(vf_add(absolute, vf_set1(0.5f))), vi_bits(vf_set1(0.5f)));
     vf half =
         vf_select_less(absolute, vf_set1(0x1p-14f), vf_from_bits(subnormal), vf_from_bits(normal));
@@ -29,7 +30,7 @@ INLINE vf load_weights(const int dtype, const void *weights, size_t i) {
     return vf_load((const float *)weights + i);
 }
 
-/* Stores PANEL floats in 16 bits. Returns lanes that are not all zero if a value does not fit. */
+/* Stores PANEL floats in 16 bits. Returns zero in all lanes if and only if all values fit. */
 INLINE vi narrow_row(const float *from, int dtype, uint16_t *to) {
     vi all_lost = vi_set1(0);
     for (int c = 0; c < PANEL; c += VF_WIDTH) {
@@ -62,7 +63,7 @@ static int narrow_kernel(const float *rows, size_t stride, int n_rows, int n_col
         lost = vi_or(lost, narrow_row(padded, dtype, narrow));
         memcpy(to + r * PANEL, narrow, (size_t)n_columns * sizeof *narrow);
     }
-    /* The larger half of a lane's bits keeps them positive. */
+    /* With its halves joined no lane is negative, so the max is zero only if all lanes are. */
     vi halves = vi_or(vi_shift_right_unsigned(lost, 16), vi_and(lost, vi_set1(0xffff)));
     return vi_reduce_max(halves) == 0;
 }

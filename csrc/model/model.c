@@ -108,7 +108,7 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     return GPT2C_OK;
 }
 
-/* ---- matrices of 16 bits ---- */
+/* ---- 16-bit matrices ---- */
 
 static int is_float(gpt2c_dtype dtype) { return dtype == GPT2C_FLOAT32 || is_narrow(dtype); }
 
@@ -158,7 +158,7 @@ gpt2c_dtype gpt2c_model_dtype(const gpt2c_model *model, gpt2c_tensor tensor, int
 
 /* ---- draft models ---- */
 
-/* The size that the weights would have without matrices of 16 bits. */
+/* The size that the weights of a float32 model would have with all matrices in 32 bits. */
 static size_t wide_bytes(const gpt2c_model *m) {
     size_t bytes = gpt2c_model_bytes(m);
     for (int32_t i = 0; i < tensor_count(m); i++) {
@@ -190,8 +190,8 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
 
 /* Drafts are accepted more often if the draft model's embeddings (wte and lm_head) have 8 bits
  * instead of 4. The embeddings get 8 bits if they are at most MAX_8_BIT_SHARE of the weights, so
- * that the draft model never takes more than MAX_DRAFT_SHARE of the base's memory. (A base with
- * matrices of 16 bits gets the same draft model as one with all in 32.) */
+ * that the draft model never takes more than MAX_DRAFT_SHARE of the memory of a base with all
+ * matrices in 32 bits. So a base with 16-bit matrices gets the same draft model. */
 #define MAX_8_BIT_SHARE 0.115
 #define MAX_DRAFT_SHARE                                                                \
     (((1 - MAX_8_BIT_SHARE) * INT4_BLOCK_BYTES + MAX_8_BIT_SHARE * INT8_BLOCK_BYTES) / \

@@ -12,7 +12,7 @@ typedef struct {
     void *panels;
     size_t k, n;
     gpt2c_dtype dtype;
-    int is_outside_arena; /* the panels have memory of their own */
+    int is_outside_arena; /* the panels have an allocation of their own */
 } packed_matrix;
 
 static inline int is_narrow(gpt2c_dtype dtype) {
@@ -36,8 +36,8 @@ static inline size_t pack_bytes(const packed_matrix *m) {
 
 /* Store rows [begin, begin + n_rows), given as rows of the matrix [k, n] (pack_k_rows) or of its
  * transpose [n, k] (pack_n_rows). In a quantised matrix, begin is a multiple of GROUP, and so is
- * n_rows unless the rows reach the end. For int4, n_scales scales are tried for each group. They
- * return 0 if a value does not fit in the matrix's 16 bits. */
+ * n_rows unless the rows reach the end. For int4, n_scales scales are tried for each group. Both
+ * functions return 0 if the matrix is stored in 16 bits and a value does not fit exactly. */
 int pack_k_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,
                 const float *rows, size_t begin, size_t n_rows);
 int pack_n_rows(const packed_matrix *m, const kernel_table *kernels, int n_scales,

@@ -92,10 +92,11 @@ typedef struct {
     void *argument;
 } thread_start;
 
-/* A Mac with an ARM CPU has performance and efficiency cores, and chooses by a thread's quality of
- * service. A new thread has the default, not its creator's. Since all threads wait for the slowest
- * at each barrier, none may run on an efficiency core while performance cores are free. This
- * quality is that of work which a user waits for; it is below that of user interfaces. */
+/* A Mac with an ARM CPU has performance and efficiency cores, and macOS chooses between them by a
+ * thread's quality of service (QoS). A new thread has the default class, not its creator's. Since
+ * all threads wait for the slowest at each barrier, none should run on an efficiency core while a
+ * performance core is free. "User-initiated" is the class of work that a user waits for, one below
+ * that of user interfaces. */
 static void prefer_performance_cores(void) {
 #if defined(__APPLE__)
     (void)pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
@@ -248,7 +249,7 @@ int os_n_cpus(void) {
 }
 
 #if defined(__APPLE__)
-/* Returns a number that the system reports by name; 0 if it does not know the name. */
+/* Returns a number that macOS reports by name; 0 if it does not know the name. */
 static int system_number(const char *name) {
     int number = 0;
     size_t bytes = sizeof number;

@@ -12,8 +12,8 @@
  * out of memory. */
 void *os_arena_alloc(size_t bytes);
 void os_arena_free(void *memory, size_t bytes);
-/* Gives the pages in a part of an arena back to the system, which may not do it. The part's content
- * is lost. */
+/* Gives the whole pages in a part of an arena back to the system, if the system allows it. The
+ * part's content is lost. */
 void os_arena_discard(void *memory, size_t bytes);
 
 /* Uninitialised memory, aligned to a cache line of 64 bytes. NULL if out of memory. */

@@ -6,7 +6,8 @@
 #include <math.h>
 #include <string.h>
 
-/* The end of the rows from r on, up to `end`, whose positions lie in one page of one sequence. */
+/* Returns the end of the rows from r on, at most `end`, whose keys and values lie in one page of
+ * one sequence. */
 static int end_of_page(const worker_view *view, int r, int end) {
     const input_row *rows = view->scratch->rows;
     int in_page = r + PAGE_POSITIONS - rows[r].position % PAGE_POSITIONS, next = r + 1;
@@ -68,7 +69,7 @@ static attention_args attention_args_for(const worker_view *view, int32_t layer,
 /* Whether a head's columns are whole panels, and so whole groups. */
 static int heads_are_panels(const worker_view *view) { return view->model->head_dim % PANEL == 0; }
 
-/* Quantises the outputs of this worker's heads in rows [begin, end), without a barrier. */
+/* Quantises rows [begin, end) of the outputs of heads [first_head, end_head), without a barrier. */
 static void quantize_heads(const worker_view *view, activations x, int first_head, int end_head,
                            int begin, int end) {
     size_t head_dim = (size_t)view->model->head_dim, column = (size_t)first_head * head_dim;
@@ -174,7 +175,7 @@ static void list_prefetches(const worker_view *view, prefetch_list *list, int32_
 /* ---- heads and rows ---- */
 
 /* Writes the keys and values of this worker's share of rows and heads into the KV cache, and waits
- * for the others. */
+ * for the other workers. */
 static void store_share(const worker_view *view, int32_t layer) {
     int begin, end, n_rows = view->pass->n_rows;
     team_share(view->model->config.n_head * n_rows, view->worker, view->n_workers, &begin, &end);
@@ -215,8 +216,8 @@ static void attend_rows(const worker_view *view, int32_t layer, int head, int be
     }
 }
 
-/* Computes attention of a part of a feed. If the keys and values are not stored yet, stores those of
- * the part, which then must have all rows of the feed. */
+/* Computes attention of a part of a feed. If is_stored is 0, the part must have all rows of the
+ * feed, and its keys and values are stored first. */
 static void attend_part(const worker_view *view, int32_t layer, const rectangle *part,
                         const rectangle *next, int is_stored, activations attended) {
     int is_row = part->end_row == part->begin_row + 1;
@@ -232,8 +233,8 @@ static void attend_part(const worker_view *view, int32_t layer, const rectangle 
         quantize_heads(view, attended, part->begin, part->end, part->begin_row, part->end_row);
 }
 
-/* Computes attention of all rows for heads [first_head, end_head). It completes all heads of a
- * sequence before the next sequence, since a page holds all heads together. */
+/* Computes attention of all rows for heads [first_head, end_head): all these heads of a sequence
+ * before the next sequence, since a page holds all heads together. */
 static void attend_heads(const worker_view *view, int32_t layer, int first_head, int end_head,
                          activations attended) {
     const attention_rows *rows = &view->scratch->attention_rows;
@@ -383,9 +384,10 @@ static void attend_probed(const worker_view *view, int32_t layer) {
 
 /* ---- attention as a step ---- */
 
-/* If the number of heads is a multiple of the number of workers, each worker has whole heads: it
- * computes their q, k and v, stores their keys and values and then attends to them. No barrier is
- * needed in between, although the rows of a prompt read each other's keys. */
+/* If heads consist of panels, and their number is a multiple of the number of workers, each worker
+ * has whole heads: it computes their q, k and v, stores their keys and values, and then computes
+ * their attention. No barrier is needed in between, although the rows of a prompt read each other's
+ * keys. */
 static void attend_fused(const worker_view *view, int32_t layer, activations normed, linear c_attn,
                          activations attended) {
     int first_head, end_head, n_head = view->model->config.n_head;
@@ -399,9 +401,9 @@ static void attend_fused(const worker_view *view, int32_t layer, activations nor
     team_barrier(view->team, view->worker);
 }
 
-/* Otherwise the workers divide c_attn, and then attention. The rows of a feed may belong to several
- * workers, so all keys and values are stored before. A feed of one row reads no new keys but its
- * own. */
+/* Otherwise the workers divide c_attn, and then attention. If a feed has several rows, they may
+ * belong to several workers and read each other's keys and values, so all of these are stored
+ * first. If every feed has one row, each worker stores the keys and values of its own share. */
 static void attend_divided(const worker_view *view, int32_t layer, activations attended) {
     const attention_rows *rows = &view->scratch->attention_rows;
     int is_stored = rows->n_feeds < rows->n_rows;

@@ -42,7 +42,7 @@ typedef struct {
     worker_scratch *own_scratch;
     pool_team *team;
     int worker, n_workers;
-    attention_place attention_begin, attention_end; /* this worker's share */
+    attention_place attention_begin, attention_end; /* of this worker's share */
 } worker_view;
 
 static inline int is_quantized(const worker_view *view) {

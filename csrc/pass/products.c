@@ -28,7 +28,7 @@ static void multiply(const worker_view *view, const matmul_args *args, gpt2c_dty
         m->kernels->matmul(args, begin, end);
 }
 
-/* The same product for rows [begin, end) alone. */
+/* Returns the arguments of the same product for rows [begin, end) only. */
 static matmul_args rows_of_product(const matmul_args *args, int begin, int end) {
     matmul_args part = *args;
     size_t row = (size_t)begin;
@@ -46,7 +46,8 @@ static matmul_args rows_of_product(const matmul_args *args, int begin, int end) 
 
 static void multiply_share(const worker_view *view, const matmul_args *args, gpt2c_dtype dtype) {
     rectangle share[MAX_PRODUCT_RECTANGLES];
-    /* An integer kernel keeps a group's weights in registers for all rows. */
+    /* An integer kernel loads weights once for up to MATMUL_ROWS rows, so all rows count as one
+     * tile. */
     int is_integer = dtype == GPT2C_INT8 || dtype == GPT2C_INT4;
     int tile_rows = is_integer ? args->n_rows : view->model->kernels->tile_rows;
     const product_shape shape = {args->n_rows, (int)n_panels_for((size_t)args->n), tile_rows};

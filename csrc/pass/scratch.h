@@ -52,9 +52,9 @@ static inline quantized_rows quantized_slice(quantized_rows q, int r, size_t g) 
 
 /* The buffers of one worker. */
 typedef struct {
-    float_rows scores;  /* [ATTENTION_ROWS, n_positions] */
-    activations normed; /* [OWN_NORM_ROWS, n_embd] */
-    float *widened;     /* a panel of 16 bits, widened: [the larger of n_embd and n_inner, PANEL] */
+    float_rows scores;      /* [ATTENTION_ROWS, n_positions] */
+    activations normed;     /* [OWN_NORM_ROWS, n_embd] */
+    float *widened;         /* a panel's 16-bit weights, widened: [max(n_embd, n_inner), PANEL] */
     candidates *candidates; /* allocated at the first use */
 } worker_scratch;
 

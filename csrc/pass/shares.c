@@ -5,24 +5,24 @@
 
 /* ---- matrix products ---- */
 
-/* With fewer rows, rows are not divided: reading the weights takes longer than multiplying them,
- * and two workers would read the same ones. */
+/* With fewer rows, panels stay whole: reading the weights takes longer than multiplying them, and
+ * two workers would read the same weights. */
 #define MIN_DIVIDED_ROWS 16
-/* The rows of a panel are cut into more pieces while the largest share exceeds the mean by more
- * than 1 / ALLOWED_EXCESS, and if more pieces lower it by more than that. Larger pieces have fuller
- * tiles. */
-#define ALLOWED_EXCESS 32
-/* Up to this many pieces every number is tried, and above it only doubled ones. */
-#define MAX_TRIED_PIECES 8
+/* The largest share may exceed the mean by 1 / EXCESS_DIVISOR of it. While it exceeds the mean by
+ * more, larger numbers of pieces per panel are tried. Such a number is taken only if it lowers the
+ * largest share by more than about 1 / EXCESS_DIVISOR, because larger pieces have fuller tiles. */
+#define EXCESS_DIVISOR 32
+/* Every number of pieces up to this one is tried; from it on, each is twice the one before. */
+#define DOUBLE_PIECES_FROM 8
 
 static long long divide_up(long long n, long long by) { return (n + by - 1) / by; }
 
-/* What n_rows rows of a panel cost, in rows of full tiles. */
+/* The cost of n_rows rows of a panel, as TILE_OVERHEAD defines it. */
 static long long cost_of_rows(product_shape s, long long n_rows) {
     return n_rows + TILE_OVERHEAD * divide_up(n_rows, s.tile_rows);
 }
 
-/* At most this is the largest share's cost if each panel's rows are cut into n_pieces pieces. */
+/* An upper bound on the largest share's cost if each panel's rows are cut into n_pieces pieces. */
 static long long largest_cost(product_shape s, int n_pieces, int n_workers) {
     long long n = divide_up((long long)s.n_panels * n_pieces, n_workers);
     if (n_pieces == 1)
@@ -37,11 +37,11 @@ static int n_row_pieces(product_shape s, int n_workers) {
     long long cost = largest_cost(s, 1, n_workers), total = s.n_panels * cost_of_rows(s, s.n_rows);
     if (s.n_rows < MIN_DIVIDED_ROWS)
         return 1;
-    for (int n = 2; n <= s.n_rows; n += n < MAX_TRIED_PIECES ? 1 : n) {
-        if (cost * n_workers * ALLOWED_EXCESS <= total * (ALLOWED_EXCESS + 1))
+    for (int n = 2; n <= s.n_rows; n += n < DOUBLE_PIECES_FROM ? 1 : n) {
+        if (cost * n_workers * EXCESS_DIVISOR <= total * (EXCESS_DIVISOR + 1))
             break;
         long long other = largest_cost(s, n, n_workers);
-        if (other * (ALLOWED_EXCESS + 1) < cost * ALLOWED_EXCESS) {
+        if (other * (EXCESS_DIVISOR + 1) < cost * EXCESS_DIVISOR) {
             cost = other;
             best = n;
         }
@@ -85,19 +85,21 @@ void attention_add_row(attention_rows *rows, int position, int begins_feed) {
     rows->feeds[rows->n_feeds].begin_row = rows->n_rows;
 }
 
-/* Feeds are cut where a position is a multiple of this, so that tiles are full. In a feed where
- * that many rows can be more than 1 / ALLOWED_EXCESS of a share, it is smaller. */
-#define MAX_CUT_POSITIONS 8
+/* A feed is cut only before positions that are multiples of this, so that tiles of 8 rows are full.
+ * If so many rows of a feed can be more than 1 / EXCESS_DIVISOR of a share, the feed is cut before
+ * multiples of a smaller number. */
+#define MAX_POSITIONS_BETWEEN_CUTS 8
 
 static int positions_between_cuts(const attention_rows *rows, int end_row, int64_t share_work) {
     int64_t max_work = rows->work_before[end_row] - rows->work_before[end_row - 1];
-    int n = MAX_CUT_POSITIONS;
-    while (n > 1 && n * max_work * ALLOWED_EXCESS > share_work)
+    int n = MAX_POSITIONS_BETWEEN_CUTS;
+    while (n > 1 && n * max_work * EXCESS_DIVISOR > share_work)
         n /= 2;
     return n;
 }
 
-/* The row of a feed, or its end, before which one head has nearly `work`. */
+/* Returns the row of a feed, or its end, where it may be cut and one head has about `work` before
+ * it. */
 static int row_to_cut(const attention_rows *rows, int feed, int64_t work, int64_t share_work) {
     const attention_feed *f = &rows->feeds[feed];
     const int64_t *before = rows->work_before;
@@ -110,7 +112,7 @@ static int row_to_cut(const attention_rows *rows, int feed, int64_t work, int64_
             high = middle;
     }
     int n = positions_between_cuts(rows, end, share_work);
-    int past = (f->first_position + low - begin) % n; /* the last place to cut */
+    int past = (f->first_position + low - begin) % n; /* rows since the last place to cut */
     low = low - past > begin ? low - past : begin;
     high = low + n - (f->first_position + low - begin) % n;
     high = high < end ? high : end;
@@ -118,7 +120,7 @@ static int row_to_cut(const attention_rows *rows, int feed, int64_t work, int64_
     return 2 * excess < before[high] - before[low] ? low : high;
 }
 
-/* The place in the line that has about `work` before it. */
+/* Returns the place in the line that has about `work` before it. */
 static attention_place place_after(const attention_rows *rows, int n_head, int64_t work,
                                    int64_t share_work) {
     const int64_t *before = rows->work_before;

@@ -39,6 +39,7 @@ INLINE vi alternate(int32_t a, int32_t b);
  * with its second row, then of w's second column with both rows. The bytes are those of dot_int8 or
  * dot_int4. */
 INLINE vi dot_pair(vi sum, vi w, vi x);
-/* Splits the sums of two columns, low, and of the next two, high, by rows. */
+/* Sets *first and *second to the sums of each row. low has both rows' sums of two columns, and high
+ * those of the next two columns. */
 INLINE void split_rows(vi low, vi high, vi *first, vi *second);
 #endif

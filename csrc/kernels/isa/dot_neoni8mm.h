@@ -1,11 +1,12 @@
-/* Products of bytes with NEON's int8 matrix instructions: usdot for one row, usmmla for two. Both
- * take unsigned weights, so the offset of 128 costs nothing for each weight, as with VNNI. */
-#define DOT_VECTORS 2 /* of 32 registers, 16 hold weights and 4 scales and zero points */
+/* Products of bytes with the instructions of FEAT_I8MM: usdot for one row, usmmla for two. Both
+ * take unsigned weights. So, as with VNNI, the offset of 128 is not subtracted from each weight,
+ * but corrected once per sum. */
+#define DOT_VECTORS 2 /* of 32 registers, 16 hold weights, and 4 hold scales and zero points */
 #define INT8_OFFSET 128
 #define INT4_SUMS_ARE_32_BITS 1
 
 #if defined(__clang__) && __clang_major__ < 16
-/* This clang declares the intrinsics only in a build for CPUs that all have the instructions. */
+/* This clang declares the intrinsics only if the whole file is compiled for such CPUs. */
 INLINE vi dot_int8(vi sum, vi w, vi x) {
     __asm__("usdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(x));
     return sum;
