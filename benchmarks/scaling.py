@@ -1,16 +1,16 @@
-"""Measures decoding, batches and prefill with 1 to N threads, beside a prediction.
+"""Measures decoding, batches and prefill with 1 to N threads, and predicts the speeds.
 
     python benchmarks/scaling.py CHECKPOINT [--threads 1,2,4,8] [--dtype int8] [--repeats 5]
     python benchmarks/scaling.py --shares
 
-The prediction for n threads takes the longer of two times:
-- computing: the time of one thread, divided by n, times the largest share of the work as a multiple
-  of the mean share (the engine says which worker computes what);
+The predicted time with n threads is the longer of two times:
+- computing: the measured time of one thread, divided by n, times the largest share of the work as a
+  multiple of the mean share (the engine says which worker computes what);
 - reading: the bytes of the weights, divided by the bandwidth that n threads reach on this machine.
-It leaves out barriers and the caches, so a measurement below it shows what those cost.
+Barriers and the caches are left out, so a speed below the prediction shows what they cost.
 
---shares prints what the shares allow, for up to 128 threads and all sizes of GPT-2, and measures
-nothing.
+--shares prints the speed-up that the shares allow, for up to 128 threads and all sizes of GPT-2,
+and measures nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ TASKS = (
 def product_shares(n_rows: int, n: int, k: int, n_threads: int, tile_rows: int) -> tuple[int, int]:
     """Return the multiply-adds of (one thread, the largest share) of [n_rows, k] @ [k, n].
 
-    A tile counts one row more than it has, because it loads the weights.
+    A tile of r rows counts as r + 1 rows, because loading its weights takes time too.
     """
 
     def cost(worker: int, n_workers: int) -> int:
@@ -124,17 +124,17 @@ def steps_of(
 
 
 def efficiency(steps: dict[str, tuple[int, int]], n_threads: int) -> float:
-    """Return the mean share / the largest share, of all steps together."""
+    """Return the mean share / the largest share, for all steps together."""
     return sum(total for total, _ in steps.values()) / (
         n_threads * sum(largest for _, largest in steps.values())
     )
 
 
 def print_shares() -> None:
-    """Print the share of linear scaling that the shares allow, for each task and size."""
+    """Print how close to linear the shares allow the speed-up to be, for each task and size."""
     tile_rows = 8
     for task in TASKS:
-        print(f"\n{task.name}: the speed-up that the shares allow, as a share of linear\n")
+        print(f"\n{task.name}: the speed-up that the shares allow, in % of linear speed-up\n")
         print("| threads | " + " | ".join(SIZES) + " |")
         print("| --- |" + " --- |" * len(SIZES))
         for n in THREADS:
@@ -172,7 +172,7 @@ def seconds_per_pass(model: GPT2, task: Task, seed: int) -> float:
 
 
 def weight_bytes(model: GPT2) -> float:
-    """Return the bytes of weights that a pass reads."""
+    """Return the bytes of weights that a pass reads, if none are stored in 16 bits."""
     c = model.config
     n = c.n_layer * (4 * c.n_embd**2 + 2 * c.n_embd * c.inner) + c.vocab_size * c.n_embd
     return n * {"float32": 4, "int8": 8.5 / 8, "int4": 4.5 / 8}[model.dtype]
@@ -196,7 +196,7 @@ def measure(options: argparse.Namespace) -> None:
             steps = steps_of(task, c.n_embd, c.n_head, c.n_layer, c.vocab_size, n, tile_rows)
             computing = one[task.name] / n / efficiency(steps, n)
             reading = weight_bytes(model) / statistics.median(rates)
-            # One thread may be slower than its reading allows: then computing limits it.
+            # A single thread's measured time may include waiting for memory.
             predicted = max(computing, reading)
             speeds = f"{task.n_rows / seconds:12.1f}{task.n_rows / predicted:12.1f}"
             ratios = f"{predicted / seconds:8.2f}{one[task.name] / seconds:9.2f}x"
@@ -217,7 +217,7 @@ def arguments() -> argparse.Namespace:
     cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     add = parser.add_argument
     add("checkpoint", type=Path, nargs="?")
-    add("--shares", action="store_true", help="print the largest shares, and measure nothing")
+    add("--shares", action="store_true", help="print what the shares allow, and measure nothing")
     add("--threads", type=lambda text: [int(n) for n in text.split(",")],
         default=[n for n in THREADS if n <= cpus],
         help="separated by commas, beginning with 1; default: up to the CPUs")  # fmt: skip

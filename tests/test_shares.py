@@ -22,9 +22,8 @@ PANEL = 32
 ROWS_OF_TILES = (8, 6, 2)  # AVX-512; AVX2 and NEON; scalar
 PAGE_POSITIONS = 64
 
-# The cost of a tile, in rows of full tiles: one more than its rows, because the weights (in
-# attention, the keys and values) are loaded once for each tile. csrc/pass/shares.h has
-# measurements.
+# A tile of r rows costs r + TILE_OVERHEAD, because the weights (in attention, the keys and values)
+# are loaded once for each tile. csrc/pass/shares.h has measurements.
 TILE_OVERHEAD = 1
 
 
@@ -160,8 +159,8 @@ def test_a_mixed_batch_is_divided_evenly():
 
 
 def results_on(n_threads: int, isa: str, head_dim: int, dtype: str) -> dict[str, np.ndarray]:
-    """Logits of a prompt, log-probabilities of a batch and of a decoded text, and probed scores."""
-    n_head = 5  # 2, 3 and 8 threads then divide heads, and 5 do not
+    """Logits of a prompt, log-probabilities of a batch and of a decoded text, and probed values."""
+    n_head = 5  # so 5 threads have whole heads; 2, 3, 8 and 16 threads divide heads
     config = config_of(
         n_embd=n_head * head_dim, n_head=n_head, n_positions=300, vocab_size=500, n_layer=2
     )

@@ -194,7 +194,7 @@ def test_drafts_have_the_same_source(monkeypatch, isa):
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_proj.weight"])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_one_last_weight_decides(monkeypatch, name, dtype):
-    """A matrix whose last weight does not fit is float32, and takes the memory of float32."""
+    """One weight that does not fit makes its matrix float32, in dtype and in memory."""
     config = config_of(n_embd=64, n_head=2, vocab_size=70)  # chunks below make several pieces
     monkeypatch.setattr(loading, "CHUNK_BYTES", 4 * 64 * 8)
     weights = {n: rounded(w, dtype) for n, w in random_weights(config).items()}
@@ -269,14 +269,14 @@ def test_numpy_stores_one_dtype():
 @pytest.mark.parametrize("dtype", NARROW)
 def test_files_round_trip(tmp_path, dtype):
     """A float32 file of weights that fit in 16 bits is stored in 16 bits too."""
-    torch = pytest.importorskip("safetensors.numpy")
+    safetensors = pytest.importorskip("safetensors.numpy")
     weights = {n: rounded(w, dtype) for n, w in random_weights(CONFIG).items()}
     first = GPT2(from_arrays(CONFIG, weights), MissingTokenizer("a test"))
     first.save_pretrained(tmp_path / "float32")
     if dtype == "float16":
         (tmp_path / "narrow").mkdir()
         halves = {n: w.astype(np.float16) for n, w in weights.items()}
-        torch.save_file(halves, tmp_path / "narrow" / "model.safetensors")
+        safetensors.save_file(halves, tmp_path / "narrow" / "model.safetensors")
         (tmp_path / "narrow" / "config.json").write_bytes(
             (tmp_path / "float32" / "config.json").read_bytes()
         )

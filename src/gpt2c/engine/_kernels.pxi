@@ -44,7 +44,7 @@ def layer_norm(
 
 
 def narrow(str isa not None, const float[:, ::1] rows not None, str dtype not None):
-    """Return rows [n, n_columns], at most PANEL columns, as uint16 [n, PANEL], and if all fit."""
+    """Return (rows [n, up to PANEL columns] as uint16 [n, PANEL], whether all values fit)."""
     if not 0 < rows.shape[1] <= PANEL or rows.shape[0] == 0:
         raise OptionError(f"narrow takes rows of up to {PANEL} columns")
     result = np.zeros((rows.shape[0], PANEL), dtype=np.uint16)
@@ -242,8 +242,8 @@ def store(
 ):
     """Store the keys and values of the first positions of an empty page, [n, head_dim] each.
 
-    Return the page's (keys [head_dim, PAGE_POSITIONS], values [PAGE_POSITIONS, head_dim]). What
-    the kernel does not write is zero. With is_bfloat16 the arrays are uint16.
+    Return the page's (keys [head_dim, PAGE_POSITIONS], values [PAGE_POSITIONS, head_dim]). Elements
+    that the kernel does not write are zero. With is_bfloat16 the arrays are uint16.
     """
     n, head_dim = key.shape[0], key.shape[1]
     if value.shape[0] != n or value.shape[1] != head_dim or head_dim < 1:
@@ -332,7 +332,7 @@ def bytes_needed(Sequence sequence not None, int32_t n_tokens):
 # ---- how workers divide a pass ----
 
 def tile_rows(str isa not None):
-    """Return how many rows a tile of the float matmul has."""
+    """Return the max number of rows in a tile of the float matmul."""
     return kernels_of(isa).tile_rows
 
 
@@ -350,7 +350,7 @@ def product_rectangles(int n_rows, int n_panels, int tile_rows, int worker, int 
 def attention_rectangles(feeds, int n_head, int worker, int n_workers):
     """Return a worker's share of attention: tuples (begin row, end row, begin head, end head).
 
-    feeds are tuples (first position, n_rows), with GPT2C_MAX_ROWS rows in total.
+    feeds are tuples (first position, n_rows), with at most GPT2C_MAX_ROWS rows in total.
     """
     cdef attention_feed listed[GPT2C_MAX_ROWS + 1]
     cdef int64_t work_before[GPT2C_MAX_ROWS + 1]

@@ -348,24 +348,27 @@ class EngineModel(Protocol):
     def store_as(self, dtypes: dict[str, str]) -> None:
         """Choose the matrices of a float32 model that are stored in 16 bits; call it before `load`.
 
-        `dtypes` has "float16" or "bfloat16" for each, by name. Results keep the bits of float32.
+        `dtypes` maps the name of each to "float16" or "bfloat16". Results keep the bits of float32.
         Raises CacheMemoryError.
         """
 
     def change_stored_dtype(self, name: str, dtype: str) -> None:
-        """Store a matrix of 16 bits as "float16", "bfloat16" or "float32" instead.
+        """Change the dtype of a 16-bit matrix to "float16", "bfloat16" or "float32".
 
         All its rows must be loaded again. Raises CacheMemoryError.
         """
 
     def stored_dtype(self, name: str) -> str:
-        """Return how a tensor is stored: "float16" and "bfloat16" too. Raises ClosedError."""
+        """Return the dtype in which a tensor is stored. Raises ClosedError.
+
+        In a float32 model this may be "float16" or "bfloat16".
+        """
 
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> bool:
         """Store rows [begin, begin + len(rows)) of a tensor; a vector is one row.
 
-        Return False if the matrix has 16 bits and a weight does not fit exactly. Then
-        `change_stored_dtype` must change its dtype.
+        Return False if the matrix is stored in 16 bits and a weight does not fit exactly. Then
+        `change_stored_dtype` must change the dtype.
         """
 
     def read(self, name: str, rows: NDArray[np.float32], begin: int) -> None:

@@ -75,8 +75,9 @@ def fill(
     Page faults take most of the time: the operating system clears each page of memory at its first
     use, and can clear pages on several threads simultaneously.
 
-    A float32 model stores a matrix in 16 bits if all its weights fit exactly. A matrix is loaded
-    again, in another dtype, if one of its weights turns out not to fit.
+    On the compiled engine, a float32 model stores a matrix in 16 bits if all its weights fit
+    exactly and dtypes_to_try names it. If a weight turns out not to fit, the matrix is loaded again
+    in the next dtype.
 
     Raises CheckpointError if a file cannot be read or has a weight that is not finite.
     """
@@ -85,7 +86,7 @@ def fill(
     to_try = dtypes_to_try(checkpoint) if may_narrow else {}
     if to_try:
         model.store_as({name: dtypes[0] for name, dtypes in to_try.items()})
-    unfit: set[str] = set()  # the matrices that have a weight that does not fit
+    unfit: set[str] = set()  # matrices with a weight that does not fit
 
     def load(piece: _Piece) -> int:
         name, begin, end = piece.name, piece.begin, piece.end

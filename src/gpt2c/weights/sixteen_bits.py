@@ -1,4 +1,4 @@
-"""Choose the matrices that a float32 model stores in 16 bits, because all their weights fit."""
+"""Choose the matrices that a float32 model tries to store in 16 bits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.shared.views import WholeReadSource
 
-# The dtypes to try for matrices whose stored dtype has 16 bits.
+# The dtypes to try for matrices that the checkpoint stores in 16 bits.
 _STORED: Final = {"F16": ["float16"], "BF16": ["bfloat16"]}
 
 
 def dtypes_to_try(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """Return the 16-bit dtypes to try for each matrix that may fit, in order, then "float32".
+    """Return the dtypes to try, in order, for each matrix that may fit in 16 bits.
 
-    The dtype of a float32 matrix is guessed from its first row, which costs little time. Most
-    matrices that have been trained in float32 do not fit, and do not get past that row.
+    The last one is "float32". A matrix that the checkpoint does not store in 16 bits is tried if
+    its first row fits (its first column, if the loader transposes it). Reading one row takes little
+    time, and most matrices trained in float32 have values there that do not fit. If one row cannot
+    be read alone, the matrix is not tried.
     """
     tries = {}
     for name, source in checkpoint.tensors.items():
@@ -32,8 +34,8 @@ def dtypes_to_try(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def _dtypes_of_sample(source: TensorSource) -> list[str]:
-    # Weights of a bfloat16 model often fit in float16 too, except for the smallest; in a row of a
-    # float16 model some weights never fit in bfloat16. So bfloat16 comes first.
+    # bfloat16 comes first: many rows of a bfloat16 model fit in float16 too, since only the
+    # smallest weights do not, but hardly any row of a float16 model fits in bfloat16.
     sample = source.sample() if isinstance(source, WholeReadSource) else source.read(0, 1)
     if sample is None:
         return []

@@ -36,7 +36,7 @@ class WholeReadSource:
         self._read_lock = ProcessLock(Lock)
 
     def sample(self) -> NDArray[np.float32] | None:
-        """Return some of the values, or None if that takes reading all of them."""
+        """Return some of the values, or None if reading some takes reading all."""
         return None if self._make_sample is None else self._make_sample()
 
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
