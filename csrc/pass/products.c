@@ -48,8 +48,7 @@ static void multiply_share(const worker_view *view, const matmul_args *args, gpt
     rectangle share[MAX_PRODUCT_RECTANGLES];
     /* An integer kernel loads weights once for up to MATMUL_ROWS rows, so all rows count as one
      * tile. */
-    int is_integer = dtype == GPT2C_INT8 || dtype == GPT2C_INT4;
-    int tile_rows = is_integer ? args->n_rows : view->model->kernels->tile_rows;
+    int tile_rows = is_integer(dtype) ? args->n_rows : view->model->kernels->tile_rows;
     const product_shape shape = {args->n_rows, (int)n_panels_for((size_t)args->n), tile_rows};
     int n = product_share(shape, view->worker, view->n_workers, share);
     for (int i = 0; i < n; i++) {
