@@ -2,6 +2,7 @@
  * model can read its weights, and how many floating-point operations per second they can do. */
 #include "fpenv.h"
 #include "model/model.h"
+#include "model/tensors.h"
 #include "os/os.h"
 #include "pool.h"
 
@@ -15,15 +16,29 @@ typedef struct {
     double operations[GPT2C_MAX_THREADS];
 } measurement;
 
-/* Each worker reads its share of the weights, as a forward pass of one row does. */
+/* The stream kernel reads a multiple of this. */
+#define STREAM_BYTES (128 * sizeof(float))
+
+/* How often a matrix has that many bytes; 0 for a vector. Matrices are read one by one, because the
+ * arena has holes where a matrix did not fit in 16 bits. */
+static size_t stream_units(tensor_view tensor) {
+    return tensor.matrix && tensor.n_rows ? pack_bytes(tensor.matrix) / STREAM_BYTES : 0;
+}
+
+/* Each worker reads its share of the matrices, as a forward pass of one row does. */
 static void stream(void *context, pool_team *team, int worker, int n_workers) {
     (void)team;
     measurement *m = context;
-    const size_t unit = 128; /* the stream kernel reads a multiple of 128 floats */
-    size_t n_units = m->model->arena_bytes / (unit * sizeof(float));
-    size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
-    size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;
-    m->results[worker] = m->model->kernels->stream(m->model->arena + begin, end - begin);
+    const size_t unit = STREAM_BYTES / sizeof(float);
+    for (int32_t i = 0; i < tensor_count(m->model); i++) {
+        tensor_view tensor = tensor_at(m->model, i);
+        size_t n_units = stream_units(tensor);
+        size_t begin = n_units * (size_t)worker / (size_t)n_workers * unit;
+        size_t end = n_units * ((size_t)worker + 1) / (size_t)n_workers * unit;
+        if (begin < end)
+            m->results[worker] += m->model->kernels->stream(
+                (const float *)tensor.matrix->panels + begin, end - begin);
+    }
 }
 
 static void multiply_add(void *context, pool_team *team, int worker, int n_workers) {
@@ -45,7 +60,10 @@ static double seconds_to_run(team_function function, measurement *m) {
 
 double gpt2c_measure_stream(const gpt2c_model *model) {
     measurement m = {.model = model};
-    return (double)model->arena_bytes / seconds_to_run(stream, &m);
+    size_t n_units = 0;
+    for (int32_t i = 0; i < tensor_count(model); i++)
+        n_units += stream_units(tensor_at(model, i));
+    return (double)(n_units * STREAM_BYTES) / seconds_to_run(stream, &m);
 }
 
 double gpt2c_measure_multiply_add(const gpt2c_model *model) {

@@ -24,6 +24,7 @@ from gpt2c.config import tensor_shapes
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights import loading, sixteen_bits
 from gpt2c.weights.checkpoint import Checkpoint, from_arrays
+from gpt2c.weights.checkpoint.arrays import ArraySource
 from gpt2c.weights.checkpoint.shared.views import transposed
 
 if ISAS:
@@ -217,6 +218,29 @@ def test_one_last_weight_decides(monkeypatch, name, dtype):
 
 
 @needs_engine
+@needs_engine
+def test_a_source_that_reads_whole_keeps_no_array_of_an_unfit_matrix(monkeypatch):
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 4096)  # several pieces for a matrix
+    config = config_of(n_embd=64, n_head=4)
+    tensors = dict(from_arrays(config, random_weights(config)).tensors)
+    values = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
+    values[0] = 0  # the sample fits
+    made = []
+
+    class Counted(ArraySource):
+        def read(self, begin, end):
+            made.append((begin, end))
+            return super().read(begin, end)
+
+    source = transposed(Counted("h.0.mlp.c_fc.weight", values))
+    tensors["h.0.mlp.c_fc.weight"] = source
+    for threads in (1, 3):
+        model = loading.load_engine(Checkpoint(config, tensors), "float32", "c", threads)
+        assert model.stored_dtype("h.0.mlp.c_fc.weight") == "float32"
+        assert made
+        assert source._array is None
+
+
 def test_a_matrix_that_begins_with_zeros_gets_another_try():
     weights = random_weights(CONFIG)
     name = "h.0.attn.c_attn.weight"

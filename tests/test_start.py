@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -83,6 +84,33 @@ def test_names_that_are_imported_lazily_are_public() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(
+    "call", ["model.generate('A', max_new_tokens=1)", "model.score([1, 2])", "gpt2c.Scheduler"]
+)
+def test_a_fork_waits_for_an_import_at_first_use(call: str) -> None:
+    """A child forked while another thread imports could never import that module."""
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "import builtins, gpt2c, os, threading, time\n"
+        "model = gpt2c.GPT2.from_pretrained()\n"
+        "original, begun = builtins.__import__, threading.Event()\n"
+        "def slow(name, *args, **kwargs):\n"
+        "    if threading.current_thread() is not threading.main_thread():\n"
+        "        begun.set()\n"
+        "        time.sleep(0.02)\n"
+        "    return original(name, *args, **kwargs)\n"
+        "builtins.__import__ = slow\n"
+        f"threading.Thread(target=lambda: {call}).start()\n"
+        "assert begun.wait(60)\n"
+        "if os.fork() == 0:\n"
+        f"    {call}\n"
+        "    os._exit(0)\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:

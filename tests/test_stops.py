@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import cases, config_of, model_on, random_weights
+from conftest import cases, config_of, model_on, needs_engine, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +18,8 @@ from gpt2c import GPT2
 from gpt2c.cli.main import main
 from gpt2c.measure import scores as scoring
 from gpt2c.schedule.stops import Stops, StopString, Watcher
+from gpt2c.weights.checkpoint import from_arrays
+from gpt2c.weights.loading import load_engine
 
 CONFIG = config_of()
 WEIGHTS = random_weights(CONFIG)
@@ -558,6 +560,20 @@ def _longest_repeat(text: str) -> int:
     words = text.split()
     grams = lambda n: [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]  # noqa: E731
     return max(n for n in range(60) if len(set(grams(n))) < len(grams(n)) or n == 0)
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("c", marks=needs_engine)])
+def test_a_loading_bar_counts_every_parameter(backend: str) -> None:
+    class Bar:
+        n = 0
+
+        def add(self, n: int) -> None:
+            self.n += n
+
+    config, bar = config_of(n_embd=64, n_head=4), Bar()
+    checkpoint = from_arrays(config, random_weights(config))
+    load_engine(checkpoint, "float32", backend, 1, bar=bar)  # type: ignore[arg-type]
+    assert bar.n == 4 * config.n_parameters
 
 
 def test_a_slow_load_shows_a_progress_bar(

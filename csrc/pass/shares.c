@@ -56,6 +56,8 @@ static int row_of_piece(product_shape s, int piece, int n_pieces) {
 
 int product_share(product_shape s, int worker, int n_workers,
                   rectangle rectangles[MAX_PRODUCT_RECTANGLES]) {
+    if (s.n_rows == 0)
+        return 0;
     int n_pieces = n_row_pieces(s, n_workers), begin, end, n = 0;
     team_share(s.n_panels * n_pieces, worker, n_workers, &begin, &end);
     while (begin < end) {

@@ -31,6 +31,7 @@ from gpt2c.errors import (
     TokenizerError,
     TokenizerWarning,
 )
+from gpt2c.forks import IMPORTING
 from gpt2c.gen_text import gen_text
 from gpt2c.generate.options import Completion
 from gpt2c.generate.sampling import SAMPLER_ORDER
@@ -93,11 +94,12 @@ _LAZY_NAMES: Final = {
 if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
-        if name == "scheduler":
-            return import_module("gpt2c.scheduler")  # has public names of its own, such as Token
-        if name not in _LAZY_NAMES:
+        if name not in ("scheduler", *_LAZY_NAMES):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_LAZY_NAMES[name]), name)
+        with IMPORTING:
+            if name == "scheduler":
+                return import_module("gpt2c.scheduler")  # has public names of its own: Token, ...
+            value = globals()[name] = getattr(import_module(_LAZY_NAMES[name]), name)
         return value
 
 

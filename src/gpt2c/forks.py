@@ -1,4 +1,4 @@
-"""Locks that survive a fork.
+"""Locks that survive a fork, and imports that a fork waits for.
 
 A forked child has only the thread that called fork. If another thread held a lock at that moment,
 the lock stays locked in the child for ever.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from threading import RLock
+from typing import Final, Generic, TypeVar
 
 _L = TypeVar("_L")
 
@@ -25,8 +26,17 @@ def _count_fork() -> None:
     _fork_depth += 1
 
 
+# Hold this while a call imports a module at its first use. Python's lock of a module that another
+# thread is importing would stay locked in a forked child. So a fork waits until the import ends.
+IMPORTING: Final = RLock()
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_count_fork)
+    os.register_at_fork(
+        before=IMPORTING.acquire,
+        after_in_parent=IMPORTING.release,
+        after_in_child=IMPORTING.release,
+    )
 
 
 class ProcessLock(Generic[_L]):

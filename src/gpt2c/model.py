@@ -20,6 +20,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel
 from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import ContextError, OptionTypeError
+from gpt2c.forks import IMPORTING
 from gpt2c.generate.completing import Completer, check_single
 from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.generation_config import (
@@ -536,7 +537,8 @@ class GPT2(Closable):
         if flag("bos", bos):
             start = encoder.start_id("bos=True")
         self._engine.check_open()
-        from gpt2c.measure.scores import score_texts  # lazily: generating does not need it
+        with IMPORTING:
+            from gpt2c.measure.scores import score_texts  # lazily: generating does not need it
 
         if is_lazy(texts):
             ids = (
@@ -644,7 +646,8 @@ class GPT2(Closable):
         CacheMemoryError; and whatever a function of edit raises. If such a function forks, the call
         raises ForkError in the child, unless the call uses one thread.
         """
-        from gpt2c.look.probing import forward  # lazily: generating does not need it
+        with IMPORTING:
+            from gpt2c.look.probing import forward  # lazily: generating does not need it
 
         checked = self._encoder.encode(ids, "forward")
         return forward(self._engine, self.config, checked, capture, edit, positions)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from gpt2c.checks.options import integer, number
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.forks import IMPORTING
 
 if TYPE_CHECKING:
     from gpt2c.schedule.beams import SearchOptions
@@ -61,7 +62,8 @@ def check_beams(given: Mapping[str, Any]) -> SearchOptions | None:
             if options[name] != neutral:
                 raise OptionError(f"{name} is given without num_beams, which turns on beam search")
         return None
-    from gpt2c.schedule.beams import SearchOptions  # lazily: most calls have no beams
+    with IMPORTING:
+        from gpt2c.schedule.beams import SearchOptions  # lazily: most calls have no beams
 
     search = SearchOptions(n_beams, *rest)
     if n_beams % search.n_groups:

@@ -12,6 +12,7 @@ import numpy as np
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.forks import IMPORTING
 from gpt2c.generate.drafting import check_drafts
 from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.options import Completion, Logprobs, Options
@@ -106,7 +107,8 @@ class Completer:
         """Yield the results of each request, in order: one, or several if it is a beam search."""
         engine, prefixes, size = self._engine, self._prefixes, self._options.batch_size
         if self._options.beams is not None:
-            from gpt2c.schedule.searching import SearchBatch
+            with IMPORTING:
+                from gpt2c.schedule.searching import SearchBatch
 
             searches = SearchBatch(engine, prefixes, size, self._options.beams)
             return run_requests(searches, requests)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import TokenizerError, TokenizerWarning, warn
+from gpt2c.forks import IMPORTING
 from gpt2c.text.added_tokens import WHITE_SPACE
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ class TiktokenModel:
     def _encoding(self) -> tiktoken.Encoding:
         """tiktoken's encoding, made for the first text: prompts of ids do not need it."""
         if self._made_encoding is None:
-            import tiktoken
+            with IMPORTING:
+                import tiktoken
 
             ranks = {token: rank for rank, token in enumerate(self._merges.bytes_by_rank)}
             self._made_encoding = tiktoken.Encoding(
@@ -436,7 +438,8 @@ class _AsciiSubstitutes(dict[int, str]):
     """Maps each non-ASCII character to an ASCII character of the same kind for GPT-2's pattern."""
 
     def __init__(self) -> None:
-        import tiktoken
+        with IMPORTING:
+            import tiktoken
 
         bytes_alone = {bytes([byte]): byte for byte in range(256)}
         # Substitute -> an encoding that gives ids only for the characters that it substitutes.

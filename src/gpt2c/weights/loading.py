@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from gpt2c.formats.tensors import PackedSource, TensorSource, check_finite, chec
 from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.quantized import GROUP, PANEL, packed_shape
+from gpt2c.weights.checkpoint.shared.views import WholeReadSource
 from gpt2c.weights.sixteen_bits import dtypes_to_try
 
 # Bytes that a thread loads at a time, of float32 to pack or of packed panels. GPT-2 124M then loads
@@ -91,8 +93,9 @@ def fill(
     def load(piece: _Piece) -> int:
         name, begin, end = piece.name, piece.begin, piece.end
         source = checkpoint.tensors[name]
-        n_bytes = 4 * (end - begin) * source.shape[-1]
-        if name in unfit:
+        n_bytes = 4 * (end - begin) * math.prod(source.shape[1:])
+        # A WholeReadSource frees its array only after all its rows were read.
+        if name in unfit and not isinstance(source, WholeReadSource):
             return n_bytes
         if piece.is_packed and isinstance(source, PackedSource):
             panels = model.packed(name).reshape(source.packed_shape)[begin:end]
