@@ -14,7 +14,7 @@ import gpt2c
 ROOT = Path(gpt2c.__file__).parent
 
 # Every folder may import these, because they import nothing above themselves.
-BELOW_ALL = {"_version", "errors", "forks", "closable", "progress", "checks"}
+BELOW_ALL = {"_version", "errors", "forks", "closable", "living", "progress", "checks"}
 PROTOCOL = {"config", "engine.protocol"}
 CONTINUED = {"generate", "measure", "look"}
 
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "forks": set(),
     "closable": set(),
+    "living": set(),
     "progress": set(),
     "checks": set(),
     "config": set(),

@@ -637,6 +637,9 @@ def test_what_counts_as_a_difference() -> None:
     timed = Request(2, "stream", "a", {"max_time": 0.0, "stop_strings": "dc"})
     assert difference(timed, outcome("c", "d"), outcome("c")) is None
     assert difference(timed, outcome("c", "d", "e"), outcome("c")) is not None
+    late = outcome("c", "d", error="ClosedError: b")
+    assert difference(timed, late, outcome("c"), {"ClosedError"}) is None
+    assert difference(timed, late, outcome("e"), {"ClosedError"}) is not None
     assert difference(replace(timed, options={"max_time": 0.0}), outcome("c", "d"),
                       outcome("c")) is not None  # fmt: skip
     assert "thread" in (difference(stream, Outcome(foreign=["callback"]), outcome()) or "")

@@ -38,6 +38,7 @@ from gpt2c.errors import (
     ForkError,
     OptionError,
 )
+from gpt2c.living import Living
 from gpt2c.oracle.reference import Past, gpt2
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.oracle.scoring import log_probabilities, token_scores
@@ -69,8 +70,7 @@ class Model:
         self.token_bytes = 2 * config.n_layer * config.n_embd * np.dtype(dtype).itemsize
         self.cache_limit = 0
         self.reclaim: Callable[[], bool] | None = None
-        # By id(sequence). A WeakSet could not be listed while another thread adds a sequence.
-        self.sequences: weakref.WeakValueDictionary[int, Sequence] = weakref.WeakValueDictionary()
+        self.sequences: Living[Sequence] = Living()
         weights = _Weights(
             {name: np.zeros(shape, dtype) for name, shape in tensor_shapes(config).items()}
         )
@@ -135,9 +135,8 @@ class Model:
         Arrays that several sequences share count once.
         """
         sizes: dict[int, int] = {}
-        for reference in self.sequences.valuerefs():
-            sequence = reference()
-            if sequence is not None and sequence is not left_out and sequence.length:
+        for sequence in self.sequences:
+            if sequence is not left_out and sequence.length:
                 key = sequence.key_array_id()
                 sizes[key] = max(sizes.get(key, 0), sequence.length)
         return sum(sizes.values()) * self.token_bytes
@@ -356,7 +355,7 @@ class Sequence:
         self.model = model
         self.length = 0
         self.past: Past = []
-        model.sequences[id(self)] = self
+        model.sequences.add(self)
 
     def key_array_id(self) -> int:
         """Return a number: equal for sequences that share arrays, 0 for an empty sequence.

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, Thread, main_thread
 from typing import TYPE_CHECKING, Final, TypeAlias
-from weakref import WeakSet, ref
+from weakref import ref
 
 from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError
 from gpt2c.forks import ProcessLock
+from gpt2c.living import Living
 
 if TYPE_CHECKING:
     import asyncio  # takes 25 ms to import, and only event loops need it
@@ -39,7 +40,7 @@ class Dispatcher:
     def __init__(self) -> None:
         """Make a dispatcher without a thread."""
         self._lock = ProcessLock(Lock)
-        self._streams: WeakSet[_Stream] = WeakSet()
+        self._streams: Living[_Stream] = Living()
         self._worker: _Worker | None = None
 
     @contextmanager
@@ -100,7 +101,7 @@ class _Worker:
     """A thread that waits for jobs, and the futures of the jobs' tasks."""
 
     def __init__(
-        self, engine: EngineModel, lock: ProcessLock[Lock], streams: WeakSet[_Stream]
+        self, engine: EngineModel, lock: ProcessLock[Lock], streams: Living[_Stream]
     ) -> None:
         self._waiter = engine.shared_waiter()
         self._lock, self._streams = lock, streams  # the dispatcher's
