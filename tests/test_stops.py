@@ -346,6 +346,15 @@ def test_no_prompt_is_scored_after_max_time(model):
     assert [(d.finish_reason, d.prompt_logprobs) for d in done] == [("time", None)] * 2
 
 
+def test_a_prompt_that_the_time_limit_left_unscored_ends_with_time(model):
+    options = {"max_new_tokens": 0, "logprobs": 0}
+    late = model.complete([1, 2, 3], echo=True, max_time=0, **options)
+    assert late.finish_reason == "time"
+    assert late.prompt_logprobs is None
+    assert model.complete([1, 2, 3], echo=True, **options).finish_reason == "length"
+    assert model.complete([1, 2, 3], max_time=0, **options).finish_reason == "length"
+
+
 # ---- several completions of a prompt ----
 
 

@@ -213,15 +213,17 @@ def check_logits(logits: Any, n_vocab: int) -> NDArray[np.float32]:
 def immediate_result(engine: EngineModel, request: Request) -> Result | None:
     """Return the result of a request that needs no new token; None for others.
 
-    No new token is needed if max_new_tokens is 0 or the deadline has passed.
+    No new token is needed if max_new_tokens is 0 or the deadline has passed. After the deadline,
+    the prompt is not scored either.
     """
-    if request.max_new_tokens and not request.stops.is_late:
+    is_late = request.stops.is_late
+    if request.max_new_tokens and not is_late:
         return None
-    reason = "time" if request.max_new_tokens else "length"
+    is_cut = is_late and (request.max_new_tokens > 0 or request.scores_prompt)
     prompt_scores = None
-    if request.scores_prompt and not request.stops.is_late:
+    if request.scores_prompt and not is_late:
         prompt_scores = score_prompt(engine, request)[1]
-    return empty_result(request, reason, prompt_scores)
+    return empty_result(request, "time" if is_cut else "length", prompt_scores)
 
 
 def empty_result(
