@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,16 @@ def in_threads(work: Callable[[Any], object], arguments: Iterable[Any]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def import_lazy_modules() -> None:
+    """Import the modules that gpt2c imports at their first use.
+
+    For programs that interrupt calls: if Ctrl-C arrives while Python makes a module's dataclasses,
+    CPython ends the process with the status of SIGINT, even if the program catches the interrupt.
+    """
+    for name in ("look.probing", "measure.scores", "schedule.beams", "schedule.searching"):
+        import_module(f"gpt2c.{name}")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

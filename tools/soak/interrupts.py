@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, import_lazy_modules, model_on, random_weights
 
 import gpt2c
 
@@ -278,6 +278,7 @@ def main() -> None:
     parser.add_argument("--backend", choices=("c", "numpy", "both"), default="both")
     options = parser.parse_args()
     backends = {"c": ISAS[-1:], "numpy": ["numpy"], "both": [*ISAS[-1:], "numpy"]}[options.backend]
+    import_lazy_modules()
     signals = Signals()
     for backend in backends:
         n_rounds = soak(backend, options.seconds / len(backends), options.seed, signals)

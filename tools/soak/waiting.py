@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from conftest import ISAS, config_of, model_on, random_weights
+from conftest import ISAS, config_of, import_lazy_modules, model_on, random_weights
 
 import gpt2c
 
@@ -320,6 +320,7 @@ def main() -> int:
     seed = int.from_bytes(os.urandom(3)) if options.seed is None else options.seed
     both = [*ISAS[-1:], "numpy"]
     backends = {"c": ISAS[-1:], "numpy": ["numpy"], "both": both}[options.backend]
+    import_lazy_modules()
     signal.signal(signal.SIGALRM, INTERRUPTS.handle)
     sys.unraisablehook = INTERRUPTS.note_ignored
     # Switch between threads more often than every 5 ms, Python's default.
