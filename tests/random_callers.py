@@ -297,6 +297,9 @@ def run_round(
         errors.add("ClosedError")
     running.run([closing] if closes else [])
     gc.collect()
+    end = time.monotonic() + 5  # the thread of asyncio streams ends a tenth of a second after them
+    while threading.active_count() > n_threads and time.monotonic() < end:
+        time.sleep(0.01)
     if threading.active_count() > n_threads:
         raise FindingError(f"threads are left: {threading.enumerate()}")
     if used is not loaded:
