@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import numpy as np
@@ -115,6 +116,27 @@ def test_an_error_is_raised_after_the_results_before_it(model):
     next(answers)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         next(answers)
+
+
+def test_a_failed_list_gives_its_pages_back_at_once(backend):
+    """A NaN ends the call after the source of prompts has failed too."""
+    weights = {**WEIGHTS, "wte.weight": np.full_like(WEIGHTS["wte.weight"], np.nan)}
+    model = model_on(backend, CONFIG, weights)
+
+    def source():
+        yield [1, 2, 3]
+        raise RuntimeError("the disk is gone")
+
+    gc.collect()
+    gc.disable()  # a reference cycle would keep the pages
+    try:
+        with pytest.raises(gpt2c.NumericalError) as caught:
+            list(model.generate(source(), max_new_tokens=5))
+        assert model.kv_cache_bytes > 0  # the error's traceback refers to the call
+        del caught
+        assert model.kv_cache_bytes == 0
+    finally:
+        gc.enable()
 
 
 def test_invalid_prompts_are_refused(model):

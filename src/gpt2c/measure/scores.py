@@ -121,20 +121,23 @@ def score_texts(
     scorer = _Scorer(engine, n_top)
     failure: Exception | None = None
     source = iter(encoded_texts)
-    while failure is None:
-        try:
-            ids = next(source)
-        except StopIteration:
-            break
-        except Exception as error:
-            failure = error
-            break
-        scorer.add(ids, _windows(ids, bos, engine.n_positions, stride))
+    try:
+        while failure is None:
+            try:
+                ids = next(source)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
+            scorer.add(ids, _windows(ids, bos, engine.n_positions, stride))
+            yield from scorer.pop_finished()
+        scorer.run()
         yield from scorer.pop_finished()
-    scorer.run()
-    yield from scorer.pop_finished()
-    if failure is not None:
-        raise failure
+        if failure is not None:
+            raise failure
+    finally:
+        failure = None  # it refers to this frame: the cycle would keep the texts (see run_requests)
 
 
 class _Scorer:

@@ -42,20 +42,25 @@ def run_requests(batch: Batch[R], requests: Iterable[Request]) -> Iterator[R]:
     failure: Exception | None = None
     is_exhausted = False
     n_yielded = 0
-    while not is_exhausted or n_yielded < batch.n_added:
-        while not is_exhausted and batch.has_free_slot(n_yielded):
-            try:
-                batch.add(next(source))
-            except StopIteration:
-                is_exhausted = True
-            except Exception as error:
-                is_exhausted, failure = True, error
-        batch.run()
-        while n_yielded in batch.results:
-            yield batch.results.pop(n_yielded)
-            n_yielded += 1
-    if failure is not None:
-        raise failure
+    try:
+        while not is_exhausted or n_yielded < batch.n_added:
+            while not is_exhausted and batch.has_free_slot(n_yielded):
+                try:
+                    batch.add(next(source))
+                except StopIteration:
+                    is_exhausted = True
+                except Exception as error:
+                    is_exhausted, failure = True, error
+            batch.run()
+            while n_yielded in batch.results:
+                yield batch.results.pop(n_yielded)
+                n_yielded += 1
+        if failure is not None:
+            raise failure
+    finally:
+        # The traceback of `failure` refers to this frame, and so to the batch. If another error
+        # ended the call, the cycle would keep the KV cache until the garbage collector runs.
+        failure = None
 
 
 class RunningRequest(Protocol[R]):
