@@ -373,11 +373,10 @@ typedef struct {
     unsigned expecting_gathering; /* the number of the gathering that expects it; 0: none */
     int lacks_room;               /* it found the cache full in the step that has just ended */
     double blocked_since;         /* when it first lacked room since it was last fed, or 0 */
-    double oldest_since;  /* when it first was the oldest of the jobs that lack room, or 0 */
-    int32_t n_full_steps; /* the steps since then in which it lacked room */
-    double asked_at;      /* when its caller was last asked to free pages */
-    int has_given_up;     /* it has found the cache full for too long */
-    uint64_t arrival;     /* its number in the order of first resumes, from 1; 0: never resumed */
+    double oldest_since; /* when it first was the oldest of the jobs that lack room, or 0 */
+    double asked_at;     /* when its caller was last asked to free pages */
+    int has_given_up;    /* it has found the cache full for too long */
+    uint64_t arrival;    /* its number in the order of first resumes, from 1; 0: never resumed */
 } gpt2c_membership;
 
 /* One sequence being generated, or fed. The caller owns every pointer. A job's tokens are those of

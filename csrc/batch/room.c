@@ -16,9 +16,6 @@
  * back, short if only finished texts or sessions hold them. */
 #define FULL_SECONDS 10.0
 #define SHORT_FULL_SECONDS 1.0
-/* It also fails only after this many steps: on a crowded machine, the threads that are about to give
- * pages back may not have run meanwhile. */
-#define MIN_FULL_STEPS 50
 /* How long the leader sleeps before the next attempt if no job of a step had room. */
 #define FULL_SLEEP_SECONDS 2e-3
 /* How often a job without room asks its caller to free pages that no call needs. */
@@ -122,14 +119,11 @@ static void report_full(gpt2c_batch *b, gpt2c_job *job, double now) {
     gpt2c_membership *m = &job->member;
     if (m->oldest_since == 0) {
         m->oldest_since = now;
-        m->n_full_steps = 0;
         m->asked_at = 0;
     }
-    m->n_full_steps++;
     double stuck_since = m->blocked_since > b->last_fed ? m->blocked_since : b->last_fed;
     double since = stuck_since < m->oldest_since ? stuck_since : m->oldest_since;
-    double max = max_full_seconds(b, job);
-    m->has_given_up = max == 0 || (now - since >= max && m->n_full_steps >= MIN_FULL_STEPS);
+    m->has_given_up = now - since >= max_full_seconds(b, job);
     if (m->has_given_up)
         forget_waiting(m);
     if (m->has_given_up || now - m->asked_at >= ASK_SECONDS)
