@@ -171,13 +171,6 @@ def seconds_per_pass(model: GPT2, task: Task, seed: int) -> float:
     return (time.perf_counter() - begin) / NEW_TOKENS
 
 
-def weight_bytes(model: GPT2) -> float:
-    """Return the bytes of weights that a pass reads, if none are stored in 16 bits."""
-    c = model.config
-    n = c.n_layer * (4 * c.n_embd**2 + 2 * c.n_embd * c.inner) + c.vocab_size * c.n_embd
-    return n * {"float32": 4, "int8": 8.5 / 8, "int4": 4.5 / 8}[model.dtype]
-
-
 def measure(options: argparse.Namespace) -> None:
     """Print a line for each number of threads and task, with speeds in tokens/s."""
     one: dict[str, float] = {}
@@ -195,7 +188,7 @@ def measure(options: argparse.Namespace) -> None:
             one.setdefault(task.name, seconds * n)
             steps = steps_of(task, c.n_embd, c.n_head, c.n_layer, c.vocab_size, n, tile_rows)
             computing = one[task.name] / n / efficiency(steps, n)
-            reading = weight_bytes(model) / statistics.median(rates)
+            reading = model.n_bytes / statistics.median(rates)
             # A single thread's measured time may include waiting for memory.
             predicted = max(computing, reading)
             speeds = f"{task.n_rows / seconds:12.1f}{task.n_rows / predicted:12.1f}"

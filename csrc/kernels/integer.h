@@ -71,6 +71,13 @@ INLINE void load_int4(group_columns *g, const uint8_t *packed, int column) {
     }
 }
 
+INLINE void load_columns(group_columns *g, const int bits, const uint8_t *packed, int column) {
+    if (bits == 8)
+        load_int8(g, packed, column);
+    else
+        load_int4(g, packed, column);
+}
+
 /* The exact sum over a group for one row and a vector of columns. */
 INLINE vi dot_group(const group_columns *g, const int bits, int v, const int8_t *x, vi minus_sum) {
     vi total;
@@ -126,10 +133,7 @@ INLINE void multiply_group(const quantized_rows *x, const int bits, int group, i
 #endif
     const int is_first = group == 0; /* the totals begin at +0 */
     group_columns g;
-    if (bits == 8)
-        load_int8(&g, packed, column);
-    else
-        load_int4(&g, packed, column);
+    load_columns(&g, bits, packed, column);
     const int8_t *values = x->values + (size_t)group * x->values_stride + (size_t)row * GROUP;
     const float *scales = x->scales + (size_t)group * x->stride + (size_t)row;
     const int32_t *minus_sums = x->minus_sums + (size_t)group * x->stride + (size_t)row;

@@ -79,10 +79,7 @@ INLINE void multiply_group_in_pairs(const quantized_rows *x, const int bits, int
     };
     const int is_first = group == 0; /* the totals begin at +0 */
     group_columns g;
-    if (bits == 8)
-        load_int8(&g, packed, column);
-    else
-        load_int4(&g, packed, column);
+    load_columns(&g, bits, packed, column);
     pair_columns(&g);
     int r = 0;
     for (; r + 2 <= n_rows; r += 2) {

@@ -1,6 +1,7 @@
 /* Divides products and attention among the workers of a pass: see shares.h. */
 #include "pass/shares.h"
 
+#include "min.h"
 #include "pool.h"
 
 /* ---- matrix products ---- */
@@ -62,7 +63,7 @@ int product_share(product_shape s, int worker, int n_workers,
     team_share(s.n_panels * n_pieces, worker, n_workers, &begin, &end);
     while (begin < end) {
         int panel = begin / n_pieces, piece = begin % n_pieces, n_whole = (end - begin) / n_pieces;
-        int rest = n_pieces - piece < end - begin ? n_pieces - piece : end - begin;
+        int rest = min_int32(n_pieces - piece, end - begin);
         if (piece == 0 && n_whole > 0) {
             rectangles[n++] = (rectangle){0, s.n_rows, panel, panel + n_whole};
             begin += n_whole * n_pieces;
@@ -88,8 +89,8 @@ void attention_add_row(attention_rows *rows, int position, int begins_feed) {
 }
 
 /* A feed is cut only before positions that are multiples of this, so that tiles of 8 rows are full.
- * If so many rows of a feed can be more than 1 / EXCESS_DIVISOR of a share, the feed is cut before
- * multiples of a smaller number. */
+ * In a long feed, that many rows may be too large a part of a share: more than 1 / EXCESS_DIVISOR.
+ * Then the feed is cut before multiples of a smaller number. */
 #define MAX_POSITIONS_BETWEEN_CUTS 8
 
 static int positions_between_cuts(const attention_rows *rows, int end_row, int64_t share_work) {
@@ -117,7 +118,7 @@ static int row_to_cut(const attention_rows *rows, int feed, int64_t work, int64_
     int past = (f->first_position + low - begin) % n; /* rows since the last place to cut */
     low = low - past > begin ? low - past : begin;
     high = low + n - (f->first_position + low - begin) % n;
-    high = high < end ? high : end;
+    high = min_int32(high, end);
     int64_t excess = work - (before[low] - before[begin]);
     return 2 * excess < before[high] - before[low] ? low : high;
 }
