@@ -40,6 +40,35 @@ def test_dead_references_are_dropped() -> None:
     assert list(living)[:40] == kept
 
 
+def test_objects_may_be_added_while_garbage_is_collected() -> None:
+    living: Living[Thing] = Living()
+    kept = [Thing() for _ in range(16)]
+    for thing in kept:
+        living.add(thing)
+    added: list[Thing] = []
+    pairs = [(i, i) for i in range(10_000)]  # so many that Python has no freed tuple left to reuse
+
+    def add(phase: str, _: dict[str, int]) -> None:
+        if phase == "start" and len(added) < 1_000:
+            added.append(Thing())
+            living.add(added[-1])
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(add)
+    gc.set_threshold(1)
+    try:
+        living.add(kept[0])
+        living.discard(kept[0])
+        found = list(living)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(add)
+    assert len(pairs) == 10_000
+    assert kept[0] not in found
+    assert set(kept[1:]) < set(found)
+    assert set(found) <= {*kept, *added}
+
+
 def test_no_callback_can_lose_an_interrupt() -> None:
     living: Living[Thing] = Living()
     thing = Thing()

@@ -15,7 +15,11 @@ _T = TypeVar("_T")
 
 
 class Living(Generic[_T]):
-    """The objects that were added and are still alive. Threads may use it without a lock."""
+    """The objects that were added and are still alive. Threads may use it without a lock.
+
+    A garbage collection may run other threads in the middle of a loop over `dict.items()`, because
+    each pair is a new tuple. `dict.copy()` and `list(dict.values())` have no such middle.
+    """
 
     def __init__(self) -> None:
         """Make an empty collection."""
@@ -26,7 +30,7 @@ class Living(Generic[_T]):
     def add(self, value: _T) -> None:
         """Add an object, without keeping it alive."""
         if len(self._references) >= self._max_size:
-            for number, reference in list(self._references.items()):
+            for number, reference in self._references.copy().items():
                 if reference() is None:
                     self._references.pop(number, None)
             self._max_size = max(16, 2 * len(self._references))
@@ -34,7 +38,7 @@ class Living(Generic[_T]):
 
     def discard(self, value: _T) -> None:
         """Remove an object if it is here."""
-        for number, reference in list(self._references.items()):
+        for number, reference in self._references.copy().items():
             if reference() is value:
                 self._references.pop(number, None)
 
