@@ -14,6 +14,7 @@ from test_forks import in_child
 
 import gpt2c
 from gpt2c.engine.memory import choose_cache_limit, usable_memory
+from gpt2c.engine.protocol import Plan
 
 PAGE = 64  # positions
 CONFIG = config_of(n_positions=256)
@@ -265,6 +266,24 @@ def test_prompts_that_share_prefixes_run_one_after_another_too(prefix_cache_byte
     for n_pages in (2, 3, 5):
         model = limited(FLOAT_ISAS[0], n_pages * PAGE_BYTES, prefix_cache_bytes=prefix_cache_bytes)
         assert model.generate(prompts, max_new_tokens=9) == alone
+
+
+@needs_engine
+def test_a_shared_prefix_without_room_fails_at_once_and_keeps_no_pages():
+    """A list's resting jobs hold pages, so its donors must not wait for pages."""
+    model = limited(FLOAT_ISAS[0], 2 * PAGE_BYTES)
+    session = model.session()
+    session.feed([1])
+    prompt, no_stops = np.array(PROMPT, dtype=np.int32), np.zeros(0, dtype=np.int32)
+    job = model._engine.job(prompt, 9, Plan(), 0, 0, no_stops)
+    with pytest.raises(gpt2c.CacheMemoryError, match="the first tokens of a prompt"):
+        job.prefill(69)
+    assert job.sequence.length == 0
+    assert model.kv_cache_bytes == PAGE_BYTES
+    del session
+    job.prefill(69)
+    assert job.sequence.length == 69
+    assert model.kv_cache_bytes == 2 * PAGE_BYTES
 
 
 @needs_engine

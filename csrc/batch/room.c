@@ -112,9 +112,10 @@ static double max_full_seconds(const gpt2c_batch *b, const gpt2c_job *job) {
 
 static void forget_waiting(gpt2c_membership *m) { m->blocked_since = m->oldest_since = 0; }
 
-/* The oldest job that lacks room gives up after it has been the oldest for the max time. It also
- * gives up if no job was fed for that time: otherwise, if nobody gives pages back, the jobs would
- * fail one after another, each after the max time. */
+/* The oldest job that lacks room gives up when the max time has passed since it was first the
+ * oldest, although older jobs may have joined for a step meanwhile. It also gives up if no job was
+ * fed for that time: otherwise, if nobody gives pages back, the jobs would fail one after another,
+ * each after the max time. */
 static void report_full(gpt2c_batch *b, gpt2c_job *job, double now) {
     gpt2c_membership *m = &job->member;
     if (m->oldest_since == 0) {

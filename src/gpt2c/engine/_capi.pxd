@@ -339,6 +339,7 @@ cdef extern from "cpu.h" nogil:
     const instruction_set *cpu_instruction_set(const char *)
 
 cdef extern from "cache.h" nogil:
+    gpt2c_status cache_reserve(gpt2c_sequence *, int32_t)
     size_t cache_bytes_needed(const gpt2c_sequence *, int32_t)
 
 cdef extern from "pass/shares.h" nogil:

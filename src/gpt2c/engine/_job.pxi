@@ -92,17 +92,25 @@ cdef class Job:
                 raise OptionError(
                     f"prefill takes fewer ids than the prompt's {self.job.n_prompt}; found {n}"
                 )
-            self.make_room(n - n_fed)
+            self.reserve_pages(n - n_fed)
             self.sequence.feed(self.prompt[n_fed:n], 0)
 
-    cdef int make_room(self, int32_t n_tokens) except -1:
-        """Drop finished texts until the tokens fit in the KV cache, or raise CacheMemoryError."""
+    cdef int reserve_pages(self, int32_t n_tokens) except -1:
+        """Reserve the pages of n_tokens at once, so that feeding them never waits for pages.
+
+        Drop finished texts if they hold the pages. Raise CacheMemoryError if others do.
+        """
         cdef Model model = self.sequence.model
-        cdef size_t limit = gpt2c_model_cache_limit(model.pointer)
-        cdef size_t needed = cache_bytes_needed(self.sequence.pointer, n_tokens)
-        while limit and gpt2c_model_cache_bytes(model.pointer) + needed > limit:
-            if not model.try_to_reclaim(GPT2C_CACHE_FULL):
-                raise_status(GPT2C_CACHE_FULL, "the first tokens of a prompt", model)
+        cdef gpt2c_status status
+        while True:
+            self.sequence.claim()
+            try:
+                status = cache_reserve(self.sequence.pointer, n_tokens)
+            finally:
+                self.sequence.release()
+            if not model.try_to_reclaim(status):
+                break
+        raise_status(status, "the first tokens of a prompt", model)
         return 0
 
     def cancel(self):
