@@ -76,7 +76,9 @@ TASKS = {
              lambda *given: 1e3 * decode_seconds(*given), more_is_better=False),
         Task("prefill", "tokens/s", 1, 512, 1, prefill_rate, limit="multiply_add_rate"),
         Task("batch-8", "tokens/s", 8, 16, 64, total_rate),
+        Task("batch-16", "tokens/s", 16, 16, 64, total_rate),
         Task("batch-32", "tokens/s", 32, 16, 64, total_rate),
+        Task("batch-64", "tokens/s", 64, 16, 64, total_rate),
         Task("first-token", "s", 1, 16, 1, None, more_is_better=False),
     )
 }  # fmt: skip
