@@ -41,13 +41,15 @@ static int32_t choose_jobs(gpt2c_batch *b, int decoding, int32_t max, int32_t qu
 }
 
 /* With too many jobs for one step, first each caller gets an equal share of the rows for decoding.
- * Rows that some callers do not use then go to other callers' jobs. */
+ * Rows that some callers do not use then go to other callers' jobs. If no job of the last step had
+ * room, the next step begins after these jobs, because others may hold the pages. */
 static void choose_some(gpt2c_batch *b, int32_t n_decoding, int32_t n_callers) {
     int32_t max = n_decoding == b->n_ready ? GPT2C_MAX_ROWS : MAX_DECODING_BESIDE_PROMPTS;
     int32_t quota = (max + n_callers - 1) / n_callers;
     int32_t n_chosen = choose_jobs(b, 1, max, quota);
     n_chosen += choose_jobs(b, 1, max - n_chosen, INT32_MAX);
-    b->first_to_choose = (b->first_to_choose + n_chosen) % b->n_ready;
+    int32_t n_passed = b->space->n_feeds ? n_chosen : b->space->n_jobs;
+    b->first_to_choose = (b->first_to_choose + n_passed) % b->n_ready;
     choose_jobs(b, 0, GPT2C_MAX_ROWS - n_chosen, INT32_MAX);
 }
 

@@ -74,7 +74,7 @@ static int32_t plan_prompt(step_space *s, int32_t j, int32_t max) {
 
 /* Divides n_rows rows among the prompts of one call, in their order. */
 static void plan_prompts(step_space *s, int32_t n_rows) {
-    while (s->n_feeds < s->n_jobs && n_rows > 0)
+    while (s->n_feeds < s->n_candidates && n_rows > 0)
         n_rows -= plan_prompt(s, s->n_feeds, n_rows);
 }
 
@@ -85,15 +85,15 @@ static uint64_t unfed_of(const gpt2c_job *job) { return (uint64_t)n_unfed(job); 
  * token soon, even if many long prompts wait. */
 static void plan_shared_prompts(step_space *s, int32_t n_rows) {
     gpt2c_job **prompts = s->jobs + s->n_decoding, *oldest = prompts[0];
-    int32_t n_others = s->n_jobs - s->n_decoding - 1;
+    int32_t n_others = s->n_candidates - s->n_decoding - 1;
     int32_t n_kept = min_int32(n_unfed(oldest), (n_rows + 1) / 2);
     memmove(prompts, prompts + 1, (size_t)n_others * sizeof *prompts);
     prompts[n_others] = oldest;
     sort_jobs(prompts, n_others, unfed_of);
-    while (s->n_feeds + 1 < s->n_jobs && n_rows > n_kept)
+    while (s->n_feeds + 1 < s->n_candidates && n_rows > n_kept)
         n_rows -= plan_prompt(s, s->n_feeds, n_rows - n_kept);
     if (n_rows > 0)
-        plan_prompt(s, s->n_jobs - 1, n_rows);
+        plan_prompt(s, s->n_candidates - 1, n_rows);
 }
 
 /* Whether one step that also decodes can feed all tokens of the job. */
@@ -106,8 +106,8 @@ static int is_short(const gpt2c_job *job) {
  * many rows as jobs decode, but at least MIN_PROMPT_ROWS_BESIDE_DECODING. With half as many prompt
  * rows as decoding jobs, a step takes about 1.5 times as long as without prompts. */
 static int32_t max_prompt_rows(const step_space *s) {
-    int32_t n_prompts = s->n_jobs - s->n_decoding, n_long = 0, n_short_rows = 0;
-    for (int32_t j = s->n_decoding; j < s->n_jobs; j++)
+    int32_t n_prompts = s->n_candidates - s->n_decoding, n_long = 0, n_short_rows = 0;
+    for (int32_t j = s->n_decoding; j < s->n_candidates; j++)
         if (is_short(s->jobs[j]))
             n_short_rows += n_unfed(s->jobs[j]);
         else
@@ -132,7 +132,7 @@ void plan_feeds(step_space *s) {
     int32_t n_left = GPT2C_MAX_ROWS - n_rows;
     if (s->is_shared && s->n_decoding)
         n_left = min_int32(n_left, max_prompt_rows(s));
-    if (s->is_shared && s->n_decoding < s->n_jobs)
+    if (s->is_shared && s->n_decoding < s->n_candidates)
         plan_shared_prompts(s, n_left);
     else
         plan_prompts(s, n_left);

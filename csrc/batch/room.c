@@ -81,7 +81,9 @@ static int32_t find_feed(const step_space *s, const gpt2c_job *job) {
 
 static uint64_t arrival_of(const gpt2c_job *job) { return job->member.arrival; }
 
-void reserve_feeds(step_space *s) {
+/* Reserves the pages of all feeds, the oldest job's first. If `reports`, the oldest job without room
+ * reports a full cache; the others sit out. */
+static void reserve_feeds(step_space *s, int reports) {
     gpt2c_job *jobs[GPT2C_MAX_ROWS];
     int32_t n = s->n_feeds;
     memcpy(jobs, s->jobs, (size_t)n * sizeof *jobs);
@@ -94,9 +96,35 @@ void reserve_feeds(step_space *s) {
         if (status == GPT2C_OK)
             continue;
         jobs[i]->member.lacks_room = status == GPT2C_CACHE_FULL;
-        /* Only the oldest job reports a full cache; the others sit out. */
-        drop_feed(s, find_feed(s, jobs[i]),
-                  status == GPT2C_CACHE_FULL && i > 0 ? GPT2C_OK : status);
+        int sits_out = status == GPT2C_CACHE_FULL && !(reports && i == 0);
+        drop_feed(s, find_feed(s, jobs[i]), sits_out ? GPT2C_OK : status);
+    }
+}
+
+/* Makes the jobs that were not tried yet the only candidates; returns whether there are any. */
+static int leave_out_tried_jobs(step_space *s) {
+    int32_t n = 0;
+    for (int32_t j = 0; j < s->n_candidates; j++) {
+        gpt2c_job *job = s->jobs[j];
+        if (job->member.lacks_room || job->status != GPT2C_OK)
+            continue;
+        s->jobs[j] = s->jobs[n];
+        s->jobs[n++] = job;
+    }
+    int is_smaller = n < s->n_candidates;
+    s->n_candidates = n;
+    return n > 0 && is_smaller;
+}
+
+/* Jobs without room must not keep the rows from those that have some: a job that sits out because
+ * others use all rows may hold the pages that these others wait for. */
+void plan_feeds_with_room(step_space *s) {
+    s->n_candidates = s->n_jobs;
+    plan_feeds(s);
+    reserve_feeds(s, 1);
+    while (s->n_feeds == 0 && leave_out_tried_jobs(s)) {
+        plan_feeds(s);
+        reserve_feeds(s, 0);
     }
 }
 

@@ -202,8 +202,7 @@ void run_step(step_space *s) {
     decoding_first(s);
     make_drafts(s);
     double begin = os_seconds();
-    plan_feeds(s);
-    reserve_feeds(s);
+    plan_feeds_with_room(s);
     if (s->n_feeds == 0)
         return;
     gpt2c_status status = alloc_candidates(s) ? run_forward(s) : GPT2C_NO_MEMORY;

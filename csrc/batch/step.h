@@ -17,6 +17,7 @@ typedef struct {
     gpt2c_scratch *scratch;
     gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* at first as they were resumed; sorted by the step */
     int32_t n_jobs;
+    int32_t n_candidates; /* only the first n_candidates jobs may be fed */
     int is_shared; /* the jobs belong to several callers or tasks */
     int32_t n_decoding;
     gpt2c_feed feeds[GPT2C_MAX_ROWS]; /* [n_feeds] */
@@ -39,7 +40,7 @@ int is_decoding(const gpt2c_job *job);
 void sort_jobs(gpt2c_job **jobs, int32_t n_jobs, uint64_t (*key_of)(const gpt2c_job *));
 /* Moves the decoding jobs before the others, in stable order. */
 void decoding_first(step_space *s);
-/* Plans the feeds: the decoding jobs with their drafts, and then prompts. */
+/* Plans the candidates' feeds: the decoding jobs with their drafts, and then prompts. */
 void plan_feeds(step_space *s);
 /* Drops feed f from the step and sets its job's status. GPT2C_OK means that the job sits out this
  * step. */
@@ -47,8 +48,8 @@ void drop_feed(step_space *s, int32_t f, gpt2c_status status);
 
 /* ---- room.c ---- */
 
-/* Reserves the pages of all feeds, the oldest job's first. */
-void reserve_feeds(step_space *s);
+/* Plans feeds that have room, and reserves their pages. */
+void plan_feeds_with_room(step_space *s);
 
 /* ---- step.c ---- */
 
