@@ -287,6 +287,38 @@ def test_a_shared_prefix_without_room_fails_at_once_and_keeps_no_pages():
 
 
 @needs_engine
+def test_a_job_with_room_is_fed_although_shorter_prompts_have_none():
+    """The rows of a step go to the oldest prompt and to the shortest ones, if these have room."""
+    model = limited(FLOAT_ISAS[0], 4 * PAGE_BYTES)
+    engine, no_stops = model._engine, np.zeros(0, dtype=np.int32)
+
+    def job_of(n_tokens):
+        prompt = np.arange(n_tokens, dtype=np.int32) % 50
+        return engine.job(prompt, 9, Plan(), 0, 0, no_stops)
+
+    session = model.session()
+    session.feed(PROMPT + PROMPT)  # three pages
+    with_room = job_of(40)
+    with_room.prefill(5)  # the fourth page
+    assert model.kv_cache_bytes == 4 * PAGE_BYTES
+    waiters = [engine.shared_waiter() for _ in range(2)]  # two callers, whose jobs share steps
+    # Its arrival counts from the first time. So it is the oldest, and the others cannot preempt it.
+    waiters[1].add(with_room)
+    waiters[1].remove(with_room)
+    jobs = [job_of(200), *(job_of(20) for _ in range(20)), with_room]
+    for index, job in enumerate(jobs):
+        waiters[index % 2].add(job)
+    while not with_room.new_ids():
+        for waiter in waiters:
+            for job in waiter.wait(0.01):
+                job.raise_failure()  # returns if the job may still wait for room
+                if job is not with_room:
+                    waiter.add(job)
+    for index, job in enumerate(jobs):
+        waiters[index % 2].remove(job)
+
+
+@needs_engine
 def test_callers_wait_for_room_that_finished_texts_take():
     """The prefix cache may fill the limit; callers that ask at the same time all get on."""
     backend, size = FLOAT_ISAS[0], 64 * PAGE_BYTES

@@ -18,7 +18,7 @@ typedef struct {
     gpt2c_job *jobs[GPT2C_MAX_ROWS]; /* at first as they were resumed; sorted by the step */
     int32_t n_jobs;
     int32_t n_candidates; /* only the first n_candidates jobs may be fed */
-    int is_shared; /* the jobs belong to several callers or tasks */
+    int is_shared;        /* the jobs belong to several callers or tasks */
     int32_t n_decoding;
     gpt2c_feed feeds[GPT2C_MAX_ROWS]; /* [n_feeds] */
     int32_t n_feeds;
