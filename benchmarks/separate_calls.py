@@ -250,7 +250,8 @@ def make_checkpoint(folder: Path) -> None:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         script = HERE.parent / "tools" / "make_random_model.py"
-        subprocess.run([sys.executable, str(script), "124M", str(folder)], check=True)
+        command = [sys.executable, str(script), "124M", str(folder), "--dtype", "float32"]
+        subprocess.run(command, check=True)
 
 
 def arguments() -> argparse.Namespace:

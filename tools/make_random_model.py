@@ -1,4 +1,4 @@
-"""Writes a GPT-2 with random weights in Hugging Face's format, shard by shard.
+"""Writes a GPT-2 with random weights in Hugging Face's format: one file, or shards if it is large.
 
     python tools/make_random_model.py 1558M FOLDER [--dtype float16]
 
@@ -45,7 +45,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     weight_map = {}
     for number, shapes in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {}
         for name, shape in shapes.items():
             values = rng.standard_normal(shape, dtype=np.float32)
@@ -55,8 +57,9 @@ def main() -> None:
             weight_map[name] = file
         save_file(tensors, options.folder / file, metadata={"format": "pt"})
         print(f"{file}: {sum(t.nbytes for t in tensors.values()) / 1e9:.2f} GB", flush=True)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (options.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if len(shards) > 1:
+        index = {"metadata": {}, "weight_map": weight_map}
+        (options.folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (options.folder / "config.json").write_text(json.dumps(config.to_dict()))
 
 
