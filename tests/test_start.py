@@ -70,6 +70,18 @@ def test_a_first_text_imports_nothing_that_it_does_not_need(program: str) -> Non
     assert ("gpt2c.engine._engine" in imported) == (program != "import")
 
 
+@pytest.mark.parametrize("option", ["--version", "--help", "generate --help"])
+def test_help_and_version_need_no_other_package(option: str) -> None:
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "sys.modules.update(dict.fromkeys(('numpy', 'tiktoken', 'safetensors')))\n"
+        "from gpt2c.cli.main import main\n"
+        f"main({option.split()!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_names_that_are_imported_lazily_are_public() -> None:
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
@@ -78,7 +90,9 @@ def test_names_that_are_imported_lazily_are_public() -> None:
         "before = set(sys.modules)\n"
         "assert gpt2c.scheduler.Token and 'gpt2c.scheduler' not in before\n"
         "from gpt2c import *\n"
+        "from gpt2c import coloring, pico\n"
         "assert Scheduler is gpt2c.Scheduler is gpt2c.scheduler.Scheduler\n"
+        "assert coloring.spans and pico.gpt2 and 'gpt2c.pico' not in before\n"
         "assert Score is gpt2c.Score is gpt2c.measure.scores.Score\n"
         "assert from_transformers is gpt2c.compat.transformers.from_transformers\n"
     )

@@ -33,17 +33,17 @@ from gpt2c.errors import (
 )
 from gpt2c.forks import IMPORTING
 from gpt2c.gen_text import gen_text
-from gpt2c.generate.options import Completion
-from gpt2c.generate.sampling import SAMPLER_ORDER
-from gpt2c.model import GPT2
-from gpt2c.pico import load_encoder_hparams_and_params
-from gpt2c.session import Session
-from gpt2c.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gpt2c.compat.transformers import from_transformers
+    from gpt2c.generate.options import Completion
+    from gpt2c.generate.sampling import SAMPLER_ORDER
     from gpt2c.measure.scores import Score
+    from gpt2c.model import GPT2
+    from gpt2c.pico import load_encoder_hparams_and_params
     from gpt2c.scheduler import Scheduler
+    from gpt2c.session import Session
+    from gpt2c.text.tokenizer import Tokenizer
 
 # The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
 ARITHMETIC = 1
@@ -83,22 +83,29 @@ __all__ = [
     "load_encoder_hparams_and_params",
 ]
 
-# Names that few programs use, and their modules. A module is imported when its name is first used,
-# so that other programs start faster. The scheduler imports asyncio, which takes 25 ms.
+# Names and their modules. A module is imported when its name is first used, so that a program
+# imports only what it needs: `gpt2c --version` needs no NumPy, only the scheduler needs asyncio.
 _LAZY_NAMES: Final = {
+    "Completion": "gpt2c.generate.options",
+    "GPT2": "gpt2c.model",
+    "SAMPLER_ORDER": "gpt2c.generate.sampling",
     "Scheduler": "gpt2c.scheduler",
     "Score": "gpt2c.measure.scores",
+    "Session": "gpt2c.session",
+    "Tokenizer": "gpt2c.text.tokenizer",
     "from_transformers": "gpt2c.compat.transformers",
+    "load_encoder_hparams_and_params": "gpt2c.pico",
 }
+_LAZY_MODULES: Final = ("coloring", "pico", "scheduler")  # with public names of their own
 
 if not TYPE_CHECKING:  # with __getattr__, a type checker would accept every name
 
     def __getattr__(name: str) -> object:
-        if name not in ("scheduler", *_LAZY_NAMES):
+        if name not in _LAZY_NAMES and name not in _LAZY_MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         with IMPORTING:
-            if name == "scheduler":
-                return import_module("gpt2c.scheduler")  # has public names of its own: Token, ...
+            if name in _LAZY_MODULES:
+                return import_module(f"gpt2c.{name}")
             value = globals()[name] = getattr(import_module(_LAZY_NAMES[name]), name)
         return value
 

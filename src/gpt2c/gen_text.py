@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from gpt2c.errors import OptionTypeError
-from gpt2c.model import GPT2
+from gpt2c.forks import IMPORTING
+
+if TYPE_CHECKING:
+    from gpt2c.model import GPT2
 
 
 class EncoderLike(Protocol):
@@ -19,9 +22,17 @@ class EncoderLike(Protocol):
     def decode(self, ids: list[int], /) -> str: ...  # noqa: D102
 
 
+def _model_class() -> type[GPT2]:
+    """Return GPT2, which is imported at its first use, as in ``gpt2c/__init__.py``."""
+    with IMPORTING:
+        from gpt2c.model import GPT2
+
+        return GPT2
+
+
 @cache
 def _embedded_model() -> GPT2:
-    return GPT2.from_pretrained()
+    return _model_class().from_pretrained()
 
 
 PicoTriple: TypeAlias = tuple[EncoderLike, Mapping[str, Any], Mapping[str, Any]]
@@ -47,12 +58,13 @@ def gen_text(
     """
     if model is None:
         model = _embedded_model()
-    if isinstance(model, GPT2):
+    model_class = _model_class()
+    if isinstance(model, model_class):
         return model.generate(
             prompt, max_new_tokens=n_tokens_to_generate, do_sample=False, num_beams=1
         )
     if isinstance(model, str | os.PathLike):
-        with GPT2.from_pretrained(model) as loaded:
+        with model_class.from_pretrained(model) as loaded:
             return gen_text(prompt, n_tokens_to_generate, model=loaded)
     if not isinstance(model, tuple) or len(model) != 3:
         raise OptionTypeError(
@@ -60,6 +72,6 @@ def gen_text(
             "tuple (encoder, hparams, params)"
         )
     encoder, hparams, params = model
-    with GPT2.from_picogpt(hparams, params) as loaded:
+    with model_class.from_picogpt(hparams, params) as loaded:
         new_ids = loaded.generate([encoder.encode(prompt)], max_new_tokens=n_tokens_to_generate)
         return encoder.decode(new_ids[0])

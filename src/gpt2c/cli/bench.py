@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict
 
 import gpt2c
-from gpt2c.checks.options import integer
 from gpt2c.cli.options import Commands, add_model_options, checkpoint_options, load_model
 from gpt2c.errors import OptionError
 
@@ -33,6 +32,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from gpt2c.checks.options import integer
     from gpt2c.cli import bench_speed
 
     repeats = integer("--repeats", options.repeats, 1, 1000)

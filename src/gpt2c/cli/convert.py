@@ -6,14 +6,14 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gpt2c
 from gpt2c.cli.options import Commands, add_conversion_options, checkpoint_options
-from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from gpt2c.weights.hub import locate
-from gpt2c.weights.named_tokenizer import tokenizer_for
-from gpt2c.weights.tokenizer_files import save_tokenizer, with_special_ids
+
+if TYPE_CHECKING:
+    from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+    from gpt2c.weights.checkpoint import Checkpoint
 
 
 def add_command(commands: Commands) -> None:
@@ -28,6 +28,11 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from gpt2c.weights.checkpoint import open_checkpoint, save_checkpoint
+    from gpt2c.weights.hub import locate
+    from gpt2c.weights.named_tokenizer import tokenizer_for
+    from gpt2c.weights.tokenizer_files import save_tokenizer
+
     source = locate(options.source)
     with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
@@ -41,5 +46,7 @@ def _config_with_special_ids(
     checkpoint: Checkpoint, tokenizer: Tokenizer | MissingTokenizer | None
 ) -> gpt2c.GPT2Config:
     """Return the configuration with the BOS and EOS tokens that the tokenizer's files name."""
+    from gpt2c.weights.tokenizer_files import with_special_ids
+
     folder = checkpoint.folder if checkpoint.vocabulary is None else None
     return with_special_ids(checkpoint.config, folder, tokenizer)[0]

@@ -12,8 +12,6 @@ import gpt2c
 from gpt2c.cli.input import INPUT_HELP, TextOrIds, read_prompts
 from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load_model
 from gpt2c.errors import ContextError
-from gpt2c.generate.drafting import DRAFT_NAMES
-from gpt2c.generate.prompts import check_ids
 
 # Options of GPT2.complete that take one number.
 _NUMBER_OPTIONS: Final = (
@@ -42,6 +40,7 @@ _WHOLE_TEXT_OPTIONS: Final = (
     ("diversity-penalty", float, "X", "subtract X from scores of tokens that earlier groups chose"),
     ("num-return-sequences", int, "N", "print N texts per prompt; with beams, the best N"),
 )
+DRAFTS: Final = ("auto", "packing", "lookup", "none")
 _EARLY_STOPPING: Final = {"true": True, "false": False, "never": "never"}
 
 
@@ -68,7 +67,7 @@ def add_command(commands: Commands) -> None:
     add("--early-stopping", choices=_EARLY_STOPPING, help="when a beam search with N "
         "complete texts ends: immediately (true), when no beam scores better (false, the default), "
         "or when no beam can become better (never)")  # fmt: skip
-    add("--draft", choices=[*DRAFT_NAMES, "none"], default="auto", help="how speculative "
+    add("--draft", choices=DRAFTS, default="auto", help="how speculative "
         "decoding drafts tokens: with the model in 4 bits (packing), by prompt lookup, or in each "
         "pass by the faster of both (auto, the default). Drafts never change the text")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
@@ -132,6 +131,8 @@ def _check_prompts(
     `prompts` are pairs of a name for messages and a prompt. Raises ContextError, or the errors of
     check_ids.
     """
+    from gpt2c.generate.prompts import check_ids
+
     n_positions = model.config.n_positions
     must_fit = options.truncate is None and not options.slide
     for name, prompt in prompts:

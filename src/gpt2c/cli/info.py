@@ -9,7 +9,6 @@ import os
 import gpt2c
 from gpt2c.cli.options import Commands, add_model_options, load_model
 from gpt2c.config import tensor_shapes
-from gpt2c.engine.threads import choose_threads
 
 
 def add_command(commands: Commands) -> None:
@@ -60,6 +59,8 @@ def _backend(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
 def _threads(model: gpt2c.GPT2, options: argparse.Namespace) -> str:
     if model.backend == "numpy":
         return "NumPy's own choice"
+    from gpt2c.engine.threads import choose_threads
+
     n, why = choose_threads(options.threads)
     return f"{n} ({why})"
 

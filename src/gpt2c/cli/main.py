@@ -1,4 +1,8 @@
-"""The command ``gpt2c``: the root parser, the dispatch, and exit codes."""
+"""The command ``gpt2c``: the root parser, the dispatch, and exit codes.
+
+The modules of commands import NumPy, and what needs it, only when a command runs. So --help,
+and --version work without it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import gpt2c
-from gpt2c.checks.option_hints import flag_hint
 from gpt2c.cli import bench, convert, generate, info, perplexity, quantize, score
 from gpt2c.cli.options import EXAMPLES
 from gpt2c.errors import Error, Gpt2cWarning
@@ -30,12 +33,15 @@ class _Parser(argparse.ArgumentParser):
         """Reject unknown arguments in the subcommand's parser, so that the error names its help."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
+            from gpt2c.checks.option_hints import flag_hint
+
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{flag_hint(unknown[0], known)}")
         return options, unknown
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``gpt2c`` and all its commands."""
     parser: argparse.ArgumentParser = _Parser(
         prog="gpt2c", description=gpt2c.__doc__.splitlines()[0] if gpt2c.__doc__ else None,
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -83,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     closed output pipe (128 + SIGPIPE, as for a program that the signal ended).
     """
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         with warnings.catch_warnings(), _show_log():
             warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning

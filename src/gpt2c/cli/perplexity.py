@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2c.cli.input import TextOrIds
 from gpt2c.cli.options import Commands, add_model_options
 from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
-from gpt2c.measure.scores import Score, json_fields
-from gpt2c.model import GPT2
+
+if TYPE_CHECKING:
+    from gpt2c.measure.scores import Score
+    from gpt2c.model import GPT2
 
 
 def add_command(commands: Commands) -> None:
@@ -27,6 +29,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _perplexity_fields(model: GPT2, text_or_ids: TextOrIds, score: Score) -> dict[str, Any]:
     """Return the JSON fields; bits_per_byte is None for ids, which have no bytes to count."""
+    from gpt2c.measure.scores import json_fields
+
     n_bytes = 0
     if isinstance(text_or_ids, str):
         # Count the bytes of the scored tokens, without the suffix that the tokenizer adds.

@@ -8,14 +8,15 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2c.cli.input import TextOrIds
 from gpt2c.cli.options import Commands, add_model_options
 from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
-from gpt2c.coloring import html_page, save_html, terminal_text, wants_color
-from gpt2c.measure.scores import Score, json_fields
-from gpt2c.model import GPT2
+
+if TYPE_CHECKING:
+    from gpt2c.measure.scores import Score
+    from gpt2c.model import GPT2
 
 
 def add_command(commands: Commands) -> None:
@@ -46,6 +47,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _show_colored(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:
     """Print the coloured texts, write the page, or both."""
+    from gpt2c.coloring import html_page, save_html
+
     if options.color:
         scores = _print_each(model, scores)
     if options.html is None:
@@ -58,6 +61,8 @@ def _show_colored(model: GPT2, scores: Iterator[Score], options: argparse.Namesp
 
 def _print_each(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
     """Yield the scores, and print the coloured text of each."""
+    from gpt2c.coloring import terminal_text, wants_color
+
     color = wants_color(sys.stdout)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for index, score in enumerate(scores):
@@ -68,6 +73,8 @@ def _print_each(model: GPT2, scores: Iterator[Score]) -> Iterator[Score]:
 
 def _score_fields(model: GPT2, text_or_ids: TextOrIds, score: Score) -> dict[str, Any]:
     """Return the JSON fields of a score; for a text, also its tokens as strings."""
+    from gpt2c.measure.scores import json_fields
+
     result = json_fields(score)
     if isinstance(text_or_ids, str):
         result = {"tokens": [model.tokenizer.decode([id]) for id in score.ids], **result}

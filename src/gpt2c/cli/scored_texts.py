@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2c.cli.input import (
     INPUT_HELP,
@@ -19,8 +19,10 @@ from gpt2c.cli.input import (
     read_text,
 )
 from gpt2c.cli.options import Commands, load_model
-from gpt2c.measure.scores import Score
-from gpt2c.model import GPT2
+
+if TYPE_CHECKING:
+    from gpt2c.measure.scores import Score
+    from gpt2c.model import GPT2
 
 
 def add_scoring_command(
