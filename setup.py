@@ -6,6 +6,7 @@ GPT2C_BUILD=skip     no build: gpt2c runs on NumPy alone
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,14 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
+
+# isort: split
+from distutils.command.install_data import install_data  # setuptools provides distutils
+
+sys.path.insert(0, "src")
+from gpt2c.cli.version import commit_of_clone  # needs only the standard library
 
 MODE = os.environ.get("GPT2C_BUILD", "auto")
 if MODE not in ("require", "auto", "skip"):
@@ -123,6 +132,52 @@ class BuildEngine(build_ext):
         self.distribution.ext_modules = []
 
 
+COMMIT_FILE = Path("gpt2c", "data", "commit.txt")  # read by src/gpt2c/cli/version.py
+
+
+def write_commit(folder: Path) -> None:
+    """Write the clone's commit into a copy of the package, in `folder`.
+
+    Outside of a clone, keep the file that came with a source distribution.
+    """
+    commit, file = commit_of_clone(Path.cwd()), folder / COMMIT_FILE
+    if commit is not None or not Path("src", COMMIT_FILE).exists():
+        file.unlink(missing_ok=True)  # of an earlier build, or a hard link
+    if commit is not None:
+        file.write_text(commit + "\n", encoding="ascii")
+
+
+class PythonFiles(build_py):
+    """build_py that records the commit, except in an editable installation, which asks git."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            write_commit(Path(self.build_lib))
+
+
+class SourceDistribution(sdist):
+    """sdist that records the commit."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        write_commit(Path(base_dir, "src"))
+
+
+class Data(install_data):
+    """install_data that makes the man page; data_files names only its folder.
+
+    setuptools does not run it for an editable installation.
+    """
+
+    def run(self) -> None:
+        page = Path(self.get_finalized_command("build").build_temp, "gpt2c.1")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, "tools/man_page.py", str(page)], check=True)
+        self.data_files = [("share/man/man1", [str(page)])]
+        super().run()
+
+
 class Wheel(bdist_wheel):
     """bdist_wheel that tags a wheel without the engine as pure Python."""
 
@@ -139,6 +194,13 @@ class Wheel(bdist_wheel):
 
 setup(
     ext_modules=[] if MODE == "skip" else [extension()],
-    cmdclass={"build_ext": BuildEngine, "bdist_wheel": Wheel},
+    cmdclass={
+        "bdist_wheel": Wheel,
+        "build_ext": BuildEngine,
+        "build_py": PythonFiles,
+        "install_data": Data,
+        "sdist": SourceDistribution,
+    },
+    data_files=[("share/man/man1", [])],  # Data makes the file
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -231,10 +231,6 @@ def test_an_output_encoding_without_the_characters():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_version():
-    assert run("--version").stdout.decode() == f"gpt2c {gpt2c.__version__}\n"
-
-
 def test_output_streams_and_ctrl_c_ends_with_130(start):
     process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "480"],

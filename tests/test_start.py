@@ -72,6 +72,7 @@ def test_a_first_text_imports_nothing_that_it_does_not_need(program: str) -> Non
 
 @pytest.mark.parametrize("option", ["--version", "--help", "generate --help"])
 def test_help_and_version_need_no_other_package(option: str) -> None:
+    """The build makes the man page in an environment without them."""
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "sys.modules.update(dict.fromkeys(('numpy', 'tiktoken', 'safetensors')))\n"

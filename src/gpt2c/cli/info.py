@@ -8,6 +8,7 @@ import os
 
 import gpt2c
 from gpt2c.cli.options import Commands, add_model_options, load_model
+from gpt2c.cli.version import version_and_commit
 from gpt2c.config import tensor_shapes
 
 
@@ -25,7 +26,7 @@ def add_command(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     with load_model(options) as model:
         facts = [
-            ("gpt2c", gpt2c.__version__),
+            ("gpt2c", version_and_commit()),
             ("arithmetic", str(gpt2c.ARITHMETIC)),
             ("backend", _backend(model, options)),
             ("instruction sets", _instruction_sets()),

@@ -1,7 +1,7 @@
 """The command ``gpt2c``: the root parser, the dispatch, and exit codes.
 
 The modules of commands import NumPy, and what needs it, only when a command runs. So --help,
-and --version work without it.
+--version and the man page (tools/man_page.py) work without it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import gpt2c
 from gpt2c.cli import bench, convert, generate, info, perplexity, quantize, score
 from gpt2c.cli.options import EXAMPLES
+from gpt2c.cli.version import ShowVersion
 from gpt2c.errors import Error, Gpt2cWarning
 
 
@@ -46,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="gpt2c", description=gpt2c.__doc__.splitlines()[0] if gpt2c.__doc__ else None,
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"gpt2c {gpt2c.__version__}")
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (generate, score, perplexity, convert, quantize, bench, info):
         command.add_command(commands)
