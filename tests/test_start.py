@@ -70,8 +70,8 @@ def test_a_first_text_imports_nothing_that_it_does_not_need(program: str) -> Non
     assert ("gpt2c.engine._engine" in imported) == (program != "import")
 
 
-@pytest.mark.parametrize("option", ["--version", "--help", "generate --help"])
-def test_help_and_version_need_no_other_package(option: str) -> None:
+@pytest.mark.parametrize("option", ["--version", "--help", "generate --help", "completion zsh"])
+def test_help_version_and_completion_need_no_other_package(option: str) -> None:
     """The build makes the man page in an environment without them."""
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
@@ -79,6 +79,8 @@ def test_help_and_version_need_no_other_package(option: str) -> None:
         "from gpt2c.cli.main import main\n"
         f"main({option.split()!r})\n"
     )
+    if option.startswith("completion"):
+        pytest.importorskip("shtab")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

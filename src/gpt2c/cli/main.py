@@ -1,7 +1,7 @@
 """The command ``gpt2c``: the root parser, the dispatch, and exit codes.
 
 The modules of commands import NumPy, and what needs it, only when a command runs. So --help,
---version and the man page (tools/man_page.py) work without it.
+--version, completion scripts and the man page (tools/man_page.py) work without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import gpt2c
-from gpt2c.cli import bench, convert, generate, info, perplexity, quantize, score
+from gpt2c.cli import bench, completion, convert, generate, info, perplexity, quantize, score
 from gpt2c.cli.options import EXAMPLES
 from gpt2c.cli.version import ShowVersion
 from gpt2c.errors import Error, Gpt2cWarning
@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (generate, score, perplexity, convert, quantize, bench, info):
         command.add_command(commands)
+    completion.add_command(commands, parser)
     return parser
 
 
