@@ -213,12 +213,26 @@ typedef struct {
 
 #define GPT2C_MAX_TOP 128
 
+/* More measures of the distribution p at each position. Its row of `values` has, in this order and
+ * as far as they are wanted, the second moment of log p, the Renyi entropies, the log-probabilities
+ * of the sets, and the cross-entropy with another model's distribution; all NaN if log_prob is. */
+typedef struct {
+    int32_t has_second_moment;
+    int32_t n_orders, n_sets;
+    const float *orders;       /* [n_orders], above 0, other than 1; may be infinite */
+    const float *sets;         /* [n_sets, n_vocab]: 0 for an id of the set, else -infinity */
+    const float *other_logits; /* [n, n_vocab], or NULL for no cross-entropy */
+    int32_t n_values;          /* in a row */
+    float *values;             /* [n, n_values] */
+} gpt2c_measures;
+
 /* Output of scoring: a score per token, and the n_top most likely ids (at most GPT2C_MAX_TOP) in
  * descending order of probability. */
 typedef struct {
     gpt2c_token_score *scores; /* [n], or NULL for no scores */
     int32_t n_top;
-    gpt2c_alternative *top; /* [n, n_top] */
+    gpt2c_alternative *top;         /* [n, n_top] */
+    const gpt2c_measures *measures; /* or NULL for none */
 } gpt2c_scores;
 
 /* Feeds, and a target for each row whose logits are wanted: the token to score. */

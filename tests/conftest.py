@@ -216,7 +216,8 @@ def import_lazy_modules() -> None:
     For programs that interrupt calls: if Ctrl-C arrives while Python makes a module's dataclasses,
     CPython ends the process with the status of SIGINT, even if the program catches the interrupt.
     """
-    for name in ("look.probing", "measure.scores", "schedule.beams", "schedule.searching"):
+    measure = ("measure.options", "measure.texts")
+    for name in ("look.probing", *measure, "schedule.beams", "schedule.searching"):
         import_module(f"gpt2c.{name}")
 
 

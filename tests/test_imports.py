@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {*PROTOCOL, "engine.select", "formats", "text"},
     "schedule": PROTOCOL,
     "generate": {*PROTOCOL, "schedule", "text"},
-    "measure": PROTOCOL,
+    "measure": {*PROTOCOL, "generate"},
     "look": PROTOCOL,
     "session": {*PROTOCOL, "generate"},
     "model": {

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import gpt2c
 from gpt2c import GPT2, Score
-from gpt2c.measure.scores import _windows, json_fields
+from gpt2c.measure.scores import json_fields
+from gpt2c.measure.windows import windows_of
 from gpt2c.oracle.reference import gpt2
 from gpt2c.oracle.scoring import token_scores
 
@@ -141,20 +142,22 @@ def test_every_instruction_set_gives_the_same_scores():
         assert all(is_same(a, b) for a, b in zip(scores[0], others, strict=True))
 
 
-@given(n=st.integers(0, 200), n_positions=st.integers(1, 40), data=st.data(), bos=st.booleans())
-def test_windows_score_each_token_once(n, n_positions, data, bos):
+@given(n=st.integers(0, 200), n_positions=st.integers(1, 40), data=st.data())
+def test_windows_score_each_token_once(n, n_positions, data):
     stride = data.draw(st.integers(1, n_positions))
-    ids = np.arange(n, dtype=np.int32)
-    windows = _windows(ids, 1000 if bos else None, n_positions, stride)
-    scored = [int(id) for _, targets in windows for id in targets]
-    assert scored == list(range(0 if bos else 1, n))
-    for fed, targets in windows:
+    n_given = data.draw(st.integers(1, 100))
+    windows = windows_of(np.arange(n, dtype=np.int32), n_given, n_positions, stride)
+    scored = [int(id) for window in windows for id in window.targets]
+    assert scored == list(range(n_given, n))
+    for window in windows:
+        fed, targets = window
         assert 1 <= len(targets) <= len(fed) <= n_positions
         whole = [*fed.tolist(), int(targets[-1])]
-        assert whole[-len(targets) :] == targets.tolist()  # the ids after those fed
-        if whole[0] == 1000:
-            whole[0] = -1
         assert whole == list(range(whole[0], whole[0] + len(whole)))
+        assert whole[-len(targets) :] == targets.tolist()  # the ids after those fed
+        assert window.n_unscored == len(fed) - len(targets)
+        first = whole[0] + (stride == n_positions and whole[0] > 0)  # see windows_of
+        assert first % stride == 0
 
 
 def test_windows_follow_transformers_recipe(model):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import gpt2c
 from gpt2c import GPT2
 from gpt2c.cli.main import main
-from gpt2c.measure import scores as scoring
+from gpt2c.measure import scoring
 from gpt2c.schedule.stops import Stops, StopString, Watcher
 from gpt2c.weights.checkpoint import from_arrays
 from gpt2c.weights.loading import load_engine
@@ -241,14 +241,14 @@ def test_close_waits_for_running_calls(model, options):
 def test_close_waits_for_running_scores(model, monkeypatch):
     texts = [[1, 2, 3, 4, 5]] * 600
     expected = [score.total for score in model.score(texts)]
-    run, runs = scoring._Scorer.run, []
+    run, runs = scoring._GroupRunner._run_group, []
 
-    def run_and_close(scorer):
-        run(scorer)
-        runs.append(scorer)
+    def run_and_close(runner, group):
+        run(runner, group)
+        runs.append(group)
         model.close()
 
-    monkeypatch.setattr(scoring._Scorer, "run", run_and_close)
+    monkeypatch.setattr(scoring._GroupRunner, "_run_group", run_and_close)
     assert [score.total for score in model.score(texts)] == expected
     assert len(runs) > 2
     with pytest.raises(gpt2c.ClosedError):

@@ -14,6 +14,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/log_prob.h"
+#include "kernels/measures.h"
 #include "kernels/sampling.h"
 
 #define KERNEL_TABLE                                   \
@@ -39,6 +40,10 @@
         .uniform = uniform_kernel,                     \
         .log_sum_exp = log_sum_exp_kernel,             \
         .rank = rank_kernel,                           \
+        .second_moment = second_moment_kernel,         \
+        .renyi_entropy = renyi_entropy_kernel,         \
+        .set_log_prob = set_log_prob_kernel,           \
+        .cross_entropy = cross_entropy_kernel,         \
         .exp = exp_kernel,                             \
         .log = log_kernel,                             \
         .activate = activate_kernel,                   \

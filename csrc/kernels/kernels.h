@@ -177,6 +177,12 @@ typedef struct {
     void (*log_sum_exp)(const float *logits, int n, float *log_sum_exp, float *entropy);
     /* The rank of an id: 1 for the most likely. Of equal logits the lower id comes first. */
     int (*rank)(const float *logits, int n, int id);
+    /* More measures of a distribution p, given the row's log_sum_exp: see measures.h. */
+    float (*second_moment)(const float *logits, int n, float log_sum_exp);
+    float (*renyi_entropy)(const float *logits, int n, float log_sum_exp, float order);
+    float (*set_log_prob)(const float *logits, int n, float log_sum_exp, const float *added);
+    float (*cross_entropy)(const float *logits, int n, float log_sum_exp, const float *other,
+                           float other_log_sum_exp);
     /* Returns the id with the largest score, logit + Gumbel noise, and sets *score to it. Of equal
      * scores the lowest id wins. ids are below 2^24. */
     int (*draw)(const float *logits, const int32_t *ids, int n, const noise_key *key, float *score);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from gpt2c.checks.options import INT64_MAX, flag, integer, shows_options
 from gpt2c.checks.untrusted import show
 from gpt2c.closable import Closable
 from gpt2c.config import GPT2Config
-from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel
+from gpt2c.engine.protocol import EngineModel
 from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import ContextError, OptionTypeError
 from gpt2c.forks import IMPORTING
@@ -70,6 +70,10 @@ class ScoreOptions(PerplexityOptions, total=False):
     """Keyword arguments of GPT2.score."""
 
     top_logprobs: int
+    second_moments: bool
+    renyi_orders: Sequence[float]
+    id_sets: Sequence[Iterable[int]]
+    other: GPT2 | None
 
 
 class GPT2(Closable):
@@ -482,12 +486,23 @@ class GPT2(Closable):
 
     @overload
     def score(
-        self, texts: str | Sequence[int] | IdArray, **options: Unpack[ScoreOptions]
+        self,
+        texts: str | Sequence[int] | IdArray,
+        continuations: str | Sequence[int] | IdArray | None = None,
+        **options: Unpack[ScoreOptions],
     ) -> Score: ...
     @overload
     def score(
         self,
         texts: list[str] | tuple[str, ...] | Sequence[Ids],
+        continuations: Prompt | list[str] | tuple[str, ...] | Sequence[Ids] | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score]: ...
+    @overload
+    def score(
+        self,
+        texts: str | Sequence[int] | IdArray,
+        continuations: list[str] | tuple[str, ...] | Sequence[Ids],
         **options: Unpack[ScoreOptions],
     ) -> list[Score]: ...
     @overload
@@ -498,19 +513,30 @@ class GPT2(Closable):
     def score(
         self,
         texts: Any,
+        continuations: Any = None,
         *,
         bos: bool = False,
         special_tokens: bool = False,
         stride: int | None = None,
         top_logprobs: int = 0,
+        second_moments: bool = False,
+        renyi_orders: Sequence[float] = (),
+        id_sets: Sequence[Iterable[int]] = (),
+        other: GPT2 | None = None,
     ) -> Any:
         """Score a text or ids, or each of a list; return a :class:`Score` for each.
 
-        A score has each token's log-probability, rank and entropy. Short texts run together; this
-        does not change the bits of a score. For an iterator of texts the result is an iterator,
-        which reads the texts lazily and in bounded memory. A text is encoded like a prompt, except
-        for the names of special tokens.
+        A score has each token's log-probability, rank and entropy. Short texts run together, and
+        texts of a list that begin alike compute the beginning once; neither changes the bits of a
+        score. For an iterator of texts the result is an iterator, which reads the texts lazily and
+        in bounded memory. A text is encoded like a prompt, except for the names of special tokens.
 
+        continuations
+            A text or ids, or a list of them. Then `texts` are contexts: only the continuations are
+            scored, each given the context before it. Both are lists of the same length, or one of
+            them is a single item that goes with each item of the other. A context and its
+            continuation are encoded separately, so the space between words should be at the
+            beginning of the continuation, where GPT-2's tokens have it.
         bos
             Score the first token too, given the BOS token before it. A BOS token that the tokenizer
             itself puts before every text is then left out of the text's ids.
@@ -523,36 +549,48 @@ class GPT2(Closable):
             window that holds it, given the tokens before it in that window.
         top_logprobs
             A number n from 0 to 128. Return the n most likely ids at each token's position too.
+        second_moments
+            Return the second moment of log p at each position too: the sum of p (log p)^2 over the
+            vocabulary. Minus the square of the entropy, it is the variance of log p.
+        renyi_orders
+            Orders above 0 other than 1, such as 0.5, 2 or math.inf. Return the Renyi entropies too:
+            log(sum of p^order) / (1 - order), and for infinity -log of the largest p.
+        id_sets
+            Sets of ids. Return the log of each set's probability too.
+        other
+            Another model q, of the same vocabulary and backend. Return the cross-entropy too: minus
+            the sum of p log q, which is what q's surprisal would be on average.
 
         Raises OptionError, OptionTypeError or TokenizerError; NumericalError if the weights give a
         NaN logit; CacheMemoryError; and ClosedError.
         """
-        n_positions = self.config.n_positions
-        special = flag("special_tokens", special_tokens)
-        step = max(n_positions // 2, 1)
-        if stride is not None:
-            step = integer("stride", stride, 1, n_positions)
-        n_top = integer("top_logprobs", top_logprobs, 0, MAX_LOGPROBS)
-        encoder, start = self._encoder, None
-        if flag("bos", bos):
-            start = encoder.start_id("bos=True")
-        self._engine.check_open()
-        with IMPORTING:
-            from gpt2c.measure.scores import score_texts  # lazily: generating does not need it
+        if other is not None and not isinstance(other, GPT2):
+            raise OptionTypeError(f"other is {show(other)}; it must be a GPT2 model")
+        with IMPORTING:  # lazily: generating does not need them
+            from gpt2c.measure.options import check_scoring
+            from gpt2c.measure.scoring import score_texts
+            from gpt2c.measure.texts import TextsToScore, pairs_to_score
 
+        self._engine.check_open()
+        options = check_scoring(
+            self._engine, stride=stride, top_logprobs=top_logprobs, second_moments=second_moments,
+            renyi_orders=renyi_orders, id_sets=id_sets,
+            other=None if other is None else other._engine,
+        )  # fmt: skip
+        encoder = TextsToScore(self._encoder, bos, special_tokens)
         if is_lazy(texts):
-            ids = (
-                encoder.encode_for_scoring(text, i, special, start) for i, text in enumerate(texts)
-            )
-            return score_texts(self._engine, ids, start, step, n_top)
-        single = is_single(texts)
-        text_list = [texts] if single else list(texts)
-        all_ids = [
-            encoder.encode_for_scoring(t, i, special, start) for i, t in enumerate(text_list)
+            if continuations is not None:
+                raise OptionTypeError("with continuations, texts must be a list, not an iterator")
+            encoded = (encoder.encode(text, i) for i, text in enumerate(texts))
+            return score_texts(self._engine, encoded, options, looks_ahead=False)
+        is_list, pairs = pairs_to_score(texts, continuations)
+        texts_to_score = [
+            encoder.encode(context, i, continuation)
+            for i, (context, continuation) in enumerate(pairs)
         ]
         with self._engine.held():
-            scores = list(score_texts(self._engine, all_ids, start, step, n_top))
-        return scores[0] if single else scores
+            scores = list(score_texts(self._engine, texts_to_score, options, looks_ahead=True))
+        return scores if is_list else scores[0]
 
     @overload
     def perplexity(

@@ -134,10 +134,21 @@ cdef extern from "gpt2c.h" nogil:
         float log_prob
         int32_t id
 
+    ctypedef struct gpt2c_measures:
+        int32_t has_second_moment
+        int32_t n_orders
+        int32_t n_sets
+        const float *orders
+        const float *sets
+        const float *other_logits
+        int32_t n_values
+        float *values
+
     ctypedef struct gpt2c_scores:
         gpt2c_token_score *scores
         int32_t n_top
         gpt2c_alternative *top
+        const gpt2c_measures *measures
 
     ctypedef struct gpt2c_scored_feeds:
         const gpt2c_feed *feeds
@@ -323,6 +334,10 @@ cdef extern from "kernels/kernels.h" nogil:
         int (*arg_max)(const float *, int)
         void (*log_sum_exp)(const float *, int, float *, float *)
         int (*rank)(const float *, int, int)
+        float (*second_moment)(const float *, int, float)
+        float (*renyi_entropy)(const float *, int, float, float)
+        float (*set_log_prob)(const float *, int, float, const float *)
+        float (*cross_entropy)(const float *, int, float, const float *, float)
         int (*draw)(const float *, const int32_t *, int, const noise_key *, float *)
         float (*uniform)(const noise_key *)
 

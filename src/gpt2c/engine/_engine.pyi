@@ -13,6 +13,8 @@ from gpt2c.engine.protocol import (
     DraftSettings,
     EngineJob,
     EngineSequence,
+    MeasuredScores,
+    Measures,
     OnActivation,
     Plan,
     Scores,
@@ -80,6 +82,15 @@ class Model:
         targets: list[NDArray[np.int32]],
         n_top: int,
     ) -> Scores: ...
+    def measure(
+        self,
+        sequences: list[EngineSequence],
+        ids: list[NDArray[np.int32]],
+        targets: list[NDArray[np.int32]],
+        n_top: int,
+        measures: Measures,
+        others: list[EngineSequence],
+    ) -> MeasuredScores: ...
     def top_log_probs(
         self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_top: int
     ) -> NDArray[np.void]: ...
@@ -188,6 +199,13 @@ def attention(
 def arg_max(isa: str, logits: NDArray[np.float32]) -> int: ...
 def add(isa: str, x: NDArray[np.float32], added: NDArray[np.float32]) -> NDArray[np.float32]: ...
 def log_sum_exp(isa: str, logits: NDArray[np.float32]) -> tuple[float, float]: ...
+def measures(
+    isa: str,
+    logits: NDArray[np.float32],
+    order: float,
+    added: NDArray[np.float32],
+    other: NDArray[np.float32],
+) -> tuple[float, float, float, float]: ...
 def rank(isa: str, logits: NDArray[np.float32], id: int) -> int: ...
 def draw(
     isa: str,

@@ -27,7 +27,7 @@ from gpt2c.errors import (
     OptionError,
 )
 from gpt2c.engine.memory import cache_full
-from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, NO_IDS, SCORE_TYPE, TOP_TYPE
+from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, NO_IDS, NO_MEASURES, SCORE_TYPE, TOP_TYPE
 
 
 cdef extern from "Python.h":
@@ -383,13 +383,21 @@ cdef class Model:
         self, list sequences not None, list ids not None, list targets not None, int n_top,
     ):
         """See EngineModel.score."""
+        scores, top, _ = self.measure(sequences, ids, targets, n_top, NO_MEASURES, [])
+        return scores, top
+
+    def measure(
+        self, list sequences not None, list ids not None, list targets not None, int n_top,
+        measures not None, list others not None,
+    ):
+        """See EngineModel.measure."""
         if not len(sequences) == len(ids) == len(targets) > 0:
             raise OptionError(
                 "score takes an array of ids and an array of targets for each sequence, and at "
                 f"least one sequence; found {len(ids)} and {len(targets)} arrays, and "
                 f"{len(sequences)} sequences"
             )
-        return Scoring(self, sequences, ids, targets, n_top).run()
+        return Scoring(self, sequences, ids, targets, n_top, measures, others).run()
 
     def top_log_probs(self, list sequences not None, list ids not None, int n_top):
         """See EngineModel.top_log_probs."""
@@ -401,7 +409,7 @@ cdef class Model:
         # The most likely ids do not depend on the target, so the target may be any id. Its
         # log-probability is NaN if any logit is NaN.
         targets = [np.zeros(1, dtype=np.int32)] * len(ids)
-        scores, top = Scoring(self, sequences, ids, targets, n_top).run()
+        scores, top, _ = Scoring(self, sequences, ids, targets, n_top, NO_MEASURES, []).run()
         top["log_prob"][np.isnan(scores["log_prob"])] = np.nan
         return top
 
@@ -426,7 +434,9 @@ cdef class Model:
         ]
         if longer:
             firsts = [part for _, part in longer]
-            Scoring(self, [each for each, _ in longer], firsts, [NO_IDS] * len(longer), 0).run()
+            first_sequences = [each for each, _ in longer]
+            no_targets = [NO_IDS] * len(longer)
+            Scoring(self, first_sequences, firsts, no_targets, 0, NO_MEASURES, []).run()
         cdef const int32_t[::1] last = np.array(
             [part[len(part) - 1] for part in ids], dtype=np.int32
         )

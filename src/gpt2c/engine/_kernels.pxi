@@ -293,6 +293,29 @@ def log_sum_exp(str isa not None, const float[::1] logits not None):
     return total, entropy
 
 
+def measures(
+    str isa not None, const float[::1] logits not None, float order,
+    const float[::1] added not None, const float[::1] other not None,
+):
+    """Return the second moment, a Renyi entropy, a set's log-probability and a cross-entropy.
+
+    All three arrays are [n]; `added` is 0 for the ids of the set and -infinity for the others.
+    """
+    cdef const kernel_table *kernels = kernels_of(isa)
+    cdef float total, entropy, other_total
+    cdef int n = <int>logits.shape[0]
+    if not logits.shape[0] == added.shape[0] == other.shape[0] > 0:
+        raise OptionError("measures takes three vectors of one length")
+    kernels.log_sum_exp(&logits[0], n, &total, &entropy)
+    kernels.log_sum_exp(&other[0], n, &other_total, &entropy)
+    return (
+        kernels.second_moment(&logits[0], n, total),
+        kernels.renyi_entropy(&logits[0], n, total, order),
+        kernels.set_log_prob(&logits[0], n, total, &added[0]),
+        kernels.cross_entropy(&logits[0], n, total, &other[0], other_total),
+    )
+
+
 def rank(str isa not None, const float[::1] logits not None, int id):
     """Return the rank of an id, 1 for the most likely."""
     cdef const kernel_table *kernels = kernels_of(isa)

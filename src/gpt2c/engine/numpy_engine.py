@@ -21,11 +21,14 @@ from gpt2c.engine.memory import cache_full
 from gpt2c.engine.protocol import (
     ALLOWED_IDS,
     MODEL_POINTS,
+    NO_MEASURES,
     PAGE_POSITIONS,
     AllowedIds,
     DraftSettings,
     EngineJob,
     EngineSequence,
+    MeasuredScores,
+    Measures,
     OnActivation,
     Plan,
     Scores,
@@ -41,7 +44,7 @@ from gpt2c.errors import (
 from gpt2c.living import Living
 from gpt2c.oracle.reference import Past, gpt2
 from gpt2c.oracle.sampling import Sampler
-from gpt2c.oracle.scoring import log_probabilities, token_scores
+from gpt2c.oracle.scoring import log_probabilities, measured_values, token_scores
 
 SCORE_ROWS = 48  # rows of logits that `score` holds in memory at a time
 
@@ -209,20 +212,42 @@ class Model:
         n_top: int,
     ) -> Scores:
         """See EngineModel.score."""
-        parts = []
-        for sequence, fed, scored in zip(sequences, ids, targets, strict=True):
+        scores, top, _ = self.measure(sequences, ids, targets, n_top, NO_MEASURES, [])
+        return scores, top
+
+    def measure(
+        self,
+        sequences: list[EngineSequence],
+        ids: list[NDArray[np.int32]],
+        targets: list[NDArray[np.int32]],
+        n_top: int,
+        measures: Measures,
+        others: list[EngineSequence],
+    ) -> MeasuredScores:
+        """See EngineModel.measure."""
+        no_logits = np.empty((0, self.n_vocab))
+        none = token_scores(no_logits, np.empty(0, dtype=int), n_top)
+        parts = [(*none, np.empty((0, measures.n_values), dtype=np.float32))]
+        if measures.other is not None and measures.other.n_vocab != self.n_vocab:
+            raise OptionError(
+                f"the other model has {measures.other.n_vocab} tokens and the model has "
+                f"{self.n_vocab}: both need the same vocabulary"
+            )
+        for index, (fed, scored) in enumerate(zip(ids, targets, strict=True)):
+            fed_sequences = [sequences[index], *others[index : index + 1]]
             n_unscored = len(fed) - len(scored)
-            if n_unscored:
-                sequence.feed(fed[:n_unscored], 0)
+            for sequence in fed_sequences:
+                if n_unscored:
+                    sequence.feed(fed[:n_unscored], 0)
             # Feed in chunks, because the logits of all rows would take too much memory.
             for begin in range(0, len(scored), SCORE_ROWS):
                 rows = slice(begin, begin + SCORE_ROWS)
-                logits = sequence.feed(fed[n_unscored:][rows], len(scored[rows]))
-                parts.append(token_scores(logits, scored[rows], n_top))
-        if not parts:
-            parts.append(token_scores(np.empty((0, self.n_vocab)), np.empty(0, dtype=int), n_top))
-        scores, top = zip(*parts, strict=True)
-        return np.concatenate(scores), np.concatenate(top)
+                fed_rows, n = fed[n_unscored:][rows], len(scored[rows])
+                logits, *other_logits = (sequence.feed(fed_rows, n) for sequence in fed_sequences)
+                values = measured_values(logits, measures, *other_logits)
+                parts.append((*token_scores(logits, scored[rows], n_top), values))
+        scores, top, all_values = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(top), np.concatenate(all_values)
 
     def top_log_probs(
         self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_top: int

@@ -33,6 +33,9 @@ SCORE_TYPE: Final = np.dtype(
 TOP_TYPE: Final = np.dtype([("log_prob", np.float32), ("id", np.int32)])
 Scores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void]]  # [n], [n, n_top]
 
+# Scores, and the values of a Measures, float32 [n, n_values].
+MeasuredScores: TypeAlias = tuple[NDArray[np.void], NDArray[np.void], NDArray[np.float32]]
+
 # The ids that a token may have: bool [n_vocab], or a packed bitmask, uint32 or int32
 # [ceil(n_vocab / 32)], in which id's bit is 1 << id % 32 of word id // 32.
 AllowedIds: TypeAlias = NDArray[np.bool_] | NDArray[np.uint32] | NDArray[np.int32]
@@ -256,6 +259,37 @@ class EngineJob(Protocol):
         """
 
 
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """What to measure of the distribution p at each scored position, beside its token's score.
+
+    second_moment
+        Whether to measure the sum of p * (log p)^2.
+    orders
+        The orders of Renyi entropies, log(sum of p^order) / (1 - order): above 0, other than 1,
+        and maybe infinite (-log of the largest p).
+    sets
+        float32 [n_sets, n_vocab]: 0 for the ids of a set and -infinity for others. The log of the
+        sum of p over each set is measured.
+    other
+        A model q of the same vocabulary on the same engine, or None. The cross-entropy, minus the
+        sum of p * log q, is measured.
+
+    A position's n_values values are in this order, in nats. All are NaN if a logit is NaN.
+    """
+
+    second_moment: bool = False
+    orders: tuple[float, ...] = ()
+    sets: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    other: EngineModel | None = None
+
+    @property
+    def n_values(self) -> int:
+        """The number of values at each position."""
+        n = int(self.second_moment) + len(self.orders) + len(self.sets)
+        return n + (self.other is not None)
+
+
 class EngineSharedWaiter(Protocol):
     """Waits for the jobs of many tasks, such as all tasks of asyncio.
 
@@ -432,6 +466,21 @@ class EngineModel(Protocol):
         n - m + j. Returns the scores of all targets in order, each with n_top alternatives.
         """
 
+    def measure(
+        self,
+        sequences: list[EngineSequence],
+        ids: list[NDArray[np.int32]],
+        targets: list[NDArray[np.int32]],
+        n_top: int,
+        measures: Measures,
+        others: list[EngineSequence],
+    ) -> MeasuredScores:
+        """Score like `score`, with the same bits, and measure each target's distribution.
+
+        `others` has a sequence of measures.other for each sequence, with the same tokens before
+        `ids`, which are fed to it too; it is empty without another model.
+        """
+
     def top_log_probs(
         self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_top: int
     ) -> NDArray[np.void]:
@@ -488,3 +537,6 @@ class EngineModel(Protocol):
 
     def close(self) -> None:
         """Free the weights once running calls have ended."""
+
+
+NO_MEASURES: Final = Measures()

@@ -75,6 +75,16 @@ class Encoder:
                 ids = ids[1:]
         return check_ids(ids, self._config.vocab_size, where)
 
+    def encode_continuation(self, text: Any, index: int, special: bool) -> NDArray[np.int32]:
+        """Return the ids of a text that follows a context, int32 [n].
+
+        The tokens that the tokenizer puts before every text are left out; otherwise this is
+        `encode_for_scoring`.
+        """
+        ids = self.encode_for_scoring(text, index, special, None)
+        prefix = getattr(self.tokenizer, "prefix_ids", ()) if isinstance(text, str) else ()
+        return ids[len(prefix) :]
+
     def start_id(self, where: str) -> int:
         """Return the id to feed before anything else: BOS, or else EOS.
 

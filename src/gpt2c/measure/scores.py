@@ -1,33 +1,18 @@
-"""Score texts: the log-probability, rank and entropy of every token under a model."""
+"""The scores of a text's tokens: log-probability, rank, entropy and further measures."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import (
-    MAX_ROWS,
-    PAGE_POSITIONS,
-    SCORE_TYPE,
-    TOP_TYPE,
-    EngineModel,
-    Scores,
-)
-from gpt2c.errors import NumericalError
 
-# The max number of KV cache pages that the windows of one call of the engine may use. (MAX_ROWS
-# limits their rows.) 32 pages take 150 MB for GPT-2 124M.
-_MAX_PAGES: Final = 32
-# The max number of queued texts. Without it, the queue could grow without limit: texts without a
-# token to score add no rows, so they never fill a group.
-_MAX_QUEUED: Final = 10_000
+def _no_columns() -> NDArray[np.float32]:
+    return np.empty((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +36,11 @@ class Score:
         int32 and float32 [n, k], where k is the argument top_logprobs: the k most likely ids at
         each token's position, the most likely first, and their log-probabilities. They are -1 and
         NaN where logprobs is NaN; if k exceeds n_vocab, so are the last entries of each row.
+    second_moments, renyi_entropies, set_logprobs, cross_entropies
+        Further measures of the distributions p that predict the tokens, if they were asked for;
+        float32, in nats, NaN where logprobs is NaN. The arguments of GPT2.score say what they are.
+        Their shapes are [n], [n, n_orders], [n, n_sets] and [n]; the first and last are None, and
+        the others have no columns, if not asked for.
     """
 
     ids: NDArray[np.int32]
@@ -59,6 +49,15 @@ class Score:
     entropies: NDArray[np.float32]
     top_ids: NDArray[np.int32]
     top_logprobs: NDArray[np.float32]
+    second_moments: NDArray[np.float32] | None = None
+    renyi_entropies: NDArray[np.float32] = field(default_factory=_no_columns)
+    set_logprobs: NDArray[np.float32] = field(default_factory=_no_columns)
+    cross_entropies: NDArray[np.float32] | None = None
+
+    @property
+    def is_arg_max(self) -> NDArray[np.bool_]:
+        """bool [n]: whether each token was the most likely one; False where logprobs is NaN."""
+        return np.asarray(self.ranks == 1)
 
     @property
     def n_scored(self) -> int:
@@ -84,160 +83,6 @@ class Score:
             f"<gpt2c.Score: {len(self.ids)} tokens, total {self.total:.6g}, perplexity "
             f"{self.perplexity:.6g}>"
         )
-
-
-class _Window(NamedTuple):
-    """Ids to feed, and the targets to score: the ids that follow the last len(targets) fed ids."""
-
-    fed: NDArray[np.int32]
-    targets: NDArray[np.int32]
-
-
-@dataclass(eq=False)
-class _QueuedText:
-    """A text's ids, the number of its windows, and the scores of the windows that have run."""
-
-    ids: NDArray[np.int32]
-    n_windows: int
-    window_scores: list[Scores] = field(default_factory=list)
-
-
-def score_texts(
-    engine: EngineModel,
-    encoded_texts: Iterable[NDArray[np.int32]],
-    bos: int | None,
-    stride: int,
-    n_top: int = 0,
-) -> Iterator[Score]:
-    """Yield the score of each text, in order; texts are given as ids int32 [n] and read lazily.
-
-    A text longer than the context is scored in windows of n_positions tokens that begin `stride`
-    tokens apart; each token is scored in the first window that contains it. `bos` is the id to put
-    before each text, if any. `n_top` is the number of the most likely ids to return per token. If
-    reading `encoded_texts` raises an exception, the scores of the earlier texts are yielded first.
-
-    Raises NumericalError, naming the text and the position, if a logit is NaN.
-    """
-    scorer = _Scorer(engine, n_top)
-    failure: Exception | None = None
-    source = iter(encoded_texts)
-    try:
-        while failure is None:
-            try:
-                ids = next(source)
-            except StopIteration:
-                break
-            except Exception as error:
-                failure = error
-                break
-            scorer.add(ids, _windows(ids, bos, engine.n_positions, stride))
-            yield from scorer.pop_finished()
-        scorer.run()
-        yield from scorer.pop_finished()
-        if failure is not None:
-            raise failure
-    finally:
-        failure = None  # it refers to this frame: the cycle would keep the texts (see run_requests)
-
-
-class _Scorer:
-    """Collects windows of short texts into groups, so that one call of the engine scores many."""
-
-    def __init__(self, engine: EngineModel, n_top: int) -> None:
-        """Begin with an empty group and an empty queue."""
-        self._engine, self._n_top = engine, n_top
-        self._group: list[tuple[_QueuedText, _Window]] = []
-        self._n_rows = self._n_pages = 0  # of the group
-        self._queue: deque[_QueuedText] = deque()
-        self._n_finished = 0  # texts
-
-    def add(self, ids: NDArray[np.int32], windows: list[_Window]) -> None:
-        """Queue a text and add its windows to the group; run the group whenever it is full."""
-        text = _QueuedText(ids, len(windows))
-        self._queue.append(text)
-        if len(self._queue) > _MAX_QUEUED:
-            self.run()
-        for window in windows:
-            n_rows, n_pages = len(window.fed), -(-len(window.fed) // PAGE_POSITIONS)
-            if self._n_rows + n_rows > MAX_ROWS or self._n_pages + n_pages > _MAX_PAGES:
-                self.run()
-            self._group.append((text, window))
-            self._n_rows += n_rows
-            self._n_pages += n_pages
-
-    def run(self) -> None:
-        """Score the windows of the group, and empty it."""
-        group, self._group = self._group, []
-        self._n_rows = self._n_pages = 0
-        if not group:
-            return
-        with self._engine.held():
-            scores, top = self._engine.score(
-                [self._engine.sequence() for _ in group],
-                [window.fed for _, window in group],
-                [window.targets for _, window in group],
-                self._n_top,
-            )
-        ends = np.cumsum([len(window.targets) for _, window in group])[:-1]
-        for (text, _), window_scores, window_top in zip(
-            group, np.split(scores, ends), np.split(top, ends), strict=True
-        ):
-            text.window_scores.append((window_scores, window_top))
-
-    def pop_finished(self) -> Iterator[Score]:
-        """Remove the finished texts at the front of the queue, and yield their scores.
-
-        Raises NumericalError; see score_texts.
-        """
-        while self._queue and len(self._queue[0].window_scores) == self._queue[0].n_windows:
-            text = self._queue.popleft()
-            yield _joined(text, self._n_finished, self._n_top)
-            self._n_finished += 1
-
-
-def _windows(
-    ids: NDArray[np.int32], bos: int | None, n_positions: int, stride: int
-) -> list[_Window]:
-    """Cut a text into windows; the list is empty if there is no token to score."""
-    if bos is not None:
-        ids = np.concatenate([np.array([bos], dtype=np.int32), ids])
-    windows = []
-    n_done, begin = 1, 0  # nothing precedes the first token, so it is not scored
-    while n_done < len(ids):
-        end = min(begin + n_positions, len(ids))
-        # If windows do not overlap, feed the token before this window to score its first token.
-        first_fed = min(begin, n_done - 1)
-        if end > n_done:
-            windows.append(_Window(ids[first_fed : end - 1], ids[n_done:end]))
-        n_done = end
-        begin += stride
-    return windows
-
-
-def _joined(text: _QueuedText, index: int, n_top: int) -> Score:
-    """Join the scores of a text's windows; `index` is the text's number in messages."""
-    empty = np.empty(0, dtype=SCORE_TYPE), np.empty((0, n_top), dtype=TOP_TYPE)
-    scores, top = map(np.concatenate, zip(empty, *text.window_scores, strict=True))
-    n_before = len(text.ids) - len(scores)  # the first token has no score, except with BOS
-    if np.isnan(scores["log_prob"]).any():
-        position = n_before + int(np.flatnonzero(np.isnan(scores["log_prob"]))[0])
-        raise NumericalError(
-            f"text {index}: a logit at position {position} is NaN; do the weights have NaN or "
-            "infinite values?"
-        )
-    nans = np.full(n_before, np.nan, dtype=np.float32)
-    no_top = np.full((n_before, n_top), -1, dtype=np.int32)
-    top_ids = np.concatenate([no_top, top["id"]])
-    top_logprobs = np.concatenate([no_top.astype(np.float32), top["log_prob"]])
-    top_logprobs[top_ids < 0] = np.nan
-    return Score(
-        text.ids,
-        np.concatenate([nans, scores["log_prob"]]),
-        np.concatenate([np.zeros(n_before, dtype=np.int32), scores["rank"]]),
-        np.concatenate([nans, scores["entropy"]]),
-        top_ids,
-        top_logprobs,
-    )
 
 
 def json_fields(score: Score) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Scores
+from gpt2c.engine.protocol import SCORE_TYPE, TOP_TYPE, Measures, Scores
 
 
 def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
@@ -38,6 +38,44 @@ def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
     top["id"][:, : most_likely.shape[1]] = most_likely
     top["log_prob"][:, : most_likely.shape[1]] = np.take_along_axis(log_probs, most_likely, axis=1)
     return scores, top
+
+
+def measured_values(
+    logits: NDArray[Any], measures: Measures, other_logits: NDArray[Any] | None = None
+) -> NDArray[np.float32]:
+    """Return the values of `measures` for logits [n, n_vocab]: float32 [n, n_values].
+
+    other_logits, of the same shape, are those of measures.other.
+    """
+    log_p = log_probabilities(logits)
+    p = np.exp(log_p)
+    values = []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if measures.second_moment:
+            values.append(_expectation(p, log_p**2))
+        for order in measures.orders:
+            if np.isinf(order):
+                values.append(-log_p.max(axis=1))
+            else:
+                values.append(_log_sum_exp(order * log_p) / (1 - order))
+        values.extend(_log_sum_exp(log_p + added) for added in measures.sets)
+        if other_logits is not None:
+            values.append(-_expectation(p, log_probabilities(other_logits)))
+    found = np.array(values, dtype=np.float64).reshape(len(values), len(logits))
+    found[:, np.isnan(log_p).any(axis=1)] = np.nan
+    return found.T.astype(np.float32)
+
+
+def _expectation(p: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums of p * values over the ids, where 0 * infinity is 0."""
+    return np.asarray(np.where(p > 0, p * values, p).sum(axis=1))
+
+
+def _log_sum_exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log(sum of exp(x)) of each row; -infinity for a row of -infinity."""
+    top = x.max(axis=1, keepdims=True)
+    shift = np.where(np.isinf(top), 0, top)
+    return np.asarray(np.log(np.exp(x - shift).sum(axis=1)) + shift[:, 0])
 
 
 def log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,0 +1,103 @@
+"""Check the options of scoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2c.checks.options import flag, integer
+from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel, Measures
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.measure.scoring import ScoringOptions
+
+# Closer to 1, the entropy's formula divides two small numbers, and float32 leaves no digits.
+_MIN_DISTANCE_FROM_1: Final = 0.01
+# A set takes 4 bytes a token of the vocabulary.
+_MAX_SETS: Final = 64
+_MAX_ORDERS: Final = 64
+
+
+def check_scoring(
+    engine: EngineModel,
+    *,
+    stride: int | None,
+    top_logprobs: int,
+    second_moments: bool,
+    renyi_orders: Sequence[float],
+    id_sets: Sequence[Iterable[int]],
+    other: EngineModel | None,
+) -> ScoringOptions:
+    """Return the checked options of GPT2.score; `other` is the other model's engine.
+
+    Raises OptionError or OptionTypeError.
+    """
+    step = max(engine.n_positions // 2, 1)
+    if stride is not None:
+        step = integer("stride", stride, 1, engine.n_positions)
+    n_top = integer("top_logprobs", top_logprobs, 0, MAX_LOGPROBS)
+    if other is not None:
+        _check_other(engine, other)
+    measures = Measures(
+        second_moment=flag("second_moments", second_moments),
+        orders=_checked_orders(renyi_orders),
+        sets=_added_logits(id_sets, engine.n_vocab),
+        other=other,
+    )
+    return ScoringOptions(step, n_top, measures)
+
+
+def _check_other(engine: EngineModel, other: EngineModel) -> None:
+    other.check_open()
+    if type(other) is not type(engine):
+        raise OptionError(
+            f"other runs on the engine {other.isa} and this model on {engine.isa}; load both with "
+            "the same backend"
+        )
+    if other.n_vocab != engine.n_vocab:
+        raise OptionError(
+            f"other has a vocabulary of {other.n_vocab} tokens and this model one of "
+            f"{engine.n_vocab}; both need the same vocabulary"
+        )
+
+
+def _checked_orders(orders: Sequence[float]) -> tuple[float, ...]:
+    found = []
+    for given in _as_list("renyi_orders", orders, "numbers above 0", _MAX_ORDERS):
+        if isinstance(given, bool) or not isinstance(given, int | float | np.number):
+            raise OptionTypeError(
+                f"renyi_orders has {given!r}; each must be a number above 0, such as 0.5, 2 or "
+                "math.inf"
+            )
+        order = float(np.float32(given))
+        if not order > 0 or abs(order - 1) < _MIN_DISTANCE_FROM_1:
+            raise OptionError(
+                f"renyi_orders has {given!r}; each must be above 0, and at least "
+                f"{_MIN_DISTANCE_FROM_1} from 1 (the entropy of order 1 is in Score.entropies)"
+            )
+        found.append(order)
+    return tuple(found)
+
+
+def _added_logits(id_sets: Sequence[Iterable[int]], n_vocab: int) -> NDArray[np.float32]:
+    """Return float32 [n_sets, n_vocab]: 0 for the ids of a set, -infinity for the others."""
+    sets = _as_list("id_sets", id_sets, "sets of ids", _MAX_SETS)
+    added = np.full((len(sets), n_vocab), -math.inf, dtype=np.float32)
+    for index, ids in enumerate(sets):
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+            raise OptionTypeError(f"id_sets[{index}] is {ids!r}; it must be a set of ids")
+        for id in ids:
+            added[index, integer(f"an id of id_sets[{index}]", id, 0, n_vocab - 1)] = 0
+    return added
+
+
+def _as_list(name: str, values: Iterable[object], what: str, max_length: int) -> list[object]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise OptionTypeError(f"{name} is {values!r}; it must be a list of {what}")
+    found = list(values)
+    if len(found) > max_length:
+        raise OptionError(f"{name} has {len(found)} items; it may have at most {max_length}")
+    return found

@@ -1,0 +1,60 @@
+"""Encode texts, or contexts and their continuations, to the ids that are scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpt2c.checks.options import flag
+from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.generate.encoder import Encoder
+from gpt2c.generate.prompts import is_lazy, is_single
+from gpt2c.measure.scoring import EncodedText
+
+
+class TextsToScore:
+    """Encodes the texts of a call of GPT2.score."""
+
+    def __init__(self, encoder: Encoder, bos: bool, special_tokens: bool) -> None:
+        """Raises OptionError if bos=True and the model has no BOS token."""
+        self._encoder = encoder
+        self._special = flag("special_tokens", special_tokens)
+        self._start = encoder.start_id("bos=True") if flag("bos", bos) else None
+
+    def encode(self, text: Any, index: int, continuation: Any = None) -> EncodedText:
+        """Encode a text, or a context and its continuation; `index` is its place, for messages.
+
+        Raises OptionError, OptionTypeError or TokenizerError.
+        """
+        start = [] if self._start is None else [self._start]
+        ids = self._encoder.encode_for_scoring(text, index, self._special, self._start)
+        if continuation is None:
+            return EncodedText(np.array([*start, *ids], dtype=np.int32), len(start))
+        continued = self._encoder.encode_continuation(continuation, index, self._special)
+        given = [*start, *ids]
+        return EncodedText(np.array([*given, *continued], dtype=np.int32), len(given))
+
+
+def pairs_to_score(texts: Any, continuations: Any) -> tuple[bool, list[tuple[Any, Any]]]:
+    """Return whether the result is a list, and the pairs of a context and a continuation.
+
+    Without continuations the second of each pair is None. Raises OptionError or OptionTypeError.
+    """
+    if is_lazy(continuations):
+        raise OptionTypeError("continuations must be a text, ids or a list, not an iterator")
+    contexts = [texts] if is_single(texts) else list(texts)
+    if continuations is None:
+        return not is_single(texts), [(context, None) for context in contexts]
+    ends = [continuations] if is_single(continuations) else list(continuations)
+    if is_single(texts):
+        contexts = contexts * len(ends)
+    elif is_single(continuations):
+        ends = ends * len(contexts)
+    elif len(contexts) != len(ends):
+        raise OptionError(
+            f"there are {len(contexts)} texts and {len(ends)} continuations; give as many of both, "
+            "or a single one of either"
+        )
+    is_list = not (is_single(texts) and is_single(continuations))
+    return is_list, list(zip(contexts, ends, strict=True))
