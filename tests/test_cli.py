@@ -231,6 +231,7 @@ def test_an_output_encoding_without_the_characters():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no signals here")
 def test_output_streams_and_ctrl_c_ends_with_130(start):
     process = start(
         [*COMMAND, "generate", "Once", "--backend", "numpy", "-n", "480"],

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("resource")  # the fuzzer limits its memory and time by Unix's calls
 from fuzzing import KINDS, FindingError, run
 
 import gpt2c

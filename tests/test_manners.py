@@ -34,6 +34,7 @@ def program(code: str) -> list[str]:
     return [sys.executable, "-c", prelude + code]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no signals here")
 @pytest.mark.parametrize(
     "call",
     [

@@ -411,6 +411,7 @@ def test_the_example_matches_the_models_logits(tmp_path, monkeypatch):
 
 
 @needs_engine
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill cannot send SIGINT here")
 @pytest.mark.skipif(
     "tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer delays signals"
 )

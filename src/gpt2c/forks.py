@@ -13,6 +13,10 @@ from typing import Final, Generic, TypeVar
 
 _L = TypeVar("_L")
 
+# Where waiting for a lock may take long, wait in slices of this many seconds: on Windows, Ctrl-C
+# cannot interrupt waiting for a lock, and is handled after it.
+SLICE_SECONDS: Final = 0.1
+
 _fork_depth = 0
 
 

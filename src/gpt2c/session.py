@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import RLock
 from typing import NoReturn
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from gpt2c.checks.options import flag, integer, is_integer
 from gpt2c.engine.protocol import EngineModel, EngineSequence
 from gpt2c.errors import ContextError, OptionError, OptionTypeError
-from gpt2c.forks import ProcessLock
+from gpt2c.files import IS_WINDOWS
+from gpt2c.forks import SLICE_SECONDS, ProcessLock
 from gpt2c.generate.prompts import Ids, check_ids
 
 
@@ -28,7 +30,23 @@ class Session:
         # The ids that were fed, but only the first `self._sequence.length` of them: after an error
         # or Ctrl-C the list may have more ids, which are not in the cache.
         self._fed: list[int] = []
-        self._call_lock = ProcessLock(RLock)  # held during a call
+        self._call_lock = ProcessLock(RLock)  # held during a call; see _turn
+
+    def _turn(self) -> RLock:
+        """Return the lock that a call holds, to use in a with statement.
+
+        Another thread's call may take long. On Windows, Ctrl-C cannot interrupt waiting for a lock,
+        so wait here first, in slices.
+        """
+        lock = self._call_lock.lock
+        if IS_WINDOWS:
+            try:
+                while not lock.acquire(timeout=SLICE_SECONDS):
+                    pass
+            finally:
+                with suppress(RuntimeError):  # interrupted before the lock was acquired
+                    lock.release()
+        return lock
 
     @property
     def ids(self) -> list[int]:
@@ -58,7 +76,7 @@ class Session:
         n, n_positions = len(checked), self._engine.n_positions
         if n == 0 and not all:
             raise OptionError("feed: ids is empty; expected at least one id, or all=True")
-        with self._call_lock.lock:
+        with self._turn():
             length = self._sequence.length
             if length + n > n_positions:
                 raise ContextError(
@@ -77,13 +95,13 @@ class Session:
         Raises OptionError if fewer than n tokens were fed, and OptionTypeError if n is not an
         integer.
         """
-        with self._call_lock.lock:
+        with self._turn():
             length = self._sequence.length
             self._sequence.truncate(length - integer("n", n, 0, length))
 
     def copy(self) -> Session:
         """Return a session with the same tokens. The two share cache pages until one writes."""
-        with self._call_lock.lock:
+        with self._turn():
             other = object.__new__(Session)
             other._engine = self._engine
             other._sequence = self._sequence.copy()

@@ -18,9 +18,10 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from gpt2c.errors import CheckpointNotFoundError, Error, OptionTypeError
+from gpt2c.files import long_path
 
 # The max nesting of JSON; a configuration needs about four levels. The nesting is checked before
 # parsing, because the JSON scanner may overflow the stack in a program that has raised Python's
@@ -67,6 +68,11 @@ def show_list(names: Sequence[str], limit: int = 8) -> str:
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
+# Without O_NONBLOCK, opening a named pipe would wait for a writer. Without O_BINARY, Windows would
+# change line ends. Python itself keeps child processes from inheriting the file.
+_READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
 def open_regular(path: Path, error: type[Error]) -> io.FileIO:
     """Open a regular file for reading, unbuffered; links are followed.
 
@@ -77,10 +83,8 @@ def open_regular(path: Path, error: type[Error]) -> io.FileIO:
         path = Path(os.fspath(path))  # FileIO would use an int as an open descriptor and close it
     except TypeError:
         raise OptionTypeError(f"a path is {show(path)}; it must be a str or a Path") from None
-    # Without O_NONBLOCK, opening a named pipe would wait for a writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        file = io.FileIO(path, opener=lambda name, _: os.open(name, flags))
+        file = io.FileIO(long_path(path), opener=lambda name, _: os.open(name, _READ_FLAGS))
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path}: there is no such file") from None
     except OSError as reason:

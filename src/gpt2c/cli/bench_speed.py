@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpt2c.engine.protocol import Plan
 from gpt2c.errors import MissingDependencyError, OptionError
+from gpt2c.files import replace_file
 from gpt2c.formats.tensors import PackedSource
 from gpt2c.weights.loading import loaded_checkpoint
 
@@ -48,7 +49,7 @@ print(flush=True)
 for _ in stream:
     pass
 from gpt2c.cli.bench_speed import peak_bytes
-print(peak_bytes())
+print(peak_bytes() or "")
 """
 
 
@@ -152,7 +153,7 @@ def _measure_fresh_process(
     seconds, megabytes = [], []
     for _ in range(repeats):
         begin = time.perf_counter()
-        with subprocess.Popen([*command, str(n_new)], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([*command, str(n_new)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             seconds.append(time.perf_counter() - begin)
@@ -164,16 +165,21 @@ def _measure_fresh_process(
 
 
 def peak_bytes() -> int:
-    """Return this process's peak resident memory, in bytes."""
+    """Return this process's peak resident memory, in bytes; 0 if the system does not say."""
     try:
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", encoding="utf-8") as file:
             fields = dict(line.split(":", 1) for line in file)
         return int(fields["VmHWM"].split()[0]) << 10
     except OSError:  # not Linux; on Linux, ru_maxrss can include the memory of the parent
-        import resource
+        pass
+    if sys.platform == "win32":
+        from gpt2c.engine.windows import peak_resident_bytes
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak << 10
+        return peak_resident_bytes() or 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def _measure_speed(
@@ -333,6 +339,6 @@ def plot(measurements: list[Measurement], title: str, path: str) -> None:
     right.axvline(100, color="gray", linewidth=1)
     right.set_xlabel("% of this machine's limit")
     right.legend(loc="lower right")
-    temporary = f"{path}.tmp"
+    temporary = Path(f"{path}.tmp")
     figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    replace_file(temporary, Path(path))

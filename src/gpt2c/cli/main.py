@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +15,17 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import gpt2c
-from gpt2c.cli import bench, completion, convert, generate, info, perplexity, quantize, score
+from gpt2c.cli import (
+    bench,
+    completion,
+    console,
+    convert,
+    generate,
+    info,
+    perplexity,
+    quantize,
+    score,
+)
 from gpt2c.cli.options import EXAMPLES
 from gpt2c.cli.version import ShowVersion
 from gpt2c.errors import Error, Gpt2cWarning
@@ -95,18 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), _show_log():
             warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
-            # Replace characters that the terminal cannot show, instead of ending with an error.
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(errors="replace")
+            console.prepare_stdout()
             options.run(options)
-            sys.stdout.flush()
+            console.flush_stdout()
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Python flushes standard output again at exit; redirect it, or that flush would fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return console.INTERRUPTED
     except (Error, OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and console.is_closed_pipe(error):
+            console.discard_stdout()
+            return console.PIPE_CLOSED
         print(f"gpt2c: {_one_line_message(error)}", file=sys.stderr)
         return 2
     return 0

@@ -6,8 +6,8 @@ import html
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ from gpt2c.coloring.spans import (
 )
 from gpt2c.coloring.visible import one_line, visible
 from gpt2c.errors import OptionError, OptionTypeError
+from gpt2c.files import long_path, replace_file, temporary_folder
 from gpt2c.measure.scores import Score
 
 _STYLE: Final = """
@@ -109,20 +110,20 @@ def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
         os.fsencode(path)
     except UnicodeEncodeError as error:
         raise OptionError(f"path is {show(path)}; it must name a file: {error}") from None
-    target = Path(os.path.abspath(path))
+    target = long_path(Path(os.path.abspath(path)))
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise OptionError(
             f"{target} is a folder or a device; expected a file, or a path that does not exist"
         )
-    try:
-        temporary_folder = tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=target.parent)
-    except OSError as error:  # it names the temporary folder; the caller knows only path
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    with temporary_folder as folder:
-        written = Path(folder) / "page.html"
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(target.parent))
+        except OSError as error:  # it names the temporary folder; the caller knows only path
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        written = folder / "page.html"
         with open(written, "w", encoding="utf-8", errors="replace", newline="\n") as file:
             file.writelines(page)
-        os.replace(written, target)
+        replace_file(written, target)
 
 
 def _score_section(score: Score, tokenizer: HasTokenBytes) -> Iterator[str]:

@@ -27,12 +27,10 @@ def choose_cache_limit(requested: int | None, model: EngineModel, root: Path = P
 def usable_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes of memory that this process may use; None if the system does not say.
 
-    This is the min of the machine's memory and the limits of the control group and its parents.
+    This is the min of the machine's memory and the limits of the control group and its parents, or
+    of the job object on Windows.
     """
-    limits = _group_limits(root)
-    if (physical := _physical_memory()) is not None:
-        limits.append(physical)
-    return min(limits, default=None)
+    return min([*_group_limits(root), *_physical_memory()], default=None)
 
 
 def cache_full(what: str, limit: int) -> str:
@@ -54,10 +52,14 @@ def _group_limits(root: Path) -> list[int]:
     return [int(limit) for limit in map(read_text, files) if limit.isdigit()]
 
 
-def _physical_memory() -> int | None:
-    """Return the machine's memory in bytes; None on Windows, which has no sysconf."""
+def _physical_memory() -> list[int]:
+    """Return the machine's memory in bytes, on Windows also the limits of its job object."""
+    if not hasattr(os, "sysconf"):
+        from gpt2c.engine.windows import memory_limits  # lazily, because it imports ctypes
+
+        return memory_limits()
     try:
         n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    return n_bytes if n_bytes > 0 else None
+    except (ValueError, OSError):
+        return []
+    return [n_bytes] if n_bytes > 0 else []

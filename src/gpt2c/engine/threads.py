@@ -62,7 +62,8 @@ def _openmp_threads() -> int | None:
 
 def _allowed_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
+        allowed: set[int] = os.sched_getaffinity(0)
+        return allowed
     return set(range(os.cpu_count() or 1))
 
 

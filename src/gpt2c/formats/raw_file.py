@@ -1,23 +1,25 @@
-"""Files of tensors, read with pread.
+"""Files of tensors, read at given offsets.
 
-The files are never memory-mapped: if another program truncates a file while it is read, pread
+The files are never memory-mapped: if another program truncates a file while it is read, reading
 fails with an error, but access to a memory map raises SIGBUS.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import open_regular, show
 from gpt2c.errors import CheckpointError, ClosedError
+from gpt2c.files import read_at
 from gpt2c.formats.tensors import STORED_TYPES, check_rows, widen_into
 
 MAX_NUMBER: Final = 2**53  # the max size or offset that a file may state
@@ -54,7 +56,7 @@ def bounded_product(numbers: Iterable[int]) -> int | None:
 class RawFile:
     """An open file that is read at given offsets.
 
-    Reads do not move a file position, so threads may share the file. Do not close the file during a
+    Threads may share the file: no read depends on a file position. Do not close the file during a
     read.
     """
 
@@ -86,7 +88,7 @@ class RawFile:
             raise ClosedError(f"{self.path}: was closed, so {what} cannot be read")
         while buffer:
             try:
-                count = os.preadv(self._file.fileno(), [buffer], offset)
+                count = read_at(self._file.fileno(), buffer, offset)
             except OSError as reason:
                 raise CheckpointError(
                     f"{self.path}: {what} cannot be read: {reason.strerror}"
@@ -99,9 +101,12 @@ class RawFile:
             buffer = buffer[count:]
             offset += count
 
-    def fileno(self) -> int:
-        """Return the file's descriptor."""
-        return self._file.fileno()
+    def stream(self) -> io.BufferedReader:
+        """Return a stream of the file's bytes, with a position of its own. Closing it does nothing.
+
+        Its reads raise the errors of :meth:`pread`.
+        """
+        return io.BufferedReader(_Stream(self))
 
     def verify_unchanged(self) -> None:
         """Raise CheckpointError if the size or modification time changed since the file was opened.
@@ -150,6 +155,32 @@ class RawFile:
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         self._file.close()
+
+
+class _Stream(io.RawIOBase):
+    """The bytes of a RawFile as a stream."""
+
+    def __init__(self, file: RawFile) -> None:
+        self._file, self._offset = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._file.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._offset = base + offset
+        return self._offset
+
+    def readinto(self, buffer: Any) -> int:  # a bytearray or memoryview
+        part = memoryview(buffer)[: max(self._file.size - self._offset, 0)]
+        self._file.pread_into(part, self._offset, "the archive's directory")
+        self._offset += len(part)
+        return len(part)
 
 
 @dataclass(frozen=True)

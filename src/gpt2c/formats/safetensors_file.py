@@ -1,4 +1,4 @@
-"""A reader of safetensors files: it checks the header strictly and reads tensors with pread.
+"""A reader of safetensors files: it checks the header strictly and reads tensors at their offsets.
 
 A file holds the header's length in eight bytes, a JSON header, and the tensors' bytes without gaps.
 The reader makes all checks of the safetensors package and more, so the package accepts every file

@@ -6,7 +6,6 @@ nothing is ever extracted to disk, and no entry's name is used as a path.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
@@ -46,8 +45,7 @@ def read_directory(file: RawFile, *, may_be_deflated: bool = False) -> dict[str,
     """
     _check_directory_size(file)
     try:
-        with os.fdopen(os.dup(file.fileno()), "rb") as duplicate:
-            infos = zipfile.ZipFile(duplicate).infolist()
+        infos = zipfile.ZipFile(file.stream()).infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as reason:
         raise CheckpointError(f"{file.path}: is not a readable archive: {reason}") from None
     if len(infos) > MAX_ENTRIES:

@@ -3,7 +3,8 @@
 A request waits in a queue, runs, and ends. Only the runner's thread advances requests. Other
 threads add requests, cancel them, and sleep until a request has a new event or ends. They change
 the runner's state only by atomic operations, such as pushing to a heap. So an exception at any of
-their lines, such as Ctrl-C, leaves a valid state, and nothing needs to be undone.
+their lines, such as Ctrl-C, leaves a valid state, and nothing needs to be undone. Without the GIL,
+heaps need a lock; as a signal handler may interrupt its holder and push too, it is an RLock.
 """
 
 from __future__ import annotations
@@ -12,25 +13,21 @@ import asyncio
 import heapq
 import os
 import time
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
-from threading import Lock, Thread, current_thread, main_thread
-from typing import Final, Protocol
+from threading import Lock, RLock, Thread, current_thread, main_thread
+from typing import Protocol
 from weakref import ref
 
 from gpt2c.engine.protocol import EngineJob, EngineModel
 from gpt2c.errors import ClosedError, ForkError
-from gpt2c.forks import ProcessLock
+from gpt2c.forks import SLICE_SECONDS, ProcessLock
+from gpt2c.living import Living
 from gpt2c.schedule.continuation import Continuation, empty_result, immediate_result
 from gpt2c.schedule.dispatcher import IDLE_SECONDS, Future, resolve
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result
-
-# A reader sleeps for at most this many seconds at a time. So Ctrl-C works even on platforms where
-# it cannot interrupt waiting for a lock.
-SLEEP_SECONDS: Final = 0.1
 
 
 class Record(Protocol):
@@ -126,8 +123,9 @@ class Runner:
         self._queue: list[tuple[int, int, RequestState]] = []  # -priority, number, state
         self._deadlines: list[tuple[float, int, RequestState]] = []
         self._numbers = count()
+        self._heap_lock = ProcessLock(RLock)
         self._running: dict[EngineJob, RequestState] = {}
-        self._readers: deque[ref[Reader]] = deque()
+        self._readers: Living[Reader] = Living()
         self._last_read = -float("inf")  # when the last reader began
         self._is_closed = False
         self._lock = ProcessLock(Lock)  # held while the thread starts or ends
@@ -143,10 +141,11 @@ class Runner:
         """Queue a request. Raises ClosedError after `close`."""
         if self._is_closed:
             raise ClosedError("the scheduler was closed")
-        number = next(self._numbers)
-        if (deadline := state.request.stops.deadline) is not None:
-            heapq.heappush(self._deadlines, (deadline, number, state))
-        heapq.heappush(self._queue, (-priority, number, state))
+        with self._heap_lock.lock:
+            number = next(self._numbers)
+            if (deadline := state.request.stops.deadline) is not None:
+                heapq.heappush(self._deadlines, (deadline, number, state))
+            heapq.heappush(self._queue, (-priority, number, state))
         self._start_if_needed()
         if self._thread is not None:
             with suppress(ClosedError):
@@ -176,7 +175,8 @@ class Runner:
         if thread is not None and thread is not current_thread():
             with suppress(ClosedError):
                 self._waiter.wake()
-            thread.join()
+            while thread.is_alive():
+                thread.join(SLICE_SECONDS)
 
     def begin_reading(self) -> Reader:
         """Return a reader; the thread runs as long as the caller refers to it.
@@ -188,7 +188,7 @@ class Runner:
                 "the request was added in the parent process; a forked child must add its own"
             )
         reader = Reader()
-        self._readers.append(ref(reader))
+        self._readers.add(reader)
         self._last_read = time.monotonic()
         self._start_if_needed()
         return reader
@@ -196,10 +196,10 @@ class Runner:
     def sleep(self, lock: Lock, seconds: float) -> bool:
         """Sleep until the lock, a sleeper of a request, is released; return whether it was.
 
-        The sleep lasts at most `seconds`, and at most SLEEP_SECONDS.
+        The sleep lasts at most `seconds`, and at most SLICE_SECONDS.
         """
         self._start_if_needed()
-        return lock.acquire(timeout=min(seconds, SLEEP_SECONDS))
+        return lock.acquire(timeout=min(seconds, SLICE_SECONDS))
 
     # ---- the thread ----
 
@@ -216,7 +216,7 @@ class Runner:
             return False
         return (
             not self._needs_readers
-            or any(reader() is not None for reader in list(self._readers))
+            or bool(self._readers)
             or time.monotonic() < self._last_read + IDLE_SECONDS
             or any(state.is_cancelled for state in list(self._running.values()))
         )
@@ -237,10 +237,6 @@ class Runner:
         Without requests, it goes on for one more round if the last one ran a step, because a new
         request may come soon.
         """
-        for _ in range(len(self._readers)):  # drop the readers whose calls have returned
-            reader = self._readers.popleft()
-            if reader() is not None:
-                self._readers.append(reader)
         with self._lock.lock:
             may_linger = ran_a_step and not (self._queue or self._running or self._is_closed)
             if self._is_needed() or may_linger:
@@ -251,8 +247,7 @@ class Runner:
     def _run_round(self) -> bool:
         """Begin requests, wait for a step, and process it; return whether any request had one."""
         self._end_late_requests()
-        while self._queue and len(self._running) < self._max_running:
-            _, _, state = heapq.heappop(self._queue)
+        while len(self._running) < self._max_running and (state := self._pop_queued()):
             if state.claim():
                 self._begin(state)
         rested = self._waiter.wait(IDLE_SECONDS)
@@ -261,8 +256,7 @@ class Runner:
 
     def _end_late_requests(self) -> None:
         """End queued requests whose deadline has passed."""
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            _, _, state = heapq.heappop(self._deadlines)
+        while state := self._pop_late():
             if state.claim():
                 state.end(empty_result(state.request, "time"))
                 _wake([state])
@@ -331,11 +325,21 @@ class Runner:
             del self._running[job]
             state.end(None, error)
             _wake([state])
-        while self._queue:
-            _, _, state = heapq.heappop(self._queue)
+        while state := self._pop_queued():
             if state.claim():
                 state.end(None, error)
                 _wake([state])
+
+    def _pop_queued(self) -> RequestState | None:
+        """Remove and return the next request of the queue; None if there is none."""
+        with self._heap_lock.lock:
+            return heapq.heappop(self._queue)[2] if self._queue else None
+
+    def _pop_late(self) -> RequestState | None:
+        """Remove and return a request whose deadline has passed; None if there is none."""
+        with self._heap_lock.lock:
+            is_late = self._deadlines and self._deadlines[0][0] <= time.monotonic()
+            return heapq.heappop(self._deadlines)[2] if is_late else None
 
 
 def _wake(states: Iterable[RequestState]) -> None:

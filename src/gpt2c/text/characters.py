@@ -87,7 +87,7 @@ def _write(vocab: Mapping[str, int], folder: Path) -> None:
         ("tokenizer_config.json", _CONFIG),
     ):
         text = json.dumps(values, ensure_ascii=False, indent=1)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        (folder / name).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _unknown_token(vocab: Mapping[str, int]) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointNotFoundError, MissingDependencyError, OptionTypeError
+from gpt2c.files import long_path
 
 EMBEDDED: Final = "tales"
 
@@ -40,9 +41,10 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether this has the form of a model's name on the hub: "name" or "user/name".
+    r"""Return whether this has the form of a model's name on the hub: "name" or "user/name".
 
-    A string that begins with ``.``, ``/`` or ``~``, or has two slashes, does not.
+    A string that begins with ``.``, ``/`` or ``~``, has two slashes, or has a ``\`` or ``:`` of
+    Windows, does not.
     """
     return len(name) <= _LONGEST_NAME and _HUB_NAME.fullmatch(name) is not None
 
@@ -74,8 +76,8 @@ def locate(
     if not name:
         raise CheckpointNotFoundError("the model's path is empty; it must be a folder or a name")
     # A TensorFlow checkpoint is named by its prefix, without suffixes: "run1/model-9".
-    if os.path.lexists(name) or os.path.lexists(f"{name}.index"):
-        return Path(name)
+    if os.path.lexists(found := long_path(Path(name))) or os.path.lexists(f"{found}.index"):
+        return found
     if name == EMBEDDED:
         return embedded_folder()
     if not isinstance(path, str) or not is_hub_name(name):

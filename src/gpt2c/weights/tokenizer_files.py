@@ -20,6 +20,7 @@ from gpt2c.errors import (
     TokenizerWarning,
     warn,
 )
+from gpt2c.files import is_file_name
 from gpt2c.text.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
@@ -217,11 +218,6 @@ def _meta_of_dataset(checkpoint: Checkpoint, folder: Path) -> Iterator[Path]:
         _log.warning("%s: cannot look for the dataset %s: %s", folder, show(dataset), reason)
 
 
-def is_file_name(name: str) -> bool:
-    """Return whether this is a single path component that stays inside its folder."""
-    return name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")
-
-
 # ---- saving ----
 
 
@@ -285,15 +281,16 @@ def _write_gpt2_files(folder: Path) -> None:
 
     vocab, merges = gpt2_vocab_and_merges()
     text = json.dumps(vocab, ensure_ascii=False)
-    (folder / VOCAB_JSON).write_text(text, encoding="utf-8")
+    (folder / VOCAB_JSON).write_text(text, encoding="utf-8", newline="\n")
     shutil.copyfile(merges, folder / MERGES_TXT)
 
 
 def _write_stored_vocabulary(stored: StoredVocabulary, folder: Path) -> None:
     text = json.dumps(dict(stored.vocab), ensure_ascii=False)
-    (folder / VOCAB_JSON).write_text(text, encoding="utf-8")
+    (folder / VOCAB_JSON).write_text(text, encoding="utf-8", newline="\n")
     merges = "".join(f"{left} {right}\n" for left, right in stored.merges)
-    (folder / MERGES_TXT).write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    text = "#version: 0.2\n" + merges
+    (folder / MERGES_TXT).write_text(text, encoding="utf-8", newline="\n")
     decoder = {
         str(token.id): {"content": token.content, "special": token.special}
         for token in stored.added
@@ -304,7 +301,7 @@ def _write_stored_vocabulary(stored: StoredVocabulary, folder: Path) -> None:
         for id in ids:
             config |= {f"add_{name}_token": True, f"{name}_token": tokens[int(id)]}
     text = json.dumps(config, ensure_ascii=False)
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8", newline="\n")
 
 
 def with_special_ids(

@@ -124,10 +124,11 @@ def _latest(folder: Path) -> Path:
             latest = (file.read(1 << 16) or b"").decode("utf-8", "replace")
     except CheckpointNotFoundError:
         latest = ""
-    match = re.search(r'^model_checkpoint_path: "([^"\\]*)"', latest, re.MULTILINE)
+    match = re.search(r'^model_checkpoint_path: "([^"]*)"', latest, re.MULTILINE)
     if match is not None:
-        # Use only the file's name, because the path may be that of another machine.
-        name = match[1].rsplit("/", 1)[-1] + ".index"
+        # Use only the file's name, because the path may be that of another machine. On Windows its
+        # parts are separated by backslashes, which are escaped here.
+        name = re.split(r"[/\\]", match[1])[-1] + ".index"
         for path in found:
             if path.name == name:
                 return path

@@ -13,6 +13,7 @@ from gpt2c.checks.options import choice
 from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.config import ACTIVATIONS
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, OptionError
+from gpt2c.files import long_path
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, closed_on_error
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
@@ -58,7 +59,7 @@ def open_checkpoint(
     if activation is not None:
         choice("activation", activation, tuple(sorted(ACTIVATIONS)))
     given = None if hparams is None else given_hparams(hparams)
-    checkpoint = _open(Path(path), given)
+    checkpoint = _open(long_path(Path(path)), given)
     if activation is not None:
         config = replace(checkpoint.config, activation_function=activation)
         checkpoint = replace(checkpoint, config=config)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import CheckpointError, MissingDependencyError
+from gpt2c.files import long_path, replace_file, temporary_folder
 from gpt2c.formats.tensors import PackedSource
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
 from gpt2c.weights.checkpoint.hf import CONFIG, QUANTIZED_WEIGHTS, WEIGHTS, weight_files_in
@@ -39,7 +40,6 @@ def save_checkpoint(
     """
     # Lazily: reading needs none of these modules.
     import shutil
-    import tempfile
 
     try:
         import safetensors.numpy
@@ -49,7 +49,7 @@ def save_checkpoint(
             "pip install safetensors"
         ) from None
     try:
-        folder = Path(os.path.abspath(folder))  # Path(".").name is empty
+        folder = long_path(Path(os.path.abspath(folder)))  # Path(".").name is empty
         is_path = b"\0" not in os.fsencode(folder)
     except (ValueError, OSError):  # a lone surrogate; no current folder
         is_path = False
@@ -59,23 +59,25 @@ def save_checkpoint(
     _check_not_shadowed(folder, name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".gpt2c-", dir=folder.parent) as temporary:
-            new = Path(temporary) / folder.name
+        with temporary_folder(folder.parent) as temporary:
+            new = temporary / folder.name
             new.mkdir()
             save_more(new)
             if checkpoint.folder is not None:
                 copy_companion_file(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
             config = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
-            (new / CONFIG).write_text(config + "\n", encoding="utf-8")
+            (new / CONFIG).write_text(config + "\n", encoding="utf-8", newline="\n")
             safetensors.numpy.save_file(tensors, new / name, metadata=header)
             shutil.copymode(new / CONFIG, new / name)  # safetensors makes its files private
             if folder.exists():
-                files = sorted(new.iterdir())
+                # The weights come first: if they cannot be replaced, because a program on Windows
+                # reads them, then no file was replaced.
+                files = sorted(new.iterdir(), key=lambda file: (file.name != name, file.name))
                 _check_replaceable(folder, files)
                 for file in files:
-                    os.replace(file, folder / file.name)
+                    replace_file(file, folder / file.name)
             else:
-                os.rename(new, folder)
+                replace_file(new, folder)
     except (OSError, safetensors.SafetensorError) as reason:
         raise CheckpointError(f"{folder}: cannot be written: {reason}") from None
 

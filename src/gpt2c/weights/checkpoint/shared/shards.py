@@ -11,6 +11,7 @@ from typing import Final
 
 from gpt2c.checks.untrusted import read_json_object, show, show_list
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError
+from gpt2c.files import is_file_name
 
 MAX_INDEX: Final = 8 << 20  # bytes: about 80,000 tensors
 MAX_SHARDS: Final = 1000  # every shard stays open
@@ -56,7 +57,7 @@ def check_shard(path: Path, expected: list[str], found: list[str]) -> None:
 
 def _shard(folder: Path, index: Path, name: str) -> Path:
     """Return a shard's path; raise CheckpointError unless lies_inside is true of it."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if not is_file_name(name):
         raise CheckpointError(
             f"{index}: found the file name {show(name)}, expected a name in the same folder"
         )

@@ -1,0 +1,107 @@
+"""What differs between systems when files are read, named and replaced: Windows lacks some of it.
+
+Other modules use these functions instead of the system's calls, and work everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from threading import Lock
+from typing import Final
+
+from gpt2c.forks import ProcessLock
+
+IS_WINDOWS: Final = os.name == "nt"
+
+# Windows refuses longer paths unless they begin with \\?\ (or the machine and the program opt in).
+# Folders have the lower limit of 248, and gpt2c adds short names to folders.
+_MAX_WINDOWS_PATH: Final = 200
+# How long replace_file tries on Windows. Virus scanners and indexers open a new file for a moment.
+_REPLACING_SECONDS: Final = 2.0
+_PAUSE_SECONDS: Final = 0.02
+_MAX_READ: Final = 1 << 30  # bytes at a time; macOS refuses 2 GiB and more
+_MAX_COPIED: Final = 1 << 22  # bytes at a time, if the system's call cannot read into a buffer
+
+
+# Threads may share a descriptor, and so its position. The lock is held for one read.
+_position_lock = ProcessLock(Lock)
+
+
+def read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Read bytes from `offset` into the start of a buffer; return their number.
+
+    It is 0 at the end of the file, and may be less than the buffer's length anywhere. Threads may
+    read one descriptor at the same time. The file position may change. Raises OSError.
+    """
+    if hasattr(os, "preadv"):
+        n_read: int = os.preadv(descriptor, [buffer[:_MAX_READ]], offset)
+        return n_read
+    with _position_lock.lock:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        raw = os.read(descriptor, min(len(buffer), _MAX_COPIED))
+    buffer[: len(raw)] = raw
+    return len(raw)
+
+
+def long_path(path: Path) -> Path:
+    r"""Return a path that the system accepts even if it is long: on Windows, with \\?\ before it.
+
+    A short path, and any path on other systems, is returned unchanged.
+    """
+    if not IS_WINDOWS or len(str(path)) < _MAX_WINDOWS_PATH:
+        return path
+    return Path(verbatim_windows_path(os.path.abspath(path)))
+
+
+def verbatim_windows_path(path: str) -> str:
+    r"""Return an absolute path of Windows in the form \\?\C:\... or \\?\UNC\server\share\..."""
+    path = str(PureWindowsPath(path))  # with backslashes: in this form, / is an ordinary character
+    if path.startswith("\\\\?\\") or path.startswith("\\\\.\\"):
+        return path
+    if path.startswith("\\\\"):
+        return f"\\\\?\\UNC\\{path[2:]}"
+    return f"\\\\?\\{path}"
+
+
+def is_file_name(name: str) -> bool:
+    r"""Return whether this is a single path component that stays inside its folder on any system.
+
+    On Windows, ``\`` separates folders, and ``C:name`` and ``name:stream`` have special meanings.
+    """
+    return name not in ("", ".", "..") and not any(char in name for char in "/\\:\0")
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file, or a new folder, to `target`; an existing target file is replaced atomically.
+
+    Windows cannot replace a file that is open. There, this tries for two seconds, because another
+    program may have opened it for a moment. Raises OSError.
+    """
+    end = time.monotonic() + _REPLACING_SECONDS
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not IS_WINDOWS or time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+@contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """Make a folder in the folder `beside`, and delete it with its files after the block.
+
+    Raises OSError if it cannot be made.
+    """
+    import tempfile  # lazily: reading needs none of it
+
+    # Windows cannot delete open files. What a virus scanner has open there stays behind.
+    with tempfile.TemporaryDirectory(
+        prefix=".gpt2c-", dir=beside, ignore_cleanup_errors=IS_WINDOWS
+    ) as name:
+        yield Path(name)
