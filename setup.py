@@ -1,4 +1,5 @@
-"""Builds the extension ``gpt2c.engine._engine``: one abi3 module for Python 3.11 and later.
+"""Builds the extension ``gpt2c.engine._engine``: one abi3 module for Python 3.11 and later, and a
+module for each version of free-threaded Python, which has no stable ABI before 3.15.
 
 GPT2C_BUILD=require  a failed build fails the installation (tests, CI and releases)
 GPT2C_BUILD=auto     (default) a failed build installs gpt2c on NumPy alone
@@ -8,6 +9,7 @@ GPT2C_BUILD=skip     no build: gpt2c runs on NumPy alone
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +44,7 @@ COMPILE_ARGS = [
     "-fno-lto",
     "-fvisibility=hidden",
 ]
+IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 SHOWN_LINES = 15  # of the compiler's output, if the build fails
 # With sanitizers, a compiler takes up to 700 MB.
 MAX_COMPILERS = 4
@@ -58,9 +61,9 @@ def extension() -> Extension:
             *(str(p) for p in Path("src/gpt2c/engine").glob("*.pxi")),
             *(str(p) for p in Path("csrc").rglob("*.h")),
         ],
-        define_macros=[("Py_LIMITED_API", "0x030B0000")],
+        define_macros=[] if IS_FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")],
         extra_compile_args=COMPILE_ARGS,
-        py_limited_api=True,
+        py_limited_api=not IS_FREE_THREADED,
     )
 
 
@@ -202,5 +205,5 @@ setup(
         "sdist": SourceDistribution,
     },
     data_files=[("share/man/man1", [])],  # Data makes the file
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={} if IS_FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,9 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# cython: initializedcheck=False
+# cython: initializedcheck=False, freethreading_compatible=True
 """The compiled engine: Python's interface to the C core. It checks arguments and releases the GIL.
 
 Policy (options, batching, text) is Python's; arithmetic is C's. gpt2c.engine.protocol describes
 Model, Sequence and Job, and ``_engine.pyi`` has the types.
+
+Threads share models, sequences and waiters. With the GIL, code that neither calls Python code nor
+releases the GIL is atomic. On free-threaded Python it is atomic only in a critical section, which
+locks one object, and which costs nothing with the GIL. docs/threads.md lists what each protects.
 """
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -33,6 +37,8 @@ from gpt2c.engine.protocol import BLOCK_POINTS, MODEL_POINTS, NO_IDS, NO_MEASURE
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
+
+cimport cython
 
 include "_traceback.pxi"
 
@@ -238,9 +244,11 @@ cdef class Model:
         """See EngineModel.stored_dtype."""
         cdef int32_t layer
         cdef gpt2c_tensor tensor
+        cdef int number
         tensor, layer = tensor_of(name)
-        self.check_open()
-        cdef int number = gpt2c_model_dtype(self.pointer, tensor, layer)
+        with cython.critical_section(self):
+            self.check_open()
+            number = gpt2c_model_dtype(self.pointer, tensor, layer)
         return next(name for name, n in {**DTYPES, **STORED_DTYPES}.items() if n == number)
 
     def load(self, str name not None, const float[:, ::1] rows not None, size_t begin):
@@ -290,37 +298,44 @@ cdef class Model:
     @property
     def n_bytes(self):
         """See EngineModel.n_bytes."""
-        if self.pointer == NULL:
-            return 0
-        return gpt2c_model_bytes(self.pointer) + self.draft_bytes
+        with cython.critical_section(self):
+            if self.pointer == NULL:
+                return 0
+            n = gpt2c_model_bytes(self.pointer)
+            return n if self.draft == NULL else n + gpt2c_model_bytes(self.draft)
 
     @property
     def draft_bytes(self):
         """See EngineModel.draft_bytes."""
-        return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
+        with cython.critical_section(self):
+            return 0 if self.draft == NULL else gpt2c_model_bytes(self.draft)
 
     @property
     def page_bytes(self):
         """See EngineModel.page_bytes."""
-        return 0 if self.pointer == NULL else gpt2c_model_page_bytes(self.pointer)
+        with cython.critical_section(self):
+            return 0 if self.pointer == NULL else gpt2c_model_page_bytes(self.pointer)
 
     @property
     def cache_bytes(self):
         """See EngineModel.cache_bytes."""
-        if self.pointer == NULL:
-            return 0
-        self.current_holders()
-        return gpt2c_model_cache_bytes(self.pointer)
+        with cython.critical_section(self):
+            if self.pointer == NULL:
+                return 0
+            self.current_holders()
+            return gpt2c_model_cache_bytes(self.pointer)
 
     @property
     def cache_limit(self):
         """See EngineModel.cache_limit."""
-        return 0 if self.pointer == NULL else gpt2c_model_cache_limit(self.pointer)
+        with cython.critical_section(self):
+            return 0 if self.pointer == NULL else gpt2c_model_cache_limit(self.pointer)
 
     @cache_limit.setter
     def cache_limit(self, size_t n_bytes):
-        if self.pointer != NULL:
-            gpt2c_model_set_cache_limit(self.pointer, n_bytes)
+        with cython.critical_section(self):
+            if self.pointer != NULL:
+                gpt2c_model_set_cache_limit(self.pointer, n_bytes)
 
     cdef bint try_to_reclaim(self, gpt2c_status status) except -1:
         """After a call that lacked memory: call `reclaim`. Return whether it freed some."""
@@ -347,11 +362,20 @@ cdef class Model:
             if is_needed:
                 raise_status(status, "the weights packed for drafts")
             return 0
-        if self.draft == NULL:
-            self.draft = draft
-        else:  # another thread has packed the weights meanwhile
-            gpt2c_model_free(draft)
+        with cython.critical_section(self):
+            if self.draft == NULL:
+                self.draft = draft
+                draft = NULL
+        gpt2c_model_free(draft)  # not NULL if another thread has packed the weights meanwhile
         return 0
+
+    cdef bint begin_packing(self) except -1:
+        """Return whether this thread may pack the weights: no other thread does."""
+        with cython.critical_section(self):
+            if self.packing_fork == len(forking_threads):
+                return False
+            self.packing_fork = len(forking_threads)
+            return True
 
     def stream_rate(self):
         """See EngineModel.stream_rate."""
@@ -519,6 +543,11 @@ cdef class Model:
 
     cdef gpt2c_batch *own_batch(self) except NULL:
         """Return the running batch; in a forked child, without the parent's jobs."""
+        with cython.critical_section(self):
+            return self.prepared_batch()
+
+    cdef gpt2c_batch *prepared_batch(self) except NULL:
+        """Do what own_batch does. The caller is in a critical section."""
         if self.pointer == NULL:
             raise ClosedError("the model was closed")
         if self.batch == NULL:
@@ -530,6 +559,30 @@ cdef class Model:
             lost_drafters.extend(self.drafters)
             self.drafters = []
         return self.batch
+
+    cdef bint has_own_batch(self) noexcept:
+        """Whether this process has made a running batch. The caller is in a critical section."""
+        return self.batch != NULL and self.n_batch_forks == len(forking_threads)
+
+    cdef int wake(self, gpt2c_caller *caller) except -1:
+        """Wake a caller of the running batch."""
+        with cython.critical_section(self):
+            gpt2c_batch_wake(self.prepared_batch(), caller)
+        return 0
+
+    cdef int take_out(self, gpt2c_job *job) except -1:
+        """Take a resting job out of the running batch, for the last time."""
+        with cython.critical_section(self):
+            if self.has_own_batch():
+                gpt2c_batch_leave(self.batch, &job, 1)  # does not wait, because the job rests
+        return 0
+
+    cdef int cancel(self, gpt2c_job *job) except -1:
+        """Cancel a job in the running batch."""
+        with cython.critical_section(self):
+            if self.has_own_batch():
+                gpt2c_batch_cancel(self.batch, job)
+        return 0
 
     def shared_waiter(self):
         """See EngineModel.shared_waiter."""
@@ -547,8 +600,7 @@ cdef class Model:
             pack_at = job.job.n_tokens + PACK_AFTER_TOKENS
             if not (drafts.n_tokens or job.job.n_tokens >= PACK_AFTER_TOKENS):
                 pack_at = PACK_AFTER_TOKENS
-            elif may_pack and self.packing_fork != len(forking_threads):  # no other thread packs
-                self.packing_fork = len(forking_threads)
+            elif may_pack and self.begin_packing():
                 try:
                     self.pack_for_drafts(is_needed=not drafts.lookup)
                 finally:
@@ -563,12 +615,13 @@ cdef class Model:
     cdef Drafter drafter_for(self, tuple kind, Model draft_model):
         """Return the drafter of a kind. It keeps its measurements from earlier calls."""
         cdef Drafter drafter
-        for drafter in self.drafters:
-            if drafter.makes(kind, draft_model):
-                return drafter
-        drafter = new_drafter(self, kind, draft_model)
-        self.drafters = [*self.drafters[1 - MAX_DRAFTERS:], drafter]
-        return drafter
+        with cython.critical_section(self):
+            for drafter in self.drafters:
+                if drafter.makes(kind, draft_model):
+                    return drafter
+            drafter = new_drafter(self, kind, draft_model)
+            self.drafters = [*self.drafters[1 - MAX_DRAFTERS:], drafter]
+            return drafter
 
     def held(self):
         """See EngineModel.held."""
@@ -577,7 +630,8 @@ cdef class Model:
     cdef dict current_holders(self):
         """Return `holders` without threads that a fork left in the parent process.
 
-        After a fork, the child also stops counting the parent's pages.
+        After a fork, the child also stops counting the parent's pages. The caller is in a critical
+        section.
         """
         if self.n_forks < len(forking_threads) and self.pointer != NULL:
             gpt2c_model_forget_pages(self.pointer)
@@ -589,29 +643,34 @@ cdef class Model:
         return self.holders
 
     cdef int hold(self, thread) except -1:
-        """Keep the weights in memory until `let_go`."""
+        """Keep the weights in memory until `let_go`. The caller is in a critical section."""
         holders = self.current_holders()
         holders[thread] = holders.get(thread, 0) + 1
         return 0
 
     cdef int hold_open(self, thread) except -1:
         """Hold the weights for a call. Raises ClosedError if they were freed."""
-        if self.pointer == NULL:
-            raise ClosedError("the model was closed")
-        return self.hold(thread)
+        with cython.critical_section(self):
+            if self.pointer == NULL:
+                raise ClosedError("the model was closed")
+            return self.hold(thread)
 
     cdef int let_go(self, thread) except -1:
         """End a hold. Ending the last hold of a closed model frees the weights."""
-        holders = self.current_holders()
-        n = holders.get(thread, 0)
-        if n > 1:
-            holders[thread] = n - 1
-        else:
-            holders.pop(thread, None)
-        return self.free_if_idle()
+        with cython.critical_section(self):
+            holders = self.current_holders()
+            n = holders.get(thread, 0)
+            if n > 1:
+                holders[thread] = n - 1
+            else:
+                holders.pop(thread, None)
+            return self.free_if_idle()
 
     cdef int check_held_or_open(self) except -1:
-        """Raise ClosedError after `close`, unless this thread holds the weights."""
+        """Raise ClosedError after `close`, unless this thread holds the weights.
+
+        The caller is in a critical section.
+        """
         if get_ident() not in self.current_holders():
             self.check_open()
         return 0
@@ -623,25 +682,27 @@ cdef class Model:
 
     def close(self):
         """See EngineModel.close."""
-        self.closed = True
-        self.free_if_idle()
+        with cython.critical_section(self):
+            self.closed = True
+            self.free_if_idle()
 
     cdef Scratch begin(self, list sequences):
         """Begin a call: hold the weights, claim the sequences, return buffers. `end` undoes it."""
-        if self.pointer == NULL:
-            raise ClosedError("the model was closed")
         cdef Scratch scratch
         cdef Sequence sequence
-        if self.free_scratches:
-            scratch = self.free_scratches.pop()
-        else:
-            scratch = Scratch.__new__(Scratch)
-            raise_status(
-                gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer),
-                "scratch buffers",
-            )
-        scratch.sequences = []
-        self.hold(get_ident())
+        with cython.critical_section(self):
+            if self.pointer == NULL:
+                raise ClosedError("the model was closed")
+            if self.free_scratches:
+                scratch = self.free_scratches.pop()
+            else:
+                scratch = Scratch.__new__(Scratch)
+                raise_status(
+                    gpt2c_scratch_create(self.pointer, GPT2C_MAX_ROWS, &scratch.pointer),
+                    "scratch buffers",
+                )
+            scratch.sequences = []
+            self.hold(get_ident())
         try:
             for sequence in sequences:
                 if sequence is None:
@@ -659,11 +720,14 @@ cdef class Model:
         for sequence in scratch.sequences:
             sequence.release()
         scratch.sequences = None
-        if not self.closed:
-            self.free_scratches.append(scratch)
+        with cython.critical_section(self):
+            if not self.closed:
+                self.free_scratches.append(scratch)
         return self.let_go(get_ident())
 
     cdef int free_if_idle(self) except -1:
+        """Free the weights of a closed model that nobody holds. The caller is in a critical section.
+        """
         if self.closed and not self.current_holders():
             self.free_scratches, self.drafters = [], []
             gpt2c_batch_free(self.batch)
@@ -676,8 +740,9 @@ cdef class Model:
 
 cdef Model held_draft_model(Model model, thread):
     """Hold the weights of a draft model for a call, and return the model."""
-    model.check_open()
-    model.hold(thread)
+    with cython.critical_section(model):
+        model.check_open()
+        model.hold(thread)
     return model
 
 
@@ -700,12 +765,13 @@ cdef class Sequence:
 
     def __cinit__(self, Model model not None, Sequence source=None):
         self.model = model
-        if model.pointer == NULL:
-            raise ClosedError("the model was closed")
-        if source is None:
-            raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
-        else:
-            raise_status(gpt2c_sequence_copy(source.pointer, &self.pointer), "a copy")
+        with cython.critical_section(model):
+            if model.pointer == NULL:
+                raise ClosedError("the model was closed")
+            if source is None:
+                raise_status(gpt2c_sequence_create(model.pointer, &self.pointer), "a sequence")
+            else:
+                raise_status(gpt2c_sequence_copy(source.pointer, &self.pointer), "a copy")
 
     def __dealloc__(self):
         gpt2c_sequence_free(self.pointer)
@@ -717,11 +783,12 @@ cdef class Sequence:
 
     cdef int claim(self) except -1:
         """Reserve the sequence for a call of this thread, until `release`."""
-        if self.user is not None:
-            if is_of_this_process(self.user, self.n_forks):
-                raise OptionError("this session is in use by another thread; copy() it first")
-            gpt2c_sequence_forget_call(self.pointer)
-        self.user, self.n_forks = get_ident(), len(forking_threads)
+        with cython.critical_section(self):
+            if self.user is not None:
+                if is_of_this_process(self.user, self.n_forks):
+                    raise OptionError("this session is in use by another thread; copy() it first")
+                gpt2c_sequence_forget_call(self.pointer)
+            self.user, self.n_forks = get_ident(), len(forking_threads)
         return 0
 
     cdef int claim_for(self, Model model) except -1:
@@ -731,7 +798,8 @@ cdef class Sequence:
         return self.claim()
 
     cdef int release(self) noexcept:
-        self.user = None
+        with cython.critical_section(self):
+            self.user = None
         return 0
 
     def feed(self, const int32_t[::1] ids not None, int n_logits):

@@ -1,8 +1,6 @@
 # Holding a model's weights in memory while calls use them, also across forks and interrupts.
 # Included by _engine.pyx.
 
-cimport cython
-
 # For each fork between the process that imported this module and this process, the thread that
 # forked: the only thread that exists in the child.
 cdef list forking_threads = []
@@ -40,9 +38,10 @@ cdef class Held:
     def __enter__(self):
         if self.thread is not None:
             raise RuntimeError("this context manager is already entered; call held() again")
-        self.model.check_held_or_open()
-        self.thread = get_ident()
-        self.model.hold(self.thread)
+        with cython.critical_section(self.model):
+            self.model.check_held_or_open()
+            self.thread = get_ident()
+            self.model.hold(self.thread)
 
     def __exit__(self, kind, error, trace):
         self.end()

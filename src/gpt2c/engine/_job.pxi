@@ -63,11 +63,8 @@ cdef class Job:
             self.set_drafts(drafts)
 
     def __dealloc__(self):
-        cdef gpt2c_job *job = &self.job
-        cdef Model model = self.sequence.model if self.sequence is not None else None
-        if model is not None and model.batch != NULL:
-            if model.n_batch_forks == len(forking_threads):
-                gpt2c_batch_leave(model.batch, &job, 1)  # does not wait, because the job rests
+        if self.sequence is not None:
+            self.sequence.model.take_out(&self.job)
         gpt2c_lookup_free(self.job.lookup)
 
     cdef int set_drafts(self, drafts) except -1:
@@ -115,10 +112,8 @@ cdef class Job:
 
     def cancel(self):
         """See EngineJob.cancel."""
-        cdef Model model = self.sequence.model
         self.cancelled = True
-        if model.batch != NULL and model.n_batch_forks == len(forking_threads):
-            gpt2c_batch_cancel(model.batch, &self.job)
+        self.sequence.model.cancel(&self.job)
 
     def raise_failure(self):
         """See EngineJob.raise_failure."""

@@ -9,6 +9,9 @@ cdef class SharedWaiter:
     cdef list jobs  # that were added, and not removed or returned by `wait` yet
     cdef Py_ssize_t n_forks
 
+    # `jobs` has a job if and only if the batch may point to it. So both change together, in a
+    # critical section.
+
     def __cinit__(self, Model model not None):
         self.model, self.jobs = model, []
         memset(&self.caller, 0, sizeof(self.caller))
@@ -21,8 +24,7 @@ cdef class SharedWaiter:
             for job in list(self.jobs):  # the batch has pointers to the jobs and to `caller`
                 pointer = &job.job
                 gpt2c_batch_leave(self.model.batch, &pointer, 1)
-                job.sequence.release()
-                self.forget(job)
+                self.end(job)
 
     cdef int check_fork(self) except -1:
         if self.n_forks != len(forking_threads):
@@ -33,6 +35,7 @@ cdef class SharedWaiter:
         """See EngineSharedWaiter.add."""
         cdef gpt2c_job *pointer = &job.job
         cdef gpt2c_batch *batch
+        cdef gpt2c_status status
         self.check_fork()
         if job in self.jobs:
             raise OptionError("the job was already added, and has not come back from wait")
@@ -46,21 +49,38 @@ cdef class SharedWaiter:
                     self.model.set_drafter(job, may_pack=False)
                 batch = self.model.own_batch()
                 job.job.rest_at = job.job.n_tokens + 1
-                self.jobs.append(job)
-                raise_status(
-                    gpt2c_batch_resume(batch, &self.caller, &pointer, 1), "the running batch"
-                )
+                with cython.critical_section(self):
+                    status = gpt2c_batch_resume(batch, &self.caller, &pointer, 1)
+                    if status == GPT2C_OK:
+                        self.jobs.append(job)
+                raise_status(status, "the running batch")
             except BaseException:
                 job.sequence.release()
                 raise
         except BaseException:
-            self.forget(job)
+            self.let_models_go(job)
             raise
 
-    cdef int forget(self, Job job) except -1:
-        cdef Model draft_model
-        if job in self.jobs:
+    cdef bint take(self, Job job, gpt2c_batch *rested_in=NULL) except -1:
+        """Remove a job, which no other thread has removed; with rested_in, only if it rests.
+
+        Return whether the job was removed.
+        """
+        with cython.critical_section(self):
+            if job not in self.jobs:
+                return False
+            if rested_in != NULL and not gpt2c_batch_has_rested(rested_in, &job.job):
+                return False
             self.jobs.remove(job)
+            return True
+
+    cdef int end(self, Job job) except -1:
+        """End what `add` began, for a job that was removed."""
+        job.sequence.release()
+        return self.let_models_go(job)
+
+    cdef int let_models_go(self, Job job) except -1:
+        cdef Model draft_model
         if job.drafts is not None and job.drafts.model is not None:
             draft_model = job.drafts.model
             draft_model.let_go(job)
@@ -72,16 +92,20 @@ cdef class SharedWaiter:
         self.check_fork()
         if job not in self.jobs:
             return
-        with nogil:
-            gpt2c_batch_leave(self.model.batch, &pointer, 1)
-        if job in self.jobs:  # otherwise `wait` in another thread has returned it meanwhile
-            job.sequence.release()
-            self.forget(job)
+        thread = get_ident()
+        self.model.hold_open(thread)  # `wait` in another thread may return the job at any time
+        try:
+            with nogil:
+                gpt2c_batch_leave(self.model.batch, &pointer, 1)
+            if self.take(job):
+                self.end(job)
+        finally:
+            self.model.let_go(thread)
 
     def wake(self):
         """See EngineSharedWaiter.wake."""
         self.check_fork()
-        gpt2c_batch_wake(self.model.own_batch(), &self.caller)
+        self.model.wake(&self.caller)
 
     def wait(self, double seconds):
         """See EngineSharedWaiter.wait."""
@@ -94,9 +118,8 @@ cdef class SharedWaiter:
             with nogil:
                 gpt2c_batch_wait(batch, &self.caller, seconds)
             for job in list(self.jobs):
-                if job in self.jobs and gpt2c_batch_has_rested(batch, &job.job):
-                    job.sequence.release()
-                    self.forget(job)
+                if self.take(job, batch):
+                    self.end(job)
                     if job.drafts is not None:
                         try:
                             self.model.set_drafter(job)  # may pack the weights: this takes time
