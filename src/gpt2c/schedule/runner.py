@@ -325,10 +325,10 @@ class Runner:
             del self._running[job]
             state.end(None, error)
             _wake([state])
-        while state := self._pop_queued():
-            if state.claim():
-                state.end(None, error)
-                _wake([state])
+        while queued := self._pop_queued():
+            if queued.claim():
+                queued.end(None, error)
+                _wake([queued])
 
     def _pop_queued(self) -> RequestState | None:
         """Remove and return the next request of the queue; None if there is none."""
