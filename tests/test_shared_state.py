@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -131,3 +132,17 @@ def test_drafts_pack_the_weights_once():
         with new_model() as model:
             calls = [lambda m=model: m.generate([1, 2, 3], max_new_tokens=20, draft="packing")]
             assert at_once(calls * N_THREADS) == [expected] * N_THREADS
+
+
+def test_close_while_other_threads_begin_and_end_calls():
+    for _ in range(cases(60)):
+        model = new_model()
+
+        def hold(model=model) -> None:
+            with suppress(ClosedError):
+                while True:
+                    with model._engine.held():
+                        assert model._engine.n_bytes > 0
+
+        assert at_once([hold, hold, hold, model.close]) == [None] * 4
+        assert model.n_bytes == 0
