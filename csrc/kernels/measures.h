@@ -92,9 +92,7 @@ static float set_log_prob_kernel(const float *logits, int n, float log_sum_exp,
 /* Minus the sum of p * log q, where log q is other - other_log_sum_exp. */
 static float cross_entropy_kernel(const float *logits, int n, float log_sum_exp, const float *other,
                                   float other_log_sum_exp) {
-    term_args a = {.logits = logits,
-                   .other = other,
-                   .shift = log_sum_exp,
-                   .other_shift = other_log_sum_exp};
+    term_args a = {
+        .logits = logits, .other = other, .shift = log_sum_exp, .other_shift = other_log_sum_exp};
     return -sum_of_terms(&a, CROSS_TERM, n);
 }

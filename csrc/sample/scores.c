@@ -20,8 +20,8 @@ static void measure(const gpt2c_model *m, const float *logits, float log_sum_exp
     for (int32_t i = 0; i < measures->n_orders; i++)
         *value++ = m->kernels->renyi_entropy(logits, n, log_sum_exp, measures->orders[i]);
     for (int32_t i = 0; i < measures->n_sets; i++)
-        *value++ = m->kernels->set_log_prob(logits, n, log_sum_exp,
-                                            measures->sets + (size_t)i * n_vocab);
+        *value++ =
+            m->kernels->set_log_prob(logits, n, log_sum_exp, measures->sets + (size_t)i * n_vocab);
     if (measures->other_logits) {
         const float *other = measures->other_logits + at * n_vocab;
         float other_log_sum_exp, other_entropy;
