@@ -7,6 +7,7 @@ GPT2C_BUILD=skip     no build: gpt2c runs on NumPy alone
 """
 
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -51,7 +52,7 @@ MAX_COMPILERS = 4
 
 
 def extension() -> Extension:
-    sources = [str(p) for p in sorted(Path("csrc").rglob("*.c"))]
+    sources = runpy.run_path("csrc/sources.py")["c_sources"]()
     return Extension(
         "gpt2c.engine._engine",
         sources=["src/gpt2c/engine/_engine.pyx", *sources],

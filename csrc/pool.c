@@ -217,10 +217,15 @@ static void give_back(worker **taken, int n, call_report *call) {
     os_lock_release(&pool.lock);
 }
 
+static atomic_int pretended_cpus;
+
+void pool_pretend_cpus(int n) { atomic_store_explicit(&pretended_cpus, n, memory_order_relaxed); }
+
 /* The number of threads for a call: at most the number of CPUs, since a thread that waits for a CPU
  * delays all others. */
 static int usable_threads(int n_threads) {
-    int n_cpus = os_n_cpus();
+    int pretended = atomic_load_explicit(&pretended_cpus, memory_order_relaxed);
+    int n_cpus = pretended ? pretended : os_n_cpus();
     n_threads = n_threads < n_cpus ? n_threads : n_cpus;
     return n_threads < GPT2C_MAX_THREADS ? n_threads : GPT2C_MAX_THREADS;
 }

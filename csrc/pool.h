@@ -29,6 +29,10 @@ void team_barrier(pool_team *team, int worker);
  * this state. */
 int team_was_lost(const pool_team *team);
 
+/* For tests with many threads on few CPUs: calls choose their number of threads as if the process
+ * could run on n CPUs; n = 0 undoes this. */
+void pool_pretend_cpus(int n);
+
 /* A worker's share [*begin, *end) of n items. Shares differ by one item at most. */
 static inline void team_share(int n, int worker, int n_workers, int *begin, int *end) {
     *begin = (int)((long long)n * worker / n_workers);

@@ -1,32 +1,42 @@
-/* The operating system: memory, threads, sleep and clocks. In csrc, only os.c and os.h include the
- * system's headers. */
+/* The operating system: memory, threads, sleep, clocks and CPUs. In csrc, only os/ includes the
+ * system's headers. csrc/sources.py says which files of os/ each system compiles. */
 #ifndef GPT2C_OS_H
 #define GPT2C_OS_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
 
-/* Zeroed memory for weights and the KV cache. Sizes of 2 MiB and more are aligned to 2 MiB and
- * backed by huge pages if the system has them; smaller ones are aligned to a cache line. NULL if
- * out of memory. */
+#define OS_CACHE_LINE 64 /* bytes */
+
+/* Zeroed memory for weights and the KV cache, aligned to a cache line. Sizes of 2 MiB and more are
+ * backed by huge pages if the system has them. NULL if out of memory. */
 void *os_arena_alloc(size_t bytes);
 void os_arena_free(void *memory, size_t bytes);
 /* Gives the whole pages in a part of an arena back to the system, if the system allows it. The
  * part's content is lost. */
 void os_arena_discard(void *memory, size_t bytes);
 
-/* Uninitialised memory, aligned to a cache line of 64 bytes. NULL if out of memory. */
+/* Uninitialised memory, aligned to a cache line. NULL if out of memory. */
 void *os_aligned_alloc(size_t bytes);
 void os_aligned_free(void *memory);
 
 /* Starts a detached thread with all signals blocked. Returns 0 if the system refuses. */
 int os_start_thread(void (*function)(void *), void *argument);
-/* Registers a function that runs in the child after every fork. */
+/* Registers a function that runs in the child after every fork. Windows has no fork. */
 void os_after_fork_in_child(void (*function)(void));
 
+#if defined(_WIN32)
+typedef struct {
+    void *state;
+} os_lock;
+#define OS_LOCK_INITIAL {NULL}
+#else
 typedef pthread_mutex_t os_lock;
 #define OS_LOCK_INITIAL PTHREAD_MUTEX_INITIALIZER
+#endif
 void os_lock_take(os_lock *lock);
 void os_lock_release(os_lock *lock);
 /* Takes the lock if it is free, and returns whether it did. */
@@ -38,11 +48,6 @@ void os_sleep_while(atomic_uint *word, unsigned old);
 void os_sleep_while_for(atomic_uint *word, unsigned old, double seconds);
 /* Wakes all threads that sleep on the word. The caller changes the word's value first. */
 void os_wake_all(atomic_uint *word);
-
-/* Whether this AArch64 CPU supports the int8 dot product instructions (FEAT_DotProd). */
-int os_has_dot_product(void);
-/* Whether it supports the int8 matrix instructions (FEAT_I8MM). */
-int os_has_int8_matrices(void);
 
 /* Tells the CPU that this thread spins. */
 static inline void os_pause(void) {
@@ -56,14 +61,26 @@ static inline void os_pause(void) {
 /* Seconds of a monotonic clock. */
 double os_seconds(void);
 
-/* CPU time of the calling thread, in seconds. */
+/* CPU time of the calling thread, in seconds; the time of os_seconds if the system counts CPU time
+ * only in ticks of many milliseconds. */
 double os_thread_seconds(void);
 
 /* How many CPUs the calling thread may run on; INT_MAX if the system does not say. */
 int os_n_cpus(void);
-/* How many performance cores this Mac has; 0 on other systems, and if the system does not say. */
+/* How many physical cores have such CPUs; 0 if the system does not say here. */
+int os_physical_cores(void);
+/* How many performance cores are among them; 0 if all cores are alike, and if the system does not
+ * say. */
 int os_performance_cores(void);
-/* For tests with many threads on few CPUs: os_n_cpus returns n from now on; n = 0 undoes this. */
-void os_pretend_cpus(int n);
+/* The CPU time per second that this process may use, in CPUs; 0 without a limit, and if the system
+ * does not say here. */
+double os_cpu_quota(void);
+
+#if defined(__aarch64__)
+/* Whether this AArch64 CPU supports the int8 dot product instructions (FEAT_DotProd). */
+int os_has_dot_product(void);
+/* Whether it supports the int8 matrix instructions (FEAT_I8MM). */
+int os_has_int8_matrices(void);
+#endif
 
 #endif

@@ -5,8 +5,7 @@
 set -euo pipefail
 objects=${1:?usage: [CC=compiler] tools/ci/warnings.sh FOLDER}
 cd "$(dirname "$0")/../.."
-shopt -s globstar
-for source in csrc/**/*.c; do
+for source in $("${PYTHON:-python3}" csrc/sources.py); do
     "${CC:-cc}" -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Wshadow -Wpointer-arith \
         -Wstrict-prototypes -Wmissing-prototypes -Wconversion -Wno-sign-conversion -Werror \
         -Icsrc -c "$source" -o "$objects/$(basename "$source").o"

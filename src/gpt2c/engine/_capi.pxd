@@ -398,8 +398,13 @@ cdef extern from "pass/shares.h" nogil:
     )
 
 cdef extern from "os/os.h" nogil:
+    int os_n_cpus()
+    int os_physical_cores()
     int os_performance_cores()
-    void os_pretend_cpus(int n)
+    double os_cpu_quota()
+
+cdef extern from "pool.h" nogil:
+    void pool_pretend_cpus(int n)
 
 cdef extern from "crowding.h" nogil:
     ctypedef struct call_report:

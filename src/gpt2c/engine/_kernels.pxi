@@ -398,7 +398,7 @@ def attention_rectangles(feeds, int n_head, int worker, int n_workers):
 
 def pretend_cpus(int n):
     """Let calls choose their threads as if the process could run on n CPUs; 0 undoes this."""
-    os_pretend_cpus(n)
+    pool_pretend_cpus(n)
 
 
 def learn_crowding(reports, double now, int n_workers):
