@@ -1,5 +1,6 @@
 /* Sleep and wake on POSIX systems without futexes. One lock and one condition variable serve all
  * words. Every wake-up wakes all sleepers, and each then checks its own word. */
+#define _GNU_SOURCE /* clock_gettime */
 #include "os/os.h"
 #include "os/posix.h"
 

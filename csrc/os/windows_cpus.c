@@ -19,8 +19,10 @@ static void find_allowed_cpus(KAFFINITY masks[MAX_GROUPS]) {
     HANDLE process = GetCurrentProcess();
     USHORT groups[MAX_GROUPS], n_groups = MAX_GROUPS;
     memset(masks, 0, MAX_GROUPS * sizeof *masks);
-    if (!GetProcessGroupAffinity(process, &n_groups, groups))
-        return;
+    if (!GetProcessGroupAffinity(process, &n_groups, groups)) {
+        n_groups = 1; /* as in Wine, which knows one group */
+        groups[0] = 0;
+    }
     for (int i = 0; i < n_groups; i++) {
         DWORD n_cpus = GetActiveProcessorCount(groups[i]);
         if (groups[i] < MAX_GROUPS && n_cpus > 0)

@@ -1,9 +1,9 @@
 /* Prints digests of what an instruction set computes: the results of each elementwise kernel on
  * many floats, and the logits and sampled ids of small models. It is built without Python so that
- * it can run in an emulator; test_neon.py compares the digests of two machines.
+ * it can run in an emulator; test_neon.py and test_windows.py compare the digests of two machines.
  *
  *     engine_bits INSTRUCTION_SET N_THREADS
- *     engine_bits INSTRUCTION_SET N_THREADS MODEL_FILE
+ *     engine_bits INSTRUCTION_SET N_THREADS MODEL_FILE LOGITS_FILE
  *                                             writes the logits of the model and token ids in a file
  *     engine_bits                             prints the instruction sets that this CPU can run */
 #include "cpu.h"
@@ -249,14 +249,20 @@ static void read_tensor(FILE *file, gpt2c_model *model) {
     free(values);
 }
 
-/* The file has a gpt2c_config, n_positions token ids, the number of tensors, and the tensors. Feeds
- * seven tokens at a time, and writes logits [n_positions, n_vocab]. */
-static void write_logits(const char *path, const char *isa, int n_threads) {
-    FILE *file = fopen(path, "rb");
+static FILE *open_file(const char *path, const char *mode) {
+    FILE *file = fopen(path, mode);
     if (!file) {
         perror(path);
         exit(1);
     }
+    return file;
+}
+
+/* The model's file has a gpt2c_config, n_positions token ids, the number of tensors, and the tensors. Feeds
+ * seven tokens at a time, and writes logits [n_positions, n_vocab]. */
+static void write_logits(const char *model_path, const char *logits_path, const char *isa,
+                         int n_threads) {
+    FILE *file = open_file(model_path, "rb");
     gpt2c_config c;
     gpt2c_model *model;
     gpt2c_sequence *sequence;
@@ -272,12 +278,14 @@ static void write_logits(const char *path, const char *isa, int n_threads) {
     check(gpt2c_scratch_create(model, GPT2C_MAX_ROWS, &scratch));
     check(gpt2c_sequence_create(model, &sequence));
     float *logits = malloc(7 * (size_t)c.n_vocab * sizeof *logits);
+    file = open_file(logits_path, "wb");
     for (int32_t i = 0; i < n; i += 7) {
         int32_t n_part = n - i < 7 ? n - i : 7;
         gpt2c_feed part = {sequence, tokens + i, n_part, GPT2C_LOGITS_ALL};
         check(gpt2c_forward(model, scratch, &part, 1, logits));
-        fwrite(logits, sizeof *logits, (size_t)n_part * (size_t)c.n_vocab, stdout);
+        fwrite(logits, sizeof *logits, (size_t)n_part * (size_t)c.n_vocab, file);
     }
+    fclose(file);
     free(tokens);
     free(logits);
     gpt2c_sequence_free(sequence);
@@ -296,13 +304,14 @@ int main(int argc, char **argv) {
         print_supported();
         return 0;
     }
-    const instruction_set *set = argc == 3 || argc == 4 ? cpu_instruction_set(argv[1]) : NULL;
+    const instruction_set *set = argc == 3 || argc == 5 ? cpu_instruction_set(argv[1]) : NULL;
     if (!set) {
-        fprintf(stderr, "usage: engine_bits [INSTRUCTION_SET N_THREADS [MODEL_FILE]]\n");
+        fprintf(stderr,
+                "usage: engine_bits [INSTRUCTION_SET N_THREADS [MODEL_FILE LOGITS_FILE]]\n");
         return 2;
     }
-    if (argc == 4) {
-        write_logits(argv[3], argv[1], atoi(argv[2]));
+    if (argc == 5) {
+        write_logits(argv[3], argv[4], argv[1], atoi(argv[2]));
         return 0;
     }
     print_elementwise(set->kernels);
