@@ -5,25 +5,16 @@ Needs Debian's packages gcc-aarch64-linux-gnu and qemu-user (tools/ci/neon.sh in
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
-import struct
 import subprocess
 from pathlib import Path
-from runpy import run_path
 
-import numpy as np
 import pytest
-from conftest import ISAS, ROOT, config_of
-from golden_models import CONFIGS, ids_of, weights_of
-
-from gpt2c import GPT2Config
+from c_programs import build_engine_bits, check_recorded_bits, digests_here, output
+from conftest import ISAS
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-SOURCES = [ROOT / name for name in run_path(str(ROOT / "csrc/sources.py"))["c_sources"]("linux")]
-FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"]
 # The emulator's CPUs, from Arm's manuals: the Cortex-A72 has neither extension, the Cortex-A76 has
 # dot products. "max" has everything that the emulator knows.
 CPUS = {
@@ -45,32 +36,17 @@ pytestmark = [
 ]
 
 
-def build(compiler: str, to: Path, *flags: str) -> Path:
-    sources = [*SOURCES, ROOT / "tests/c/engine_bits.c"]
-    command = [compiler, *FLAGS, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(to)]
-    subprocess.run([*command, "-lm", "-lpthread"], check=True)
-    return to
-
-
-def output(*command: str | int | Path) -> str:
-    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
-
-
 @pytest.fixture(scope="module")
 def there(tmp_path_factory) -> Path:
     """Return engine_bits for AArch64."""
-    return build(COMPILER, tmp_path_factory.mktemp("there") / "engine_bits", "-static")
+    folder = tmp_path_factory.mktemp("there")
+    flags = ("-static", "-lm", "-lpthread")
+    return build_engine_bits([COMPILER], "linux-aarch64", folder / "engine_bits", *flags)
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> str:
-    """Return what engine_bits prints on this machine, on every instruction set."""
-    here = build("cc", tmp_path_factory.mktemp("here") / "engine_bits")
-    digests = output(here, ISAS[0], 1)
-    assert "logits 2 64 " in digests
-    for isa in ISAS:
-        assert output(here, isa, 2) == digests
-    return digests
+    return digests_here(tmp_path_factory.mktemp("here"))
 
 
 @pytest.mark.parametrize(
@@ -81,41 +57,11 @@ def test_neon_has_the_same_bits_as_this_machine(there, expected, isa, threads):
     assert output(EMULATOR, "-cpu", "max", there, isa, threads) == expected
 
 
-def model_file(config: GPT2Config, dtype: str) -> bytes:
-    """Return a model of golden_models.py, and its token ids, as engine_bits.c reads them."""
-    from gpt2c.engine._engine import ENUMS
-
-    c, is_quantised, n_scales = config, dtype != "float32", 16
-    parts = [
-        struct.pack(
-            "<14if", ENUMS["dtypes"][dtype], ENUMS["dtypes"]["int8" if is_quantised else dtype],
-            is_quantised, n_scales, c.vocab_size, c.n_positions, c.n_embd, c.n_layer, c.n_head,
-            c.inner, ENUMS["activations"][c.activation], c.tie_word_embeddings,
-            c.scale_attn_weights, c.scale_attn_by_inverse_layer_idx, c.layer_norm_epsilon,
-        ),
-        ids_of(config).astype("<i4").tobytes(),
-    ]  # fmt: skip
-    weights = weights_of(config)
-    parts.append(struct.pack("<i", len(weights)))
-    for name, values in weights.items():
-        _, layer, tensor = name.split(".", 2) if name.startswith("h.") else ("", 0, name)
-        shape = np.atleast_2d(values).shape
-        parts.append(struct.pack("<4i", ENUMS["tensors"][tensor], int(layer), *shape))
-        parts.append(values.astype("<f4").tobytes())
-    return b"".join(parts)
-
-
+@pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 @pytest.mark.skipif(not ISAS, reason="the engine is not compiled")
 @pytest.mark.parametrize("isa", CPUS["max"])
 def test_neon_has_the_recorded_bits(there, tmp_path, isa):
-    record = json.loads((ROOT / "tests/golden_bits.json").read_text())
-    path = tmp_path / "model"
-    for dtype in ("float32", "int8", "int4"):
-        for name, options in CONFIGS.items():
-            path.write_bytes(model_file(config_of(**options), dtype))
-            command = [EMULATOR, "-cpu", "max", there, isa, "2", path]
-            logits = subprocess.run(command, check=True, capture_output=True).stdout
-            assert hashlib.sha256(logits).hexdigest() == record[dtype][f"{name}, logits"]
+    check_recorded_bits([EMULATOR, "-cpu", "max", there], isa, tmp_path)
 
 
 @pytest.mark.parametrize("cpu", CPUS)
