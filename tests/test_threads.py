@@ -214,6 +214,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.delenv("GPT2C_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")  # others report their own CPUs
 
     def describe(files: dict[str, str]):
         for name, text in files.items():
@@ -249,17 +250,48 @@ def test_physical_cores_bound_threads(machine):
 
 
 @needs_engine
-def test_performance_cores_bound_threads_on_a_mac(machine, monkeypatch):
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        ((8, 8, 6, 0.0), (6, "performance cores that this process may use")),
+        ((8, 4, 6, 0.0), (4, "physical cores that this process may use")),
+        ((8, 8, 0, 2.5), (2, "the job object's quota of 2.5 CPUs")),
+        ((8, 8, 0, 0.5), (1, "the job object's quota of 0.5 CPUs")),
+        ((0, 0, 0, 0.0), (8, "CPUs that this process may use")),
+    ],
+)
+def test_what_macos_and_windows_report_bounds_threads(machine, monkeypatch, reported, expected):
     from gpt2c.engine import _engine
 
-    if sys.platform != "darwin":
-        assert _engine.performance_cores() == 0
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(_engine, "performance_cores", lambda: 6)
-    assert choose_threads(root=machine({})) == (6, "performance cores of this Mac")
-    # macOS before version 12 does not say.
-    monkeypatch.setattr(_engine, "performance_cores", lambda: 0)
-    assert choose_threads(root=machine({}))[0] == 8
+    root = machine({})
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(_engine, "reported_cpus", lambda: reported)
+    assert choose_threads(root=root) == expected
+
+
+@needs_engine
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity mask")
+def test_the_engine_counts_the_cpus_of_the_affinity_mask():
+    from gpt2c.engine import _engine
+
+    allowed = os.sched_getaffinity(0)
+    assert _engine.reported_cpus()[0] == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert _engine.reported_cpus()[0] == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@needs_engine
+def test_reported_cpus_replace_the_affinity_mask(machine, monkeypatch):
+    from gpt2c.engine import _engine
+
+    root = machine({})
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(_engine, "reported_cpus", lambda: (3, 0, 0, 0.0))
+    assert choose_threads(root=root) == (3, "CPUs that this process may use")
 
 
 @pytest.mark.parametrize(

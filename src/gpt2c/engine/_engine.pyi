@@ -27,8 +27,11 @@ LAYOUTS: dict[str, np.dtype[np.void]]
 def instruction_sets() -> list[tuple[str, bool]]:
     """Return the compiled instruction sets, slowest first: (name, whether this CPU can run it)."""
 
-def performance_cores() -> int:
-    """Return the number of this Mac's performance cores; 0 on other systems or if unknown."""
+def reported_cpus() -> tuple[int, int, int, float]:
+    """Return (CPUs, physical cores, performance cores, quota in CPUs) that this process may use.
+
+    A number is 0 if the system does not say; that of performance cores also if all cores are alike.
+    """
 
 class Model:
     isa: str

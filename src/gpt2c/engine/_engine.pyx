@@ -10,6 +10,7 @@ releases the GIL is atomic. On free-threaded Python it is atomic only in a criti
 locks one object, and which costs nothing with the GIL. docs/threads.md lists what each protects.
 """
 
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -102,9 +103,14 @@ def instruction_sets():
     return sets
 
 
-def performance_cores():
-    """Return the number of this Mac's performance cores; 0 on other systems or if unknown."""
-    return os_performance_cores()
+def reported_cpus():
+    """Return (CPUs, physical cores, performance cores, quota in CPUs) that this process may use.
+
+    A number is 0 if the system does not say (os.h); that of performance cores also if all cores are
+    alike.
+    """
+    cdef int n = os_n_cpus()
+    return 0 if n == INT_MAX else n, os_physical_cores(), os_performance_cores(), os_cpu_quota()
 
 
 cdef tuple tensor_of(str name):

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from gpt2c.checks.options import integer
 from gpt2c.checks.untrusted import show
@@ -23,8 +23,8 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
 
     The number is `requested`; or else GPT2C_THREADS from the environment; or else OMP_NUM_THREADS
     (the first number of a list; ignored if OpenMP would ignore it); or else the min of the CPUs
-    that this process may run on, the physical cores among them, a Mac's performance cores, and the
-    quota of its control group (rounded down, but at least 1). Two threads on one core would share
+    that this process may run on, the physical cores and the performance cores among them, and the
+    quota of its control group or job object (rounded down, but at least 1). Two threads on one core would share
     its arithmetic units, and a thread on an efficiency core or beyond the quota would make all
     threads wait.
 
@@ -39,14 +39,17 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
         return n, "asked for by GPT2C_THREADS"
     if (n_openmp := _openmp_threads()) is not None:
         return min(n_openmp, MAX_THREADS), "asked for by OMP_NUM_THREADS"
-    cpus = _allowed_cpus()
+    reported = _reported_cpus()
+    cpus = _allowed_cpus(reported.cpus)
     limits = [(len(cpus), "CPUs that this process may use")]
-    if (cores := _physical_cores(cpus, root)) is not None:
+    if cores := _physical_cores(cpus, root) or reported.cores:
         limits.append((cores, "physical cores that this process may use"))
-    if (fast_cores := _performance_cores()) is not None:
-        limits.append((fast_cores, "performance cores of this Mac"))
-    if (quota := _quota(root)) is not None:
+    if reported.fast_cores:
+        limits.append((reported.fast_cores, "performance cores that this process may use"))
+    if quota := _quota(root):
         limits.append((max(1, int(quota)), f"the control group's quota of {quota:g} CPUs"))
+    if quota := reported.quota:
+        limits.append((max(1, int(quota)), f"the job object's quota of {quota:g} CPUs"))
     n, why = min(limits, key=lambda limit: limit[0])
     return min(n, MAX_THREADS), why
 
@@ -60,11 +63,32 @@ def _openmp_threads() -> int | None:
     return counts[0] if all(counts) else None
 
 
-def _allowed_cpus() -> set[int]:
+class _ReportedCpus(NamedTuple):
+    """What the system says about the CPUs that this process may use; 0 if it does not say."""
+
+    cpus: int
+    cores: int
+    fast_cores: int  # 0 also if all cores are alike
+    quota: float  # in CPUs
+
+
+def _reported_cpus() -> _ReportedCpus:
+    """Ask the system through the engine. Linux says in files instead."""
+    if sys.platform != "linux":
+        try:
+            from gpt2c.engine import _engine
+        except ImportError:
+            pass
+        else:
+            return _ReportedCpus(*_engine.reported_cpus())
+    return _ReportedCpus(0, 0, 0, 0)
+
+
+def _allowed_cpus(reported: int) -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         allowed: set[int] = os.sched_getaffinity(0)
         return allowed
-    return set(range(os.cpu_count() or 1))
+    return set(range(reported or os.cpu_count() or 1))
 
 
 def _physical_cores(cpus: set[int], root: Path) -> int | None:
@@ -77,17 +101,6 @@ def _physical_cores(cpus: set[int], root: Path) -> int | None:
             return None
         cores.add(siblings)
     return len(cores)
-
-
-def _performance_cores() -> int | None:
-    """Return the number of a Mac's performance cores; None on other systems or if unknown."""
-    if sys.platform != "darwin":
-        return None
-    try:
-        from gpt2c.engine import _engine
-    except ImportError:
-        return None
-    return _engine.performance_cores() or None
 
 
 def _quota(root: Path) -> float | None:
