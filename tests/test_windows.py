@@ -7,7 +7,6 @@ Needs Debian's package wine64 and the package ziglang, whose C compiler makes pr
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +16,13 @@ from c_programs import build, build_engine_bits, check_recorded_bits, digests_he
 from conftest import ISAS, ROOT
 from test_os import CHECKS
 
-WINE = shutil.which("wine64") or "/usr/lib/wine/wine64"
+WINE = Path("/usr/lib/wine/wine64")
 COMPILER = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu"]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (Path(WINE).exists() and importlib.util.find_spec("ziglang")),
+        not (WINE.exists() and importlib.util.find_spec("ziglang")),
         reason="wine64 and ziglang are missing (tools/ci/wine.sh installs them)",
     ),
     pytest.mark.skipif(not ISAS, reason="the engine is not compiled"),
@@ -32,13 +31,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def wine(tmp_path_factory):
-    """Make an empty installation of Windows; end its processes after the tests."""
+    """Make an empty installation of Windows, whose server runs until the tests end."""
+    server = WINE.with_name("wineserver64")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WINEPREFIX", str(tmp_path_factory.mktemp("windows") / "prefix"))
         patch.setenv("WINEDEBUG", "-all")
-        subprocess.run([WINE, "wineboot", "-i"], check=True, capture_output=True)
+        subprocess.run([server, "--persistent"], check=True)
+        subprocess.run([WINE, "wineboot", "--init"], check=True, capture_output=True)
         yield
-        subprocess.run([WINE, "wineboot", "-e", "-k"], check=False, capture_output=True)
+        subprocess.run([server, "--kill"], check=True)
 
 
 def on_windows(*command: str | int | Path) -> str:

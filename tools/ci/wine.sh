@@ -4,7 +4,8 @@
 # error. Takes about five minutes. Installs Debian's Wine if it can; makes an environment of its own.
 # Usage: tools/ci/wine.sh
 set -euo pipefail
-if ! command -v wine64 >/dev/null && [ ! -x /usr/lib/wine/wine64 ]; then
+wine=/usr/lib/wine/wine64 # where Debian's package has it
+if [ ! -x "$wine" ]; then
     export DEBIAN_FRONTEND=noninteractive
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || [ "$(uname -m)" != x86_64 ] ||
         ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends wine64) \
@@ -26,4 +27,4 @@ for target in x86_64-windows-gnu:win-amd64 aarch64-windows-gnu:win-arm64 x86_64-
     echo "wine: the C core compiles for ${target%%:*}"
 done
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_windows.py
-echo "wine: clean ($("$(command -v wine64 || echo /usr/lib/wine/wine64)" --version))"
+echo "wine: clean ($("$wine" --version))"

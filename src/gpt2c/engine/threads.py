@@ -24,9 +24,9 @@ def choose_threads(requested: int | None = None, root: Path = Path("/")) -> tupl
     The number is `requested`; or else GPT2C_THREADS from the environment; or else OMP_NUM_THREADS
     (the first number of a list; ignored if OpenMP would ignore it); or else the min of the CPUs
     that this process may run on, the physical cores and the performance cores among them, and the
-    quota of its control group or job object (rounded down, but at least 1). Two threads on one core would share
-    its arithmetic units, and a thread on an efficiency core or beyond the quota would make all
-    threads wait.
+    quota of its control group or job object (rounded down, but at least 1). Two threads on one core
+    would share its arithmetic units, and a thread on an efficiency core or beyond the quota would
+    make all threads wait.
 
     Raises OptionError or OptionTypeError if a number is not from 1 to 256.
     """
