@@ -34,10 +34,12 @@ def wine(tmp_path_factory):
     """Make an empty installation of Windows, whose server runs until the tests end."""
     server = WINE.with_name("wineserver64")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WINEPREFIX", str(tmp_path_factory.mktemp("windows") / "prefix"))
+        patch.setenv("WINEPREFIX", str(tmp_path_factory.mktemp("windows")))
         patch.setenv("WINEDEBUG", "-all")
+        # Without pipes, because the services of Windows keep the first program's output open.
         subprocess.run([server, "--persistent"], check=True)
-        subprocess.run([WINE, "wineboot", "--init"], check=True, capture_output=True)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([WINE, "wineboot", "--init"], check=True, **quiet)
         yield
         subprocess.run([server, "--kill"], check=True)
 
