@@ -46,6 +46,11 @@ COMPILE_ARGS = [
     "-fvisibility=hidden",
 ]
 IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+ADVICE = """\
+gpt2c: building the engine needs a C compiler: gcc or clang (not Microsoft's). Either install one
+gpt2c: and run the command again, or install a wheel, which needs none. There are wheels for
+gpt2c: Linux, macOS and Windows on x86-64 and 64-bit ARM, for Python 3.11 and later:
+gpt2c:     pip install --upgrade pip && pip install --only-binary gpt2c gpt2c"""
 SHOWN_LINES = 15  # of the compiler's output, if the build fails
 # With sanitizers, a compiler takes up to 700 MB.
 MAX_COMPILERS = 4
@@ -104,7 +109,11 @@ class BuildEngine(build_ext):
 
     def run(self) -> None:
         if MODE == "require":
-            super().run()
+            try:
+                super().run()
+            except Exception:
+                print(ADVICE, flush=True)
+                raise
             return
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "build.log")
@@ -131,6 +140,7 @@ class BuildEngine(build_ext):
     def install_without_engine(self, error: Exception, output: str) -> None:
         print(f"gpt2c: the engine could not be built ({error}); the compiler's last lines:")
         print("\n".join(output.splitlines()[-SHOWN_LINES:]))
+        print(ADVICE)
         print("gpt2c: installing without it: everything runs on NumPy, far slower.")
         self.extensions = []
         self.distribution.ext_modules = []

@@ -19,6 +19,9 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in a source tree"),
 ]
 
+# What the message without a compiler advises.
+WHEEL_ADVICE = "pip install --only-binary gpt2c gpt2c"
+
 # Runs the installed package, not the sources.
 PROGRAM = """
 import sys, warnings, gpt2c
@@ -129,6 +132,7 @@ def test_without_a_compiler_it_installs_on_numpy(built, tmp_path, mode):
     if mode == "auto":
         assert "gpt2c: the engine could not be built" in output
         assert "no-such-compiler" in output.split("the compiler's last lines:")[1]
+        assert WHEEL_ADVICE in output
     python = installed(wheel, tmp_path / "env")
     output = run(python, "-c", PROGRAM, FIXTURES / "sort-nano", "numpy", GPT2C_BACKEND="")
     assert "numpy [0, 0, 1, 1, 2, 2]" in output
@@ -141,8 +145,9 @@ def test_without_a_compiler_it_installs_on_numpy(built, tmp_path, mode):
 
 
 def test_require_without_a_compiler_fails(built, tmp_path):
-    with pytest.raises(AssertionError, match="no-such-compiler"):
+    with pytest.raises(AssertionError, match="no-such-compiler") as failed:
         wheel_of(built["sdist"], tmp_path, "require", CC="no-such-compiler")
+    assert WHEEL_ADVICE in str(failed.value)
 
 
 def test_unknown_mode_is_refused(built, tmp_path):

@@ -11,6 +11,7 @@ from gpt2c.engine.memory import choose_cache_limit
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import BackendError, FallbackWarning, OptionError, warn
 
+INSTALL_WHEEL = "pip install --force-reinstall --only-binary gpt2c gpt2c"
 REINSTALL = "GPT2C_BUILD=require pip install --force-reinstall ."
 BACKENDS = ("auto", "c", "numpy")
 DTYPES = ("auto", "float32", "float64", "int8", "int4")
@@ -91,8 +92,9 @@ def instruction_sets() -> list[tuple[str, bool]]:
         from gpt2c.engine import _engine
     except ImportError as error:
         raise BackendError(
-            f"gpt2c's compiled engine is not installed ({error}). "
-            f"If you have a C compiler, reinstall gpt2c from a clone: {REINSTALL}"
+            f"gpt2c's compiled engine is not installed ({error}). Install gpt2c's wheel, which "
+            f"includes it: {INSTALL_WHEEL}. Or, with a C compiler, install it from a clone: "
+            f"{REINSTALL}"
         ) from None
     return _engine.instruction_sets()
 
