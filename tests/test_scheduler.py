@@ -283,16 +283,18 @@ def test_with_a_thread_requests_run_by_themselves(model):
 
 def test_a_deadline_ends_a_request(model, thread):
     with Scheduler(model, thread=thread, max_running=1) as scheduler:
-        endless = scheduler.add([1], deadline=0.3, **ENDLESS)
+        endless = scheduler.add([1], deadline=60, **ENDLESS)
         queued = scheduler.add([2], deadline=0.1, **ENDLESS)
         late = scheduler.add([2], deadline=0)
         assert queued.result().finish_reason == "time"
-        assert not endless.done
         assert queued.result().ids == []
-        completion = endless.result()
+        assert late.result().finish_reason == "time"
+        assert not endless.done
+        endless.cancel()
+        running = scheduler.add([1], deadline=1, **ENDLESS)
+        completion = running.result()
         assert completion.finish_reason == "time"
         assert len(completion.ids) > 0
-        assert late.result().finish_reason == "time"
 
 
 def test_a_timeout_leaves_the_request_running(model, thread):
