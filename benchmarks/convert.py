@@ -150,7 +150,9 @@ CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
     "gguf": gguf,
     "ctranslate2": ctranslate2,
     "openvino": openvino,
-    "gguf-q8_0": partial(gguf_quantized, kind=7),  # llama.h's LLAMA_FTYPE_MOSTLY_Q8_0
+    "gguf-f16": partial(gguf_quantized, kind=1),  # llama.h's LLAMA_FTYPE_MOSTLY_F16
+    "gguf-bf16": partial(gguf_quantized, kind=32),
+    "gguf-q8_0": partial(gguf_quantized, kind=7),
     "gguf-q4_0": partial(gguf_quantized, kind=2),
     "gpt2c-int8": partial(gpt2c_quantized, dtype="int8"),
     "gpt2c-int4": partial(gpt2c_quantized, dtype="int4"),

@@ -107,6 +107,20 @@ class Gpt2cInt4(Gpt2cInt8):
     dtype = "int4"
 
 
+class Gpt2cF16(Gpt2c):
+    """Float32 from the GGUF file that llama.cpp-f16 loads. Its matrices stay in 16 bits."""
+
+    files = "gguf-f16"
+    is_float32 = False  # the file's weights are rounded
+
+    def __init__(self, folder: str, threads: int) -> None:
+        super().__init__(os.path.join(folder, "model.gguf"), threads)
+
+
+class Gpt2cBF16(Gpt2cF16):
+    files = "gguf-bf16"
+
+
 class Gpt2cDraft(Gpt2c):
     """Float32 with draft="auto". Random weights generate repetitive text, which favours it."""
 
@@ -194,6 +208,15 @@ class LlamaCpp(Engine):
         self.model.reset()  # otherwise it reuses the last prompt's cache
         ids = self.model.generate(prompt, temp=0.0)
         return [next(ids) for _ in range(n_new)]
+
+
+class LlamaCppF16(LlamaCpp):
+    files = "gguf-f16"
+    is_float32 = False
+
+
+class LlamaCppBF16(LlamaCppF16):
+    files = "gguf-bf16"
 
 
 class LlamaCppQ8(LlamaCpp):
@@ -312,6 +335,10 @@ ENGINES: dict[str, type[Engine]] = {
     "ctranslate2": CTranslate2,
     "openvino-f32": OpenVINO,
     "openvino-default": OpenVINODefault,
+    "gpt2c-f16": Gpt2cF16,
+    "gpt2c-bf16": Gpt2cBF16,
+    "llama.cpp-f16": LlamaCppF16,
+    "llama.cpp-bf16": LlamaCppBF16,
     "llama.cpp-q8_0": LlamaCppQ8,
     "llama.cpp-q4_0": LlamaCppQ4,
     "ctranslate2-int8": CTranslate2Int8,
