@@ -367,6 +367,11 @@ class _RequestMaker:
         options: dict[str, Any] = {"top_logprobs": rng.choice([0, 0, 3]), "bos": self.maybe(0.3)}
         if self.maybe(0.3):
             options["stride"] = rng.choice([1, 10, 96])
+        if self.maybe(0.3):
+            options["continuations"] = self.ids(12)
+        if self.maybe(0.3):
+            options |= {"second_moments": True, "renyi_orders": [0.5, 3], "id_sets": [range(9)]}
+        options["measures_itself"] = self.maybe(0.2)
         return options
 
 
@@ -479,7 +484,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype.str, value.tobytes())
     if isinstance(value, Score):
-        fields = ("ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs")
+        fields = ("ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs",
+                  "second_moments", "renyi_entropies", "set_logprobs", "cross_entropies")  # fmt: skip
         return tuple(plain(getattr(value, name)) for name in fields)
     if isinstance(value, Completion):
         fields = ("text", "ids", "finish_reason", "end_id", "seed", "sample", "sequence_score",
@@ -543,8 +549,10 @@ def _perform_session(loaded: Loaded, r: Request, options: Any, outcome: Outcome)
 
 
 def _perform_score(loaded: Loaded, r: Request, options: Any, outcome: Outcome) -> None:
-    given = iter(r.prompts) if r.is_list and r.number % 2 else r.prompts
-    scores = loaded.model.score(given, **options)
+    is_lazy = r.is_list and r.number % 2 and "continuations" not in options
+    given = iter(r.prompts) if is_lazy else r.prompts
+    other = loaded.model if options.pop("measures_itself") else None
+    scores = loaded.model.score(given, other=other, **options)
     for score in scores if r.is_list else [scores]:
         outcome.values.append(plain(score))
 
