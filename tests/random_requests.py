@@ -484,8 +484,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype.str, value.tobytes())
     if isinstance(value, Score):
-        fields = ("ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs",
-                  "second_moments", "renyi_entropies", "set_logprobs", "cross_entropies")  # fmt: skip
+        fields = (
+            "ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs", "second_moments",
+            "renyi_entropies", "set_logprobs", "cross_entropies",
+        )  # fmt: skip
         return tuple(plain(getattr(value, name)) for name in fields)
     if isinstance(value, Completion):
         fields = ("text", "ids", "finish_reason", "end_id", "seed", "sample", "sequence_score",
