@@ -291,7 +291,7 @@ def test_help_shows_the_options_of_all_methods():
     assert inspect.signature(GPT2.complete).parameters["max_new_tokens"].default == 40
     documented = GPT2.complete.__doc__
     for name in complete[1:]:
-        assert re.search(rf"^ +({name}|.*[, ]{name}(,.*)?)$", documented, re.MULTILINE), name
+        assert re.search(rf"^ *({name}|.*[, ]{name}(,.*)?)$", documented, re.MULTILINE), name
 
 
 def test_ids_without_text_are_never_generated(backend):
