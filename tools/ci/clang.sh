@@ -3,11 +3,9 @@
 # Installs Debian's clang where it can.
 # Usage: tools/ci/clang.sh [pytest arguments]
 set -euo pipefail
+. "$(dirname "$0")/packages.sh"
 if ! command -v clang >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
-        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends clang) \
-            >/dev/null 2>&1; then
+    if ! install_packages clang; then
         echo "clang: skipped: clang is not here and cannot be installed"
         exit 0
     fi

@@ -4,11 +4,9 @@
 # With "install" it only installs: the README's pytest then runs this test with all others.
 # Without an argument, it creates an environment of its own.
 set -euo pipefail
+. "$(dirname "$0")/packages.sh"
 if ! command -v qemu-aarch64 >/dev/null || ! command -v aarch64-linux-gnu-gcc >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
-        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-            gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user) >/dev/null 2>&1; then
+    if ! install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user; then
         echo "neon: skipped: the cross compiler and qemu-user cannot be installed here"
         exit 0
     fi

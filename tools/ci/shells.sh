@@ -5,18 +5,14 @@
 # With "install" it only installs: the README's pytest then runs these tests with all others.
 # Without an argument, it creates an environment of its own.
 set -euo pipefail
+. "$(dirname "$0")/packages.sh"
 missing=
 for program in bash zsh fish mandoc; do
     command -v "$program" >/dev/null || missing="$missing $program"
 done
 if [ -n "$missing" ]; then
-    export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086 # one argument for each package
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
-        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing) \
-            >/dev/null 2>&1; then
-        echo "shells: skipped:$missing cannot be installed here"
-    fi
+    install_packages $missing || echo "shells: skipped:$missing cannot be installed here"
 fi
 if [ "${1:-}" = install ]; then exit 0; fi
 if [ $# -gt 0 ]; then

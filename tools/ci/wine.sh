@@ -4,12 +4,10 @@
 # error. Takes about five minutes. Installs Debian's Wine if it can; makes an environment of its own.
 # Usage: tools/ci/wine.sh
 set -euo pipefail
+. "$(dirname "$0")/packages.sh"
 wine=/usr/lib/wine/wine64 # where Debian's package has it
 if [ ! -x "$wine" ]; then
-    export DEBIAN_FRONTEND=noninteractive
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || [ "$(uname -m)" != x86_64 ] ||
-        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends wine64) \
-            >/dev/null 2>&1; then
+    if [ "$(uname -m)" != x86_64 ] || ! install_packages wine64; then
         echo "wine: skipped: wine64 is not here and cannot be installed"
         exit 0
     fi

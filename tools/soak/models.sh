@@ -7,6 +7,7 @@
 #   long   larger sizes: about an hour and up to 6 GB
 set -euo pipefail
 cd "$(dirname "$0")"
+. ../ci/packages.sh
 folder=$PWD
 form=${1:-quick}
 models=${2:-pool batch}
@@ -44,9 +45,7 @@ long) megabytes=6000 optimised=-O2 ;;
     ;;
 esac
 if ! command -v spin >/dev/null; then
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null ||
-        ! (apt-get update -qq && apt-get install -y -qq --no-install-recommends spin) \
-            >/dev/null 2>&1; then
+    if ! install_packages spin; then
         echo "models: skipped: Spin is not installed and cannot be installed here"
         exit 0
     fi
