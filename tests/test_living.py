@@ -46,7 +46,7 @@ def test_objects_may_be_added_while_garbage_is_collected() -> None:
     for thing in kept:
         living.add(thing)
     added: list[Thing] = []
-    pairs = [(i, i) for i in range(10_000)]  # so many that Python has no freed tuple left to reuse
+    pairs = [(i, i) for i in range(10_000)]  # use up the freed tuples that Python keeps
 
     def add(phase: str, _: dict[str, int]) -> None:
         if phase == "start" and len(added) < 1_000:

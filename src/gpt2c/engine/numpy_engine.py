@@ -228,11 +228,6 @@ class Model:
         no_logits = np.empty((0, self.n_vocab))
         none = token_scores(no_logits, np.empty(0, dtype=int), n_top)
         parts = [(*none, np.empty((0, measures.n_values), dtype=np.float32))]
-        if measures.other is not None and measures.other.n_vocab != self.n_vocab:
-            raise OptionError(
-                f"the other model has {measures.other.n_vocab} tokens and the model has "
-                f"{self.n_vocab}: both need the same vocabulary"
-            )
         for index, (fed, scored) in enumerate(zip(ids, targets, strict=True)):
             fed_sequences = [sequences[index], *others[index : index + 1]]
             n_unscored = len(fed) - len(scored)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.checks.options import flag, integer
+from gpt2c.checks.options import flag, integer, is_integer, items
 from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel, Measures
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.measure.scoring import ScoringOptions
@@ -67,7 +67,7 @@ def _check_other(engine: EngineModel, other: EngineModel) -> None:
 def _checked_orders(orders: Sequence[float]) -> tuple[float, ...]:
     found = []
     for given in _as_list("renyi_orders", orders, "numbers above 0", _MAX_ORDERS):
-        if isinstance(given, bool) or not isinstance(given, int | float | np.number):
+        if not is_integer(given) and not isinstance(given, float | np.floating):
             raise OptionTypeError(
                 f"renyi_orders has {given!r}; each must be a number above 0, such as 0.5, 2 or "
                 "math.inf"
@@ -94,10 +94,8 @@ def _added_logits(id_sets: Sequence[Iterable[int]], n_vocab: int) -> NDArray[np.
     return added
 
 
-def _as_list(name: str, values: Iterable[object], what: str, max_length: int) -> list[object]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise OptionTypeError(f"{name} is {values!r}; it must be a list of {what}")
-    found = list(values)
+def _as_list(name: str, values: object, what: str, max_length: int) -> list[Any]:
+    found = items(name, values, what)
     if len(found) > max_length:
         raise OptionError(f"{name} has {len(found)} items; it may have at most {max_length}")
     return found

@@ -24,7 +24,7 @@ from gpt2c.engine.protocol import (
 )
 from gpt2c.errors import NumericalError
 from gpt2c.measure.scores import Score
-from gpt2c.measure.windows import Source, Window, find_sources, windows_of
+from gpt2c.measure.windows import Window, find_sources, windows_of
 
 # The max number of KV cache pages that the windows of one call of the engine may use, and the max
 # number that earlier windows may keep for others to copy. (MAX_ROWS limits a call's rows.) 32 pages
@@ -69,8 +69,8 @@ class _Task:
     """A window to score, its sequences and its scores."""
 
     window: Window
-    source: Source | None = None
-    donor: _Task | None = None  # the source's task
+    donor: _Task | None = None  # whose first n_shared ids the task copies
+    n_shared: int = 0
     dependents: list[_Task] = field(default_factory=list)
     n_waiting: int = 0  # dependents that have not copied yet
     sequences: list[EngineSequence] = field(default_factory=list)  # the other model's is second
@@ -79,13 +79,12 @@ class _Task:
     @property
     def n_rows(self) -> int:
         """The number of ids to feed."""
-        return len(self.window.fed) - (self.source.n_shared if self.source else 0)
+        return len(self.window.fed) - self.n_shared
 
     @property
     def n_pages(self) -> int:
         """The number of pages that the window adds; the last page that it shares is copied."""
-        n_shared = self.source.n_shared if self.source else 0
-        return -(-len(self.window.fed) // PAGE_POSITIONS) - n_shared // PAGE_POSITIONS
+        return -(-len(self.window.fed) // PAGE_POSITIONS) - self.n_shared // PAGE_POSITIONS
 
 
 def score_texts(
@@ -165,9 +164,8 @@ class _Scorer:
         self._n_rows = self._n_pages = 0
         sources = find_sources([task.window for task in tasks])
         for task, source in zip(tasks, sources, strict=True):
-            task.source = source
             if source is not None:
-                task.donor = tasks[source.donor]
+                task.donor, task.n_shared = tasks[source.donor], source.n_shared
                 task.donor.dependents.append(task)
                 task.donor.n_waiting += 1
         _GroupRunner(self._engine, self._options, tasks).run()
@@ -192,7 +190,7 @@ class _GroupRunner:
         self._max_pages = min(2 * _MAX_PAGES, limit) if limit else 2 * _MAX_PAGES
         # First come the tasks whose donors have run, because they let pages go.
         self._ready: deque[_Task] = deque()
-        self._roots = deque(task for task in tasks if task.source is None)
+        self._roots = deque(task for task in tasks if task.donor is None)
         self._donors: list[_Task] = []  # that have run, and that other tasks wait to copy
 
     def run(self) -> None:
@@ -223,15 +221,15 @@ class _GroupRunner:
     def _start(self, task: _Task) -> None:
         """Give a task its sequences."""
         donor = task.donor
-        if donor is None or task.source is None:
+        if donor is None:
             other = self._options.measures.other
             engines = [self._engine] if other is None else [self._engine, other]
             task.sequences = [engine.sequence() for engine in engines]
             return
         task.sequences = [sequence.copy() for sequence in donor.sequences]
         for sequence in task.sequences:
-            sequence.truncate(task.source.n_shared)
-        task.scores = _copied_scores(donor, task, task.source.n_shared)
+            sequence.truncate(task.n_shared)
+        task.scores = _copied_scores(donor, task)
         donor.n_waiting -= 1
         if donor.n_waiting == 0:
             self._donors.remove(donor)
@@ -265,7 +263,7 @@ class _GroupRunner:
     def _give_up_sharing(self) -> None:
         """Let all donors go; the tasks that would copy from them run on their own."""
         for task in self._ready:
-            task.source = task.donor = None
+            task.donor, task.n_shared = None, 0
         for donor in self._donors:
             donor.sequences = []
         self._donors.clear()
@@ -273,9 +271,9 @@ class _GroupRunner:
         self._ready.clear()
 
 
-def _copied_scores(donor: _Task, task: _Task, n_shared: int) -> MeasuredScores | None:
+def _copied_scores(donor: _Task, task: _Task) -> MeasuredScores | None:
     """Return the donor's scores of the targets that the task shares with it; None for none."""
-    n_unscored = task.window.n_unscored
+    n_shared, n_unscored = task.n_shared, task.window.n_unscored
     if donor.scores is None or n_shared <= n_unscored:
         return None
     part = slice(n_unscored - donor.window.n_unscored, n_shared - donor.window.n_unscored)
@@ -293,8 +291,7 @@ def _concatenated(first: MeasuredScores | None, second: MeasuredScores) -> Measu
 def _unshared_part(task: _Task) -> Window:
     """Return what a task itself feeds and scores."""
     fed, targets = task.window
-    n_shared = task.source.n_shared if task.source else 0
-    return Window(fed[n_shared:], targets[max(n_shared - task.window.n_unscored, 0) :])
+    return Window(fed[task.n_shared :], targets[max(task.n_shared - task.window.n_unscored, 0) :])
 
 
 def _joined(queued: _QueuedText, index: int, options: ScoringOptions) -> Score:

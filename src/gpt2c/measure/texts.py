@@ -27,13 +27,12 @@ class TextsToScore:
 
         Raises OptionError, OptionTypeError or TokenizerError.
         """
-        start = [] if self._start is None else [self._start]
+        start = np.array([] if self._start is None else [self._start], dtype=np.int32)
         ids = self._encoder.encode_for_scoring(text, index, self._special, self._start)
         if continuation is None:
-            return EncodedText(np.array([*start, *ids], dtype=np.int32), len(start))
+            return EncodedText(np.concatenate([start, ids]), len(start))
         continued = self._encoder.encode_continuation(continuation, index, self._special)
-        given = [*start, *ids]
-        return EncodedText(np.array([*given, *continued], dtype=np.int32), len(given))
+        return EncodedText(np.concatenate([start, ids, continued]), len(start) + len(ids))
 
 
 def pairs_to_score(texts: Any, continuations: Any) -> tuple[bool, list[tuple[Any, Any]]]:
