@@ -1,16 +1,19 @@
-"""Encode texts, or contexts and their continuations, to the ids that are scored."""
+"""Encode texts, or contexts and their continuations, to ids, and score them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gpt2c.checks.options import flag
+from gpt2c.engine.protocol import EngineModel
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.prompts import is_lazy, is_single
-from gpt2c.measure.scoring import EncodedText
+from gpt2c.measure.scores import Score
+from gpt2c.measure.scoring import EncodedText, ScoringOptions, score_texts
 
 
 class TextsToScore:
@@ -33,6 +36,28 @@ class TextsToScore:
             return EncodedText(np.concatenate([start, ids]), len(start))
         continued = self._encoder.encode_continuation(continuation, index, self._special)
         return EncodedText(np.concatenate([start, ids, continued]), len(start) + len(ids))
+
+
+def score_given(
+    engine: EngineModel,
+    encoder: TextsToScore,
+    texts: Any,
+    continuations: Any,
+    options: ScoringOptions,
+) -> Score | list[Score] | Iterator[Score]:
+    """Score one text, a list or an iterator of texts, or continuations; see GPT2.score."""
+    if is_lazy(texts):
+        if continuations is not None:
+            raise OptionTypeError("with continuations, texts must be a list, not an iterator")
+        encoded = (encoder.encode(text, i) for i, text in enumerate(texts))
+        return score_texts(engine, encoded, options, looks_ahead=False)
+    is_list, pairs = pairs_to_score(texts, continuations)
+    texts_to_score = [
+        encoder.encode(context, i, continuation) for i, (context, continuation) in enumerate(pairs)
+    ]
+    with engine.held():
+        scores = list(score_texts(engine, texts_to_score, options, looks_ahead=True))
+    return scores if is_list else scores[0]
 
 
 def pairs_to_score(texts: Any, continuations: Any) -> tuple[bool, list[tuple[Any, Any]]]:
