@@ -15,8 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gpt2c
-from gpt2c.cli.input import read_lines, read_text
 from gpt2c.cli.main import main
+from gpt2c.tables.source import Source
+from gpt2c.tables.texts import read_lines
 
 BOM = b"\xef\xbb\xbf"
 SORT_NANO = str(FIXTURES / "sort-nano")
@@ -54,14 +55,14 @@ def test_text_is_read_like_pythons_open(raw):
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         at = f"at byte {error.start} of the input: found 0x{raw[error.start]:02x}"
-        for read in (read_text, lambda *given: list(read_lines(*given))):
-            with pytest.raises(gpt2c.OptionError, match=at) as caught:
-                read(io.BytesIO(raw), "a file")
+        for read in (Source.read_text, lambda source: list(read_lines(source))):
+            with pytest.raises(gpt2c.TableError, match=at) as caught:
+                read(Source(io.BytesIO(raw), "a file"))
         lines_before = opened(raw[: error.start]).read().count("\n")
         assert f"a file, line {lines_before + 1} is not UTF-8" in str(caught.value)
         return
-    assert read_text(io.BytesIO(raw), "a file") == opened(raw).read()
-    found = list(read_lines(io.BytesIO(raw), "a file"))
+    assert Source(io.BytesIO(raw), "a file").read_text() == opened(raw).read()
+    found = list(read_lines(Source(io.BytesIO(raw), "a file")))
     assert [line for _, line in found] == [line.removesuffix("\n") for line in opened(raw)]
     assert [place for place, _ in found] == [f"a file, line {n + 1}" for n in range(len(found))]
 
@@ -69,7 +70,7 @@ def test_text_is_read_like_pythons_open(raw):
 def test_a_line_is_returned_before_the_next_one_arrives():
     ours, theirs = os.pipe()
     with open(ours, "rb") as reading, open(theirs, "wb", buffering=0) as writing:
-        lines = read_lines(reading, "a pipe")
+        lines = read_lines(Source(reading, "a pipe"))
         for text in ("one", "two"):
             writing.write(f"{text}\r\n".encode())
             assert next(lines)[1] == text

@@ -28,6 +28,7 @@ from gpt2c.errors import (
     NumericalError,
     OptionError,
     OptionTypeError,
+    TableError,
     TokenizerError,
     TokenizerWarning,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "Scheduler",
     "Score",
     "Session",
+    "TableError",
     "Tokenizer",
     "TokenizerError",
     "TokenizerWarning",

@@ -38,6 +38,10 @@ class TokenizerError(Error, ValueError):
     """A tokenizer's file is invalid, or the tokenizer cannot encode a text."""
 
 
+class TableError(Error, ValueError):
+    """An input of texts or a table is malformed or lacks a column, or a table cannot be written."""
+
+
 class ContextError(Error, ValueError):
     """The tokens do not fit in the context: the model has fewer positions."""
 

@@ -6,12 +6,14 @@ Other modules use these functions instead of the system's calls, and work everyw
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PureWindowsPath
 from threading import Lock
-from typing import Final
+from typing import BinaryIO, Final
 
 from gpt2c.forks import ProcessLock
 
@@ -105,3 +107,31 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
         prefix=".gpt2c-", dir=beside, ignore_cleanup_errors=IS_WINDOWS
     ) as name:
         yield Path(name)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes the path's place when the block ends without an error.
+
+    Until then a file at `path` is unchanged, and it stays if the block raises. A link is followed.
+    A pipe or a device is written directly. Raises OSError.
+    """
+    target = long_path(Path(os.path.realpath(path)))
+    status = target.stat() if target.exists() else None
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        with open(target, "wb") as file:  # a folder raises an error here
+            yield file
+        return
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(target.parent))
+        except OSError as error:  # it names the temporary folder; the caller knows only the path
+            raise OSError(error.errno, error.strerror, path) from None
+        written = folder / "written"
+        with open(written, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if status is not None:
+            shutil.copymode(target, written)
+        replace_file(written, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from gpt2c.errors import MissingDependencyError
@@ -20,6 +20,27 @@ def with_bar(results: Iterable[_T], total: int | None) -> Iterator[_T]:
     """
     bar: Iterator[_T] = iter(_tqdm()(results, total=total, unit="text"))
     return bar
+
+
+def with_input_bar(
+    results: Iterable[_T], read: Callable[[], int], total: int | None, unit: str
+) -> Iterator[_T]:
+    """Yield the results, and show in a bar how much of their input was read.
+
+    `read` returns how much that is, in `unit`, "B" (bytes) or "row"; `total` is all of it, or None
+    if that is unknown. The bar appears after two seconds.
+
+    Raises MissingDependencyError at once, not at the first result, if tqdm is not installed.
+    """
+    bar = _tqdm()(total=total, unit=unit, unit_scale=unit == "B", delay=_DELAY, leave=False)
+
+    def counted() -> Iterator[_T]:
+        with bar:
+            for result in results:
+                bar.update(read() - bar.n)
+                yield result
+
+    return counted()
 
 
 class LoadingBar:

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import gpt2c
-from gpt2c.cli.input import INPUT_HELP, TextOrIds, read_prompts
 from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load_model
+from gpt2c.cli.prompts import read_prompts
+from gpt2c.cli.table_options import INPUT_HELP, add_input_options
 from gpt2c.errors import ContextError
+from gpt2c.tables import TextOrIds
 
 # Options of GPT2.complete that take one number.
 _NUMBER_OPTIONS: Final = (
@@ -58,10 +60,11 @@ def add_command(commands: Commands) -> None:
         "an empty prompt")  # fmt: skip
     add("--file", metavar="FILE", help="read prompts from a file, one per line, skipping blank "
         "lines. A line of JSON lines (.jsonl, .ndjson) is a text, a list of ids, or an object with "
-        "\"prompt\" or \"ids\". - is standard input")  # fmt: skip
+        "\"prompt\" or \"ids\"; of a table (.csv, .tsv, .parquet), the column \"prompt\" is "
+        "read. - is standard input")  # fmt: skip
+    add_input_options(parser, "prompt")
     add("-n", "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens; "
         "default: from the model's generation_config.json, else 40")  # fmt: skip
-    add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
     for name, kind, metavar, help_text in (*_NUMBER_OPTIONS, *_WHOLE_TEXT_OPTIONS):
         add(f"--{name}", type=kind, metavar=metavar, help=help_text)
     add("--early-stopping", choices=_EARLY_STOPPING, help="when a beam search with N "

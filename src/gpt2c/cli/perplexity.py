@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from gpt2c.cli.input import TextOrIds
 from gpt2c.cli.options import Commands, add_model_options
-from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
+from gpt2c.cli.scored_texts import (
+    add_scoring_command,
+    cells_before,
+    columns_before,
+    scored_texts,
+)
+from gpt2c.cli.table_options import model_facts, open_output
+from gpt2c.tables import Columns, TextOrIds, with_added
 
 if TYPE_CHECKING:
     from gpt2c.measure.scores import Score
     from gpt2c.model import GPT2
+
+
+_COLUMNS: Final[Columns] = MappingProxyType(
+    {"tokens": int, "scored": int, "total": float, "perplexity": float, "bits_per_byte": float}
+)
 
 
 def add_command(commands: Commands) -> None:
@@ -22,9 +34,14 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    with scored_texts(options) as (model, scored):
-        for text_or_ids, score in scored:
-            print_line(_perplexity_fields(model, text_or_ids, score))
+    with scored_texts(options) as (model, texts, scored):
+        before = columns_before(texts, options)
+        columns = with_added(texts.name, before, _COLUMNS)
+        facts = model_facts(model, options)
+        with open_output(options, columns, like=texts.layout, metadata=facts) as output:
+            for number, (item, score) in enumerate(scored, start=1):
+                fields = _perplexity_fields(model, item.text, score)
+                output.write({**cells_before(before, item, number), **fields})
 
 
 def _perplexity_fields(model: GPT2, text_or_ids: TextOrIds, score: Score) -> dict[str, Any]:

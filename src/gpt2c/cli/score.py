@@ -8,15 +8,40 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from gpt2c.cli.input import TextOrIds
 from gpt2c.cli.options import Commands, add_model_options
-from gpt2c.cli.scored_texts import add_scoring_command, print_line, scored_texts
+from gpt2c.cli.scored_texts import (
+    add_scoring_command,
+    cells_before,
+    columns_before,
+    scored_texts,
+)
+from gpt2c.cli.table_options import model_facts, names_output, open_output, output_format
+from gpt2c.errors import OptionError
+from gpt2c.tables import Cell, Columns, Item, TextOrIds, Texts, with_added
 
 if TYPE_CHECKING:
     from gpt2c.measure.scores import Score
     from gpt2c.model import GPT2
+
+
+# The keys of an object, and the columns of a table with a row for each token.
+_FIELDS: Final = (
+    "tokens", "ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs", "total",
+    "perplexity", "top_tokens",
+)  # fmt: skip
+_TOKEN_COLUMNS: Final[Columns] = MappingProxyType(
+    {
+        "token_index": int,
+        "token": str,
+        "id": int,
+        "logprob": float,
+        "rank": int,
+        "entropy": float,
+    }
+)
 
 
 def add_command(commands: Commands) -> None:
@@ -37,12 +62,61 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    with scored_texts(options) as (model, scored):
-        if options.color or options.html is not None:
+    is_colored = options.color or options.html is not None
+    if is_colored and names_output(options):
+        raise OptionError(
+            "--color and --html do not write a table; leave out --output and --format"
+        )
+    with scored_texts(options) as (model, texts, scored):
+        if is_colored:
             _show_colored(model, (score for _, score in scored), options)
-            return
-        for text_or_ids, score in scored:
-            print_line(_score_fields(model, text_or_ids, score))
+        elif output_format(options) == "jsonl":
+            _write_objects(model, texts, scored, options)
+        else:
+            _write_tokens(model, texts, scored, options)
+
+
+def _write_objects(
+    model: GPT2, texts: Texts, scored: Iterator[tuple[Item, Score]], options: argparse.Namespace
+) -> None:
+    """Write an object for each text."""
+    before = {k: v for k, v in columns_before(texts, options).items() if k != "ids"}
+    columns = with_added(texts.name, before, dict.fromkeys(_FIELDS))
+    with open_output(options, columns, metadata=model_facts(model, options)) as output:
+        for number, (item, score) in enumerate(scored, start=1):
+            fields = _score_fields(model, item.text, score)
+            output.write({**cells_before(before, item, number), **fields})
+
+
+def _write_tokens(
+    model: GPT2, texts: Texts, scored: Iterator[tuple[Item, Score]], options: argparse.Namespace
+) -> None:
+    """Write a row for each token: the columns of its text's row without the text, and its own."""
+    left_out = {options.column, "ids"}
+    before = {k: v for k, v in columns_before(texts, options).items() if k not in left_out}
+    own = dict(_TOKEN_COLUMNS)
+    if options.top_logprobs:
+        own |= {"top_ids": list, "top_logprobs": None}
+    columns = with_added(texts.name, {"text_id": int, **before}, own)
+    facts = model_facts(model, options)
+    with open_output(options, columns, like=texts.layout, metadata=facts) as output:
+        for number, (item, score) in enumerate(scored, start=1):
+            cells = cells_before(before, item, number)
+            cells = {"text_id": number, **{k: v for k, v in cells.items() if k not in left_out}}
+            for row in _token_rows(model, item.text, score):
+                output.write({**cells, **row})
+
+
+def _token_rows(model: GPT2, text_or_ids: TextOrIds, score: Score) -> Iterator[dict[str, Cell]]:
+    """Yield a row for each token; cells that are undefined are left out."""
+    fields = _score_fields(model, text_or_ids, score)
+    names = {"tokens": "token", "ids": "id", "logprobs": "logprob", "entropies": "entropy",
+             "ranks": "rank", "top_ids": "top_ids", "top_logprobs": "top_logprobs"}  # fmt: skip
+    for index in range(len(score.ids)):
+        row = {names[key]: values[index] for key, values in fields.items() if key in names}
+        if not row["rank"]:
+            del row["rank"]
+        yield {"token_index": index + 1, **row}
 
 
 def _show_colored(model: GPT2, scores: Iterator[Score], options: argparse.Namespace) -> None:

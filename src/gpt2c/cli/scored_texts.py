@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
-from gpt2c.cli.input import (
-    INPUT_HELP,
-    TextOrIds,
-    input_name,
-    is_json_lines,
-    open_input,
-    read_items,
-    read_text,
-)
 from gpt2c.cli.options import Commands, load_model
+from gpt2c.cli.table_options import (
+    INPUT_HELP,
+    add_input_options,
+    add_output_options,
+    names_output,
+    open_input_texts,
+    with_progress,
+)
+from gpt2c.tables import Cell, Columns, Item, TextOrIds, Texts
 
 if TYPE_CHECKING:
     from gpt2c.measure.scores import Score
@@ -32,16 +31,17 @@ def add_scoring_command(
     parser = commands.add_parser(
         name, help=f"print {results}", allow_abbrev=False,
         description=f"Reads texts and prints {results}: one JSON object per text and line, with "
-        "null for a number that is undefined or infinite. Short texts are scored in batches, so "
-        f"several lines can appear at the same time.{INPUT_HELP}",
+        "null for a number that is undefined or infinite, or a table (--format). Short texts are "
+        f"scored in batches, so several lines can appear at the same time.{INPUT_HELP}",
     )  # fmt: skip
     parser.set_defaults(run=run, top_logprobs=0)
     add = parser.add_argument
     add("file", metavar="FILE", help="a file with one text; or JSON lines (.jsonl, .ndjson), "
-        "each a text, a list of ids, or an object with \"text\" or \"ids\". "
-        "- is standard input")  # fmt: skip
+        "each a text, a list of ids, or an object with \"text\" or \"ids\"; or a table (.csv, "
+        ".tsv, .parquet) with a column \"text\". - is standard input")  # fmt: skip
     add("--lines", action="store_true", help="each line is a text; blank lines are skipped")
-    add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
+    add_input_options(parser)
+    add_output_options(parser)
     add("--bos", action="store_true", help="score the first token too, after the BOS token")
     add("--special-tokens", action="store_true", help="encode special tokens in a text, for "
         "example <|endoftext|>, as one token each instead of plain characters")  # fmt: skip
@@ -53,42 +53,44 @@ def add_scoring_command(
 @contextmanager
 def scored_texts(
     options: argparse.Namespace,
-) -> Iterator[tuple[GPT2, Iterator[tuple[TextOrIds, Score]]]]:
-    """Provide the model and an iterator over the texts with their scores; close the model at exit.
+) -> Iterator[tuple[GPT2, Texts, Iterator[tuple[Item, Score]]]]:
+    """Provide the model, the input and its texts with their scores; close the model at exit.
 
-    The iterator reads and scores texts lazily. Raises OptionError, OSError, and the errors of
-    from_pretrained and GPT2.score.
+    The iterator reads and scores texts lazily. Raises OptionError, TableError, OSError, and the
+    errors of from_pretrained and GPT2.score.
     """
-    with open_input(options.file) as file, load_model(options) as model:
-        yield model, _scored(model, file, options)
+    with open_input_texts(options, lines=options.lines) as texts, load_model(options) as model:
+        yield model, texts, _scored(model, texts, options)
 
 
-def print_line(result: dict[str, Any]) -> None:
-    """Print one text's result as a line of JSON."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
+def columns_before(texts: Texts, options: argparse.Namespace) -> Columns:
+    """Return the input's columns, which come before a result's own; else "text_id".
+
+    There are none if JSON objects are printed for texts that are not from a table, as by default.
+    """
+    if texts.layout.format in ("txt", "jsonl") and not names_output(options):
+        return {}
+    return texts.types or {"text_id": int}
 
 
-def _scored(
-    model: GPT2, file: BinaryIO, options: argparse.Namespace
-) -> Iterator[tuple[TextOrIds, Score]]:
-    waiting: deque[TextOrIds] = deque()  # texts that were read, but whose scores are not yet known
+def cells_before(columns: Columns, item: Item, number: int) -> dict[str, Cell]:
+    """Return the cells of an input's row that come before its result; `number` counts the texts."""
+    if not columns:
+        return {}
+    return {"text_id": number} if item.row is None else dict(item.row)
 
-    def texts() -> Iterator[TextOrIds]:
-        for text_or_ids in _read_texts(file, options):
-            waiting.append(text_or_ids)
-            yield text_or_ids
 
-    for score in model.score(
-        texts(), bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
+def _scored(model: GPT2, texts: Texts, options: argparse.Namespace) -> Iterator[tuple[Item, Score]]:
+    waiting: deque[Item] = deque()  # texts that were read, but whose scores are not yet known
+
+    def read() -> Iterator[TextOrIds]:
+        for item in texts:
+            waiting.append(item)
+            yield item.text
+
+    scores = model.score(
+        read(), bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
         top_logprobs=options.top_logprobs,
-    ):  # fmt: skip
+    )  # fmt: skip
+    for score in with_progress(scores, texts.extent, options):
         yield waiting.popleft(), score
-
-
-def _read_texts(file: BinaryIO, options: argparse.Namespace) -> Iterator[TextOrIds]:
-    name, is_json = input_name(options.file), is_json_lines(options)
-    if not is_json and not options.lines:
-        yield read_text(file, name)
-        return
-    for _, text_or_ids in read_items(file, name, is_json=is_json, key="text"):
-        yield text_or_ids

@@ -1,0 +1,127 @@
+"""Options that name inputs of texts and output tables, shared by all commands that have them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Final, TypeVar
+
+import gpt2c
+from gpt2c.cli.options import shows_progress
+from gpt2c.errors import OptionError
+from gpt2c.progress import with_input_bar
+from gpt2c.tables import Columns, Extent, Layout, TableWriter, Texts, create_table, open_texts
+from gpt2c.tables.formats import TABLE_FORMATS, TEXT_FORMATS, table_format
+from gpt2c.tables.writing import Metadata
+
+INPUT_HELP: Final = (
+    "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
+    "CRLF, CR and LF all end a line."
+)
+_T = TypeVar("_T")
+
+
+def add_input_options(parser: argparse.ArgumentParser, column: str = "text") -> None:
+    """Add --column, --input-format, --jsonl and --delimiter; `column` is the default column."""
+    add = parser.add_argument
+    add("--column", metavar="NAME", default=column, help="the column of the texts in a table, or "
+        f"their key in JSON lines; default: {column}")  # fmt: skip
+    add("--input-format", choices=TEXT_FORMATS, help="the format of FILE; default: by its name "
+        "(.txt, .csv, .tsv, .jsonl, .ndjson, .parquet), else txt")  # fmt: skip
+    add("--jsonl", action="store_true", help="FILE is JSON lines, whatever its name")
+    add("--delimiter", metavar="CHAR", help="the character between the cells of a CSV or TSV FILE: "
+        "one character, or tab; default: comma, semicolon or tab, whichever the first line "
+        "has")  # fmt: skip
+
+
+def open_input_texts(
+    options: argparse.Namespace, *, lines: bool = False
+) -> AbstractContextManager[Texts]:
+    """Open the texts of FILE; `lines` reads plain text line by line.
+
+    Raises OptionError, TableError or OSError.
+    """
+    if options.jsonl and options.input_format not in (None, "jsonl"):
+        raise OptionError(f"--jsonl contradicts --input-format {options.input_format}")
+    return open_texts(
+        options.file,
+        column=options.column,
+        format="jsonl" if options.jsonl else options.input_format,
+        lines=lines,
+        delimiter=options.delimiter,
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Add --output, --format, --missing and --metadata."""
+    add = parser.add_argument
+    add("--output", metavar="FILE", default="-", help="write the results to a file, which appears "
+        "when it is complete; default: standard output")  # fmt: skip
+    add("--format", choices=TABLE_FORMATS, help="the format of the results; default: by the name "
+        "of the output (.csv, .tsv, .jsonl, .ndjson, .parquet), else jsonl")  # fmt: skip
+    add("--missing", metavar="TEXT", default="", help="what CSV and TSV have for a number that is "
+        "undefined or infinite, for example NA for R; default: nothing")  # fmt: skip
+    add("--metadata", action="store_true", help="begin CSV and TSV with lines \"# key: value\" "
+        "about the model, and JSON lines with such an object; Parquet has this in its "
+        "metadata")  # fmt: skip
+
+
+def output_format(options: argparse.Namespace) -> str:
+    """Return the format of the results. Raises OptionError if nothing names it."""
+    if options.output == "-":
+        return options.format or "jsonl"
+    return table_format(options.output, options.format, "--format")
+
+
+def model_facts(model: gpt2c.GPT2, options: argparse.Namespace) -> Metadata:
+    """Return what a table of results says about the model: its name, dtype and arithmetic."""
+    return {
+        "gpt2c": gpt2c.__version__,
+        "arithmetic": gpt2c.ARITHMETIC,
+        "model": options.model or "tales",
+        "dtype": model.dtype,
+        "backend": model.backend,
+    }
+
+
+def names_output(options: argparse.Namespace) -> bool:
+    """Return whether --output or --format is given."""
+    return options.output != "-" or options.format is not None
+
+
+def open_output(
+    options: argparse.Namespace,
+    columns: Columns,
+    *,
+    like: Layout | None = None,
+    metadata: Metadata | None = None,
+) -> AbstractContextManager[TableWriter]:
+    """Open the output for writing; the arguments are those of create_table.
+
+    Raises what create_table raises.
+    """
+    return create_table(
+        options.output,
+        columns,
+        format=output_format(options),
+        like=like,
+        missing=options.missing,
+        metadata=metadata,
+        metadata_lines=options.metadata,
+    )
+
+
+def with_progress(
+    results: Iterable[_T], extent: Extent, options: argparse.Namespace
+) -> Iterator[_T]:
+    """Yield the results, and show in a bar how much of the input was read.
+
+    The bar needs tqdm and is on standard error. There is none if standard error is no terminal, or
+    if the results go to a terminal.
+    """
+    to_terminal = options.output == "-" and sys.stdout is not None and sys.stdout.isatty()
+    if to_terminal or not shows_progress():
+        return iter(results)
+    return with_input_bar(results, extent.read, extent.total, extent.unit)
