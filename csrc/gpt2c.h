@@ -215,13 +215,14 @@ typedef struct {
 
 /* More measures of the distribution p at each position. Its row of `values` has, in this order and
  * as far as they are wanted, the second moment of log p, the Renyi entropies, the log-probabilities
- * of the sets, and the cross-entropy with another model's distribution; all NaN if log_prob is. */
+ * of the sets, and the cross-entropy with another model's distribution and its log-probability of
+ * the target; all NaN if log_prob is. */
 typedef struct {
     int32_t has_second_moment;
     int32_t n_orders, n_sets;
     const float *orders;       /* [n_orders], above 0, other than 1; may be infinite */
     const float *sets;         /* [n_sets, n_vocab]: 0 for an id of the set, else -infinity */
-    const float *other_logits; /* [n, n_vocab], or NULL for no cross-entropy */
+    const float *other_logits; /* [n, n_vocab], or NULL for no other model */
     int32_t n_values;          /* in a row */
     float *values;             /* [n, n_values] */
 } gpt2c_measures;

@@ -486,7 +486,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Score):
         fields = (
             "ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs", "second_moments",
-            "renyi_entropies", "set_logprobs", "cross_entropies",
+            "renyi_entropies", "set_logprobs", "cross_entropies", "other_logprobs",
+            "end_cross_entropy",
         )  # fmt: skip
         return tuple(plain(getattr(value, name)) for name in fields)
     if isinstance(value, Completion):

@@ -26,7 +26,7 @@ OPTIONS = {
 }
 ARRAYS = (
     "ids", "logprobs", "ranks", "entropies", "top_ids", "top_logprobs", "second_moments",
-    "renyi_entropies", "set_logprobs", "cross_entropies",
+    "renyi_entropies", "set_logprobs", "cross_entropies", "other_logprobs",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_the_values_follow_their_definitions():
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.25, 0.5])
     sets = np.array([[0, -np.inf, 0]], dtype=np.float32)
     measures = Measures(True, (0.5, 2.0, math.inf), sets, object())
-    found = measured_values(np.log(p)[None], measures, np.log(q)[None])
+    found = measured_values(np.log(p)[None], measures, np.array([1]), np.log(q)[None])
     expected = [
         (p * np.log(p) ** 2).sum(),
         2 * math.log(np.sqrt(p).sum()),
@@ -72,6 +72,7 @@ def test_the_values_follow_their_definitions():
         math.log(2),
         math.log(0.7),
         -(p * np.log(q)).sum(),
+        math.log(0.25),
     ]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)  # float32 rounds to 6e-8
 
@@ -83,7 +84,7 @@ def test_scores_have_the_oracles_values(model, other):
     sets = np.full((3, N_VOCAB), -np.inf, dtype=np.float32)
     sets[0, [0, 3, 7]] = sets[2] = 0
     measures = Measures(True, (0.5, 2.0, math.inf), sets, object())
-    exact = measured_values(logits, measures, other_logits)
+    exact = measured_values(logits, measures, np.array(ids[1:]), other_logits)
     assert math.isnan(score.second_moments[0])
     # A value is a sum of 50 terms of one sign, or its log, or that divided by 1/2. The terms' exps
     # have arguments below 20 with an error of 2^-24 of them; sums add a few roundings.
@@ -92,15 +93,53 @@ def test_scores_have_the_oracles_values(model, other):
     np.testing.assert_allclose(score.renyi_entropies[1:], exact[:, 1:4], **close)
     np.testing.assert_allclose(score.set_logprobs[1:], exact[:, 4:7], **close)
     np.testing.assert_allclose(score.cross_entropies[1:], exact[:, 7], **close)
+    np.testing.assert_allclose(score.other_logprobs[1:], exact[:, 8], **close)
     assert np.all(np.isneginf(score.set_logprobs[1:, 1]))  # the empty set
     plain = model.score(ids)
     assert np.array_equal(plain.logprobs, score.logprobs, equal_nan=True)
-    assert plain.second_moments is None
+    assert plain.second_moments is plain.other_logprobs is plain.end_cross_entropy is None
 
 
 def test_the_cross_entropy_of_a_model_with_itself_is_its_entropy(model):
     score = model.score(random_ids(40), other=model)
     np.testing.assert_allclose(score.cross_entropies[1:], score.entropies[1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 79, 80, 81, 160, 161, 200])
+@pytest.mark.parametrize("stride", [None, 13, 80])
+def test_the_end_of_a_text_is_measured(model, other, n, stride):
+    """The cross-entropy after the last token is that before any token that could follow."""
+    ids = random_ids(n)
+    score = model.score(ids, other=other, stride=stride)
+    assert len(score.logprobs) == len(score.other_logprobs) == len(score.cross_entropies) == n
+    if n == 1:
+        assert score.end_cross_entropy is None
+        assert model.score(ids, bos=True, other=other).end_cross_entropy is not None
+        return
+    alone = other.score(ids, stride=stride)
+    np.testing.assert_allclose(score.other_logprobs, alone.logprobs, rtol=1e-4, atol=1e-5)
+    begin = 0
+    while begin + 80 < n:
+        begin += stride or 40
+    # Windows that do not overlap begin one token earlier; a full one leaves no room for the end.
+    begin -= stride == 80 and begin > 0
+    window = ids[begin:] if n - begin <= 80 else ids[-1:]
+    exact = measured_values(
+        model.logits(window), Measures(other=object()), np.array(window), other.logits(window)
+    )
+    assert score.end_cross_entropy == pytest.approx(exact[-1, 0], rel=1e-5)
+
+
+def test_the_end_of_each_of_many_texts_is_measured(model, other, backend):
+    """Texts that begin alike, one of which goes on where another one ends."""
+    ids = random_ids(70)
+    texts = [ids, ids[:40], [*ids[:40], 1, 2, 3], ids[:39], ids, ids[:1], []]
+    found = model.score(texts, other=other)
+    for text, score in zip(texts, found, strict=True):
+        (alone,) = model.score([text], other=other)
+        assert is_same(score, alone, backend)
+        ends = np.array([score.end_cross_entropy, alone.end_cross_entropy], dtype=np.float32)
+        assert is_equal(ends[:1], ends[1:], backend)
 
 
 @needs_engine
@@ -117,7 +156,7 @@ def test_kernels_give_the_same_bits_on_every_instruction_set(n_vocab):
         results = [_engine.measures(isa, logits, 0.5, added, other) for isa in ISAS]
         assert len(set(map(str, results))) == 1
         measures = Measures(True, (0.5,), added[None], object())
-        exact = measured_values(logits[None], measures, other[None])[0]
+        *exact, _ = measured_values(logits[None], measures, np.array([0]), other[None])[0]
         # Up to 60 * 4 = 240 is multiplied by roundings of 2^-24, and 64 + 4 + 3 terms are added.
         np.testing.assert_allclose(results[0], exact, rtol=5e-5, atol=5e-5)
 
@@ -125,7 +164,7 @@ def test_kernels_give_the_same_bits_on_every_instruction_set(n_vocab):
 def test_a_nan_makes_all_values_nan():
     logits = np.array([[1, np.nan, 2], [1, np.inf, 2], [0, 0, 0]], dtype=np.float32)
     measures = Measures(True, (2.0, math.inf), np.zeros((1, 3), dtype=np.float32))
-    found = measured_values(logits, measures)
+    found = measured_values(logits, measures, np.zeros(3, dtype=int))
     assert np.isnan(found[:2]).all()
     assert not np.isnan(found[2]).any()
     assert np.isnan(token_scores(logits, np.zeros(3, dtype=int), 0)[0]["log_prob"][:2]).all()

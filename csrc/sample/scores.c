@@ -5,8 +5,8 @@
 #include "fpenv.h"
 #include "sample/candidates.h"
 
-/* Writes the values of a position; its logits have this log_sum_exp. */
-static void measure(const gpt2c_model *m, const float *logits, float log_sum_exp,
+/* Writes the values of a position, whose target is `token`; its logits have this log_sum_exp. */
+static void measure(const gpt2c_model *m, const float *logits, float log_sum_exp, int32_t token,
                     const gpt2c_measures *measures, size_t at) {
     size_t n_vocab = (size_t)m->config.n_vocab;
     int n = m->config.n_vocab, is_nan = log_sum_exp != log_sum_exp;
@@ -27,6 +27,7 @@ static void measure(const gpt2c_model *m, const float *logits, float log_sum_exp
         float other_log_sum_exp, other_entropy;
         m->kernels->log_sum_exp(other, n, &other_log_sum_exp, &other_entropy);
         *value++ = m->kernels->cross_entropy(logits, n, log_sum_exp, other, other_log_sum_exp);
+        *value++ = other[token] - other_log_sum_exp;
     }
 }
 
@@ -46,7 +47,7 @@ void score_token(const gpt2c_model *m, const float *logits, int32_t token,
         scores->top[at * (size_t)n_top + (size_t)i] = (gpt2c_alternative){log_prob, id};
     }
     if (scores->measures)
-        measure(m, logits, log_sum_exp, scores->measures, at);
+        measure(m, logits, log_sum_exp, token, scores->measures, at);
 }
 
 void gpt2c_log_probs(const gpt2c_model *model, float *logits, int32_t n_rows) {

@@ -239,7 +239,7 @@ class Model:
                 rows = slice(begin, begin + SCORE_ROWS)
                 fed_rows, n = fed[n_unscored:][rows], len(scored[rows])
                 logits, *other_logits = (sequence.feed(fed_rows, n) for sequence in fed_sequences)
-                values = measured_values(logits, measures, *other_logits)
+                values = measured_values(logits, measures, scored[rows], *other_logits)
                 parts.append((*token_scores(logits, scored[rows], n_top), values))
         scores, top, all_values = zip(*parts, strict=True)
         return np.concatenate(scores), np.concatenate(top), np.concatenate(all_values)

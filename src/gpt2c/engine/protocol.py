@@ -273,7 +273,7 @@ class Measures:
         sum of p over each set is measured.
     other
         A model q of the same vocabulary on the same engine, or None. The cross-entropy, minus the
-        sum of p * log q, is measured.
+        sum of p * log q, and log q of the target are measured.
 
     A position's n_values values are in this order, in nats. All are NaN if a logit is NaN.
     """
@@ -287,7 +287,7 @@ class Measures:
     def n_values(self) -> int:
         """The number of values at each position."""
         n = int(self.second_moment) + len(self.orders) + len(self.sets)
-        return n + (self.other is not None)
+        return n + 2 * (self.other is not None)
 
 
 class EngineSharedWaiter(Protocol):

@@ -24,7 +24,7 @@ from gpt2c.engine.protocol import (
 )
 from gpt2c.errors import NumericalError
 from gpt2c.measure.scores import Score
-from gpt2c.measure.windows import Window, find_sources, windows_of
+from gpt2c.measure.windows import Window, find_sources, windows_of, with_end
 
 # The max number of KV cache pages that the windows of one call of the engine may use, and the max
 # number that earlier windows may keep for others to copy. (MAX_ROWS limits a call's rows.) 32 pages
@@ -144,6 +144,8 @@ class _Scorer:
         windows = windows_of(
             text.ids, max(text.n_given, 1), self._engine.n_positions, self._options.stride
         )
+        if self._options.measures.other is not None:
+            windows = with_end(windows, text.ids, self._engine.n_positions)
         queued.tasks = [_Task(window) for window in windows]
         for task in queued.tasks:
             if self._is_enough(task):
@@ -307,13 +309,17 @@ def _joined(queued: _QueuedText, index: int, options: ScoringOptions) -> Score:
         *(task.scores for task in queued.tasks if task.scores is not None),
     ]
     scores, top, values = map(np.concatenate, zip(*found, strict=True))
-    n_before = len(ids) - len(scores)  # 1 if nothing precedes the first token, else 0
+    # The last target is not the text's if with_end added it.
+    n_scored = len(scores) - (measures.other is not None and bool(queued.tasks))
+    n_before = len(ids) - n_scored  # 1 if nothing precedes the first token, else 0
     if np.isnan(scores["log_prob"]).any():
         position = n_before + int(np.flatnonzero(np.isnan(scores["log_prob"]))[0])
         raise NumericalError(
             f"text {index}: a logit at position {position} is NaN; do the weights have NaN or "
             "infinite values?"
         )
+    end_value = float(values[-1, -2]) if n_scored < len(scores) else None
+    scores, top, values = scores[:n_scored], top[:n_scored], values[:n_scored]
     nans = np.full(n_before, np.nan, dtype=np.float32)
     no_top = np.full((n_before, n_top), -1, dtype=np.int32)
     top_ids = np.concatenate([no_top, top["id"]])
@@ -331,5 +337,7 @@ def _joined(queued: _QueuedText, index: int, options: ScoringOptions) -> Score:
         second_moments=values[:, 0] if measures.second_moment else None,
         renyi_entropies=values[:, first : first + n_orders],
         set_logprobs=values[:, first + n_orders :][:, : len(measures.sets)],
-        cross_entropies=values[:, -1] if measures.other is not None else None,
+        cross_entropies=values[:, -2] if measures.other is not None else None,
+        other_logprobs=values[:, -1] if measures.other is not None else None,
+        end_cross_entropy=end_value,
     )

@@ -52,6 +52,21 @@ def windows_of(ids: NDArray[np.int32], n_given: int, n_positions: int, stride: i
     return windows
 
 
+def with_end(windows: list[Window], ids: NDArray[np.int32], n_positions: int) -> list[Window]:
+    """Let the windows of a text score one more target, after its last id; which id is arbitrary.
+
+    So the distribution after the text is measured. Without windows nothing is added.
+    """
+    if not windows:
+        return windows
+    *before, last = windows
+    end = np.zeros(1, dtype=np.int32)
+    if len(last.fed) < n_positions:
+        fed = np.concatenate([last.fed, ids[-1:]])
+        return [*before, Window(fed, np.concatenate([last.targets, end]))]
+    return [*windows, Window(ids[-1:], end)]  # windows that do not overlap; see windows_of
+
+
 def find_sources(windows: Sequence[Window]) -> list[Source | None]:
     """Return for each window the one to copy a prefix from; None if no prefix is long enough.
 

@@ -130,7 +130,8 @@ class GPT2(GeneratingModel):
             Sets of ids. Return the log of each set's probability too.
         other
             Another model q, of the same vocabulary and backend. Return the cross-entropy too: minus
-            the sum of p log q, which is what q's surprisal would be on average.
+            the sum of p log q, which is what q's surprisal would be on average; and log q of each
+            token.
 
         Raises OptionError, OptionTypeError or TokenizerError; NumericalError if the weights give a
         NaN logit; CacheMemoryError; and ClosedError.

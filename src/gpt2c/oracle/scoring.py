@@ -41,11 +41,15 @@ def token_scores(logits: NDArray[Any], ids: NDArray[Any], n_top: int) -> Scores:
 
 
 def measured_values(
-    logits: NDArray[Any], measures: Measures, other_logits: NDArray[Any] | None = None
+    logits: NDArray[Any],
+    measures: Measures,
+    ids: NDArray[Any],
+    other_logits: NDArray[Any] | None = None,
 ) -> NDArray[np.float32]:
     """Return the values of `measures` for logits [n, n_vocab]: float32 [n, n_values].
 
-    other_logits, of the same shape, are those of measures.other.
+    ids, int [n], are the scored ones. other_logits, of the logits' shape, are those of
+    measures.other.
     """
     log_p = log_probabilities(logits)
     p = np.exp(log_p)
@@ -60,7 +64,9 @@ def measured_values(
                 values.append(_log_sum_exp(order * log_p) / (1 - order))
         values.extend(_log_sum_exp(log_p + added) for added in measures.sets)
         if other_logits is not None:
-            values.append(-_expectation(p, log_probabilities(other_logits)))
+            log_q = log_probabilities(other_logits)
+            values.append(-_expectation(p, log_q))
+            values.append(log_q[np.arange(len(log_q)), ids])
     found = np.array(values, dtype=np.float64).reshape(len(values), len(logits))
     found[:, np.isnan(log_p).any(axis=1)] = np.nan
     return found.T.astype(np.float32)
