@@ -51,8 +51,8 @@ class Score:
         or if no token has a log-probability. Binoculars needs it.
 
     The properties mean_logprob, mean_log_rank, mean_entropy, lrr, curvature and binoculars are
-    statistics that papers on the detection of generated text use (docs/detection.md); all are NaN if
-    no token has a log-probability.
+    statistics from papers on the detection of generated text (docs/detection.md); all are NaN if no
+    token has a log-probability.
     """
 
     ids: NDArray[np.int32]
