@@ -34,13 +34,14 @@ def add_command(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from gpt2c.checks.options import integer
     from gpt2c.cli import bench_speed
+    from gpt2c.look.plots import new_figure
 
     repeats = integer("--repeats", options.repeats, 1, 1000)
     if options.dtype == "all":
         _bench_dtypes(options, repeats)
         return
     if options.plot:
-        bench_speed.new_figure()  # if matplotlib is missing, fail before the measurements
+        new_figure()  # if matplotlib is missing, fail before the measurements
     measurements = []
     with load_model(options) as model:
         name = options.model or "tales (embedded)"

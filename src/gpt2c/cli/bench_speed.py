@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.engine.protocol import Plan
-from gpt2c.errors import MissingDependencyError, OptionError
+from gpt2c.errors import OptionError
 from gpt2c.files import replace_file
 from gpt2c.formats.tensors import PackedSource
+from gpt2c.look.plots import new_figure
 from gpt2c.weights.loading import loaded_checkpoint
 
 if TYPE_CHECKING:
@@ -303,23 +304,12 @@ def json_fields(m: Measurement) -> dict[str, Any]:
     return {**asdict(m), "median": m.median}
 
 
-def new_figure() -> Any:
-    """Return an empty matplotlib Figure. Raises MissingDependencyError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError(
-            "--plot needs the package matplotlib: pip install matplotlib (the extra gpt2c[plot])"
-        ) from None
-    return Figure(layout="constrained")
-
-
 def plot(measurements: list[Measurement], title: str, path: str) -> None:
     """Draw speeds and their shares of the machine's limits; write a PNG file to `path`.
 
     Raises MissingDependencyError without matplotlib, and OSError if the file cannot be written.
     """
-    figure = new_figure()
+    figure = new_figure("constrained")
     speeds = [m for m in measurements if m.unit == "tok/s"]
     names = [m.name for m in speeds]
     figure.set_size_inches(10, 0.6 * len(speeds) + 1.6)

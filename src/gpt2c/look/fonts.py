@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -21,11 +22,17 @@ def shown(text: str, max_length: int = 28) -> str:
     """Return a text on one line without outer spaces and control characters, cut if it is long."""
     if text and not text.strip(" "):
         text = "\u2423" * len(text)
-    text = "".join(
-        _SPACES.get(char, char) if char.isprintable() or char in _SPACES else f"<{ord(char):X}>"
-        for char in text.strip(" ")
-    )
+    text = "".join(map(_shown_character, text.strip(" ")))
     return text if len(text) <= max_length else f"{text[: max_length - 1]}\u2026"
+
+
+def _shown_character(char: str) -> str:
+    if char in _SPACES:
+        return _SPACES[char]
+    if char.isprintable():
+        return char
+    # What only joins letters or sets their direction is left out.
+    return "" if unicodedata.category(char) == "Cf" else f"<U+{ord(char):04X}>"
 
 
 class Fonts:
@@ -60,15 +67,17 @@ class Fonts:
 
     @cached_property
     def _renderer(self) -> Any:
-        from matplotlib.backends.backend_agg import RendererAgg
+        from matplotlib.backends import backend_agg
 
-        return RendererAgg(1, 1, _POINTS_PER_INCH)
+        make: Any = backend_agg.RendererAgg  # without type hints
+        return make(1, 1, _POINTS_PER_INCH)
 
 
 def find_fonts(texts: Iterable[str]) -> Fonts:
     """Return the fonts for texts: matplotlib's own, and installed ones for what that lacks."""
     from matplotlib import font_manager
 
+    # A character is shown as at most 10.
     wanted = {char for text in texts for char in shown(text, len(text) * 10)}
     families = [_DEFAULT]
     wanted -= _characters_of(font_manager.findfont(_DEFAULT))

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ _ROW_WIDTH: Final = _WIDTH - _LEFT - _RIGHT
 _ROW_HEIGHT: Final = 1.0
 _WORDS_HEIGHT: Final = 0.35
 _NAME_HEIGHT: Final = 0.3
-_TOP: Final = 0.75
+_TOP: Final = 0.6
 _BOTTOM: Final = 0.15
 _SCATTER: Final = 3.4
 _BAR_WIDTHS: Final = (0.18, 0.13)  # of one model, and of each of two
@@ -71,7 +71,7 @@ class _Row(NamedTuple):
     centers: list[float]
 
 
-def new_figure() -> Figure:
+def new_figure(layout: Literal["constrained"] | None = None) -> Figure:
     """Return an empty figure. Raises MissingDependencyError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -79,7 +79,7 @@ def new_figure() -> Figure:
         raise MissingDependencyError(
             "--plot needs the package matplotlib: pip install matplotlib (the extra gpt2c[plot])"
         ) from None
-    return Figure()
+    return Figure(layout=layout)
 
 
 def check_plot_path(path: str | os.PathLike[str]) -> str:
@@ -124,7 +124,7 @@ def word_figure(
     names = [text for text in texts if text.name]
     height = _TOP + len(rows) * (_ROW_HEIGHT + _WORDS_HEIGHT) + _NAME_HEIGHT * len(names) + _BOTTOM
     if len(labels) == 2:
-        height += _SCATTER + 1
+        height += _SCATTER + 1.1
     figure.set_size_inches(_WIDTH, height)
     axis_label = f"{quantity} ({unit})"
     limits = _limits([values for text in texts for values in text.values])
@@ -143,7 +143,7 @@ def word_figure(
         y += _ROW_HEIGHT + _WORDS_HEIGHT
     _draw_heading(figure, title, labels, texts, unit, fonts)
     if len(labels) == 2:
-        axes = _add_axes(figure, _LEFT, y + 0.4, _SCATTER, _SCATTER)
+        axes = _add_axes(figure, _LEFT, y + 0.5, _SCATTER, _SCATTER)
         _draw_scatter(axes, texts, labels, axis_label, fonts)
     return figure
 
@@ -197,8 +197,8 @@ def _warn_of(missing: Sequence[str]) -> None:
     first = missing[0]
     warnings.warn(
         f"no font of this system has {len(missing)} of the characters, such as {first!a} "
-        f"(U+{ord(first):04X}); they are drawn as boxes. Install a font that has them, for "
-        "example Noto Sans CJK for Chinese, Japanese and Korean",
+        f"(U+{ord(first):04X}); they are drawn as boxes. Install a font that has them, such "
+        "as Noto Sans, or Noto Sans CJK for Chinese, Japanese and Korean",
         Gpt2cWarning,
         stacklevel=3,
     )
@@ -263,6 +263,9 @@ def _draw_row(axes: Axes, row: _Row, limits: tuple[float, float], fonts: Fonts) 
     for label, missing in zip(axes.get_xticklabels(), is_missing, strict=True):
         label.set_color(_GREY if missing else "black")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    if limits[0] < 0:
+        axes.spines["bottom"].set_visible(False)
+        axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlim(0, _ROW_WIDTH)
     axes.set_ylim(*limits)
 
@@ -280,13 +283,14 @@ def _draw_heading(
 
     height = figure.get_size_inches()[1]
     text = fonts.drawable(shown(title, 100))
-    options = {"family": fonts.families, "parse_math": False}
+    options: dict[str, Any] = {"family": fonts.families, "parse_math": False}
     figure.text(_LEFT / _WIDTH, 1 - 0.25 / height, text, fontsize=12, va="center", **options)
     handles = []
     for model, label in enumerate(labels):
         values = np.concatenate([np.asarray(text.values[model]) for text in texts])
         values = values[~np.isnan(values)]
-        mean = f": mean {values.mean():.2f} {unit}" if len(values) else ""
+        with np.errstate(invalid="ignore"):  # of infinities of both signs
+            mean = f": mean {values.mean():.2f} {unit}" if len(values) else ""
         name = fonts.drawable(shown(label, 60))
         handles.append(Patch(color=COLORS[model], label=f"{name}{mean}"))
     legend = figure.legend(
@@ -312,7 +316,7 @@ def _draw_scatter(
     axes.plot([low, high], [low, high], color=_GREY, linewidth=0.8, linestyle="--")
     axes.scatter(x[is_finite], y[is_finite], s=14, color=COLORS[0], alpha=0.6, linewidths=0)
     indices = np.flatnonzero(is_finite)
-    differences = np.abs(x - y)[indices]
+    differences = np.abs(x[indices] - y[indices])
     for index in indices[np.argsort(-differences, kind="stable")[:_N_NAMED]]:
         word = fonts.drawable(shown(words[index]))
         axes.annotate(
@@ -320,7 +324,11 @@ def _draw_scatter(
             fontsize=_WORD_SIZE, family=fonts.families, parse_math=False,
         )  # fmt: skip
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    for set_label, label in zip((axes.set_xlabel, axes.set_ylabel), labels, strict=True):
+    axes.set_title(
+        "Each point is a word. On the dashed line both models agree.", loc="left", fontsize=9
+    )
+    for axis, label in zip((axes.xaxis, axes.yaxis), labels, strict=True):
         name = fonts.drawable(shown(label, 40))
-        set_label(f"{name}, {axis_label}", fontsize=9, family=fonts.families, parse_math=False)
+        axis.set_label_text(f"{name}, {axis_label}", fontsize=9, family=fonts.families)
+        axis.label.set_parse_math(False)
     axes.grid(color="#DDDDDD", linewidth=0.6)
