@@ -36,6 +36,7 @@ NOT_AT_START = {
     "gpt2c.schedule.searching": "only beam search",
     "gpt2c.schedule.runner": "only the scheduler",
     "gpt2c.scheduler": "only the scheduler",
+    "gpt2c.tables": "only the command line and results as tables",
     "gpt2c.weights.checkpoint.gguf": "only GGUF files, like the other loaders",
     "gpt2c.weights.checkpoint.openai": "only OpenAI's files",
 }

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpt2c
-from gpt2c.tables import create_table, open_table, open_texts, with_added
+from gpt2c.tables import create_table, open_table, open_texts, to_frame, with_added
 from gpt2c.tables import source as source_module
 
 BOM = b"\xef\xbb\xbf"
@@ -354,3 +354,48 @@ def test_texts_of_every_format_are_the_same(tmp_path):
             items = list(found)
         assert [item.text for item in items] == texts
         assert [str(item.row["item"]) for item in items] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_columns_become_a_frame(kind):
+    package = pytest.importorskip(kind)
+    columns = {
+        "word": ["a", "b"],
+        "surprisal": np.array([0.5, np.nan], dtype=np.float32),
+        "rank": np.array([1, 2], dtype=np.int32),
+        "ids": [[1, 2], []],
+    }
+    frame = to_frame(columns, kind, {"model": "tales"})
+    assert isinstance(frame, package.DataFrame)
+    assert list(frame.columns) == list(columns)
+    assert frame["word"].to_list() == columns["word"]
+    assert [list(ids) for ids in frame["ids"]] == columns["ids"]
+    for name in ("surprisal", "rank"):
+        found = frame[name].to_numpy()
+        assert found.dtype == columns[name].dtype
+        np.testing.assert_array_equal(found, columns[name])
+    if kind == "pandas":
+        assert frame.attrs == {"model": "tales"}
+
+
+def test_frames_that_cannot_be_made(monkeypatch):
+    with pytest.raises(gpt2c.OptionError, match="kind is 'spark'; it must be one of 'pandas'"):
+        to_frame({}, "spark")
+    with pytest.raises(gpt2c.TableError, match=r"different lengths: {'a': 1, 'b': 2}"):
+        to_frame({"a": [1], "b": [1, 2]}, "pandas")
+    for kind in ("pandas", "polars"):
+        monkeypatch.setitem(sys.modules, kind, None)
+        with pytest.raises(gpt2c.MissingDependencyError, match=f"pip install {kind}"):
+            to_frame({"a": [1]}, kind)
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "gpt2c.tables.parquet", raising=False)
+    for call in (
+        lambda: read(written(tmp_path / "t.parquet", b"")),
+        lambda: write(str(tmp_path / "u.parquet"), {"a": str}, []),
+    ):
+        with pytest.raises(gpt2c.MissingDependencyError, match=r"pip install 'gpt2c\[parquet\]'"):
+            call()
+    assert os.listdir(tmp_path) == ["t.parquet"]

@@ -6,7 +6,6 @@ Other modules use these functions instead of the system's calls, and work everyw
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -116,22 +115,32 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     Until then a file at `path` is unchanged, and it stays if the block raises. A link is followed.
     A pipe or a device is written directly. Raises OSError.
     """
-    target = long_path(Path(os.path.realpath(path)))
-    status = target.stat() if target.exists() else None
+    given = long_path(Path(path))
+    status = given.stat() if given.exists() else None
     if status is not None and not stat.S_ISREG(status.st_mode):
-        with open(target, "wb") as file:  # a folder raises an error here
+        with open(given, "wb") as file:  # a folder raises an error here
             yield file
         return
+    target = long_path(Path(os.path.realpath(path)))
     with ExitStack() as stack:
-        try:
+        with _naming(path):
             folder = stack.enter_context(temporary_folder(target.parent))
-        except OSError as error:  # it names the temporary folder; the caller knows only the path
-            raise OSError(error.errno, error.strerror, path) from None
         written = folder / "written"
         with open(written, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if status is not None:
-            shutil.copymode(target, written)
-        replace_file(written, target)
+            with _naming(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _naming(path):
+            if status is not None:
+                os.chmod(written, stat.S_IMODE(status.st_mode))
+            replace_file(written, target)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Let an OSError name the path that the caller knows, not a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None

@@ -10,11 +10,13 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 
+from gpt2c.checks.names import choice as choice
+from gpt2c.checks.names import did_you_mean as did_you_mean
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
 
@@ -78,23 +80,6 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise OptionTypeError(f"{name} is {show(value)}; it must be True or False")
     return value
-
-
-def choice(name: str, value: object, choices: Sequence[str]) -> str:
-    """Return a string that is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        allowed = ", ".join(map(repr, choices))
-        error = OptionError if isinstance(value, str) else OptionTypeError
-        raise error(f"{name} is {show(value)}; it must be one of {allowed}")
-    return value
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a "did you mean ...?" suffix for an unknown name; empty if no name is similar."""
-    import difflib
-
-    found = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def shows_options(

@@ -7,12 +7,11 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from gpt2c._version import __version__
-from gpt2c.checks.untrusted import show
+from gpt2c.checks.names import file_name
 from gpt2c.coloring.spans import (
     CLASS_NAMES,
     HasTokenBytes,
@@ -24,8 +23,8 @@ from gpt2c.coloring.spans import (
     summary,
 )
 from gpt2c.coloring.visible import one_line, visible
-from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.files import long_path, replace_file, temporary_folder
+from gpt2c.errors import OptionError
+from gpt2c.files import long_path, whole_file
 from gpt2c.measure.scores import Score
 
 _STYLE: Final = """
@@ -102,28 +101,15 @@ def save_html(path: str | os.PathLike[str], page: Iterable[str]) -> None:
     Raises OSError if the file cannot be written, OptionError if `path` is not a valid file name or
     is an existing folder or device, and OptionTypeError if `path` is neither a str nor a Path.
     """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise OptionTypeError(f"path is {show(path)}; it must be a str or a Path")
-    if not os.fspath(path) or "\0" in os.fspath(path):
-        raise OptionError(f"path is {show(path)}; it must name a file")
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError as error:
-        raise OptionError(f"path is {show(path)}; it must name a file: {error}") from None
-    target = long_path(Path(os.path.abspath(path)))
+    name = file_name("path", path)
+    target = long_path(Path(os.path.abspath(name)))
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise OptionError(
             f"{target} is a folder or a device; expected a file, or a path that does not exist"
         )
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(temporary_folder(target.parent))
-        except OSError as error:  # it names the temporary folder; the caller knows only path
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        written = folder / "page.html"
-        with open(written, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.writelines(page)
-        replace_file(written, target)
+    with whole_file(name) as file:
+        for piece in page:
+            file.write(piece.encode(errors="replace"))
 
 
 def _score_section(score: Score, tokenizer: HasTokenBytes) -> Iterator[str]:

@@ -5,6 +5,7 @@ describes the formats.
 """
 
 from gpt2c.tables.formats import Layout
+from gpt2c.tables.frames import to_frame
 from gpt2c.tables.reading import open_table
 from gpt2c.tables.table import Cell, Columns, ColumnType, Extent, Row, Table, with_added
 from gpt2c.tables.texts import Item, TextOrIds, Texts, open_texts
@@ -25,5 +26,6 @@ __all__ = [
     "create_table",
     "open_table",
     "open_texts",
+    "to_frame",
     "with_added",
 ]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from gpt2c.checks.options import did_you_mean
+from gpt2c.checks.names import did_you_mean
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import OptionTypeError, TableError
 from gpt2c.tables.table import Cell, Columns

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from gpt2c.checks.options import choice
+from gpt2c.checks.names import choice
 from gpt2c.errors import OptionError
 
 TABLE_FORMATS: Final = ("csv", "tsv", "jsonl", "parquet")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gpt2c.checks.names import file_name
 from gpt2c.tables.delimited import read_delimited
 from gpt2c.tables.formats import check_delimiter, table_format
 from gpt2c.tables.json_lines import read_json_lines
@@ -14,7 +16,7 @@ from gpt2c.tables.table import Table
 
 @contextmanager
 def open_table(
-    path: str, *, format: str | None = None, delimiter: str | None = None
+    path: str | os.PathLike[str], *, format: str | None = None, delimiter: str | None = None
 ) -> Iterator[Table]:
     """Open a table; "-" is standard input.
 
@@ -24,8 +26,9 @@ def open_table(
     Raises TableError if the input is malformed, OptionError for an invalid option, OSError if the
     file cannot be read, and MissingDependencyError if Parquet needs pyarrow.
     """
-    format, delimiter = table_format(path, format), check_delimiter(delimiter)
-    with open_source(path) as source:
+    name = file_name("path", path)
+    format, delimiter = table_format(name, format), check_delimiter(delimiter)
+    with open_source(name) as source:
         yield read_table(source, format, delimiter)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from gpt2c.checks.options import did_you_mean
+from gpt2c.checks.names import did_you_mean
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import TableError
 from gpt2c.tables.formats import Layout

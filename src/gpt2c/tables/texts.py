@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
 
-from gpt2c.checks.options import choice
+from gpt2c.checks.names import choice, file_name
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, TableError
 from gpt2c.tables.formats import TEXT_FORMATS, Layout, check_delimiter, format_of_suffix
@@ -81,7 +82,7 @@ class Texts:
 
 @contextmanager
 def open_texts(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     column: str = "text",
     format: str | None = None,
@@ -98,14 +99,14 @@ def open_texts(
     Raises TableError if the input is malformed, OptionError for an invalid option, OSError if the
     file cannot be read, and MissingDependencyError if Parquet needs pyarrow.
     """
-    delimiter = check_delimiter(delimiter)
+    name, delimiter = file_name("path", path), check_delimiter(delimiter)
     if format is None:
-        format = format_of_suffix(path) or "txt"
+        format = format_of_suffix(name) or "txt"
         if lines and format in ("csv", "tsv"):
             format = "txt"
     elif choice("format", format, TEXT_FORMATS) in ("csv", "tsv", "parquet") and lines:
         raise OptionError(f"lines are for plain text; the format {format} has rows")
-    with open_source(path) as source:
+    with open_source(name) as source:
         if format == "txt":
             items = _lines(source) if lines else _whole(source)
             yield Texts(source.name, Layout("txt"), items, source.extent(), {})

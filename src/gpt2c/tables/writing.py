@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, Final, Protocol, TypeAlias
 
+from gpt2c.checks.names import file_name
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, TableError
 from gpt2c.files import whole_file
@@ -38,7 +40,7 @@ class TableWriter(Protocol):
 
 @contextmanager
 def create_table(
-    path: str,
+    path: str | os.PathLike[str],
     columns: Columns,
     *,
     format: str | None = None,
@@ -70,28 +72,29 @@ def create_table(
     Raises OptionError for an invalid option, OSError if the file cannot be written, TableError, and
     MissingDependencyError if Parquet needs pyarrow.
     """
-    format = table_format(path, format)
+    name = file_name("path", path)
+    format = table_format(name, format)
     delimiter = check_delimiter(delimiter)
     facts = _checked_metadata(metadata or {})
     if not columns and format != "jsonl":
         raise OptionError("columns is empty; expected the names of the columns and their types")
     if format == "parquet":
-        if path == "-":
+        if name == "-":
             raise OptionError("Parquet cannot be written to standard output; name a file")
         from gpt2c.tables.parquet import write_parquet
 
-        with whole_file(path) as file, write_parquet(file, path, columns, facts) as parquet:
+        with whole_file(name) as file, write_parquet(file, name, columns, facts) as parquet:
             yield parquet
         return
     layout = like if like is not None and like.format == format else Layout(format)
     usual = layout.delimiter if layout is like else "\t" if format == "tsv" else ","
-    with _text_output(path) as output:
+    with _text_output(name) as output:
         if format == "jsonl":
             yield _JsonLinesWriter(output, facts if metadata_lines else {})
         else:
             layout = Layout(format, delimiter or usual, layout.has_byte_order_mark, layout.line_end)
             yield _DelimitedWriter(
-                output, path, columns, layout, missing, facts if metadata_lines else {}
+                output, name, columns, layout, missing, facts if metadata_lines else {}
             )
 
 
@@ -115,7 +118,10 @@ class _FileOutput:
                 f"{self._name}: {show(text)} has an unpaired surrogate at character {error.start}, "
                 "which is not Unicode; remove it"
             ) from None
-        self._file.write(raw)
+        try:
+            self._file.write(raw)
+        except OSError as error:  # a full disk, for example, names no file
+            raise OSError(error.errno, error.strerror, self._name) from None
 
 
 class _StandardOutput:
