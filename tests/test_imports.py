@@ -65,8 +65,19 @@ ALLOWED: dict[str, set[str]] = {
     "gen_text": {"model"},
     "pico": {"config", "generate", "model", "text", "weights"},
     "coloring": {"measure"},
-    "compat": {*PROTOCOL, "generate", "model", "text", "weights"},
-    "cli": {*PROTOCOL, *CONTINUED, "coloring", "engine", "formats", "model", "text", "weights", ""},
+    "compat": {*PROTOCOL, "generate", "measure", "model", "schedule", "text", "weights"},
+    "cli": {
+        *PROTOCOL,
+        *CONTINUED,
+        "coloring",
+        "compat",
+        "engine",
+        "formats",
+        "model",
+        "text",
+        "weights",
+        "",
+    },
     "__main__": {"cli"},
     # __init__.py, the public interface.
     "": {

@@ -20,6 +20,7 @@ from gpt2c.cli import (
     completion,
     console,
     convert,
+    evaluate,
     generate,
     info,
     perplexity,
@@ -34,6 +35,9 @@ from gpt2c.errors import Error, Gpt2cWarning
 class _Parser(argparse.ArgumentParser):
     """A parser that prints errors as one line."""
 
+    # Whether unknown arguments become `unknown` in the namespace, for another program.
+    passes_unknown = False
+
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -41,12 +45,14 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Reject unknown arguments in the subcommand's parser, so that the error names its help."""
         options, unknown = super().parse_known_args(args, namespace)
-        if unknown:
+        if self.passes_unknown:
+            options.unknown = unknown
+        elif unknown:
             from gpt2c.checks.option_hints import flag_hint
 
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
             self.error(f"unrecognized arguments: {' '.join(unknown)}{flag_hint(unknown[0], known)}")
-        return options, unknown
+        return options, []
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (generate, score, perplexity, convert, quantize, bench, info):
+    for command in (generate, score, perplexity, evaluate, convert, quantize, bench, info):
         command.add_command(commands)
     completion.add_command(commands, parser)
     return parser

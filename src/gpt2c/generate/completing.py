@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from gpt2c.schedule.batching import ContinuationBatch, run_requests
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result
 from gpt2c.schedule.stops import Stops
+
+if TYPE_CHECKING:
+    from gpt2c.schedule.beams import SearchOptions
 
 
 def check_single(prompt: Any, options: Options, method: str) -> None:
@@ -60,6 +63,11 @@ class Completer:
         if options.logits_processor is None:
             draft, n_tokens = options.draft, options.num_assistant_tokens
             self._draft_settings = check_drafts(engine, draft, n_tokens)
+
+    @property
+    def beams(self) -> SearchOptions | None:
+        """The options of beam search; None without it."""
+        return self._options.beams
 
     def complete_list(self, prompts: Any) -> list[Any]:
         """Return a completion for each prompt of a list; a single prompt counts as a list of one.

@@ -45,11 +45,16 @@ class EncodedText(NamedTuple):
 
 
 class ScoringOptions(NamedTuple):
-    """How to score: the stride of windows, the number of alternatives, and what to measure."""
+    """How to score: the stride of windows, the number of alternatives, and what to measure.
+
+    `window` is the number of tokens in a window, of which the last is not fed, so it may be one
+    more than the context's positions; None means as many as these positions.
+    """
 
     stride: int
     n_top: int = 0
     measures: Measures = NO_MEASURES
+    window: int | None = None
 
 
 @dataclass(eq=False)
@@ -141,9 +146,8 @@ class _Scorer:
         self._queue.append(queued)
         if len(self._queue) > _MAX_QUEUED:
             self.run()
-        windows = windows_of(
-            text.ids, max(text.n_given, 1), self._engine.n_positions, self._options.stride
-        )
+        size = self._options.window or self._engine.n_positions
+        windows = windows_of(text.ids, max(text.n_given, 1), size, self._options.stride)
         if self._options.measures.other is not None:
             windows = with_end(windows, text.ids, self._engine.n_positions)
         queued.tasks = [_Task(window) for window in windows]

@@ -33,16 +33,16 @@ class Source(NamedTuple):
     n_shared: int
 
 
-def windows_of(ids: NDArray[np.int32], n_given: int, n_positions: int, stride: int) -> list[Window]:
+def windows_of(ids: NDArray[np.int32], n_given: int, size: int, stride: int) -> list[Window]:
     """Cut a text into windows; the list is empty if there is no token to score.
 
-    The first n_given ids, at least one, are not scored. Windows of n_positions tokens begin
+    The first n_given ids, at least one, are not scored. Windows of `size` tokens begin
     `stride` tokens apart, and each token is scored in the first window that contains it.
     """
     windows = []
     n_done, begin = 1, 0  # n_done: where the window before ended
     while n_done < len(ids):
-        end = min(begin + n_positions, len(ids))
+        end = min(begin + size, len(ids))
         # If windows do not overlap, feed the token before this window to score its first token.
         first_fed = min(begin, n_done - 1)
         if end > max(n_done, n_given):

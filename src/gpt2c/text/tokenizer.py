@@ -59,6 +59,7 @@ class Tokenizer:
     prefix_ids: tuple[int, ...]  # ids that encode puts before every text; usually empty
     suffix_ids: tuple[int, ...]  # ids that encode puts after every text; usually empty
     special_tokens: Mapping[str, int]  # the id of each added token, which encode matches verbatim
+    special_ids: frozenset[int]  # the ids that decode leaves out with skip_special_tokens
     source: str  # where the vocabulary comes from, usually a path
     # Writes the vocabulary's files into a folder; None if the vocabulary was not read from files.
     write_files: Callable[[Path], None] | None = None
@@ -80,7 +81,7 @@ class Tokenizer:
         self.n_vocab = 1 + max(bytes_by_id, default=-1)
         self._bytes = [bytes_by_id.get(id, b"") for id in range(self.n_vocab)]
         self._added = AddedTokens(by_content.values())
-        self._special_ids = frozenset(t.id for t in by_content.values() if t.special)
+        self.special_ids = frozenset(t.id for t in by_content.values() if t.special)
         self.special_tokens = MappingProxyType({t.content: t.id for t in by_content.values()})
         self._set_bos_eos_and_template(config, self._id_of)
         self._add_prefix_space = config.add_prefix_space
@@ -211,7 +212,7 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int], skip_special_tokens: bool = False) -> bytes:
         """Return the bytes of `ids`, valid UTF-8 or not; raises as `decode` does."""
         skipped = (
-            self._special_ids if flag("skip_special_tokens", skip_special_tokens) else frozenset()
+            self.special_ids if flag("skip_special_tokens", skip_special_tokens) else frozenset()
         )
         if isinstance(ids, (str, bytes, bytearray)):
             raise OptionTypeError(f"ids must be integers, not {type(ids).__name__}")

@@ -107,7 +107,7 @@ class JsonTokenizer(Tokenizer):
             replace(config, template=read_template(values.get("post_processor"))), vocab.get
         )
         specials = _added_contents(values, path, only_special=True)
-        self._special_ids = frozenset(added[token] for token in specials if token in added)
+        self.special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
         self._is_byte_level = _has_decoder(values.get("decoder"), "ByteLevel")
         self._bytes_by_id: dict[int, bytes] = {}  # filled lazily
