@@ -198,6 +198,13 @@ typedef struct {
  * has changed. */
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits);
+/* Like gpt2c_forward, but runs only the first n_layers layers and returns their output instead of
+ * logits: rows of n_embd floats for all tokens. If n_layers is 0 it is the embeddings, and if all
+ * layers run it is the output of ln_f. Afterwards the KV cache of the sequences lacks the other
+ * layers, so they may only be fed by this function again, with at most as many layers. */
+gpt2c_status gpt2c_hidden_states(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                 const gpt2c_feed *feeds, int32_t n_feeds, int32_t n_layers,
+                                 float *hidden);
 
 /* The score of a token under the distribution that the model predicted for its position. */
 typedef struct {

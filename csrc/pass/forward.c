@@ -206,6 +206,21 @@ static void run_lm_head(const worker_view *view) {
     }
 }
 
+/* Writes the residual stream of all rows; after the last layer, the output of ln_f instead. */
+static void write_hidden(const worker_view *view) {
+    const gpt2c_model *m = view->model;
+    size_t n_embd = (size_t)m->config.n_embd;
+    int begin, end, is_normed = view->pass->n_hidden_layers == m->config.n_layer;
+    team_share(view->pass->n_rows, view->worker, view->n_workers, &begin, &end);
+    for (int r = begin; r < end; r++) {
+        float *out = view->pass->hidden + (size_t)r * n_embd;
+        if (is_normed)
+            norm_row(view, r, m->ln_f_weight, m->ln_f_bias, out);
+        else
+            memcpy(out, row_of(view->scratch->residual, r), n_embd * sizeof *out);
+    }
+}
+
 static void run_pass(void *context, pool_team *team, int worker, int n_workers) {
     const pass *p = context;
     worker_view view = {
@@ -222,9 +237,12 @@ static void run_pass(void *context, pool_team *team, int worker, int n_workers) 
                     &view.attention_begin, &view.attention_end);
     embed(&view);
     probe_point(&view, GPT2C_POINT_EMBED, c->n_layer, p->scratch->residual, p->n_rows, c->n_embd);
-    for (int32_t layer = 0; layer < c->n_layer && !poll_stop_collective(&view); layer++)
+    int32_t n_layers = p->hidden ? p->n_hidden_layers : c->n_layer;
+    for (int32_t layer = 0; layer < n_layers && !poll_stop_collective(&view); layer++)
         run_layer(&view, layer);
-    if (!poll_stop_collective(&view))
+    if (p->hidden)
+        write_hidden(&view);
+    else if (!poll_stop_collective(&view))
         run_lm_head(&view);
 }
 
@@ -295,6 +313,15 @@ static gpt2c_status run_feeds(pass *p, const gpt2c_feed *feeds, int32_t n_feeds)
 gpt2c_status gpt2c_forward(const gpt2c_model *model, gpt2c_scratch *scratch,
                            const gpt2c_feed *feeds, int32_t n_feeds, float *logits) {
     pass p = {.model = model, .scratch = scratch, .logits = logits};
+    return run_feeds(&p, feeds, n_feeds);
+}
+
+gpt2c_status gpt2c_hidden_states(const gpt2c_model *model, gpt2c_scratch *scratch,
+                                 const gpt2c_feed *feeds, int32_t n_feeds, int32_t n_layers,
+                                 float *hidden) {
+    pass p = {.model = model, .scratch = scratch, .hidden = hidden, .n_hidden_layers = n_layers};
+    if (n_layers < 0 || n_layers > model->config.n_layer)
+        return GPT2C_BAD_ARGUMENT;
     return run_feeds(&p, feeds, n_feeds);
 }
 

@@ -30,6 +30,8 @@ typedef struct {
     float *logits;
     const row_to_score
         *rows_to_score;       /* in gpt2c_score, one for each row whose logits are wanted */
+    float *hidden;            /* in gpt2c_hidden_states [n_rows, n_embd], else NULL */
+    int32_t n_hidden_layers;  /* with hidden: run this many layers */
     const gpt2c_hooks *hooks; /* or NULL */
     probe_buffers *buffers;   /* in a probed call */
 } pass;

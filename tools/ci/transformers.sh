@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compares gpt2c.from_transformers with transformers' own generate, in an environment of its own.
+# Compares gpt2c.from_transformers with transformers' own generate, and embeddings with its hidden
+# states, in an environment of its own.
 # Usage: tools/ci/transformers.sh [pytest arguments]
 set -euo pipefail
 . "$(dirname "$0")/tree.sh"
@@ -20,4 +21,5 @@ print("torch", torch.__version__, "transformers", transformers.__version__, "eng
     tests/test_transformers_options.py tests/test_transformers_defaults.py "$@"
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_checkpoint_options.py \
     -k transformers_reads
+"$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_embeddings.py -k transformers
 echo "transformers: clean"

@@ -103,6 +103,9 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_status gpt2c_forward(
         const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, float *
     )
+    gpt2c_status gpt2c_hidden_states(
+        const gpt2c_model *, gpt2c_scratch *, const gpt2c_feed *, int32_t, int32_t, float *
+    )
 
     ctypedef enum gpt2c_point:
         GPT2C_POINT_EMBED

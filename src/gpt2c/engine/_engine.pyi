@@ -38,6 +38,8 @@ class Model:
     dtype: str
     n_vocab: int
     n_positions: int
+    n_embd: int
+    n_layer: int
     n_threads: int
     reclaim: Callable[[], bool] | None
     def __init__(
@@ -100,6 +102,9 @@ class Model:
     def log_probs(
         self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]]
     ) -> NDArray[np.float32]: ...
+    def hidden_states(
+        self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_blocks: int
+    ) -> NDArray[Any]: ...
     def apply_stages(
         self,
         plan: Plan,

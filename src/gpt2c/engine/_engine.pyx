@@ -172,7 +172,7 @@ cdef class Model:
     cdef gpt2c_model *draft  # the weights packed in 4 bits for drafts; NULL until drafts need them
     cdef bint has_no_room_for_packing  # packing the weights ran out of memory
     cdef readonly str isa, dtype
-    cdef readonly int n_vocab, n_positions, n_layer, n_threads
+    cdef readonly int n_vocab, n_positions, n_embd, n_layer, n_threads
     cdef public object reclaim  # see EngineModel.reclaim
     cdef bint closed
     cdef gpt2c_batch *batch  # the running batch; NULL until a call needs it
@@ -207,6 +207,7 @@ cdef class Model:
         self.n_threads = n_threads
         self.n_vocab = c.n_vocab
         self.n_positions = c.n_positions
+        self.n_embd = c.n_embd
         self.n_layer = c.n_layer
         self.free_scratches, self.drafters = [], []
         self.packing_fork = -1
@@ -499,6 +500,10 @@ cdef class Model:
         finally:
             claims.end()
         return rows
+
+    def hidden_states(self, list sequences not None, list ids not None, int n_blocks):
+        """See EngineModel.hidden_states."""
+        return FeedingHidden(self, sequences, ids, n_blocks).run()
 
     def apply_stages(
         self, plan, logits, const int32_t[::1] ids not None, const int32_t[::1] new_ids not None,
@@ -846,5 +851,6 @@ include "_job.pxi"
 include "_batch.pxi"
 include "_shared_waiter.pxi"
 include "_scoring.pxi"
+include "_hidden.pxi"
 include "_probing.pxi"
 include "_kernels.pxi"

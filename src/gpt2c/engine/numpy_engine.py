@@ -42,7 +42,7 @@ from gpt2c.errors import (
     OptionError,
 )
 from gpt2c.living import Living
-from gpt2c.oracle.reference import Past, gpt2
+from gpt2c.oracle.reference import Past, Visit, gpt2
 from gpt2c.oracle.sampling import Sampler
 from gpt2c.oracle.scoring import log_probabilities, measured_values, token_scores
 
@@ -69,6 +69,7 @@ class Model:
         self.dtype = dtype
         self.n_vocab = config.vocab_size
         self.n_positions = config.n_positions
+        self.n_embd = config.n_embd
         self.n_layer = config.n_layer
         self.token_bytes = 2 * config.n_layer * config.n_embd * np.dtype(dtype).itemsize
         self.cache_limit = 0
@@ -265,6 +266,23 @@ class Model:
         fed = [s.feed(part, 1) for s, part in zip(sequences, ids, strict=True)]
         return np.concatenate(fed)
 
+    def hidden_states(
+        self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_blocks: int
+    ) -> NDArray[Any]:
+        """See EngineModel.hidden_states. All blocks run."""
+        wanted = {0: "embed", self.n_layer: "ln_f"}.get(n_blocks, f"h.{n_blocks - 1}.resid_post")
+        rows: list[NDArray[Any]] = []
+
+        def visit(name: str, value: NDArray[Any]) -> None:
+            if name == wanted:
+                rows.append(value.copy())
+
+        for sequence, part in zip(sequences, ids, strict=True):
+            if not isinstance(sequence, Sequence):
+                raise OptionError("hidden_states takes only sequences of the NumPy engine")
+            sequence.feed(part, 0, visit)
+        return np.concatenate(rows)
+
     def apply_stages(
         self,
         plan: Plan,
@@ -387,8 +405,10 @@ class Sequence:
         keys = self.past[0][0]
         return id(keys if keys.base is None else keys.base)
 
-    def feed(self, ids: NDArray[np.int32], n_logits: int) -> NDArray[np.float32]:
-        """See EngineSequence.feed."""
+    def feed(
+        self, ids: NDArray[np.int32], n_logits: int, visit: Visit = lambda name, value: None
+    ) -> NDArray[np.float32]:
+        """See EngineSequence.feed. `visit` gets the activations; see oracle.reference.gpt2."""
         model = self.model
         n = len(ids)
         if n == 0:
@@ -412,7 +432,7 @@ class Sequence:
         past = list(self.past)
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                logits = gpt2(ids, model.weights, model.config, self.length, past)
+                logits = gpt2(ids, model.weights, model.config, self.length, past, visit)
         except MemoryError as error:
             raise CacheMemoryError(f"not enough memory to feed {n} tokens ({error})") from None
         self.past = past

@@ -343,6 +343,14 @@ class EngineModel(Protocol):
         """The length of the context."""
 
     @property
+    def n_embd(self) -> int:
+        """The width of the residual stream."""
+
+    @property
+    def n_layer(self) -> int:
+        """The number of blocks."""
+
+    @property
     def n_threads(self) -> int:
         """The max number of threads of one call."""
 
@@ -496,6 +504,17 @@ class EngineModel(Protocol):
         """Feed each sequence its ids; return the next token's log-probabilities, [n, n_vocab].
 
         They are float32, with the same bits as those of `score` and `top_log_probs`.
+        """
+
+    def hidden_states(
+        self, sequences: list[EngineSequence], ids: list[NDArray[np.int32]], n_blocks: int
+    ) -> NDArray[Any]:
+        """Feed each sequence its ids through the first n_blocks blocks; return [n_ids, n_embd].
+
+        A row is the residual stream after these blocks, at each fed token of all sequences in
+        order: the embeddings if n_blocks is 0, the output of ln_f if all blocks run. The dtype is
+        float32, or float64 if the model's is. Afterwards the sequences lack the keys and values of
+        the other blocks, so only this method may feed them, with at most as many blocks.
         """
 
     def apply_stages(

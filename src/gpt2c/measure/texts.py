@@ -17,7 +17,7 @@ from gpt2c.measure.scoring import EncodedText, ScoringOptions, score_texts
 
 
 class TextsToScore:
-    """Encodes the texts of a call of GPT2.score."""
+    """Encodes the texts of a call of GPT2.score or GPT2.embed."""
 
     def __init__(self, encoder: Encoder, bos: bool, special_tokens: bool) -> None:
         """Raises OptionError if bos=True and the model has no BOS token."""

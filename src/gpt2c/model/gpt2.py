@@ -21,6 +21,7 @@ from gpt2c.session import Session
 
 if TYPE_CHECKING:
     from gpt2c.look.probing import Edit, Ints, Names
+    from gpt2c.measure.embeddings import Pooling
     from gpt2c.measure.scores import Score
 
 
@@ -40,6 +41,16 @@ class ScoreOptions(PerplexityOptions, total=False):
     renyi_orders: Sequence[float]
     id_sets: Sequence[Iterable[int]]
     other: GPT2 | None
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Keyword arguments of GPT2.embed."""
+
+    layer: int
+    pooling: Pooling
+    bos: bool
+    special_tokens: bool
+    stride: int | None
 
 
 class GPT2(GeneratingModel):
@@ -184,6 +195,65 @@ class GPT2(GeneratingModel):
             )
         scores = self.score(texts, bos=bos, special_tokens=special_tokens, stride=stride)
         return [s.perplexity for s in scores] if isinstance(scores, list) else scores.perplexity
+
+    # ---- embeddings ----
+
+    @overload
+    def embed(
+        self,
+        texts: str | Sequence[int] | IdArray | list[str] | tuple[str, ...] | Sequence[Ids],
+        **options: Unpack[EmbedOptions],
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def embed(
+        self, texts: Iterator[Prompt], **options: Unpack[EmbedOptions]
+    ) -> Iterator[NDArray[np.float32]]: ...
+
+    def embed(
+        self,
+        texts: Any,
+        *,
+        layer: int = -1,
+        pooling: Pooling = "mean",
+        bos: bool = False,
+        special_tokens: bool = False,
+        stride: int | None = None,
+    ) -> Any:
+        """Turn a text or ids into a vector, or each of a list: its tokens' hidden states, pooled.
+
+        Returns float32 [n_embd] for one text, [n_texts, n_embd] for a list, and for an iterator of
+        texts an iterator of vectors, which reads the texts lazily and in bounded memory. Texts of
+        any lengths share passes, which never changes a bit of a vector.
+
+        layer
+            Which hidden states, counted as in transformers' hidden_states: 0 is the embeddings, i
+            the residual stream after i blocks, and n_layer, or -1, the output of the last layer
+            norm, ln_f, after all blocks. Only the blocks that are needed run.
+        pooling
+            "mean", the mean over the tokens (in float64); "last", the last token's; or a function
+            that gets the hidden states of a text, float32 [n_tokens, n_embd], and returns a vector
+            of a fixed size.
+        bos
+            Put the BOS token before each text. It is pooled like any token. Without it an empty
+            text is an error.
+        special_tokens
+            Whether the name of a special token in a text becomes its id, as for :meth:`score`.
+        stride
+            Embed a text longer than the context in windows of n_positions tokens that begin
+            `stride` tokens apart, and pool all tokens; each has the hidden state of the first
+            window that holds it. By default such a text is an error.
+
+        Raises OptionError, OptionTypeError or TokenizerError; ContextError; NumericalError if a
+        hidden state is NaN; CacheMemoryError; and ClosedError.
+        """
+        with IMPORTING:
+            from gpt2c.measure.embeddings import check_embedding, embed_given
+            from gpt2c.measure.texts import TextsToScore
+
+        self._engine.check_open()
+        options = check_embedding(self._engine, layer, pooling, stride)
+        encoder = TextsToScore(self._encoder, bos, special_tokens)
+        return embed_given(self._engine, encoder, texts, options)
 
     # ---- logits ----
 
