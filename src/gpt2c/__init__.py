@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gpt2c.compat.transformers import from_transformers
     from gpt2c.generate.options import Completion
     from gpt2c.generate.sampling import SAMPLER_ORDER
+    from gpt2c.measure.choices import Choices
     from gpt2c.measure.scores import Score
     from gpt2c.model import GPT2
     from gpt2c.pico import load_encoder_hparams_and_params
@@ -59,6 +60,7 @@ __all__ = [
     "CacheMemoryError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "Choices",
     "ClosedError",
     "Completion",
     "ConfigError",
@@ -88,6 +90,7 @@ __all__ = [
 # Names and their modules. A module is imported when its name is first used, so that a program
 # imports only what it needs: `gpt2c --version` needs no NumPy, only the scheduler needs asyncio.
 _LAZY_NAMES: Final = {
+    "Choices": "gpt2c.measure.choices",
     "Completion": "gpt2c.generate.options",
     "GPT2": "gpt2c.model",
     "SAMPLER_ORDER": "gpt2c.generate.sampling",

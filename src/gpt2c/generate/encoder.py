@@ -21,6 +21,7 @@ class Encoder:
         self._config = config
         # None until the lazy tokenizer is made.
         self.loaded_tokenizer = tokenizer
+        self._word_ends: tuple[object, NDArray[np.intp]] | None = None  # and their tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer | MissingTokenizer:
@@ -56,15 +57,16 @@ class Encoder:
         return check_ids(ids, self._config.vocab_size, where)
 
     def encode_for_scoring(
-        self, text: Any, index: int, special: bool, start: int | None
+        self, text: Any, index: int | str, special: bool, start: int | None
     ) -> NDArray[np.int32]:
         """Return the ids of a text to score, int32 [n].
 
-        `index` is the text's place among the call's texts, for messages. If `special`, the name of
-        a special token becomes its id; otherwise it is encoded as plain characters. `start` is the
-        id that the caller feeds before these ids, or None. Raises the errors of `encode`.
+        `index` is the text's place among the call's texts, for messages, or a str with which they
+        begin. If `special`, the name of a special token becomes its id; otherwise it is encoded as
+        plain characters. `start` is the id that the caller feeds before these ids, or None. Raises
+        the errors of `encode`.
         """
-        where = f"text {index}"
+        where = index if isinstance(index, str) else f"text {index}"
         if not is_single(text) and len(text):
             raise OptionTypeError(f"{where} is a list of texts; it must be one text, or token ids")
         ids = text
@@ -97,8 +99,34 @@ class Encoder:
                 return id
         raise OptionError(f"{where}: this model has no BOS token and no EOS token to start from")
 
+    def word_ends(self) -> NDArray[np.intp]:
+        """Return the ids that may follow a whole word: the tokens that do not continue it.
+
+        These are the EOS tokens, and the tokens whose text begins with anything but a letter, a
+        digit or part of a character. Without a tokenizer they are all ids.
+        """
+        tokenizer, n_vocab = self.tokenizer, self._config.vocab_size
+        if isinstance(tokenizer, MissingTokenizer):
+            return np.arange(n_vocab)
+        if self._word_ends is None or self._word_ends[0] is not tokenizer:
+            ends = {id for id in range(n_vocab) if _ends_word(self.token_bytes(id))}
+            found = np.array(sorted(ends | set(self._config.eos_token_ids)), dtype=np.intp)
+            self._word_ends = tokenizer, found
+        return self._word_ends[1]
+
     def _text_ids(self, text: str, where: str, special: bool) -> list[int]:
         try:
             return self.tokenizer.encode(text, special=special)
         except TokenizerError as error:
             raise TokenizerError(f"{where}: {error}") from None
+
+
+def _ends_word(token: bytes) -> bool:
+    """Return whether a word is whole if this token follows it."""
+    for n in range(1, min(len(token), 4) + 1):  # a character has 1 to 4 bytes
+        try:
+            first = token[:n].decode()
+        except UnicodeDecodeError:
+            continue
+        return not first.isalnum()
+    return False

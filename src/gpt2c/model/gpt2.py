@@ -21,6 +21,7 @@ from gpt2c.session import Session
 
 if TYPE_CHECKING:
     from gpt2c.look.probing import Edit, Ints, Names
+    from gpt2c.measure.choices import Choices
     from gpt2c.measure.embeddings import Pooling
     from gpt2c.measure.scores import Score
 
@@ -51,6 +52,15 @@ class EmbedOptions(TypedDict, total=False):
     bos: bool
     special_tokens: bool
     stride: int | None
+
+
+class ChooseOptions(TypedDict, total=False):
+    """Keyword arguments of GPT2.choose."""
+
+    neutral: Prompt | None
+    ends: bool
+    bos: bool
+    special_tokens: bool
 
 
 class GPT2(GeneratingModel):
@@ -195,6 +205,81 @@ class GPT2(GeneratingModel):
             )
         scores = self.score(texts, bos=bos, special_tokens=special_tokens, stride=stride)
         return [s.perplexity for s in scores] if isinstance(scores, list) else scores.perplexity
+
+    # ---- choices ----
+
+    @overload
+    def choose(
+        self,
+        prompts: str | Sequence[int] | IdArray,
+        choices: Sequence[str] | Sequence[Ids],
+        **options: Unpack[ChooseOptions],
+    ) -> Choices: ...
+    @overload
+    def choose(
+        self,
+        prompts: list[str] | tuple[str, ...],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        **options: Unpack[ChooseOptions],
+    ) -> list[Choices]: ...
+    @overload
+    def choose(
+        self,
+        prompts: Sequence[Ids],
+        choices: Sequence[Ids] | Sequence[Sequence[Ids]],
+        **options: Unpack[ChooseOptions],
+    ) -> list[Choices]: ...
+    @overload
+    def choose(
+        self,
+        prompts: Iterator[Prompt],
+        choices: Sequence[str] | Sequence[Ids],
+        **options: Unpack[ChooseOptions],
+    ) -> Iterator[Choices]: ...
+
+    def choose(
+        self,
+        prompts: Any,
+        choices: Any,
+        *,
+        neutral: Prompt | None = None,
+        ends: bool = False,
+        bos: bool = False,
+        special_tokens: bool = False,
+    ) -> Any:
+        """Score several continuations of a prompt, or of each of a list; return :class:`Choices`.
+
+        >>> model.choose("The sky is", [" blue", " green"]).best
+
+        A choice has the tokens that it has in prompt + choice, encoded together, so the space
+        between them may be in either. Where a choice changes the last tokens of its prompt (as "The
+        sky is " + "blue" does), the choices are scored from these tokens on, given the tokens
+        before them. Where a choice begins another one, such as "New York" and "New York City", its
+        probability includes that of its end: that the next token does not continue its word, and
+        does not continue to the longer choice. So choices exclude each other, and their
+        probabilities sum to at most 1. Each prompt is computed once.
+
+        choices
+            Texts, or lists of ids if the prompts are ids; for a list of prompts, also a list with
+            a list of choices for each. Prompts of an iterator are read lazily; they share choices.
+        neutral
+            A prompt without content, such as "Answer:", to correct for how likely the choices are
+            by themselves: scores are log p(choice | prompt) - log p(choice | neutral), the PMI_DC
+            of Holtzman et al. 2021 ("Surface Form Competition").
+        ends
+            Include the end of each choice, not only of those that begin another one.
+        bos, special_tokens
+            As for :meth:`score`. An empty prompt needs bos=True.
+
+        Raises OptionError, OptionTypeError or TokenizerError; ContextError if a prompt and a choice
+        do not fit in the context; NumericalError; CacheMemoryError; and ClosedError.
+        """
+        with IMPORTING:
+            from gpt2c.measure.choices import ChoiceOptions, Chooser
+
+        self._engine.check_open()
+        options = ChoiceOptions(neutral, ends, bos, special_tokens)
+        return Chooser(self._engine, self._encoder, options).choose(prompts, choices)
 
     # ---- embeddings ----
 
