@@ -53,7 +53,8 @@ class Choices:
     def probabilities(self) -> NDArray[np.float64]:
         """float64 [n]: the softmax of the scores, which is the probability among the choices."""
         weights: NDArray[np.float64] = np.exp(self.scores - self.scores.max())
-        return weights / weights.sum()
+        weights /= weights.sum()
+        return weights
 
     @property
     def best_index(self) -> int:

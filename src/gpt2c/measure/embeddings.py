@@ -174,10 +174,10 @@ class _Mean:
 
 class _Last:
     def add(self, rows: NDArray[Any]) -> None:
-        self._row = rows[-1]
+        self._row: Vector = rows[-1].astype(np.float32)
 
     def result(self) -> Vector:
-        return self._row.astype(np.float32)
+        return self._row
 
 
 class _Function:
