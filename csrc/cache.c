@@ -13,8 +13,7 @@ typedef struct page_header {
     _Alignas(64) atomic_int n_owners;
     unsigned generation; /* the budget's, when the page was made */
     cache_budget *budget;
-    size_t bytes;             /* of the header and the elements */
-    struct page_header *next; /* the next spare page */
+    size_t bytes; /* of the header and the elements */
 } page_header;
 
 struct cache_budget {
@@ -23,15 +22,22 @@ struct cache_budget {
     unsigned generation; /* increased in a forked child; pages of earlier ones are not counted */
 };
 
-/* Released pages are kept for the next sequence: fresh memory costs a page fault every 4 KB, about
- * 5 % of the time of a prefill. All spare pages have the same size. Their total size is limited to
- * MAX_SPARE_BYTES, 2.7 full contexts of GPT-2 124M. */
+/* Released pages are kept for the next sequence. Fresh memory is expensive: in a virtual machine a
+ * page of GPT-2 124M (4.7 MB) took 0.6 ms when it was touched, and 9 ms if the host had to find the
+ * memory. That is 2 to 30 % of the time of 16 prompt tokens and 32 new ones in 8 bits.
+ *
+ * Up to MAX_SPARE_BYTES, 2.7 full contexts of GPT-2 124M, the pages simply stay. Further pages are
+ * offered to the system, which takes them when other programs need memory, and otherwise leaves
+ * them for the next sequence. All spare pages have the same size. The list is not in the pages,
+ * because writing to a page would take the offer back. */
 #define MAX_SPARE_BYTES ((size_t)192 << 20)
+#define MAX_OFFERED_BYTES ((size_t)2 << 30)
+#define MAX_SPARE_PAGES 4096
 
 static struct {
     os_lock lock; /* only tried, never waited for: in a forked child it may stay locked */
-    page_header *first;
-    size_t bytes;
+    page_header *pages[MAX_SPARE_PAGES];
+    size_t n, page_bytes;
 } spare = {.lock = OS_LOCK_INITIAL};
 
 cache_budget *cache_budget_create(void) {
@@ -94,12 +100,8 @@ void gpt2c_model_forget_pages(gpt2c_model *model) {
 
 /* The caller holds the lock. */
 static void free_spares(void) {
-    while (spare.first) {
-        page_header *header = spare.first;
-        spare.first = header->next;
-        os_arena_free(header, header->bytes);
-    }
-    spare.bytes = 0;
+    while (spare.n)
+        os_arena_free(spare.pages[--spare.n], spare.page_bytes);
 }
 
 void cache_free_spares(void) {
@@ -113,28 +115,32 @@ static page_header *take_spare(size_t bytes) {
     page_header *header = NULL;
     if (!os_lock_try(&spare.lock))
         return NULL;
-    if (spare.first && spare.first->bytes != bytes)
+    if (spare.page_bytes != bytes)
         free_spares();
-    if (spare.first) {
-        header = spare.first;
-        spare.first = header->next;
-        spare.bytes -= bytes;
-    }
+    if (spare.n)
+        header = spare.pages[--spare.n];
     os_lock_release(&spare.lock);
     return header;
 }
 
+/* Whether one more spare page may be kept. The caller holds the lock. */
+static int may_keep(page_header *header) {
+    size_t bytes = header->bytes, after = (spare.n + 1) * bytes;
+    if (spare.n == MAX_SPARE_PAGES || (spare.n && spare.page_bytes != bytes))
+        return 0;
+    return after <= MAX_SPARE_BYTES ||
+           (after <= MAX_SPARE_BYTES + MAX_OFFERED_BYTES && os_arena_offer(header, bytes));
+}
+
 /* Returns whether the page was kept. */
 static int keep_as_spare(page_header *header) {
-    int is_kept = 0;
     if (!os_lock_try(&spare.lock))
         return 0;
-    if (header->bytes <= MAX_SPARE_BYTES - spare.bytes &&
-        (!spare.first || spare.first->bytes == header->bytes)) {
-        header->next = spare.first;
-        spare.first = header;
-        spare.bytes += header->bytes;
-        is_kept = 1;
+    size_t bytes = header->bytes; /* an offered page's content may be lost */
+    int is_kept = may_keep(header);
+    if (is_kept) {
+        spare.page_bytes = bytes;
+        spare.pages[spare.n++] = header;
     }
     os_lock_release(&spare.lock);
     return is_kept;

@@ -18,6 +18,9 @@ void os_arena_free(void *memory, size_t bytes);
 /* Gives the whole pages in a part of an arena back to the system, if the system allows it. The
  * part's content is lost. */
 void os_arena_discard(void *memory, size_t bytes);
+/* Offers an arena's memory to the system, which takes it, with its content, only if it needs memory.
+ * Writing to the memory takes the offer back. Returns 0 if the system has no such offer. */
+int os_arena_offer(void *memory, size_t bytes);
 
 /* Uninitialised memory, aligned to a cache line. NULL if out of memory. */
 void *os_aligned_alloc(size_t bytes);

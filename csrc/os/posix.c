@@ -61,6 +61,16 @@ void os_arena_discard(void *memory, size_t bytes) {
 #endif
 }
 
+int os_arena_offer(void *memory, size_t bytes) {
+#ifdef MADV_FREE
+    return bytes >= HUGE_PAGE && madvise(memory, round_up(bytes, HUGE_PAGE), MADV_FREE) == 0;
+#else
+    (void)memory;
+    (void)bytes;
+    return 0;
+#endif
+}
+
 void *os_aligned_alloc(size_t bytes) {
     void *memory = NULL;
     if (bytes > SIZE_MAX - OS_CACHE_LINE)

@@ -61,6 +61,10 @@ void os_arena_discard(void *memory, size_t bytes) {
         (void)VirtualUnlock(first, end - begin);
 }
 
+int os_arena_offer(void *memory, size_t bytes) {
+    return bytes >= RESERVED_UNIT && VirtualAlloc(memory, bytes, MEM_RESET, PAGE_READWRITE) != NULL;
+}
+
 void *os_aligned_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * OS_CACHE_LINE)
         return NULL;

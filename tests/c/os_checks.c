@@ -79,6 +79,26 @@ static void check_discarding(void) {
     os_arena_free(memory, n);
 }
 
+/* Offered memory holds its bytes or, if the system took a page, zeros. Once written, it stays. */
+static void check_offering(void) {
+    const size_t n = 5 * MIB;
+    char *memory = os_arena_alloc(n);
+    CHECK(memory);
+    memset(memory, 1, n);
+    int is_offered = os_arena_offer(memory, n);
+#if defined(__linux__)
+    CHECK(is_offered);
+#endif
+    for (size_t i = 0; i < n; i++)
+        CHECK(memory[i] == 1 || (is_offered && memory[i] == 0));
+    memset(memory, 2, n);
+    CHECK(all_bytes_are(memory, n, 2));
+    os_arena_free(memory, n);
+    char *small = os_arena_alloc(100); /* lies on a page with other memory */
+    CHECK(small && !os_arena_offer(small, 100));
+    os_arena_free(small, 100);
+}
+
 /* ---- threads, locks and sleep ---- */
 
 static os_lock lock = OS_LOCK_INITIAL;
@@ -248,6 +268,7 @@ int main(void) {
         {"aligned memory", check_aligned_memory},
         {"arenas", check_arenas},
         {"discarding", check_discarding},
+        {"offering", check_offering},
         {"threads and locks", check_threads_and_locks},
         {"wake-ups", check_wake_ups},
         {"sleeping", check_sleeping},
