@@ -19,7 +19,7 @@ import numpy as np
 from peers import Ids
 
 import gpt2c
-from gpt2c.cli.bench_speed import job_without_eos
+from gpt2c.cli.bench.speed import job_without_eos
 
 N_NEW = 64
 PROMPT = list(range(16))

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2c import GPT2, GPT2Config
-from gpt2c.cli.bench_speed import job_without_eos
+from gpt2c.cli.bench.speed import job_without_eos
 from gpt2c.engine import _engine
 
 SIZES = {"124M": (768, 12), "355M": (1024, 16), "774M": (1280, 20), "1.5B": (1600, 25)}

@@ -12,14 +12,14 @@ import pytest
 from conftest import config_of, model_on, needs_engine, random_weights
 
 from gpt2c import OptionError
-from gpt2c.cli import bench_speed
+from gpt2c.cli.bench import speed
 from gpt2c.cli.main import main
 from gpt2c.config import tensor_shapes
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(bench_speed, "_MIN_REPEAT_SECONDS", 0.001)
+    monkeypatch.setattr(speed, "_MIN_REPEAT_SECONDS", 0.001)
 
 
 def test_the_table_names_every_measurement(capsys):
@@ -50,7 +50,7 @@ def test_json_has_every_repeat(capsys):
 def test_numpy_has_no_roofline_ratios(capsys):
     config = config_of(n_positions=64)
     model = model_on("numpy", config, random_weights(config))
-    measured = bench_speed._measure_decode(model, 16, 1)
+    measured = speed._measure_decode(model, 16, 1)
     assert measured.values[0] > 0
     assert measured.bandwidth == measured.fma == []
 
@@ -58,7 +58,7 @@ def test_numpy_has_no_roofline_ratios(capsys):
 def test_a_too_short_context_is_an_error():
     config = config_of(n_positions=20)
     with pytest.raises(OptionError, match="context of 20 positions; bench needs 40"):
-        next(bench_speed.measure(model_on("numpy", config, random_weights(config)), None, 1))
+        next(speed.measure(model_on("numpy", config, random_weights(config)), None, 1))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -69,23 +69,23 @@ def test_bytes_and_flops_per_token(tied):
     head = shapes["wte.weight"]  # the head has this shape too, tied or not
     blocks = [s for name, s in shapes.items() if name.startswith("h.") and len(s) == 2]
     n_weights = sum(rows * columns for rows, columns in blocks)
-    assert bench_speed._weight_bytes(model) == 4 * (n_weights + head[0] * head[1])
+    assert speed._weight_bytes(model) == 4 * (n_weights + head[0] * head[1])
     attention = sum(
         2 * 2 * config.n_embd * (position + 1)  # scores, and the weighted sum of the values
         for _ in range(config.n_layer)
         for position in range(5, 5 + 7)
     )
-    assert bench_speed._flops(config, 5, 7) == 7 * 2 * n_weights + attention
+    assert speed._flops(config, 5, 7) == 7 * 2 * n_weights + attention
 
 
 def test_the_plot_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     measurements = [
-        bench_speed.Measurement("prompt of 512", "tok/s", [900.0, 950.0], [], [0.7, 0.8]),
-        bench_speed.Measurement("decode at 16", "tok/s", [60.0, 61.0], [0.9, 0.95], [0.1, 0.1]),
-        bench_speed.Measurement("first token", "s", [0.5]),
+        speed.Measurement("prompt of 512", "tok/s", [900.0, 950.0], [], [0.7, 0.8]),
+        speed.Measurement("decode at 16", "tok/s", [60.0, 61.0], [0.9, 0.95], [0.1, 0.1]),
+        speed.Measurement("first token", "s", [0.5]),
     ]
-    bench_speed.plot(measurements, "a title", str(tmp_path / "speed.png"))
+    speed.plot(measurements, "a title", str(tmp_path / "speed.png"))
     assert [path.name for path in tmp_path.iterdir()] == ["speed.png"]
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -110,7 +110,7 @@ def test_bad_repeats_are_an_error(capsys):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_peak_memory_excludes_the_parent_process():
     program = (
-        "import sys, numpy; from gpt2c.cli.bench_speed import peak_bytes; before = peak_bytes();"
+        "import sys, numpy; from gpt2c.cli.bench.speed import peak_bytes; before = peak_bytes();"
         "held = numpy.ones(50_000_000 // 8); print(before, peak_bytes())"
     )
     big = np.ones(300_000_000 // 8)  # must not count in the child's peak

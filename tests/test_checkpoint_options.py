@@ -201,7 +201,7 @@ def test_bench_passes_the_options_to_its_fresh_process(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fresh process of the benchmark gets the same options."""
-    from gpt2c.cli import bench_speed
+    from gpt2c.cli.bench import speed
 
     config = config_of(n_positions=64)
     stored = {
@@ -210,7 +210,7 @@ def test_bench_passes_the_options_to_its_fresh_process(
     np.savez(tmp_path / "x.npz", **stored)
     options = {"activation": None, "hparams": {"n_head": config.n_head}}
     with GPT2.from_pretrained(tmp_path / "x.npz", backend="numpy", **options) as model:  # type: ignore[arg-type]
-        *_, last = bench_speed._measure_fresh_process(model, str(tmp_path / "x.npz"), 1, options)
+        *_, last = speed._measure_fresh_process(model, str(tmp_path / "x.npz"), 1, options)
         assert last.values[0] > 0
     assert last.unit == "MB"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2c.cli.bench_speed import PREFILL_TOKENS, PROMPT_TOKENS
+from gpt2c.cli.bench.speed import PREFILL_TOKENS, PROMPT_TOKENS
 from gpt2c.model import GPT2
 
 DTYPES: Final = ("float32", "int8", "int4")

@@ -33,7 +33,7 @@ def add_command(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from gpt2c.checks.options import integer
-    from gpt2c.cli import bench_speed
+    from gpt2c.cli.bench import speed
     from gpt2c.look.plots import new_figure
 
     repeats = integer("--repeats", options.repeats, 1, 1000)
@@ -48,26 +48,26 @@ def _run(options: argparse.Namespace) -> None:
         title = f"gpt2c {gpt2c.__version__}, {name}, {model.backend}, {model.threads} threads"
         if not options.json:
             print(title)
-            print(bench_speed.header())
-        for measurement in bench_speed.measure(
+            print(speed.header())
+        for measurement in speed.measure(
             model, options.model, repeats, checkpoint_options(options)
         ):
             measurements.append(measurement)
             if not options.json:
-                print(bench_speed.line(measurement), flush=True)
+                print(speed.line(measurement), flush=True)
         if options.json:
             setup = {
                 "gpt2c": gpt2c.__version__, "model": name, "backend": model.backend,
                 "threads": model.threads, "weights_bytes": model.n_bytes,
             }  # fmt: skip
-            objects = [bench_speed.json_fields(measurement) for measurement in measurements]
+            objects = [speed.json_fields(measurement) for measurement in measurements]
             print(json.dumps({**setup, "measurements": objects}))
     if options.plot:
-        bench_speed.plot(measurements, title, options.plot)
+        speed.plot(measurements, title, options.plot)
 
 
 def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
-    from gpt2c.cli import bench_dtypes
+    from gpt2c.cli.bench import dtypes
 
     if options.plot:
         raise OptionError("--plot draws only one dtype; leave out --plot or --dtype all")
@@ -78,11 +78,11 @@ def _bench_dtypes(options: argparse.Namespace, repeats: int) -> None:
     name = options.model or "tales (embedded)"
     if not options.json:
         print(f"gpt2c {gpt2c.__version__}, {name}")
-        print(bench_dtypes.header())
+        print(dtypes.header())
     rows = []
-    for row in bench_dtypes.compare_dtypes(load_as, repeats):
+    for row in dtypes.compare_dtypes(load_as, repeats):
         rows.append(asdict(row))
         if not options.json:
-            print(bench_dtypes.line(row), flush=True)
+            print(dtypes.line(row), flush=True)
     if options.json:
         print(json.dumps({"gpt2c": gpt2c.__version__, "model": name, "dtypes": rows}))

@@ -49,7 +49,7 @@ next(stream)
 print(flush=True)
 for _ in stream:
     pass
-from gpt2c.cli.bench_speed import peak_bytes
+from gpt2c.cli.bench.speed import peak_bytes
 print(peak_bytes() or "")
 """
 
