@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "gen_text": {"model"},
     "pico": {"config", "generate", "model", "text", "weights"},
     "coloring": {"measure"},
+    "published": {"config", "model", "oracle", "text"},
     "compat": {*PROTOCOL, "generate", "measure", "model", "schedule", "text", "weights"},
     "cli": {
         *PROTOCOL,
@@ -74,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "engine",
         "formats",
         "model",
+        "published",
         "text",
         "weights",
         "",

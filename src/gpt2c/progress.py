@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from gpt2c.errors import MissingDependencyError
@@ -77,3 +78,19 @@ def _tqdm() -> Any:
             "leave progress out"
         ) from None
     return tqdm
+
+
+@contextmanager
+def counting_bar(name: str, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
+    """Return a function that adds to the count of a bar on standard error; the end removes it.
+
+    Raises MissingDependencyError if the bar is shown and tqdm is not installed.
+    """
+    if not is_shown:
+        yield lambda n: None
+        return
+    bar = _tqdm()(desc=name, leave=False)
+    try:
+        yield bar.update
+    finally:
+        bar.close()

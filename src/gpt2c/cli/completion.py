@@ -12,7 +12,7 @@ from gpt2c.errors import MissingDependencyError
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = {"FILE", "PATH", "PAGE", "SRC", "MODEL"}  # metavars of names of files and folders
-_FOLDERS: Final = {"DST"}
+_FOLDERS: Final = {"DST", "DATA"}
 
 _EXAMPLES: Final = """examples:
   eval "$(gpt2c completion bash)"                      # in ~/.bashrc

@@ -28,6 +28,7 @@ from gpt2c.cli import (
     score,
 )
 from gpt2c.cli.options import EXAMPLES
+from gpt2c.cli.published import verify, zero_shot
 from gpt2c.cli.version import ShowVersion
 from gpt2c.errors import Error, Gpt2cWarning
 
@@ -63,7 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (generate, score, perplexity, evaluate, convert, quantize, bench, info):
+    for command in (
+        generate, score, perplexity, zero_shot, verify, evaluate, convert, quantize, bench, info,
+    ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)
     return parser
@@ -101,8 +104,9 @@ def _one_line_message(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 means success; 2 an error, which one line on standard error describes; 130 Ctrl-C; 141 a
-    closed output pipe (128 + SIGPIPE, as for a program that the signal ended).
+    0 means success; 1 that ``gpt2c verify`` found a difference; 2 an error, which one line on
+    standard error describes; 130 Ctrl-C; 141 a closed output pipe (128 + SIGPIPE, as for a program
+    that the signal ended).
     """
     try:
         options = make_parser().parse_args(arguments)
@@ -110,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", Gpt2cWarning)
             warnings.showwarning = _show_warning
             console.prepare_stdout()
-            options.run(options)
+            status = options.run(options) or 0
             console.flush_stdout()
     except KeyboardInterrupt:
         return console.INTERRUPTED
@@ -120,4 +124,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return console.PIPE_CLOSED
         print(f"gpt2c: {_one_line_message(error)}", file=sys.stderr)
         return 2
-    return 0
+    return status

@@ -1,0 +1,1 @@
+"""The commands that compare with published results: ``verify`` and ``zero-shot``."""
