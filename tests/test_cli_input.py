@@ -173,7 +173,7 @@ def test_an_invalid_prompt_is_reported_before_any_runs(tmp_path, capsys, line, m
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "perplexity"])
+@pytest.mark.parametrize("command", ["generate", "score", "perplexity", "detect"])
 def test_invalid_utf_8_is_reported_with_its_byte(tmp_path, capsys, command):
     raw = "é\r\ncaf".encode() + b"\xe9\n"  # 0xe9 is byte 7; Latin-1's é
     path = written(tmp_path / "latin.txt", raw)
@@ -194,7 +194,12 @@ def test_invalid_utf_8_is_reported_with_its_byte(tmp_path, capsys, command):
 
 def test_a_closed_standard_input(tales, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
-    for arguments in (["score", "-"], ["perplexity", "-"], ["generate", "--file", "-"]):
+    for arguments in (
+        ["score", "-"],
+        ["perplexity", "-"],
+        ["detect", "-"],
+        ["generate", "--file", "-"],
+    ):
         assert main(arguments) == 2
         assert "standard input is closed" in capsys.readouterr().err
 
@@ -204,7 +209,7 @@ def test_jsonl_requires_a_file(capsys):
     assert "--jsonl needs --file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["generate", "score", "perplexity"])
+@pytest.mark.parametrize("command", ["generate", "score", "perplexity", "detect"])
 def test_the_help_says_how_text_is_read(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

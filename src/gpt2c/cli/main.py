@@ -20,6 +20,7 @@ from gpt2c.cli import (
     completion,
     console,
     convert,
+    detect,
     evaluate,
     generate,
     info,
@@ -65,7 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (
-        generate, score, perplexity, zero_shot, verify, evaluate, convert, quantize, bench, info,
+        generate, score, perplexity, detect, zero_shot, verify, evaluate, convert, quantize, bench,
+        info,
     ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)
