@@ -149,7 +149,7 @@ class _Scorer:
         size = self._options.window or self._engine.n_positions
         windows = windows_of(text.ids, max(text.n_given, 1), size, self._options.stride)
         if self._options.measures.other is not None:
-            windows = with_end(windows, text.ids, self._engine.n_positions)
+            windows = with_end(windows, text.ids, min(size, self._engine.n_positions))
         queued.tasks = [_Task(window) for window in windows]
         for task in queued.tasks:
             if self._is_enough(task):
