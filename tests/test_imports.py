@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {*PROTOCOL, "engine.select", "formats", "text"},
     "schedule": PROTOCOL,
     "generate": {*PROTOCOL, "schedule", "text"},
-    "measure": {*PROTOCOL, "generate"},
+    "measure": {*PROTOCOL, "generate", "text"},
     "look": PROTOCOL,
     "session": {*PROTOCOL, "generate"},
     "model": {
@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "scheduler": {*PROTOCOL, "generate", "model", "schedule"},
     "gen_text": {"model"},
+    "word_surprisal": {*PROTOCOL, "measure", "model"},
     "pico": {"config", "generate", "model", "text", "weights"},
     "coloring": {"measure"},
     "published": {"config", "model", "oracle", "text"},
@@ -92,6 +93,7 @@ ALLOWED: dict[str, set[str]] = {
         "scheduler",
         "session",
         "text",
+        "word_surprisal",
     },
 }
 # Single imports that the rule would forbid, each with its reason.

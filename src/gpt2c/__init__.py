@@ -10,7 +10,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from gpt2c._version import __version__
+from gpt2c._version import ARITHMETIC, __version__
 from gpt2c.config import GPT2Config
 from gpt2c.errors import (
     BackendError,
@@ -41,14 +41,13 @@ if TYPE_CHECKING:
     from gpt2c.generate.sampling import SAMPLER_ORDER
     from gpt2c.measure.choices import Choices
     from gpt2c.measure.scores import Score
+    from gpt2c.measure.word_table import Surprisals
     from gpt2c.model import GPT2
     from gpt2c.pico import load_encoder_hparams_and_params
     from gpt2c.scheduler import Scheduler
     from gpt2c.session import Session
     from gpt2c.text.tokenizer import Tokenizer
-
-# The version of the arithmetic: raised when any logit's bits change (CONTRIBUTING.md, contract 2).
-ARITHMETIC = 1
+    from gpt2c.word_surprisal import surprisal
 
 logging.getLogger("gpt2c").addHandler(logging.NullHandler())
 
@@ -77,6 +76,7 @@ __all__ = [
     "Scheduler",
     "Score",
     "Session",
+    "Surprisals",
     "TableError",
     "Tokenizer",
     "TokenizerError",
@@ -85,6 +85,7 @@ __all__ = [
     "from_transformers",
     "gen_text",
     "load_encoder_hparams_and_params",
+    "surprisal",
 ]
 
 # Names and their modules. A module is imported when its name is first used, so that a program
@@ -97,9 +98,11 @@ _LAZY_NAMES: Final = {
     "Scheduler": "gpt2c.scheduler",
     "Score": "gpt2c.measure.scores",
     "Session": "gpt2c.session",
+    "Surprisals": "gpt2c.measure.word_table",
     "Tokenizer": "gpt2c.text.tokenizer",
     "from_transformers": "gpt2c.compat.transformers",
     "load_encoder_hparams_and_params": "gpt2c.pico",
+    "surprisal": "gpt2c.word_surprisal",
 }
 _LAZY_MODULES: Final = ("coloring", "pico", "scheduler")  # with public names of their own
 

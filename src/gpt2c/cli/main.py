@@ -27,6 +27,7 @@ from gpt2c.cli import (
     perplexity,
     quantize,
     score,
+    surprisal,
 )
 from gpt2c.cli.options import EXAMPLES
 from gpt2c.cli.published import verify, zero_shot
@@ -66,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (
-        generate, score, perplexity, detect, zero_shot, verify, evaluate, convert, quantize, bench,
-        info,
+        generate, score, surprisal, perplexity, detect, zero_shot, verify, evaluate, convert,
+        quantize, bench, info,
     ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)

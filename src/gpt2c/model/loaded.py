@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, Self
@@ -20,6 +20,7 @@ from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import EngineModel
 from gpt2c.engine.threads import choose_threads
 from gpt2c.errors import OptionTypeError
+from gpt2c.forks import IMPORTING
 from gpt2c.generate.encoder import Encoder
 from gpt2c.generate.generation_config import ModelDefaults, read_generation_config
 from gpt2c.progress import LoadingBar
@@ -231,6 +232,18 @@ class LoadedModel(Closable):
         return self._engine.stored_dtype(tensor_name(self.config, name))
 
     # ---- what runs, and its memory ----
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the model's weights as loaded, and of what else its logits depend on.
+
+        It does not depend on the checkpoint's format or on the backend (docs/surprisal.md). The
+        first use reads all weights: half a second for GPT-2 124M. Raises ClosedError.
+        """
+        with IMPORTING:
+            from gpt2c.weights.fingerprint import fingerprint  # lazily: few calls need it
+
+        return fingerprint(self._engine, self.config)
 
     @property
     def backend(self) -> str:

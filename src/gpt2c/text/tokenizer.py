@@ -27,6 +27,7 @@ from gpt2c.text.bpe import (
     GPT2_MERGES,
     BPEOptions,
     Merges,
+    PairMerger,
     TiktokenModel,
     TokenizerModel,
     is_in_byte_alphabet,
@@ -61,6 +62,7 @@ class Tokenizer:
     special_tokens: Mapping[str, int]  # the id of each added token, which encode matches verbatim
     special_ids: frozenset[int]  # the ids that decode leaves out with skip_special_tokens
     source: str  # where the vocabulary comes from, usually a path
+    is_byte_level: bool  # whether the tokens are those of a byte-level BPE, which holds any text
     # Writes the vocabulary's files into a folder; None if the vocabulary was not read from files.
     write_files: Callable[[Path], None] | None = None
 
@@ -73,6 +75,7 @@ class Tokenizer:
     ) -> None:
         """Private: use `gpt2`, `from_files` or `from_vocabulary` instead."""
         self._model, self.source = model, source
+        self.is_byte_level = isinstance(model, TiktokenModel | PairMerger)
         by_content = {token.content: token for token in added}
         # If a BPE token and an added token share an id, the id decodes to the BPE token.
         bytes_by_id = dict(model.unused())

@@ -109,7 +109,7 @@ class JsonTokenizer(Tokenizer):
         specials = _added_contents(values, path, only_special=True)
         self.special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
-        self._is_byte_level = _has_decoder(values.get("decoder"), "ByteLevel")
+        self.is_byte_level = _has_decoder(values.get("decoder"), "ByteLevel")
         self._bytes_by_id: dict[int, bytes] = {}  # filled lazily
 
     def encode(
@@ -162,7 +162,7 @@ class JsonTokenizer(Tokenizer):
         token = self._tokens.get(id, "")
         if token in self.special_tokens or not token:
             return token.encode("utf-8", "replace")
-        if self._is_byte_level and is_in_byte_alphabet(token):
+        if self.is_byte_level and is_in_byte_alphabet(token):
             return bytes_of_token(token)
         if match := _BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
