@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import gpt2c
 from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load_model
-from gpt2c.cli.prompts import read_prompts
-from gpt2c.cli.table_options import INPUT_HELP, add_input_options
-from gpt2c.errors import ContextError
-from gpt2c.tables import TextOrIds
+from gpt2c.cli.table_options import INPUT_HELP, add_input_options, open_input_texts
+from gpt2c.errors import ContextError, OptionError
+from gpt2c.tables import TextOrIds, open_texts
 
 # Options of GPT2.complete that take one number.
 _NUMBER_OPTIONS: Final = (
@@ -85,7 +85,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    named_prompts = read_prompts(options)
+    named_prompts = _read_prompts(options)
     prompts = [prompt for _, prompt in named_prompts]
     arguments = _complete_arguments(options)
     with load_model(options) as model:
@@ -194,3 +194,24 @@ def _print_objects(model: gpt2c.GPT2, prompts: Sequence[Any], arguments: dict[st
 def _as_list(answer: Any) -> list[Any]:
     """Return a prompt's completions; complete returns a list only with num_return_sequences."""
     return answer if isinstance(answer, list) else [answer]
+
+
+def _read_prompts(options: argparse.Namespace) -> list[tuple[str, TextOrIds]]:
+    """Read the prompts, each with its name for messages.
+
+    Standard input is one prompt without its final line end. Raises OptionError, TableError or
+    OSError.
+    """
+    if options.file is not None:
+        if options.prompt:
+            raise OptionError("prompts are given both as arguments and with --file")
+        with open_input_texts(options, lines=True) as texts:
+            return [(item.place, item.text) for item in texts]
+    if options.jsonl:
+        raise OptionError("--jsonl needs --file; to read standard input, give --file -")
+    if options.prompt:
+        return [(f"prompt {n}", prompt) for n, prompt in enumerate(options.prompt, start=1)]
+    if sys.stdin is None or sys.stdin.isatty():
+        return [("the empty prompt", "")]
+    with open_texts("-") as texts:
+        return [(item.place, str(item.text).removesuffix("\n")) for item in texts]

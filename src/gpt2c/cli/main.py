@@ -17,10 +17,12 @@ from typing import Any, NoReturn
 import gpt2c
 from gpt2c.cli import (
     bench,
+    choose,
     completion,
     console,
     convert,
     detect,
+    embed,
     evaluate,
     generate,
     info,
@@ -67,8 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (
-        generate, score, surprisal, perplexity, detect, zero_shot, verify, evaluate, convert,
-        quantize, bench, info,
+        generate, score, surprisal, perplexity, choose, embed, detect, zero_shot, verify, evaluate,
+        convert, quantize, bench, info,
     ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)

@@ -19,6 +19,8 @@ EXAMPLES: Final = """examples:
   echo "The old king" | gpt2c generate --model path/to/checkpoint
   gpt2c score text.txt --color
   gpt2c perplexity book.txt --model openai-community/gpt2
+  gpt2c choose "The sky was" --choice " blue" --choice " green"
+  gpt2c embed texts.txt --lines --output vectors.npy
   gpt2c info
 """
 

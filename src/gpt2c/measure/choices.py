@@ -195,7 +195,7 @@ class Chooser:
                     f"the context's {n_positions} positions; shorten the prompt"
                 )
             if (other := seen.setdefault(ids.tobytes(), j)) != j:
-                raise OptionError(f"choices {other} and {j} are the same tokens after {where}")
+                raise OptionError(f"{where}: choices {other} and {j} are the same tokens")
 
     def _not_ends(
         self, choices: list[Prompt], continuations: list[NDArray[np.int32]]
