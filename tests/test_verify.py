@@ -80,6 +80,7 @@ def test_wrong_weights_are_reported(backend, change, tales, weights):
     assert all("transformers" in check.source for check in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", FASTEST])
 @pytest.mark.parametrize(
     "wrong",
@@ -236,6 +237,8 @@ def test_wikitext_is_joined_as_transformers_documentation_joins_it():
     assert len(Tokenizer.gpt2().encode(joined)) == count
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpy", FASTEST])
 def test_perplexity_equals_the_oracles(tmp_path, backend, tales, weights):
     path = tmp_path / "wiki.test.raw"
     story = "The old king had three sons , and the youngest of them was called Hans . " * 9

@@ -167,6 +167,7 @@ def write(tmp_path, task, text):
 REL = 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [None, 100])
 def test_perplexity_per_word_equals_the_oracles(tmp_path, model, exact, stride):
     task = TASKS["1bw"]
@@ -297,6 +298,8 @@ QUESTIONS = [
      "wood|king|song|moment|idea|Hans|night|sea|house|cup"),
     ("And they all lived happily ever XXXXX .", "song",
      "after|song|king|wood|night|sons|a|cup|sea|dark"),
+    ("Then the XXXXX flapped its wings and flew away to its nest in the tree .", "king",
+     "king|bird|son|wood|night|boy|song|girl|old|time"),
 ]  # fmt: skip
 
 
@@ -309,6 +312,7 @@ def cbt_file(questions=QUESTIONS):
     return "".join(blocks)
 
 
+@pytest.mark.slow
 def test_cbt_equals_the_oracles(tmp_path, model, exact):
     task = TASKS["cbt_cn"]
     (result,) = measure(model, task, write(tmp_path, task, cbt_file()))
@@ -321,21 +325,27 @@ def test_cbt_equals_the_oracles(tmp_path, model, exact):
         (story + ' "', ["{}", ",", '"', " said the king", ",", ' "come here!"']),
         (story + " Then the second son went into the", [" {} to look for the bird."]),
         (story + " And they all lived happily ever", [" {}."]),
+        (story + " Then the", [" {} flapped its wings and flew away to its nest in the tree."]),
     ]
-    right = 0
-    for (context, end), (_, answer, choices) in zip(parts, QUESTIONS, strict=True):
+    winners = []
+    for (context, end), (_, _, choices) in zip(parts, QUESTIONS, strict=True):
         totals = []
         for choice in choices.split("|"):
             given = model.tokenizer.encode(context)
             ids = model.tokenizer.encode("".join(end).format(choice))
             rows = exact(given + ids)[len(given) - 1 : -1]
             totals.append(sum(row[id] for row, id in zip(rows, ids, strict=True)))
-        right += choices.split("|")[int(np.argmax(totals))] == answer
-    assert 0 < right < 3
-    assert result.value == pytest.approx(100 * right / 3)
-    assert (result.n, result.unit, result.note) == (3, "question", "expected 2,000 questions")
+        winners.append(choices.split("|")[int(np.argmax(totals))])
+    assert (result.n, result.unit, result.note) == (4, "question", "expected 2,000 questions")
+    right = sum(winner == answer for winner, (_, answer, _) in zip(winners, QUESTIONS, strict=True))
+    assert result.value == pytest.approx(100 * right / 4)
+    # With the oracle's choices as the answers, all are right.
+    questions = [(q[0], winner, q[2]) for q, winner in zip(QUESTIONS, winners, strict=True)]
+    (result,) = measure(model, task, write(tmp_path, task, cbt_file(questions)))
+    assert result.value == 100
 
 
+@pytest.mark.slow
 def test_a_story_that_is_longer_than_the_context_loses_its_beginning(tmp_path, model, exact):
     lines = [
         "the king and the bird went on and on through the wood and over the hill and back ."
@@ -357,7 +367,7 @@ def test_a_story_that_is_longer_than_the_context_loses_its_beginning(tmp_path, m
     assert result.value == 100 * (choices.split("|")[int(np.argmax(totals))] == answer)
 
 
-@pytest.mark.parametrize("stride", [None, 1, 37, 99, 100])
+@pytest.mark.parametrize("stride", [None, 19, 37, 99, 100])
 def test_parts_of_a_stream_have_the_windows_of_the_whole(monkeypatch, tales, stride):
     monkeypatch.setattr("gpt2c.published.streams._N_WINDOWS", 3)
     text = STORY * 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,15 +110,15 @@ def _title(model: GPT2, options: argparse.Namespace) -> str:
     return (
         f"model   {options.model or 'tales'} ({what}), {model.dtype} on {model.backend}\n"
         f"windows {model.config.n_positions} tokens, stride {stride}{limit}\n\n"
-        f"{'column':<12} {'measure':<40} {'paper':>8} {'measured':>10}  of"
+        f"{'column':<11} {'measure':<45} {'paper':>7} {'measured':>9}  of"
     )
 
 
 def _row(result: Measured) -> str:
     note = f" ({result.note})" if result.note else ""
     return (
-        f"{result.column:<12} {result.measure:<40} {result.paper or '-':>8} {result.value:>10.4g}  "
-        f"{result.n:,} {result.unit}s{note}"
+        f"{result.column:<11} {result.measure:<45} {result.paper or '-':>7} {result.value:>9.4g}  "
+        f"{result.n:,} {result.unit}s of {os.path.basename(result.file)}{note}"
     )
 
 
