@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +24,7 @@ from gpt2c.errors import OptionError, TableError
 from gpt2c.tables import Cell, Columns, Item, Row, Texts, open_table, with_added
 
 if TYPE_CHECKING:
+    from gpt2c.look.plots import PlottedText
     from gpt2c.measure.word_table import Surprisals
     from gpt2c.model import GPT2
 
@@ -67,6 +70,10 @@ def add_command(commands: Commands) -> None:
         "word and after the text instead")  # fmt: skip
     _add_measuring_options(parser)
     add_output_options(parser)
+    add("--plot", metavar="PICTURE", help="also draw the surprisal of each word, for up to 3000 "
+        "words: a .png, .svg or .pdf file (needs matplotlib)")  # fmt: skip
+    add("--other", metavar="MODEL", help="compare with the surprisals of this model in the picture "
+        "of --plot")  # fmt: skip
     add("--only", metavar="NAMES", help="the columns to add, separated by commas; default: all, "
         "or with --by and --whole those with numbers")  # fmt: skip
     add_model_options(parser)
@@ -109,11 +116,12 @@ def _run(options: argparse.Namespace) -> None:
         raise OptionError("--context and --context-column are both given; leave one out")
     if options.next_tokens is not None and options.next_tokens < 1:
         raise OptionError(f"--next-tokens is {options.next_tokens}; it must be from 1 to 128")
-    if options.by:
-        _run_on_words(options)
-    else:
-        options.column = options.column or "text"
-        _run_on_texts(options)
+    with _open_picture(options) as picture:
+        if options.by:
+            _run_on_words(options, picture)
+        else:
+            options.column = options.column or "text"
+            _run_on_texts(options, picture)
 
 
 def _measured(
@@ -128,15 +136,108 @@ def _measured(
     )  # fmt: skip
 
 
+def _of_both(
+    found: Surprisals,
+    picture: _Picture,
+    texts: list[str],
+    options: argparse.Namespace,
+    **more: Any,
+) -> list[Surprisals]:
+    """Return what was found, and what the picture's other model finds, if there is one."""
+    if picture.other is None:
+        return [found]
+    return [found, _measured(picture.other, texts, options, **more)]
+
+
 def _metadata(found: Surprisals, options: argparse.Namespace) -> dict[str, str]:
     named = {"model": options.model or "tales", **found.metadata}
     return named if options.context is None else {**named, "context": options.context}
 
 
+# ---- a picture ----
+
+
+class _Picture:
+    """Collects the words of all texts, to draw them."""
+
+    def __init__(self, other: GPT2 | None) -> None:
+        """`other` is a second model to compare with, or None."""
+        self.other = other
+        self._texts: list[PlottedText] = []
+        self._n_before = self._n_words = 0  # texts of earlier calls, without words too; words
+
+    def add(self, founds: list[Surprisals], n_texts: int) -> None:
+        """Add the words of one call: each model's surprisals. Raises OptionError for too many."""
+        import numpy as np
+
+        from gpt2c.look.plots import MAX_WORDS, PlottedText
+
+        self._n_words += len(founds[0])
+        if self._n_words > MAX_WORDS:
+            raise OptionError(
+                f"--plot draws at most {MAX_WORDS} words, and there are more; leave it out, or "
+                "give a part of the texts"
+            )
+        columns = founds[0].columns
+        indices: dict[Any, list[int]] = {}
+        for index, text_id in enumerate(columns["text_id"]):
+            indices.setdefault(text_id, []).append(index)
+        for text_id, rows in indices.items():
+            is_group = isinstance(text_id, tuple)
+            name = ", ".join(map(str, text_id)) if is_group else str(self._n_before + text_id)
+            values = [np.asarray(_drawn_column(found), dtype=np.float64)[rows] for found in founds]
+            self._texts.append(PlottedText(name, [columns["word"][i] for i in rows], values))
+        self._n_before += n_texts
+
+    def save(self, unit: str, options: argparse.Namespace) -> None:
+        """Draw all texts to the file of --plot. Raises OptionError if there is no word."""
+        from gpt2c.look.plots import save_figure, word_figure
+
+        file = "standard input" if options.file == "-" else os.path.basename(options.file)
+        labels = [options.model or "tales", *([options.other] if self.other else [])]
+        short = [os.path.basename(label.rstrip("/")) or label for label in labels]
+        # The number of a single text says nothing.
+        texts = [t._replace(name="") for t in self._texts] if self._n_before == 1 else self._texts
+        quantity = "surprisal" if options.correction == "none" else "corrected surprisal"
+        figure = word_figure(
+            texts, short if len(set(short)) == len(labels) else labels, quantity=quantity,
+            unit=unit, title=f"{quantity.capitalize()} of the words of {file}",
+        )  # fmt: skip
+        save_figure(figure, options.plot)
+
+
+def _drawn_column(found: Surprisals) -> Any:
+    """Return the corrected surprisals of all words, or the plain ones without a correction."""
+    return found.columns.get("corrected", found.columns["surprisal"])
+
+
+@contextmanager
+def _open_picture(options: argparse.Namespace) -> Iterator[_Picture | None]:
+    """Check the options of the picture, and save it at the end; None without --plot."""
+    if options.plot is None:
+        if options.other is not None:
+            raise OptionError("--other is given without --plot, which would show both models")
+        yield None
+        return
+    if options.whole or options.next_tokens:
+        raise OptionError("--plot draws words; leave it out, or --whole and --next-tokens")
+    from gpt2c.look.plots import check_plot_path, new_figure
+
+    check_plot_path(options.plot)  # fail before the long work
+    new_figure()
+    other: AbstractContextManager[GPT2 | None] = nullcontext()
+    if options.other is not None:
+        other = load_model(argparse.Namespace(**{**vars(options), "model": options.other}))
+    with other as model:
+        picture = _Picture(model)
+        yield picture
+        picture.save("nats" if options.nats else "bits", options)
+
+
 # ---- a column of words ----
 
 
-def _run_on_words(options: argparse.Namespace) -> None:
+def _run_on_words(options: argparse.Namespace, picture: _Picture | None) -> None:
     """Add columns to a table with a word in each row."""
     column = options.column or "word"
     format = "jsonl" if options.jsonl else options.input_format
@@ -151,6 +252,9 @@ def _run_on_words(options: argparse.Namespace) -> None:
         context = [_text_of(row, options.context_column) for row in rows]
     with load_model(options) as model:
         found = _measured(model, words, options, by=groups, context=context)
+        if picture is not None:
+            founds = _of_both(found, picture, words, options, by=groups, context=context)
+            picture.add(founds, len(set(groups)))
         metadata = _metadata(found, options)
         if options.next_tokens:
             before = {"text_id": str}
@@ -188,7 +292,7 @@ class _Input:
     cells: dict[str, Cell]
 
 
-def _run_on_texts(options: argparse.Namespace) -> None:
+def _run_on_texts(options: argparse.Namespace, picture: _Picture | None) -> None:
     with open_input_texts(options, lines=options.lines) as texts, load_model(options) as model:
         before: Columns = texts.types or {"text_id": int}
         if options.context_column is not None and options.context_column not in before:
@@ -200,7 +304,7 @@ def _run_on_texts(options: argparse.Namespace) -> None:
         metadata = _metadata(empty, options)
         if texts.types:
             _default_format(texts.layout.format, options)
-        results = _results(model, texts, before, options)
+        results = _results(model, texts, picture, options)
         if options.next_tokens:
             added: Columns = _NEXT_TOKEN_TYPES
         elif options.whole:
@@ -215,7 +319,7 @@ def _run_on_texts(options: argparse.Namespace) -> None:
 
 
 def _results(
-    model: GPT2, texts: Texts, before: Columns, options: argparse.Namespace
+    model: GPT2, texts: Texts, picture: _Picture | None, options: argparse.Namespace
 ) -> Iterator[tuple[dict[str, Cell], list[Mapping[str, Any]]]]:
     """Yield the first cells of each text's rows, and the rows."""
     inputs = (_input_of(item, number, options) for number, item in enumerate(texts, start=1))
@@ -225,6 +329,9 @@ def _results(
         found = _measured(
             model, given, options, context=[item.context for item in part], spans=spans
         )
+        if picture is not None:
+            contexts = [item.context for item in part]
+            picture.add(_of_both(found, picture, given, options, context=contexts), len(part))
         rows = found.next_token_rows() if options.next_tokens else found.rows()
         by_text: list[list[Mapping[str, Any]]] = [[] for _ in part]
         for row in rows:

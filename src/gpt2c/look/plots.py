@@ -317,7 +317,14 @@ def _draw_scatter(
     axes.scatter(x[is_finite], y[is_finite], s=14, color=COLORS[0], alpha=0.6, linewidths=0)
     indices = np.flatnonzero(is_finite)
     differences = np.abs(x[indices] - y[indices])
-    for index in indices[np.argsort(-differences, kind="stable")[:_N_NAMED]]:
+    named: list[int] = []
+    width, height = 0.25 * (high - low), 0.04 * (high - low)  # of a name
+    for index in indices[np.argsort(-differences, kind="stable")]:
+        if any(abs(x[index] - x[i]) < width and abs(y[index] - y[i]) < height for i in named):
+            continue  # it would cover another name
+        if len(named) == _N_NAMED:
+            break
+        named.append(index)
         word = fonts.drawable(shown(words[index]))
         axes.annotate(
             word, (x[index], y[index]), xytext=(4, 3), textcoords="offset points",
