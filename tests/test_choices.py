@@ -139,6 +139,16 @@ def test_the_end_of_a_text_that_begins_another(tales):
     np.testing.assert_allclose(found, [ended, *others[1:]], rtol=0, atol=ATOL)
 
 
+def test_a_text_that_begins_another_with_other_tokens(tales):
+    prompt, choices = "They lived in the", [" king", " kingdom"]
+    first, second = map(tales.tokenizer.encode, choices)
+    assert second[: len(first)] != first
+    found = tales.choose(prompt, choices).logprobs
+    plain = [text_logprob(tales, prompt, choice) for choice in choices]
+    ended = plain[0] + end_logprob(tales, prompt + choices[0])
+    np.testing.assert_allclose(found, [ended, plain[1]], rtol=0, atol=ATOL)
+
+
 def test_a_choice_may_change_the_end_of_the_prompt(tales):
     """The space becomes part of the choice's token, so both are scored from there."""
     prompt, choices = "Once upon a ", ["time", "king", "1"]
