@@ -120,28 +120,29 @@ def test_requests_that_tasks_seldom_make(hf, ours):
     with pytest.raises(gpt2c.OptionError, match="no token of its own"):
         ours.loglikelihood([Request(("The kin", "g"))])
     with pytest.raises(gpt2c.ContextError, match="request 1"):
-        ours.loglikelihood([Request(("a", "b")), Request(("a", " b" * 2000))])
+        ours.loglikelihood([Request(("a", " b")), Request(("a", " b" * 2000))])
 
 
-def samples_file(folder, out, *options):
+def samples_files(out, *options):
     arguments = ["--include_path", str(TASKS), "--log_samples", "--output_path", str(out)]
     tasks = ",".join(f"gpt2c_{name}" for name in [*SCORED, *GENERATED, "sample"])
-    assert main(["eval", "--tasks", tasks, "--model", str(folder), *arguments, *options]) == 0
+    assert main(["eval", "--tasks", tasks, *arguments, *options]) == 0
     files = {p.name.split("_2")[0]: p.read_bytes() for p in out.rglob("samples_*.jsonl")}
     assert len(files) == len(SCORED) + len(GENERATED) + 1
     return files
 
 
-def test_samples_do_not_depend_on_the_batch_size(folder, tmp_path, capsys):
-    first = samples_file(folder, tmp_path / "a", "--batch_size", "1")
-    assert samples_file(folder, tmp_path / "b", "--batch_size", "16", "--threads", "1") == first
+def test_samples_do_not_depend_on_the_batch_size(tmp_path, capsys):
+    first = samples_files(tmp_path / "a", "--batch_size", "1")
+    limited = ["--batch_size", "16", "--threads", "1", "--limit", "4"]
+    second = samples_files(tmp_path / "b", *limited)
+    for name, samples in second.items():
+        lines = samples.splitlines()
+        assert lines == first[name].splitlines()[: len(lines)]
+        assert len(lines) == 4
     drawn = [json.loads(line)["resps"][0] for line in first["samples_gpt2c_sample"].splitlines()]
     assert any(one != two for one, two in drawn), "repeats draw different texts"
     assert "gpt2c_wikitext" in capsys.readouterr().out
-    limited = tmp_path / "c"
-    samples_file(folder, limited, "--limit", "2")
-    lines = next(limited.rglob("samples_gpt2c_blimp*")).read_text().splitlines()
-    assert len(lines) == 2
 
 
 @needs_engine
@@ -198,16 +199,42 @@ def test_lm_eval_keeps_its_own_models():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model_args", "adapter=folder"], "no argument 'adapter'"),
-        (["--model_args", "dtipe=int8"], "did you mean dtype"),
-        (["--model_args", "max_length=100000"], "max_length is 100000"),
-        (["--tasks", "gpt2c_none"], "Tasks not found: gpt2c_none"),
-        (["--model", "no/such/model"], "no/such/model"),
-        (["--gen_kwargs", "foo=1"], "no option 'foo'"),
-        (["--gen_kwargs", "max_gen_toks=100000"], "max_gen_toks is 100000"),
+        ({"adapter": "folder"}, "no argument 'adapter'"),
+        ({"dtipe": "int8"}, "did you mean dtype"),
+        ({"max_length": 100000}, "max_length is 100000"),
+        ({"prefix_token_id": -1}, "prefix_token_id is -1"),
+        ({"pretrained": 5}, "pretrained is 5"),
+        ({"pretrained": "no/such/model"}, "no/such/model"),
     ],
 )
-def test_an_error_is_one_line(options, message, capsys):
+def test_a_wrong_argument_is_named(options, message):
+    with pytest.raises(gpt2c.Error, match=message):
+        GPT2LM(**options)
+
+
+def test_arguments_have_their_meaning(tales):
+    assert GPT2LM(dtype="int8", threads=1).gpt2.dtype == "int8"
+    with pytest.raises(gpt2c.OptionError, match="dtype is given with a loaded model"):
+        GPT2LM(tales, dtype="int8")
+    short = GPT2LM(tales, max_length=32, prefix_token_id=7, batch_size="auto", device="cuda:0")
+    ids = short.tok_encode("word " * 40 + "king")
+    ((total, _),) = short.loglikelihood([Request(("word " * 40, "king"))])
+    n = len(ids) - len(short.tok_encode(("word " * 40).rstrip()))
+    assert total == tales.score(ids[-33:-n], ids[-n:]).total
+    (total,) = short.loglikelihood_rolling([Request(("The king",))])
+    assert total == tales.score([7], short.tok_encode("The king")).total
+    with pytest.raises(gpt2c.OptionError, match="no chat template"):
+        short.apply_chat_template([])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "gpt2c_none"], "Tasks not found: gpt2c_none"),
+        (["--gen_kwargs", "foo=1"], "no option 'foo'"),
+    ],
+)
+def test_an_error_of_the_command_is_one_line(options, message, capsys):
     given = ["eval", "--include_path", str(TASKS)]
     assert main([*given, "--tasks", "gpt2c_generate", *options]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
