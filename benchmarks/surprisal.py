@@ -4,7 +4,7 @@
         [--peer-python PATH]
 
 CHECKPOINT is a folder in Hugging Face's format; GPT-2's tokenizer is used if it has none. The
-sentences are those of TEXT with 15 to 31 tokens, evenly chosen. --peer-python names the
+sentences are those of TEXT with 15 to 31 tokens (--tokens), evenly chosen. --peer-python names the
 interpreter of an environment with minicons, if it is another one.
 
 Each tool runs in a process of its own and waits, stopped, while the other has its turn. The first
@@ -44,6 +44,7 @@ def parse() -> argparse.Namespace:
     add("checkpoint", type=Path)
     add("text", type=Path)
     add("--sentences", type=int, default=64)
+    add("--tokens", type=int, nargs=2, default=(15, 31), metavar=("MIN", "MAX"))
     add("--repeats", type=int, default=3)
     add("--threads", type=int, default=2)
     add("--peer-python", default=sys.executable)
@@ -148,14 +149,14 @@ class Worker:
 # ---- the run ----
 
 
-def sentences_of(path: Path, n: int) -> list[str]:
-    """Return n sentences of 15 to 31 GPT-2 tokens, evenly chosen from a text."""
+def sentences_of(path: Path, n: int, low: int, high: int) -> list[str]:
+    """Return n sentences of `low` to `high` GPT-2 tokens, evenly chosen from a text."""
     import gpt2c
 
     encode = gpt2c.Tokenizer.gpt2().encode
     lines = path.read_text(encoding="utf-8").split("\n")
     found = [s for line in lines for s in SENTENCE_END.split(line.strip()) if s]
-    found = [s for s in found if 15 <= len(encode(s)) <= 31]
+    found = [s for s in found if low <= len(encode(s)) <= high]
     return [found[i * len(found) // n] for i in range(min(n, len(found)))]
 
 
@@ -176,7 +177,7 @@ def main() -> None:
     if options.worker:
         work(options.worker, str(options.checkpoint), options.threads)
         return
-    texts = sentences_of(options.text, options.sentences)
+    texts = sentences_of(options.text, options.sentences, *options.tokens)
     with tempfile.TemporaryDirectory() as folder:
         with_tokenizer(options.checkpoint, folder)
         workers = {

@@ -26,6 +26,7 @@ neither word is corrected. The text's end counts as a border.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -53,8 +54,8 @@ class IdSets:
     """
 
     begins_word: NDArray[np.bool_]
-    at_border: list[int]
-    at_start: list[int] | None = None
+    at_border: NDArray[np.int64]
+    at_start: NDArray[np.int64] | None = None
 
 
 def make_id_sets(
@@ -80,18 +81,28 @@ def make_id_sets(
             f"correction={correction!r} needs a byte-level BPE vocabulary, whose tokens begin with "
             f"the space before a word; {source} is none"
         )
-    begins_word = np.zeros(n_vocab, dtype=np.bool_)
-    for id in range(n_known):
-        begins_word[id] = tokenizer.token_bytes(id)[:1] == b" "
+    begins_word = _begins_word(tokenizer, n_known, n_vocab)
     if not begins_word.any():
         raise TokenizerError(f"correction={correction!r}: no token of {source} begins with a space")
     before_words = set(np.flatnonzero(begins_word).tolist())
     if correction == "oh_schuler":
-        return IdSets(begins_word, sorted(before_words))
+        return IdSets(begins_word, np.array(sorted(before_words)))
     if not eos_ids:
         raise OptionError("correction='pimentel' needs a model with an EOS token")
     first = set(range(n_known)) - before_words | eos_ids
-    return IdSets(begins_word, sorted(before_words | eos_ids), sorted(first))
+    at_border = np.array(sorted(before_words | eos_ids))
+    return IdSets(begins_word, at_border, np.array(sorted(first)))
+
+
+@lru_cache(maxsize=4)
+def _begins_word(
+    tokenizer: Tokenizer | MissingTokenizer, n_known: int, n_vocab: int
+) -> NDArray[np.bool_]:
+    """Return whether each token begins with a space, [n_vocab]. Nobody changes the array."""
+    found = np.zeros(n_vocab, dtype=np.bool_)
+    for id in range(n_known):
+        found[id] = tokenizer.token_bytes(id)[:1] == b" "
+    return found
 
 
 def corrected_logprobs(

@@ -89,6 +89,12 @@ def _added_logits(id_sets: Sequence[Iterable[int]], n_vocab: int) -> NDArray[np.
     for index, ids in enumerate(sets):
         if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
             raise OptionTypeError(f"id_sets[{index}] is {ids!r}; it must be a set of ids")
+        if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu" and ids.size:
+            edges = [ids.min(), ids.max()]  # a large set is checked at once
+            for id in edges:
+                integer(f"an id of id_sets[{index}]", id, 0, n_vocab - 1)
+            added[index, ids] = 0
+            continue
         for id in ids:
             added[index, integer(f"an id of id_sets[{index}]", id, 0, n_vocab - 1)] = 0
     return added
