@@ -64,7 +64,7 @@ def test_the_values_follow_their_definitions():
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.25, 0.5])
     sets = np.array([[0, -np.inf, 0]], dtype=np.float32)
     measures = Measures(True, (0.5, 2.0, math.inf), sets, object())
-    found = measured_values(np.log(p)[None], measures, np.array([1]), np.log(q)[None])
+    found = measured_values(np.log(p)[None], measures, np.array([2]), np.log(q)[None])
     expected = [
         (p * np.log(p) ** 2).sum(),
         2 * math.log(np.sqrt(p).sum()),
@@ -72,7 +72,7 @@ def test_the_values_follow_their_definitions():
         math.log(2),
         math.log(0.7),
         -(p * np.log(q)).sum(),
-        math.log(0.25),
+        math.log(0.5),
     ]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)  # float32 rounds to 6e-8
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from conftest import TALES
+from test_detection import performer_on
 
 import gpt2c
 from gpt2c.cli.main import main
@@ -16,6 +18,7 @@ pytest.importorskip("matplotlib")
 from gpt2c.look import plots
 
 TEXTS = ["The old king was ill.", "Once upon a time"]
+PIMENTEL = {"correction": "pimentel"}
 
 
 @pytest.fixture
@@ -69,19 +72,23 @@ def test_the_picture_has_the_surprisals_of_the_table(
 def test_two_models_are_compared(figures, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(TEXTS[0], encoding="utf-8")
-    options = ["--other", str(TALES), "--plot", str(tmp_path / "a.png"), "--nats"]
-    options += ["--correction", "pimentel", "--dtype", "int8"]
-    assert main(["surprisal", str(text), *options]) == 0
-    model = gpt2c.GPT2.from_pretrained(dtype="int8")
-    corrected = gpt2c.surprisal(model, TEXTS[0], unit="nats", correction="pimentel").columns[
-        "corrected"
+    other_folder = tmp_path / "other"
+    performer_on("numpy").save_pretrained(other_folder)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(TALES / name, other_folder)
+    options = ["--other", str(other_folder), "--plot", str(tmp_path / "a.png"), "--nats"]
+    assert main(["surprisal", str(text), *options, "--correction", "pimentel"]) == 0
+    found = [
+        gpt2c.surprisal(gpt2c.GPT2.from_pretrained(path), TEXTS[0], unit="nats", **PIMENTEL)
+        for path in (TALES, other_folder)
     ]
+    first, second = (each.columns["corrected"] for each in found)
     row, scatter = figures[0].axes
-    np.testing.assert_allclose(heights_of(row), [*corrected, *corrected], rtol=1e-6)
+    np.testing.assert_allclose(heights_of(row), [*first, *second], rtol=1e-6)
+    assert not np.allclose(first, second)
     assert row.get_ylabel() == "corrected surprisal (nats)"
     assert row.get_title(loc="left") == ""
-    # The two names would be the same without the folder.
-    assert "models" in scatter.get_ylabel()
+    assert scatter.get_ylabel() == "other, corrected surprisal (nats)"
 
 
 def test_the_groups_of_words_are_drawn_under_their_names(figures, tmp_path, capsys):
