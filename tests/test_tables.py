@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -399,3 +400,111 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
         with pytest.raises(gpt2c.MissingDependencyError, match=r"pip install 'gpt2c\[parquet\]'"):
             call()
     assert os.listdir(tmp_path) == ["t.parquet"]
+
+
+# ---- hostile Parquet ----
+
+
+def parquet_file(path: Path) -> bytes:
+    pytest.importorskip("pyarrow")
+    rows = [{"text": f"text {n}", "count": n, "ids": [n, n]} for n in range(20)]
+    write(str(path), {"text": str, "count": int, "ids": list}, rows)
+    return path.read_bytes()
+
+
+@settings(
+    max_examples=cases(100), suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+)  # fmt: skip
+@given(st.data())
+def test_a_damaged_parquet_file_is_read_or_refused(tmp_path, data):
+    raw = bytearray(parquet_file(tmp_path / "t.parquet"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)) | st.just(len(raw)))
+    path = written(tmp_path / "damaged.parquet", bytes(raw[:cut]))
+    with contextlib.suppress(gpt2c.TableError):  # any other error fails the test
+        read(path)
+
+
+def test_a_small_parquet_file_that_unpacks_to_much(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    text = "x" * 1_000_000
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), [text])
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": column}), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    pool = pa.default_memory_pool()
+    with open_table(str(path)) as table:
+        n = 0
+        for row in table:
+            n += 1
+            assert len(row.text("a")) == len(text)
+            assert pool.bytes_allocated() < 150_000_000  # of 2,000,000,000
+    assert n == 2000
+
+
+def test_other_types_of_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import datetime
+    import decimal
+
+    import pyarrow.parquet as pq
+
+    columns = {
+        "date": [datetime.date(2026, 11, 28)],
+        "decimal": [decimal.Decimal("1.50")],
+        "small": pa.array([3], pa.uint8()),
+        "half": pa.array([0.5], pa.float32()),
+        "nested": [{"a": [1, None], "b": "x"}],
+        "none": pa.array([None], pa.string()),
+    }
+    path = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table(columns), path)
+    with open_table(path) as table:
+        assert table.types == {
+            "date": None, "decimal": None, "small": int, "half": float, "nested": None, "none": str,
+        }  # fmt: skip
+        assert [dict(row) for row in table] == [
+            {
+                "date": "2026-11-28", "decimal": "1.50", "small": 3, "half": 0.5,
+                "nested": {"a": [1, None], "b": "x"}, "none": None,
+            }
+        ]  # fmt: skip
+    pq.write_table(pa.table({"a": [b"\xff"]}), path)
+    with pytest.raises(gpt2c.TableError, match=r"row 1: column 'a' cannot be read: found b'\\xff'"):
+        read(path)
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), path)
+    with pytest.raises(gpt2c.TableError, match="has two columns with one name"):
+        read(path)
+
+
+def test_parquet_types_that_rows_decide(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = str(tmp_path / "t.parquet")
+    write(path, {"a": None, "b": None}, [{"a": 1}, {"a": 2}])
+    assert read(path) == [{"a": 1, "b": None}, {"a": 2, "b": None}]
+    write(path, {"a": str}, [])
+    with open_table(path) as table:
+        assert (table.columns, list(table)) == (("a",), [])
+    with pytest.raises(gpt2c.TableError, match="column 'a' has cells of different types"):
+        write(path, {"a": None}, [{"a": 1}, {"a": "x"}])
+    with pytest.raises(gpt2c.TableError, match="row 2: column 'a' has 'x', expected the column's"):
+        write(path, {"a": int}, [{"a": 1}, {"a": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("a,b\n".encode("utf-16"), "it seems to be UTF-16; save it as UTF-8"),
+        (b"PK\3\4\xff", "it seems to be a workbook or another zip file; save its table as CSV"),
+        (b"PAR1\xff", "it seems to be Parquet; name it .parquet"),
+        (b"\x1f\x8b\x08", "it seems to be compressed by gzip; decompress it"),
+        (b"a,b\n\xe9", "0xe9; save it as UTF-8 .in Excel: CSV UTF-8"),
+    ],
+)
+def test_advice_about_files_that_are_no_text(tmp_path, raw, message):
+    with pytest.raises(gpt2c.TableError, match=message):
+        read(written(tmp_path / "t.csv", raw))

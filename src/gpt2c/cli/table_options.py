@@ -13,7 +13,7 @@ from gpt2c.cli.options import shows_progress
 from gpt2c.errors import OptionError
 from gpt2c.progress import with_input_bar
 from gpt2c.tables import Columns, Extent, Layout, TableWriter, Texts, create_table, open_texts
-from gpt2c.tables.formats import TABLE_FORMATS, TEXT_FORMATS, table_format
+from gpt2c.tables.formats import TABLE_FORMATS, TEXT_FORMATS, format_of_suffix, table_format
 from gpt2c.tables.writing import Metadata
 
 INPUT_HELP: Final = (
@@ -41,26 +41,35 @@ def open_input_texts(
 ) -> AbstractContextManager[Texts]:
     """Open the texts of FILE; `lines` reads plain text line by line.
 
-    Raises OptionError, TableError or OSError.
+    The option --lines, if the command has it, reads CSV and TSV as plain text too. Raises
+    OptionError, TableError or OSError.
     """
+    format = "jsonl" if options.jsonl else options.input_format
     if options.jsonl and options.input_format not in (None, "jsonl"):
         raise OptionError(f"--jsonl contradicts --input-format {options.input_format}")
+    if getattr(options, "lines", False):
+        if format in ("csv", "tsv", "parquet"):
+            raise OptionError(f"--lines is for plain text; the rows of {format} are texts anyway")
+        if format is None and format_of_suffix(options.file) in ("csv", "tsv"):
+            format = "txt"
     return open_texts(
         options.file,
         column=options.column,
-        format="jsonl" if options.jsonl else options.input_format,
+        format=format,
         lines=lines,
         delimiter=options.delimiter,
     )
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add --output, --format, --missing and --metadata."""
+    """Add --output, --format, --decimal, --missing and --metadata."""
     add = parser.add_argument
     add("--output", metavar="FILE", default="-", help="write the results to a file, which appears "
         "when it is complete; default: standard output")  # fmt: skip
     add("--format", choices=TABLE_FORMATS, help="the format of the results; default: by the name "
         "of the output (.csv, .tsv, .jsonl, .ndjson, .parquet), else jsonl")  # fmt: skip
+    add("--decimal", choices=(".", ","), default=".", help="the decimal separator of CSV and TSV; "
+        "with , Excel in many languages, and R's read.csv2, read the numbers")  # fmt: skip
     add("--missing", metavar="TEXT", default="", help="what CSV and TSV have for a number that is "
         "undefined or infinite, for example NA for R; default: nothing")  # fmt: skip
     add("--metadata", action="store_true", help="begin CSV and TSV with lines \"# key: value\" "
@@ -107,6 +116,7 @@ def open_output(
         columns,
         format=output_format(options),
         like=like,
+        decimal=options.decimal,
         missing=options.missing,
         metadata=metadata,
         metadata_lines=options.metadata,

@@ -25,8 +25,10 @@ except ImportError:
     ) from None
 _PREFIX: Final = "gpt2c."  # of the keys of gpt2c's metadata
 _BUFFER_BYTES: Final = 1 << 20  # per column, while a row group is read
-_BATCH_BYTES: Final = 1 << 24  # of the rows that are read, or written, together
-_MAX_BATCH_ROWS: Final = 1024
+_READ_BYTES: Final = 1 << 25  # of a column's cells that are read together
+_MIN_READ_ROWS: Final = 16
+_MAX_READ_ROWS: Final = 1024
+_GROUP_BYTES: Final = 1 << 24  # of a row group that is written
 _GROUP_ROWS: Final = 1 << 16
 _TYPES: Final[Mapping[ColumnType, pa.DataType]] = MappingProxyType(
     {
@@ -46,11 +48,7 @@ def read_parquet(source: Source) -> Table:
     try:
         schema = pq.read_schema(source.file)
         source.file.seek(0)
-        texts = [field.name for field in schema if _is_text(field.type)]
-        # Texts that repeat are not copied until a row is used.
-        file = pq.ParquetFile(
-            source.file, read_dictionary=texts, buffer_size=_BUFFER_BYTES, pre_buffer=False
-        )
+        file = pq.ParquetFile(source.file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise TableError(f"{source.name}: is not a valid Parquet file: {error}") from None
     names = [str(name) for name in schema.names]
@@ -81,11 +79,7 @@ def _metadata_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def _rows(file: pq.ParquetFile, name: str, n_read: list[int]) -> Iterator[Row]:
-    facts = file.metadata
-    groups = [facts.row_group(index) for index in range(facts.num_row_groups)]
-    n_bytes = sum(group.total_byte_size for group in groups)
-    size = _BATCH_BYTES * max(facts.num_rows, 1) // max(n_bytes, 1)
-    batches = file.iter_batches(batch_size=min(max(size, 1), _MAX_BATCH_ROWS))
+    batches = file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False)
     while True:
         try:
             batch = next(batches, None)
@@ -98,6 +92,21 @@ def _rows(file: pq.ParquetFile, name: str, n_read: list[int]) -> Iterator[Row]:
             n_read[0] += 1
             place = f"{name}, row {n_read[0]}"
             yield Row({key: _cell(values, index, place, key) for key, values in columns}, place)
+
+
+def _batch_rows(facts: pq.FileMetaData) -> int:
+    """Return how many rows to read together.
+
+    A text that repeats is stored once, so each row of a small file can hold all of it. A column of
+    a row group has no text longer than the column's own size.
+    """
+    groups = [facts.row_group(index) for index in range(facts.num_row_groups)]
+    sizes: list[int] = [
+        group.column(index).total_uncompressed_size
+        for group in groups
+        for index in range(group.num_columns)
+    ]
+    return min(max(_READ_BYTES // max(1, max(sizes, default=1)), _MIN_READ_ROWS), _MAX_READ_ROWS)
 
 
 def _cell(values: pa.Array, index: int, place: str, column: str) -> Cell:
@@ -178,7 +187,7 @@ class ParquetTableWriter:
             self._n_bytes += 8 + (len(cell) if isinstance(cell, str | list) else 0)
         self._n_rows += 1
         self._n_waiting += 1
-        if self._n_waiting >= _GROUP_ROWS or self._n_bytes >= _BATCH_BYTES:
+        if self._n_waiting >= _GROUP_ROWS or self._n_bytes >= _GROUP_BYTES:
             self._write_group()
 
     def finish(self) -> None:

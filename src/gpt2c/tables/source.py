@@ -23,7 +23,16 @@ from gpt2c.tables.table import Extent
 MAX_LINE_BYTES: Final = 1 << 26
 
 BYTE_ORDER_MARK: Final = "\ufeff"
-_UTF_16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
+_ADVICE: Final = "save it as UTF-8 (in Excel: CSV UTF-8)"
+# What a file that is not UTF-8 seems to be by its first bytes, and what to do.
+_OTHER_FILES: Final = (
+    (b"\xff\xfe", "UTF-16", _ADVICE),
+    (b"\xfe\xff", "UTF-16", _ADVICE),
+    (b"PK\3\4", "a workbook or another zip file", "save its table as CSV UTF-8"),
+    (b"PAR1", "Parquet", "name it .parquet, or name the format"),
+    (b"\x1f\x8b", "compressed by gzip", "decompress it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it"),
+)
 _LINE: Final = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
@@ -94,11 +103,13 @@ class Source:
 
     def _raise_not_utf8(self, raw: bytes, start: int) -> NoReturn:
         number = self.n_lines + with_plain_line_ends(raw[:start].decode()).count("\n") + 1
-        is_utf_16 = self.n_read == 0 and raw.startswith(_UTF_16_MARKS)
-        hint = "; it seems to be UTF-16" if is_utf_16 else ""
+        hint = _ADVICE
+        for first_bytes, kind, advice in _OTHER_FILES:
+            if self.n_read == 0 and raw.startswith(first_bytes):
+                hint = f"it seems to be {kind}; {advice}"
         raise TableError(
             f"{self.name}, line {number} is not UTF-8 at byte {self.n_read + start} of the input: "
-            f"found 0x{raw[start]:02x}{hint}; save it as UTF-8"
+            f"found 0x{raw[start]:02x}; {hint}"
         ) from None
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from gpt2c.checks.names import choice, file_name
 from gpt2c.checks.untrusted import show
-from gpt2c.errors import OptionError, TableError
+from gpt2c.errors import TableError
 from gpt2c.tables.formats import TEXT_FORMATS, Layout, check_delimiter, format_of_suffix
 from gpt2c.tables.json_lines import metadata_of, read_values
 from gpt2c.tables.reading import read_table
@@ -100,12 +100,9 @@ def open_texts(
     file cannot be read, and MissingDependencyError if Parquet needs pyarrow.
     """
     name, delimiter = file_name("path", path), check_delimiter(delimiter)
-    if format is None:
-        format = format_of_suffix(name) or "txt"
-        if lines and format in ("csv", "tsv"):
-            format = "txt"
-    elif choice("format", format, TEXT_FORMATS) in ("csv", "tsv", "parquet") and lines:
-        raise OptionError(f"lines are for plain text; the format {format} has rows")
+    if format is not None:
+        choice("format", format, TEXT_FORMATS)
+    format = format or format_of_suffix(name) or "txt"
     with open_source(name) as source:
         if format == "txt":
             items = _lines(source) if lines else _whole(source)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, Final, Protocol, TypeAlias
 
-from gpt2c.checks.names import file_name
+from gpt2c.checks.names import choice, file_name
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, TableError
 from gpt2c.files import whole_file
@@ -46,6 +46,7 @@ def create_table(
     format: str | None = None,
     like: Layout | None = None,
     delimiter: str | None = None,
+    decimal: str = ".",
     missing: str = "",
     metadata: Metadata | None = None,
     metadata_lines: bool = False,
@@ -63,6 +64,7 @@ def create_table(
         like: The layout of a table that was read. The result has its delimiter, byte order mark and
             line ends if it has its format.
         delimiter: The character between the cells of CSV and TSV.
+        decimal: The decimal separator of numbers in CSV and TSV, "." or ",".
         missing: What CSV and TSV have for a missing value; R reads "NA" as missing.
         metadata: Keys and values about the table as a whole. Parquet stores them in its metadata.
         metadata_lines: Write the metadata in CSV and TSV too, as lines ``# key: value`` before the
@@ -75,12 +77,15 @@ def create_table(
     name = file_name("path", path)
     format = table_format(name, format)
     delimiter = check_delimiter(delimiter)
+    choice("decimal", decimal, (".", ","))
     facts = _checked_metadata(metadata or {})
     if not columns and format != "jsonl":
         raise OptionError("columns is empty; expected the names of the columns and their types")
     if format == "parquet":
         if name == "-":
-            raise OptionError("Parquet cannot be written to standard output; name a file")
+            raise OptionError(
+                "Parquet cannot be written to standard output; name a file (--output)"
+            )
         from gpt2c.tables.parquet import write_parquet
 
         with whole_file(name) as file, write_parquet(file, name, columns, facts) as parquet:
@@ -94,7 +99,7 @@ def create_table(
         else:
             layout = Layout(format, delimiter or usual, layout.has_byte_order_mark, layout.line_end)
             yield _DelimitedWriter(
-                output, name, columns, layout, missing, facts if metadata_lines else {}
+                output, name, columns, layout, decimal, missing, facts if metadata_lines else {}
             )
 
 
@@ -173,10 +178,12 @@ class _DelimitedWriter:
         name: str,
         columns: Columns,
         layout: Layout,
+        decimal: str,
         missing: str,
         metadata: Mapping[str, str],
     ) -> None:
-        self._output, self._name, self._missing = output, name, missing
+        self._output, self._name = output, name
+        self._decimal, self._missing = decimal, missing
         self._columns, self._line_end = dict(columns), layout.line_end
         self._n_rows = 0
         # The csv module quotes both CR and LF in cells only if both end a row; `_write_row` writes
@@ -203,6 +210,8 @@ class _DelimitedWriter:
             if plain is None:
                 return self._missing
             text = plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+            if isinstance(plain, float):
+                text = text.replace(".", self._decimal)
         if "\0" in text:
             raise TableError(
                 f"{self._name}, row {self._n_rows}: {show(text)} has a NUL character, which "
