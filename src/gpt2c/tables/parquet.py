@@ -30,6 +30,10 @@ _MIN_READ_ROWS: Final = 16
 _MAX_READ_ROWS: Final = 1024
 _GROUP_BYTES: Final = 1 << 24  # of a row group that is written
 _GROUP_ROWS: Final = 1 << 16
+# What pyarrow raises for a damaged file: its own errors, and Python's for names and sizes.
+_DAMAGED: Final = (
+    pa.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, OverflowError
+)  # fmt: skip
 _TYPES: Final[Mapping[ColumnType, pa.DataType]] = MappingProxyType(
     {
         str: pa.string(),
@@ -49,9 +53,9 @@ def read_parquet(source: Source) -> Table:
         schema = pq.read_schema(source.file)
         source.file.seek(0)
         file = pq.ParquetFile(source.file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except _DAMAGED as error:
         raise TableError(f"{source.name}: is not a valid Parquet file: {error}") from None
-    names = [str(name) for name in schema.names]
+    names = list(schema.names)
     if len(set(names)) < len(names):
         raise TableError(
             f"{source.name}: has two columns with one name, expected different names; found "
@@ -83,7 +87,7 @@ def _rows(file: pq.ParquetFile, name: str, n_read: list[int]) -> Iterator[Row]:
     while True:
         try:
             batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
+        except _DAMAGED as error:
             raise TableError(f"{name}: cannot be read after row {n_read[0]}: {error}") from None
         if batch is None:
             return
@@ -97,22 +101,21 @@ def _rows(file: pq.ParquetFile, name: str, n_read: list[int]) -> Iterator[Row]:
 def _batch_rows(facts: pq.FileMetaData) -> int:
     """Return how many rows to read together.
 
-    A text that repeats is stored once, so each row of a small file can hold all of it. A column of
-    a row group has no text longer than the column's own size.
+    A text that repeats is stored once, so each row of a small file can hold all of it. But no text
+    is longer than its row group. (Asking pyarrow for the size of one column ends the process if
+    the file is damaged.)
     """
-    groups = [facts.row_group(index) for index in range(facts.num_row_groups)]
     sizes: list[int] = [
-        group.column(index).total_uncompressed_size
-        for group in groups
-        for index in range(group.num_columns)
+        facts.row_group(index).total_byte_size for index in range(facts.num_row_groups)
     ]
-    return min(max(_READ_BYTES // max(1, max(sizes, default=1)), _MIN_READ_ROWS), _MAX_READ_ROWS)
+    rows = _READ_BYTES // max(1, max(sizes, default=1))
+    return min(max(rows, _MIN_READ_ROWS), _MAX_READ_ROWS)
 
 
 def _cell(values: pa.Array, index: int, place: str, column: str) -> Cell:
     try:
         return _plain(values[index].as_py())
-    except (UnicodeDecodeError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+    except _DAMAGED as error:
         raise TableError(f"{place}: column {show(column)} cannot be read: {error}") from None
 
 
