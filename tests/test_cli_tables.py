@@ -111,7 +111,7 @@ def test_texts_without_columns_are_numbered(tales, tmp_path, capsys):
     assert found == [{"text": "The fox", "n": 7, **lines[0]}, {"ids": [1, 2], "n": 8, **lines[1]}]
 
 
-def test_the_model_is_named_in_the_metadata(stimuli, tmp_path):
+def test_the_model_is_named_in_the_metadata(tales, stimuli, tmp_path):
     out = str(tmp_path / "out.tsv")
     options = ["perplexity", stimuli, "--column", "Satz", "--output", out]
     assert main([*options, "--metadata"]) == 0
@@ -119,6 +119,7 @@ def test_the_model_is_named_in_the_metadata(stimuli, tmp_path):
         assert table.metadata["model"] == "tales"
         assert table.metadata["arithmetic"] == str(gpt2c.ARITHMETIC)
         assert table.metadata["dtype"] == "float32"
+        assert table.metadata["model_sha256"] == tales.fingerprint
         assert table.layout.delimiter == "\t"
     assert main(options) == 0
     assert Path(out).read_text().startswith("item\tSatz\t")

@@ -85,8 +85,13 @@ def output_format(options: argparse.Namespace) -> str:
 
 
 def model_facts(model: gpt2c.GPT2, options: argparse.Namespace) -> Metadata:
-    """Return what a table of results says about the model: its name, dtype and arithmetic."""
+    """Return what a table of results says about the model: its name, dtype and arithmetic.
+
+    The hash of the weights, which takes time to compute, is there only if it will be written.
+    """
+    is_written = options.metadata or output_format(options) == "parquet"
     return {
+        **({"model_sha256": model.fingerprint} if is_written else {}),
         "gpt2c": gpt2c.__version__,
         "arithmetic": gpt2c.ARITHMETIC,
         "model": options.model or "tales",
