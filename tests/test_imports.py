@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "word_surprisal": {*PROTOCOL, "measure", "model"},
     "pico": {"config", "generate", "model", "text", "weights"},
     "coloring": {"measure"},
-    "published": {"config", "model", "oracle", "text"},
+    "published": {"config", "measure", "model", "oracle", "text"},
     "compat": {*PROTOCOL, "generate", "measure", "model", "schedule", "text", "weights"},
     "cli": {
         *PROTOCOL,

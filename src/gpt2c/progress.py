@@ -28,8 +28,8 @@ def with_input_bar(
 ) -> Iterator[_T]:
     """Yield the results, and show in a bar how much of their input was read.
 
-    `read` returns how much that is, in `unit`, "B" (bytes) or "row"; `total` is all of it, or None
-    if that is unknown. The bar appears after two seconds.
+    `read` returns how much that is, in `unit`, "B" for bytes or a noun; `total` is all of it, or
+    None if that is unknown. The bar appears after two seconds.
 
     Raises MissingDependencyError at once, not at the first result, if tqdm is not installed.
     """
@@ -82,7 +82,7 @@ def _tqdm() -> Any:
 
 @contextmanager
 def counting_bar(name: str, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
-    """Return a function that adds to the count of a bar on standard error; the end removes it.
+    """Provide a function that adds to the count of a bar on standard error; the end removes it.
 
     Raises MissingDependencyError if the bar is shown and tqdm is not installed.
     """

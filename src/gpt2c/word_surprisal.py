@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpt2c._version import ARITHMETIC, __version__
 from gpt2c.checks.options import choice, flag, integer
@@ -23,6 +23,7 @@ from gpt2c.measure.surprisal import (
     SurprisalOptions,
     Unit,
 )
+from gpt2c.measure.windows import default_stride
 from gpt2c.measure.word_table import Surprisals
 from gpt2c.measure.words import Aligner
 from gpt2c.progress import with_bar
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from gpt2c.measure.scores import Score
     from gpt2c.model import GPT2
 
+Span: TypeAlias = Sequence[int]  # the first character of a region, and the one after its last
+
 
 def surprisal(
     model: GPT2,
@@ -38,7 +41,7 @@ def surprisal(
     *,
     by: Sequence[Hashable] | None = None,
     context: str | Sequence[str] | None = None,
-    spans: Sequence[Any] | None = None,
+    spans: Sequence[Span] | Sequence[Sequence[Span]] | None = None,
     sep: str = " ",
     apart: str | re.Pattern[str] | None = None,
     ignore: str | re.Pattern[str] | None = None,
@@ -139,10 +142,7 @@ def surprisal(
             f"ignore is given with correction={correction!r}; a corrected probability is that of a "
             "whole word, so set punctuation apart instead, with apart="
         )
-    meter = _meter(
-        model, options, flag("bos", bos), flag("special_tokens", special_tokens),
-        stride,
-    )  # fmt: skip
+    meter = _meter(model, options, flag("bos", bos), flag("special_tokens", special_tokens), stride)
     found: Iterator[PassageScores] = meter.measure(stimuli.passages, stimuli.names)
     if flag("progress", progress):
         found = with_bar(found, len(stimuli.passages))
@@ -150,7 +150,7 @@ def surprisal(
         "correction": options.correction,
         "bos": str(bos).lower(),
         "unit": options.unit,
-        "stride": str(max(model.config.n_positions // 2, 1) if stride is None else stride),
+        "stride": str(default_stride(model.config.n_positions) if stride is None else stride),
         **({"sep": sep} if sep != " " else {}),
         **({} if apart is None else {"apart": _source(apart)}),
         **({} if ignore is None else {"ignore": _source(ignore)}),

@@ -9,12 +9,17 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from gpt2c.cli.options import Commands, add_model_options, load_model
+from gpt2c.cli.options import (
+    Commands,
+    add_model_options,
+    add_special_tokens_option,
+    load_model,
+)
 from gpt2c.cli.table_options import (
     INPUT_HELP,
     add_input_options,
     add_output_options,
-    model_facts,
+    model_metadata,
     open_input_texts,
     open_output,
     with_progress,
@@ -63,8 +68,7 @@ def add_command(commands: Commands) -> None:
     add("--ends", action="store_true", help="include the end of every choice, not only of those "
         "that begin another choice")  # fmt: skip
     add("--bos", action="store_true", help="put the BOS token before each prompt")
-    add("--special-tokens", action="store_true", help="encode special tokens in a text, for "
-        "example <|endoftext|>, as one token each instead of plain characters")  # fmt: skip
+    add_special_tokens_option(parser)
     add_output_options(parser)
     add_model_options(parser)
 
@@ -79,7 +83,9 @@ def _run(options: argparse.Namespace) -> None:
             items = iter([Item(f"prompt {n}", p) for n, p in enumerate(options.prompt, start=1)])
         else:
             named = options.input_format or format_of_suffix(options.file)
-            texts = stack.enter_context(open_input_texts(options, lines=named not in TABLE_FORMATS))
+            texts = stack.enter_context(
+                open_input_texts(options, options.file, lines=named not in TABLE_FORMATS)
+            )
             types = texts.types or {"text_id": int, "prompt": None}
             items, extent, like = iter(texts), texts.extent, texts.layout
         own = dict(_COLUMNS)
@@ -90,8 +96,8 @@ def _run(options: argparse.Namespace) -> None:
         results = _chosen(model, items, options)
         if extent is not None:
             results = with_progress(results, extent, options)
-        facts = model_facts(model, options)
-        output = stack.enter_context(open_output(options, columns, like=like, metadata=facts))
+        metadata = model_metadata(model, options)
+        output = stack.enter_context(open_output(options, columns, like=like, metadata=metadata))
         for number, (item, found) in enumerate(results, start=1):
             before = (
                 {"text_id": number, "prompt": _cell(item.text)} if item.row is None else item.row

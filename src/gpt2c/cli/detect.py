@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,13 +14,16 @@ from gpt2c.cli.options import Commands, add_model_options, load_model
 from gpt2c.cli.scored_texts import cells_before, columns_before
 from gpt2c.cli.table_options import (
     INPUT_HELP,
+    TEXTS_HELP,
     add_input_options,
+    add_lines_option,
     add_output_options,
-    model_facts,
+    model_metadata,
     names_output,
     open_input_texts,
     open_output,
     with_progress,
+    with_results,
 )
 from gpt2c.errors import OptionError
 from gpt2c.tables import Cell, Columns, Extent, Item, Layout, TextOrIds, Texts, with_added
@@ -70,12 +72,10 @@ def add_command(commands: Commands) -> None:
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="a file with one text; or JSON lines (.jsonl, "
-        ".ndjson), each a text, a list of ids, or an object with \"text\" or \"ids\"; or a table "
-        "(.csv, .tsv, .parquet) with a column \"text\". - is standard input")  # fmt: skip
+    add("files", nargs="+", metavar="FILE", help=TEXTS_HELP)
     add("--performer", metavar="MODEL", help="a second model with the same tokenizer: print "
         "Binoculars too, with --model as the observer")  # fmt: skip
-    add("--lines", action="store_true", help="each line is a text; blank lines are skipped")
+    add_lines_option(parser)
     add("--json", action="store_true", help="print a JSON object per text and line, with null for "
         "a number that is undefined or infinite")  # fmt: skip
     add_input_options(parser)
@@ -101,15 +101,15 @@ def _run(options: argparse.Namespace) -> None:
         if not names_output(options):
             _print_table(scored, columns)
             return
-        facts = model_facts(model, options)
+        metadata = model_metadata(model, options)
         if performer is not None:
-            facts = {**facts, "performer": options.performer}
+            metadata = {**metadata, "performer": options.performer}
         output = stack.enter_context(
             open_output(
                 options,
                 with_added(source.name, source.columns, columns),
                 like=source.layout,
-                metadata=facts,
+                metadata=metadata,
             )
         )
         for _, before, score in scored:
@@ -150,33 +150,32 @@ def _open_input(options: argparse.Namespace) -> Iterator[_Input]:
 
 
 def _open_texts(file: str, options: argparse.Namespace) -> AbstractContextManager[Texts]:
-    one = argparse.Namespace(**{**vars(options), "file": file})
-    return open_input_texts(one, lines=options.lines)
+    return open_input_texts(options, file, lines=options.lines)
 
 
 def _load_performer(options: argparse.Namespace) -> AbstractContextManager[GPT2 | None]:
     if options.performer is None:
         return nullcontext()
-    return load_model(argparse.Namespace(**{**vars(options), "model": options.performer}))
+    return load_model(options, options.performer)
 
 
 def _scored(
     model: GPT2, performer: GPT2 | None, source: _Input, options: argparse.Namespace
 ) -> Iterator[tuple[Item, dict[str, Cell], Score]]:
-    waiting: deque[tuple[Item, dict[str, Cell]]] = deque()  # read, but not scored yet
+    def text_of(read: tuple[Item, dict[str, Cell]]) -> TextOrIds:
+        item, _ = read
+        if performer is not None:
+            _check_same_ids(model, performer, item)
+        return item.text
 
-    def read() -> Iterator[TextOrIds]:
-        for item, before in source.items:
-            if performer is not None:
-                _check_same_ids(model, performer, item)
-            waiting.append((item, before))
-            yield item.text
+    def score(texts: Iterator[TextOrIds]) -> Iterator[Score]:
+        scores = model.score(
+            texts, bos=options.bos, stride=options.stride, second_moments=True, other=performer
+        )
+        return with_progress(scores, source.extent, options)
 
-    scores = model.score(
-        read(), bos=options.bos, stride=options.stride, second_moments=True, other=performer
-    )
-    for score in with_progress(scores, source.extent, options):
-        yield *waiting.popleft(), score
+    for (item, before), found in with_results(source.items, text_of, score):
+        yield item, before, found
 
 
 def _check_same_ids(model: GPT2, performer: GPT2, item: Item) -> None:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from gpt2c.cli.options import Commands, add_model_options, load_model
+from gpt2c.cli.options import (
+    Commands,
+    add_model_options,
+    add_special_tokens_option,
+    load_model,
+)
 from gpt2c.cli.table_options import (
     INPUT_HELP,
+    TEXTS_HELP,
     add_input_options,
+    add_lines_option,
     add_output_options,
-    model_facts,
+    model_metadata,
     open_input_texts,
     open_output,
     output_format,
     with_progress,
+    with_results,
 )
 from gpt2c.errors import OptionError, TableError
 from gpt2c.files import whole_file
-from gpt2c.tables import Cell, Columns, Item, TextOrIds
+from gpt2c.tables import Cell, ColumnType, Item, TextOrIds
 
 if TYPE_CHECKING:
     from gpt2c.measure.embeddings import Vector
@@ -43,10 +50,8 @@ def add_command(commands: Commands) -> None:
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
-    add("files", metavar="FILE", nargs="+", help="a file with one text; JSON lines (.jsonl, "
-        ".ndjson), each a text, a list of ids, or an object with \"text\" or \"ids\"; or a table "
-        "(.csv, .tsv, .parquet) with a column \"text\". - is standard input")  # fmt: skip
-    add("--lines", action="store_true", help="each line is a text; blank lines are skipped")
+    add("files", metavar="FILE", nargs="+", help=TEXTS_HELP)
+    add_lines_option(parser)
     add_input_options(parser)
     add("--id", metavar="NAME", help="the column, or key in JSON lines, to use as text_id; "
         "default: texts are numbered from 1")  # fmt: skip
@@ -56,8 +61,7 @@ def add_command(commands: Commands) -> None:
     add("--pooling", choices=("mean", "last"), default="mean", help="the mean over the tokens "
         "(default), or the last token's")  # fmt: skip
     add("--bos", action="store_true", help="put the BOS token before each text")
-    add("--special-tokens", action="store_true", help="encode special tokens in a text, for "
-        "example <|endoftext|>, as one token each instead of plain characters")  # fmt: skip
+    add_special_tokens_option(parser)
     add("--stride", type=int, metavar="N", help="compute a text longer than the context in windows "
         "that begin N tokens apart; by default it is an error")  # fmt: skip
     add_model_options(parser)
@@ -81,21 +85,16 @@ def _run(options: argparse.Namespace) -> None:
 
 def _embedded(model: GPT2, path: str, options: argparse.Namespace) -> Iterator[tuple[Item, Vector]]:
     """Yield the texts of a file with their vectors."""
-    waiting: deque[Item] = deque()  # texts that were read, but whose vectors are not yet known
-    one = argparse.Namespace(**{**vars(options), "file": path})
-    with open_input_texts(one, lines=options.lines) as texts:
+    with open_input_texts(options, path, lines=options.lines) as texts:
 
-        def read() -> Iterator[TextOrIds]:
-            for item in texts:
-                waiting.append(item)
-                yield item.text
+        def embed(read: Iterator[TextOrIds]) -> Iterator[Vector]:
+            vectors = model.embed(
+                read, layer=options.layer, pooling=options.pooling, bos=options.bos,
+                special_tokens=options.special_tokens, stride=options.stride,
+            )  # fmt: skip
+            return with_progress(vectors, texts.extent, options)
 
-        vectors = model.embed(
-            read(), layer=options.layer, pooling=options.pooling, bos=options.bos,
-            special_tokens=options.special_tokens, stride=options.stride,
-        )  # fmt: skip
-        for vector in with_progress(vectors, texts.extent, options):
-            yield waiting.popleft(), vector
+        yield from with_results(texts, lambda item: item.text, embed)
 
 
 def _id_of(item: Item, number: int, column: str | None) -> Cell:
@@ -114,13 +113,13 @@ def _table(options: argparse.Namespace, model: GPT2) -> Iterator[Write]:
     has_columns = output_format(options) in ("csv", "tsv")
     n_embd = model.config.n_embd
     names = [f"e{i}" for i in range(1, n_embd + 1)]
-    columns: dict[str, type | None] = {"text_id": int if options.id is None else None}
+    columns: dict[str, ColumnType | None] = {"text_id": int if options.id is None else None}
     if len(options.files) > 1:
         columns["file"] = str
     columns |= dict.fromkeys(names, float) if has_columns else {"embedding": None}
-    facts = {**model_facts(model, options), "layer": options.layer, "pooling": options.pooling}
-    checked: Columns = columns
-    with open_output(options, checked, metadata=facts) as output:
+    about_model = model_metadata(model, options)
+    metadata = {**about_model, "layer": options.layer, "pooling": options.pooling}
+    with open_output(options, columns, metadata=metadata) as output:
 
         def write(text_id: Cell, path: str, vector: Vector) -> None:
             numbers = vector.tolist()

@@ -205,7 +205,7 @@ def _read_prompts(options: argparse.Namespace) -> list[tuple[str, TextOrIds]]:
     if options.file is not None:
         if options.prompt:
             raise OptionError("prompts are given both as arguments and with --file")
-        with open_input_texts(options, lines=True) as texts:
+        with open_input_texts(options, options.file, lines=True) as texts:
             return [(item.place, item.text) for item in texts]
     if options.jsonl:
         raise OptionError("--jsonl needs --file; to read standard input, give --file -")

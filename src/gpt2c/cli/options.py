@@ -62,11 +62,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_options(parser)
 
 
-def load_model(options: argparse.Namespace) -> gpt2c.GPT2:
-    """Load the model that the options name. Raises the errors of from_pretrained."""
+def add_special_tokens_option(parser: argparse.ArgumentParser) -> None:
+    """Add --special-tokens."""
+    parser.add_argument("--special-tokens", action="store_true", help="encode special tokens in a "
+        "text, for example <|endoftext|>, as one token each instead of plain "
+        "characters")  # fmt: skip
+
+
+def load_model(options: argparse.Namespace, model: str | None = None) -> gpt2c.GPT2:
+    """Load `model`, by default that of --model, with the other options of add_model_options.
+
+    Raises the errors of from_pretrained.
+    """
     return gpt2c.GPT2.from_pretrained(
-        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        kv_cache_bytes=options.kv_cache_bytes, progress=shows_progress(),
+        options.model if model is None else model, dtype=options.dtype, threads=options.threads,
+        backend=options.backend, kv_cache_bytes=options.kv_cache_bytes, progress=shows_progress(),
         tokenizer=options.tokenizer, **checkpoint_options(options),
     )  # fmt: skip
 

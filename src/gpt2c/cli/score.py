@@ -18,7 +18,7 @@ from gpt2c.cli.scored_texts import (
     columns_before,
     scored_texts,
 )
-from gpt2c.cli.table_options import model_facts, names_output, open_output, output_format
+from gpt2c.cli.table_options import model_metadata, names_output, open_output, output_format
 from gpt2c.errors import OptionError
 from gpt2c.tables import Cell, Columns, Item, TextOrIds, Texts, with_added
 
@@ -82,7 +82,7 @@ def _write_objects(
     """Write an object for each text."""
     before = {k: v for k, v in columns_before(texts, options).items() if k != "ids"}
     columns = with_added(texts.name, before, dict.fromkeys(_FIELDS))
-    with open_output(options, columns, metadata=model_facts(model, options)) as output:
+    with open_output(options, columns, metadata=model_metadata(model, options)) as output:
         for number, (item, score) in enumerate(scored, start=1):
             fields = _score_fields(model, item.text, score)
             output.write({**cells_before(before, item, number), **fields})
@@ -98,8 +98,8 @@ def _write_tokens(
     if options.top_logprobs:
         own |= {"top_ids": list, "top_logprobs": None}
     columns = with_added(texts.name, {"text_id": int, **before}, own)
-    facts = model_facts(model, options)
-    with open_output(options, columns, like=texts.layout, metadata=facts) as output:
+    metadata = model_metadata(model, options)
+    with open_output(options, columns, like=texts.layout, metadata=metadata) as output:
         for number, (item, score) in enumerate(scored, start=1):
             cells = cells_before(before, item, number)
             cells = {"text_id": number, **{k: v for k, v in cells.items() if k not in left_out}}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gpt2c.cli.options import Commands, load_model
+from gpt2c.cli.options import Commands, add_special_tokens_option, load_model
 from gpt2c.cli.table_options import (
     INPUT_HELP,
+    TEXTS_HELP,
     add_input_options,
+    add_lines_option,
     add_output_options,
     names_output,
     open_input_texts,
     with_progress,
+    with_results,
 )
 from gpt2c.tables import Cell, Columns, Item, TextOrIds, Texts
 
@@ -36,15 +38,12 @@ def add_scoring_command(
     )  # fmt: skip
     parser.set_defaults(run=run, top_logprobs=0)
     add = parser.add_argument
-    add("file", metavar="FILE", help="a file with one text; or JSON lines (.jsonl, .ndjson), "
-        "each a text, a list of ids, or an object with \"text\" or \"ids\"; or a table (.csv, "
-        ".tsv, .parquet) with a column \"text\". - is standard input")  # fmt: skip
-    add("--lines", action="store_true", help="each line is a text; blank lines are skipped")
+    add("file", metavar="FILE", help=TEXTS_HELP)
+    add_lines_option(parser)
     add_input_options(parser)
     add_output_options(parser)
     add("--bos", action="store_true", help="score the first token too, after the BOS token")
-    add("--special-tokens", action="store_true", help="encode special tokens in a text, for "
-        "example <|endoftext|>, as one token each instead of plain characters")  # fmt: skip
+    add_special_tokens_option(parser)
     add("--stride", type=int, metavar="N", help="score a text longer than the context in windows "
         "that begin N tokens apart; default: half of the context")  # fmt: skip
     return parser
@@ -59,7 +58,10 @@ def scored_texts(
     The iterator reads and scores texts lazily. Raises OptionError, TableError, OSError, and the
     errors of from_pretrained and GPT2.score.
     """
-    with open_input_texts(options, lines=options.lines) as texts, load_model(options) as model:
+    with (
+        open_input_texts(options, options.file, lines=options.lines) as texts,
+        load_model(options) as model,
+    ):
         yield model, texts, _scored(model, texts, options)
 
 
@@ -81,16 +83,11 @@ def cells_before(columns: Columns, item: Item, number: int) -> dict[str, Cell]:
 
 
 def _scored(model: GPT2, texts: Texts, options: argparse.Namespace) -> Iterator[tuple[Item, Score]]:
-    waiting: deque[Item] = deque()  # texts that were read, but whose scores are not yet known
+    def score(read: Iterator[TextOrIds]) -> Iterator[Score]:
+        scores = model.score(
+            read, bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
+            top_logprobs=options.top_logprobs,
+        )  # fmt: skip
+        return with_progress(scores, texts.extent, options)
 
-    def read() -> Iterator[TextOrIds]:
-        for item in texts:
-            waiting.append(item)
-            yield item.text
-
-    scores = model.score(
-        read(), bos=options.bos, special_tokens=options.special_tokens, stride=options.stride,
-        top_logprobs=options.top_logprobs,
-    )  # fmt: skip
-    for score in with_progress(scores, texts.extent, options):
-        yield waiting.popleft(), score
+    return with_results(texts, lambda item: item.text, score)

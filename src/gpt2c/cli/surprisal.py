@@ -11,14 +11,21 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import gpt2c
-from gpt2c.cli.options import Commands, add_model_options, load_model
+from gpt2c.cli.options import (
+    Commands,
+    add_model_options,
+    add_special_tokens_option,
+    load_model,
+)
 from gpt2c.cli.table_options import (
     INPUT_HELP,
     add_input_options,
+    add_lines_option,
     add_output_options,
     open_input_texts,
     open_output,
     with_progress,
+    writes_metadata,
 )
 from gpt2c.errors import OptionError, TableError
 from gpt2c.tables import Cell, Columns, Item, Row, Texts, open_table, with_added
@@ -56,7 +63,7 @@ def add_command(commands: Commands) -> None:
     add("file", metavar="FILE", help="a file with one text; or JSON lines (.jsonl, .ndjson), "
         "each a text or an object with \"text\"; or a table (.csv, .tsv, .parquet) with a column "
         "\"text\". - is standard input")  # fmt: skip
-    add("--lines", action="store_true", help="each line is a text; blank lines are skipped")
+    add_lines_option(parser)
     add_input_options(parser)
     # With --by, the default is another one.
     parser.set_defaults(column=None)
@@ -99,8 +106,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
         "minus that after it")  # fmt: skip
     add("--renyi", metavar="ORDER", type=float, action="append", default=[], help="also print the "
         "Renyi entropy of this order before each word; may be repeated")  # fmt: skip
-    add("--special-tokens", action="store_true", help="encode special tokens in a text, for "
-        "example <|endoftext|>, as one token each instead of plain characters")  # fmt: skip
+    add_special_tokens_option(parser)
     add("--stride", type=int, metavar="N", help="read a text longer than the context in windows "
         "that begin N tokens apart; default: half of the context")  # fmt: skip
 
@@ -150,6 +156,9 @@ def _of_both(
 
 
 def _metadata(found: Surprisals, options: argparse.Namespace) -> dict[str, str]:
+    """Return the metadata of the table, with the hash of the weights, if it will be written."""
+    if not writes_metadata(options):
+        return {}
     named = {"model": options.model or "tales", **found.metadata}
     return named if options.context is None else {**named, "context": options.context}
 
@@ -227,7 +236,7 @@ def _open_picture(options: argparse.Namespace) -> Iterator[_Picture | None]:
     new_figure()
     other: AbstractContextManager[GPT2 | None] = nullcontext()
     if options.other is not None:
-        other = load_model(argparse.Namespace(**{**vars(options), "model": options.other}))
+        other = load_model(options, options.other)
     with other as model:
         picture = _Picture(model)
         yield picture
@@ -293,7 +302,10 @@ class _Input:
 
 
 def _run_on_texts(options: argparse.Namespace, picture: _Picture | None) -> None:
-    with open_input_texts(options, lines=options.lines) as texts, load_model(options) as model:
+    with (
+        open_input_texts(options, options.file, lines=options.lines) as texts,
+        load_model(options) as model,
+    ):
         before: Columns = texts.types or {"text_id": int}
         if options.context_column is not None and options.context_column not in before:
             raise TableError(

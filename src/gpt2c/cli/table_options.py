@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 
@@ -12,15 +13,36 @@ import gpt2c
 from gpt2c.cli.options import shows_progress
 from gpt2c.errors import OptionError
 from gpt2c.progress import with_input_bar
-from gpt2c.tables import Columns, Extent, Layout, TableWriter, Texts, create_table, open_texts
+from gpt2c.tables import (
+    Columns,
+    Extent,
+    Layout,
+    TableWriter,
+    TextOrIds,
+    Texts,
+    create_table,
+    open_texts,
+)
 from gpt2c.tables.formats import TABLE_FORMATS, TEXT_FORMATS, format_of_suffix, table_format
 from gpt2c.tables.writing import Metadata
 
+TEXTS_HELP: Final = (
+    "a file with one text; or JSON lines (.jsonl, .ndjson), each a text, a list of ids, or an "
+    'object with "text" or "ids"; or a table (.csv, .tsv, .parquet) with a column "text". - is '
+    "standard input"
+)
 INPUT_HELP: Final = (
     "\nText is read as UTF-8; a byte order mark at the beginning is dropped, and\n"
     "CRLF, CR and LF all end a line."
 )
-_T = TypeVar("_T")
+_Read = TypeVar("_Read")
+_Result = TypeVar("_Result")
+
+
+def add_lines_option(parser: argparse.ArgumentParser) -> None:
+    """Add --lines."""
+    parser.add_argument("--lines", action="store_true",
+        help="each line is a text; blank lines are skipped")  # fmt: skip
 
 
 def add_input_options(parser: argparse.ArgumentParser, column: str = "text") -> None:
@@ -37,9 +59,9 @@ def add_input_options(parser: argparse.ArgumentParser, column: str = "text") -> 
 
 
 def open_input_texts(
-    options: argparse.Namespace, *, lines: bool = False
+    options: argparse.Namespace, file: str, *, lines: bool = False
 ) -> AbstractContextManager[Texts]:
-    """Open the texts of FILE; `lines` reads plain text line by line.
+    """Open the texts of a file; `lines` reads plain text line by line.
 
     The option --lines, if the command has it, reads CSV and TSV as plain text too. Raises
     OptionError, TableError or OSError.
@@ -50,10 +72,10 @@ def open_input_texts(
     if getattr(options, "lines", False):
         if format in ("csv", "tsv", "parquet"):
             raise OptionError(f"--lines is for plain text; the rows of {format} are texts anyway")
-        if format is None and format_of_suffix(options.file) in ("csv", "tsv"):
+        if format is None and format_of_suffix(file) in ("csv", "tsv"):
             format = "txt"
     return open_texts(
-        options.file,
+        file,
         column=options.column,
         format=format,
         lines=lines,
@@ -84,14 +106,18 @@ def output_format(options: argparse.Namespace) -> str:
     return table_format(options.output, options.format, "--format")
 
 
-def model_facts(model: gpt2c.GPT2, options: argparse.Namespace) -> Metadata:
+def writes_metadata(options: argparse.Namespace) -> bool:
+    """Return whether the table of results has metadata. Raises what output_format raises."""
+    return options.metadata or output_format(options) == "parquet"
+
+
+def model_metadata(model: gpt2c.GPT2, options: argparse.Namespace) -> Metadata:
     """Return what a table of results says about the model: its name, dtype and arithmetic.
 
     The hash of the weights, which takes time to compute, is there only if it will be written.
     """
-    is_written = options.metadata or output_format(options) == "parquet"
     return {
-        **({"model_sha256": model.fingerprint} if is_written else {}),
+        **({"model_sha256": model.fingerprint} if writes_metadata(options) else {}),
         "gpt2c": gpt2c.__version__,
         "arithmetic": gpt2c.ARITHMETIC,
         "model": options.model or "tales",
@@ -128,9 +154,31 @@ def open_output(
     )
 
 
+def with_results(
+    items: Iterable[_Read],
+    text_of: Callable[[_Read], TextOrIds],
+    measure: Callable[[Iterator[TextOrIds]], Iterable[_Result]],
+) -> Iterator[tuple[_Read, _Result]]:
+    """Yield each item that was read with the result of its text, lazily.
+
+    `measure` takes an iterator of texts and yields a result for each, in their order. It may read
+    several texts before it yields.
+    """
+    waiting: deque[_Read] = deque()  # items that were read, but whose results are not yet known
+
+    def texts() -> Iterator[TextOrIds]:
+        for item in items:
+            text = text_of(item)
+            waiting.append(item)
+            yield text
+
+    for result in measure(texts()):
+        yield waiting.popleft(), result
+
+
 def with_progress(
-    results: Iterable[_T], extent: Extent, options: argparse.Namespace
-) -> Iterator[_T]:
+    results: Iterable[_Result], extent: Extent, options: argparse.Namespace
+) -> Iterator[_Result]:
     """Yield the results, and show in a bar how much of the input was read.
 
     The bar needs tqdm and is on standard error. There is none if standard error is no terminal, or

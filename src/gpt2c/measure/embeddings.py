@@ -17,6 +17,7 @@ from gpt2c.errors import ContextError, NumericalError, OptionError, OptionTypeEr
 from gpt2c.generate.prompts import is_lazy, is_single
 from gpt2c.measure.hidden import hidden_states
 from gpt2c.measure.texts import TextsToScore
+from gpt2c.measure.windows import default_stride
 
 Vector: TypeAlias = NDArray[np.float32]
 Pooling: TypeAlias = "str | Callable[[NDArray[np.float32]], ArrayLike]"
@@ -118,7 +119,7 @@ def _windows_of(
     if n > n_positions and stride is None:
         raise ContextError(
             f"text {index} has {n} tokens, more than the context's {n_positions} positions; "
-            f"shorten it, or pass a stride, such as {max(n_positions // 2, 1)}, to embed it in "
+            f"shorten it, or pass a stride, such as {default_stride(n_positions)}, to embed it in "
             "windows"
         )
     windows = [_Window(0, min(n, n_positions), 0)]

@@ -13,6 +13,7 @@ from gpt2c.checks.options import flag, integer, is_integer, items
 from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel, Measures
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.measure.scoring import ScoringOptions
+from gpt2c.measure.windows import default_stride
 
 # Closer to 1, the entropy's formula divides two small numbers, and float32 leaves no digits.
 _MIN_DISTANCE_FROM_1: Final = 0.01
@@ -35,7 +36,7 @@ def check_scoring(
 
     Raises OptionError or OptionTypeError.
     """
-    step = max(engine.n_positions // 2, 1)
+    step = default_stride(engine.n_positions)
     if stride is not None:
         step = integer("stride", stride, 1, engine.n_positions)
     n_top = integer("top_logprobs", top_logprobs, 0, MAX_LOGPROBS)

@@ -86,10 +86,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(-total / n_scored); NaN if no token has a log-probability."""
-        if self.n_scored == 0:
-            return math.nan
-        mean = -self.total / self.n_scored
-        return math.exp(mean) if mean < 700 else math.inf
+        return perplexity_of(self.total, self.n_scored)
 
     # ---- statistics for the detection of generated text ----
 
@@ -172,6 +169,14 @@ class Score:
             f"<gpt2c.Score: {len(self.ids)} tokens, total {self.total:.6g}, perplexity "
             f"{self.perplexity:.6g}>"
         )
+
+
+def perplexity_of(total: float, n: int) -> float:
+    """Return exp(-total / n), total being in nats; infinite if too large, NaN if n is 0."""
+    if n == 0:
+        return math.nan
+    mean = -total / n
+    return math.exp(mean) if mean < 700 else math.inf
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 MIN_SHARED: Final = 16
 
 
+def default_stride(n_positions: int) -> int:
+    """Return how many tokens apart windows begin by default: half of the context."""
+    return max(n_positions // 2, 1)
+
+
 class Window(NamedTuple):
     """Ids to feed, and the targets to score: the ids that follow the last len(targets) fed ids."""
 

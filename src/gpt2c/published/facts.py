@@ -34,8 +34,9 @@ class Fact:
         Compare only the words of the new text, because the source changed its white space.
     total, total_from
         The log-probability of the new tokens from the index total_from on, or None.
-    rows, bos
-        Ids whose mean loss was published; whether the BOS token comes before them.
+    text, rows, bos
+        What the mean loss was published of: a text, or lists of ids; whether the BOS token comes
+        before each.
     id, words
         The id whose logit was published; the most likely next words.
     expected

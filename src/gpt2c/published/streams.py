@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
+from gpt2c.measure.windows import default_stride
 from gpt2c.model import GPT2
 from gpt2c.text.tokenizer import encode_part
 
@@ -50,7 +51,7 @@ def _parts(
     Windows begin with the BOS token, which is no part of `ids`. A part begins where a window
     begins, and the ids that the windows before have scored are given; the first part has none.
     """
-    step = max(n_positions // 2, 1) if stride is None else stride
+    step = default_stride(n_positions) if stride is None else stride
     if step >= n_positions:  # windows do not overlap, so a part would need the id before it
         yield [], ids
         return

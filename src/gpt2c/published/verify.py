@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2c.errors import ContextError, NumericalError, OptionError, TokenizerError
+from gpt2c.measure.scores import perplexity_of
 from gpt2c.model import GPT2
 from gpt2c.published.benchmark_files import read_lines
 from gpt2c.published.facts import Fact, Facts
@@ -183,7 +184,7 @@ def _perplexity(model: GPT2, fact: Fact, text: str) -> Check:
     for score in model.score(iter(windows)):
         total += score.total
         n += score.n_scored
-    return _numbers(fact, [math.exp(-total / n)])
+    return _numbers(fact, [perplexity_of(total, n)])
 
 
 def _numbers(fact: Fact, found: list[float]) -> Check:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from gpt2c.errors import OptionError
+from gpt2c.measure.scores import perplexity_of
 from gpt2c.model import GPT2
 from gpt2c.published.benchmark_files import (
     Question,
@@ -127,7 +128,7 @@ class _Run:
             note = f"expected {self.task.units:,} {unit}s"
         return Measured(name, measure, value, figure, n, unit, tokens, str(self.path), note)
 
-    def some(self, items: list[_T]) -> list[_T]:
+    def limited(self, items: list[_T]) -> list[_T]:
         """Return the items up to the limit. Raises OptionError if there is none."""
         if not items:
             raise OptionError(f"{self.path}: is empty")
@@ -136,7 +137,7 @@ class _Run:
 
 def _words(run: _Run) -> list[Measured]:
     """Measure the perplexity per word of the tokenized text; a line end counts as a word."""
-    lines = run.some([line.split() for line in read_lines(run.path)])
+    lines = run.limited([line.split() for line in read_lines(run.path)])
     detokenizer = Detokenizer(run.task.rules)
     detokenizer.find_exceptions(word for line in lines for word in line)
     texts = [detokenizer.join(line) + "\n" for line in lines]
@@ -145,7 +146,7 @@ def _words(run: _Run) -> list[Measured]:
     else:
         total, tokens = score_stream(run.model, "".join(texts), run.stride, run.count)
     n = sum(len(line) + 1 for line in lines)
-    return [run.result("PPL per word", _exp(-total / n), n, "word", tokens)]
+    return [run.result("PPL per word", perplexity_of(total, n), n, "word", tokens)]
 
 
 def _bytes(run: _Run) -> list[Measured]:
@@ -160,7 +161,7 @@ def _bytes(run: _Run) -> list[Measured]:
 def _last_word(run: _Run) -> list[Measured]:
     """Measure perplexity and accuracy of the last word, and of the last token, of each passage."""
     contexts, words = [], []
-    for text in run.some(read_passages(run.path)):
+    for text in run.limited(read_passages(run.path)):
         for old, new in run.task.replace:
             text = text.replace(old, new)
         context, _, word = text.strip().rpartition(" ")
@@ -187,8 +188,8 @@ def _last_word(run: _Run) -> list[Measured]:
         run.count(len(scores))
     n = len(words)
     return [
-        run.result("PPL of the last word", _exp(-word_total / n), n, "passage", n_tokens),
-        run.result("PPL of the last token", _exp(-token_total / n), n, "passage", n_tokens),
+        run.result("PPL of the last word", perplexity_of(word_total, n), n, "passage", n_tokens),
+        run.result("PPL of the last token", perplexity_of(token_total, n), n, "passage", n_tokens),
         *(
             run.result(f"ACC of the last {what}", 100 * right[what] / n, n, "passage", n_tokens, 1)
             for what in _GUESSES
@@ -206,7 +207,7 @@ def _guess(run: _Run, ids: list[int]) -> int:
 
 def _cloze(run: _Run) -> list[Measured]:
     """Measure how often the right choice makes the rest of its sentence the most likely."""
-    questions = run.some(read_questions(run.path))
+    questions = run.limited(read_questions(run.path))
     detokenizer = Detokenizer(run.task.rules)
     detokenizer.find_exceptions(word for question in questions for word in question.words())
     right = n_tokens = 0
@@ -241,7 +242,3 @@ def _choices(question: Question, detokenizer: Detokenizer) -> tuple[str, list[st
     context = " ".join([*story, start] if start else story)
     space = "" if start else " "
     return context, [space + text[len(start) :] for text in texts]
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf

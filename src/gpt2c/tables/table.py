@@ -69,7 +69,7 @@ class Extent:
     total
         The number of units in the input; None if it is unknown, as for a pipe.
     unit
-        "B", bytes, or "row".
+        "B" for bytes, or a noun: "row", "file".
     """
 
     read: Callable[[], int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ def _shown(check: Check) -> str:
 def _summary(checks: list[Check], n_failed: int) -> str:
     n_ok = sum(check.status == "ok" for check in checks)
     n_skipped = len(checks) - n_ok - n_failed
-    verdict = "FAILED" if n_failed else "all is well"
+    verdict = "FAILED" if n_failed else "ok"
     summary = f"\n{n_ok} checks ok, {n_failed} failed, {n_skipped} skipped: {verdict}"
     if n_failed and all(check.source for check in checks if check.status == "FAILED"):
         summary += (
@@ -111,6 +112,4 @@ def _summary(checks: list[Check], n_failed: int) -> str:
 
 
 def _json(check: Check) -> str:
-    from dataclasses import asdict
-
     return json.dumps(asdict(check), ensure_ascii=False)

@@ -7,11 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt2c.cli.options import Commands, add_model_options, load_model, shows_progress
 from gpt2c.errors import OptionError
+from gpt2c.tables.cells import plain_cell
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -101,11 +103,12 @@ def _measured(
 
 
 def _title(model: GPT2, options: argparse.Namespace) -> str:
+    from gpt2c.measure.windows import default_stride
     from gpt2c.published.sizes import size_of
 
     size = size_of(model.config)
     what = f"the shape of GPT-2 {size}" if size else "none of OpenAI's four sizes: no figures"
-    stride = options.stride or max(model.config.n_positions // 2, 1)
+    stride = options.stride or default_stride(model.config.n_positions)
     limit = f", limit {options.limit}" if options.limit else ""
     return (
         f"model   {options.model or 'tales'} ({what}), {model.dtype} on {model.backend}\n"
@@ -123,18 +126,7 @@ def _row(result: Measured) -> str:
 
 
 def _json(result: Measured) -> str:
-    from dataclasses import asdict
-
-    return json.dumps(_finite(asdict(result)), ensure_ascii=False)
-
-
-def _finite(fields: dict[str, Any]) -> dict[str, Any]:
-    import math
-
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in fields.items()
-    }
+    return json.dumps(plain_cell(asdict(result)), ensure_ascii=False)
 
 
 def _described(task: Task) -> str:
