@@ -1,4 +1,4 @@
-"""Draw a number of each word of a text, such as its surprisal, for one model or for two.
+"""Draw a bar for each word of a text, such as its surprisal, for one model or for two.
 
 The functions take words and numbers, and return figures of matplotlib, which is an extra.
 """
@@ -77,7 +77,7 @@ def new_figure(layout: Literal["constrained"] | None = None) -> Figure:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError(
-            "--plot needs the package matplotlib: pip install matplotlib (the extra gpt2c[plot])"
+            "a picture needs the package matplotlib: pip install matplotlib (the extra gpt2c[plot])"
         ) from None
     return Figure(layout=layout)
 

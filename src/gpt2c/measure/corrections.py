@@ -5,21 +5,21 @@ tokens does not say that the word ends there, and it does say that a word began 
 before. Both corrections divide by the probability that a word begins, at its first token, and
 multiply by the probability that the next word begins, after its last:
 
-    corrected = surprisal + log p(S | before the word) - log p(S | up to the end of the word)
+    corrected = surprisal + log p(B | before the word) - log p(B | up to the end of the word)
 
-where S is a set of ids. The factors of two words side by side cancel in a sum.
+where B is a set of ids. The factors of two words side by side cancel in a sum.
 
 pimentel
     Tiago Pimentel and Clara Meister, "How to Compute the Probability of a Word", EMNLP 2024
-    (arXiv 2406.14561). S is the tokens that begin with a space, and EOS. If the text's first token
-    does not begin with a space, the first word divides by the probability of the set S_first
+    (arXiv 2406.14561). B is the tokens that begin with a space, and EOS. If the text's first token
+    does not begin with a space, the first word divides by the probability of the set B_first
     instead: all tokens that do not begin with a space, EOS among them.
 oh_schuler
     Byung-Doh Oh and William Schuler, "Leading Whitespaces of Language Models' Subword Vocabulary
-    Pose a Confound for Calculating Word Probabilities", EMNLP 2024 (arXiv 2406.10851). S is the
+    Pose a Confound for Calculating Word Probabilities", EMNLP 2024 (arXiv 2406.10851). B is the
     tokens that begin with a space. The first word of a text divides by nothing.
 
-At a border where the next token is not in S (a line break, or punctuation that was set apart),
+At a border where the next token is not in B (a line break, or punctuation that was set apart),
 neither word is corrected. The text's end counts as a border.
 """
 
@@ -48,9 +48,9 @@ class IdSets:
     begins_word
         bool [n_vocab]: whether a token begins with a space.
     at_border
-        S.
+        B.
     at_start
-        S_first; None if the first word of a text divides by nothing.
+        B_first; None if the first word of a text divides by nothing.
     """
 
     begins_word: NDArray[np.bool_]
@@ -119,13 +119,13 @@ def corrected_logprobs(
         The words' uncorrected log-probabilities, [n_words].
     score
         The scores of the tokens from n_given on, and of one more id after the text's last token,
-        with the log-probabilities of S.
+        with the log-probabilities of B.
     log_p_start
-        The log-probability of S_first at the beginning of a text, if the correction has this set.
+        The log-probability of B_first at the beginning of a text, if the correction has this set.
     """
     if len(logprobs) == 0:
         return logprobs
-    log_p = score.set_logprobs[:, 0].astype(np.float64)  # [n_scored], of S
+    log_p = score.set_logprobs[:, 0].astype(np.float64)  # [n_scored], of B
     n_tokens = len(words.ids)
     begins = id_sets.begins_word[words.ids]  # [n_tokens]
     # A border counts if the token after it begins with a space, or the text ends there.

@@ -60,8 +60,8 @@ class ModelOptions(TypedDict, total=False):
 class GPT2LM(TemplateLM):  # type: ignore[misc]  # lm-eval may be absent
     """A GPT-2 model for ``lm_eval.simple_evaluate(model=GPT2LM(...), tasks=[...])``.
 
-    Requests, windows and results are those of lm-eval's own model "hf" in float32; its results do
-    not depend on batch_size, and neither do the bits. docs/evaluation.md lists the differences.
+    Requests, windows and results are those of lm-eval's own model "hf" in float32;
+    docs/evaluation.md lists the differences. Results have the same bits for every batch_size.
 
     pretrained
         A checkpoint's path or name, as GPT2.from_pretrained takes it, or a loaded GPT2. By default
