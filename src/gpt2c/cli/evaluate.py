@@ -36,11 +36,11 @@ def add_command(commands: Commands) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "eval", help="evaluate a model on tasks of lm-eval", allow_abbrev=False,
-        description="Runs lm-evaluation-harness (the package lm-eval) on the model. The options "
-        "below are gpt2c's; all others are those of lm-eval run, which 'lm-eval run --help' lists: "
-        "--tasks, --num_fewshot, --limit, --output_path, --log_samples, --include_path, "
-        "--model_args and more. --model may also be one of lm-eval's own models, such as hf; its "
-        "arguments are then --model_args.",
+        description="Runs lm-evaluation-harness (the package lm-eval) on the model. The options\n"
+        "below are gpt2c's. All others go to lm-eval: --tasks, --num_fewshot, --limit,\n"
+        "--output_path, --log_samples, --include_path, --model_args and more;\n"
+        "'lm-eval run --help' lists them. --model may also be the name of one of\n"
+        "lm-eval's own models, such as hf; its arguments are then --model_args.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_model_options(parser)

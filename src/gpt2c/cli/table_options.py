@@ -90,8 +90,9 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "when it is complete; default: standard output")  # fmt: skip
     add("--format", choices=TABLE_FORMATS, help="the format of the results; default: by the name "
         "of the output (.csv, .tsv, .jsonl, .ndjson, .parquet), else jsonl")  # fmt: skip
-    add("--decimal", choices=(".", ","), default=".", help="the decimal separator of CSV and TSV; "
-        "with , Excel in many languages, and R's read.csv2, read the numbers")  # fmt: skip
+    add("--decimal", choices=(".", ","), default=".", metavar="CHAR", help="the decimal separator "
+        "of CSV and TSV: . (default) or , which Excel in many languages and R's read.csv2 "
+        "expect")  # fmt: skip
     add("--missing", metavar="TEXT", default="", help="what CSV and TSV have for a number that is "
         "undefined or infinite, for example NA for R; default: nothing")  # fmt: skip
     add("--metadata", action="store_true", help="begin CSV and TSV with lines \"# key: value\" "
