@@ -31,6 +31,9 @@ _WORD_TYPES: Final[Mapping[str, ColumnType]] = MappingProxyType(
         "is_cut": bool,
     }
 )
+_NEXT_TOKEN_TYPES: Final[Mapping[str, ColumnType]] = MappingProxyType(
+    {"word_index": int, "token_rank": int, "token_id": int, "token": str, "surprisal": float}
+)
 
 
 class Surprisals:
@@ -131,6 +134,10 @@ class Surprisals:
         """
         numbers = _number_types(self._options)
         return {**_WORD_TYPES, **numbers} if with_words else {"is_cut": bool, **numbers}
+
+    def next_token_types(self) -> dict[str, ColumnType]:
+        """Return the names and types of the columns of next_tokens after text_id."""
+        return dict(_NEXT_TOKEN_TYPES)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the table as a list of rows."""
@@ -233,10 +240,7 @@ def _next_token_columns(
     options: SurprisalOptions,
     decode: Callable[[list[int]], str],
 ) -> dict[str, Column]:
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("text_id", "word_index", "token_rank", "token_id", "token", "surprisal")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in ("text_id", *_NEXT_TOKEN_TYPES)}
     for text_id, p in zip(text_ids, passages, strict=True):
         if options.n_next_tokens == 0:
             break

@@ -9,12 +9,15 @@ from gpt2c.measure.windows import default_stride
 from gpt2c.model import GPT2
 from gpt2c.text.tokenizer import encode_part
 
-Counter: TypeAlias = Callable[[int], None]
+# Adds a number of scored tokens, passages or questions to a count.
+CountFunction: TypeAlias = Callable[[int], None]
 
 _N_WINDOWS: Final = 16  # of a part
 
 
-def score_stream(model: GPT2, text: str, stride: int | None, count: Counter) -> tuple[float, int]:
+def score_stream(
+    model: GPT2, text: str, stride: int | None, count: CountFunction
+) -> tuple[float, int]:
     """Return the log-probability of a text, in nats, and the number of its tokens.
 
     The first token follows the BOS token. The result is that of ``model.score(text, bos=True,
@@ -33,7 +36,7 @@ def score_stream(model: GPT2, text: str, stride: int | None, count: Counter) -> 
     return total, n_scored
 
 
-def score_lines(model: GPT2, lines: Sequence[str], count: Counter) -> tuple[float, int]:
+def score_lines(model: GPT2, lines: Sequence[str], count: CountFunction) -> tuple[float, int]:
     """Return the log-probability of texts that do not depend on each other, and their tokens."""
     total, n_scored = 0.0, 0
     for score in model.score(iter(lines), bos=True):

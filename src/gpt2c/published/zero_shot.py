@@ -21,7 +21,7 @@ from gpt2c.published.benchmark_files import (
 )
 from gpt2c.published.detokenizer import Detokenizer
 from gpt2c.published.sizes import size_of
-from gpt2c.published.streams import Counter, score_lines, score_stream
+from gpt2c.published.streams import CountFunction, score_lines, score_stream
 from gpt2c.published.tasks import Task
 from gpt2c.text.tokenizer import encode_part
 
@@ -73,7 +73,7 @@ def measure(
     *,
     stride: int | None = None,
     limit: int | None = None,
-    count: Counter = lambda n: None,
+    count: CountFunction = lambda n: None,
 ) -> list[Measured]:
     """Measure a task on its file; return a number for each way of measuring that the paper allows.
 
@@ -83,7 +83,7 @@ def measure(
     limit
         Measure only the first lines, passages or questions; of bytes, so many thousand.
     count
-        Is called with the number of lines, bytes, passages or questions that have been scored.
+        Is called with the number of tokens, passages or questions scored since the last call.
 
     Raises OptionError naming the file if it has not the publisher's form, and the errors of
     GPT2.score.
@@ -116,7 +116,7 @@ class _Run:
     path: Path
     stride: int | None
     limit: int | None
-    count: Counter
+    count: CountFunction
 
     def result(
         self, measure: str, value: float, n: int, unit: str, tokens: int, column: int = 0

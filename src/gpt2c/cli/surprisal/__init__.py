@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +15,7 @@ from gpt2c.cli.options import (
     add_special_tokens_option,
     load_model,
 )
+from gpt2c.cli.surprisal.picture import Picture, open_picture
 from gpt2c.cli.table_options import (
     INPUT_HELP,
     add_input_options,
@@ -31,7 +30,6 @@ from gpt2c.errors import OptionError, TableError
 from gpt2c.tables import Cell, Columns, Item, Row, Texts, open_table, with_added
 
 if TYPE_CHECKING:
-    from gpt2c.look.plots import PlottedText
     from gpt2c.measure.word_table import Surprisals
     from gpt2c.model import GPT2
 
@@ -44,9 +42,6 @@ _EXAMPLES: Final = """examples:
 """
 # Texts that are scored in one call: enough to fill passes and to share beginnings.
 _PER_CALL: Final = 1000
-_NEXT_TOKEN_TYPES: Final[Columns] = {
-    "word_index": int, "token_rank": int, "token_id": int, "token": str, "surprisal": float,
-}  # fmt: skip
 
 
 def add_command(commands: Commands) -> None:
@@ -122,7 +117,7 @@ def _run(options: argparse.Namespace) -> None:
         raise OptionError("--context and --context-column are both given; leave one out")
     if options.next_tokens is not None and options.next_tokens < 1:
         raise OptionError(f"--next-tokens is {options.next_tokens}; it must be from 1 to 128")
-    with _open_picture(options) as picture:
+    with open_picture(options) as picture:
         if options.by:
             _run_on_words(options, picture)
         else:
@@ -144,7 +139,7 @@ def _measured(
 
 def _of_both(
     found: Surprisals,
-    picture: _Picture,
+    picture: Picture,
     texts: list[str],
     options: argparse.Namespace,
     **more: Any,
@@ -163,90 +158,10 @@ def _metadata(found: Surprisals, options: argparse.Namespace) -> dict[str, str]:
     return named if options.context is None else {**named, "context": options.context}
 
 
-# ---- a picture ----
-
-
-class _Picture:
-    """Collects the words of all texts, to draw them."""
-
-    def __init__(self, other: GPT2 | None) -> None:
-        """`other` is a second model to compare with, or None."""
-        self.other = other
-        self._texts: list[PlottedText] = []
-        self._n_before = self._n_words = 0  # texts of earlier calls, without words too; words
-
-    def add(self, founds: list[Surprisals], n_texts: int) -> None:
-        """Add the words of one call: each model's surprisals. Raises OptionError for too many."""
-        import numpy as np
-
-        from gpt2c.look.plots import MAX_WORDS, PlottedText
-
-        self._n_words += len(founds[0])
-        if self._n_words > MAX_WORDS:
-            raise OptionError(
-                f"--plot draws at most {MAX_WORDS} words, and there are more; leave it out, or "
-                "give a part of the texts"
-            )
-        columns = founds[0].columns
-        indices: dict[Any, list[int]] = {}
-        for index, text_id in enumerate(columns["text_id"]):
-            indices.setdefault(text_id, []).append(index)
-        for text_id, rows in indices.items():
-            is_group = isinstance(text_id, tuple)
-            name = ", ".join(map(str, text_id)) if is_group else str(self._n_before + text_id)
-            values = [np.asarray(_drawn_column(found), dtype=np.float64)[rows] for found in founds]
-            self._texts.append(PlottedText(name, [columns["word"][i] for i in rows], values))
-        self._n_before += n_texts
-
-    def save(self, unit: str, options: argparse.Namespace) -> None:
-        """Draw all texts to the file of --plot. Raises OptionError if there is no word."""
-        from gpt2c.look.plots import save_figure, word_figure
-
-        file = "standard input" if options.file == "-" else os.path.basename(options.file)
-        labels = [options.model or "tales", *([options.other] if self.other else [])]
-        short = [os.path.basename(label.rstrip("/")) or label for label in labels]
-        # The number of a single text says nothing.
-        texts = [t._replace(name="") for t in self._texts] if self._n_before == 1 else self._texts
-        quantity = "surprisal" if options.correction == "none" else "corrected surprisal"
-        figure = word_figure(
-            texts, short if len(set(short)) == len(labels) else labels, quantity=quantity,
-            unit=unit, title=f"{quantity.capitalize()} of the words of {file}",
-        )  # fmt: skip
-        save_figure(figure, options.plot)
-
-
-def _drawn_column(found: Surprisals) -> Any:
-    """Return the corrected surprisals of all words, or the plain ones without a correction."""
-    return found.columns.get("corrected", found.columns["surprisal"])
-
-
-@contextmanager
-def _open_picture(options: argparse.Namespace) -> Iterator[_Picture | None]:
-    """Check the options of the picture, and save it at the end; None without --plot."""
-    if options.plot is None:
-        if options.other is not None:
-            raise OptionError("--other is given without --plot, which would show both models")
-        yield None
-        return
-    if options.whole or options.next_tokens:
-        raise OptionError("--plot draws words; leave it out, or --whole and --next-tokens")
-    from gpt2c.look.plots import check_plot_path, new_figure
-
-    check_plot_path(options.plot)  # fail before the long work
-    new_figure()
-    other: AbstractContextManager[GPT2 | None] = nullcontext()
-    if options.other is not None:
-        other = load_model(options, options.other)
-    with other as model:
-        picture = _Picture(model)
-        yield picture
-        picture.save("nats" if options.nats else "bits", options)
-
-
 # ---- a column of words ----
 
 
-def _run_on_words(options: argparse.Namespace, picture: _Picture | None) -> None:
+def _run_on_words(options: argparse.Namespace, picture: Picture | None) -> None:
     """Add columns to a table with a word in each row."""
     column = options.column or "word"
     format = "jsonl" if options.jsonl else options.input_format
@@ -301,7 +216,7 @@ class _Input:
     cells: dict[str, Cell]
 
 
-def _run_on_texts(options: argparse.Namespace, picture: _Picture | None) -> None:
+def _run_on_texts(options: argparse.Namespace, picture: Picture | None) -> None:
     with (
         open_input_texts(options, options.file, lines=options.lines) as texts,
         load_model(options) as model,
@@ -318,7 +233,7 @@ def _run_on_texts(options: argparse.Namespace, picture: _Picture | None) -> None
             _default_format(texts.layout.format, options)
         results = _results(model, texts, picture, options)
         if options.next_tokens:
-            added: Columns = _NEXT_TOKEN_TYPES
+            added: Columns = empty.next_token_types()
         elif options.whole:
             added = _chosen(empty.column_types(with_words=False), empty.column_types(), options)
         else:
@@ -331,7 +246,7 @@ def _run_on_texts(options: argparse.Namespace, picture: _Picture | None) -> None
 
 
 def _results(
-    model: GPT2, texts: Texts, picture: _Picture | None, options: argparse.Namespace
+    model: GPT2, texts: Texts, picture: Picture | None, options: argparse.Namespace
 ) -> Iterator[tuple[dict[str, Cell], list[Mapping[str, Any]]]]:
     """Yield the first cells of each text's rows, and the rows."""
     inputs = (_input_of(item, number, options) for number, item in enumerate(texts, start=1))
@@ -393,7 +308,7 @@ def _write_next_tokens(
     metadata: dict[str, str],
     options: argparse.Namespace,
 ) -> None:
-    columns = with_added(name, before, _NEXT_TOKEN_TYPES)
+    columns = with_added(name, before, found.next_token_types())
     with open_output(options, columns, metadata=metadata) as output:
         for row in found.next_token_rows():
             output.write({**row, "text_id": ", ".join(map(str, row["text_id"]))})
