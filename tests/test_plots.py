@@ -58,7 +58,7 @@ def test_each_word_has_its_bar():
     np.testing.assert_allclose(heights_of(axes), values)
     centers = [bar.get_x() + bar.get_width() / 2 for bar in axes.patches]
     np.testing.assert_allclose(axes.get_xticks(), centers)
-    assert axes.get_ylabel() == "surprisal (nats)"
+    assert axes.get_ylabel() == "surprisal\n(nats)"
     assert [text.get_text() for text in figure.texts] == ["A tale"]
     assert legend_of(figure) == [f"tales: mean {values.mean():.2f} nats"]
     assert {to_hex(bar.get_facecolor()).upper() for bar in axes.patches} == {COLORS[0]}
@@ -78,6 +78,16 @@ def test_a_long_text_wraps_into_rows_of_one_scale():
     assert all(above > below for above, below in zip(bottoms, tops[1:], strict=False))
     assert min(bottoms) > 0
     assert max(tops) < 1
+
+
+def test_the_labels_of_rows_do_not_overlap():
+    words = WORDS * 10
+    figure = draw(words, values_of(words), quantity="corrected surprisal", unit="bits")
+    figure.draw_without_rendering()
+    boxes = [axes.yaxis.label.get_window_extent() for axes in figure.axes]
+    assert len(boxes) > 2
+    assert all(above.y0 > below.y1 for above, below in pairwise(boxes))
+    assert min(box.x0 for box in boxes) >= 0
 
 
 def test_the_words_of_a_row_do_not_overlap():

@@ -64,7 +64,7 @@ def test_the_picture_has_the_surprisals_of_the_table(
         assert words_of(axes) == TEXTS[number - 1].split() == [row["word"] for row in of_text]
         np.testing.assert_allclose(heights_of(axes), [row["surprisal"] for row in of_text])
         assert axes.get_title(loc="left") == str(number)
-        assert axes.get_ylabel() == "surprisal (bits)"
+        assert axes.get_ylabel() == "surprisal\n(bits)"
     assert figure.texts[0].get_text() == "Surprisal of the words of texts.txt"
     assert picture.read_bytes().startswith(b"<?xml")
 
@@ -86,7 +86,7 @@ def test_two_models_are_compared(figures, tmp_path, capsys):
     row, scatter = figures[0].axes
     np.testing.assert_allclose(heights_of(row), [*first, *second], rtol=1e-6)
     assert not np.allclose(first, second)
-    assert row.get_ylabel() == "corrected surprisal (nats)"
+    assert row.get_ylabel() == "corrected surprisal\n(nats)"
     assert row.get_title(loc="left") == ""
     assert scatter.get_ylabel() == "other, corrected surprisal (nats)"
 

@@ -134,7 +134,8 @@ def word_figure(
             y += _NAME_HEIGHT
         axes = _add_axes(figure, _LEFT, y, _ROW_WIDTH, _ROW_HEIGHT)
         _draw_row(axes, row, limits, fonts)
-        axes.set_ylabel(axis_label, fontsize=_WORD_SIZE)
+        # On two lines, because a row is too low for one.
+        axes.set_ylabel(f"{quantity}\n({unit})", fontsize=_WORD_SIZE)
         if row.begin == 0 and row.text.name:
             name = fonts.drawable(shown(row.text.name, 100))
             axes.set_title(
