@@ -351,6 +351,15 @@ def test_metadata_says_what_made_the_numbers(tales):
 # ---- errors ----
 
 
+class Frame(list):
+    """Like a frame of pandas, which yields its columns' names."""
+
+    columns = ("item", "sentence")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "error", "message"),
     [
@@ -358,7 +367,11 @@ def test_metadata_says_what_made_the_numbers(tales):
         ("x", {"unit": "dits"}, OptionError, "unit is 'dits'"),
         ("x", {"bos": 1}, OptionTypeError, "bos is 1"),
         (5, {}, OptionTypeError, "texts is 5; it must be a list"),
-        ([5], {}, OptionTypeError, "text 1 is 5; it must be a list"),
+        ([5], {}, OptionTypeError, "text 1 is 5; it must be a text or a list of words"),
+        ({"item": ["a"]}, {}, OptionTypeError, "texts is of type dict; it must be a list; choose"),
+        ([{"a": 1}], {}, OptionTypeError, "text 1 is of type dict; it must be a text or a list of"),
+        (["a"], {"by": {"item": [1]}}, OptionTypeError, "by is of type dict"),
+        (Frame(), {}, OptionTypeError, "texts is of type Frame; it must be a list; choose a"),
         ([[1]], {}, OptionTypeError, "text 1, word 0: the word is 1"),
         ([["a", " "]], {}, OptionError, "text 1, word 1: the word is ' '"),
         (["a", "b"], {"by": [1]}, OptionError, "by has 1 items, and there are 2 words"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gpt2c.checks.untrusted import show
@@ -83,7 +83,9 @@ def stimuli_of(
         else:
             words = [
                 _checked_word(word, f"{names[index]}, word {number}")
-                for number, word in enumerate(as_list(names[index], text))
+                for number, word in enumerate(
+                    as_list(names[index], text, expected="a text or a list of words")
+                )
             ]
             passage = join_words(words, separator, before)
         if apart is not None:
@@ -144,18 +146,24 @@ def _check_length(name: str, found: int, expected: int, what: str) -> None:
         )
 
 
-def as_list(name: str, values: object) -> list[Any]:
+def as_list(name: str, values: object, expected: str = "a list") -> list[Any]:
     """Return a list, an array, or a column of pandas, polars or R as a list.
 
-    Raises OptionTypeError.
+    Raises OptionTypeError, also for a whole frame or a dict: iteration would give their column
+    names. `expected` is for the message.
     """
+    if isinstance(values, Mapping) or hasattr(values, "columns"):
+        raise OptionTypeError(
+            f"{name} is of type {type(values).__name__}; it must be {expected}; choose a column, "
+            'for example table["sentence"]'
+        )
     for method in ("to_list", "tolist"):  # of pandas and polars; of NumPy
         convert = getattr(values, method, None)
         if convert is not None:
             values = convert()
             break
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise OptionTypeError(f"{name} is {show(values)}; it must be a list")
+        raise OptionTypeError(f"{name} is {show(values)}; it must be {expected}")
     return list(values)
 
 
