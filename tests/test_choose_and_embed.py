@@ -130,3 +130,17 @@ def test_choose_errors_name_the_place(arguments, message, tmp_path, monkeypatch,
     (tmp_path / "in.csv").write_text("prompt,a\nThe sea,1\n")
     assert main(["choose", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_choose_joins_prompts_and_choices_with_a_separator(tales, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("prompt,a,b\nThe sky was,blue, grey\nThe sky was ,blue,grey\n")
+    options = ["--file", str(tmp_path / "in.csv"), "--choice-columns", "a", "b", "--sep", " "]
+    assert main(["choose", *options]) == 0
+    rows = lines_of(capsys)
+    assert [row["choice"] for row in rows] == [" blue", " grey", "blue", "grey"]
+    expected = tales.choose("The sky was", [" blue", " grey"]).probabilities
+    np.testing.assert_array_equal([row["probability"] for row in rows[:2]], expected)
+    assert (
+        main(["choose", "The sky was", "--choice", "blue", "--choice", "grey", "--sep", " "]) == 0
+    )
+    assert [row["probability"] for row in lines_of(capsys)] == expected.tolist()

@@ -51,7 +51,8 @@ def add_command(commands: Commands) -> None:
         description="Prints how likely each choice is after each prompt: a row for each choice "
         "with its log-probability, in nats, its probability among the choices, and whether it is "
         "the most likely one. The space between a prompt and a choice must be at the beginning of "
-        f"the choice or at the end of the prompt.{INPUT_HELP}",
+        "the choice or at the end of the prompt; --sep ' ' adds it where there is none."
+        f"{INPUT_HELP}",
     )  # fmt: skip
     parser.set_defaults(run=_run)
     add = parser.add_argument
@@ -63,6 +64,8 @@ def add_command(commands: Commands) -> None:
         "for each choice")  # fmt: skip
     add("--choice-columns", nargs="+", metavar="NAME", help="the columns of the table, or keys in "
         "JSON lines, that have each prompt's choices; empty cells are left out")  # fmt: skip
+    add("--sep", metavar="TEXT", default="", help="what to put between a prompt and a choice, "
+        "unless there is white space already, for example a space; default: nothing")  # fmt: skip
     add("--neutral", metavar="PROMPT", help="divide each probability by the one after this prompt "
         "without content, for example \"Answer:\"")  # fmt: skip
     add("--ends", action="store_true", help="include the end of every choice, not only of those "
@@ -135,7 +138,7 @@ def _chosen(
 
 def _choices_of(item: Item, options: argparse.Namespace) -> list[TextOrIds]:
     if options.choice is not None:
-        return list(options.choice)
+        return [_joined(item.text, choice, options.sep) for choice in options.choice]
     if item.row is None:
         raise OptionError(f"--choice-columns: {item.place} is not a row of a table")
     found: list[TextOrIds] = []
@@ -143,10 +146,19 @@ def _choices_of(item: Item, options: argparse.Namespace) -> list[TextOrIds]:
         if column not in item.row:
             raise TableError(f"{item.place}: found no column {column}, which has choices")
         if item.row[column] not in ("", None):
-            found.append(item.row.text(column))
+            found.append(_joined(item.text, item.row.text(column), options.sep))
     if not found:
         raise TableError(f"{item.place}: all columns of choices are empty")
     return found
+
+
+def _joined(prompt: TextOrIds, choice: str, separator: str) -> str:
+    """Return the choice with the separator before it, unless it touches white space already."""
+    from gpt2c.measure.words import join_text
+
+    if not separator or not isinstance(prompt, str):
+        return separator + choice
+    return join_text(choice, separator, prompt)[0].removeprefix(prompt)
 
 
 def _naming(error: Error, batch: list[Item]) -> Error:
