@@ -295,9 +295,13 @@ def test_exit_statuses(tmp_path, capsys, tales, weights):
     assert main(["verify", "--wikitext", str(tmp_path / "absent.raw")]) == 2
 
 
-def test_json_has_a_line_for_each_check(capsys):
-    assert main(["verify", "--json"]) == 0
+def test_json_has_a_line_for_each_check(capsys, tmp_path):
+    text = tmp_path / "wiki.test.raw"
+    text.write_text(" = A Story =\n")
+    assert main(["verify", "--json", "--wikitext", str(text)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    last = lines.pop()  # the embedded model has no published perplexity
+    assert (last["name"], last["status"]) == ("perplexity of --wikitext", "skipped")
     assert {line["status"] for line in lines} == {"ok"}
     assert {"name", "found", "expected", "tolerance", "source"} < set(lines[0])
 

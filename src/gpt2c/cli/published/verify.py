@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
         progress=shows_progress(), tokenizer=options.tokenizer, **checkpoint_options(options),
     ) as model:  # fmt: skip
         if not options.json:
-            print(_title(model, facts, options.model or "tales"), flush=True)
+            print(_title(model, facts, options.model or "the embedded model"), flush=True)
         checks = []
         for check in verify(model, facts, wikitext):
             checks.append(check)
