@@ -336,7 +336,8 @@ def test_standard_input_is_scored_line_by_line(tales):
     ("line", "message"),
     [
         (b"{", "line 2 is not JSON"),
-        (b'{"name": 1}', 'line 2: expected an object with "text" or "ids"'),
+        (b'{"name": 1}', "line 2: expected an object with"),
+        (b'{"name": 1}', "found {'name': 1}; name the key of the texts with the option column"),
         (b'{"text": "a", "ids": [1]}', "line 2: expected an object"),
         (b"[1.5]", "line 2: expected a text or a list of ids"),
         (b"[true]", "line 2: expected a text or a list of ids"),

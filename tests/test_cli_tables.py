@@ -136,12 +136,16 @@ def test_prompts_from_a_column(tales, stimuli, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "found no column 'text'; the columns are 'item', 'Satz'"),
+        ([], "the columns are 'item', 'Satz'; name the column of the texts with the option column"),
         (["--column", "satz"], "did you mean Satz?"),
         (["--column", "Satz", "--delimiter", "::"], "delimiter is '::'; it must be one character"),
         (["--column", "Satz", "--delimiter", ","], "found 1 cells, expected 1, one for each"),
         (["--column", "Satz", "--format", "parquet"], "cannot be written to standard output"),
-        (["--column", "Satz", "--output", "x.xlsx"], "the name x.xlsx does not say the table's"),
+        (
+            ["--column", "Satz", "--output", "x.xlsx"],
+            "x.xlsx is a spreadsheet, which gpt2c neither",
+        ),
+        (["--column", "Satz", "--output", "x.dat"], "the name x.dat does not say the table's"),
         (["--jsonl", "--input-format", "csv"], "--jsonl contradicts --input-format csv"),
         (["--lines", "--input-format", "csv"], "--lines is for plain text"),
     ],

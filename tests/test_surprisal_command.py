@@ -150,6 +150,7 @@ def test_errors_name_the_place_and_leave_the_output(stimuli, capsys, tmp_path):
     cases = [
         ([str(blank), "--by", "item", *to_out], f"{blank}, line 3: column 'word' is blank"),
         ([str(stimuli), "--by", "itm", *to_out], "found no column 'itm'"),
+        (["words.dat", "--by", "item"], "or the option --input-format"),
         ([str(stimuli), "--by", "item", "--whole"], "--whole is given with --by"),
         ([str(stimuli), "--by", "item", "--only", "x"], "--only has 'x'; the columns here are"),
         ([str(stimuli)], "found no column 'text'"),

@@ -336,7 +336,7 @@ def test_malformed_json_lines(tmp_path, raw, message):
 
 def test_names_of_formats(tmp_path):
     with pytest.raises(gpt2c.OptionError, match=r"does not say the table's format.*\.csv"):
-        read(tmp_path / "t.xlsx")
+        read(tmp_path / "t.dat")
     with pytest.raises(gpt2c.OptionError, match="format is 'excel'; it must be one of 'csv'"):
         read(tmp_path / "t.csv", format="excel")
     with pytest.raises(gpt2c.OptionError, match="delimiter is '::'; it must be one character"):
@@ -508,3 +508,14 @@ def test_parquet_types_that_rows_decide(tmp_path):
 def test_advice_about_files_that_are_no_text(tmp_path, raw, message):
     with pytest.raises(gpt2c.TableError, match=message):
         read(written(tmp_path / "t.csv", raw))
+
+
+@pytest.mark.parametrize("name", ["stimuli.xlsx", "Stimuli.XLS", "stimuli.ods"])
+def test_a_spreadsheet_is_not_read_as_text(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"PK\x03\x04")
+    message = f"{name} is a spreadsheet.*use CSV"
+    with pytest.raises(gpt2c.OptionError, match=message), open_texts(path):
+        pass
+    with pytest.raises(gpt2c.OptionError, match=message), open_table(path):
+        pass

@@ -79,7 +79,7 @@ def add_command(commands: Commands) -> None:
     add("--json", action="store_true", help="print a JSON object per text and line, with null for "
         "a number that is undefined or infinite")  # fmt: skip
     add_input_options(parser)
-    add_output_options(parser)
+    add_output_options(parser, printed="a table for people to read")
     add("--bos", action="store_true", help="score the first token too, after the BOS token; the "
         "papers' programs do not")  # fmt: skip
     add("--stride", type=int, metavar="N", help="score a text longer than the context in windows "

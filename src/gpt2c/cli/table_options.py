@@ -83,13 +83,16 @@ def open_input_texts(
     )
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Add --output, --format, --decimal, --missing and --metadata."""
+def add_output_options(parser: argparse.ArgumentParser, printed: str = "jsonl") -> None:
+    """Add --output, --format, --decimal, --missing and --metadata.
+
+    `printed` says, for the help, what goes to standard output without --format.
+    """
     add = parser.add_argument
     add("--output", metavar="FILE", default="-", help="write the results to a file, which appears "
         "when it is complete; default: standard output")  # fmt: skip
     add("--format", choices=TABLE_FORMATS, help="the format of the results; default: by the name "
-        "of the output (.csv, .tsv, .jsonl, .ndjson, .parquet), else jsonl")  # fmt: skip
+        f"of the output (.csv, .tsv, .jsonl, .ndjson, .parquet), else {printed}")  # fmt: skip
     add("--decimal", choices=(".", ","), default=".", metavar="CHAR", help="the decimal separator "
         "of CSV and TSV: . (default) or , which Excel in many languages and R's read.csv2 "
         "expect")  # fmt: skip

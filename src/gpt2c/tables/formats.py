@@ -24,6 +24,7 @@ _SUFFIXES: Final = MappingProxyType(
         ".txt": "txt",
     }
 )
+_SPREADSHEETS: Final = (".xlsx", ".xlsm", ".xls", ".ods")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,17 @@ class Layout:
 
 
 def format_of_suffix(path: str) -> str | None:
-    """Return the format that a file name's suffix names, or None."""
-    return _SUFFIXES.get(os.path.splitext(path)[1].lower())
+    """Return the format that a file name's suffix names, or None.
+
+    Raises OptionError for a spreadsheet, which would otherwise be read as plain text.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _SPREADSHEETS:
+        raise OptionError(
+            f"{path} is a spreadsheet, which gpt2c neither reads nor writes; use CSV (in Excel: "
+            '"CSV UTF-8")'
+        )
+    return _SUFFIXES.get(suffix)
 
 
 def table_format(path: str, format: str | None, option: str = "format") -> str:

@@ -16,7 +16,7 @@ from gpt2c.tables.formats import TEXT_FORMATS, Layout, check_delimiter, format_o
 from gpt2c.tables.json_lines import metadata_of, read_values
 from gpt2c.tables.reading import read_table
 from gpt2c.tables.source import Source, open_source
-from gpt2c.tables.table import ColumnType, Extent, Row, Table
+from gpt2c.tables.table import ColumnType, Extent, Row, Table, missing_column
 
 TextOrIds: TypeAlias = "str | list[int]"
 
@@ -112,7 +112,11 @@ def open_texts(
             yield Texts(source.name, Layout("jsonl"), values, source.extent())
         else:
             table = read_table(source, format, delimiter)
-            table.require(column)
+            if column not in table.types:
+                message = missing_column(column, table.columns)
+                if not message.endswith("?"):
+                    message += "; name the column of the texts with the option column"
+                raise TableError(f"{table.name}: {message}")
             items = _column(table, column)
             yield Texts(table.name, table.layout, items, table.extent, table.types)
 
@@ -140,8 +144,10 @@ def _json_lines(source: Source, column: str) -> Iterator[Item]:
         if row is not None:
             items = [row[key] for key in (column, "ids") if key in row]
             if len(items) != 1:
+                hint = "" if items else "; name the key of the texts with the option column"
                 raise TableError(
-                    f'{place}: expected an object with "{column}" or "ids", found {show(value)}'
+                    f'{place}: expected an object with "{column}" or "ids", found '
+                    f"{show(value)}{hint}"
                 )
             (value,) = items
         yield Item(place, _text_or_ids(place, value), row)

@@ -28,6 +28,7 @@ from gpt2c.cli.table_options import (
 )
 from gpt2c.errors import OptionError, TableError
 from gpt2c.tables import Cell, Columns, Item, Row, Texts, open_table, with_added
+from gpt2c.tables.formats import table_format
 
 if TYPE_CHECKING:
     from gpt2c.measure.word_table import Surprisals
@@ -71,7 +72,7 @@ def add_command(commands: Commands) -> None:
     add("--next-tokens", type=int, metavar="N", help="print the N most likely tokens before each "
         "word and after the text instead")  # fmt: skip
     _add_measuring_options(parser)
-    add_output_options(parser)
+    add_output_options(parser, printed="that of a CSV or TSV FILE, else jsonl")
     add("--plot", metavar="PICTURE", help="also draw the surprisal of each word, for up to 3000 "
         "words: a .png, .svg or .pdf file (needs matplotlib)")  # fmt: skip
     add("--other", metavar="MODEL", help="compare with the surprisals of this model in the picture "
@@ -165,6 +166,7 @@ def _run_on_words(options: argparse.Namespace, picture: Picture | None) -> None:
     """Add columns to a table with a word in each row."""
     column = options.column or "word"
     format = "jsonl" if options.jsonl else options.input_format
+    format = table_format(options.file, format, "--input-format")
     with open_table(options.file, format=format, delimiter=options.delimiter) as table:
         used = [column, *options.by, *([options.context_column] if options.context_column else [])]
         table.require(*used)
