@@ -418,7 +418,7 @@ typedef struct {
     /* Atomic, because any thread may look at a running job's progress. It is increased after the
      * token was written, so a reader may read that many tokens. */
     atomic_int n_tokens;
-    gpt2c_scores scores; /* of the generated tokens, from the raw logits */
+    gpt2c_scores scores; /* of the generated tokens and then end_id, from the raw logits */
     gpt2c_finish finish;
     int32_t end_id;      /* with GPT2C_FINISHED_STOP: the stop id that was chosen */
     float *logits_out;   /* a job that only feeds its prompt: where to write logits */

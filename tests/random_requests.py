@@ -491,8 +491,9 @@ def plain(value: Any) -> Any:
         )  # fmt: skip
         return tuple(plain(getattr(value, name)) for name in fields)
     if isinstance(value, Completion):
-        fields = ("text", "ids", "finish_reason", "end_id", "seed", "sample", "sequence_score",
-                  "logprobs", "top_logprobs", "prompt_logprobs", "prompt_top_logprobs")  # fmt: skip
+        fields = ("text", "ids", "finish_reason", "end_id", "end_logprob", "seed", "sample",
+                  "sequence_score", "logprobs", "top_logprobs", "prompt_logprobs",
+                  "prompt_top_logprobs")  # fmt: skip
         return {name: repr(getattr(value, name)) for name in fields}
     return value
 

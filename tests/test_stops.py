@@ -601,3 +601,27 @@ def test_a_slow_load_shows_a_progress_bar(
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(gpt2c.MissingDependencyError, match=r"gpt2c\[progress\]"):
         GPT2.from_pretrained(progress=True)
+
+
+@pytest.mark.parametrize("draft", [None, "lookup"])
+def test_the_token_that_ends_a_text_has_a_score(backend, draft):
+    """Also where the context is full, so that no longer text could be scored."""
+    config = config_of(n_positions=20)
+    model = model_on(backend, config, random_weights(config))
+    prompt = [1, 2, 3, 1, 2, 3, 1, 2, 3]
+    if backend == "numpy":
+        draft = None
+    free = model.complete(prompt, max_new_tokens=12, logprobs=3, draft=draft)
+    assert len(free.ids) == 12  # the last of which no position could feed
+    for place, stop in enumerate(free.ids):
+        if stop in free.ids[:place]:
+            continue
+        done = model.complete(
+            prompt, max_new_tokens=12, stop_token_ids=[stop], logprobs=3, draft=draft
+        )
+        assert (done.ids, done.end_id) == (free.ids[:place], stop)
+        assert done.end_logprob == free.logprobs[place]
+        assert done.end_top_logprobs == free.top_logprobs[place]
+        without = model.complete(prompt, max_new_tokens=12, stop_token_ids=[stop])
+        assert (without.end_id, without.end_logprob, without.end_top_logprobs) == (stop, None, None)
+    assert (free.end_logprob, free.end_top_logprobs) == (None, None)

@@ -135,16 +135,16 @@ static int is_stop(const gpt2c_job *job, int32_t token) {
     return 0;
 }
 
-/* Appends a token to a job, unless it is a stop id. The last token is never fed, so a job may have
- * one token more than the context has positions. */
+/* Appends a token to a job, unless it is a stop id; scores it in both cases. The last token is never
+ * fed, so a job may have one token more than the context has positions. */
 static void append(const gpt2c_model *m, gpt2c_job *job, int32_t token, const float *raw_logits) {
+    if (job->scores.scores)
+        score_token(m, raw_logits, token, &job->scores, (size_t)job->n_tokens);
     if (is_stop(job, token)) {
         job->finish = GPT2C_FINISHED_STOP;
         job->end_id = token;
         return;
     }
-    if (job->scores.scores)
-        score_token(m, raw_logits, token, &job->scores, (size_t)job->n_tokens);
     job->tokens[job->n_tokens] = token;
     int n_tokens = ++job->n_tokens;
     if (n_tokens == job->max_new_tokens)

@@ -186,7 +186,7 @@ def _print_objects(model: gpt2c.GPT2, prompts: Sequence[Any], arguments: dict[st
     for prompt, answer in zip(prompts, model.complete(iter(prompts), **arguments), strict=True):
         for completion in _as_list(answer):
             fields = {
-                name: value for name, value in asdict(completion).items() if "logprobs" not in name
+                name: value for name, value in asdict(completion).items() if "logprob" not in name
             }
             print(json.dumps({"prompt": prompt, **fields}, ensure_ascii=False), flush=True)
 

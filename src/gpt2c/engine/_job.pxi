@@ -200,3 +200,11 @@ cdef class Job:
             raise OptionError("this job has no scores: it was made without n_top")
         end = self.job.n_tokens
         return self.score_array[:end].copy(), self.top_array[:end].copy()
+
+    def end_scores(self):
+        """See EngineJob.end_scores."""
+        if self.score_array is None or self.end_id is None:
+            return None
+        begin = self.job.n_tokens
+        return (self.score_array[begin : begin + 1].copy(),
+                self.top_array[begin : begin + 1].copy())

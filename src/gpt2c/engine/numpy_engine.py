@@ -483,6 +483,7 @@ class Job:
         self._max_new_tokens = max_new_tokens
         self._n_top = n_top
         self._scores: list[Scores] = []
+        self._end_scores: Scores | None = None
         self._ids: list[int] = []
 
     def cancel(self) -> None:
@@ -527,6 +528,10 @@ class Job:
         scores, top = zip(none, *self._scores, strict=True)
         return np.concatenate(scores), np.concatenate(top)
 
+    def end_scores(self) -> Scores | None:
+        """See EngineJob.end_scores."""
+        return self._end_scores
+
     def step(self) -> None:
         """Feed the prompt or the last token, and choose the next one."""
         logits = self.next_logits()
@@ -546,11 +551,14 @@ class Job:
         if token is None:
             self.finish_reason = "nothing"
             return
-        if token in self._stop_ids:
-            self.finish_reason, self.end_id = "stop", token
-            return
+        scores: Scores | None = None
         if self._n_top is not None:
-            self._scores.append(token_scores(raw_logits[None], np.array([token]), self._n_top))
+            scores = token_scores(raw_logits[None], np.array([token]), self._n_top)
+        if token in self._stop_ids:
+            self.finish_reason, self.end_id, self._end_scores = "stop", token, scores
+            return
+        if scores is not None:
+            self._scores.append(scores)
         self._ids.append(token)
         self._unfed = np.array([token], dtype=np.int32)
         if len(self._ids) == self._max_new_tokens:

@@ -246,6 +246,9 @@ class EngineJob(Protocol):
     def scores(self) -> Scores:
         """Return the scores of the new tokens. Raises OptionError for a job without n_top."""
 
+    def end_scores(self) -> Scores | None:
+        """Return the scores of end_id; None without it, or for a job without n_top."""
+
     def next_logits(self) -> NDArray[np.float32]:
         """Feed the rest of the prompt, or the last token.
 

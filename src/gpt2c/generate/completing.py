@@ -155,6 +155,7 @@ class Completer:
             raw = b"".join(map(self._encoder.token_bytes, result.ids))[: result.end]
             text = raw.decode("utf-8", "replace")
         scores, echoed = Logprobs.of(result.scores), Logprobs()
+        end = Logprobs.of(result.end_scores)
         if self._options.echo and first.finish_reason != "time":
             n_prompt = 0 if request.is_empty else len(request.ids)
             echoed = Logprobs.of_prompt(first.prompt_scores, n_prompt)
@@ -162,6 +163,7 @@ class Completer:
             text, result.ids, result.finish_reason, request.seed, sample,
             scores.logprobs, scores.top, echoed.logprobs, echoed.top, *result.draft_counts,
             result.sequence_score, result.end_id,
+            end.logprobs[0] if end.logprobs else None, end.top[0] if end.top else None,
         )  # fmt: skip
 
     def requests(self, prompt: Prompt, index: int) -> Iterator[Request]:

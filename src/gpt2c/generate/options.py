@@ -117,8 +117,9 @@ class Completion:
     sequence_score
         With beam search: the sum of the log-probabilities, after all options, divided by
         length^length_penalty. The token that ended the text counts in the sum and in the length.
-    end_id
-        The token that ended the text, which is not in ids; None if no token did.
+    end_id, end_logprob, end_top_logprobs
+        The token that ended the text, which is not in ids; None if no token did. With logprobs,
+        also its log-probability, and the most likely ids at its position; beam search has neither.
     """
 
     text: str | None
@@ -135,6 +136,8 @@ class Completion:
     accepted: int = 0
     sequence_score: float | None = None
     end_id: int | None = None
+    end_logprob: float | None = None
+    end_top_logprobs: dict[int, float] | None = None
 
     @property
     def new(self) -> str | list[int]:

@@ -166,6 +166,7 @@ class Continuation:
         self.result = Result(
             ids, reason, self.watcher.end, scores,
             self._prompt_scores, self._draft_counts, end_id=end_id,
+            end_scores=None if end_id is None else self.job.end_scores(),
         )  # fmt: skip
 
     def _fail(self, reason: str) -> NoReturn:

@@ -51,3 +51,4 @@ class Result:
     draft_counts: tuple[int, int, int] = (0, 0, 0)  # passes, drafted, accepted
     sequence_score: float | None = None  # the score of a beam search
     end_id: int | None = None  # the token that ended the sequence
+    end_scores: Scores | None = None  # of end_id
