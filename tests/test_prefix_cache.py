@@ -48,8 +48,8 @@ def copied(monkeypatch):
     lengths = []
     copy_longest = PrefixCache.copy_longest
 
-    def spy(self, ids, longer_than=0):
-        sequence = copy_longest(self, ids, longer_than)
+    def spy(self, ids, longer_than=0, space=0):
+        sequence = copy_longest(self, ids, longer_than, space)
         lengths.append(sequence.length if sequence is not None else 0)
         return sequence
 
@@ -121,6 +121,24 @@ def test_a_taken_sequence_is_independent(model, plain):
         else:
             assert np.array_equal(logits, expected)
     assert copied_length(cache, PROMPT) == 69  # the last id is fed, to get the logits after it
+
+
+def test_spaces_share_nothing(model):
+    engine, cache = model._engine, model._prefixes
+    ids = np.array(PROMPT, dtype=np.int32)
+    for space in (1, 2**31 - 1, 0):
+        cache.put(ids, fed(engine, ids), space)
+        cache.put(ids[:40], fed(engine, ids[:40]), space)  # a prefix of the text before
+    assert len(cache._keys) == 3
+    assert cache._n_pages == 3 * -(-len(ids) // PAGE_POSITIONS)
+    longer = np.array([*PROMPT, 5], dtype=np.int32)
+    for space in (0, 1, 2**31 - 1):
+        assert cache.copy_longest(longer, space=space).length == len(ids)
+    assert cache.copy_longest(longer, space=2) is None
+    cache.clear()
+    assert cache._n_pages == 0
+    cache.put(ids, fed(engine, ids), 3)
+    assert copied_length(cache, longer) == 0
 
 
 def test_short_texts_are_not_kept(model):

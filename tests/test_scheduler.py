@@ -16,7 +16,16 @@ import time
 
 import numpy as np
 import pytest
-from conftest import TALES, config_of, in_threads, load, model_on, random_weights, wait_until
+from conftest import (
+    BACKENDS,
+    TALES,
+    config_of,
+    in_threads,
+    load,
+    model_on,
+    random_weights,
+    wait_until,
+)
 
 import gpt2c
 from gpt2c import Scheduler
@@ -599,3 +608,66 @@ def test_the_process_ends_with_running_requests(start, backend, thread, end):
     process = start([sys.executable, "-c", code], text=True, stdout=-1, stderr=-1)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output, errors) == (0, "running\n", "")
+
+
+def test_a_request_chooses_its_sample_and_whether_it_has_text(tales):
+    options = {"max_new_tokens": 8, "temperature": 0.9, "seed": 3}
+    wanted = tales.complete("Once upon a time", num_return_sequences=3, **options)
+    ids = tales.tokenizer.encode("Once upon a time")
+    with gpt2c.Scheduler(tales, thread=True) as scheduler:
+        handles = [scheduler.add(ids, sample=i, has_text=True, **options) for i in range(3)]
+        assert [h.result().text for h in handles] == [c.text for c in wanted]
+        assert [h.result().sample for h in handles] == [0, 1, 2]
+        assert "".join(e.text for e in handles[2]) == wanted[2].text
+        without = scheduler.add("Once upon a time", has_text=False, **options).result()
+        assert (without.text, without.ids) == (None, wanted[0].ids)
+        for name, value in (("sample", -1), ("sample", 2**31), ("has_text", 1)):
+            with pytest.raises((ValueError, TypeError), match=name):
+                scheduler.add(ids, **{name: value})
+
+
+def test_requests_of_different_spaces_share_no_prefix(tales, monkeypatch):
+    prompt = "Once upon a time there was a king who had three daughters, and they all lived well"
+    n = len(tales.tokenizer.encode(prompt))
+    lengths = []
+    copy_longest = type(tales._prefixes).copy_longest
+
+    def spy(self, ids, longer_than=0, space=0):
+        found = copy_longest(self, ids, longer_than, space)
+        lengths.append(found.length if found is not None else 0)
+        return found
+
+    monkeypatch.setattr(type(tales._prefixes), "copy_longest", spy)
+    tales._prefixes.clear()
+    with gpt2c.Scheduler(tales) as scheduler:
+        for space in (1, 2, 1):
+            scheduler.add(prompt, max_new_tokens=2, cache_space=space).result()
+        with pytest.raises(ValueError, match="cache_space"):
+            scheduler.add(prompt, cache_space=-1)
+    assert lengths == [0, 0, n - 1]
+
+
+def test_text_of_ids_needs_a_tokenizer():
+    config = config_of()
+    model = model_on("numpy", config, random_weights(config))
+    with (
+        gpt2c.Scheduler(model) as scheduler,
+        pytest.raises(gpt2c.TokenizerError, match="no tokenizer"),
+    ):
+        scheduler.add([1], has_text=True)
+
+
+def test_running_and_waiting_requests_are_counted():
+    config = config_of(n_positions=4096)
+    model = model_on(BACKENDS[-1], config, random_weights(config))
+    with gpt2c.Scheduler(model, thread=True, max_running=2) as scheduler:
+        assert (scheduler.n_running, scheduler.n_waiting) == (0, 0)
+        handles = [scheduler.add([1], max_new_tokens=4000) for _ in range(5)]
+        next(iter(handles[0]))
+        wait_until(lambda: scheduler.n_running == 2)
+        assert scheduler.n_waiting == 3
+        handles[4].cancel()
+        assert scheduler.n_waiting == 2
+        for handle in handles:
+            handle.cancel()
+        wait_until(lambda: (scheduler.n_running, scheduler.n_waiting) == (0, 0))

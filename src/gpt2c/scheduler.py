@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, Final, TypeAlias, Unpack
 from weakref import ref
 
-from gpt2c.checks.options import flag, integer, number, shows_options
+from gpt2c.checks.options import INT32_MAX, flag, integer, number, shows_options
 from gpt2c.checks.untrusted import show
 from gpt2c.closable import Closable
 from gpt2c.engine.protocol import MAX_ROWS, AllowedIds, unpack_allowed_ids
@@ -279,6 +279,9 @@ class Scheduler(Closable):
         priority: int = 0,
         deadline: float | None = None,
         allowed_ids: AllowedIds | None = None,
+        sample: int = 0,
+        has_text: bool | None = None,
+        cache_space: int = 0,
         **options: Unpack[AddOptions],
     ) -> Handle:
         """Queue a request to continue one prompt, a text or ids; return its handle at once.
@@ -293,6 +296,14 @@ class Scheduler(Closable):
             The only ids that may be chosen: bool [n_vocab], or a packed bitmask, uint32 or int32
             [ceil(n_vocab / 32)], in which the bit of an id is 1 << id % 32 of word id // 32. An EOS
             token can end the text only if it is allowed.
+        sample
+            The number of this text among those that are drawn from the same prompt and seed:
+            sample i is text i of GPT2.complete with num_return_sequences.
+        has_text
+            Whether events and the completion have texts. The default: if the prompt is a text.
+        cache_space
+            Only texts with the same number here share the prefix cache, so that a client cannot
+            tell from times what texts of others begin with.
 
         The options are those of GPT2.complete for one prompt, without beam search,
         num_return_sequences and logits_processor.
@@ -318,7 +329,26 @@ class Scheduler(Closable):
             plan = request.plan.with_allowed_ids(allowed_ids)
             unpack_allowed_ids(plan.stages[0].ids, self._model.config.vocab_size)
             request = replace(request, plan=plan)
+        if has_text is not None:
+            request = replace(request, is_text=flag("has_text", has_text))
+        if request.is_text:
+            self._model.tokenizer.decode([])  # raises TokenizerError if there is no tokenizer
+        request = replace(
+            request,
+            sample=integer("sample", sample, 0, INT32_MAX),
+            cache_space=integer("cache_space", cache_space, 0, INT32_MAX),
+        )
         return self._queue(completer, request, checked_priority)
+
+    @property
+    def n_running(self) -> int:
+        """The number of requests that run now."""
+        return self._runner.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """The number of requests that wait in the queue."""
+        return self._runner.n_waiting
 
     def _queue(self, completer: Completer, request: Request, priority: int) -> Handle:
         with self._lock.lock:

@@ -139,7 +139,9 @@ class Continuation:
         n_left = self.request.max_new_tokens - len(self.watcher.ids)
         half = max(self._engine.n_positions // 2, 1)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
-        self.job = self._start(ids, n_left, self._prefixes.copy_longest(ids))
+        self.job = self._start(
+            ids, n_left, self._prefixes.copy_longest(ids, space=self.request.cache_space)
+        )
 
     def _keep_job_results(self) -> None:
         """Keep the scores and draft counts of a job that ends.
@@ -153,7 +155,7 @@ class Continuation:
             self._scores.append(self.job.scores())
         if (n := self.job.sequence.length) >= MIN_SHARED_PREFIX:
             ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])
-            self._prefixes.put(ids[:n], self.job.sequence)
+            self._prefixes.put(ids[:n], self.job.sequence, self.request.cache_space)
 
     def _end(self, reason: str, end_id: int | None = None) -> None:
         self.job.cancel()  # so that the running batch does not expect it to go on

@@ -8,6 +8,9 @@ depends on what is in the cache.
 A text's key is the bytes of its ids. The keys are sorted, so the text with the longest common
 prefix is next to the place where the prompt's key would be inserted. No key is a prefix of another
 key.
+
+Texts of different spaces never share, so nobody can tell from times what a text of another space
+begins with. The key of a text in space s > 0 begins with the id -s, which no vocabulary has.
 """
 
 from __future__ import annotations
@@ -71,38 +74,44 @@ class PrefixCache:
         """The bytes of the pages of all texts, as __init__ counts them."""
         return self._n_pages * self._page_bytes
 
-    def copy_longest(self, ids: NDArray[np.int32], longer_than: int = 0) -> EngineSequence | None:
-        """Return a copy of the longest cached prefix of ids[:-1], ids being int32 [n].
+    def copy_longest(
+        self, ids: NDArray[np.int32], longer_than: int = 0, space: int = 0
+    ) -> EngineSequence | None:
+        """Return a copy of the longest prefix of ids[:-1] in a space, ids being int32 [n].
 
         Return None if the prefix would not be longer than `longer_than`, or is too short to share.
         """
         if not self._keys or len(ids) <= MIN_SHARED_PREFIX:
             return None
-        wanted = ids[:-1].tobytes()
+        head = _head(space)
+        wanted = head + ids[:-1].tobytes()
+        least = len(head) + _MIN_BYTES
         if self._is_reentered(me := get_ident()):
             return None
         with self._lock.lock:
             self._owner = me
             self._reset_if_invalid()
             at = bisect_left(self._keys, wanted)
-            near = [key for key in self._keys[max(at - 1, 0) : at + 1] if _is_near(key, wanted)]
+            near = self._keys[max(at - 1, 0) : at + 1]
+            near = [key for key in near if key[:least] == wanted[:least]]
             if not near:
                 return None
             n, key = max((_common_ids(key, wanted), key) for key in near)
+            n -= len(head) // _ID_BYTES
             if n <= longer_than:
                 return None
             self._sequences.move_to_end(key)
             return _copy_of(self._sequences[key], n)
 
-    def put(self, ids: NDArray[np.int32], sequence: EngineSequence) -> None:
-        """Keep a copy of a sequence that begins with ids int32 [n], cut to these ids.
+    def put(self, ids: NDArray[np.int32], sequence: EngineSequence, space: int = 0) -> None:
+        """Keep a copy of a sequence that begins with ids int32 [n], cut to these ids, in a space.
 
         If the text is larger than the cache, keep its first tokens only.
         """
         n = min(len(ids), self._max_pages * PAGE_POSITIONS)
         if n < MIN_SHARED_PREFIX:
             return
-        key = ids[:n].tobytes()
+        key = _head(space) + ids[:n].tobytes()
         if self._is_reentered(me := get_ident()):
             return
         with self._lock.lock:
@@ -192,13 +201,14 @@ def _copy_of(sequence: EngineSequence, n: int) -> EngineSequence | None:
     return copy
 
 
+def _head(space: int) -> bytes:
+    """Return what the keys of a space begin with."""
+    return b"" if space == 0 else np.int32(-space).tobytes()
+
+
 def _n_pages(key: bytes) -> int:
-    return -(-len(key) // (_ID_BYTES * PAGE_POSITIONS))
-
-
-def _is_near(key: bytes, wanted: bytes) -> bool:
-    """Whether the keys have enough ids in common to share them."""
-    return key[:_MIN_BYTES] == wanted[:_MIN_BYTES]
+    has_head = np.frombuffer(key, dtype=np.int32, count=1)[0] < 0
+    return -(-(len(key) - _ID_BYTES * int(has_head)) // (_ID_BYTES * PAGE_POSITIONS))
 
 
 def _common_ids(a: bytes, b: bytes) -> int:

@@ -36,6 +36,7 @@ class Request:
     logits_processor: LogitsProcessor | None = None
     drafts: DraftSettings | None = None
     n_best: int = 1  # the number of results of a beam search
+    cache_space: int = 0  # the space of the prefix cache whose texts it shares
     pad_id: int | None = None  # a finished group of beams counts as choosing this id
 
 

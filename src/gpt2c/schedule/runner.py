@@ -137,6 +137,16 @@ class Runner:
         """Whether this process, not its parent, made the runner."""
         return self._process == os.getpid()
 
+    @property
+    def n_running(self) -> int:
+        """The number of requests that have begun and not ended."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """The number of queued requests, without those that ended there."""
+        return sum(not state.is_done for _, _, state in list(self._queue))
+
     def add(self, state: RequestState, priority: int) -> None:
         """Queue a request. Raises ClosedError after `close`."""
         if self._is_closed:
@@ -270,9 +280,10 @@ class Runner:
                 result = immediate_result(self._engine, request)
             if result is None:
                 with self._engine.held():
-                    prefix = (
-                        None if request.scores_prompt else self._prefixes.copy_longest(request.ids)
-                    )
+                    prefix = None
+                    if not request.scores_prompt:
+                        space = request.cache_space
+                        prefix = self._prefixes.copy_longest(request.ids, space=space)
                     state.continuation = Continuation(self._engine, self._prefixes, request, prefix)
                 state.record.begin(state.continuation)
                 self._resume(state, state.continuation)
