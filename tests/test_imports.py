@@ -68,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "coloring": {"measure"},
     "published": {"config", "measure", "model", "oracle", "text"},
     "compat": {*PROTOCOL, "generate", "measure", "model", "schedule", "text", "weights"},
+    "serve": {"generate", "measure", "model", "scheduler", "text", ""},
     "cli": {
         *PROTOCOL,
         *CONTINUED,
@@ -77,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
         "formats",
         "model",
         "published",
+        "serve",
         "text",
         "weights",
         "",

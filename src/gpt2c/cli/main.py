@@ -29,6 +29,7 @@ from gpt2c.cli import (
     perplexity,
     quantize,
     score,
+    serve,
     surprisal,
 )
 from gpt2c.cli.options import EXAMPLES
@@ -70,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (
         generate, score, surprisal, perplexity, choose, embed, detect, zero_shot, verify, evaluate,
-        convert, quantize, bench, info,
+        convert, quantize, serve, bench, info,
     ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)

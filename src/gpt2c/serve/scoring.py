@@ -1,0 +1,142 @@
+"""POST /score, by GPT2.score, and POST /v1/embeddings, by GPT2.embed."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from gpt2c.measure.scores import Score
+from gpt2c.serve.admission import Admission
+from gpt2c.serve.completions import scored_tokens
+from gpt2c.serve.errors import RequestError
+from gpt2c.serve.fields import (
+    Field,
+    TextOrIds,
+    boolean,
+    check_fields,
+    limited,
+    one_of,
+    short_text,
+    texts_or_ids,
+)
+from gpt2c.serve.limits import Limits
+from gpt2c.serve.models import Encoding, Models, ServedModel
+from gpt2c.serve.tokens import LogprobsWriter
+
+_MODEL: Final = Field("model", short_text, "string", None, "default: the first model")
+_SHAPES: Final = "string, [string], [id] or [[id]]"
+_SPECIAL: Final = Field("parse_special", boolean, "boolean", False,
+                        "whether names of special tokens become ids")  # fmt: skip
+SCORE: Final = (
+    _MODEL,
+    Field("context", texts_or_ids, _SHAPES, None, "what comes before; required"),
+    Field("continuation", texts_or_ids, _SHAPES, None, "what is scored; required"),
+    Field("logprobs", limited(0, "max_logprobs"), "integer >= 0", 0,
+          "return this many most likely tokens too"),
+    _SPECIAL,
+)  # fmt: skip
+EMBEDDINGS: Final = (
+    _MODEL,
+    Field("input", texts_or_ids, _SHAPES, None, "required"),
+    Field("encoding_format", one_of("float", "base64"), '"float" or "base64"', "float",
+          "base64 is of little-endian float32"),
+    Field("user", short_text, "string", None, "accepted, and has no effect"),
+    _SPECIAL,
+)  # fmt: skip
+_REFUSED: Final = {"dimensions": "a vector has n_embd numbers"}
+
+
+def _encode(
+    served: ServedModel, given: list[TextOrIds], name: str, special: bool
+) -> list[list[int]]:
+    encoding = Encoding(special)
+    return [served.encode(item, f"{name}[{i}]", encoding) for i, item in enumerate(given)]
+
+
+async def score(
+    models: Models, admission: Admission, body: Mapping[str, Any], limits: Limits
+) -> dict[str, Any]:
+    """Score continuations given contexts: pairs, or one of either with each of the other."""
+    given = check_fields(body, SCORE, limits)
+    served = models.get(given["model"])
+    for name in ("context", "continuation"):
+        if given[name] is None:
+            raise RequestError(400, f"{name} is missing", param=name)
+    contexts, ends = given["context"], given["continuation"]
+    if len(contexts) != len(ends) and 1 not in (len(contexts), len(ends)):
+        raise RequestError(
+            400, f"there are {len(contexts)} contexts and {len(ends)} continuations; give as many "
+            "of both, or one of either", param="continuation",
+        )  # fmt: skip
+    n = max(len(contexts), len(ends))
+    special = given["parse_special"]
+    before = _encode(served, contexts, "context", special) * (n // len(contexts))
+    after = _encode(served, ends, "continuation", special) * (n // len(ends))
+    for index, (context, end) in enumerate(zip(before, after, strict=True)):
+        if len(context) + len(end) > served.n_positions:
+            raise RequestError(
+                400, f"context and continuation {index} have {len(context) + len(end)} tokens, "
+                f"more than the context's {served.n_positions} positions", param="continuation",
+                code="context_length_exceeded",
+            )  # fmt: skip
+    with admission.scoring():
+        scores = await admission.score(served, before, after, given["logprobs"])
+    data = [_score_of(served, index, found) for index, found in enumerate(scores)]
+    n_tokens = sum(map(len, before)) + sum(map(len, after))
+    return {
+        "object": "list",
+        "model": served.name,
+        "data": data,
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }
+
+
+def _score_of(served: ServedModel, index: int, score: Score) -> dict[str, Any]:
+    writer = LogprobsWriter(served.token_bytes, names_are_ids=not served.has_text)
+    return {
+        "object": "score",
+        "index": index,
+        "score": score.total,
+        "is_greedy": bool(score.is_arg_max.all()),
+        "token_ids": score.ids.tolist(),
+        "ranks": score.ranks.tolist(),
+        "logprobs": writer.write(scored_tokens(score)),
+    }
+
+
+async def embeddings(
+    models: Models, admission: Admission, body: Mapping[str, Any], limits: Limits
+) -> dict[str, Any]:
+    """Embed texts: the mean of their tokens' last hidden states."""
+    given = check_fields(body, EMBEDDINGS, limits, _REFUSED)
+    served = models.get(given["model"])
+    if given["input"] is None:
+        raise RequestError(400, "input is missing", param="input")
+    texts = _encode(served, given["input"], "input", given["parse_special"])
+    if not all(texts):
+        raise RequestError(400, f"input[{texts.index([])}] is empty", param="input")
+    with admission.scoring():
+        vectors = await admission.in_thread(lambda: served.model.embed(texts))
+    n_tokens = sum(map(len, texts))
+    return {
+        "object": "list",
+        "model": served.name,
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _vector(vector, given["encoding_format"]),
+            }
+            for index, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }
+
+
+def _vector(vector: Any, encoding: str) -> Any:
+    if encoding == "base64":
+        return base64.b64encode(vector.astype(np.dtype("<f4")).tobytes()).decode()
+    return vector.tolist()
