@@ -5,11 +5,12 @@ Other modules use these functions instead of the system's calls, and work everyw
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from threading import Lock
 from typing import BinaryIO, Final
@@ -17,6 +18,8 @@ from typing import BinaryIO, Final
 from gpt2c.forks import ProcessLock
 
 IS_WINDOWS: Final = os.name == "nt"
+# The numbers of errors that say that a disk, or a user's part of it, is full.
+FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 # Windows refuses longer paths unless they begin with \\?\ (or the machine and the program opt in).
 # Folders have the lower limit of 248, and gpt2c adds short names to folders.
@@ -118,8 +121,16 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
     given = long_path(Path(path))
     status = given.stat() if given.exists() else None
     if status is not None and not stat.S_ISREG(status.st_mode):
-        with open(given, "wb") as file:  # a folder raises an error here
-            yield file
+        file = open(given, "wb")  # noqa: SIM115  # a folder raises an error here
+        try:
+            with _naming_full_disk(path):
+                yield file
+        except BaseException:
+            with suppress(OSError):  # what waits in the buffer may fail too
+                file.close()
+            raise
+        with _naming(path):
+            file.close()
         return
     target = long_path(Path(os.path.realpath(path)))
     with ExitStack() as stack:
@@ -127,7 +138,8 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
             folder = stack.enter_context(temporary_folder(target.parent))
         written = folder / "written"
         with open(written, "wb") as file:
-            yield file
+            with _naming_full_disk(path):
+                yield file
             with _naming(path):
                 file.flush()
                 os.fsync(file.fileno())
@@ -135,6 +147,17 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
             if status is not None:
                 os.chmod(written, stat.S_IMODE(status.st_mode))
             replace_file(written, target)
+
+
+@contextmanager
+def _naming_full_disk(path: str) -> Iterator[None]:
+    """Let an OSError of a write, which names no file, name the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK or error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 @contextmanager

@@ -142,6 +142,11 @@ def surprisal(
             f"ignore is given with correction={correction!r}; a corrected probability is that of a "
             "whole word, so set punctuation apart instead, with apart="
         )
+    _check_model(model)
+    n_positions = model.config.n_positions
+    stride = integer(
+        "stride", default_stride(n_positions) if stride is None else stride, 1, n_positions
+    )
     meter = _meter(model, options, flag("bos", bos), flag("special_tokens", special_tokens), stride)
     found: Iterator[PassageScores] = meter.measure(stimuli.passages, stimuli.names)
     if flag("progress", progress):
@@ -150,7 +155,7 @@ def surprisal(
         "correction": options.correction,
         "bos": str(bos).lower(),
         "unit": options.unit,
-        "stride": str(default_stride(model.config.n_positions) if stride is None else stride),
+        "stride": str(stride),
         **({"sep": sep} if sep != " " else {}),
         **({} if apart is None else {"apart": _source(apart)}),
         **({} if ignore is None else {"ignore": _source(ignore)}),
@@ -176,15 +181,18 @@ def _source(pattern: str | re.Pattern[str]) -> str:
     return pattern if isinstance(pattern, str) else pattern.pattern
 
 
+def _check_model(model: object) -> None:
+    if not all(hasattr(model, name) for name in ("score", "tokenizer", "config")):
+        raise OptionTypeError(f"model is {show(model)}; it must be a GPT2 model")
+
+
 def _meter(
     model: GPT2,
     options: SurprisalOptions,
     bos: bool,
     special_tokens: bool,
-    stride: int | None,
+    stride: int,
 ) -> SurprisalMeter:
-    if not hasattr(model, "score") or not hasattr(model, "tokenizer"):
-        raise OptionTypeError(f"model is {show(model)}; it must be a GPT2 model")
     tokenizer, config = model.tokenizer, model.config
     eos_ids = frozenset(id for id in config.eos_token_ids if id < config.vocab_size)
     if not eos_ids and tokenizer.eot_id is not None and tokenizer.eot_id < config.vocab_size:

@@ -59,6 +59,8 @@ def show(value: object, limit: int = 120) -> str:
         text = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
     except Exception:  # integers of over 4,300 digits, deep nesting, a __repr__ that raises
         return f"a {type(value).__name__} that cannot be shown"
+    if "\n" in text:  # of arrays and frames; a message is one line
+        text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

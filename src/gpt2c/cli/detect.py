@@ -18,6 +18,7 @@ from gpt2c.cli.table_options import (
     add_input_options,
     add_lines_option,
     add_output_options,
+    check_input_files,
     model_metadata,
     names_output,
     open_input_texts,
@@ -120,12 +121,8 @@ def _run(options: argparse.Namespace) -> None:
 def _open_input(options: argparse.Namespace) -> Iterator[_Input]:
     """Open FILE, or the files one after another. Raises OptionError, TableError or OSError."""
     files: list[str] = options.files
-    if files.count("-") > 1:
-        raise OptionError("standard input, -, is given more than once")
+    check_input_files(files)
     if len(files) > 1:
-        for file in files:
-            if file != "-":
-                open(file, "rb").close()  # a wrong name should not end a long run
         n_read = 0
 
         def read() -> Iterator[tuple[Item, dict[str, Cell]]]:

@@ -19,6 +19,7 @@ from gpt2c.cli.table_options import (
     add_input_options,
     add_lines_option,
     add_output_options,
+    check_input_files,
     model_metadata,
     open_input_texts,
     open_output,
@@ -73,6 +74,7 @@ def _run(options: argparse.Namespace) -> None:
         output_format(options)  # fails before the model is loaded
     elif options.id is not None:
         raise OptionError("--id: a file .npy has no ids; name a .parquet, .jsonl or .csv file")
+    check_input_files(options.files)
     number = 0
     with load_model(options) as model:
         output = _npy(options.output, model) if is_npy else _table(options, model)

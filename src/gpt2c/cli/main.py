@@ -36,6 +36,7 @@ from gpt2c.cli.options import EXAMPLES
 from gpt2c.cli.published import verify, zero_shot
 from gpt2c.cli.version import ShowVersion
 from gpt2c.errors import Error, Gpt2cWarning
+from gpt2c.files import FULL_DISK
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,6 +105,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def _one_line_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and not isinstance(error, Error):
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in FULL_DISK and not error.filename:
+        return f"standard output: {error.strerror}"  # other files are named
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Final, TypeVar
 
 import gpt2c
+from gpt2c.checks.names import file_name
 from gpt2c.cli.options import shows_progress
 from gpt2c.errors import OptionError
 from gpt2c.progress import with_input_bar
@@ -58,6 +61,13 @@ def add_input_options(parser: argparse.ArgumentParser, column: str = "text") -> 
         "has")  # fmt: skip
 
 
+def input_format(options: argparse.Namespace) -> str | None:
+    """Return the format that --jsonl or --input-format names. Raises OptionError if they differ."""
+    if options.jsonl and options.input_format not in (None, "jsonl"):
+        raise OptionError(f"--jsonl contradicts --input-format {options.input_format}")
+    return "jsonl" if options.jsonl else options.input_format
+
+
 def open_input_texts(
     options: argparse.Namespace, file: str, *, lines: bool = False
 ) -> AbstractContextManager[Texts]:
@@ -66,9 +76,7 @@ def open_input_texts(
     The option --lines, if the command has it, reads CSV and TSV as plain text too. Raises
     OptionError, TableError or OSError.
     """
-    format = "jsonl" if options.jsonl else options.input_format
-    if options.jsonl and options.input_format not in (None, "jsonl"):
-        raise OptionError(f"--jsonl contradicts --input-format {options.input_format}")
+    format = input_format(options)
     if getattr(options, "lines", False):
         if format in ("csv", "tsv", "parquet"):
             raise OptionError(f"--lines is for plain text; the rows of {format} are texts anyway")
@@ -81,6 +89,16 @@ def open_input_texts(
         lines=lines,
         delimiter=options.delimiter,
     )
+
+
+def check_input_files(files: list[str]) -> None:
+    """Raise OSError or OptionError for a file that cannot be read, before a long run begins."""
+    if files.count("-") > 1:
+        raise OptionError("standard input, -, is given more than once")
+    for file in files:
+        # A named pipe must be opened once: its writer ends when the first reader closes it.
+        if file != "-" and not (os.path.exists(file) and stat.S_ISFIFO(os.stat(file).st_mode)):
+            open(file_name("path", file), "rb").close()
 
 
 def add_output_options(parser: argparse.ArgumentParser, printed: str = "jsonl") -> None:

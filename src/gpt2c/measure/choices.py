@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -117,6 +117,8 @@ class Chooser:
         waiting: list[tuple[int, Any, list[Prompt]]] = []
         n_ids = 0
         for index, prompt in enumerate(prompts):
+            if not isinstance(prompt, Sized):
+                raise OptionTypeError(f"prompt {index} is {show(prompt)}; it must be a text or ids")
             waiting.append((index, prompt, choices))
             n_ids += (len(prompt) // (4 if isinstance(prompt, str) else 1) + 1) * len(choices)
             if n_ids > _MAX_IDS:

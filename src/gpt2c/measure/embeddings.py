@@ -200,7 +200,8 @@ class _Function:
                 f"pooling returned {show(given)} of shape {list(vector.shape)} for text "
                 f"{self._index}; it must return a vector of real numbers"
             )
-        return vector.astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32, a number becomes infinite
+            return vector.astype(np.float32)
 
 
 def _new_pool(pooling: Pooling, index: int) -> _Pool:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.options import flag, integer, is_integer, items
+from gpt2c.checks.untrusted import show
 from gpt2c.engine.protocol import MAX_LOGPROBS, EngineModel, Measures
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.measure.scoring import ScoringOptions
@@ -20,6 +21,7 @@ _MIN_DISTANCE_FROM_1: Final = 0.01
 # A set takes 4 bytes a token of the vocabulary.
 _MAX_SETS: Final = 64
 _MAX_ORDERS: Final = 64
+_MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
 
 
 def check_scoring(
@@ -70,13 +72,14 @@ def _checked_orders(orders: Sequence[float]) -> tuple[float, ...]:
     for given in _as_list("renyi_orders", orders, "numbers above 0", _MAX_ORDERS):
         if not is_integer(given) and not isinstance(given, float | np.floating):
             raise OptionTypeError(
-                f"renyi_orders has {given!r}; each must be a number above 0, such as 0.5, 2 or "
+                f"renyi_orders has {show(given)}; each must be a number above 0, such as 0.5, 2 or "
                 "math.inf"
             )
-        order = float(np.float32(given))
+        # Above float32's range, only the largest probability counts, as for infinity.
+        order = math.inf if given > _MAX_FLOAT32 else float(np.float32(max(given, -1)))
         if not order > 0 or abs(order - 1) < _MIN_DISTANCE_FROM_1:
             raise OptionError(
-                f"renyi_orders has {given!r}; each must be above 0, and at least "
+                f"renyi_orders has {show(given)}; each must be above 0, and at least "
                 f"{_MIN_DISTANCE_FROM_1} from 1 (the entropy of order 1 is in Score.entropies)"
             )
         found.append(order)
@@ -89,7 +92,7 @@ def _added_logits(id_sets: Sequence[Iterable[int]], n_vocab: int) -> NDArray[np.
     added = np.full((len(sets), n_vocab), -math.inf, dtype=np.float32)
     for index, ids in enumerate(sets):
         if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-            raise OptionTypeError(f"id_sets[{index}] is {ids!r}; it must be a set of ids")
+            raise OptionTypeError(f"id_sets[{index}] is {show(ids)}; it must be a set of ids")
         if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu" and ids.size:
             edges = [ids.min(), ids.max()]  # a large set is checked at once
             for id in edges:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from gpt2c.checks.untrusted import show
@@ -102,6 +103,11 @@ def _grouped(words: list[Any], groups: list[Any], context: Any, separator: str) 
     for row, group in enumerate(groups):
         if not isinstance(group, Hashable):
             raise OptionTypeError(f"by has {show(group)} in row {row}; a group must be hashable")
+        if any(isinstance(part, float) and math.isnan(part) for part in _parts_of(group)):
+            raise OptionError(
+                f"by has {show(group)} in row {row}; NaN equals no other row's group, so give rows "
+                "without a group a name, or leave them out"
+            )
         rows.setdefault(group, []).append(row)
     passages, names = [], []
     for group, members in rows.items():
@@ -116,6 +122,10 @@ def _grouped(words: list[Any], groups: list[Any], context: Any, separator: str) 
         passages.append(join_words(checked, separator, contexts[members[0]]))
         names.append(name)
     return Stimuli(passages, names, list(rows), list(rows.values()))
+
+
+def _parts_of(group: Hashable) -> tuple[Any, ...]:
+    return group if isinstance(group, tuple) else (group,)
 
 
 def _checked_word(word: object, where: str) -> str:
@@ -149,10 +159,10 @@ def _check_length(name: str, found: int, expected: int, what: str) -> None:
 def as_list(name: str, values: object, expected: str = "a list") -> list[Any]:
     """Return a list, an array, or a column of pandas, polars or R as a list.
 
-    Raises OptionTypeError, also for a whole frame or a dict: iteration would give their column
-    names. `expected` is for the message.
+    Raises OptionTypeError, also for a whole frame or a dict, whose iteration would give column
+    names, and for a set, which has no order. `expected` is for the message.
     """
-    if isinstance(values, Mapping) or hasattr(values, "columns"):
+    if isinstance(values, Mapping | Set) or hasattr(values, "columns"):
         raise OptionTypeError(
             f"{name} is of type {type(values).__name__}; it must be {expected}; choose a column, "
             'for example table["sentence"]'
@@ -169,7 +179,7 @@ def as_list(name: str, values: object, expected: str = "a list") -> list[Any]:
 
 def pattern_of(name: str, given: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
     """Return a regular expression, compiled. Raises OptionError or OptionTypeError."""
-    if given is None or isinstance(given, re.Pattern):
+    if given is None or (isinstance(given, re.Pattern) and isinstance(given.pattern, str)):
         return given
     if not isinstance(given, str):
         raise OptionTypeError(f"{name} is {show(given)}; it must be a regular expression")

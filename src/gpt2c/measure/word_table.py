@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 Column: TypeAlias = "list[Any] | NDArray[Any]"
 
+_MAX_FLOAT: Final = sys.float_info.max
 _WORD_TYPES: Final[Mapping[str, ColumnType]] = MappingProxyType(
     {
         "word_index": int,
@@ -179,7 +182,7 @@ class Surprisals:
         """
         types: Columns = {"text_id": None, **self.column_types()}
         with create_table(
-            os.fspath(path), types, format=format, missing=missing, metadata=self.metadata,
+            path, types, format=format, missing=missing, metadata=self.metadata,
             metadata_lines=metadata_lines,
         ) as table:  # fmt: skip
             for row in self.rows():
@@ -190,8 +193,13 @@ def _number_types(options: SurprisalOptions) -> dict[str, ColumnType]:
     """Return the names and types of the columns of measured numbers."""
     names = ["surprisal", *(["corrected"] if options.correction != "none" else [])]
     after = ["entropy", *(["entropy_reduction"] if options.entropy_reduction else [])]
-    after += [f"renyi_{order:g}" for order in options.renyi_orders]
+    after += map(renyi_column, options.renyi_orders)
     return {**dict.fromkeys(names, float), "rank": int, **dict.fromkeys(after, float)}
+
+
+def renyi_column(order: float) -> str:
+    """Return the name of the column of a Renyi entropy; an int may be beyond float's range."""
+    return f"renyi_{float(order) if order <= _MAX_FLOAT else math.inf:g}"
 
 
 def _rows_of(columns: dict[str, Column]) -> list[dict[str, Any]]:
@@ -230,7 +238,7 @@ def _columns(
         reductions = [p.entropy_reductions for p in passages if p.entropy_reductions is not None]
         columns["entropy_reduction"] = _joined(reductions)
     for index, order in enumerate(options.renyi_orders):
-        columns[f"renyi_{order:g}"] = _joined([p.renyi_entropies[:, index] for p in passages])
+        columns[renyi_column(order)] = _joined([p.renyi_entropies[:, index] for p in passages])
     return columns
 
 

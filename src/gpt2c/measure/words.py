@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2c.checks.options import is_integer
+from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, TokenizerError
 from gpt2c.text.added_tokens import WHITE_SPACE
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
@@ -232,24 +234,40 @@ def check_spans(text: str, spans: object, where: str) -> list[tuple[int, int]]:
     Raises OptionError, with a message that begins with `where`, unless they are pairs of characters
     that ascend, do not overlap, and hold more than white space.
     """
+    if isinstance(spans, np.ndarray):
+        spans = spans.tolist()
     if not isinstance(spans, Sequence) or isinstance(spans, str):
         raise OptionError(f"{where}: spans must be a list of pairs (start, end), in characters")
     found: list[tuple[int, int]] = []
     before = 0
     for number, span in enumerate(spans):
         try:
-            begin, end = (int(edge) for edge in span)
-        except (TypeError, ValueError):
+            begin, end = map(_whole_number, () if isinstance(span, str) else span)
+        except (TypeError, ValueError, OverflowError):
             raise OptionError(
-                f"{where}: span {number} is {span!r}; it must be a pair (start, end)"
+                f"{where}: span {number} is {show(span)}; it must be a pair (start, end) of whole "
+                "numbers"
             ) from None
         if not before <= begin < end <= len(text):
             raise OptionError(
-                f"{where}: span {number} is ({begin}, {end}); it must begin at {before} or later, "
-                f"end after its beginning, and end at {len(text)} or earlier"
+                f"{where}: span {number} is {show((begin, end))}; it must begin at {before} or "
+                f"later, end after its beginning, and end at {len(text)} or earlier"
             )
         if not text[begin:end].strip(WHITE_SPACE):
             raise OptionError(f"{where}: span {number}, ({begin}, {end}), has only white space")
         found.append((begin, end))
         before = end
     return found
+
+
+def _whole_number(value: object) -> int:
+    """Return an integer, or a float without a fraction, as R and frames have, as an int.
+
+    Raises TypeError, ValueError or OverflowError.
+    """
+    if not is_integer(value) and not isinstance(value, float | np.floating):
+        raise TypeError
+    number = int(value)  # type: ignore[call-overload]
+    if number != value:
+        raise ValueError
+    return int(number)

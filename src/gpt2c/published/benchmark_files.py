@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,13 @@ def read_bytes(path: Path, first: int, n: int) -> str:
     A character that the first or the last byte cuts is left out. Raises OptionError.
     """
     with open_regular(path, OptionError) as file:
-        file.seek(first)
-        raw = file.read(n) or b""
+        size = os.fstat(file.fileno()).st_size
+        file.seek(min(first, size))
+        raw = file.read(min(n, size)) or b""  # room is made for all that read is asked for
     if not raw:
         raise OptionError(
-            f"{path}: has at most {first:,} bytes, expected 100,000,000; unpack the publisher's "
-            "archive"
+            f"{path}: has {size:,} bytes, none after the first {first:,}, expected 100,000,000; "
+            "unpack the publisher's archive"
         )
     for start in range(min(4, len(raw))):  # a character has at most 4 bytes
         for end in range(len(raw), max(len(raw) - 4, start), -1):

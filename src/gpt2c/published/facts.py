@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from gpt2c.checks.untrusted import show
 from gpt2c.config import GPT2Config
 from gpt2c.errors import ConfigError, OptionError
 from gpt2c.published.entries import Entries, read_toml
@@ -102,7 +103,7 @@ def read_facts(path: Path) -> Facts:
     for fact in facts:
         if fact.model not in models:
             raise OptionError(
-                f"{path}: found a check of the model {fact.model!r}; expected one of "
+                f"{path}: found a check of the model {show(fact.model)}; expected one of "
                 f"{', '.join(models)}, or a table [models.{fact.model}]"
             )
     return Facts(models, facts)

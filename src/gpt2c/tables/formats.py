@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from gpt2c.checks.names import choice
+from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError
 
 TABLE_FORMATS: Final = ("csv", "tsv", "jsonl", "parquet")
@@ -83,6 +84,6 @@ def check_delimiter(delimiter: str | None) -> str | None:
         return "\t"
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n\0\ufeff '):
         raise OptionError(
-            f"delimiter is {delimiter!r}; it must be one character, for example , or ; or tab"
+            f"delimiter is {show(delimiter)}; it must be one character, for example , or ; or tab"
         )
     return delimiter

@@ -22,6 +22,9 @@ from gpt2c.tables.table import Extent
 # without line ends cannot fill the memory.
 MAX_LINE_BYTES: Final = 1 << 26
 
+# The longest text that is a whole file. A device or a pipe may have no end.
+MAX_TEXT_BYTES: Final = 1 << 30
+
 BYTE_ORDER_MARK: Final = "\ufeff"
 _ADVICE: Final = "save it as UTF-8 (in Excel: CSV UTF-8)"
 # What a file that is not UTF-8 seems to be by its first bytes, and what to do.
@@ -61,9 +64,14 @@ class Source:
     def read_text(self) -> str:
         """Read all of the file as one text, with LF in place of CRLF and CR.
 
-        Raises TableError if it is not UTF-8.
+        Raises TableError if it is not UTF-8, or has over MAX_TEXT_BYTES.
         """
-        raw = self.file.read()
+        raw = self.file.read(MAX_TEXT_BYTES + 1)
+        if len(raw) > MAX_TEXT_BYTES:
+            raise TableError(
+                f"{self.name}: found a text of more than {MAX_TEXT_BYTES >> 20} MiB, expected at "
+                "most that; divide it"
+            )
         text = with_plain_line_ends(self._decoded(raw))
         self.n_read += len(raw)
         return text

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, Protocol, TypeAlias
 
 from gpt2c.checks.names import choice, file_name
 from gpt2c.checks.untrusted import show
-from gpt2c.errors import OptionError, TableError
+from gpt2c.errors import OptionError, OptionTypeError, TableError
 from gpt2c.files import whole_file
 from gpt2c.tables.cells import Writable, check_columns, plain_cell
 from gpt2c.tables.formats import Layout, check_delimiter, table_format
@@ -23,6 +23,7 @@ from gpt2c.tables.table import Columns
 Metadata: TypeAlias = Mapping[str, "str | int | float"]
 
 _KEY: Final = re.compile("[a-z][a-z0-9_]*")
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class TableWriter(Protocol):
@@ -78,7 +79,9 @@ def create_table(
     format = table_format(name, format)
     delimiter = check_delimiter(delimiter)
     choice("decimal", decimal, (".", ","))
-    facts = _checked_metadata(metadata or {})
+    facts = _checked_metadata(metadata or {}, name)
+    if not isinstance(missing, str):
+        raise OptionTypeError(f"missing is {show(missing)}; it must be a str")
     if not columns and format != "jsonl":
         raise OptionError("columns is empty; expected the names of the columns and their types")
     if format == "parquet":
@@ -223,10 +226,16 @@ class _DelimitedWriter:
         self._output.write(line.removesuffix("\r\n") + self._line_end)
 
 
-def _checked_metadata(metadata: Metadata) -> dict[str, str]:
+def _checked_metadata(metadata: Metadata, name: str) -> dict[str, str]:
     for key in metadata:
         if not _KEY.fullmatch(key):
             raise OptionError(
                 f"metadata has the key {show(key)}; a key has lower-case letters, digits and _"
+            )
+    for key, value in metadata.items():
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            raise TableError(
+                f"{name}: the metadata {key} is {show(value)}; it must have neither a NUL "
+                "character nor an unpaired surrogate"
             )
     return {key: str(value) for key, value in metadata.items()}

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt2c.checks.untrusted import show
 from gpt2c.cli.options import Commands, add_model_options, load_model, shows_progress
 from gpt2c.errors import OptionError
 from gpt2c.tables.cells import plain_cell
@@ -50,6 +51,8 @@ def _run(options: argparse.Namespace) -> None:
     from gpt2c.published.tasks import load_tasks
 
     names = None if options.tasks is None else [name for name in options.tasks.split(",") if name]
+    if names == []:
+        raise OptionError(f"--tasks is {show(options.tasks)}; it must have the name of a task")
     tasks = load_tasks(names)
     if options.list:
         print("\n\n".join(map(_described, tasks)))

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import gpt2c
+from gpt2c.checks.untrusted import show
 from gpt2c.cli.options import (
     Commands,
     add_model_options,
@@ -21,6 +22,7 @@ from gpt2c.cli.table_options import (
     add_input_options,
     add_lines_option,
     add_output_options,
+    input_format,
     open_input_texts,
     open_output,
     with_progress,
@@ -165,8 +167,7 @@ def _metadata(found: Surprisals, options: argparse.Namespace) -> dict[str, str]:
 def _run_on_words(options: argparse.Namespace, picture: Picture | None) -> None:
     """Add columns to a table with a word in each row."""
     column = options.column or "word"
-    format = "jsonl" if options.jsonl else options.input_format
-    format = table_format(options.file, format, "--input-format")
+    format = table_format(options.file, input_format(options), "--input-format")
     with open_table(options.file, format=format, delimiter=options.delimiter) as table:
         used = [column, *options.by, *([options.context_column] if options.context_column else [])]
         table.require(*used)
@@ -197,7 +198,7 @@ def _run_on_words(options: argparse.Namespace, picture: Picture | None) -> None:
 def _text_of(row: Row, column: str, *, can_be_blank: bool = True) -> str:
     text = row.text(column)
     if not can_be_blank and not text.strip():
-        raise TableError(f"{row.place}: column {column!r} is blank; expected a word")
+        raise TableError(f"{row.place}: column {show(column)} is blank; expected a word")
     return text
 
 
@@ -226,7 +227,7 @@ def _run_on_texts(options: argparse.Namespace, picture: Picture | None) -> None:
         before: Columns = texts.types or {"text_id": int}
         if options.context_column is not None and options.context_column not in before:
             raise TableError(
-                f"{texts.name}: found no column {options.context_column!r} for --context-column"
+                f"{texts.name}: found no column {show(options.context_column)} for --context-column"
             )
         # The types and the metadata do not depend on the texts.
         empty = _measured(model, [], options)
@@ -299,7 +300,7 @@ def _chosen(default: Columns, known: Columns, options: argparse.Namespace) -> Co
     names = [name.strip() for name in options.only.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise OptionError(f"--only has {name!r}; the columns here are {', '.join(known)}")
+            raise OptionError(f"--only has {show(name)}; the columns here are {', '.join(known)}")
     return {name: known[name] for name in names}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from gpt2c.checks.untrusted import show
 from gpt2c.cli.options import load_model
 from gpt2c.errors import OptionError
 
@@ -84,6 +85,9 @@ def open_picture(options: argparse.Namespace) -> Iterator[Picture | None]:
     from gpt2c.look.plots import check_plot_path, new_figure
 
     check_plot_path(options.plot)  # fail before the long work
+    folder = os.path.dirname(os.path.abspath(options.plot))
+    if not os.path.isdir(folder):
+        raise OptionError(f"--plot is {show(options.plot)}: there is no folder {folder}")
     new_figure()
     other: AbstractContextManager[GPT2 | None] = nullcontext()
     if options.other is not None:
