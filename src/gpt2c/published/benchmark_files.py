@@ -60,8 +60,8 @@ def read_bytes(path: Path, first: int, n: int) -> str:
         raw = file.read(min(n, size)) or b""  # room is made for all that read is asked for
     if not raw:
         raise OptionError(
-            f"{path}: has {size:,} bytes, none after the first {first:,}, expected 100,000,000; "
-            "unpack the publisher's archive"
+            f"{path}: has at most {first:,} bytes, expected 100,000,000; unpack the publisher's "
+            "archive"
         )
     for start in range(min(4, len(raw))):  # a character has at most 4 bytes
         for end in range(len(raw), max(len(raw) - 4, start), -1):
