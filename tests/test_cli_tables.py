@@ -50,6 +50,29 @@ def test_the_same_csv_comes_back_with_perplexities(tales, stimuli, tmp_path):
         assert {key: row[key] for key in expected} == expected
 
 
+def test_a_table_may_be_replaced_only_by_itself_with_columns_added(stimuli, tmp_path, capsys):
+    assert main(["perplexity", stimuli, "--column", "Satz", "--output", stimuli]) == 0
+    before = Path(stimuli).read_bytes()
+    assert before.count(b"\r\n") == 3
+    assert b"perplexity" in before
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text('"One text"\n', encoding="utf-8")
+    for command in (
+        ["surprisal", stimuli, "--column", "Satz", "--output", stimuli],
+        ["surprisal", stimuli, "--column", "Satz", "--next-tokens", "2", "--output", stimuli],
+        ["score", stimuli, "--column", "Satz", "--output", stimuli],
+        ["embed", stimuli, "--column", "Satz", "--output", stimuli],
+        ["choose", "--file", stimuli, "--column", "Satz", "--choice", " a", "--choice", " b",
+         "--output", stimuli],
+        ["perplexity", str(lines), "--output", str(lines)],
+        ["detect", stimuli, stimuli, "--column", "Satz", "--output", stimuli],
+    ):  # fmt: skip
+        assert main(command) == 2, command
+        assert "is the input, and the results would take the place" in capsys.readouterr().err
+    assert Path(stimuli).read_bytes() == before
+    assert lines.read_text(encoding="utf-8") == '"One text"\n'
+
+
 def test_decimal_commas(tales, stimuli, capsys):
     options = ["--column", "Satz", "--format", "csv", "--decimal", ","]
     assert main(["perplexity", stimuli, *options]) == 0

@@ -190,6 +190,12 @@ def test_the_other_columns_are_those_of_score(tales):
     np.testing.assert_array_equal(columns["renyi_inf"], score.renyi_entropies[first, 1])
 
 
+def test_each_renyi_order_has_its_column(tales):
+    found = surprisal(tales, TEXT, renyi_orders=[2, 2.0000001, 0.1, 1e300])
+    names = [name for name in found.columns if name.startswith("renyi_")]
+    assert names == ["renyi_2", "renyi_2.0000001", "renyi_0.1", "renyi_1e+300"]
+
+
 def test_next_tokens_are_the_most_likely_ones(tales):
     found = surprisal(tales, ["The old", ""], next_tokens=3, unit="nats").next_tokens
     ids = tales.tokenizer.encode("The old")

@@ -59,6 +59,7 @@ class _Input:
     name: str
     layout: Layout | None
     extent: Extent
+    is_table: bool
 
 
 def add_command(commands: Commands) -> None:
@@ -111,6 +112,7 @@ def _run(options: argparse.Namespace) -> None:
                 with_added(source.name, source.columns, columns),
                 like=source.layout,
                 metadata=metadata,
+                keeps_rows=source.is_table,
             )
         )
         for _, before, score in scored:
@@ -135,7 +137,7 @@ def _open_input(options: argparse.Namespace) -> Iterator[_Input]:
 
         columns: Columns = {"file": str, "text_id": int}
         extent = Extent(lambda: n_read, len(files), "file")
-        yield _Input(read(), columns, "the input", None, extent)
+        yield _Input(read(), columns, "the input", None, extent, is_table=False)
         return
     with _open_texts(files[0], options) as texts:
         columns = columns_before(texts, options)
@@ -143,7 +145,9 @@ def _open_input(options: argparse.Namespace) -> Iterator[_Input]:
             (item, cells_before(columns, item, number))
             for number, item in enumerate(texts, start=1)
         )
-        yield _Input(items, columns, texts.name, texts.layout, texts.extent)
+        yield _Input(
+            items, columns, texts.name, texts.layout, texts.extent, is_table=bool(texts.types)
+        )
 
 
 def _open_texts(file: str, options: argparse.Namespace) -> AbstractContextManager[Texts]:

@@ -38,7 +38,9 @@ def _run(options: argparse.Namespace) -> None:
         before = columns_before(texts, options)
         columns = with_added(texts.name, before, _COLUMNS)
         metadata = model_metadata(model, options)
-        with open_output(options, columns, like=texts.layout, metadata=metadata) as output:
+        with open_output(
+            options, columns, like=texts.layout, metadata=metadata, keeps_rows=bool(texts.types)
+        ) as output:
             for number, (item, score) in enumerate(scored, start=1):
                 fields = _perplexity_fields(model, item.text, score)
                 output.write({**cells_before(before, item, number), **fields})

@@ -82,7 +82,8 @@ def _write_objects(
     """Write an object for each text."""
     before = {k: v for k, v in columns_before(texts, options).items() if k != "ids"}
     columns = with_added(texts.name, before, dict.fromkeys(_FIELDS))
-    with open_output(options, columns, metadata=model_metadata(model, options)) as output:
+    metadata = model_metadata(model, options)
+    with open_output(options, columns, metadata=metadata, keeps_rows=bool(texts.types)) as output:
         for number, (item, score) in enumerate(scored, start=1):
             fields = _score_fields(model, item.text, score)
             output.write({**cells_before(before, item, number), **fields})

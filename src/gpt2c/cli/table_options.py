@@ -159,11 +159,15 @@ def open_output(
     *,
     like: Layout | None = None,
     metadata: Metadata | None = None,
+    keeps_rows: bool = False,
 ) -> AbstractContextManager[TableWriter]:
-    """Open the output for writing; the arguments are those of create_table.
+    """Open the output for writing; the other arguments are those of create_table.
 
-    Raises what create_table raises.
+    If each row of the input stays a row, with columns added (`keeps_rows`), the output may be the
+    input. Raises what create_table raises, and OptionError if the input would be lost.
     """
+    if not keeps_rows:
+        _check_output_is_no_input(options)
     return create_table(
         options.output,
         columns,
@@ -174,6 +178,18 @@ def open_output(
         metadata=metadata,
         metadata_lines=options.metadata,
     )
+
+
+def _check_output_is_no_input(options: argparse.Namespace) -> None:
+    files = getattr(options, "files", None) or [options.file]
+    if options.output == "-" or not os.path.exists(options.output):
+        return
+    for file in files:
+        if file not in (None, "-") and os.path.samefile(file, options.output):
+            raise OptionError(
+                f"--output {options.output} is the input, and the results would take the place of "
+                "its rows; name another file"
+            )
 
 
 def with_results(

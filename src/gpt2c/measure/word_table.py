@@ -199,7 +199,8 @@ def _number_types(options: SurprisalOptions) -> dict[str, ColumnType]:
 
 def renyi_column(order: float) -> str:
     """Return the name of the column of a Renyi entropy; an int may be beyond float's range."""
-    return f"renyi_{float(order) if order <= _MAX_FLOAT else math.inf:g}"
+    number = float(order) if order <= _MAX_FLOAT else math.inf
+    return "renyi_" + repr(number).removesuffix(".0")
 
 
 def _rows_of(columns: dict[str, Column]) -> list[dict[str, Any]]:

@@ -190,7 +190,9 @@ def _run_on_words(options: argparse.Namespace, picture: Picture | None) -> None:
         added = _chosen(found.column_types(with_words=False), found.column_types(), options)
         columns = with_added(table.name, table.types, added)
         _default_format(table.layout.format, options)
-        with open_output(options, columns, like=table.layout, metadata=metadata) as output:
+        with open_output(
+            options, columns, like=table.layout, metadata=metadata, keeps_rows=True
+        ) as output:
             for row, cells in zip(rows, found.rows(), strict=True):
                 output.write({**row, **{name: cells[name] for name in added}})
 
@@ -242,7 +244,10 @@ def _run_on_texts(options: argparse.Namespace, picture: Picture | None) -> None:
         else:
             added = _chosen(empty.column_types(), empty.column_types(), options)
         columns = with_added(texts.name, before, added)
-        with open_output(options, columns, like=texts.layout, metadata=metadata) as output:
+        keeps_rows = options.whole and bool(texts.types)
+        with open_output(
+            options, columns, like=texts.layout, metadata=metadata, keeps_rows=keeps_rows
+        ) as output:
             for cells, rows in with_progress(results, texts.extent, options):
                 for row in rows:
                     output.write({**cells, **{name: row[name] for name in added}})
