@@ -96,7 +96,8 @@ def test_wheel_and_sdist_hold_the_package(built):
     package = {
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src" / "gpt2c").rglob("*")
-        if path.suffix in (".py", ".pyi", ".typed", ".bpe", ".md", ".json", ".safetensors", ".txt")
+        if path.suffix
+        in (".py", ".pyi", ".typed", ".bpe", ".md", ".json", ".safetensors", ".toml", ".txt")
         or path.name == "py.typed"
     }
     in_wheel = set(zipfile.ZipFile(built["wheel"]).namelist())

@@ -67,7 +67,10 @@ import gpt2c
 from gpt2c.cli.main import main
 for module in pkgutil.walk_packages(gpt2c.__path__, "gpt2c."):
     if module.name != "gpt2c.__main__":
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except gpt2c.MissingDependencyError:
+            pass  # of an extra that is not installed
 backend, folder = sys.argv[1:]
 model = gpt2c.GPT2.from_pretrained(backend=backend)
 text = model.generate("Once upon a time", max_new_tokens=6)
