@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from gpt2c.cli.options import Commands, add_model_options, load_model
+from gpt2c.cli.options import Commands, add_model_options, add_stride_option, load_model
 from gpt2c.cli.scored_texts import cells_before, columns_before
 from gpt2c.cli.table_options import (
     INPUT_HELP,
@@ -84,8 +84,7 @@ def add_command(commands: Commands) -> None:
     add_output_options(parser, printed="a table for people to read")
     add("--bos", action="store_true", help="score the first token too, after the BOS token; the "
         "papers' programs do not")  # fmt: skip
-    add("--stride", type=int, metavar="N", help="score a text longer than the context in windows "
-        "that begin N tokens apart; default: half of the context")  # fmt: skip
+    add_stride_option(parser)
     add_model_options(parser)
 
 

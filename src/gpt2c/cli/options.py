@@ -69,6 +69,12 @@ def add_special_tokens_option(parser: argparse.ArgumentParser) -> None:
         "characters")  # fmt: skip
 
 
+def add_stride_option(parser: argparse.ArgumentParser) -> None:
+    """Add --stride, for commands that score texts."""
+    parser.add_argument("--stride", type=int, metavar="N", help="score a text longer than the "
+        "context in windows that begin N tokens apart; default: half of the context")  # fmt: skip
+
+
 def load_model(options: argparse.Namespace, model: str | None = None) -> gpt2c.GPT2:
     """Load `model`, by default that of --model, with the other options of add_model_options.
 

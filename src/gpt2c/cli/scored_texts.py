@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gpt2c.cli.options import Commands, add_special_tokens_option, load_model
+from gpt2c.cli.options import (
+    Commands,
+    add_special_tokens_option,
+    add_stride_option,
+    load_model,
+)
 from gpt2c.cli.table_options import (
     INPUT_HELP,
     TEXTS_HELP,
@@ -44,8 +49,7 @@ def add_scoring_command(
     add_output_options(parser)
     add("--bos", action="store_true", help="score the first token too, after the BOS token")
     add_special_tokens_option(parser)
-    add("--stride", type=int, metavar="N", help="score a text longer than the context in windows "
-        "that begin N tokens apart; default: half of the context")  # fmt: skip
+    add_stride_option(parser)
     return parser
 
 

@@ -51,8 +51,9 @@ def _parts(
 ) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
     """Yield the given and the new ids of parts whose windows are those of the whole text.
 
-    Windows begin with the BOS token, which is no part of `ids`. A part begins where a window
-    begins, and the ids that the windows before have scored are given; the first part has none.
+    The BOS token comes before the text, is not in `ids`, and counts as a token of the first window.
+    Each later part begins where a window begins. The ids of that window that earlier windows have
+    scored are the given ones.
     """
     step = default_stride(n_positions) if stride is None else stride
     if step >= n_positions:  # windows do not overlap, so a part would need the id before it

@@ -81,7 +81,7 @@ def measure(
         Texts longer than the context are scored in windows that begin `stride` tokens apart, as in
         GPT2.score.
     limit
-        Measure only the first lines, passages or questions; of bytes, so many thousand.
+        Measure only the first `limit` lines, passages or questions, or 1,000 * `limit` bytes.
     count
         Is called with the number of tokens, passages or questions scored since the last call.
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2c.cli.options import Commands, add_checkpoint_options, checkpoint_options, shows_progress
+from gpt2c.cli.options import Commands, add_checkpoint_options, load_model
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -27,7 +27,7 @@ def add_command(commands: Commands) -> None:
         "of GPT-2. Of another model, it checks what needs no published result. The exit status is "
         "0 if no check failed, 1 if one failed, and 2 if the model or a file cannot be read.",
     )  # fmt: skip
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, kv_cache_bytes=None)
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", help="a checkpoint's folder or file, or a name on the "
         "hub, such as openai-community/gpt2; default: tales, the embedded model")  # fmt: skip
@@ -43,16 +43,12 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import gpt2c
     from gpt2c.published.facts import packaged_facts, read_facts
     from gpt2c.published.verify import verify
 
     facts = packaged_facts() if options.facts is None else read_facts(Path(options.facts))
     wikitext = None if options.wikitext is None else Path(options.wikitext)
-    with gpt2c.GPT2.from_pretrained(
-        options.model, dtype=options.dtype, threads=options.threads, backend=options.backend,
-        progress=shows_progress(), tokenizer=options.tokenizer, **checkpoint_options(options),
-    ) as model:  # fmt: skip
+    with load_model(options) as model:
         if not options.json:
             print(_title(model, facts, options.model or "the embedded model"), flush=True)
         checks = []
