@@ -7,6 +7,8 @@ import base64
 import json
 import logging
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from serving import Answer, Client, ask_async, service_of
 
 import gpt2c
 from gpt2c import GPT2
+from gpt2c.serve.admission import _groups
 from gpt2c.serve.limits import Limits
+from gpt2c.serve.metrics import Metrics
 from gpt2c.serve.models import Models, ModelSource
 from gpt2c.serve.security import Access, key_digests
 from gpt2c.serve.server import Address
@@ -117,13 +121,49 @@ def test_metrics_count_what_runs(tales: GPT2) -> None:
     assert metric(client, "vllm:request_success_total", finished_reason="length", **name) == 3
     assert metric(client, "vllm:num_requests_running", **name) == 0
     assert metric(client, "vllm:num_requests_waiting", **name) == 0
-    assert metric(client, "vllm:time_to_first_token_seconds_count", **name) == 1
-    assert metric(client, "vllm:inter_token_latency_seconds_count", **name) == 3
+    # The two greedy texts of the first request are one.
+    for times in ("time_to_first_token", "request_queue_time", "request_prefill_time",
+                  "request_decode_time", "request_inference_time"):  # fmt: skip
+        assert metric(client, f"vllm:{times}_seconds_count", **name) == 2
+    assert metric(client, "vllm:inter_token_latency_seconds_count", **name) == 4 + 3
     assert metric(client, "vllm:e2e_request_latency_seconds_count", **name) == 2
     assert metric(client, "vllm:request_params_n_sum", **name) == 3
     assert metric(client, "gpt2c:errors_total", status="400") == 1
     assert 0 <= metric(client, "vllm:kv_cache_usage_perc", **name) <= 1
     assert metric(client, "gpt2c:weights_bytes", **name) == tales.n_bytes
+
+
+def test_metrics_count_tokens_of_the_prefix_cache() -> None:
+    config = config_of(n_positions=64)
+    weights = random_weights(config)
+    name = {"model_name": "tiny"}
+    prompt = [1 + i % 30 for i in range(40)]
+    for n_bytes, n_hits in ((1 << 20, 39), (0, 0)):
+        model = model_on("numpy", config, weights, prefix_cache_bytes=n_bytes)
+        client = Client(service_of(model))
+        for stream in (False, True):
+            client.complete(prompt=prompt, max_tokens=2, temperature=0, stream=stream)
+        assert metric(client, "vllm:prefix_cache_queries_total", **name) == 80
+        assert metric(client, "vllm:prefix_cache_hits_total", **name) == n_hits
+
+
+def test_a_histogram_is_prometheus_clients() -> None:
+    prometheus = pytest.importorskip("prometheus_client")
+    values = [0.0, 0.25, 0.26171875, 3.0, 600.0, 601.0]  # exact in binary
+    ours = Metrics()
+    ours.first_token.observe("a", *values[:4])
+    ours.first_token.observe("a", *values[4:])
+    registry = prometheus.CollectorRegistry()
+    wanted = prometheus.Histogram(
+        "vllm:time_to_first_token_seconds", "From a request to a text's first token",
+        ["model_name"], buckets=ours.first_token._bounds.tolist(), registry=registry,
+    )  # fmt: skip
+    for value in values:
+        wanted.labels("a").observe(value)
+    lines = prometheus.generate_latest(registry).decode().splitlines()
+    lines = [line for line in lines if "_created" not in line]  # the time of the first value
+    assert set(lines) <= set(ours.text().decode().splitlines())
+    assert len(lines) == 2 + 18 + 2
 
 
 def test_a_request_id_is_returned(client: Client) -> None:
@@ -229,6 +269,98 @@ def test_embeddings_are_those_of_the_model(client: Client, tales: GPT2) -> None:
     assert np.array_equal(np.array(raw), wanted)
     assert client.post("/v1/embeddings", input="a", dimensions=3).error["param"] == "dimensions"
     assert client.post("/v1/embeddings", input=["a", ""]).status == 400
+
+
+def test_scored_tokens_are_limited(tales: GPT2) -> None:
+    client = Client(service_of(tales, limits=Limits(max_scored_tokens=10)))
+    for path, body in (
+        ("/score", {"context": [1] * 5, "continuation": [1] * 5}),
+        ("/v1/embeddings", {"input": [[1] * 5] * 2}),
+        ("/v1/completions", {"prompt": [[1] * 5] * 2, "echo": True, "logprobs": 0}),
+    ):
+        assert client.post(path, body).status == 200
+        body = {
+            name: value * 2 if isinstance(value, list) else value for name, value in body.items()
+        }
+        answer = client.post(path, body)
+        assert (answer.status, answer.error["code"]) == (400, "too_many_tokens")
+
+
+SCORED = (
+    ("/score", "score",
+     {"context": [[i] * 400 for i in range(20)], "continuation": [[2] * 100] * 20}),
+    ("/v1/embeddings", "embed", {"input": [[i] * 500 for i in range(20)]}),
+    ("/v1/completions", "score",
+     {"prompt": [[i] * 500 for i in range(20)], "echo": True, "logprobs": 0, "max_tokens": 0}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "method", "body"), SCORED)
+def test_a_client_that_leaves_ends_its_scores(
+    tales: GPT2, monkeypatch: pytest.MonkeyPatch, path: str, method: str, body: dict[str, Any]
+) -> None:
+    client, n_calls = Client(service_of(tales)), []
+    call = getattr(GPT2, method)
+
+    def spy(self: GPT2, *arguments: Any, **options: Any) -> Any:
+        n_calls.append(1)
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(GPT2, method, spy)
+    raw = json.dumps(body).encode()
+    asyncio.run(ask_async(client.app, "POST", path, raw, leaves=lambda _: bool(n_calls)))
+    assert len(n_calls) <= 2  # of 5 or more
+    wait_until(lambda: client.service.admission.is_idle)
+    assert client.post(path, body).status == 200
+    assert len(n_calls) >= 6
+
+
+@pytest.mark.parametrize(("path", "method", "body"), SCORED)
+def test_scores_have_a_time_limit(
+    tales: GPT2, monkeypatch: pytest.MonkeyPatch, path: str, method: str, body: dict[str, Any]
+) -> None:
+    client = Client(service_of(tales, limits=Limits(request_seconds=0.05)))
+    monkeypatch.setattr(GPT2, method, lambda *_, **__: time.sleep(0.2))
+    answer = client.post(path, body)
+    assert (answer.status, answer.error["code"]) == (503, "request_time")
+    assert "retry-after" in answer.headers
+    assert client.service.admission.is_idle
+
+
+def test_other_requests_go_on_while_texts_are_scored(
+    tales: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of more than 4,096 characters is encoded in a thread."""
+    client, may_end = Client(service_of(tales, limits=Limits(max_scoring=20))), threading.Event()
+    monkeypatch.setattr(GPT2, "embed", lambda self, texts: may_end.wait() and np.zeros((1, 2)))
+    embed = json.dumps({"input": [1]}).encode()
+    body = {"prompt": "a" * 5000, "truncate_prompt_tokens": 5, "max_tokens": 2}
+
+    async def all_at_once() -> Answer:
+        asks = [
+            asyncio.create_task(ask_async(client.app, "POST", "/v1/embeddings", embed))
+            for _ in range(20)
+        ]
+        await asyncio.sleep(0.05)
+        refused = await ask_async(client.app, "POST", "/v1/embeddings", embed)
+        assert (refused.status, refused.error["code"]) == (429, "queue_full")
+        try:
+            return await ask_async(client.app, "POST", "/v1/completions", json.dumps(body).encode())
+        finally:
+            may_end.set()
+            await asyncio.gather(*asks)
+
+    assert asyncio.run(all_at_once()).status == 200
+
+
+def test_requests_are_scored_in_groups() -> None:
+    shared, other = [1] * 600, [2] * 600
+    contexts = [shared] * 5 + [other] * 2
+    ends = [[3] * 100] * 7
+    assert [*_groups(contexts, ends)] == [slice(0, 5), slice(5, 7)]
+    assert [*_groups(contexts, None)] == [slice(0, 6), slice(6, 7)]
+    assert [*_groups([], None)] == []
+    assert [*_groups([[1] * 5000, [1]], None)] == [slice(0, 1), slice(1, 2)]
 
 
 # ---- who may ask ----
@@ -420,7 +552,7 @@ def test_an_error_after_the_first_event_is_an_event(
     tales: GPT2, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Client(service_of(tales))
-    monkeypatch.setattr(client.service.metrics.between_tokens, "labels", lambda *_: 1 / 0)
+    monkeypatch.setattr(client.service.metrics, "count_text", lambda *_: 1 / 0)
     answer = client.post("/v1/completions", prompt="a", stream=True, max_tokens=5)
     assert answer.status == 200
     *_, last = answer.events

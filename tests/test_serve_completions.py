@@ -14,6 +14,7 @@ from conftest import BACKENDS, TINY, config_of, load, model_on, random_weights
 from serving import Answer, Client, ask_async, service_of
 
 from gpt2c import GPT2, Completion
+from gpt2c.scheduler import Times
 from gpt2c.serve.limits import Limits
 
 PROMPT = "Once upon a time there was a king"
@@ -284,8 +285,10 @@ def test_minus_infinity_is_written_as_vllm_writes_it() -> None:
 class Stub:
     """A handle whose completion is known."""
 
+    n_cached = 0
+
     def __init__(self, completion: Completion) -> None:
-        self.completion = completion
+        self.completion, self.times = completion, Times()
 
     def cancel(self) -> None:
         pass
@@ -498,6 +501,35 @@ def test_a_time_limit_ends_a_text() -> None:
     assert 0 < len(choice["token_ids"]) < 4000
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_may_cut_its_text_at_any_time(stream: bool) -> None:
+    """Also before the first token: then the text is empty, and no error."""
+    client = slow_client()
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    for ms in (1, 200):
+        answer = client.complete(
+            prompt=[1] * 3000, max_tokens=1000, t_max_predict_ms=ms, stream=stream, **options
+        )
+        if stream:
+            *_, last, usage = answer.events
+            (choice,), n_new = last["choices"], usage["usage"]["completion_tokens"]
+        else:
+            (choice,), n_new = answer.json["choices"], answer.json["usage"]["completion_tokens"]
+        assert choice["finish_reason"] == "time"
+        assert n_new < 1000
+
+
+def test_a_request_that_waits_too_long_gets_a_503() -> None:
+    client = slow_client(request_seconds=10)
+    waited = Completion(None, [], "time", None)
+    client.service.models.get(None).scheduler.add = lambda *_, **__: Stub(waited)  # type: ignore
+    for ms, status in ((None, 503), (20_000, 503), (10_000, 503), (9_999, 200)):
+        answer = client.post("/v1/completions", prompt=[1], t_max_predict_ms=ms)
+        assert answer.status == status
+        if status == 503:
+            assert answer.error["code"] == "queue_time"
+
+
 def test_many_requests_at_once_have_the_bits_of_each_alone(client: Client, tales: GPT2) -> None:
     bodies = [
         {
@@ -528,6 +560,18 @@ def test_many_requests_at_once_have_the_bits_of_each_alone(client: Client, tales
         assert text == before + wanted.text
         scores = [*(wanted.prompt_logprobs or []), *wanted.logprobs]
         assert found["token_logprobs"] == [None if math.isnan(p) else p for p in scores]
+
+
+def test_a_long_answer_is_that_of_complete(client: Client, tales: GPT2) -> None:
+    """It is written in a thread, choice by choice."""
+    given = {"prompt": PROMPT, "n": 8, "max_tokens": 60, "logprobs": 20, "echo": True, "seed": 1}
+    found = client.complete(**given).json["choices"]
+    wanted = tales.complete(
+        PROMPT, num_return_sequences=8, max_new_tokens=60, temperature=1.0, logprobs=20, seed=1
+    )
+    assert [c["text"] for c in found] == [PROMPT + c.text for c in wanted]
+    for choice, completion in zip(found, wanted, strict=True):
+        assert choice["logprobs"]["token_logprobs"][-60:] == completion.logprobs
 
 
 def test_the_numpy_backend_serves_too() -> None:

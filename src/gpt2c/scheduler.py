@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Lock
 from typing import Any, Final, TypeAlias, Unpack
@@ -74,6 +74,22 @@ class Finished:
 Event: TypeAlias = Token | Finished
 
 
+@dataclass
+class Times:
+    """When things happened to a request, in seconds on the clock of time.monotonic.
+
+    tokens
+        A time for each token: when the scheduler got it. Tokens of one pass have the same time.
+    began, ended
+        When the request left the queue and when it ended; None if it has not.
+    """
+
+    added: float = field(default_factory=time.monotonic)
+    began: float | None = None
+    tokens: list[float] = field(default_factory=list)
+    ended: float | None = None
+
+
 class _Record:
     """The events of a request. The list only grows, so readers need no lock."""
 
@@ -86,8 +102,10 @@ class _Record:
         self._continuation: Continuation | None = None
         self.events: list[Event] = []
         self.completion: Completion | None = None
+        self.times = Times()
 
     def begin(self, continuation: Continuation) -> None:
+        self.times.began = time.monotonic()
         self._continuation = continuation
         self._pieces = Pieces(continuation, self._token_bytes)
 
@@ -97,6 +115,7 @@ class _Record:
         new = list(self._pieces.take())
         if not new:
             return
+        self.times.tokens += [time.monotonic()] * len(new)
         has_text = self._request.is_text
         begin, scores = len(self.events), Logprobs()
         if self._request.n_top is not None:
@@ -114,6 +133,7 @@ class _Record:
             )
 
     def finish(self, result: Result) -> None:
+        self.times.ended = time.monotonic()
         rest = "" if self._pieces is None else self._pieces.rest()
         self._continuation = self._pieces = None  # frees the KV cache
         self.completion = self._completer.completion(self._request, result)
@@ -138,6 +158,16 @@ class Handle:
     def done(self) -> bool:
         """Whether the request has ended, with a completion or an error."""
         return self._state.is_done
+
+    @property
+    def times(self) -> Times:
+        """When the request was added, began, had its tokens so far, and ended."""
+        return self._record.times
+
+    @property
+    def n_cached(self) -> int:
+        """The number of prompt tokens that were not fed: the prefix cache had them."""
+        return self._state.n_cached
 
     def cancel(self) -> None:
         """End the request within one pass; its finish_reason is then "cancelled".

@@ -56,6 +56,7 @@ class RequestState:
         self.continuation: Continuation | None = None
         self.error: BaseException | None = None
         self.is_done = False
+        self.n_cached = 0  # prompt tokens whose keys and values came from the prefix cache
         self._is_cancelled = False
         self._claim = [True]
         # Who sleeps until the next event, and until the end: locks of threads, futures of asyncio.
@@ -284,6 +285,7 @@ class Runner:
                     if not request.scores_prompt:
                         space = request.cache_space
                         prefix = self._prefixes.copy_longest(request.ids, space=space)
+                    state.n_cached = 0 if prefix is None else prefix.length
                     state.continuation = Continuation(self._engine, self._prefixes, request, prefix)
                 state.record.begin(state.continuation)
                 self._resume(state, state.continuation)

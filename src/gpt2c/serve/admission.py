@@ -6,21 +6,25 @@ Requests beyond the limits are refused at once, with a 429, instead of waiting w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpt2c.measure.scores import Score
 from gpt2c.serve.errors import RequestError
 from gpt2c.serve.limits import Limits
 from gpt2c.serve.models import ServedModel
 
-_N_THREADS: Final = 8  # the scores of calls that wait share passes, so more threads gain little
+_N_SCORERS: Final = 8  # the scores of calls that wait share passes, so more threads gain little
+_N_HELPERS: Final = 2  # threads that encode texts and write long answers
 # Texts of one request are scored in groups of this many tokens. A request whose client has left
-# ends with its group.
-_GROUP_TOKENS: Final = 8192
+# ends with its group, and groups of several requests take turns.
+_GROUP_TOKENS: Final = 1024
 
 _T = TypeVar("_T")
 
@@ -32,7 +36,9 @@ class Admission:
         """Begin without requests."""
         self._limits = limits
         self._n_sequences = self._n_scoring = 0
-        self._threads = ThreadPoolExecutor(_N_THREADS, "gpt2c serve")
+        # Encoding a prompt must not wait until texts of other requests are scored.
+        self._helpers = ThreadPoolExecutor(_N_HELPERS, "gpt2c serve")
+        self._scorers = ThreadPoolExecutor(_N_SCORERS, "gpt2c serve scoring")
 
     @property
     def is_idle(self) -> bool:
@@ -56,20 +62,37 @@ class Admission:
         finally:
             self._n_sequences -= n
 
-    @contextmanager
-    def scoring(self) -> Iterator[None]:
-        """Admit a request that scores or embeds texts. Raises RequestError (429)."""
-        if self._n_scoring >= self._limits.max_scoring:
+    @asynccontextmanager
+    async def scoring(self, n_tokens: int) -> AsyncIterator[None]:
+        """Admit a request that scores or embeds texts of n_tokens, for the time of a request.
+
+        Raises RequestError: 400 for too many tokens, 429 for too many requests, and 503 when the
+        time is over.
+        """
+        limits = self._limits
+        if n_tokens > limits.max_scored_tokens:
+            raise RequestError(
+                400, f"the request scores or embeds {n_tokens} tokens; this server accepts at most "
+                f"{limits.max_scored_tokens} per request: send fewer texts", code="too_many_tokens",
+            )  # fmt: skip
+        if self._n_scoring >= limits.max_scoring:
             raise RequestError(429, "too many requests score texts; retry later", code="queue_full")
         self._n_scoring += 1
         try:
-            yield
+            async with asyncio.timeout(limits.request_seconds):
+                yield
+        except TimeoutError:
+            message = f"the texts were not scored within {limits.request_seconds:g} seconds"
+            raise RequestError(503, message, code="request_time") from None
         finally:
             self._n_scoring -= 1
 
     async def in_thread(self, call: Callable[[], _T]) -> _T:
-        """Run a call in a thread, so that the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        """Run a short call in a thread, so that the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._helpers, call)
+
+    async def _in_scorer(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._scorers, call)
 
     async def score(
         self,
@@ -80,21 +103,42 @@ class Admission:
     ) -> list[Score]:
         """Return what GPT2.score returns for ids, or for continuations of ids."""
         scores: list[Score] = []
-        begin = 0
-        while begin < len(contexts):
-            end, n_tokens = begin, 0
-            while end < len(contexts) and (end == begin or n_tokens < _GROUP_TOKENS):
-                n_tokens += len(contexts[end]) + len(continuations[end] if continuations else [])
-                end += 1
-            part = slice(begin, end)
+        for part in _groups(contexts, continuations):
             ends = None if continuations is None else list(continuations[part])
             call: Callable[[], list[Score]] = partial(
                 served.model.score, list(contexts[part]), ends, top_logprobs=n_top
             )  # type: ignore[assignment]  # its overloads hide the list
-            scores += await self.in_thread(call)
-            begin = end
+            scores += await self._in_scorer(call)
         return scores
+
+    async def embed(self, served: ServedModel, texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        """Return what GPT2.embed returns for lists of ids: float32 [n_texts, n_embd]."""
+        vectors = [
+            await self._in_scorer(partial(served.model.embed, list(texts[part])))
+            for part in _groups(texts, None)
+        ]
+        return np.concatenate(vectors)
 
     def close(self) -> None:
         """Cancel what waits for a thread."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._helpers, self._scorers):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _groups(
+    contexts: Sequence[list[int]], continuations: Sequence[list[int]] | None
+) -> Iterator[slice]:
+    """Yield the parts of a request that are scored together, of about _GROUP_TOKENS each.
+
+    A context that follows an equal one is computed only once, and so counts once.
+    """
+    begin = n_tokens = 0
+    for i, context in enumerate(contexts):
+        if i > begin and n_tokens >= _GROUP_TOKENS:
+            yield slice(begin, i)
+            begin, n_tokens = i, 0
+        is_new = i == begin or context != contexts[i - 1]
+        n_tokens += len(context) if is_new else 0
+        n_tokens += len(continuations[i]) if continuations is not None else 0
+    if begin < len(contexts):
+        yield slice(begin, len(contexts))

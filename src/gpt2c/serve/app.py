@@ -32,6 +32,7 @@ from gpt2c.serve.http import (
     EventStream,
     error_response,
     json_response,
+    raw_json_response,
     read_body,
     unless_gone,
 )
@@ -114,8 +115,8 @@ class Endpoints:
             return await service.admission.in_thread(lambda: parse_body(raw))
         return parse_body(raw)
 
-    async def _answer(self, request: Request, work: Coroutine[Any, Any, Any]) -> Response:
-        return json_response(await unless_gone(request.receive, work))
+    async def _answer(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
+        return raw_json_response(await unless_gone(request.receive, work))
 
     # ---- completions ----
 
@@ -152,8 +153,8 @@ class Endpoints:
             return EventStream(first, events, self._service.failed)
         answer = await complete(run)
         metrics.count_request(name, n_prompt, request.n, request.max_tokens)
-        metrics.latency.labels(name).observe(time.monotonic() - run.began)
-        return json_response(answer)
+        metrics.latency.observe(name, time.monotonic() - run.began)
+        return raw_json_response(answer)
 
     async def chat(self, request: Request) -> Any:
         """Refuse a chat: GPT-2 has no format of turns."""
@@ -187,10 +188,9 @@ class Endpoints:
 
     async def detokenize(self, request: Request) -> Any:
         """Decode ids."""
-        body = await self._body(request)
-        return json_response(
-            tokenizing.detokenize(self._service.models, body, self._service.limits)
-        )
+        body, s = await self._body(request), self._service
+        work = s.admission.in_thread(lambda: tokenizing.detokenize(s.models, body, s.limits))
+        return json_response(await work)
 
     async def tokenizer_info(self, request: Request) -> Any:
         """Describe a model's tokenizer."""

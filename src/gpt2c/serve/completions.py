@@ -21,11 +21,13 @@ from gpt2c.scheduler import Finished, Handle, Token
 from gpt2c.serve.admission import Admission
 from gpt2c.serve.completion_fields import CompletionRequest
 from gpt2c.serve.errors import RequestError
+from gpt2c.serve.http import encoded_with_list
 from gpt2c.serve.metrics import Metrics
 from gpt2c.serve.models import Encoding, ServedModel
 from gpt2c.serve.tokens import LogprobsWriter, ScoredToken
 
 _LONG_TEXT: Final = 4096  # characters; longer texts are encoded in a thread
+_LONG_ANSWER: Final = 4096  # log-probabilities and tokens; longer answers are written in a thread
 # gpt2c's finish reasons -> OpenAI's. The others keep their names.
 _REASONS: Final[Mapping[str, str]] = {"context": "length"}
 
@@ -114,6 +116,12 @@ class Run:
             options["suppress_tokens"] = [*given, *config.eos_token_ids]
         return options
 
+    @property
+    def has_own_time_limit(self) -> bool:
+        """Whether the request's time limit ends before the server's."""
+        seconds = self.request.options.get("max_time", math.inf)
+        return bool(seconds < self.served.limits.request_seconds)
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Add the texts to the scheduler; cancel at the end those that still run."""
@@ -125,9 +133,15 @@ class Run:
                 self._add_texts(n_each, generates)
                 yield
             finally:
-                for text in self.texts:
-                    if text.handle is not None:
-                        text.handle.cancel()
+                self._end_texts()
+
+    def _end_texts(self) -> None:
+        """Cancel the texts that still run, and count the times of all."""
+        handles = {t.handle: t.prompt for t in self.texts if t.handle is not None}
+        for handle, prompt in handles.items():
+            handle.cancel()
+            n_prompt = len(self.prompts[prompt])
+            self.metrics.count_times(self.served.name, self.began, n_prompt, handle)
 
     def _add_texts(self, n_each: int, generates: bool) -> None:
         request, served = self.request, self.served
@@ -161,7 +175,7 @@ class Run:
         if not self.request.echo or n_top is None:
             return
         filled = [ids for ids in self.prompts if ids]
-        with self.admission.scoring():
+        async with self.admission.scoring(sum(map(len, filled))):
             scores = iter(await self.admission.score(self.served, filled, None, n_top))
         self.prompt_scores = [scored_tokens(next(scores)) if ids else [] for ids in self.prompts]
 
@@ -237,12 +251,13 @@ def end_token(completion: Completion) -> list[ScoredToken]:
     return [ScoredToken(id, logprob, completion.end_top_logprobs)]
 
 
-def finish_reason(completion: Completion) -> str:
-    """Return OpenAI's finish reason. Raises RequestError (503) if the text was not finished."""
+def finish_reason(run: Run, completion: Completion) -> str:
+    """Return OpenAI's finish reason. Raises RequestError (503) if the text was not begun."""
     reason = completion.finish_reason
     if reason == "cancelled":
         raise RequestError(503, "the server is stopping", code="stopping")
-    if reason == "time" and not completion.passes and not completion.ids:
+    is_empty = not (completion.passes or completion.ids)
+    if reason == "time" and is_empty and not run.has_own_time_limit:
         raise RequestError(503, "the request has waited too long", code="queue_time")
     return _REASONS.get(reason, reason)
 
@@ -252,19 +267,25 @@ def n_tokens(completion: Completion) -> int:
     return len(completion.ids) + (completion.end_id is not None)
 
 
-async def complete(run: Run) -> dict[str, Any]:
+async def complete(run: Run) -> bytes:
     """Run a request that was prepared; return its answer."""
     with run.running():
         await run.score_prompts()
         completions = await asyncio.gather(*(t.completion(run.seeds[t.prompt]) for t in run.texts))
-        choices: list[dict[str, Any]] = []
         n_new = 0
-        for text, completion in _best(run, list(zip(run.texts, completions, strict=True))):
-            choices.append(_choice(run, len(choices), text, completion))
         for completion in completions:
             n_new += n_tokens(completion)
-            run.metrics.count_text(run.served.name, finish_reason(completion), completion)
-    return {**run.head(), "choices": choices, "usage": run.usage(n_new)}
+            reason = finish_reason(run, completion)
+            run.metrics.count_text(run.served.name, reason, completion)
+        found = _best(run, list(zip(run.texts, completions, strict=True)))
+
+        def answer() -> bytes:
+            choices = (_choice(run, i, text, c) for i, (text, c) in enumerate(found))
+            return encoded_with_list({**run.head(), "usage": run.usage(n_new)}, "choices", choices)
+
+        n_echoed = sum(map(len, run.prompt_scores)) * run.request.n
+        size = (n_new + n_echoed) * (1 + (run.request.logprobs or 0))
+        return await run.admission.in_thread(answer) if size > _LONG_ANSWER else answer()
 
 
 def _best(run: Run, found: list[tuple[Text, Completion]]) -> list[tuple[Text, Completion]]:
@@ -292,7 +313,7 @@ def _choice(run: Run, index: int, text: Text, completion: Completion) -> dict[st
         "index": index,
         "text": before + new_text,
         "logprobs": None,
-        "finish_reason": finish_reason(completion),
+        "finish_reason": finish_reason(run, completion),
         "seed": run.seeds[text.prompt],
     }
     if request.logprobs is not None:

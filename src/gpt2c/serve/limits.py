@@ -35,6 +35,9 @@ class Limits:
     max_running: int = _count(256, "the max number of sequences that run together")
     max_queued: int = _count(1024, "the max number of sequences that wait to run", 0)
     max_scoring: int = _count(64, "the max number of requests that score or embed texts")
+    max_scored_tokens: int = _count(
+        2**17, "the max number of tokens that a request scores or embeds"
+    )
     max_connections: int = _count(1024, "the max number of open connections")
     header_seconds: float = _limit(10, "how long a client may take to send headers", 0.01)
     body_seconds: float = _limit(30, "how long a client may take to send a body", 0.01)

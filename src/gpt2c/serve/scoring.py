@@ -22,6 +22,7 @@ from gpt2c.serve.fields import (
     short_text,
     texts_or_ids,
 )
+from gpt2c.serve.http import encoded_with_list
 from gpt2c.serve.limits import Limits
 from gpt2c.serve.models import Encoding, Models, ServedModel
 from gpt2c.serve.tokens import LogprobsWriter
@@ -49,16 +50,18 @@ EMBEDDINGS: Final = (
 _REFUSED: Final = {"dimensions": "a vector has n_embd numbers"}
 
 
-def _encode(
-    served: ServedModel, given: list[TextOrIds], name: str, special: bool
+async def _encode(
+    served: ServedModel, admission: Admission, given: list[TextOrIds], name: str, special: bool
 ) -> list[list[int]]:
     encoding = Encoding(special)
-    return [served.encode(item, f"{name}[{i}]", encoding) for i, item in enumerate(given)]
+    return await admission.in_thread(
+        lambda: [served.encode(item, f"{name}[{i}]", encoding) for i, item in enumerate(given)]
+    )
 
 
 async def score(
     models: Models, admission: Admission, body: Mapping[str, Any], limits: Limits
-) -> dict[str, Any]:
+) -> bytes:
     """Score continuations given contexts: pairs, or one of either with each of the other."""
     given = check_fields(body, SCORE, limits)
     served = models.get(given["model"])
@@ -73,8 +76,22 @@ async def score(
         )  # fmt: skip
     n = max(len(contexts), len(ends))
     special = given["parse_special"]
-    before = _encode(served, contexts, "context", special) * (n // len(contexts))
-    after = _encode(served, ends, "continuation", special) * (n // len(ends))
+    before = await _encode(served, admission, contexts, "context", special)
+    after = await _encode(served, admission, ends, "continuation", special)
+    before, after = before * (n // len(before)), after * (n // len(after))
+    _check_pairs_fit(served, before, after)
+    n_tokens = sum(map(len, before)) + sum(map(len, after))
+    async with admission.scoring(n_tokens):
+        scores = await admission.score(served, before, after, given["logprobs"])
+    return await admission.in_thread(
+        lambda: encoded_with_list(
+            _head(served, n_tokens), "data",
+            (_score_of(served, index, found) for index, found in enumerate(scores)),
+        )
+    )  # fmt: skip
+
+
+def _check_pairs_fit(served: ServedModel, before: list[list[int]], after: list[list[int]]) -> None:
     for index, (context, end) in enumerate(zip(before, after, strict=True)):
         if len(context) + len(end) > served.n_positions:
             raise RequestError(
@@ -82,14 +99,12 @@ async def score(
                 f"more than the context's {served.n_positions} positions", param="continuation",
                 code="context_length_exceeded",
             )  # fmt: skip
-    with admission.scoring():
-        scores = await admission.score(served, before, after, given["logprobs"])
-    data = [_score_of(served, index, found) for index, found in enumerate(scores)]
-    n_tokens = sum(map(len, before)) + sum(map(len, after))
+
+
+def _head(served: ServedModel, n_tokens: int) -> dict[str, Any]:
     return {
         "object": "list",
         "model": served.name,
-        "data": data,
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     }
 
@@ -109,31 +124,31 @@ def _score_of(served: ServedModel, index: int, score: Score) -> dict[str, Any]:
 
 async def embeddings(
     models: Models, admission: Admission, body: Mapping[str, Any], limits: Limits
-) -> dict[str, Any]:
+) -> bytes:
     """Embed texts: the mean of their tokens' last hidden states."""
     given = check_fields(body, EMBEDDINGS, limits, _REFUSED)
     served = models.get(given["model"])
     if given["input"] is None:
         raise RequestError(400, "input is missing", param="input")
-    texts = _encode(served, given["input"], "input", given["parse_special"])
+    texts = await _encode(served, admission, given["input"], "input", given["parse_special"])
     if not all(texts):
         raise RequestError(400, f"input[{texts.index([])}] is empty", param="input")
-    with admission.scoring():
-        vectors = await admission.in_thread(lambda: served.model.embed(texts))
     n_tokens = sum(map(len, texts))
-    return {
-        "object": "list",
-        "model": served.name,
-        "data": [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": _vector(vector, given["encoding_format"]),
-            }
-            for index, vector in enumerate(vectors)
-        ],
-        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-    }
+    async with admission.scoring(n_tokens):
+        vectors = await admission.embed(served, texts)
+    return await admission.in_thread(
+        lambda: encoded_with_list(
+            _head(served, n_tokens), "data",
+            (
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": _vector(vector, given["encoding_format"]),
+                }
+                for index, vector in enumerate(vectors)
+            ),
+        )
+    )  # fmt: skip
 
 
 def _vector(vector: Any, encoding: str) -> Any:

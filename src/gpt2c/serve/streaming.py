@@ -28,7 +28,6 @@ class _Choice:
         if run.request.logprobs is not None:
             self.writer = run.writer()
         self.completion: Completion | None = None
-        self._last = run.began  # when the last token came
 
     def chunk(
         self, text: str, tokens: list[ScoredToken], ids: list[int], reason: str | None = None
@@ -62,7 +61,6 @@ class _Choice:
         """Wait for the next event; return the choice in it, None if there is nothing to send."""
         found = await anext(self.events)
         if isinstance(found, Token):
-            self._observe()
             tokens = []
             if found.logprob is not None:
                 tokens.append(ScoredToken(found.id, found.logprob, found.top_logprobs))
@@ -71,19 +69,10 @@ class _Choice:
                 return None
             return self.chunk(found.text or "", tokens, [found.id])
         self.completion = found.completion
-        reason = finish_reason(found.completion)
+        reason = finish_reason(self.run, found.completion)
         self.run.metrics.count_text(self.run.served.name, reason, found.completion)
         tokens = end_token(found.completion) if self.writer is not None else []
         return self.chunk(found.text or "", tokens, [], reason)
-
-    def _observe(self) -> None:
-        now = time.monotonic()
-        metrics, name = self.run.metrics, self.run.served.name
-        if self._last is self.run.began:
-            metrics.first_token.labels(name).observe(now - self._last)
-        else:
-            metrics.between_tokens.labels(name).observe(now - self._last)
-        self._last = now
 
 
 async def stream(run: Run) -> AsyncIterator[bytes]:
@@ -103,7 +92,7 @@ async def stream(run: Run) -> AsyncIterator[bytes]:
                 if (found := await choice.next()) is not None:
                     yield event({**head, "choices": [found]})
             active = [choice for choice in active if choice.completion is None]
-    run.metrics.latency.labels(run.served.name).observe(time.monotonic() - run.began)
+    run.metrics.latency.observe(run.served.name, time.monotonic() - run.began)
     if run.request.include_usage:
         n_new = sum(n_tokens(c.completion) for c in choices if c.completion is not None)
         yield event({**head, "choices": [], "usage": run.usage(n_new)})
