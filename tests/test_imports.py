@@ -68,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "coloring": {"measure"},
     "published": {"config", "measure", "model", "oracle", "text"},
     "compat": {*PROTOCOL, "generate", "measure", "model", "schedule", "text", "weights"},
+    "jobs": {"generate", "measure", "model", "text", ""},
     "serve": {"generate", "measure", "model", "scheduler", "text", ""},
     "cli": {
         *PROTOCOL,
@@ -76,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "compat",
         "engine",
         "formats",
+        "jobs",
         "model",
         "published",
         "serve",

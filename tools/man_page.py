@@ -105,10 +105,20 @@ def date_of_release() -> str:
     return found[1] if found else ""
 
 
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of the commands; one that has commands of its own is left out for them."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                inner = commands_of(command)
+                found |= {f"{name} {key}": value for key, value in inner.items()} or {name: command}
+    return found
+
+
 def lines_of(root: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the man page, section by section."""
-    (subparsers,) = (a for a in root._actions if isinstance(a, argparse._SubParsersAction))
-    commands: dict[str, argparse.ArgumentParser] = subparsers.choices
+    commands = commands_of(root)
     yield f'.TH GPT2C 1 "{date_of_release()}" "gpt2c {escaped(__version__)}" "User commands"'
     yield f".SH NAME\ngpt2c \\- {escaped(PURPOSE)}"
     yield ".SH SYNOPSIS"

@@ -6,6 +6,7 @@ Other modules use these functions instead of the system's calls, and work everyw
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import stat
 import time
@@ -27,6 +28,8 @@ _MAX_WINDOWS_PATH: Final = 200
 # How long replace_file tries on Windows. Virus scanners and indexers open a new file for a moment.
 _REPLACING_SECONDS: Final = 2.0
 _PAUSE_SECONDS: Final = 0.02
+# How the names of folders begin in which files are written before they are renamed.
+TEMPORARY_PREFIX: Final = ".gpt2c-"
 _MAX_READ: Final = 1 << 30  # bytes at a time; macOS refuses 2 GiB and more
 _MAX_COPIED: Final = 1 << 22  # bytes at a time, if the system's call cannot read into a buffer
 
@@ -96,6 +99,43 @@ def replace_file(source: Path, target: Path) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, so that a power cut undoes no rename in it.
+
+    Windows has no such call; its file systems log renames. Raises OSError.
+    """
+    if IS_WINDOWS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[bool]:
+    """Lock a file, which is made if it is missing; provide whether no other process has the lock.
+
+    The system unlocks it when the process ends, however it ends. The file stays. Raises OSError.
+    """
+    with open(long_path(path), "ab") as file:
+        is_free = True
+        try:
+            if IS_WINDOWS:
+                msvcrt = importlib.import_module("msvcrt")
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl = importlib.import_module("fcntl")
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            is_free = False
+        yield is_free
+
+
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """Make a folder in the folder `beside`, and delete it with its files after the block.
@@ -106,7 +146,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
     # Windows cannot delete open files. What a virus scanner has open there stays behind.
     with tempfile.TemporaryDirectory(
-        prefix=".gpt2c-", dir=beside, ignore_cleanup_errors=IS_WINDOWS
+        prefix=TEMPORARY_PREFIX, dir=beside, ignore_cleanup_errors=IS_WINDOWS
     ) as name:
         yield Path(name)
 

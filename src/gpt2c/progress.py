@@ -94,3 +94,28 @@ def counting_bar(name: str, *, is_shown: bool) -> Iterator[Callable[[int], None]
         yield bar.update
     finally:
         bar.close()
+
+
+@contextmanager
+def rated_bar(*, is_shown: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Provide a function that sets a bar on standard error; the end removes it.
+
+    It takes the number of bytes that were read, their total, and a text to show after them. The bar
+    shows the time left.
+
+    Raises MissingDependencyError if the bar is shown and tqdm is not installed.
+    """
+    if not is_shown:
+        yield lambda n, total, text: None
+        return
+    bar = _tqdm()(total=0, unit="B", unit_scale=True, leave=False)
+
+    def update(n: int, total: int, text: str) -> None:
+        bar.total = total
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(n - bar.n)
+
+    try:
+        yield update
+    finally:
+        bar.close()

@@ -12,7 +12,7 @@ from gpt2c.errors import MissingDependencyError
 
 _SHELLS: Final = ("bash", "zsh", "fish")
 _FILES: Final = {"FILE", "PATH", "PAGE", "SRC", "MODEL"}  # metavars of names of files and folders
-_FOLDERS: Final = {"DST", "DATA"}
+_FOLDERS: Final = {"DST", "DATA", "DIR"}
 
 _EXAMPLES: Final = """examples:
   eval "$(gpt2c completion bash)"                      # in ~/.bashrc
@@ -51,7 +51,9 @@ def _run(root: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 
 def _commands(root: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Yield the parsers of the commands."""
+    """Yield the parsers of the commands, and of commands within them."""
     for action in root._actions:
         if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()
+            for parser in action.choices.values():
+                yield parser
+                yield from _commands(parser)

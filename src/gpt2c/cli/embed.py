@@ -34,6 +34,7 @@ from gpt2c.tables import Cell, ColumnType, Item, TextOrIds
 if TYPE_CHECKING:
     from gpt2c.measure.embeddings import Vector
     from gpt2c.model import GPT2
+    from gpt2c.model.gpt2 import EmbedOptions
 
 _NPY: Final = ".npy"
 
@@ -57,6 +58,13 @@ def add_command(commands: Commands) -> None:
     add("--id", metavar="NAME", help="the column, or key in JSON lines, to use as text_id; "
         "default: texts are numbered from 1")  # fmt: skip
     add_output_options(parser)
+    add_embedding_options(parser)
+    add_model_options(parser)
+
+
+def add_embedding_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of GPT2.embed; embedding_arguments returns their values."""
+    add = parser.add_argument
     add("--layer", type=int, default=-1, metavar="N", help="the hidden states of layer N: 0 is the "
         "embeddings; -1, the default, the output of the last layer norm")  # fmt: skip
     add("--pooling", choices=("mean", "last"), default="mean", help="the mean over the tokens "
@@ -65,7 +73,17 @@ def add_command(commands: Commands) -> None:
     add_special_tokens_option(parser)
     add("--stride", type=int, metavar="N", help="compute a text longer than the context in windows "
         "that begin N tokens apart; by default it is an error")  # fmt: skip
-    add_model_options(parser)
+
+
+def embedding_arguments(options: argparse.Namespace) -> EmbedOptions:
+    """Return the arguments of GPT2.embed that the options of add_embedding_options give."""
+    return {
+        "layer": options.layer,
+        "pooling": options.pooling,
+        "bos": options.bos,
+        "special_tokens": options.special_tokens,
+        "stride": options.stride,
+    }
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -90,10 +108,7 @@ def _embedded(model: GPT2, path: str, options: argparse.Namespace) -> Iterator[t
     with open_input_texts(options, path, lines=options.lines) as texts:
 
         def embed(read: Iterator[TextOrIds]) -> Iterator[Vector]:
-            vectors = model.embed(
-                read, layer=options.layer, pooling=options.pooling, bos=options.bos,
-                special_tokens=options.special_tokens, stride=options.stride,
-            )  # fmt: skip
+            vectors = model.embed(read, **embedding_arguments(options))
             return with_progress(vectors, texts.extent, options)
 
         yield from with_results(texts, lambda item: item.text, embed)

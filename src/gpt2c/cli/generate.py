@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -63,10 +63,20 @@ def add_command(commands: Commands) -> None:
         "\"prompt\" or \"ids\"; of a table (.csv, .tsv, .parquet), the column \"prompt\" is "
         "read. - is standard input")  # fmt: skip
     add_input_options(parser, "prompt")
+    add_generation_options(parser)
+    add("--echo", action="store_true", help="print the prompt before the new text")
+    add("--json", action="store_true", help="print a JSON object per text, one per line")
+    add_model_options(parser)
+
+
+def add_generation_options(parser: argparse.ArgumentParser, left_out: Collection[str] = ()) -> None:
+    """Add the options of GPT2.complete, except the numbers that `left_out` names."""
+    add = parser.add_argument
     add("-n", "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens; "
         "default: from the model's generation_config.json, else 40")  # fmt: skip
     for name, kind, metavar, help_text in (*_NUMBER_OPTIONS, *_WHOLE_TEXT_OPTIONS):
-        add(f"--{name}", type=kind, metavar=metavar, help=help_text)
+        if name not in left_out:
+            add(f"--{name}", type=kind, metavar=metavar, help=help_text)
     add("--early-stopping", choices=_EARLY_STOPPING, help="when a beam search with N "
         "complete texts ends: immediately (true), when no beam scores better (false, the default), "
         "or when no beam can become better (never)")  # fmt: skip
@@ -79,15 +89,12 @@ def add_command(commands: Commands) -> None:
         "continue")  # fmt: skip
     add("--truncate", choices=["left"], help="left: keep only the end of a prompt longer than "
         "the context")  # fmt: skip
-    add("--echo", action="store_true", help="print the prompt before the new text")
-    add("--json", action="store_true", help="print a JSON object per text, one per line")
-    add_model_options(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
     named_prompts = _read_prompts(options)
     prompts = [prompt for _, prompt in named_prompts]
-    arguments = _complete_arguments(options)
+    arguments = complete_arguments(options)
     with load_model(options) as model:
         _check_prompts(model, named_prompts, options)
         if options.json:
@@ -111,13 +118,13 @@ def _whole_text_options(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _complete_arguments(options: argparse.Namespace) -> dict[str, Any]:
+def complete_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of GPT2.complete."""
     names = [name.replace("-", "_") for name, *_ in _NUMBER_OPTIONS]
     length = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     return {
         **length,
-        **{name: getattr(options, name) for name in names},
+        **{name: getattr(options, name) for name in names if hasattr(options, name)},
         **_whole_text_options(options),
         "stop_strings": options.stop,
         "overflow": "slide" if options.slide else "stop",

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import gpt2c
 from gpt2c.cli import (
+    batch,
     bench,
     choose,
     completion,
@@ -72,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (
         generate, score, surprisal, perplexity, choose, embed, detect, zero_shot, verify, evaluate,
-        convert, quantize, serve, bench, info,
+        batch, convert, quantize, serve, bench, info,
     ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)

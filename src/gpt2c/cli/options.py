@@ -80,11 +80,22 @@ def load_model(options: argparse.Namespace, model: str | None = None) -> gpt2c.G
 
     Raises the errors of from_pretrained.
     """
+    arguments = model_arguments(options)
     return gpt2c.GPT2.from_pretrained(
-        options.model if model is None else model, dtype=options.dtype, threads=options.threads,
-        backend=options.backend, kv_cache_bytes=options.kv_cache_bytes, progress=shows_progress(),
-        tokenizer=options.tokenizer, **checkpoint_options(options),
-    )  # fmt: skip
+        options.model if model is None else model, progress=shows_progress(), **arguments
+    )
+
+
+def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of from_pretrained that the options of add_model_options give."""
+    return {
+        "dtype": options.dtype,
+        "threads": options.threads,
+        "backend": options.backend,
+        "kv_cache_bytes": options.kv_cache_bytes,
+        "tokenizer": options.tokenizer,
+        **checkpoint_options(options),
+    }
 
 
 def shows_progress() -> bool:

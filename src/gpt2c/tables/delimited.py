@@ -6,13 +6,13 @@ import csv
 import re
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import TableError
 from gpt2c.tables.formats import Layout
 from gpt2c.tables.source import MAX_LINE_BYTES, Source
-from gpt2c.tables.table import Row, Table
+from gpt2c.tables.table import Row, RowError, Table
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -49,7 +49,7 @@ def read_delimited(source: Source, format: str, delimiter: str | None) -> Table:
         source.name,
         dict.fromkeys(header, str),
         Layout(format, delimiter, source.begins_with_mark, line_end),
-        _rows(reader, lines, header, delimiter, n_before),
+        _Rows(reader, lines, header, delimiter, n_before),
         extent=source.extent(),
         metadata=metadata,
     )
@@ -59,8 +59,7 @@ class _CheckedLines(Iterator[str]):
     """The lines of a source, without NUL, and with a limit for each row's characters."""
 
     def __init__(self, source: Source) -> None:
-        self.source = source
-        self._lines = source.lines()
+        self.source, self._lines = source, source.lines()
         self.start_row()
 
     def start_row(self) -> None:
@@ -70,14 +69,23 @@ class _CheckedLines(Iterator[str]):
     def __next__(self) -> str:
         line = next(self._lines)
         if "\0" in line:
-            raise TableError(
-                f"{self.source.name}, line {self.source.n_lines}: found a NUL character, expected "
-                "text; if the file is UTF-16, save it as UTF-8"
+            place = f"{self.source.name}, line {self.source.n_lines}"
+            raise RowError(
+                f"{place}: found a NUL character, expected text; if the file is UTF-16, save it as "
+                "UTF-8",
+                place,
             )
         self._n_characters += len(line)
-        if self._n_characters > MAX_LINE_BYTES:
-            self.source.raise_too_long(self._first_line, "row (is a quote not closed?)")
+        if self._n_characters > self.source.limits.line_bytes:
+            self._raise_too_long()
         return line
+
+    def _raise_too_long(self) -> NoReturn:
+        """Raise TableError: rows after a quote that is not closed cannot be told from its text."""
+        try:
+            self.source.raise_too_long(self._first_line, "row (is a quote not closed?)")
+        except RowError as error:
+            raise TableError(str(error)) from None
 
 
 def _reader_of(lines: Iterator[str], delimiter: str) -> Reader:
@@ -160,26 +168,32 @@ def _check_header(header: list[str], name: str) -> None:
         seen.add(column)
 
 
-def _rows(
-    reader: Reader, lines: _CheckedLines, header: list[str], delimiter: str, n_before: int
-) -> Iterator[Row]:
-    """Yield the rows; `n_before` lines precede the first one that `reader` has read."""
-    while True:
-        lines.start_row()
-        place = f"{lines.source.name}, line {n_before + reader.line_num + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise TableError(f"{place}: the row {_problem(error)}") from None
+class _Rows(Iterator[Row]):
+    """The rows. It is no generator, because that would end at the first error."""
+
+    def __init__(
+        self, reader: Reader, lines: _CheckedLines, header: list[str], delimiter: str, n_before: int
+    ) -> None:
+        """`n_before` lines precede the first one that `reader` has read."""
+        self._reader, self._lines, self._header = reader, lines, header
+        self._delimiter, self._n_before = delimiter, n_before
+
+    def __next__(self) -> Row:
+        header, cells = self._header, list[str]()
+        while not cells:  # a blank line
+            self._lines.start_row()
+            place = f"{self._lines.source.name}, line {self._n_before + self._reader.line_num + 1}"
+            try:
+                cells = next(self._reader)
+            except csv.Error as error:
+                raise RowError(f"{place}: the row {_problem(error)}", place) from None
         if len(cells) == len(header):
-            yield Row(dict(zip(header, cells, strict=True)), place)
-        elif cells:  # not a blank line
-            raise TableError(
-                f"{place}: found {len(cells)} cells, expected {len(header)}, one for each column: "
-                f"{show_list(header)}; the delimiter is {_name(delimiter)}, and {_QUOTING}"
-            )
+            return Row(dict(zip(header, cells, strict=True)), place)
+        raise RowError(
+            f"{place}: found {len(cells)} cells, expected {len(header)}, one for each column: "
+            f"{show_list(header)}; the delimiter is {_name(self._delimiter)}, and {_QUOTING}",
+            place,
+        )
 
 
 def _problem(error: csv.Error) -> str:

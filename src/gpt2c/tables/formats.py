@@ -10,6 +10,7 @@ from typing import Final
 from gpt2c.checks.names import choice
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError
+from gpt2c.tables.compressed import without_suffix
 
 TABLE_FORMATS: Final = ("csv", "tsv", "jsonl", "parquet")
 TEXT_FORMATS: Final = ("txt", *TABLE_FORMATS)
@@ -46,11 +47,11 @@ class Layout:
 
 
 def format_of_suffix(path: str) -> str | None:
-    """Return the format that a file name's suffix names, or None.
+    """Return the format that a file name's suffix names, or None; .gz and .zst do not count.
 
     Raises OptionError for a spreadsheet, which would otherwise be read as plain text.
     """
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = os.path.splitext(without_suffix(path))[1].lower()
     if suffix in _SPREADSHEETS:
         raise OptionError(
             f"{path} is a spreadsheet, which gpt2c neither reads nor writes; use CSV (in Excel: "

@@ -6,24 +6,36 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from gpt2c.checks.untrusted import parse_json, show
-from gpt2c.errors import TableError
 from gpt2c.tables.formats import Layout
 from gpt2c.tables.source import BYTE_ORDER_MARK, Source
-from gpt2c.tables.table import Row, Table
+from gpt2c.tables.table import Row, RowError, Table
 
 _METADATA: Final = "metadata"
 
 
 def read_values(source: Source) -> Iterator[tuple[str, Any]]:
-    """Yield each line's place and JSON value; skip blank lines. Raises TableError."""
-    for line in source.lines():
-        if line.strip():
-            place = f"{source.name}, line {source.n_lines}"
-            try:
-                value = parse_json(line.strip().removeprefix(BYTE_ORDER_MARK).encode())
-            except ValueError as error:
-                raise TableError(f"{place} {error}") from None
-            yield place, value
+    """Return an iterator over each line's place and JSON value; blank lines are skipped.
+
+    Raises RowError for a bad line, after which the iterator reads on.
+    """
+    return _Values(source)
+
+
+class _Values(Iterator[tuple[str, Any]]):
+    """The values of lines. It is no generator, because that would end at the first error."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._lines = source, source.lines()
+
+    def __next__(self) -> tuple[str, Any]:
+        line = next(self._lines).strip()
+        while not line:
+            line = next(self._lines).strip()
+        place = f"{self._source.name}, line {self._source.n_lines}"
+        try:
+            return place, parse_json(line.removeprefix(BYTE_ORDER_MARK).encode())
+        except ValueError as error:
+            raise RowError(f"{place} {error}", place) from None
 
 
 def metadata_of(value: object) -> dict[str, str] | None:
@@ -52,20 +64,24 @@ def read_json_lines(source: Source) -> Table:
         source.name,
         {} if row is None else dict.fromkeys(row),
         Layout("jsonl"),
-        _rows(row, values),
+        _Rows(row, values),
         extent=source.extent(),
         metadata=metadata or {},
     )
 
 
-def _rows(first: Row | None, values: Iterator[tuple[str, Any]]) -> Iterator[Row]:
-    if first is not None:
-        yield first
-    for place, value in values:
-        yield _row(place, value)
+class _Rows(Iterator[Row]):
+    def __init__(self, first: Row | None, values: Iterator[tuple[str, Any]]) -> None:
+        self._first, self._values = first, values
+
+    def __next__(self) -> Row:
+        first, self._first = self._first, None
+        return _row(*next(self._values)) if first is None else first
 
 
 def _row(place: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise TableError(f"{place}: expected an object with the row's columns, found {show(value)}")
+        raise RowError(
+            f"{place}: expected an object with the row's columns, found {show(value)}", place
+        )
     return Row(value, place)

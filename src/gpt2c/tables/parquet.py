@@ -14,7 +14,7 @@ from gpt2c.errors import MissingDependencyError, TableError
 from gpt2c.tables.cells import Writable, check_columns, plain_cell
 from gpt2c.tables.formats import Layout
 from gpt2c.tables.source import Source
-from gpt2c.tables.table import Cell, Columns, ColumnType, Extent, Row, Table
+from gpt2c.tables.table import Cell, Columns, ColumnType, Extent, Row, RowError, Table
 
 try:
     import pyarrow as pa
@@ -41,6 +41,7 @@ _TYPES: Final[Mapping[ColumnType, pa.DataType]] = MappingProxyType(
         float: pa.float64(),
         bool: pa.bool_(),
         list: pa.list_(pa.int64()),
+        list[float]: pa.list_(pa.float64()),
     }
 )
 
@@ -66,7 +67,7 @@ def read_parquet(source: Source) -> Table:
         source.name,
         {field.name: _column_type(field.type) for field in schema},
         Layout("parquet"),
-        _rows(file, source.name, n_read),
+        _Rows(file, source.name, n_read),
         extent=Extent(lambda: n_read[0], file.metadata.num_rows, "row"),
         metadata=_metadata_of(schema),
     )
@@ -82,20 +83,35 @@ def _metadata_of(schema: pa.Schema) -> dict[str, str]:
     }
 
 
-def _rows(file: pq.ParquetFile, name: str, n_read: list[int]) -> Iterator[Row]:
-    batches = file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False)
-    while True:
+class _Rows(Iterator[Row]):
+    """The rows. It is no generator, because that would end at the first error."""
+
+    def __init__(self, file: pq.ParquetFile, name: str, n_read: list[int]) -> None:
+        """`n_read` holds the number of rows that were read."""
+        self._name, self._n_read = name, n_read
+        self._batches = file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False)
+        self._columns: list[tuple[str, pa.Array]] = []
+        self._n_rows = self._index = 0  # of the batch
+
+    def __next__(self) -> Row:
+        while self._index == self._n_rows:
+            self._read_batch()
+        index, self._index = self._index, self._index + 1
+        self._n_read[0] += 1
+        place = f"{self._name}, row {self._n_read[0]}"
+        return Row({key: _cell(cells, index, place, key) for key, cells in self._columns}, place)
+
+    def _read_batch(self) -> None:
         try:
-            batch = next(batches, None)
+            batch = next(self._batches, None)
         except _DAMAGED as error:
-            raise TableError(f"{name}: cannot be read after row {n_read[0]}: {error}") from None
+            raise TableError(
+                f"{self._name}: cannot be read after row {self._n_read[0]}: {error}"
+            ) from None
         if batch is None:
-            return
-        columns = list(zip(batch.schema.names, batch.columns, strict=True))
-        for index in range(batch.num_rows):
-            n_read[0] += 1
-            place = f"{name}, row {n_read[0]}"
-            yield Row({key: _cell(values, index, place, key) for key, values in columns}, place)
+            raise StopIteration
+        self._columns = list(zip(batch.schema.names, batch.columns, strict=True))
+        self._n_rows, self._index = batch.num_rows, 0
 
 
 def _batch_rows(facts: pq.FileMetaData) -> int:
@@ -116,7 +132,8 @@ def _cell(values: pa.Array, index: int, place: str, column: str) -> Cell:
     try:
         return _plain(values[index].as_py())
     except _DAMAGED as error:
-        raise TableError(f"{place}: column {show(column)} cannot be read: {error}") from None
+        message = f"{place}: column {show(column)} cannot be read: {error}"
+        raise RowError(message, place) from None
 
 
 def _plain(value: object) -> Cell:
@@ -149,8 +166,11 @@ def _column_type(kind: pa.DataType) -> ColumnType | None:
         return int
     if pa.types.is_floating(kind):
         return float
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return list[int] if is_list and pa.types.is_integer(kind.value_type) else None
+    if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+        return None
+    if pa.types.is_integer(kind.value_type):
+        return list[int]
+    return list[float] if pa.types.is_floating(kind.value_type) else None
 
 
 @contextmanager
@@ -219,7 +239,7 @@ class ParquetTableWriter:
         """Return a column's type: the given one, or that of the cells that wait."""
         kind = self._columns[column]
         if kind is not None:
-            return _TYPES[list if kind not in (str, int, float, bool) else kind]
+            return _TYPES.get(kind, _TYPES[list])
         try:
             found = pa.array(self._cells[column]).type
         except (pa.ArrowException, OverflowError) as error:

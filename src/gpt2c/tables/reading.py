@@ -18,7 +18,7 @@ from gpt2c.tables.table import Table
 def open_table(
     path: str | os.PathLike[str], *, format: str | None = None, delimiter: str | None = None
 ) -> Iterator[Table]:
-    """Open a table; "-" is standard input.
+    """Open a table; "-" is standard input. A name that ends in .gz or .zst is of a compressed file.
 
     The format is `format` ("csv", "tsv", "jsonl" or "parquet"), or what the suffix of the path
     names. `delimiter` separates the cells of CSV and TSV; by default, the header's line shows it.

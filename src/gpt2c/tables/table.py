@@ -14,9 +14,24 @@ from gpt2c.tables.formats import Layout
 # What a cell holds. Cells of CSV and TSV are always text; JSON lines and Parquet have them all.
 Cell: TypeAlias = "str | int | float | bool | list[Cell] | dict[str, Cell] | None"
 # The type of a column; `list` is a list of integers.
-ColumnType: TypeAlias = "type[str] | type[int] | type[float] | type[bool] | type[list[int]]"
+ColumnType: TypeAlias = (
+    "type[str] | type[int] | type[float] | type[bool] | type[list[int]] | type[list[float]]"
+)
 # Columns in their order, each with its type; None if it is unknown, or is none of these.
 Columns: TypeAlias = "Mapping[str, ColumnType | None]"
+
+
+class RowError(TableError):
+    """A row is malformed. The rows after it can still be read: the next call of next() does.
+
+    place
+        The row's place, as in Row.
+    """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        """The message names the place too."""
+        super().__init__(message)
+        self.place = place
 
 
 class Row(Mapping[str, Cell]):
@@ -51,12 +66,12 @@ class Row(Mapping[str, Cell]):
     def text(self, column: str) -> str:
         """Return a cell that must be text. Raises TableError if it is not, or is absent."""
         if column not in self._cells:
-            raise TableError(f"{self.place}: {missing_column(column, tuple(self._cells))}")
+            message = f"{self.place}: {missing_column(column, tuple(self._cells))}"
+            raise RowError(message, self.place)
         cell = self._cells[column]
         if not isinstance(cell, str):
-            raise TableError(
-                f"{self.place}: column {show(column)} must be text, found {show(cell)}"
-            )
+            message = f"{self.place}: column {show(column)} must be text, found {show(cell)}"
+            raise RowError(message, self.place)
         return cell
 
 
@@ -111,7 +126,11 @@ class Table:
         self._rows = rows
 
     def __iter__(self) -> Iterator[Row]:
-        """Yield the rows that were not read yet. Raises TableError at the first bad one."""
+        """Yield the rows that were not read yet.
+
+        Raises RowError for a bad row, after which the same iterator reads on, and TableError where
+        the input cannot be read further.
+        """
         return self._rows
 
     def require(self, *columns: str) -> None:

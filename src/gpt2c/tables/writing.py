@@ -16,6 +16,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError, TableError
 from gpt2c.files import whole_file
 from gpt2c.tables.cells import Writable, check_columns, plain_cell
+from gpt2c.tables.compressed import compressing, compression_of
 from gpt2c.tables.formats import Layout, check_delimiter, table_format
 from gpt2c.tables.source import BYTE_ORDER_MARK
 from gpt2c.tables.table import Columns
@@ -58,9 +59,10 @@ def create_table(
     block raises, a file of that name is unchanged.
 
     Args:
-        path: The file to write.
+        path: The file to write; a name that ends in .gz or .zst is compressed.
         columns: The names of the columns, in order, and their types: str, int, float, bool, or
-            list for a list of integers; None for any type. Only Parquet needs the types.
+            list for a list of integers (list[float]: of numbers); None for any type. Only Parquet
+            needs the types.
         format: "csv", "tsv", "jsonl" or "parquet"; default: what the path's suffix names.
         like: The layout of a table that was read. The result has its delimiter, byte order mark and
             line ends if it has its format.
@@ -89,6 +91,8 @@ def create_table(
             raise OptionError(
                 "Parquet cannot be written to standard output; name a file (--output)"
             )
+        if compression_of(name):
+            raise OptionError(f"{name}: Parquet compresses by itself; name a .parquet file")
         from gpt2c.tables.parquet import write_parquet
 
         with whole_file(name) as file, write_parquet(file, name, columns, facts) as parquet:
@@ -146,8 +150,8 @@ def _text_output(path: str) -> Iterator[_Output]:
     if path == "-":
         yield _StandardOutput()
     else:
-        with whole_file(path) as file:
-            yield _FileOutput(file, path)
+        with whole_file(path) as file, compressing(file, compression_of(path)) as writer:
+            yield _FileOutput(writer, path)
 
 
 class _Sink:

@@ -73,7 +73,8 @@ def add_command(commands: Commands) -> None:
         "surprisal of the text as a whole: the table's rows with columns added")  # fmt: skip
     add("--next-tokens", type=int, metavar="N", help="print the N most likely tokens before each "
         "word and after the text instead")  # fmt: skip
-    _add_measuring_options(parser)
+    add("--context", metavar="TEXT", help="a text to read before each text, and not to score")
+    add_measuring_options(parser)
     add_output_options(parser, printed="that of a CSV or TSV FILE, else jsonl")
     add("--plot", metavar="PICTURE", help="also draw the surprisal of each word, for up to 3000 "
         "words: a .png, .svg or .pdf file (needs matplotlib)")  # fmt: skip
@@ -84,9 +85,9 @@ def add_command(commands: Commands) -> None:
     add_model_options(parser)
 
 
-def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what to measure; measuring_arguments returns their values."""
     add = parser.add_argument
-    add("--context", metavar="TEXT", help="a text to read before each text, and not to score")
     add("--context-column", metavar="NAME", help="the column with such a text for each row")
     add("--sep", metavar="TEXT", default=" ", help="what stands between words of --by, and between "
         "a context and its text; default: a space")  # fmt: skip
@@ -128,16 +129,29 @@ def _run(options: argparse.Namespace) -> None:
             _run_on_texts(options, picture)
 
 
+def measuring_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of gpt2c.surprisal that the options of add_measuring_options give."""
+    return {
+        "sep": options.sep,
+        "apart": options.apart,
+        "ignore": options.ignore,
+        "correction": options.correction,
+        "bos": not options.no_bos,
+        "unit": "nats" if options.nats else "bits",
+        "entropy_reduction": options.entropy_reduction,
+        "renyi_orders": options.renyi,
+        "stride": options.stride,
+        "special_tokens": options.special_tokens,
+    }
+
+
 def _measured(
     model: GPT2, texts: list[str], options: argparse.Namespace, **more: Any
 ) -> Surprisals:
+    next_tokens = options.next_tokens or 0
     return gpt2c.surprisal(
-        model, texts, sep=options.sep, apart=options.apart, ignore=options.ignore,
-        correction=options.correction, bos=not options.no_bos,
-        unit="nats" if options.nats else "bits", entropy_reduction=options.entropy_reduction,
-        renyi_orders=options.renyi, next_tokens=options.next_tokens or 0, stride=options.stride,
-        special_tokens=options.special_tokens, **more,
-    )  # fmt: skip
+        model, texts, next_tokens=next_tokens, **measuring_arguments(options), **more
+    )
 
 
 def _of_both(
