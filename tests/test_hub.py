@@ -174,3 +174,16 @@ def test_without_huggingface_hub_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(gpt2c.MissingDependencyError, match="pip install huggingface_hub"):
         gpt2c.GPT2.from_pretrained("openai-community/gpt2")
     assert issubclass(gpt2c.MissingDependencyError, ImportError)
+
+
+@pytest.mark.parametrize("name", ["plain", "torch"])
+def test_an_adapter_on_the_hub(name, tmp_path):
+    adapters = FIXTURES / "adapters"
+    with Hub({"user/model": adapters / "base", "user/lora": adapters / name}) as server:
+        found = load("user/model", tmp_path, server.url, "{'adapter': [('user/lora', 2)]}")
+        weights = "adapter_model." + ("bin" if name == "torch" else "safetensors")
+        assert {"adapter_config.json", weights} <= server.downloads()
+        missing = load("user/model", tmp_path, server.url, "{'adapter': 'user/none'}")
+    model = gpt2c.GPT2.from_pretrained(adapters / "base", adapter=[(adapters / name, 2)])
+    assert found == f"ids {model.generate([1, 2], max_new_tokens=4)}"
+    assert missing.startswith("CheckpointNotFoundError user/none")

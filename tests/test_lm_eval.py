@@ -199,7 +199,7 @@ def test_lm_eval_keeps_its_own_models():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adapter": "folder"}, "no argument 'adapter'"),
+        ({"peft": "folder"}, "no argument 'peft'"),
         ({"dtipe": "int8"}, "did you mean dtype"),
         ({"max_length": 100000}, "max_length is 100000"),
         ({"prefix_token_id": -1}, "prefix_token_id is -1"),

@@ -134,11 +134,12 @@ def test_whole_modules_are_refused(name: str) -> None:
     assert name in str(e.value)
 
 
-def test_adapters_are_refused(tmp_path: Path) -> None:
+def test_adapters_alone_are_refused(tmp_path: Path) -> None:
     folder = shutil.copytree(TRAINERS / "adapter", tmp_path / "adapter")
     for place in (folder, folder / "adapter_model.safetensors"):
         with pytest.raises(
-            CheckpointError, match=r"is an adapter \('LORA'\).*'openai-community/gpt2'.*merge"
+            CheckpointError,
+            match=r"is an adapter \('LORA'\).*from_pretrained\('openai-community/gpt2', adapter=",
         ):
             open_checkpoint(place)
     # With a model's weights beside the adapter, the folder is refused; the weights' path loads.

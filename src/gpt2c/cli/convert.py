@@ -28,13 +28,14 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from gpt2c.weights.checkpoint import open_checkpoint, save_checkpoint
+    from gpt2c.weights.adapters import open_with_adapters
+    from gpt2c.weights.checkpoint import save_checkpoint
     from gpt2c.weights.hub import locate
     from gpt2c.weights.named_tokenizer import tokenizer_for
     from gpt2c.weights.tokenizer_files import save_tokenizer
 
     source = locate(options.source)
-    with open_checkpoint(source, **checkpoint_options(options)) as checkpoint:
+    with open_with_adapters(source, **checkpoint_options(options)) as checkpoint:
         tokenizer = tokenizer_for(checkpoint, options.tokenizer)
         config = _config_with_special_ids(checkpoint, tokenizer)
         float32_checkpoint = replace(checkpoint, quantized_dtype=None, config=config)

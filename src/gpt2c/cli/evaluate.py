@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from gpt2c.cli.options import Commands, add_model_options
+from gpt2c.cli.options import Commands, add_model_options, weighted_adapters
 from gpt2c.errors import Error, OptionError
 
 _EXAMPLES: Final = """examples:
@@ -77,6 +77,8 @@ def lm_eval_arguments(options: argparse.Namespace, models: frozenset[str]) -> li
         for name, default in _MODEL_ARGUMENTS.items()
         if getattr(options, name) != default
     }
+    if options.adapter:
+        given["adapter"] = weighted_adapters(options.adapter)
     if options.model in models:
         return ["--model", options.model, *_model_args(given), *rest]
     if options.model is not None:

@@ -93,8 +93,10 @@ def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
     c = model.config
     head = "tied" if c.tie_word_embeddings else "untied"
     defaults = dict(model.generation_defaults)
+    adapters = [f"{path} (weight {weight:g})" for path, weight in model.adapters]
     return [
         ("model", name or "tales (embedded)"),
+        *((("adapters", ", ".join(adapters)),) if adapters else ()),
         ("parameters", f"{c.n_parameters:,} ({model.n_bytes / 1e6:.1f} MB as {model.dtype})"),
         ("matrices", _matrices(model)),
         ("shape", f"{c.n_layer} blocks, n_embd {c.n_embd}, {c.n_head} heads, n_inner {c.inner}"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import gpt2c
+from gpt2c.errors import OptionError
 from gpt2c.progress import can_show_bar
 
 # The type of what add_subparsers returns.
@@ -26,7 +29,7 @@ EXAMPLES: Final = """examples:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Add --tokenizer, --activation and --hparams."""
+    """Add --tokenizer, --activation, --hparams and --adapter."""
     add = parser.add_argument
     add("--tokenizer", metavar="PATH", help="a tokenizer's file or folder, for example "
         "tokenizer.json or nanoGPT's meta.pkl; gpt2 is GPT-2's; default: the model's")  # fmt: skip
@@ -34,6 +37,9 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "for example gelu_new for a nanoGPT trained before 17 May 2023")  # fmt: skip
     add("--hparams", metavar="FILE", help="hparams.json for a TensorFlow checkpoint without one, "
         "or a size: 124M, 355M, 774M or 1558M")  # fmt: skip
+    add("--adapter", metavar="PATH[=WEIGHT]", action="append", help="a LoRA adapter of peft to "
+        "merge into the weights: a folder or a name on the hub; WEIGHT multiplies its change; may "
+        "be repeated")  # fmt: skip
 
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +50,33 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of from_pretrained and open_checkpoint: --activation and --hparams."""
-    return {"activation": options.activation, "hparams": options.hparams}
+    """Return the arguments of from_pretrained for --activation, --hparams and --adapter."""
+    return {
+        "activation": options.activation,
+        "hparams": options.hparams,
+        "adapter": weighted_adapters(options.adapter or []),
+    }
+
+
+def weighted_adapters(given: Sequence[str]) -> list[tuple[str, float]] | None:
+    """Return the argument `adapter` for the values of --adapter: each is PATH or PATH=WEIGHT.
+
+    A path that exists may have a = in it. Raises OptionError for a weight that is not a number.
+    """
+    return [_weighted(text) for text in given] or None
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    path, separator, weight = text.rpartition("=")
+    if not separator or os.path.lexists(text):
+        return text, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise OptionError(
+            f"--adapter {text}: found no such folder; expected PATH or PATH=WEIGHT, where WEIGHT "
+            "is a number"
+        ) from None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +109,13 @@ def add_stride_option(parser: argparse.ArgumentParser) -> None:
 def load_model(options: argparse.Namespace, model: str | None = None) -> gpt2c.GPT2:
     """Load `model`, by default that of --model, with the other options of add_model_options.
 
+    Only the model of --model gets the adapters of --adapter.
+
     Raises the errors of from_pretrained.
     """
     arguments = model_arguments(options)
+    if model is not None:
+        arguments["adapter"] = None
     return gpt2c.GPT2.from_pretrained(
         options.model if model is None else model, progress=shows_progress(), **arguments
     )

@@ -143,9 +143,15 @@ def model_metadata(model: gpt2c.GPT2, options: argparse.Namespace) -> Metadata:
         "gpt2c": gpt2c.__version__,
         "arithmetic": gpt2c.ARITHMETIC,
         "model": options.model or "tales",
+        **({"adapters": _adapters(model)} if model.adapters else {}),
         "dtype": model.dtype,
         "backend": model.backend,
     }
+
+
+def _adapters(model: gpt2c.GPT2) -> str:
+    """Return the model's adapters as --adapter takes them, separated by commas."""
+    return ", ".join(f"{path}={weight:g}" for path, weight in model.adapters)
 
 
 def names_output(options: argparse.Namespace) -> bool:

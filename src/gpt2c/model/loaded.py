@@ -28,7 +28,8 @@ from gpt2c.schedule.dispatcher import Dispatcher
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.text.special_tokens import ids_in
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
-from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, open_checkpoint, save_checkpoint
+from gpt2c.weights.adapters import Adapters, open_with_adapters
+from gpt2c.weights.checkpoint import Checkpoint, from_picogpt, save_checkpoint
 from gpt2c.weights.hub import locate
 from gpt2c.weights.loading import load_engine, loaded_checkpoint, read_tensor, tensor_name
 from gpt2c.weights.named_tokenizer import tokenizer_for
@@ -58,6 +59,7 @@ class LoadedModel(Closable):
         n_threads, _ = choose_threads(threads)
         max_prefix_bytes = integer("prefix_cache_bytes", prefix_cache_bytes, 0, INT64_MAX)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
+        self._adapters = checkpoint.adapters
         tokenizer_folder = self._folder if checkpoint.vocabulary is None else None
         config, raw_config = with_special_ids(checkpoint.config, tokenizer_folder, tokenizer)
         self._defaults = ModelDefaults()
@@ -94,6 +96,7 @@ class LoadedModel(Closable):
         tokenizer: str | os.PathLike[str] | Tokenizer | MissingTokenizer | None = None,
         activation: str | None = None,
         hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        adapter: Adapters | None = None,
     ) -> Self:
         """Load a model from disk or from Hugging Face's hub, or the embedded model.
 
@@ -142,6 +145,10 @@ class LoadedModel(Closable):
         hparams
             Hyperparameters for a TensorFlow or NumPy checkpoint without ``hparams.json``: a path to
             such a file, a dict such as {"n_head": 12}, or an OpenAI size such as "124M".
+        adapter
+            A LoRA adapter as peft saves it, to merge into the weights: a folder or a name on the
+            hub. A list merges several adapters, and a pair (folder, weight) in the list multiplies
+            an adapter's change by a weight (docs/adapters.md).
 
         The checkpoint's ``generation_config.json`` sets EOS tokens and defaults for the options of
         calls.
@@ -151,7 +158,10 @@ class LoadedModel(Closable):
         MissingDependencyError, naming the package to install.
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
-        with open_checkpoint(folder, activation=activation, hparams=hparams) as checkpoint:
+        with open_with_adapters(
+            folder, adapter, activation=activation, hparams=hparams, token=token,
+            local_files_only=local_files_only,
+        ) as checkpoint:  # fmt: skip
             found = tokenizer_for(checkpoint, tokenizer)
             return cls(
                 checkpoint, found, dtype=dtype, threads=threads, backend=backend,
@@ -230,6 +240,11 @@ class LoadedModel(Closable):
         Raises OptionError for a name that this model does not have, and ClosedError.
         """
         return self._engine.stored_dtype(tensor_name(self.config, name))
+
+    @property
+    def adapters(self) -> tuple[tuple[str, float], ...]:
+        """The folders and weights of the adapters that were merged into the model's weights."""
+        return tuple((adapter.source, adapter.weight) for adapter in self._adapters)
 
     # ---- what runs, and its memory ----
 

@@ -36,6 +36,9 @@ _TORCH_FILES: Final = (
     "pytorch_model-*-of-*.bin",
 )
 
+_ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+_TORCH_ADAPTER: Final = ("adapter_model.bin",)
+
 _LONGEST_NAME: Final = 200  # the hub's own limit is 96 for each part
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -85,14 +88,38 @@ def locate(
     return _download(name, revision, token, local_files_only)
 
 
+def locate_adapter(
+    path: str | os.PathLike[str], *, token: str | bool | None = None, local_files_only: bool = False
+) -> Path:
+    """Return the folder of an adapter; download it into huggingface_hub's cache if needed.
+
+    As in :func:`locate`, an existing path takes precedence over a name on the hub. The path of an
+    adapter's file, adapter_model.*, means its folder. Raises the errors of :func:`locate`.
+    """
+    name = os.fspath(path)
+    if os.path.lexists(found := long_path(Path(name))):
+        is_file = found.name.startswith("adapter_") and not os.path.isdir(found)
+        return found.parent if is_file else found
+    if not isinstance(path, str) or not is_hub_name(name):
+        return Path(name)  # code that reads the path reports what is missing
+    files = (_ADAPTER_FILES, _ADAPTER_FILES + _TORCH_ADAPTER)
+    return _download(name, None, token, local_files_only, files, "adapter_model.safetensors")
+
+
 def embedded_folder() -> Path:
     """Return the folder of the model that is part of the package."""
     return Path(__file__).parents[1] / "models" / EMBEDDED
 
 
 def _download(
-    name: str, revision: str | None, token: str | bool | None, local_files_only: bool
+    name: str,
+    revision: str | None,
+    token: str | bool | None,
+    local_files_only: bool,
+    choices: tuple[tuple[str, ...], ...] = (FILES, FILES + _TORCH_FILES),
+    preferred: str = "model*.safetensors",
 ) -> Path:
+    """Download the first of the `choices` of files that has the `preferred` file, or the last."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -103,7 +130,7 @@ def _download(
         ) from None
     described = name if revision is None else f"{name} at revision {revision}"
     try:
-        for files in (FILES, FILES + _TORCH_FILES):
+        for files in choices:
             folder = Path(
                 huggingface_hub.snapshot_download(
                     name,
@@ -113,7 +140,7 @@ def _download(
                     allow_patterns=list(files),
                 )
             )
-            if any(folder.glob("model*.safetensors")):
+            if any(folder.glob(preferred)):
                 break
     except errors.GatedRepoError:
         why = "access must be requested on the hub; then pass token= or log in"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gpt2c.formats.tensors import TensorSource
 from gpt2c.weights.checkpoint import Checkpoint
-from gpt2c.weights.checkpoint.shared.views import WholeReadSource
+from gpt2c.weights.checkpoint.shared.views import Updated, WholeReadSource
 
 # The dtypes to try for matrices that the checkpoint stores in 16 bits.
 _STORED: Final = {"F16": ["float16"], "BF16": ["bfloat16"]}
@@ -21,11 +21,11 @@ def dtypes_to_try(checkpoint: Checkpoint) -> dict[str, list[str]]:
     The last one is "float32". A matrix that the checkpoint does not store in 16 bits is tried if
     its first row fits (its first column, if the loader transposes it). Reading one row takes little
     time, and most matrices trained in float32 have values there that do not fit. If one row cannot
-    be read alone, the matrix is not tried.
+    be read alone, the matrix is not tried; neither is a matrix that an adapter changes.
     """
     tries = {}
     for name, source in checkpoint.tensors.items():
-        if len(source.shape) != 2 or name == "wpe.weight":
+        if len(source.shape) != 2 or name == "wpe.weight" or isinstance(source, Updated):
             continue
         dtypes = _STORED.get(source.dtype) or _dtypes_of_sample(source)
         if dtypes:

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from gpt2c.cli.options import checkpoint_options
+from gpt2c.cli.options import weighted_adapters
 from gpt2c.errors import OptionError
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ def model_sources(options: argparse.Namespace) -> list[ModelSource]:
     common: dict[str, Any] = {
         "threads": options.threads, "backend": options.backend, "tokenizer": options.tokenizer,
         "kv_cache_bytes": _cache_bytes(options.kv_cache_bytes, len(paths)),
-        **checkpoint_options(options),
+        "activation": options.activation, "hparams": options.hparams,
     }  # fmt: skip
     if options.prefix_cache_bytes is not None:
         common["prefix_cache_bytes"] = options.prefix_cache_bytes
     return [
         ModelSource(
             name, path, tuple(alias for alias, of in aliases if of == name),
-            {**common, "dtype": dtypes[name]},
+            {**common, "dtype": dtypes[name], "adapter": _adapters(options, name, paths)},
         )
         for name, path in paths.items()
     ]  # fmt: skip
@@ -53,6 +53,19 @@ def _named(given: str | None, default_name: Any) -> tuple[str, str | None]:
         name, _, path = given.partition("=")
         return name, path
     return default_name(given), given
+
+
+def _adapters(
+    options: argparse.Namespace, model: str, models: Any
+) -> list[tuple[str, float]] | None:
+    """Return the adapters of --adapter for a model: those that name it or no model."""
+    texts = []
+    for given in options.adapter or ():
+        name, separator, rest = given.partition("=")
+        is_named = separator and name in models and not os.path.lexists(given)
+        if not is_named or name == model:
+            texts.append(rest if is_named else given)
+    return weighted_adapters(texts)
 
 
 def _pair(option: str, given: str, models: Any) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from gpt2c.errors import MissingDependencyError, OptionError, OptionTypeError
 from gpt2c.model import GPT2
 from gpt2c.progress import with_bar
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.weights.adapters import Adapters
 
 try:
     import lm_eval.models  # noqa: F401  # registers lm-eval's own models; see `register`
@@ -55,6 +56,7 @@ class ModelOptions(TypedDict, total=False):
     tokenizer: str | os.PathLike[str] | Tokenizer | None
     activation: str | None
     hparams: Mapping[str, Any] | str | os.PathLike[str] | None
+    adapter: Adapters | None
 
 
 class GPT2LM(TemplateLM):  # type: ignore[misc]  # lm-eval may be absent

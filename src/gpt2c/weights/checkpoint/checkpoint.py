@@ -33,6 +33,14 @@ class StoredVocabulary:
     template: Template = ((), ())  # the ids put before and after every text
 
 
+@dataclass(frozen=True)
+class MergedAdapter:
+    """An adapter that was merged into a checkpoint's weights: its folder, and its weight."""
+
+    source: str
+    weight: float
+
+
 @dataclass(eq=False)
 class Checkpoint(Closable):
     """An open checkpoint, as a loader hands it to an engine.
@@ -53,11 +61,12 @@ class Checkpoint(Closable):
     dataset: tuple[str, str] | None = None
     # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
     quantized_dtype: str | None = None
+    adapters: tuple[MergedAdapter, ...] = ()  # merged into the tensors; each has one of the files
 
     @property
     def where(self) -> str:
         """What messages about the weights begin with: the file, or the folder of several files."""
-        if len(self.files) == 1:
+        if len(self.files) - len(self.adapters) == 1:
             return str(self.files[0].path)
         return "arrays" if self.folder is None else str(self.folder)
 
@@ -120,7 +129,7 @@ def checked_tensors(
     for name, shape in shapes.items():
         _check_tensor(found[name], shape, where)
     if head is not None:
-        _check_tied(found["wte.weight"], head, where)
+        check_tied(found["wte.weight"], head, where)
         del shapes["lm_head.weight"]
     return {name: found[name] for name in shapes}
 
@@ -184,7 +193,8 @@ def _check_tensor(source: TensorSource, shape: tuple[int, ...], where: str) -> N
         )
 
 
-def _check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
+def check_tied(wte: TensorSource, head: TensorSource, where: str) -> None:
+    """Raise CheckpointError unless a tied head, which a file stores too, equals wte."""
     rows, width = wte.shape
     step = max(1, _COMPARED_ELEMENTS // width)
     for begin in range(0, rows, step):

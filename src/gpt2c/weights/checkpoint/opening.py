@@ -167,12 +167,13 @@ def _adapter_error(path: Path) -> CheckpointError:
     except (CheckpointError, CheckpointNotFoundError):
         values = {}
     kind, base = values.get("peft_type"), values.get("base_model_name_or_path")
+    named = show(base) if isinstance(base, str) and base else "the base model"
     return CheckpointError(
         f"{path}: is an adapter{f' ({show(kind)})' if kind else ''}, which changes the weights of "
-        f"another model{f', {show(base)},' if base else ''} and is not a model by itself; merge "
-        "the adapter into that model with the package peft (PeftModel.from_pretrained(base, folder)"
-        ".merge_and_unload(), then save_pretrained) and load the result. If the folder also holds "
-        "a model's weights, load that file by its path"
+        f"another model, {named}, and is not a model by itself; load that model with the adapter: "
+        f"GPT2.from_pretrained({named}, adapter={show(str(folder))}), or --model {named} --adapter "
+        f"{show(str(folder))}. If the folder also holds a model's weights, load that file by its "
+        "path"
     )
 
 

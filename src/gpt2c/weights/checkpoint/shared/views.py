@@ -1,16 +1,20 @@
-"""Tensor sources made from others: transposed, renamed or cut; and sources of zeros."""
+"""Tensor sources made from others: transposed, renamed, cut or changed; and sources of zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.forks import ProcessLock
 from gpt2c.formats.tensors import TensorSource, check_rows
+
+# Elements of a matrix that are updated at a time: two float64 arrays of this size fit in L2.
+_UPDATED_ELEMENTS: Final = 2**15
 
 
 class WholeReadSource:
@@ -149,3 +153,57 @@ class Zeros:
         """See TensorSource."""
         check_rows(self, begin, end)
         return np.zeros((end - begin, *self.shape[1:]), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A change of a matrix, which is added to it: scale * left @ right."""
+
+    left: NDArray[np.float32]  # [rows, r]
+    right: NDArray[np.float32]  # [r, columns]
+    scale: float
+
+    def add_to(self, rows: NDArray[np.float64], begin: int) -> None:
+        """Add the change of rows [begin, begin + n) to `rows` [n, columns], one rank at a time.
+
+        A product of matrices would be faster, but the order in which it adds depends on the
+        machine.
+        """
+        left = self.left[begin : begin + len(rows)].astype(np.float64) * self.scale
+        right = self.right.astype(np.float64)
+        product = np.empty_like(rows)
+        for k in range(len(right)):
+            np.multiply(left[:, k, None], right[k], out=product)
+            rows += product
+
+
+@dataclass(frozen=True, eq=False)
+class Updated:
+    """A matrix with changes, which are computed in float64 and rounded to float32 once."""
+
+    source: TensorSource
+    updates: tuple[Update, ...]
+    dtype: str = "F32"
+
+    @property
+    def name(self) -> str:
+        """The other source's name."""
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The other source's shape."""
+        return self.source.shape
+
+    def read(self, begin: int, end: int) -> NDArray[np.float32]:
+        """See TensorSource."""
+        rows = self.source.read(begin, end)
+        step = max(1, _UPDATED_ELEMENTS // self.shape[1])
+        for first in range(0, len(rows), step):
+            part = rows[first : first + step]
+            exact = part.astype(np.float64)
+            for update in self.updates:
+                update.add_to(exact, begin + first)
+            with np.errstate(over="ignore", invalid="ignore"):  # see TensorSource.read
+                np.copyto(part, exact, casting="same_kind")
+        return rows
