@@ -177,9 +177,9 @@ def whole_file(path: str) -> Iterator[BinaryIO]:
         with _naming(path):
             folder = stack.enter_context(temporary_folder(target.parent))
         written = folder / "written"
-        with open(written, "wb") as file:
-            with _naming_full_disk(path):
-                yield file
+        # Closing the file fails too if the disk is full.
+        with _naming_full_disk(path), open(written, "wb") as file:
+            yield file
             with _naming(path):
                 file.flush()
                 os.fsync(file.fileno())

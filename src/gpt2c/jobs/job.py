@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain, islice
 from typing import Any, Final, TypeAlias
 
 import gpt2c
@@ -218,7 +218,11 @@ class _Run:
         """Do the shards that are missing, and write the final manifest."""
         waiting = windows(self._missing_rows(), self._job.shard_rows)
         results = chain.from_iterable(self._counted(runner(waiting)))
-        for shard, of_shard in groupby(results, key=lambda r: r.number // self._job.shard_rows):
+        # A missing shard has shard_rows results, the last one fewer. So a shard is finished without
+        # waiting for the results of the next.
+        while (first := next(results, None)) is not None:
+            shard = first.number // self._job.shard_rows
+            of_shard = chain([first], islice(results, self._job.shard_rows - 1))
             self._records[shard] = self._write_shard(shard, of_shard)
         n_shards = -(-self._n_rows // self._job.shard_rows)
         records = [self._records[shard] for shard in range(n_shards)]

@@ -25,7 +25,7 @@ _SUFFIXES: Final = MappingProxyType({".gz": "gzip", ".gzip": "gzip", ".zst": "zs
 # How many times larger than its compressed form a text may be. gzip reaches 1032, zstd 32,768;
 # repetitive logs reach some 50.
 MAX_EXPANSION: Final = 200
-_FREE_BYTES: Final = 1 << 26  # that a file may have in any case
+FREE_BYTES: Final = 1 << 26  # that a file may have in any case
 
 _BUFFER_BYTES: Final = 1 << 18
 # Compressed bytes of zstd that are expanded together: at most to 32 MiB.
@@ -104,7 +104,7 @@ class _Expanded(io.RawIOBase):
                 raise
             raise TableError(f"{self._name} data are damaged: {error}") from None
         self._n_bytes += len(piece)
-        if self._n_bytes > _FREE_BYTES:
+        if self._n_bytes > FREE_BYTES:
             limit = self._max_expansion * self._file.tell()
             if self._n_bytes > limit:
                 raise TableError(

@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.errors import MissingDependencyError, TableError
 from gpt2c.tables.cells import Writable, check_columns, plain_cell
+from gpt2c.tables.compressed import FREE_BYTES
 from gpt2c.tables.formats import Layout
 from gpt2c.tables.source import Source
 from gpt2c.tables.table import Cell, Columns, ColumnType, Extent, Row, RowError, Table
@@ -62,6 +63,7 @@ def read_parquet(source: Source) -> Table:
             f"{source.name}: has two columns with one name, expected different names; found "
             f"{show_list(names)}"
         )
+    _check_expansion(file.metadata, source)
     n_read = [0]
     return Table(
         source.name,
@@ -71,6 +73,17 @@ def read_parquet(source: Source) -> Table:
         extent=Extent(lambda: n_read[0], file.metadata.num_rows, "row"),
         metadata=_metadata_of(schema),
     )
+
+
+def _check_expansion(facts: pq.FileMetaData, source: Source) -> None:
+    """Raise TableError if the pages would become far larger than the file that holds them."""
+    size = sum(facts.row_group(index).total_byte_size for index in range(facts.num_row_groups))
+    limit = max(FREE_BYTES, source.limits.expansion * (source.n_bytes or 0))
+    if size > limit:
+        raise TableError(
+            f"{source.name}: Parquet data expand more than {source.limits.expansion} times, to "
+            f"{size} bytes; if the file is right, write it with less compression or raise the limit"
+        )
 
 
 def _metadata_of(schema: pa.Schema) -> dict[str, str]:
