@@ -419,6 +419,21 @@ def test_a_changed_job_is_refused_by_name(tales, lines, tmp_path):
     assert files_of(tmp_path / "out") == before
 
 
+def test_an_input_that_changes_meanwhile_ends_the_job(tales, lines, tmp_path):
+    task = Task("score")
+    worker = Worker(task, tales)
+
+    def changes_input(windows):
+        for window in windows:
+            os.utime(lines, ns=(0, 0))
+            yield worker.run(window)
+
+    job = Job(task, [lines], str(tmp_path / "out"))
+    with pytest.raises(TableError, match="was changed while the job read it"):
+        job.run(model_facts(tales, task, None), worker.columns, changes_input)
+    assert not manifest(tmp_path / "out")["complete"]
+
+
 def test_a_folder_of_other_files_is_refused(tales, lines, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -27,6 +27,9 @@ class Folder(Protocol):
 
     name: str
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed job left half written."""
+
     def names(self, inside: str = "") -> list[str]:
         """Return the names of the files in it, or in the folder `inside` it; none if it lacks it.
 
@@ -73,9 +76,7 @@ def open_folder(name: str) -> Iterator[Folder]:
         sync_folder(path.resolve().parent)
     with locked_file(path / LOCK) as is_free:
         _check_free(is_free, name)
-        folder = _LocalFolder(name, path)
-        folder.remove_leftovers()
-        yield folder
+        yield _LocalFolder(name, path)
 
 
 def _check_free(is_free: bool, name: str) -> None:
@@ -94,16 +95,16 @@ class _LocalFolder:
         self.name, self._path = name, path
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed job left half written."""
-        for path in self._path.rglob(f"{TEMPORARY_PREFIX}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for pattern in (f"{TEMPORARY_PREFIX}*", f".*/{TEMPORARY_PREFIX}*"):
+            for path in list(self._path.glob(pattern)):
+                shutil.rmtree(path, ignore_errors=True)
 
     def names(self, inside: str = "") -> list[str]:
         try:
             found = os.listdir(self._path / inside)
         except FileNotFoundError:
             return []
-        return sorted(name for name in found if name != LOCK)
+        return sorted(n for n in found if n != LOCK and not n.startswith(TEMPORARY_PREFIX))
 
     def size(self, name: str) -> int | None:
         try:
@@ -147,6 +148,9 @@ class _RemoteFolder:
         self.name = name
         self._system, self._root = file_system(name.rstrip("/"))
         self._system.invalidate_cache()
+
+    def remove_leftovers(self) -> None:
+        """An object store keeps no half of an object."""
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else str(self._root)

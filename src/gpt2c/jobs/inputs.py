@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -60,8 +61,8 @@ def expand_names(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         found += _files_of(file_name("input", name))
-    for name in found:
-        if found.count(name) > 1:
+    for name, count in Counter(found).items():
+        if count > 1:
             raise OptionError(f"{name} is named twice as an input")
     return found
 
@@ -122,6 +123,18 @@ def identify(name: str, known: Mapping[str, object] | None) -> Identity:
         digest = known.get("sha256")
     digest = sha256_of(name) if digest is None else str(digest)
     return {"name": name, "bytes": size, "modified": modified, "sha256": digest}
+
+
+def check_unchanged(found: Identity) -> None:
+    """Raise TableError if a file is no longer what `identify` found. A URL is not asked again."""
+    name = str(found["name"])
+    if is_url(name):
+        return
+    status = os.stat(name)
+    if (status.st_size, status.st_mtime_ns) != (found["bytes"], found["modified"]):
+        raise TableError(
+            f"{name} was changed while the job read it; do the job again, in a new folder"
+        )
 
 
 def sha256_of(path: str) -> str:

@@ -17,7 +17,14 @@ from gpt2c.checks.untrusted import parse_json
 from gpt2c.errors import OptionError, TableError
 from gpt2c.jobs.columns import carried_columns, fitted, result_columns
 from gpt2c.jobs.folder import Folder, open_folder
-from gpt2c.jobs.inputs import InputRows, ReadingOptions, expand_names, identify, sha256_of
+from gpt2c.jobs.inputs import (
+    InputRows,
+    ReadingOptions,
+    check_unchanged,
+    expand_names,
+    identify,
+    sha256_of,
+)
 from gpt2c.jobs.manifest import (
     VERSION,
     Facts,
@@ -141,6 +148,7 @@ class Job:
         """
         with open_folder(self.output) as folder:
             old = read_manifest(folder)
+            folder.remove_leftovers()
             known = {item["name"]: item for item in old["inputs"]} if old else {}
             inputs = [identify(name, known.get(name)) for name in self.names]
             begun = old is not None
@@ -157,7 +165,11 @@ class Job:
                 write_manifest(folder, new)
             sizes = [int(item["bytes"] or 0) for item in inputs]
             rows = InputRows(self.names, sizes, self.reading)
-            return _Run(self, folder, columns, rows, new, report).finish(runner)
+            run = _Run(self, folder, columns, rows, new, report)
+            run.write_shards(runner)
+            for found in inputs:
+                check_unchanged(found)
+            return run.finish()
 
     def _facts(self, model: Facts, inputs: Sequence[Any], columns: Columns) -> Facts:
         reading, writing = self.reading, self.writing
@@ -214,8 +226,8 @@ class _Run:
         self._n_errors = sum(record["errors"] for record in self._records.values())
         self._n_rows = 0  # that were read
 
-    def finish(self, runner: Runner) -> Progress:
-        """Do the shards that are missing, and write the final manifest."""
+    def write_shards(self, runner: Runner) -> None:
+        """Have the rows of missing shards done, and write the shards."""
         waiting = windows(self._missing_rows(), self._job.shard_rows)
         results = chain.from_iterable(self._counted(runner(waiting)))
         # A missing shard has shard_rows results, the last one fewer. So a shard is finished without
@@ -224,6 +236,9 @@ class _Run:
             shard = first.number // self._job.shard_rows
             of_shard = chain([first], islice(results, self._job.shard_rows - 1))
             self._records[shard] = self._write_shard(shard, of_shard)
+
+    def finish(self) -> Progress:
+        """Write the final manifest."""
         n_shards = -(-self._n_rows // self._job.shard_rows)
         records = [self._records[shard] for shard in range(n_shards)]
         totals = {key: sum(record[key] for record in records)
