@@ -242,7 +242,7 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError) as caught:
         open_checkpoint(folder)
     assert f"{folder}: model.safetensors not found" in str(caught.value)
-    assert "format of tf_model.h5 is not read: convert it" in str(caught.value)
+    assert "tf_model.h5 is a file of Keras (HDF5), which gpt2c does not read" in str(caught.value)
     (folder / "tf_model.h5").rename(folder / "model.safetensors")
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json not found"):

@@ -29,6 +29,7 @@ _MODEL_ARGUMENTS: Final[dict[str, object]] = {
     "tokenizer": None,
     "activation": None,
     "hparams": None,
+    "n_head": None,
 }
 
 

@@ -29,7 +29,7 @@ EXAMPLES: Final = """examples:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Add --tokenizer, --activation, --hparams and --adapter."""
+    """Add --tokenizer, --activation, --hparams, --n-head and --adapter."""
     add = parser.add_argument
     add("--tokenizer", metavar="PATH", help="a tokenizer's file or folder, for example "
         "tokenizer.json or nanoGPT's meta.pkl; gpt2 is GPT-2's; default: the model's")  # fmt: skip
@@ -40,6 +40,8 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", metavar="PATH[=WEIGHT]", action="append", help="a LoRA adapter of peft to "
         "merge into the weights: a folder or a name on the hub; WEIGHT multiplies its change; may "
         "be repeated")  # fmt: skip
+    add("--n-head", type=int, metavar="N", help="the number of heads, for a checkpoint that does "
+        "not store it, such as one of rasbt's book or picoGPT")  # fmt: skip
 
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +52,11 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of from_pretrained for --activation, --hparams and --adapter."""
+    """Return the arguments of from_pretrained for the options except --tokenizer."""
     return {
         "activation": options.activation,
         "hparams": options.hparams,
+        "n_head": options.n_head,
         "adapter": weighted_adapters(options.adapter or []),
     }
 

@@ -17,7 +17,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gpt2c.checks.untrusted import show
 from gpt2c.formats.pickle_values import Global, OpaqueKey, PickleError, Record, describe
@@ -32,12 +32,28 @@ MAX_OPCODES: Final = 1_000_000
 MAX_GLOBALS: Final = 100_000  # globals with distinct names
 MAX_DIGITS: Final = 1000  # digits or bytes of a number, because parsing takes quadratic time
 
+MIN_KEPT: Final = 2  # bytes; NumPy pickles the one byte b"b" with every array
+
 # Escapes in protocol 0's strings, as in Python's bytes literals.
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES: Final = {
     b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v",
     b"\\": b"\\", b"'": b"'", b'"': b'"',
 }  # fmt: skip
+
+
+class Raw(Protocol):
+    """The bytes of a pickle: bytes, a bytearray, or a part of a file at a time."""
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+
+    def __getitem__(self, part: slice, /) -> bytes | bytearray:
+        """Return the bytes of a slice."""
+
+    def find(self, separator: bytes, begin: int, /) -> int:
+        """Return the offset of the first `separator` from `begin`, or -1."""
+
 
 # Replaces a class or function that the file calls: takes the call's arguments, returns an object.
 Builder = Callable[..., Any]
@@ -136,17 +152,20 @@ class PickleReader:
 
     def __init__(
         self,
-        raw: bytes | bytearray,
+        raw: Raw,
         builders: Mapping[str, Builder],
         load_persistent: Callable[[object], object],
+        keep_bytes: Callable[[int, int], object] | None = None,
     ) -> None:
         """Read from `raw`.
 
         `builders` maps the globals that may be called, such as "collections.OrderedDict", to their
         replacements. `load_persistent` returns the object of a persistent id, or raises
-        PickleError.
+        PickleError. `keep_bytes`, if given, makes the value of a bytes object of MIN_KEPT bytes or
+        more from its offset and length in `raw`; the bytes are not read.
         """
         self._raw, self._builders, self._load_persistent = raw, builders, load_persistent
+        self._keep_bytes = keep_bytes
         self._globals: dict[str, Global] = {}
         self.position = 0
         self._n_opcodes = 0
@@ -189,6 +208,15 @@ class PickleReader:
 
     def _bytes(self, n: int) -> bytes:
         return bytes(self._read_bytes(n))
+
+    def _bytes_object(self, n: int) -> object:
+        if self._keep_bytes is None or n < MIN_KEPT:
+            return self._bytes(n)
+        begin = self.position
+        if begin + n > len(self._raw):
+            raise PickleError(f"ends at byte {len(self._raw)}, in the middle of a value")
+        self.position += n
+        return self._keep_bytes(begin, n)
 
     def _line(self) -> bytes:
         end = self._raw.find(b"\n", self.position)
@@ -459,10 +487,10 @@ _HANDLERS: Final[dict[int, _Handler]] = {
     ord("X"): _push_sized("<I", PickleReader._string),  # BINUNICODE
     0x8C: _push_sized("<B", PickleReader._string),  # SHORT_BINUNICODE
     0x8D: _push_sized("<Q", PickleReader._string),  # BINUNICODE8
-    ord("C"): _push_sized("<B", PickleReader._bytes),  # SHORT_BINBYTES
-    ord("B"): _push_sized("<I", PickleReader._bytes),  # BINBYTES
-    0x8E: _push_sized("<Q", PickleReader._bytes),  # BINBYTES8
-    0x96: _push_sized("<Q", PickleReader._bytes),  # BYTEARRAY8
+    ord("C"): _push_sized("<B", PickleReader._bytes_object),  # SHORT_BINBYTES
+    ord("B"): _push_sized("<I", PickleReader._bytes_object),  # BINBYTES
+    0x8E: _push_sized("<Q", PickleReader._bytes_object),  # BINBYTES8
+    0x96: _push_sized("<Q", PickleReader._bytes_object),  # BYTEARRAY8
     # Containers.
     ord("}"): _push(lambda _: {}),  # EMPTY_DICT
     ord("]"): _push(lambda _: []),  # EMPTY_LIST

@@ -97,6 +97,7 @@ class LoadedModel(Closable):
         activation: str | None = None,
         hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         adapter: Adapters | None = None,
+        n_head: int | None = None,
     ) -> Self:
         """Load a model from disk or from Hugging Face's hub, or the embedded model.
 
@@ -149,6 +150,9 @@ class LoadedModel(Closable):
             A LoRA adapter as peft saves it, to merge into the weights: a folder or a name on the
             hub. A list merges several adapters, and a pair (folder, weight) in the list multiplies
             an adapter's change by a weight (docs/adapters.md).
+        n_head
+            The number of attention heads, for a checkpoint that does not store it, such as one of
+            the book "Build a Large Language Model (From Scratch)" (docs/checkpoints.md).
 
         The checkpoint's ``generation_config.json`` sets EOS tokens and defaults for the options of
         calls.
@@ -159,8 +163,8 @@ class LoadedModel(Closable):
         """
         folder = locate(path, revision=revision, token=token, local_files_only=local_files_only)
         with open_with_adapters(
-            folder, adapter, activation=activation, hparams=hparams, token=token,
-            local_files_only=local_files_only,
+            folder, adapter, activation=activation, hparams=hparams, n_head=n_head,
+            token=token, local_files_only=local_files_only,
         ) as checkpoint:  # fmt: skip
             found = tokenizer_for(checkpoint, tokenizer)
             return cls(

@@ -57,6 +57,7 @@ def add_command(commands: Commands) -> None:
     add("--hparams", metavar="FILE", help=argparse.SUPPRESS)
     add("--adapter", metavar="PATH[=WEIGHT]", action="append", help="a LoRA adapter of peft to "
         "merge into the weights; NAME=PATH[=WEIGHT] for one model; may be repeated")  # fmt: skip
+    add("--n-head", type=int, metavar="N", help=argparse.SUPPRESS)
     add("--seed", type=int, metavar="S", help="the seed of requests that give none; default: "
         "a random one for each prompt")  # fmt: skip
     add("--no-special-tokens", action="store_true", help="encode names of special tokens in "

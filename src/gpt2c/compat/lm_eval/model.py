@@ -57,6 +57,7 @@ class ModelOptions(TypedDict, total=False):
     activation: str | None
     hparams: Mapping[str, Any] | str | os.PathLike[str] | None
     adapter: Adapters | None
+    n_head: int | None
 
 
 class GPT2LM(TemplateLM):  # type: ignore[misc]  # lm-eval may be absent

@@ -23,6 +23,7 @@ def open_with_adapters(
     *,
     activation: str | None = None,
     hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    n_head: int | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
@@ -35,7 +36,7 @@ def open_with_adapters(
     Raises the errors of :func:`open_checkpoint`, :func:`given_adapters`, :func:`locate_adapter` and
     :func:`merge_adapters`.
     """
-    options: dict[str, Any] = {"activation": activation, "hparams": hparams}
+    options: dict[str, Any] = {"activation": activation, "hparams": hparams, "n_head": n_head}
     if adapter is None:
         return open_checkpoint(path, **options)
     from gpt2c.weights.adapters.merging import merge_adapters  # lazily: few models have adapters

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpt2c.checks.untrusted import show, show_list
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointError
+from gpt2c.formats.pickle_values import describe
 from gpt2c.formats.tensors import check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
 from gpt2c.weights.checkpoint.shared.hparams import config_of_hparams
@@ -130,10 +131,18 @@ _BLOCK_NAMES = {
 
 def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Return the arrays of picoGPT's nested dict by GPT-2's names."""
-    top = _leaves(params, {("wte",), ("wpe",), ("blocks",), ("ln_f", "g"), ("ln_f", "b")}, "params")
+    return {name: _array(name, value) for name, value in picogpt_values(params).items()}
+
+
+def picogpt_values(params: Mapping[str, Any], where: str = "params") -> dict[str, Any]:
+    """Return the values of picoGPT's nested dict, whatever they are, by GPT-2's names.
+
+    Raises CheckpointError for missing or unexpected keys; messages begin with `where`.
+    """
+    top = _leaves(params, {("wte",), ("wpe",), ("blocks",), ("ln_f", "g"), ("ln_f", "b")}, where)
     blocks = top.pop(("blocks",))
     if isinstance(blocks, str) or not isinstance(blocks, Sequence):
-        raise CheckpointError(f"params['blocks']: found {show(blocks)}, expected a list")
+        raise CheckpointError(f"{where}['blocks']: found {describe(blocks)}, expected a list")
     values = {
         "wte.weight": top["wte",],
         "wpe.weight": top["wpe",],
@@ -141,10 +150,10 @@ def _flatten(params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         "ln_f.bias": top["ln_f", "b"],
     }
     for index, block in enumerate(blocks):
-        leaves = _leaves(block, set(_BLOCK_NAMES), f"params['blocks'][{index}]")
+        leaves = _leaves(block, set(_BLOCK_NAMES), f"{where}['blocks'][{index}]")
         for path, value in leaves.items():
             values[f"h.{index}.{_BLOCK_NAMES[path]}"] = value
-    return {name: _array(name, value) for name, value in values.items()}
+    return values
 
 
 def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple[str, ...], Any]:
@@ -154,7 +163,7 @@ def _leaves(tree: object, paths: set[tuple[str, ...]], where: str) -> dict[tuple
     zeros.
     """
     if not isinstance(tree, Mapping):
-        raise CheckpointError(f"{where}: found {show(tree)}, expected a dict")
+        raise CheckpointError(f"{where}: found {describe(tree)}, expected a dict")
     first_keys = {path[0] for path in paths}
     missing = sorted(first_keys - tree.keys())
     unexpected = sorted(str(key) for key in tree.keys() - first_keys)

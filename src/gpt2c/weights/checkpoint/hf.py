@@ -15,9 +15,10 @@ from gpt2c.checks.untrusted import show_list
 from gpt2c.config import GPT2Config
 from gpt2c.errors import CheckpointNotFoundError
 from gpt2c.formats import signatures
-from gpt2c.formats.raw_file import RawFile
+from gpt2c.formats.raw_file import RawFile, closed_on_error
 from gpt2c.formats.safetensors_file import SafetensorsFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, sources_by_name
+from gpt2c.weights.checkpoint.foreign import check_format, foreign_format
 from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.shared.shards import check_shard, read_index
 from gpt2c.weights.checkpoint.shared.training_files import is_training_file
@@ -36,8 +37,8 @@ _WEIGHT_FILES: Final = (
     *(name + suffix for name in (WEIGHTS, "pytorch_model.bin") for suffix in ("", _INDEX)),
     QUANTIZED_WEIGHTS,
 )
-# Weights that transformers once wrote and gpt2c does not read; an error mentions them.
-_OTHER_FORMATS: Final = ("tf_model.h5", "flax_model.msgpack")
+# Weights in formats that gpt2c does not read; an error names them.
+_OTHER_FORMATS: Final = ("*.h5", "*.msgpack", "*.onnx", "*.ot")
 
 
 def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
@@ -96,7 +97,10 @@ def _open_weights(path: Path) -> SafetensorsFile | StateDictFile:
         head = bytes(file.pread(min(9, file.size), 0, "beginning"))
     is_torch = head.startswith(signatures.TORCH) and head[8:] != signatures.SAFETENSORS_NINTH
     if not is_torch:
-        return SafetensorsFile(path)
+        weights = SafetensorsFile(path)
+        with closed_on_error(weights):
+            check_format(str(path), weights.metadata, weights.tensors)
+        return weights
     from gpt2c.weights.checkpoint.shared.state_dict import (
         StateDictFile,  # lazily: few checkpoints need it
     )
@@ -111,10 +115,7 @@ def _missing_message(folder: Path, missing: list[str]) -> str:
     )
     others = sorted({path.name for glob in _OTHER_FORMATS for path in folder.glob(glob)})
     if WEIGHTS in missing and others:
-        message += (
-            f". The format of {', '.join(others[:4])} is not read: convert it to {WEIGHTS} with "
-            "from_pretrained and save_pretrained of transformers"
-        )
+        message += f". {others[0]} {foreign_format(others[0])}"
     training = sorted(path.name for path in folder.iterdir() if is_training_file(path.name))
     if WEIGHTS in missing and training:
         message += f". The trainer's files, {show_list(training)}, hold no weights"

@@ -9,16 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from gpt2c.checks.options import choice
+from gpt2c.checks.options import choice, integer
 from gpt2c.checks.untrusted import read_json_object, show, show_list
-from gpt2c.config import ACTIVATIONS
+from gpt2c.config import ACTIVATIONS, MAX_SIZE
 from gpt2c.errors import CheckpointError, CheckpointNotFoundError, ConfigError, OptionError
 from gpt2c.files import long_path
 from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, closed_on_error
+from gpt2c.formats.safetensors_file import SafetensorsFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint
+from gpt2c.weights.checkpoint.foreign import foreign_format
 from gpt2c.weights.checkpoint.hf import CONFIG, open_hf_folder, weight_files_in
-from gpt2c.weights.checkpoint.shared.hparams import HPARAMS_FILE, given_hparams
+from gpt2c.weights.checkpoint.shared.hparams import (
+    HPARAMS_FILE,
+    given_hparams,
+    refuse_hparams,
+)
 from gpt2c.weights.checkpoint.shared.training_files import is_training_file
 
 # The other loaders are imported lazily: together they would double the time of `import gpt2c`.
@@ -26,6 +32,8 @@ from gpt2c.weights.checkpoint.shared.training_files import is_training_file
 # The usual names of files that hold a whole model. hf._OTHER_FORMATS has the names that gpt2c
 # refuses: when you add a loader here, remove its file name there.
 _WHOLE_MODELS: Final = ("*.gguf", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.bin")
+# The magic number of torch.save's old format, as pickles store it.
+_TORCH_MAGIC: Final = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 _ADAPTER_CONFIG: Final = "adapter_config.json"
 _ADAPTER: Final = "adapter_model."  # the beginning of an adapter's file name
 _MAX_CONFIG: Final = 4 << 20  # bytes
@@ -36,6 +44,7 @@ def open_checkpoint(
     *,
     activation: str | None = None,
     hparams: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    n_head: int | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: a folder, a file, or a TensorFlow prefix.
 
@@ -46,7 +55,8 @@ def open_checkpoint(
 
     `activation` is transformers' name of a function that overrides the checkpoint's activation
     function. `hparams` (a dict, a path, or a size such as "124M") replaces the file hparams.json of
-    TensorFlow and NumPy checkpoints.
+    TensorFlow and NumPy checkpoints. `n_head` is the number of heads, for kinds of files that do
+    not store it; it is short for hparams={"n_head": n_head}.
 
     This checks the configuration and every tensor's name, shape and dtype. It does not read the
     weights yet, except to compare a tied head that is stored twice. Close the result, or use it in
@@ -54,11 +64,15 @@ def open_checkpoint(
 
     Raises CheckpointNotFoundError (a FileNotFoundError), ConfigError or CheckpointError (both
     ValueErrors), naming the file, the tensor or key, what was found and what was expected;
-    OptionError or OptionTypeError for an invalid activation or hparams.
+    OptionError or OptionTypeError for an invalid activation, hparams or n_head.
     """
     if activation is not None:
         choice("activation", activation, tuple(sorted(ACTIVATIONS)))
     given = None if hparams is None else given_hparams(hparams)
+    if n_head is not None:
+        if given is not None:
+            raise OptionError("n_head and hparams exclude each other: put n_head into hparams")
+        given = {"n_head": integer("n_head", n_head, 1, MAX_SIZE)}
     checkpoint = _open(long_path(Path(path)), given)
     if activation is not None:
         config = replace(checkpoint.config, activation_function=activation)
@@ -103,7 +117,7 @@ def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     if os.path.lexists(folder / _ADAPTER_CONFIG):
         raise _adapter_error(folder)
     if hparams is None and (values := _mingpt_values(folder)) is not None:
-        return _open_torch(_only_file(folder, ("*.pt", "*.pth")), values)
+        return _open_torch(_only_file(folder, ("*.pt", "*.pth")), values, None)
     if hparams is not None or not weight_files_in(folder):
         whole = _files(folder, _WHOLE_MODELS)
         has_hparams = hparams is not None or os.path.lexists(folder / HPARAMS_FILE)
@@ -113,13 +127,15 @@ def _open_folder(folder: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
             return open_openai_folder(folder, None, hparams)
         if whole:
             return _open_file(_only_file(folder, _WHOLE_MODELS), hparams)
-    _refuse_hparams(folder, hparams)
+    refuse_hparams(folder, hparams)
     return open_hf_folder(folder)
 
 
 def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
     """Open a file of any kind; its first and last bytes select the loader."""
     head, tail = _head_and_tail(path)
+    if path.suffix.lower() == ".ot" and (reason := foreign_format(path.name)) is not None:
+        raise CheckpointError(f"{path}: {reason}")  # a ZIP archive, like a torch file
     if head.startswith(signatures.ZIP) and _holds_arrays(path):
         from gpt2c.weights.checkpoint.npz import open_npz
 
@@ -128,9 +144,20 @@ def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
         from gpt2c.weights.checkpoint.openai import open_openai_folder
 
         return open_openai_folder(path.parent, path, hparams)
-    _refuse_hparams(path, hparams)
     if path.name.startswith(_ADAPTER):
         raise _adapter_error(path)
+    if head[8:9] != signatures.SAFETENSORS_NINTH and head.startswith(signatures.TORCH):
+        if head.startswith(signatures.PICKLE) and _TORCH_MAGIC not in head:
+            from gpt2c.weights.checkpoint.pico_file import open_pico_file
+
+            return open_pico_file(path, hparams)
+        return _open_torch(path, _mingpt_values(path.parent), hparams)
+    if head[8:9] == signatures.SAFETENSORS_NINTH:
+        if (checkpoint := _other_layout_in_safetensors(path, hparams)) is not None:
+            return checkpoint
+        refuse_hparams(path, hparams)
+        return open_hf_folder(path.parent, path)
+    refuse_hparams(path, hparams)
     if head.startswith(signatures.GGUF):
         from gpt2c.weights.checkpoint.gguf import open_gguf
 
@@ -139,22 +166,12 @@ def _open_file(path: Path, hparams: Mapping[str, Any] | None) -> Checkpoint:
         from gpt2c.weights.checkpoint.llmc import open_llmc
 
         return open_llmc(path)
-    if head[8:9] == signatures.SAFETENSORS_NINTH:
-        return open_hf_folder(path.parent, path)
-    if head.startswith(signatures.TORCH):
-        return _open_torch(path, _mingpt_values(path.parent))
+    if (reason := foreign_format(path.name, head)) is not None:
+        raise CheckpointError(f"{path}: {reason}")
     raise CheckpointError(
         f"{path}: found {show(head[:8])} at the beginning, expected a file of safetensors, torch, "
         "GGUF, llm.c, NumPy (.npz), or the index of a TensorFlow checkpoint"
     )
-
-
-def _refuse_hparams(path: Path, hparams: Mapping[str, Any] | None) -> None:
-    if hparams is not None:
-        raise OptionError(
-            f"hparams is for checkpoints of TensorFlow and NumPy only, but {path} is neither: "
-            "leave hparams out"
-        )
 
 
 def _adapter_error(path: Path) -> CheckpointError:
@@ -178,9 +195,9 @@ def _adapter_error(path: Path) -> CheckpointError:
 
 
 def _head_and_tail(path: Path) -> tuple[bytes, bytes]:
-    """Return the first 16 and the last 8 bytes of a file; fewer if the file is shorter."""
+    """Return the first 32 and the last 8 bytes of a file; fewer if the file is shorter."""
     with closing(RawFile(path)) as file:
-        head = bytes(file.pread(min(file.size, 16), 0, "beginning"))
+        head = bytes(file.pread(min(file.size, 32), 0, "beginning"))
         return head, bytes(file.pread(8, file.size - 8, "end")) if file.size >= 8 else b""
 
 
@@ -193,8 +210,13 @@ def _holds_arrays(path: Path) -> bool:
     return all(name.endswith(".npy") for name in names)
 
 
-def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
-    """Open a torch file: nanoGPT's, else minGPT's if `mingpt` is its configuration, else HF's."""
+def _open_torch(
+    path: Path, mingpt: dict[str, Any] | None, hparams: Mapping[str, Any] | None
+) -> Checkpoint:
+    """Open a torch file: of another layout, else nanoGPT's, else minGPT's if `mingpt` is its
+    configuration, else HF's.
+    """
+    from gpt2c.weights.checkpoint.layouts.opening import open_other_layout
     from gpt2c.weights.checkpoint.nanogpt import (
         has_linear_layout,
         open_mingpt,
@@ -206,6 +228,16 @@ def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
     file = StateDictFile(path)
     with closed_on_error(file):
         settings = settings_of(file.state)
+        stored = {name: file.named_source(name, name) for name in file.tensors}
+        given = hparams
+        if given is None and settings is not None and "n_head" in settings:
+            given = {"n_head": settings["n_head"]}
+        other = open_other_layout(
+            stored, path, file, given, enclosing=file.state.enclosing, shared=file.shared_names()
+        )
+        if other is not None:
+            return other
+        refuse_hparams(path, hparams)
         if settings is not None and has_linear_layout(file.state):
             return open_nanogpt(file, file.state, settings)
         if mingpt is not None:
@@ -218,6 +250,21 @@ def _open_torch(path: Path, mingpt: dict[str, Any] | None) -> Checkpoint:
             "config in the file itself"
         )
     return open_hf_folder(path.parent, path)
+
+
+def _other_layout_in_safetensors(
+    path: Path, hparams: Mapping[str, Any] | None
+) -> Checkpoint | None:
+    """Return the checkpoint of a safetensors file in another layout than GPT-2's; else None."""
+    from gpt2c.weights.checkpoint.layouts.opening import open_other_layout
+
+    file = SafetensorsFile(path)
+    with closed_on_error(file):
+        stored = {name: file.named_source(name, name) for name in file.tensors}
+        if (checkpoint := open_other_layout(stored, path, file, hparams)) is not None:
+            return checkpoint
+    file.close()
+    return None
 
 
 def _mingpt_values(folder: Path) -> dict[str, Any] | None:

@@ -59,6 +59,15 @@ def given_hparams(value: object) -> dict[str, Any]:
     return {"n_vocab": GPT2_VOCAB_SIZE, "n_ctx": 1024, **_SIZES[str(value)]}
 
 
+def refuse_hparams(path: Path, hparams: Mapping[str, Any] | None) -> None:
+    """Raise OptionError if hparams are given for a checkpoint that has its own number of heads."""
+    if hparams is not None:
+        raise OptionError(
+            f"hparams and n_head are for checkpoints that do not store the number of heads, but "
+            f"{path} is of another kind: leave them out"
+        )
+
+
 def read_hparams(folder: Path) -> dict[str, Any]:
     """Read the folder's hparams.json.
 
@@ -101,7 +110,7 @@ def config_of_hparams(
         )
     if n_layer > 0 and "n_head" not in hparams:
         raise CheckpointError(
-            f"{where}: n_head is missing; the tensors' shapes do not determine it"
+            f"{where}: n_head is missing; the tensors' shapes do not determine it: pass n_head="
         )
     return GPT2Config.from_sizes(
         where,

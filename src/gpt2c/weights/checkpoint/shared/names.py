@@ -28,6 +28,12 @@ _INSERTED: Final = (
 _PARTS: Final = ("h", "wte", "wpe", "ln_f", "lm_head")
 _BODY = re.compile(r"(wte|wpe|ln_f|h\.[0-9]{1,7}\.[a-z0-9_]+(\.[a-z0-9_]+)?)\.(weight|bias)")
 
+# Names in the state dicts of checkpoint/layouts, without prefixes.
+_OTHER_LAYOUT = re.compile(
+    r"(trf_blocks|blocks)\.[0-9]{1,7}\.(att|attn|ff|mlp|norm1|norm2|ln1|ln2)\.[A-Za-z0-9_.]+"
+    r"|(tok_emb|final_norm|out_head)\.[a-z]+|pos_emb(\.weight)?|embed\.W_E|unembed\.[Wb]_U"
+)
+
 # The causal mask and its fill value, which old versions of transformers and nanoGPT stored. The
 # regex must match the whole name: "h.0.attn.c_attn.bias" is a weight.
 _BUFFER = re.compile(r"h\.(0|[1-9][0-9]{0,6})\.attn\.(bias|masked_bias)", re.ASCII)
@@ -61,6 +67,11 @@ def is_gpt2_name(name: str) -> bool:
 def is_body_name(name: str) -> bool:
     """Return whether a bare name is a tensor of GPT-2's body, which is everything but the head."""
     return _BODY.fullmatch(name) is not None
+
+
+def is_other_layout_name(name: str) -> bool:
+    """Return whether a bare name is a tensor in one of the layouts of checkpoint/layouts."""
+    return _OTHER_LAYOUT.fullmatch(name) is not None and not name.endswith((".mask", ".IGNORE"))
 
 
 def is_buffer(name: str, n_layer: int | None = None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,13 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.pickle_values import Record, describe, entries_of, torch_module_class
 from gpt2c.formats.raw_file import RawTensor, closed_on_error
 from gpt2c.formats.torch_file import StoredTensor, TorchFile
-from gpt2c.weights.checkpoint.shared.names import bare_name, is_body_name, is_buffer, is_gpt2_name
+from gpt2c.weights.checkpoint.shared.names import (
+    bare_name,
+    is_body_name,
+    is_buffer,
+    is_gpt2_name,
+    is_other_layout_name,
+)
 from gpt2c.weights.checkpoint.shared.training_files import training_state
 
 # Keys under which trainers save a model's weights, in order of preference.
@@ -61,6 +68,11 @@ class StateDictFile(TorchFile):
         """The state dict's tensors by their stored names."""
         return self.state.tensors
 
+    def shared_names(self) -> frozenset[str]:
+        """Return the stored names of tensors whose elements another tensor has too."""
+        counts = Counter(self.state.tensors.values())
+        return frozenset(name for name, t in self.state.tensors.items() if counts[t] > 1)
+
     def named_source(self, stored: str, name: str) -> RawTensor:
         """Return the tensor called `stored` in the file as a source called `name`."""
         return self.source(self.state.tensors[stored], name)
@@ -106,7 +118,7 @@ def _has_gpt2_weights(values: Mapping[Any, Any]) -> bool:
     return any(
         isinstance(key, str)
         and isinstance(value, StoredTensor | Record)
-        and is_body_name(bare_name(key))
+        and (is_body_name(name := bare_name(key)) or is_other_layout_name(name))
         for key, value in values.items()
     )
 
@@ -148,7 +160,7 @@ def _checked_state(file: TorchFile, dicts: tuple[Mapping[Any, Any], ...]) -> Sav
 
 
 def _is_needed(name: str) -> bool:
-    return is_gpt2_name(name) and not is_buffer(name)
+    return (is_gpt2_name(name) and not is_buffer(name)) or is_other_layout_name(name)
 
 
 def _nothing_found(file: TorchFile) -> CheckpointError:
