@@ -109,6 +109,15 @@ def test_one_connection_may_ask_several_times(tales: GPT2) -> None:
         connection.close()
 
 
+def test_tokens_do_not_wait_for_acknowledgements(tales: GPT2) -> None:
+    with running(tales) as server, connect(server):
+        connections = server._server.server_state.connections
+        wait_until(lambda: bool(connections))
+        (accepted,) = connections
+        found = accepted.transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -269,7 +278,8 @@ def test_keys_and_models_of_the_command(start: Callable[..., Any], tales: GPT2) 
     tales_path = str(Path(tales.tokenizer.source).parent)
     _, port = started(
         start, "--model", f"big={tales_path}", "--model", f"small={tales_path}",
-        "--dtype", "small=int8", "--alias", "x=small", GPT2C_API_KEY="secret-key-1",
+        "--dtype", "small=int8", "--alias", "x=small", "--draft", "none",
+        GPT2C_API_KEY="secret-key-1",
     )  # fmt: skip
     body = {"model": "x", "prompt": "Once", "max_tokens": 3, "temperature": 0}
     assert ask(port, body)[0] == 401

@@ -35,7 +35,9 @@ class Address:
         if self.unix_socket is not None:
             return _bind_unix(self.unix_socket)
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        bound = socket.socket(family)
+        # asyncio turns Nagle's algorithm off only for sockets that name their protocol. With it, a
+        # stream's token would wait for the acknowledgement of the last, up to 40 ms.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((self.host, self.port))
