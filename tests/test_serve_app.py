@@ -133,6 +133,22 @@ def test_metrics_count_what_runs(tales: GPT2) -> None:
     assert metric(client, "gpt2c:weights_bytes", **name) == tales.n_bytes
 
 
+def test_a_server_may_draft_no_tokens(tales: GPT2) -> None:
+    counts, texts = {}, set()
+    for draft in ("lookup", None):
+        service = service_of({"tales": tales})
+        service.models.get(None).draft = draft
+        client = Client(service)
+        prompt = "the cat and the dog and the cat and the dog and the cat and the"
+        texts.add(
+            client.complete(prompt=prompt, max_tokens=40, temperature=0).json["choices"][0]["text"]
+        )
+        counts[draft] = metric(client, "gpt2c:drafted_tokens_total", model_name="tales")
+    assert counts["lookup"] > 0
+    assert counts[None] == 0
+    assert len(texts) == 1
+
+
 def test_metrics_count_tokens_of_the_prefix_cache() -> None:
     config = config_of(n_positions=64)
     weights = random_weights(config)

@@ -107,6 +107,7 @@ class Run:
         options = {**request.options, "temperature": temperature}
         options["max_new_tokens"] = request.max_tokens
         options["logprobs"] = request.logprobs
+        options["draft"] = self.served.draft
         if request.best_of > request.n and request.logprobs is None:
             options["logprobs"] = 0  # to find the best
         if request.stops:

@@ -27,6 +27,7 @@ class ModelSource:
     path: str | None
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    draft: str | None = "auto"  # how its texts draft tokens: see GPT2.complete
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,17 @@ class Encoding:
 class ServedModel:
     """A loaded model, and the scheduler that runs its requests."""
 
-    def __init__(self, name: str, model: GPT2, limits: Limits, aliases: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: GPT2,
+        limits: Limits,
+        aliases: Sequence[str] = (),
+        draft: str | None = "auto",
+    ) -> None:
         """Serve a model. Closing it is the caller's duty."""
         self.name, self.aliases, self.model = name, tuple(aliases), model
+        self.draft = draft
         self.created = int(time.time())
         self.limits = limits
         self.scheduler = Scheduler(model, thread=True, max_running=limits.max_running)
@@ -179,7 +188,9 @@ class Models:
                 if self.is_stopping:
                     return
                 model = load(source.path, **source.options)
-                self.add(ServedModel(source.name, model, self._limits, source.aliases))
+                self.add(
+                    ServedModel(source.name, model, self._limits, source.aliases, source.draft)
+                )
         except BaseException:
             self.close()
             raise

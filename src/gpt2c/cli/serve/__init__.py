@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+from gpt2c.cli.generate import DRAFTS
 from gpt2c.cli.options import Commands
 from gpt2c.cli.serve.models import model_sources
 from gpt2c.errors import MissingDependencyError, OptionError
@@ -46,6 +47,8 @@ def add_command(commands: Commands) -> None:
         "model; may be repeated")  # fmt: skip
     add("--dtype", action="append", default=[], metavar="DTYPE", help="float32, int8 or int4; "
         "NAME=DTYPE for one model; may be repeated")  # fmt: skip
+    add("--draft", choices=DRAFTS, default="auto", help="how speculative decoding drafts tokens: "
+        "see gpt2c generate; it changes no text; default: auto")  # fmt: skip
     add("--threads", type=int, metavar="N", help="the max number of threads")
     add("--backend", default="auto", help="auto (default), c or numpy")
     add("--kv-cache-bytes", type=int, metavar="N", help="the max memory of each model's KV cache; "

@@ -42,6 +42,7 @@ def model_sources(options: argparse.Namespace) -> list[ModelSource]:
         ModelSource(
             name, path, tuple(alias for alias, of in aliases if of == name),
             {**common, "dtype": dtypes[name], "adapter": _adapters(options, name, paths)},
+            None if options.draft == "none" else options.draft,
         )
         for name, path in paths.items()
     ]  # fmt: skip
