@@ -53,12 +53,14 @@ class Model:
 class Build:
     """A process that imports gpt2c from one source tree, or as it is installed."""
 
+    script = "separate_worker.py"
+
     def __init__(self, letter: str, tree: Path | None) -> None:
         env = dict(os.environ)
         if tree is not None:
             env["PYTHONPATH"] = str(tree / "src")
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "separate_worker.py")],
+            [sys.executable, str(HERE / self.script)],
             env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self.letter, self.name = letter, ""

@@ -237,6 +237,15 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
+def measure_limits(path: str | None, dtype: str, threads: int) -> dict[str, float]:
+    """Return n_bytes of the model, and what the machine can read and compute in a second."""
+    model = model_of(path, dtype, threads)
+    found = {"n_bytes": float(model.n_bytes)}
+    for name in ("stream_rate", "multiply_add_rate"):
+        found[name] = statistics.median(getattr(model._engine, name)() for _ in range(3))
+    return found
+
+
 def measure_build() -> str:
     return f"{gpt2c.__version__} at {os.path.dirname(gpt2c.__file__)}"
 
@@ -251,6 +260,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "workloads": measure_workloads,
     "rate": measure_rate,
     "latency": measure_latency,
+    "limits": measure_limits,
     "drop": measure_drop,
 }
 
