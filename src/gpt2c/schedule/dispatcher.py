@@ -196,17 +196,28 @@ class _Worker:
         resolve(futures, error)
 
 
-def resolve(futures: Iterable[Future], error: Exception | None = None) -> None:
-    """Resolve futures, all of one event loop at once. Any thread may call this."""
+def resolve(futures: Iterable[Future], error: Exception | None = None) -> list[Lock]:
+    """Resolve futures, all of one event loop at once. Any thread may call this.
+
+    Return a lock for each event loop, which is released when the tasks that it woke have run until
+    they wait again. It is never released if the loop is closed before.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[Future]] = {}
     for future in futures:
         by_loop.setdefault(future.get_loop(), []).append(future)
+    locks = []
     for loop, group in by_loop.items():
+        lock = Lock()
+        lock.acquire()
         with suppress(RuntimeError):  # the event loop was closed
-            loop.call_soon_threadsafe(_set_results, group, error)
+            loop.call_soon_threadsafe(_set_results, group, error, lock)
+            locks.append(lock)
+    return locks
 
 
-def _set_results(futures: list[Future], error: Exception | None) -> None:
+def _set_results(futures: list[Future], error: Exception | None, lock: Lock) -> None:
+    import asyncio
+
     for future in futures:
         if future.done():
             continue
@@ -214,6 +225,10 @@ def _set_results(futures: list[Future], error: Exception | None) -> None:
             future.set_result(None)
         else:
             future.set_exception(error)
+    # Callbacks run in the order of their calls: first the tasks, which the futures wake by
+    # call_soon; then what the tasks themselves call soon, such as the sending of a server's parts.
+    call_soon = asyncio.get_running_loop().call_soon
+    call_soon(call_soon, lock.release)
 
 
 # Workers of a parent process. They are never freed, because a step may have been using their jobs

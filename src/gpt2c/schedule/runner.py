@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from threading import Lock, RLock, Thread, current_thread, main_thread
-from typing import Protocol
+from typing import Final, Protocol
 from weakref import ref
 
 from gpt2c.engine.protocol import EngineJob, EngineModel
@@ -28,6 +28,10 @@ from gpt2c.schedule.continuation import Continuation, empty_result, immediate_re
 from gpt2c.schedule.dispatcher import IDLE_SECONDS, Future, resolve
 from gpt2c.schedule.prefix_cache import PrefixCache
 from gpt2c.schedule.requests import Request, Result
+
+# How long the next step waits for event loops that handle the events of the last one.
+DELIVERY_SHARE: Final = 0.1  # of the last step's time
+MAX_DELIVERY_SECONDS: Final = 0.01
 
 
 class Record(Protocol):
@@ -199,8 +203,9 @@ class Runner:
                 "the request was added in the parent process; a forked child must add its own"
             )
         reader = Reader()
-        self._readers.add(reader)
-        self._last_read = time.monotonic()
+        if self._needs_readers:
+            self._readers.add(reader)
+            self._last_read = time.monotonic()
         self._start_if_needed()
         return reader
 
@@ -261,8 +266,10 @@ class Runner:
         while len(self._running) < self._max_running and (state := self._pop_queued()):
             if state.claim():
                 self._begin(state)
+        begin = time.monotonic()
         rested = self._waiter.wait(IDLE_SECONDS)
-        _wake([self._advance(job) for job in rested])
+        seconds = time.monotonic() - begin
+        _let_run(_wake([self._advance(job) for job in rested]), seconds)
         return bool(rested)
 
     def _end_late_requests(self) -> None:
@@ -355,8 +362,22 @@ class Runner:
             return heapq.heappop(self._deadlines)[2] if is_late else None
 
 
-def _wake(states: Iterable[RequestState]) -> None:
-    """Wake the sleepers of requests with new events; each event loop once."""
+def _let_run(locks: list[Lock], step_seconds: float) -> None:
+    """Let event loops handle the events of a step before the next one.
+
+    Beside a step, their tasks would take the CPUs from the engine's threads again and again, and
+    each time all threads would wait.
+    """
+    end = time.monotonic() + min(DELIVERY_SHARE * step_seconds, MAX_DELIVERY_SECONDS)
+    for lock in locks:
+        lock.acquire(timeout=max(end - time.monotonic(), 0))
+
+
+def _wake(states: Iterable[RequestState]) -> list[Lock]:
+    """Wake the sleepers of requests with new events; each event loop once.
+
+    Return the locks of `resolve`.
+    """
     futures = []
     for state in states:
         for sleeper in state.pop_woken():
@@ -364,4 +385,4 @@ def _wake(states: Iterable[RequestState]) -> None:
                 futures.append(sleeper)
             else:
                 sleeper.release()
-    resolve(futures)
+    return resolve(futures)

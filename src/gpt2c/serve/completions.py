@@ -47,13 +47,12 @@ class Text:
             return Completion("", [], "length", seed, logprobs=[], top_logprobs=[])
         return await self.handle
 
-    async def events(self, seed: int | None) -> AsyncIterator[Token | Finished]:
-        """Yield the events."""
-        if self.handle is None:
-            yield Finished(await self.completion(seed), "")
-            return
-        async for event in self.handle:
-            yield event
+    def events(self, seed: int | None) -> AsyncIterator[Token | Finished]:
+        """Return an iterator of the events."""
+        return aiter(self._no_events(seed) if self.handle is None else self.handle)
+
+    async def _no_events(self, seed: int | None) -> AsyncIterator[Token | Finished]:
+        yield Finished(await self.completion(seed), "")
 
 
 @dataclass

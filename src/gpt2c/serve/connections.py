@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gpt2c.serve.errors import RequestError
 from gpt2c.serve.http import encoded
 from gpt2c.serve.limits import Limits
+from gpt2c.serve.outbox import PART_WRITER, Outbox, PartWriter
 
 _REASONS: Final = {408: "Request Timeout", 503: "Service Unavailable"}
 
@@ -32,7 +33,11 @@ def raw_answer(error: RequestError) -> bytes:
 
 
 def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with these limits."""
+    """Return uvicorn's protocol with these limits.
+
+    A request of HTTP/1.1 has a PartWriter in the extensions of its ASGI scope.
+    """
+    outbox = Outbox()
 
     class LimitedProtocol(H11Protocol):
         """Closes a connection that is one too many, or whose client is too slow."""
@@ -58,6 +63,8 @@ def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self.cycle is not before:
                 self._stop_headers_timer()
+                if self.scope["http_version"] == "1.1" and self.scope["method"] != "HEAD":
+                    self.scope["extensions"] = {PART_WRITER: PartWriter(self, outbox)}
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_headers_timer()

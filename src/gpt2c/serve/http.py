@@ -13,12 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from gpt2c.serve.errors import RequestError
 from gpt2c.serve.limits import Limits
+from gpt2c.serve.outbox import PART_WRITER, PartWriter
 
 _STREAM_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the events
 ]
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 DONE: Final = b"data: [DONE]\n\n"
 
 _T = TypeVar("_T")
@@ -30,7 +32,7 @@ class ClientGoneError(Exception):
 
 def encoded(value: Any) -> bytes:
     """Return JSON as bytes. It has no NaN: a ValueError here is a mistake of the caller."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _JSON.encode(value).encode()
 
 
 def encoded_with_list(fields: Mapping[str, Any], name: str, items: Iterable[Any]) -> bytes:
@@ -132,19 +134,42 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until the client leaves."""
-        await unless_gone(receive, self._send_all(send))
+        writer = scope.get("extensions", {}).get(PART_WRITER)
+        await unless_gone(receive, self._send_all(_Parts(send, writer)))
 
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+    async def _send_all(self, parts: _Parts) -> None:
+        await parts.begin()
         async with aclosing(self._rest) as rest:  # type: ignore[type-var]
-            await _send_part(send, self._first)
+            await parts.send(self._first)
             try:
                 async for part in rest:
-                    await _send_part(send, part)
+                    if not parts.write(part):
+                        await parts.send(part)
             except Exception as error:
-                await _send_part(send, event(self._failed(error).body) + DONE)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await parts.send(event(self._failed(error).body) + DONE)
+        await parts.end()
 
 
-def _send_part(send: Send, part: bytes) -> Awaitable[None]:
-    return send({"type": "http.response.body", "body": part, "more_body": True})
+class _Parts:
+    """The parts of an answer, which go to its connection or, without a writer, through ASGI."""
+
+    def __init__(self, send: Send, writer: PartWriter | None) -> None:
+        self._send, self._writer = send, writer
+
+    def begin(self) -> Awaitable[None]:
+        return self._send(
+            {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+        )
+
+    def write(self, part: bytes) -> bool:
+        """Send a part soon; return False, and do nothing, if `send` must do it."""
+        return self._writer is not None and self._writer.write(part)
+
+    def send(self, part: bytes, is_last: bool = False) -> Awaitable[None]:
+        """Send a part after those that were written."""
+        if self._writer is not None:
+            self._writer.send()
+        return self._send({"type": "http.response.body", "body": part, "more_body": not is_last})
+
+    def end(self) -> Awaitable[None]:
+        return self.send(b"", is_last=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from json.encoder import encode_basestring
 from typing import Any
 
 from gpt2c.generate.options import Completion
@@ -22,12 +23,17 @@ class _Choice:
 
     def __init__(self, run: Run, text: Text) -> None:
         self.run, self.text = run, text
-        self.events = aiter(text.events(run.seeds[text.prompt]))
+        self.events = text.events(run.seeds[text.prompt])
         self.length = 0  # of the text that was sent
         self.writer: LogprobsWriter | None = None
         if run.request.logprobs is not None:
             self.writer = run.writer()
         self.completion: Completion | None = None
+        # Whether the event of a token differs from others only in its text.
+        self._has_only_text = (
+            self.writer is None and run.served.has_text and not run.request.returns_ids
+        )
+        self._frame: tuple[bytes, bytes] | None = None  # what surrounds the text of an event
 
     def chunk(
         self, text: str, tokens: list[ScoredToken], ids: list[int], reason: str | None = None
@@ -48,6 +54,18 @@ class _Choice:
             choice["token_ids"] = ids
         return choice
 
+    def _event_of(self, text: str, head: dict[str, Any]) -> bytes:
+        """Return the event of a token that differs from others only in its text."""
+        if self._frame is None:
+            # A quotation mark inside a string has a backslash, so this finds the text's place.
+            before, empty, after = event({**head, "choices": [self.chunk("", [], [])]}).rpartition(
+                b'"text":""'
+            )
+            self._frame = before + empty[:-2], after
+        before, after = self._frame
+        self.length += len(text)
+        return before + encode_basestring(text).encode() + after
+
     def echo(self) -> dict[str, Any]:
         """Return the choice in the event that has the prompt."""
         scores = self.run.prompt_scores[self.text.prompt] if self.writer is not None else []
@@ -57,22 +75,23 @@ class _Choice:
             self.writer.begin_part(len(text))
         return choice
 
-    async def next(self) -> dict[str, Any] | None:
-        """Wait for the next event; return the choice in it, None if there is nothing to send."""
+    async def next(self, head: dict[str, Any]) -> bytes | None:
+        """Wait for the next event; return it as it is sent, None if there is nothing to send."""
         found = await anext(self.events)
         if isinstance(found, Token):
+            if self._has_only_text:
+                return self._event_of(found.text, head) if found.text else None
             tokens = []
             if found.logprob is not None:
                 tokens.append(ScoredToken(found.id, found.logprob, found.top_logprobs))
-            is_silent = not (found.text or tokens) and self.run.served.has_text
-            if is_silent and not self.run.request.returns_ids:
-                return None
-            return self.chunk(found.text or "", tokens, [found.id])
+            choice = self.chunk(found.text or "", tokens, [found.id])
+            return event({**head, "choices": [choice]})
         self.completion = found.completion
         reason = finish_reason(self.run, found.completion)
         self.run.metrics.count_text(self.run.served.name, reason, found.completion)
         tokens = end_token(found.completion) if self.writer is not None else []
-        return self.chunk(found.text or "", tokens, [], reason)
+        choice = self.chunk(found.text or "", tokens, [], reason)
+        return event({**head, "choices": [choice]})
 
 
 async def stream(run: Run) -> AsyncIterator[bytes]:
@@ -89,8 +108,8 @@ async def stream(run: Run) -> AsyncIterator[bytes]:
         active = choices
         while active:
             for choice in active:
-                if (found := await choice.next()) is not None:
-                    yield event({**head, "choices": [found]})
+                if (found := await choice.next(head)) is not None:
+                    yield found
             active = [choice for choice in active if choice.completion is None]
     run.metrics.latency.observe(run.served.name, time.monotonic() - run.began)
     if run.request.include_usage:
