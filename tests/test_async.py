@@ -19,7 +19,7 @@ from conftest import config_of, in_threads, model_on, random_weights, wait_until
 
 import gpt2c
 from gpt2c.engine.protocol import Plan
-from gpt2c.schedule.dispatcher import Dispatcher
+from gpt2c.schedule.dispatcher import Dispatcher, resolve
 
 NAME = "gpt2c asyncio"  # of the dispatcher's threads
 SAMPLED = {"temperature": 1.1, "seed": 3}
@@ -483,3 +483,29 @@ def test_ctrl_c_at_any_moment_of_the_streams(model):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert n_interrupts > 5
+
+
+def test_a_step_waits_for_the_tasks_that_the_last_one_woke():
+    """The lock of `resolve` is released after the tasks, and after what they call soon."""
+
+    async def run() -> list[str]:
+        loop, order = asyncio.get_running_loop(), []
+        future = loop.create_future()
+
+        async def wait_for_a_token() -> None:
+            await future
+            order.append("task")
+            loop.call_soon(order.append, "called soon")
+
+        def wait_for_the_lock() -> list[str]:
+            (lock,) = resolve([future])
+            assert lock.acquire(timeout=60)
+            return list(order)
+
+        task = asyncio.create_task(wait_for_a_token())
+        await asyncio.sleep(0)
+        found = await asyncio.to_thread(wait_for_the_lock)
+        await task
+        return found
+
+    assert asyncio.run(run()) == ["task", "called soon"]

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import BACKENDS, config_of, model_on, random_weights, wait_until
-from serving import SECONDS, service_of
+from serving import SECONDS, Client, service_of
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
@@ -116,6 +116,41 @@ def test_tokens_do_not_wait_for_acknowledgements(tales: GPT2) -> None:
         (accepted,) = connections
         found = accepted.transport.get_extra_info("socket")  # type: ignore[union-attr]
         assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("options", [{}, {"n": 3, "temperature": 1}, {"logprobs": 2}])
+def test_a_stream_has_the_same_events_on_a_socket(
+    tales: GPT2, version: str, options: dict[str, Any]
+) -> None:
+    body = {"prompt": "Once upon", "max_tokens": 20, "temperature": 0, "seed": 5, **options}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    wanted = Client(service_of({"tiny": tales})).complete(**body).events
+    with running(tales) as server, connect(server) as connection:
+        request = post("/v1/completions", body).replace(b"HTTP/1.1", f"HTTP/{version}".encode())
+        connection.sendall(request.replace(b"Host", b"Connection: close\r\nHost"))
+        head, _, answer = read_all(connection).partition(b"\r\n\r\n")
+    if version == "1.1":
+        assert b"transfer-encoding: chunked" in head.lower()
+        answer = b"".join(chunks(answer))
+    *events, done, end = answer.split(b"\n\n")
+    assert (done, end) == (b"data: [DONE]", b"")
+    changes = {"id": 0, "created": 0}
+    found = [json.loads(event.removeprefix(b"data: ")) | changes for event in events]
+    assert found == [event | changes for event in wanted]
+
+
+def chunks(body: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a chunked body, which must be whole."""
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        n = int(size, 16)
+        assert body[n : n + 2] == b"\r\n"
+        yield body[:n]
+        body = body[n + 2 :]
+        if not n:
+            break
+    assert not body
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
             if self.cycle is not before:
                 self._stop_headers_timer()
                 if self.scope["http_version"] == "1.1" and self.scope["method"] != "HEAD":
-                    self.scope["extensions"] = {PART_WRITER: PartWriter(self, outbox)}
+                    extensions: dict[str, Any] = {PART_WRITER: PartWriter(self, outbox)}
+                    self.scope["extensions"] = extensions
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_headers_timer()
