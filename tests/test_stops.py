@@ -412,10 +412,70 @@ def test_slide_restarts_from_the_last_half_of_the_context(model):
     )
 
 
-def test_slide_in_a_context_of_one(backend):
+@pytest.mark.parametrize("overflow", ["slide", "crop"])
+def test_going_on_in_a_context_of_one(backend, overflow):
     config = config_of(n_positions=1)
     model = model_on(backend, config, random_weights(config))
-    assert len(model.generate([1], max_new_tokens=7, overflow="slide")) == 7
+    assert len(model.generate([1], max_new_tokens=7, overflow=overflow)) == 7
+
+
+def test_crop_sees_the_last_context_at_every_token(model):
+    """The loop of nanoGPT's generate: each token comes from the last n_positions tokens."""
+    n = model.config.n_positions
+    for prompt in ([1, 2, 3], list(range(n)), list(range(n + 5))):
+        text = list(prompt)
+        for _ in range(60):
+            text.append(int(model.logits(text[-n:])[-1].argmax()))
+        done = model.complete(prompt, max_new_tokens=60, overflow="crop", logprobs=0)
+        assert done.ids == text[len(prompt) :]
+        assert (len(done.logprobs), done.finish_reason) == (60, "length")
+        assert list(model.stream(prompt, max_new_tokens=60, overflow="crop")) == done.ids
+
+
+def test_crop_draws_each_token_with_its_own_noise(backend):
+    """Equal logits at every step: equal noise would draw the same id again and again."""
+    config = config_of(n_positions=4, n_layer=0)
+    weights = {name: np.zeros_like(w) for name, w in random_weights(config).items()}
+    model = model_on(backend, config, weights)
+    options = {"do_sample": True, "seed": 4, "overflow": "crop", "eos_token_id": None}
+    ids = model.generate([1], max_new_tokens=300, **options)
+    # 300 draws from all ids alike. For each id the count is binomial: mean 300 / n, and more than
+    # the mean + 6 standard deviations has a probability below 1e-6.
+    p = 1 / config.vocab_size
+    assert max(map(ids.count, ids)) < 300 * p + 6 * (300 * p * (1 - p)) ** 0.5 + 1
+    first, second = (
+        model.complete([1], max_new_tokens=300, num_return_sequences=2, **options)[i].ids
+        for i in (0, 1)
+    )
+    assert first == ids != second
+
+
+def test_eos_token_id_of_a_call(model):
+    """The call's EOS tokens take the place of the model's; None leaves none."""
+    endless = model.generate([1, 2, 3], max_new_tokens=30, eos_token_id=None)
+    assert len(endless) == 30
+    for ends in (endless[10], [endless[10]], np.array([endless[10], endless[20]])):
+        done = model.complete([1, 2, 3], max_new_tokens=30, eos_token_id=ends)
+        end = min(map(endless.index, np.atleast_1d(ends)))
+        assert (done.ids, done.end_id) == (endless[:end], endless[end])
+        assert done.finish_reason == "stop"
+    longer = model.complete([1, 2, 3], max_new_tokens=30, eos_token_id=endless[0], min_new_tokens=5)
+    assert endless[0] not in longer.ids[:5]
+    for wrong in (-1, 10**9, 1.5, "x y z", True):
+        errors = (gpt2c.OptionError, gpt2c.OptionTypeError, gpt2c.TokenizerError)
+        with pytest.raises(errors, match=r"eos_token_id|okenizer"):
+            model.generate([1], eos_token_id=wrong)
+
+
+def test_eos_token_id_replaces_the_models_own(backend):
+    free = model_on(backend, config_of(eos_token_id=None), WEIGHTS)
+    ids = free.generate([1, 2], max_new_tokens=20)
+    model = model_on(backend, config_of(eos_token_id=ids[5]), WEIGHTS)
+    assert model.generate([1, 2], max_new_tokens=20) == ids[: ids.index(ids[5])]
+    assert model.generate([1, 2], max_new_tokens=20, eos_token_id=None) == ids
+    assert model.generate([1, 2], max_new_tokens=20, eos_token_id=[]) == ids
+    other = next(id for id in ids[6:] if id != ids[5])
+    assert model.generate([1, 2], max_new_tokens=20, eos_token_id=other) == ids[: ids.index(other)]
 
 
 # ---- async ----

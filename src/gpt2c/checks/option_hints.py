@@ -18,7 +18,8 @@ _ALIASES: Final = {
     "min_new_tokens": "min_tokens min_length min_generation_tokens",
     "stop_strings": "stop stop_sequences stop_sequence stop_words stopping_strings until "
     "truncate_text",
-    "stop_token_ids": "eos_token_id eos_token_ids eos_token end_token stop_tokens stop_token",
+    "stop_token_ids": "stop_tokens stop_token",
+    "eos_token_id": "eos_token_ids eos_token end_token eos_id",
     "num_return_sequences": "n n_samples nsamples num_samples num_hypotheses num_texts",
     "repetition_penalty": "repeat_penalty rep_pen",
     "num_beams": "beam_size beam_width n_beams beams",

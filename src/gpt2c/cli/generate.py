@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import gpt2c
+from gpt2c.checks.untrusted import show
 from gpt2c.cli.options import EXAMPLES, Commands, add_model_options, load_model
 from gpt2c.cli.table_options import INPUT_HELP, add_input_options, open_input_texts
 from gpt2c.errors import ContextError, OptionError
@@ -85,8 +86,14 @@ def add_generation_options(parser: argparse.ArgumentParser, left_out: Collection
         "pass by the faster of both (auto, the default). Drafts never change the text")  # fmt: skip
     add("--stop", action="append", metavar="TEXT", help="end the text before this stop string; "
         "may be repeated")  # fmt: skip
-    add("--slide", action="store_true", help="when the context is full, drop its first half and "
-        "continue")  # fmt: skip
+    add("--eos-token-id", type=_eos_ids, metavar="ID[,ID...]", help="the tokens that end the text, "
+        "or none for no such token; default: the model's own")  # fmt: skip
+    full = parser.add_mutually_exclusive_group().add_argument
+    full("--slide", dest="overflow", action="store_const", const="slide", default="stop",
+         help="when the context is full, drop its first half and continue")  # fmt: skip
+    full("--crop", dest="overflow", action="store_const", const="crop", help="when the context is "
+         "full, choose each further token from the end that fits, as nanoGPT does (slow)"
+         )  # fmt: skip
     add("--truncate", choices=["left"], help="left: keep only the end of a prompt longer than "
         "the context")  # fmt: skip
 
@@ -103,6 +110,18 @@ def _run(options: argparse.Namespace) -> None:
             _stream_texts(model, prompts, arguments, options.echo)
         else:
             _print_whole_texts(model, prompts, arguments, options.echo)
+
+
+def _eos_ids(text: str) -> list[int]:
+    """Return the ids in an option's text; an empty list for "none"."""
+    if text == "none":
+        return []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected token ids separated by commas, or none; found {show(text)}"
+        ) from None
 
 
 def _can_stream(model: gpt2c.GPT2, options: argparse.Namespace) -> bool:
@@ -127,7 +146,8 @@ def complete_arguments(options: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(options, name) for name in names if hasattr(options, name)},
         **_whole_text_options(options),
         "stop_strings": options.stop,
-        "overflow": "slide" if options.slide else "stop",
+        "overflow": options.overflow,
+        **({} if options.eos_token_id is None else {"eos_token_id": options.eos_token_id or None}),
         "draft": None if options.draft == "none" else options.draft,
         "truncate": options.truncate,
     }
@@ -144,7 +164,7 @@ def _check_prompts(
     from gpt2c.generate.prompts import check_ids
 
     n_positions = model.config.n_positions
-    must_fit = options.truncate is None and not options.slide
+    must_fit = options.truncate is None and options.overflow == "stop"
     for name, prompt in prompts:
         if not isinstance(prompt, str):
             check_ids(prompt, model.config.vocab_size, name)

@@ -179,8 +179,9 @@ class Completer:
         if is_empty:
             ids = np.array([encoder.start_id(f"{where} is empty")], dtype=np.int32)
         n_positions = self._config.n_positions
-        if options.overflow == "slide" and len(ids) > n_positions:
-            ids = ids[-max(n_positions // 2, 1) :]
+        n_kept = options.n_kept(n_positions)
+        if n_kept and len(ids) > n_positions:
+            ids = ids[-n_kept:]
         seed = options.seed_of(index)
         plan = options.plan
         max_new, min_new = options.lengths.new_token_limits(len(ids), options.max_new_tokens)
@@ -200,7 +201,7 @@ class Completer:
                 stops=self._stops,
                 n_top=options.logprobs,
                 scores_prompt=options.echo and sample == 0,
-                slides=options.overflow == "slide",
+                n_kept=n_kept,
                 logits_processor=options.logits_processor,
                 drafts=self._draft_settings,
                 n_best=options.n_texts,
@@ -214,10 +215,12 @@ class Completer:
         stop_token_ids.
         """
         config = self._config
-        eos = config.eos_token_id
         if config.pad_token_id is not None:
             return config.pad_token_id
-        if eos is not None:
+        own, eos = self._options.eos_ids, config.eos_token_id
+        if own:
+            return own[0]
+        if own is None and eos is not None:
             return eos if isinstance(eos, int) else eos[0]
         return int(self._options.stop_ids[0]) if len(self._options.stop_ids) else None
 

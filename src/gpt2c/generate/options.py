@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2c.checks.option_hints import option_hint
-from gpt2c.checks.options import INT32_MAX, choice, flag, integer, items, number
+from gpt2c.checks.options import INT32_MAX, choice, flag, integer, is_integer, items, number
 from gpt2c.checks.untrusted import show
 from gpt2c.engine.protocol import MAX_LOGPROBS, MAX_ROWS, Plan, Scores
 from gpt2c.errors import OptionError, OptionTypeError
@@ -42,6 +42,7 @@ class _LengthOption(TypedDict, total=False):
 class _CommonOptions(_LengthOption, SamplingOptions, total=False):
     stop_strings: str | Sequence[str] | None
     stop_token_ids: Sequence[int | str] | None
+    eos_token_id: int | Sequence[int] | None
     max_time: float | None
     callback: Callback | None
     logits_processor: LogitsProcessor | None
@@ -182,6 +183,7 @@ class Options:
     seeds: int | tuple[int, ...] | None  # for all prompts, or for each; None: random ones
     stop_strings: tuple[StopString, ...]
     stop_ids: NDArray[np.int32]  # the EOS tokens and stop_token_ids, ascending
+    eos_ids: tuple[int, ...] | None  # the call's own EOS tokens; None: the model's
     max_time: float | None
     callback: Callback | None
     logits_processor: LogitsProcessor | None
@@ -205,6 +207,12 @@ class Options:
     def n_texts(self) -> int:
         """The number of texts per prompt."""
         return self.num_return_sequences or 1
+
+    def n_kept(self, n_positions: int) -> int:
+        """The number of last tokens that go on when the context is full; 0: the text ends."""
+        if self.overflow == "slide":
+            return max(n_positions // 2, 1)
+        return n_positions if self.overflow == "crop" else 0
 
     def seed_of(self, index: int) -> int | None:
         """Return the seed of the prompt at this index; None if the call does not sample.
@@ -240,13 +248,16 @@ def check_options(
             more = option_hint(name, names, CompleteOptions.__annotations__)
             raise OptionTypeError(f"{method} has no option {show(name)}{more}")
     options: dict[str, Any] = {**dict.fromkeys(names), **DEFAULTS, **given}
-    stop_ids = set(vocabulary.stop_ids)
+    eos_ids = _eos_ids(given["eos_token_id"], vocabulary) if "eos_token_id" in given else None
+    stop_ids = set(vocabulary.stop_ids if eos_ids is None else eos_ids)
     if (ids := options["stop_token_ids"]) is not None:
         stop_ids |= {
             vocabulary.checked_id("stop_token_ids", id)
             for id in items("stop_token_ids", ids, "ids or texts")
         }
-    vocabulary = replace(vocabulary, stop_ids=frozenset(stop_ids))
+    # The model's own EOS tokens are not padding, whatever ends a text of this call.
+    named_ids = vocabulary.named_ids | vocabulary.stop_ids
+    vocabulary = replace(vocabulary, stop_ids=frozenset(stop_ids), named_ids=named_ids)
     plan = check_sampling({n: options[n] for n in SamplingOptions.__annotations__}, vocabulary)
     checked = Options(
         plan=plan,
@@ -255,11 +266,12 @@ def check_options(
         seeds=_seeds(options["seed"]),
         stop_strings=_stop_strings(options["stop_strings"]),
         stop_ids=np.array(sorted(stop_ids), dtype=np.int32),
+        eos_ids=eos_ids,
         max_time=_optional(options["max_time"], _max_time),
         callback=_checked_function("callback", options["callback"]),
         logits_processor=_checked_function("logits_processor", options["logits_processor"]),
         truncate=_optional(options["truncate"], lambda x: choice("truncate", x, ("left",))),
-        overflow=choice("overflow", options["overflow"], ("stop", "slide")),
+        overflow=choice("overflow", options["overflow"], ("stop", "slide", "crop")),
         draft=options["draft"],
         num_assistant_tokens=options["num_assistant_tokens"],
         num_return_sequences=_optional(options.get("num_return_sequences"), _num_return_sequences),
@@ -298,8 +310,8 @@ def _check_beam_combinations(checked: Options, beams: SearchOptions, sampling: l
     refused = [f"{name}, which is for sampling" for name in sampling]
     if checked.callback is not None:
         refused.append("a callback")
-    if checked.overflow == "slide":
-        refused.append("overflow='slide'")
+    if checked.overflow != "stop":
+        refused.append(f"overflow='{checked.overflow}'")
     if refused:
         raise OptionError(
             f"num_beams is {beams.n_beams}, and beam search cannot be combined with "
@@ -333,6 +345,15 @@ def _checked_function(name: str, value: object) -> Any:
     if inspect.iscoroutinefunction(value):
         raise OptionTypeError(f"{name} is an async function; it must be a plain function")
     return value
+
+
+def _eos_ids(value: object, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the EOS tokens that a call sets: an id, a list of ids, or None for no EOS token."""
+    if value is None:
+        return ()
+    name = "eos_token_id"
+    ids = [value] if is_integer(value) else items(name, value, "token ids, an id, or None")
+    return tuple(vocabulary.checked_id(name, id) for id in ids)
 
 
 def _stop_strings(value: object) -> tuple[StopString, ...]:

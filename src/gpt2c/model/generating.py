@@ -117,6 +117,9 @@ class GeneratingModel(LoadedModel):
         stop_strings, stop_token_ids
             Strings and token ids that end a text, besides the EOS tokens. The result leaves out
             the string or token that ended it.
+        eos_token_id
+            The EOS tokens of this call: an id, a list of ids, or None for no EOS token. Without
+            this option they are the model's own.
         max_time
             A time limit in seconds, counted from the call, at which all texts end. Texts that have
             not begun by then are empty.
@@ -129,6 +132,9 @@ class GeneratingModel(LoadedModel):
             continues with the last half of the context as a new prompt, which takes the time to
             feed that half again; from then on, options that depend on earlier tokens see only that
             half. A prompt longer than the context is cut to its last n_positions // 2 tokens.
+            "crop" chooses each further token from the last n_positions tokens alone, as nanoGPT
+            and minGPT do. It computes the whole context again for each of these tokens, because
+            all their positions change.
         truncate
             "left" drops the beginning of a prompt that leaves too little room for new tokens in the
             context. Without it, a prompt longer than the context is an error.
@@ -177,7 +183,7 @@ class GeneratingModel(LoadedModel):
 
         num_beams
             The number of beams (default 1, no beam search). The results are the texts with the
-            highest sequence_score. Sampling, callback and overflow="slide" are errors with
+            highest sequence_score. Sampling, callback and overflow are errors with
             num_beams, and drafts are not used.
         length_penalty
             Longer texts are rewarded if it is above 0 (default 1).

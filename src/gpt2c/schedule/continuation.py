@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,16 @@ from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_p
 from gpt2c.schedule.requests import LogitsProcessor, Request, Result
 from gpt2c.schedule.stops import Watcher
 
+# The nth token after a crop has the noise of another sample, n * _CROP_SAMPLES further on. That is
+# more than any num_return_sequences.
+_CROP_SAMPLES: Final = 1 << 16
+
 
 class Continuation:
     """One sequence while it is generated.
 
-    A continuation has one job of the engine at a time. With overflow="slide", a new job follows
-    when the context is full.
+    A continuation has one job of the engine at a time. With overflow="slide" or "crop", a new job
+    follows when the context is full.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Continuation:
         self.watcher = Watcher(request.stops, request.index)
         self._scores: list[Scores] = []
         self._draft_counts = (0, 0, 0)
+        self._n_crops = 0  # how often overflow="crop" has begun a new context
         self._prompt_scores: Scores | None = None
         if request.scores_prompt:
             sequence, self._prompt_scores = score_prompt(engine, request)
@@ -79,8 +84,8 @@ class Continuation:
             return self._end("time")
         if reason in ("nan", "nothing"):
             self._fail(reason)
-        if reason == "context" and self.request.slides:
-            return self._slide()
+        if reason == "context" and self.request.n_kept:
+            return self._go_on()
         if reason is not None:
             self._end(reason, job.end_id)
 
@@ -128,17 +133,26 @@ class Continuation:
         self._ids, self._n_collected = ids, 0
         self.prefix_key = ids[:MIN_SHARED_PREFIX].tobytes()
         plan = r.plan.after(len(self.watcher.ids))
+        # All tokens after a crop have the same position, which is a part of the key of their noise.
+        # The number of crops takes its place there.
+        sample = (r.sample + _CROP_SAMPLES * self._n_crops) % 2**32
         return self._engine.job(
-            ids, max_new_tokens, plan, r.seed or 0, r.sample, r.stop_ids, r.n_top,
+            ids, max_new_tokens, plan, r.seed or 0, sample, r.stop_ids, r.n_top,
             sequence, r.drafts,
         )  # fmt: skip
 
-    def _slide(self) -> None:
-        """Continue with the last half of the context as the prompt of a new job."""
+    @property
+    def _crops(self) -> bool:
+        """Whether a full context drops its first token only."""
+        return self.request.n_kept == self._engine.n_positions
+
+    def _go_on(self) -> None:
+        """Continue with the last n_kept tokens as the prompt of a new job."""
         self._keep_job_results()
         n_left = self.request.max_new_tokens - len(self.watcher.ids)
-        half = max(self._engine.n_positions // 2, 1)
-        ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])[-half:]
+        ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])
+        ids = ids[-self.request.n_kept :]
+        self._n_crops += self._crops
         self.job = self._start(
             ids, n_left, self._prefixes.copy_longest(ids, space=self.request.cache_space)
         )
@@ -146,14 +160,15 @@ class Continuation:
     def _keep_job_results(self) -> None:
         """Keep the scores and draft counts of a job that ends.
 
-        Its KV cache goes into the prefix cache.
+        Its KV cache goes into the prefix cache, unless it is one of the many full contexts of
+        overflow="crop", which would drive all others out.
         """
         passes, drafted, accepted = self._draft_counts
         new_passes, new_drafted, new_accepted = self.job.draft_counts
         self._draft_counts = (passes + new_passes, drafted + new_drafted, accepted + new_accepted)
         if self.request.n_top is not None:
             self._scores.append(self.job.scores())
-        if (n := self.job.sequence.length) >= MIN_SHARED_PREFIX:
+        if (n := self.job.sequence.length) >= MIN_SHARED_PREFIX and not self._n_crops:
             ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])
             self._prefixes.put(ids[:n], self.job.sequence, self.request.cache_space)
 

@@ -32,7 +32,7 @@ class Request:
     stops: Stops = field(default_factory=Stops)
     n_top: int | None = None  # alternatives per scored token; None: no scores
     scores_prompt: bool = False
-    slides: bool = False
+    n_kept: int = 0  # the last tokens that a full context keeps to go on; 0: the text ends
     logits_processor: LogitsProcessor | None = None
     drafts: DraftSettings | None = None
     n_best: int = 1  # the number of results of a beam search
