@@ -530,7 +530,7 @@ def test_a_pipeline_logs_no_warnings(hf_tales, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sequence_bias": {(3,): 1.0}}, "sequence_bias is .*not support"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha is .*not support"),
         ({"generation_config": {"max_new_tokens": 3}}, "generation_config is of type dict"),
         ({"input_ids": [[1, 2]]}, "input_ids is of type list"),
         ({"input_ids": transformers.BatchEncoding({})}, r"BatchEncoding; .*generate\(\*\*inputs"),

@@ -41,7 +41,7 @@ def test_a_call_without_options_is_greedy():
     assert call.options == GREEDY
     assert (call.eos_ids, call.pad_id, call.stop_strings) == ((), None, ())
     assert not any([call.draws, call.returns_dict, call.output_scores, call.output_logits])
-    assert (call.n_sequences, call.n_beams, call.first_penalty()) == (1, 1, None)
+    assert (call.n_sequences, call.n_beams, call.penalties()) == (1, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,7 @@ def test_options_for_speed_are_accepted_and_ignored():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"guidance_scale": 1.5}, "guidance_scale is 1.5.*does not support"),
-        ({"penalty_alpha": 0.6}, "penalty_alpha is 0.6"),
-        ({"sequence_bias": {(1,): 2.0}}, "sequence_bias is "),
-        ({"forced_eos_token_id": 3}, "forced_eos_token_id is 3"),
-        ({"begin_suppress_tokens": [3]}, "begin_suppress_tokens is "),
-        ({"begin_suppress_tokens": np.array([3, 4])}, "begin_suppress_tokens is "),
+        ({"penalty_alpha": 0.6}, "penalty_alpha is 0.6.*does not support"),
         ({"top_h": 0.5}, "top_h is 0.5"),
         ({"encoder_repetition_penalty": 2.0}, "encoder_repetition_penalty is 2"),
         ({"output_attentions": True}, "output_attentions is True"),
@@ -190,7 +185,11 @@ def test_translated_options_are_options_of_complete():
     }  # fmt: skip
     call = call_of(given)
     assert call.options.keys() <= CompleteOptions.__annotations__.keys()
-    assert call.first_penalty() == "repetition_penalty"
+    assert list(call.penalties()) == [
+        "repetition_penalty", "no_repeat_ngram_size", "bad_words", "min_new_tokens",
+        "suppress_tokens",
+    ]  # fmt: skip
+    assert not call.without_penalties().penalties()
     assert len(call.options) == len(given) + 3  # max_new_tokens, num_return_sequences, top_k
 
 

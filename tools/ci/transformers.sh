@@ -18,7 +18,8 @@ from gpt2c.engine import _engine
 print("torch", torch.__version__, "transformers", transformers.__version__, "engine:",
       _engine.instruction_sets())'
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_from_transformers.py \
-    tests/test_transformers_options.py tests/test_transformers_defaults.py "$@"
+    tests/test_transformers_options.py tests/test_transformers_defaults.py \
+    tests/test_transformers_processors.py "$@"
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_checkpoint_options.py \
     -k transformers_reads
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_embeddings.py -k transformers

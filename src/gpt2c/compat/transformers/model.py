@@ -6,7 +6,9 @@ Importing gpt2c imports neither torch nor transformers; :func:`from_transformers
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpt2c.checks.untrusted import show
@@ -18,16 +20,16 @@ from gpt2c.compat.transformers.hooks import (
     checked_functions,
 )
 from gpt2c.compat.transformers.options import MergedOptions, ResolvedOptions
+from gpt2c.compat.transformers.output import OutputRow, output_object
+from gpt2c.compat.transformers.processors import ProcessorRecipe, unconditional_prompts
 from gpt2c.compat.transformers.tensors import (
     checked_ids,
     checked_mask,
     padded_sequences,
-    tensors_by_step,
     unpadded_prompts,
 )
 from gpt2c.errors import MissingDependencyError, OptionError, OptionTypeError
 from gpt2c.generate.options import Completion
-from gpt2c.generate.sampling import SamplingOptions, Vocabulary, check_sampling
 from gpt2c.model import GPT2
 from gpt2c.text.tokenizer import MissingTokenizer
 from gpt2c.weights.checkpoint import from_module
@@ -167,13 +169,11 @@ class GPT2LMHeadModel(Closable):
         criteria = checked_functions("stopping_criteria", stopping_criteria)
         criteria = all_criteria(resolved.stop_strings, tokenizer, criteria)
         processors = checked_functions("logits_processor", logits_processor)
-        _check_combinations(resolved, len(prompts), criteria, streamer, processors)
-        outputs_logits = resolved.output_scores or resolved.output_logits
-        keeps_logits = resolved.returns_dict and outputs_logits and resolved.n_beams == 1
+        _check_combinations(resolved, len(prompts), criteria, streamer)
+        resolved, row_processors = self._row_processors(resolved, prompts, processors, ids.shape[1])
         callback = TokenCallback(ids, criteria, streamer)
-        processor = LogitsProcessor(processors, keeps_logits)
         callback.begin()
-        completions = self._complete(prompts, resolved, callback, processor)
+        completions = self._complete(prompts, resolved, callback, row_processors)
         callback.end(completions[0].end_id)
         # transformers' sequences include the EOS token; gpt2c's ids do not.
         new_ids = [c.ids if c.end_id is None else [*c.ids, c.end_id] for c in completions]
@@ -182,8 +182,12 @@ class GPT2LMHeadModel(Closable):
             sequences = sequences.to(given.device)
         if not resolved.returns_dict:
             return sequences
-        row_prompts = [prompts[row // resolved.n_sequences] for row in range(len(completions))]
-        return self._output(sequences, resolved, completions, row_prompts, new_ids, processor)
+        n = resolved.n_sequences
+        rows = [
+            OutputRow(prompts[row // n], new, row_processors[row // n])
+            for row, new in enumerate(new_ids)
+        ]
+        return output_object(self._gpt2, sequences, resolved, completions, rows, ids.shape[1])
 
     def _merged_options(self, given: Mapping[str, Any], config: Any) -> MergedOptions:
         from transformers import GenerationConfig
@@ -202,52 +206,70 @@ class GPT2LMHeadModel(Closable):
             GenerationConfig().to_dict() if get_defaults is None else get_defaults(),
         )
 
+    def _row_processors(
+        self, resolved: ResolvedOptions, prompts: list[list[int]],
+        given: Sequence[Any], width: int,
+    ) -> tuple[ResolvedOptions, list[LogitsProcessor]]:  # fmt: skip
+        """Return the options that are left to gpt2c, and each prompt's logits_processor.
+
+        `given` are the user's processors, and `width` the number of columns of input_ids. The
+        prompts share one processor, unless transformers' own processors run, which know the length
+        of their prompt.
+        """
+        outputs_logits = resolved.output_scores or resolved.output_logits
+        keeps_logits = resolved.returns_dict and outputs_logits and resolved.n_beams == 1
+        penalties = resolved.penalties()
+        if not resolved.for_processors and not (given and penalties):
+            return resolved, [LogitsProcessor(given, keeps_logits)] * len(prompts)
+        n_vocab = self._gpt2.config.vocab_size
+        recipe = ProcessorRecipe(
+            resolved.for_processors, penalties, width, resolved.options["max_new_tokens"],
+            resolved.end_ids(n_vocab), n_vocab,
+        )  # fmt: skip
+        others = [[0]] * len(prompts)
+        if recipe.is_guided:
+            others = unconditional_prompts(*resolved.negative_prompt, prompts, n_vocab)
+        return resolved.without_penalties(), [
+            LogitsProcessor(
+                [*recipe.build(row, prompt, self._gpt2.session(), others[row]), *given],
+                keeps_logits,
+            )
+            for row, prompt in enumerate(prompts)
+        ]
+
     def _complete(
         self, prompts: list[list[int]], resolved: ResolvedOptions, callback: TokenCallback,
-        processor: LogitsProcessor,
+        processors: list[LogitsProcessor],
     ) -> list[Completion]:  # fmt: skip
         """Return the completion of each row: n_sequences rows for each prompt."""
         options = dict(resolved.options)
+        # transformers' model has no EOS tokens but those of the call.
+        options["eos_token_id"] = resolved.end_ids(self._gpt2.config.vocab_size)
         # Generation is faster without a callback or a logits_processor.
         if callback.is_needed:
             options["callback"] = callback
-        if processor.is_needed:
-            options["logits_processor"] = processor
+        seeds = None
         if resolved.draws:
             import torch
 
-            options["seed"] = torch.randint(_INT64_MAX, (len(prompts),)).tolist()
-        end_ids = resolved.end_ids(self._gpt2.config.vocab_size)
-        by_prompt: Any = self._gpt2.complete(prompts, stop_token_ids=end_ids, **options)
-        return [completion for completions in by_prompt for completion in completions]
-
-    def _output(
-        self, sequences: Any, resolved: ResolvedOptions, completions: list[Completion],
-        prompts: list[list[int]], new_ids: list[list[int]], processor: LogitsProcessor,
-    ) -> Any:  # fmt: skip
-        """Return transformers' output object; the lists have one entry per row of `sequences`."""
-        import torch
-        from transformers.generation import utils
-
-        if resolved.n_beams > 1:
-            scores = torch.tensor([completion.sequence_score for completion in completions])
-            return utils.GenerateBeamDecoderOnlyOutput(sequences=sequences, sequences_scores=scores)
-        output = utils.GenerateDecoderOnlyOutput(sequences=sequences)
-        n_steps, n_vocab = max(map(len, new_ids)), self._gpt2.config.vocab_size
-        pairs = list(zip(prompts, new_ids, strict=True))
-        if resolved.output_logits:
-            logits = [processor.logits(*pair) for pair in pairs]
-            output["logits"] = tensors_by_step(logits, n_steps, n_vocab)
-        if resolved.output_scores:
-            end_ids = frozenset(resolved.end_ids(n_vocab))
-            vocabulary = Vocabulary(n_vocab, end_ids, lambda: self._gpt2.tokenizer)
-            sampling = {
-                name: resolved.options.get(name) for name in SamplingOptions.__annotations__
-            }
-            plan = check_sampling(sampling, vocabulary)
-            scores = [processor.scores(*pair, plan) for pair in pairs]
-            output["scores"] = tensors_by_step(scores, n_steps, n_vocab)
-        return output
+            seeds = torch.randint(_INT64_MAX, (len(prompts),)).tolist()
+        if all(each is processors[0] for each in processors):
+            if processors[0].is_needed:
+                options["logits_processor"] = processors[0]
+            by_prompt: Any = self._gpt2.complete(prompts, seed=seeds, **options)
+            return [completion for completions in by_prompt for completion in completions]
+        completions: list[Completion] = []
+        begin, max_time = time.monotonic(), options.get("max_time")
+        for row, prompt in enumerate(prompts):
+            if max_time is not None:
+                options["max_time"] = max(max_time - (time.monotonic() - begin), 0)
+            if callback.is_needed:
+                options["callback"] = partial(_call_of_row, callback, row)
+            options["logits_processor"] = processors[row]
+            seed = None if seeds is None else seeds[row]
+            texts: Any = self._gpt2.complete(prompt, seed=seed, **options)
+            completions += texts
+        return completions
 
     # ---- the model attributes that programs and pipelines read ----
 
@@ -328,7 +350,6 @@ def _check_combinations(
     n_prompts: int,
     criteria: Sequence[Any],
     streamer: Any,
-    processors: Any,
 ) -> None:
     """Raise OptionError for unsupported combinations of options, and check the streamer's type."""
     has_one_sequence = n_prompts == resolved.n_sequences == resolved.n_beams == 1
@@ -347,8 +368,13 @@ def _check_combinations(
             f"num_beams is {resolved.n_beams}; stop_strings and stopping_criteria cannot be "
             "combined with beam search here (gpt2c.GPT2's own beam search takes stop_strings)"
         )
-    if processors and (name := resolved.first_penalty()) is not None:
+    if resolved.output_hidden_states and resolved.returns_dict and resolved.n_beams > 1:
         raise OptionError(
-            f"logits_processor is given together with {name}; transformers would apply {name} "
-            "first, but gpt2c applies your processors first: leave out one of the two"
+            f"output_hidden_states is True and num_beams is {resolved.n_beams}; gpt2c does not "
+            "support the two together: leave out one, or call GPT2.forward with the sequences"
         )
+
+
+def _call_of_row(callback: TokenCallback, row: int, _: int, new_ids: list[int]) -> bool:
+    """Call the callback of the whole call from a call for one of its rows."""
+    return callback(row, new_ids)

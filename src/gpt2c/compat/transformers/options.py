@@ -6,11 +6,12 @@ Here "transformers" means GenerationMixin.generate and GenerationConfig of versi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gpt2c.checks.options import INT32_MAX, did_you_mean, flag, integer, is_integer, items
 from gpt2c.checks.untrusted import show
+from gpt2c.compat.transformers.processors import PENALTIES, PROCESSOR_OPTIONS
 from gpt2c.config import GPT2Config
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.generate.beam_options import NEUTRAL
@@ -26,21 +27,20 @@ _BEAM_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
 _CONVERTED = """
     max_length max_new_tokens min_length min_new_tokens do_sample num_beams bad_words_ids
     stop_strings bos_token_id eos_token_id pad_token_id return_dict_in_generate output_scores
-    output_logits renormalize_logits num_return_sequences
+    output_logits renormalize_logits num_return_sequences output_hidden_states negative_prompt_ids
+    negative_prompt_attention_mask
 """
-_SUPPORTED: Final = frozenset(_CONVERTED.split()) | {*SAMPLING, *_SAME, *_BEAM_OPTIONS}
+_SUPPORTED: Final = frozenset(_CONVERTED.split()) | {
+    *SAMPLING, *_SAME, *_BEAM_OPTIONS, *PROCESSOR_OPTIONS
+}  # fmt: skip
 # Options that gpt2c lacks -> the values without effect, which are accepted besides None.
 _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     **{name: neutral for name, neutral in NOT_SUPPORTED.items() if name not in _SUPPORTED},
     "remove_invalid_values": (False,),
     "output_attentions": (False,),
-    "output_hidden_states": (False,),
     "use_mtp": (False,),
-    "prefix_allowed_tokens_fn": (),
     "assistant_model": (),
     "assistant_tokenizer": (),
-    "negative_prompt_ids": (),
-    "negative_prompt_attention_mask": (),
     "custom_generate": (),
     "position_ids": (),
     "token_type_ids": (),
@@ -48,10 +48,6 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "cache": (),
     "inputs_embeds": (),
 }
-# Options that change single ids' logits. transformers applies them before a logits_processor.
-_PENALTIES: Final = (
-    "repetition_penalty", "no_repeat_ngram_size", "bad_words", "min_new_tokens", "suppress_tokens",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,13 @@ class ResolvedOptions:
         The ids of the EOS tokens; some may not be in the vocabulary.
     pad_id
         The id that pads shorter rows on the right: pad_token_id, else the first EOS id, else None.
-    stop_strings, returns_dict, output_scores, output_logits
+    stop_strings, returns_dict, output_scores, output_logits, output_hidden_states
         Options of transformers that GPT2.complete does not get. returns_dict is
         return_dict_in_generate.
+    for_processors
+        The options that have an effect and that only transformers' processors have.
+    negative_prompt
+        negative_prompt_ids and negative_prompt_attention_mask, as given.
     """
 
     options: Mapping[str, Any]
@@ -76,6 +76,9 @@ class ResolvedOptions:
     returns_dict: bool
     output_scores: bool
     output_logits: bool
+    output_hidden_states: bool
+    for_processors: Mapping[str, Any]
+    negative_prompt: tuple[Any, Any]
 
     @property
     def draws(self) -> bool:
@@ -96,14 +99,18 @@ class ResolvedOptions:
         """Return the EOS ids that are in a vocabulary of n_vocab ids."""
         return sorted({id for id in self.eos_ids if 0 <= id < n_vocab})
 
-    def first_penalty(self) -> str | None:
-        """Return the first option in _PENALTIES that has an effect, or None."""
-        neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-        for name in _PENALTIES:
-            value = self.options.get(name)
-            if value is not None and value != neutral.get(name):
-                return name
-        return None
+    def penalties(self) -> dict[str, Any]:
+        """Return the options in PENALTIES that have an effect."""
+        return {
+            name: self.options[name]
+            for name, neutral in PENALTIES.items()
+            if has_effect(self.options, name, neutral)
+        }
+
+    def without_penalties(self) -> ResolvedOptions:
+        """Return the options without those in PENALTIES."""
+        kept = {name: value for name, value in self.options.items() if name not in PENALTIES}
+        return replace(self, options=kept)
 
 
 class MergedOptions:
@@ -189,6 +196,13 @@ class MergedOptions:
             returns_dict=self._flag("return_dict_in_generate"),
             output_scores=self._flag("output_scores"),
             output_logits=self._flag("output_logits"),
+            output_hidden_states=self._flag("output_hidden_states"),
+            for_processors={
+                name: v[name]
+                for name, neutral in PROCESSOR_OPTIONS.items()
+                if has_effect(v, name, neutral)
+            },
+            negative_prompt=(v.get("negative_prompt_ids"), v.get("negative_prompt_attention_mask")),
         )
         # Renormalising subtracts a constant from all logits, which changes only the scores of beams
         # and output_scores.

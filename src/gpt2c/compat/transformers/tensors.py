@@ -1,12 +1,9 @@
-"""Check the tensors that transformers' generate accepts, and make those that it returns."""
+"""Check the tensors that transformers' generate accepts, and make the sequences it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gpt2c.checks.untrusted import show
 from gpt2c.compat.transformers.options import MergedOptions, ResolvedOptions
@@ -121,19 +118,3 @@ def padded_sequences(ids: Any, new_ids: list[list[int]], resolved: ResolvedOptio
     prompts = ids.repeat_interleave(resolved.n_sequences, dim=0)
     padded = [[*row, *[resolved.pad_id] * (n_new - len(row))] for row in new_ids]
     return torch.cat([prompts, ids.new_tensor(padded).reshape(len(prompts), n_new)], dim=1)
-
-
-def tensors_by_step(
-    logits_by_row: Sequence[Sequence[NDArray[np.float32]]], n_steps: int, n_vocab: int
-) -> tuple[Any, ...]:
-    """Return a tensor [n_rows, n_vocab] for each step from each row's list of logits [n_vocab].
-
-    After a row has ended, its values are zeros.
-    """
-    import torch
-
-    by_step = np.zeros((n_steps, len(logits_by_row), n_vocab), dtype=np.float32)
-    for row, logits_by_step in enumerate(logits_by_row):
-        for step, logits in enumerate(logits_by_step):
-            by_step[step, row] = logits
-    return tuple(torch.from_numpy(logits) for logits in by_step)
