@@ -231,7 +231,7 @@ class GPT2LMHeadModel(Closable):
             others = unconditional_prompts(*resolved.negative_prompt, prompts, n_vocab)
         return resolved.without_penalties(), [
             LogitsProcessor(
-                [*recipe.build(row, prompt, self._gpt2.session(), others[row]), *given],
+                [*recipe.build(row, prompt, self._gpt2, others[row]), *given],
                 keeps_logits,
             )
             for row, prompt in enumerate(prompts)

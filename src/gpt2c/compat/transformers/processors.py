@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt2c.checks.options import INT32_MAX, integer, number
 from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
-from gpt2c.session import Session
+from gpt2c.model import GPT2
 
 # (ids int64 [1, n_tokens], scores float32 [1, n_vocab]) -> scores
 Processor = Callable[[Any, Any], Any]
@@ -76,19 +76,19 @@ class ProcessorRecipe:
         return "guidance_scale" in self._given
 
     def build(
-        self, row: int, prompt: Sequence[int], session: Session, unconditional: Sequence[int]
+        self, row: int, prompt: Sequence[int], gpt2: GPT2, unconditional: Sequence[int]
     ) -> list[Processor]:
         """Return the processors of a row, in transformers' order.
 
-        `prompt` are the row's ids without padding. `session` is a new one; guidance feeds it with
-        `unconditional`, the ids of the row's other prompt, and then the new ids.
+        `prompt` are the row's ids without padding. Guidance runs `gpt2` on `unconditional`, the ids
+        of the row's other prompt, and then on the new ids.
 
         Raises OptionError for a value that a processor refuses.
         """
         processors: list[Processor] = []
         if self.is_guided:
             scale = float(self._given["guidance_scale"])
-            processors.append(Guidance(scale, session, len(prompt), unconditional))
+            processors.append(Guidance(scale, gpt2, len(prompt), unconditional))
         for name, make in self._makers(row, len(prompt)):
             try:
                 processor = make()
@@ -174,10 +174,10 @@ class Guidance:
     """
 
     def __init__(
-        self, scale: float, session: Session, n_prompt: int, unconditional: Sequence[int]
+        self, scale: float, gpt2: GPT2, n_prompt: int, unconditional: Sequence[int]
     ) -> None:
         """`n_prompt` is the length of the prompt, and `unconditional` are the other one's ids."""
-        self._scale, self._session = scale, session
+        self._scale, self._session = scale, gpt2.session()
         self._n_prompt, self._unconditional = n_prompt, list(unconditional)
 
     def __call__(self, ids: Any, scores: Any) -> Any:
