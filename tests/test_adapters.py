@@ -221,10 +221,13 @@ def test_the_path_of_an_adapters_file_means_its_folder() -> None:
     assert_arrays_equal(by_file, tensors_of(str(ADAPTERS / "plain")))
 
 
-def test_heads_that_the_model_lacks_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_heads_that_the_model_lacks_are_left_out(
+    edited: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = edited("plain", lambda t: t.update({"v_head.summary.weight": np.zeros(3, "f4")}))
     with caplog.at_level(logging.WARNING, "gpt2c"):
-        tensors_of(ADAPTERS / "classifier")
-    assert "left out: 'score.weight'" in caplog.text
+        assert_arrays_equal(tensors_of(folder), tensors_of(ADAPTERS / "plain"))
+    assert "left out: 'v_head.summary.weight'" in caplog.text
 
 
 def test_a_tied_head_changes_with_its_embedding_and_a_warning_says_so(

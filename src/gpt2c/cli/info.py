@@ -103,6 +103,7 @@ def _model_facts(model: gpt2c.GPT2, name: str | None) -> list[tuple[str, str]]:
         ("context", f"{c.n_positions} positions"),
         ("vocabulary", f"{c.vocab_size} tokens, {head} head"),
         ("activation", c.activation_function),
+        *((("labels", ", ".join(model.labels)),) if model.labels else ()),
         ("EOS token", ", ".join(map(str, sorted(c.eos_token_ids))) or "none"),
         ("tokenizer", repr(model.tokenizer)),
         ("defaults", json.dumps(defaults) if defaults else "none"),

@@ -19,6 +19,7 @@ from gpt2c.cli import (
     batch,
     bench,
     choose,
+    classify,
     completion,
     console,
     convert,
@@ -72,8 +73,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in (
-        generate, score, surprisal, perplexity, choose, embed, detect, zero_shot, verify, evaluate,
-        batch, convert, quantize, serve, bench, info,
+        generate, score, surprisal, perplexity, choose, classify, embed, detect, zero_shot, verify,
+        evaluate, batch, convert, quantize, serve, bench, info,
     ):  # fmt: skip
         command.add_command(commands)
     completion.add_command(commands, parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack, overload
@@ -24,9 +25,13 @@ from gpt2c.generate.streaming import TextStream
 from gpt2c.model.loaded import LoadedModel
 from gpt2c.text.tokenizer import MissingTokenizer
 
+_log = logging.getLogger(__name__)
+
 
 class GeneratingModel(LoadedModel):
     """The part of GPT2 that continues texts."""
+
+    _warned_of_head = False  # that the model is a classifier
 
     @overload
     def generate(self, prompts: str, **options: Unpack[GenerateOptions]) -> str: ...
@@ -247,6 +252,13 @@ class GeneratingModel(LoadedModel):
 
         checked = with_usable_defaults(given, self._defaults, allowed.__annotations__, check)
         self._engine.check_open()
+        if self._classifier is not None and not self._warned_of_head:
+            self._warned_of_head = True
+            _log.warning(
+                "%s: this model is a classifier, so its training did not keep the texts that it "
+                "generates; call classify for labels, or load the language model that it was made "
+                "from to generate texts", method,
+            )  # fmt: skip
         return replace(checked, lengths=Lengths.of(given, self._defaults))
 
     def _completer(self, options: Options) -> Completer:

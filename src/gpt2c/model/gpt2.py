@@ -1,7 +1,7 @@
 """GPT2: the class that loads a model, generates and scores text with it, and looks inside it.
 
-It is built in three steps, in a file each: loading (loaded.py), generating (generating.py) and the
-calls that read given texts (this file).
+It is built in steps, in a file each: loading (loaded.py), generating (generating.py), classifying
+(classifying.py) and the other calls that read given texts (this file).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import ContextError, OptionTypeError
 from gpt2c.forks import IMPORTING
 from gpt2c.generate.prompts import IdArray, Ids, Prompt, is_lazy
-from gpt2c.model.generating import GeneratingModel
+from gpt2c.model.classifying import ClassifyingModel
 from gpt2c.session import Session
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ChooseOptions(TypedDict, total=False):
     special_tokens: bool
 
 
-class GPT2(GeneratingModel):
+class GPT2(ClassifyingModel):
     """A GPT-2 model on the CPU.
 
     >>> model = GPT2.from_pretrained()  # the embedded model; or pass a folder or a hub name

@@ -59,7 +59,7 @@ class LoadedModel(Closable):
         n_threads, _ = choose_threads(threads)
         max_prefix_bytes = integer("prefix_cache_bytes", prefix_cache_bytes, 0, INT64_MAX)
         self._folder, self._vocabulary = checkpoint.folder, checkpoint.vocabulary
-        self._adapters = checkpoint.adapters
+        self._adapters, self._classifier = checkpoint.adapters, checkpoint.classifier
         tokenizer_folder = self._folder if checkpoint.vocabulary is None else None
         config, raw_config = with_special_ids(checkpoint.config, tokenizer_folder, tokenizer)
         self._defaults = ModelDefaults()
@@ -220,6 +220,7 @@ class LoadedModel(Closable):
             loaded_checkpoint(self._engine, self.config),
             folder=self._folder,
             vocabulary=self._vocabulary,
+            classifier=self._classifier,
         )
         save = partial(save_tokenizer, checkpoint, tokenizer=self._encoder.loaded_tokenizer)
         save_checkpoint(checkpoint, Path(folder), save)
@@ -262,7 +263,8 @@ class LoadedModel(Closable):
         with IMPORTING:
             from gpt2c.weights.fingerprint import fingerprint  # lazily: few calls need it
 
-        return fingerprint(self._engine, self.config)
+        head = {} if self._classifier is None else self._classifier.tensors
+        return fingerprint(self._engine, self.config, head)
 
     @property
     def backend(self) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpt2c.config import GPT2Config
 from gpt2c.engine.protocol import EngineModel
@@ -27,13 +28,16 @@ _FIELDS: Final = (
 )
 
 
-def fingerprint(engine: EngineModel, config: GPT2Config) -> str:
+def fingerprint(
+    engine: EngineModel, config: GPT2Config, head: Mapping[str, NDArray[np.float32]]
+) -> str:
     """Return the SHA-256 of a model, 64 hexadecimal digits.
 
     It is the hash of one line of text for each tensor, sorted: its name, its shape, and the SHA-256
     of its values as little-endian float32 in GPT-2's layout, [in, out]; and of a line of JSON with
     the configuration's fields that change logits. So it depends neither on the format of the
-    checkpoint's file nor on the backend. A quantised model has the hash of its own weights.
+    checkpoint's file nor on the backend. A quantised model has the hash of its own weights. The
+    tensors of a classifier's `head`, if there are any, have lines too, after the others.
 
     Raises ClosedError.
     """
@@ -45,6 +49,9 @@ def fingerprint(engine: EngineModel, config: GPT2Config) -> str:
                 f"{name} {list(source.shape)} {digest}"
                 for (name, source), digest in zip(sources, hashes, strict=True)
             ]
+    for name, array in sorted(head.items()):
+        digest = hashlib.sha256(array.astype("<f4").tobytes()).hexdigest()
+        lines.append(f"{name} {list(array.shape)} {digest}")
     values = asdict(config)
     lines.append(json.dumps({name: values[name] for name in _FIELDS}, sort_keys=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

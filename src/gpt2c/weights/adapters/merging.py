@@ -34,6 +34,7 @@ from gpt2c.weights.checkpoint.checkpoint import (
     check_tied,
     checked_tensors,
 )
+from gpt2c.weights.checkpoint.classifier import ClassifierHead, head_names, read_head
 from gpt2c.weights.checkpoint.shared.names import bare_name, is_buffer, is_gpt2_name
 from gpt2c.weights.checkpoint.shared.views import Renamed, Update, Updated
 
@@ -53,6 +54,7 @@ class _Adapter:
     settings: Settings
     file: AdapterFile
     whole: dict[str, TensorSource] = field(default_factory=dict)
+    head: dict[str, TensorSource] = field(default_factory=dict)  # of a classifier
     saved: set[str] = field(default_factory=set)  # the names in `whole` from modules_to_save
     updates: dict[str, Update] = field(default_factory=dict)
 
@@ -81,6 +83,7 @@ def merge_adapters(checkpoint: Checkpoint, adapters: Sequence[tuple[Path, float]
             config=config,
             tensors=checked_tensors(config, tensors, checkpoint.where),
             files=(*checkpoint.files, *(adapter.file.file for adapter in opened)),
+            classifier=_classifier(checkpoint, opened),
             adapters=tuple(MergedAdapter(str(a.folder), a.weight) for a in opened),
         )
         stack.pop_all()
@@ -144,7 +147,11 @@ def _assign_whole(adapter: _Adapter, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     known = {*tensor_shapes(config), _HEAD}
     ignored = []
+    of_head = head_names(adapter.file.whole)
+    adapter.head = {name: adapter.file.whole[stored] for stored, name in of_head.items()}
     for stored, source in adapter.file.whole.items():
+        if stored in of_head:
+            continue
         name = bare_name(stored)
         if is_buffer(name, config.n_layer):
             continue
@@ -166,6 +173,21 @@ def _assign_whole(adapter: _Adapter, checkpoint: Checkpoint) -> None:
             adapter.file.file.path,
             show_list(sorted(ignored)),
         )
+
+
+def _classifier(checkpoint: Checkpoint, adapters: list[_Adapter]) -> ClassifierHead | None:
+    """Return the head of the last adapter that has one, or else the checkpoint's own.
+
+    config.json of the base model names the labels if it has as many.
+    """
+    found = [adapter for adapter in adapters if adapter.head]
+    if not found:
+        return checkpoint.classifier
+    head = read_head(found[-1].head, checkpoint.config, None, str(found[-1].file.file.path))
+    own = checkpoint.classifier
+    if head is not None and own is not None and len(own.labels) == len(head.labels):
+        head = replace(head, labels=own.labels, problem_type=own.problem_type)
+    return head
 
 
 def _parents(module: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.tensors import STORED_TYPES, BackingFile, TensorSource, check_finite
 from gpt2c.text.added_tokens import AddedToken
 from gpt2c.text.special_tokens import Template
+
+if TYPE_CHECKING:
+    from gpt2c.weights.checkpoint.classifier import ClassifierHead
 
 # How many elements of wte and of a tied head are compared at a time: 4 MB each.
 _COMPARED_ELEMENTS = 2**20
@@ -61,6 +65,7 @@ class Checkpoint(Closable):
     dataset: tuple[str, str] | None = None
     # "int8" or "int4" if the matrices are quantised as in checkpoint/quantized.py.
     quantized_dtype: str | None = None
+    classifier: ClassifierHead | None = None
     adapters: tuple[MergedAdapter, ...] = ()  # merged into the tensors; each has one of the files
 
     @property

@@ -7,6 +7,7 @@ wrote.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ from gpt2c.formats import signatures
 from gpt2c.formats.raw_file import RawFile, closed_on_error
 from gpt2c.formats.safetensors_file import SafetensorsFile
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors, sources_by_name
+from gpt2c.weights.checkpoint.classifier import ClassifierHead, head_names, read_head
 from gpt2c.weights.checkpoint.foreign import check_format, foreign_format
 from gpt2c.weights.checkpoint.shared.names import gpt2_names, is_buffer
 from gpt2c.weights.checkpoint.shared.shards import check_shard, read_index
@@ -68,7 +70,9 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
 
                 return quantized_checkpoint(files[0], config, folder)
         where = str(folder / name)
-        names = gpt2_names((stored for file in files for stored in file.tensors), where)
+        head, of_head = _read_head(files, config, folder / CONFIG, where)
+        stored_names = (stored for file in files for stored in file.tensors)
+        names = gpt2_names((name for name in stored_names if name not in of_head), where)
         wanted = (
             (stored, file.named_source(stored, names[stored]))
             for file in files
@@ -83,7 +87,24 @@ def open_hf_folder(folder: Path, weights: Path | None = None) -> Checkpoint:
         for file in files:
             file.close()
         raise
-    return Checkpoint(config, tensors, folder, tuple(files))
+    return Checkpoint(config, tensors, folder, tuple(files), classifier=head)
+
+
+def _read_head(
+    files: Sequence[SafetensorsFile | StateDictFile], config: GPT2Config, path: Path, where: str
+) -> tuple[ClassifierHead | None, set[str]]:
+    """Read a classifier's head, if there is one; return it and the stored names of its tensors."""
+    found = head_names(stored for file in files for stored in file.tensors)
+    if not found:
+        return None, set()
+    sources = {
+        found[stored]: file.named_source(stored, found[stored])
+        for file in files
+        for stored in file.tensors
+        if stored in found
+    }
+    head = read_head(sources, config, path, where)
+    return head, set() if head is None else set(found)
 
 
 def weight_files_in(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from gpt2c.errors import CheckpointError
 from gpt2c.formats.safetensors_file import SafetensorsFile, TensorInfo
 from gpt2c.formats.tensors import TensorSource, check_rows
 from gpt2c.weights.checkpoint.checkpoint import Checkpoint, checked_tensors
+from gpt2c.weights.checkpoint.classifier import head_names, read_head
 
 VERSION: Final = "1"
 GROUP: Final = 32  # consecutive values of a column that share a scale
@@ -156,8 +157,13 @@ def quantized_checkpoint(file: SafetensorsFile, config: GPT2Config, folder: Path
                 f"expected U8 {list(packed)}"
             )
         found[name] = PackedTensor(file, info, name, shape, matrix_dtype(name, dtype))
+    of_head = head_names(found)
+    head = None
+    if of_head:
+        sources = {name: found.pop(name) for name in of_head}
+        head = read_head(sources, config, folder / "config.json", str(file.path))
     tensors = checked_tensors(config, found, str(file.path))
-    return Checkpoint(config, tensors, folder, (file,), quantized_dtype=dtype)
+    return Checkpoint(config, tensors, folder, (file,), quantized_dtype=dtype, classifier=head)
 
 
 def _stored_dtype(found: dict[str, str], path: Path) -> str:

@@ -65,7 +65,10 @@ def save_checkpoint(
             save_more(new)
             if checkpoint.folder is not None:
                 copy_companion_file(checkpoint.folder / GENERATION_CONFIG, new / GENERATION_CONFIG)
-            config = json.dumps(checkpoint.config.to_dict(), indent=2, sort_keys=True)
+            values = checkpoint.config.to_dict()
+            if checkpoint.classifier is not None:
+                values |= checkpoint.classifier.settings
+            config = json.dumps(values, indent=2, sort_keys=True)
             (new / CONFIG).write_text(config + "\n", encoding="utf-8", newline="\n")
             safetensors.numpy.save_file(tensors, new / name, metadata=header)
             shutil.copymode(new / CONFIG, new / name)  # safetensors makes its files private
@@ -84,6 +87,7 @@ def save_checkpoint(
 
 def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dict[str, str]]:
     """Return the weights' file name, tensors (float32, or uint8 panels) and metadata."""
+    head = {} if checkpoint.classifier is None else checkpoint.classifier.tensors
     if checkpoint.quantized_dtype is not None:
         from gpt2c.weights.checkpoint.quantized import metadata
 
@@ -94,12 +98,12 @@ def _contents(checkpoint: Checkpoint) -> tuple[str, dict[str, NDArray[Any]], dic
                 source.read_panels(0, packed[name])
             else:
                 packed[name] = source.read(0, source.shape[0])
-        return QUANTIZED_WEIGHTS, packed, metadata(checkpoint.quantized_dtype)
+        return QUANTIZED_WEIGHTS, {**packed, **head}, metadata(checkpoint.quantized_dtype)
     tensors = {
         name if name.startswith("lm_head.") else f"transformer.{name}": tensor
         for name, tensor in checkpoint.read_all().items()
     }
-    return WEIGHTS, tensors, {"format": "pt"}
+    return WEIGHTS, {**tensors, **head}, {"format": "pt"}
 
 
 def _check_not_shadowed(folder: Path, name: str) -> None:

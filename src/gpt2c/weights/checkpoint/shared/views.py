@@ -163,14 +163,15 @@ class Update:
     right: NDArray[np.float32]  # [r, columns]
     scale: float
 
-    def add_to(self, rows: NDArray[np.float64], begin: int) -> None:
+    def add_to(self, rows: NDArray[np.float64], begin: int, right: NDArray[np.float64]) -> None:
         """Add the change of rows [begin, begin + n) to `rows` [n, columns], one rank at a time.
+
+        `right` is self.right in float64.
 
         A product of matrices would be faster, but the order in which it adds depends on the
         machine.
         """
         left = self.left[begin : begin + len(rows)].astype(np.float64) * self.scale
-        right = self.right.astype(np.float64)
         product = np.empty_like(rows)
         for k in range(len(right)):
             np.multiply(left[:, k, None], right[k], out=product)
@@ -198,12 +199,13 @@ class Updated:
     def read(self, begin: int, end: int) -> NDArray[np.float32]:
         """See TensorSource."""
         rows = self.source.read(begin, end)
+        rights = [update.right.astype(np.float64) for update in self.updates]
         step = max(1, _UPDATED_ELEMENTS // self.shape[1])
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
             exact = part.astype(np.float64)
-            for update in self.updates:
-                update.add_to(exact, begin + first)
+            for update, right in zip(self.updates, rights, strict=True):
+                update.add_to(exact, begin + first, right)
             with np.errstate(over="ignore", invalid="ignore"):  # see TensorSource.read
                 np.copyto(part, exact, casting="same_kind")
         return rows
