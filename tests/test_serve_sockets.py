@@ -172,8 +172,33 @@ def test_malformed_bytes_get_a_4xx_and_the_server_goes_on(tales: GPT2, sent: byt
         with connect(server) as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
-            assert re.match(rb"HTTP/1.1 4\d\d ", read_all(connection))
+            answer = read_all(connection)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert re.match(rb"HTTP/1.1 4\d\d ", head)
+        assert {*json.loads(body)["error"]} == {"message", "type", "param", "code"}
         assert is_healthy(server)
+
+
+def test_headers_that_are_too_large_are_a_431(tales: GPT2) -> None:
+    with running(tales, max_header_bytes=2000) as server, connect(server) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 9000)
+        assert read_all(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_that_goes_wrong_after_its_answer_ends_the_connection(
+    tales: GPT2, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tales) as server:
+        with connect(server) as connection:
+            connection.sendall(
+                b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+                b"Content-Type: application/json\r\n\r\n"
+            )
+            assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+            connection.sendall(b"zz\r\n")
+            assert b"HTTP/1.1" not in read_all(connection)
+        assert is_healthy(server)
+    assert [record.name for record in caplog.records if record.exc_info] == []
 
 
 def test_a_client_that_sends_no_headers_is_cut_off(tales: GPT2) -> None:

@@ -1,14 +1,16 @@
 """Connections with limits that uvicorn itself does not have.
 
 uvicorn waits without end for headers that never come and for a client that does not read, and
-accepts any number of connections.
+accepts any number of connections. Its answer to bytes that are not HTTP is plain text.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2c.serve.errors import RequestError
@@ -16,7 +18,18 @@ from gpt2c.serve.http import encoded
 from gpt2c.serve.limits import Limits
 from gpt2c.serve.outbox import PART_WRITER, Outbox, PartWriter
 
-_REASONS: Final = {408: "Request Timeout", 503: "Service Unavailable"}
+_REASONS: Final = {
+    400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}  # fmt: skip
+
+
+def header_size_error(limits: Limits) -> RequestError:
+    """Return the error of headers that are too large."""
+    message = (
+        f"the headers are larger than {limits.max_header_bytes} bytes, the limit of this server"
+    )
+    return RequestError(431, message, code="header_size")
 
 
 def raw_answer(error: RequestError) -> bytes:
@@ -87,6 +100,21 @@ def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
             if self._write_timer is not None:
                 self._write_timer.cancel()
                 self._write_timer = None
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuse what is not HTTP; the exception that says why is being handled.
+
+            The rest of a request may be wrong after its answer has begun; then nothing can be said.
+            """
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                reason = sys.exc_info()[1]
+                if getattr(reason, "error_status_hint", 400) == 431:
+                    found = header_size_error(limits)
+                else:
+                    message = "the request is not valid HTTP/1.1"
+                    found = RequestError(400, message, code="invalid_http")
+                self.transport.write(raw_answer(found))
+            self.transport.close()
 
         def _await_headers(self) -> None:
             self._headers_timer = self.loop.call_later(limits.header_seconds, self._refuse_headers)
