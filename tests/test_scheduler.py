@@ -672,3 +672,50 @@ def test_running_and_waiting_requests_are_counted():
         for handle in handles:
             handle.cancel()
         wait_until(lambda: (scheduler.n_running, scheduler.n_waiting) == (0, 0))
+
+
+# ---- memory ----
+
+
+@pytest.fixture
+def no_garbage_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("options", [{}, {"echo": True, "logprobs": 0}], ids=["plain", "echo"])
+def test_a_failed_request_frees_its_memory_at_once(backend, no_garbage_collector, options):
+    """An error's traceback and the request refer to each other, which only a collection ends."""
+    config = config_of(vocab_size=300, n_positions=60)
+    weights = random_weights(config)
+    weights["wte.weight"][5] = 3e38  # so that a prompt with this id overflows
+    model = model_on(backend, config, weights, threads=2)
+    with Scheduler(model, thread=True) as scheduler:
+        handles = [scheduler.add([1, 5, 2, 3], max_new_tokens=9, **options) for _ in range(3)]
+        for handle in handles:
+            with pytest.raises(gpt2c.NumericalError):
+                handle.result(60)
+        assert model.kv_cache_bytes == 0
+    del handles
+
+
+def test_a_failed_callback_frees_its_memory_at_once(model, no_garbage_collector):
+    def fail(index, ids):
+        raise RuntimeError("on purpose")
+
+    with Scheduler(model, thread=True) as scheduler:
+        handle = scheduler.add([1, 2, 3], max_new_tokens=9, callback=fail)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            handle.result(60)
+        assert model.kv_cache_bytes == 0
+
+
+def test_requests_with_deadlines_are_forgotten_when_they_end(model, no_garbage_collector):
+    with Scheduler(model, thread=True) as scheduler:
+        for _ in range(200):
+            scheduler.add([1, 2, 3], max_new_tokens=1, deadline=1000).result(60)
+        assert len(scheduler._runner._deadlines) < 40
+        late = scheduler.add([1, 2, 3], deadline=0.01, **ENDLESS)
+        assert late.result(60).finish_reason == "time"

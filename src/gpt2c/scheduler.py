@@ -132,6 +132,9 @@ class _Record:
                 )
             )
 
+    def abandon(self) -> None:
+        self._continuation = self._pieces = None
+
     def finish(self, result: Result) -> None:
         self.times.ended = time.monotonic()
         rest = "" if self._pieces is None else self._pieces.rest()

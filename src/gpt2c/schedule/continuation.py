@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -16,7 +17,7 @@ from gpt2c.engine.protocol import (
     EngineSequence,
     Scores,
 )
-from gpt2c.errors import CacheMemoryError, NumericalError, OptionError
+from gpt2c.errors import CacheMemoryError, Error, NumericalError, OptionError
 from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_prefix
 from gpt2c.schedule.requests import LogitsProcessor, Request, Result
 from gpt2c.schedule.stops import Watcher
@@ -96,6 +97,11 @@ class Continuation:
     def stop(self, reason: str) -> None:
         """End the sequence after the tokens that were collected so far."""
         self._end(reason)
+
+    def free(self) -> None:
+        """Free the KV cache, even if somebody still refers to this continuation."""
+        with suppress(Error):  # the model may be closed, or a last step may still run
+            self.job.sequence.truncate(0)
 
     @property
     def scores(self) -> Scores:
@@ -269,5 +275,9 @@ def score_prompt(
         return None, None
     with engine.held():
         sequence = engine.sequence()
-        scores = engine.score([sequence], [ids[:-1]], [ids[1:]], request.n_top or 0)
+        try:
+            scores = engine.score([sequence], [ids[:-1]], [ids[1:]], request.n_top or 0)
+        except BaseException:
+            del sequence  # the error's traceback refers to this frame
+            raise
     return sequence, scores

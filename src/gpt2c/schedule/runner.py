@@ -32,6 +32,7 @@ from gpt2c.schedule.requests import Request, Result
 # How long the next step waits for event loops that handle the events of the last one.
 DELIVERY_SHARE: Final = 0.1  # of the last step's time
 MAX_DELIVERY_SECONDS: Final = 0.01
+_MAX_OLD_DEADLINES: Final = 16
 
 
 class Record(Protocol):
@@ -45,6 +46,9 @@ class Record(Protocol):
 
     def finish(self, result: Result) -> None:
         """Write the result. A request may end before `begin`."""
+
+    def abandon(self) -> None:
+        """Forget the continuation of a request that has failed."""
 
 
 class RequestState:
@@ -76,6 +80,11 @@ class RequestState:
         """Let the runner end the request."""
         self._is_cancelled = True
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the request has begun or ended."""
+        return not self._claim
+
     def claim(self) -> bool:
         """Return True the first time only; the caller then begins the request, or ends it."""
         try:
@@ -91,6 +100,11 @@ class RequestState:
         except Exception as failure:
             error = failure
         self.error = error
+        if error is not None:
+            self.record.abandon()
+            if self.continuation is not None:
+                # The error's traceback refers to it, and a reader may keep the error.
+                self.continuation.free()
         self.continuation = None  # frees its KV cache
         self.is_done = True
 
@@ -159,12 +173,23 @@ class Runner:
         with self._heap_lock.lock:
             number = next(self._numbers)
             if (deadline := state.request.stops.deadline) is not None:
+                self._forget_deadlines()
                 heapq.heappush(self._deadlines, (deadline, number, state))
             heapq.heappush(self._queue, (-priority, number, state))
         self._start_if_needed()
         if self._thread is not None:
             with suppress(ClosedError):
                 self._waiter.wake()  # so that the request begins before the next step
+
+    def _forget_deadlines(self) -> None:
+        """Drop deadlines of requests that have begun, once they are most. The caller has the lock.
+
+        Otherwise the heap would hold each request, with its events, until its deadline.
+        """
+        if len(self._deadlines) > 2 * len(self._queue) + _MAX_OLD_DEADLINES:
+            kept = [entry for entry in self._deadlines if not entry[2].is_claimed]
+            heapq.heapify(kept)
+            self._deadlines = kept
 
     def cancel(self, state: RequestState) -> None:
         """End a request with the finish reason "cancelled", within one pass if it runs."""
