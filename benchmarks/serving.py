@@ -186,22 +186,23 @@ class Bench:
         """Print the rates and times for all numbers of clients."""
         o = self.options
         turns: dict[tuple[str, int], list[dict[str, float]]] = {}
+        print(f"\nload, {dtype}: medians of {o.repeats} turns of {o.seconds:g} s; times in ms")
+        print("                           first token     between tokens   share of the machine's")
+        print("             clients  tok/s   p50     p99     p50    p99    bytes/s   mul-adds/s "
+              "  client's CPU", flush=True)  # fmt: skip
         limits = []
         for turn in range(o.repeats):
+            limits.append(self.offline.ask("limits", **self.model(dtype)))
             for n in o.clients:
                 for server in self.servers:
                     found = self.clients.measure(
                         "load", server, seed=f"{turn} {n}", n_vocab=self.n_vocab, clients=n,
                         seconds=o.seconds,
                     )  # fmt: skip
-                    turns.setdefault((server.name, n), []).append(found)
-            limits.append(self.offline.ask("limits", **self.model(dtype)))
-        print(f"\nload, {dtype}: medians of {o.repeats} turns of {o.seconds:g} s; times in ms")
-        print("                           first token     between tokens   share of the machine's")
-        print("             clients  tok/s   p50     p99     p50    p99    bytes/s   mul-adds/s "
-              "  client's CPU")  # fmt: skip
-        for (name, n), found in turns.items():
-            self.print_load(dtype, name, n, found, medians(limits))
+                    all_found = turns.setdefault((server.name, n), [])
+                    all_found.append(found)
+                    if turn == o.repeats - 1:
+                        self.print_load(dtype, server.name, n, all_found, medians(limits))
         if o.llama_server is not None:
             for n in o.clients:
                 self.compare_peer(dtype, n, turns)
