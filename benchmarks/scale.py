@@ -116,6 +116,24 @@ def median_rate(n_tokens: int, repeats: int, call: Callable[[], object]) -> floa
     return n_tokens / statistics.median(seconds[1:])
 
 
+def measure_model(model: GPT2, options: argparse.Namespace) -> tuple[float, float]:
+    """Return the new and the scored tokens per second."""
+    rng = np.random.default_rng(0)
+    n_vocab = model.config.vocab_size
+    prompts = rng.integers(0, n_vocab, (options.sequences, options.prompt_tokens)).tolist()
+    texts = rng.integers(0, n_vocab, (options.texts, options.text_tokens)).tolist()
+    n_new = options.new_tokens
+
+    def generate() -> object:
+        return model.generate(
+            prompts, max_new_tokens=n_new, draft=None, batch_size=options.sequences
+        )
+
+    new = median_rate(options.sequences * n_new, options.repeats, generate)
+    n_scored = options.texts * options.text_tokens
+    return new, median_rate(n_scored, options.repeats, lambda: model.score(texts))
+
+
 def measure(options: argparse.Namespace) -> None:
     print(f"{'dtype':9}{'threads':>8}{'load, s':>9}{'new tok/s':>11}{'scored tok/s':>14}")
     for dtype in options.dtypes.split(","):
@@ -123,25 +141,7 @@ def measure(options: argparse.Namespace) -> None:
             begin = time.perf_counter()
             with GPT2.from_pretrained(options.checkpoint, dtype=dtype, threads=threads) as model:
                 load = time.perf_counter() - begin
-                ids = np.random.default_rng(0).integers(
-                    0, model.config.vocab_size, (options.sequences, options.prompt_tokens)
-                )
-                texts = np.random.default_rng(1).integers(
-                    0, model.config.vocab_size, (options.texts, options.text_tokens)
-                )
-                new = median_rate(
-                    options.sequences * options.new_tokens,
-                    options.repeats,
-                    lambda: model.generate(
-                        ids.tolist(),
-                        max_new_tokens=options.new_tokens,
-                        draft=None,
-                        batch_size=options.sequences,
-                    ),
-                )
-                scored = median_rate(
-                    texts.size, options.repeats, lambda: model.score(texts.tolist())
-                )
+                new, scored = measure_model(model, options)
             print(f"{dtype:9}{threads:8}{load:9.2f}{new:11.0f}{scored:14.0f}", flush=True)
 
 

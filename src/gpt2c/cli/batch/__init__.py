@@ -21,9 +21,11 @@ from gpt2c.cli.options import (
     shows_progress,
 )
 from gpt2c.cli.surprisal import add_measuring_options, measuring_arguments
+from gpt2c.errors import OptionError
 
 if TYPE_CHECKING:
-    from gpt2c.jobs import Job, Progress, Worker
+    from gpt2c.jobs import Job, Progress, Runner, Worker
+    from gpt2c.jobs.manifest import Facts
 
 # Reads the arguments of the model's call from the options.
 _Arguments = Callable[[argparse.Namespace], dict[str, Any]]
@@ -35,6 +37,7 @@ _EXAMPLES: Final = """examples:
   gpt2c batch surprisal texts.parquet --column text --whole --output surprisals
   gpt2c batch embed s3://bucket/texts.jsonl --output s3://bucket/vectors --format parquet
   gpt2c batch score corpus.jsonl --output scores --dry-run
+  gpt2c batch score corpus.jsonl --output scores --ray 10.0.0.1:6379
 """
 
 
@@ -126,9 +129,22 @@ def _run(arguments: _Arguments, options: argparse.Namespace) -> None:
             return
         facts = model_facts(model, job.task, options.model)
         with open_bar(is_shown=shows_progress()) as report:
-            # The runner: another one may have the windows done elsewhere.
-            done = job.run(facts, worker.columns, partial(map, worker.run), report)
+            runner = _runner(job, worker, facts, options)
+            done = job.run(facts, worker.columns, runner, report)
     _print_summary(job, done)
+
+
+def _runner(job: Job, worker: Worker, facts: Facts, options: argparse.Namespace) -> Runner:
+    """Return what does the windows of rows: this process, or a cluster."""
+    if options.ray is None:
+        if options.ray_cpus is not None or options.ray_actors is not None:
+            raise OptionError("--ray-cpus and --ray-actors need --ray")
+        return partial(map, worker.run)
+    from gpt2c.jobs.ray import Cluster, Placement, connect
+
+    placement = Placement(options.ray_cpus, options.ray_actors)
+    connect(options.ray or None)
+    return Cluster(job.task, model_spec(options), facts, placement)
 
 
 def _print_estimate(job: Job, worker: Worker, options: argparse.Namespace) -> None:

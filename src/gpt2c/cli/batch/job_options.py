@@ -49,6 +49,13 @@ def add_job_options(parser: argparse.ArgumentParser, column: str) -> None:
         "its compressed form an input may be; default: 200")  # fmt: skip
     add("--max-rows", type=int, metavar="N", default=10**9, help="the max number of rows of all "
         "inputs; default: 1e9")  # fmt: skip
+    add("--ray", metavar="ADDRESS", nargs="?", const="", help="do the rows on a Ray cluster: that "
+        "at the address, such as 10.0.0.1:6379, or else the one that this machine belongs to. Put "
+        "the option after the files. Needs pip install 'gpt2c[ray]'")  # fmt: skip
+    add("--ray-cpus", type=int, metavar="N", help="the CPUs and threads of each actor of the "
+        "cluster; default: one actor on each machine, with all its CPUs")  # fmt: skip
+    add("--ray-actors", type=int, metavar="N", help="the max number of actors; default: as many "
+        "as the cluster has room for")  # fmt: skip
     add("--dry-run", action="store_true", help="write nothing; count the rows and tokens, measure "
         "a sample, and print an estimate of the time as JSON")  # fmt: skip
     add("--sample-rows", type=int, metavar="N", default=128, help="the number of rows that "
