@@ -68,7 +68,10 @@ def ray_cluster() -> Iterator[Any]:
     """A head node without CPUs and two nodes with two each, in processes of their own."""
     pytest.importorskip("ray")
     os.environ.update(
-        RAY_USAGE_STATS_ENABLED="0", RAY_DATA_DISABLE_PROGRESS_BARS="1", RAY_AUTH_MODE="disabled"
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_DATA_DISABLE_PROGRESS_BARS="1",
+        RAY_AUTH_MODE="disabled",
+        RAY_raylet_start_wait_time_s="120",  # a busy machine starts a node slowly
     )
     import ray
     from ray.cluster_utils import Cluster as Nodes
@@ -181,6 +184,42 @@ def test_a_node_is_lost(ray_cluster: Any, tmp_path: Path) -> None:
     assert lost.is_set()
 
 
+def actor_processes() -> set[int]:
+    """Return the ids of the processes of actors that hold a model."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::ModelActor"):
+                found.add(int(path.parent.name))
+        except OSError:  # it has ended
+            pass
+    return found
+
+
+@needs_ray
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
+def test_an_actor_stands_still_and_another_is_killed(ray_cluster: Any, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", 200)
+    writing = OutputOptions(shard_rows=8)
+    expected = run_job(Job(SAMPLED, [str(source)], str(tmp_path / "plain"), writing=writing), None)
+    others = actor_processes()
+    hurt: list[int] = []
+
+    def hurt_actors(progress: Progress) -> None:
+        if not hurt and len(actor_processes() - others) >= 2:
+            hurt.extend(sorted(actor_processes() - others)[:2])
+            os.kill(hurt[0], signal.SIGSTOP)
+            os.kill(hurt[1], signal.SIGKILL)
+
+    job = Job(SAMPLED, [str(source)], str(tmp_path / "hurt"), writing=writing)
+    try:
+        assert run_job(job, Placement(num_cpus=1, actors=3), hurt_actors) == expected
+    finally:
+        for process in hurt[:1]:
+            os.kill(process, signal.SIGCONT)
+    assert hurt
+
+
 @needs_ray
 def test_the_driver_is_killed(ray_cluster: Any, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", 400)
@@ -250,9 +289,9 @@ def test_mistakes_with_datasets(ray_cluster: Any) -> None:
     pool = Pool(num_cpus=1, concurrency=1)
     with pytest.raises(Exception, match="nothing gives each row a seed"):
         generate(ds, SPEC, column="text", temperature=0.5, pool=pool).take_all()
-    with pytest.raises(Exception, match="TableError: .* has no column 'prompt'"):
+    with pytest.raises(Exception, match=r"TableError: .* has no column 'prompt'"):
         generate(ds, SPEC, pool=pool).take_all()
-    with pytest.raises(Exception, match="TableError: .* has a column 'total' already"):
+    with pytest.raises(Exception, match=r"TableError: .* has a column 'total' already"):
         score(ds, SPEC, pool=pool).take_all()
 
 

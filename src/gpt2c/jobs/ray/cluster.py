@@ -26,7 +26,7 @@ from gpt2c.jobs.task import Task
 # Rows that go to an actor at a time: enough to fill passes, and few to do again after a loss.
 _PIECE_ROWS: Final = 256
 _QUEUED: Final = 2  # pieces that an actor has, so that it need not wait for the driver
-_AHEAD: Final = 4  # pieces for each actor that the driver may hold, done or not
+_AHEAD: Final = 8  # pieces for each actor that the driver may hold, done or not
 _MAX_LOSSES: Final = 4  # of the actors that began a piece
 _MAX_ALONE_SECONDS: Final = 600.0  # without a machine
 _LOOK_SECONDS: Final = 10.0  # from one look at the cluster's machines to the next
@@ -214,8 +214,10 @@ class _Run:
             for place in self._places:
                 if place.loading is None and len(place.pieces) == n_pieces:
                     piece = self._next_piece()
+                    if piece is None and n_pieces == 0:
+                        piece = self._slowest_piece()
                     if piece is None:
-                        return
+                        break
                     reference = place.actor.run.remote(self._rows[piece])
                     self._calls[reference] = place, piece
                     place.pieces.append(piece)
@@ -235,6 +237,15 @@ class _Run:
         self._rows[self._n_read] = rows
         self._n_read += 1
         return self._n_read - 1
+
+    def _slowest_piece(self) -> int | None:
+        """Return the oldest piece that one actor has alone, for an actor that would be idle.
+
+        So a machine that is slow, or stands still, delays nobody: the first results count, and the
+        others are the same. These are the backup tasks of Dean and Ghemawat (2004), "MapReduce".
+        """
+        holders = Counter(piece for place in self._places for piece in place.pieces)
+        return min((piece for piece in self._rows if holders[piece] == 1), default=None)
 
     def _finish(self, reference: Any) -> None:
         """Take the results of a call that ended, or give its rows to another actor."""
@@ -256,8 +267,8 @@ class _Run:
             place.loading = None
             return
         place.pieces.remove(piece)
-        del self._rows[piece]
-        self._done[piece] = found
+        if self._rows.pop(piece, None) is not None:  # if no other actor was faster
+            self._done[piece] = found
         self._failed_loads = 0
 
     def _lose(self, place: _Place, piece: int | None, error: Exception) -> None:
@@ -266,7 +277,7 @@ class _Run:
             self._failed_loads += 1
             if self._failed_loads > _MAX_LOSSES + len(self._places):
                 raise BackendError(f"no actor loads the model: {_line(error)}")
-        elif place.pieces:
+        elif place.pieces and place.pieces[0] in self._rows:
             self._losses[place.pieces[0]] += 1  # the others wait behind it
             if self._losses[place.pieces[0]] > _MAX_LOSSES:
                 rows = self._rows[place.pieces[0]]
@@ -275,7 +286,9 @@ class _Run:
                     f"{_MAX_LOSSES + 1} times: {_line(error)}"
                 )
         self._ray.kill(place.actor)
-        self._again = sorted([*self._again, *place.pieces], reverse=True)
+        held = {piece for other in self._places if other is not place for piece in other.pieces}
+        lost = [piece for piece in place.pieces if piece in self._rows and piece not in held]
+        self._again = sorted([*self._again, *lost], reverse=True)
         self._calls = {key: call for key, call in self._calls.items() if call[0] is not place}
         self._places.remove(place)
         self._looked = -_LOOK_SECONDS  # look soon: there may be room on the same machine
