@@ -32,47 +32,40 @@ class Job:
     tokens_per_row: float  # new tokens of a row, or scored ones
     bytes_per_row: float  # read and written, together
     rate: float  # tokens per second of a machine
-    window_rows: float  # rows that go to a worker at a time
+    piece_rows: float  # rows that go to an actor at a time
     start: float  # from the command to the first row on every machine
-    driver_window: float  # the driver's own work for a window
-    driver_bandwidth: float  # bytes per second that the driver's network and files take
+    driver_row: float  # the driver's own work for a row
+    driver_bandwidth: float  # bytes per second that the driver's network takes
     lost_per_day: float  # losses of a machine per day
     replace: float  # from the loss of a machine until its replacement works
     detect: float  # from the loss of a machine until the driver knows
     slow: float  # how many times slower the slowest machine is
-    ahead: float  # windows per machine that may be unwritten at a time
+    is_ray_data: bool  # Ray Data does no piece twice, as gpt2c batch does for an idle actor
 
     @property
-    def window(self) -> float:
-        """Seconds that a machine takes for a window."""
-        return self.window_rows * self.tokens_per_row / self.rate
+    def piece(self) -> float:
+        """Seconds that a machine takes for a piece."""
+        return self.piece_rows * self.tokens_per_row / self.rate
 
     def driver_limit(self) -> float:
         """Return the number of machines from which on the driver is the bottleneck."""
-        window_bytes = self.window_rows * self.bytes_per_row
-        return self.window / (self.driver_window + window_bytes / self.driver_bandwidth)
+        per_row = max(self.driver_row, self.bytes_per_row / self.driver_bandwidth)
+        return self.tokens_per_row / self.rate / per_row
 
     def share_lost(self) -> float:
         """Return the share of a machine's time that losses of machines cost."""
-        # A loss costs the windows in work (on average half of one), the time until the driver
-        # knows, and the time until the replacement works.
-        per_loss = self.window / 2 + self.detect + self.replace
+        # A loss costs half of the piece in work on average, the time until the driver knows, and
+        # the time until the replacement works.
+        per_loss = self.piece / 2 + self.detect + self.replace
         return min(1.0, self.lost_per_day * per_loss / DAY)
-
-    def share_stalled(self) -> float:
-        """Return the share of time in which fast machines wait for the slowest one's window."""
-        # Results are written in order, so while the slowest machine works on a window, each
-        # other machine can finish at most `ahead` windows of its own.
-        return max(0.0, 1 - self.ahead / self.slow)
 
     def hours(self, machines: float) -> float:
         """Return the hours that the job takes on so many machines."""
         tokens = self.rows * self.tokens_per_row
         working = min(machines, self.driver_limit())
-        useful = (1 - self.share_lost()) * (1 - self.share_stalled())
-        # At the end, all wait for the last windows; the slowest machine may have the last one.
-        tail = self.window * self.slow / 2
-        return (self.start + tokens / (working * self.rate * useful) + tail) / 3600
+        # At the end, all wait for the last pieces. One that a slow machine has is done again.
+        tail = self.piece * (self.slow if self.is_ray_data else min(self.slow, 2))
+        return (self.start + tokens / (working * self.rate * (1 - self.share_lost())) + tail) / 3600
 
 
 def parse() -> argparse.Namespace:
@@ -93,16 +86,16 @@ def parse() -> argparse.Namespace:
     planning.add_argument("--tokens-per-row", type=float, required=True)
     planning.add_argument("--rate", type=float, required=True, help="tokens/s of a machine")
     planning.add_argument("--machines", default="1,10,100,1000", metavar="N,N,...")
-    planning.add_argument("--bytes-per-row", type=float, default=1500)
-    planning.add_argument("--window-rows", type=float, default=1024)
+    planning.add_argument("--bytes-per-row", type=float, default=800)
+    planning.add_argument("--piece-rows", type=float, default=256)
     planning.add_argument("--start", type=float, default=60)
-    planning.add_argument("--driver-window", type=float, default=0.05)
-    planning.add_argument("--driver-bandwidth", type=float, default=100e6)
+    planning.add_argument("--driver-row", type=float, default=36e-6)
+    planning.add_argument("--driver-bandwidth", type=float, default=1e9)
     planning.add_argument("--lost-per-day", type=float, default=0.05)
     planning.add_argument("--replace", type=float, default=300)
     planning.add_argument("--detect", type=float, default=30)
     planning.add_argument("--slow", type=float, default=1.5)
-    planning.add_argument("--ahead", type=float, default=4)
+    planning.add_argument("--is-ray-data", action="store_true")
     return parser.parse_args()
 
 
@@ -149,10 +142,8 @@ def plan(options: argparse.Namespace) -> None:
     values = {k: v for k, v in vars(options).items() if k not in ("command", "machines")}
     job = Job(**values)
     tokens = job.rows * job.tokens_per_row
-    print(f"{tokens:.3g} tokens; a window takes {job.window:.0f} s; the driver keeps up with "
-          f"{job.driver_limit():.0f} machines")  # fmt: skip
-    print(f"lost to losses of machines: {job.share_lost():.2%}; to waiting for the slowest: "
-          f"{job.share_stalled():.2%}")  # fmt: skip
+    print(f"{tokens:.3g} tokens; a piece takes {job.piece:.0f} s; the driver keeps up with "
+          f"{job.driver_limit():.0f} machines; losses cost {job.share_lost():.2%}")  # fmt: skip
     print("machines     hours  tokens a day  share of the ideal")
     for machines in map(float, options.machines.split(",")):
         hours = job.hours(machines)
