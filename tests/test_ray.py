@@ -199,14 +199,17 @@ def actor_processes() -> set[int]:
 @needs_ray
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_an_actor_stands_still_and_another_is_killed(ray_cluster: Any, tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.jsonl", 200)
+    source = write_rows(tmp_path / "in.jsonl", 600)
     writing = OutputOptions(shard_rows=8)
     expected = run_job(Job(SAMPLED, [str(source)], str(tmp_path / "plain"), writing=writing), None)
     others = actor_processes()
     hurt: list[int] = []
 
     def hurt_actors(progress: Progress) -> None:
-        if not hurt and len(actor_processes() - others) >= 2:
+        deadline = time.monotonic() + 60
+        while not hurt and len(actor_processes() - others) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not hurt:
             hurt.extend(sorted(actor_processes() - others)[:2])
             os.kill(hurt[0], signal.SIGSTOP)
             os.kill(hurt[1], signal.SIGKILL)
