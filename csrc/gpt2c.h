@@ -141,6 +141,18 @@ gpt2c_status gpt2c_model_read(const gpt2c_model *model, gpt2c_tensor tensor, int
  * vectors, wpe and tensors that the model lacks. */
 unsigned char *gpt2c_model_packed(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                   size_t *n_bytes);
+/* The bytes that gpt2c_model_move needs: the weights in the order of a pass (wpe, the tensors of each
+ * layer, ln_f, wte, lm_head), each aligned to 128 bytes. */
+size_t gpt2c_model_packed_bytes(const gpt2c_model *model);
+/* Copies the weights to `memory`, aligned to a cache line, and gives back the model's own memory
+ * meanwhile. Afterwards the model may only be freed. */
+gpt2c_status gpt2c_model_move(gpt2c_model *model, void *memory);
+/* Replaces a model's weights, before any are written, by those that gpt2c_model_move copied for a
+ * model of the same configuration. The memory stays the caller's, who must not free it before the
+ * model; it may be read-only, so the model's weights can no longer be written. `dtypes` is as in
+ * gpt2c_model_set_dtypes; NULL means that of the configuration. */
+gpt2c_status gpt2c_model_attach(gpt2c_model *model, const uint8_t *dtypes, const void *memory,
+                                size_t n_bytes);
 void gpt2c_model_free(gpt2c_model *model);
 /* The size of the weights in bytes, padding included. */
 size_t gpt2c_model_bytes(const gpt2c_model *model);
@@ -519,6 +531,9 @@ gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *batch);
  * the base's vectors and runs on the base's sequences; the base must outlive it. Defined in
  * model/model.c. */
 gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft);
+/* The same with the weights that gpt2c_model_move copied from another such draft model. */
+gpt2c_status gpt2c_draft_model_attach(const gpt2c_model *base, const void *memory, size_t n_bytes,
+                                      gpt2c_model **draft);
 
 /* Makes an index for prompt lookup in one sequence of up to n_positions tokens. */
 gpt2c_status gpt2c_lookup_create(int32_t n_positions, gpt2c_lookup **lookup);

@@ -16,11 +16,11 @@ CSRC = Path(__file__).resolve().parent
 # The beginning of a platform's name -> the files of os/ that it compiles. "" stands for the other
 # POSIX systems.
 OS_FILES = {
-    "linux": ("posix", "futex", "linux"),
-    "macosx": ("posix", "condition", "darwin"),
-    "win": ("windows", "windows_cpus"),
-    "mingw": ("windows", "windows_cpus"),
-    "": ("posix", "condition", "unix"),
+    "linux": ("posix", "futex", "linux", "mapping"),
+    "macosx": ("posix", "condition", "darwin", "no_mapping"),
+    "win": ("windows", "windows_cpus", "no_mapping"),
+    "mingw": ("windows", "windows_cpus", "no_mapping"),
+    "": ("posix", "condition", "unix", "no_mapping"),
 }
 
 

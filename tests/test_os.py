@@ -10,7 +10,7 @@ from c_programs import build, output
 from conftest import ROOT
 
 CHECKS = [
-    "aligned memory", "arenas", "discarding", "offering", "threads and locks", "wake-ups",
+    "aligned memory", "arenas", "discarding", "offering", "mapping", "threads and locks", "wake-ups",
     "sleeping", "clocks", "CPUs",
 ]  # fmt: skip
 
@@ -20,9 +20,9 @@ CHECKS = [
 @pytest.mark.parametrize(
     "files",
     [
-        ("posix", "futex", "linux"),
-        ("posix", "condition", "linux"),  # macOS sleeps by condition
-        ("posix", "condition", "unix"),
+        ("posix", "futex", "linux", "mapping"),
+        ("posix", "condition", "linux", "no_mapping"),  # macOS sleeps by condition
+        ("posix", "condition", "unix", "no_mapping"),
     ],
     ids="-".join,
 )

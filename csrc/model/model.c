@@ -1,56 +1,16 @@
-/* Allocates, writes and reads the weights of a model. */
+/* Makes models, and writes and reads their weights. */
 #include "model/model.h"
 
 #include "cache.h"
 #include "cpu.h"
 #include "fpenv.h"
+#include "model/arena.h"
 #include "model/tensors.h"
 #include "os/os.h"
 #include "pool.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-/* Lays tensors out in the arena. A first walk, with base NULL, only counts floats. A second walk
- * assigns the memory. */
-typedef struct {
-    float *base;
-    size_t used; /* floats */
-    int overflow;
-} arena_walk;
-
-static float *take_floats(arena_walk *walk, size_t rows, size_t width) {
-    size_t count;
-    if (__builtin_mul_overflow(rows, width, &count) ||
-        __builtin_add_overflow(walk->used, count, &count) || count > SIZE_MAX / 8)
-        walk->overflow = 1;
-    if (walk->overflow)
-        return NULL;
-    float *memory = walk->base ? walk->base + walk->used : NULL;
-    walk->used = (count + PANEL - 1) / PANEL * PANEL;
-    return memory;
-}
-
-static packed_matrix take_matrix(arena_walk *walk, gpt2c_dtype dtype, size_t k, size_t n) {
-    size_t width = pack_panel_bytes(dtype, k) / sizeof(float);
-    return (packed_matrix){take_floats(walk, n_panels_for(n), width), k, n, dtype, 0};
-}
-
-/* Tensors lie in the order of use, so that a pass reads the arena from front to back. A draft
- * model has matrices only, and shares the base's vectors. */
-static void lay_out(gpt2c_model *m, arena_walk *walk) {
-    for (int32_t i = 0; i < tensor_count(m); i++) {
-        tensor_view t = tensor_at(m, i);
-        size_t k = t.packing == ROWS_ARE_N ? t.width : t.n_rows;
-        size_t n = t.packing == ROWS_ARE_N ? t.n_rows : t.width;
-        if (t.matrix)
-            *t.matrix = take_matrix(walk, t.dtype, k, n);
-        else if (!m->base)
-            *t.floats = take_floats(walk, t.n_rows, t.width);
-    }
-    if (m->config.tied_lm_head)
-        m->lm_head = m->wte;
-}
 
 static int config_is_valid(const gpt2c_config *c) {
     const int32_t max = 1 << 20; /* so that no product of two sizes overflows */
@@ -63,21 +23,6 @@ static int config_is_valid(const gpt2c_config *c) {
            c->embedding_dtype >= GPT2C_FLOAT32 && c->embedding_dtype <= GPT2C_INT4 &&
            (c->layer_dtype == GPT2C_FLOAT32) == (c->embedding_dtype == GPT2C_FLOAT32) &&
            c->n_scales >= 1;
-}
-
-/* Allocates the arena, whose size a first walk has measured, and lays the tensors out in it.
- * Returns 0 if memory runs out. */
-static int allocate_arena(gpt2c_model *m, const arena_walk *measured) {
-    m->arena = NULL;
-    if (m->layers && !measured->overflow) {
-        m->arena_bytes = measured->used * sizeof(float);
-        m->arena = os_arena_alloc(m->arena_bytes);
-    }
-    if (!m->arena)
-        return 0;
-    arena_walk walk = {.base = m->arena};
-    lay_out(m, &walk);
-    return 1;
 }
 
 gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int32_t n_threads,
@@ -99,8 +44,8 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
     m->budget = cache_budget_create();
     arena_walk walk = {.overflow = !m->budget};
     if (m->layers)
-        lay_out(m, &walk);
-    if (!allocate_arena(m, &walk)) {
+        arena_lay_out(m, &walk);
+    if (!arena_allocate(m, &walk)) {
         gpt2c_model_free(m);
         return GPT2C_NO_MEMORY;
     }
@@ -112,8 +57,9 @@ gpt2c_status gpt2c_model_create(const gpt2c_config *config, const char *isa, int
 
 static int is_float(gpt2c_dtype dtype) { return dtype == GPT2C_FLOAT32 || is_narrow(dtype); }
 
-gpt2c_status gpt2c_model_set_dtypes(gpt2c_model *model, const uint8_t *dtypes) {
-    if (model->config.layer_dtype != GPT2C_FLOAT32)
+/* Sets the dtypes of a float32 model's matrices. Their memory must be laid out again. */
+static gpt2c_status set_matrix_dtypes(gpt2c_model *model, const uint8_t *dtypes) {
+    if (model->config.layer_dtype != GPT2C_FLOAT32 || model->is_attached)
         return GPT2C_BAD_ARGUMENT;
     for (int32_t layer = 0; layer <= model->config.n_layer; layer++)
         for (int tensor = 0; tensor < GPT2C_N_TENSORS; tensor++) {
@@ -124,16 +70,23 @@ gpt2c_status gpt2c_model_set_dtypes(gpt2c_model *model, const uint8_t *dtypes) {
             if (matrix)
                 matrix->dtype = dtype;
         }
-    os_arena_free(model->arena, model->arena_bytes);
+    return GPT2C_OK;
+}
+
+gpt2c_status gpt2c_model_set_dtypes(gpt2c_model *model, const uint8_t *dtypes) {
+    gpt2c_status status = set_matrix_dtypes(model, dtypes);
+    if (status != GPT2C_OK)
+        return status;
+    arena_free(model);
     arena_walk walk = {0};
-    lay_out(model, &walk);
-    return allocate_arena(model, &walk) ? GPT2C_OK : GPT2C_NO_MEMORY;
+    arena_lay_out(model, &walk);
+    return arena_allocate(model, &walk) ? GPT2C_OK : GPT2C_NO_MEMORY;
 }
 
 gpt2c_status gpt2c_model_change_dtype(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                       gpt2c_dtype dtype) {
     packed_matrix *m = tensor_find(model, tensor, layer).matrix;
-    if (!m || !is_narrow(m->dtype) || !is_float(dtype))
+    if (!m || !is_narrow(m->dtype) || !is_float(dtype) || model->is_attached)
         return GPT2C_BAD_ARGUMENT;
     packed_matrix changed = *m;
     changed.dtype = dtype;
@@ -154,6 +107,18 @@ gpt2c_status gpt2c_model_change_dtype(gpt2c_model *model, gpt2c_tensor tensor, i
 gpt2c_dtype gpt2c_model_dtype(const gpt2c_model *model, gpt2c_tensor tensor, int32_t layer) {
     const packed_matrix *m = tensor_find(model, tensor, layer).matrix;
     return m ? m->dtype : GPT2C_FLOAT32;
+}
+
+/* ---- weights in memory that processes share ---- */
+
+gpt2c_status gpt2c_model_attach(gpt2c_model *model, const uint8_t *dtypes, const void *memory,
+                                size_t n_bytes) {
+    gpt2c_status status = dtypes ? set_matrix_dtypes(model, dtypes) : GPT2C_OK;
+    if (status != GPT2C_OK || model->is_attached)
+        return GPT2C_BAD_ARGUMENT;
+    arena_walk walk = {0};
+    arena_lay_out(model, &walk);
+    return arena_attach(model, &walk, memory, n_bytes);
 }
 
 /* ---- draft models ---- */
@@ -197,29 +162,39 @@ static void repack_share(void *context, pool_team *team, int worker, int n_worke
     (((1 - MAX_8_BIT_SHARE) * INT4_BLOCK_BYTES + MAX_8_BIT_SHARE * INT8_BLOCK_BYTES) / \
      (GROUP * PANEL * sizeof(float)))
 
-gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
+/* Returns a draft model without an arena, whose size it measures; NULL if memory runs out. */
+static gpt2c_model *new_draft_model(const gpt2c_model *base, arena_walk *measured) {
     gpt2c_model *m = calloc(1, sizeof *m);
     if (!m)
-        return GPT2C_NO_MEMORY;
+        return NULL;
     *m = *base;
     m->config.layer_dtype = GPT2C_INT4;
     m->config.embedding_dtype = GPT2C_INT8;
     m->base = base;
     m->arena = NULL;
+    m->is_attached = 0;
     m->outside_bytes = 0;
     size_t n_layers = (size_t)base->config.n_layer + 1;
     m->layers = calloc(n_layers, sizeof *m->layers);
-    arena_walk walk = {0};
-    if (m->layers) {
-        memcpy(m->layers, base->layers, n_layers * sizeof *m->layers);
-        lay_out(m, &walk);
-        if ((double)(walk.used * sizeof(float)) > MAX_DRAFT_SHARE * (double)wide_bytes(base)) {
-            m->config.embedding_dtype = GPT2C_INT4;
-            walk = (arena_walk){0};
-            lay_out(m, &walk);
-        }
+    if (!m->layers) {
+        gpt2c_model_free(m);
+        return NULL;
     }
-    if (!allocate_arena(m, &walk)) {
+    memcpy(m->layers, base->layers, n_layers * sizeof *m->layers);
+    *measured = (arena_walk){0};
+    arena_lay_out(m, measured);
+    if ((double)(measured->used * sizeof(float)) > MAX_DRAFT_SHARE * (double)wide_bytes(base)) {
+        m->config.embedding_dtype = GPT2C_INT4;
+        *measured = (arena_walk){0};
+        arena_lay_out(m, measured);
+    }
+    return m;
+}
+
+gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **draft) {
+    arena_walk walk;
+    gpt2c_model *m = new_draft_model(base, &walk);
+    if (!m || !arena_allocate(m, &walk)) {
         gpt2c_model_free(m);
         return GPT2C_NO_MEMORY;
     }
@@ -231,6 +206,20 @@ gpt2c_status gpt2c_draft_model_create(const gpt2c_model *base, gpt2c_model **dra
     return GPT2C_OK;
 }
 
+gpt2c_status gpt2c_draft_model_attach(const gpt2c_model *base, const void *memory, size_t n_bytes,
+                                      gpt2c_model **draft) {
+    arena_walk walk;
+    gpt2c_model *m = new_draft_model(base, &walk);
+    if (!m)
+        return GPT2C_NO_MEMORY;
+    gpt2c_status status = arena_attach(m, &walk, memory, n_bytes);
+    if (status == GPT2C_OK)
+        *draft = m;
+    else
+        gpt2c_model_free(m);
+    return status;
+}
+
 void gpt2c_model_free(gpt2c_model *model) {
     if (!model)
         return;
@@ -239,7 +228,7 @@ void gpt2c_model_free(gpt2c_model *model) {
         if (m && m->is_outside_arena)
             os_arena_free(m->panels, pack_bytes(m));
     }
-    os_arena_free(model->arena, model->arena_bytes);
+    arena_free(model);
     if (!model->base)
         cache_budget_release(model->budget);
     cache_free_spares();
@@ -265,7 +254,8 @@ static int covers_whole_groups(const tensor_view *t, size_t begin, size_t n_rows
 gpt2c_status gpt2c_model_write(gpt2c_model *model, gpt2c_tensor tensor, int32_t layer,
                                const float *rows, size_t begin, size_t n_rows, size_t width) {
     const tensor_view to = tensor_find(model, tensor, layer);
-    if (!has_rows(&to, begin, n_rows, width) || !covers_whole_groups(&to, begin, n_rows))
+    if (model->is_attached || !has_rows(&to, begin, n_rows, width) ||
+        !covers_whole_groups(&to, begin, n_rows))
         return GPT2C_BAD_ARGUMENT;
     int n_scales = model->config.n_scales, fits = 1;
     fp_state caller = fp_enter();

@@ -35,6 +35,7 @@ struct gpt2c_model {
     layer_tensors *layers; /* [n_layer] */
     float *arena;
     size_t arena_bytes;
+    int is_attached;      /* the arena is read-only memory of the caller's */
     size_t outside_bytes; /* of matrices outside the arena, less what they left unused in it */
 };
 

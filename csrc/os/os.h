@@ -26,6 +26,14 @@ int os_arena_offer(void *memory, size_t bytes);
 void *os_aligned_alloc(size_t bytes);
 void os_aligned_free(void *memory);
 
+#define OS_FILE_UNIT 4096 /* the size of a file that os_file_map maps is a multiple of this */
+
+/* Maps a whole file of memory that several processes share, on huge pages if the system has them.
+ * A writable mapping is of a new file; it gives the file its pages, and a forked child lacks it.
+ * NULL if out of memory, or if the system cannot share memory in this way. */
+void *os_file_map(int descriptor, size_t bytes, int is_writable);
+void os_file_unmap(void *memory, size_t bytes);
+
 /* Starts a detached thread with all signals blocked. Returns 0 if the system refuses. */
 int os_start_thread(void (*function)(void *), void *argument);
 /* Registers a function that runs in the child after every fork. Windows has no fork. */

@@ -1,6 +1,7 @@
 /* Checks each function of os.h on the system that runs it. It is built without Python, so that it
  * can run where gpt2c cannot be installed. Prints a line for each check that passed, and exits with
  * 1 after the first one that failed. */
+#define _GNU_SOURCE /* mkstemp, ftruncate */
 #include "os/os.h"
 
 #include <limits.h>
@@ -9,6 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 #define N_THREADS 4
 #define KIB ((size_t)1 << 10)
@@ -97,6 +101,41 @@ static void check_offering(void) {
     char *small = os_arena_alloc(100); /* lies on a page with other memory */
     CHECK(small && !os_arena_offer(small, 100));
     os_arena_free(small, 100);
+}
+
+#if defined(__linux__)
+/* A new file of memory, without memfd_create, which old C libraries lack. */
+static int new_file(size_t bytes) {
+    char name[] = "/dev/shm/os_checks.XXXXXX";
+    int descriptor = mkstemp(name);
+    CHECK(descriptor >= 0 && unlink(name) == 0 && ftruncate(descriptor, (off_t)bytes) == 0);
+    return descriptor;
+}
+#endif
+
+/* What one mapping writes, another one reads. Where nothing can be mapped, the result is NULL. */
+static void check_mapping(void) {
+    CHECK(!os_file_map(-1, OS_FILE_UNIT, 0) && !os_file_map(-1, OS_FILE_UNIT, 1));
+    os_file_unmap(NULL, OS_FILE_UNIT);
+#if defined(__linux__)
+    const size_t sizes[] = {OS_FILE_UNIT, 2 * MIB, 5 * MIB + OS_FILE_UNIT};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        int descriptor = new_file(sizes[i]);
+        char *written = os_file_map(descriptor, sizes[i], 1);
+        if (!written)
+            return; /* no_mapping.c */
+        CHECK((uintptr_t)written % (2 * MIB) == 0 && all_bytes_are(written, sizes[i], 0));
+        memset(written, 3, sizes[i]);
+        char *read = os_file_map(descriptor, sizes[i], 0);
+        CHECK(read && read != written && all_bytes_are(read, sizes[i], 3));
+        os_file_unmap(written, sizes[i]);
+        CHECK(all_bytes_are(read, sizes[i], 3));
+        os_file_unmap(read, sizes[i]);
+        CHECK(!os_file_map(descriptor, 0, 0) && !os_file_map(descriptor, OS_FILE_UNIT + 1, 0));
+        CHECK(!os_file_map(descriptor, SIZE_MAX / OS_FILE_UNIT * OS_FILE_UNIT, 0));
+        close(descriptor);
+    }
+#endif
 }
 
 /* ---- threads, locks and sleep ---- */
@@ -269,6 +308,7 @@ int main(void) {
         {"arenas", check_arenas},
         {"discarding", check_discarding},
         {"offering", check_offering},
+        {"mapping", check_mapping},
         {"threads and locks", check_threads_and_locks},
         {"wake-ups", check_wake_ups},
         {"sleeping", check_sleeping},

@@ -70,6 +70,9 @@ cdef extern from "gpt2c.h" nogil:
     unsigned char *gpt2c_model_packed(
         const gpt2c_model *, gpt2c_tensor, int32_t, size_t *
     )
+    size_t gpt2c_model_packed_bytes(const gpt2c_model *)
+    gpt2c_status gpt2c_model_move(gpt2c_model *, void *)
+    gpt2c_status gpt2c_model_attach(gpt2c_model *, const uint8_t *, const void *, size_t)
     void gpt2c_model_free(gpt2c_model *)
     size_t gpt2c_model_bytes(const gpt2c_model *)
 
@@ -255,6 +258,9 @@ cdef extern from "gpt2c.h" nogil:
     gpt2c_scratch *gpt2c_turn_scratch(gpt2c_batch *)
 
     gpt2c_status gpt2c_draft_model_create(const gpt2c_model *, gpt2c_model **)
+    gpt2c_status gpt2c_draft_model_attach(
+        const gpt2c_model *, const void *, size_t, gpt2c_model **
+    )
     gpt2c_status gpt2c_lookup_create(int32_t, gpt2c_lookup **)
     void gpt2c_lookup_free(gpt2c_lookup *)
     gpt2c_status gpt2c_drafter_create(gpt2c_drafter **)
@@ -401,6 +407,10 @@ cdef extern from "pass/shares.h" nogil:
     )
 
 cdef extern from "os/os.h" nogil:
+    enum:
+        OS_CACHE_LINE
+    void *os_file_map(int descriptor, size_t n_bytes, int is_writable)
+    void os_file_unmap(void *memory, size_t n_bytes)
     int os_n_cpus()
     int os_physical_cores()
     int os_performance_cores()

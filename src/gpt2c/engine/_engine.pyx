@@ -152,6 +152,7 @@ cdef object empty(shape, dtype, str what):
 
 
 include "_holding.pxi"
+include "_sharing.pxi"
 
 
 cdef class Scratch:
@@ -170,6 +171,7 @@ cdef class Model:
     cdef object __weakref__
     cdef gpt2c_model *pointer
     cdef gpt2c_model *draft  # the weights packed in 4 bits for drafts; NULL until drafts need them
+    cdef Mapping mapping  # what holds the weights that `attach` attached; or None
     cdef bint has_no_room_for_packing  # packing the weights ran out of memory
     cdef readonly str isa, dtype
     cdef readonly int n_vocab, n_positions, n_embd, n_layer, n_threads
@@ -219,21 +221,86 @@ cdef class Model:
         gpt2c_model_free(self.draft)
         gpt2c_model_free(self.pointer)
 
-    def store_as(self, dict dtypes not None):
+    def store_as(self, dtypes):
         """See EngineModel.store_as."""
-        cdef int32_t layer
-        cdef gpt2c_tensor tensor
         cdef gpt2c_status status
         self.check_open()
+        cdef uint8_t[:, ::1] view = self.numbers_of(dtypes)
+        with nogil:
+            status = gpt2c_model_set_dtypes(self.pointer, &view[0, 0])
+        raise_status(status, "the model's weights")
+
+    cdef uint8_t[:, ::1] numbers_of(self, dict dtypes):
+        """Return the matrices' dtypes as gpt2c_model_set_dtypes takes them."""
+        cdef int32_t layer
+        cdef gpt2c_tensor tensor
         chosen = np.zeros((self.n_layer + 1, GPT2C_N_TENSORS), dtype=np.uint8)  # float32
         for name, dtype in dtypes.items():
             tensor, layer = tensor_of(name)
             row = layer if name.startswith("h.") else self.n_layer
             chosen[row, <int>tensor] = STORED_DTYPES[dtype]
-        cdef uint8_t[:, ::1] view = chosen
-        with nogil:
-            status = gpt2c_model_set_dtypes(self.pointer, &view[0, 0])
+        return chosen
+
+    def packed_sizes(self):
+        """Return the bytes that move_to needs for the weights and for the weights packed for drafts.
+
+        The second number is 0 for an int4 model. Raises CacheMemoryError.
+        """
+        cdef size_t n_bytes, n_draft_bytes = 0
+        with self.held():
+            if self.dtype != "int4" and self.draft == NULL:
+                self.pack_for_drafts(is_needed=True)
+            n_bytes = gpt2c_model_packed_bytes(self.pointer)
+            if self.draft != NULL:
+                n_draft_bytes = gpt2c_model_packed_bytes(self.draft)
+        if n_bytes == 0 or (self.draft != NULL and n_draft_bytes == 0):
+            raise CacheMemoryError("not enough memory for the model's weights")
+        return n_bytes, n_draft_bytes
+
+    def move_to(self, file, size_t n_file_bytes, size_t begin, size_t draft_begin):
+        """Move the weights, and those packed for drafts, to a new file of memory; close the model.
+
+        The file, of n_file_bytes bytes, is mapped only during this call. Raises CacheMemoryError if
+        it cannot be mapped, and OptionError if the weights do not fit in it.
+        """
+        cdef gpt2c_status status = GPT2C_OK
+        cdef unsigned char *draft_memory = NULL
+        n_bytes, n_draft_bytes = self.packed_sizes()
+        cdef Mapping mapping = Mapping(file, n_file_bytes, True)
+        cdef unsigned char *memory = mapping.part(begin, n_bytes)
+        if n_draft_bytes:
+            draft_memory = mapping.part(draft_begin, n_draft_bytes)
+        with self.held(), nogil:
+            if draft_memory != NULL:
+                status = gpt2c_model_move(self.draft, draft_memory)
+            if status == GPT2C_OK:
+                status = gpt2c_model_move(self.pointer, memory)
+        self.close()
         raise_status(status, "the model's weights")
+
+    def attach(self, file, size_t n_file_bytes, dtypes, tuple part, tuple draft_part):
+        """Use weights that move_to has moved to a file of memory, instead of loading weights.
+
+        `dtypes` is as in store_as. The parts are pairs (begin, bytes) of the file, for the weights
+        and for those packed for drafts, which may have 0 bytes. The model keeps the file, and maps
+        it for reading only. Raises CacheMemoryError if it cannot be mapped, and OptionError if it
+        does not hold such weights.
+        """
+        cdef gpt2c_status status
+        cdef size_t n_bytes = part[1], n_draft_bytes = draft_part[1]
+        cdef uint8_t[:, ::1] view = self.numbers_of(dtypes)
+        self.check_open()
+        cdef Mapping mapping = Mapping(file, n_file_bytes, False)
+        cdef unsigned char *memory = mapping.part(part[0], n_bytes)
+        self.mapping = mapping
+        status = gpt2c_model_attach(
+            self.pointer, &view[0, 0] if self.dtype == "float32" else NULL, memory, n_bytes
+        )
+        raise_status(status, "the shared weights")
+        if n_draft_bytes:
+            memory = mapping.part(draft_part[0], n_draft_bytes)
+            status = gpt2c_draft_model_attach(self.pointer, memory, n_draft_bytes, &self.draft)
+            raise_status(status, "the shared weights packed for drafts")
 
     def change_stored_dtype(self, str name not None, str dtype not None):
         """See EngineModel.change_stored_dtype."""
@@ -300,7 +367,9 @@ cdef class Model:
         cdef unsigned char *address = gpt2c_model_packed(self.pointer, tensor, layer, &n_bytes)
         if address == NULL:
             raise OptionError(f"{name}: the engine does not pack this tensor")
-        return np.asarray(<uint8_t[:n_bytes]>address)
+        panels = np.asarray(<uint8_t[:n_bytes]>address)
+        panels.flags.writeable = self.mapping is None
+        return panels
 
     @property
     def n_bytes(self):
@@ -746,6 +815,7 @@ cdef class Model:
             gpt2c_model_free(self.pointer)
             self.pointer = self.draft = NULL
             self.batch = NULL
+            self.mapping = None
         return 0
 
 

@@ -1,0 +1,60 @@
+/* Memory of several processes, on Linux: a file of memory (memfd_create), mapped. */
+#define _GNU_SOURCE /* MAP_ANONYMOUS, fallocate */
+#include "os/os.h"
+
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#define HUGE_PAGE ((size_t)2 << 20)
+#if !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25 /* Linux 6.1; older headers do not define it */
+#endif
+
+/* Linux maps a huge page only at an address that is aligned to its size. So this reserves one huge
+ * page more than it needs, and unmaps both ends. */
+static char *reserve_aligned(size_t bytes) {
+    size_t reserved = bytes + HUGE_PAGE;
+    char *raw = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (raw == MAP_FAILED)
+        return NULL;
+    size_t before = -(size_t)(uintptr_t)raw & (HUGE_PAGE - 1);
+    if (before)
+        munmap(raw, before);
+    munmap(raw + before + bytes, reserved - before - bytes);
+    return raw + before;
+}
+
+/* Gives each part of an empty file a huge page if there is one, and otherwise ordinary pages. Most
+ * systems give a file of memory no huge pages unless a program asks by MADV_COLLAPSE. If memory runs
+ * out, this returns 0, whereas the first use of a page would raise SIGBUS. */
+static int fill_with_pages(int descriptor, char *memory, size_t bytes) {
+    (void)madvise(memory, bytes, MADV_DONTFORK); /* a child's mapping would keep the file writable */
+    (void)madvise(memory, bytes, MADV_HUGEPAGE);
+    for (size_t i = 0; i + HUGE_PAGE <= bytes; i += HUGE_PAGE)
+        if (madvise(memory + i, HUGE_PAGE, MADV_COLLAPSE))
+            break;
+    return fallocate(descriptor, 0, 0, (off_t)bytes) == 0;
+}
+
+void *os_file_map(int descriptor, size_t bytes, int is_writable) {
+    if (bytes == 0 || bytes % OS_FILE_UNIT || bytes > SIZE_MAX / 4)
+        return NULL;
+    char *memory = reserve_aligned(bytes);
+    if (!memory)
+        return NULL;
+    int protection = is_writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    if (mmap(memory, bytes, protection, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED ||
+        (is_writable && !fill_with_pages(descriptor, memory, bytes))) {
+        munmap(memory, bytes);
+        return NULL;
+    }
+    if (!is_writable)
+        (void)madvise(memory, bytes, MADV_HUGEPAGE);
+    return memory;
+}
+
+void os_file_unmap(void *memory, size_t bytes) {
+    if (memory)
+        munmap(memory, bytes);
+}
