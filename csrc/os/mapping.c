@@ -25,14 +25,14 @@ static char *reserve_aligned(size_t bytes) {
     return raw + before;
 }
 
-/* Gives each part of an empty file a huge page if there is one, and otherwise ordinary pages. Most
- * systems give a file of memory no huge pages unless a program asks by MADV_COLLAPSE. If memory runs
- * out, this returns 0, whereas the first use of a page would raise SIGBUS. */
-static int fill_with_pages(int descriptor, char *memory, size_t bytes) {
-    (void)madvise(memory, bytes, MADV_DONTFORK); /* a child's mapping would keep the file writable */
+/* Gives a new file its pages: huge ones, as far as there are any. Most systems give a file of memory
+ * huge pages only where a program asks by MADV_COLLAPSE, which needs one page in each of them. If
+ * memory runs out, this returns 0, whereas the first use of a page would raise SIGBUS. */
+static int add_pages(int descriptor, char *memory, size_t bytes) {
     (void)madvise(memory, bytes, MADV_HUGEPAGE);
     for (size_t i = 0; i + HUGE_PAGE <= bytes; i += HUGE_PAGE)
-        if (madvise(memory + i, HUGE_PAGE, MADV_COLLAPSE))
+        if (fallocate(descriptor, 0, (off_t)i, OS_FILE_UNIT) ||
+            madvise(memory + i, HUGE_PAGE, MADV_COLLAPSE))
             break;
     return fallocate(descriptor, 0, 0, (off_t)bytes) == 0;
 }
@@ -44,13 +44,19 @@ void *os_file_map(int descriptor, size_t bytes, int is_writable) {
     if (!memory)
         return NULL;
     int protection = is_writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    if (mmap(memory, bytes, protection, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED ||
-        (is_writable && !fill_with_pages(descriptor, memory, bytes))) {
+    if (mmap(memory, bytes, protection, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED) {
         munmap(memory, bytes);
         return NULL;
     }
-    if (!is_writable)
+    if (!is_writable) {
         (void)madvise(memory, bytes, MADV_HUGEPAGE);
+        return memory;
+    }
+    /* While a child has a writable mapping, a file cannot be sealed. */
+    if (madvise(memory, bytes, MADV_DONTFORK) || !add_pages(descriptor, memory, bytes)) {
+        munmap(memory, bytes);
+        return NULL;
+    }
     return memory;
 }
 

@@ -82,6 +82,10 @@ class TokenizerWarning(Gpt2cWarning):
     """Texts may be encoded to token ids that differ from those of the model's training."""
 
 
+class SharingWarning(Gpt2cWarning):
+    """Weights that were to be shared between processes are loaded for this process alone."""
+
+
 def warn(message: str, kind: type[Gpt2cWarning]) -> None:
     """Issue a warning that points at the line outside gpt2c that called gpt2c."""
     level, frame = 1, sys._getframe(0)

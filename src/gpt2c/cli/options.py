@@ -83,7 +83,7 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --dtype, --threads, --backend, --kv-cache-bytes and the checkpoint options."""
+    """Add --model, --dtype, --threads, --backend, --kv-cache-bytes, --shared and the checkpoint's."""
     add = parser.add_argument
     add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
         "default: tales, the embedded model")  # fmt: skip
@@ -93,7 +93,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="auto", help="auto (default), c or numpy")
     add("--kv-cache-bytes", type=int, metavar="N", help="the max memory of the KV cache; default: "
         "half of the memory that this process may use")  # fmt: skip
+    add_shared_option(parser)
     add_checkpoint_options(parser)
+
+
+def add_shared_option(parser: argparse.ArgumentParser) -> None:
+    """Add --shared."""
+    parser.add_argument("--shared", action="store_true", help="keep the weights in memory that all "
+        "processes of this user share (Linux)")  # fmt: skip
 
 
 def add_special_tokens_option(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +138,7 @@ def model_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "backend": options.backend,
         "kv_cache_bytes": options.kv_cache_bytes,
+        "shared": options.shared,
         "tokenizer": options.tokenizer,
         **checkpoint_options(options),
     }

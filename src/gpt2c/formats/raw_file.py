@@ -108,6 +108,16 @@ class RawFile:
         """
         return io.BufferedReader(_Stream(self))
 
+    def identity(self) -> tuple[int, int, int, int, int]:
+        """Return what the system knows about the open file now; see BackingFile.identity.
+
+        Raises ClosedError after close.
+        """
+        if self._file.closed:
+            raise ClosedError(f"{self.path}: was closed")
+        s = os.fstat(self._file.fileno())
+        return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
     def verify_unchanged(self) -> None:
         """Raise CheckpointError if the size or modification time changed since the file was opened.
 

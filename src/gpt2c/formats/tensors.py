@@ -77,6 +77,13 @@ class BackingFile(Protocol):
     def path(self) -> Path:
         """The file's path."""
 
+    def identity(self) -> tuple[int, int, int, int, int]:
+        """Return the device, the inode, the size in bytes, and the times in nanoseconds.
+
+        The times are the modification time and, last, the change time, which is the time of
+        creation on Windows.
+        """
+
     def verify_unchanged(self) -> None:
         """Raise CheckpointError if the file changed after it was opened."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class LoadedModel(Closable):
         backend: str = "auto",
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = 64 * 2**20,
+        shared: bool = False,
         progress: bool = False,
     ) -> None:
         """Read the checkpoint's weights. Most callers use :meth:`from_pretrained` instead.
@@ -68,11 +69,10 @@ class LoadedModel(Closable):
         self.config: GPT2Config = config
         self._named_ids = ids_in(raw_config) | self._defaults.named_ids
         self._encoder = Encoder(config, tokenizer)
+        load = _engine_loader(flag("shared", shared))
         bar = LoadingBar(4 * config.n_parameters) if flag("progress", progress) else None
         try:
-            self._engine: EngineModel = load_engine(
-                checkpoint, dtype, backend, n_threads, kv_cache_bytes, bar
-            )
+            self._engine = load(checkpoint, dtype, backend, n_threads, kv_cache_bytes, bar)
         finally:
             if bar is not None:
                 bar.close()
@@ -89,6 +89,7 @@ class LoadedModel(Closable):
         backend: str = "auto",
         kv_cache_bytes: int | None = None,
         prefix_cache_bytes: int = 64 * 2**20,
+        shared: bool = False,
         progress: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -128,6 +129,10 @@ class LoadedModel(Closable):
             The max memory, within kv_cache_bytes, in which the model keeps the KV caches of
             finished texts. A prompt that begins like one of them, with at least 16 equal tokens,
             does not compute these tokens again. It never changes a result. 0 turns it off.
+        shared
+            Whether the weights lie in memory that all processes of this user share, as long as one
+            of them uses it (docs/processes.md). If this system cannot do that, the model warns with
+            a SharingWarning and loads weights of its own.
         progress
             Show a bar if loading takes over two seconds (needs the package tqdm).
         revision, token, local_files_only
@@ -170,7 +175,7 @@ class LoadedModel(Closable):
             return cls(
                 checkpoint, found, dtype=dtype, threads=threads, backend=backend,
                 kv_cache_bytes=kv_cache_bytes, prefix_cache_bytes=prefix_cache_bytes,
-                progress=progress,
+                shared=shared, progress=progress,
             )  # fmt: skip
 
     @classmethod
@@ -325,3 +330,13 @@ class LoadedModel(Closable):
             f"<gpt2c.GPT2: n_layer {c.n_layer}, n_embd {c.n_embd}, n_head {c.n_head}, "
             f"{c.n_positions} positions, vocabulary {c.vocab_size}, {self.dtype} on {self.backend}>"
         )
+
+
+def _engine_loader(shared: bool) -> Callable[..., EngineModel]:
+    """Return load_engine, or the function that loads shared weights."""
+    if not shared:
+        return load_engine
+    with IMPORTING:
+        from gpt2c.weights.sharing.loading import load_shared_engine  # lazily: few calls need it
+
+    return load_shared_engine

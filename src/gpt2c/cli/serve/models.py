@@ -34,7 +34,7 @@ def model_sources(options: argparse.Namespace) -> list[ModelSource]:
     common: dict[str, Any] = {
         "threads": options.threads, "backend": options.backend, "tokenizer": options.tokenizer,
         "kv_cache_bytes": _cache_bytes(options.kv_cache_bytes, len(paths)),
-        "activation": options.activation, "hparams": options.hparams,
+        "activation": options.activation, "hparams": options.hparams, "shared": options.shared,
     }  # fmt: skip
     if options.prefix_cache_bytes is not None:
         common["prefix_cache_bytes"] = options.prefix_cache_bytes
