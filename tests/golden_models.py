@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from conftest import config_of, model_on
 
-from gpt2c import GPT2Config
+from gpt2c import GPT2, GPT2Config
 from gpt2c.config import tensor_shapes
 
 # Each activation, with shapes that do and do not fill whole panels, blocks of k, pages and blocks
@@ -44,11 +44,16 @@ def ids_of(config: GPT2Config) -> np.ndarray:
     return np.random.RandomState(7).randint(0, config.vocab_size, config.n_positions)
 
 
-def digests(isa: str, dtype: str) -> Iterator[tuple[str, str]]:
-    """Yield the SHA-256 of each model's logits and of the ids that it samples."""
+def digests(
+    isa: str, dtype: str, make: Callable[..., GPT2] = model_on
+) -> Iterator[tuple[str, str]]:
+    """Yield the SHA-256 of each model's logits and of the ids that it samples.
+
+    `make` has the parameters of model_on.
+    """
     for name, options in CONFIGS.items():
         config = config_of(**options)
-        model = model_on(isa, config, weights_of(config), dtype=dtype)
+        model = make(isa, config, weights_of(config), dtype=dtype)
         ids = ids_of(config)
         logits = model.logits(ids).astype("<f4")
         yield f"{name}, logits", hashlib.sha256(logits.tobytes()).hexdigest()

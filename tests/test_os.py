@@ -10,8 +10,8 @@ from c_programs import build, output
 from conftest import ROOT
 
 CHECKS = [
-    "aligned memory", "arenas", "discarding", "offering", "mapping", "threads and locks", "wake-ups",
-    "sleeping", "clocks", "CPUs",
+    "aligned memory", "arenas", "discarding", "offering", "mapping", "threads and locks",
+    "wake-ups", "sleeping", "clocks", "CPUs",
 ]  # fmt: skip
 
 

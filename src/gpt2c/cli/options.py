@@ -83,7 +83,10 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --dtype, --threads, --backend, --kv-cache-bytes, --shared and the checkpoint's."""
+    """Add --model, --dtype, --threads, --backend, --kv-cache-bytes, --shared, and others.
+
+    The others are the checkpoint options.
+    """
     add = parser.add_argument
     add("--model", metavar="MODEL", help="a checkpoint's folder or file, or a name on the hub; "
         "default: tales, the embedded model")  # fmt: skip

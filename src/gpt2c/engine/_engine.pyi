@@ -62,9 +62,7 @@ class Model:
     def packed_sizes(self) -> tuple[int, int]:
         """Return the bytes that `move_to` needs for the weights and for those packed for drafts."""
 
-    def move_to(
-        self, file: io.FileIO, n_file_bytes: int, begin: int, draft_begin: int
-    ) -> None:
+    def move_to(self, file: io.FileIO, n_file_bytes: int, begin: int, draft_begin: int) -> None:
         """Move the weights to a new file of memory, and close the model."""
 
     def attach(

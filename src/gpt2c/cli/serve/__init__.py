@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from gpt2c.cli.generate import DRAFTS
-from gpt2c.cli.options import Commands
+from gpt2c.cli.options import Commands, add_shared_option
 from gpt2c.cli.serve.models import model_sources
 from gpt2c.errors import MissingDependencyError, OptionError
 
@@ -53,6 +53,7 @@ def add_command(commands: Commands) -> None:
     add("--backend", default="auto", help="auto (default), c or numpy")
     add("--kv-cache-bytes", type=int, metavar="N", help="the max memory of each model's KV cache; "
         "default: half of this process's memory, divided by the number of models")  # fmt: skip
+    add_shared_option(parser)
     add("--prefix-cache-bytes", type=int, metavar="N", help="the memory, within the KV cache, for "
         "beginnings of later prompts; default: 64 MiB")  # fmt: skip
     add("--tokenizer", metavar="PATH", help="a tokenizer's file or folder, for all models")

@@ -18,7 +18,7 @@ from typing import Final
 
 import gpt2c._version as version
 from gpt2c.weights.checkpoint import Checkpoint
-from gpt2c.weights.sharing.refusal import NotShared
+from gpt2c.weights.sharing.errors import SharingError
 
 _LAYOUT: Final = 1  # of the shared file; raised if its header or the order of the weights changes
 _PACKAGE: Final = Path(version.__file__).parent
@@ -34,11 +34,11 @@ _LONG_TICK: Final = 2 * _SECOND
 def key_of(checkpoint: Checkpoint, dtype: str) -> str:
     """Return the key of a checkpoint's weights for a dtype, 64 hexadecimal digits.
 
-    Raises NotShared if the checkpoint is in memory or gpt2c was changed while this process runs,
+    Raises SharingError if the checkpoint is in memory or gpt2c was changed while this process runs,
     and CheckpointError if a file was changed since it was opened.
     """
     if not checkpoint.files:
-        raise NotShared("they come from arrays, not from files")
+        raise SharingError("they come from arrays, not from files")
     checkpoint.verify_unchanged()
     tensors = {name: [t.dtype, list(t.shape)] for name, t in checkpoint.tensors.items()}
     values = {
@@ -58,15 +58,15 @@ def key_of(checkpoint: Checkpoint, dtype: str) -> str:
 def wait_for_old_files(checkpoint: Checkpoint) -> None:
     """Wait until a change of the checkpoint's files would change their times, and so the key.
 
-    Two changes in the same tick of a file system's clock leave the same time. Raises NotShared if a
-    file's time is in the future.
+    Two changes in the same tick of a file system's clock leave the same time. Raises SharingError
+    if a file's time is in the future.
     """
     for file in checkpoint.files:
         *_, changed_at = file.identity()
         tick = _TICK if changed_at % _SECOND else _LONG_TICK
         remaining = changed_at + tick - time.time_ns()
         if remaining > 2 * _LONG_TICK or changed_at <= 0:
-            raise NotShared(f"{file.path} has a change time that is wrong or in the future")
+            raise SharingError(f"{file.path} has a change time that is wrong or in the future")
         if remaining > 0:
             time.sleep(remaining / _SECOND)
 
@@ -80,7 +80,9 @@ def _code_stamp() -> str:
     digest = hashlib.sha256()
     for path, status in _code_files(str(_PACKAGE)):
         if status.st_ctime_ns > version.IMPORTED_AT - _TICK:
-            raise NotShared(f"{path} was changed after this process had imported gpt2c")
+            raise SharingError(
+                f"{path} was changed after this process imported gpt2c, or just before"
+            )
         identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(f"{path} {identity}\n".encode())
     return digest.hexdigest()

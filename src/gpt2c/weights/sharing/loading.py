@@ -12,8 +12,8 @@ from gpt2c.errors import CacheMemoryError, SharingWarning, warn
 from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.loading import fill
+from gpt2c.weights.sharing.errors import SharingError
 from gpt2c.weights.sharing.key import key_of, wait_for_old_files
-from gpt2c.weights.sharing.refusal import NotShared
 from gpt2c.weights.sharing.region import Region, attach, can_share, make_region, read_region
 from gpt2c.weights.sharing.registry import (
     Entry,
@@ -48,7 +48,7 @@ def load_shared_engine(
         if reason is None:
             try:
                 return _shared(make, checkpoint, n_threads, bar)
-            except NotShared as refusal:
+            except SharingError as refusal:
                 reason = str(refusal)
         warn(
             f"the weights are not shared with other processes: {reason}. This process loads a copy "
@@ -66,32 +66,19 @@ def load_shared_engine(
 def _shared(
     make: Callable[[], EngineModel], checkpoint: Checkpoint, n_threads: int, bar: LoadingBar | None
 ) -> EngineModel:
-    """Return a model whose weights are shared. Raises NotShared, and the errors of loading."""
+    """Return a model whose weights are shared. Raises SharingError, and the errors of loading."""
     model = cast("Model", make())
     key = key_of(checkpoint, model.dtype)
     try:
         with locked_entry(key) as entry:
-            file, region = _found(entry, key, checkpoint)
-            if file is None or region is None:
-                file, region = _made(entry, key, checkpoint, make, n_threads, bar)
+            names = checkpoint.tensors
+            found = entry.find(lambda file: read_region(file, key, names))
+            file, region = found or _made(entry, key, checkpoint, make, n_threads, bar)
             attach(model, file, region)
             entry.add(file)
     except OSError as error:
-        raise NotShared(str(error)) from error
+        raise SharingError(str(error)) from error
     return cast(EngineModel, model)
-
-
-def _found(
-    entry: Entry, key: str, checkpoint: Checkpoint
-) -> tuple[SharedFile | None, Region | None]:
-    region: Region | None = None
-
-    def check(file: SharedFile) -> bool:
-        nonlocal region
-        region = read_region(file, key, checkpoint.tensors)
-        return region is not None
-
-    return entry.find(check), region
 
 
 def _made(
@@ -101,16 +88,18 @@ def _made(
     make: Callable[[], EngineModel],
     n_threads: int,
     bar: LoadingBar | None,
-) -> tuple[SharedFile, Region | None]:
+) -> tuple[SharedFile, Region]:
     """Load the weights and move them to a new file. Raises OSError and the errors of loading."""
     remove_dead_entries(entry.path)
     wait_for_old_files(checkpoint)
     model = cast("Model", make())
     fill(cast(EngineModel, model), checkpoint, n_threads, bar)
     if key_of(checkpoint, model.dtype) != key:
-        raise NotShared("the checkpoint's files were changed meanwhile")
+        raise SharingError("the checkpoint's files were changed meanwhile")
     try:
         file = make_region(model, key, checkpoint.tensors)
     except MemoryError as error:
-        raise NotShared(str(error)) from None
-    return file, read_region(file, key, checkpoint.tensors)
+        raise SharingError(str(error)) from None
+    region = read_region(file, key, checkpoint.tensors)
+    assert region is not None  # we have just written it
+    return file, region

@@ -1,9 +1,9 @@
 """Files of memory that hold packed weights: made once, sealed, and then only read.
 
 A file begins with a magic number, the length and the SHA-256 of a header, and the header in JSON.
-The weights follow, and then the weights packed for drafts, each part at a multiple of 4096 bytes and
-in the order of gpt2c_model_move (csrc/gpt2c.h). The seals of Linux keep every process, also one of
-the same user, from changing the file or cutting it short. So what was checked once stays true.
+The weights follow, and then the weights packed for drafts, each part at a multiple of 4096 bytes
+and in the order of gpt2c_model_move (csrc/gpt2c.h). The seals of Linux keep every process, also one
+of the same user, from changing the file or cutting it short. So what was checked once stays true.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import struct
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gpt2c.checks.untrusted import parse_json
-from gpt2c.weights.sharing.refusal import NotShared
+from gpt2c.weights.sharing.errors import NEEDS_LINUX, SharingError
 from gpt2c.weights.sharing.registry import OwnedFile, SharedFile, opened
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def make_region(model: Model, key: str, names: Collection[str]) -> SharedFile:
 
     `names` are its tensors. Raises OSError or MemoryError if the system refuses a part of it.
     """
-    import fcntl  # not on Windows
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
+    import fcntl
 
     n_bytes, n_draft_bytes = model.packed_sizes()
     stored = {name: model.stored_dtype(name) for name in names}
@@ -79,7 +82,9 @@ def make_region(model: Model, key: str, names: Collection[str]) -> SharedFile:
 
 def read_region(file: SharedFile, key: str, names: Collection[str]) -> Region | None:
     """Return what a file's header says; None unless it is a sealed file of these weights."""
-    import fcntl  # not on Windows
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
+    import fcntl
 
     try:
         if fcntl.fcntl(file, fcntl.F_GET_SEALS) & _seals() != _seals():
@@ -98,43 +103,49 @@ def read_region(file: SharedFile, key: str, names: Collection[str]) -> Region | 
 
 def can_share() -> str | None:
     """Return None if this system can share weights, else why it cannot."""
+    if sys.platform != "linux":
+        return NEEDS_LINUX
     try:
         import fcntl
     except ImportError:
-        return "this needs Linux"
-    if hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS"):
-        return None if os.path.isdir("/proc/self/fd") else "this needs the file system /proc"
-    return "this needs Linux"
+        return "this Python lacks the module fcntl"
+    if not hasattr(os, "memfd_create") or not hasattr(fcntl, "F_ADD_SEALS"):
+        return "this Python lacks os.memfd_create or fcntl.F_ADD_SEALS"
+    return None if os.path.isdir("/proc/self/fd") else "this needs the file system /proc"
 
 
 def attach(model: Model, file: SharedFile, region: Region) -> None:
     """Let a new model use the weights in the file.
 
-    Raises NotShared if the file does not fit the model or cannot be mapped.
+    Raises SharingError if the file does not fit the model or cannot be mapped.
     """
     try:
         model.attach(file, region.n_bytes, region.dtypes, region.weights, region.draft)
     except (ValueError, MemoryError) as error:
-        raise NotShared(str(error)) from None
+        raise SharingError(str(error)) from None
 
 
 def _checked(values: Any, size: int, key: str, names: Collection[str]) -> Region | None:
     if not isinstance(values, dict) or values.get("key") != key:
         return None
-    dtypes, parts = values.get("dtypes"), [values.get("weights"), values.get("draft")]
+    dtypes = values.get("dtypes")
     if not isinstance(dtypes, dict) or not set(dtypes) <= set(names):
         return None
     if not all(dtype in _SIXTEEN_BITS for dtype in dtypes.values()):
         return None
-    for part in parts:
-        if not isinstance(part, list) or [type(number) for number in part] != [int, int]:
-            return None
-        if part[0] % _UNIT or min(part) < 0 or sum(part) > size:
-            return None
-    if size % _UNIT:
+    weights, draft = (_checked_part(values.get(name), size) for name in ("weights", "draft"))
+    if size % _UNIT or weights is None or draft is None:
         return None
-    (begin, n_bytes), (draft_begin, n_draft_bytes) = parts
-    return Region(size, dtypes, (begin, n_bytes), (draft_begin, n_draft_bytes))
+    return Region(size, dtypes, weights, draft)
+
+
+def _checked_part(value: Any, size: int) -> tuple[int, int] | None:
+    """Return (the first byte, the number of bytes) of a part that lies in the file, or None."""
+    if not isinstance(value, list) or [type(number) for number in value] != [int, int]:
+        return None
+    begin, n_bytes = value
+    is_inside = begin >= 0 and n_bytes >= 0 and begin + n_bytes <= size
+    return (begin, n_bytes) if is_inside and begin % _UNIT == 0 else None
 
 
 def _rounded(n_bytes: int) -> int:
@@ -142,6 +153,8 @@ def _rounded(n_bytes: int) -> int:
 
 
 def _seals() -> int:
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
     import fcntl
 
     return fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -149,6 +162,8 @@ def _seals() -> int:
 
 def _new_file(name: str) -> int:
     """Return the descriptor of a new file of memory that can be sealed and never executed."""
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)

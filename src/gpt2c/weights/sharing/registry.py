@@ -14,7 +14,7 @@ import io
 import os
 import re
 import stat
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +25,7 @@ from typing import Final, TypeVar
 
 from gpt2c.forks import ProcessLock
 from gpt2c.living import Living
-from gpt2c.weights.sharing.refusal import NotShared
+from gpt2c.weights.sharing.errors import NEEDS_LINUX, SharingError
 
 _LINE: Final = re.compile(rb"(\d{1,10}) (\d{1,10}) (\d{1,20})\n")
 _MAX_LIST: Final = 1 << 16  # bytes
@@ -57,6 +57,7 @@ class SharedFile(OwnedFile):
     entry: Path | None = None  # the file of the key, once this file is in its list
 
 
+_T = TypeVar("_T")
 _File = TypeVar("_File", bound=OwnedFile)
 
 
@@ -72,18 +73,25 @@ class Entry:
     path: Path
     file: OwnedFile
 
-    def find(self, check: Callable[[SharedFile], bool]) -> SharedFile | None:
-        """Return the first file in the list that can be opened and that `check` accepts."""
+    def find(self, read: Callable[[SharedFile], _T | None]) -> tuple[SharedFile, _T] | None:
+        """Return the first file in the list that can be opened and of which `read` is not None.
+
+        The second value is what `read` returned.
+        """
         for pid, descriptor, inode in _holders(self.file):
             with suppress(OSError):
                 path = f"/proc/{pid}/fd/{descriptor}"
                 file = opened(SharedFile, path, os.O_RDONLY)
-                if _is_own_file(os.fstat(file.fileno()), inode) and check(file):
-                    return file
+                if _is_own_file(os.fstat(file.fileno()), inode):
+                    found = read(file)
+                    if found is not None:
+                        return file, found
         return None
 
     def add(self, file: SharedFile) -> None:
         """Add this process's file to the list, and drop dead lines. Raises OSError."""
+        if sys.platform != "linux":
+            raise SharingError(NEEDS_LINUX)
         lines = [b"%d %d %d\n" % holder for holder in _holders(self.file)]
         raw = b"".join([*lines, _line_of(file)])
         # If the process is killed in between, the rest of the old list stays, which does no harm.
@@ -97,7 +105,7 @@ class Entry:
 def locked_entry(key: str) -> Iterator[Entry]:
     """Lock the file of a key, waiting for other processes, during the block.
 
-    Raises NotShared if the folder or the file is not this user's alone, or after ten minutes of
+    Raises SharingError if the folder or the file is not this user's alone, or after ten minutes of
     waiting; and OSError.
     """
     with _one_thread.lock:
@@ -117,7 +125,7 @@ def remove_dead_entries(keep: Path) -> None:
     with suppress(OSError):
         paths = [path for path in keep.parent.glob(f"{_namespace()}-*") if path != keep]
         for path in paths[:_MAX_SWEPT]:
-            with suppress(OSError, NotShared), _opened_entry(path) as file:
+            with suppress(OSError, SharingError), _opened_entry(path) as file:
                 if _try_to_lock(file) and not _holders(file):
                     path.unlink()
 
@@ -127,14 +135,16 @@ def _own_folder() -> Path:
 
     GPT2C_SHARED_FOLDER in the environment names another one.
     """
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
     user = os.geteuid()
-    parent = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    parent = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"
     path = Path(os.environ.get("GPT2C_SHARED_FOLDER") or f"{parent}/gpt2c-{user}")
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o077:
-        raise NotShared(
+        raise SharingError(
             f"{path} must be a folder that only this user (number {user}) may use; found "
             f"{stat.filemode(status.st_mode)} of user {status.st_uid}"
         )
@@ -150,11 +160,13 @@ def _namespace() -> str:
 
 
 def _opened_entry(path: Path, flags: int = 0) -> OwnedFile:
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
     file = opened(OwnedFile, path, os.O_RDWR | _NO_LINKS | flags, "r+b")
     status = os.fstat(file.fileno())
     is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
     if not is_own or status.st_mode & 0o077:
-        raise NotShared(f"{path} must be a file that only this user may use")
+        raise SharingError(f"{path} must be a file that only this user may use")
     return file
 
 
@@ -164,7 +176,7 @@ def _locked(path: Path) -> OwnedFile:
         file = _opened_entry(path, os.O_CREAT)
         while not _try_to_lock(file):
             if time.monotonic() > end:
-                raise NotShared(
+                raise SharingError(
                     f"another process has been making them for {_MAX_WAIT:.0f} seconds (it holds "
                     f"the lock of {path})"
                 )
@@ -176,7 +188,9 @@ def _locked(path: Path) -> OwnedFile:
 
 
 def _try_to_lock(file: OwnedFile) -> bool:
-    import fcntl  # not on Windows
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
+    import fcntl
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,6 +201,8 @@ def _try_to_lock(file: OwnedFile) -> bool:
 
 def _holders(file: OwnedFile) -> list[tuple[int, int, int]]:
     """Return the list's processes that still have their file: (process, descriptor, inode)."""
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
     raw = os.pread(file.fileno(), _MAX_LIST, 0)
     found = [(int(p), int(d), int(i)) for p, d, i in _LINE.findall(raw)]
     living = []
@@ -198,14 +214,14 @@ def _holders(file: OwnedFile) -> list[tuple[int, int, int]]:
 
 
 def _is_own_file(status: os.stat_result, inode: int) -> bool:
-    return (
-        stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_ino == inode
-    )
+    if sys.platform != "linux":
+        raise SharingError(NEEDS_LINUX)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_ino == inode
 
 
 # ---- forks ----
 
-# A forked child has its parent's files, under the same numbers, and keeps them when the parent ends.
+# A forked child has its parent's files, under the same numbers, and keeps them after its parent.
 _listed: Living[SharedFile] = Living()
 
 
@@ -222,7 +238,9 @@ def _list_child() -> None:
         with suppress(OSError, ValueError):  # ValueError: the file is closed
             if file.entry is not None and os.path.getsize(file.entry) < _MAX_LIST // 2:
                 line = _line_of(file)
-                with opened(OwnedFile, file.entry, os.O_WRONLY | os.O_APPEND | _NO_LINKS, "ab") as f:
+                with opened(
+                    OwnedFile, file.entry, os.O_WRONLY | os.O_APPEND | _NO_LINKS, "ab"
+                ) as f:
                     f.write(line)
 
 

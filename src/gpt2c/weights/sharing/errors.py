@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
 
-class NotShared(Exception):
+NEEDS_LINUX: Final = "this needs Linux"
+
+
+class SharingError(Exception):
     """The weights cannot be shared. The message says why; it ends up in a SharingWarning."""
