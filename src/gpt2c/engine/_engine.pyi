@@ -1,8 +1,8 @@
 """Types of the compiled engine. gpt2c.engine.protocol describes Model, Sequence and Job."""
 
-import io
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
+from io import FileIO
 from typing import Any
 
 import numpy as np
@@ -59,22 +59,16 @@ class Model:
     @cache_limit.setter
     def cache_limit(self, n_bytes: int) -> None: ...
     def store_as(self, dtypes: dict[str, str]) -> None: ...
-    def packed_sizes(self) -> tuple[int, int]:
-        """Return the bytes that `move_to` needs for the weights and for those packed for drafts."""
-
-    def move_to(self, file: io.FileIO, n_file_bytes: int, begin: int, draft_begin: int) -> None:
-        """Move the weights to a new file of memory, and close the model."""
-
+    def packed_sizes(self) -> tuple[int, int]: ...
+    def move_to(self, file: FileIO, n_file_bytes: int, begin: int, draft_begin: int) -> None: ...
     def attach(
         self,
-        file: io.FileIO,
+        file: FileIO,
         n_file_bytes: int,
         dtypes: dict[str, str],
         part: tuple[int, int],
         draft_part: tuple[int, int],
-    ) -> None:
-        """Use weights that `move_to` has moved to a file of memory, instead of loading weights."""
-
+    ) -> None: ...
     def change_stored_dtype(self, name: str, dtype: str) -> None: ...
     def stored_dtype(self, name: str) -> str: ...
     def load(self, name: str, rows: NDArray[np.float32], begin: int) -> bool: ...

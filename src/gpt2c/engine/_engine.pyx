@@ -242,10 +242,7 @@ cdef class Model:
         return chosen
 
     def packed_sizes(self):
-        """Return the bytes that move_to needs for the weights and for the weights packed for drafts.
-
-        The second number is 0 for an int4 model. Raises CacheMemoryError.
-        """
+        """See SharedEngineModel.packed_sizes."""
         cdef size_t n_bytes, n_draft_bytes = 0
         with self.held():
             if self.dtype != "int4" and self.draft == NULL:
@@ -258,11 +255,7 @@ cdef class Model:
         return n_bytes, n_draft_bytes
 
     def move_to(self, file, size_t n_file_bytes, size_t begin, size_t draft_begin):
-        """Move the weights, and those packed for drafts, to a new file of memory; close the model.
-
-        The file, of n_file_bytes bytes, is mapped only during this call. Raises CacheMemoryError if
-        it cannot be mapped, and OptionError if the weights do not fit in it.
-        """
+        """See SharedEngineModel.move_to."""
         cdef gpt2c_status status = GPT2C_OK
         cdef unsigned char *draft_memory = NULL
         n_bytes, n_draft_bytes = self.packed_sizes()
@@ -279,13 +272,7 @@ cdef class Model:
         raise_status(status, "the model's weights")
 
     def attach(self, file, size_t n_file_bytes, dtypes, tuple part, tuple draft_part):
-        """Use weights that move_to has moved to a file of memory, instead of loading weights.
-
-        `dtypes` is as in store_as. The parts are pairs (begin, bytes) of the file, for the weights
-        and for those packed for drafts, which may have 0 bytes. The model keeps the file, and maps
-        it for reading only. Raises CacheMemoryError if it cannot be mapped, and OptionError if it
-        does not hold such weights.
-        """
+        """See SharedEngineModel.attach."""
         cdef gpt2c_status status
         cdef size_t n_bytes = part[1], n_draft_bytes = draft_part[1]
         cdef uint8_t[:, ::1] view = self.numbers_of(dtypes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -562,3 +563,36 @@ class EngineModel(Protocol):
 
 
 NO_MEASURES: Final = Measures()
+
+
+class SharedEngineModel(EngineModel, Protocol):
+    """A model on the compiled engine, whose weights may lie in a file of memory."""
+
+    def packed_sizes(self) -> tuple[int, int]:
+        """Return the bytes that `move_to` needs for the weights and for those packed for drafts.
+
+        The second number is 0 for an int4 model. Raises CacheMemoryError.
+        """
+
+    def move_to(self, file: FileIO, n_file_bytes: int, begin: int, draft_begin: int) -> None:
+        """Move the weights, and those packed for drafts, to a new file; close the model.
+
+        The file, of n_file_bytes bytes, is mapped only during this call. Raises CacheMemoryError if
+        it cannot be mapped, and OptionError if the weights do not fit in it.
+        """
+
+    def attach(
+        self,
+        file: FileIO,
+        n_file_bytes: int,
+        dtypes: dict[str, str],
+        part: tuple[int, int],
+        draft_part: tuple[int, int],
+    ) -> None:
+        """Use weights that `move_to` has moved to a file, instead of loading weights.
+
+        `dtypes` is as in `store_as`. The parts are pairs (first byte, bytes) of the file, for the
+        weights and for those packed for drafts, which may have 0 bytes. The model keeps the file,
+        and maps it for reading only. Raises CacheMemoryError if it cannot be mapped, and
+        OptionError if it does not hold such weights.
+        """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from gpt2c.engine.protocol import EngineModel
+from gpt2c.engine.protocol import EngineModel, SharedEngineModel
 from gpt2c.engine.select import new_model
 from gpt2c.errors import CacheMemoryError, SharingWarning, warn
 from gpt2c.progress import LoadingBar
@@ -21,9 +21,6 @@ from gpt2c.weights.sharing.registry import (
     locked_entry,
     remove_dead_entries,
 )
-
-if TYPE_CHECKING:
-    from gpt2c.engine._engine import Model
 
 
 def load_shared_engine(
@@ -67,7 +64,7 @@ def _shared(
     make: Callable[[], EngineModel], checkpoint: Checkpoint, n_threads: int, bar: LoadingBar | None
 ) -> EngineModel:
     """Return a model whose weights are shared. Raises SharingError, and the errors of loading."""
-    model = cast("Model", make())
+    model = cast(SharedEngineModel, make())
     key = key_of(checkpoint, model.dtype)
     try:
         with locked_entry(key) as entry:
@@ -78,7 +75,7 @@ def _shared(
             entry.add(file)
     except OSError as error:
         raise SharingError(str(error)) from error
-    return cast(EngineModel, model)
+    return model
 
 
 def _made(
@@ -92,8 +89,8 @@ def _made(
     """Load the weights and move them to a new file. Raises OSError and the errors of loading."""
     remove_dead_entries(entry.path)
     wait_for_old_files(checkpoint)
-    model = cast("Model", make())
-    fill(cast(EngineModel, model), checkpoint, n_threads, bar)
+    model = cast(SharedEngineModel, make())
+    fill(model, checkpoint, n_threads, bar)
     if key_of(checkpoint, model.dtype) != key:
         raise SharingError("the checkpoint's files were changed meanwhile")
     try:

@@ -15,14 +15,12 @@ import struct
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from gpt2c.checks.untrusted import parse_json
+from gpt2c.engine.protocol import SharedEngineModel
 from gpt2c.weights.sharing.errors import NEEDS_LINUX, SharingError
 from gpt2c.weights.sharing.registry import OwnedFile, SharedFile, opened
-
-if TYPE_CHECKING:
-    from gpt2c.engine._engine import Model
 
 _MAGIC: Final = b"gpt2c\0W1"
 _PREFIX: Final = struct.Struct("<8sQ32s")  # the magic number, the header's length and its SHA-256
@@ -42,7 +40,7 @@ class Region:
     draft: tuple[int, int]
 
 
-def make_region(model: Model, key: str, names: Collection[str]) -> SharedFile:
+def make_region(model: SharedEngineModel, key: str, names: Collection[str]) -> SharedFile:
     """Move the weights of a loaded model to a new, sealed file. The model is closed.
 
     `names` are its tensors. Raises OSError or MemoryError if the system refuses a part of it.
@@ -114,7 +112,7 @@ def can_share() -> str | None:
     return None if os.path.isdir("/proc/self/fd") else "this needs the file system /proc"
 
 
-def attach(model: Model, file: SharedFile, region: Region) -> None:
+def attach(model: SharedEngineModel, file: SharedFile, region: Region) -> None:
     """Let a new model use the weights in the file.
 
     Raises SharingError if the file does not fit the model or cannot be mapped.
