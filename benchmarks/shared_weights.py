@@ -115,7 +115,7 @@ def print_memory(options: argparse.Namespace) -> None:
     seconds = [worker.start["seconds"] for worker in workers]
     own_seconds, later = own.start["seconds"], max(seconds[1:], default=0)
     print(f"from_pretrained: own weights {own_seconds:.3f} s, the first {seconds[0]:.3f} s, "
-          f"later ones {later:.3f} s at most")  # fmt: skip
+          f"later ones at most {later:.3f} s")  # fmt: skip
     for worker in (own, *workers):
         worker.close()
     time.sleep(0.2)  # so that the memory is free
@@ -151,9 +151,11 @@ def compare(
     own = statistics.median(rates["own weights"])
     for name, values in rates.items():
         each = statistics.median(values)
+        huge = dict(workers)[name].memory()
         suffix = note if name != "own weights" else ""
         print(f"{name + suffix:40s} {each:7.1f} tok/s ({min(values):.1f} - {max(values):.1f}), "
-              f"{each / own:.2f} of own weights")  # fmt: skip
+              f"{each / own:.2f} of own weights; "
+              f"{(huge['ShmemPmdMapped'] + huge['AnonHugePages']) / 1e6:.0f} MB on huge pages")  # fmt: skip
     for _, worker in workers:
         worker.close()
 

@@ -11,6 +11,9 @@
 #define MADV_COLLAPSE 25 /* Linux 6.1; older headers do not define it */
 #endif
 
+/* Each failure may have cost milliseconds of looking for a huge page. */
+#define MAX_FAILURES 16
+
 /* Linux maps a huge page only at an address that is aligned to its size. So this reserves one huge
  * page more than it needs, and unmaps both ends. */
 static char *reserve_aligned(size_t bytes) {
@@ -30,10 +33,12 @@ static char *reserve_aligned(size_t bytes) {
  * memory runs out, this returns 0, whereas the first use of a page would raise SIGBUS. */
 static int add_pages(int descriptor, char *memory, size_t bytes) {
     (void)madvise(memory, bytes, MADV_HUGEPAGE);
-    for (size_t i = 0; i + HUGE_PAGE <= bytes; i += HUGE_PAGE)
-        if (fallocate(descriptor, 0, (off_t)i, OS_FILE_UNIT) ||
-            madvise(memory + i, HUGE_PAGE, MADV_COLLAPSE))
+    int n_failures = 0;
+    for (size_t i = 0; i + HUGE_PAGE <= bytes && n_failures < MAX_FAILURES; i += HUGE_PAGE) {
+        if (fallocate(descriptor, 0, (off_t)i, OS_FILE_UNIT))
             break;
+        n_failures += madvise(memory + i, HUGE_PAGE, MADV_COLLAPSE) != 0;
+    }
     return fallocate(descriptor, 0, 0, (off_t)bytes) == 0;
 }
 
