@@ -153,9 +153,9 @@ def compare(
         each = statistics.median(values)
         huge = dict(workers)[name].memory()
         suffix = note if name != "own weights" else ""
+        n_huge = (huge["ShmemPmdMapped"] + huge["AnonHugePages"]) / 1e6
         print(f"{name + suffix:40s} {each:7.1f} tok/s ({min(values):.1f} - {max(values):.1f}), "
-              f"{each / own:.2f} of own weights; "
-              f"{(huge['ShmemPmdMapped'] + huge['AnonHugePages']) / 1e6:.0f} MB on huge pages")  # fmt: skip
+              f"{each / own:.2f} of own weights; {n_huge:.0f} MB on huge pages")  # fmt: skip
     for _, worker in workers:
         worker.close()
 

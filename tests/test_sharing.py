@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import mmap
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import (
+    FIXTURES,
     ISAS,
     assert_arrays_equal,
     config_of,
@@ -271,6 +273,23 @@ def test_what_else_the_key_depends_on(folder, tmp_path, monkeypatch):
     keys.add(key_of(folder))
     assert len(keys) == 8
     assert key_of(folder) in keys
+
+
+def test_adapters(tmp_path, made):
+    """A weight, and a scale that only adapter_config.json says, are in the key too."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(FIXTURES / "adapters" / "plain", adapter)
+    base = FIXTURES / "adapters" / "base"
+    hashes = []
+    for alpha in (5, 7):
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": alpha}))
+        for given in (None, adapter, [(adapter, 0.5)]):
+            models = [GPT2.from_pretrained(base, adapter=given, shared=True) for _ in range(2)]
+            alone = GPT2.from_pretrained(base, adapter=given)
+            assert {model.fingerprint for model in models} == {alone.fingerprint}
+            hashes.append(alone.fingerprint)
+    assert len(set(made)) == len(set(hashes)) == 5
 
 
 def test_code_that_was_changed_after_the_import(folder, monkeypatch):

@@ -84,10 +84,17 @@ def merge_adapters(checkpoint: Checkpoint, adapters: Sequence[tuple[Path, float]
             tensors=checked_tensors(config, tensors, checkpoint.where),
             files=(*checkpoint.files, *(adapter.file.file for adapter in opened)),
             classifier=_classifier(checkpoint, opened),
-            adapters=tuple(MergedAdapter(str(a.folder), a.weight) for a in opened),
+            adapters=tuple(MergedAdapter(str(a.folder), a.weight, _changes(a)) for a in opened),
         )
         stack.pop_all()
     return merged
+
+
+def _changes(adapter: _Adapter) -> tuple[tuple[str, float | None], ...]:
+    """Return MergedAdapter.changes."""
+    scales: dict[str, float | None] = dict.fromkeys(adapter.whole)
+    scales |= {name: update.scale for name, update in adapter.updates.items()}
+    return tuple(sorted(scales.items(), key=lambda item: item[0]))
 
 
 def _checked_settings(folder: Path, config: GPT2Config) -> Settings:

@@ -39,10 +39,15 @@ class StoredVocabulary:
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """An adapter that was merged into a checkpoint's weights: its folder, and its weight."""
+    """An adapter that was merged into a checkpoint's weights: its folder, and its weight.
+
+    `changes` are the tensors that it changes, each with the factor of its change, which depends on
+    the adapter's settings; None stands for a tensor that it replaces.
+    """
 
     source: str
     weight: float
+    changes: tuple[tuple[str, float | None], ...] = ()
 
 
 @dataclass(eq=False)

@@ -50,6 +50,7 @@ def key_of(checkpoint: Checkpoint, dtype: str) -> str:
         "stored_dtype": checkpoint.quantized_dtype,
         "config": asdict(checkpoint.config),
         "tensors": tensors,
+        "adapters": [[a.weight, a.changes] for a in checkpoint.adapters],
         "files": [file.identity() for file in checkpoint.files],
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
