@@ -28,11 +28,11 @@ EXIT_STATUS = {
     "141": "The reader of standard output closed it.",
 }
 ENVIRONMENT = {
-    "GPT2C_SHARED_FOLDER": "a folder for the lists of processes that share weights (--shared).",
     "GPT2C_BACKEND": "c or numpy, where --backend does not say.",
     "GPT2C_ISA": "An instruction set to use instead of the best one; gpt2c info lists them.",
     "GPT2C_THREADS, OMP_NUM_THREADS": "The max number of threads, where --threads does not say. "
     "GPT2C_THREADS comes first.",
+    "GPT2C_SHARED_FOLDER": "The folder for the lists of processes that share weights (--shared).",
     "NO_COLOR, FORCE_COLOR": "Turn the colours of gpt2c score --color off or on.",
 }
 
