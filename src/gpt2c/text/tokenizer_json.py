@@ -6,6 +6,7 @@ all other files do.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -63,8 +64,13 @@ class JsonTokenizer(Tokenizer):
     package may drop.
     """
 
-    def __init__(self, path: Path, config: TokenizerConfig = DEFAULT_CONFIG) -> None:
-        """Read `path`.
+    def __init__(
+        self,
+        path: Path,
+        config: TokenizerConfig = DEFAULT_CONFIG,
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Read `path`; `values`, if given, are the contents of a tokenizer.json that replace it.
 
         Raises TokenizerError, naming the file, if the file is invalid; CheckpointNotFoundError if
         there is no such file; MissingDependencyError if the package is not installed.
@@ -78,7 +84,11 @@ class JsonTokenizer(Tokenizer):
             ) from None
         # Parse the file here too, to check it strictly and to read what the package does not
         # expose.
-        values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
+        self._json = None if values is None else json.dumps(values)
+        if values is None:
+            values = read_json_object(path, limit=MAX_FILE_BYTES, error=TokenizerError, strict=True)
+        else:
+            self.write_files = self._write_files
         self._path, self.source = path, str(path)
         for part in _PARTS:
             _check_lengths(values.get(part), part, path)
@@ -110,6 +120,8 @@ class JsonTokenizer(Tokenizer):
         self.special_ids = frozenset(added[token] for token in specials if token in added)
         self._tokens = {id: token for token, id in vocab.items()}
         self.is_byte_level = _has_decoder(values.get("decoder"), "ByteLevel")
+        # WordPiece's decoder puts a space before special tokens too.
+        self._spaces_special_tokens = _has_decoder(values.get("decoder"), "WordPiece")
         self._bytes_by_id: dict[int, bytes] = {}  # filled lazily
 
     def encode(
@@ -133,10 +145,23 @@ class JsonTokenizer(Tokenizer):
         return [*self.prefix_ids, *ids, *self.suffix_ids]
 
     def _load(self, tokenizers: Any) -> Any:
-        tokenizer = self._call(tokenizers.Tokenizer.from_file, str(self._path))
+        if self._json is None:
+            tokenizer = self._call(tokenizers.Tokenizer.from_file, str(self._path))
+        else:
+            tokenizer = self._call(tokenizers.Tokenizer.from_str, self._json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+    def _write_files(self, folder: Path) -> None:
+        """Write a tokenizer.json, and a tokenizer_config.json that names its special tokens."""
+        (folder / "tokenizer.json").write_text(str(self._json), encoding="utf-8", newline="\n")
+        config: dict[str, str] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        for key, id in (("bos_token", self.bos_id), ("eos_token", self.eot_id)):
+            if id is not None:
+                config[key] = self._tokens[id]
+        text = json.dumps(config, ensure_ascii=False, indent=1)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8", newline="\n")
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function of the package; raise TokenizerError if it fails."""
@@ -160,7 +185,7 @@ class JsonTokenizer(Tokenizer):
 
     def _decode_token(self, id: int) -> bytes:
         token = self._tokens.get(id, "")
-        if token in self.special_tokens or not token:
+        if not token or (token in self.special_tokens and not self._spaces_special_tokens):
             return token.encode("utf-8", "replace")
         if self.is_byte_level and is_in_byte_alphabet(token):
             return bytes_of_token(token)
@@ -176,6 +201,25 @@ class JsonTokenizer(Tokenizer):
         if with_token.startswith("a") and with_token.endswith(end):
             return str(with_token[1 : len(with_token) - len(end)]).encode("utf-8", "replace")
         return str(self._call(decoder.decode, [token])).encode("utf-8", "replace")
+
+
+def added_token_json(content: str, id: int, *, special: bool = True) -> dict[str, Any]:
+    """Return an added token as a tokenizer.json has it; it matches before normalisation."""
+    return {
+        "id": id,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def content_of(token: object) -> str | None:
+    """Return the string of a token in a tokenizer_config.json, given as a string or an object."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) and content else None
 
 
 def _check_lengths(part: object, name: str, path: Path) -> None:

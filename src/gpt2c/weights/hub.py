@@ -23,6 +23,8 @@ FILES: Final = (
     "generation_config.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
+    "spiece.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",

@@ -16,7 +16,9 @@ from gpt2c.errors import (
 from gpt2c.formats import signatures
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
+from gpt2c.text.sentence_piece import SPIECE, read_sentence_piece
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer
+from gpt2c.text.vocab_txt import VOCAB_TXT, read_vocab_txt
 from gpt2c.weights.checkpoint import Checkpoint
 from gpt2c.weights.tokenizer_files import (
     FILE_PAIRS,
@@ -32,7 +34,8 @@ from gpt2c.weights.tokenizer_files import (
 GPT2_NAME: Final = "gpt2"  # the name of GPT-2's own tokenizer, unless a path of that name exists
 _PICKLE_MAGIC: Final = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _EXPECTED: Final = (
-    f"{TOKENIZER_JSON}, {' or '.join(' with '.join(names) for names in FILE_PAIRS)}, nanoGPT's "
+    f"{TOKENIZER_JSON}, {' or '.join(' with '.join(names) for names in FILE_PAIRS)}, {VOCAB_TXT}, "
+    f"{SPIECE}, nanoGPT's "
     f'{META}, a folder that has one of them, a GGUF file, or "gpt2" for GPT-2\'s own'
 )
 
@@ -121,6 +124,10 @@ def _load_file(path: Path) -> Tokenizer:
             return load_files(vocab, merges)
     if head.lstrip().startswith(b"{"):
         return load_json(path)
+    if path.suffix == ".model":
+        return read_sentence_piece(path)
+    if path.name.endswith(VOCAB_TXT):
+        return read_vocab_txt(path)
     raise TokenizerError(f"{path}: found {show(head[:16])} at the beginning, expected {_EXPECTED}")
 
 

@@ -24,9 +24,11 @@ from gpt2c.files import is_file_name
 from gpt2c.text.added_tokens import TokenizerConfig, read_tokenizer_config
 from gpt2c.text.characters import META, read_meta
 from gpt2c.text.foreign_files import foreign_tokenizer
+from gpt2c.text.sentence_piece import SPIECE, is_sentence_piece, read_sentence_piece
 from gpt2c.text.special_tokens import read_optional
 from gpt2c.text.tokenizer import MissingTokenizer, Tokenizer, gpt2_vocab_and_merges
 from gpt2c.text.tokenizer_json import read_tokenizer_json
+from gpt2c.text.vocab_txt import VOCAB_TXT, is_vocab_txt, read_vocab_txt
 from gpt2c.weights.checkpoint import Checkpoint, StoredVocabulary
 from gpt2c.weights.checkpoint.save import MAX_COPIED_BYTES, copy_companion_file
 
@@ -37,7 +39,16 @@ VOCAB_JSON: Final = "vocab.json"
 MERGES_TXT: Final = "merges.txt"
 # Names of a vocabulary and its merges: Hugging Face's, then OpenAI's.
 FILE_PAIRS: Final = ((VOCAB_JSON, MERGES_TXT), ("encoder.json", "vocab.bpe"))
+# Vocabularies that the tokenizers package encodes with: a function that says whether a file looks
+# like one, and the function that reads it.
+_Check = Callable[[Path], bool]
+PACKAGE_FILES: Final[Mapping[str, tuple[_Check, Callable[[Path], Tokenizer]]]] = {
+    VOCAB_TXT: (is_vocab_txt, read_vocab_txt),
+    SPIECE: (is_sentence_piece, read_sentence_piece),
+}
 _HUGGING_FACE_FILES: Final = (
+    VOCAB_TXT,
+    SPIECE,
     TOKENIZER_JSON,
     "tokenizer_config.json",
     "added_tokens.json",
@@ -75,7 +86,8 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | MissingTokenizer | None:
         return None
     also = "" if foreign is None else f"; {foreign}"
     return MissingTokenizer(
-        f"{folder}: found no {TOKENIZER_JSON}, no {VOCAB_JSON} with {MERGES_TXT}, no {META}, and "
+        f"{folder}: found no {TOKENIZER_JSON}, no {VOCAB_JSON} with {MERGES_TXT}, no {VOCAB_TXT}, "
+        f"no {SPIECE}, no {META}, and "
         f"the model's vocabulary of {n_vocab} tokens is not GPT-2's own{also}",
         n_vocab=n_vocab,
     )
@@ -102,6 +114,9 @@ def candidates_in(folder: Path) -> Iterator[_Candidate]:
     for names in FILE_PAIRS:
         if all(os.path.lexists(folder / name) for name in names):
             yield str(folder / names[0]), partial(load_files, *(folder / name for name in names))
+    for name, (is_one, read) in PACKAGE_FILES.items():
+        if os.path.lexists(folder / name) and is_one(folder / name):
+            yield str(folder / name), partial(read, folder / name)
     if os.path.lexists(folder / META):
         yield str(folder / META), partial(read_meta, folder / META)
 
