@@ -41,7 +41,18 @@ _ARRAY: Final = 9
 _TYPES: Final = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 28: ("F64", 1, 8),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
+    8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
+}  # fmt: skip
+# ggml's other types, which no weight has or which the package gguf does not dequantise.
+_OTHER_TYPES: Final = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
+    31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8", 41: "Q1_0",
 }  # fmt: skip
 
 
@@ -144,8 +155,8 @@ class GGUFFile(RawFile):
         if type_id not in _TYPES:
             known = ", ".join(name for name, *_ in _TYPES.values())
             raise CheckpointError(
-                f"{self.path}: tensor {show(name)} has ggml's type {type_id}, expected one of "
-                f"{known}"
+                f"{self.path}: tensor {show(name)} has ggml's type {_type_name(type_id)}, expected "
+                f"one of {known}"
             )
         type_name, per_block, n_bytes = _TYPES[type_id]
         width = shape[-1] if shape else 1
@@ -155,6 +166,12 @@ class GGUFFile(RawFile):
                 f"multiple of {per_block} (a block of {type_name})"
             )
         return math.prod(shape) // per_block * n_bytes
+
+
+def _type_name(type_id: int) -> str:
+    """Return the name and the id of a type that is not in _TYPES."""
+    name = _OTHER_TYPES.get(type_id)
+    return str(type_id) if name is None else f"{name} ({type_id})"
 
 
 class _HeaderReader:
@@ -255,9 +272,15 @@ class QuantizedTensor:
             return np.empty(0, dtype=np.float32)
         blocks = np.frombuffer(raw, dtype=np.uint8)[None]
         with np.errstate(all="ignore"):  # check_finite reports weights that are NaN or infinite
-            elements = gguf.quants.dequantize(
-                blocks, gguf.GGMLQuantizationType(self.tensor.type_id)
-            )
+            try:
+                kind = gguf.GGMLQuantizationType(self.tensor.type_id)
+                elements = gguf.quants.dequantize(blocks, kind)
+            except (ValueError, NotImplementedError):
+                name = _TYPES[self.tensor.type_id][0]
+                raise MissingDependencyError(
+                    f"{self.file.path}: its weights of type {name} need a newer version of the "
+                    "package gguf: pip install -U gguf"
+                ) from None
         return np.ascontiguousarray(elements[0], dtype=np.float32)
 
 
