@@ -104,7 +104,13 @@ def make_mingpt(path: str) -> None:
     settings = module.GPTConfig(N_VOCAB, N_POSITIONS, n_layer=2, n_head=3, n_embd=12)
     model = module.GPT(settings)
     randomize(model)
-    save("old_mingpt", model, model.state_dict(), "minGPT", "3ed14b2")
+    save(
+        "old_mingpt",
+        model,
+        model.state_dict(),
+        "minGPT",
+        "3ed14b2, its model without the training code",
+    )
 
 
 if __name__ == "__main__":
