@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import gpt2c
 from gpt2c.tables import create_table, open_table, open_texts, to_frame, with_added
 from gpt2c.tables import source as source_module
+from gpt2c.tables.table import RowError
 
 BOM = b"\xef\xbb\xbf"
 TYPES = {"text": str, "count": int, "score": float, "flag": bool, "ids": list}
@@ -519,3 +520,37 @@ def test_a_spreadsheet_is_not_read_as_text(name, tmp_path):
         pass
     with pytest.raises(gpt2c.OptionError, match=message), open_table(path):
         pass
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".jsonl.gz", ".csv.zst", ".tsv.zst"])
+def test_compressed_tables(tmp_path, suffix):
+    path = str(tmp_path / f"t{suffix}")
+    rows = [{"a": f"{n} \u00e9", "b": str(n)} for n in range(1000)]
+    with create_table(path, {"a": str, "b": str}) as table:
+        for row in rows:
+            table.write(row)
+    assert Path(path).read_bytes()[:2] in (b"\x1f\x8b", b"\x28\xb5")
+    with open_table(path) as read_table:
+        assert [dict(row) for row in read_table] == rows
+        assert read_table.extent.read() == read_table.extent.total == os.stat(path).st_size
+    parquet = create_table(str(tmp_path / "t.parquet.gz"), {"a": str})
+    with pytest.raises(gpt2c.OptionError, match="Parquet compresses by itself"), parquet:
+        pass
+
+
+def test_reading_goes_on_after_a_bad_row(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"a,b\n1,2\n3\n4,5\n\xff,6\n7,8\n")
+    found: list[str] = []
+    with open_table(tmp_path / "t.csv") as table:
+        rows = iter(table)
+        while True:
+            try:
+                row = next(rows, None)
+            except RowError as error:
+                found.append(error.place)
+                continue
+            if row is None:
+                break
+            found.append(row.text("a"))
+    name = str(tmp_path / "t.csv")
+    assert found == ["1", f"{name}, line 3", "4", f"{name}, line 5", "7"]
