@@ -342,7 +342,7 @@ def test_a_damaged_file_ends_the_job(tmp_path, suffix):
 
 
 def test_too_many_rows(tales, lines, tmp_path):
-    with pytest.raises(TableError, match="line 11: the inputs have more than 10 rows"):
+    with pytest.raises(TableError, match=r"rows.jsonl: the inputs have more than 10 rows"):
         run(tales, Task("score"), [lines], tmp_path / "out", max_rows=10)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -18,7 +18,7 @@ from gpt2c.errors import OptionError, TableError
 from gpt2c.jobs.rows import JobRow
 from gpt2c.tables import Columns
 from gpt2c.tables.places import file_system, is_url, local_path, naming_url
-from gpt2c.tables.rows import Rows, open_rows
+from gpt2c.tables.rows import Rows, open_rows, skip_row
 from gpt2c.tables.source import Limits
 from gpt2c.tables.table import RowError
 
@@ -151,11 +151,20 @@ class InputRows:
 
     n_bytes
         The size of all inputs.
+    n_rows
+        How many rows were read or skipped.
     """
 
-    def __init__(self, names: Sequence[str], sizes: Sequence[int], options: ReadingOptions) -> None:
-        """`sizes` are the inputs' sizes in bytes."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        options: ReadingOptions,
+        is_done: Callable[[int], bool] = lambda number: False,
+    ) -> None:
+        """`sizes` are the inputs' sizes in bytes; `is_done` says of a row's number to skip it."""
         self._names, self._sizes, self._options = names, sizes, options
+        self._is_done, self.n_rows = is_done, 0
         self.n_bytes = sum(sizes)
         self._n_before = 0  # bytes of the inputs that were read to their end
         self._open: Rows | None = None
@@ -172,23 +181,38 @@ class InputRows:
         return self._n_before + min(read, self._size)
 
     def __iter__(self) -> Iterator[JobRow]:
-        """Yield all rows. A bad one has an error.
+        """Yield the rows that are not done. A bad one has an error.
 
         Raises TableError where an input cannot be read further, and OSError.
         """
-        number = 0
         for name, size in zip(self._names, self._sizes, strict=True):
             with open_input(name, self._options) as rows:
                 self._open, self._size = rows, size
-                for row in _job_rows(rows, number):
-                    if number >= self._options.max_rows:
-                        raise TableError(
-                            f"{row.place}: the inputs have more than {self._options.max_rows} "
-                            "rows; raise the limit if that is right"
-                        )
-                    yield row
-                    number += 1
+                yield from self._rows_of(rows)
             self._open, self._n_before = None, self._n_before + size
+
+    def _rows_of(self, rows: Rows) -> Iterator[JobRow]:
+        while True:
+            number, is_done = self.n_rows, self._is_done(self.n_rows)
+            row = None
+            try:
+                if is_done:
+                    skip_row(rows.rows)
+                else:
+                    found = next(rows.rows)
+                    row = JobRow(number, found.place, dict(found))
+            except RowError as error:
+                row = JobRow(number, error.place, {}, str(error))
+            except StopIteration:
+                return
+            if number >= self._options.max_rows:
+                raise TableError(
+                    f"{rows.name}: the inputs have more than {self._options.max_rows} rows; raise "
+                    "the limit if that is right"
+                )
+            self.n_rows += 1
+            if row is not None and not is_done:
+                yield row
 
 
 def open_input(name: str, options: ReadingOptions) -> AbstractContextManager[Rows]:
@@ -197,19 +221,6 @@ def open_input(name: str, options: ReadingOptions) -> AbstractContextManager[Row
         name, column=options.column, format=options.format, delimiter=options.delimiter,
         limits=options.limits,
     )  # fmt: skip
-
-
-def _job_rows(rows: Rows, number: int) -> Iterator[JobRow]:
-    while True:
-        try:
-            row = next(rows.rows, None)
-        except RowError as error:
-            yield JobRow(number, error.place, {}, str(error))
-        else:
-            if row is None:
-                return
-            yield JobRow(number, row.place, dict(row))
-        number += 1
 
 
 def check_columns(types: Columns | None, needed: Sequence[str], name: str) -> None:

@@ -164,8 +164,7 @@ class Job:
             if not begun:
                 write_manifest(folder, new)
             sizes = [int(item["bytes"] or 0) for item in inputs]
-            rows = InputRows(self.names, sizes, self.reading)
-            run = _Run(self, folder, columns, rows, new, report)
+            run = _Run(self, folder, columns, sizes, new, report)
             run.write_shards(runner)
             for found in inputs:
                 check_unchanged(found)
@@ -214,21 +213,24 @@ class _Run:
         job: Job,
         folder: Folder,
         columns: Columns,
-        rows: InputRows,
+        sizes: Sequence[int],
         facts: Facts,
         report: Callable[[Progress], None],
     ) -> None:
         self._job, self._folder, self._columns = job, folder, columns
-        self._rows, self._facts, self._report = rows, facts, report
+        self._facts, self._report = facts, report
         self._records = self._read_records()
+        rows = InputRows(
+            job.names, sizes, job.reading, lambda number: number // job.shard_rows in self._records
+        )
+        self._rows = rows
         before = sum(record["read"] for record in self._records.values())
         self._progress = Progress(rows_before=before, n_bytes=rows.n_bytes)
         self._n_errors = sum(record["errors"] for record in self._records.values())
-        self._n_rows = 0  # that were read
 
     def write_shards(self, runner: Runner) -> None:
         """Have the rows of missing shards done, and write the shards."""
-        waiting = windows(self._missing_rows(), self._job.shard_rows)
+        waiting = windows(self._rows, self._job.shard_rows)
         results = chain.from_iterable(self._counted(runner(waiting)))
         # A missing shard has shard_rows results, the last one fewer. So a shard is finished without
         # waiting for the results of the next.
@@ -239,11 +241,17 @@ class _Run:
 
     def finish(self) -> Progress:
         """Write the final manifest."""
-        n_shards = -(-self._n_rows // self._job.shard_rows)
+        n_shards = -(-self._rows.n_rows // self._job.shard_rows)
         records = [self._records[shard] for shard in range(n_shards)]
         totals = {key: sum(record[key] for record in records)
                   for key in ("written", "errors", "tokens", "new_tokens")}  # fmt: skip
-        final = {**self._facts, "complete": True, "rows": self._n_rows, **totals, "shards": records}
+        final = {
+            **self._facts,
+            "complete": True,
+            "rows": self._rows.n_rows,
+            **totals,
+            "shards": records,
+        }
         write_manifest(self._folder, final)
         self._folder.delete(_PROGRESS)
         return self._progress
@@ -257,13 +265,6 @@ class _Run:
             if record and self._folder.size(record["file"]) == record["bytes"]:
                 found[record["shard"]] = record
         return found
-
-    def _missing_rows(self) -> Iterator[JobRow]:
-        """Yield the rows of shards that are missing, and count all."""
-        for row in self._rows:
-            self._n_rows += 1
-            if row.number // self._job.shard_rows not in self._records:
-                yield row
 
     def _counted(self, windows: Iterable[list[RowResult]]) -> Iterator[list[RowResult]]:
         progress = self._progress

@@ -13,24 +13,34 @@ from gpt2c.tables.table import Row, RowError, Table
 _METADATA: Final = "metadata"
 
 
-def read_values(source: Source) -> Iterator[tuple[str, Any]]:
+def read_values(source: Source) -> Values:
     """Return an iterator over each line's place and JSON value; blank lines are skipped.
 
     Raises RowError for a bad line, after which the iterator reads on.
     """
-    return _Values(source)
+    return Values(source)
 
 
-class _Values(Iterator[tuple[str, Any]]):
+class Values(Iterator[tuple[str, Any]]):
     """The values of lines. It is no generator, because that would end at the first error."""
 
     def __init__(self, source: Source) -> None:
+        """read_values makes it."""
         self._source, self._lines = source, source.lines()
 
-    def __next__(self) -> tuple[str, Any]:
+    def skip(self) -> None:
+        """Read the next value's line, and do not parse it. Raises what next() raises of a line."""
+        self._line()
+
+    def _line(self) -> str:
         line = next(self._lines).strip()
         while not line:
             line = next(self._lines).strip()
+        return line
+
+    def __next__(self) -> tuple[str, Any]:
+        """The next line's place and value."""
+        line = self._line()
         place = f"{self._source.name}, line {self._source.n_lines}"
         try:
             return place, parse_json(line.removeprefix(BYTE_ORDER_MARK).encode())

@@ -106,11 +106,16 @@ class _Rows(Iterator[Row]):
         self._columns: list[tuple[str, pa.Array]] = []
         self._n_rows = self._index = 0  # of the batch
 
-    def __next__(self) -> Row:
+    def skip(self) -> None:
+        """Skip a row, whose cells are not made."""
         while self._index == self._n_rows:
             self._read_batch()
-        index, self._index = self._index, self._index + 1
+        self._index += 1
         self._n_read[0] += 1
+
+    def __next__(self) -> Row:
+        self.skip()
+        index = self._index - 1
         place = f"{self._name}, row {self._n_read[0]}"
         return Row({key: _cell(cells, index, place, key) for key, cells in self._columns}, place)
 

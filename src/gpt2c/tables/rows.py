@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,6 +68,19 @@ def open_rows(
             yield Rows(table.name, table.layout, table.extent, table.types, iter(table))
 
 
+def skip_row(rows: Iterator[Row]) -> None:
+    """Skip a row of an input, faster than next() where the format allows it.
+
+    Raises StopIteration after the last row, and what next() raises; a row whose line can be read
+    and not parsed may be skipped without an error.
+    """
+    skip: Callable[[], None] | None = getattr(rows, "skip", None)
+    if skip is None:
+        next(rows)
+    else:
+        skip()
+
+
 class _Lines(Iterator[Row]):
     def __init__(self, source: Source, column: str) -> None:
         self._source, self._lines, self._column = source, source.lines(), column
@@ -84,6 +97,12 @@ class _Values(Iterator[Row]):
     def __init__(self, source: Source, column: str) -> None:
         self._values, self._column = read_values(source), column
         self._is_first = True
+
+    def skip(self) -> None:
+        if self._is_first:
+            next(self)
+        else:
+            self._values.skip()
 
     def __next__(self) -> Row:
         is_first, self._is_first = self._is_first, False
