@@ -287,6 +287,19 @@ def test_embeddings_are_those_of_the_model(client: Client, tales: GPT2) -> None:
     assert client.post("/v1/embeddings", input=["a", ""]).status == 400
 
 
+def test_special_tokens_are_text_where_the_server_says_so(tales: GPT2) -> None:
+    text = "One<|endoftext|>"
+    for allowed in (True, False):
+        client = Client(service_of(tales, parses_special=allowed))
+        n = len(tales.tokenizer.encode(text, special=allowed))
+        for path, fields in (
+            ("/v1/embeddings", {"input": text}),
+            ("/score", {"context": [[]], "continuation": text}),
+        ):
+            answer = client.post(path, {**fields, "parse_special": True})
+            assert answer.json["usage"]["prompt_tokens"] == n
+
+
 def test_scored_tokens_are_limited(tales: GPT2) -> None:
     client = Client(service_of(tales, limits=Limits(max_scored_tokens=10)))
     for path, body in (

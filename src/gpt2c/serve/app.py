@@ -7,7 +7,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ from gpt2c.serve.http import (
 from gpt2c.serve.limits import Limits
 from gpt2c.serve.metrics import Metrics
 from gpt2c.serve.models import Models
+from gpt2c.serve.openapi import document
+from gpt2c.serve.openapi.endpoints import ENDPOINTS
 from gpt2c.serve.security import Access
 from gpt2c.serve.streaming import stream
 
@@ -87,25 +89,13 @@ class Endpoints:
 
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
-        post: list[tuple[str, Callable[[Request], Awaitable[Any]]]] = [
-            ("/v1/completions", self.completions),
-            ("/v1/chat/completions", self.chat),
-            ("/v1/embeddings", self.embeddings),
-            ("/score", self.score),
-            ("/tokenize", self.tokenize),
-            ("/detokenize", self.detokenize),
-        ]
-        get: list[tuple[str, Callable[[Request], Awaitable[Any]]]] = [
-            ("/v1/models", self.list_models),
-            ("/v1/models/{name:path}", self.one_model),
-            ("/health", self.health),
-            ("/metrics", self.show_metrics),
-            ("/version", self.version),
-            ("/tokenizer_info", self.tokenizer_info),
-        ]
         return [
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post),
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get),
+            Route(
+                endpoint.path.replace("{name}", "{name:path}"),
+                getattr(self, endpoint.handler),
+                methods=[endpoint.method],
+            )
+            for endpoint in ENDPOINTS
         ]
 
     async def _body(self, request: Request) -> dict[str, Any]:
@@ -169,12 +159,13 @@ class Endpoints:
     async def score(self, request: Request) -> Any:
         """Score continuations."""
         body, s = await self._body(request), self._service
-        return await self._answer(request, scoring.score(s.models, s.admission, body, s.limits))
+        work = scoring.score(s.models, s.admission, body, s.limits, s.parses_special)
+        return await self._answer(request, work)
 
     async def embeddings(self, request: Request) -> Any:
         """Embed texts."""
         body, s = await self._body(request), self._service
-        work = scoring.embeddings(s.models, s.admission, body, s.limits)
+        work = scoring.embeddings(s.models, s.admission, body, s.limits, s.parses_special)
         return await self._answer(request, work)
 
     async def tokenize(self, request: Request) -> Any:
@@ -238,6 +229,16 @@ class Endpoints:
     async def version(self, request: Request) -> Any:
         """Return gpt2c's version, and that of its arithmetic."""
         return json_response({"version": gpt2c.__version__, "arithmetic": gpt2c.ARITHMETIC})
+
+    async def openapi(self, request: Request) -> Any:
+        """Describe the API for programs."""
+        s = self._service
+        found = document.description(s.limits, s.root_path, bool(s.access.key_digests))
+        return json_response(found)
+
+    async def docs(self, request: Request) -> Any:
+        """Describe the API for people."""
+        return Response(document.page(), headers=document.HTML_HEADERS)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

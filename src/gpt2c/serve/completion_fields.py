@@ -15,11 +15,14 @@ from gpt2c.checks.untrusted import show
 from gpt2c.errors import OptionError, OptionTypeError
 from gpt2c.serve.errors import RequestError
 from gpt2c.serve.fields import (
+    ID_SCHEMA,
+    Body,
     Check,
     Field,
+    Schema,
     TextOrIds,
     boolean,
-    check_fields,
+    checks,
     few,
     id_list,
     limited,
@@ -28,6 +31,7 @@ from gpt2c.serve.fields import (
     short_text,
     text,
     texts_or_ids,
+    texts_schema,
     whole,
 )
 from gpt2c.serve.limits import Limits
@@ -40,6 +44,17 @@ _MAX_REQUEST_ID: Final = 100
 # ---- checks of fields that only this request has ----
 
 
+_ONE_SEED: Final = {"type": "integer", "minimum": 0, "maximum": _MAX_SEED}
+_STOPS: Final = texts_schema(lambda x: x.max_stops, lambda x: x.max_prompt_chars)
+_WORDS: Final = texts_schema(lambda x: x.max_items, lambda x: x.max_prompt_chars)
+
+
+def _seed_schema(limits: Limits) -> Schema:
+    several = {"type": "array", "maxItems": limits.max_prompts, "items": _ONE_SEED}
+    return {"anyOf": [_ONE_SEED, several]}
+
+
+@checks(_seed_schema)
 def _seed(name: str, value: Any, limits: Limits) -> int | list[int]:
     if isinstance(value, list):
         seeds = few(name, value, limits.max_prompts, "seeds")
@@ -47,6 +62,7 @@ def _seed(name: str, value: Any, limits: Limits) -> int | list[int]:
     return integer(name, value, 0, _MAX_SEED)
 
 
+@checks(lambda limits: {"anyOf": [_STOPS(limits)["items"], _STOPS(limits)]})
 def _stops(name: str, value: Any, limits: Limits) -> list[str]:
     given = [value] if isinstance(value, str) else few(name, value, limits.max_stops, "strings")
     for stop in given:
@@ -55,6 +71,7 @@ def _stops(name: str, value: Any, limits: Limits) -> list[str]:
     return given
 
 
+@checks(_WORDS)
 def _words(name: str, value: Any, limits: Limits) -> list[str]:
     given = few(name, value, limits.max_items, "strings")
     for word in given:
@@ -63,6 +80,16 @@ def _words(name: str, value: Any, limits: Limits) -> list[str]:
     return given
 
 
+def _logit_bias_schema(limits: Limits) -> Schema:
+    return {
+        "type": "object",
+        "maxProperties": limits.max_items,
+        "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    }
+
+
+@checks(_logit_bias_schema)
 def _logit_bias(name: str, value: Any, limits: Limits) -> dict[int, float]:
     if not isinstance(value, dict):
         raise OptionTypeError(
@@ -80,16 +107,22 @@ def _logit_bias(name: str, value: Any, limits: Limits) -> dict[int, float]:
     return found
 
 
+_STREAM_OPTIONS: Final = Body(
+    (Field("include_usage", boolean, "boolean", False, "send the token counts before `[DONE]`"),)
+)
+
+
+@checks(_STREAM_OPTIONS.schema)
 def _stream_options(name: str, value: Any, limits: Limits) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise OptionTypeError(f"{name} is {show(value)}; it must be an object")
-    table = [Field("include_usage", boolean, "", False, "")]
     try:
-        return check_fields(value, table, limits)
+        return _STREAM_OPTIONS.check(value, limits)
     except RequestError as error:
         raise OptionError(f"{name}: {error.message}") from None
 
 
+@checks(lambda _: {"type": "array", "minItems": 1, "items": ID_SCHEMA})
 def _allowed_ids(name: str, value: Any, _: Limits) -> list[int]:
     ids = items(name, value, "token ids")
     if not ids:
@@ -97,6 +130,7 @@ def _allowed_ids(name: str, value: Any, _: Limits) -> list[int]:
     return [integer(f"an id in {name}", id, 0, INT32_MAX) for id in ids]
 
 
+@checks(lambda _: {"type": "integer", "minimum": -1, "maximum": INT32_MAX, "not": {"const": 0}})
 def _count_or_minus_one(name: str, value: Any, _: Limits) -> int:
     """Check a count of 1 or more; -1 means all, and is returned as 0."""
     count = integer(name, value, -1, INT32_MAX)
@@ -105,6 +139,7 @@ def _count_or_minus_one(name: str, value: Any, _: Limits) -> int:
     return max(count, 0)
 
 
+@checks(lambda _: {"type": "integer", "minimum": -1, "maximum": INT32_MAX})
 def _top_k(name: str, value: Any, _: Limits) -> int:
     return max(integer(name, value, -1, INT32_MAX), 0)
 
@@ -121,6 +156,11 @@ def request_id(name: str, value: Any, _: Limits | None = None) -> str:
     return value
 
 
+def _request_id_schema(_: Limits) -> Schema:
+    return {"type": "string", "pattern": f"^[A-Za-z0-9_.:-]{{1,{_MAX_REQUEST_ID}}}$"}
+
+
+@checks(lambda _: {"type": "string", "maxLength": 1000})
 def _ignored_text(name: str, value: Any, _: Limits) -> str:
     return text(name, value, 1000)
 
@@ -135,7 +175,8 @@ def _option(name: str, check: Check, values: str, what: str, option: str | None 
 
 OPENAI: Final = (
     Field("model", short_text, "string", None, "a model's name or alias; default: the first model"),
-    Field("prompt", texts_or_ids, "string, [string], [id] or [[id]]", None, "required"),
+    Field("prompt", texts_or_ids, "string, [string], [id] or [[id]]", None,
+          "what to continue; required"),
     Field("max_tokens", limited(0, "max_tokens"), "integer >= 0", 16,
           "the max number of new tokens; 0 with `echo` and `logprobs` scores the prompt"),
     _option("temperature", real(0, 100), "0 to 100", "0 is greedy decoding; default: 1"),
@@ -178,7 +219,8 @@ VLLM: Final = (
           "add what the tokenizer puts around a text (GPT-2's adds nothing)"),
     Field("priority", whole(0, INT32_MAX), "integer >= 0", 0,
           "requests with lower numbers begin earlier"),
-    Field("request_id", request_id, "string", None, "the id of the answer, after `cmpl-`"),
+    Field("request_id", Check(request_id, _request_id_schema), "string", None,
+          "the id of the answer, after `cmpl-`"),
     Field("return_tokens_as_token_ids", boolean, "boolean", False,
           "name tokens in logprobs `token_id:N`"),
     Field("return_token_ids", boolean, "boolean", False,
@@ -236,6 +278,9 @@ REFUSED: Final[Mapping[str, str]] = {
 }
 
 
+BODY: Final = Body(FIELDS, ("prompt",), REFUSED)
+
+
 @dataclass(frozen=True)
 class CompletionRequest:
     """A checked request. `options` are those of GPT2.complete that it gives."""
@@ -266,9 +311,7 @@ class CompletionRequest:
 
 def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
     """Return the request of a parsed body. Raises RequestError (400) that names the field."""
-    given = check_fields(body, FIELDS, limits, REFUSED)
-    if given["prompt"] is None:
-        raise RequestError(400, "prompt is missing", param="prompt")
+    given = BODY.check(body, limits)
     best_of = given["n"] if given["best_of"] is None else given["best_of"]
     _check_combinations(given, best_of)
     options = {f.option: given[f.name] for f in FIELDS if f.option and given[f.name] is not None}

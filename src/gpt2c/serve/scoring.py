@@ -13,10 +13,10 @@ from gpt2c.serve.admission import Admission
 from gpt2c.serve.completions import scored_tokens
 from gpt2c.serve.errors import RequestError
 from gpt2c.serve.fields import (
+    Body,
     Field,
     TextOrIds,
     boolean,
-    check_fields,
     limited,
     one_of,
     short_text,
@@ -31,23 +31,22 @@ _MODEL: Final = Field("model", short_text, "string", None, "default: the first m
 _SHAPES: Final = "string, [string], [id] or [[id]]"
 _SPECIAL: Final = Field("parse_special", boolean, "boolean", False,
                         "whether names of special tokens become ids")  # fmt: skip
-SCORE: Final = (
+SCORE: Final = Body((
     _MODEL,
     Field("context", texts_or_ids, _SHAPES, None, "what comes before; required"),
     Field("continuation", texts_or_ids, _SHAPES, None, "what is scored; required"),
     Field("logprobs", limited(0, "max_logprobs"), "integer >= 0", 0,
           "return this many most likely tokens too"),
     _SPECIAL,
-)  # fmt: skip
-EMBEDDINGS: Final = (
+), ("context", "continuation"))  # fmt: skip
+EMBEDDINGS: Final = Body((
     _MODEL,
-    Field("input", texts_or_ids, _SHAPES, None, "required"),
+    Field("input", texts_or_ids, _SHAPES, None, "what to embed; required"),
     Field("encoding_format", one_of("float", "base64"), '"float" or "base64"', "float",
           "base64 is of little-endian float32"),
     Field("user", short_text, "string", None, "accepted, and has no effect"),
     _SPECIAL,
-)  # fmt: skip
-_REFUSED: Final = {"dimensions": "a vector has n_embd numbers"}
+), ("input",), {"dimensions": "a vector has n_embd numbers"})  # fmt: skip
 
 
 async def _encode(
@@ -60,14 +59,15 @@ async def _encode(
 
 
 async def score(
-    models: Models, admission: Admission, body: Mapping[str, Any], limits: Limits
+    models: Models,
+    admission: Admission,
+    body: Mapping[str, Any],
+    limits: Limits,
+    parses_special: bool,
 ) -> bytes:
     """Score continuations given contexts: pairs, or one of either with each of the other."""
-    given = check_fields(body, SCORE, limits)
+    given = SCORE.check(body, limits)
     served = models.get(given["model"])
-    for name in ("context", "continuation"):
-        if given[name] is None:
-            raise RequestError(400, f"{name} is missing", param=name)
     contexts, ends = given["context"], given["continuation"]
     if len(contexts) != len(ends) and 1 not in (len(contexts), len(ends)):
         raise RequestError(
@@ -75,7 +75,7 @@ async def score(
             "of both, or one of either", param="continuation",
         )  # fmt: skip
     n = max(len(contexts), len(ends))
-    special = given["parse_special"]
+    special = parses_special and given["parse_special"]
     before = await _encode(served, admission, contexts, "context", special)
     after = await _encode(served, admission, ends, "continuation", special)
     before, after = before * (n // len(before)), after * (n // len(after))
@@ -123,14 +123,17 @@ def _score_of(served: ServedModel, index: int, score: Score) -> dict[str, Any]:
 
 
 async def embeddings(
-    models: Models, admission: Admission, body: Mapping[str, Any], limits: Limits
+    models: Models,
+    admission: Admission,
+    body: Mapping[str, Any],
+    limits: Limits,
+    parses_special: bool,
 ) -> bytes:
     """Embed texts: the mean of their tokens' last hidden states."""
-    given = check_fields(body, EMBEDDINGS, limits, _REFUSED)
+    given = EMBEDDINGS.check(body, limits)
     served = models.get(given["model"])
-    if given["input"] is None:
-        raise RequestError(400, "input is missing", param="input")
-    texts = await _encode(served, admission, given["input"], "input", given["parse_special"])
+    special = parses_special and given["parse_special"]
+    texts = await _encode(served, admission, given["input"], "input", special)
     if not all(texts):
         raise RequestError(400, f"input[{texts.index([])}] is empty", param="input")
     n_tokens = sum(map(len, texts))

@@ -6,40 +6,52 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gpt2c.checks.options import integer, items
-from gpt2c.serve.errors import RequestError
-from gpt2c.serve.fields import Field, boolean, check_fields, short_text, text
+from gpt2c.serve.fields import (
+    ID_SCHEMA,
+    Body,
+    Field,
+    boolean,
+    checks,
+    short_text,
+    text,
+)
 from gpt2c.serve.limits import Limits
 from gpt2c.serve.models import Encoding, Models, ServedModel
 
 
+@checks(lambda limits: {"type": "string", "maxLength": limits.max_prompt_chars})
 def _prompt(name: str, value: Any, limits: Limits) -> str:
     return text(name, value, limits.max_prompt_chars)
 
 
+@checks(lambda _: {"type": "array", "items": ID_SCHEMA})
 def _ids(name: str, value: Any, limits: Limits) -> list[int]:
     ids = items(name, value, "token ids")
     return [integer(f"an id in {name}", id, 0, 2**31 - 1) for id in ids]
 
 
 _MODEL: Final = Field("model", short_text, "string", None, "default: the first model")
-TOKENIZE: Final = (
-    _MODEL,
-    Field("prompt", _prompt, "string", None, "required"),
-    Field("add_special_tokens", boolean, "boolean", True, "as for completions"),
-    Field("parse_special", boolean, "boolean", None, "as for completions"),
-    Field("return_token_strs", boolean, "boolean", False, "return the tokens' texts too"),
+TOKENIZE: Final = Body(
+    (
+        _MODEL,
+        Field("prompt", _prompt, "string", None, "the text to encode; required"),
+        Field("add_special_tokens", boolean, "boolean", True, "as for completions"),
+        Field("parse_special", boolean, "boolean", None, "as for completions"),
+        Field("return_token_strs", boolean, "boolean", False, "return the tokens' texts too"),
+    ),
+    ("prompt",),
 )
-DETOKENIZE: Final = (_MODEL, Field("tokens", _ids, "[id]", None, "required"))
+DETOKENIZE: Final = Body(
+    (_MODEL, Field("tokens", _ids, "[id]", None, "what to decode; required")), ("tokens",)
+)
 
 
 def tokenize(
     models: Models, body: Mapping[str, Any], limits: Limits, parses_special: bool
 ) -> dict[str, Any]:
     """Return the ids of a text, which may be longer than the context."""
-    given = check_fields(body, TOKENIZE, limits)
+    given = TOKENIZE.check(body, limits)
     served = models.get(given["model"])
-    if given["prompt"] is None:
-        raise RequestError(400, "prompt is missing", param="prompt")
     served.check_has_text()
     special = parses_special and given["parse_special"] is not False
     encoding = Encoding(special, given["add_special_tokens"])
@@ -58,10 +70,8 @@ def tokenize(
 
 def detokenize(models: Models, body: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     """Return the text of ids."""
-    given = check_fields(body, DETOKENIZE, limits)
+    given = DETOKENIZE.check(body, limits)
     served = models.get(given["model"])
-    if given["tokens"] is None:
-        raise RequestError(400, "tokens is missing", param="tokens")
     served.check_has_text()
     return {"prompt": served.tokenizer.decode(given["tokens"])}
 

@@ -1,0 +1,1 @@
+"""The description of the API: the table of endpoints, and /openapi.json and /docs from it."""
