@@ -1,14 +1,17 @@
-"""Asks the app of a server in this process, without sockets."""
+"""Asks the app of a server in this process, without sockets; or runs a server in a thread."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from conftest import wait_until
 
 from gpt2c import GPT2
 
@@ -18,6 +21,8 @@ for package in ("starlette", "uvicorn", "prometheus_client"):
 from gpt2c.serve.app import Service, make_app  # noqa: E402
 from gpt2c.serve.limits import Limits  # noqa: E402
 from gpt2c.serve.models import Models, ModelSource, ServedModel  # noqa: E402
+from gpt2c.serve.security import Access  # noqa: E402
+from gpt2c.serve.server import Address, Running  # noqa: E402
 
 SECONDS = 60
 
@@ -112,6 +117,29 @@ async def ask_async(
     async with asyncio.timeout(SECONDS):
         await app(scope, receive, send)
     return answer
+
+
+@contextmanager
+def running(model: GPT2, address: Address | None = None, **limits: Any) -> Iterator[Running]:
+    """Run a server in a thread."""
+    access = Access(checks_host=address is None)
+    service = service_of(model, limits=Limits(**limits), access=access)
+    service.models.load = lambda _: None  # type: ignore[method-assign]  # it is loaded
+    server = Running(service, address or Address(port=0))
+    service.models.close = lambda: None  # type: ignore[method-assign]  # tests share the model
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server._server.started)
+        yield server
+    finally:
+        server.stop()
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+def port_of(server: Running) -> int:
+    return int(server.url.rpartition(":")[2])
 
 
 class Client:

@@ -9,22 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import BACKENDS, config_of, model_on, random_weights, wait_until
-from serving import SECONDS, Client, service_of
+from serving import SECONDS, Client, port_of, running, service_of
 
 from gpt2c import GPT2
 from gpt2c.cli.main import main
-from gpt2c.serve.limits import Limits
-from gpt2c.serve.security import Access
 from gpt2c.serve.server import Address, Running
 
 COMMAND = [sys.executable, "-m", "gpt2c", "serve", "--port", "0"]
@@ -34,29 +30,6 @@ def slow_model() -> GPT2:
     """A model that takes seconds for a text of 4,000 tokens."""
     config = config_of(n_positions=4096, n_embd=128, n_head=2, n_layer=8)
     return model_on(BACKENDS[-1], config, random_weights(config))
-
-
-@contextmanager
-def running(model: GPT2, address: Address | None = None, **limits: Any) -> Iterator[Running]:
-    """Run a server in a thread."""
-    access = Access(checks_host=address is None)
-    service = service_of(model, limits=Limits(**limits), access=access)
-    service.models.load = lambda _: None  # type: ignore[method-assign]  # it is loaded
-    server = Running(service, address or Address(port=0))
-    service.models.close = lambda: None  # type: ignore[method-assign]  # tests share the model
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server._server.started)
-        yield server
-    finally:
-        server.stop()
-        thread.join(SECONDS)
-        assert not thread.is_alive()
-
-
-def port_of(server: Running) -> int:
-    return int(server.url.rpartition(":")[2])
 
 
 def connect(server: Running) -> socket.socket:
@@ -371,38 +344,3 @@ def test_a_wrong_option_is_one_line(
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("gpt2c: ")
     assert named in last
-
-
-# ---- real clients ----
-
-
-@pytest.mark.slow
-def test_the_openai_package(tales: GPT2) -> None:
-    openai = pytest.importorskip("openai", reason="the package openai is not installed")
-    with running(tales) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        prompt = "Once upon a time"
-        whole = client.completions.create(
-            model="tiny", prompt=prompt, max_tokens=9, temperature=0.7, seed=4, logprobs=2, n=2
-        )
-        wanted = tales.complete(
-            prompt, max_new_tokens=9, temperature=0.7, seed=4, logprobs=2, num_return_sequences=2
-        )
-        assert [c.text for c in whole.choices] == [c.text for c in wanted]
-        assert [c.logprobs.token_logprobs for c in whole.choices] == [c.logprobs for c in wanted]
-        stream = client.completions.create(
-            model="tiny", prompt=prompt, max_tokens=9, temperature=0.7, seed=4, stream=True,
-            stream_options={"include_usage": True},
-        )  # fmt: skip
-        chunks = list(stream)
-        assert "".join(c.choices[0].text for c in chunks[:-1]) == wanted[0].text
-        assert chunks[-1].usage.completion_tokens == 9
-        assert [model.id for model in client.models.list()] == ["tiny"]
-        with pytest.raises(openai.BadRequestError) as caught:
-            client.completions.create(model="tiny", prompt=prompt, suffix="x")
-        assert caught.value.param == "suffix"
-        with pytest.raises(openai.NotFoundError):
-            client.completions.create(model="gpt-4", prompt=prompt)
-        vectors = client.embeddings.create(model="tiny", input=[prompt])
-        assert vectors.data[0].embedding == pytest.approx(tales.embed(prompt).tolist(), abs=0)
-        client.close()
