@@ -17,6 +17,8 @@ from gpt2c.serve.completion_fields import FIELDS, GROUPS, REFUSED, parse_complet
 from gpt2c.serve.errors import RequestError
 from gpt2c.serve.fields import parse_body
 from gpt2c.serve.limits import Limits, descriptions
+from gpt2c.serve.metrics import Metrics
+from gpt2c.serve.openapi.endpoints import ENDPOINTS
 
 LIMITS = Limits(max_n=8, max_prompts=3, max_prompt_chars=100, max_stops=2, max_items=4)
 
@@ -203,17 +205,30 @@ def page() -> str:
 
 def test_the_page_lists_every_field() -> None:
     text = page()
-    for group, fields in GROUPS.items():
-        assert group in text
-        for field in fields:
-            default = field.default
-            shown = "" if default in (None, ()) else json.dumps(default)
-            row = f"| `{field.name}` | {field.values} | {shown} | {field.what} |"
-            assert row in text, row
-    rows = re.findall(r"^\| `(\w+)` \| .* \| .* \| .* \|$", text, flags=re.MULTILINE)
-    assert sorted(rows) == sorted(field.name for field in FIELDS)
+    assert all(group in text for group in GROUPS)
+    bodies = [endpoint.body for endpoint in ENDPOINTS if endpoint.body is not None]
+    rows = set()
+    for field in (field for body in bodies for field in body.fields):
+        default = "" if field.default in (None, ()) else json.dumps(field.default)
+        rows.add(f"| `{field.name}` | {field.values} | {default} | {field.what} |")
+    found = re.findall(r"^\| `\w+` \| .* \| .* \| .* \|$", text, flags=re.MULTILINE)
+    assert set(found) == rows
     for name, reason in REFUSED.items():
         assert f"| `{name}` | {reason} |" in text
+
+
+def test_the_page_lists_every_endpoint_and_metric() -> None:
+    text = page()
+    for endpoint in ENDPOINTS:
+        assert f"`{endpoint.path.replace('{name}', 'NAME')}`" in text, endpoint.path
+    metrics = Metrics()
+    metrics.watch(list)
+    rows = []
+    for family in metrics._registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append(f"| `{name}` | {family.documentation} |")
+    found = re.findall(r"^\| `(?:vllm|gpt2c):\w+` \| .* \|$", text, flags=re.MULTILINE)
+    assert sorted(found) == sorted(rows)
 
 
 def test_the_page_lists_every_limit() -> None:

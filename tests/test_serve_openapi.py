@@ -129,7 +129,9 @@ def numbers_near(schema: Any) -> set[Any]:
 def values_for(schema: Any) -> st.SearchStrategy[Any]:
     numbers = st.sampled_from(sorted(numbers_near(schema))) if numbers_near(schema) else st.none()
     texts = st.sampled_from(["", "a", "a b", "left", "float", "1", "x" * 20, "x" * 21, "r-1"])
-    leaves = st.none() | st.booleans() | numbers | texts | st.integers(-2, 9) | st.floats(-2, 2)
+    large = st.sampled_from([2**31 - 1, 2**31, 2**64 - 1, 2**64, 101, 1e7])
+    small = st.integers(-2, 9) | st.floats(-2, 2)
+    leaves = st.none() | st.booleans() | numbers | large | small | texts
     lists = st.lists(leaves, max_size=5) | st.lists(st.lists(st.integers(-1, 9), max_size=2))
     keys = st.sampled_from(["1", "22", "x", "include_usage", "", "12345678901"])
     uniform = st.lists(st.integers(0, 9), max_size=5) | st.lists(texts, max_size=5)
