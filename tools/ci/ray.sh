@@ -6,8 +6,7 @@ set -euo pipefail
 
 copy_tree "$work/gpt2c"
 cd "$work/gpt2c"
-make_venv
-"$work/venv/bin/pip" install -q 'ray[data]==2.60.0' pytest hypothesis
+make_venv 'ray[data]==2.60.0' pytest hypothesis
 GPT2C_BUILD=require "$work/venv/bin/pip" install -q '.[ray]'
 
 # The tests skip themselves if one of these is missing; here that is a failure.

@@ -9,8 +9,7 @@ set -euo pipefail
 command -v java >/dev/null || install_packages default-jre-headless
 copy_tree "$work/gpt2c"
 cd "$work/gpt2c"
-make_venv
-"$work/venv/bin/pip" install -q pyspark==4.3.0 pandas pyarrow pytest hypothesis
+make_venv pyspark==4.3.0 pandas pyarrow pytest hypothesis
 GPT2C_BUILD=require "$work/venv/bin/pip" install -q .
 "$work/venv/bin/python" -c 'import pyspark; print("pyspark", pyspark.__version__)'
 "$work/venv/bin/python" -m pytest -q -p no:cacheprovider tests/test_spark.py "$@"
