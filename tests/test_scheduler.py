@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -710,6 +711,29 @@ def test_a_failed_callback_frees_its_memory_at_once(model, no_garbage_collector)
         with pytest.raises(RuntimeError, match="on purpose"):
             handle.result(60)
         assert model.kv_cache_bytes == 0
+
+
+def test_a_failure_keeps_no_memory_of_other_requests(model, no_garbage_collector):
+    """The error's traceback has the frame of the step, which has the jobs of all requests."""
+
+    def fail_last(index, ids):
+        if len(ids) == 5:
+            raise RuntimeError("on purpose")
+
+    errors = []
+    with Scheduler(model, thread=True) as scheduler:
+        failing = scheduler.add([4, 5], max_new_tokens=6, callback=fail_last)
+        handles = [scheduler.add([1, 2, 3], max_new_tokens=5) for _ in range(8)]
+        for handle in handles:
+            handle.result(60)
+        try:
+            failing.result(60)
+        except RuntimeError as error:
+            errors.append(error)
+        wait_until(lambda: model.kv_cache_bytes == 0)
+    (error,) = errors
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert [f.f_locals["ids"] for f in frames if f.f_code.co_name == "fail_last"] != []
 
 
 def test_requests_with_deadlines_are_forgotten_when_they_end(model, no_garbage_collector):

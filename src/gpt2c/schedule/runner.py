@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
 from threading import Lock, RLock, Thread, current_thread, main_thread
+from traceback import walk_tb
+from types import FrameType
 from typing import Final, Protocol
 from weakref import ref
 
@@ -144,6 +146,7 @@ class Runner:
         self._numbers = count()
         self._heap_lock = ProcessLock(RLock)
         self._running: dict[EngineJob, RequestState] = {}
+        self._errors: list[BaseException] = []  # of requests that failed in this round
         self._readers: Living[Reader] = Living()
         self._last_read = -float("inf")  # when the last reader began
         self._is_closed = False
@@ -269,8 +272,11 @@ class Runner:
             ran_a_step = True
             while not self._end_if_idle(ran_a_step):
                 ran_a_step = self._run_round()
+                while self._errors:
+                    _forget_variables(self._errors.pop())
         except BaseException as error:
             self._fail(error)
+            _forget_variables(error)
 
     def _end_if_idle(self, ran_a_step: bool) -> bool:
         """Return whether the thread ends, because it is not needed.
@@ -294,7 +300,9 @@ class Runner:
         begin = time.monotonic()
         rested = self._waiter.wait(IDLE_SECONDS)
         seconds = time.monotonic() - begin
-        _let_run(_wake([self._advance(job) for job in rested]), seconds)
+        states = [self._advance(job) for job in rested]
+        self._errors += [state.error for state in states if state.error is not None]
+        _let_run(_wake(states), seconds)
         return bool(rested)
 
     def _end_late_requests(self) -> None:
@@ -325,6 +333,8 @@ class Runner:
                 state.end(result)
         except Exception as error:
             state.end(None, error)
+        if state.error is not None:
+            self._errors.append(state.error)
         if state.is_done:
             _wake([state])
 
@@ -396,6 +406,35 @@ def _let_run(locks: list[Lock], step_seconds: float) -> None:
     end = time.monotonic() + min(DELIVERY_SHARE * step_seconds, MAX_DELIVERY_SECONDS)
     for lock in locks:
         lock.acquire(timeout=max(end - time.monotonic(), 0))
+
+
+def _forget_variables(error: BaseException) -> None:
+    """Drop the variables of gpt2c's frames that an error's traceback keeps.
+
+    They refer to the jobs of all requests that the step advanced, and so to their KV caches. A
+    reader may keep the error, and the request that has the error is one of these variables: only
+    the garbage collector would end the cycle, which an idle server may not run for long.
+    """
+    for each in _errors_behind(error):
+        for frame, _ in walk_tb(each.__traceback__):
+            back: FrameType | None = frame
+            # A callback's variables are left: they may help to find its fault.
+            while back is not None and str(back.f_globals.get("__name__")).startswith("gpt2c."):
+                try:
+                    back.clear()
+                except RuntimeError:  # it still runs, and so do the frames before it
+                    break
+                back = back.f_back
+
+
+def _errors_behind(error: BaseException) -> list[BaseException]:
+    """Return an error, its causes and the errors during which they were raised."""
+    found = [error]
+    for each in found:
+        for other in (each.__cause__, each.__context__):
+            if other is not None and other not in found:
+                found.append(other)
+    return found
 
 
 def _wake(states: Iterable[RequestState]) -> list[Lock]:
