@@ -436,8 +436,6 @@ def test_logits_processors(converted):
     expected = theirs_of(model, **given, **options, logits_processor=processors).tolist()
     ours = converted(model)
     assert ours.generate(**given, **options, logits_processor=processors).tolist() == expected
-    with pytest.raises(gpt2c.OptionError, match="together with repetition_penalty"):
-        ours.generate(**given, **options, logits_processor=processors, repetition_penalty=2.0)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
