@@ -29,6 +29,10 @@ class FindingError(Exception):
     """The server did what it must not do."""
 
 
+class CutError(FindingError):
+    """The server closed the connection within an answer."""
+
+
 class ClosedError(Exception):
     """The server closed the connection before an answer began."""
 
@@ -78,7 +82,7 @@ def strict_json(raw: bytes) -> Any:
 
 
 async def read_reply(reader: asyncio.StreamReader, has_body: bool = True) -> Reply:
-    """Read one answer. Raises ClosedError at the end of the connection, FindingError if it is cut.
+    """Read one answer. Raises ClosedError at the end of the connection, CutError if it is cut.
 
     `has_body` is False for the answer to HEAD.
     """
@@ -107,7 +111,7 @@ async def read_reply(reader: asyncio.StreamReader, has_body: bool = True) -> Rep
             reply.body = await reader.read()  # the answer to an HTTP/1.0 request may have no length
     except asyncio.IncompleteReadError as error:
         reply.body += error.partial
-        raise FindingError(f"an answer is cut: {reply}") from None
+        raise CutError(f"an answer is cut: {reply}") from None
     except ConnectionError:
         raise FindingError(f"the connection was reset within an answer: {reply}") from None
     return reply
