@@ -33,6 +33,10 @@ class CutError(FindingError):
     """The server closed the connection within an answer."""
 
 
+class ResetError(FindingError):
+    """The connection was reset within an answer."""
+
+
 class ClosedError(Exception):
     """The server closed the connection before an answer began."""
 
@@ -82,8 +86,9 @@ def strict_json(raw: bytes) -> Any:
 
 
 async def read_reply(reader: asyncio.StreamReader, has_body: bool = True) -> Reply:
-    """Read one answer. Raises ClosedError at the end of the connection, CutError if it is cut.
+    """Read one answer.
 
+    Raises ClosedError at the end of the connection; CutError or ResetError within an answer.
     `has_body` is False for the answer to HEAD.
     """
     informational = 0
@@ -113,7 +118,7 @@ async def read_reply(reader: asyncio.StreamReader, has_body: bool = True) -> Rep
         reply.body += error.partial
         raise CutError(f"an answer is cut: {reply}") from None
     except ConnectionError:
-        raise FindingError(f"the connection was reset within an answer: {reply}") from None
+        raise ResetError(f"the connection was reset within an answer: {reply}") from None
     return reply
 
 

@@ -20,6 +20,7 @@ from http_client import (
     CutError,
     FindingError,
     Reply,
+    ResetError,
     ServerProcess,
     Watchdog,
     check_error,
@@ -219,6 +220,10 @@ class _Fuzzer:
             if given.end != "half-close":  # which the server takes for a client that has left
                 raise
             kinds.append("cut")
+        except ResetError:
+            if len(given.parts) == 1:  # else bytes came that the server did not want after a close
+                raise
+            kinds.append("reset")
         except ConnectionError:  # it was closed while bytes were on their way
             kinds.append("reset")
         finally:
