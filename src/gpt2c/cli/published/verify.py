@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2c.cli.options import Commands, add_checkpoint_options, load_model
+from gpt2c.cli.options import Commands, add_checkpoint_options, add_shared_option, load_model
 
 if TYPE_CHECKING:
     from gpt2c.model import GPT2
@@ -39,6 +39,7 @@ def add_command(commands: Commands) -> None:
     add("--dtype", default="auto", help="as for generate; published results need float32")
     add("--threads", type=int, metavar="N", help="the max number of threads")
     add("--backend", default="auto", help="auto (default), c or numpy")
+    add_shared_option(parser)
     add_checkpoint_options(parser)
 
 
