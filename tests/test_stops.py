@@ -419,6 +419,18 @@ def test_going_on_in_a_context_of_one(backend, overflow):
     assert len(model.generate([1], max_new_tokens=7, overflow=overflow)) == 7
 
 
+def test_a_slide_in_a_context_of_one_draws_with_the_same_noise(backend):
+    """What follows a slide is what generate returns for the tokens that are left."""
+    config = config_of(n_positions=1)
+    model = model_on(backend, config, random_weights(config))
+    options = {"do_sample": True, "seed": 6, "eos_token_id": None}
+    ids = model.generate([1], max_new_tokens=5, overflow="slide", **options)
+    text = [1]
+    for _ in range(5):
+        text += model.generate(text[-1:], max_new_tokens=1, **options)
+    assert ids == text[1:]
+
+
 def test_crop_sees_the_last_context_at_every_token(model):
     """The loop of nanoGPT's generate: each token comes from the last n_positions tokens."""
     n = model.config.n_positions

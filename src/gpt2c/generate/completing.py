@@ -20,7 +20,7 @@ from gpt2c.generate.prompts import Prompt, fit_context, is_single
 from gpt2c.progress import with_bar
 from gpt2c.schedule.batching import ContinuationBatch, run_requests
 from gpt2c.schedule.prefix_cache import PrefixCache
-from gpt2c.schedule.requests import Request, Result
+from gpt2c.schedule.requests import Request, Result, n_kept
 from gpt2c.schedule.stops import Stops
 
 if TYPE_CHECKING:
@@ -179,9 +179,9 @@ class Completer:
         if is_empty:
             ids = np.array([encoder.start_id(f"{where} is empty")], dtype=np.int32)
         n_positions = self._config.n_positions
-        n_kept = options.n_kept(n_positions)
-        if n_kept and len(ids) > n_positions:
-            ids = ids[-n_kept:]
+        kept = n_kept(options.overflow, n_positions)
+        if kept and len(ids) > n_positions:
+            ids = ids[-kept:]
         seed = options.seed_of(index)
         plan = options.plan
         max_new, min_new = options.lengths.new_token_limits(len(ids), options.max_new_tokens)
@@ -201,7 +201,7 @@ class Completer:
                 stops=self._stops,
                 n_top=options.logprobs,
                 scores_prompt=options.echo and sample == 0,
-                n_kept=n_kept,
+                overflow=options.overflow,
                 logits_processor=options.logits_processor,
                 drafts=self._draft_settings,
                 n_best=options.n_texts,

@@ -208,12 +208,6 @@ class Options:
         """The number of texts per prompt."""
         return self.num_return_sequences or 1
 
-    def n_kept(self, n_positions: int) -> int:
-        """The number of last tokens that go on when the context is full; 0: the text ends."""
-        if self.overflow == "slide":
-            return max(n_positions // 2, 1)
-        return n_positions if self.overflow == "crop" else 0
-
     def seed_of(self, index: int) -> int | None:
         """Return the seed of the prompt at this index; None if the call does not sample.
 

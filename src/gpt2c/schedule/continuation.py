@@ -19,7 +19,7 @@ from gpt2c.engine.protocol import (
 )
 from gpt2c.errors import CacheMemoryError, Error, NumericalError, OptionError
 from gpt2c.schedule.prefix_cache import MIN_SHARED_PREFIX, PrefixCache, common_prefix
-from gpt2c.schedule.requests import LogitsProcessor, Request, Result
+from gpt2c.schedule.requests import LogitsProcessor, Request, Result, n_kept
 from gpt2c.schedule.stops import Watcher
 
 # The nth token after a crop has the noise of another sample, n * _CROP_SAMPLES further on. That is
@@ -85,7 +85,7 @@ class Continuation:
             return self._end("time")
         if reason in ("nan", "nothing"):
             self._fail(reason)
-        if reason == "context" and self.request.n_kept:
+        if reason == "context" and self.request.overflow != "stop":
             return self._go_on()
         if reason is not None:
             self._end(reason, job.end_id)
@@ -147,18 +147,13 @@ class Continuation:
             sequence, r.drafts,
         )  # fmt: skip
 
-    @property
-    def _crops(self) -> bool:
-        """Whether a full context drops its first token only."""
-        return self.request.n_kept == self._engine.n_positions
-
     def _go_on(self) -> None:
-        """Continue with the last n_kept tokens as the prompt of a new job."""
+        """Continue with the last tokens of the full context as the prompt of a new job."""
         self._keep_job_results()
         n_left = self.request.max_new_tokens - len(self.watcher.ids)
         ids = np.concatenate([self._ids, np.array(self.job.new_ids(), dtype=np.int32)])
-        ids = ids[-self.request.n_kept :]
-        self._n_crops += self._crops
+        ids = ids[-n_kept(self.request.overflow, self._engine.n_positions) :]
+        self._n_crops += self.request.overflow == "crop"
         self.job = self._start(
             ids, n_left, self._prefixes.copy_longest(ids, space=self.request.cache_space)
         )

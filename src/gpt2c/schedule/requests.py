@@ -32,12 +32,19 @@ class Request:
     stops: Stops = field(default_factory=Stops)
     n_top: int | None = None  # alternatives per scored token; None: no scores
     scores_prompt: bool = False
-    n_kept: int = 0  # the last tokens that a full context keeps to go on; 0: the text ends
+    overflow: str = "stop"  # what happens when the context is full
     logits_processor: LogitsProcessor | None = None
     drafts: DraftSettings | None = None
     n_best: int = 1  # the number of results of a beam search
     cache_space: int = 0  # the space of the prefix cache whose texts it shares
     pad_id: int | None = None  # a finished group of beams counts as choosing this id
+
+
+def n_kept(overflow: str, n_positions: int) -> int:
+    """Return the number of last tokens with which a full context goes on; 0 if the text ends."""
+    if overflow == "slide":
+        return max(n_positions // 2, 1)
+    return n_positions if overflow == "crop" else 0
 
 
 @dataclass(frozen=True)
