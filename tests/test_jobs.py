@@ -170,6 +170,19 @@ def test_compressed_results_are_inputs(tales, lines, tmp_path, compression):
     assert [row["total"] for row in written(tmp_path / "again")] == totals
 
 
+@pytest.mark.parametrize("overflow", ["slide", "crop"])
+def test_a_prompt_that_an_overflow_cuts_is_no_bad_row(tales, overflow):
+    long = [5] * (tales.config.n_positions + 9)
+    options = {"max_new_tokens": 2, "overflow": overflow}
+    worker = Worker(Task("generate", column="ids", options={**options, "with_ids": True}), tales)
+    (done,) = worker.run([JobRow(0, "row 1", {"ids": long})])
+    assert done.error is None
+    assert done.rows[0]["generated_ids"] == tales.generate(long, **options)
+    assert done.rows[0]["prompt_tokens"] == len(long)
+    plain = Worker(Task("generate", column="ids"), tales).run([JobRow(0, "row 1", {"ids": long})])
+    assert "the prompt has 521 tokens" in str(plain[0].error)
+
+
 def test_results_do_not_depend_on_the_company(tales):
     task = Task("generate", options={"max_new_tokens": 5, "temperature": 1.0})
     worker = Worker(task, tales)

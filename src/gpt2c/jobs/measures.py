@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,17 @@ from gpt2c.tables.cells import plain_cell
 _DEFAULT_BATCH: Final = 32
 # Options of complete that would let a text depend on time, on the other texts or on code.
 _NOT_IN_JOBS: Final = ("callback", "logits_processor", "max_time", "seed", "progress", "echo")
+
+
+@dataclass
+class Given:
+    """A row's text, which was made and checked."""
+
+    index: int  # of the row
+    text: TextOrIds
+    n_tokens: int
+    context: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,7 @@ class Measure(Protocol):
     def check(self, text: TextOrIds) -> int:
         """Return the number of tokens of a text. Raises an Error if no call can take the text."""
 
-    def run(
-        self, texts: Sequence[TextOrIds], contexts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Found]:
+    def run(self, given: Sequence[Given]) -> list[Found]:
         """Return what is found for each text."""
 
 
@@ -69,13 +78,29 @@ def _n_tokens(model: GPT2, text: TextOrIds, special: bool) -> int:
     return len(check_ids(text, model.config.vocab_size, "the row"))
 
 
-def _separated(
-    texts: Sequence[TextOrIds],
-) -> list[list[int]]:
-    """Return the places of the texts, and those of the ids: a call takes only one kind."""
-    of_texts = [i for i, text in enumerate(texts) if isinstance(text, str)]
-    of_ids = [i for i, text in enumerate(texts) if not isinstance(text, str)]
-    return [places for places in (of_texts, of_ids) if places]
+def _check_fits(model: GPT2, n: int, what: str, hint: str) -> None:
+    """Raise ContextError for a text of n tokens that is longer than the context."""
+    if n > model.config.n_positions:
+        raise ContextError(
+            f"the {what} has {n} tokens, more than the context's {model.config.n_positions} "
+            f"positions; shorten it, or {hint}"
+        )
+
+
+def _by_kind(
+    given: Sequence[Given], call: Callable[[list[Given], Any], Iterable[Found]]
+) -> list[Found]:
+    """Return what `call` finds in some items and their texts, which are all texts or all ids.
+
+    A call of a model takes only one kind.
+    """
+    found: dict[int, Found] = {}
+    for is_text in (True, False):
+        part = [item for item in given if isinstance(item.text, str) == is_text]
+        if part:
+            of_part = call(part, [item.text for item in part])
+            found.update(zip((item.index for item in part), of_part, strict=True))
+    return [found[item.index] for item in given]
 
 
 class _Generate:
@@ -87,7 +112,9 @@ class _Generate:
                 raise OptionError(f"{name} cannot be given to a job")
         self._options = options
         model.complete(iter(()), **options)  # raises an error for a wrong option
-        self._must_fit = options.get("truncate") is None and options.get("overflow") != "slide"
+        self._must_fit = (
+            options.get("truncate") is None and options.get("overflow", "stop") == "stop"
+        )
         self.columns: dict[str, ColumnType | None] = {
             "generated_text": str,
             "finish_reason": str,
@@ -104,37 +131,28 @@ class _Generate:
 
     def check(self, text: TextOrIds) -> int:
         n = _n_tokens(self._model, text, special=True)
-        n_positions = self._model.config.n_positions
-        if self._must_fit and n > n_positions:
-            raise ContextError(
-                f"the prompt has {n} tokens, more than the context's {n_positions} positions; "
-                "shorten it, or keep its end with the option truncate"
-            )
+        if self._must_fit:
+            _check_fits(self._model, n, "prompt", "keep its end with the option truncate")
         return n
 
-    def run(
-        self, texts: Sequence[TextOrIds], contexts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Found]:
-        found: dict[int, Found] = {}
-        for places in _separated(texts):
-            prompts: Any = [texts[i] for i in places]
-            completions = self._model.complete(
-                prompts, seed=[seeds[i] for i in places], **self._options
-            )
-            for i, completion in zip(places, completions, strict=True):
+    def run(self, given: Sequence[Given]) -> list[Found]:
+        def complete(items: list[Given], prompts: Any) -> Iterator[Found]:
+            seeds = [item.seed for item in items]
+            completions = self._model.complete(prompts, seed=seeds, **self._options)
+            for item, completion in zip(items, completions, strict=True):
                 several = completion if isinstance(completion, list) else [completion]
-                n_prompt = self.check(texts[i])
-                rows = [self._cells(one, n_prompt, seeds[i]) for one in several]
-                found[i] = Found(rows, sum(len(one.ids) for one in several))
-        return [found[i] for i in range(len(texts))]
+                rows = [self._cells(one, item) for one in several]
+                yield Found(rows, sum(len(one.ids) for one in several))
 
-    def _cells(self, completion: Completion, n_prompt: int, seed: int) -> dict[str, Cell]:
+        return _by_kind(given, complete)
+
+    def _cells(self, completion: Completion, item: Given) -> dict[str, Cell]:
         cells: dict[str, Cell] = {
             "generated_text": self._text_of(completion),
             "finish_reason": completion.finish_reason,
-            "prompt_tokens": n_prompt,
+            "prompt_tokens": item.n_tokens,
             "new_tokens": len(completion.ids),
-            "seed": seed,
+            "seed": item.seed,
             "sample": completion.sample,
             "sequence_score": completion.sequence_score,
             "generated_ids": list(completion.ids),
@@ -176,15 +194,13 @@ class _Scores:
     def check(self, text: TextOrIds) -> int:
         return _n_tokens(self._model, text, bool(self._options.get("special_tokens")))
 
-    def run(
-        self, texts: Sequence[TextOrIds], contexts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Found]:
-        found: dict[int, Found] = {}
-        for places in _separated(texts):
-            part: Any = [texts[i] for i in places]
-            for i, score in zip(places, self._model.score(part, **self._options), strict=True):
-                found[i] = Found([self._cells(texts[i], score)])
-        return [found[i] for i in range(len(texts))]
+    def run(self, given: Sequence[Given]) -> list[Found]:
+        def score(items: list[Given], texts: Any) -> Iterator[Found]:
+            scores = self._model.score(texts, **self._options)
+            for item, found in zip(items, scores, strict=True):
+                yield Found([self._cells(item.text, found)])
+
+        return _by_kind(given, score)
 
     def _cells(self, text: TextOrIds, score: Score) -> dict[str, Cell]:
         n_bytes = 0
@@ -225,14 +241,11 @@ class _Surprisals:
             raise TableError("the text is blank; a surprisal of the whole needs a text")
         return _n_tokens(self._model, text, bool(self._options.get("special_tokens")))
 
-    def run(
-        self, texts: Sequence[TextOrIds], contexts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Found]:
-        given = [str(text) for text in texts]
-        spans = [[(0, len(text))] for text in given] if self._whole else None
-        found = gpt2c.surprisal(
-            self._model, given, context=list(contexts), spans=spans, **self._options
-        )
+    def run(self, given: Sequence[Given]) -> list[Found]:
+        texts = [str(item.text) for item in given]
+        spans = [[(0, len(text))] for text in texts] if self._whole else None
+        contexts = [item.context for item in given]
+        found = gpt2c.surprisal(self._model, texts, context=contexts, spans=spans, **self._options)
         rows: list[list[dict[str, Cell]]] = [[] for _ in given]
         for row in found.rows():
             cells: Mapping[str, Any] = {name: row[name] for name in self.columns}
@@ -251,21 +264,13 @@ class _Embeddings:
 
     def check(self, text: TextOrIds) -> int:
         n = _n_tokens(self._model, text, bool(self._options.get("special_tokens")))
-        n_positions = self._model.config.n_positions
-        if self._options.get("stride") is None and n > n_positions:
-            raise ContextError(
-                f"the text has {n} tokens, more than the context's {n_positions} positions; "
-                "shorten it, or embed it in windows with the option stride"
-            )
+        if self._options.get("stride") is None:
+            _check_fits(self._model, n, "text", "embed it in windows with the option stride")
         return n
 
-    def run(
-        self, texts: Sequence[TextOrIds], contexts: Sequence[str], seeds: Sequence[int]
-    ) -> list[Found]:
-        found: dict[int, Found] = {}
-        for places in _separated(texts):
-            part: Any = [texts[i] for i in places]
-            vectors = self._model.embed(part, **self._options)
-            for i, vector in zip(places, vectors, strict=True):
-                found[i] = Found([{"embedding": plain_cell(vector)}])
-        return [found[i] for i in range(len(texts))]
+    def run(self, given: Sequence[Given]) -> list[Found]:
+        def embed(_: list[Given], texts: Any) -> Iterator[Found]:
+            for vector in self._model.embed(texts, **self._options):
+                yield Found([{"embedding": plain_cell(vector)}])
+
+        return _by_kind(given, embed)

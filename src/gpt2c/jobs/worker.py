@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from gpt2c.checks.untrusted import show
@@ -16,7 +15,7 @@ from gpt2c.errors import (
     MissingDependencyError,
     TableError,
 )
-from gpt2c.jobs.measures import Found, Measure, measure_of
+from gpt2c.jobs.measures import Found, Given, Measure, measure_of
 from gpt2c.jobs.rows import JobRow, RowResult
 from gpt2c.jobs.task import Task, row_seed
 from gpt2c.jobs.template import Template
@@ -27,17 +26,6 @@ from gpt2c.tables.table import missing_column
 # Errors that are not a row's own: the job ends.
 _FATAL: Final = (BackendError, CacheMemoryError, ClosedError, ForkError, MissingDependencyError)
 ROW_COLUMN: Final = "row"
-
-
-@dataclass
-class _Prepared:
-    """A row whose text was made and checked."""
-
-    index: int
-    text: TextOrIds
-    n_tokens: int
-    context: str
-    seed: int
 
 
 class Worker:
@@ -64,7 +52,7 @@ class Worker:
         that are not a row's own.
         """
         results: dict[int, RowResult] = {}
-        prepared: list[_Prepared] = []
+        prepared: list[Given] = []
         for index, row in enumerate(rows):
             try:
                 if row.error is not None:
@@ -97,7 +85,7 @@ class Worker:
                 counts.append(None)
         return counts
 
-    def _prepare(self, index: int, row: JobRow) -> _Prepared:
+    def _prepare(self, index: int, row: JobRow) -> Given:
         """Make the text of a row. Raises an Error that is the row's own."""
         task, cells = self._task, row.cells
         if task.id_column is not None and cells.get(task.id_column) is None:
@@ -118,7 +106,7 @@ class Worker:
                 )
             context = cell
         n_tokens = self._measure.check(text)
-        return _Prepared(index, text, n_tokens, context, row_seed(task.seed, row.number))
+        return Given(index, text, n_tokens, context, row_seed(task.seed, row.number))
 
     def _text_of(self, cells: dict[str, Cell]) -> TextOrIds:
         if self._template is not None:
@@ -137,16 +125,12 @@ class Worker:
             f"column {show(column)}: expected a text or a list of ids, found {show(cell)}"
         )
 
-    def _found(self, items: list[_Prepared]) -> list[tuple[_Prepared, Found | Error]]:
+    def _found(self, items: list[Given]) -> list[tuple[Given, Found | Error]]:
         """Measure the texts in one call; if it fails, find the text that is to blame by halves."""
         if not items:
             return []
         try:
-            found = self._measure.run(
-                [item.text for item in items],
-                [item.context for item in items],
-                [item.seed for item in items],
-            )
+            found = self._measure.run(items)
         except _FATAL:
             raise
         except Error as error:
@@ -160,7 +144,7 @@ class Worker:
         keep = self._task.keep
         return cells if keep is None else {name: cells.get(name) for name in keep}
 
-    def _result(self, row: JobRow, item: _Prepared, found: Found) -> RowResult:
+    def _result(self, row: JobRow, item: Given, found: Found) -> RowResult:
         before = dict(self._kept(row.cells))
         if self._task.id_column is None:
             before = {ROW_COLUMN: row.number + 1, **before}
