@@ -231,6 +231,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
+def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the processes that share weights, which the test alone uses.
+
+    No file is too new to be shared.
+    """
+    folder = tmp_path / "lists"
+    monkeypatch.setenv("GPT2C_SHARED_FOLDER", str(folder))
+    monkeypatch.setattr("gpt2c.weights.sharing.key._TICK", 0)
+    return folder
+
+
+@pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
     """subprocess.Popen; the process is killed at the end of the test, passed or failed."""
     started: list[subprocess.Popen[Any]] = []

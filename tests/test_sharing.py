@@ -42,17 +42,9 @@ pytestmark = [
     needs_engine,
     pytest.mark.skipif(region.can_share() is not None, reason="not on this system"),
     pytest.mark.filterwarnings("error::gpt2c.SharingWarning"),
+    pytest.mark.usefixtures("lists"),
 ]
 IDS = [1, 2, 3, 4, 5]
-
-
-@pytest.fixture(autouse=True)
-def lists(tmp_path, monkeypatch) -> Path:
-    """The folder of the lists of processes, which this test alone uses; here no file is too new."""
-    folder = tmp_path / "lists"
-    monkeypatch.setenv("GPT2C_SHARED_FOLDER", str(folder))
-    monkeypatch.setattr(key, "_TICK", 0)
-    return folder
 
 
 @pytest.fixture

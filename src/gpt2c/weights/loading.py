@@ -6,7 +6,7 @@ import _thread
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import repeat
 from queue import SimpleQueue
@@ -57,16 +57,23 @@ def load_engine(
     a file cannot be read or has a weight that is not finite, and CacheMemoryError if the weights do
     not fit in memory.
     """
-    try:
+    with raising_cache_memory_errors():
         model = new_model(
             checkpoint.config, checkpoint.quantized_dtype, dtype, backend, n_threads, kv_cache_bytes
         )
         fill(model, checkpoint, n_threads, bar)
+    return model
+
+
+@contextmanager
+def raising_cache_memory_errors() -> Iterator[None]:
+    """Raise a MemoryError as CacheMemoryError, which says that the weights do not fit."""
+    try:
+        yield
     except CacheMemoryError:
         raise
     except MemoryError as error:
         raise CacheMemoryError(f"not enough memory for the model's weights ({error})") from None
-    return model
 
 
 def fill(

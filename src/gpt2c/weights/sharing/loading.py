@@ -8,10 +8,10 @@ from typing import cast
 
 from gpt2c.engine.protocol import EngineModel, SharedEngineModel
 from gpt2c.engine.select import new_model
-from gpt2c.errors import CacheMemoryError, SharingWarning, warn
+from gpt2c.errors import SharingWarning, warn
 from gpt2c.progress import LoadingBar
 from gpt2c.weights.checkpoint import Checkpoint
-from gpt2c.weights.loading import fill
+from gpt2c.weights.loading import fill, raising_cache_memory_errors
 from gpt2c.weights.sharing.errors import SharingError
 from gpt2c.weights.sharing.key import key_of, wait_for_old_files
 from gpt2c.weights.sharing.region import Region, attach, can_share, make_region, read_region
@@ -39,7 +39,7 @@ def load_shared_engine(
         new_model, checkpoint.config, checkpoint.quantized_dtype, dtype, backend, n_threads,
         kv_cache_bytes,
     )  # fmt: skip
-    try:
+    with raising_cache_memory_errors():
         model = make()
         reason = "this needs the compiled engine" if model.isa == "numpy" else can_share()
         if reason is None:
@@ -53,10 +53,6 @@ def load_shared_engine(
             SharingWarning,
         )
         fill(model, checkpoint, n_threads, bar)
-    except CacheMemoryError:
-        raise
-    except MemoryError as error:
-        raise CacheMemoryError(f"not enough memory for the model's weights ({error})") from None
     return model
 
 
