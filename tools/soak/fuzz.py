@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from fuzzing import KINDS, MAX_ADDRESSES, FindingError, run
+from summary import print_counts
 
 # Inputs per round. Each round has one kind of inputs and its own seed.
 ROUND_SIZE = 5000
@@ -54,8 +55,7 @@ def main() -> int:
             break
         n_rounds += 1
         print(f"{time.monotonic() - begin:8.0f} s  {counts.total():9} inputs", flush=True)
-    for name, count in sorted(counts.items()):
-        print(f"{count:9}  {name}")
+    print_counts(counts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     print(
         f"fuzz {' '.join(kinds)}: seed {seed}, {counts.total()} inputs in "

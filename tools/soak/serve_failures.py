@@ -47,6 +47,7 @@ from http_inputs import KEY, make_input
 from model_folders import folder_of
 from served_answers import check_answer
 from served_traces import TEMPORARY, Planned, Tracer, check_idle, make_trace
+from summary import print_counts, quarters
 
 from gpt2c import GPT2
 
@@ -311,14 +312,12 @@ def main() -> int:
             result = f"FOUND: {finding}"
         if options.log is not None:
             options.log.write_bytes((Path(folder) / "log").read_bytes())
-    for name, count in sorted(soak.counts.items()):
-        print(f"{count:9}  {name}")
+    print_counts(soak.counts)
     memory = soak.memory[:-1]  # without the second server's
-    at = [memory[i * (len(memory) - 1) // 4] for i in range(5)] if memory else []
     print(
         f"serve_failures: seed {seed}, {soak.counts.total()} requests in "
         f"{time.monotonic() - begin:.0f} s, {soak.n_checked} compared, the server's memory by "
-        f"quarters {' '.join(f'{m:.1f}' for m in at)} MB: {result}"
+        f"quarters {quarters(memory)} MB: {result}"
     )
     return 0 if result == "nothing found" else 1
 

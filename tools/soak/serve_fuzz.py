@@ -26,6 +26,7 @@ from http_client import FindingError, ServerProcess, resident_megabytes, server_
 from http_fuzzing import app_of, fuzz, is_flat, server_options
 from http_inputs import KEY
 from model_folders import folder_of
+from summary import print_counts, quarters
 
 ROUND_SIZE = 5000  # inputs between two looks at the server's memory
 MAX_GROWTH = 24  # MB, from the second quarter to the last
@@ -52,8 +53,7 @@ def main() -> int:
                 result = f"FOUND: {finding}"
             if options.log is not None:
                 options.log.write_bytes(server.log.read_bytes())
-    for name, count in sorted(counts.items()):
-        print(f"{count:9}  {name}")
+    print_counts(counts)
     ways = Counter(app=0, socket=0)
     for name, count in counts.items():
         ways[name.partition(",")[0]] += count
@@ -63,11 +63,6 @@ def main() -> int:
         f"by quarters {quarters(memory)} MB and {quarters(ours)} MB: {result}"
     )
     return 0 if result == "nothing found" else 1
-
-
-def quarters(memory: list[float]) -> str:
-    at = [memory[i * (len(memory) - 1) // 4] for i in range(5)] if memory else []
-    return " ".join(f"{megabytes:.0f}" for megabytes in at)
 
 
 async def run(

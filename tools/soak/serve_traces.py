@@ -30,6 +30,7 @@ from http_fuzzing import is_flat
 from model_folders import folder_of
 from served_answers import check_answer
 from served_traces import Tracer, check_idle, make_trace
+from summary import print_counts, quarters
 
 from gpt2c import GPT2
 
@@ -69,13 +70,11 @@ def main() -> int:
                 result = f"FOUND: {finding}"
             if options.log is not None:
                 options.log.write_bytes(server.log.read_bytes())
-    for name, count in sorted(counts.items()):
-        print(f"{count:9}  {name}")
-    at = [memory[i * (len(memory) - 1) // 4] for i in range(5)] if memory else []
+    print_counts(counts)
     print(
         f"serve_traces: seed {seed}, {counts.total()} answers and ends in "
         f"{time.monotonic() - begin:.0f} s, {n_compared[0]} answers compared, the server's memory "
-        f"by quarters {' '.join(f'{m:.1f}' for m in at)} MB: {result}"
+        f"by quarters {quarters(memory)} MB: {result}"
     )
     return 0 if result == "nothing found" else 1
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from random_callers import FindingError, check_close, check_idle, run_round
 from random_requests import Loaded, load, model_names
+from summary import print_counts, quarters
 
 ROUND_SIZE = 60  # requests; each round has one model and its own seed
 # The max growth of the resident memory, in MB, between the second and the last quarter of a run.
@@ -76,13 +77,11 @@ def main() -> int:
         check_growth(memory)
     except FindingError as finding:
         result = f"FOUND on {name}, seed {round_seed}: {finding}"
-    for kind, count in sorted(counts.items()):
-        print(f"{count:9}  {kind}")
-    at = [memory[i * (len(memory) - 1) // 4] for i in range(5)] if memory else []
+    print_counts(counts)
     print(
         f"together: seed {seed}, {counts.total()} requests in "
         f"{time.monotonic() - begin:.0f} s, resident memory by quarters "
-        f"{' '.join(f'{megabytes:.0f}' for megabytes in at)} MB: {result}"
+        f"{quarters(memory)} MB: {result}"
     )
     return 0 if result == "nothing found" else 1
 
