@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gpt2c.checks.untrusted import show
@@ -245,30 +246,28 @@ class GPT2LMHeadModel(Closable):
         options = dict(resolved.options)
         # transformers' model has no EOS tokens but those of the call.
         options["eos_token_id"] = resolved.end_ids(self._gpt2.config.vocab_size)
-        # Generation is faster without a callback or a logits_processor.
-        if callback.is_needed:
-            options["callback"] = callback
         seeds = None
         if resolved.draws:
             import torch
 
             seeds = torch.randint(_INT64_MAX, (len(prompts),)).tolist()
-        if all(each is processors[0] for each in processors):
-            if processors[0].is_needed:
-                options["logits_processor"] = processors[0]
-            by_prompt: Any = self._gpt2.complete(prompts, seed=seeds, **options)
-            return [completion for completions in by_prompt for completion in completions]
         completions: list[Completion] = []
         begin, max_time = time.monotonic(), options.get("max_time")
-        for row, prompt in enumerate(prompts):
-            if max_time is not None:
+        # Prompts with the same processor run together.
+        first = 0
+        for processor, group in groupby(processors):
+            rows = slice(first, first + len(list(group)))
+            if first and max_time is not None:
                 options["max_time"] = max(max_time - (time.monotonic() - begin), 0)
+            # Generation is faster without a callback or a logits_processor.
             if callback.is_needed:
-                options["callback"] = partial(_call_of_row, callback, row)
-            options["logits_processor"] = processors[row]
-            seed = None if seeds is None else seeds[row]
-            texts: Any = self._gpt2.complete(prompt, seed=seed, **options)
-            completions += texts
+                options["callback"] = partial(_call_of_row, callback, first)
+            if processor.is_needed:
+                options["logits_processor"] = processor
+            seed = None if seeds is None else seeds[rows]
+            by_prompt: Any = self._gpt2.complete(prompts[rows], seed=seed, **options)
+            completions += [each for of_prompt in by_prompt for each in of_prompt]
+            first = rows.stop
         return completions
 
     # ---- the model attributes that programs and pipelines read ----
@@ -375,6 +374,6 @@ def _check_combinations(
         )
 
 
-def _call_of_row(callback: TokenCallback, row: int, _: int, new_ids: list[int]) -> bool:
-    """Call the callback of the whole call from a call for one of its rows."""
-    return callback(row, new_ids)
+def _call_of_row(callback: TokenCallback, first: int, index: int, new_ids: list[int]) -> bool:
+    """Call the callback of the whole call from a call for its rows from `first` on."""
+    return callback(first + index, new_ids)
