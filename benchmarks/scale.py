@@ -60,7 +60,7 @@ class Job:
         return min(1.0, self.lost_per_day * per_loss / DAY)
 
     def hours(self, machines: float) -> float:
-        """Return the hours that the job takes on so many machines."""
+        """Return the hours that the job takes on that number of machines."""
         tokens = self.rows * self.tokens_per_row
         working = min(machines, self.driver_limit())
         # At the end, all wait for the last pieces. One that a slow machine has is done again.

@@ -200,7 +200,7 @@ def test_the_maker_is_killed(run, digest, moment):
 
 @pytest.mark.slow
 def test_kills_at_random_moments(run, digest):
-    """Processes come and go; each gets the right weights, whoever was killed before."""
+    """Each process gets the right weights, whichever others began or were killed before it."""
     rng = random.Random(5)
     living: list[subprocess.Popen[str]] = []
     for _ in range(cases(40)):
